@@ -1,0 +1,281 @@
+"""The recipe: one TOML file as frozen sections. Every default and every name a recipe may use stands here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
+    "vqa": {"exact": 1.0, "token_f1": 1.0, "format": 0.1},
+}
+"""task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
+
+Share = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder inside ``folder``."""
+    folder: Path = Path("runs")
+    """Where run folders are made, relative to the working directory."""
+    seed: int = Field(3407, ge=0, lt=2**31)
+    """Seeds data order, sampling, adapter initialisation and bootstrap."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Experiment trackers, passed on to transformers."""
+    checkpoint_steps: int = Field(50, ge=1)
+    """A resumable checkpoint every so many optimiser steps."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Older checkpoints are removed once a newer one is complete."""
+    log_steps: int = Field(1, ge=1)
+    """A line in the log every so many optimiser steps."""
+
+
+class Model(Section):
+    """Which model, how it is loaded and what of it is trained."""
+
+    name: str = "tiny"
+    """``tiny`` (shipped with the package), a folder, or a Hub name."""
+    revision: str | None = None
+    backend: Literal["auto", "hf", "unsloth"] = "auto"
+    """``auto`` takes unsloth where CUDA and the package are there and that backend is ready, else hf."""
+    precision: Literal["auto", "4bit", "8bit", "16bit", "32bit"] = "auto"
+    """4bit is bitsandbytes nf4 (CUDA only). ``auto``: 4bit on CUDA, 32bit on a CPU."""
+    tuning: Literal["lora", "full"] = "lora"
+    adapter: Path | None = None
+    """An earlier run's folder, or an adapter's, to start from."""
+    max_tokens: int = Field(2048, ge=16)
+    """Prompt, image tokens and answer together; a longer row is found before training, never cut."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    trust_remote_code: bool = False
+
+
+class Lora(Section):
+    """The adapter (Hu et al. 2021, arXiv 2106.09685)."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers of the language model, by the last part of their name."""
+    vision: bool = False
+    """Adapt the linear layers of the vision tower too."""
+
+
+class Phantom(Section):
+    """Generated practice data, written in the layout of a real data set."""
+
+    kind: Literal["chest"]
+    train: int = Field(1200, ge=1)
+    validation: int = Field(0, ge=0)
+    test: int = Field(400, ge=1)
+    size: int = Field(256, ge=64, le=2048)
+    """Side of the square 16-bit films, in pixels."""
+
+
+class Split(Section):
+    """Shares of the groups that are held out where the files give no split."""
+
+    validation: float = Field(0.0, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+
+
+class Data(Section):
+    """Rows: where they are, what their columns mean, how they are split."""
+
+    task: Literal["mcq", "vqa"]
+    train: str | None = None
+    """A file (.json .jsonl .parquet .csv), a folder of them, or ``hub:owner/name`` with an optional ``#split``."""
+    validation: str | None = None
+    test: str | None = None
+    phantom: Phantom | None = None
+    """Generate practice data instead of reading files."""
+    image_root: Path | None = None
+    """Relative image paths start here and none may leave it; default: the folder of the rows."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Field of the task -> column of the source; columns with the usual names are found without it."""
+    group: str | None = None
+    """The column that names the patient or lesion; default: the row's first image."""
+    split: Split = Split()
+    on_leak: Literal["stop", "report", "drop"] = "stop"
+    """A group, image or question that stands in two splits: ``drop`` removes the training row, counted."""
+    max_dropped: float = Field(0.05, ge=0, le=1)
+    """More unusable rows than this share stop the run."""
+    limit_train: int | None = Field(None, ge=1)
+    limit_validation: int | None = Field(None, ge=1)
+    limit_test: int | None = Field(None, ge=1)
+    """At most so many rows, chosen by the seed."""
+
+
+class Images(Section):
+    """One policy for every picture, in training, evaluation and prediction."""
+
+    max_side: int = Field(896, ge=16)
+    """Longest side after reduction, in pixels; smaller pictures are not enlarged."""
+    window: Literal["auto", "range", "percentile", "dicom"] = "auto"
+    """More than 8 bits to 8: DICOM's own window, the data's range, or percentiles. ``auto``: DICOM's own, else range."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
+    unreadable: Literal["stop", "skip", "placeholder"] = "stop"
+    scan: Literal["auto", "full", "header", "off"] = "auto"
+    """Before training: ``full`` decodes every picture (and fills the disk cache), ``header`` opens it and looks at its
+    end; ``auto`` is full up to 20,000 pictures and header above."""
+    max_pixels: int = Field(120_000_000, ge=1)
+    """A larger picture is refused before it is decoded (decompression bombs)."""
+    max_per_question: int = Field(8, ge=1)
+    memory_cache_mb: int = Field(512, ge=0)
+    disk_cache: bool = True
+
+
+class Prompt(Section):
+    """What stands around the question."""
+
+    system: str | None = None
+    instruction: str | None = None
+    """Replaces the task's own instruction."""
+    context: tuple[str, ...] = ()
+    """Columns that are put before the question, such as Indication. None is, unless it is named here."""
+
+
+class Optimisation(Section):
+    """What SFT and GRPO share."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    gradient_checkpointing: bool = True
+    max_steps: int | None = Field(None, ge=1)
+    """Ends training before ``epochs`` are over."""
+
+
+class Sft(Optimisation):
+    """Supervised fine-tuning on the reference answers; the loss covers the answer only."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(1, ge=1)
+    """Samples a forward pass."""
+    accumulation: int = Field(8, ge=1)
+    """Forward passes an optimiser step."""
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Grpo(Optimisation):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300).
+
+    A step generates ``prompts_per_step * generations`` completions and makes one update from them.
+    """
+
+    learning_rate: float = Field(5e-6, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    prompts_per_step: int = Field(2, ge=1)
+    generations: int = Field(4, ge=2)
+    """Completions of one prompt: the group that rewards are compared in."""
+    micro_batch: int = Field(1, ge=1)
+    """Completions a forward pass; divides ``prompts_per_step * generations``."""
+    max_completion_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    beta: float = Field(0.0, ge=0)
+    """KL weight. With LoRA the reference is the base model, without the adapter: after SFT that is not the SFT model."""
+    epsilon: float = Field(0.2, gt=0)
+    epsilon_high: float | None = Field(None, gt=0)
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
+    importance: Literal["token", "sequence"] = "token"
+    """``sequence`` is GSPO (arXiv 2507.18071)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_truncated: bool = False
+    max_grad_norm: float = Field(0.2, gt=0)
+    probe_prompts: int = Field(8, ge=0)
+    """Prompts that are sampled before step 1 to see whether there is anything to learn; 0 switches the probe off."""
+    probe_max_truncated: float = Field(0.5, ge=0, le=1)
+    """The run stops when more of the probe's completions than this share run into the token limit."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_step(self) -> "Grpo":
+        if self.completions_per_step % self.micro_batch:
+            raise ValueError(
+                f"micro_batch (={self.micro_batch}) must divide prompts_per_step * generations "
+                f"(={self.completions_per_step})"
+            )
+        return self
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions that one optimiser step is made from."""
+        return self.prompts_per_step * self.generations
+
+
+class Rewards(BaseModel):
+    """Weights by the reward's name, and the user's own rewards as ``file.py:function``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    custom: tuple[str, ...] = ()
+    __pydantic_extra__: dict[str, float]
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights that the recipe names."""
+        return dict(self.__pydantic_extra__)
+
+
+class Evaluate(Section):
+    """Greedy answers on held-out questions, before training and after each stage."""
+
+    split: Literal["validation", "test"] = "test"
+    limit: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    max_completion_tokens: int = Field(128, ge=1)
+    before: bool = True
+    """Evaluate the model as it is before the first training stage."""
+    by: tuple[str, ...] = ("question_type",)
+    """Columns whose values get a row of their own."""
+    bootstrap: int = Field(2000, ge=100)
+    """Resamples of the groups for intervals that Wilson's formula does not cover."""
+
+
+class Export(Section):
+    """Weights for other programs."""
+
+    to: tuple[Literal["adapter", "merged"], ...] = ("adapter", "merged")
+    verify: int = Field(16, ge=1)
+    """Held-out questions whose greedy answers the reloaded weights must repeat."""
+
+
+class Recipe(Section):
+    """A whole run. A stage whose section is absent is off."""
+
+    run: Run
+    model: Model = Model()
+    lora: Lora = Lora()
+    data: Data
+    images: Images = Images()
+    prompt: Prompt = Prompt()
+    sft: Sft | None = None
+    grpo: Grpo | None = None
+    rewards: Rewards = Rewards()
+    evaluate: Evaluate | None = None
+    export: Export | None = None
+
+    @property
+    def run_folder(self) -> Path:
+        """``run.folder/run.name``, relative to the working directory."""
+        return self.run.folder / self.run.name
+
+    @property
+    def reward_weights(self) -> Mapping[str, float]:
+        """name -> weight for this task: the defaults, then the recipe's own; a custom reward defaults to 1."""
+        custom = {name.rpartition(":")[2]: 1.0 for name in self.rewards.custom}
+        return {**REWARD_WEIGHTS[self.data.task], **custom, **self.rewards.weights}

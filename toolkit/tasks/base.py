@@ -1,0 +1,60 @@
+"""What a task is: how its rows are read, a question is put, an answer is read, and what judges it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.sample import Answer, Reward, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Where a row came from and how its columns are named.
+
+    ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder that relative
+    image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
+    """
+
+    file: Path
+    image_root: Path
+    column: Mapping[str, str]
+    group: str | None = None
+    context: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of question. All functions are pure.
+
+    Attributes:
+        name: the word in the recipe.
+        columns: field -> the column names looked for when the recipe's column map does not name one, in order.
+        required: the fields a source must have.
+        leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
+        read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
+        instruction: the default instruction that follows the question.
+        question: Sample -> the text of the question with its options, without instruction and context.
+        target: Sample -> the completion that SFT learns.
+        parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
+        rewards: name -> reward; the names and default weights stand in recipe.REWARD_WEIGHTS.
+        scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
+        primary: the name in ``scores`` that comparisons and the final table use.
+        labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
+        baseline: training samples -> (Sample -> completion): the majority baseline, judged like any model.
+    """
+
+    name: str
+    columns: Mapping[str, tuple[str, ...]]
+    required: frozenset[str]
+    leaking: frozenset[str]
+    read: Callable[[str, Mapping[str, Any], RowSource], Sample]
+    instruction: str
+    question: Callable[[Sample], str]
+    target: Callable[[Sample], str]
+    parse: Callable[[str, Sample], Answer]
+    rewards: Mapping[str, Reward]
+    scores: Callable[[Sample, Answer], Mapping[str, float | None]]
+    primary: str
+    labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
+    baseline: Callable[[Sequence[Sample]], Callable[[Sample], str]]
