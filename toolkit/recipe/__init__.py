@@ -1,0 +1,41 @@
+"""The recipe: one TOML file as frozen sections, loaded with every problem at once."""
+
+from toolkit.recipe.sections import (
+    REWARD_WEIGHTS,
+    Data,
+    Evaluate,
+    Export,
+    Grpo,
+    Images,
+    Lora,
+    Model,
+    Optimisation,
+    Phantom,
+    Prompt,
+    Recipe,
+    Rewards,
+    Run,
+    Section,
+    Sft,
+    Split,
+)
+
+__all__ = [
+    "REWARD_WEIGHTS",
+    "Data",
+    "Evaluate",
+    "Export",
+    "Grpo",
+    "Images",
+    "Lora",
+    "Model",
+    "Optimisation",
+    "Phantom",
+    "Prompt",
+    "Recipe",
+    "Rewards",
+    "Run",
+    "Section",
+    "Sft",
+    "Split",
+]
