@@ -1,0 +1,227 @@
+"""The reward table: weights, the users' own rewards, statistics of a step, explanations."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolkit.errors import RecipeError, RewardError
+from toolkit.rewards import RewardTable, ScoredAnswer, explain, group_statistics, load_custom, mcq, reward_table, vqa
+from toolkit.sample import Answer
+
+RIGHT = Answer(
+    "B",
+    {"letter": "B", "text": "Pneumonia", "explanation": "Right lower lobe opacity", "has_format": True},
+)
+
+
+def problems(task: str, weights: dict[str, float], custom: list[str], base: Path) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        reward_table(task, weights, custom, base)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def write(folder: Path, code: str) -> str:
+    (folder / "mine.py").write_text(code)
+    return "mine.py:bonus"
+
+
+def test_total_is_the_plain_weighted_sum(tmp_path: Path) -> None:
+    scored = reward_table("mcq", {}, [], tmp_path).score(mcq.EXAMPLE, RIGHT)
+    # Explanation: 3 shared of 4 and 5, so 6 / 9. Evidence: right, lower, lobe of 4. 1 + 0.4 + 0.15 + 0.1 + 0.1.
+    assert scored.components == pytest.approx(
+        {"letter": 1.0, "explanation": 2 / 3, "evidence": 0.75, "format": 1.0, "brevity": 1.0}
+    )
+    assert scored.total == pytest.approx(1.75)
+
+
+def test_a_reward_that_does_not_apply_adds_nothing_and_shifts_nothing(tmp_path: Path) -> None:
+    table = reward_table("vqa", {"exact": 2.0}, [], tmp_path)
+    scored = table.score(vqa.CLOSED_EXAMPLE, Answer("Yes", {"text": "Yes"}))
+    assert scored == ScoredAnswer(2.1, {"exact": 1.0, "token_f1": None, "format": 1.0})
+
+
+def test_weight_zero_switches_a_reward_off(tmp_path: Path) -> None:
+    table = reward_table("mcq", {"explanation": 0, "evidence": 0.0}, [], tmp_path)
+    assert list(table.rewards) == list(table.weights) == ["letter", "format", "brevity"]
+
+
+def test_all_problems_of_the_weights_are_told_at_once(tmp_path: Path) -> None:
+    weights = {"lettr": 1.0, "format": -0.1, "brevity": float("nan"), "letter": float("inf"), "zzz": 1.0}
+    assert problems("mcq", weights, [], tmp_path) == [
+        "rewards.letter: a weight must be finite (found inf)",
+        "rewards.format: a weight must not be negative (found -0.1); a penalty is written as 1 minus it",
+        "rewards.brevity: a weight must be finite (found nan)",
+        "rewards.lettr: there is no reward of this name; did you mean letter?",
+        "rewards.zzz: there is no reward of this name; there are: letter, explanation, evidence, format, brevity",
+    ]
+
+
+def test_nothing_but_zeros_is_refused(tmp_path: Path) -> None:
+    (found,) = problems("vqa", {"exact": 0, "token_f1": 0, "format": 0}, [], tmp_path)
+    assert found.startswith("rewards: all weights are 0")
+
+
+def test_a_custom_reward_is_found_beside_the_recipe_and_weighs_one(tmp_path: Path) -> None:
+    entry = write(tmp_path, "def bonus(sample, answer):\n    return 0.5 if 'right' in answer.text else None\n")
+    table = reward_table("vqa", {}, [entry], tmp_path)
+    assert table.weights["bonus"] == 1.0
+    scored = table.score(vqa.EXAMPLE, Answer("right", {"text": "right"}))
+    # right against right lower lobe: 2 / 4 of F1, format 0.1, bonus 0.5.
+    assert scored.total == pytest.approx(1.1)
+
+
+def test_an_edited_custom_reward_is_seen_and_leaves_no_bytecode(tmp_path: Path) -> None:
+    assert load_custom(write(tmp_path, "def bonus(s, a): return 0.1\n"), tmp_path)(vqa.EXAMPLE, Answer("")) == 0.1
+    assert load_custom(write(tmp_path, "def bonus(s, a): return 0.2\n"), tmp_path)(vqa.EXAMPLE, Answer("")) == 0.2
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_custom_reward_may_use_dataclasses_and_annotations(tmp_path: Path) -> None:
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Points:\n    value: float\n"
+        "def bonus(sample, answer):\n    return Points(1.0).value\n"
+    )
+    assert load_custom(write(tmp_path, code), tmp_path)(vqa.EXAMPLE, Answer("")) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "told"),
+    [
+        ("mine.py", "", "a custom reward is written file.py:function"),
+        ("mine.txt:bonus", "", "a custom reward is written file.py:function"),
+        ("mime.py:bonus", "", "Did you mean mine.py?"),
+        ("nowhere/mine.py:bonus", "", "the file does not exist"),
+        ("mine.py:bonos", "def bonus(sample, answer): return 1\n", "Did you mean bonus?"),
+        ("mine.py:bonus", "x = 1\n", "there is no function bonus. There is none."),
+        ("mine.py:bonus", "x = 1\ndef bonus(sample, answer:\n", "mine.py:2: not valid Python"),
+        ("mine.py:bonus", "x = 1\ny = x / 0\n", "mine.py:2: the file stops with ZeroDivisionError"),
+        ("mine.py:bonus", "import no_such_package_at_all\n", "ModuleNotFoundError"),
+        ("mine.py:bonus", "bonus = 3\n", "a reward is a function (found 3)"),
+        ("mine.py:bonus", "def bonus(completions): return 1\n", "a reward takes two arguments by position"),
+        ("mine.py:bonus", "def bonus(a, b, *, c): return 1\n", "(found '(a, b, *, c)')"),
+        ("mine.py:letter", "def letter(a, b): return 1\n", "the name letter is taken"),
+        ("mine.py:total", "def total(a, b): return 1\n", "the name total is taken"),
+    ],
+)
+def test_a_custom_reward_that_cannot_be_used_is_told_with_its_place(
+    tmp_path: Path, entry: str, code: str, told: str
+) -> None:
+    write(tmp_path, code)
+    (found,) = problems("mcq", {}, [entry], tmp_path)
+    assert found.startswith("rewards.custom[0]: ")
+    assert told in found
+
+
+def test_a_weight_for_a_custom_reward_that_does_not_load_is_no_second_problem(tmp_path: Path) -> None:
+    found = problems("mcq", {"bonus": 0.5}, ["mine.py:bonus", "mine.py:bonus"], tmp_path)
+    assert [text.split(":")[0] for text in found] == ["rewards.custom[0]", "rewards.custom[1]"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01, "1", [1.0], 1j])
+def test_a_value_outside_0_to_1_stops_and_names_reward_sample_and_value(value: object) -> None:
+    table = RewardTable("mcq", {"mine": lambda sample, answer: value}, {"mine": 1.0})  # type: ignore[dict-item,return-value]
+    with pytest.raises(RewardError, match="reward mine, sample example: ") as caught:
+        table.score(mcq.EXAMPLE, RIGHT)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, 1, np.float32(0.25), 1.0 + 1e-12, -1e-12])
+def test_any_kind_of_real_number_is_taken_and_rounding_forgiven(value: float) -> None:
+    table = RewardTable("mcq", {"mine": lambda sample, answer: value}, {"mine": 1.0})
+    scored = table.score(mcq.EXAMPLE, RIGHT)
+    assert type(scored.components["mine"]) is float
+    assert scored.total == pytest.approx(float(value))
+    assert 0 <= scored.total <= 1
+
+
+def test_a_reward_that_raises_stops_and_names_its_line(tmp_path: Path) -> None:
+    entry = write(tmp_path, "def bonus(sample, answer):\n    return {}['nothing']\n")
+    table = reward_table("mcq", {}, [entry], tmp_path)
+    with pytest.raises(RewardError, match=r"reward bonus, sample example: the reward raised KeyError.*mine\.py:2"):
+        table.score(mcq.EXAMPLE, RIGHT)
+
+
+def test_a_sample_that_no_reward_applies_to_stops() -> None:
+    table = RewardTable("mcq", {"mine": lambda sample, answer: None}, {"mine": 1.0})
+    with pytest.raises(RewardError, match="sample example: at least one reward must apply"):
+        table.score(mcq.EXAMPLE, RIGHT)
+
+
+def scored(total: float, **components: float | None) -> ScoredAnswer:
+    return ScoredAnswer(total, components)
+
+
+def test_statistics_of_a_step_are_taken_inside_the_groups() -> None:
+    scored_PG = [
+        [scored(1.0, a=1.0, b=None), scored(0.0, a=0.0, b=None)],
+        [scored(0.5, a=0.5, b=0.25), scored(0.5, a=0.5, b=0.75)],
+    ]
+    cut = Answer("", problem="no solution", truncated=True)
+    statistics = group_statistics(scored_PG, [[Answer("B"), cut], [Answer("B"), Answer("B")]])
+    # Standard deviation of (1, 0) with divisor 1 is 0.7071, of (0.5, 0.5) it is 0: mean 0.3536; one flat group of two.
+    assert statistics.total.spread == pytest.approx(2**-0.5 / 2)
+    assert (statistics.total.n, statistics.total.mean, statistics.total.flat) == (4, 0.5, 0.5)
+    # b applies to the second group alone: (0.25, 0.75) has 0.3536.
+    assert statistics.components["b"].n == 2
+    assert statistics.components["b"].spread == pytest.approx(0.5 / 2**0.5)
+    assert statistics.components["b"].flat == 0.0
+    assert (statistics.unreadable, statistics.truncated, statistics.problems) == (0.25, 0.25, {"no solution": 1})
+
+
+def test_the_log_leaves_out_what_applied_to_nothing() -> None:
+    log = group_statistics([[scored(1.0, a=1.0, b=None)] * 2], [[Answer("B")] * 2]).to_log()
+    assert log == {
+        "reward/unreadable": 0.0,
+        "reward/truncated": 0.0,
+        "reward/total/mean": 1.0,
+        "reward/total/spread": 0.0,
+        "reward/total/flat": 1.0,
+        "reward/a/mean": 1.0,
+        "reward/a/spread": 0.0,
+        "reward/a/flat": 1.0,
+    }
+
+
+def test_spread_is_what_trl_logs_as_reward_std() -> None:
+    torch = pytest.importorskip("torch")
+    rewards_PG = np.random.default_rng(0).random((5, 4))
+    statistics = group_statistics([[scored(v) for v in row] for row in rewards_PG], [[Answer("B")] * 4] * 5)
+    assert statistics.total.spread == pytest.approx(torch.tensor(rewards_PG).std(dim=1).mean().item())
+
+
+def test_statistics_of_nothing_or_of_unequal_shapes_are_refused() -> None:
+    for scored_PG, answers_PG in (([], []), ([[scored(1.0)]], [[Answer("B")] * 2])):
+        with pytest.raises(ValueError, match="same shape"):
+            group_statistics(scored_PG, answers_PG)
+
+
+def test_explanations_say_why_and_add_up_to_the_total(tmp_path: Path) -> None:
+    entry = write(tmp_path, 'def bonus(sample, answer):\n    """Says a side."""\n    return 1.0\n')
+    table = reward_table("mcq", {}, [entry], tmp_path)
+    wrong = Answer(
+        "C" * 231, {"letter": "A", "text": "Normal", "explanation": "Right lower lobe opacity", "has_format": False}
+    )
+    explanations = explain(mcq.EXAMPLE, wrong, table)
+    assert [line.why for line in explanations] == [
+        "read A, reference B",
+        "shared: right lower lobe; missed: consolidation in; extra: opacity",
+        "used: lobe lower right; not used: consolidation",
+        "not one reasoning block, one solution, nothing else",
+        "231 characters > 220",
+        "Says a side.",
+    ]
+    assert sum(line.points for line in explanations) == pytest.approx(table.score(mcq.EXAMPLE, wrong).total)
+    assert str(explanations[0]) == "letter       0.00 x 1 = 0.000  read A, reference B"
+
+
+def test_explanations_name_the_parse_problem_and_what_does_not_apply(tmp_path: Path) -> None:
+    unread = Answer("", problem="empty")
+    table = reward_table("mcq", {}, [], tmp_path)
+    whys = {line.reward: line.why for line in explain(mcq.EXAMPLE, unread, table)}
+    assert whys["letter"] == "not readable: empty"
+    assert whys["brevity"] == "0 characters <= 220; no answer could be read"
+    closed = explain(vqa.CLOSED_EXAMPLE, Answer("No", {"text": "No"}), reward_table("vqa", {}, [], tmp_path))
+    assert closed[0].why == 'read "no", reference "yes"'
+    assert str(closed[1]) == "token_f1        - x 1 = 0.000  the question is closed"
