@@ -1,0 +1,117 @@
+"""The Backend protocol: what a library must do so that the stages can train and ask a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from toolkit.chat import Message, TurnEnd
+from toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A loaded model with its processor, and what its chat template implies.
+
+    ``processor.tokenizer.eos_token`` is the turn end, so that generation, truncation counts and SFT's target agree;
+    ``forbidden`` are the image tokens, which generation suppresses.
+    """
+
+    model: Any
+    processor: Any
+    turn_end: TurnEnd
+    forbidden: tuple[int, ...]
+    trained_from: Path | None = None
+    """The adapter or weights that this policy goes on from; None: the base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt as the model sees it: messages with placeholders, the opened pictures, and SFT's answer if any."""
+
+    messages: list[Message]
+    images: list[Image.Image]
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated answer without its turn end; ``truncated``: the token limit came first."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are generated. Temperature 0 is greedy; ``count`` answers a prompt."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    count: int = 1
+
+
+RowSource = Callable[[int], Row]
+"""Row number -> Row; pictures are opened when the row is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Scores for TRL: reward names with their weights, and a function over row numbers and completions.
+
+    ``score`` gives, for each completion, name -> value in [0, 1] or None where the reward does not apply, and may put
+    figures of its own into the log through the mapping that ``score`` returns second.
+    """
+
+    weights: Mapping[str, float]
+    score: Callable[[Sequence[int], Sequence[Completion]], tuple[list[Mapping[str, float | None]], dict[str, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """What a trainer is built from. ``folder`` takes checkpoints; ``callbacks`` are transformers' callbacks."""
+
+    recipe: Recipe
+    rows: RowSource
+    count: int
+    folder: Path
+    callbacks: Sequence[Any] = field(default=())
+    judge: Judge | None = None
+    """GRPO only."""
+
+
+class Backend(Protocol):
+    """Load, train, ask, save. The tests of ``hf`` are the tests of this protocol."""
+
+    name: str
+
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool) -> Policy:
+        """The recipe's model, going on from ``weights`` (an adapter or a full model) where given.
+
+        Raises:
+            ModelError: the model cannot be had, or cannot do what the recipe asks.
+        """
+
+    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """A transformers Trainer for SFT with the recipe's settings.
+
+        Raises:
+            TrainingError: the library rewrote a setting.
+        """
+
+    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """A transformers Trainer for GRPO with the recipe's settings; raises as ``sft_trainer``."""
+
+    def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
+        """``sampling.count`` completions of each row, in order."""
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """The adapter (or the whole model after full fine-tuning) with its processor."""
+
+    def save_merged(self, policy: Policy, folder: Path) -> None:
+        """The adapter merged into the base weights, with the processor, loadable by transformers alone."""

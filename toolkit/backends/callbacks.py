@@ -1,0 +1,79 @@
+"""What happens between optimiser steps: progress, whole checkpoints, a clean stop on a signal."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+PARTIAL = "partial"
+"""Where the trainer writes; a checkpoint leaves it by a rename once it is complete."""
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a stage, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"))
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Moves each checkpoint to ``checkpoints/step-N`` when it is complete and keeps the newest ``keep``.
+
+    transformers writes into the final folder and resumes from whatever it finds there, a half-written one included
+    (transformers#35033); here a folder under ``checkpoints`` is complete or absent.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer after it has written ``partial/checkpoint-N``."""
+        source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        target = self.folder / "checkpoints" / f"step-{state.global_step:08d}"
+        _flush(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        source.rename(target)
+        for old in checkpoints(self.folder)[: -self.keep]:
+            shutil.rmtree(old)
+
+
+class StopBetweenSteps(TrainerCallback):  # type: ignore[misc]
+    """Ends the training after the current step, with a checkpoint, once a stop was asked for."""
+
+    def __init__(self, requested: Callable[[], bool]) -> None:
+        self.requested = requested
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer after each optimiser step."""
+        if self.requested() and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class Report(TrainerCallback):  # type: ignore[misc]
+    """Hands each step's figures to ``report(step, steps, figures)``."""
+
+    def __init__(self, report: Callable[[int, int, Mapping[str, float]], None]) -> None:
+        self.report = report
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Called by the trainer when it logs; its closing summary comes this way too."""
+        figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self.report(state.global_step, state.max_steps, figures)
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())

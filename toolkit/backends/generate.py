@@ -1,0 +1,58 @@
+"""Batched generation: left-padded prompts, the chat template's turn end as EOS, image tokens suppressed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from toolkit.backends.base import Completion, Policy, Row, Sampling
+from toolkit.chat import adds_bos, render_prompt
+
+
+def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
+    """``sampling.count`` completions of each row. All rows are one batch: the caller chooses how many."""
+    inputs = encode(policy, rows).to(policy.model.device)
+    was_training = policy.model.training
+    policy.model.eval()
+    with torch.inference_mode():
+        output = policy.model.generate(**inputs, generation_config=None, **_options(policy, sampling))
+    policy.model.train(was_training)
+    answers = output[:, inputs["input_ids"].shape[1] :].cpu()
+    completions = [_read(policy, ids) for ids in answers.tolist()]
+    return [completions[i : i + sampling.count] for i in range(0, len(completions), sampling.count)]
+
+
+def encode(policy: Policy, rows: Sequence[Row]) -> Any:
+    """Prompts as left-padded tensors with their pixels, ready for ``generate``."""
+    processor = policy.processor
+    texts = [render_prompt(processor, row.messages) for row in rows]
+    images = [row.images for row in rows] if any(row.images for row in rows) else None
+    return processor(
+        text=texts,
+        images=images,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        add_special_tokens=adds_bos(processor, texts[0]),
+    )
+
+
+def _options(policy: Policy, sampling: Sampling) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "max_new_tokens": sampling.max_tokens,
+        "eos_token_id": policy.turn_end.id,
+        "pad_token_id": policy.processor.tokenizer.pad_token_id,
+        "suppress_tokens": list(policy.forbidden) or None,
+        "num_return_sequences": sampling.count,
+        "do_sample": sampling.temperature > 0,
+    }
+    if sampling.temperature > 0:
+        return {**options, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    return {**options, "temperature": None, "top_p": None, "top_k": None}
+
+
+def _read(policy: Policy, ids: list[int]) -> Completion:
+    ended = policy.turn_end.id in ids
+    kept = ids[: ids.index(policy.turn_end.id)] if ended else ids
+    text = policy.processor.tokenizer.decode(kept, skip_special_tokens=True)
+    return Completion(text, len(kept) + ended, not ended)

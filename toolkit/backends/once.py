@@ -1,0 +1,106 @@
+"""An image processor that works on each picture once, however many completions share it.
+
+TRL runs the processor on every completion of a group and again for the log-probabilities: with G generations the same
+picture is resized and normalised 2 G times. This wrapper remembers the result by the picture's key.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.utils import PushToHubMixin
+
+KEY = "toolkit_key"
+"""Where a picture carries its identity: in ``Image.info``, which a deep copy keeps."""
+
+
+def mark(image: Image.Image, key: str) -> Image.Image:
+    """Give a picture the identity by which its processed form is remembered."""
+    image.info[KEY] = key
+    return image
+
+
+def with_memory(processor: Any, capacity: int) -> Any:
+    """A shallow copy of the processor whose image processor remembers ``capacity`` pictures."""
+    twin = copy.copy(processor)
+    twin.image_processor = ImageMemory(processor.image_processor, capacity)
+    return twin
+
+
+class ImageMemory(PushToHubMixin):  # type: ignore[misc]
+    """Behaves as the image processor that it wraps; ``processed`` and ``remembered`` count pictures.
+
+    A picture without a key, or a processor whose result for one picture cannot be laid beside another's (shapes that
+    differ beyond the first axis), goes through the wrapped processor as it is.
+    """
+
+    def __init__(self, inner: Any, capacity: int) -> None:
+        self.inner, self.capacity = inner, capacity
+        self.processed = self.remembered = 0
+        self._memory: OrderedDict[tuple[str, str], Mapping[str, Any]] = OrderedDict()
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """The wrapped processor's output for these pictures (a picture, a list, or a list of lists)."""
+        flat = _flatten(images)
+        if not all(isinstance(image, Image.Image) and KEY in image.info for image in flat):
+            return self._whole(images, len(flat), options)
+        parts = [self._one(image, options) for image in flat]
+        if not _stackable(parts):
+            return self._whole(images, len(flat), options)
+        joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
+        return type(self._last)(joined)
+
+    def _one(self, image: Image.Image, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        key = (image.info[KEY], repr(sorted(options.items(), key=lambda item: item[0])))
+        if key in self._memory:
+            self.remembered += 1
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        self._last = self._whole([image], 1, dict(options))
+        self._memory[key] = dict(self._last)
+        while len(self._memory) > self.capacity:
+            self._memory.popitem(last=False)
+        return self._memory[key]
+
+    def _whole(self, images: Any, count: int, options: dict[str, Any]) -> Any:
+        self.processed += count
+        return self.inner(images, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The wrapped processor's settings, so that a saved processor is the original one."""
+        return dict(self.inner.to_dict())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # while unpickling or copying there is nothing to ask yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ImageMemory":
+        return self
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flatten(part)]
+    return [images]
+
+
+def _stackable(parts: list[Mapping[str, Any]]) -> bool:
+    """Whether every field of the parts is a tensor or list that can be laid end to end."""
+    for name, first in parts[0].items():
+        values = [part[name] for part in parts]
+        if isinstance(first, torch.Tensor):
+            if len({value.shape[1:] for value in values}) > 1:
+                return False
+        elif not isinstance(first, list):
+            return False
+    return True
+
+
+def _join(values: list[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    return [item for value in values for item in value]

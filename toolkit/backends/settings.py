@@ -1,0 +1,110 @@
+"""The recipe's SFT and GRPO sections as TRL's settings, and the check that nobody rewrote one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from toolkit.backends.base import Policy, TrainingJob
+from toolkit.backends.callbacks import PARTIAL
+from toolkit.errors import TrainingError
+from toolkit.recipe import Grpo, Optimisation, Recipe, Sft
+
+_NOT_COMPARED = frozenset({"output_dir", "report_to"})
+"""TRL normalises how these are written."""
+
+
+def sft_settings(job: TrainingJob) -> dict[str, Any]:
+    """Keyword arguments of trl.SFTConfig."""
+    sft = job.recipe.sft or Sft()
+    return {
+        **_common(job, sft, sft.epochs),
+        "learning_rate": sft.learning_rate,
+        "per_device_train_batch_size": sft.batch_size,
+        "gradient_accumulation_steps": sft.accumulation,
+        "max_grad_norm": sft.max_grad_norm,
+        "max_length": None,  # a row that is too long was found before training; cutting one would cut its image
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+    }
+
+
+def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
+    """Keyword arguments of trl.GRPOConfig: one update from prompts_per_step * generations completions."""
+    grpo = job.recipe.grpo or Grpo()
+    return {
+        **_common(job, grpo, grpo.epochs),
+        "learning_rate": grpo.learning_rate,
+        "max_grad_norm": grpo.max_grad_norm,
+        "per_device_train_batch_size": grpo.micro_batch,
+        "gradient_accumulation_steps": grpo.completions_per_step // grpo.micro_batch,
+        "num_generations": grpo.generations,
+        "generation_batch_size": grpo.completions_per_step,
+        "max_completion_length": grpo.max_completion_tokens,
+        "temperature": grpo.temperature,
+        "top_p": grpo.top_p,
+        "top_k": grpo.top_k,
+        "beta": grpo.beta,
+        "epsilon": grpo.epsilon,
+        "epsilon_high": grpo.epsilon if grpo.epsilon_high is None else grpo.epsilon_high,
+        "loss_type": grpo.loss,
+        "importance_sampling_level": grpo.importance,
+        "scale_rewards": grpo.scale_rewards,
+        "mask_truncated_completions": grpo.mask_truncated,
+        "generation_kwargs": {"suppress_tokens": list(policy.forbidden)} if policy.forbidden else None,
+        "reward_weights": list(job.judge.weights.values()) if job.judge else None,
+        "remove_unused_columns": False,
+        "log_completions": False,
+    }
+
+
+def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
+    """Compare what the recipe asked for with what the built trainer holds.
+
+    Raises:
+        TrainingError: a value was rewritten (Unsloth and TRL do so with a print at most: unsloth#3572, #3149).
+    """
+    changed = {
+        name: (value, getattr(built, name))
+        for name, value in wanted.items()
+        if name not in _NOT_COMPARED and getattr(built, name) != value
+    }
+    if changed:
+        listed = "; ".join(f"{name}: {old!r} became {new!r}" for name, (old, new) in sorted(changed.items()))
+        raise TrainingError(
+            "the trainer must run with the recipe's settings",
+            value=listed,
+            remedy="Write the new values into the recipe if they are what you want.",
+        )
+
+
+def mixed_precision(recipe: Recipe) -> bool:
+    """Whether training computes in bfloat16: on a CUDA device that can, unless the recipe says 32bit."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported() and recipe.model.precision != "32bit"
+
+
+def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, Any]:
+    run = job.recipe.run
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(job.folder / PARTIAL),
+        "num_train_epochs": epochs,
+        "max_steps": section.max_steps or -1,
+        "lr_scheduler_type": section.schedule,
+        "warmup_steps": section.warmup_steps,
+        "weight_decay": section.weight_decay,
+        "optim": section.optimizer,
+        "gradient_checkpointing": section.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if section.gradient_checkpointing else None,
+        "logging_steps": run.log_steps,
+        "logging_nan_inf_filter": False,  # a loss of NaN is shown, not replaced by the last good one
+        "save_strategy": "steps",
+        "save_steps": run.checkpoint_steps,
+        "seed": run.seed,
+        "report_to": list(run.report_to) or "none",
+        "run_name": run.name,
+        "bf16": mixed_precision(job.recipe),
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "disable_tqdm": True,
+    }

@@ -1,0 +1,98 @@
+"""TRL's trainers over our rows: pictures opened once a prompt, labels on the answer, rewards from the task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import datasets
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from toolkit.backends.base import Completion, Judge, Policy, RowSource, TrainingJob
+from toolkit.backends.collate import SftCollator
+from toolkit.backends.once import with_memory
+from toolkit.backends.settings import check_settings, grpo_settings, sft_settings
+from toolkit.errors import TrainingError
+
+
+def build_sft(policy: Policy, job: TrainingJob) -> Any:
+    """An SFTTrainer; see ``Backend.sft_trainer``."""
+    wanted = sft_settings(job)
+    trainer = SFTTrainer(
+        model=policy.model,
+        args=SFTConfig(**wanted),
+        train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
+        data_collator=SftCollator(policy, job.rows),
+        processing_class=policy.processor,
+        callbacks=list(job.callbacks),
+    )
+    check_settings(wanted, trainer.args)
+    return trainer
+
+
+def build_grpo(policy: Policy, job: TrainingJob) -> Any:
+    """A GRPOTrainer; see ``Backend.grpo_trainer``."""
+    if job.judge is None:
+        raise TrainingError("GRPO must have a judge")
+    wanted = grpo_settings(policy, job)
+    memory = 2 * wanted["generation_batch_size"]
+    columns = _RewardColumns(job.judge, policy)
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=columns.functions(),
+        args=GRPOConfig(**wanted),
+        train_dataset=_prompts(job.rows, job.count),
+        processing_class=with_memory(policy.processor, memory),
+        callbacks=list(job.callbacks),
+    )
+    check_settings(wanted, trainer.args)
+    return trainer
+
+
+def _prompts(rows: RowSource, count: int) -> Any:
+    data = datasets.Dataset.from_dict({"index": list(range(count))})
+    return data.with_transform(partial(_open_prompts, rows))
+
+
+def _open_prompts(rows: RowSource, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+    """The columns TRL wants; a row that stands in the batch once a generation is opened once."""
+    opened = {index: rows(index) for index in dict.fromkeys(batch["index"])}
+    return {
+        "index": list(batch["index"]),
+        "prompt": [opened[index].messages for index in batch["index"]],
+        "images": [opened[index].images for index in batch["index"]],
+    }
+
+
+class _RewardColumns:
+    """TRL calls one function a reward; the completions are read and judged once, at the first of them."""
+
+    def __init__(self, judge: Judge, policy: Policy) -> None:
+        self.judge, self.policy = judge, policy
+        self._for: Any = None
+        self._scores: list[Mapping[str, float | None]] = []
+
+    def functions(self) -> list[Callable[..., list[float | None]]]:
+        """One function a reward, named after it: TRL logs it under that name."""
+        return [self._function(name) for name in self.judge.weights]
+
+    def _function(self, name: str) -> Callable[..., list[float | None]]:
+        def reward(
+            completions: list[Any],
+            completion_ids: list[list[int]],
+            index: list[int],
+            log_metric: Callable[[str, float], None],
+            **_: Any,
+        ) -> list[float | None]:
+            if self._for is not completion_ids:
+                read = [self._read(text, ids) for text, ids in zip(completions, completion_ids, strict=True)]
+                self._scores, figures = self.judge.score(index, read)
+                self._for = completion_ids
+                for figure, value in figures.items():
+                    log_metric(figure, value)
+            return [score[name] for score in self._scores]
+
+        reward.__name__ = name
+        return reward
+
+    def _read(self, completion: list[Mapping[str, str]], ids: list[int]) -> Completion:
+        return Completion(completion[0]["content"], len(ids), ids[-1] != self.policy.turn_end.id)

@@ -1,0 +1,180 @@
+"""Chest films in 16 bits with findings that can be seen, and questions about them in ReXVQA's JSON."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.phantoms.film import Rng, draw_film, write_film
+from toolkit.recipe import Phantom
+
+SIDES = ("right", "left")
+ZONES = ("upper", "middle", "lower")
+PLACES = tuple(f"{side} {zone} zone" for side in SIDES for zone in ZONES)
+INDICATIONS = ("Cough.", "Fever.", "Chest pain.", "Shortness of breath.", "Check-up before surgery.", "Weight loss.")
+QUESTIONS_PER_FILM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a film shows: its name in an answer, how a report describes it, and where it may stand."""
+
+    name: str
+    description: str
+    places: tuple[str, ...]
+    """Empty: the finding has no place of its own."""
+
+
+FINDINGS = (
+    Finding("No acute finding", "Both lungs are clear", ()),
+    Finding("Cardiomegaly", "The heart is enlarged", ()),
+    Finding("Pneumonia", "Patchy opacity in the {place}", PLACES),
+    Finding("Pulmonary nodule", "Round nodule in the {place}", PLACES),
+    Finding("Pleural effusion", "Fluid at the base of the {place} lung", SIDES),
+    Finding("Pneumothorax", "Air without lung markings at the apex of the {place} lung", SIDES),
+    Finding("Pacemaker", "Metal device over the {place} chest", SIDES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """One generated patient: ``place`` is empty where the finding has none."""
+
+    id: str
+    finding: Finding
+    place: str
+    sex: str
+    age: int
+    indication: str
+
+    @property
+    def description(self) -> str:
+        """The sentence that a report would hold, without its full stop."""
+        return self.finding.description.format(place=self.place)
+
+    @property
+    def side(self) -> str:
+        """``right``, ``left`` or empty."""
+        return self.place.partition(" ")[0]
+
+
+def make_film(seed: int, index: int) -> tuple[Film, Rng]:
+    """The patient with this number, and the generator that goes on to draw the film; the same on every machine."""
+    rng = np.random.default_rng([seed, index])
+    finding = FINDINGS[rng.integers(len(FINDINGS))]
+    place = finding.places[rng.integers(len(finding.places))] if finding.places else ""
+    film = Film(
+        id=f"film{index:06d}",
+        finding=finding,
+        place=place,
+        sex="FM"[rng.integers(2)],
+        age=int(rng.integers(20, 90)),
+        indication=INDICATIONS[rng.integers(len(INDICATIONS))],
+    )
+    return film, rng
+
+
+def make_record(film: Film, kind: str, rng: Rng) -> dict[str, Any]:
+    """One question of this kind about a film, with the fields of ReXVQA."""
+    question, right, wrong = QUESTION_KINDS[kind](film, rng)
+    texts = [right, *wrong]
+    order = [int(i) for i in rng.permutation(len(texts))]
+    return {
+        "question": question,
+        "options": [f"{letter}. {texts[i]}" for letter, i in zip("ABCD", order, strict=False)],
+        "correct_answer": "ABCD"[order.index(0)],
+        "correct_answer_explanation": f"{film.description}.",
+        "ImagePath": [f"images/{film.id}.png"],
+        "question_type": kind,
+        "PatientID": film.id,
+        "PatientSex": film.sex,
+        "PatientAge": film.age,
+        "Indication": film.indication,
+        "Comparison": "None.",
+        "Findings": f"{film.description}. No fracture.",
+        "Impression": f"{film.finding.name}.",
+    }
+
+
+def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+    """Write films and questions and give the JSON file of each split that has rows.
+
+    ``folder`` gets ``train.json``, ``validation.json``, ``test.json`` (object id -> record) and ``images/*.png``.
+    A split that is already there, of the same size and seed, is kept.
+    No film stands in two splits. Each JSON is written last, under a temporary name first.
+    """
+    counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    files, first = {}, 0
+    for split, rows in counts.items():
+        films = -(-rows // QUESTIONS_PER_FILM)
+        if rows:
+            files[split] = _write_split(folder, f"{split}.json", range(first, first + films), (rows, phantom.size, seed))
+        first += films
+    return files
+
+
+def _write_split(folder: Path, name: str, indices: range, shape: tuple[int, int, int]) -> Path:
+    rows, size, seed = shape
+    path, temporary = folder / name, folder / f".{name}.partial"
+
+    def one(index: int) -> list[tuple[str, dict[str, Any]]]:
+        film, rng = make_film(seed, index)
+        write_film(folder / "images" / f"{film.id}.png", draw_film(film.finding.name, film.place, size, rng), rng)
+        return questions_about(film, rng)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        records = [record for pairs in pool.map(one, indices) for record in pairs]
+    temporary.write_text(json.dumps(dict(records[:rows]), indent=1), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def questions_about(film: Film, rng: Rng) -> list[tuple[str, dict[str, Any]]]:
+    """``QUESTIONS_PER_FILM`` pairs of id and record, of different kinds."""
+    kinds = [kind for kind in QUESTION_KINDS if kind != "place" or film.finding.places == PLACES]
+    chosen = rng.permutation(len(kinds))[:QUESTIONS_PER_FILM]
+    return [(f"{film.id}-{kinds[i]}", make_record(film, kinds[i], rng)) for i in chosen]
+
+
+_Question = tuple[str, str, list[str]]
+
+
+def _ask_finding(film: Film, rng: Rng) -> _Question:
+    others = [finding.name for finding in FINDINGS if finding is not film.finding]
+    return "What is the primary finding?", film.finding.name, _some(others, 3, rng)
+
+
+def _ask_side(film: Film, rng: Rng) -> _Question:
+    right = {"right": "Right side", "left": "Left side", "": "Neither side"}[film.side]
+    others = [text for text in ("Right side", "Left side", "Neither side") if text != right]
+    return "Which side of the chest shows an abnormality?", right, _some(others, 2, rng)
+
+
+def _ask_place(film: Film, rng: Rng) -> _Question:
+    right = film.place.capitalize()
+    others = [place.capitalize() for place in PLACES if place != film.place]
+    return "Where is the abnormality?", right, _some(others, 3, rng)
+
+
+def _ask_heart(film: Film, rng: Rng) -> _Question:
+    large = film.finding.name == "Cardiomegaly"
+    texts = ["Enlarged heart", "Normal heart"]
+    return "How large is the heart?", texts[not large], [texts[large]]
+
+
+QUESTION_KINDS: Mapping[str, Callable[[Film, Rng], _Question]] = {
+    "finding": _ask_finding,
+    "side": _ask_side,
+    "place": _ask_place,
+    "heart": _ask_heart,
+}
+
+
+def _some(texts: list[str], count: int, rng: Rng) -> list[str]:
+    return [texts[i] for i in rng.permutation(len(texts))[:count]]

@@ -1,0 +1,144 @@
+"""Drawing one chest film: soft tissue, lungs, ribs, heart, and the finding, as light from 0 (air) to 1 (metal)."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import DataError
+
+Rng = np.random.Generator
+Light = NDArray[np.float32]
+"""Side x side, 0 to 1; a film is bright where the body absorbs."""
+
+LUNG_X = {"right": 0.30, "left": 0.70}
+"""The patient's right is the picture's left, as radiologists hang a film. Shares of the picture's side."""
+ZONE_Y = {"upper": 0.33, "middle": 0.50, "lower": 0.67}
+LUNG_AXES = (0.155, 0.31)
+
+
+def draw_film(finding: str, place: str, size: int, rng: Rng) -> Light:
+    """A film of ``size`` x ``size`` pixels that shows this finding at this place."""
+    large_heart = finding == "Cardiomegaly"
+    light = _draw_chest(size, large_heart, rng)
+    if finding in _DRAW:
+        _DRAW[finding](light, place, rng)
+    light = _pose(cv2.GaussianBlur(light, (0, 0), size / 256), rng)
+    light += rng.normal(0, 0.012, light.shape).astype(np.float32)
+    return np.clip(light, 0, 1)
+
+
+def write_film(path: Path, light: Light, rng: Rng) -> None:
+    """Write a 16-bit PNG whose grey levels fill 12 to 16 bits from a base that differs from film to film."""
+    top = 2 ** int(rng.integers(12, 17)) - 1
+    base = rng.uniform(0, 0.2) * top
+    pixels = (base + light * (top - base)).astype(np.uint16)
+    done, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise DataError("a film must be encodable as PNG", place=path)
+    temporary = path.with_suffix(".partial")
+    temporary.write_bytes(encoded.tobytes())
+    temporary.replace(path)
+
+
+def _pose(light: Light, rng: Rng) -> Light:
+    size = len(light)
+    turn = cv2.getRotationMatrix2D((size / 2, size / 2), rng.normal(0, 2.5), rng.uniform(0.92, 1.06))
+    turn[:, 2] += rng.normal(0, 0.015 * size, 2)
+    return np.asarray(cv2.warpAffine(light, turn, (size, size), borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
+def _draw_chest(size: int, large_heart: bool, rng: Rng) -> Light:
+    light = np.full((size, size), 0.05, np.float32)
+    _ellipse(light, (0.5, 0.62), (0.46, 0.60), 0.62)
+    _ellipse(light, (0.5, 0.10), (0.12, 0.20), 0.62)
+    darkness = rng.uniform(0.16, 0.26)
+    for side, x in LUNG_X.items():
+        _ellipse(light, (x + rng.uniform(-0.01, 0.01), 0.50), LUNG_AXES, darkness, slant=8 if side == "right" else -8)
+    for x in LUNG_X.values():
+        for y in np.arange(0.24, 0.80, 0.085):
+            _arc(light, (x, y), 0.06)
+    cv2.line(light, _pixel(light, (0.5, 0.05)), _pixel(light, (0.5, 0.98)), 0.72, max(1, size // 14))
+    _draw_heart(light, large_heart, rng)
+    return light
+
+
+def _draw_heart(light: Light, large: bool, rng: Rng) -> None:
+    width = rng.uniform(0.20, 0.23) if large else rng.uniform(0.115, 0.135)
+    _ellipse(light, (0.5 + width * 0.42, 0.655), (width, 0.115 + width * 0.2), 0.74, slant=15)
+
+
+def _draw_pneumonia(light: Light, place: str, rng: Rng) -> None:
+    x, y = _centre(place, rng)
+    for _ in range(9):
+        spot = (x + rng.normal(0, 0.035), y + rng.normal(0, 0.035))
+        _add(light, spot, rng.uniform(0.03, 0.055), rng.uniform(0.06, 0.10))
+
+
+def _draw_nodule(light: Light, place: str, rng: Rng) -> None:
+    _ellipse(light, _centre(place, rng), (rng.uniform(0.032, 0.042),) * 2, 0.82)
+
+
+def _draw_effusion(light: Light, place: str, rng: Rng) -> None:
+    x, top = LUNG_X[place], rng.uniform(0.60, 0.66)
+    outer, inner = (x - 0.17, x + 0.15) if place == "right" else (x + 0.17, x - 0.15)
+    meniscus = [(outer, 0.86), (outer, top), (x, top + 0.06), (inner, top + 0.08), (inner, 0.86)]
+    cv2.fillPoly(light, [_points(light, meniscus)], 0.62)
+
+
+def _draw_pneumothorax(light: Light, place: str, rng: Rng) -> None:
+    x, depth = LUNG_X[place], rng.uniform(0.13, 0.17)
+    _ellipse(light, (x, 0.30), (0.13, depth), 0.03)
+    cv2.ellipse(light, _pixel(light, (x, 0.30)), _pixel(light, (0.13, depth)), 0, 10, 170, 0.6, max(1, len(light) // 128))
+
+
+def _draw_pacemaker(light: Light, place: str, rng: Rng) -> None:
+    x = LUNG_X[place] + (-0.03 if place == "right" else 0.03)
+    y = rng.uniform(0.26, 0.31)
+    box = _points(light, [(x - 0.06, y - 0.045), (x + 0.06, y - 0.045), (x + 0.06, y + 0.045), (x - 0.06, y + 0.045)])
+    cv2.fillPoly(light, [box], 1.0)
+    lead = _points(light, [(x, y), ((x + 0.5) / 2, y - 0.05), (0.5, 0.45), (0.53, 0.66)])
+    cv2.polylines(light, [lead], False, 1.0, max(1, len(light) // 100))
+
+
+_DRAW: Mapping[str, Callable[[Light, str, Rng], None]] = {
+    "Pneumonia": _draw_pneumonia,
+    "Pulmonary nodule": _draw_nodule,
+    "Pleural effusion": _draw_effusion,
+    "Pneumothorax": _draw_pneumothorax,
+    "Pacemaker": _draw_pacemaker,
+}
+
+
+def _centre(place: str, rng: Rng) -> tuple[float, float]:
+    side, zone, _ = place.split()
+    return LUNG_X[side] + rng.uniform(-0.035, 0.035), ZONE_Y[zone] + rng.uniform(-0.03, 0.03)
+
+
+def _ellipse(
+    light: Light, centre: tuple[float, float], axes: tuple[float, float], value: float, slant: float = 0
+) -> None:
+    cv2.ellipse(light, _pixel(light, centre), _pixel(light, axes), slant, 0, 360, value, -1)
+
+
+def _arc(light: Light, centre: tuple[float, float], strength: float) -> None:
+    layer = np.zeros_like(light)
+    cv2.ellipse(layer, _pixel(light, centre), _pixel(light, (0.15, 0.05)), 0, 190, 350, strength, max(1, len(light) // 70))
+    light += layer
+
+
+def _add(light: Light, centre: tuple[float, float], sigma: float, strength: float) -> None:
+    size = len(light)
+    y, x = np.ogrid[:size, :size]
+    distance = ((x / size - centre[0]) ** 2 + (y / size - centre[1]) ** 2) / (2 * sigma**2)
+    light += (strength * np.exp(-distance)).astype(np.float32)
+
+
+def _pixel(light: Light, point: tuple[float, float]) -> tuple[int, int]:
+    return round(point[0] * len(light)), round(point[1] * len(light))
+
+
+def _points(light: Light, corners: list[tuple[float, float]]) -> NDArray[np.int32]:
+    return np.array([_pixel(light, corner) for corner in corners], np.int32)
