@@ -1,5 +1,6 @@
 """The recipe: one TOML file as frozen sections, loaded with every problem at once."""
 
+from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
     REWARD_WEIGHTS,
     Data,
@@ -38,4 +39,7 @@ __all__ = [
     "Section",
     "Sft",
     "Split",
+    "changed_keys",
+    "dump_recipe",
+    "load_recipe",
 ]

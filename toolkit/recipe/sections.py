@@ -1,8 +1,12 @@
-"""The recipe: one TOML file as frozen sections. Every default and every name a recipe may use stands here."""
+"""The recipe's sections, frozen. Every default and every name a recipe may use stands here.
+
+Loading makes the paths in ``model``, ``data`` and ``rewards`` absolute: a path in a file starts at the file's folder, a
+path in ``--set`` at the working directory. Only ``run.folder`` stays relative to the working directory.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,9 +20,9 @@ Share = Field(ge=0, le=1)
 
 
 class Section(BaseModel):
-    """A table of the recipe: frozen, unknown keys refused."""
+    """A table of the recipe: frozen, unknown keys and numbers that are not finite refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Run(Section):
@@ -44,7 +48,7 @@ class Model(Section):
     """Which model, how it is loaded and what of it is trained."""
 
     name: str = "tiny"
-    """``tiny`` (shipped with the package), a folder, or a Hub name."""
+    """``tiny`` (shipped with the package), a Hub name, or a folder: it starts with ``./``, ``../``, ``~`` or ``/``."""
     revision: str | None = None
     backend: Literal["auto", "hf", "unsloth"] = "auto"
     """``auto`` takes unsloth where CUDA and the package are there and that backend is ready, else hf."""
@@ -122,7 +126,7 @@ class Images(Section):
     max_side: int = Field(896, ge=16)
     """Longest side after reduction, in pixels; smaller pictures are not enlarged."""
     window: Literal["auto", "range", "percentile", "dicom"] = "auto"
-    """More than 8 bits to 8: DICOM's own window, the data's range, or percentiles. ``auto``: DICOM's own, else range."""
+    """More than 8 bits to 8: DICOM's window, the data's range, or percentiles. ``auto``: DICOM's, else range."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
     unreadable: Literal["stop", "skip", "placeholder"] = "stop"
@@ -188,7 +192,7 @@ class Grpo(Optimisation):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     beta: float = Field(0.0, ge=0)
-    """KL weight. With LoRA the reference is the base model, without the adapter: after SFT that is not the SFT model."""
+    """KL weight. With LoRA the reference is the base model without the adapter: after SFT that is not SFT's model."""
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float | None = Field(None, gt=0)
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
@@ -220,7 +224,7 @@ class Grpo(Optimisation):
 class Rewards(BaseModel):
     """Weights by the reward's name, and the user's own rewards as ``file.py:function``."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     custom: tuple[str, ...] = ()
     __pydantic_extra__: dict[str, float]

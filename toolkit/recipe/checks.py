@@ -1,0 +1,179 @@
+"""What must hold between sections, and which files a recipe points to must be there."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from toolkit.recipe.problems import found, nearest
+from toolkit.recipe.sections import REWARD_WEIGHTS, Recipe
+
+Finding = tuple[str, str]
+"""A dotted key and what is wrong with it."""
+
+Check = Callable[[Recipe], Iterator[Finding]]
+
+PHANTOM_TASKS: Mapping[str, str] = {"chest": "mcq"}
+"""Kind of practice data -> the task it is written for."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_CUSTOM_REWARD = re.compile(r".+\.py:[A-Za-z_]\w*")
+
+
+def is_folder_name(model: str) -> bool:
+    """Whether ``model.name`` means a folder (it starts with ``./``, ``../``, ``~`` or ``/``) and not a Hub name."""
+    return model in (".", "..") or model.startswith(("./", "../", "~")) or Path(model).is_absolute()
+
+
+def something_to_do(recipe: Recipe) -> Iterator[Finding]:
+    """At least one stage."""
+    if not (recipe.sft or recipe.grpo or recipe.evaluate or recipe.export):
+        yield "", "has nothing to do: add a section [sft], [grpo], [evaluate] or [export]"
+
+
+def one_source_of_rows(recipe: Recipe) -> Iterator[Finding]:
+    """Files or practice data, not both, not neither."""
+    data = recipe.data
+    if data.phantom is None and data.train is None:
+        yield "data", "needs rows: name a file in data.train, or add [data.phantom] for practice data"
+    for name in ("train", "validation", "test", "image_root"):
+        value = getattr(data, name)
+        if data.phantom is not None and value is not None:
+            yield f"data.{name}", f"cannot stand beside [data.phantom], which writes its own rows{found(str(value))}"
+        if value is not None and not str(value):
+            yield f"data.{name}", "must not be empty"
+    if data.phantom is not None and data.task != PHANTOM_TASKS[data.phantom.kind]:
+        wanted = PHANTOM_TASKS[data.phantom.kind]
+        yield "data.task", f'must be "{wanted}" with [data.phantom] kind = "{data.phantom.kind}"{found(data.task)}'
+
+
+def shares_leave_training_rows(recipe: Recipe) -> Iterator[Finding]:
+    """The held-out shares sum to less than 1."""
+    split = recipe.data.split
+    if split.validation + split.test >= 1:
+        yield "data.split", f"validation + test must be less than 1{found(split.validation + split.test)}"
+
+
+def evaluated_split_exists(recipe: Recipe) -> Iterator[Finding]:
+    """The split that [evaluate] names has a file, practice rows or a share."""
+    if recipe.evaluate is None:
+        return
+    name, data = recipe.evaluate.split, recipe.data
+    generated = getattr(data.phantom, name) if data.phantom else 0
+    if getattr(data, name) is None and not getattr(data.split, name) and not generated:
+        remedy = f"set data.{name} to a file, or data.split.{name} to a share of the rows"
+        yield "evaluate.split", f'names "{name}", and the data have none: {remedy}'
+
+
+def known_rewards(recipe: Recipe) -> Iterator[Finding]:
+    """Reward names belong to the task or to the user's own rewards; weights are not negative."""
+    own = [name.rpartition(":")[2] for name in recipe.rewards.custom]
+    known = (*REWARD_WEIGHTS[recipe.data.task], *own)
+    for name, weight in recipe.rewards.weights.items():
+        if name not in known:
+            rule = f'is not a reward of the task "{recipe.data.task}" ({", ".join(known)}) nor one of rewards.custom'
+            yield f"rewards.{name}", rule + nearest(name, known)
+        if weight < 0:
+            yield f"rewards.{name}", f"must be at least 0{found(weight)}"
+
+
+def well_formed_custom_rewards(recipe: Recipe) -> Iterator[Finding]:
+    """``file.py:function``, each function name once and none of the task's own."""
+    taken = set(REWARD_WEIGHTS[recipe.data.task])
+    for text in recipe.rewards.custom:
+        name = text.rpartition(":")[2]
+        if not _CUSTOM_REWARD.fullmatch(text):
+            yield "rewards.custom", f"must be file.py:function, such as my_rewards.py:polite{found(text)}"
+        elif name in taken:
+            yield "rewards.custom", f"the name {name} is taken: call the function differently{found(text)}"
+        taken.add(name)
+
+
+def something_to_reward(recipe: Recipe) -> Iterator[Finding]:
+    """GRPO has at least one reward that counts."""
+    if recipe.grpo and not any(weight > 0 for weight in recipe.reward_weights.values()):
+        yield "rewards", "every weight is 0: [grpo] needs at least one reward above 0"
+
+
+def trainable_weights(recipe: Recipe) -> Iterator[Finding]:
+    """What is to be trained can be trained."""
+    model, lora = recipe.model, recipe.lora
+    if model.tuning == "full" and model.precision in ("4bit", "8bit"):
+        yield "model.precision", f'must be "16bit" or "32bit" when model.tuning is "full"{found(model.precision)}'
+    if model.tuning == "full" and model.adapter is not None:
+        remedy = 'name the merged weights as model.name instead, or set tuning = "lora"'
+        yield "model.adapter", f'cannot be used when model.tuning is "full": {remedy}{found(str(model.adapter))}'
+    if model.tuning == "lora" and not lora.targets and not lora.vision:
+        yield "lora.targets", "names no layer, and lora.vision is false: nothing would be trained"
+
+
+def named_model(recipe: Recipe) -> Iterator[Finding]:
+    """A model's name is ``tiny``, a folder or a Hub name; only a Hub name has revisions."""
+    name, revision = recipe.model.name, recipe.model.revision
+    if not is_folder_name(name) and not _HUB_NAME.fullmatch(name):
+        rule = "must be tiny, a Hub name (owner/name) or a folder that starts with ./, ../, ~ or /"
+        yield "model.name", rule + found(name)
+    if revision is not None and (name == "tiny" or is_folder_name(name)):
+        yield "model.revision", f"belongs to a Hub name, and model.name is {name}{found(revision)}"
+
+
+def something_to_export(recipe: Recipe) -> Iterator[Finding]:
+    """Exported weights come from a training stage or an earlier adapter."""
+    if recipe.export is None:
+        return
+    if not (recipe.sft or recipe.grpo or recipe.model.adapter):
+        yield "export", "has nothing to export: add [sft] or [grpo], or name an earlier run in model.adapter"
+    if not recipe.export.to:
+        yield "export.to", 'is empty: name "adapter", "merged" or both'
+
+
+def room_for_the_prompt(recipe: Recipe) -> Iterator[Finding]:
+    """A completion leaves room for its prompt."""
+    for name, section in (("grpo", recipe.grpo), ("evaluate", recipe.evaluate)):
+        if section and section.max_completion_tokens >= recipe.model.max_tokens:
+            rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which holds the prompt too"
+            yield f"{name}.max_completion_tokens", rule + found(section.max_completion_tokens)
+
+
+def ordered_pairs(recipe: Recipe) -> Iterator[Finding]:
+    """Lower bounds stand below upper bounds."""
+    low, high = recipe.images.percentiles
+    if not 0 <= low < high <= 100:
+        yield "images.percentiles", f"must be two numbers, 0 <= lower < upper <= 100{found([low, high])}"
+    grpo = recipe.grpo
+    if grpo and grpo.epsilon_high is not None and grpo.epsilon_high < grpo.epsilon:
+        yield "grpo.epsilon_high", f"must be at least grpo.epsilon (={grpo.epsilon:g}){found(grpo.epsilon_high)}"
+
+
+CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
+    (frozenset({"sft", "grpo", "evaluate", "export"}), something_to_do),
+    (frozenset({"data"}), one_source_of_rows),
+    (frozenset({"data"}), shares_leave_training_rows),
+    (frozenset({"data", "evaluate"}), evaluated_split_exists),
+    (frozenset({"data", "rewards"}), known_rewards),
+    (frozenset({"data", "rewards"}), well_formed_custom_rewards),
+    (frozenset({"data", "rewards", "grpo"}), something_to_reward),
+    (frozenset({"model", "lora"}), trainable_weights),
+    (frozenset({"model"}), named_model),
+    (frozenset({"model", "sft", "grpo", "export"}), something_to_export),
+    (frozenset({"model", "grpo", "evaluate"}), room_for_the_prompt),
+    (frozenset({"images", "grpo"}), ordered_pairs),
+)
+"""The sections a check looks at, and the check: it is left out while one of them has problems of its own."""
+
+
+def missing_files(recipe: Recipe) -> Iterator[Finding]:
+    """Files and folders that the recipe names and that are not there."""
+    for name in ("train", "validation", "test"):
+        source = getattr(recipe.data, name)
+        if source is not None and not source.startswith("hub:") and not Path(source).exists():
+            yield f"data.{name}", f"there is no file or folder {source}"
+    if recipe.data.image_root is not None and not recipe.data.image_root.is_dir():
+        yield "data.image_root", f"there is no folder {recipe.data.image_root}"
+    if recipe.model.adapter is not None and not recipe.model.adapter.exists():
+        yield "model.adapter", f"there is no run or adapter {recipe.model.adapter}"
+    if is_folder_name(recipe.model.name) and not Path(recipe.model.name).is_dir():
+        yield "model.name", f"there is no folder {recipe.model.name}"
+    for reward in recipe.rewards.custom:
+        file = Path(reward.rpartition(":")[0])
+        if not file.is_file():
+            yield "rewards.custom", f"there is no file {file}"

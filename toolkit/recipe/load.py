@@ -1,0 +1,177 @@
+"""From a TOML file and ``--set`` values to a Recipe, or to every problem at once; and back to TOML."""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from toolkit.errors import Problem, RecipeError
+from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files
+from toolkit.recipe.overrides import merge, parse_settings
+from toolkit.recipe.problems import Key, Places, schema_problems, section_in
+from toolkit.recipe.sections import REWARD_WEIGHTS, Recipe
+
+Table = dict[str, Any]
+Kind = TypeVar("Kind", bound=BaseModel)
+
+_PATHS: frozenset[Key] = frozenset(
+    {("model", "adapter"), ("data", "train"), ("data", "validation"), ("data", "test"), ("data", "image_root")}
+)
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
+    """The recipe in ``path`` with ``overrides`` (``key=value``) put in.
+
+    Paths become absolute: those in the file start at its folder, those in ``overrides`` at the working directory. The
+    weights of all rewards of the task are filled in, so that the resolved copy says what a run was trained with.
+
+    Args:
+        path: a TOML file.
+        overrides: each a dotted key and a TOML value; a section that is not in the file is switched on by it.
+        files: also require that the files the recipe names are there.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    settings, problems = parse_settings(overrides)
+    settings = [(keys, _resolve(value, Path(), keys)) for keys, value in settings]
+    raw = _fill_rewards(merge(_resolve(_read(Path(path)), Path(path).parent), settings))
+    places = Places(str(path), frozenset(keys for keys, _ in settings))
+    recipe, found = _validate(raw, places, files=files)
+    if recipe is None or problems or found:
+        raise RecipeError(problems + found)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """``recipe`` as TOML with every default written out; loading it gives an equal recipe.
+
+    What is None is left out, since None is the default wherever it is allowed.
+    """
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old value, new value) where the recipes differ.
+
+    None stands for a value that is not set. A section that only one of them has is one entry, "on" or "off".
+    """
+    before, after = (recipe.model_dump(mode="json", exclude_none=True) for recipe in (old, new))
+    switched = [name for name in Recipe.model_fields if (name in before) != (name in after)]
+    changed: dict[str, tuple[Any, Any]] = {}
+    for name in switched:
+        changed[name] = ("on", "off") if before.pop(name, None) else ("off", "on")
+        after.pop(name, None)
+    flat_before, flat_after = dict(_flat(before)), dict(_flat(after))
+    for key in {**flat_before, **flat_after}:
+        if flat_before.get(key) != flat_after.get(key):
+            changed[key] = (flat_before.get(key), flat_after.get(key))
+    return changed
+
+
+def _read(path: Path) -> Table:
+    if path.is_dir():
+        raise RecipeError([Problem(str(path), "is a folder; a recipe is a TOML file")])
+    if not path.is_file():
+        close = get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1)
+        hint = f"; nearest: {path.parent / close[0]}" if close else ""
+        raise RecipeError([Problem(str(path), f"there is no such file{hint}")])
+    try:
+        # An editor on Windows may have put a byte order mark in front, which TOML does not know.
+        text = path.read_text(encoding="utf-8-sig")
+        return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError([Problem(str(path), f"must be UTF-8 text (byte {error.start} is not)")]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError([_syntax_problem(path, text, str(error))]) from error
+
+
+def _syntax_problem(path: Path, text: str, message: str) -> Problem:
+    at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", message)
+    if at is None or at[1] is None:
+        return Problem(str(path), f"is not valid TOML: {message}")
+    line = text.splitlines()[int(at[1]) - 1].strip() if int(at[1]) <= len(text.splitlines()) else ""
+    rule = message.replace(at[0], "").rstrip(".")
+    return Problem(f"{path}, line {at[1]}, column {at[2]}", f"is not valid TOML: {rule}: {line}")
+
+
+def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
+    """``value``, found under ``key``, with the paths in it made absolute, starting at ``base``."""
+    if isinstance(value, dict):
+        return {name: _resolve(inner, base, (*key, name)) for name, inner in value.items()}
+    if key == ("rewards", "custom") and isinstance(value, list):
+        return [_absolute_reward(name, base) for name in value]
+    is_path = key in _PATHS and isinstance(value, str) and value and not value.startswith("hub:")
+    is_folder = key == ("model", "name") and isinstance(value, str) and is_folder_name(value)
+    return _absolute(value, base) if is_path or is_folder else value
+
+
+def _absolute(path: str, base: Path) -> str:
+    # Not Path.resolve: following a link would change the folder that relative image paths start from.
+    return os.path.abspath(base / Path(path).expanduser())  # noqa: PTH100
+
+
+def _absolute_reward(name: Any, base: Path) -> Any:
+    file, _, function = name.rpartition(":") if isinstance(name, str) else ("", "", "")
+    return f"{_absolute(file, base)}:{function}" if file else name
+
+
+def _fill_rewards(raw: Table) -> Table:
+    data, rewards = raw.get("data"), raw.get("rewards", {})
+    task = data.get("task") if isinstance(data, dict) else None
+    if not isinstance(rewards, dict) or not isinstance(task, str) or task not in REWARD_WEIGHTS:
+        return raw
+    custom = rewards.get("custom", [])
+    own = {str(name).rpartition(":")[2]: 1.0 for name in custom} if isinstance(custom, list) else {}
+    return {**raw, "rewards": {**REWARD_WEIGHTS[task], **own, **rewards}}
+
+
+def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None, list[Problem]]:
+    try:
+        recipe = _strict(Recipe, raw)
+        problems: list[Problem] = []
+        broken: set[str] = set()
+    except ValidationError as error:
+        problems = schema_problems(error.errors(include_url=False), places)
+        broken = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
+        recipe = _sound_part(raw, broken)
+    checks = [check for sections, check in CHECKS if not sections & broken]
+    if files and not broken:
+        checks.append(missing_files)
+    for check in checks:
+        problems += [Problem(places.of(_split(key)), text) for key, text in check(recipe)]
+    return (None if problems else recipe), problems
+
+
+def _strict(section: type[Kind], table: Mapping[str, Any]) -> Kind:
+    # Through JSON, where strict mode takes a list for a tuple and text for a path but never text for a number.
+    return section.model_validate_json(json.dumps(table, default=str), strict=True)
+
+
+def _sound_part(raw: Table, broken: set[str]) -> Recipe:
+    """The sections that are right; whoever looks at it must not look at the broken ones."""
+    sections = {}
+    for name, info in Recipe.model_fields.items():
+        kind = section_in(info.annotation)
+        if name in raw and name not in broken and kind is not None:
+            sections[name] = _strict(kind, raw[name])
+    return Recipe.model_construct(**sections)  # type: ignore[arg-type]
+
+
+def _split(key: str) -> tuple[str, ...]:
+    return tuple(key.split(".")) if key else ()
+
+
+def _flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
