@@ -1,0 +1,276 @@
+"""Metrics against statsmodels, SciPy and scikit-learn, and against figures worked out by hand."""
+
+import doctest
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.errors import DataError
+from toolkit.metrics import (
+    Row,
+    bootstrap_mean,
+    compare,
+    confusion,
+    estimate,
+    macro_f1,
+    macro_f1_estimate,
+    majority,
+    mcnemar_exact,
+    paired,
+    paired_difference,
+    resampling,
+    share,
+    summarise,
+    wilson,
+)
+
+
+@pytest.mark.parametrize("module", [estimate, paired])
+def test_worked_examples_hold(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert (result.attempted > 0, result.failed) == (True, 0)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("successes", "n"), [(42, 50), (0, 7), (7, 7), (1, 1), (301, 451), (5, 10_000)])
+def test_wilson_is_that_of_statsmodels(successes: int, n: int, confidence: float) -> None:
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    low, high = proportion.proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    found = wilson(successes, n, confidence)
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
+
+
+def test_wilson_gives_the_papers_interval_for_42_of_50() -> None:
+    found = wilson(42, 50)
+    assert (round(100 * found.low, 1), round(100 * found.high, 1)) == (71.5, 91.7)  # type: ignore[operator]
+
+
+def test_of_no_answer_nothing_is_said() -> None:
+    for found in (wilson(0, 0), share([], [], 100, 0), bootstrap_mean([], [], 100, 0)):
+        assert (found.value, found.low, found.high, found.n, found.method) == (None, None, None, 0, "none")
+        assert str(found) == "- (n 0)"
+
+
+def test_impossible_counts_and_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 to n"):
+        wilson(3, 2)
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_mean([math.nan], ["a"], 100, 0)
+    with pytest.raises(ValueError, match="2 values, but 1 groups"):
+        bootstrap_mean([0.5, 0.5], ["a"], 100, 0)
+    with pytest.raises(ValueError, match="shorter"):
+        paired_difference([1, 0], [1], ["a", "b"], 100, 0)
+
+
+def test_bootstrap_of_single_answers_is_that_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(1).random(60)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=2).confidence_interval
+    ours = bootstrap_mean(values.tolist(), [str(i) for i in range(60)], 20_000, 3)
+    assert (ours.low, ours.high) == (pytest.approx(theirs.low, abs=0.004), pytest.approx(theirs.high, abs=0.004))
+
+
+def test_bootstrap_by_group_has_the_variance_of_the_ratio_of_group_sums() -> None:
+    # Linearised variance of a ratio of totals over groups: sum((S_g - mean * N_g)^2) / N^2; a normal interval is
+    # 1.96 times its root. With 400 groups bootstrap and normal agree to a few per cent.
+    rng = np.random.default_rng(4)
+    sizes = rng.integers(1, 9, size=400)
+    groups = np.repeat(np.arange(400), sizes)
+    values = np.clip(np.repeat(rng.random(400), sizes) * 0.8 + 0.2 * rng.random(sizes.sum()), 0, 1)
+    residual = np.bincount(groups, values) - values.mean() * np.bincount(groups)
+    error = math.sqrt((residual**2).sum()) / sizes.sum()
+    found = bootstrap_mean(values.tolist(), [str(group) for group in groups], 4000, 5)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)  # type: ignore[operator]
+    # Taken as independent, the same answers would claim less than two thirds of that width.
+    alone = bootstrap_mean(values.tolist(), [str(i) for i in range(len(values))], 4000, 5)
+    assert alone.high - alone.low < (found.high - found.low) * 2 / 3  # type: ignore[operator]
+
+
+def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_the_groups_names() -> None:
+    values = np.random.default_rng(0).random(60).tolist()
+    groups = [f"film {number // 2}" for number in range(60)]
+    assert bootstrap_mean(values, groups, 500, 7) == bootstrap_mean(values, groups, 500, 7)
+    assert bootstrap_mean(values, groups, 500, 7) != bootstrap_mean(values, groups, 500, 8)
+    renamed = [f"patient {99 - number // 2}" for number in range(60)]
+    assert bootstrap_mean(values, renamed, 500, 7) == bootstrap_mean(values, groups, 500, 7)
+
+
+def test_bootstrap_in_many_pieces_keeps_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "_CELLS", 7)
+    sums = resampling.resampled_sums(np.ones((6, 1)), ["a", "b", "c", "d", "e", "f"], 101, 0)
+    assert sums.shape == (101, 1)
+    assert (sums == 6).all()
+
+
+def test_one_group_has_a_mean_but_no_interval() -> None:
+    found = share([0.25, 0.75], ["film", "film"], 100, 0)
+    assert (found.value, found.low, found.high, found.n, found.groups) == (0.5, None, None, 2, 1)
+    assert str(found) == "50.0 % (no interval, n 2)"
+
+
+def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
+    def method(values: list[float], groups: list[str]) -> str:
+        return share(values, groups, 200, 0).method
+
+    assert method([1, 0, 1], ["a", "b", "c"]) == "wilson"
+    assert method([1, 0, 1], ["a", "a", "c"]) == "bootstrap by group"
+    assert method([0.5, 0, 1], ["a", "b", "c"]) == "bootstrap by group"
+    assert method([1, 1, 1], ["a", "a", "c"]) == "wilson by group"
+
+
+def test_all_right_in_few_films_is_not_certain() -> None:
+    # 40 right answers about 4 films: Wilson's interval of 4 of 4, whose low end is 4 / (4 + 1.96^2) = 0.51.
+    found = share([1.0] * 40, [str(i % 4) for i in range(40)], 200, 0)
+    assert (found.value, found.n, found.groups, found.high) == (1.0, 40, 4, 1.0)
+    assert found.low == pytest.approx(4 / (4 + 1.959964**2))
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+@settings(deadline=None)
+def test_mcnemar_is_the_exact_test_of_scipy(better: int, worse: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert mcnemar_exact(better, worse) == pytest.approx(expected)
+
+
+def test_mcnemar_is_that_of_statsmodels_and_takes_large_counts() -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    assert mcnemar_exact(12, 30) == pytest.approx(tables.mcnemar([[50, 30], [12, 8]], exact=True).pvalue)
+    assert mcnemar_exact(10_200, 10_000) == pytest.approx(tables.mcnemar([[0, 10_200], [10_000, 0]]).pvalue)
+
+
+def test_paired_difference_counts_what_changed() -> None:
+    before, after = [0, 0, 0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 0, 1, 1]
+    found = paired_difference(before, after, list("abcdefgh"), 500, 0)
+    assert (found.before, found.after, found.better, found.worse) == (0.25, 0.75, 5, 1)
+    assert found.difference.value == 0.5
+    assert found.p_value == pytest.approx(2 * (1 + 6) / 64)  # at most one of six: (1 + 6) / 2^6, two-sided
+
+
+def test_a_difference_is_clear_only_when_interval_and_test_agree() -> None:
+    groups = [str(i) for i in range(100)]
+    five = paired_difference([0.0] * 100, [1.0] * 5 + [0.0] * 95, groups, 2000, 0)
+    assert five.difference.low is not None
+    assert five.difference.low > 0
+    assert five.p_value == 0.0625
+    assert not five.clear
+    assert paired_difference([0.0] * 100, [1.0] * 20 + [0.0] * 80, groups, 2000, 0).clear
+    assert paired_difference([0.5] * 100, [0.6] * 20 + [0.5] * 80, groups, 2000, 0).clear
+    assert not paired_difference([0.5] * 100, [0.5] * 100, groups, 2000, 0).clear
+
+
+def test_a_paired_difference_of_shares_has_no_mcnemar() -> None:
+    assert paired_difference([0.5, 0.0], [1.0, 1.0], ["a", "b"], 100, 0).p_value is None
+
+
+LABELS = st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from(["A", "B", "C", "D", None])), min_size=1)
+
+
+@given(LABELS)
+@settings(deadline=None)
+def test_macro_f1_is_that_of_scikit_learn_over_the_true_labels(pairs: list[tuple[str, str | None]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    true, predicted = [a for a, _ in pairs], [b for _, b in pairs]
+    theirs = metrics.f1_score(
+        true, [b or "(none)" for b in predicted], labels=sorted(set(true)), average="macro", zero_division=0
+    )
+    assert macro_f1(true, predicted) == pytest.approx(theirs)
+
+
+def test_macro_f1_of_an_unread_answer_is_that_of_a_wrong_one() -> None:
+    # A: 1 right, 2 true, 1 answered: 2 / 3. B: 1 right, 1 true, 1 answered: 1.
+    assert macro_f1(["A", "A", "B"], ["A", None, "B"]) == pytest.approx((2 / 3 + 1) / 2)
+    assert macro_f1([], []) is None
+
+
+def test_macro_f1_interval_is_that_of_resampling_whole_groups_one_by_one() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    true = rng.choice(list("ABC"), size=120, p=[0.6, 0.3, 0.1])
+    predicted = np.where(rng.random(120) < 0.7, true, rng.choice(list("ABC"), size=120))
+    films = np.arange(120) // 3
+    drawn = []
+    for _ in range(1000):
+        rows = np.concatenate([np.flatnonzero(films == film) for film in rng.integers(0, 40, size=40)])
+        labels = sorted(set(true[rows]))
+        drawn.append(metrics.f1_score(true[rows], predicted[rows], labels=labels, average="macro", zero_division=0))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    found = macro_f1_estimate(true.tolist(), predicted.tolist(), films.astype(str).tolist(), 4000, 1)
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.03), pytest.approx(high, abs=0.03))
+    assert found.groups == 40
+
+
+def test_confusion_counts_unread_answers_in_a_column_of_their_own() -> None:
+    found = confusion(["A", "A", "B", "A"], ["A", None, "D", "A"])
+    assert found.labels == ("A", "B")
+    assert found.counts == {"A": {"(unreadable)": 1, "A": 2}, "B": {"D": 1}}
+
+
+def test_majority_of_equals_is_the_first_in_order_and_of_nothing_none() -> None:
+    found = majority(["B", "A", "B", "A", "C"])
+    assert (found.label, found.count, found.n) == ("A", 2, 5)
+    assert (majority([]).label, majority([]).n) == (None, 0)
+
+
+def row(number: int, letter: str | None, true: str = "A", **more: Any) -> Row:
+    return Row(
+        id=f"q{number}",
+        group=f"film{number // 2}",
+        scores={"accuracy": float(letter == true), "f1": None if number == 0 else 0.5},
+        label=(true, letter),
+        problem=None if letter else "no letter",
+        **more,
+    )
+
+
+ROWS = [
+    row(0, "A", by={"question_type": "presence"}),
+    row(1, None, by={"question_type": "presence"}, truncated=True),
+    row(2, "B", "B", by={"question_type": "side"}),
+    row(3, None, "B"),
+]
+
+
+def test_a_summary_counts_every_answer_and_takes_scores_where_they_apply() -> None:
+    found = summarise(ROWS, ["question_type", "view"], 200, 0)
+    assert (found.overall.n, found.overall.groups) == (4, 2)
+    assert (found.overall.scores["accuracy"].value, found.overall.scores["accuracy"].n) == (0.5, 4)
+    assert (found.overall.scores["f1"].value, found.overall.scores["f1"].n) == (0.5, 3)
+    assert (found.overall.truncated.value, found.overall.unreadable.value) == (0.25, 0.5)
+    # A: 1 right, 2 true, 1 answered: 2 / 3; B alike.
+    assert found.overall.macro_f1 is not None
+    assert found.overall.macro_f1.value == pytest.approx(2 / 3)
+    assert {value: part.n for value, part in found.by["question_type"].items()} == {
+        "(not given)": 1,
+        "presence": 2,
+        "side": 1,
+    }
+    assert found.not_found == ("view",)
+    assert [(failure.reason, failure.count, failure.examples) for failure in found.failures] == [
+        ("no letter", 2, ("q1", "q3"))
+    ]
+    assert found.majority.label == "A"
+
+
+def test_a_summary_goes_through_json_without_nan() -> None:
+    for rows in (ROWS, [], [replace(ROWS[0], label=None)]):
+        found = summarise(rows, ["question_type"], 200, 0)
+        text = json.dumps(found.to_dict(), allow_nan=False)
+        assert json.loads(text)["overall"]["n"] == len(rows)
+
+
+def test_two_evaluations_are_compared_on_the_questions_they_share() -> None:
+    after = [row(number, "A" if number < 2 else "B", "A" if number < 2 else "B") for number in range(1, 6)]
+    found = compare(ROWS, after, "accuracy", 200, 0)
+    assert (found.only_before, found.only_after, found.paired.difference.n) == (1, 2, 3)
+    assert (found.paired.before, found.paired.after, found.paired.better) == (pytest.approx(1 / 3), 1.0, 2)
+    with pytest.raises(DataError, match="stands once"):
+        compare([*ROWS, ROWS[0]], after, "accuracy", 200, 0)
+    with pytest.raises(DataError, match="that both have"):
+        compare(ROWS[:1], after, "accuracy", 200, 0)

@@ -1,0 +1,179 @@
+"""An evaluation in figures: all answers, the answers by column, why answers could not be read, and comparisons."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from toolkit.errors import DataError
+from toolkit.metrics.estimate import Estimate, share
+from toolkit.metrics.labels import Confusion, Majority, confusion, macro_f1_estimate, majority
+from toolkit.metrics.paired import Paired, paired_difference
+
+NOT_GIVEN = "(not given)"
+"""The row of samples that have no value in a column."""
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One judged answer.
+
+    ``scores`` are in [0, 1], None where one does not apply; ``label`` is (true, predicted or None) where the task has
+    labels; ``by`` holds the columns that tables are made by; ``problem`` says why no answer could be read.
+    """
+
+    id: str
+    group: str
+    scores: Mapping[str, float | None]
+    label: tuple[str, str | None] | None = None
+    by: Mapping[str, str] = field(default_factory=dict)
+    truncated: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Some of the answers: ``scores`` over those that each score applies to, the rates over all of them."""
+
+    n: int
+    groups: int
+    scores: Mapping[str, Estimate]
+    macro_f1: Estimate | None
+    """None where the task has no labels."""
+    truncated: Estimate
+    unreadable: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reason why answers could not be read, how often, and the ids of the first few."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an evaluation found; every figure has its n and its interval."""
+
+    overall: Figures
+    by: Mapping[str, Mapping[str, Figures]]
+    """column -> value -> figures, values in sorted order."""
+    not_found: tuple[str, ...]
+    """Columns that were asked for and that no answer has."""
+    failures: tuple[Failure, ...]
+    """The most frequent first."""
+    confusion: Confusion
+    majority: Majority
+    """Of the true labels of these answers; the baseline that is reported is learned from the training rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries for JSON; nothing in them is NaN."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One score of two evaluations, on the questions that both judged."""
+
+    score: str
+    paired: Paired
+    only_before: int
+    """Questions that the later evaluation lacks, or that the score does not apply to there."""
+    only_after: int
+
+
+def summarise(rows: Sequence[Row], by: Sequence[str], resamples: int, seed: int) -> Summary:
+    """All figures of an evaluation; an answer that could not be read stays in every n.
+
+    Args:
+        rows: the judged answers.
+        by: columns of ``Row.by`` whose values get figures of their own.
+        resamples: samples drawn for an interval that Wilson's formula does not cover.
+        seed: of the draws.
+    """
+    found = [column for column in by if any(column in row.by for row in rows)]
+    labels = [row.label for row in rows if row.label is not None]
+    return Summary(
+        overall=_figures(rows, resamples, seed),
+        by={
+            column: {value: _figures(part, resamples, seed) for value, part in _parts(rows, column).items()}
+            for column in found
+        },
+        not_found=tuple(column for column in by if column not in found),
+        failures=_failures(rows),
+        confusion=confusion([true for true, _ in labels], [predicted for _, predicted in labels]),
+        majority=majority([true for true, _ in labels]),
+    )
+
+
+def compare(before: Sequence[Row], after: Sequence[Row], score: str, resamples: int, seed: int) -> Comparison:
+    """The paired difference of one score between two evaluations, matched by the samples' ids.
+
+    Raises:
+        DataError: an id stands twice in one evaluation, or the two share no question.
+    """
+    old, new = _values(before, score), _values(after, score)
+    shared = [row for row in after if row.id in old and row.id in new]
+    if not shared:
+        raise DataError("two evaluations are compared on the questions that both have", place=score, value="none")
+    paired = paired_difference(
+        [old[row.id] for row in shared],
+        [new[row.id] for row in shared],
+        [row.group for row in shared],
+        resamples,
+        seed,
+    )
+    return Comparison(score, paired, len(old) - len(shared), len(new) - len(shared))
+
+
+def _figures(rows: Sequence[Row], resamples: int, seed: int) -> Figures:
+    groups = [row.group for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row.scores)
+    return Figures(
+        n=len(rows),
+        groups=len(set(groups)),
+        scores={name: _score(rows, name, resamples, seed) for name in names},
+        macro_f1=_macro(rows, resamples, seed),
+        truncated=share([float(row.truncated) for row in rows], groups, resamples, seed),
+        unreadable=share([float(row.problem is not None) for row in rows], groups, resamples, seed),
+    )
+
+
+def _score(rows: Sequence[Row], name: str, resamples: int, seed: int) -> Estimate:
+    pairs = [(value, row.group) for row in rows if (value := row.scores.get(name)) is not None]
+    return share([value for value, _ in pairs], [group for _, group in pairs], resamples, seed)
+
+
+def _macro(rows: Sequence[Row], resamples: int, seed: int) -> Estimate | None:
+    labelled = [(row.label, row.group) for row in rows if row.label is not None]
+    if not labelled:
+        return None
+    true, predicted = zip(*(label for label, _ in labelled), strict=True)
+    return macro_f1_estimate(true, predicted, [group for _, group in labelled], resamples, seed)
+
+
+def _parts(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row.by.get(column, NOT_GIVEN), []).append(row)
+    return dict(sorted(parts.items()))
+
+
+def _failures(rows: Sequence[Row]) -> tuple[Failure, ...]:
+    ids: dict[str, list[str]] = {}
+    for row in rows:
+        if row.problem is not None:
+            ids.setdefault(row.problem, []).append(row.id)
+    found = [Failure(reason, len(of), tuple(of[:_EXAMPLES])) for reason, of in ids.items()]
+    return tuple(sorted(found, key=lambda failure: (-failure.count, failure.reason)))
+
+
+def _values(rows: Sequence[Row], score: str) -> dict[str, float]:
+    ids = [row.id for row in rows]
+    if len(set(ids)) != len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise DataError("a question stands once in an evaluation", place=score, value=twice)
+    return {row.id: value for row in rows if (value := row.scores.get(score)) is not None}
