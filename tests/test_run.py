@@ -1,0 +1,267 @@
+"""The run folder: whole files, one process, one recipe, a clean stop."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolkit.errors import Interrupted, RunError
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.run import (
+    RunFolder,
+    StopRequest,
+    check_fingerprints,
+    find_run,
+    find_weights,
+    hide_secrets,
+    read_json,
+    read_lines,
+    reopen_run,
+    start_run,
+    versions,
+    write_json,
+)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return make_recipe(tmp_path)
+
+
+def make_recipe(folder: Path, *settings: str) -> Recipe:
+    file = folder / "recipe.toml"
+    file.write_text(f'[run]\nname = "one"\nfolder = "{folder}/runs"\n[data]\ntask = "mcq"\ntrain = "a"\n[sft]\n')
+    return load_recipe(file, settings)
+
+
+def in_another_process(code: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_new_run_keeps_the_resolved_recipe_seed_versions_and_a_log(recipe: Recipe) -> None:
+    with start_run(recipe) as run:
+        logging.getLogger("toolkit.somewhere").debug("a detail")
+    assert run.path == recipe.run_folder
+    assert run.recipe() == recipe
+    state = read_json(run.run_file)
+    assert state["seed"] == 3407
+    assert [session["versions"] for session in state["sessions"]] == [versions()]
+    assert {"python", "platform", "torch", "transformers", "numpy"} <= set(versions())
+    assert "a detail" in run.log_file.read_text()
+
+
+def test_a_finished_stage_stays_finished_and_its_record_is_kept(recipe: Recipe) -> None:
+    with start_run(recipe) as run:
+        assert not run.is_done("sft")
+        with pytest.raises(RunError, match="the stage sft has not finished"):
+            run.record("sft")
+        run.mark_done("sft", {"steps": 3, "loss": float("nan"), "weights": Path("stages/sft/weights")})
+        run.mark_done("evaluate-sft", {})
+    with start_run(recipe) as run:
+        assert run.is_done("sft")
+        # JSON has no NaN: a loss that was none is null.
+        assert run.record("sft") == {"steps": 3, "loss": None, "weights": "stages/sft/weights"}
+        assert run.finished_stages() == ["sft", "evaluate-sft"]
+
+
+def test_a_changed_recipe_is_refused_key_by_key_with_the_ways_out(recipe: Recipe, tmp_path: Path) -> None:
+    with start_run(recipe) as run:
+        pass
+    changed = make_recipe(tmp_path, "sft.epochs=2", "grpo={}", "run.log_steps=5")
+    with pytest.raises(RunError) as caught, start_run(changed):
+        pass
+    message = str(caught.value)
+    assert "\n  grpo: off -> on\n  sft.epochs: 1.0 -> 2.0\n" in message
+    assert "log_steps" not in message
+    assert "--fresh" in message
+    assert "run.name" in message
+    assert run.recipe() == recipe
+
+
+def test_harmless_keys_may_change_and_the_resolved_copy_follows(recipe: Recipe, tmp_path: Path) -> None:
+    with start_run(recipe):
+        pass
+    changed = make_recipe(tmp_path, "run.log_steps=5", "data.train=/moved/a")
+    with start_run(changed) as run:
+        assert run.recipe() == changed
+    assert "run.log_steps: 1 -> 5" in run.log_file.read_text()
+
+
+def test_fresh_moves_the_old_run_aside_and_never_over_another(recipe: Recipe, tmp_path: Path) -> None:
+    for number in range(3):
+        with start_run(recipe, fresh=True) as run:
+            assert not run.is_done("sft")
+            run.mark_done("sft", {"number": number})
+    runs = tmp_path / "runs"
+    assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["one", "one.old-1", "one.old-2"]
+    assert RunFolder(runs / "one.old-1").record("sft") == {"number": 0}
+    assert RunFolder(runs / "one.old-2").record("sft") == {"number": 1}
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken_for_a_run(recipe: Recipe) -> None:
+    recipe.run_folder.mkdir(parents=True)
+    (recipe.run_folder / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not empty and not a run"), start_run(recipe):
+        pass
+    with pytest.raises(RunError, match="not a run folder"):
+        find_run(recipe.run_folder)
+
+
+def test_changed_data_are_refused_on_resume(recipe: Recipe) -> None:
+    with start_run(recipe) as run:
+        check_fingerprints(run, {"data": "abc"})
+    with start_run(recipe) as run:
+        check_fingerprints(run, {"data": "abc", "rewards": "1"})
+        with pytest.raises(RunError, match="the data changed since this run began"):
+            check_fingerprints(run, {"data": "abd", "rewards": "1"})
+    assert read_json(run.run_file)["fingerprints"] == {"data": "abc", "rewards": "1"}
+
+
+def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    holder = in_another_process(f"""
+        import time
+        from toolkit.recipe import load_recipe
+        from toolkit.run import start_run
+        with start_run(load_recipe({str(tmp_path / "recipe.toml")!r})):
+            print("held", flush=True)
+            time.sleep(60)
+    """)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match="another process is working"), start_run(recipe):
+        pass
+    with pytest.raises(RunError, match="another process is working"), start_run(recipe, fresh=True):
+        pass
+    holder.kill()
+    holder.communicate()
+    with start_run(recipe), pytest.raises(RunError, match="another process is working"), reopen_run(recipe.run_folder):
+        pass
+
+
+def test_metrics_survive_a_torn_line_and_steps_that_ran_twice(recipe: Recipe) -> None:
+    with start_run(recipe) as run:
+        for step in (1, 2, 3):
+            run.log_metrics("sft", step, {"loss": 10 - step})
+        with run.metrics_file.open("a") as handle:
+            handle.write('{"stage": "sft", "step": 4, "lo')
+        assert [line["step"] for line in read_lines(run.metrics_file)] == [1, 2, 3]
+    with start_run(recipe) as run:
+        # Resumed from the checkpoint after step 2: step 3 runs again, and closes with a figure logged apart.
+        run.log_metrics("sft", 3, {"loss": 5, "best": float("inf")})
+        run.log_metrics("sft", 3, {"seconds": 2})
+        run.log_metrics("grpo", 1, {"reward": 0.5})
+        metrics = [{key: value for key, value in line.items() if key != "time"} for line in run.metrics()]
+    assert metrics == [
+        {"stage": "sft", "step": 1, "loss": 9},
+        {"stage": "sft", "step": 2, "loss": 8},
+        {"stage": "sft", "step": 3, "loss": 5, "best": None, "seconds": 2},
+        {"stage": "grpo", "step": 1, "reward": 0.5},
+    ]
+    assert "unfinished line of 31 bytes" in run.log_file.read_text()
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"x": [np.int64(1), np.float32(0.5), float("-inf"), True]})
+    with pytest.raises(TypeError):
+        write_json(file, {"x": object()})
+    assert file.read_text() == '{\n  "x": [\n    1,\n    0.5,\n    null,\n    true\n  ]\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_weights_are_found_in_a_run_and_in_a_folder_of_their_own(recipe: Recipe, tmp_path: Path) -> None:
+    with start_run(recipe) as run:
+        assert run.trained_weights() is None
+        with pytest.raises(RunError, match="no training stage"):
+            find_weights(run.path)
+        run.mark_done("sft", {})
+        assert find_weights(run.path) == run.weights_folder("sft")
+        run.mark_done("grpo", {})
+        assert find_weights(run.path) == run.weights_folder("grpo")
+    with pytest.raises(RunError, match="neither a run folder nor a folder of weights"):
+        find_weights(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert find_weights(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("using hf_abcdefGHIJKLmnopQRST now", "hf_abcdefGHIJKLmnopQRST"),
+        ("Authorization: Bearer abc.def-123456", "abc.def-123456"),
+        ("https://someone:secretpw@host/x", "secretpw"),
+        ("WANDB_API_KEY=0123456789abcdef", "0123456789abcdef"),
+        ('{"api_key": "q1w2e3r4"}', "q1w2e3r4"),
+        ("sk-proj-abcdefghijklmnop1234", "abcdefghijklmnop1234"),
+    ],
+)
+def test_tokens_and_keys_are_hidden(text: str, secret: str) -> None:
+    assert secret not in hide_secrets(text)
+
+
+def test_hiding_secrets_leaves_ordinary_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "grpo step 3: max_completion_tokens=128, token_f1: 0.5, hf backend, sk-learn, runs/hf_run"
+    assert hide_secrets(line) == line
+    monkeypatch.setenv("WANDB_API_KEY", "plainlookingvalue")
+    assert hide_secrets("it is plainlookingvalue.") == "it is [hidden]."
+
+
+def test_a_failure_is_written_into_the_log_with_its_traceback_and_without_tokens(recipe: Recipe) -> None:
+    def fail() -> None:
+        with start_run(recipe):
+            logging.getLogger("toolkit").info("token hf_abcdefGHIJKLmnopQRST")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    text = RunFolder(recipe.run_folder).log_file.read_text()
+    assert "Traceback" in text
+    assert "ZeroDivisionError" in text
+    assert "hf_abc" not in text
+
+
+def test_the_first_signal_is_noted_and_the_old_handler_comes_back() -> None:
+    before, noted = signal.getsignal(signal.SIGTERM), []
+    with StopRequest(noted.append) as stop:
+        stop.check("nothing happened")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.requested, noted) == (True, [signal.SIGTERM])
+        with pytest.raises(Interrupted, match="step 3 is saved") as caught:
+            stop.check("step 3 is saved")
+    assert caught.value.exit_code == 143  # 128 + 15, as shells say it
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_second_signal_ends_the_process_at_once() -> None:
+    process = in_another_process("""
+        import time
+        from toolkit.run import StopRequest
+        with StopRequest(lambda number: print("noted", number, flush=True)):
+            print("ready", flush=True)
+            for _ in range(600):
+                time.sleep(0.1)
+    """)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "noted 2\n"
+    time.sleep(0.1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    process.communicate()
+
+
+def test_run_needs_no_heavy_library() -> None:
+    code = "import sys, toolkit.run; print(sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,30 @@
+"""The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
+
+from toolkit.run.files import append_line, read_json, read_lines, write_json, write_text
+from toolkit.run.folder import TRAINING_STAGES, Record, RunFolder, find_run, find_weights
+from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
+from toolkit.run.machine import now, versions
+from toolkit.run.signals import StopRequest
+from toolkit.run.start import check_fingerprints, reopen_run, start_run
+
+__all__ = [
+    "LOGGER",
+    "TRAINING_STAGES",
+    "PlainFormatter",
+    "Record",
+    "RunFolder",
+    "StopRequest",
+    "append_line",
+    "check_fingerprints",
+    "find_run",
+    "find_weights",
+    "hide_secrets",
+    "now",
+    "read_json",
+    "read_lines",
+    "reopen_run",
+    "start_run",
+    "versions",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,171 @@
+"""The run folder: everything that a run writes, laid out so that it can be resumed, moved and read by eye."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import RunError
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.run.files import append_line, read_json, read_lines, write_json
+from toolkit.run.machine import now
+
+TRAINING_STAGES = ("sft", "grpo")
+"""The stages that leave weights, in the order in which they run."""
+
+Record = dict[str, Any]
+"""What a stage leaves for the results: plain JSON, paths relative to the run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run on disk.
+
+    ::
+
+        recipe.toml            the resolved recipe: every default written out, absolute paths
+        run.json               seed, fingerprints of what goes in, and versions for each time it was started
+        log.txt                what was said, with the time
+        metrics.jsonl          one line a training step: stage, step, time, and the figures
+        results.json           the records of all finished stages and the table of results
+        phantom/               practice data, if the recipe asks for them
+        stages/<name>/         what a stage keeps: checkpoints, weights, predictions
+        stages/<name>/done.json    its record, written last: a stage is finished when this file is there
+
+    Beside the folder stands ``.<name>.lock``, held by the process that works in it.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def recipe_file(self) -> Path:
+        """``recipe.toml``."""
+        return self.path / "recipe.toml"
+
+    @property
+    def run_file(self) -> Path:
+        """``run.json``."""
+        return self.path / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        """``log.txt``."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics_file(self) -> Path:
+        """``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """``results.json``."""
+        return self.path / "results.json"
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the run was made with.
+
+        Raises:
+            RecipeError: this version of the toolkit cannot read it.
+        """
+        return load_recipe(self.recipe_file)
+
+    def stage_folder(self, stage: str) -> Path:
+        """``stages/<stage>``, which is made if it is not there."""
+        folder = self.path / "stages" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage has finished."""
+        return (self.path / "stages" / stage / "done.json").is_file()
+
+    def mark_done(self, stage: str, record: Mapping[str, object]) -> None:
+        """Keep the stage's record; from now on the stage is finished."""
+        write_json(self.stage_folder(stage) / "done.json", {"stage": stage, "finished": now(), "record": record})
+
+    def record(self, stage: str) -> Record:
+        """What the stage left.
+
+        Raises:
+            RunError: the stage has not finished.
+        """
+        if not self.is_done(stage):
+            raise RunError(f"the stage {stage} has not finished", place=self.path, remedy="Run its recipe first.")
+        record: Record = read_json(self.stage_folder(stage) / "done.json")["record"]
+        return record
+
+    def finished_stages(self) -> list[str]:
+        """The stages that have finished, in the order in which they did."""
+        files = sorted(self.path.glob("stages/*/done.json"), key=lambda file: file.stat().st_mtime_ns)
+        # A copied folder has new times of modification, so the time in the file goes first.
+        return [file.parent.name for file in sorted(files, key=lambda file: str(read_json(file)["finished"]))]
+
+    def weights_folder(self, stage: str) -> Path:
+        """Where a training stage puts its adapter (or, after full fine-tuning, its whole model)."""
+        return self.path / "stages" / stage / "weights"
+
+    def trained_weights(self) -> Path | None:
+        """The weights of the last training stage that has finished; None before the first."""
+        done = [self.weights_folder(stage) for stage in TRAINING_STAGES if self.is_done(stage)]
+        return done[-1] if done else None
+
+    def log_metrics(self, stage: str, step: int, figures: Mapping[str, object]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        append_line(self.metrics_file, {"stage": stage, "step": step, "time": now(), **figures})
+
+    def metrics(self) -> list[Record]:
+        """One record for each stage and step, in the order of their first lines.
+
+        A step that was run twice, since the run was interrupted after its last checkpoint, counts with its later line;
+        figures that were logged apart for one step stand together.
+        """
+        steps: dict[tuple[str, int], Record] = {}
+        for line in read_lines(self.metrics_file):
+            steps.setdefault((line["stage"], line["step"]), {}).update(line)
+        return list(steps.values())
+
+
+def find_run(path: Path | str) -> RunFolder:
+    """The run in ``path``, to read from.
+
+    Raises:
+        RunError: no run is there.
+    """
+    run = RunFolder(Path(path).absolute())
+    if not _is_run(run):
+        raise RunError(
+            "this is not a run folder: it has no run.json and recipe.toml",
+            place=path,
+            remedy="Name the folder that `toolkit run` made, such as runs/quickstart.",
+        )
+    return run
+
+
+def find_weights(path: Path) -> Path:
+    """The folder of weights that ``path`` means: a run's last trained ones, or an adapter's or model's own folder.
+
+    Raises:
+        RunError: neither a run that has trained nor a folder of weights.
+    """
+    if _is_run(RunFolder(path)):
+        weights = RunFolder(path).trained_weights()
+        if weights is None:
+            raise RunError("no training stage of this run has finished", place=path, remedy="Finish it first.")
+        return weights
+    if not any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise RunError(
+            "this is neither a run folder nor a folder of weights: no run.json, adapter_config.json or config.json",
+            place=path,
+        )
+    return path
+
+
+def _is_run(run: RunFolder) -> bool:
+    # recipe.toml alone may be a user's own file.
+    return run.run_file.is_file() and run.recipe_file.is_file()

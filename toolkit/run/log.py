@@ -1,0 +1,62 @@
+"""The run's log: what the package says, with the time, in log.txt; tokens and keys never get into it."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOGGER = "toolkit"
+"""Every room logs under this name. INFO is for the reader at the terminal, DEBUG for log.txt alone."""
+
+HIDDEN = "[hidden]"
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "TRACKIO_API_KEY", "OPENAI_API_KEY")
+_SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\b(?:sk|ghp|gho|glpat|xox[abp])[-_][A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b"
+    r"|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}=*|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+_NAMED_SECRET = re.compile(
+    r"(?i)\b(\w*(?:api[_-]?key|access[_-]?token|password|secret)\w*[\"']?\s*[=:]\s*[\"']?)[^\s\"',]+"
+)
+
+
+def hide_secrets(text: str) -> str:
+    """``text`` with Hub tokens, API keys, passwords in URLs and the values of ``SECRET_VARIABLES`` replaced."""
+    for variable in SECRET_VARIABLES:
+        value = os.environ.get(variable, "")
+        if len(value) >= 8:
+            text = text.replace(value, HIDDEN)
+    return _NAMED_SECRET.sub(rf"\1{HIDDEN}", _SECRET.sub(HIDDEN, text))
+
+
+class PlainFormatter(logging.Formatter):
+    """Time, level where it is not INFO, message and traceback, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several with a traceback."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        text = f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {level}{record.getMessage()}"
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return hide_secrets(text)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """While the block runs, DEBUG and above of ``LOGGER`` and warnings of other libraries are added to ``path``."""
+    own, others = logging.getLogger(LOGGER), logging.getLogger()
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(PlainFormatter())
+    handler.addFilter(lambda record: record.name.partition(".")[0] == LOGGER or record.levelno >= logging.WARNING)
+    level = own.level
+    own.setLevel(logging.DEBUG)
+    others.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        others.removeHandler(handler)
+        own.setLevel(level)
+        handler.close()

@@ -1,0 +1,187 @@
+"""Start, continue or reopen a run: one process at a time, one recipe and one set of data for a folder."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from toolkit.errors import RunError, ToolkitError
+from toolkit.recipe import Recipe, changed_keys, dump_recipe
+from toolkit.run.files import cut_torn_line, read_json, write_json, write_text
+from toolkit.run.folder import Record, RunFolder, find_run
+from toolkit.run.log import logging_to
+from toolkit.run.machine import now, versions
+
+HARMLESS = frozenset(
+    {
+        "run.folder",
+        "run.report_to",
+        "run.checkpoint_steps",
+        "run.keep_checkpoints",
+        "run.log_steps",
+        "data.train",
+        "data.validation",
+        "data.test",
+        "data.image_root",
+        "data.max_dropped",
+        "images.scan",
+        "images.memory_cache_mb",
+        "images.disk_cache",
+    }
+)
+"""Keys that may change while a run goes on: they change neither the weights nor the answers. Where the data lie may
+change since what they hold is compared by fingerprint."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
+    """The recipe's run folder, new or to be continued, locked and logging to its log.txt while the block runs.
+
+    Args:
+        recipe: its ``run_folder`` names the place.
+        fresh: begin anew; an old folder of this name is renamed to ``<name>.old-1`` (or -2, ...), never removed.
+
+    Raises:
+        RunError: another process works in it; the recipe differs from the folder's; or the folder is no run.
+    """
+    path = recipe.run_folder.absolute()
+    with _locked(path):
+        if fresh and path.exists():
+            path.rename(_name_for_old(path))
+        run = RunFolder(path)
+        if not run.run_file.is_file():
+            _refuse_foreign(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with logging_to(run.log_file), _LogFailure():
+            _refuse_changes(run, recipe)
+            _begin_session(run, recipe)
+            write_text(run.recipe_file, dump_recipe(recipe))
+            yield run
+
+
+@contextmanager
+def reopen_run(path: Path | str) -> Iterator[RunFolder]:
+    """An existing run, locked and logging while the block runs, to add something to it.
+
+    Raises:
+        RunError: no run is there, or another process works in it.
+    """
+    run = find_run(path)
+    with _locked(run.path), logging_to(run.log_file), _LogFailure():
+        yield run
+
+
+def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
+    """Keep what went into the run, or see that it is still the same.
+
+    Args:
+        run: a started run.
+        fingerprints: what (``data``, ``rewards``) -> a digest of its content.
+
+    Raises:
+        RunError: a digest differs from the one that the run began with.
+    """
+    state = read_json(run.run_file)
+    known: dict[str, str] = state["fingerprints"]
+    changed = [name for name, digest in fingerprints.items() if known.get(name, digest) != digest]
+    if changed:
+        raise RunError(
+            f"the {' and '.join(changed)} changed since this run began, so it cannot be continued with them",
+            place=run.path,
+            remedy="Bring back what it began with, begin anew with --fresh (the old folder is kept under another "
+            "name), or choose another run.name.",
+        )
+    write_json(run.run_file, {**state, "fingerprints": {**known, **fingerprints}})
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # Beside the folder, so that it also covers the moment when --fresh renames it. The operating system lets go of the
+    # lock when its process ends, however it ends.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            "another process is working in this run folder",
+            place=path,
+            remedy="Wait for it, or choose another name with --set run.name=...",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _name_for_old(path: Path) -> Path:
+    number = 1
+    while path.with_name(f"{path.name}.old-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.old-{number}")
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunError("a run folder cannot be made here: this is a file", place=path)
+    if path.is_dir() and any(file.name != "log.txt" for file in path.iterdir()):
+        raise RunError(
+            "this folder is not empty and not a run: it has no run.json",
+            place=path,
+            remedy="Choose another run.name or run.folder.",
+        )
+
+
+def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
+    if not run.recipe_file.is_file():
+        return
+    changed = changed_keys(run.recipe(), recipe)
+    lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key not in HARMLESS]
+    if lines:
+        raise RunError(
+            "the recipe differs from the one this run began with:\n  " + "\n  ".join(lines) + "\n",
+            place=run.path,
+            remedy="Run the old recipe, begin anew with --fresh (the old folder is kept under another name), or "
+            "choose another name with --set run.name=...",
+        )
+    for key, (old, new) in changed.items():
+        log.info("the recipe changed where it may: %s: %s -> %s", key, old, new)
+
+
+def _begin_session(run: RunFolder, recipe: Recipe) -> None:
+    torn = cut_torn_line(run.metrics_file)
+    if torn:
+        log.info("metrics.jsonl ended in an unfinished line of %d bytes, which was cut off", torn)
+    session: Record = {"started": now(), "versions": versions()}
+    if not run.run_file.is_file():
+        write_json(run.run_file, {"seed": recipe.run.seed, "fingerprints": {}, "sessions": [session]})
+        log.info("run %s begins in %s", run.name, run.path)
+        return
+    state = read_json(run.run_file)
+    log.info("run %s goes on in %s", run.name, run.path)
+    _tell_changed_versions(state["sessions"][-1]["versions"], session["versions"])
+    write_json(run.run_file, {**state, "sessions": [*state["sessions"], session]})
+
+
+def _tell_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            log.warning("%s changed since the run was last started: %s -> %s", name, old.get(name), new.get(name))
+
+
+class _LogFailure:
+    """Writes what ends the run into its log and lets it pass."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, ToolkitError):
+            log.debug("stopped: %s", error)
+        elif error is not None:
+            log.debug("stopped by an error of the toolkit itself", exc_info=error)
