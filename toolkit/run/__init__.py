@@ -4,6 +4,7 @@ from toolkit.run.files import append_line, read_json, read_lines, write_json, wr
 from toolkit.run.folder import TRAINING_STAGES, Record, RunFolder, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
 from toolkit.run.machine import now, versions
+from toolkit.run.progress import Progress, silent
 from toolkit.run.signals import StopRequest
 from toolkit.run.start import check_fingerprints, reopen_run, start_run
 
@@ -11,6 +12,7 @@ __all__ = [
     "LOGGER",
     "TRAINING_STAGES",
     "PlainFormatter",
+    "Progress",
     "Record",
     "RunFolder",
     "StopRequest",
@@ -23,6 +25,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "reopen_run",
+    "silent",
     "start_run",
     "versions",
     "write_json",

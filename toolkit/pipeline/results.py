@@ -1,0 +1,83 @@
+"""The table of results: baseline, before, after SFT, after GRPO, each with n, interval and paired differences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit.run import Record, RunFolder, read_json, write_json
+
+EVALUATE = "evaluate-"
+"""An evaluation's stage is called by this and its name."""
+
+LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "after GRPO"}
+"""Name of an evaluation -> what the table calls it; any other goes by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One line of the table.
+
+    ``estimate`` is the score with n and interval; ``to_previous`` and ``to_baseline`` are paired differences to the row
+    above and to the majority baseline, None where there is none to compare with.
+    """
+
+    label: str
+    estimate: Mapping[str, Any]
+    to_previous: Mapping[str, Any] | None = None
+    to_baseline: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a run has found so far: ``score`` names what ``rows`` hold; empty where nothing was evaluated."""
+
+    run: RunFolder
+    score: str
+    split: str
+    rows: tuple[ResultRow, ...]
+
+
+def evaluations(run: RunFolder) -> list[str]:
+    """Names of the finished evaluations, in the order in which they finished."""
+    return [stage.removeprefix(EVALUATE) for stage in run.finished_stages() if stage.startswith(EVALUATE)]
+
+
+def read_results(run: RunFolder) -> Results:
+    """The table of a run's finished evaluations."""
+    names = evaluations(run)
+    records = [run.record(EVALUATE + name) for name in names]
+    if not records:
+        return Results(run, "", "", ())
+    rows = [ResultRow("majority baseline", records[0]["baseline"]), *map(_row, names, records, _before(names))]
+    return Results(run, records[0]["score"], records[0]["split"], tuple(rows))
+
+
+def write_results(run: RunFolder) -> Results:
+    """Put the table and the records of all finished stages into results.json, and give the table."""
+    results = read_results(run)
+    write_json(
+        run.results_file,
+        {
+            "run": run.name,
+            **{key: value for key, value in read_json(run.run_file).items() if key in ("seed", "fingerprints")},
+            "score": results.score,
+            "split": results.split,
+            "table": [asdict(row) for row in results.rows],
+            "stages": {stage: run.record(stage) for stage in run.finished_stages()},
+        },
+    )
+    return results
+
+
+def _before(names: Sequence[str]) -> list[str | None]:
+    return [None, *names[:-1]]
+
+
+def _row(name: str, record: Record, previous: str | None) -> ResultRow:
+    differences = record["differences"]
+    return ResultRow(
+        label=LABELS.get(name, name),
+        estimate=record["value"],
+        to_previous=differences.get(previous or "baseline"),
+        to_baseline=differences.get("baseline"),
+    )

@@ -1,0 +1,116 @@
+"""The stages of a recipe in order, with resume: what is finished is skipped, what is not goes on."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
+from toolkit.recipe import Recipe
+from toolkit.run import TRAINING_STAGES, Progress, Record, RunFolder, StopRequest, silent, start_run
+from toolkit.stages.context import Context, Evaluate, Export, Train
+
+if TYPE_CHECKING:
+    from toolkit.images import ImageStore
+    from toolkit.tasks.loading import Data
+
+log = logging.getLogger(__name__)
+
+Prepare = Callable[[Recipe, RunFolder, Progress], tuple["Data", "ImageStore"]]
+"""Rows and pictures of a recipe, checked; raises DataError, ImageError, or RunError if they changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The functions that do the work; tests pass others."""
+
+    prepare: Prepare
+    sft: Train
+    grpo: Train
+    evaluate: Evaluate
+    export: Export
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry of a run's plan; ``name`` is the stage's folder."""
+
+    name: str
+    work: Callable[[Context], Mapping[str, object]]
+
+
+def run_recipe(
+    recipe: Recipe,
+    stages: Stages,
+    *,
+    fresh: bool = False,
+    progress: Progress = silent,
+    notify: Callable[[int], None] = lambda number: None,
+) -> Results:
+    """Run every stage of the recipe that has not finished, and give the table of results.
+
+    Args:
+        recipe: what to do.
+        stages: who does it.
+        fresh: begin anew; an old run of this name is moved aside.
+        progress: told how far a stage has come.
+        notify: told the number of the signal that asks the run to stop, inside the signal's handler.
+
+    Raises:
+        ToolkitError: whatever ends the run; Interrupted after a signal, with the state saved.
+    """
+    with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
+        steps = plan_steps(recipe, stages)
+        for step in steps:
+            if run.is_done(step.name):
+                log.info("%s: finished before, skipped", step.name)
+        open_steps = [step for step in steps if not run.is_done(step.name)]
+        if open_steps:
+            data, images = stages.prepare(recipe, run, progress)
+            context = Context(recipe, run, data, images, stop, progress)
+            for step in open_steps:
+                stop.check(f"{step.name} has not begun, and what came before is finished")
+                run_step(step, context)
+        return read_results(run)
+
+
+def plan_steps(recipe: Recipe, stages: Stages) -> list[Step]:
+    """Evaluate, then train and evaluate again for each training stage, then export; only what the recipe has."""
+    trained = [name for name in TRAINING_STAGES if getattr(recipe, name) is not None]
+    steps = []
+    if recipe.evaluate and (recipe.evaluate.before or not trained):
+        steps.append(evaluation_step("before", stages.evaluate))
+    for name in trained:
+        steps.append(Step(name, getattr(stages, name)))
+        if recipe.evaluate:
+            steps.append(evaluation_step(name, stages.evaluate))
+    if recipe.export:
+        steps.append(Step("export", stages.export))
+    return steps
+
+
+def evaluation_step(name: str, evaluate: Evaluate) -> Step:
+    """The evaluation ``name`` of the newest weights, compared with those that finished before it."""
+
+    def work(context: Context) -> Mapping[str, object]:
+        earlier = [other for other in evaluations(context.run) if other != name]
+        return evaluate(context, name, context.weights, earlier)
+
+    return Step(EVALUATE + name, work)
+
+
+def run_step(step: Step, context: Context) -> Record:
+    """Do one step, keep its record, bring results.json up to date."""
+    log.info("%s begins", step.name)
+    started = time.monotonic()
+    record = step.work(context)
+    context.run.mark_done(step.name, record)
+    write_results(context.run)
+    log.info("%s is finished (%s)", step.name, _spell_time(time.monotonic() - started))
+    return context.run.record(step.name)
+
+
+def _spell_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

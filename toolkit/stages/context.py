@@ -1,0 +1,100 @@
+"""What a stage gets to work with, and what it leaves: the contract between the pipeline and the stages.
+
+A training stage goes on from ``context.weights``, keeps its checkpoints in ``context.run.stage_folder(name)``, puts its
+weights into ``context.run.weights_folder(name)``, and returns its record. It is called again after an interruption, and
+goes on from its last checkpoint. It calls ``context.report`` after each step, looks at ``context.stop.requested``, and
+raises Interrupted once its state is saved.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from toolkit.recipe import Recipe
+from toolkit.run import Progress, Record, RunFolder, StopRequest, find_weights, silent
+
+if TYPE_CHECKING:  # the pipeline and its tests need neither numpy nor pyarrow to pass a context on
+    from toolkit.images import ImageStore
+    from toolkit.tasks.loading import Data
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A stage's surroundings: recipe, run folder, rows, pictures, the wish to stop, and who is told of progress."""
+
+    recipe: Recipe
+    run: RunFolder
+    data: "Data"
+    images: "ImageStore"
+    stop: StopRequest
+    progress: Progress = silent
+
+    @property
+    def weights(self) -> Path | None:
+        """What to go on from: the run's last trained weights, else the recipe's adapter, else the base model (None).
+
+        Raises:
+            RunError: ``model.adapter`` holds no weights.
+        """
+        adapter = self.recipe.model.adapter
+        return self.run.trained_weights() or (find_weights(adapter) if adapter else None)
+
+    def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Tell of one finished step: a line in metrics.jsonl and in log.txt, and progress."""
+        self.run.log_metrics(stage, step, figures)
+        note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.debug("%s step %d of %d: %s", stage, step, steps, note)
+        self.progress(stage, step, steps, _shown(figures))
+
+
+class EvaluationRecord(TypedDict):
+    """What an evaluation leaves. Estimates and differences are ``dataclasses.asdict`` of those in ``metrics``."""
+
+    split: str
+    score: str
+    """The task's primary score, which the table of results shows."""
+    value: Mapping[str, Any]
+    """The score's Estimate."""
+    baseline: Mapping[str, Any]
+    """The Estimate of the majority baseline on the same questions."""
+    differences: Mapping[str, Mapping[str, Any]]
+    """``baseline`` or an earlier evaluation's name -> Paired: this evaluation minus that one."""
+    summary: Mapping[str, Any]
+    """Summary.to_dict()."""
+    predictions: str
+    """The JSONL of answers, relative to the run folder."""
+
+
+class Train(Protocol):
+    """A training stage: leaves weights, gives its record."""
+
+    def __call__(self, context: Context) -> Record:
+        """Raises Interrupted, ModelError or TrainingError."""
+
+
+class Evaluate(Protocol):
+    """Asks the held-out questions."""
+
+    def __call__(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
+        """Evaluate ``weights`` (None: the base model) as evaluation ``name``, compared with ``earlier`` ones.
+
+        Its files go to ``context.run.stage_folder(f"evaluate-{name}")``.
+        """
+
+
+class Export(Protocol):
+    """Writes weights for other programs and sees that they give the same answers."""
+
+    def __call__(self, context: Context) -> Record:
+        """Exports ``context.weights`` into ``context.run.stage_folder("export")``; raises ModelError."""
+
+
+_SHOWN = ("loss", "reward", "reward_std")
+
+
+def _shown(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {figures[name]:.3g}" for name in _SHOWN if name in figures)
