@@ -1,0 +1,219 @@
+"""The stages in order, what a second run skips, and the table they end in. The stages here only write files."""
+
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import Interrupted, RunError, TrainingError
+from toolkit.pipeline import Results, Stages, read_results, run_recipe
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.run import RunFolder, check_fingerprints, read_json
+from toolkit.stages.context import Context
+
+TEXT = """
+[run]
+name = "one"
+folder = "{folder}/runs"
+[data]
+task = "mcq"
+train = "rows.json"
+[sft]
+[grpo]
+[evaluate]
+[export]
+"""
+
+SCORES = {"baseline": 0.25, "before": 0.2, "sft": 0.6, "grpo": 0.75}
+
+
+def estimate(value: float) -> dict[str, Any]:
+    return {"value": value, "n": 100, "low": value - 0.1, "high": value + 0.1}
+
+
+@dataclass
+class FakeStages:
+    """Writes down what it is called with, and the files that a stage leaves; ``fail`` names where it raises."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    fail: Mapping[str, Exception] = field(default_factory=dict)
+    fingerprint: str = "abc"
+    signal_in: str = ""
+
+    def table(self) -> Stages:
+        return Stages(self.prepare, self.trainer("sft"), self.trainer("grpo"), self.evaluate, self.export)
+
+    def prepare(self, recipe: Recipe, run: RunFolder, progress: object) -> tuple[Any, Any]:
+        self.calls.append(("prepare",))
+        check_fingerprints(run, {"data": self.fingerprint})
+        return "rows", "pictures"
+
+    def trainer(self, name: str) -> Any:
+        def train(context: Context) -> dict[str, Any]:
+            self.calls.append((name, relative(context, context.weights)))
+            context.report(name, 1, 1, {"loss": 0.5})
+            if self.signal_in == name:
+                os.kill(os.getpid(), signal.SIGTERM)
+                context.stop.check("step 1 is saved")
+            if name in self.fail:
+                raise self.fail[name]
+            return {"steps": 1}
+
+        return train
+
+    def evaluate(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> Any:
+        self.calls.append(("evaluate", name, relative(context, weights), *earlier))
+        assert (context.data, context.images) == ("rows", "pictures")
+        differences = {
+            other: {"difference": estimate(SCORES[name] - SCORES[other])} for other in ("baseline", *earlier)
+        }
+        return {
+            "split": "test",
+            "score": "accuracy",
+            "value": estimate(SCORES[name]),
+            "baseline": estimate(SCORES["baseline"]),
+            "differences": differences,
+        }
+
+    def export(self, context: Context) -> dict[str, Any]:
+        self.calls.append(("export", relative(context, context.weights)))
+        return {"merged": "stages/export/merged"}
+
+
+def relative(context: Context, path: Path | None) -> str | None:
+    return None if path is None else path.relative_to(context.run.path).as_posix()
+
+
+def make_recipe(folder: Path, *settings: str, text: str = TEXT) -> Recipe:
+    file = folder / "recipe.toml"
+    file.write_text(text.format(folder=folder))
+    return load_recipe(file, settings)
+
+
+def differences(results: Results, kind: str) -> list[float | None]:
+    found = [getattr(row, kind) for row in results.rows]
+    return [None if one is None else pytest.approx(one["difference"]["value"]) for one in found]
+
+
+def test_all_stages_run_in_order_each_on_the_weights_of_the_one_before(tmp_path: Path) -> None:
+    stages = FakeStages()
+    run_recipe(make_recipe(tmp_path), stages.table())
+    assert stages.calls == [
+        ("prepare",),
+        ("evaluate", "before", None),
+        ("sft", None),
+        ("evaluate", "sft", "stages/sft/weights", "before"),
+        ("grpo", "stages/sft/weights"),
+        ("evaluate", "grpo", "stages/grpo/weights", "before", "sft"),
+        ("export", "stages/grpo/weights"),
+    ]
+
+
+def test_the_table_has_baseline_before_sft_grpo_with_paired_differences(tmp_path: Path) -> None:
+    results = run_recipe(make_recipe(tmp_path), FakeStages().table())
+    assert (results.score, results.split) == ("accuracy", "test")
+    assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "after GRPO"]
+    assert [row.estimate["value"] for row in results.rows] == [0.25, 0.2, 0.6, 0.75]
+    # 0.2 - 0.25, 0.6 - 0.2, 0.75 - 0.6; and each minus the baseline's 0.25.
+    assert differences(results, "to_previous") == [None, -0.05, 0.4, 0.15]
+    assert differences(results, "to_baseline") == [None, -0.05, 0.35, 0.5]
+    written = read_json(results.run.results_file)
+    assert [row["label"] for row in written["table"]] == [row.label for row in results.rows]
+    assert written["fingerprints"] == {"data": "abc"}
+    assert list(written["stages"]) == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
+    assert read_results(results.run) == results
+
+
+def test_a_second_run_skips_everything_says_so_and_reads_no_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe(tmp_path)
+    first = run_recipe(recipe, FakeStages().table())
+    again = FakeStages()
+    with caplog.at_level(logging.INFO, "toolkit"):
+        assert run_recipe(recipe, again.table()) == first
+    assert again.calls == []
+    assert [line for line in caplog.messages if "skipped" in line] == [
+        f"{stage}: finished before, skipped"
+        for stage in ("evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export")
+    ]
+
+
+def test_a_run_that_failed_goes_on_with_the_stage_that_failed(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("nothing to learn")}).table())
+    second = FakeStages()
+    run_recipe(recipe, second.table())
+    assert [call[0] for call in second.calls] == ["prepare", "grpo", "evaluate", "export"]
+
+
+def test_a_signal_ends_the_run_with_its_exit_code_and_the_next_goes_on(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    noted: list[int] = []
+    with pytest.raises(Interrupted) as caught:
+        run_recipe(recipe, FakeStages(signal_in="sft").table(), notify=noted.append)
+    assert (caught.value.exit_code, noted) == (143, [signal.SIGTERM])
+    second = FakeStages()
+    run_recipe(recipe, second.table())
+    assert second.calls[1] == ("sft", None)
+
+
+def test_fresh_begins_anew_and_keeps_the_old_run(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    run_recipe(recipe, FakeStages().table())
+    again = FakeStages()
+    run_recipe(recipe, again.table(), fresh=True)
+    assert len(again.calls) == 7
+    assert RunFolder(tmp_path / "runs" / "one.old-1").is_done("export")
+
+
+def test_changed_data_end_a_resumed_run_before_any_stage(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    with pytest.raises(TrainingError):
+        run_recipe(recipe, FakeStages(fail={"sft": TrainingError("x")}).table())
+    changed = FakeStages(fingerprint="other")
+    with pytest.raises(RunError, match="the data changed"):
+        run_recipe(recipe, changed.table())
+    assert changed.calls == [("prepare",)]
+
+
+def test_only_the_sections_that_are_there_run(tmp_path: Path) -> None:
+    text = TEXT.replace("[sft]\n[grpo]\n", "").replace("[export]\n", "")
+    stages = FakeStages()
+    results = run_recipe(make_recipe(tmp_path, "evaluate.before=false", text=text), stages.table())
+    # Without training there is one model to evaluate, whatever `before` says.
+    assert stages.calls == [("prepare",), ("evaluate", "before", None)]
+    assert [row.label for row in results.rows] == ["majority baseline", "before"]
+
+
+def test_a_run_goes_on_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None:
+    earlier = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
+    seen: list[Path | None] = []
+
+    def train(context: Context) -> dict[str, Any]:
+        seen.append(context.weights)
+        return {}
+
+    fake = FakeStages()
+    stages = Stages(fake.prepare, fake.trainer("sft"), train, fake.evaluate, fake.export)
+    text = '[run]\nname = "two"\nfolder = "{folder}/runs"\n[data]\ntask = "mcq"\ntrain = "rows.json"\n[grpo]\n'
+    results = run_recipe(make_recipe(tmp_path, f"model.adapter={earlier.path}", text=text), stages)
+    assert seen == [earlier.path / "stages" / "grpo" / "weights"]
+    assert results.rows == ()
+
+
+def test_each_step_goes_to_metrics_and_log(tmp_path: Path) -> None:
+    run = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
+    assert [(line["stage"], line["step"], line["loss"]) for line in run.metrics()] == [
+        ("sft", 1, 0.5),
+        ("grpo", 1, 0.5),
+    ]
+    text = run.log_file.read_text()
+    assert "sft step 1 of 1: loss 0.5" in text
+    assert "sft begins" in text
