@@ -1,0 +1,154 @@
+"""The house: imports point down, prints stand in the command line, and what must not be written is not written."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "toolkit"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("recipe", "sample"),
+    ("chat", "splits", "images", "rows", "run", "phantoms"),
+    ("tiny",),
+    ("scores", "regions"),
+    ("metrics", "rewards"),
+    ("tasks",),
+    ("backends",),
+    ("stages", "imagegen"),
+    ("plan", "doctor", "report", "pipeline"),
+    ("cli",),
+    ("__main__",),
+)
+"""Rooms from the ground up. A room imports from the rows below its own, or from itself."""
+
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+
+PACKAGE_ITSELF = "__init__"
+"""It holds the version and belongs to no row."""
+
+HEAVY = frozenset(
+    {"torch", "transformers", "trl", "peft", "datasets", "sklearn", "unsloth", "bitsandbytes", "torchvision"}
+)
+LIGHT_ROOMS = ("errors", "recipe", "sample", "scores", "rewards", "run", "cli", "pipeline")
+"""Rooms that the command line loads before it knows that it will train."""
+
+Import = tuple[str, int, bool]
+"""Module, line, and whether it stands at the module's level."""
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((name.name, node.lineno, id(node) in top) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            # `from toolkit import recipe` imports the room.
+            names = [f"toolkit.{name.name}" for name in node.names] if node.module == "toolkit" else [node.module or ""]
+            yield from ((name, node.lineno, id(node) in top) for name in names)
+
+
+def test_every_room_has_its_row() -> None:
+    rooms = {room_of(path) for path in modules()}
+    assert rooms - set(HEIGHT) == {PACKAGE_ITSELF}
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path in modules():
+        room = room_of(path)
+        for module, line, _ in imports(path):
+            package, _, rest = module.partition(".")
+            other = rest.partition(".")[0]
+            # Names that are no rooms, such as the version, come from the package itself.
+            if package == "toolkit" and other in HEIGHT and other != room and HEIGHT[other] >= HEIGHT[room]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {room} imports {other}")
+    assert wrong == []
+
+
+def test_only_the_unsloth_backend_imports_unsloth() -> None:
+    found = {
+        path.relative_to(PACKAGE).as_posix() for path in modules() for name, *_ in imports(path) if "unsloth" in name
+    }
+    assert found <= {"backends/unsloth.py"}
+
+
+def test_rooms_that_start_fast_import_no_heavy_library() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in modules()
+        if room_of(path) in LIGHT_ROOMS
+        for module, line, _ in imports(path)
+        if module.partition(".")[0] in HEAVY
+    ]
+    assert wrong == []
+
+
+def test_heavy_libraries_are_imported_at_module_level_only_where_models_are() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in modules()
+        if room_of(path) not in ("backends", "stages", "tiny", "imagegen")
+        for module, line, at_top in imports(path)
+        if at_top and module.partition(".")[0] in HEAVY
+    ]
+    assert wrong == []
+
+
+def test_nothing_prints_outside_the_command_line() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules()
+        if room_of(path) != "cli"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input", "exit")
+    ]
+    assert wrong == []
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+    assert [path for path in modules() if path.stem.strip("_") in drawers] == []
+
+
+def test_no_module_takes_the_name_of_a_library_it_would_hide() -> None:
+    names = {path.stem for path in modules() if path.parent == PACKAGE}
+    assert not names & {"transformers", "datasets", "types", "logging", "torch", "json"}
+
+
+def test_every_module_says_its_concept_first() -> None:
+    without = [path for path in modules() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert without == []
+
+
+def test_tracked_files_speak_of_the_project_only() -> None:
+    # Put together here so that this file does not hold them.
+    words = ["/wo" + "rk/", "/fa" + "rm/", "bash_" + "jobs", "../sha" + "red/seeds", "TO" + "DO", "FIX" + "ME"]
+    command = [
+        "git",
+        "grep",
+        "-nIF",
+        *(part for word in words for part in ("-e", word)),
+        "--",
+        ".",
+        ":!*.json",
+        ":!*.csv",
+    ]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode > 1:
+        pytest.skip(f"git cannot search here: {found.stderr.strip()}")
+    assert found.stdout == ""
