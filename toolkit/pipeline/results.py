@@ -10,7 +10,7 @@ EVALUATE = "evaluate-"
 """An evaluation's stage is called by this and its name."""
 
 LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "after GRPO"}
-"""Name of an evaluation -> what the table calls it; any other goes by its name."""
+"""A run's own evaluations in their order, and what the table calls them; any other goes by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +38,19 @@ class Results:
 
 
 def evaluations(run: RunFolder) -> list[str]:
-    """Names of the finished evaluations, in the order in which they finished."""
-    return [stage.removeprefix(EVALUATE) for stage in run.finished_stages() if stage.startswith(EVALUATE)]
+    """Names of the run's own finished evaluations, in their order."""
+    return [name for name in LABELS if run.is_done(EVALUATE + name)]
 
 
-def read_results(run: RunFolder) -> Results:
-    """The table of a run's finished evaluations."""
-    names = evaluations(run)
-    records = [run.record(EVALUATE + name) for name in names]
-    if not records:
+def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
+    """The table of finished evaluations (default: the run's own), which all asked the same questions."""
+    names = evaluations(run) if names is None else names
+    if not names:
         return Results(run, "", "", ())
-    rows = [ResultRow("majority baseline", records[0]["baseline"]), *map(_row, names, records, _before(names))]
-    return Results(run, records[0]["score"], records[0]["split"], tuple(rows))
+    records = [run.record(EVALUATE + name) for name in names]
+    rows = [ResultRow("majority baseline", records[-1]["baseline"])]
+    rows += [_row(name, record, before) for name, record, before in zip(names, records, [None, *names], strict=False)]
+    return Results(run, records[-1]["score"], records[-1]["split"], tuple(rows))
 
 
 def write_results(run: RunFolder) -> Results:
@@ -67,10 +68,6 @@ def write_results(run: RunFolder) -> Results:
         },
     )
     return results
-
-
-def _before(names: Sequence[str]) -> list[str | None]:
-    return [None, *names[:-1]]
 
 
 def _row(name: str, record: Record, previous: str | None) -> ResultRow:

@@ -4,20 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
 from toolkit.run import TRAINING_STAGES, Progress, Record, RunFolder, StopRequest, silent, start_run
-from toolkit.stages.context import Context, Evaluate, Export, Train
-
-if TYPE_CHECKING:
-    from toolkit.images import ImageStore
-    from toolkit.tasks.loading import Data
+from toolkit.stages.context import Context, DataAndImages, Evaluate, Export, Train
 
 log = logging.getLogger(__name__)
 
-Prepare = Callable[[Recipe, RunFolder, Progress], tuple["Data", "ImageStore"]]
+Prepare = Callable[[Recipe, RunFolder, Progress], DataAndImages]
 """Rows and pictures of a recipe, checked; raises DataError, ImageError, or RunError if they changed."""
 
 
@@ -67,8 +62,7 @@ def run_recipe(
                 log.info("%s: finished before, skipped", step.name)
         open_steps = [step for step in steps if not run.is_done(step.name)]
         if open_steps:
-            data, images = stages.prepare(recipe, run, progress)
-            context = Context(recipe, run, data, images, stop, progress)
+            context = Context(recipe, run, *stages.prepare(recipe, run, progress), stop, progress)
             for step in open_steps:
                 stop.check(f"{step.name} has not begun, and what came before is finished")
                 run_step(step, context)

@@ -1,7 +1,7 @@
 """The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
 
 from toolkit.run.files import append_line, read_json, read_lines, write_json, write_text
-from toolkit.run.folder import TRAINING_STAGES, Record, RunFolder, find_run, find_weights
+from toolkit.run.folder import TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
 from toolkit.run.machine import now, versions
 from toolkit.run.progress import Progress, silent
@@ -18,6 +18,7 @@ __all__ = [
     "StopRequest",
     "append_line",
     "check_fingerprints",
+    "current_weights",
     "find_run",
     "find_weights",
     "hide_secrets",

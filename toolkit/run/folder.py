@@ -147,6 +147,16 @@ def find_run(path: Path | str) -> RunFolder:
     return run
 
 
+def current_weights(run: RunFolder, recipe: Recipe) -> Path | None:
+    """What a stage goes on from: the run's last trained weights, else the recipe's adapter, else None, the base model.
+
+    Raises:
+        RunError: ``model.adapter`` holds no weights.
+    """
+    adapter = recipe.model.adapter
+    return run.trained_weights() or (find_weights(adapter) if adapter else None)
+
+
 def find_weights(path: Path) -> Path:
     """The folder of weights that ``path`` means: a run's last trained ones, or an adapter's or model's own folder.
 

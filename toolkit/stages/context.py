@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from toolkit.recipe import Recipe
-from toolkit.run import Progress, Record, RunFolder, StopRequest, find_weights, silent
+from toolkit.run import Progress, Record, RunFolder, StopRequest, current_weights, silent
 
 if TYPE_CHECKING:  # the pipeline and its tests need neither numpy nor pyarrow to pass a context on
     from toolkit.images import ImageStore
     from toolkit.tasks.loading import Data
+
+DataAndImages = tuple["Data", "ImageStore"]
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +37,8 @@ class Context:
 
     @property
     def weights(self) -> Path | None:
-        """What to go on from: the run's last trained weights, else the recipe's adapter, else the base model (None).
-
-        Raises:
-            RunError: ``model.adapter`` holds no weights.
-        """
-        adapter = self.recipe.model.adapter
-        return self.run.trained_weights() or (find_weights(adapter) if adapter else None)
+        """What to go on from; None: the base model. Raises RunError as ``current_weights``."""
+        return current_weights(self.run, self.recipe)
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
         """Tell of one finished step: a line in metrics.jsonl and in log.txt, and progress."""

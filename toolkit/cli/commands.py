@@ -1,0 +1,171 @@
+"""The commands and their options."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from toolkit import __version__
+
+app = typer.Typer(
+    help="Fine-tune medical vision-language models: data, SFT, GRPO, evaluation and export from one TOML recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at a recipe's data, or make practice data.", no_args_is_help=True)
+reward_app = typer.Typer(help="Try rewards out.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(reward_app, name="reward")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, such as grpo.learning_rate=1e-6."),
+]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"toolkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def toolkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and leave.")
+    ] = False,
+) -> None:
+    """The options that every command has."""
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    settings: Settings = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew; an old run of this name is kept as NAME.old-1.")
+    ] = False,
+) -> None:
+    """Run all stages of a recipe, or go on where it stopped: data, evaluation, SFT, GRPO, export."""
+    from toolkit.cli import show
+    from toolkit.cli.progress import telling
+    from toolkit.pipeline import run_recipe
+    from toolkit.pipeline.stages import STAGES
+    from toolkit.recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings or (), files=True)
+    with telling() as (progress, notify):
+        results = run_recipe(loaded, STAGES, fresh=fresh, progress=progress, notify=notify)
+    show.results(results)
+
+
+@app.command()
+def evaluate(
+    run_folder: RunPath,
+    settings: Settings = None,
+    name: Annotated[str | None, typer.Option(help="What the table calls it; default: again-1, again-2, …")] = None,
+) -> None:
+    """Ask a run's model the held-out questions once more; --set may change its section evaluate."""
+    from toolkit.cli import show
+    from toolkit.cli.progress import telling
+    from toolkit.pipeline.again import evaluate_again
+    from toolkit.pipeline.stages import STAGES
+
+    with telling() as (progress, notify):
+        results = evaluate_again(run_folder, STAGES, settings or (), name=name, progress=progress, notify=notify)
+    show.results(results)
+
+
+@app.command()
+def export(run_folder: RunPath, settings: Settings = None) -> None:
+    """Write a run's weights for other programs; --set may change its section export."""
+    from toolkit.cli import show
+    from toolkit.cli.progress import telling
+    from toolkit.pipeline.again import export_again
+    from toolkit.pipeline.stages import STAGES
+
+    with telling() as (progress, notify):
+        record = export_again(run_folder, STAGES, settings or (), progress=progress, notify=notify)
+    show.record(record)
+
+
+@app.command()
+def predict(
+    run_folder: RunPath,
+    question: Annotated[str, typer.Option(help="The question, without its options.")],
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat it for several.", exists=True, dir_okay=False)],
+    option: Annotated[
+        list[str] | None, typer.Option(help='An option of a multiple-choice question, such as "A. Normal"; repeat it.')
+    ] = None,
+) -> None:
+    """Ask a run's model one question about one or more pictures."""
+    from toolkit.cli import show
+    from toolkit.cli.progress import telling
+    from toolkit.run import current_weights, find_run
+    from toolkit.stages.predict import Question
+    from toolkit.stages.predict import predict as ask
+
+    found = find_run(run_folder)
+    recipe = found.recipe()
+    with telling():
+        answer = ask(recipe, current_weights(found, recipe), Question(question, image, option or ()))
+    show.answer(answer)
+
+
+@data_app.command()
+def phantom(
+    kind: Annotated[Literal["chest"], typer.Argument(help="chest: 16-bit films, multiple choice.")],
+    out: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],
+    train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 1200,
+    validation: Annotated[int, typer.Option(min=0, help="Validation questions.")] = 0,
+    test: Annotated[int, typer.Option(min=1, help="Test questions.")] = 400,
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Side of a film in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same films.")] = 3407,
+) -> None:
+    """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
+    from toolkit.cli import show
+    from toolkit.phantoms import write_chest
+    from toolkit.recipe import Phantom
+
+    wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
+    show.phantom(write_chest(out, wanted, seed))
+
+
+@data_app.command()
+def inspect(recipe: RecipePath, settings: Settings = None) -> None:
+    """Read a recipe's rows and pictures and tell what is there: splits, unusable rows, leaks, pictures."""
+    from toolkit.cli import show
+    from toolkit.cli.progress import telling
+    from toolkit.pipeline.prepare import inspect_data
+    from toolkit.recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings or (), files=True)
+    with telling() as (progress, _):
+        data, scan = inspect_data(loaded, progress)
+    show.data(data, scan)
+
+
+@reward_app.command("test")
+def reward_test(
+    recipe: RecipePath,
+    completions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.jsonl",
+            help="Lines with a completion, and the fields of a row or the id of one of the recipe's rows.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    settings: Settings = None,
+) -> None:
+    """Score given completions with a recipe's rewards and say why each scored what it did."""
+    from toolkit.cli import show
+    from toolkit.recipe import load_recipe
+    from toolkit.stages.judge import judge_file
+
+    show.judged(judge_file(load_recipe(recipe, settings or ()), completions))

@@ -1,0 +1,137 @@
+"""What the commands print on standard output."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from toolkit.pipeline.results import Results
+from toolkit.sample import Answer
+
+if TYPE_CHECKING:
+    from toolkit.images import ScanReport
+    from toolkit.stages.judge import Judged
+    from toolkit.tasks.loading import Data
+
+WIDTH = 120
+"""Of tables that do not go to a terminal."""
+
+
+def results(found: Results) -> None:
+    """The table of results, and where everything lies."""
+    console = _console()
+    if found.rows:
+        table = Table(title=f"{found.score} on held-out questions ({found.split}), 95 % intervals in brackets")
+        table.add_column("")
+        for name in ("n", found.score, "to the row above", "to the baseline"):
+            table.add_column(name, justify="right")
+        for row in found.rows:
+            estimate = row.estimate
+            cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
+            table.add_row(row.label, f"{estimate['n']:,}", *cells)
+        console.print(table)
+    console.print(f"run folder: {found.run.path}", markup=False)
+    weights = found.run.trained_weights()
+    if weights is not None:
+        console.print(f"weights: {weights}", markup=False)
+
+
+def record(fields: Mapping[str, Any]) -> None:
+    """A stage's record, one field a line."""
+    for name, value in fields.items():
+        print(f"{name}: {value}")
+
+
+def answer(given: Answer) -> None:
+    """A prediction: the completion, what was read out of it, and what was wrong with it."""
+    print(given.text)
+    for name, value in given.values.items():
+        print(f"{name}: {value}")
+    if given.problem is not None:
+        print(f"could not be read: {given.problem}")
+    if given.truncated:
+        print("cut off at the token limit")
+
+
+def phantom(files: Mapping[str, Path]) -> None:
+    """Where the practice data lie, as a recipe names them."""
+    print('[data]\ntask = "mcq"')
+    for split, file in files.items():
+        print(f'{split} = "{file.absolute()}"')
+
+
+def data(found: "Data", scan: "ScanReport") -> None:
+    """Splits, announcements, unusable rows, leaks, and the pictures."""
+    for split in ("train", "validation", "test"):
+        samples = getattr(found, split)
+        groups = len({sample.group for sample in samples})
+        print(f"{split}: {len(samples):,} rows in {groups:,} groups")
+    for line in found.announcements:
+        print(line)
+    print(f"unusable rows: {sum(one.count for one in found.dropped):,}")
+    for dropped in found.dropped:
+        print(f"  {dropped}")
+    print(f"leaks: {found.leaks}")
+    _pictures(scan)
+    print(f"fingerprint: {found.fingerprint}")
+
+
+def judged(completions: "Iterable[Judged]") -> None:
+    """Each completion's total and why; then the mean of every reward."""
+    totals: list[float] = []
+    values: dict[str, list[float]] = {}
+    for one in completions:
+        totals.append(one.total)
+        print(f"{one.id}: {one.total:.3f}" + (f"  (could not be read: {one.problem})" if one.problem else ""))
+        for explanation in one.explanations:
+            print(f"  {explanation}")
+            if explanation.value is not None:
+                values.setdefault(explanation.reward, []).append(explanation.value)
+    if totals:
+        print(f"mean of {len(totals):,}: {sum(totals) / len(totals):.3f}")
+        for name, found in values.items():
+            print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
+
+
+def _pictures(scan: "ScanReport") -> None:
+    formats = ", ".join(f"{count:,} {name}" for name, count in scan.formats.items())
+    bits = ", ".join(f"{count:,} of {bits} bits" for bits, count in scan.bits.items())
+    print(f"pictures ({scan.mode} scan): {scan.checked:,} checked, {len(scan.bad):,} unusable")
+    if scan.smallest and scan.largest:
+        print(f"  {formats}; {bits}; from {_size(scan.smallest)} to {_size(scan.largest)} pixels")
+    if scan.windowed:
+        print(
+            f"  {scan.windowed:,} brought to 8 bits by a window; {scan.clipped:,} have pixels outside it, "
+            f"at most {scan.worst_clipped:.1%} of a picture"
+        )
+    for bad in scan.bad[:20]:
+        print(f"  {bad.error}")
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "-"
+    return f"{100 * estimate['value']:.1f} %{_interval(estimate, '.1f')}"
+
+
+def _points(paired: Mapping[str, Any] | None) -> str:
+    if paired is None or paired["difference"]["value"] is None:
+        return ""
+    return f"{100 * paired['difference']['value']:+.1f}{_interval(paired['difference'], '+.1f')}"
+
+
+def _interval(estimate: Mapping[str, Any], form: str) -> str:
+    if estimate["low"] is None or estimate["high"] is None:
+        return " [no interval]"
+    return f" [{100 * estimate['low']:{form}} to {100 * estimate['high']:{form}}]"
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)

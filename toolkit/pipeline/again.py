@@ -1,0 +1,102 @@
+"""One more evaluation or export of a run that is there, with its own section of the recipe changed if asked."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import RunError
+from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results
+from toolkit.pipeline.steps import Stages, Step, run_step
+from toolkit.recipe import Recipe, changed_keys, load_recipe
+from toolkit.run import Progress, Record, RunFolder, StopRequest, reopen_run, silent
+from toolkit.stages.context import Context
+
+Notify = Callable[[int], None]
+
+
+def evaluate_again(
+    path: Path,
+    stages: Stages,
+    settings: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    progress: Progress = silent,
+    notify: Notify = lambda number: None,
+) -> Results:
+    """Evaluate a run's last weights once more, and give the table with this evaluation in it.
+
+    It is compared with the run's own evaluations where it asks the same questions.
+
+    Args:
+        path: the run folder.
+        stages: who does it.
+        settings: ``--set`` values for [evaluate].
+        name: of the evaluation; default: again-1, again-2, …
+
+    Raises:
+        RunError: no run is there, the name is taken, or a setting is not about [evaluate].
+    """
+    with reopen_run(path) as run:
+        recipe = _with_section(run, "evaluate", settings)
+        name = name or _free_name(run)
+        if run.is_done(EVALUATE + name):
+            raise RunError("an evaluation of this name is there", place=run.path, value=name, remedy="Choose another.")
+        earlier = evaluations(run) if _same_questions(run.recipe(), recipe) else []
+        step = Step(EVALUATE + name, lambda context: stages.evaluate(context, name, context.weights, earlier))
+        _do(run, recipe, stages, step, progress, notify)
+        return read_results(run, [*earlier, name])
+
+
+def export_again(
+    path: Path,
+    stages: Stages,
+    settings: Sequence[str] = (),
+    *,
+    progress: Progress = silent,
+    notify: Notify = lambda number: None,
+) -> Record:
+    """Export a run's last weights, with ``--set`` values for [export], and give the stage's record.
+
+    Raises:
+        RunError: no run is there, it has no weights, or a setting is not about [export].
+    """
+    with reopen_run(path) as run:
+        recipe = _with_section(run, "export", settings)
+        return _do(run, recipe, stages, Step("export", stages.export), progress, notify)
+
+
+def _do(run: RunFolder, recipe: Recipe, stages: Stages, step: Step, progress: Progress, notify: Notify) -> Record:
+    with StopRequest(notify) as stop:
+        context = Context(recipe, run, *stages.prepare(recipe, run, progress), stop, progress)
+        stop.check(f"{step.name} has not begun")
+        return run_step(step, context)
+
+
+def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
+    """The run's recipe with the section switched on and ``settings`` put in."""
+    own = run.recipe()
+    switch_on = [f"{section}={{}}"] if getattr(own, section) is None else []
+    recipe = load_recipe(run.recipe_file, [*switch_on, *settings])
+    others = [key for key in changed_keys(own, recipe) if key.partition(".")[0] != section]
+    if others:
+        raise RunError(
+            f"only [{section}] may be changed for a run that is there",
+            place="--set",
+            value=", ".join(others),
+            remedy="Another recipe needs a run of its own.",
+        )
+    return recipe
+
+
+def _same_questions(own: Recipe, recipe: Recipe) -> bool:
+    def questions(section: Any) -> tuple[Any, ...] | None:
+        return (section.split, section.limit) if section else None
+
+    return questions(own.evaluate) == questions(recipe.evaluate)
+
+
+def _free_name(run: RunFolder) -> str:
+    number = 1
+    while run.is_done(f"{EVALUATE}again-{number}"):
+        number += 1
+    return f"again-{number}"

@@ -1,0 +1,174 @@
+"""Rows and pictures before a run: practice data written, rows read, pictures scanned, and all of it told."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.errors import DataError
+from toolkit.images import ImageStore, ScanReport, scan
+from toolkit.phantoms import write_chest
+from toolkit.recipe import Phantom, Recipe
+from toolkit.rows import Dropped
+from toolkit.run import Progress, Record, RunFolder, check_fingerprints
+from toolkit.sample import ImageRef
+from toolkit.tasks.loading import Data, SampleSet, load_data
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+
+PHANTOMS: dict[str, Callable[[Path, Phantom, int], object]] = {"chest": write_chest}
+"""Kind of practice data -> what writes it."""
+
+EXAMPLES = 5
+
+
+def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[Data, ImageStore]:
+    """The rows and pictures that the run's stages work with; their record is kept as the stage ``data``.
+
+    Raises:
+        DataError: a source, column or split is wrong, or nothing is left of a split.
+        ImageError: pictures cannot be used and the recipe says ``unreadable = "stop"``; all of them are named.
+        RunError: data or rewards changed since the run began.
+    """
+    data = read_rows(recipe, run.path / "phantom")
+    fingerprints = {"data": data.fingerprint}
+    if recipe.rewards.custom:
+        fingerprints["rewards"] = fingerprint_rewards(recipe)
+    check_fingerprints(run, fingerprints)
+    for line in data.announcements:
+        log.warning("%s", line)
+    images = image_store(recipe, data)
+    report = scan_pictures(recipe, data, images, progress)
+    log.info("%s", describe_scan(report))
+    data = without_bad_pictures(recipe, data, report)
+    run.mark_done("data", _record(data, report))
+    return data, images
+
+
+def inspect_data(recipe: Recipe, progress: Progress) -> tuple[Data, ScanReport]:
+    """The rows and what a scan of all their pictures finds, whatever the recipe says about unreadable ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = read_rows(recipe, Path(folder))
+        return data, _scan(recipe, data, SPLITS, image_store(recipe, data), progress)
+
+
+def read_rows(recipe: Recipe, phantom_folder: Path) -> Data:
+    """The recipe's splits; practice data are written into ``phantom_folder`` first.
+
+    Raises:
+        DataError: as ``load_data``.
+    """
+    phantom = recipe.data.phantom
+    if phantom is None:
+        return load_data(recipe)
+    log.info("practice data: %s, %d training and %d test rows", phantom.kind, phantom.train, phantom.test)
+    PHANTOMS[phantom.kind](phantom_folder, phantom, recipe.run.seed)
+    return load_data(recipe, phantom_folder)
+
+
+def image_store(recipe: Recipe, data: Data) -> ImageStore:
+    """The store that gives the pictures of all splits."""
+    roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
+    return ImageStore.of(recipe.images, sorted(roots))
+
+
+def scan_pictures(recipe: Recipe, data: Data, images: ImageStore, progress: Progress) -> ScanReport:
+    """Check the pictures of the rows that the recipe's stages will use.
+
+    Raises:
+        ImageError: there are bad ones and the recipe says ``unreadable = "stop"``.
+    """
+    used = ["train"] if recipe.sft or recipe.grpo else []
+    if recipe.evaluate or recipe.export:
+        used.append(recipe.evaluate.split if recipe.evaluate else "test")
+    report = _scan(recipe, data, used, images, progress)
+    if recipe.images.unreadable == "stop":
+        report.raise_if_bad()
+    return report
+
+
+def without_bad_pictures(recipe: Recipe, data: Data, report: ScanReport) -> Data:
+    """The rows whose pictures can all be used, where the recipe says ``skip``; what is left out is counted.
+
+    Raises:
+        DataError: no row of a split is left.
+    """
+    if recipe.images.unreadable != "skip" or not report.bad:
+        return data
+    splits, dropped = _splits(data), list(data.dropped)
+    for name, samples in splits.items():
+        bad = [i for i, sample in enumerate(samples) if not report.bad_refs.isdisjoint(sample.images)]
+        if not bad:
+            continue
+        examples = tuple(samples[i].id for i in bad[:EXAMPLES])
+        dropped.append(Dropped(str(samples.source.file), "a picture cannot be used", len(bad), examples))
+        log.warning("left out: %s", dropped[-1])
+        splits[name] = samples.take(np.delete(samples.rows, bad))
+        if not len(splits[name]):
+            raise DataError("at least one row must have pictures that can be used", place=f"[data] {name}")
+    return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of Data
+
+
+def fingerprint_rewards(recipe: Recipe) -> str:
+    """A digest of the user's own reward files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted({entry.rpartition(":")[0] for entry in recipe.rewards.custom}):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def describe_scan(report: ScanReport) -> str:
+    """A scan in one line."""
+    formats = ", ".join(f"{count:,} {name}" for name, count in report.formats.items())
+    bits = ", ".join(f"{count:,} of {bits} bits" for bits, count in report.bits.items())
+    text = (
+        f"pictures ({report.mode} scan): {report.checked:,} checked ({formats}; {bits}), {len(report.bad):,} unusable"
+    )
+    if report.windowed:
+        text += (
+            f"; {report.windowed:,} brought to 8 bits by a window, {report.clipped:,} with pixels outside it "
+            f"(at most {report.worst_clipped:.1%} of a picture)"
+        )
+    return text
+
+
+def _splits(data: Data) -> dict[str, SampleSet]:
+    return {name: getattr(data, name) for name in SPLITS}
+
+
+def _scan(recipe: Recipe, data: Data, splits: Iterable[str], images: ImageStore, progress: Progress) -> ScanReport:
+    def refs() -> Iterator[ImageRef]:
+        for name in splits:
+            for sample in _splits(data)[name]:
+                yield from sample.images
+
+    report = scan(refs(), images, recipe.images.scan, progress=lambda done: progress("pictures", done, 0))
+    progress("pictures", report.checked, report.checked)
+    return report
+
+
+def _record(data: Data, report: ScanReport) -> Record:
+    return {
+        "rows": {name: len(samples) for name, samples in _splits(data).items()},
+        "dropped": [asdict(one) for one in data.dropped],
+        "leaks": [asdict(leak) for leak in data.leaks.leaks],
+        "announcements": data.announcements,
+        "pictures": {
+            "scan": report.mode,
+            "checked": report.checked,
+            "formats": report.formats,
+            "bits": report.bits,
+            "windowed": report.windowed,
+            "clipped": report.clipped,
+            "worst_clipped": report.worst_clipped,
+            "unusable": [
+                {"path": bad.ref.path, "frame": bad.ref.frame, "problem": bad.error.rule} for bad in report.bad
+            ],
+        },
+    }

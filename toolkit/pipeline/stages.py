@@ -1,0 +1,43 @@
+"""The real stages, each imported when it begins: a run that has nothing left to train loads no model library."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.pipeline.steps import Stages
+from toolkit.recipe import Recipe
+from toolkit.run import Progress, Record, RunFolder
+from toolkit.stages.context import Context, DataAndImages, EvaluationRecord
+
+
+def _prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> DataAndImages:
+    from toolkit.pipeline.prepare import prepare
+
+    return prepare(recipe, run, progress)
+
+
+def _sft(context: Context) -> Record:
+    from toolkit.stages.sft import train_sft
+
+    return train_sft(context)
+
+
+def _grpo(context: Context) -> Record:
+    from toolkit.stages.grpo import train_grpo
+
+    return train_grpo(context)
+
+
+def _evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
+    from toolkit.stages.evaluate import evaluate
+
+    return evaluate(context, name, weights, earlier)
+
+
+def _export(context: Context) -> Record:
+    from toolkit.stages.export import export
+
+    return export(context)
+
+
+STAGES = Stages(_prepare, _sft, _grpo, _evaluate, _export)
+"""What `toolkit run` works with."""
