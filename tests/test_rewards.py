@@ -70,6 +70,11 @@ def test_evidence_leaves_out_words_of_context_fields_but_not_letters_of_options(
     assert mcq.evidence_words(with_context) == {"lobe", "line", "b", "visible"}
 
 
+def test_the_question_type_is_a_label_and_takes_no_word_from_the_evidence() -> None:
+    typed = replace(sample(), fields={**mcq.EXAMPLE.fields, "question_type": "right lower lobe"})
+    assert mcq.evidence_words(typed) == mcq.evidence_words(sample())
+
+
 def test_evidence_is_not_earned_by_saying_no() -> None:
     assert mcq.evidence_words(sample(report="No effusion.")) == {"effusion"}
 

@@ -97,9 +97,13 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def evidence_words(sample: Sample) -> frozenset[str]:
-    """The report's content words that the prompt does not show, without negations."""
+    """The report's content words that the prompt does not show, without negations.
+
+    Every field but the question type may be shown, so the words of all of them are left out.
+    """
     report = content_words(_text(sample.reference.get("report")))
-    shown = {word for text in _strings(sample.fields) for word in tokens(text)}
+    fields = {name: value for name, value in sample.fields.items() if name != "question_type"}
+    shown = {word for text in _strings(fields) for word in tokens(text)}
     return frozenset(report) - shown - NEGATIONS
 
 

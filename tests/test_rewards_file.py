@@ -1,0 +1,136 @@
+"""`toolkit reward test`: completions from a file, scored and explained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import DataError, RecipeError
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.stages.reward_test import score_file
+
+ROW = {
+    "question": "What is the main finding?",
+    "options": ["A. Normal", "B. Pneumonia"],
+    "correct_answer": "B",
+    "correct_answer_explanation": "Consolidation in the right lower lobe",
+    "ImagePath": ["film.png"],
+    "Findings": "Right lower lobe consolidation.",
+    "Impression": "Pneumonia.",
+}
+RIGHT = (
+    "<start_working_out>\nConsolidation in the right lower lobe\n<end_working_out>\n"
+    "<SOLUTION>\nB - Pneumonia\n</SOLUTION>"
+)
+
+
+def recipe(folder: Path, more: str = "") -> Recipe:
+    (folder / "train.json").write_text(json.dumps({"q1": ROW, "both": ROW, "bad": {**ROW, "correct_answer": "Q"}}))
+    (folder / "test.json").write_text(json.dumps({"q9": {**ROW, "correct_answer": "A"}, "both": ROW}))
+    text = '[run]\nname = "try"\n[data]\ntask = "mcq"\ntrain = "train.json"\ntest = "test.json"\nmax_dropped = 1.0\n[grpo]\n'
+    (folder / "recipe.toml").write_text(text + more)
+    return load_recipe(folder / "recipe.toml")
+
+
+def lines(folder: Path, *content: Any) -> Path:
+    file = folder / "completions.jsonl"
+    file.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in content))
+    return file
+
+
+def test_the_target_of_sft_earns_every_reward_in_full(tmp_path: Path) -> None:
+    # 1.0 + 0.6 + 0.2 + 0.1 + 0.1; the report's words are right lower lobe consolidation (Pneumonia is an option).
+    (found,) = score_file(recipe(tmp_path), lines(tmp_path, {"id": "q1", "completion": RIGHT}))
+    assert found.total == pytest.approx(2.0)
+    assert (found.place, found.id, found.problem) == ("line 1", "q1", None)
+    assert [one.reward for one in found.explanations] == ["letter", "explanation", "evidence", "format", "brevity"]
+
+
+def test_rows_may_be_named_by_split_or_stand_in_the_line_and_the_order_stays(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path,
+        {"id": "q9", "completion": RIGHT},
+        "",
+        {"id": "both", "split": "test", "completion": "B"},
+        {"sample": ROW, "completion": "B", "id": "mine"},
+        {**ROW, "completion": ""},
+    )
+    found = score_file(recipe(tmp_path), file)
+    assert [(one.place, one.id) for one in found] == [
+        ("line 1", "q9"),
+        ("line 3", "both"),
+        ("line 4", "mine"),
+        ("line 5", "line 5"),
+    ]
+    letters = [one.explanations[0].value for one in found]
+    assert letters == [0.0, 1.0, 1.0, 0.0]
+    assert found[0].explanations[0].why == "read B, reference A"
+    assert found[3].problem is not None
+    assert found[3].total == 0.0
+
+
+def test_rows_in_the_lines_need_no_data(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    (tmp_path / "train.json").unlink()
+    assert score_file(wanted, lines(tmp_path, {"sample": ROW, "completion": "B"}))[0].explanations[0].value == 1.0
+
+
+def test_all_lines_that_cannot_be_used_are_listed_with_their_place(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path,
+        {"id": "q1", "completion": "B"},
+        "{broken",
+        {"id": "q1"},
+        {"id": "q777", "completion": "B"},
+        {"id": "both", "completion": "B"},
+        {"id": "bad", "completion": "B"},
+        {"id": "q1", "split": "test", "completion": "B"},
+        {"sample": {"question": "?"}, "completion": "B"},
+        {"sample": 3, "completion": "B"},
+    )
+    with pytest.raises(DataError) as caught:
+        score_file(recipe(tmp_path), file)
+    told = str(caught.value).splitlines()
+    assert "8 lines cannot be used" in told[0]
+    for number, part in {
+        2: "not valid JSON",
+        3: 'a text named "completion"',
+        4: "the recipe's data must have a row of this id (found 'q777')",
+        5: 'Add "split": one of train, test.',
+        6: "the row cannot be used: the answer is not among the options",
+        7: "the split test must have a row of this id",
+        8: "the row cannot be used:",
+        9: '"sample" holds the fields of one row',
+    }.items():
+        assert any(f"line {number}: " in line and part in line for line in told), number
+
+
+def test_an_empty_or_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no completion"):
+        score_file(recipe(tmp_path), lines(tmp_path, ""))
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        score_file(recipe(tmp_path), tmp_path / "nothing.jsonl")
+
+
+def test_the_users_own_reward_is_scored_and_explained(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text('def side(sample, answer):\n    """Names a side."""\n    return 1.0\n')
+    wanted = recipe(tmp_path, '[rewards]\ncustom = ["mine.py:side"]\nside = 0.5\n')
+    (found,) = score_file(wanted, lines(tmp_path, {"id": "q1", "completion": RIGHT}))
+    assert found.total == pytest.approx(2.5)
+    assert found.explanations[-1].why == "Names a side."
+    (tmp_path / "mine.py").write_text("def sides(sample, answer): return 1.0\n")
+    with pytest.raises(RecipeError, match="Did you mean sides"):
+        score_file(wanted, lines(tmp_path, {"id": "q1", "completion": RIGHT}))
+
+
+def test_real_answers_earn_everything_when_they_are_their_own_reference(shared_data: Path, tmp_path: Path) -> None:
+    rows = json.loads((shared_data / "cxr/vqa_rad/testset.json").read_text())
+    text = '[run]\nname = "try"\n[data]\ntask = "vqa"\ntrain = "unused.json"\n[grpo]\n'
+    (tmp_path / "recipe.toml").write_text(text)
+    file = lines(tmp_path, *({"sample": row, "completion": str(row["answer"])} for row in rows))
+    found = score_file(load_recipe(tmp_path / "recipe.toml"), file)
+    assert len(found) == 451
+    # 1 for the answer and 0.1 for the format, whether the question is open or closed.
+    short = [one.answer.text for one in found if one.total != pytest.approx(1.1)]
+    assert short == []

@@ -1,0 +1,183 @@
+"""Rewards tried out: given completions, scored as GRPO would score them, with the reason for each score."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, RowProblem
+from toolkit.recipe import Recipe
+from toolkit.rewards import Explanation, RewardTable, explain, reward_table
+from toolkit.sample import Answer, Sample
+from toolkit.tasks import TASKS
+from toolkit.tasks.base import RowSource
+from toolkit.tasks.loading import read_file
+from toolkit.tasks.loading.columns import resolve_columns
+from toolkit.tasks.loading.source import wanted_columns
+
+SPLITS = ("train", "validation", "test")
+MOST_TOLD = 20
+"""Lines with a problem that a message lists; the others are counted."""
+
+# Rewards never open a picture, and a row that was copied into the file has lost the folder that its paths start from.
+_NO_PICTURE = "not-opened.png"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCompletion:
+    """One completion: the answer that was read, its total, and each reward with its reason."""
+
+    place: str
+    id: str
+    answer: Answer
+    total: float
+    explanations: tuple[Explanation, ...]
+
+    @property
+    def problem(self) -> str | None:
+        """Why no answer could be read; None: one could."""
+        return self.answer.problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    place: str
+    content: Mapping[str, Any]
+
+
+def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCompletion]:
+    """The completions of a JSONL file, in its order, scored with the recipe's rewards.
+
+    A line holds ``completion`` and says which question it answers: by ``id`` (a row of the recipe's data; ``split`` too
+    where two splits have it), by ``sample`` (the row itself), or by the row's own fields beside the completion. So the
+    predictions of an evaluation can be scored as they are.
+
+    Args:
+        recipe: its task, rewards and data; its data are read only if a line names a row by its id.
+        path: the file of completions.
+        base: where the files of custom rewards are looked for, if their paths are relative.
+
+    Raises:
+        DataError: lines cannot be used: all of them, each with its place.
+        RecipeError: a reward of the recipe does not load.
+        RewardError: a reward raised, left [0, 1], or none applies to a sample.
+    """
+    table = reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, base)
+    lines, problems = _read_lines(path)
+    known = _find({str(line.content["id"]) for line in lines if _by_id(line)}, recipe)
+    pairs: list[tuple[_Line, Sample]] = []
+    for line in lines:
+        try:
+            pairs.append((line, _named(line, known) if _by_id(line) else _inline(line, recipe)))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError(_all_of(problems), place=path)
+    return [_score(line, sample, table) for line, sample in pairs]
+
+
+def _score(line: _Line, sample: Sample, table: RewardTable) -> ScoredCompletion:
+    answer = TASKS[table.task].parse(line.content["completion"], sample)
+    answer = replace(answer, truncated=line.content.get("truncated") is True)
+    explanations = tuple(explain(sample, answer, table))
+    return ScoredCompletion(line.place, sample.id, answer, sum(one.points for one in explanations), explanations)
+
+
+def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
+    try:
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"the file of completions cannot be read: {error.strerror}", place=path) from error
+    except UnicodeDecodeError as error:
+        raise DataError("the file of completions must be UTF-8", place=path, value=f"byte {error.start}") from error
+    lines, problems = [], []
+    for number, text in enumerate(texts, start=1):
+        if text.strip():
+            try:
+                lines.append(_Line(f"line {number}", _content(text)))
+            except DataError as error:
+                problems.append(f"line {number}: {error}")
+    if not lines and not problems:
+        raise DataError("the file holds no completion", place=path)
+    return lines, problems
+
+
+def _content(text: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("completion"), str):
+        raise DataError('a line is an object with a text named "completion"', value=content)
+    return content
+
+
+def _by_id(line: _Line) -> bool:
+    return "sample" not in line.content and "id" in line.content
+
+
+def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowProblem]]:
+    """id -> split -> the sample, or why the row cannot be used."""
+    found: dict[str, dict[str, Sample | RowProblem]] = {}
+    task = TASKS[recipe.data.task]
+    for split, source, root in _sources(recipe) if wanted else ():
+        samples = read_file(recipe, source, root).samples
+        for name, row in samples.table:
+            if name in wanted:
+                try:
+                    found.setdefault(name, {})[split] = task.read(name, row, samples.source)
+                except RowProblem as problem:
+                    found.setdefault(name, {})[split] = problem
+    return found
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
+    """Split, source and image root; practice data are in the run's folder once it was started."""
+    practice = recipe.run_folder / "phantom"
+    for split in SPLITS:
+        file = practice / f"{split}.json"
+        if recipe.data.phantom is not None and file.is_file():
+            yield split, str(file), practice
+        elif (source := getattr(recipe.data, split)) is not None:
+            yield split, source, None
+
+
+def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) -> Sample:
+    name, split = str(line.content["id"]), line.content.get("split")
+    rows = {key: row for key, row in known.get(name, {}).items() if split in (None, key)}
+    if not rows:
+        where = "the recipe's data" if split is None else f"the split {split}"
+        raise DataError(f"{where} must have a row of this id", place=line.place, value=name, remedy=_WITHOUT_DATA)
+    if len(rows) > 1:
+        remedy = f'Add "split": one of {", ".join(rows)}.'
+        raise DataError("an id that several splits have needs its split", place=line.place, value=name, remedy=remedy)
+    row = next(iter(rows.values()))
+    if isinstance(row, RowProblem):
+        raise DataError(f"the row cannot be used: {row.reason}", place=line.place, value=name)
+    return row
+
+
+def _inline(line: _Line, recipe: Recipe) -> Sample:
+    row = line.content.get("sample", {key: value for key, value in line.content.items() if key != "completion"})
+    if not isinstance(row, dict):
+        raise DataError('"sample" holds the fields of one row', place=line.place, value=row)
+    task = TASKS[recipe.data.task]
+    column, _ = resolve_columns(task, wanted_columns(recipe), list(row))
+    column.setdefault("image", "image")
+    source = RowSource(Path(line.place), Path().absolute(), column, context=recipe.prompt.context)
+    try:
+        name = str(line.content.get("id", line.place))
+        return task.read(name, {**row, column["image"]: _NO_PICTURE}, source)
+    except RowProblem as problem:
+        raise DataError(f"the row cannot be used: {problem.reason}", place=line.place, value=sorted(row)) from problem
+
+
+def _all_of(problems: Sequence[str]) -> str:
+    told: Iterable[str] = problems[:MOST_TOLD]
+    more = len(problems) - MOST_TOLD
+    rest = [f"and {more:,} more"] if more > 0 else []
+    return "\n  ".join([f"{len(problems):,} lines cannot be used:", *told, *rest])
+
+
+_WITHOUT_DATA = 'Or put the row itself into the line, as "sample".'
