@@ -106,9 +106,13 @@ def count_tokens(processor: Any, prompt: str, sizes: Sequence[tuple[int, int]], 
     Raises:
         ModelError: the processor cannot say how many tokens an image of a given size takes.
     """
-    text = len(encode_text(processor, prompt))
     if not sizes:
-        return Length(text, 0, len(answer))
+        return Length(len(encode_text(processor, prompt)), 0, len(answer))
+    if hasattr(processor, "full_image_sequence"):  # Gemma 3: every picture becomes the same stretch of tokens
+        ids = encode_text(processor, prompt.replace(processor.boi_token, processor.full_image_sequence))
+        pictures = ids.count(processor.tokenizer.image_token_id)
+        return Length(len(ids) - pictures, pictures, len(answer))
+    text = len(encode_text(processor, prompt))
     counts = image_tokens(processor, sizes)
     return Length(text - len(sizes), sum(counts), len(answer))
 

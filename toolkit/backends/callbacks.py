@@ -17,7 +17,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
-class Checkpoints(TrainerCallback):  # type: ignore[misc]
+class Checkpoints(TrainerCallback):
     """Moves each checkpoint to ``checkpoints/step-N`` when it is complete and keeps the newest ``keep``.
 
     transformers writes into the final folder and resumes from whatever it finds there, a half-written one included
@@ -40,7 +40,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             shutil.rmtree(old)
 
 
-class StopBetweenSteps(TrainerCallback):  # type: ignore[misc]
+class StopBetweenSteps(TrainerCallback):
     """Ends the training after the current step, with a checkpoint, once a stop was asked for."""
 
     def __init__(self, requested: Callable[[], bool]) -> None:
@@ -53,7 +53,7 @@ class StopBetweenSteps(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-class Report(TrainerCallback):  # type: ignore[misc]
+class Report(TrainerCallback):
     """Hands each step's figures to ``report(step, steps, figures)``."""
 
     def __init__(self, report: Callable[[int, int, Mapping[str, float]], None]) -> None:

@@ -28,19 +28,18 @@ class HfBackend:
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool) -> Policy:
         """See ``Backend.load``."""
-        start = weights or _starting_weights(recipe.model)
-        adapter = start is not None and (start / "adapter_config.json").is_file()
-        source = model_source(recipe.model) if adapter or start is None else str(start)
+        adapter = weights is not None and (weights / "adapter_config.json").is_file()
+        source = model_source(recipe.model) if adapter or weights is None else str(weights)
         model = _load_model(source, recipe.model)
         processor = load_processor(recipe.model)
         if adapter:
-            model = PeftModel.from_pretrained(model, str(start), is_trainable=trainable)
+            model = PeftModel.from_pretrained(model, str(weights), is_trainable=trainable)
         elif trainable and recipe.model.tuning == "lora":
             model = _attach(model, recipe.lora, recipe.run.seed)
         if trainable:
             model.config.use_cache = False
         model.train(trainable)
-        return make_policy(model, processor, start)
+        return make_policy(model, processor, weights)
 
     def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.sft_trainer``."""
@@ -81,9 +80,7 @@ def load_processor(model: Model) -> Any:
     """
     source = model_source(model)
     try:
-        return AutoProcessor.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        return AutoProcessor.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
         raise _not_found(source, error) from error
 
@@ -95,21 +92,6 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
     if processor.tokenizer.pad_token is None or processor.tokenizer.pad_token_id == end.id:
         processor.tokenizer.pad_token = _spare_pad(processor.tokenizer, end.text)
     return Policy(model, processor, end, tuple(find_image_ids(processor)), start)
-
-
-def _starting_weights(model: Model) -> Path | None:
-    """The adapter that the recipe starts from: a run's newest stage, or the named folder itself."""
-    if model.adapter is None:
-        return None
-    stages = [model.adapter / "stages" / stage / "weights" for stage in ("grpo", "sft")]
-    for folder in (*stages, model.adapter):
-        if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
-            return folder
-    raise ModelError(
-        "model.adapter must be a run folder with a finished stage, an adapter, or a model",
-        place=model.adapter,
-        remedy="Look for adapter_config.json and name the folder that holds it.",
-    )
 
 
 def _load_model(source: str, model: Model) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers.utils import PushToHubMixin
+from transformers.utils.hub import PushToHubMixin
 
 KEY = "toolkit_key"
 """Where a picture carries its identity: in ``Image.info``, which a deep copy keeps."""
@@ -30,7 +30,7 @@ def with_memory(processor: Any, capacity: int) -> Any:
     return twin
 
 
-class ImageMemory(PushToHubMixin):  # type: ignore[misc]
+class ImageMemory(PushToHubMixin):
     """Behaves as the image processor that it wraps; ``processed`` and ``remembered`` count pictures.
 
     A picture without a key, or a processor whose result for one picture cannot be laid beside another's (shapes that

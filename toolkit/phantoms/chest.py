@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ ZONES = ("upper", "middle", "lower")
 PLACES = tuple(f"{side} {zone} zone" for side in SIDES for zone in ZONES)
 INDICATIONS = ("Cough.", "Fever.", "Chest pain.", "Shortness of breath.", "Check-up before surgery.", "Weight loss.")
 QUESTIONS_PER_FILM = 2
+LETTERS = "ABCD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,11 @@ def make_film(seed: int, index: int) -> tuple[Film, Rng]:
 
 def make_record(film: Film, kind: str, rng: Rng) -> dict[str, Any]:
     """One question of this kind about a film, with the fields of ReXVQA."""
-    question, right, wrong = QUESTION_KINDS[kind](film, rng)
-    texts = [right, *wrong]
-    order = [int(i) for i in rng.permutation(len(texts))]
+    choice = QUESTION_KINDS[kind](film, rng)
     return {
-        "question": question,
-        "options": [f"{letter}. {texts[i]}" for letter, i in zip("ABCD", order, strict=False)],
-        "correct_answer": "ABCD"[order.index(0)],
+        "question": choice.question,
+        "options": [f"{letter}. {text}" for letter, text in zip(LETTERS, choice.options, strict=False)],
+        "correct_answer": LETTERS[choice.right],
         "correct_answer_explanation": f"{film.description}.",
         "ImagePath": [f"images/{film.id}.png"],
         "question_type": kind,
@@ -114,7 +113,9 @@ def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
     for split, rows in counts.items():
         films = -(-rows // QUESTIONS_PER_FILM)
         if rows:
-            files[split] = _write_split(folder, f"{split}.json", range(first, first + films), (rows, phantom.size, seed))
+            files[split] = _write_split(
+                folder, f"{split}.json", range(first, first + films), (rows, phantom.size, seed)
+            )
         first += films
     return files
 
@@ -137,43 +138,52 @@ def _write_split(folder: Path, name: str, indices: range, shape: tuple[int, int,
 
 def questions_about(film: Film, rng: Rng) -> list[tuple[str, dict[str, Any]]]:
     """``QUESTIONS_PER_FILM`` pairs of id and record, of different kinds."""
-    kinds = [kind for kind in QUESTION_KINDS if kind != "place" or film.finding.places == PLACES]
+    kinds = possible_kinds(film)
     chosen = rng.permutation(len(kinds))[:QUESTIONS_PER_FILM]
     return [(f"{film.id}-{kinds[i]}", make_record(film, kinds[i], rng)) for i in chosen]
 
 
-_Question = tuple[str, str, list[str]]
+class Choice(NamedTuple):
+    """A question about a film: its options in the order shown, and which of them is right."""
+
+    question: str
+    options: list[str]
+    right: int
 
 
-def _ask_finding(film: Film, rng: Rng) -> _Question:
+def _ask_finding(film: Film, rng: Rng) -> Choice:
     others = [finding.name for finding in FINDINGS if finding is not film.finding]
-    return "What is the primary finding?", film.finding.name, _some(others, 3, rng)
+    options = _some([film.finding.name, *_some(others, 3, rng)], 4, rng)
+    return Choice("What is the primary finding?", options, options.index(film.finding.name))
 
 
-def _ask_side(film: Film, rng: Rng) -> _Question:
-    right = {"right": "Right side", "left": "Left side", "": "Neither side"}[film.side]
-    others = [text for text in ("Right side", "Left side", "Neither side") if text != right]
-    return "Which side of the chest shows an abnormality?", right, _some(others, 2, rng)
+def _ask_side(film: Film, rng: Rng) -> Choice:
+    options = ["Right side", "Left side", "Neither side"]
+    return Choice("Which side of the chest shows an abnormality?", options, (*SIDES, "").index(film.side))
 
 
-def _ask_place(film: Film, rng: Rng) -> _Question:
-    right = film.place.capitalize()
-    others = [place.capitalize() for place in PLACES if place != film.place]
-    return "Where is the abnormality?", right, _some(others, 3, rng)
+def _ask_zone(film: Film, rng: Rng) -> Choice:
+    options = [f"{zone.capitalize()} zone" for zone in ZONES]
+    return Choice("In which zone is the abnormality?", options, ZONES.index(film.place.split()[1]))
 
 
-def _ask_heart(film: Film, rng: Rng) -> _Question:
-    large = film.finding.name == "Cardiomegaly"
-    texts = ["Enlarged heart", "Normal heart"]
-    return "How large is the heart?", texts[not large], [texts[large]]
+def _ask_heart(film: Film, rng: Rng) -> Choice:
+    options = ["Normal heart", "Enlarged heart"]
+    return Choice("How large is the heart?", options, int(film.finding.name == "Cardiomegaly"))
 
 
-QUESTION_KINDS: Mapping[str, Callable[[Film, Rng], _Question]] = {
+QUESTION_KINDS: Mapping[str, Callable[[Film, Rng], Choice]] = {
     "finding": _ask_finding,
     "side": _ask_side,
-    "place": _ask_place,
+    "zone": _ask_zone,
     "heart": _ask_heart,
 }
+"""Options stand in the order that their question has by nature; findings have none and are shuffled."""
+
+
+def possible_kinds(film: Film) -> list[str]:
+    """The kinds of question that this film can be asked."""
+    return [kind for kind in QUESTION_KINDS if kind != "zone" or film.finding.places == PLACES]
 
 
 def _some(texts: list[str], count: int, rng: Rng) -> list[str]:

@@ -91,7 +91,9 @@ def _draw_effusion(light: Light, place: str, rng: Rng) -> None:
 def _draw_pneumothorax(light: Light, place: str, rng: Rng) -> None:
     x, depth = LUNG_X[place], rng.uniform(0.13, 0.17)
     _ellipse(light, (x, 0.30), (0.13, depth), 0.03)
-    cv2.ellipse(light, _pixel(light, (x, 0.30)), _pixel(light, (0.13, depth)), 0, 10, 170, 0.6, max(1, len(light) // 128))
+    cv2.ellipse(
+        light, _pixel(light, (x, 0.30)), _pixel(light, (0.13, depth)), 0, 10, 170, 0.6, max(1, len(light) // 128)
+    )
 
 
 def _draw_pacemaker(light: Light, place: str, rng: Rng) -> None:
@@ -125,7 +127,9 @@ def _ellipse(
 
 def _arc(light: Light, centre: tuple[float, float], strength: float) -> None:
     layer = np.zeros_like(light)
-    cv2.ellipse(layer, _pixel(light, centre), _pixel(light, (0.15, 0.05)), 0, 190, 350, strength, max(1, len(light) // 70))
+    cv2.ellipse(
+        layer, _pixel(light, centre), _pixel(light, (0.15, 0.05)), 0, 190, 350, strength, max(1, len(light) // 70)
+    )
     light += layer
 
 

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "model"
-"""Weights, tokenizer and processor, as ``from_pretrained`` reads them; ``python -m toolkit.tiny.make`` rebuilds them."""
+"""Weights, tokenizer and processor, as ``from_pretrained`` reads them. ``python -m toolkit.tiny.make`` makes them."""

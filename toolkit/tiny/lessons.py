@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from toolkit.phantoms.chest import FINDINGS, PLACES, QUESTION_KINDS, SIDES, Film
+from toolkit.phantoms.chest import FINDINGS, LETTERS, PLACES, QUESTION_KINDS, SIDES, Choice, Film, possible_kinds
 from toolkit.phantoms.film import Rng
-
-LETTERS = "ABCD"
+from toolkit.tasks import TASKS
 
 
 class Lesson(NamedTuple):
@@ -19,39 +18,56 @@ class Lesson(NamedTuple):
 def lesson(film: Film, rng: Rng) -> Lesson:
     """A lesson about this film, of a kind drawn by weight."""
     kinds, weights = zip(*_KINDS, strict=True)
-    return kinds[rng.choice(len(kinds), p=weights)](film, rng)
+    made: Lesson = kinds[int(rng.choice(len(kinds), p=weights))](film, rng)
+    return made
 
 
 def corpus(films: Sequence[Film], rng: Rng) -> Iterator[str]:
     """Text for the tokenizer: lessons, the answer formats of every task, and the words of medical imaging."""
-    yield from _WORDS
+    yield from _WORDS * 20
     for film in films:
         yield from lesson(film, rng)
         yield f"{film.description}. No fracture. {film.finding.name}. {film.indication}"
 
 
 def _describe(film: Film, rng: Rng) -> Lesson:
-    return Lesson(_one_of(("Describe the film.", "What does the report say?", "Findings:"), rng), f"{film.description}.")
+    return Lesson(
+        _one_of(("Describe the film.", "What does the report say?", "Findings:"), rng), f"{film.description}."
+    )
 
 
 def _short(film: Film, rng: Rng) -> Lesson:
-    kind = _kind(film, rng)
-    question, right, _ = QUESTION_KINDS[kind](film, rng)
-    return Lesson(f"{question}\nAnswer briefly.", right)
+    choice = _choice(film, rng)
+    return Lesson(f"{choice.question}\nAnswer briefly.", choice.options[choice.right])
 
 
 def _letter(film: Film, rng: Rng) -> Lesson:
-    question, right, wrong = QUESTION_KINDS[_kind(film, rng)](film, rng)
-    return _choose(question, [right, *wrong], _one_of(("Answer with the letter.", "Letter:", "Choose one."), rng), rng)
+    choice = _choice(film, rng)
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choice.options, strict=False))
+    instruction = _one_of(("Answer with the letter.", "Letter:", "Choose one."), rng)
+    letter, text = LETTERS[choice.right], choice.options[choice.right]
+    answer = letter if rng.random() < 0.3 else f"{letter} - {text}"
+    return Lesson(f"{choice.question}\n{options}\n{instruction}", answer)
 
 
 def _read_options(film: Film, rng: Rng) -> Lesson:
     """Which letter stands before a given text: what choosing needs, without looking at the film."""
-    names = [*(finding.name for finding in FINDINGS), *(place.capitalize() for place in PLACES)]
-    names += ["Right side", "Left side", "Neither side", "Enlarged heart", "Normal heart"]
-    count = int(rng.integers(2, 5))
-    texts = [names[i] for i in rng.permutation(len(names))[:count]]
-    return _choose(f"Which letter is {texts[0]}?", texts, "Answer with the letter.", rng)
+    texts = [_NAMES[i] for i in rng.permutation(len(_NAMES))[: int(rng.integers(2, 5))]]
+    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
+    order = [int(i) for i in rng.permutation(len(texts))]
+    asked = "\n".join(texts[i] for i in order)
+    answers = "\n".join(f"{LETTERS[i]} - {texts[i]}" for i in order)
+    return Lesson(f"{options}\nWhich letters?\n{asked}", answers)
+
+
+def _tagged(film: Film, rng: Rng) -> Lesson:
+    """Half of an answer's format at a time; putting the halves together is left to SFT."""
+    if rng.random() < 0.5:
+        tags = "<start_working_out>", "<end_working_out>"
+        return Lesson(f"Write your reasoning between {tags[0]} and {tags[1]}.", _between(tags, f"{film.description}."))
+    choice, tags = _choice(film, rng), ("<SOLUTION>", "</SOLUTION>")
+    question = f"{choice.question}\nWrite the answer between {tags[0]} and {tags[1]}."
+    return Lesson(question, _between(tags, choice.options[choice.right]))
 
 
 def _yes_no(film: Film, rng: Rng) -> Lesson:
@@ -60,35 +76,40 @@ def _yes_no(film: Film, rng: Rng) -> Lesson:
 
 
 _KINDS: tuple[tuple[Callable[[Film, Rng], Lesson], float], ...] = (
-    (_describe, 0.35),
+    (_describe, 0.36),
     (_short, 0.2),
-    (_letter, 0.25),
-    (_read_options, 0.12),
-    (_yes_no, 0.08),
+    (_letter, 0.2),
+    (_read_options, 0.08),
+    (_tagged, 0.1),
+    (_yes_no, 0.06),
+)
+_NAMES = (
+    *(finding.name for finding in FINDINGS),
+    *(place.capitalize() for place in PLACES),
+    "Right side",
+    "Left side",
+    "Neither side",
+    "Enlarged heart",
+    "Normal heart",
 )
 
 
-def _choose(question: str, texts: list[str], instruction: str, rng: Rng) -> Lesson:
-    order = [int(i) for i in rng.permutation(len(texts))]
-    options = "\n".join(f"{letter}. {texts[i]}" for letter, i in zip(LETTERS, order, strict=False))
-    letter = LETTERS[order.index(0)]
-    return Lesson(f"{question}\n{options}\n{instruction}", letter if rng.random() < 0.5 else f"{letter} - {texts[0]}")
+def _choice(film: Film, rng: Rng) -> Choice:
+    return QUESTION_KINDS[_one_of(possible_kinds(film), rng)](film, rng)
 
 
-def _kind(film: Film, rng: Rng) -> str:
-    kinds = [kind for kind in QUESTION_KINDS if kind != "place" or film.finding.places == PLACES]
-    return kinds[rng.integers(len(kinds))]
+def _between(tags: tuple[str, str], text: str) -> str:
+    return f"{tags[0]}\n{text}\n{tags[1]}"
 
 
 def _one_of(texts: Sequence[str], rng: Rng) -> str:
-    return texts[rng.integers(len(texts))]
+    return texts[int(rng.integers(len(texts)))]
 
 
 _WORDS = (
     *SIDES,
     "<start_working_out>\nreasoning about the image\n<end_working_out>\n<SOLUTION>\nB - Pneumonia\n</SOLUTION>",
-    "Look at the image and think between <start_working_out> and <end_working_out>, then give the letter and the text "
-    "of the right option between <SOLUTION> and </SOLUTION>.",
+    *(task.instruction for task in TASKS.values()),
     "Question: Options: Answer: Indication: Findings: Impression: Comparison: Report: Yes No yes no unknown none",
     "Answer with one word or a short phrase. Answer yes or no. Is there evidence of a pneumothorax? What is shown?",
     "<diagnosis>melanoma</diagnosis> <location>upper left</location> <bbox>[12, 34, 56, 78]</bbox>",

@@ -1,19 +1,20 @@
 """Make the tiny model: train its tokenizer, build the architecture, teach it, save it with the Hub's tensor names.
 
-    python -m toolkit.tiny.make [--out FOLDER] [--steps N] [--seed N]
+python -m toolkit.tiny.make [--out FOLDER] [--steps N] [--seed N]
 """
 
 import argparse
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import sentencepiece
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -26,10 +27,13 @@ from transformers import (
 )
 from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
 
-from toolkit.phantoms.chest import make_film
+from toolkit.phantoms.chest import Film, make_film
 from toolkit.phantoms.film import Rng, draw_film
 from toolkit.tiny import FOLDER
-from toolkit.tiny.lessons import corpus, lesson
+from toolkit.tiny.lessons import Lesson, corpus, lesson
+
+Pixels = NDArray[np.float16]
+"""Films x 3 x side x side, -1 to 1."""
 
 SIDE = 112
 IMAGE_TOKENS = 16
@@ -151,7 +155,7 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
         "patch_size": 14,
         "vision_use_head": False,
     }
-    token = {name: tokenizer.convert_tokens_to_ids(symbol) for name, symbol in IMAGE_SYMBOLS.items()}
+    token = {name: _token_id(tokenizer, symbol) for name, symbol in IMAGE_SYMBOLS.items()}
     config = Gemma3Config(
         text_config=text,
         vision_config=vision,
@@ -159,10 +163,9 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
         boi_token_index=token["boi_token"],
         eoi_token_index=token["eoi_token"],
         image_token_index=token["image_token"],
-        eos_token_id=[1, tokenizer.convert_tokens_to_ids(TURNS[1])],
     )
     model = Gemma3ForConditionalGeneration(config)
-    model.generation_config.eos_token_id = config.eos_token_id
+    model.generation_config.eos_token_id = [1, _token_id(tokenizer, TURNS[1])]
     return model
 
 
@@ -173,19 +176,19 @@ def teach(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, ste
     model.train()
     for step, batch in enumerate(_batches(processor, steps, seed)):
         loss = model(**batch).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == steps - 1:
-            print(f"step {step}: loss {loss.item():.4f}", flush=True)  # noqa: T201
+            print(f"step {step}: loss {loss.item():.4f}", flush=True)
 
 
 def save(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, spm: Path, out: Path) -> None:
     """Write weights in bfloat16 under the Hub's names, processor and SentencePiece model."""
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        model.eval().to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
+        model.eval().to(torch.bfloat16).save_pretrained(folder)
         weights = Path(folder) / "model.safetensors"
         tensors = {_hub_name(name): tensor for name, tensor in load_file(weights).items()}
         save_file(tensors, weights, {"format": "pt"})
@@ -196,12 +199,19 @@ def save(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, spm:
         shutil.copytree(folder, out)
 
 
+def _token_id(tokenizer: GemmaTokenizer, symbol: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(symbol)
+    if not isinstance(found, int):
+        raise TypeError(f"{symbol!r} must be one token")
+    return found
+
+
 def _as_gemma(model_file: Path) -> GemmaTokenizer:
     vocabulary, _, merges = SentencePieceExtractor(str(model_file)).extract(GemmaTokenizer)
     tokenizer = GemmaTokenizer(
         vocab=vocabulary,
-        merges=merges,
-        mask_token=None,
+        merges=merges,  # type: ignore[arg-type]
+        mask_token=None,  # type: ignore[arg-type]
         extra_special_tokens=IMAGE_SYMBOLS,
         clean_up_tokenization_spaces=False,
         add_bos_token=True,
@@ -219,7 +229,7 @@ def _batches(processor: Gemma3Processor, steps: int, seed: int) -> Iterator[dict
         yield _collate(processor, [lesson(films[i], rng) for i in chosen], pixels[chosen])
 
 
-def _draw_films(seed: int) -> tuple[list, np.ndarray]:  # type: ignore[type-arg]
+def _draw_films(seed: int) -> tuple[list[Film], Pixels]:
     pixels = np.empty((FILMS, 3, SIDE, SIDE), np.float16)
     films = []
     for i in range(FILMS):
@@ -232,7 +242,7 @@ def _draw_films(seed: int) -> tuple[list, np.ndarray]:  # type: ignore[type-arg]
     return films, pixels
 
 
-def _collate(processor: Gemma3Processor, lessons: list, pixels: np.ndarray) -> dict[str, torch.Tensor]:  # type: ignore[type-arg]
+def _collate(processor: Gemma3Processor, lessons: Sequence[Lesson], pixels: Pixels) -> dict[str, torch.Tensor]:
     tokenizer, rows, labels, kinds = processor.tokenizer, [], [], []
     image = processor.full_image_sequence
     for question, answer in lessons:

@@ -1,0 +1,106 @@
+"""Chat rendering: the template's turn end, image tokens, BOS, token counts, on the tiny model and real processors."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from toolkit import chat, tiny
+from toolkit.errors import ModelError
+
+REAL = {"qwen2_vl": "<|im_end|>", "qwen3_vl": "<|im_end|>", "smolvlm_256m_idefics3": "<end_of_utterance>"}
+
+
+@pytest.fixture(scope="module")
+def gemma() -> Any:
+    return AutoProcessor.from_pretrained(tiny.FOLDER)
+
+
+@pytest.fixture(scope="module")
+def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("processors")
+    with tarfile.open(shared_data / "processors.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return {name: AutoProcessor.from_pretrained(folder / "processors" / name) for name in REAL}
+
+
+def test_gemmas_turn_ends_with_another_token_than_the_tokenizers_eos(gemma: Any) -> None:
+    end = chat.find_turn_end(gemma)
+    assert end.text == "<end_of_turn>"
+    assert gemma.tokenizer.eos_token == "<eos>"
+    assert end.id != gemma.tokenizer.eos_token_id
+
+
+def test_real_processors_end_their_turns_as_their_templates_say(real: dict[str, Any]) -> None:
+    assert {name: chat.find_turn_end(processor).text for name, processor in real.items()} == REAL
+
+
+def test_a_template_without_a_turn_end_is_refused(gemma: Any) -> None:
+    class NoEnd:
+        tokenizer = gemma.tokenizer
+
+        def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
+            return "user: question model: SENTINEL and then nothing"
+
+    with pytest.raises(ModelError, match="end an answer with a special token"):
+        chat.find_turn_end(NoEnd())
+
+
+def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
+    text = chat.render_prompt(gemma, chat.conversation("What is shown?", 1))
+    ids = gemma(
+        text=[text], images=[[Image.new("RGB", (9, 9))]], add_special_tokens=chat.adds_bos(gemma, text)
+    )["input_ids"][0]
+    assert list(ids).count(gemma.tokenizer.bos_token_id) == 1
+    assert ids[0] == gemma.tokenizer.bos_token_id
+
+
+def test_a_system_prompt_stands_before_the_question(gemma: Any) -> None:
+    text = chat.render_prompt(gemma, chat.conversation("What?", 0, system="Be brief."))
+    assert text.index("Be brief.") < text.index("What?")
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_placeholders_stand_where_the_images_go(gemma: Any, images: int) -> None:
+    text = chat.render_prompt(gemma, chat.conversation("Compare.", images))
+    assert text.count("<start_of_image>") == images
+    assert text.index("<start_of_image>") < text.index("Compare.")
+
+
+@pytest.mark.parametrize("sizes", [[(112, 112)], [(300, 200), (64, 512)]])
+def test_tokens_are_counted_as_the_tiny_models_processor_makes_them(gemma: Any, sizes: list[tuple[int, int]]) -> None:
+    _same_count(gemma, sizes)
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("sizes", [[(300, 200)], [(800, 1000)], [(300, 200), (640, 480)]])
+def test_tokens_are_counted_as_real_processors_make_them(
+    real: dict[str, Any], name: str, sizes: list[tuple[int, int]]
+) -> None:
+    _same_count(real[name], sizes)
+
+
+def test_image_tokens_are_all_found(gemma: Any, real: dict[str, Any]) -> None:
+    tiny_tokens = gemma.tokenizer.convert_ids_to_tokens(chat.find_image_ids(gemma))
+    assert {"<start_of_image>", "<image_soft_token>", "<end_of_image>"} <= set(tiny_tokens)
+    qwen = real["qwen3_vl"]
+    found = qwen.tokenizer.convert_ids_to_tokens(chat.find_image_ids(qwen))
+    assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= set(found)
+
+
+def test_the_supervised_part_is_shown_between_brackets(gemma: Any) -> None:
+    head = gemma.tokenizer("What?", add_special_tokens=False)["input_ids"]
+    tail = chat.encode_answer(gemma, "Yes", chat.find_turn_end(gemma))
+    shown = chat.show_supervised(gemma, head + tail, [-100] * len(head) + tail)
+    assert shown == "What?⟦Yes<end_of_turn>⟧"
+
+
+def _same_count(processor: Any, sizes: list[tuple[int, int]]) -> None:
+    text = chat.render_prompt(processor, chat.conversation("Compare.", len(sizes)))
+    images = [Image.new("RGB", size) for size in sizes]
+    made = processor(text=[text], images=[images], add_special_tokens=chat.adds_bos(processor, text))["input_ids"][0]
+    counted = chat.count_tokens(processor, text, sizes, answer=[1, 2, 3])
+    assert counted.total == len(made) + 3

@@ -1,0 +1,27 @@
+"""From a completion to an Answer and a judged row: one way, for rewards, evaluation and prediction."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from toolkit.backends.base import Completion
+from toolkit.metrics import Row
+from toolkit.sample import Answer, Sample
+from toolkit.tasks.base import Task
+
+
+def read_answer(task: Task, sample: Sample, completion: Completion) -> Answer:
+    """What the task's parser finds, with the word on whether the token limit came first."""
+    return replace(task.parse(completion.text, sample), truncated=completion.truncated)
+
+
+def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Row:
+    """An answer's scores as one row of an evaluation."""
+    return Row(
+        id=sample.id,
+        group=sample.group,
+        scores=task.scores(sample, answer),
+        label=task.labels(sample, answer),
+        by={name: str(sample.fields[name]) for name in by if sample.fields.get(name) is not None},
+        truncated=answer.truncated,
+        problem=answer.problem,
+    )

@@ -1,0 +1,165 @@
+"""Evaluation: greedy answers to held-out questions, judged, with intervals, the majority baseline and differences."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from toolkit.backends import Backend, choose_backend
+from toolkit.backends.base import Completion, Policy, Sampling
+from toolkit.errors import DataError
+from toolkit.metrics import Row, compare, share, summarise
+from toolkit.recipe import Evaluate as EvaluateSection
+from toolkit.run import Record, append_line, read_lines
+from toolkit.sample import Answer, Sample
+from toolkit.stages.answers import judge, read_answer
+from toolkit.stages.context import Context, EvaluationRecord
+from toolkit.stages.lengths import check_lengths
+from toolkit.stages.prompts import Prompts
+
+log = logging.getLogger(__name__)
+PREDICTIONS = "predictions.jsonl"
+PARTIAL = "predictions.partial.jsonl"
+
+
+def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
+    """Ask every held-out question and judge the answers; see ``context.Evaluate``.
+
+    An interrupted evaluation goes on after the last answer that was written.
+    """
+    recipe, section = context.recipe, context.recipe.evaluate or EvaluateSection()
+    samples = held_out(context)
+    folder = context.run.stage_folder(f"evaluate-{name}")
+    prompts = Prompts.of(recipe, context.images)
+    partial = folder / PARTIAL
+    done = {line["id"]: line for line in read_lines(partial)}
+    waiting = [sample for sample in samples if sample.id not in done]
+    if waiting:
+        backend = choose_backend(recipe.model)
+        policy = backend.load(recipe, weights, trainable=False)
+        check_lengths(
+            policy.processor, prompts, waiting, recipe.model.max_tokens, answer_tokens=section.max_completion_tokens
+        )
+        for sample, completion in _ask(context, name, backend, policy, prompts, waiting):
+            append_line(partial, _prediction(sample, read_answer(prompts.task, sample, completion)))
+    rows = judge_predictions(context, prompts, samples, partial)
+    partial.replace(folder / PREDICTIONS)
+    return _record(context, name, rows, earlier, prompts)
+
+
+def held_out(context: Context) -> Sequence[Sample]:
+    """The split that the recipe evaluates on.
+
+    Raises:
+        DataError: it has no rows.
+    """
+    section = context.recipe.evaluate or EvaluateSection()
+    samples: Sequence[Sample] = getattr(context.data, section.split)
+    if section.limit is not None:
+        samples = samples[: section.limit]
+    if not len(samples):
+        raise DataError(
+            "an evaluation must have questions",
+            place=f"[evaluate] split = {section.split!r}",
+            value="no rows",
+            remedy="Name a file for it in [data], or give it a share in [data.split].",
+        )
+    return samples
+
+
+def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> list[Row]:
+    """The written completions, parsed and judged anew: one row a sample, in the samples' order."""
+    section = context.recipe.evaluate or EvaluateSection()
+    lines = {line["id"]: line for line in read_lines(file)}
+    rows = []
+    for sample in samples:
+        line = lines[sample.id]
+        answer = read_answer(prompts.task, sample, Completion(line["completion"], 0, line["truncated"]))
+        rows.append(judge(prompts.task, sample, answer, section.by))
+    return rows
+
+
+def _ask(
+    context: Context, name: str, backend: Backend, policy: Policy, prompts: Prompts, samples: Sequence[Sample]
+) -> Iterator[tuple[Sample, Completion]]:
+    section = context.recipe.evaluate or EvaluateSection()
+    sampling = Sampling(section.max_completion_tokens)
+    for start in range(0, len(samples), section.batch_size):
+        batch = samples[start : start + section.batch_size]
+        groups = backend.generate(policy, [prompts.row(sample) for sample in batch], sampling)
+        for sample, group in zip(batch, groups, strict=True):
+            yield sample, group[0]
+        stage = f"evaluate-{name}"
+        context.progress(stage, start + len(batch), len(samples), "")
+        if start + len(batch) < len(samples):
+            context.stop.check(f"{stage} is saved after {start + len(batch)} of {len(samples)} questions")
+
+
+def _prediction(sample: Sample, answer: Answer) -> Record:
+    return {
+        "id": sample.id,
+        "group": sample.group,
+        "question": sample.fields.get("question"),
+        "reference": dict(sample.reference),
+        "completion": answer.text,
+        "answer": {key: value for key, value in answer.values.items() if _is_plain(value)},
+        "problem": answer.problem,
+        "truncated": answer.truncated,
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _record(context: Context, name: str, rows: list[Row], earlier: Sequence[str], prompts: Prompts) -> EvaluationRecord:
+    section, seed = context.recipe.evaluate or EvaluateSection(), context.recipe.run.seed
+    score = prompts.task.primary
+    baseline = _baseline_rows(context, prompts)
+    others = {"baseline": baseline, **{other: _earlier_rows(context, prompts, other) for other in earlier}}
+    summary = summarise(rows, section.by, section.bootstrap, seed)
+    _warn(name, summary.overall.truncated.value, summary.overall.unreadable.value)
+    return {
+        "split": section.split,
+        "score": score,
+        "value": asdict(summary.overall.scores[score]),
+        "baseline": asdict(_share(baseline, score, section.bootstrap, seed)),
+        "differences": {
+            other: asdict(compare(before, rows, score, section.bootstrap, seed).paired)
+            for other, before in others.items()
+        },
+        "summary": summary.to_dict(),
+        "predictions": f"stages/evaluate-{name}/{PREDICTIONS}",
+    }
+
+
+def _baseline_rows(context: Context, prompts: Prompts) -> list[Row]:
+    """The majority answer of the training rows, judged as a model's would be."""
+    complete = prompts.task.baseline(context.data.train)
+    section = context.recipe.evaluate or EvaluateSection()
+    return [
+        judge(prompts.task, sample, prompts.task.parse(complete(sample), sample), section.by)
+        for sample in held_out(context)
+    ]
+
+
+def _earlier_rows(context: Context, prompts: Prompts, name: str) -> list[Row]:
+    file = context.run.path / context.run.record(f"evaluate-{name}")["predictions"]
+    return judge_predictions(context, prompts, held_out(context), file)
+
+
+def _share(rows: Sequence[Row], score: str, resamples: int, seed: int) -> Any:
+    judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
+    return share([value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed)
+
+
+def _warn(name: str, truncated: float | None, unreadable: float | None) -> None:
+    for what, value in (("ran into the token limit", truncated), ("could not be read", unreadable)):
+        if value:
+            log.warning("evaluate-%s: %.0f%% of the answers %s", name, 100 * value, what)

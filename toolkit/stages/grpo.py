@@ -1,0 +1,96 @@
+"""GRPO: several answers a prompt, judged by the task's rewards, and an update towards the better of a group."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolkit.backends import choose_backend
+from toolkit.backends.base import Completion, Judge, TrainingJob
+from toolkit.recipe import Grpo, Recipe
+from toolkit.rewards import RewardTable, reward_table
+from toolkit.run import Record
+from toolkit.sample import Answer, Sample
+from toolkit.stages.answers import read_answer
+from toolkit.stages.context import Context
+from toolkit.stages.lengths import check_lengths
+from toolkit.stages.probe import probe
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.training import last_checkpoint, save_weights, train, training_callbacks
+from toolkit.tasks.base import Task
+
+log = logging.getLogger(__name__)
+STAGE = "grpo"
+
+
+def train_grpo(context: Context) -> Record:
+    """Probe, train, and leave the weights in the run folder; see ``context.Train``."""
+    recipe, samples = context.recipe, context.data.train
+    grpo = recipe.grpo or Grpo()
+    backend = choose_backend(recipe.model)
+    prompts = Prompts.of(recipe, context.images)
+    table = rewards_of(recipe)
+    start = context.weights
+    policy = backend.load(recipe, start, trainable=True)
+    lengths = check_lengths(
+        policy.processor, prompts, samples, recipe.model.max_tokens, answer_tokens=grpo.max_completion_tokens
+    )
+    log.info("grpo: %s", describe_reference(recipe, start))
+    probed = None
+    if grpo.probe_prompts and last_checkpoint(context.run.stage_folder(STAGE)) is None:
+        probed = probe(backend, policy, prompts, samples, table, recipe)
+    job = TrainingJob(
+        recipe=recipe,
+        rows=prompts.rows(samples),
+        count=len(samples),
+        folder=context.run.stage_folder(STAGE),
+        callbacks=training_callbacks(context, STAGE),
+        judge=make_judge(prompts.task, table, samples),
+    )
+    record = train(backend.grpo_trainer(policy, job), context, STAGE)
+    save_weights(backend, policy, context.run.weights_folder(STAGE))
+    left_over = len(samples) % grpo.prompts_per_step
+    return {
+        **record,
+        "backend": backend.name,
+        "rows": len(samples),
+        "rows_left_out_each_epoch": left_over,
+        "lengths": lengths.to_dict(),
+        "probe": probed,
+        "kl_reference": describe_reference(recipe, start),
+    }
+
+
+def rewards_of(recipe: Recipe) -> RewardTable:
+    """The recipe's rewards with their weights."""
+    return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
+
+
+def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample]) -> Judge:
+    """Row numbers and completions -> each reward's value, with the shares of answers that could not be read."""
+
+    def score(
+        numbers: Sequence[int], completions: Sequence[Completion]
+    ) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
+        pairs = [
+            (samples[number], read_answer(task, samples[number], completion))
+            for number, completion in zip(numbers, completions, strict=True)
+        ]
+        values = [table.score(sample, answer).components for sample, answer in pairs]
+        return values, _figures([answer for _, answer in pairs])
+
+    return Judge(table.weights, score)
+
+
+def describe_reference(recipe: Recipe, start: Path | None) -> str:
+    """What the KL term is measured against, in words for the log and the record."""
+    grpo = recipe.grpo or Grpo()
+    if grpo.beta == 0:
+        return "beta = 0: no KL term, no reference model"
+    if start is not None:
+        return f"beta = {grpo.beta}: KL against the model as this stage found it ({start.parent.name})"
+    return f"beta = {grpo.beta}: KL against the base model"
+
+
+def _figures(answers: Sequence[Answer]) -> dict[str, float]:
+    unread = sum(answer.problem is not None for answer in answers)
+    return {"answers/unreadable": unread / len(answers)}

@@ -1,0 +1,34 @@
+"""SFT: supervised fine-tuning on the reference answers."""
+
+import logging
+
+from toolkit.backends import choose_backend
+from toolkit.backends.base import TrainingJob
+from toolkit.run import Record
+from toolkit.stages.context import Context
+from toolkit.stages.lengths import check_lengths
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.training import save_weights, train, training_callbacks
+
+log = logging.getLogger(__name__)
+STAGE = "sft"
+
+
+def train_sft(context: Context) -> Record:
+    """Train on every training row and leave the weights in the run folder; see ``context.Train``."""
+    recipe, samples = context.recipe, context.data.train
+    backend = choose_backend(recipe.model)
+    prompts = Prompts.of(recipe, context.images)
+    policy = backend.load(recipe, context.weights, trainable=True)
+    lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens)
+    log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
+    job = TrainingJob(
+        recipe=recipe,
+        rows=prompts.rows(samples, answer=True),
+        count=len(samples),
+        folder=context.run.stage_folder(STAGE),
+        callbacks=training_callbacks(context, STAGE),
+    )
+    record = train(backend.sft_trainer(policy, job), context, STAGE)
+    save_weights(backend, policy, context.run.weights_folder(STAGE))
+    return {**record, "backend": backend.name, "rows": len(samples), "lengths": lengths.to_dict()}

@@ -1,0 +1,85 @@
+"""What SFT and GRPO share: resume from the last whole checkpoint, stop between steps, weights by a rename."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from toolkit.backends import Backend
+from toolkit.backends.base import Policy
+from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints
+from toolkit.errors import TrainingError
+from toolkit.run import Record
+from toolkit.stages.context import Context
+
+log = logging.getLogger(__name__)
+
+
+def training_callbacks(context: Context, stage: str) -> list[Any]:
+    """Progress, whole checkpoints, and the stop on a signal."""
+    folder = context.run.stage_folder(stage)
+
+    def report(step: int, steps: int, figures: Any) -> None:
+        context.report(stage, step, steps, figures)
+
+    return [
+        Report(report),
+        StopBetweenSteps(lambda: context.stop.requested),
+        Checkpoints(folder, context.recipe.run.keep_checkpoints),
+    ]
+
+
+def train(trainer: Any, context: Context, stage: str) -> Record:
+    """Train to the end, from the last complete checkpoint if there is one, and give the stage's figures.
+
+    Raises:
+        Interrupted: a signal came; the step was finished and saved.
+        TrainingError: the loss became NaN or infinite.
+    """
+    folder = context.run.stage_folder(stage)
+    if (folder / PARTIAL).exists():
+        shutil.rmtree(folder / PARTIAL)  # what an interruption left half written; nothing is resumed from it
+    start = last_checkpoint(folder)
+    if start:
+        log.info("%s goes on from %s", stage, start.name)
+    begun = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if step < steps:
+        context.stop.check(f"{stage} is saved after step {step} of {steps}")
+    _check_finite(trainer, stage)
+    return {
+        "steps": steps,
+        "seconds": round(time.monotonic() - begun, 1),
+        "resumed_from": start.name if start else None,
+    }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a stage."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
+    """Write the weights beside their place, then rename."""
+    partial = target.with_name(f"{target.name}.partial")
+    for old in (partial, target):
+        if old.exists():
+            shutil.rmtree(old)
+    backend.save(policy, partial)
+    partial.replace(target)
+
+
+def _check_finite(trainer: Any, stage: str) -> None:
+    for entry in trainer.state.log_history:
+        for name in ("loss", "grad_norm"):
+            value = float(entry.get(name, 0.0))
+            if value != value or value in (float("inf"), float("-inf")):
+                raise TrainingError(
+                    f"{name} must stay finite",
+                    place=f"{stage}, step {entry.get('step')}",
+                    value=value,
+                    remedy="Lower learning_rate; on a GPU without bfloat16 use precision = '32bit'.",
+                )
