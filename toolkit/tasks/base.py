@@ -12,8 +12,9 @@ from toolkit.sample import Answer, Reward, Sample
 class RowSource:
     """Where a row came from and how its columns are named.
 
-    ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder that relative
-    image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
+    ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
+    relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
+    The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
     """
 
     file: Path
@@ -21,6 +22,7 @@ class RowSource:
     column: Mapping[str, str]
     group: str | None = None
     context: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Task:
     Attributes:
         name: the word in the recipe.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
-        required: the fields a source must have.
+        required: the fields a source must have; ``a|b`` asks for one of them.
         leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
         read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
         instruction: the default instruction that follows the question.

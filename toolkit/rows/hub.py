@@ -1,0 +1,48 @@
+"""Rows of a Hub data set: ``hub:owner/name`` with an optional ``#split``."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError
+from toolkit.rows.json_stream import Record
+from toolkit.rows.pictures import PictureStore, plain_rows
+
+HUB = "hub:"
+_NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:#(?P<split>[\w.\[\]:%-]+))?")
+_ROWS = 256
+
+
+def hub_files(source: str) -> tuple[Path, ...]:
+    """The Arrow files of the data set in the local cache; downloads them when they are not there.
+
+    Raises:
+        DataError: the name is malformed, the data set or split does not exist, or the Hub cannot be reached.
+    """
+    return tuple(Path(file["filename"]) for file in _load(source).cache_files)
+
+
+def stream_hub(source: str, pictures: PictureStore) -> Iterator[Record]:
+    """All rows, without an id."""
+    for table in _load(source).with_format("arrow").iter(batch_size=_ROWS):
+        for row in plain_rows(table, pictures):
+            yield None, row, None
+
+
+def _load(source: str) -> Any:
+    found = _NAME.fullmatch(source)
+    if found is None:
+        raise DataError("a Hub data set is written hub:owner/name or hub:owner/name#split", value=source)
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return datasets.load_dataset(found["name"], split=found["split"] or "train")
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"the data set cannot be loaded: {reason}",
+            place=source,
+            remedy="Check name, split and network (HF_HUB_OFFLINE), or name a file that lies on this machine.",
+        ) from error

@@ -1,0 +1,146 @@
+"""One large JSON text as a stream of records: an object id -> record, or a list of records.
+
+The text is never whole in memory. The standard library's C scanner reads one record at a time out of a window that
+is filled up whenever a record runs over its end.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from toolkit.errors import DataError
+
+CHUNK_BYTES = 1 << 22
+MAX_RECORD_CHARS = 1 << 26
+"""A longer record is taken for a broken file (a missing quotation mark)."""
+LOOK_AHEAD = 1 << 16
+"""A failure this far before the window's end is a broken text, not a record that was cut off."""
+
+_BLANK = r"[ \t\n\r]*"
+_KEY = re.compile(rf'{_BLANK}("(?:[^"\\]|\\.)*"){_BLANK}:{_BLANK}', re.DOTALL)
+_NO_KEY = re.compile(_BLANK)
+_START = re.compile(rf"{_BLANK}([{{\[])({_BLANK}[}}\]])?")
+_NEXT = {"{": re.compile(rf"{_BLANK}([,}}])"), "[": re.compile(rf"{_BLANK}([,\]])")}
+
+Record = tuple[str | None, Any, str | None]
+"""Id (None: the source has none), the parsed record, and its JSON text (None: not at hand)."""
+
+
+def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
+    """Records of a JSON object id -> record, or of a JSON list (ids are None), in the order of the file.
+
+    ``NaN`` and ``Infinity`` are accepted, as is a UTF-8 byte order mark. Peak memory is a few chunks of 4 MB.
+
+    Raises:
+        DataError: the text is not UTF-8 or not one JSON object or list; names line and column.
+    """
+    window = _Window(file, place)
+    opener, is_empty = window.start()
+    key, following = (_KEY if opener == "{" else _NO_KEY), _NEXT[opener]
+    decode = json.JSONDecoder().raw_decode
+    separator = "" if is_empty else ","
+    while separator == ",":
+        text, name = window.text, key.match(window.text, window.at)
+        if name is None:
+            window.fill(window.at, "a key in quotation marks and a colon must stand here")
+            continue
+        begin = name.end()
+        try:
+            value, end = decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            window.fill_after(error, begin)
+            continue
+        after = following.match(text, end)
+        if after is None:
+            window.fill(end, "a comma or the closing bracket must stand here")
+            continue
+        window.at, separator = after.end(), after[1]
+        yield (_key_text(name[1]) if opener == "{" else None), value, text[begin:end]
+    window.finish()
+
+
+def _key_text(quoted: str) -> str:
+    return str(json.loads(quoted)) if "\\" in quoted else quoted[1:-1]
+
+
+class _Window:
+    """The part of the text that is in memory; ``at`` is where the next record begins."""
+
+    def __init__(self, file: BinaryIO, place: str) -> None:
+        self._file, self._place = file, place
+        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        self._bytes, self._lines, self._column = 0, 0, 0
+        self._ended = False
+        self.text, self.at = "", 0
+        self._read()
+        self.text = self.text.removeprefix("\ufeff")
+
+    def start(self) -> tuple[str, bool]:
+        """The opening bracket, and whether nothing stands between it and the closing one."""
+        while (found := _START.match(self.text)) is None or (found.end() == len(self.text) and not self._ended):
+            self.fill(0, "the file must hold one JSON object (id -> record) or one list of records")
+        self.at = found.end()
+        return found[1], found[2] is not None
+
+    def finish(self) -> None:
+        """Nothing but blanks may follow."""
+        while True:
+            if rest := self.text[self.at :].lstrip(" \t\n\r"):
+                self._fail(len(self.text) - len(rest), "nothing may follow the closing bracket", _LINES)
+            if self._ended:
+                return
+            self._read()
+
+    def fill(self, failed_at: int, rule: str) -> None:
+        """Read on where a record was cut off at the window's end; fail where the text is broken."""
+        if self._ended or len(self.text) - failed_at > LOOK_AHEAD:
+            self._fail(failed_at, rule)
+        self._read()
+
+    def fill_after(self, error: ValueError | RecursionError, begin: int) -> None:
+        """The same for a record that could not be parsed."""
+        if isinstance(error, RecursionError):
+            self._fail(begin, "the record is nested too deeply")
+        if not isinstance(error, json.JSONDecodeError):
+            self._fail(begin, f"the record cannot be read: {error}")
+        elif error.msg.startswith("Unterminated string") and not self._ended:
+            if len(self.text) - begin > MAX_RECORD_CHARS:
+                self._fail(error.pos, "a record is longer than 64 million characters: is a quotation mark missing?")
+            self._read()
+        else:
+            self.fill(error.pos, f"the JSON is broken: {error.msg}")
+
+    def _read(self) -> None:
+        """Forget what lies before ``at`` and append a chunk."""
+        chunk = self._file.read(CHUNK_BYTES)
+        try:
+            more = self._decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                "the file must be UTF-8",
+                place=f"{self._place}, near byte {self._bytes + error.start:,}",
+                value=error.object[error.start : error.end],
+                remedy="Convert it, for example with: iconv -f LATIN1 -t UTF-8.",
+            ) from None
+        self._bytes += len(chunk)
+        self._ended = not chunk
+        self._lines, self._column = self._position(self.at)
+        self.text, self.at = self.text[self.at :] + more, 0
+
+    def _position(self, at: int) -> tuple[int, int]:
+        """Line and column of a place in the window, both from 0."""
+        newline = self.text.rfind("\n", 0, at)
+        if newline < 0:
+            return self._lines, self._column + at
+        return self._lines + self.text.count("\n", 0, at), at - newline - 1
+
+    def _fail(self, at: int, rule: str, remedy: str = "") -> None:
+        line, column = self._position(at)
+        place = f"{self._place}, line {line + 1:,}, column {column + 1:,}"
+        found = self.text[at : at + 40]
+        raise DataError(rule, place=place, value=found or "the end of the file", remedy=remedy)
+
+
+_LINES = "If each line is a record of its own, name the file .jsonl."

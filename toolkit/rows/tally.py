@@ -1,0 +1,47 @@
+"""Rows that cannot be used, counted by reason with a few examples of each."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows of one source that cannot be used for one reason; ``examples`` names at most five of them."""
+
+    source: str
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = "row" if self.count == 1 else "rows"
+        return f"{self.source}: {self.count:,} {rows}: {self.reason} (for example {'; '.join(self.examples)})"
+
+
+class Tally:
+    """Counts reasons in the order in which they first come up."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, example: str) -> int:
+        """Count one more and give the reason's number, from 0."""
+        if reason not in self._counts:
+            self._counts[reason], self._examples[reason] = 0, []
+        self._counts[reason] += 1
+        if len(self._examples[reason]) < MAX_EXAMPLES:
+            self._examples[reason].append(example)
+        return list(self._counts).index(reason)
+
+    def of(self, source: str) -> tuple[Dropped, ...]:
+        """What was counted, the most frequent reason first."""
+        found = (Dropped(source, reason, n, tuple(self._examples[reason])) for reason, n in self._counts.items())
+        return tuple(sorted(found, key=lambda dropped: -dropped.count))
+
+
+def total(dropped: Iterable[Dropped]) -> int:
+    """Rows in all."""
+    return sum(one.count for one in dropped)

@@ -1,0 +1,205 @@
+"""Splits by group, and the check that no group, image or question stands in two of them.
+
+Rows are compared by 64-bit hashes, so that 600,000 of them need a few MB. Two pictures are the same when they have the
+same path: one film stored under two names is not noticed.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import DataError
+
+Keys = NDArray[np.int64]
+Kind = Literal["group", "image", "question"]
+KINDS: tuple[Kind, ...] = ("group", "image", "question")
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RowKeys:
+    """What rows are compared by: one group and one question a row, and ``images`` that stand in rows ``image_rows``."""
+
+    groups: Keys
+    questions: Keys
+    images: Keys
+    image_rows: Keys
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def take(self, rows: Keys) -> "RowKeys":
+        """The same for some of the rows, given in ascending order and numbered anew."""
+        chosen = np.isin(self.image_rows, rows)
+        image_rows = np.searchsorted(rows, self.image_rows[chosen])
+        return RowKeys(self.groups[rows], self.questions[rows], self.images[chosen], image_rows)
+
+    def of(self, kind: Kind) -> tuple[Keys, Keys]:
+        """Keys of one kind, and the row of each; a question counts together with its image."""
+        if kind == "group":
+            return self.groups, np.arange(len(self))
+        if kind == "image":
+            return self.images, self.image_rows
+        # An odd factor keeps all 64 bits of the image; numpy wraps around in silence on arrays.
+        return self.images * np.int64(0x9E3779B97F4A7C1) + self.questions[self.image_rows], self.image_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Groups, images or (image, question) pairs that stand in two splits.
+
+    ``count`` is how many of them; ``rows`` how many rows of ``first`` and of ``second`` have one; ``examples`` are at
+    most five pairs of row numbers in the two.
+    """
+
+    kind: Kind
+    first: str
+    second: str
+    count: int
+    rows: tuple[int, int]
+    examples: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        what = {"group": "group", "image": "image", "question": "(image, question) pair"}[self.kind]
+        return f"{self.count:,} {what}{'' if self.count == 1 else 's'} of {self.second} also in {self.first}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeakReport:
+    """All leaks between any two splits; false when there is none."""
+
+    leaks: tuple[Leak, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.leaks)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.leaks)) or "no group, image or question stands in two splits"
+
+    def count(self, kind: Kind, first: str = "train", second: str = "test") -> int:
+        """How many groups, images or pairs stand in both of these splits."""
+        return sum(leak.count for leak in self.leaks if (leak.kind, leak.first, leak.second) == (kind, first, second))
+
+
+def split_by_group(groups: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
+    """The split of each row: no group in two, each with about its share of the rows, the same on every machine.
+
+    Groups are put in the order of a hash of seed and name, and dealt to the splits in the order of ``shares``. A split
+    exceeds its share by less than one group, and has at least one group where its share is above 0.
+
+    >>> split_by_group(["p1", "p1", "p2", "p3"], {"test": 0.25, "train": 0.75}, seed=1)
+    ['train', 'train', 'test', 'train']
+
+    Raises:
+        DataError: there are fewer groups than splits.
+    """
+    names = list(shares)
+    keys = np.array([text_key(group) for group in groups], dtype=np.int64)
+    return [names[number] for number in split_keys(keys, list(shares.values()), seed).tolist()]
+
+
+def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.int64]:
+    """``split_by_group`` for groups that are hashed already: the number of each row's split."""
+    unique, group_of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    wanted = [number for number, share in enumerate(shares) if share > 0]
+    if len(unique) < len(wanted):
+        raise DataError(
+            f"a split by group into {len(wanted)} needs at least as many groups",
+            place="[data.split]",
+            value=f"{len(unique)} groups",
+            remedy="Name files for the splits, or another column in data.group.",
+        )
+    order = np.argsort(_mix(unique, seed), kind="stable")
+    filled = np.cumsum(sizes[order])
+    split_of_group = np.zeros(len(unique), dtype=np.int64)
+    begin, due = 0, 0.0
+    for position, number in enumerate(wanted):
+        due += shares[number] / sum(shares) * len(groups)
+        last = len(unique) - (len(wanted) - position - 1)
+        end = min(max(int(np.searchsorted(filled, due - 1e-6)) + 1, begin + 1), last)
+        split_of_group[order[begin:end]] = number
+        begin = end
+    return split_of_group[group_of_row]
+
+
+def row_keys(rows: Iterable[tuple[str, Sequence[str], str]]) -> RowKeys:
+    """Keys of rows given as (group, image paths, question)."""
+    builder = KeyBuilder()
+    for group, images, question in rows:
+        builder.add(group, images, question)
+    return builder.done()
+
+
+def find_leaks(splits: Mapping[str, RowKeys]) -> LeakReport:
+    """Groups, images, and questions on one image that stand in two splits, for each two of them in their order."""
+    found = (_leak(kind, *pair) for pair in combinations(splits.items(), 2) for kind in KINDS)
+    return LeakReport(tuple(leak for leak in found if leak is not None))
+
+
+def leaking_rows(split: RowKeys, later: Sequence[RowKeys]) -> NDArray[np.bool_]:
+    """Which rows of a split share a group or an image with one of the later splits, shape (rows,)."""
+    marked = np.zeros(len(split), dtype=bool)
+    for kind in KINDS[:2]:
+        keys, rows = split.of(kind)
+        for other in later:
+            marked[rows[np.isin(keys, other.of(kind)[0])]] = True
+    return marked
+
+
+class KeyBuilder:
+    """Collects the keys of rows, one row after the other."""
+
+    def __init__(self) -> None:
+        self._groups, self._questions, self._images, self._image_rows = (array("q") for _ in range(4))
+
+    def add(self, group: str, images: Sequence[str], question: str) -> None:
+        """Append one row."""
+        row = len(self._groups)
+        self._groups.append(text_key(group))
+        self._questions.append(text_key(" ".join(question.lower().split())))
+        for image in images:
+            self._images.append(text_key(image))
+            self._image_rows.append(row)
+
+    def done(self) -> RowKeys:
+        """The keys of all rows so far."""
+        columns = (self._groups, self._questions, self._images, self._image_rows)
+        return RowKeys(*(np.frombuffer(column, dtype=np.int64) for column in columns))
+
+
+def text_key(text: str) -> int:
+    """A signed 64-bit hash: two of a million texts are equal by chance once in 40 million data sets."""
+    return int.from_bytes(_digest(text, 8), "little", signed=True)
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
+
+
+def _mix(keys: Keys, seed: int) -> NDArray[np.uint64]:
+    """An order of the keys for each seed (splitmix64: Steele et al. 2014, doi:10.1145/2660193.2660195)."""
+    mixed = keys.astype(np.uint64) ^ np.uint64(int.from_bytes(_digest(str(seed), 8), "little"))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _leak(kind: Kind, first: tuple[str, RowKeys], second: tuple[str, RowKeys]) -> Leak | None:
+    (keys_1, rows_1), (keys_2, rows_2) = first[1].of(kind), second[1].of(kind)
+    shared = np.intersect1d(keys_1, keys_2)
+    if not len(shared):
+        return None
+    in_1, in_2 = np.isin(keys_1, shared), np.isin(keys_2, shared)
+    rows = (len(np.unique(rows_1[in_1])), len(np.unique(rows_2[in_2])))
+    examples = tuple((_row_of(key, keys_1, rows_1), _row_of(key, keys_2, rows_2)) for key in shared[:MAX_EXAMPLES])
+    return Leak(kind, first[0], second[0], len(shared), rows, examples)
+
+
+def _row_of(key: np.int64, keys: Keys, rows: Keys) -> int:
+    return int(rows[np.argmax(keys == key)])

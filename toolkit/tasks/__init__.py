@@ -1,0 +1,11 @@
+"""Tasks: how rows are read, a question is put, an answer is read, and what judges it."""
+
+from collections.abc import Mapping
+
+from toolkit.tasks.base import RowSource, Task
+from toolkit.tasks.mcq import MCQ
+from toolkit.tasks.vqa import VQA
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (MCQ, VQA)}
+
+__all__ = ["TASKS", "RowSource", "Task"]

@@ -1,0 +1,87 @@
+"""Values of a row as tasks need them: texts, lists, pictures, context and group."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from toolkit.errors import ImageError, RowProblem
+from toolkit.images import image_ref
+from toolkit.sample import ImageRef
+from toolkit.tasks.base import RowSource
+
+NO_IMAGE = "no image path"
+IMAGE_OUTSIDE = "an image path leaves the data root"
+
+
+def text_of(value: Any) -> str:
+    """A value as text without outer blanks; missing values (None, NaN) are empty.
+
+    >>> text_of(" yes "), text_of(3), text_of(2.0), text_of(None), text_of(float("nan"))
+    ('yes', '3', '2.0', '', '')
+    """
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:  # only NaN differs from itself
+        return ""
+    return str(value).strip()
+
+
+def cell(row: Mapping[str, Any], source: RowSource, field: str) -> Any:
+    """The value of one of the task's fields; None where the source has no such column or the row no value."""
+    return row.get(source.column.get(field, ""))
+
+
+def decoded(value: Any) -> Any:
+    """A list or table that is written as JSON text, as a CSV holds it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_images(name: str, row: Mapping[str, Any], source: RowSource) -> tuple[ImageRef, ...]:
+    """All pictures of a row: one path, a list of paths, or such a list as JSON text.
+
+    Raises:
+        RowProblem: there is none, or a path leaves the image root.
+    """
+    value = decoded(cell(row, source, "image"))
+    texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
+    if not texts or "" in texts:
+        raise RowProblem(NO_IMAGE, place=f"{source.file}: {name}", value=value)
+    root = str(source.image_root)
+    try:
+        return tuple([_image(text, root) for text in texts])
+    except ImageError as error:
+        remedy = "Set data.image_root to the folder that all images are in."
+        raise RowProblem(IMAGE_OUTSIDE, place=f"{source.file}: {name}", value=error.value, remedy=remedy) from None
+
+
+@lru_cache(maxsize=1 << 14)
+def _image(text: str, root: str) -> ImageRef:
+    """Rows about one picture often follow each other, and a path costs more than the rest of a row."""
+    return image_ref(text, root, "")
+
+
+def read_group(row: Mapping[str, Any], source: RowSource, images: tuple[ImageRef, ...]) -> str:
+    """The group: the recipe's column, else the first picture's path below the image root.
+
+    Raises:
+        RowProblem: the group column is empty.
+    """
+    if source.group is None:
+        return str(images[0].path).removeprefix(str(source.image_root))[1:].replace(os.sep, "/")
+    if group := text_of(row.get(source.group)):
+        return group
+    raise RowProblem("no group", place=f"{source.file}", value=row.get(source.group))
+
+
+def extra_fields(row: Mapping[str, Any], source: RowSource) -> Iterator[tuple[str, str]]:
+    """Columns for the prompt and for results by column that have a value in this row."""
+    for column in (*source.context, *source.by):
+        if text := text_of(row.get(column)):
+            yield column, text

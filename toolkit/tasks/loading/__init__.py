@@ -1,0 +1,101 @@
+"""Data of a recipe: samples of each split, what was left out, what leaks, and what the user must be told."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import DataError
+from toolkit.recipe import Recipe
+from toolkit.rows import Dropped
+from toolkit.splits import LeakReport
+from toolkit.tasks.loading.parts import SPLITS, Part, handle_leaks, split_parts
+from toolkit.tasks.loading.samples import SampleSet, limit
+from toolkit.tasks.loading.source import Loaded, read_file
+
+__all__ = ["Data", "Loaded", "SampleSet", "load_data", "read_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The samples of a run. A split that the recipe does not ask for has none."""
+
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
+    dropped: tuple[Dropped, ...]
+    """Rows that could not be used, and rows removed because they leak, by source and reason."""
+    leaks: LeakReport
+    """What stands in two splits all the same."""
+    announcements: tuple[str, ...]
+    """Sentences for the user, the gravest first."""
+    fingerprint: str
+    """Hash of task, columns, and the rows of each split: the same data have the same on every machine."""
+
+
+def load_data(recipe: Recipe, folder: Path | None = None) -> Data:
+    """All splits of a recipe; validation and test are split off by group where no file is named.
+
+    Args:
+        recipe: read for [data], [prompt] context, [evaluate] by and the seed.
+        folder: where practice data were written (train.json, validation.json, test.json, images below), instead of
+            the files that the recipe names.
+
+    Raises:
+        DataError: a source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
+    """
+    loaded = _read_sources(_sources(recipe, folder), recipe, folder)
+    parts, split_lines = split_parts(loaded, recipe)
+    parts, leaks, removed = handle_leaks(parts, recipe.data.on_leak)
+    sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
+    lines = [str(leak) for leak in leaks.leaks]
+    lines += [line for source in loaded.values() for line in source.announcements]
+    lines += [*(f"left out: {one}" for one in removed), *split_lines]
+    lines += [
+        f"{name}: {len(sets[name]):,} of {len(part):,} rows, drawn by the seed"
+        for name, part in parts.items()
+        if len(sets[name]) < len(part)
+    ]
+    dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
+    return Data(**sets, dropped=dropped, leaks=leaks, announcements=tuple(lines), fingerprint=_fingerprint(sets))
+
+
+def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
+    """Split -> file, folder or Hub name, for the splits that have one."""
+    if folder is not None:
+        found = {name: str(folder / f"{name}.json") for name in SPLITS if (folder / f"{name}.json").is_file()}
+    else:
+        found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
+    if "train" not in found:
+        rule = "training rows are needed: name a file in data.train"
+        raise DataError(rule, place=folder or "[data]", remedy="Or let [data.phantom] generate practice data.")
+    return found
+
+
+def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | None) -> dict[str, Loaded]:
+    loaded, problems = {}, []
+    for name, source in sources.items():
+        try:
+            loaded[name] = read_file(recipe, source, image_root)
+        except DataError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise DataError("\n".join(["the data cannot be used:", *map(str, problems)]))
+    return loaded
+
+
+def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
+    most = getattr(recipe.data, f"limit_{name}")
+    return part.loaded.samples.take(limit(part.loaded.samples.rows[part.chosen], most, recipe.run.seed, name))
+
+
+def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, samples in sets.items():
+        source = samples.source
+        settings = (name, samples.task, sorted(source.column.items()), source.group, source.context)
+        digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
+        digest.update(samples.rows.astype("<i8").tobytes())
+    return digest.hexdigest()

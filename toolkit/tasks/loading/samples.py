@@ -1,0 +1,47 @@
+"""Samples of one split, read when they are asked for."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.rows import RowIndex
+from toolkit.sample import Sample
+from toolkit.tasks import TASKS
+from toolkit.tasks.base import RowSource
+
+
+class SampleSet(Sequence[Sample]):
+    """Some rows of an index as samples; a slice is a SampleSet too. Can be pickled; holds no row in memory."""
+
+    def __init__(self, task: str, table: RowIndex, source: RowSource, rows: NDArray[np.int64]) -> None:
+        self.task, self.table, self.source, self.rows = task, table, source, rows
+
+    @overload
+    def __getitem__(self, number: int) -> Sample: ...
+    @overload
+    def __getitem__(self, number: slice) -> "SampleSet": ...
+    def __getitem__(self, number: int | slice) -> "Sample | SampleSet":
+        if isinstance(number, slice):
+            return self.take(self.rows[number])
+        name, row = self.table[int(self.rows[number])]
+        return TASKS[self.task].read(name, row, self.source)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"SampleSet({self.task}: {len(self):,} of {len(self.table):,} rows of {self.table.source})"
+
+    def take(self, rows: NDArray[np.int64]) -> "SampleSet":
+        """The samples of these rows of the index."""
+        return SampleSet(self.task, self.table, self.source, rows)
+
+
+def limit(rows: NDArray[np.int64], most: int | None, seed: int, name: str) -> NDArray[np.int64]:
+    """At most so many of the rows, drawn by the seed, in ascending order; the same on every machine."""
+    if most is None or most >= len(rows):
+        return rows
+    return rows[sorted(Random(f"{seed}/{name}").sample(range(len(rows)), most))]

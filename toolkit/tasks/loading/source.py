@@ -1,0 +1,141 @@
+"""One source of rows, opened for a task: its index, its columns, and the survey of its rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError
+from toolkit.recipe import Recipe
+from toolkit.rows import Dropped, RowIndex, open_index, source_folder
+from toolkit.rows.tally import total
+from toolkit.splits import RowKeys
+from toolkit.tasks import TASKS
+from toolkit.tasks.base import RowSource, Task
+from toolkit.tasks.loading.columns import Wanted, leaking_context, resolve_columns
+from toolkit.tasks.loading.samples import SampleSet
+from toolkit.tasks.loading.survey import Survey, Surveyor, load_survey, save_survey, survey_file, take_survey
+
+FIRST_ROWS = 200
+"""Rows whose columns decide how the first pass reads; another look is taken where a later row changes that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All usable rows of one source, the keys they are compared by, and what was counted."""
+
+    samples: SampleSet
+    keys: RowKeys
+    dropped: tuple[Dropped, ...]
+    announcements: tuple[str, ...]
+
+
+def read_file(recipe: Recipe, source: str, image_root: Path | None = None) -> Loaded:
+    """Every usable row of one source, read as the recipe says.
+
+    ``image_root`` goes before the recipe's; where neither is given it is the folder of the rows.
+
+    Raises:
+        DataError: the source or a column is not there (all such problems at once), no row can be used, or more rows
+            than ``data.max_dropped`` cannot.
+    """
+    task, wanted = TASKS[recipe.data.task], wanted_columns(recipe)
+    index, row_source, survey = _open(task, wanted, source, image_root or recipe.data.image_root)
+    dropped = (*index.skipped, *survey.dropped)
+    _check_dropped(dropped, index, len(survey.rows), recipe.data.max_dropped)
+    announcements = _announce(task, wanted, row_source, index, survey)
+    return Loaded(SampleSet(task.name, index, row_source, survey.rows), survey.keys, dropped, announcements)
+
+
+def wanted_columns(recipe: Recipe) -> Wanted:
+    """What the recipe says about columns."""
+    by = recipe.evaluate.by if recipe.evaluate else ()
+    return Wanted(recipe.data.columns, recipe.data.group, recipe.prompt.context, by)
+
+
+class _FirstPass:
+    """A survey in the pass that builds the index, with the columns that the first rows show."""
+
+    def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowSource]) -> None:
+        self._task, self._make_source = task, make_source
+        self._first: list[tuple[int, str, Mapping[str, Any]]] = []
+        self._surveyor: Surveyor | None = None
+
+    def look(self, number: int, name: str, row: Mapping[str, Any]) -> None:
+        if self._surveyor is not None:
+            self._surveyor.look(number, name, row)
+        else:
+            self._first.append((number, name, row))
+            if len(self._first) == FIRST_ROWS:
+                self._start()
+
+    def done(self, source: RowSource, name: str) -> Survey | None:
+        """The survey, if there was such a pass and rows were read in the way that all columns ask for."""
+        if self._first:
+            self._start()
+        fits = self._surveyor is not None and self._surveyor.source == source
+        return self._surveyor.done(name) if self._surveyor and fits else None
+
+    def _start(self) -> None:
+        self._surveyor = Surveyor(
+            self._task, self._make_source(list(dict.fromkeys(c for _, _, row in self._first for c in row)))
+        )
+        for one in self._first:
+            self._surveyor.look(*one)
+        self._first.clear()
+
+
+def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> tuple[RowIndex, RowSource, Survey]:
+    root = image_root or source_folder(source)
+    first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
+    index = open_index(source, id_column=wanted.columns.get("id"), visit=first_pass.look)
+    _check_columns(task, wanted, index, image_root)
+    row_source = _row_source(task, wanted, (source, image_root or index.image_root), index.columns)
+    file = survey_file(task, row_source, index)
+    survey = load_survey(file)
+    if survey is None:
+        survey = first_pass.done(row_source, source) or take_survey(task, row_source, index)
+        save_survey(survey, file)
+    return index, row_source, survey
+
+
+def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], columns: Sequence[str]) -> RowSource:
+    source, root = where
+    column, _ = resolve_columns(task, wanted, columns)
+    by = tuple(name for name in wanted.by if name in columns and name not in task.columns)
+    return RowSource(Path(source), (root or Path()).absolute(), column, wanted.group, wanted.context, by)
+
+
+def _check_columns(task: Task, wanted: Wanted, index: RowIndex, image_root: Path | None) -> None:
+    _, problems = resolve_columns(task, wanted, index.columns)
+    if image_root is None and index.image_root is None:
+        problems.append("the rows name pictures by paths: set data.image_root to the folder that the paths start from")
+    if problems:
+        raise DataError("\n  ".join(["the columns do not fit:", *problems]), place=index.source)
+
+
+def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, most: float) -> None:
+    lost = total(dropped)
+    if usable and lost <= most * (lost + usable):
+        return
+    reasons = "".join(f"\n  {one.count:,} rows: {one.reason} ({'; '.join(one.examples)})" for one in dropped)
+    raise DataError(
+        f"at most {most:.1%} of the rows may be unusable (data.max_dropped), and at least one must be usable",
+        place=index.source,
+        value=f"{lost:,} of {lost + usable:,}",
+        remedy=f"Correct the rows or the column map, or raise data.max_dropped:{reasons}",
+    )
+
+
+def _announce(task: Task, wanted: Wanted, source: RowSource, index: RowIndex, survey: Survey) -> tuple[str, ...]:
+    name, facts = index.source, index.facts
+    lines = [
+        f"{name}: the column {column} is put into the prompt and holds the answer: scores say nothing about the images"
+        for column in leaking_context(task, wanted, source.column)
+    ]
+    lines += [f"left out: {one}" for one in (*index.skipped, *survey.dropped)]
+    if facts.duplicates:
+        examples = ", ".join(facts.duplicate_examples)
+        lines.append(f"{name}: {facts.duplicates:,} rows repeat an id ({examples}); they are kept as id#2, id#3, …")
+    lines += [f"{name}: blanks around {n:,} values of {column} were removed" for column, n in survey.trimmed.items()]
+    return tuple(lines)

@@ -1,0 +1,64 @@
+"""Open and closed questions with short answers: rows, parser and scores of VQA-RAD's and SLAKE's kind."""
+
+from collections.abc import Mapping
+
+from toolkit.rewards.vqa import REWARDS, exact, token_f1
+from toolkit.rewards.vqa import format as keeps_format
+from toolkit.sample import Answer, Sample
+from toolkit.scores import normalise
+from toolkit.tasks.base import Task
+from toolkit.tasks.vqa.baseline import baseline
+from toolkit.tasks.vqa.parsing import parse
+from toolkit.tasks.vqa.reading import COLUMNS, YES_NO, read
+
+__all__ = ["VQA"]
+
+INSTRUCTION = "Answer with one word or a short phrase; answer a yes/no question with yes or no."
+
+
+def question(sample: Sample) -> str:
+    """The question as it stands."""
+    return str(sample.fields["question"])
+
+
+def target(sample: Sample) -> str:
+    """The reference answer as it stands."""
+    return str(sample.reference["answer"])
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """score (exact match of closed, token F1 of open questions), both apart, and format."""
+    closed, opened = exact(sample, answer), token_f1(sample, answer)
+    return {
+        "score": opened if closed is None else closed,
+        "closed_accuracy": closed,
+        "open_token_f1": opened,
+        "format": keeps_format(sample, answer),
+    }
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
+    """Yes or no, and what was read of the two; None unless the reference is one of them."""
+    expected = normalise(str(sample.reference["answer"]))
+    if not sample.reference["closed"] or expected not in YES_NO:
+        return None
+    read_as = normalise(str(answer.values.get("text") or ""))
+    return expected, read_as if read_as in YES_NO else None
+
+
+VQA = Task(
+    name="vqa",
+    columns=COLUMNS,
+    required=frozenset({"question", "answer", "image"}),
+    leaking=frozenset({*COLUMNS["answer"], "Findings", "Impression"}),
+    read=read,
+    instruction=INSTRUCTION,
+    question=question,
+    target=target,
+    parse=parse,
+    rewards=REWARDS,
+    scores=scores,
+    primary="score",
+    labels=labels,
+    baseline=baseline,
+)
