@@ -28,8 +28,8 @@ RIGHT = (
 def recipe(folder: Path, more: str = "") -> Recipe:
     (folder / "train.json").write_text(json.dumps({"q1": ROW, "both": ROW, "bad": {**ROW, "correct_answer": "Q"}}))
     (folder / "test.json").write_text(json.dumps({"q9": {**ROW, "correct_answer": "A"}, "both": ROW}))
-    text = '[run]\nname = "try"\n[data]\ntask = "mcq"\ntrain = "train.json"\ntest = "test.json"\nmax_dropped = 1.0\n[grpo]\n'
-    (folder / "recipe.toml").write_text(text + more)
+    text = '[run]\nname = "try"\n[data]\ntask = "mcq"\ntrain = "train.json"\ntest = "test.json"\nmax_dropped = 1.0\n'
+    (folder / "recipe.toml").write_text(f"{text}[grpo]\n{more}")
     return load_recipe(folder / "recipe.toml")
 
 
