@@ -1,0 +1,266 @@
+"""The command line: what it prints, what it exits with, and that it starts without a heavy library."""
+
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import toolkit
+from toolkit.cli import main, show
+from toolkit.cli.progress import PlainLines, telling
+from toolkit.errors import Interrupted, RunError
+from toolkit.pipeline import ResultRow, Results
+from toolkit.run import RunFolder
+
+HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
+
+
+def call(arguments: Sequence[str]) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def write_recipe(folder: Path, text: str = "") -> str:
+    file = folder / "recipe.toml"
+    head = f'[run]\nname = "one"\nfolder = "{folder}/runs"\n[data]\ntask = "mcq"\ntrain = "train.json"\n'
+    file.write_text(head + text)
+    return str(file)
+
+
+def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--help"]) == 0
+    text = capsys.readouterr().out
+    commands = re.findall(r"^│ (\w+) ", text[text.index("Commands") :], flags=re.MULTILINE)
+    assert commands == ["run", "evaluate", "export", "predict", "data", "reward"]
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "evaluate", "export", "predict", "data inspect", "data phantom", "reward test"]
+)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call([*command.split(), "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--version"]) == 0
+    assert capsys.readouterr().out == f"toolkit {toolkit.__version__}\n"
+
+
+def test_importing_the_command_line_imports_nothing_heavy() -> None:
+    code = f"import sys, toolkit.cli; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run([sys.executable, "-m", "toolkit", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"toolkit {toolkit.__version__}\n")
+
+
+def test_a_wrong_recipe_tells_all_its_problems_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path, "[grpo]\ngenerations = 1\n[gprp]\n")
+    assert call(["run", path, "--set", "grpo.beat=1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "toolkit: the recipe has 3 problems:\n"
+        f"  {path}: grpo.generations: must be at least 2 (found 1)\n"
+        "  --set grpo.beat: is not a key of [grpo]; nearest: beta\n"
+        f"  {path}: gprp: is not a section of a recipe; nearest: grpo\n"
+    )
+
+
+def test_files_that_are_missing_are_told_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", write_recipe(tmp_path, "[evaluate]\n")]) == 2
+    assert f"data.train: there is no file or folder {tmp_path}/train.json" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_no_run_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["evaluate", str(tmp_path)]) == 1
+    assert "this is not a run folder" in capsys.readouterr().err
+
+
+def test_a_wrong_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["run"]) == 2
+    assert call(["run", "a.toml", "--fersh"]) == 2
+
+
+def test_errors_are_shown_without_tokens_and_interruptions_exit_like_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_with(error: Exception) -> int:
+        def app(args: object) -> None:
+            raise error
+
+        monkeypatch.setattr("toolkit.cli.app", app)
+        return call([])
+
+    assert fail_with(RunError("the Hub refused hf_abcdefGHIJKLmnopQRST")) == 1
+    assert capsys.readouterr().err == "toolkit: the Hub refused [hidden]\n"
+    assert fail_with(Interrupted(2, "step 3 is saved")) == 130
+    assert capsys.readouterr().err == (
+        "toolkit: stopped by signal 2; step 3 is saved. Run the same command again to go on.\n"
+    )
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app(args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("toolkit.cli.app", app)
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "chest"
+    assert call(["data", "phantom", "chest", "--out", str(out), "--train", "8", "--test", "4", "--size", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert f'train = "{out}/train.json"' in printed
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[run]\nname = "one"\n{printed}[evaluate]\n')
+    assert call(["data", "inspect", str(recipe)]) == 0
+    text = capsys.readouterr().out
+    # Two questions a film: 8 rows are 4 films, 4 rows are 2.
+    assert "train: 8 rows in 4 groups" in text
+    assert "test: 4 rows in 2 groups" in text
+    assert "unusable rows: 0" in text
+    assert "6 checked, 0 unusable" in text
+    assert "6 of 16 bits" in text
+
+
+def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(["data", "phantom", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
+    next(iter(sorted((tmp_path / "images").iterdir()))).unlink()
+    capsys.readouterr()
+    path = write_recipe(tmp_path, "[evaluate]\n")
+    assert call(["data", "inspect", path, "-s", f"data.test={tmp_path}/test.json"]) == 0
+    text = capsys.readouterr().out
+    assert "6 checked, 1 unusable" in text
+    assert "film000000.png" in text
+
+
+def test_practice_data_of_a_recipe_are_inspected_without_leaving_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(
+        '[run]\nname = "one"\n[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\ntrain = 4\ntest = 2\nsize = 64\n'
+        "[evaluate]\n"
+    )
+    assert call(["data", "inspect", "recipe.toml"]) == 0
+    assert "train: 4 rows" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+COMPLETION = "<start_working_out>The heart is enlarged.<end_working_out><SOLUTION>B - Cardiomegaly</SOLUTION>"
+ROW = {
+    "id": "q1",
+    "question": "What is the primary finding?",
+    "options": ["A. Normal", "B. Cardiomegaly"],
+    "correct_answer": "B",
+    "correct_answer_explanation": "The heart is enlarged.",
+    "ImagePath": ["a.png"],
+}
+
+
+def write_lines(folder: Path, *lines: object) -> str:
+    file = folder / "completions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(file)
+
+
+def test_reward_test_explains_each_score_of_rows_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_lines(tmp_path, {**ROW, "completion": COMPLETION}, {**ROW, "id": "q2", "completion": "no idea"})
+    assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("q1: ")
+    letters = [line.split()[:5] for line in lines if line.startswith("  letter ")]
+    # Right, then not readable; the last one is the mean of the two.
+    assert letters[0] == ["letter", "1.00", "x", "1", "="]
+    assert letters[1][1] == "0.00"
+    assert letters[2][1] == "0.500"
+    assert any(line.startswith("q2: ") and "could not be read" in line for line in lines)
+
+
+def test_reward_test_finds_rows_by_id_as_predictions_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.json").write_text(json.dumps({"q1": {k: v for k, v in ROW.items() if k != "id"}}))
+    recipe = write_recipe(tmp_path, "[data.split]\ntest = 0\n[grpo]\n")
+    assert call(["reward", "test", recipe, write_lines(tmp_path, {"id": "q1", "completion": COMPLETION})]) == 0
+    assert capsys.readouterr().out.startswith("q1: ")
+    assert call(["reward", "test", recipe, write_lines(tmp_path, {"id": "q9", "completion": "B"})]) == 1
+    assert "1 ids are of no row of the recipe (found ['q9'])" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"id": "q1"}, 'must be an object with a text "completion"'),
+        ({"completion": "B"}, "must hold the fields of a row"),
+    ],
+)
+def test_reward_test_says_what_a_line_lacks(
+    line: object, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), write_lines(tmp_path, line)]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_the_table_of_results_is_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def estimate(value: float, half: float = 0.05) -> dict[str, float]:
+        return {"value": value, "n": 400, "low": value - half, "high": value + half}
+
+    rows = (
+        ResultRow("majority baseline", estimate(0.3)),
+        ResultRow("before", estimate(0.25), {"difference": estimate(-0.05)}, {"difference": estimate(-0.05)}),
+        ResultRow("after SFT", estimate(0.6), {"difference": estimate(0.35)}, {"difference": estimate(0.3)}),
+    )
+    show.results(Results(RunFolder(tmp_path), "accuracy", "test", rows))
+    lines = [" ".join(re.sub("[│┃]", " ", line).split()) for line in capsys.readouterr().out.splitlines()]
+    assert "majority baseline 400 30.0 % [25.0 to 35.0]" in lines
+    assert "after SFT 400 60.0 % [55.0 to 65.0] +35.0 [+30.0 to +40.0] +30.0 [+25.0 to +35.0]" in lines
+    assert f"run folder: {tmp_path}" in " ".join(lines)
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([100.0, 105.0, 110.0, 130.0])
+    monkeypatch.setattr("toolkit.cli.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with telling(stream) as (progress, _):
+        assert isinstance(progress, PlainLines)
+        progress("sft", 10, 40)
+        progress("sft", 12, 40)  # five seconds later: no line
+        progress("sft", 20, 40, "loss 0.5")
+        progress("sft", 40, 40)
+    # From 10 to 20 in 10 seconds, so the 20 that are left take 20 seconds.
+    assert stream.getvalue() == "sft: 10 of 40\nsft: 20 of 40, 20 s left, loss 0.5\nsft: 40 of 40\n"
+
+
+def test_log_lines_are_shown_and_details_are_not() -> None:
+    stream = io.StringIO()
+    with telling(stream):
+        logging.getLogger("toolkit.pipeline").info("sft begins [1 of 2]")
+        logging.getLogger("toolkit.pipeline").debug("a detail")
+        logging.getLogger("toolkit.rows").warning("2 rows are left out")
+    assert stream.getvalue() == "sft begins [1 of 2]\nwarning: 2 rows are left out\n"
