@@ -170,7 +170,6 @@ def test_practice_data_of_a_recipe_are_inspected_without_leaving_files(
 
 COMPLETION = "<start_working_out>The heart is enlarged.<end_working_out><SOLUTION>B - Cardiomegaly</SOLUTION>"
 ROW = {
-    "id": "q1",
     "question": "What is the primary finding?",
     "options": ["A. Normal", "B. Cardiomegaly"],
     "correct_answer": "B",
@@ -185,44 +184,23 @@ def write_lines(folder: Path, *lines: object) -> str:
     return str(file)
 
 
-def test_reward_test_explains_each_score_of_rows_in_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = write_lines(tmp_path, {**ROW, "completion": COMPLETION}, {**ROW, "id": "q2", "completion": "no idea"})
+def test_reward_test_explains_each_score_and_gives_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_lines(tmp_path, {"sample": ROW, "completion": COMPLETION}, {"sample": ROW, "completion": "no idea"})
     assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("q1: ")
+    assert lines[0].startswith("line 1, ")
     letters = [line.split()[:5] for line in lines if line.startswith("  letter ")]
     # Right, then not readable; the last one is the mean of the two.
     assert letters[0] == ["letter", "1.00", "x", "1", "="]
     assert letters[1][1] == "0.00"
     assert letters[2][1] == "0.500"
-    assert any(line.startswith("q2: ") and "could not be read" in line for line in lines)
+    assert any(line.startswith("line 2, ") and "could not be read" in line for line in lines)
 
 
-def test_reward_test_finds_rows_by_id_as_predictions_have_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "train.json").write_text(json.dumps({"q1": {k: v for k, v in ROW.items() if k != "id"}}))
-    recipe = write_recipe(tmp_path, "[data.split]\ntest = 0\n[grpo]\n")
-    assert call(["reward", "test", recipe, write_lines(tmp_path, {"id": "q1", "completion": COMPLETION})]) == 0
-    assert capsys.readouterr().out.startswith("q1: ")
-    assert call(["reward", "test", recipe, write_lines(tmp_path, {"id": "q9", "completion": "B"})]) == 1
-    assert "1 ids are of no row of the recipe (found ['q9'])" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ({"id": "q1"}, 'must be an object with a text "completion"'),
-        ({"completion": "B"}, "must hold the fields of a row"),
-    ],
-)
-def test_reward_test_says_what_a_line_lacks(
-    line: object, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), write_lines(tmp_path, line)]) == 1
-    assert told in capsys.readouterr().err
+def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_lines(tmp_path, {"sample": ROW})
+    assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), file]) == 1
+    assert 'a text named "completion"' in capsys.readouterr().err
 
 
 def test_the_table_of_results_is_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +231,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
         progress("sft", 12, 40)  # five seconds later: no line
         progress("sft", 20, 40, "loss 0.5")
         progress("sft", 40, 40)
+        progress("sft", 40, 40)  # a trainer's closing summary: told already
     # From 10 to 20 in 10 seconds, so the 20 that are left take 20 seconds.
     assert stream.getvalue() == "sft: 10 of 40\nsft: 20 of 40, 20 s left, loss 0.5\nsft: 40 of 40\n"
 

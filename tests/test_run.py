@@ -79,7 +79,7 @@ def test_a_changed_recipe_is_refused_key_by_key_with_the_ways_out(recipe: Recipe
     with pytest.raises(RunError) as caught, start_run(changed):
         pass
     message = str(caught.value)
-    assert "\n  grpo: off -> on\n  sft.epochs: 1.0 -> 2.0\n" in message
+    assert "What changed:\n  grpo: off -> on\n  sft.epochs: 1.0 -> 2.0\nRun" in message
     assert "log_steps" not in message
     assert "--fresh" in message
     assert "run.name" in message

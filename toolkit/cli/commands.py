@@ -105,14 +105,11 @@ def predict(
     """Ask a run's model one question about one or more pictures."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
-    from toolkit.run import current_weights, find_run
-    from toolkit.stages.predict import Question
+    from toolkit.run import find_run
     from toolkit.stages.predict import predict as ask
 
-    found = find_run(run_folder)
-    recipe = found.recipe()
     with telling():
-        answer = ask(recipe, current_weights(found, recipe), Question(question, image, option or ()))
+        answer = ask(find_run(run_folder), question, image, option or ())
     show.answer(answer)
 
 
@@ -156,7 +153,7 @@ def reward_test(
         Path,
         typer.Argument(
             metavar="FILE.jsonl",
-            help="Lines with a completion, and the fields of a row or the id of one of the recipe's rows.",
+            help="Each line: completion, and id (a row of the data) or sample (the row itself).",
             exists=True,
             dir_okay=False,
         ),
@@ -166,6 +163,6 @@ def reward_test(
     """Score given completions with a recipe's rewards and say why each scored what it did."""
     from toolkit.cli import show
     from toolkit.recipe import load_recipe
-    from toolkit.stages.judge import judge_file
+    from toolkit.stages.reward_test import score_file
 
-    show.judged(judge_file(load_recipe(recipe, settings or ()), completions))
+    show.scored(score_file(load_recipe(recipe, settings or ()), completions))

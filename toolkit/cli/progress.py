@@ -58,13 +58,16 @@ class TerminalBars:
 
     bars: Bars
     tasks: dict[str, TaskID] = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """See ``Progress``."""
+        if _is_told_twice(self.complete, what, done, total):
+            return
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, note=note)
         self.bars.update(self.tasks[what], completed=done, total=total or None, note=note)
-        if total and done >= total:
+        if what in self.complete:
             self.bars.remove_task(self.tasks.pop(what))
 
 
@@ -74,14 +77,16 @@ class PlainLines:
 
     console: Console
     started: dict[str, tuple[float, int]] = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
     told: float = float("-inf")
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """See ``Progress``."""
+        if _is_told_twice(self.complete, what, done, total):
+            return
         now = time.monotonic()
         since, first = self.started.setdefault(what, (now, done))
-        complete = bool(total) and done >= total
-        if complete:
+        if what in self.complete:
             del self.started[what]
         elif now - self.told < SECONDS_BETWEEN_LINES:
             return
@@ -109,6 +114,16 @@ class _ScreenHandler(logging.Handler):
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         self.console.print(hide_secrets(prefix + record.getMessage()), style=style, markup=False)
+
+
+def _is_told_twice(complete: set[str], what: str, done: int, total: int) -> bool:
+    """Whether the end of ``what`` was told before; keeps in ``complete`` what is at its end."""
+    if not total or done < total:
+        complete.discard(what)
+        return False
+    told = what in complete
+    complete.add(what)
+    return told
 
 
 def _spell(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """What the commands print on standard output."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,14 @@ from toolkit.sample import Answer
 
 if TYPE_CHECKING:
     from toolkit.images import ScanReport
-    from toolkit.stages.judge import Judged
+    from toolkit.stages.reward_test import ScoredCompletion
     from toolkit.tasks.loading import Data
 
 WIDTH = 120
 """Of tables that do not go to a terminal."""
+
+NARROW = 108
+"""A terminal with fewer columns gets intervals on lines of their own."""
 
 
 def results(found: Results) -> None:
@@ -31,7 +34,8 @@ def results(found: Results) -> None:
         for row in found.rows:
             estimate = row.estimate
             cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
-            table.add_row(row.label, f"{estimate['n']:,}", *cells)
+            gap = "\n" if console.width < NARROW else " "
+            table.add_row(row.label, f"{estimate['n']:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
         console.print(table)
     console.print(f"run folder: {found.run.path}", markup=False)
     weights = found.run.trained_weights()
@@ -79,21 +83,19 @@ def data(found: "Data", scan: "ScanReport") -> None:
     print(f"fingerprint: {found.fingerprint}")
 
 
-def judged(completions: "Iterable[Judged]") -> None:
-    """Each completion's total and why; then the mean of every reward."""
-    totals: list[float] = []
+def scored(completions: "Sequence[ScoredCompletion]") -> None:
+    """Each completion's total and why; then the mean of every reward over those it applies to."""
     values: dict[str, list[float]] = {}
     for one in completions:
-        totals.append(one.total)
-        print(f"{one.id}: {one.total:.3f}" + (f"  (could not be read: {one.problem})" if one.problem else ""))
+        unread = f"  (could not be read: {one.problem})" if one.problem else ""
+        print(f"{one.place}, {one.id}: {one.total:.3f}{unread}")
         for explanation in one.explanations:
             print(f"  {explanation}")
             if explanation.value is not None:
                 values.setdefault(explanation.reward, []).append(explanation.value)
-    if totals:
-        print(f"mean of {len(totals):,}: {sum(totals) / len(totals):.3f}")
-        for name, found in values.items():
-            print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
+    print(f"mean of {len(completions):,}: {sum(one.total for one in completions) / len(completions):.3f}")
+    for name, found in values.items():
+        print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
 
 
 def _pictures(scan: "ScanReport") -> None:

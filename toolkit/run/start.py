@@ -144,10 +144,10 @@ def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
     lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key not in HARMLESS]
     if lines:
         raise RunError(
-            "the recipe differs from the one this run began with:\n  " + "\n  ".join(lines) + "\n",
+            "the recipe differs from the one this run began with",
             place=run.path,
-            remedy="Run the old recipe, begin anew with --fresh (the old folder is kept under another name), or "
-            "choose another name with --set run.name=...",
+            remedy="\n  ".join(["What changed:", *lines]) + "\nRun the old recipe, begin anew with --fresh (the old "
+            "folder is kept under another name), or choose another name with --set run.name=...",
         )
     for key, (old, new) in changed.items():
         log.info("the recipe changed where it may: %s: %s -> %s", key, old, new)
