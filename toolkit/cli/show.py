@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 WIDTH = 120
 """Of tables that do not go to a terminal."""
 
+MOST_PICTURES = 20
+"""Unusable pictures that are named."""
+
 NARROW = 108
 """A terminal with fewer columns gets intervals on lines of their own."""
 
@@ -68,7 +71,9 @@ def phantom(files: Mapping[str, Path]) -> None:
 
 
 def data(found: "Data", scan: "ScanReport") -> None:
-    """Splits, announcements, unusable rows, leaks, and the pictures."""
+    """Splits, announcements (leaks among them), unusable rows, and the pictures."""
+    from toolkit.pipeline.prepare import describe_scan
+
     for split in ("train", "validation", "test"):
         samples = getattr(found, split)
         groups = len({sample.group for sample in samples})
@@ -78,8 +83,11 @@ def data(found: "Data", scan: "ScanReport") -> None:
     print(f"unusable rows: {sum(one.count for one in found.dropped):,}")
     for dropped in found.dropped:
         print(f"  {dropped}")
-    print(f"leaks: {found.leaks}")
-    _pictures(scan)
+    if not found.leaks:
+        print(found.leaks)
+    print(describe_scan(scan))
+    for bad in scan.bad[:MOST_PICTURES]:
+        print(f"  {bad.error}")
     print(f"fingerprint: {found.fingerprint}")
 
 
@@ -96,25 +104,6 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
     print(f"mean of {len(completions):,}: {sum(one.total for one in completions) / len(completions):.3f}")
     for name, found in values.items():
         print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
-
-
-def _pictures(scan: "ScanReport") -> None:
-    formats = ", ".join(f"{count:,} {name}" for name, count in scan.formats.items())
-    bits = ", ".join(f"{count:,} of {bits} bits" for bits, count in scan.bits.items())
-    print(f"pictures ({scan.mode} scan): {scan.checked:,} checked, {len(scan.bad):,} unusable")
-    if scan.smallest and scan.largest:
-        print(f"  {formats}; {bits}; from {_size(scan.smallest)} to {_size(scan.largest)} pixels")
-    if scan.windowed:
-        print(
-            f"  {scan.windowed:,} brought to 8 bits by a window; {scan.clipped:,} have pixels outside it, "
-            f"at most {scan.worst_clipped:.1%} of a picture"
-        )
-    for bad in scan.bad[:20]:
-        print(f"  {bad.error}")
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:

@@ -125,17 +125,17 @@ def fingerprint_rewards(recipe: Recipe) -> str:
 
 def describe_scan(report: ScanReport) -> str:
     """A scan in one line."""
-    formats = ", ".join(f"{count:,} {name}" for name, count in report.formats.items())
-    bits = ", ".join(f"{count:,} of {bits} bits" for bits, count in report.bits.items())
-    text = (
-        f"pictures ({report.mode} scan): {report.checked:,} checked ({formats}; {bits}), {len(report.bad):,} unusable"
-    )
+    parts = [f"{count:,} {name}" for name, count in report.formats.items()]
+    parts += [f"{count:,} of {bits} bits" for bits, count in report.bits.items()]
+    if report.smallest and report.largest:
+        parts.append("from {}x{} to {}x{} pixels".format(*report.smallest, *report.largest))
     if report.windowed:
-        text += (
-            f"; {report.windowed:,} brought to 8 bits by a window, {report.clipped:,} with pixels outside it "
+        parts.append(
+            f"{report.windowed:,} brought to 8 bits by a window, {report.clipped:,} with pixels outside it "
             f"(at most {report.worst_clipped:.1%} of a picture)"
         )
-    return text
+    head = f"pictures ({report.mode} scan): {report.checked:,} checked, {len(report.bad):,} unusable"
+    return "; ".join([head, *parts])
 
 
 def _splits(data: Data) -> dict[str, SampleSet]:

@@ -1,0 +1,208 @@
+"""Rows and pictures before a run, and doing one stage of a finished run again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import DataError, ImageError, RunError
+from toolkit.phantoms import write_chest
+from toolkit.pipeline import Stages
+from toolkit.pipeline.again import evaluate_again, export_again
+from toolkit.pipeline.prepare import inspect_data, prepare
+from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.run import read_json, silent, start_run
+from toolkit.stages.context import Context
+
+HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
+FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'
+
+
+@pytest.fixture
+def chest(tmp_path: Path) -> Path:
+    """Eight training questions about films 0 to 3, four test questions about films 4 and 5."""
+    write_chest(tmp_path / "chest", Phantom(kind="chest", train=8, test=4, size=64), seed=1)
+    return tmp_path / "chest"
+
+
+def make_recipe(folder: Path, text: str, *settings: str) -> Recipe:
+    file = folder / "recipe.toml"
+    file.write_text(HEAD.format(folder=folder) + text)
+    return load_recipe(file, settings)
+
+
+def film(chest: Path, number: int) -> Path:
+    return chest / "images" / f"film{number:06d}.png"
+
+
+def test_practice_data_are_written_into_the_run_once(tmp_path: Path) -> None:
+    text = '[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n[sft]\n[evaluate]\n'
+    recipe = make_recipe(tmp_path, text)
+    with start_run(recipe) as run:
+        data, images = prepare(recipe, run, silent)
+        assert (len(data.train), len(data.test)) == (8, 4)
+        assert images.get(data.test[0].images[0]).mode == "RGB"
+        first = read_json(run.run_file)["fingerprints"]
+        record = run.record("data")
+        assert record["rows"] == {"train": 8, "validation": 0, "test": 4}
+        assert (record["pictures"]["checked"], record["pictures"]["bits"]) == (6, {"16": 6})
+        prepare(recipe, run, silent)
+        assert read_json(run.run_file)["fingerprints"] == first
+
+
+def test_a_row_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n")
+    with start_run(recipe) as run:
+        prepare(recipe, run, silent)
+        rows = json.loads((chest / "train.json").read_text())
+        next(iter(rows.values()))["Indication"] = "Something else."
+        (chest / "train.json").write_text(json.dumps(rows))
+        with pytest.raises(RunError, match="the data changed since this run began"):
+            prepare(recipe, run, silent)
+
+
+def test_a_reward_file_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text("def polite(sample, answer):\n    return 1.0\n")
+    recipe = make_recipe(tmp_path, FILES + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
+    with start_run(recipe) as run:
+        prepare(recipe, run, silent)
+        own.write_text("def polite(sample, answer):\n    return 0.5\n")
+        with pytest.raises(RunError, match="the rewards changed since this run began"):
+            prepare(recipe, run, silent)
+
+
+def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n")
+    with start_run(recipe) as run:
+        prepare(recipe, run, silent)
+    moved = chest.rename(tmp_path / "moved")
+    recipe = make_recipe(tmp_path, FILES.replace("chest/", "moved/") + "[sft]\n")
+    with start_run(recipe) as run:
+        data, _ = prepare(recipe, run, silent)
+    assert data.train[0].images[0].path.is_relative_to(moved)
+
+
+def test_all_unusable_pictures_of_the_rows_that_are_used_stop_a_run_at_once(chest: Path, tmp_path: Path) -> None:
+    film(chest, 0).unlink()
+    film(chest, 2).write_bytes(b"no picture")
+    film(chest, 4).unlink()
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n")
+    with start_run(recipe) as run, pytest.raises(ImageError) as caught:
+        prepare(recipe, run, silent)
+    # Film 4 belongs to the test rows, which this recipe does not use.
+    assert "2 of 4 pictures cannot be used" in str(caught.value)
+    assert "film000000.png" in str(caught.value)
+    assert "film000002.png" in str(caught.value)
+
+
+def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_says_skip(
+    chest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    film(chest, 1).unlink()
+    recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[sft]\n[evaluate]\n')
+    with start_run(recipe) as run:
+        data, images = prepare(recipe, run, silent)
+        for sample in data.train:
+            images.get(sample.images[0])
+        # Two questions about each film.
+        assert (len(data.train), len(data.test)) == (6, 4)
+        (dropped,) = run.record("data")["dropped"]
+    assert (dropped["reason"], dropped["count"]) == ("a picture cannot be used", 2)
+    assert "left out" in caplog.text
+
+
+def test_a_split_without_a_usable_picture_is_an_error(chest: Path, tmp_path: Path) -> None:
+    for number in (4, 5):
+        film(chest, number).unlink()
+    recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
+    with start_run(recipe) as run, pytest.raises(DataError, match="at least one row must have pictures"):
+        prepare(recipe, run, silent)
+
+
+def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Path) -> None:
+    film(chest, 1).unlink()
+    recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "placeholder"\n[sft]\n')
+    with start_run(recipe) as run:
+        data, _ = prepare(recipe, run, silent)
+        assert len(data.train) == 8
+        (unusable,) = run.record("data")["pictures"]["unusable"]
+    assert unusable["path"] == str(film(chest, 1))
+
+
+def test_an_inspection_looks_at_every_split_and_goes_on_over_bad_pictures(chest: Path, tmp_path: Path) -> None:
+    film(chest, 5).unlink()
+    told: list[tuple[str, int, int]] = []
+    recipe = make_recipe(tmp_path, FILES + "[sft]\n")
+    data, scan = inspect_data(recipe, lambda what, done, total, note="": told.append((what, done, total)))
+    assert (len(data.train), scan.checked, len(scan.bad)) == (8, 6, 1)
+    assert told[-1] == ("pictures", 6, 6)
+    assert not (tmp_path / "runs").exists()
+
+
+def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
+    def train(context: Context) -> dict[str, Any]:
+        return {}
+
+    def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> Any:
+        section = context.recipe.evaluate
+        calls.append((name, weights and weights.parent.name, tuple(earlier), section and section.limit))
+        estimate = {"value": 0.5, "n": 4, "low": 0.4, "high": 0.6}
+        differences = {other: {"difference": estimate} for other in ("baseline", *earlier)}
+        fields = {"split": "test", "score": "accuracy", "value": estimate, "baseline": estimate}
+        return {**fields, "differences": differences}
+
+    def export(context: Context) -> dict[str, Any]:
+        assert context.recipe.export is not None
+        calls.append(("export", context.recipe.export.to))
+        return {}
+
+    def prepare_nothing(recipe: Recipe, run: object, progress: object) -> Any:
+        return None, None
+
+    return Stages(prepare_nothing, train, train, evaluate, export)
+
+
+def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:
+    from toolkit.pipeline import run_recipe
+
+    return run_recipe(make_recipe(folder, FILES + "[sft]\n" + more), fake_stages([])).run.path
+
+
+def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_questions_are_the_same(
+    tmp_path: Path,
+) -> None:
+    path, calls = finished_run(tmp_path), []
+    results = evaluate_again(path, fake_stages(calls), ["evaluate.batch_size=2"])
+    assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "again-1"]
+    results = evaluate_again(path, fake_stages(calls), ["evaluate.limit=2"])
+    assert [row.label for row in results.rows] == ["majority baseline", "again-2"]
+    evaluate_again(path, fake_stages(calls), name="mine")
+    assert calls == [
+        ("again-1", "sft", ("before", "sft"), None),
+        ("again-2", "sft", (), 2),
+        ("mine", "sft", ("before", "sft"), None),
+    ]
+    with pytest.raises(RunError, match="an evaluation of this name is there"):
+        evaluate_again(path, fake_stages(calls), name="sft")
+    # The run's own table is as it was.
+    assert [row["label"] for row in read_json(path / "results.json")["table"]] == [
+        "majority baseline",
+        "before",
+        "after SFT",
+    ]
+
+
+def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) -> None:
+    path, calls = finished_run(tmp_path, more=""), []
+    evaluate_again(path, fake_stages(calls))
+    export_again(path, fake_stages(calls), ['export.to=["adapter"]'])
+    assert calls == [("again-1", "sft", (), None), ("export", ("adapter",))]
+
+
+def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Path) -> None:
+    path = finished_run(tmp_path)
+    with pytest.raises(RunError, match=r"only \[evaluate\] may be changed .*sft\.epochs"):
+        evaluate_again(path, fake_stages([]), ["sft.epochs=2"])
