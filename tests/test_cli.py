@@ -236,6 +236,28 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
     assert stream.getvalue() == "sft: 10 of 40\nsft: 20 of 40, 20 s left, loss 0.5\nsft: 40 of 40\n"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    with telling(stream) as (progress, _):
+        progress("sft", 16, 40, "loss 0.5")  # a run that goes on
+        logging.getLogger("toolkit").info("a line above the bar")
+        progress("sft", 40, 40)
+        progress("sft", 40, 40)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert "16/40" in shown
+    assert "left" in shown
+    assert "loss 0.5" in shown
+    assert "a line above the bar" in shown
+    assert "0/100" not in shown
+
+
 def test_log_lines_are_shown_and_details_are_not() -> None:
     stream = io.StringIO()
     with telling(stream):

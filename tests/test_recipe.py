@@ -220,6 +220,8 @@ def test_paths_start_at_the_recipe_and_paths_of_set_at_the_working_directory(
     assert recipe.rewards.custom == (f"{tmp_path / 'recipes' / 'mine.py'}:polite",)
     assert recipe.reward_weights["polite"] == 1.0
     assert recipe.run_folder == Path("runs/small")
+    assert load_recipe(path, ["data.train=~/rows.json"]).data.train == str(Path.home() / "rows.json")
+    assert load_recipe(path, ["data.train=~nobody-here/a"]).data.train == str(tmp_path / "elsewhere/~nobody-here/a")
 
 
 def test_files_that_are_not_there_are_all_told_when_asked(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class TerminalBars:
         if _is_told_twice(self.complete, what, done, total):
             return
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, note=note)
+            self.tasks[what] = self.bars.add_task(what, completed=done, total=total or None, note=note)
         self.bars.update(self.tasks[what], completed=done, total=total or None, note=note)
         if what in self.complete:
             self.bars.remove_task(self.tasks.pop(what))

@@ -115,7 +115,7 @@ def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
 
 def _absolute(path: str, base: Path) -> str:
     # Not Path.resolve: following a link would change the folder that relative image paths start from.
-    return os.path.abspath(base / Path(path).expanduser())  # noqa: PTH100
+    return os.path.abspath(base / os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 def _absolute_reward(name: Any, base: Path) -> Any:
