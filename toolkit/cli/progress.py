@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from toolkit.run import LOGGER, Progress, hide_secrets
+from toolkit.run import LOGGER, Progress, hide_secrets, spell_time
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -93,7 +93,7 @@ class PlainLines:
         self.told = now
         left = (now - since) / (done - first) * (total - done) if done > first and total > done else None
         parts = [f"{what}: {done:,}" + (f" of {total:,}" if total else "")]
-        parts += [f"{_spell(left)} left"] if left is not None else []
+        parts += [f"{spell_time(left)} left"] if left is not None else []
         self.console.print(", ".join([*parts, note] if note else parts), markup=False)
 
 
@@ -124,9 +124,3 @@ def _is_told_twice(complete: set[str], what: str, done: int, total: int) -> bool
     told = what in complete
     complete.add(what)
     return told
-
-
-def _spell(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

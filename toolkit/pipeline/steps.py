@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
-from toolkit.run import TRAINING_STAGES, Progress, Record, RunFolder, StopRequest, silent, start_run
+from toolkit.run import TRAINING_STAGES, Progress, Record, RunFolder, StopRequest, silent, spell_time, start_run
 from toolkit.stages.context import Context, DataAndImages, Evaluate, Export, Train
 
 log = logging.getLogger(__name__)
@@ -101,10 +101,5 @@ def run_step(step: Step, context: Context) -> Record:
     record = step.work(context)
     context.run.mark_done(step.name, record)
     write_results(context.run)
-    log.info("%s is finished (%s)", step.name, _spell_time(time.monotonic() - started))
+    log.info("%s is finished (%s)", step.name, spell_time(time.monotonic() - started))
     return context.run.record(step.name)
-
-
-def _spell_time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

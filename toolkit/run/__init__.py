@@ -4,7 +4,7 @@ from toolkit.run.files import append_line, read_json, read_lines, write_json, wr
 from toolkit.run.folder import TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
 from toolkit.run.machine import now, versions
-from toolkit.run.progress import Progress, silent
+from toolkit.run.progress import Progress, silent, spell_time
 from toolkit.run.signals import StopRequest
 from toolkit.run.start import check_fingerprints, reopen_run, start_run
 
@@ -27,6 +27,7 @@ __all__ = [
     "read_lines",
     "reopen_run",
     "silent",
+    "spell_time",
     "start_run",
     "versions",
     "write_json",
