@@ -53,13 +53,15 @@ class ImageMemory(PushToHubMixin):
         joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
         return type(self._last)(joined)
 
-    def _one(self, image: Image.Image, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _one(self, image: Image.Image, options: dict[str, Any]) -> Mapping[str, Any]:
+        # TRL asks for lists before it generates and for tensors before it trains; tensors serve both.
+        options = {**options, "return_tensors": "pt"}
         key = (image.info[KEY], repr(sorted(options.items(), key=lambda item: item[0])))
         if key in self._memory:
             self.remembered += 1
             self._memory.move_to_end(key)
             return self._memory[key]
-        self._last = self._whole([image], 1, dict(options))
+        self._last = self._whole([image], 1, options)
         self._memory[key] = dict(self._last)
         while len(self._memory) > self.capacity:
             self._memory.popitem(last=False)

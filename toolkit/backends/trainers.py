@@ -1,17 +1,18 @@
 """TRL's trainers over our rows: pictures opened once a prompt, labels on the answer, rewards from the task."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import datasets
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from toolkit.backends.base import Completion, Judge, Policy, RowSource, TrainingJob
+from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
 from toolkit.backends.once import with_memory
 from toolkit.backends.settings import check_settings, grpo_settings, sft_settings
 from toolkit.errors import TrainingError
+from toolkit.recipe import Grpo
 
 
 def build_sft(policy: Policy, job: TrainingJob) -> Any:
@@ -34,33 +35,49 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
     if job.judge is None:
         raise TrainingError("GRPO must have a judge")
     wanted = grpo_settings(policy, job)
-    memory = 2 * wanted["generation_batch_size"]
+    memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     trainer = GRPOTrainer(
         model=policy.model,
         reward_funcs=columns.functions(),
         args=GRPOConfig(**wanted),
-        train_dataset=_prompts(job.rows, job.count),
-        processing_class=with_memory(policy.processor, memory),
+        train_dataset=_prompts(job.rows, job.count, memory),
+        processing_class=with_memory(policy.processor, memory * job.recipe.images.max_per_question),
         callbacks=list(job.callbacks),
     )
     check_settings(wanted, trainer.args)
     return trainer
 
 
-def _prompts(rows: RowSource, count: int) -> Any:
+def _prompts(rows: RowSource, count: int, keep: int) -> Any:
     data = datasets.Dataset.from_dict({"index": list(range(count))})
-    return data.with_transform(partial(_open_prompts, rows))
+    return data.with_transform(_OpenPrompts(rows, keep))
 
 
-def _open_prompts(rows: RowSource, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-    """The columns TRL wants; a row that stands in the batch once a generation is opened once."""
-    opened = {index: rows(index) for index in dict.fromkeys(batch["index"])}
-    return {
-        "index": list(batch["index"]),
-        "prompt": [opened[index].messages for index in batch["index"]],
-        "images": [opened[index].images for index in batch["index"]],
-    }
+class _OpenPrompts:
+    """The columns TRL wants, from row numbers; the last ``keep`` rows stay open.
+
+    TRL asks for a row once a generation and again for every forward pass of the step that it was generated for.
+    """
+
+    def __init__(self, rows: RowSource, keep: int) -> None:
+        self.rows, self.keep = rows, keep
+        self._opened: OrderedDict[int, Row] = OrderedDict()
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        opened = {index: self._open(index) for index in dict.fromkeys(batch["index"])}
+        return {
+            "index": list(batch["index"]),
+            "prompt": [opened[index].messages for index in batch["index"]],
+            "images": [opened[index].images for index in batch["index"]],
+        }
+
+    def _open(self, index: int) -> Row:
+        if index not in self._opened:
+            self._opened[index] = self.rows(index)
+            while len(self._opened) > self.keep:
+                self._opened.popitem(last=False)
+        return self._opened[index]
 
 
 class _RewardColumns:

@@ -7,7 +7,7 @@ from pathlib import Path
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Completion, Judge, TrainingJob
 from toolkit.recipe import Grpo, Recipe
-from toolkit.rewards import RewardTable, reward_table
+from toolkit.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
 from toolkit.run import Record
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import read_answer
@@ -44,7 +44,7 @@ def train_grpo(context: Context) -> Record:
         count=len(samples),
         folder=context.run.stage_folder(STAGE),
         callbacks=training_callbacks(context, STAGE),
-        judge=make_judge(prompts.task, table, samples),
+        judge=make_judge(prompts.task, table, samples, grpo.generations),
     )
     record = train(backend.grpo_trainer(policy, job), context, STAGE)
     save_weights(backend, policy, context.run.weights_folder(STAGE))
@@ -65,18 +65,16 @@ def rewards_of(recipe: Recipe) -> RewardTable:
     return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
 
 
-def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample]) -> Judge:
-    """Row numbers and completions -> each reward's value, with the shares of answers that could not be read."""
+def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> Judge:
+    """Row numbers and completions -> each reward's value, with its spread within groups and the unreadable share."""
 
     def score(
         numbers: Sequence[int], completions: Sequence[Completion]
     ) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
-        pairs = [
-            (samples[number], read_answer(task, samples[number], completion))
-            for number, completion in zip(numbers, completions, strict=True)
-        ]
-        values = [table.score(sample, answer).components for sample, answer in pairs]
-        return values, _figures([answer for _, answer in pairs])
+        asked = [samples[number] for number in numbers]
+        answers = [read_answer(task, *pair) for pair in zip(asked, completions, strict=True)]
+        scored = [table.score(*pair) for pair in zip(asked, answers, strict=True)]
+        return [one.components for one in scored], _figures(scored, answers, generations)
 
     return Judge(table.weights, score)
 
@@ -91,6 +89,11 @@ def describe_reference(recipe: Recipe, start: Path | None) -> str:
     return f"beta = {grpo.beta}: KL against the base model"
 
 
-def _figures(answers: Sequence[Answer]) -> dict[str, float]:
-    unread = sum(answer.problem is not None for answer in answers)
-    return {"answers/unreadable": unread / len(answers)}
+def _figures(scored: Sequence[ScoredAnswer], answers: Sequence[Answer], generations: int) -> dict[str, float]:
+    """TRL logs means; what it lacks is each reward's spread within the groups, and what could not be read."""
+    starts = range(0, len(answers), generations)
+    found = group_statistics(
+        [scored[start : start + generations] for start in starts],
+        [answers[start : start + generations] for start in starts],
+    )
+    return {name: value for name, value in found.to_log().items() if not name.endswith(("/mean", "/truncated"))}

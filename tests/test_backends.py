@@ -1,0 +1,296 @@
+"""The backend protocol on hf: prompts, labels, generation, rewritten settings, one image once, adapters that reload."""
+
+import copy
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training import context_of, small_recipe
+from transformers import AutoProcessor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from toolkit import chat, tiny
+from toolkit.backends import choose_backend
+from toolkit.backends.base import Policy, Row, Sampling, TrainingJob
+from toolkit.backends.collate import IGNORED, collate
+from toolkit.backends.hf import HfBackend, make_policy
+from toolkit.backends.once import ImageMemory, mark
+from toolkit.backends.settings import check_settings, grpo_settings, sft_settings
+from toolkit.errors import DataError, ModelError, TrainingError
+from toolkit.stages.context import Context
+from toolkit.stages.prompts import Prompts
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    with context_of(small_recipe(tmp_path_factory.mktemp("backends"))) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def policy(context: Context) -> Policy:
+    return HfBackend().load(context.recipe, None, trainable=False)
+
+
+@pytest.fixture(scope="module")
+def rows(context: Context) -> list[Row]:
+    prompts = Prompts.of(context.recipe, context.images)
+    return [prompts.row(sample, answer=True) for sample in context.data.train]
+
+
+def noise(side: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return mark(Image.fromarray(pixels), f"noise-{side}-{seed}")
+
+
+def test_the_loss_covers_the_answer_and_its_turn_end_only(policy: Policy, rows: list[Row]) -> None:
+    batch = collate(policy, rows[:6])
+    for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=False):
+        supervised = ids[labels != IGNORED]
+        assert policy.processor.tokenizer.decode(supervised) == f"{row.answer}<end_of_turn>"
+        assert torch.equal(labels[labels != IGNORED], supervised)
+
+
+def test_the_prompt_in_training_is_the_prompt_that_is_asked(policy: Policy, rows: list[Row]) -> None:
+    batch = collate(policy, rows[:1])
+    trained = batch["input_ids"][0][batch["labels"][0] == IGNORED]
+    text = chat.render_prompt(policy.processor, rows[0].messages)
+    asked = policy.processor(text=[text], images=[rows[0].images], add_special_tokens=False)["input_ids"][0]
+    assert trained.tolist() == list(asked)
+
+
+def test_labels_agree_with_trls_collator_up_to_the_turn_end(policy: Policy, rows: list[Row]) -> None:
+    oracle = DataCollatorForVisionLanguageModeling(policy.processor, completion_only_loss=True)
+    example = {
+        "images": rows[0].images,
+        "prompt": copy.deepcopy(rows[0].messages),
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": rows[0].answer}]}],
+    }
+    expected = oracle([example])
+    batch = collate(policy, rows[:1])
+    ours, theirs = batch["labels"][0], expected["labels"][0]
+    # TRL's completion goes on to the line break that the template writes after the turn; ours stops at the turn end.
+    assert ours.tolist() == theirs[: len(ours)].tolist()
+    assert policy.processor.tokenizer.decode(theirs[len(ours) :]).strip() == ""
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+def test_a_row_without_an_answer_is_refused_in_training(policy: Policy, rows: list[Row]) -> None:
+    with pytest.raises(DataError, match="must have an answer"):
+        collate(policy, [Row(rows[0].messages, rows[0].images, "")])
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path, tmp_path: Path, name: str) -> None:
+    with tarfile.open(shared_data / "processors.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    policy = make_policy(None, AutoProcessor.from_pretrained(tmp_path / "processors" / name), None)
+    rows = [
+        Row(chat.conversation("What is shown?", 2), [noise(80), noise(120, 1)], "Left lung."),
+    ]
+    rows.append(Row(chat.conversation("And here, in a longer question?", 1), [noise(60)], "B - Pneumonia"))
+    batch = collate(policy, rows)
+    shown = [
+        policy.processor.tokenizer.decode(ids[labels != IGNORED])
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+    ]
+    assert shown == ["Left lung.<|im_end|>", "B - Pneumonia<|im_end|>"]
+    image_id = policy.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    merged = batch["image_grid_thw"].prod(dim=1).sum() // 4  # 2 x 2 patches become one token
+    assert (batch["input_ids"] == image_id).sum() == merged
+
+
+def test_generation_stops_at_the_chat_templates_turn_end(policy: Policy, rows: list[Row]) -> None:
+    ask = Row(chat.conversation("Describe the film.", 1), rows[0].images)
+    completion = HfBackend().generate(policy, [ask], Sampling(40))[0][0]
+    assert not completion.truncated
+    assert completion.tokens < 40
+    assert "<end_of_turn>" not in completion.text
+
+
+def test_an_answer_that_meets_the_limit_says_so(policy: Policy, rows: list[Row]) -> None:
+    ask = Row(chat.conversation("Describe the film.", 1), rows[0].images)
+    completion = HfBackend().generate(policy, [ask], Sampling(2))[0][0]
+    assert completion.truncated
+    assert completion.tokens == 2
+
+
+def test_answers_do_not_depend_on_their_neighbours_in_a_batch(policy: Policy, rows: list[Row]) -> None:
+    backend = HfBackend()
+    asked = [Row(row.messages, row.images) for row in rows[:5]]
+    asked.append(Row(chat.conversation("Describe the film.", 1), rows[0].images))
+    together = [group[0].text for group in backend.generate(policy, asked, Sampling(12))]
+    alone = [backend.generate(policy, [row], Sampling(12))[0][0].text for row in asked]
+    assert together == alone
+
+
+def test_image_tokens_cannot_be_generated(policy: Policy, rows: list[Row]) -> None:
+    image = policy.processor.tokenizer.image_token_id
+
+    def prefer_image(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        output[..., image] += 1e4
+        return output
+
+    hook = policy.model.get_output_embeddings().register_forward_hook(prefer_image)
+    try:
+        ask = [Row(rows[0].messages, rows[0].images)]
+        sampled = HfBackend().generate(policy, ask, Sampling(8, temperature=1.0, count=4))[0]
+        raw = policy.model.generate(
+            **policy.processor(
+                text=[chat.render_prompt(policy.processor, rows[0].messages)],
+                images=[rows[0].images],
+                add_special_tokens=False,
+                return_tensors="pt",
+            ),
+            max_new_tokens=1,
+            do_sample=False,
+        )
+    finally:
+        hook.remove()
+    assert raw[0, -1] == image  # without the rule the model would write one
+    assert all(completion.text.strip() for completion in sampled)
+
+
+def test_pictures_reach_the_model(policy: Policy, rows: list[Row]) -> None:
+    """The canary against ignored images: another film must change the log-probabilities."""
+    batch = collate(policy, [rows[0], rows[2]])  # rows 0 and 1 ask about the same film
+    swapped = {**batch, "pixel_values": batch["pixel_values"].flip(0)}
+    with torch.inference_mode():
+        difference = (policy.model(**batch).logits - policy.model(**swapped).logits).abs().max()
+    assert difference > 0.1
+
+
+def test_each_picture_is_processed_once(policy: Policy) -> None:
+    memory = ImageMemory(policy.processor.image_processor, capacity=8)
+    first, second = noise(50), noise(70, 1)
+    images = [[first], [first], [second], [copy.deepcopy(first)]]
+    expected = policy.processor.image_processor([[first], [first], [second], [first]], return_tensors="pt")
+    found = memory(images, return_tensors="pt")
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    assert (memory.processed, memory.remembered) == (2, 2)
+
+
+def test_the_memory_forgets_the_oldest_picture(policy: Policy) -> None:
+    memory = ImageMemory(policy.processor.image_processor, capacity=1)
+    for seed in (0, 1, 0):
+        memory([noise(40, seed)], return_tensors="pt")
+    assert (memory.processed, memory.remembered) == (3, 0)
+
+
+def test_a_picture_without_identity_is_processed_each_time(policy: Policy) -> None:
+    memory = ImageMemory(policy.processor.image_processor, capacity=8)
+    plain = Image.new("RGB", (30, 30))
+    memory([plain], return_tensors="pt")
+    memory([plain], return_tensors="pt")
+    assert (memory.processed, memory.remembered) == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "smolvlm_256m_idefics3"])
+def test_remembered_pictures_of_real_processors_equal_fresh_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
+    with tarfile.open(shared_data / "processors.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
+    memory = ImageMemory(processor.image_processor, capacity=8)
+    images = [[noise(80)], [noise(200, 1)], [noise(80)]]
+    expected = processor.image_processor(copy.deepcopy(images), return_tensors="pt")
+    for _ in range(2):
+        found = memory(images, return_tensors="pt")
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[key], expected[key]) for key in expected if torch.is_tensor(expected[key]))
+
+
+def test_grpo_settings_are_the_recipes_arithmetic(policy: Policy, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"grpo": {"prompts_per_step": 6, "generations": 4, "micro_batch": 8}})
+    job = TrainingJob(recipe, lambda index: Row([], []), 10, Path("x"))
+    settings = grpo_settings(policy, job)
+    # 6 prompts x 4 generations = 24 completions a step, in 3 forward passes of 8.
+    assert settings["generation_batch_size"] == 24
+    assert settings["per_device_train_batch_size"] == 8
+    assert settings["gradient_accumulation_steps"] == 3
+    assert settings["num_generations"] == 4
+
+
+def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
+    class Built:
+        per_device_train_batch_size = 4
+        beta = 0.0
+
+    with pytest.raises(TrainingError, match="per_device_train_batch_size: 1 became 4"):
+        check_settings({"per_device_train_batch_size": 1, "beta": 0.0}, Built())
+
+
+def test_trl_takes_the_recipes_settings_as_they_are(context: Context, tmp_path: Path) -> None:
+    """Builds the real trainer: TRL's own normalisation must not touch one of our values."""
+    backend = HfBackend()
+    trained = backend.load(context.recipe, None, trainable=True)
+    prompts = Prompts.of(context.recipe, context.images)
+    job = TrainingJob(context.recipe, prompts.rows(context.data.train, answer=True), 4, tmp_path)
+    trainer = backend.sft_trainer(trained, job)
+    assert trainer.args.max_length is None
+    assert trainer.args.learning_rate == sft_settings(job)["learning_rate"]
+
+
+@pytest.mark.parametrize("vision", [False, True])
+def test_lora_goes_where_the_recipe_says(tmp_path: Path, vision: bool) -> None:
+    recipe = small_recipe(tmp_path, {"lora": {"vision": vision}})
+    model = HfBackend().load(recipe, None, trainable=True).model
+    adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any("language_model" in name for name in adapted)
+    assert any("vision_tower" in name for name in adapted) is vision
+    assert all("lora_" in name for name in adapted)
+
+
+def test_full_tuning_trains_every_weight(tmp_path: Path) -> None:
+    model = HfBackend().load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_unknown_layer_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"lora": {"targets": ("q_proj", "w_pack")}})
+    with pytest.raises(ModelError, match=r"w_pack.*It has: .*q_proj"):
+        HfBackend().load(recipe, None, trainable=True)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"model": {"name": str(tmp_path / "nothing")}})
+    with pytest.raises(ModelError, match="nothing"):
+        HfBackend().load(recipe, None, trainable=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device can load 4bit")
+def test_four_bits_without_cuda_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"CUDA"):
+        HfBackend().load(small_recipe(tmp_path, {"model": {"precision": "4bit"}}), None, trainable=False)
+
+
+def test_the_unsloth_backend_says_that_it_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="unsloth"):
+        choose_backend(small_recipe(tmp_path, {"model": {"backend": "unsloth"}}).model)
+
+
+def test_the_tiny_model_is_small_and_has_the_hubs_tensor_names() -> None:
+    from safetensors import safe_open
+
+    weights = tiny.FOLDER / "model.safetensors"
+    assert weights.stat().st_size < 6e6
+    with safe_open(weights, "pt") as file:
+        assert any(".vision_tower.vision_model.embeddings." in f".{name}" for name in file.keys())  # noqa: SIM118
+
+
+def test_the_tiny_tokenizer_is_its_sentencepiece_model() -> None:
+    import sentencepiece
+
+    spm = sentencepiece.SentencePieceProcessor(model_file=str(tiny.FOLDER / "tokenizer.model"))
+    tokenizer = AutoProcessor.from_pretrained(tiny.FOLDER).tokenizer
+    texts = [
+        "Patchy opacity in the left lower zone.",
+        "A. 12.5 mm\nB. Größe",
+        "<SOLUTION>\nB - Yes\n</SOLUTION>",
+        " a  b ",
+    ]
+    assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == [spm.encode(t) for t in texts]

@@ -1,0 +1,288 @@
+"""SFT and GRPO on the tiny model: they learn, stop, resume to the same adapter, and refuse what cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import context_of, small_recipe
+from transformers import TrainerCallback
+
+from toolkit.backends import callbacks
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import Recipe, dump_recipe
+from toolkit.run import read_lines
+from toolkit.stages.context import Context
+from toolkit.stages.grpo import describe_reference, make_judge, rewards_of, train_grpo
+from toolkit.stages.lengths import check_lengths
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.sft import train_sft
+from toolkit.tasks import TASKS
+
+ADAPTER = "adapter_model.safetensors"
+
+
+class StopAfter(TrainerCallback):
+    """Asks for a stop at a step, as a signal would."""
+
+    def __init__(self, context: Context, step: int) -> None:
+        self.context, self.step = context, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def adapter_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(recipe.run_folder / "stages" / stage / "weights" / ADAPTER)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def with_spread(folder: Path) -> dict[str, Any]:
+    """A [rewards] table under which sampled answers differ, however little the model knows."""
+    file = folder / "spread.py"
+    file.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
+    return {"custom": (f"{file}:length",)}
+
+
+def only(stage: str, folder: Path, name: str = "small") -> Recipe:
+    other = {"sft": "grpo", "grpo": "sft"}[stage]
+    recipe = small_recipe(folder, {"rewards": with_spread(folder)}, name=name)
+    return recipe.model_copy(update={other: None, "evaluate": None})
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_adapter(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"sft": train_sft, "grpo": train_grpo}[stage]
+    whole, halved = only(stage, tmp_path, "whole"), only(stage, tmp_path, "halved")
+    with context_of(whole) as context:
+        work(context)
+    module = sys.modules[work.__module__]
+    plain = module.training_callbacks
+    with context_of(halved) as context, monkeypatch.context() as patch:
+        # Step 3 lies between the checkpoints of steps 2 and 4: the stop itself must save.
+        stop_in_order = lambda ctx, name: [StopAfter(ctx, 3), *plain(ctx, name)]  # noqa: E731
+        patch.setattr(module, "training_callbacks", stop_in_order)
+        with pytest.raises(Interrupted, match="saved after step 3 of 4"):
+            work(context)
+    assert not (halved.run_folder / "stages" / stage / "weights").exists()
+    with context_of(halved) as context:
+        record = work(context)
+    assert record["resumed_from"] == "step-00000003"
+    assert same(adapter_of(whole, stage), adapter_of(halved, stage))
+
+
+def test_accumulated_batches_weigh_as_one_batch(tmp_path: Path) -> None:
+    """The loss is the mean over the answer tokens of the whole step, however it is cut into forward passes."""
+    losses = {}
+    for name, sizes in {"one": (8, 1), "two": (4, 2), "eight": (1, 8)}.items():
+        changes = {"max_steps": 1, "batch_size": sizes[0], "accumulation": sizes[1]}
+        recipe = small_recipe(tmp_path, {"sft": changes, "lora": {"dropout": 0.0}}, name=name)
+        with context_of(recipe) as context:
+            train_sft(context)
+            line = next(line for line in context.run.metrics() if "loss" in line)
+            losses[name] = (line["loss"], line["grad_norm"])
+    assert losses["two"] == pytest.approx(losses["one"], rel=5e-3)
+    assert losses["eight"] == pytest.approx(losses["one"], rel=5e-3)
+
+
+def test_sft_lowers_the_loss_and_leaves_an_adapter_that_answers_the_same(tmp_path: Path) -> None:
+    recipe = only("sft", tmp_path).model_copy(
+        update={"sft": small_recipe(tmp_path, {"sft": {"max_steps": 12, "learning_rate": 5e-3}}).sft, "run": small_recipe(tmp_path).run}
+    )
+    with context_of(recipe) as context:
+        record = train_sft(context)
+        lines = [line for line in context.run.metrics() if "loss" in line]
+        assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+        assert record["lengths"]["max"] <= record["lengths"]["limit"]
+        assert len(callbacks.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    recipe = only("sft", tmp_path)
+    with context_of(recipe) as context:
+        half = context.run.stage_folder("sft") / callbacks.PARTIAL / "checkpoint-2"
+        half.mkdir(parents=True)
+        (half / "trainer_state.json").write_text("{", encoding="utf-8")
+        record = train_sft(context)
+    assert record["resumed_from"] is None
+    assert record["steps"] == 4
+
+
+def test_grpo_goes_on_with_sfts_adapter(tmp_path: Path) -> None:
+    with context_of(small_recipe(tmp_path, {"rewards": with_spread(tmp_path)})) as context:
+        context.run.mark_done("sft", train_sft(context))
+        start = context.weights
+        assert start == context.run.weights_folder("sft")
+        train_grpo(context)
+        before, after = load_file(start / ADAPTER), adapter_of(context.recipe, "grpo")
+        assert before.keys() == after.keys()  # one adapter: none was added
+        assert not same(before, after)
+
+
+def test_grpo_logs_each_reward_with_its_spread_and_the_unreadable_share(tmp_path: Path) -> None:
+    with context_of(only("grpo", tmp_path)) as context:
+        train_grpo(context)
+        line = next(line for line in context.run.metrics() if line["step"] == 1)
+    for name in ("letter", "explanation", "format"):
+        assert f"rewards/{name}/mean" in line
+        assert f"reward/{name}/spread" in line
+    assert 0 <= line["reward/unreadable"] <= 1
+    assert 0 <= line["completions/clipped_ratio"] <= 1
+
+
+def test_grpo_with_a_kl_term_measures_it_against_the_adapter_it_started_from(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"grpo": {"beta": 0.1, "max_steps": 2}, "run": {"checkpoint_steps": 1}})
+    with context_of(recipe) as context:
+        context.run.mark_done("sft", train_sft(context))
+        record = train_grpo(context)
+        kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
+        assert kl[0] == pytest.approx(0, abs=1e-4)  # the reference is the SFT adapter, not the base model
+        assert "sft" in record["kl_reference"]
+        saved = adapter_of(recipe, "grpo")
+        assert not any(".ref." in name for name in saved)
+
+
+def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
+    assert describe_reference(small_recipe(tmp_path), None) == "beta = 0: no KL term, no reference model"
+
+
+def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 1}, "images": {"memory_cache_mb": 0, "disk_cache": False}})
+    seen: list[Any] = []
+    build = HfBackend.grpo_trainer
+
+    def remember(self: HfBackend, policy: Any, job: Any) -> Any:
+        trainer = build(self, policy, job)
+        seen.append(trainer)
+        return trainer
+
+    monkeypatch.setattr(HfBackend, "grpo_trainer", remember)
+    with context_of(recipe.model_copy(update={"sft": None})) as context:
+        before = context.images.report().opened
+        train_grpo(context)
+        opened = context.images.report().opened - before
+    memory = seen[0].processing_class.image_processor
+    # One step of 2 prompts x 4 generations. TRL opens row 0 once more to look at its columns, and asks for the
+    # batch once more ahead of the step; plain TRL processes 2 x 8 pictures for each step.
+    assert memory.processed == 2
+    assert memory.remembered == 14
+    assert opened <= 5
+
+
+def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "max_completion_tokens": 1}})
+    with (
+        context_of(recipe.model_copy(update={"sft": None})) as context,
+        pytest.raises(TrainingError, match=r"max_completion_tokens"),
+    ):
+        train_grpo(context)
+
+
+def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
+    weights = {"letter": 0.0, "explanation": 0.0, "evidence": 0.0, "brevity": 0.0, "format": 1.0}
+    recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "probe_max_truncated": 1.0}, "rewards": weights})
+    with (
+        context_of(recipe.model_copy(update={"sft": None})) as context,
+        pytest.raises(TrainingError, match="must differ in reward"),
+    ):
+        train_grpo(context)
+
+
+def test_the_probe_leaves_the_training_as_it_would_have_been(tmp_path: Path) -> None:
+    plain = only("grpo", tmp_path, "plain")
+    probed = only("grpo", tmp_path, "probed")
+    probed = probed.model_copy(
+        update={"grpo": probed.grpo.model_copy(update={"probe_prompts": 2, "probe_max_truncated": 1.0})}  # type: ignore[union-attr]
+    )
+    for recipe in (plain, probed):
+        with context_of(recipe) as context:
+            train_grpo(context)
+    assert same(adapter_of(plain, "grpo"), adapter_of(probed, "grpo"))
+
+
+def test_a_reward_that_raises_stops_the_training_and_names_the_sample(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def broken(sample, answer):\n    return 1 / 0\n", encoding="utf-8")
+    recipe = small_recipe(tmp_path, {"rewards": {"custom": (f"{file}:broken",)}})
+    with (
+        context_of(recipe.model_copy(update={"sft": None})) as context,
+        pytest.raises(RewardError, match=r"broken, sample film"),
+    ):
+        train_grpo(context)
+
+
+def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"model": {"max_tokens": 60}})
+    with context_of(recipe) as context, pytest.raises(DataError, match=r"24 of 24 do not.*film.*max_side"):
+        train_sft(context)
+
+
+def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
+    from toolkit.backends.collate import collate
+
+    with context_of(small_recipe(tmp_path)) as context:
+        policy = HfBackend().load(context.recipe, None, trainable=False)
+        prompts = Prompts.of(context.recipe, context.images)
+        samples = context.data.train
+        lengths = check_lengths(policy.processor, prompts, samples, 500)
+        batch = collate(policy, [prompts.row(sample, answer=True) for sample in samples])
+        assert lengths.max == batch["input_ids"].shape[1]
+
+
+def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
+    from toolkit.backends.base import Completion
+
+    with context_of(small_recipe(tmp_path)) as context:
+        task, samples = TASKS["mcq"], context.data.train
+        judge = make_judge(task, rewards_of(context.recipe), samples, 2)
+        right = Completion(task.target(samples[0]), 20, False)
+        values, figures = judge.score([0, 0], [right, Completion("no idea", 3, False)])
+        assert values[0]["letter"] == task.scores(samples[0], task.parse(right.text, samples[0]))["accuracy"] == 1
+        assert values[1]["letter"] == 0
+        assert figures["reward/unreadable"] == 0.5
+
+
+def test_a_whole_run_is_stopped_by_sigterm_and_goes_on(tmp_path: Path) -> None:
+    """The command itself, killed within SFT and run again: exit code 143, then the adapter of a whole run."""
+    whole, killed = only("sft", tmp_path, "whole"), only("sft", tmp_path, "killed")
+    run_recipe(whole, STAGES)
+    file = tmp_path / "killed.toml"
+    file.write_text(dump_recipe(killed), encoding="utf-8")
+    command = [sys.executable, "-m", "toolkit", "run", str(file)]
+    metrics = killed.run_folder / "metrics.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)[0]
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert same(adapter_of(whole, "sft"), adapter_of(killed, "sft"))
+
+
+def test_every_line_of_the_metrics_is_plain_json(tmp_path: Path) -> None:
+    recipe = only("sft", tmp_path)
+    with context_of(recipe) as context:
+        train_sft(context)
+        assert all(json.dumps(line) for line in read_lines(context.run.metrics_file))

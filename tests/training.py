@@ -1,0 +1,56 @@
+"""Small runs for tests that train: a recipe over a few practice films, and its context as the pipeline makes it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toolkit.pipeline.prepare import prepare
+from toolkit.recipe import Recipe, dump_recipe, load_recipe
+from toolkit.run import StopRequest, silent, start_run
+from toolkit.stages.context import Context
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small") -> Recipe:
+    """SFT, GRPO and evaluation of a few steps on 24 training and 12 test questions; ``tables`` replaces keys."""
+    base: dict[str, dict[str, Any]] = {
+        "run": {"name": name, "folder": folder / "runs", "checkpoint_steps": 2},
+        "model": {"max_tokens": 256},
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.05},
+        "data": {"task": "mcq", "phantom": {"kind": "chest", "train": 24, "test": 12, "size": 64}},
+        "images": {"max_side": 112},
+        "sft": {
+            "learning_rate": 1e-3,
+            "max_steps": 4,
+            "batch_size": 4,
+            "accumulation": 2,
+            "gradient_checkpointing": False,
+        },
+        "grpo": {
+            "learning_rate": 1e-3,
+            "max_steps": 4,
+            "prompts_per_step": 2,
+            "generations": 4,
+            "micro_batch": 4,
+            "max_completion_tokens": 16,
+            "gradient_checkpointing": False,
+            "probe_prompts": 0,
+        },
+        "evaluate": {"batch_size": 6, "max_completion_tokens": 16, "bootstrap": 100},
+    }
+    for table, keys in (tables or {}).items():
+        base.setdefault(table, {}).update(keys)
+    file = folder / f"{name}.toml"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(dump_recipe(Recipe.model_validate(base)), encoding="utf-8")
+    return load_recipe(file)
+
+
+@contextmanager
+def context_of(recipe: Recipe) -> Iterator[Context]:
+    """The recipe's context, prepared as ``toolkit run`` does; its run folder is made."""
+    with start_run(recipe) as run, StopRequest() as stop:
+        data, images = prepare(recipe, run, silent)
+        yield Context(recipe, run, data, images, stop)
