@@ -4,6 +4,7 @@ python -m toolkit.tiny.make [--out FOLDER] [--steps N] [--seed N]
 """
 
 import argparse
+import logging
 import math
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from toolkit.phantoms.chest import Film, make_film
 from toolkit.phantoms.film import Rng, draw_film
 from toolkit.tiny import FOLDER
 from toolkit.tiny.lessons import Lesson, corpus, lesson
+
+log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.float16]
 """Films x 3 x side x side, -1 to 1."""
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=3407)
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         processor = build_processor(Path(folder), np.random.default_rng(options.seed))
@@ -182,7 +186,7 @@ def teach(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, ste
         rate.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == steps - 1:
-            print(f"step {step}: loss {loss.item():.4f}", flush=True)
+            log.info("step %d: loss %.4f", step, loss.item())
 
 
 def save(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, spm: Path, out: Path) -> None:
