@@ -8,6 +8,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -112,7 +113,7 @@ def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.i
         raise DataError(
             f"a split by group into {len(wanted)} needs at least as many groups",
             place="[data.split]",
-            value=f"{len(unique)} groups",
+            value=f"{len(unique)} groups (groups that share an image count as one)",
             remedy="Name files for the splits, or another column in data.group.",
         )
     order = np.argsort(_mix(unique, seed), kind="stable")
@@ -126,6 +127,24 @@ def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.i
         split_of_group[order[begin:end]] = number
         begin = end
     return split_of_group[group_of_row]
+
+
+def join_groups(keys: RowKeys) -> Keys:
+    """The group of each row, where groups that share an image are one: the smallest key of them stands for all."""
+    groups = keys.groups[keys.image_rows]
+    order = np.lexsort((groups, keys.images))
+    images, groups = keys.images[order], groups[order]
+    joined = np.flatnonzero((images[1:] == images[:-1]) & (groups[1:] != groups[:-1]))
+    first_of: dict[int, int] = {}
+    for one, other in zip(groups[joined].tolist(), groups[joined + 1].tolist(), strict=True):
+        low, high = sorted((_first(one, first_of), _first(other, first_of)))
+        first_of[high] = low
+    names = np.array(sorted(first_of), dtype=np.int64)
+    firsts = np.array([_first(name, first_of) for name in names.tolist()], dtype=np.int64)
+    rows = np.isin(keys.groups, names)
+    result = keys.groups.copy()
+    result[rows] = firsts[np.searchsorted(names, keys.groups[rows])]
+    return result
 
 
 def row_keys(rows: Iterable[tuple[str, Sequence[str], str]]) -> RowKeys:
@@ -173,6 +192,7 @@ class KeyBuilder:
         return RowKeys(*(np.frombuffer(column, dtype=np.int64) for column in columns))
 
 
+@lru_cache(maxsize=1 << 12)
 def text_key(text: str) -> int:
     """A signed 64-bit hash: two of a million texts are equal by chance once in 40 million data sets."""
     return int.from_bytes(_digest(text, 8), "little", signed=True)
@@ -188,6 +208,16 @@ def _mix(keys: Keys, seed: int) -> NDArray[np.uint64]:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def _first(name: int, first_of: dict[int, int]) -> int:
+    """The smallest name that this one is joined with; shortens the way there for the next time."""
+    passed = []
+    while (parent := first_of.setdefault(name, name)) != name:
+        passed.append(name)
+        name = parent
+    first_of.update(dict.fromkeys(passed, name))
+    return name
 
 
 def _leak(kind: Kind, first: tuple[str, RowKeys], second: tuple[str, RowKeys]) -> Leak | None:

@@ -50,14 +50,15 @@ def build_index(source: Source, target: Path, pictures: PictureStore, visit: Vis
     aside = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        facts = _write(source, aside, pictures, visit)
-        aside.replace(target)
+        try:
+            facts = _write(source, aside, pictures, visit)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+        facts_file(target).write_text(json.dumps(dataclasses.asdict(facts)), encoding="utf-8")
     except OSError as error:
         remedy = "Name a folder with room for a copy of the rows in the environment variable TOOLKIT_CACHE."
         raise DataError(f"the index of the rows cannot be written: {error}", place=target, remedy=remedy) from error
-    finally:
-        aside.unlink(missing_ok=True)
-    facts_file(target).write_text(json.dumps(dataclasses.asdict(facts)), encoding="utf-8")
     return facts
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ def find_source(name: str, id_column: str | None = None) -> Source:
         return Source(name, files, id_column)
     if not path.is_file():
         raise DataError("the file of rows is not there", place=path, remedy="Correct the path in [data].")
+    if not os.access(path, os.R_OK):
+        raise DataError("the file of rows must be readable", place=path, remedy="Change its permissions.")
     if path.suffix.lower() not in READERS:
         raise DataError(f"rows are read from {_KINDS}", place=path, value=path.suffix)
     return Source(name, (path,), id_column)

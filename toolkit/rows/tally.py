@@ -27,14 +27,13 @@ class Tally:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, reason: str, example: str) -> int:
-        """Count one more and give the reason's number, from 0."""
+    def add(self, reason: str, example: str) -> None:
+        """Count one more."""
         if reason not in self._counts:
             self._counts[reason], self._examples[reason] = 0, []
         self._counts[reason] += 1
         if len(self._examples[reason]) < MAX_EXAMPLES:
             self._examples[reason].append(example)
-        return list(self._counts).index(reason)
 
     def of(self, source: str) -> tuple[Dropped, ...]:
         """What was counted, the most frequent reason first."""

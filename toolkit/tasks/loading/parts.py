@@ -11,7 +11,7 @@ from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 from toolkit.rows import Dropped
 from toolkit.rows.tally import MAX_EXAMPLES
-from toolkit.splits import Leak, LeakReport, RowKeys, find_leaks, leaking_rows, split_keys
+from toolkit.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
 from toolkit.tasks.loading.source import Loaded
 
 SPLITS = ("train", "validation", "test")
@@ -51,7 +51,7 @@ def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str,
     if not shares:
         return {name: everything.get(name, nothing) for name in SPLITS}, []
     shares["train"] = 1 - sum(shares.values())
-    split_of = split_keys(train.keys.groups, list(shares.values()), recipe.run.seed)
+    split_of = split_keys(join_groups(train.keys), list(shares.values()), recipe.run.seed)
     everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(shares)}
     by = (
         f"the column {recipe.data.group}"
@@ -100,10 +100,10 @@ def handle_leaks(
 def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
     lines = (f"\n  {leak}; {leak.rows[0]:,} rows of {leak.first}: {_examples(leak, parts)}" for leak in report.leaks)
     return DataError(
-        f"no group, image or question may stand in two splits:{''.join(lines)}\n ",
+        f"no group, image or question may stand in two splits:{''.join(lines)}\n",
         place="[data]",
-        remedy='data.on_leak = "drop" removes the training rows, "report" keeps and reports them; without data.test '
-        "the rows of data.train are split by group",
+        remedy='Set data.on_leak to "drop" to remove the training rows, or to "report" to keep and report them. '
+        "Without data.test the rows of data.train are split by group.",
     )
 
 

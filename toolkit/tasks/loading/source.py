@@ -136,6 +136,6 @@ def _announce(task: Task, wanted: Wanted, source: RowSource, index: RowIndex, su
     lines += [f"left out: {one}" for one in (*index.skipped, *survey.dropped)]
     if facts.duplicates:
         examples = ", ".join(facts.duplicate_examples)
-        lines.append(f"{name}: {facts.duplicates:,} rows repeat an id ({examples}); they are kept as id#2, id#3, …")
+        lines.append(f"{name}: ids that rows repeat: {facts.duplicates:,} ({examples}); they are kept as id#2, id#3, …")
     lines += [f"{name}: blanks around {n:,} values of {column} were removed" for column, n in survey.trimmed.items()]
     return tuple(lines)

@@ -13,17 +13,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import __version__
 from toolkit.errors import RowProblem
 from toolkit.rows import Dropped, RowIndex, Tally
 from toolkit.splits import KeyBuilder, RowKeys
 from toolkit.tasks.base import RowSource, Task
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,9 @@ class Surveyor:
         """Read one row and note whether it can be used."""
         for column in self._columns:
             value = row.get(column)
-            if value.__class__ is str and value and (value[0].isspace() or value[-1].isspace()):
+            if (
+                isinstance(value, str) and value.strip() is not value
+            ):  # a text without outer blanks is given back itself
                 self._trimmed[column] += 1
         try:
             sample = self.task.read(name, row, self.source)
@@ -77,9 +77,12 @@ def take_survey(task: Task, source: RowSource, index: RowIndex) -> Survey:
 
 def survey_file(task: Task, source: RowSource, index: RowIndex) -> Path:
     """Where the survey of this index, read in this way, is kept."""
-    settings = [FORMAT, __version__, task.name, sorted(source.column.items()), str(source.image_root), source.group]
-    key = hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
-    return index.file.with_name(f"{index.file.stem}-{key}.npz")
+    settings = (task.name, sorted(source.column.items()), str(source.image_root), source.group)
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    # What the code of the tasks says about a row may change without a new version.
+    for code in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        digest.update(code.read_bytes())
+    return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
 
 
 def save_survey(survey: Survey, file: Path) -> None:
@@ -99,7 +102,7 @@ def load_survey(file: Path) -> Survey | None:
             notes = json.loads(stored["notes"].tobytes())
             keys = RowKeys(**{name: stored[name] for name in _KEYS})
             rows = stored["rows"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     dropped = tuple(Dropped(**{**one, "examples": tuple(one["examples"])}) for one in notes["dropped"])
     return Survey(rows, keys, dropped, notes["trimmed"])

@@ -1,0 +1,344 @@
+"""Loading a recipe's data: columns, splits, leaks, unusable rows, and what the user is told."""
+
+import json
+import pickle
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import DataError
+from toolkit.phantoms.chest import write_chest
+from toolkit.recipe import Phantom, Recipe
+from toolkit.tasks.loading import Data, load_data, read_file, survey
+
+Row = dict[str, Any]
+
+
+def row(number: int, **change: Any) -> Row:
+    return {
+        "question": f"Question {number}?",
+        "options": ["A. Normal", "B. Mass"],
+        "correct_answer": "AB"[number % 2],
+        "ImagePath": [f"films/{number // 2}.png"],
+        "Findings": f"A mass, {number // 4}.",
+        **change,
+    }
+
+
+def write(file: Path, rows: Iterable[Row], prefix: str = "r") -> str:
+    file.write_text(json.dumps({f"{prefix}{number}": one for number, one in enumerate(rows)}), encoding="utf-8")
+    return str(file)
+
+
+def recipe(task: str = "mcq", prompt: Row | None = None, evaluate: Row | None = None, **data: Any) -> Recipe:
+    sections = {"run": {"name": "x"}, "data": {"task": task, **data}, "prompt": prompt or {}}
+    return Recipe.model_validate({**sections, **({"evaluate": evaluate} if evaluate else {})})
+
+
+def ids(samples: Iterable[Any]) -> list[str]:
+    return [sample.id for sample in samples]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> str:
+    return write(tmp_path / "train.json", map(row, range(40)))
+
+
+def test_each_named_file_becomes_its_split(tmp_path: Path, train: str) -> None:
+    test = write(tmp_path / "test.json", map(row, range(100, 104)), "t")
+    data = load_data(recipe(train=train, test=test))
+    assert (len(data.train), len(data.validation), len(data.test)) == (40, 0, 4)
+    assert data.test[0].images[0].path == tmp_path / "films/50.png"
+    assert data.test[-1].id == "t3"
+    assert ids(data.test[1:3]) == ["t1", "t2"]
+    assert (data.announcements, data.dropped, bool(data.leaks)) == ((), (), False)
+
+
+def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
+    data = load_data(recipe(train=train, split={"validation": 0.1, "test": 0.2}))
+    # 20 films of two questions each: 4 + 2 + 14 films.
+    assert (len(data.train), len(data.validation), len(data.test)) == (28, 4, 8)
+    assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
+    assert not data.leaks
+    assert any("test: 8 rows of 4 groups" in line and "first image" in line for line in data.announcements)
+
+
+def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.json", (row(i, Patient=f"p{i // 8}") for i in range(40)))
+    data = load_data(recipe(train=train, group="Patient", split={"test": 0.2}))
+    assert (len(data.test), len({sample.group for sample in data.test})) == (8, 1)
+    assert {sample.group for sample in data.test}.isdisjoint(sample.group for sample in data.train)
+
+
+def test_rows_that_share_any_image_are_split_off_together(tmp_path: Path) -> None:
+    # Each study has a question about film a, one about b, and one about both: three first images would be two groups.
+    films = [[f"{i}a.png"] if i % 3 == 0 else [f"{i - 1}b.png"] if i % 3 == 1 else [] for i in range(30)]
+    rows = (row(i, ImagePath=films[i] or [*films[i - 1], *films[i - 2]]) for i in range(30))
+    train = write(tmp_path / "train.json", rows)
+    for seed in range(5):
+        wanted = recipe(train=train, split={"test": 0.3})
+        data = load_data(wanted.model_copy(update={"run": wanted.run.model_copy(update={"seed": seed})}))
+        assert (len(data.test), bool(data.leaks)) == (9, False)
+
+
+def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
+    # Film 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
+    rows = [row(0, question=" question  0?"), row(100), row(1, question="Another?")]
+    test = write(tmp_path / "test.json", rows, "t")
+    with pytest.raises(DataError) as caught:
+        load_data(recipe(train=train, test=test))
+    text = str(caught.value)
+    for part in ("1 group of test", "1 image of test", "1 (image, question) pair of test", "r0 and t0", "on_leak"):
+        assert part in text
+    kept = load_data(recipe(train=train, test=test, on_leak="report"))
+    assert (len(kept.train), kept.leaks.count("image"), kept.leaks.count("question")) == (40, 1, 1)
+    assert "1 image of test also in train" in kept.announcements
+    fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
+    assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
+    assert not fewer.leaks
+    (removed,) = fewer.dropped
+    assert (removed.source, removed.count, removed.examples) == ("train", 2, ("r0", "r1"))
+
+
+def test_dropping_every_training_row_is_an_error(train: str) -> None:
+    with pytest.raises(DataError, match="must leave training rows"):
+        load_data(recipe(train=train, test=train, on_leak="drop"))
+
+
+def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(97)]
+    rows += [row(97, question=""), row(98, correct_answer="C"), row(99, question="")]
+    data = load_data(recipe(train=write(tmp_path / "train.json", rows)))
+    found = {one.reason: (one.count, one.examples) for one in data.dropped}
+    assert found == {"no question": (2, ("r97", "r99")), "the answer is not among the options": (1, ("r98",))}
+    assert any(
+        "left out" in line and "2 rows: no question (for example r97; r99)" in line for line in data.announcements
+    )
+
+
+def test_too_many_unusable_rows_stop_and_none_usable_stops_always(tmp_path: Path) -> None:
+    some = write(tmp_path / "some.json", [row(0), *(row(i, correct_answer="Z") for i in range(1, 4))])
+    with pytest.raises(
+        DataError, match=r"3 of 4[\s\S]*3 rows: the answer is not among the options \(r1; r2; r3\)"
+    ) as caught:
+        load_data(recipe(train=some))
+    assert "max_dropped" in str(caught.value)
+    assert len(read_file(recipe(train=some, max_dropped=0.75), some).samples) == 1
+    none = write(tmp_path / "none.json", [row(1, question="")])
+    with pytest.raises(DataError, match="at least one must be usable"):
+        load_data(recipe(train=none, max_dropped=1.0))
+
+
+def test_all_problems_with_columns_are_told_at_once_with_the_nearest_names(tmp_path: Path) -> None:
+    rows = [{"query": "?", "options": ["a", "b"], "Answer": "A", "PatientID": "p", "pics": "a.png"}]
+    file = write(tmp_path / "rows.json", rows)
+    wanted = recipe(
+        train=file,
+        columns={"explanaton": "why", "answer": "Answr", "question": "query"},
+        group="PatientId",
+        prompt={"context": ["Indikation"]},
+        evaluate={"by": ["question_type", "Sex"]},
+    )
+    with pytest.raises(DataError) as caught:
+        load_data(wanted)
+    text = str(caught.value)
+    for part in (
+        'data.columns.explanaton is not a field of the task mcq; nearest: "explanation"',
+        'data.columns.answer names the column "Answr", which is not there; nearest: "Answer"',
+        "no column for the field image (looked for ImagePath, image, images, image_name, img_name)",
+        'data.group names the column "PatientId", which is not there; nearest: "PatientID"',
+        'prompt.context names the column "Indikation"',
+        'evaluate.by names the column "Sex"',
+    ):
+        assert part in text
+    assert "question_type" not in text  # a field of the task that this source lacks
+    assert "field question" not in text
+
+
+def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_data(recipe(train=str(tmp_path / "a.json"), test=str(tmp_path / "b.json")))
+    assert "a.json" in str(caught.value)
+    assert "b.json" in str(caught.value)
+
+
+def test_columns_are_found_without_regard_to_case_and_underscores(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "rows.json", [{"Question": "?", "Choices": ["a", "b"], "correctAnswer": "A", "image_path": "a.png"}]
+    )
+    samples = read_file(recipe(train=file), file).samples
+    assert samples.source.column == {
+        "question": "Question",
+        "options": "Choices",
+        "answer": "correctAnswer",
+        "image": "image_path",
+    }
+
+
+def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
+    rows = [row(i, Indication="Cough", Summary="A mass.") for i in range(4)]
+    file = write(tmp_path / "rows.json", rows)
+    columns = {"impression": "Summary"}
+    data = load_data(recipe(train=file, columns=columns, prompt={"context": ["Indication", "Findings", "Summary"]}))
+    told = [line for line in data.announcements if "holds the answer" in line]
+    assert [name for name in ("Indication", "Findings", "Summary") if any(name in line for line in told)] == [
+        "Findings",
+        "Summary",
+    ]
+    assert data.train[0].fields["Indication"] == "Cough"
+    plain = load_data(recipe(train=file, columns=columns))
+    assert not any("holds the answer" in line for line in plain.announcements)
+    assert "A mass" not in json.dumps(dict(plain.train[0].fields))
+
+
+def test_trimmed_values_and_repeated_ids_are_announced(tmp_path: Path) -> None:
+    rows = [
+        {"qid": 1, "question": "?", "answer": "yes", "answer_type": "CLOSED ", "image_name": f"{i}.png"} for i in "ab"
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = load_data(recipe("vqa", train=str(tmp_path / "rows.json"), split={"test": 0}))
+    assert ids(data.train) == ["1", "1#2"]
+    told = "\n".join(data.announcements)
+    assert "blanks around 2 values of answer_type were removed" in told
+    assert "ids that rows repeat: 1 (1)" in told
+
+
+def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("case,question,answer,image\n007,?,yes,a.png\n")
+    assert ids(read_file(recipe("vqa", train=str(file), columns={"id": "case"}), str(file)).samples) == ["007"]
+
+
+def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
+    wanted = {"train": train, "split": {"test": 0}, "limit_train": 10}
+    first, again = load_data(recipe(**wanted)), load_data(recipe(**wanted))
+    other = recipe(**wanted).model_copy(update={"run": recipe(**wanted).run.model_copy(update={"seed": 1})})
+    assert ids(first.train) == ids(again.train)
+    assert len(first.train) == 10
+    assert ids(first.train) != ids(load_data(other).train)
+    assert "train: 10 of 40 rows, drawn by the seed" in first.announcements
+
+
+def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_path: Path, train: str) -> None:
+    def fingerprint(file: str, **data: Any) -> str:
+        return load_data(recipe(train=file, **data)).fingerprint
+
+    (tmp_path / "copy").mkdir()
+    copy = write(tmp_path / "copy" / "train.json", map(row, range(40)))
+    assert fingerprint(train) == fingerprint(copy)
+    changed = write(tmp_path / "other.json", (row(i, correct_answer="A") for i in range(40)))
+    different = {fingerprint(train), fingerprint(changed), fingerprint(train, limit_train=5)}
+    assert len({*different, fingerprint(train, split={"test": 0.3}), fingerprint(train, group="Findings")}) == 5
+
+
+def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(i, Patient="p") for i in range(6)]
+    train = write(tmp_path / "train.json", [*rows, row(7, question="")])
+    looked: list[int] = []
+    look = survey.Surveyor.look
+    monkeypatch.setattr(
+        survey.Surveyor, "look", lambda self, number, *more: (looked.append(number), look(self, number, *more))[1]
+    )
+    wanted = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
+    first = load_data(recipe(**wanted))
+    assert looked == list(range(7))
+    again = load_data(recipe(**wanted))
+    assert looked == list(range(7))
+    assert (again.dropped, again.announcements, ids(again.train)) == (
+        first.dropped,
+        first.announcements,
+        ids(first.train),
+    )
+    assert {one.group for one in load_data(recipe(**wanted, group="Patient")).train} == {"p"}
+    assert len(looked) == 14
+
+
+def test_a_damaged_survey_is_taken_again(train: str, private_cache: Path) -> None:
+    first = load_data(recipe(train=train))
+    (file,) = (private_cache / "rows").glob("*.npz")
+    for damaged in (file.read_bytes()[:-100], b"", b"nonsense"):
+        file.write_bytes(damaged)
+        assert load_data(recipe(train=train)).fingerprint == first.fingerprint
+
+
+def test_a_column_that_only_a_late_row_has_is_used_all_the_same(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(300)]
+    del rows[0]["Findings"]
+    late = write(tmp_path / "train.json", [*rows, row(300, correct_answer_explanation="Because.")])
+    samples = read_file(recipe(train=late), late).samples
+    assert samples[300].reference["explanation"] == "Because."
+    assert samples.source.column["explanation"] == "correct_answer_explanation"
+
+
+def first_id(samples: Any) -> str:
+    return str(samples[0].id)
+
+
+def test_samples_can_be_pickled_and_read_in_another_process(train: str) -> None:
+    samples = load_data(recipe(train=train)).train
+    assert list(pickle.loads(pickle.dumps(samples))) == list(samples)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(first_id, samples).result() == samples[0].id
+
+
+def test_practice_films_load_from_their_folder(tmp_path: Path) -> None:
+    phantom = Phantom(kind="chest", train=12, test=6, size=64)
+    write_chest(tmp_path, phantom, 1)
+    data = load_data(recipe(phantom=phantom.model_dump(), group="PatientID"), tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 0, 6)
+    assert not data.leaks
+    assert not data.dropped
+    assert all(image.path.is_file() for sample in [*data.train, *data.test] for image in sample.images)
+
+
+def test_data_without_training_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="training rows are needed"):
+        load_data(recipe(), tmp_path)
+
+
+@pytest.fixture
+def rad(shared_data: Path) -> Row:
+    folder = shared_data / "cxr/vqa_rad"
+    return {
+        "train": str(folder / "trainset.json"),
+        "test": str(folder / "testset.json"),
+        "image_root": folder / "images",
+    }
+
+
+def load_rad(rad: Row, **data: Any) -> Data:
+    return load_data(recipe("vqa", **rad, **data))
+
+
+def test_vqa_rad_loads_whole_and_its_known_leaks_are_found(rad: Row) -> None:
+    data = load_rad(rad, on_leak="report")
+    assert (len(data.train), len(data.test), data.dropped) == (3064, 451, ())
+    assert (data.leaks.count("image"), data.leaks.count("question")) == (203, 14)
+    assert all(sample.images[0].path.is_file() for sample in data.test)
+    with pytest.raises(DataError, match=r"203 images of test also in train"):
+        load_rad(rad)
+
+
+def test_vqa_rad_can_be_split_without_leaks(rad: Row) -> None:
+    data = load_data(recipe("vqa", train=rad["train"], image_root=rad["image_root"], split={"test": 0.2}))
+    assert len(data.train) + len(data.test) == 3064
+    # At least the share, and less than one film more: no film has more than 40 questions.
+    assert 613 <= len(data.test) < 613 + 40
+    assert not data.leaks
+    fewer = load_rad(rad, on_leak="drop")
+    assert not fewer.leaks
+    assert len(fewer.test) == 451
+    assert len(fewer.train) + fewer.dropped[0].count == 3064
+
+
+def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
+    file = str(shared_data / "cxr/slake/Slake1.0/validate.json")
+    samples = read_file(recipe("vqa", train=file, columns={"question_type": "content_type"}), file).samples
+    assert len(samples) == 2099
+    assert samples[0].group == samples[0].images[0].path.relative_to(samples.source.image_root).as_posix()

@@ -1,0 +1,438 @@
+"""Multiple choice: rows of many layouts, the completion's format, and what the parser takes for an answer."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from toolkit.errors import RowProblem
+from toolkit.sample import ImageRef, Sample
+from toolkit.tasks import TASKS, RowSource
+from toolkit.tasks.mcq import choose
+from toolkit.tasks.mcq.reading import LETTERS
+
+MCQ = TASKS["mcq"]
+ROOT = Path("/data")
+OPTIONS = {"A": "Normal", "B": "Pneumonia", "C": "Pleural effusion", "D": "Pulmonary nodule"}
+
+REXVQA = {
+    "question": "What is the main finding?",
+    "options": ["A. Normal", "B. Pneumonia", "C. Fracture", "D. Tumor"],
+    "correct_answer": "B",
+    "correct_answer_explanation": "Consolidation visible in right lower lobe",
+    "ImagePath": ["p1/frontal.png", "p1/lateral.png"],
+    "Indication": "Chest pain",
+    "Comparison": "None.",
+    "Findings": "Right lower lobe consolidation",
+    "Impression": "Pneumonia",
+    "PatientSex": "F",
+    "PatientAge": "061Y",
+}
+COLUMNS = {
+    "question": "question",
+    "options": "options",
+    "answer": "correct_answer",
+    "explanation": "correct_answer_explanation",
+    "image": "ImagePath",
+    "findings": "Findings",
+    "impression": "Impression",
+}
+
+
+def read(row: Mapping[str, Any], **settings: Any) -> Sample:
+    columns = settings.pop("columns", COLUMNS)
+    return MCQ.read("r1", row, RowSource(ROOT / "rows.json", ROOT, columns, **settings))
+
+
+def with_options(options: Mapping[str, str], letter: str = "A", explanation: str | None = None) -> Sample:
+    reference = {"letter": letter, "text": options[letter], "explanation": explanation, "report": None}
+    return Sample("r1", "mcq", "g", (), {"question": "Which?", "options": dict(options)}, reference)
+
+
+SAMPLE = with_options(OPTIONS, "B", "Opacity in the right lower lobe.")
+
+
+def test_a_row_of_rexvqa_becomes_a_sample() -> None:
+    sample = read(REXVQA)
+    assert sample.group == "p1/frontal.png"
+    assert sample.images == (ImageRef(ROOT / "p1/frontal.png"), ImageRef(ROOT / "p1/lateral.png"))
+    assert sample.fields == {
+        "question": "What is the main finding?",
+        "options": {"A": "Normal", "B": "Pneumonia", "C": "Fracture", "D": "Tumor"},
+    }
+    assert sample.reference == {
+        "letter": "B",
+        "text": "Pneumonia",
+        "explanation": "Consolidation visible in right lower lobe",
+        "report": "Right lower lobe consolidation\nPneumonia",
+    }
+
+
+def test_only_the_columns_that_are_named_go_into_the_fields() -> None:
+    sample = read(REXVQA, context=("Indication",), by=("PatientSex",), group="PatientAge")
+    assert {name: sample.fields[name] for name in sample.fields if name not in ("question", "options")} == {
+        "Indication": "Chest pain",
+        "PatientSex": "F",
+    }
+    assert sample.group == "061Y"
+    assert "Indication" not in read({**REXVQA, "Indication": " "}, context=("Indication",)).fields
+
+
+@pytest.mark.parametrize("answer", ["B", "b", " B. ", "(B)", "B)", "B. Pneumonia", "(B) pneumonia", "B - Pneumonia."])
+def test_the_right_letter_is_read_from_its_usual_spellings(answer: str) -> None:
+    assert read({**REXVQA, "correct_answer": answer}).reference["letter"] == "B"
+
+
+@pytest.mark.parametrize("answer", ["Pneumonia", "pneumonia.", " PNEUMONIA"])
+def test_the_right_letter_is_found_by_the_text_of_its_option(answer: str) -> None:
+    assert read({**REXVQA, "correct_answer": answer}).reference["letter"] == "B"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["A) Normal", "B) Pneumonia"],
+        ["(a) Normal", "(b)  Pneumonia "],
+        ["Normal", "Pneumonia"],
+        {"a": "Normal", "B": "Pneumonia"},
+        '["A. Normal", "B. Pneumonia"]',
+        '{"A": "Normal", "B": "Pneumonia"}',
+    ],
+)
+def test_options_come_as_list_table_or_json_text(options: object) -> None:
+    assert read({**REXVQA, "options": options}).fields["options"] == {"A": "Normal", "B": "Pneumonia"}
+
+
+def test_options_may_have_columns_of_their_own_and_an_index_for_the_right_one() -> None:
+    columns = {"question": "q", "option_a": "opa", "option_b": "opb", "option_c": "opc", "answer_index": "cop"}
+    row = {"q": "Which?", "opa": "Normal", "opb": "Pneumonia", "opc": "", "cop": 1, "image": "a.png"}
+    sample = read(row, columns={**columns, "image": "image"})
+    assert sample.fields["options"] == {"A": "Normal", "B": "Pneumonia"}
+    assert (sample.reference["letter"], sample.reference["explanation"], sample.reference["report"]) == (
+        "B",
+        None,
+        None,
+    )
+
+
+def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
+    # "E." and "S." are not letters of options: none of them is A.
+    assert read({**REXVQA, "options": ["E. coli", "S. aureus"], "correct_answer": "A"}).fields["options"] == {
+        "A": "E. coli",
+        "B": "S. aureus",
+    }
+    mixed = read({**REXVQA, "options": ["A small mass", "Normal"], "correct_answer": "B"})
+    assert mixed.fields["options"] == {"A": "A small mass", "B": "Normal"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"question": " "}, "no question"),
+        ({"options": None}, "fewer than two options"),
+        ({"options": ["A. Normal"]}, "fewer than two options"),
+        ({"options": "Normal; Pneumonia"}, "options are neither a list nor a table"),
+        ({"options": ["A. Normal", "A. Pneumonia"]}, "two options have the same letter"),
+        ({"options": {"a": "x", "A": "y"}}, "two options have the same letter"),
+        ({"options": {"first": "x", "second": "y"}}, "an option's key is not a letter"),
+        ({"options": ["Normal", ""]}, "an option is empty"),
+        ({"options": [f"o{i}" for i in range(27)]}, "more than 26 options"),
+        ({"options": ["A. Normal", "B. Mass", "C. Mass"]}, "the right option stands there twice"),
+        (
+            {"options": ["A. Normal", "B. </solution>"]},
+            "a tag of the answer's format stands in an option or explanation",
+        ),
+        ({"correct_answer": None}, "no answer"),
+        ({"correct_answer": float("nan")}, "no answer"),
+        ({"correct_answer": "E"}, "the answer is not among the options"),
+        ({"correct_answer": "Mass"}, "the answer is not among the options"),
+        ({"correct_answer": 1}, "the answer is a number"),
+        ({"correct_answer": "B. Normal"}, "the answer's letter and text disagree"),
+        ({"ImagePath": []}, "no image path"),
+        ({"ImagePath": ""}, "no image path"),
+        ({"ImagePath": ["a.png", None]}, "no image path"),
+        ({"ImagePath": "../a.png"}, "an image path leaves the data root"),
+        ({"ImagePath": ["a.png", "/etc/passwd"]}, "an image path leaves the data root"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowProblem) as caught:
+        read({**REXVQA, **change})
+    assert caught.value.reason == reason
+    assert "rows.json: r1" in str(caught.value)
+
+
+def test_an_empty_group_is_a_problem_when_the_recipe_names_its_column() -> None:
+    with pytest.raises(RowProblem) as caught:
+        read({**REXVQA, "PatientID": ""}, group="PatientID")
+    assert caught.value.reason == "no group"
+
+
+def test_question_and_completion_read_as_in_the_old_scripts() -> None:
+    sample = read(REXVQA)
+    assert MCQ.question(sample) == "What is the main finding?\nA. Normal\nB. Pneumonia\nC. Fracture\nD. Tumor"
+    assert MCQ.target(sample) == (
+        "<start_working_out>\nConsolidation visible in right lower lobe\n<end_working_out>\n"
+        "<SOLUTION>\nB - Pneumonia\n</SOLUTION>"
+    )
+    answer = MCQ.parse(MCQ.target(sample), sample)
+    assert answer.values == {
+        "letter": "B",
+        "text": "Pneumonia",
+        "explanation": "Consolidation visible in right lower lobe",
+        "has_format": True,
+    }
+
+
+# Option texts that look like letters, labels, several answers or tags are what a parser gets wrong.
+tricky = st.sampled_from(
+    [
+        "A",
+        "B",
+        "A nodule",
+        "a",
+        "B - y",
+        "or B",
+        "A or B",
+        "Answer: C",
+        "The answer is D",
+        "- x",
+        "(B)",
+        "B.",
+        "**C**",
+        "<b>",
+    ]
+)
+option_text = (tricky | st.text(min_size=1, max_size=12) | st.text("ABab -.:()", min_size=1, max_size=8)).map(
+    lambda text: " ".join(text.split())
+)
+option_texts = st.lists(option_text.filter(bool), min_size=2, max_size=5)
+
+
+@given(texts=option_texts, data=st.data())
+@settings(max_examples=1000)
+def test_a_reference_completion_is_read_back_as_its_reference(texts: list[str], data: st.DataObject) -> None:
+    row = {**REXVQA, "options": dict(zip(LETTERS, texts, strict=False))}
+    row["correct_answer"] = data.draw(st.sampled_from(LETTERS[: len(texts)]))
+    row["correct_answer_explanation"] = data.draw(st.text(max_size=30))
+    try:
+        sample = read(row)
+    except RowProblem as problem:
+        event(problem.reason)
+        return
+    answer = MCQ.parse(MCQ.target(sample), sample)
+    assert answer.problem is None
+    assert (answer.values["letter"], answer.values["text"]) == (sample.reference["letter"], sample.reference["text"])
+    assert answer.values["explanation"] == (sample.reference["explanation"] or "")
+    assert answer.values["has_format"]
+    assert MCQ.scores(sample, answer)["accuracy"] == 1
+
+
+completions = st.lists(
+    st.sampled_from(
+        ["<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>", "A", "or", " - ", "B.", "\n"]
+    )
+    | st.text(max_size=8),
+    max_size=10,
+).map("".join)
+
+
+@given(text=completions, texts=option_texts)
+@settings(max_examples=1000)
+def test_the_parser_reads_or_says_why_for_any_text(text: str, texts: list[str]) -> None:
+    options = dict(zip(LETTERS, texts, strict=False))
+    answer = MCQ.parse(text, with_options(options))
+    assert (answer.problem is None) == ("letter" in answer.values)
+    assert answer.problem is not None or answer.values["letter"] in options
+    assert answer.problem is None or answer.problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B",
+        "b",
+        "B.",
+        "b.",
+        "(B)",
+        "(b)",
+        "B)",
+        "b)",
+        " B\n",
+        "B - Pneumonia",
+        "B – Pneumonia.",
+        "b - pneumonia",
+        "B. Pneumonia",
+        "B: Pneumonia",
+        "B) Pneumonia",
+        "(B) Pneumonia",
+        "B Pneumonia",
+        "B.Pneumonia",
+        "B - Pneumonia visible in right lower lobe",
+        "B - opacity, no effusion and a normal heart",
+        "**B**",
+        "**B - Pneumonia**",
+        "'B'",
+        "`B`",
+        "Answer: B",
+        "answer: b",
+        "Answer: B - Pneumonia",
+        "The answer is B",
+        "the answer is B.",
+        "The correct answer is (B).",
+        "The final answer is: **B**",
+        "Option B",
+        "Therefore, the best option is B",
+        "Pneumonia",
+        "pneumonia.",
+        "The answer is pneumonia.",
+        "There is an opacity at the right base. The answer is B.",
+        "The answer is B because of the opacity.",
+    ],
+)
+def test_one_option_is_read(text: str) -> None:
+    choice = choose(text, OPTIONS)
+    assert (choice.letter, choice.problem) == ("B", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "empty"),
+        ("** **", "empty"),
+        ("a nodule is seen", "no option's"),
+        ("A nodule is seen", "no option's"),
+        ("The answer is a nodule", "no option's"),
+        ("No finding", "no option's"),
+        ("C-reactive protein", "no option's"),
+        ("B-lines on both sides", "no option's"),
+        ("E", "E is not one of the options A, B, C, D"),
+        ("E - Fracture", "E is not one of"),
+        ("The answer is E.", "E is not one of"),
+        ("A or B", "several options are named: A, B"),
+        ("A, B, C, D", "several options are named: A, B, C, D"),
+        ("A and B.", "several"),
+        ("(A) / (B)", "several"),
+        ("A B", "several"),
+        ("A - Normal or B - Pneumonia", "several options are named: A, B"),
+        ("B - Pneumonia, or C.", "several options are named: B, C"),
+        ("Perhaps the answer is A. But the answer is B.", "several options are named: A, B"),
+        ("A - Pneumonia", "the letter A stands with the text of B"),
+        ("B - pleural effusion.", "the letter B stands with the text of C"),
+    ],
+)
+def test_what_names_no_or_several_options_is_a_problem(text: str, problem: str) -> None:
+    choice = choose(text, OPTIONS)
+    assert not choice.letter
+    assert problem in (choice.problem or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("A", "A"), ("a", "A"), ("A.", "A"), ("A - Normal", "A"), ("A - a nodule is seen", "A"), ("a) normal", "A")],
+)
+def test_the_letter_a_is_read_where_it_is_no_article(text: str, letter: str) -> None:
+    assert choose(text, OPTIONS).letter == letter
+
+
+def test_texts_of_options_may_look_like_other_answers() -> None:
+    options = {"A": "Hepatitis B", "B": "A nodule", "C": "E. coli", "D": "B cell lymphoma"}
+    assert choose("A - Hepatitis B", options).letter == "A"
+    assert choose("Hepatitis B", options).letter == "A"
+    assert choose("a nodule", options).letter == "B"
+    assert choose("E. coli", options).letter == "C"
+    assert choose("The answer is B cell lymphoma", options).letter == "D"
+    signs = {"A": "> 5 mm", "B": "< 5 mm"}  # equal but for punctuation
+    assert choose("< 5 mm", signs).letter == "B"
+    assert choose("5 mm", signs).problem is not None
+
+
+def solution(text: str) -> str:
+    return f"<start_working_out>\nOpacity.\n<end_working_out>\n<SOLUTION>\n{text}\n</SOLUTION>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "problem"),
+    [
+        ("<start_working_out>\nOpacity.\n<end_working_out>\n<SOLUTION>\nB - Pneu", "not closed"),
+        ("<start_working_out>\nOpacity", "reasoning is not closed"),
+        ("<start_working_out>\nOpacity.\n<end_working_out>\n", "no answer after the reasoning"),
+        ("B</SOLUTION>", "closed but not opened"),
+        ("</SOLUTION>B<SOLUTION>", "reversed"),
+        (solution("A") + solution("B"), "more than one solution"),
+        ("<SOLUTION></SOLUTION>", "the solution is empty"),
+        (solution("A or B"), "several"),
+        ("", "the completion is empty"),
+    ],
+)
+def test_a_completion_without_one_readable_solution_says_so(completion: str, problem: str) -> None:
+    answer = MCQ.parse(completion, SAMPLE)
+    assert problem in (answer.problem or "")
+    assert "letter" not in answer.values
+    assert MCQ.scores(SAMPLE, answer)["accuracy"] == 0
+    assert MCQ.labels(SAMPLE, answer) == ("B", None)
+
+
+@pytest.mark.parametrize(
+    ("completion", "has_format"),
+    [
+        (solution("B - Pneumonia"), True),
+        (" " + solution("nonsense") + "\n", True),
+        ("B", False),
+        ("<SOLUTION>B</SOLUTION>", False),
+        ("Well: " + solution("B"), False),
+        (solution("B") + " Done.", False),
+        (solution(""), False),
+        (solution("B").replace("<start_working_out>", "<start_working_out><start_working_out>"), False),
+        ("<SOLUTION>B</SOLUTION><start_working_out>Opacity.<end_working_out>", False),
+        (solution("B").lower(), False),
+    ],
+)
+def test_the_format_is_one_reasoning_block_one_solution_and_nothing_else(completion: str, has_format: bool) -> None:
+    assert MCQ.parse(completion, SAMPLE).values["has_format"] is has_format
+
+
+def test_tags_in_other_case_and_reasoning_without_its_end_are_read_all_the_same() -> None:
+    assert MCQ.parse(solution("B").lower(), SAMPLE).values["letter"] == "B"
+    answer = MCQ.parse("<start_working_out> Opacity. <SOLUTION>B</SOLUTION>", SAMPLE)
+    assert (answer.values["letter"], answer.values["explanation"]) == ("B", "Opacity.")
+
+
+def test_scores_are_those_of_the_rewards() -> None:
+    answer = MCQ.parse(solution("B - Pneumonia"), SAMPLE)
+    # "Opacity." shares 1 word with the 5 of "Opacity in right lower lobe" (no article): F1 = 2 * 1 / (1 + 5).
+    assert MCQ.scores(SAMPLE, answer) == {"accuracy": 1.0, "token_f1": pytest.approx(1 / 3), "format": 1.0}
+    assert MCQ.scores(with_options(OPTIONS, "B"), answer)["token_f1"] is None
+
+
+def letters_of(baseline: Any, samples: list[Sample]) -> list[str]:
+    return [str(MCQ.parse(baseline(sample), sample).values["letter"]) for sample in samples]
+
+
+def test_the_baseline_is_the_most_frequent_letter_where_texts_do_not_repeat() -> None:
+    train = [with_options({"A": f"x{i}", "B": f"y{i}", "C": f"z{i}"}, letter) for i, letter in enumerate("CCAB")]
+    baseline = MCQ.baseline(train)
+    assert letters_of(baseline, train) == ["C"] * 4
+    assert letters_of(baseline, [with_options({"A": "x", "B": "y"})]) == ["A"]  # no C: the next frequent, ties by name
+
+
+def test_the_baseline_is_the_most_frequent_text_where_that_is_right_more_often() -> None:
+    # The letters are balanced; "Normal" is right in 4 of 6.
+    layouts = [("Normal", "Mass", "A"), ("Mass", "Normal", "B"), ("Normal", "Cyst", "A"), ("Cyst", "Normal", "B")]
+    layouts += [("Mass", "Normal", "A"), ("Normal", "Mass", "B")]
+    train = [with_options({"A": a, "B": b}, letter) for a, b, letter in layouts]
+    baseline = MCQ.baseline(train)
+    assert letters_of(baseline, [with_options({"A": "Cyst", "B": "normal."}), with_options({"A": "?", "B": "!"})]) == [
+        "B",
+        "A",
+    ]
+    assert MCQ.parse(baseline(train[0]), train[0]).values["has_format"]
+
+
+def test_csv_cells_with_json_lists_are_read(tmp_path: Path) -> None:
+    row = {**REXVQA, "options": json.dumps(REXVQA["options"]), "ImagePath": json.dumps(REXVQA["ImagePath"])}
+    assert read(row) == read(REXVQA)

@@ -1,0 +1,311 @@
+"""Rows: every kind of source gives the records that its own library reads, lazily, and a broken one says where."""
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.errors import DataError
+from toolkit.rows import RowIndex, json_stream, open_index
+from toolkit.rows.json_stream import stream_json
+
+RECORDS = {f"case{i}": {"question": f"q{i}", "answer": i, "tags": ["ä", {"深": None}]} for i in range(5)}
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+
+texts = st.text(max_size=20)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+records = st.dictionaries(texts, values, max_size=4)
+
+
+def write(folder: Path, name: str, content: object) -> str:
+    file = folder / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(file)
+
+
+def rows_of(index: RowIndex) -> list[tuple[str, Any]]:
+    return [index[number] for number in range(len(index))]
+
+
+@given(data=st.dictionaries(texts, records, max_size=5) | st.lists(records, max_size=5), layout=st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_stream_gives_what_json_load_gives_however_it_is_cut_and_laid_out(data: Any, layout: Any) -> None:
+    indent = layout.draw(st.sampled_from([None, 0, 2, "\t"]))
+    escaped, chunk = layout.draw(st.booleans()), layout.draw(st.integers(1, 40))
+    text = json.dumps(data, indent=indent, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK_BYTES", chunk)
+        found = list(stream_json(_Bytes(text), "x"))
+    if isinstance(data, dict):
+        assert {name: value for name, value, _ in found} == json.loads(text)
+        assert [name for name, *_ in found] == list(data)
+    else:
+        assert [value for _, value, _ in found] == json.loads(text)
+    assert all(json.loads(raw or "") == value for _, value, raw in found)
+
+
+class _Bytes:
+    """Gives bytes in pieces, as a file does."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def read(self, size: int) -> bytes:
+        piece, self.content = self.content[:size], self.content[size:]
+        return piece
+
+
+@given(st.binary(max_size=60) | st.text('{}[],:" \\u1aée-.0truefalsn\n', max_size=60).map(str.encode))
+@settings(max_examples=500, deadline=None)
+def test_any_other_bytes_are_a_data_error_with_their_place_or_valid_json(content: bytes) -> None:
+    place = ""
+    try:
+        found = list(stream_json(_Bytes(content), "rows.json"))
+    except DataError as error:
+        place = error.place
+    if not place:
+        whole = json.loads(content)
+        assert len(found) >= len(whole)  # a key that stands there twice comes twice
+    assert not place or place.startswith("rows.json, ")
+
+
+def test_a_byte_order_mark_nan_and_escapes_are_read(tmp_path: Path) -> None:
+    source = write(tmp_path, "rows.json", b"\xef\xbb\xbf" + rb'{"a\u00e4\"": {"x": NaN, "y": "\ud83d\ude00"}}')
+    name, row = open_index(source)[0]
+    assert name == 'aä"'
+    assert row["x"] != row["x"]
+    assert row["y"] == "😀"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "rule"),
+    [
+        ('{"a": {"x": 1},\n "b": {"x": 1 "y"}}', "line 2, column 15", "',' delimiter"),
+        ('{"a": {"x": 1}\n "b": {"x": 1}}', "line 1, column 15", "comma"),
+        ('{"a": {"x": 1},\n}', "line 1, column 16", "key"),
+        ('[{"x": 1}, {"x": ', "line 1, column 18", "Expecting value"),
+        ('[{"x": "open}]', "line 1, column 8", "Unterminated string"),
+        ('{"a": {"x": 1}}\n{"a": {"x": 1}}', "line 2, column 1", "nothing may follow"),
+        ("", "line 1, column 1", "one JSON object"),
+        ('"text"', "line 1, column 1", "one JSON object"),
+        ("[" * 100_000, "line 1, column 2", "nested too deeply"),
+        ('[{"x": ' + "9" * 5000 + "}]", "line 1, column 2", "cannot be read"),
+    ],
+)
+def test_broken_json_says_line_and_column(tmp_path: Path, text: str, place: str, rule: str) -> None:
+    with pytest.raises(DataError, match=rule) as caught:
+        open_index(write(tmp_path, "rows.json", text))
+    assert caught.value.place.endswith(place)
+
+
+def test_a_missing_quotation_mark_in_a_long_file_does_not_read_it_all_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(json_stream, "MAX_RECORD_CHARS", 10_000)
+    source = write(tmp_path, "rows.json", '{"a": {"x": "' + "y" * 50_000)
+    with pytest.raises(DataError, match="quotation mark"):
+        open_index(source)
+
+
+def test_text_that_is_not_utf8_is_told_with_its_byte(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be UTF-8") as caught:
+        open_index(write(tmp_path, "rows.json", b'{"a": {"x": "\xe4"}}'))
+    assert caught.value.place.endswith("near byte 13")
+
+
+def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "question": f'q "{i}",\nä', "n": str(i)} for i in range(700)]
+    write(tmp_path, "rows.json", {row["id"]: row for row in rows})
+    write(tmp_path, "list.json", rows)
+    write(tmp_path, "rows.jsonl", "\n\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8-sig") as stream:
+        writer = csv.DictWriter(stream, ["id", "question", "n"])
+        writer.writeheader()
+        writer.writerows(rows)
+    expected = [(row["id"], row) for row in rows]
+    for name in ("rows.json", "list.json", "rows.jsonl", "rows.parquet", "rows.csv"):
+        index = open_index(str(tmp_path / name))
+        assert rows_of(index) == expected, name
+        assert list(index) == expected, name
+        assert index.columns == ("id", "question", "n"), name
+        assert index.image_root == tmp_path, name
+
+
+def test_rows_without_an_id_get_their_number_and_a_column_can_be_named(tmp_path: Path) -> None:
+    source = write(tmp_path, "rows.csv", "case,question\n007,a\n008,b\n")
+    assert [name for name, _ in open_index(source)] == ["0", "1"]
+    assert [name for name, _ in open_index(source, id_column="case")] == ["007", "008"]
+
+
+def test_a_folder_is_read_in_the_order_of_its_file_names(tmp_path: Path) -> None:
+    write(tmp_path, "b.jsonl", '{"question": "3"}')
+    write(tmp_path, "a.csv", "question\n1\n2\n")
+    write(tmp_path, "notes.txt", "not rows")
+    write(tmp_path, ".hidden.json", "{")
+    index = open_index(str(tmp_path))
+    assert [(name, row["question"]) for name, row in index] == [("a:0", "1"), ("a:1", "2"), ("b:0", "3")]
+    assert index.image_root == tmp_path
+
+
+def test_repeated_ids_are_kept_apart_and_counted(tmp_path: Path) -> None:
+    source = write(
+        tmp_path, "rows.json", '{"a": {"x": 1}, "b": {"x": 2}, "a": {"x": 3}, "a#2": {"x": 4}, "a": {"x": 5}}'
+    )
+    index = open_index(source)
+    assert [(name, row["x"]) for name, row in index] == [("a", 1), ("b", 2), ("a#2", 3), ("a#2#2", 4), ("a#3", 5)]
+    assert (index.facts.duplicates, index.facts.duplicate_examples) == (3, ("a", "a#2"))
+
+
+def test_records_that_are_no_objects_are_counted(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path, "rows.json", '{"version": 1.0, "a": {"x": 1}, "b": null}'))
+    assert [name for name, _ in index] == ["a"]
+    (skipped,) = index.skipped
+    assert (skipped.count, skipped.examples) == (2, ("version: 1.0", "b: null"))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"question": ["a", "b"]}', '{"version": 1}'])
+def test_a_source_without_records_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="holds no record"):
+        open_index(write(tmp_path, "rows.json", text))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("rows.jsonl", '{"x": 1}\n{"x": \n', "line 2"),
+        ("rows.csv", "a,b\n1\n", "line 2"),
+        ("rows.csv", "a,a\n1,2\n", "each once"),
+        ("rows.csv", 'a,b\n"1,2\n', "broken"),
+        ("rows.parquet", b"PAR1 nonsense", "Parquet"),
+        ("rows.xml", "<a/>", "rows are read from"),
+    ],
+)
+def test_other_broken_files_say_what_is_wrong(tmp_path: Path, name: str, content: str | bytes, rule: str) -> None:
+    with pytest.raises(DataError, match=rule):
+        open_index(write(tmp_path, name, content))
+
+
+def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not there"):
+        open_index(str(tmp_path / "rows.json"))
+    with pytest.raises(DataError, match="no file of rows"):
+        open_index(str(tmp_path))
+
+
+def test_a_second_opening_reads_no_row(tmp_path: Path) -> None:
+    source = write(tmp_path, "rows.json", RECORDS)
+    seen: list[tuple[int, str]] = []
+    first = open_index(source, visit=lambda number, name, _: seen.append((number, name)))
+    assert seen == list(enumerate(RECORDS))
+    again = open_index(source, visit=lambda *_: pytest.fail("the index was built again"))
+    assert rows_of(again) == rows_of(first) == list(RECORDS.items())
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_changed_source_is_indexed_anew_and_the_old_index_removed(tmp_path: Path, private_cache: Path) -> None:
+    source = write(tmp_path, "rows.json", RECORDS)
+    before = open_index(source)
+    write(tmp_path, "rows.json", {**RECORDS, "more": {"question": "q"}})
+    after = open_index(source)
+    assert len(after) == len(before) + 1
+    assert after.fingerprint != before.fingerprint
+    assert [file.stem for file in (private_cache / "rows").glob("*.arrow")] == [after.file.stem]
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_place_or_layout(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    one = open_index(write(tmp_path, "rows.json", RECORDS))
+    spaced = json.dumps(RECORDS).replace('}, "case', '},\n\n "case')
+    assert open_index(write(tmp_path / "other", "copy.json", spaced)).fingerprint == one.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["arrow", "json"])
+def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str) -> None:
+    source = write(tmp_path, "rows.json", RECORDS)
+    file = open_index(source).file.with_suffix(f".{damage}")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert rows_of(open_index(source)) == list(RECORDS.items())
+
+
+def test_a_failed_indexing_leaves_nothing_that_could_be_opened(tmp_path: Path, private_cache: Path) -> None:
+    source = write(tmp_path, "rows.json", '{"a": {"x": 1}, "b": ')
+    for _ in range(2):
+        with pytest.raises(DataError):
+            open_index(source)
+    assert list((private_cache / "rows").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", write(tmp_path, "file", "not a folder"))
+    with pytest.raises(DataError, match="TOOLKIT_CACHE"):
+        open_index(write(tmp_path, "rows.json", RECORDS))
+
+
+def test_an_index_can_be_pickled(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path, "rows.json", RECORDS))
+    assert rows_of(pickle.loads(pickle.dumps(index))) == rows_of(index)
+
+
+def test_half_a_surrogate_pair_in_an_id_is_kept_as_its_escape(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path, "rows.json", r'{"a\ud800": {"x": "\ud800"}}'))
+    assert index[0] == ("a\\ud800", {"x": "\ud800"})
+
+
+def test_pictures_inside_parquet_become_files_named_by_their_content(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": PNG, "path": "a.png"}}, {"image": {"bytes": PNG, "path": "b.png"}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    index = open_index(str(tmp_path / "rows.parquet"))
+    paths = {row["image"] for _, row in index}
+    assert len(paths) == 1  # the same content is one picture
+    assert index.image_root is not None
+    picture = index.image_root / paths.pop()
+    assert (picture.read_bytes(), picture.suffix) == (PNG, ".png")
+    pq.write_table(pa.Table.from_pylist([{"image": {"bytes": None, "path": "a.png"}}]), tmp_path / "paths.parquet")
+    index = open_index(str(tmp_path / "paths.parquet"))
+    assert (index[0][1], index.image_root) == ({"image": "a.png"}, tmp_path)
+
+
+def test_a_hub_data_set_is_loaded_by_name_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # load_dataset takes a folder below the working directory for the data set of that name.
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    write(folder, "test.jsonl", '{"id": 7, "question": "q"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    index = open_index("hub:owner/name#test")
+    assert list(index) == [("7", {"id": 7, "question": "q"})]
+    assert index.image_root is None
+    with pytest.raises(DataError, match="cannot be loaded"):
+        open_index("hub:owner/name#other")
+
+
+def test_a_hub_data_set_that_is_not_there_and_a_wrong_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        open_index("hub:nobody/nothing-of-that-name")
+    with pytest.raises(DataError, match="hub:owner/name"):
+        open_index("hub:justaname")
+
+
+def test_rows_import_neither_datasets_nor_torch() -> None:
+    code = "import sys, toolkit.rows, toolkit.tasks; print({'datasets', 'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
