@@ -284,3 +284,13 @@ def test_every_line_of_the_metrics_is_plain_json(tmp_path: Path) -> None:
     with context_of(recipe) as context:
         train_sft(context)
         assert all(json.dumps(line) for line in read_lines(context.run.metrics_file))
+
+
+def test_tensorboard_files_stand_in_the_stages_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    recipe = small_recipe(tmp_path, {"run": {"report_to": ("tensorboard",)}, "sft": {"max_steps": 1}})
+    with context_of(recipe) as context:
+        train_sft(context)
+        assert list((context.run.stage_folder("sft") / "tensorboard").glob("events.*"))
+        assert not (context.run.stage_folder("sft") / callbacks.PARTIAL).exists()
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ

@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.backends import Backend, choose_backend
 from toolkit.backends.base import Completion, Policy, Sampling
 from toolkit.errors import DataError
-from toolkit.metrics import Row, compare, share, summarise
+from toolkit.metrics import Comparison, Row, compare, share, summarise
 from toolkit.recipe import Evaluate as EvaluateSection
 from toolkit.run import Record, append_line, read_lines
 from toolkit.sample import Answer, Sample
@@ -131,11 +131,19 @@ def _record(context: Context, name: str, rows: list[Row], earlier: Sequence[str]
         "value": asdict(summary.overall.scores[score]),
         "baseline": asdict(_share(baseline, score, section.bootstrap, seed)),
         "differences": {
-            other: asdict(compare(before, rows, score, section.bootstrap, seed).paired)
-            for other, before in others.items()
+            other: _paired(compare(before, rows, score, section.bootstrap, seed)) for other, before in others.items()
         },
         "summary": summary.to_dict(),
         "predictions": f"stages/evaluate-{name}/{PREDICTIONS}",
+    }
+
+
+def _paired(found: Comparison) -> Record:
+    return {
+        **asdict(found.paired),
+        "clear": found.paired.clear,
+        "only_before": found.only_before,
+        "only_after": found.only_after,
     }
 
 

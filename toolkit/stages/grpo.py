@@ -15,7 +15,7 @@ from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.probe import probe
 from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import last_checkpoint, save_weights, train, training_callbacks
+from toolkit.stages.training import last_checkpoint, save_weights, tracked, train, training_callbacks
 from toolkit.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def train_grpo(context: Context) -> Record:
         callbacks=training_callbacks(context, STAGE),
         judge=make_judge(prompts.task, table, samples, grpo.generations),
     )
-    record = train(backend.grpo_trainer(policy, job), context, STAGE)
+    with tracked(context, STAGE):
+        record = train(backend.grpo_trainer(policy, job), context, STAGE)
     save_weights(backend, policy, context.run.weights_folder(STAGE))
     left_over = len(samples) % grpo.prompts_per_step
     return {

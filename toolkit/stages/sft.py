@@ -8,7 +8,7 @@ from toolkit.run import Record
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import save_weights, train, training_callbacks
+from toolkit.stages.training import save_weights, tracked, train, training_callbacks
 
 log = logging.getLogger(__name__)
 STAGE = "sft"
@@ -29,6 +29,7 @@ def train_sft(context: Context) -> Record:
         folder=context.run.stage_folder(STAGE),
         callbacks=training_callbacks(context, STAGE),
     )
-    record = train(backend.sft_trainer(policy, job), context, STAGE)
+    with tracked(context, STAGE):
+        record = train(backend.sft_trainer(policy, job), context, STAGE)
     save_weights(backend, policy, context.run.weights_folder(STAGE))
     return {**record, "backend": backend.name, "rows": len(samples), "lengths": lengths.to_dict()}

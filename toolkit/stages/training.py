@@ -1,8 +1,11 @@
 """What SFT and GRPO share: resume from the last whole checkpoint, stop between steps, weights by a rename."""
 
 import logging
+import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,22 @@ def training_callbacks(context: Context, stage: str) -> list[Any]:
     ]
 
 
+@contextmanager
+def tracked(context: Context, stage: str) -> Iterator[None]:
+    """Build and run a trainer inside: TensorBoard's files go to the stage's folder, unless the user chose another.
+
+    Left to itself transformers puts them among the checkpoints that are being written.
+    """
+    name = "TENSORBOARD_LOGGING_DIR"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, str(context.run.stage_folder(stage) / "tensorboard"))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
 def train(trainer: Any, context: Context, stage: str) -> Record:
     """Train to the end, from the last complete checkpoint if there is one, and give the stage's figures.
 
@@ -49,6 +68,7 @@ def train(trainer: Any, context: Context, stage: str) -> Record:
     if step < steps:
         context.stop.check(f"{stage} is saved after step {step} of {steps}")
     _check_finite(trainer, stage)
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return {
         "steps": steps,
         "seconds": round(time.monotonic() - begun, 1),
