@@ -133,7 +133,11 @@ def phantom(
 
 
 @data_app.command()
-def inspect(recipe: RecipePath, settings: Settings = None) -> None:
+def inspect(
+    recipe: RecipePath,
+    settings: Settings = None,
+    rows: Annotated[int, typer.Option("--show", min=0, help="Print so many training rows as the model sees them.")] = 0,
+) -> None:
     """Read a recipe's rows and pictures and tell what is there: splits, unusable rows, leaks, pictures."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
@@ -142,8 +146,9 @@ def inspect(recipe: RecipePath, settings: Settings = None) -> None:
 
     loaded = load_recipe(recipe, settings or (), files=True)
     with telling() as (progress, _):
-        data, scan = inspect_data(loaded, progress)
+        data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
+    show.rendered(rendered)
 
 
 @reward_app.command("test")

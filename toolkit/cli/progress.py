@@ -17,6 +17,9 @@ from toolkit.run import LOGGER, Progress, hide_secrets, spell_time
 
 SECONDS_BETWEEN_LINES = 10.0
 
+ABOUT_THE_MACHINE = ("torchao", "bitsandbytes")
+"""Loggers that tell of kernels that a CPU does not have; nothing here uses them. Their errors are still shown."""
+
 
 @contextmanager
 def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[int], None]]]:
@@ -24,6 +27,8 @@ def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[
 
     Gives what long work calls as it goes on, and what is called when a signal asks it to stop.
     """
+    for name in ABOUT_THE_MACHINE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
     handler = _ScreenHandler(console)
     logger = logging.getLogger(LOGGER)

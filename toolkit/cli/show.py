@@ -63,6 +63,12 @@ def answer(given: Answer) -> None:
         print("cut off at the token limit")
 
 
+def rendered(rows: Sequence[tuple[str, str]]) -> None:
+    """Rows as the model sees them."""
+    for name, text in rows:
+        print(f"\n{name} (what SFT's loss covers stands between ⟦ and ⟧):\n{text}")
+
+
 def phantom(files: Mapping[str, Path]) -> None:
     """Where the practice data lie, as a recipe names them."""
     print('[data]\ntask = "mcq"')

@@ -51,11 +51,24 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[Data, I
     return data, images
 
 
-def inspect_data(recipe: Recipe, progress: Progress) -> tuple[Data, ScanReport]:
-    """The rows and what a scan of all their pictures finds, whatever the recipe says about unreadable ones."""
+def inspect_data(recipe: Recipe, progress: Progress, show: int = 0) -> tuple[Data, ScanReport, list[tuple[str, str]]]:
+    """The rows, what a scan of all their pictures finds, and ``show`` training rows as the model sees them.
+
+    The scan reports whatever the recipe says about unreadable pictures; shown are pairs of id and rendered text.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = read_rows(recipe, Path(folder))
-        return data, _scan(recipe, data, SPLITS, image_store(recipe, data), progress)
+        images = image_store(recipe, data)
+        report = _scan(recipe, data, SPLITS, images, progress)
+        return data, report, _rendered(recipe, data, images, show)
+
+
+def _rendered(recipe: Recipe, data: Data, images: ImageStore, count: int) -> list[tuple[str, str]]:
+    if not count:
+        return []
+    from toolkit.stages.rendered import render_samples  # loads torch and transformers
+
+    return list(render_samples(recipe, data.train[:count], images))
 
 
 def read_rows(recipe: Recipe, phantom_folder: Path) -> Data:

@@ -1,0 +1,24 @@
+"""Rows as the model sees them: the rendered text with the supervised part marked."""
+
+from collections.abc import Iterator, Sequence
+
+from toolkit.backends.collate import collate
+from toolkit.backends.hf import load_processor, make_policy
+from toolkit.chat import show_supervised
+from toolkit.images import ImageStore
+from toolkit.recipe import Recipe
+from toolkit.sample import Sample
+from toolkit.stages.prompts import Prompts
+
+
+def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore) -> Iterator[tuple[str, str]]:
+    """Pairs of id and text, the part that SFT's loss covers between ⟦ and ⟧; no model is loaded.
+
+    Raises:
+        ModelError: the processor cannot be had.
+    """
+    policy = make_policy(None, load_processor(recipe.model), None)
+    prompts = Prompts.of(recipe, images)
+    for sample in samples:
+        batch = collate(policy, [prompts.row(sample, answer=True)])
+        yield sample.id, show_supervised(policy.processor, batch["input_ids"][0].tolist(), batch["labels"][0].tolist())
