@@ -96,7 +96,7 @@ def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
         assert part in text
     kept = load_data(recipe(train=train, test=test, on_leak="report"))
     assert (len(kept.train), kept.leaks.count("image"), kept.leaks.count("question")) == (40, 1, 1)
-    assert "1 image of test also in train" in kept.announcements
+    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in kept.announcements
     fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
     assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
     assert not fewer.leaks

@@ -15,7 +15,7 @@ import pyarrow as pa
 from toolkit.errors import DataError
 from toolkit.rows.pictures import PictureStore
 from toolkit.rows.sources import Source, stream_source
-from toolkit.rows.tally import MAX_EXAMPLES, Dropped, Tally
+from toolkit.rows.tally import MAX_EXAMPLES, Dropped, Tally, stored_dropped
 
 BATCH_ROWS = 4096
 BATCH_CHARS = 1 << 24
@@ -68,7 +68,7 @@ def read_facts(target: Path) -> Facts | None:
         stored = json.loads(facts_file(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    skipped = tuple(Dropped(**{**one, "examples": tuple(one["examples"])}) for one in stored.pop("skipped"))
+    skipped = stored_dropped(stored.pop("skipped"))
     stored |= {name: tuple(stored[name]) for name in ("columns", "duplicate_examples")}
     return Facts(**stored, skipped=skipped)
 

@@ -1,7 +1,8 @@
 """Rows that cannot be used, counted by reason with a few examples of each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MAX_EXAMPLES = 5
 
@@ -39,6 +40,11 @@ class Tally:
         """What was counted, the most frequent reason first."""
         found = (Dropped(source, reason, n, tuple(self._examples[reason])) for reason, n in self._counts.items())
         return tuple(sorted(found, key=lambda dropped: -dropped.count))
+
+
+def stored_dropped(stored: Iterable[Mapping[str, Any]]) -> tuple[Dropped, ...]:
+    """What ``dataclasses.asdict`` made of them, after a way through JSON."""
+    return tuple(Dropped(**{**one, "examples": tuple(one["examples"])}) for one in stored)
 
 
 def total(dropped: Iterable[Dropped]) -> int:

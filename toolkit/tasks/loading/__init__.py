@@ -9,7 +9,7 @@ from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 from toolkit.rows import Dropped
 from toolkit.splits import LeakReport
-from toolkit.tasks.loading.parts import SPLITS, Part, handle_leaks, split_parts
+from toolkit.tasks.loading.parts import SPLITS, Part, describe_leak, handle_leaks, split_parts
 from toolkit.tasks.loading.samples import SampleSet, limit
 from toolkit.tasks.loading.source import Loaded, read_file
 
@@ -48,7 +48,7 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> Data:
     parts, split_lines = split_parts(loaded, recipe)
     parts, leaks, removed = handle_leaks(parts, recipe.data.on_leak)
     sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
-    lines = [str(leak) for leak in leaks.leaks]
+    lines = [describe_leak(leak, parts) for leak in leaks.leaks]
     lines += [line for source in loaded.values() for line in source.announcements]
     lines += [*(f"left out: {one}" for one in removed), *split_lines]
     lines += [

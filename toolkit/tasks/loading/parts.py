@@ -97,16 +97,17 @@ def handle_leaks(
     return {name: kept[name] for name in SPLITS}, LeakReport(), tuple(removed)
 
 
+def describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
+    """How much leaks, how many rows of the earlier split that touches, and examples by id."""
+    pairs = (f"{parts[leak.first].id(one)} and {parts[leak.second].id(other)}" for one, other in leak.examples)
+    return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
+
+
 def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
-    lines = (f"\n  {leak}; {leak.rows[0]:,} rows of {leak.first}: {_examples(leak, parts)}" for leak in report.leaks)
+    lines = (f"\n  {describe_leak(leak, parts)}" for leak in report.leaks)
     return DataError(
         f"no group, image or question may stand in two splits:{''.join(lines)}\n",
         place="[data]",
         remedy='Set data.on_leak to "drop" to remove the training rows, or to "report" to keep and report them. '
         "Without data.test the rows of data.train are split by group.",
     )
-
-
-def _examples(leak: Leak, parts: Mapping[str, Part]) -> str:
-    pairs = (f"{parts[leak.first].id(one)} and {parts[leak.second].id(other)}" for one, other in leak.examples)
-    return "rows " + ", ".join(pairs)

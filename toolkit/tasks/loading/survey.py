@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import RowProblem
 from toolkit.rows import Dropped, RowIndex, Tally
+from toolkit.rows.tally import stored_dropped
 from toolkit.splits import KeyBuilder, RowKeys
 from toolkit.tasks.base import RowSource, Task
 
@@ -104,8 +105,7 @@ def load_survey(file: Path) -> Survey | None:
             rows = stored["rows"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
-    dropped = tuple(Dropped(**{**one, "examples": tuple(one["examples"])}) for one in notes["dropped"])
-    return Survey(rows, keys, dropped, notes["trimmed"])
+    return Survey(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"])
 
 
 _KEYS = ("groups", "questions", "images", "image_rows")
