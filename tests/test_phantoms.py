@@ -1,0 +1,116 @@
+"""Practice films: the same on every machine, 16 bits, no film in two splits, and answers that can be seen."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from training import small_recipe
+
+from toolkit.phantoms import write_chest
+from toolkit.phantoms.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about
+from toolkit.phantoms.film import draw_film
+from toolkit.recipe import Phantom
+from toolkit.tasks.loading import load_data
+
+REXVQA = {
+    "question",
+    "options",
+    "correct_answer",
+    "correct_answer_explanation",
+    "ImagePath",
+    "Indication",
+    "Comparison",
+    "Findings",
+    "Impression",
+    "PatientSex",
+    "PatientAge",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("chest")
+    write_chest(made, Phantom(kind="chest", train=40, validation=11, test=20, size=96), seed=5)
+    return made
+
+
+def records(folder: Path, split: str) -> dict[str, dict[str, object]]:
+    made: dict[str, dict[str, object]] = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+    return made
+
+
+def test_each_split_has_as_many_questions_as_asked(folder: Path) -> None:
+    assert [len(records(folder, split)) for split in ("train", "validation", "test")] == [40, 11, 20]
+
+
+def test_records_have_the_fields_of_rexvqa(folder: Path) -> None:
+    for record in records(folder, "train").values():
+        assert record.keys() >= REXVQA
+        letters = [str(option)[0] for option in record["options"]]  # type: ignore[attr-defined]
+        assert letters == list(LETTERS[: len(letters)])
+        assert record["correct_answer"] in letters
+
+
+def test_no_film_stands_in_two_splits(folder: Path) -> None:
+    films = [
+        {str(r["ImagePath"]) for r in records(folder, split).values()} for split in ("train", "validation", "test")
+    ]
+    assert films[0].isdisjoint(films[1] | films[2])
+    assert films[1].isdisjoint(films[2])
+
+
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    phantom = Phantom(kind="chest", train=4, test=2, size=64)
+
+    def digest(name: str, seed: int) -> str:
+        write_chest(tmp_path / name, phantom, seed)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+    assert digest("one", 1) == digest("two", 1) != digest("three", 2)
+
+
+def test_films_use_more_than_eight_bits(folder: Path) -> None:
+    for path in sorted((folder / "images").glob("*.png"))[:10]:
+        film = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert film.dtype == np.uint16
+        assert len(np.unique(film)) > 256
+        assert film.max() > 255
+
+
+def test_every_row_can_be_used(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    data = load_data(recipe, folder)
+    assert not data.dropped
+    assert len(data.train) == 40
+
+
+def test_questions_that_a_film_cannot_answer_are_not_asked() -> None:
+    asked = [kind.rpartition("-")[2] for i in range(60) for kind, _ in questions_about(*make_film(2, i))]
+    assert set(asked) == set(QUESTION_KINDS)
+    for i in range(60):
+        film, rng = make_film(2, i)
+        kinds = [name.rpartition("-")[2] for name, _ in questions_about(film, rng)]
+        assert "zone" not in kinds or film.place.endswith("zone")
+
+
+def test_the_finding_can_be_seen() -> None:
+    """A linear classifier on 24 x 24 pixels names the finding of films it has not seen; chance is one in seven."""
+
+    def films(first: int, count: int) -> tuple[np.ndarray, list[str]]:
+        pixels, names = [], []
+        for i in range(first, first + count):
+            film, rng = make_film(11, i)
+            light = draw_film(film.finding.name, film.place, 96, rng)
+            pixels.append(cv2.resize(light, (24, 24), interpolation=cv2.INTER_AREA).ravel())
+            names.append(film.finding.name)
+        return np.array(pixels), names
+
+    train, names = films(0, 500)
+    test, truth = films(500, 150)
+    accuracy = LogisticRegression(max_iter=500).fit(train, names).score(test, truth)
+    assert accuracy > 4 / len(FINDINGS)
