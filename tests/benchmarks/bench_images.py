@@ -1,0 +1,88 @@
+"""How fast a 2500 x 2048 film of 16 bits becomes the model's picture, against OpenCV's read and resize alone.
+
+    python tests/benchmarks/bench_images.py [--rounds 15]
+
+All ways are timed in turn, round by round, and compared by their fastest round: a busy machine hurts all alike.
+Prints a table, then one JSON object; ends with 1 where a limit is missed.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+OPENCV_THREADS = cv2.getNumThreads()  # before toolkit.images sets it to one: the rival keeps its own default
+
+from toolkit.images import ImagePolicy, ImageStore, load  # noqa: E402
+from toolkit.sample import ImageRef  # noqa: E402
+
+HEIGHT, WIDTH, SIDE = 2500, 2048, 896
+LIMITS = {"load": 0.9, "disk cache": 10.0, "memory cache": 10.0}
+
+
+def film(path: Path) -> None:
+    """A smooth chest-like field with detector noise, 12 of 16 bits used, as PNG."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    smooth = 2000 + 900 * np.sin(y / 300) * np.cos(x / 250)
+    cv2.imwrite(str(path), (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 4095).astype(np.uint16))
+
+
+def opencv_alone(path: Path) -> None:
+    cv2.setNumThreads(OPENCV_THREADS)
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.resize(pixels, (round(WIDTH * SIDE / HEIGHT), SIDE), interpolation=cv2.INTER_AREA)
+    cv2.setNumThreads(1)
+
+
+def ways(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
+    policy, ref = ImagePolicy(max_side=SIDE), ImageRef(path)
+    warm = ImageStore(policy, disk=folder / "warm")
+    warm.get(ref)
+    time.sleep(2.1)  # a file's key is remembered once the file has not changed for two seconds
+    cold = iter(range(10**6))
+    return {
+        "opencv alone": lambda: opencv_alone(path),
+        "load": lambda: load(ref, policy),
+        "load and fill the disk cache": lambda: ImageStore(policy, disk=folder / str(next(cold))).get(ref),
+        "disk cache": lambda: ImageStore(policy, disk=folder / "warm").get(ref),
+        "memory cache": lambda: warm.get(ref),
+    }
+
+
+def fastest(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each way's fastest round."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            best[name] = min(best[name], (time.perf_counter() - start) * 1e3)
+    return best
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "film.png"
+        film(path)
+        best = fastest(ways(path, Path(name)), rounds)
+    speed = {way: best["opencv alone"] / ms for way, ms in best.items()}
+    for way, ms in best.items():
+        limit = f"at least {LIMITS[way]:g}" if way in LIMITS else ""
+        print(f"{way:30} {ms:8.2f} ms   {speed[way]:7.2f} x   {limit}")
+    missed = [way for way, limit in LIMITS.items() if speed[way] < limit]
+    print(json.dumps({"milliseconds": best, "speed": speed, "limits": LIMITS, "missed": missed}))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

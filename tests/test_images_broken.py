@@ -1,0 +1,295 @@
+"""Files that are no use: every one is an ImageError with place, rule and remedy, never a grey picture or a crash."""
+
+import io
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.data import get_testdata_file
+from test_images import AS_IT_IS, png16_bytes, tiff_bytes
+
+from toolkit.errors import ImageError
+from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan
+from toolkit.sample import ImageRef
+
+# The libraries may warn of what we refuse; the refusal is what is tested.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
+
+DEEP = np.random.default_rng(0).normal(30_000, 3_000, (60, 50)).clip(0, 65_535).astype(np.uint16)
+GREY = (DEEP >> 8).astype(np.uint8)
+RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
+
+
+def encoded(values, name, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+FILES = {
+    "deep.png": png16_bytes(DEEP),
+    "grey.png": encoded(GREY, "PNG"),
+    "rgb.png": encoded(RGB, "PNG"),
+    "palette.png": encoded(np.asarray(Image.fromarray(RGB).quantize(16)), "PNG"),
+    "baseline.jpg": encoded(RGB, "JPEG"),
+    "progressive.jpg": encoded(RGB, "JPEG", progressive=True),
+    "grey.jpg": encoded(GREY, "JPEG"),
+    "bare.tif": tiff_bytes(DEEP),
+    "head_first.tif": encoded(DEEP, "TIFF"),
+    "lzw.tif": encoded(DEEP, "TIFF", compression="tiff_lzw"),
+    "deflate.tif": encoded(RGB, "TIFF", compression="tiff_adobe_deflate"),
+    "opencv.tif": cv2.imencode(".tif", DEEP)[1].tobytes(),
+    "float.tif": tiff_bytes(DEEP.astype(np.float32), ">"),
+    "a.bmp": encoded(RGB, "BMP"),
+    "a.webp": encoded(RGB, "WEBP"),
+    "native.dcm": Path(get_testdata_file("MR_small.dcm", download=False)).read_bytes(),
+    "compressed.dcm": Path(get_testdata_file("JPEG2000.dcm", download=False)).read_bytes(),
+}
+END_IS_SEEN_BY_THE_HEADER = [name for name in FILES if not name.endswith(".bmp")]
+
+
+def written(folder: Path, name: str, data: bytes) -> ImageRef:
+    (folder / name).write_bytes(data)
+    return ImageRef(folder / name)
+
+
+def refused(ref: ImageRef, policy: ImagePolicy = AS_IT_IS) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        load(ref, policy)
+    error = caught.value
+    assert error.place == str(ref.path)
+    assert error.rule
+    assert error.remedy
+    return error
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_whole_file_can_be_read(tmp_path, name):
+    load(written(tmp_path, name, FILES[name]), AS_IT_IS)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_was_cut_off_is_refused(tmp_path, name, share):
+    data = FILES[name]
+    refused(written(tmp_path, name, data[: int(len(data) * share)]))
+
+
+@pytest.mark.parametrize("name", ["deep.png", "grey.png", "baseline.jpg", "progressive.jpg", "bare.tif", "a.webp"])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_even_the_last_byte_is_missed(tmp_path, name, missing):
+    data = FILES[name]
+    end = tiff_bytes(DEEP)[: 8 + DEEP.nbytes] if name == "bare.tif" else data
+    refused(written(tmp_path, name, end[: len(end) - missing]))
+
+
+@pytest.mark.parametrize("name", END_IS_SEEN_BY_THE_HEADER)
+def test_the_header_scan_sees_a_missing_end_without_decoding(tmp_path, name):
+    whole, cut = written(tmp_path, "whole_" + name, FILES[name]), written(tmp_path, name, FILES[name][:-150])
+    report = scan([whole, cut], ImageStore(AS_IT_IS), "header")
+    assert [bad.ref for bad in report.bad] == [cut]
+
+
+@pytest.mark.parametrize("name", ["deep.png", "grey.png", "baseline.jpg", "bare.tif"])
+def test_padding_behind_the_end_does_no_harm(tmp_path, name):
+    load(written(tmp_path, name, FILES[name] + bytes(100)), AS_IT_IS)
+
+
+def test_a_missing_file_an_empty_one_a_folder_a_pipe_and_a_text_are_named_for_what_they_are(tmp_path):
+    assert "must exist" in refused(ImageRef(tmp_path / "none.png")).rule
+    assert "empty" in refused(written(tmp_path, "empty.png", b"")).rule
+    (tmp_path / "folder.png").mkdir()
+    assert "ordinary file" in refused(ImageRef(tmp_path / "folder.png")).rule
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "ordinary file" in refused(ImageRef(tmp_path / "pipe.png")).rule
+    assert "known format" in refused(written(tmp_path, "text.png", b"no picture at all, but a text")).rule
+    assert "known format" in refused(written(tmp_path, "short.png", b"\x89PNG\r\n\x1a\n")).rule
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    refused(ImageRef(tmp_path / "loop.png"))
+
+
+@pytest.mark.parametrize("name", ["deep.png", "grey.png", "lzw.tif", "palette.png"])
+def test_damage_inside_a_checked_format_is_refused(tmp_path, name):
+    data = bytearray(FILES[name])
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    refused(written(tmp_path, name, bytes(data)))
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def huge_png(side, depth=16):
+    head = struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)
+    return (
+        FILES["deep.png"][:8] + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    )
+
+
+def with_size(name, width, height):
+    """The file ``name`` with another size in its header."""
+    data = bytearray(FILES[name])
+    if name.endswith(".jpg"):
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    elif name.endswith(".tif"):
+        at = data.index(struct.pack("<HHI", 256, 4, 1)) + 8
+        data[at : at + 4] = struct.pack("<I", width)
+    elif name.endswith(".dcm"):
+        for tag, side in ((b"\x28\0\x10\0US\x02\0", height), (b"\x28\0\x11\0US\x02\0", width)):
+            at = data.index(tag) + len(tag)
+            data[at : at + 2] = struct.pack("<H", side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "size"),
+    [
+        ("a.png", huge_png(60_000), "far more"),
+        ("b.png", huge_png(60_000, 8), "far more"),
+        ("a.jpg", with_size("baseline.jpg", 60_000, 50_000), "far more"),
+        ("a.dcm", with_size("compressed.dcm", 60_000, 50_000), "60000 x 50000"),
+        ("c.png", huge_png(11_000), "11000 x 11000"),
+        ("a.tif", with_size("bare.tif", 2**31, 60), "2147483648 x 60"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, name, data, size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = refused(written(tmp_path, name, data), ImagePolicy())
+    assert size in error.rule
+    assert "120,000,000" in error.rule
+    assert "max_pixels" in error.remedy
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB: it was not decoded
+
+
+def test_a_picture_of_exactly_the_largest_number_of_pixels_is_read(tmp_path):
+    ref = written(tmp_path, "a.png", FILES["deep.png"])
+    load(ref, ImagePolicy(max_pixels=60 * 50))
+    refused(ref, ImagePolicy(max_pixels=60 * 50 - 1))
+
+
+def test_a_picture_over_pillows_own_limit_is_read_where_the_policy_allows_it(tmp_path):
+    side = 9_600  # 92 million pixels; Pillow warns from 89 million on
+    Image.new("1", (side, side)).save(tmp_path / "a.png")
+    assert load(ImageRef(tmp_path / "a.png"), ImagePolicy(max_side=16)).record.source_size == (side, side)
+
+
+def test_a_false_chunk_length_does_not_cost_gigabytes(tmp_path):
+    data = bytearray(FILES["deep.png"])
+    data[33:37] = b"\xdb\0\0\0"  # the length of IDAT
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(written(tmp_path, "a.png", bytes(data)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((4, 4, 2), np.uint16), np.zeros((4, 4, 5), np.uint16), np.zeros((4, 4), np.float16)],
+    ids=["two channels", "five channels", "float16"],
+)
+def test_a_deep_tiff_that_no_library_decodes_faithfully_is_refused(tmp_path, values):
+    refused(written(tmp_path, "a.tif", tiff_bytes(values)))
+
+
+@pytest.mark.parametrize("photometric", [3, 5, 8])
+def test_a_deep_palette_cmyk_or_lab_tiff_is_not_taken_for_rgb(tmp_path, photometric):
+    values = np.zeros((4, 4, 4) if photometric == 5 else (4, 4, 3), np.uint16)
+    assert "must be grey, RGB" in refused(written(tmp_path, "a.tif", tiff_bytes(values, photometric=photometric))).rule
+
+
+def test_pages_of_a_tiff_that_point_in_a_circle_end(tmp_path):
+    data = bytearray(tiff_bytes(GREY))
+    at = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, at)[0]
+    struct.pack_into("<I", data, at + 2 + 12 * count, at)
+    load(ImageRef(written(tmp_path, "a.tif", bytes(data)).path), AS_IT_IS)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    early=st.booleans(),
+)
+@example("palette.png", [(0.99, 255)], True)
+def test_a_file_with_changed_bytes_is_a_picture_or_an_image_error(tmp_path, name, edits, early):
+    data = bytearray(FILES[name])
+    for where, value in edits:
+        data[int(where * (min(400, len(data)) if early else len(data)))] = value
+    ref = written(tmp_path, name, bytes(data))
+    try:
+        loaded = load(ref, ImagePolicy(max_side=16, max_pixels=10**6))
+    except ImageError as error:
+        assert error.remedy  # noqa: PT017 (either outcome is right)
+    else:
+        assert loaded.image.mode == "RGB"
+
+
+@pytest.mark.parametrize("text", ["a.png", "b/a.png", "./b//a.png", "b/../a.png", "b/..c/a.png", "/data/set/a.png"])
+def test_a_path_inside_the_root_is_taken(text):
+    ref = image_ref(text, "/data/set", "row 3")
+    assert ref.path.is_relative_to("/data/set")
+    assert ".." not in ref.path.parts
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["../a.png", "b/../../a.png", "/etc/passwd", "/data/set2/a.png", "/data/set/../a.png", "", " ", ".", "a\0.png"],
+)
+def test_a_path_that_leaves_the_root_or_names_nothing_is_refused_with_its_row(text):
+    with pytest.raises(ImageError) as caught:
+        image_ref(text, "/data/set", "rows.json, row 3")
+    assert caught.value.place == "rows.json, row 3"
+    assert caught.value.value == text
+
+
+def test_a_path_that_is_no_text_is_refused():
+    with pytest.raises(ImageError, match="must be a text"):
+        image_ref(None, "/data/set", "row 3")
+
+
+@given(st.text())
+def test_no_text_whatever_leads_out_of_the_root(text):
+    try:
+        ref = image_ref(text, "/data/set", "row")
+    except ImageError:
+        return
+    assert os.path.commonpath(["/data/set", os.path.normpath(ref.path)]) == "/data/set"
+
+
+def test_a_link_that_leads_out_of_the_root_is_refused_when_it_is_opened_or_scanned(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    real = written(outside, "a.png", FILES["grey.png"])
+    (root / "link.png").symlink_to(real.path)
+    (root / "inner.png").write_bytes(FILES["grey.png"])
+    (root / "inner_link.png").symlink_to(root / "inner.png")
+    store = ImageStore(AS_IT_IS, roots=[root])
+    store.get(ImageRef(root / "inner_link.png"))
+    with pytest.raises(ImageError, match="must stay inside the data root") as caught:
+        store.get(ImageRef(root / "link.png"))
+    assert "symbolic link" in caught.value.remedy
+    refs = [ImageRef(root / "link.png"), ImageRef(root / "inner_link.png")]
+    for mode in ("full", "header"):
+        assert scan(refs, store, mode).bad_refs == {refs[0]}
+
+
+def test_a_root_that_is_itself_a_link_is_no_problem(tmp_path):
+    (tmp_path / "real").mkdir()
+    written(tmp_path / "real", "a.png", FILES["grey.png"])
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    ImageStore(AS_IT_IS, roots=[tmp_path / "root"]).get(ImageRef(tmp_path / "root" / "a.png"))

@@ -1,0 +1,23 @@
+"""Pictures: any medical or plain format to 8-bit RGB by one policy, checked before training and cached."""
+
+from toolkit.images.cache import cache_folder
+from toolkit.images.files import image_ref
+from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
+from toolkit.images.scan import BadImage, ScanReport, scan
+from toolkit.images.source import load, reduced_size
+from toolkit.images.store import ImageStore, StoreReport
+
+__all__ = [
+    "BadImage",
+    "ImagePolicy",
+    "ImageRecord",
+    "ImageStore",
+    "LoadedImage",
+    "ScanReport",
+    "StoreReport",
+    "cache_folder",
+    "image_ref",
+    "load",
+    "reduced_size",
+    "scan",
+]

@@ -1,0 +1,125 @@
+"""Bytes to pixels in their own depth: OpenCV for what is deep or common, Pillow for palettes, CMYK, alpha and more."""
+
+import io
+import struct
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from toolkit.errors import ImageError
+from toolkit.images import tiff
+from toolkit.images.files import broken
+from toolkit.images.header import MALFORMED_BY_PILLOW, Header, words
+from toolkit.images.pixels import Array, Pixels
+from toolkit.sample import ImageRef
+
+# Readers run side by side in threads and processes; OpenCV's own pool gains nothing there and does not survive a fork.
+cv2.setNumThreads(1)
+# The errors below say what is wrong with which file; OpenCV's log on stderr would repeat it without the name.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+SAMPLE_KIND = {tiff.UNSIGNED: "u", tiff.SIGNED: "i", tiff.FLOAT: "f"}
+WITH_ALPHA = {"LA", "PA", "La", "RGBA", "RGBa"}
+
+
+def decode(data: bytes, header: Header, ref: ImageRef) -> Pixels:
+    """The pixels of frame ``ref.frame``; alpha of 8 bits is composed over black already.
+
+    Raises:
+        ImageError: damaged, or of a kind that neither library decodes faithfully.
+    """
+    if header.format == "PNG" and not _chunks_fit(data):
+        raise broken(ref.path, "the PNG file must be decodable; its chunks do not fit into it")
+    return _with_opencv(data, header, ref) if header.decoder == "opencv" else _with_pillow(data, header, ref)
+
+
+def _chunks_fit(data: bytes) -> bool:
+    """Whether the chunks lead to the PNG's end; OpenCV 5 allocates what a false length says, up to 4 GiB."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            return True
+        at += 12 + length
+    return False
+
+
+def _with_opencv(data: bytes, header: Header, ref: ImageRef) -> Pixels:
+    if header.page is not None:
+        _require_plain_page(header.page, ref)
+    try:
+        values = _opencv_values(data, ref.frame)
+    except cv2.error as error:
+        raise broken(ref.path, f"the {header.format} file must be decodable ({words(error)})") from error
+    if values is None:
+        raise broken(ref.path, f"the {header.format} file must be decodable; its pixel data are damaged or cut off")
+    _require_what_was_announced(values, header, ref)
+    inverted = header.page is not None and header.page.photometric == tiff.WHITE_IS_ZERO
+    if values.ndim == 3 and values.shape[2] == 4:
+        alpha = _alpha(values[..., 3], header)
+        transparent = 0.0 if alpha is None else float(np.mean(alpha < 1))
+        colours = np.ascontiguousarray(values[..., :3])
+        return Pixels(colours, header.bits, alpha=alpha if transparent else None, transparent=transparent, bgr=True)
+    return Pixels(values, header.bits, inverted=inverted, bgr=values.ndim == 3)
+
+
+def _opencv_values(data: bytes, frame: int) -> Array | None:
+    buffer = np.frombuffer(data, np.uint8)
+    if not frame:
+        return cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    found, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(frame, frame + 1))
+    return pages[0] if found and pages else None
+
+
+def _require_plain_page(page: tiff.TiffPage, ref: ImageRef) -> None:
+    """OpenCV takes any four channels for RGB with alpha, any one for grey."""
+    samples = {tiff.WHITE_IS_ZERO: (1,), tiff.BLACK_IS_ZERO: (1,), tiff.RGB: (3, 4)}.get(page.photometric, ())
+    if page.samples not in samples:
+        rule = f"a TIFF of {page.bits} bits must be grey, RGB or RGB with alpha"
+        found = f"it has {page.samples} channels and photometric interpretation {page.photometric}"
+        raise broken(ref.path, f"{rule}; {found}")
+
+
+def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) -> None:
+    """A decoder that falls back to something else (fewer bits, another sign) would do so in silence."""
+    page = header.page
+    kind = "u" if page is None else SAMPLE_KIND.get(page.sample_format, "?")
+    size = 1 if header.bits <= 8 else 2 if header.bits <= 16 else header.bits // 8
+    shape = header.size[::-1] if header.orientation < 5 or header.upright else header.size
+    if (values.dtype.kind, values.dtype.itemsize, values.shape[:2]) != (kind, size, shape):
+        got = f"{values.dtype} {values.shape[1]} x {values.shape[0]}"
+        rule = f"the {header.format} file must decode to what its header says ({kind}{size * 8}); it decodes to {got}"
+        raise broken(ref.path, rule)
+
+
+def _alpha(channel: Array, header: Header) -> Array | None:
+    """Opacity in [0, 1]; None where the fourth channel is none, or the colours were multiplied by it already."""
+    if header.page is not None and header.page.extra != tiff.ALPHA_APART:
+        return None
+    opaque = np.iinfo(channel.dtype).max if channel.dtype.kind in "iu" else 1
+    return (channel / np.float32(opaque)).clip(0, 1).astype(np.float32)
+
+
+def _with_pillow(data: bytes, header: Header, ref: ImageRef) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.seek(ref.frame)
+            image.load()
+            return _pillow_pixels(image, header.bits)
+    except ImageError:
+        raise
+    except MALFORMED_BY_PILLOW as error:
+        raise broken(ref.path, f"the {header.format} file must be decodable ({words(error)})") from error
+
+
+def _pillow_pixels(image: Image.Image, bits: int) -> Pixels:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        return Pixels(values.astype(values.dtype.newbyteorder("="), copy=False), bits)
+    if image.mode in WITH_ALPHA or "transparency" in image.info:
+        whole = image.convert("RGBA")
+        transparent = float(np.mean(np.asarray(whole.getchannel("A")) < 255))
+        black = Image.new("RGBA", whole.size, (0, 0, 0, 255))
+        return Pixels(np.asarray(Image.alpha_composite(black, whole).convert("RGB")), bits, transparent=transparent)
+    return Pixels(np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), bits)

@@ -1,0 +1,187 @@
+"""DICOM: one frame as grey values with its own window, or as RGB (extra ``dicom``: pydicom and pylibjpeg).
+
+Grey values go through the modality transform (rescale or LUT, PS3.3 C.11.1), then through the file's first VOI LUT or
+window (PS3.3 C.11.2) if the policy wants that. Enhanced multi-frame files keep both in functional groups.
+"""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from toolkit.errors import MissingExtraError
+from toolkit.images.files import broken
+from toolkit.images.pixels import Array, Pixels
+from toolkit.sample import ImageRef
+
+SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
+"""Old files may lack the DICM mark; they are taken for DICOM by their name."""
+
+UNDEFINED_LENGTH = 0xFFFFFFFF
+GROUPS = ("FrameVOILUTSequence", "PixelValueTransformationSequence")
+
+MALFORMED = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError),
+    *(EOFError, RuntimeError, struct.error, zlib.error),
+)
+"""What pydicom and its decoders raise for malformed files, next to pydicom's own errors."""
+
+
+def is_dicom(head: bytes, path: Path) -> bool:
+    """Whether a file that begins with ``head`` (132 bytes or more) is to be read as DICOM."""
+    return head[128:132] == b"DICM" or path.suffix.lower() in SUFFIXES
+
+
+def read_facts(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int], int]:
+    """((width, height), bits stored) without decoding, after a look at whether the pixel data are all there.
+
+    Raises:
+        ImageError: no picture in it, a frame that is not there, or cut off.
+        MissingExtraError: pydicom is not installed.
+    """
+    pydicom = _pydicom()
+    try:
+        data = pydicom.dcmread(stream, defer_size=4096, force=ref.path.suffix.lower() in SUFFIXES)
+        frames, size, bits = int(data.get("NumberOfFrames") or 1), (int(data.Columns), int(data.Rows)), data.BitsStored
+        complete = _pixels_are_there(pydicom, data, stream)
+    except _malformed(pydicom) as error:
+        # Only the kind of error is told: pydicom's words may quote what the file says about the patient.
+        raise broken(ref.path, f"the DICOM file must hold a picture ({type(error).__name__})") from error
+    if not complete:
+        raise broken(ref.path, "the DICOM file must be complete; its pixel data are missing or cut off (truncated)")
+    if ref.frame >= frames:
+        raise broken(ref.path, f"the DICOM file has {frames} frame(s), so frame {ref.frame} (from 0) is not there")
+    return size, int(bits)
+
+
+def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
+    """Frame ``ref.frame``: grey values in the file's units, or RGB of 8 or 16 bits.
+
+    Args:
+        stream: the file's bytes.
+        ref: which frame, and the name for messages.
+        own_window: apply the file's VOI LUT, or pass on its window.
+
+    Raises:
+        ImageError: malformed, or of a kind that pydicom does not decode.
+        MissingExtraError: pydicom, or the decoder for this compression, is not installed.
+    """
+    pydicom = _pydicom()
+    try:
+        data = pydicom.dcmread(stream, force=ref.path.suffix.lower() in SUFFIXES)
+        _require_decoder(pydicom, data)
+        stored = pydicom.pixels.pixel_array(data, index=ref.frame)
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        _adopt_groups(data, ref.frame)
+        return _colour(pydicom, stored, data) or _grey(pydicom, stored, data, own_window)
+    except _malformed(pydicom) as error:
+        first = (str(error) or type(error).__name__).splitlines()
+        raise broken(ref.path, f"the DICOM picture must be decodable ({' '.join(first[:2])[:240]})") from error
+
+
+def _pydicom() -> ModuleType:
+    try:
+        import pydicom
+        import pydicom.pixels
+    except ImportError:
+        raise MissingExtraError("pydicom", "dicom", "reading DICOM") from None
+    return pydicom  # type: ignore[no-any-return]
+
+
+def _malformed(pydicom: ModuleType) -> tuple[type[Exception], ...]:
+    return *MALFORMED, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
+
+
+def _pixels_are_there(pydicom: ModuleType, data: Any, stream: BinaryIO) -> bool:
+    """pydicom leaves out compressed pixel data without their end mark; others must have the length that is due."""
+    keyword = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in data), "")
+    if not keyword:
+        return False
+    raw = data.get_item(keyword)
+    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+        return True
+    length = raw.length if hasattr(raw, "length") else len(raw.value)
+    due = int(pydicom.pixels.utils.get_expected_length(data))
+    begin = raw.value_tell if hasattr(raw, "value_tell") else raw.file_tell
+    deflated = data.file_meta.TransferSyntaxUID.is_deflated
+    return due <= length and (deflated or begin + due <= stream.seek(0, os.SEEK_END))
+
+
+def _require_decoder(pydicom: ModuleType, data: Any) -> None:
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and not pydicom.pixels.get_decoder(syntax).is_available:
+        raise MissingExtraError("pylibjpeg", "dicom", f"decoding {syntax.name} in DICOM")
+
+
+def _adopt_groups(data: Any, frame: int) -> None:
+    """Lift an enhanced file's window and rescale for this frame to where plain files have them."""
+    shared, each = data.get("SharedFunctionalGroupsSequence"), data.get("PerFrameFunctionalGroupsSequence")
+    for group in [*(shared or [])[:1], *(each or [])[frame : frame + 1]]:
+        for name in GROUPS:
+            for item in (group.get(name) or [])[:1]:
+                data.update(item)
+
+
+def _colour(pydicom: ModuleType, stored: Array, data: Any) -> Pixels | None:
+    """RGB (pydicom has turned YBR into it), or a palette's colours at 8 bits; None for grey."""
+    if data.PhotometricInterpretation == "PALETTE COLOR":
+        colours = pydicom.pixels.apply_color_lut(stored, data)[..., :3]
+        return Pixels((colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours, 8)
+    return Pixels(stored, int(data.BitsStored)) if stored.ndim == 3 else None
+
+
+def _grey(pydicom: ModuleType, stored: Array, data: Any, own_window: bool) -> Pixels:
+    bits = int(data.get("BitsStored") or stored.dtype.itemsize * 8)
+    if bits < 8 and stored.dtype == np.uint8:
+        stored = stored * np.uint8(255 // (2**bits - 1))
+    padding = _padding(stored, data)
+    values = pydicom.pixels.apply_modality_lut(stored, data) if _is_transformed(data) else stored
+    window = None
+    if own_window:
+        values, window = _own_window(pydicom, values, data)
+    inverted = data.PhotometricInterpretation == "MONOCHROME1"
+    return Pixels(values, bits, window=window, hidden=padding, inverted=inverted)
+
+
+def _is_transformed(data: Any) -> bool:
+    """Whether the modality transform changes anything; leaving integers alone is much faster."""
+    identity = (float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)) == (1.0, 0.0)
+    return bool(data.get("ModalityLUTSequence")) or not identity
+
+
+def _padding(stored: Array, data: Any) -> Array | None:
+    """True where the scanner filled the frame (PS3.3 C.7.5.1.1.2); None: nowhere."""
+    first = data.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = data.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(first), int(first if last is None else last)))
+    hidden = (stored >= low) & (stored <= high)
+    return hidden if hidden.any() and not hidden.all() else None
+
+
+def _own_window(pydicom: ModuleType, values: Array, data: Any) -> tuple[Array, tuple[float, float] | None]:
+    """The values and the window (low, high) that takes them to black and white; None: the file brings none."""
+    table = (data.get("VOILUTSequence") or [None])[0]
+    if table is not None and "LUTDescriptor" in table and "LUTData" in table:
+        whole = values if values.dtype.kind in "iu" else np.rint(values).astype(np.int32)
+        return pydicom.pixels.apply_voi(whole, data), (0.0, float(2 ** int(table.LUTDescriptor[2]) - 1))
+    centre, width = _first(data.get("WindowCenter")), _first(data.get("WindowWidth"))
+    function = str(data.get("VOILUTFunction") or "LINEAR").upper()
+    if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-9):
+        return values, None
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values.astype(np.float64) - centre) / width)), (0.0, 1.0)
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    return values, (centre - width / 2, centre + width / 2)
+
+
+def _first(value: Any) -> float | None:
+    """The first of a DICOM element's numbers, or None where it is absent or empty."""
+    numbers = list(value) if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value]
+    return None if not numbers or numbers[0] in (None, "") else float(numbers[0])

@@ -1,0 +1,148 @@
+"""What a file says about its picture before a pixel is decoded: format, size, depth, and whether its end is there."""
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from PIL import Image
+
+from toolkit.errors import ImageError
+from toolkit.images import dicom, tiff
+from toolkit.images.files import broken
+from toolkit.sample import ImageRef
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"IEND\xaeB`\x82"
+TAIL = 65_536
+"""Bytes at a file's end in which an end mark is looked for; some writers leave padding behind it."""
+
+BITS_OF_MODE = {"1": 1, "I": 32, "F": 32}
+"""Pillow's mode -> bits a channel; I;16 and its kin have 16, all others 8."""
+
+MALFORMED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError)
+MALFORMED_BY_PILLOW = (*MALFORMED, struct.error, zlib.error, NotImplementedError, Image.DecompressionBombError)
+"""What Pillow raises for malformed files of one format or another."""
+
+Decoder = Literal["opencv", "pillow", "dicom"]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A picture that was looked at, not decoded.
+
+    ``size`` is (width, height) of the upright picture; ``orientation`` EXIF's or TIFF's number, which the decoder
+    named in ``decoder`` has applied already where ``upright`` is set.
+    """
+
+    format: str
+    size: tuple[int, int]
+    bits: int
+    decoder: Decoder
+    orientation: int = 1
+    upright: bool = False
+    page: tiff.TiffPage | None = None
+
+
+def read_header(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
+    """The header of ``ref``, whose open file is ``stream``, checked as far as that is cheap.
+
+    Raises:
+        ImageError: not a picture, more than ``max_pixels`` pixels, or cut off.
+        MissingExtraError: a DICOM file, and pydicom is not installed.
+    """
+    header = _sniff(stream, ref, max_pixels)
+    width, height = header.size
+    if width < 1 or height < 1:
+        raise broken(ref.path, f"a picture must have at least one pixel; its header says {width} x {height}")
+    if width * height > max_pixels:
+        raise _too_large(ref, max_pixels, f"{width} x {height}")
+    if not _has_its_end(stream, header):
+        raise broken(ref.path, f"the {header.format} file must be complete; its end is missing (truncated)")
+    return header
+
+
+def _too_large(ref: ImageRef, max_pixels: int, size: str) -> ImageError:
+    rule = f"a picture must have at most {max_pixels:,} pixels; its header says {size}"
+    return ImageError(rule, place=ref.path, remedy="If the file can be trusted, raise images.max_pixels.")
+
+
+def _sniff(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
+    head = stream.read(132)
+    stream.seek(0)
+    if dicom.is_dicom(head, ref.path):
+        size, bits = dicom.read_facts(stream, ref)
+        return Header("DICOM", size, bits, "dicom", upright=True)
+    if head[:4] in tiff.MAGIC:
+        return _tiff_header(stream, ref)
+    return _pillow_header(
+        stream, ref, max_pixels, png_bits=int.from_bytes(head[24:25]) if head.startswith(PNG_START) else 0
+    )
+
+
+def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
+    try:
+        page = tiff.read_page(stream, ref.frame)
+    except ValueError as error:
+        raise broken(ref.path, str(error)) from error
+    size = page.size[::-1] if page.orientation >= 5 else page.size
+    decoder: Decoder = "opencv" if page.deep else "pillow"
+    return Header("TIFF", size, page.bits, decoder, page.orientation, True, page)
+
+
+def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: int) -> Header:
+    allow_pixels(max_pixels)
+    try:
+        with Image.open(stream) as image:
+            orientation = _orientation(image)
+            size = image.size[::-1] if orientation >= 5 else image.size
+            name, mode = image.format or "unknown", image.mode
+            plain = mode in ("L", "RGB") and "transparency" not in image.info
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(ref, max_pixels, "far more") from None
+    except MALFORMED_BY_PILLOW as error:
+        raise broken(ref.path, f"the file must be a picture of a known format ({words(error)})") from error
+    bits = png_bits or (16 if mode.startswith("I;16") else BITS_OF_MODE.get(mode, 8))
+    fast = bits == 16 if name == "PNG" and bits != 8 else plain and name in ("PNG", "JPEG")
+    return Header(name, size, bits, "opencv" if fast and not ref.frame else "pillow", orientation)
+
+
+def allow_pixels(max_pixels: int) -> None:
+    """Lift Pillow's process-wide limit to ours, which is checked on every header; never lower it."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number where it is found without decoding (Pillow decodes a PNG to look for one behind its pixels)."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    orientation = image.getexif().get(tiff.ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _has_its_end(stream: BinaryIO, header: Header) -> bool:
+    """Whether the file reaches its format's end; formats without a cheap mark are left to the decoder."""
+    size = stream.seek(0, os.SEEK_END)
+    if header.page is not None:
+        return size >= header.page.needed
+    if header.format == "PNG":
+        return _tail(stream, size, 12).endswith(PNG_END) or PNG_END in _tail(stream, size, TAIL)
+    if header.format in ("JPEG", "MPO"):
+        return _tail(stream, size, 2) == b"\xff\xd9" or b"\xff\xd9" in _tail(stream, size, TAIL)
+    if header.format == "WEBP":
+        stream.seek(4)
+        return size >= 8 + int(struct.unpack("<I", stream.read(4))[0])
+    return True
+
+
+def _tail(stream: BinaryIO, size: int, length: int) -> bytes:
+    stream.seek(max(0, size - length))
+    return stream.read(length)
+
+
+def words(error: BaseException) -> str:
+    """The first line of a library's complaint."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -1,0 +1,141 @@
+"""Pixels to the 8-bit picture of a policy: window, reduction, orientation.
+
+The window is always taken from the full picture, never from the reduced one. Integers of 16 bits are clipped to it,
+reduced in their own depth and only then brought to 8 bits, which costs a fraction of doing it at full size; other kinds
+are brought to [0, 1] first.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from toolkit.images.header import Header
+from toolkit.images.pixels import Array, Pixels
+from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
+from toolkit.images.window import Windowed, choose_window
+
+NARROW = 1024
+"""Integer windows narrower than this are reduced as fractions: rounding to whole steps would show."""
+
+OPENCV_FILTER = {"area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST}
+PILLOW_FILTER = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+"""Pillow widens these filters when it reduces a picture; OpenCV does not, and aliases."""
+
+UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""EXIF orientation -> what makes a picture upright."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduced:
+    """The result in its smallest form: (height, width) grey or (height, width, 3) RGB, 8 bits; and the record."""
+
+    values: NDArray[np.uint8]
+    record: ImageRecord
+
+    def load(self) -> LoadedImage:
+        """A new picture in mode RGB, which the caller may change."""
+        colours = cv2.cvtColor(self.values, cv2.COLOR_GRAY2RGB) if self.values.ndim == 2 else self.values
+        return LoadedImage(Image.fromarray(colours), self.record)
+
+
+def render(pixels: Pixels, header: Header, policy: ImagePolicy, place: object) -> Reduced:
+    """The picture as ``policy`` wants it.
+
+    Raises:
+        ImageError: the policy asks for DICOM's own window and a picture of more than 8 bits has none.
+    """
+    window = choose_window(pixels, policy, place)
+    height, width = pixels.values.shape[:2]
+    small = _to_8_bits(pixels, window, policy.reduced((width, height)), policy.resample)
+    if pixels.bgr:
+        small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
+    if not header.upright and header.orientation in UPRIGHT:
+        small = np.ascontiguousarray(UPRIGHT[header.orientation](small))
+    return Reduced(small, _record(pixels, header, window, small))
+
+
+def _record(pixels: Pixels, header: Header, window: Windowed | None, small: Array) -> ImageRecord:
+    record = ImageRecord(
+        header.format,
+        header.size,
+        (small.shape[1], small.shape[0]),
+        pixels.bits,
+        orientation=header.orientation,
+        transparent=pixels.transparent,
+    )
+    return record if window is None else window.told(record)
+
+
+def _to_8_bits(pixels: Pixels, window: Windowed | None, size: tuple[int, int], how: Resample) -> Array:
+    small: Array
+    if pixels.alpha is not None or pixels.hidden is not None:
+        return _from_fractions(pixels, window, size, how)
+    if window is None:
+        small = resize(pixels.values, size, how)
+    elif _fits_integers(pixels.values, window):
+        small = _scaled(resize(window.clipped(pixels.values), size, how), window)
+    else:
+        return _from_fractions(pixels, window, size, how)
+    return 255 - small if pixels.inverted else small
+
+
+def _fits_integers(values: Array, window: Windowed) -> bool:
+    return values.dtype in (np.uint16, np.int16) and window.high - window.low >= NARROW
+
+
+def _scaled(small: Array, window: Windowed) -> Array:
+    """[low, high] to 0..255, rounded; ``small`` has 16 bits, or is float where a filter has overshot."""
+    if small.dtype == np.float32:
+        small = small.clip(window.low, window.high)
+    factor = 255 / (window.high - window.low)
+    scaled: Array = cv2.convertScaleAbs(small, alpha=factor, beta=-window.low * factor)
+    return scaled
+
+
+def _from_fractions(pixels: Pixels, window: Windowed | None, size: tuple[int, int], how: Resample) -> Array:
+    small: Array = np.rint(resize(_fractions(pixels, window), size, how) * 255).clip(0, 255).astype(np.uint8)
+    return small
+
+
+def _fractions(pixels: Pixels, window: Windowed | None) -> Array:
+    """[0, 1] at full size, with what is hidden or transparent black."""
+    shares: Array = pixels.values / np.float32(255) if window is None else window.fractions(pixels.values)
+    if pixels.inverted:
+        shares = 1 - shares
+    if pixels.hidden is not None:
+        shares = np.where(pixels.hidden, np.float32(0), shares)
+    if pixels.alpha is not None:
+        shares = shares * (pixels.alpha if shares.ndim == 2 else pixels.alpha[..., None])
+    return shares
+
+
+def resize(values: Array, size: tuple[int, int], how: Resample) -> Array:
+    """``values`` reduced to ``size`` (width, height) without aliasing (but for ``nearest``); float32 or as it was."""
+    if values.shape[1::-1] == size:
+        return values
+    if how in OPENCV_FILTER:
+        small: Array = cv2.resize(values, size, interpolation=OPENCV_FILTER[how])
+        return small
+    if values.dtype == np.uint8:
+        return np.asarray(Image.fromarray(values).resize(size, PILLOW_FILTER[how]))
+    planes = values[..., None] if values.ndim == 2 else values
+    floats = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(planes, 2, 0)]
+    return np.stack([np.asarray(plane.resize(size, PILLOW_FILTER[how])) for plane in floats], 2).reshape(
+        *size[::-1], *values.shape[2:]
+    )

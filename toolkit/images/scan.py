@@ -1,0 +1,194 @@
+"""The scan before training: every distinct picture is checked, and everything that is wrong is listed at once."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from typing import Literal
+
+from toolkit.errors import ImageError
+from toolkit.images.policy import ImageRecord
+from toolkit.images.store import ImageStore
+from toolkit.sample import ImageRef
+
+ScanMode = Literal["auto", "full", "header", "off"]
+
+FULL_UP_TO = 20_000
+"""``auto`` decodes every picture up to so many, and looks at headers and file ends above."""
+
+BATCH = 256
+SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """A picture that cannot be used, and why."""
+
+    ref: ImageRef
+    error: ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport:
+    """What a scan found.
+
+    Attributes:
+        mode: what was done in the end: full, header or off.
+        checked: distinct pictures.
+        bad: every picture that cannot be used, in the order of the rows.
+        formats, bits: name or bits a channel -> how many good pictures.
+        smallest, largest: upright source sizes (width, height) with the fewest and the most pixels.
+        windowed, clipped, worst_clipped: of pictures over 8 bits, how many were windowed, how many of these had pixels
+            outside their window, and the largest share of such pixels (0 to 1); a full scan knows these.
+        nonfinite, transparent: good pictures with NaN or infinities, and with pixels that are not opaque (full scan).
+    """
+
+    mode: ScanMode
+    checked: int = 0
+    bad: tuple[BadImage, ...] = ()
+    formats: Mapping[str, int] = field(default_factory=dict)
+    bits: Mapping[int, int] = field(default_factory=dict)
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] | None = None
+    windowed: int = 0
+    clipped: int = 0
+    worst_clipped: float = 0.0
+    nonfinite: int = 0
+    transparent: int = 0
+
+    @property
+    def bad_refs(self) -> frozenset[ImageRef]:
+        """The pictures that samples must do without."""
+        return frozenset(one.ref for one in self.bad)
+
+    def raise_if_bad(self) -> None:
+        """Tell of all bad pictures in one message, the first 20 by name.
+
+        Raises:
+            ImageError: there is at least one.
+        """
+        if not self.bad:
+            return
+        lines = [f"  {one.error.place}: {one.error.rule}" for one in self.bad[:SHOWN]]
+        more = [f"  and {len(self.bad) - SHOWN:,} more"] if len(self.bad) > SHOWN else []
+        rule = f"{len(self.bad):,} of {self.checked:,} pictures cannot be used:\n" + "\n".join(lines + more) + "\n"
+        remedies = " ".join(dict.fromkeys(one.error.remedy for one in self.bad if one.error.remedy))
+        raise ImageError(rule, remedy=remedies)
+
+
+def scan(
+    refs: Iterable[ImageRef],
+    store: ImageStore,
+    mode: ScanMode = "auto",
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> ScanReport:
+    """Check all distinct pictures of ``refs`` by the store's policy, whatever its rule for unreadable ones.
+
+    Args:
+        refs: the rows' pictures, in their order; read as a stream.
+        store: a full scan goes through it, so its caches are filled.
+        mode: as in the recipe.
+        workers: threads.
+        progress: told now and then how many pictures have been checked.
+
+    Raises:
+        MissingExtraError: there is a DICOM file, and the extra ``dicom`` is not installed.
+    """
+    distinct = _distinct(refs)
+    if mode == "off":
+        return ScanReport("off")
+    if mode == "auto":
+        first = list(islice(distinct, FULL_UP_TO + 1))
+        mode = "full" if len(first) <= FULL_UP_TO else "header"
+        distinct = chain(first, distinct)
+    return _scan(distinct, store, mode, workers, progress)
+
+
+def _scan(
+    distinct: Iterator[ImageRef],
+    store: ImageStore,
+    mode: ScanMode,
+    workers: int,
+    progress: Callable[[int], None] | None,
+) -> ScanReport:
+    tally = _Tally()
+    check = partial(_check, store, mode)
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        while batch := list(islice(distinct, BATCH)):
+            for ref, found in zip(batch, pool.map(check, batch), strict=True):
+                tally.add(ref, found)
+            if progress is not None:
+                progress(tally.checked)
+    return tally.report(mode)
+
+
+def _distinct(refs: Iterable[ImageRef]) -> Iterator[ImageRef]:
+    """Each picture once. Texts are remembered, not references: there may be a million."""
+    seen: set[str] = set()
+    for ref in refs:
+        key = f"{ref.path}\0{ref.frame}"
+        if key not in seen:
+            seen.add(key)
+            yield ref
+
+
+def _check(store: ImageStore, mode: ScanMode, ref: ImageRef) -> ImageRecord | ImageError:
+    try:
+        if mode == "full":
+            return store.fetch(ref).record
+        header = store.look(ref)
+        return ImageRecord(header.format, header.size, store.policy.reduced(header.size), header.bits)
+    except ImageError as error:
+        # The frames behind a kept error would keep the whole file in memory.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        return error
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The running totals of a scan."""
+
+    checked: int = 0
+    bad: list[BadImage] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    bits: Counter[int] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] | None = None
+    worst_clipped: float = 0.0
+
+    def add(self, ref: ImageRef, found: ImageRecord | ImageError) -> None:
+        self.checked += 1
+        if isinstance(found, ImageError):
+            self.bad.append(BadImage(ref, found))
+            return
+        size = found.source_size
+        self.formats[found.format] += 1
+        self.bits[found.bits] += 1
+        self.smallest = min(self.smallest or size, size, key=_pixels)
+        self.largest = max(self.largest or size, size, key=_pixels)
+        self.worst_clipped = max(self.worst_clipped, found.clipped)
+        self.counts["windowed"] += found.window is not None
+        self.counts["clipped"] += found.clipped > 0
+        self.counts["nonfinite"] += found.nonfinite > 0
+        self.counts["transparent"] += found.transparent > 0
+
+    def report(self, mode: ScanMode) -> ScanReport:
+        return ScanReport(
+            mode=mode,
+            checked=self.checked,
+            bad=tuple(self.bad),
+            formats=dict(self.formats),
+            bits=dict(self.bits),
+            smallest=self.smallest,
+            largest=self.largest,
+            worst_clipped=self.worst_clipped,
+            **self.counts,
+        )
+
+
+def _pixels(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
