@@ -213,6 +213,15 @@ def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
     assert ids(read_file(recipe("vqa", train=str(file), columns={"id": "case"}), str(file)).samples) == ["007"]
 
 
+def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.json", [row(0, ImagePath="/films/a.png")])
+    with pytest.raises(DataError, match=r"leaves the folder data\.image_root"):
+        load_data(recipe(train=file))
+    for root, group in (("/", "films/a.png"), ("/films/x/..", "a.png")):
+        (sample,) = read_file(recipe(train=file, image_root=root), file).samples
+        assert (sample.images[0].path, sample.group) == (Path("/films/a.png"), group)
+
+
 def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
     wanted = {"train": train, "split": {"test": 0}, "limit_train": 10}
     first, again = load_data(recipe(**wanted)), load_data(recipe(**wanted))

@@ -155,8 +155,8 @@ def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
         ({"ImagePath": []}, "no image path"),
         ({"ImagePath": ""}, "no image path"),
         ({"ImagePath": ["a.png", None]}, "no image path"),
-        ({"ImagePath": "../a.png"}, "an image path leaves the data root"),
-        ({"ImagePath": ["a.png", "/etc/passwd"]}, "an image path leaves the data root"),
+        ({"ImagePath": "../a.png"}, "an image path leaves the folder data.image_root"),
+        ({"ImagePath": ["a.png", "/etc/passwd"]}, "an image path leaves the folder data.image_root"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], reason: str) -> None:

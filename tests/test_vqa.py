@@ -86,7 +86,7 @@ def test_numbers_and_truth_values_are_answers_and_closed_is_known_or_seen(
         ({"answer": " "}, "no answer"),
         ({"answer": float("nan")}, "no answer"),
         ({"image_name": None}, "no image path"),
-        ({"image_name": "../x.jpg"}, "an image path leaves the data root"),
+        ({"image_name": "../x.jpg"}, "an image path leaves the folder data.image_root"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], reason: str) -> None:

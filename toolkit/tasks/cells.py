@@ -12,7 +12,7 @@ from toolkit.sample import ImageRef
 from toolkit.tasks.base import RowSource
 
 NO_IMAGE = "no image path"
-IMAGE_OUTSIDE = "an image path leaves the data root"
+IMAGE_OUTSIDE = "an image path leaves the folder data.image_root"
 
 
 def text_of(value: Any) -> str:
@@ -74,7 +74,7 @@ def read_group(row: Mapping[str, Any], source: RowSource, images: tuple[ImageRef
         RowProblem: the group column is empty.
     """
     if source.group is None:
-        return str(images[0].path).removeprefix(str(source.image_root))[1:].replace(os.sep, "/")
+        return str(images[0].path).removeprefix(str(source.image_root)).lstrip(os.sep).replace(os.sep, "/")
     if group := text_of(row.get(source.group)):
         return group
     raise RowProblem("no group", place=f"{source.file}", value=row.get(source.group))

@@ -1,5 +1,6 @@
 """One source of rows, opened for a task: its index, its columns, and the survey of its rows."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,9 @@ def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], colu
     source, root = where
     column, _ = resolve_columns(task, wanted, columns)
     by = tuple(name for name in wanted.by if name in columns and name not in task.columns)
-    return RowSource(Path(source), (root or Path()).absolute(), column, wanted.group, wanted.context, by)
+    # Not Path.resolve: following a link would change the folder that relative image paths start from.
+    folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
+    return RowSource(Path(source), folder, column, wanted.group, wanted.context, by)
 
 
 def _check_columns(task: Task, wanted: Wanted, index: RowIndex, image_root: Path | None) -> None:
