@@ -104,7 +104,8 @@ def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
     """Write films and questions and give the JSON file of each split that has rows.
 
     ``folder`` gets ``train.json``, ``validation.json``, ``test.json`` (object id -> record) and ``images/*.png``.
-    Written again, the files are the same to the byte. No film stands in two splits. Each JSON is written last, under a temporary name first.
+    Written again, the files are the same to the byte. No film stands in two splits. Each JSON is written last, under a
+    temporary name first.
     """
     counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
     (folder / "images").mkdir(parents=True, exist_ok=True)
