@@ -21,12 +21,15 @@ from toolkit.sample import ImageRef
 AS_IT_IS = ImagePolicy(max_side=4096)
 
 
-def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None):
+def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None, separate=False):
     """An uncompressed TIFF of any number type and byte order, written by the letter of TIFF 6.0."""
     height, width = values.shape[:2]
     samples = 1 if values.ndim == 2 else values.shape[2]
     photometric = (1 if samples < 3 else 2) if photometric is None else photometric
-    body = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    laid = np.moveaxis(values, 2, 0) if separate else values
+    body = laid.astype(values.dtype.newbyteorder(order)).tobytes()
+    strips = samples if separate else 1
+    part = values.nbytes // strips
     body += b"\0" * (len(body) % 2)
     shorts = {
         258: [values.dtype.itemsize * 8] * samples,
@@ -34,9 +37,11 @@ def tiff_bytes(values, order="<", photometric=None, orientation=1, extra=None):
         262: [photometric],
         274: [orientation],
         277: [samples],
+        284: [2 if separate else 1],
         339: [{"u": 1, "i": 2, "f": 3}[values.dtype.kind]] * samples,
     }
-    longs = {256: [width], 257: [height], 273: [8], 278: [height], 279: [values.nbytes]}
+    longs = {256: [width], 257: [height], 278: [height]}
+    longs |= {273: [8 + i * part for i in range(strips)], 279: [part] * strips}
     shorts |= {} if extra is None else {338: [extra]}
     directory, behind = b"", b""
     at = 8 + len(body)
@@ -156,6 +161,11 @@ def test_compressed_16_bit_tiff_is_read_like_the_bare_one(tmp_path, compression)
     values = random_values("u2", (40, 30))
     Image.fromarray(values).save(tmp_path / "a.tif", compression=compression)
     assert np.array_equal(grey(ImageRef(tmp_path / "a.tif")), between(values, values.min(), values.max()))
+
+
+def test_8_bit_channels_in_planes_of_their_own_are_put_together(tmp_path):
+    values = random_values("u1", (6, 5, 3))
+    assert np.array_equal(pixels(put(tmp_path, "a.tif", tiff_bytes(values, separate=True))), values)
 
 
 def test_white_is_zero_comes_out_the_right_way_round(tmp_path):

@@ -210,6 +210,11 @@ def test_a_deep_palette_cmyk_or_lab_tiff_is_not_taken_for_rgb(tmp_path, photomet
     assert "must be grey, RGB" in refused(written(tmp_path, "a.tif", tiff_bytes(values, photometric=photometric))).rule
 
 
+def test_deep_channels_in_planes_of_their_own_are_refused_rather_than_mixed_up(tmp_path):
+    values = np.arange(60, dtype=np.uint16).reshape(4, 5, 3)
+    assert "separate planes" in refused(written(tmp_path, "a.tif", tiff_bytes(values, separate=True))).rule
+
+
 def test_pages_of_a_tiff_that_point_in_a_circle_end(tmp_path):
     data = bytearray(tiff_bytes(GREY))
     at = struct.unpack_from("<I", data, 4)[0]

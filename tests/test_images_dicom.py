@@ -8,9 +8,9 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, SecondaryCaptureImageStorage, generate_uid
 
 from toolkit.errors import ImageError, MissingExtraError
 from toolkit.images import ImagePolicy, ImageStore, load, reduced_size, scan
@@ -282,3 +282,9 @@ def test_without_pydicom_the_extra_is_named(monkeypatch):
         load(example("CT_small.dcm"), AUTO)
     with pytest.raises(MissingExtraError):
         scan([example("CT_small.dcm")], ImageStore(AUTO, "placeholder"))
+
+
+def test_without_a_decoder_for_the_compression_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(type(get_decoder(JPEG2000Lossless)), "is_available", False)
+    with pytest.raises(MissingExtraError, match=r"JPEG 2000.*pylibjpeg.*\[dicom\]"):
+        load(example("JPEG2000.dcm"), AUTO)

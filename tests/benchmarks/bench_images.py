@@ -50,6 +50,7 @@ def ways(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
     return {
         "opencv alone": lambda: opencv_alone(path),
         "load": lambda: load(ref, policy),
+        "load, window by percentiles": lambda: load(ref, ImagePolicy(max_side=SIDE, window="percentile")),
         "load and fill the disk cache": lambda: ImageStore(policy, disk=folder / str(next(cold))).get(ref),
         "disk cache": lambda: ImageStore(policy, disk=folder / "warm").get(ref),
         "memory cache": lambda: warm.get(ref),

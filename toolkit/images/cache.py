@@ -2,7 +2,7 @@
 
 On disk, below the cache's folder:
 
-    images/<policy>/<aa>/<content>-<frame>   one JSON line (record, shape, checksum), then the bare pixels
+    images/<policy>/<aa>/<content>-<frame>   a checksum, one JSON line (record, shape), then the bare pixels
     images/files/<aa>/<path, size, times>    the content key of a file, so that a hit does not read the original
 
 Pixels are not compressed: reduced films compress to no less than two thirds, and unpacking would take most of the time.
@@ -142,14 +142,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _packed(picture: Reduced) -> bytes:
-    pixels = np.ascontiguousarray(picture.values).tobytes()
-    head = {
-        "magic": MAGIC,
-        "shape": picture.values.shape,
-        "check": xxhash.xxh3_64_hexdigest(pixels),
-        "record": picture.record.as_json(),
-    }
-    return json.dumps(head).encode() + b"\n" + pixels
+    head = {"magic": MAGIC, "shape": picture.values.shape, "record": picture.record.as_json()}
+    body = json.dumps(head).encode() + b"\n" + np.ascontiguousarray(picture.values).tobytes()
+    return xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body
 
 
 def _unpacked(data: bytes) -> Reduced:
@@ -158,9 +153,12 @@ def _unpacked(data: bytes) -> Reduced:
     Raises:
         ValueError, TypeError, KeyError: anything but what ``_packed`` wrote.
     """
-    begin = data.index(b"\n") + 1
-    head = json.loads(data[:begin])
-    values = np.frombuffer(data, np.uint8, offset=begin).reshape(head["shape"])
-    if head["magic"] != MAGIC or head["check"] != xxhash.xxh3_64_hexdigest(values.data):
+    head_at = data.index(b"\n") + 1
+    if data[: head_at - 1] != xxhash.xxh3_64_hexdigest(memoryview(data)[head_at:]).encode():
         raise ValueError("the cached picture is damaged")
+    pixels_at = data.index(b"\n", head_at) + 1
+    head = json.loads(data[head_at:pixels_at])
+    if head["magic"] != MAGIC:
+        raise ValueError("the cached picture is of another kind")
+    values = np.frombuffer(data, np.uint8, offset=pixels_at).reshape(head["shape"])
     return Reduced(values, ImageRecord.from_json(head["record"]))

@@ -73,11 +73,12 @@ def _opencv_values(data: bytes, frame: int) -> Array | None:
 
 
 def _require_plain_page(page: tiff.TiffPage, ref: ImageRef) -> None:
-    """OpenCV takes any four channels for RGB with alpha, any one for grey."""
+    """OpenCV takes any four channels for RGB with alpha, any one for grey, and planes one after another for mixed."""
     samples = {tiff.WHITE_IS_ZERO: (1,), tiff.BLACK_IS_ZERO: (1,), tiff.RGB: (3, 4)}.get(page.photometric, ())
-    if page.samples not in samples:
-        rule = f"a TIFF of {page.bits} bits must be grey, RGB or RGB with alpha"
-        found = f"it has {page.samples} channels and photometric interpretation {page.photometric}"
+    if page.samples not in samples or (page.separate and page.samples > 1):
+        rule = f"a TIFF of {page.bits} bits must be grey, RGB or RGB with alpha, its channels pixel by pixel"
+        planes = " in separate planes" if page.separate else ""
+        found = f"it has {page.samples} channels{planes} and photometric interpretation {page.photometric}"
         raise broken(ref.path, f"{rule}; {found}")
 
 

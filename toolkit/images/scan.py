@@ -38,6 +38,7 @@ class ScanReport:
         mode: what was done in the end: full, header or off.
         checked: distinct pictures.
         bad: every picture that cannot be used, in the order of the rows.
+        bad_refs: the pictures in ``bad``, which samples must do without.
         formats, bits: name or bits a channel -> how many good pictures.
         smallest, largest: upright source sizes (width, height) with the fewest and the most pixels.
         windowed, clipped, worst_clipped: of pictures over 8 bits, how many were windowed, how many of these had pixels
@@ -57,11 +58,10 @@ class ScanReport:
     worst_clipped: float = 0.0
     nonfinite: int = 0
     transparent: int = 0
+    bad_refs: frozenset[ImageRef] = field(init=False, repr=False)
 
-    @property
-    def bad_refs(self) -> frozenset[ImageRef]:
-        """The pictures that samples must do without."""
-        return frozenset(one.ref for one in self.bad)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bad_refs", frozenset(one.ref for one in self.bad))
 
     def raise_if_bad(self) -> None:
         """Tell of all bad pictures in one message, the first 20 by name.

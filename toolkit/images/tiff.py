@@ -8,10 +8,10 @@ from typing import BinaryIO
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 WIDTH, HEIGHT, BITS, PHOTOMETRIC, OFFSETS, ORIENTATION = 256, 257, 258, 262, 273, 274
-SAMPLES, COUNTS, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT = 277, 279, 324, 325, 338, 339
+SAMPLES, COUNTS, PLANAR, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT = 277, 279, 284, 324, 325, 338, 339
 WANTED = {
     *(WIDTH, HEIGHT, BITS, PHOTOMETRIC, OFFSETS, ORIENTATION),
-    *(SAMPLES, COUNTS, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT),
+    *(SAMPLES, COUNTS, PLANAR, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT),
 }
 NUMBER = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """TIFF's field types that hold whole numbers -> struct's letter."""
@@ -24,7 +24,11 @@ ALPHA_APART = 2
 
 @dataclass(frozen=True, slots=True)
 class TiffPage:
-    """One page; ``needed`` is the number of bytes that the file must have for its pixels to be there."""
+    """One page.
+
+    ``separate`` is set where each channel has a plane of its own; ``needed`` is the number of bytes that the file must
+    have for its pixels to be there.
+    """
 
     size: tuple[int, int]
     bits: int
@@ -32,6 +36,7 @@ class TiffPage:
     sample_format: int
     photometric: int
     orientation: int
+    separate: bool
     extra: int
     needed: int
 
@@ -65,6 +70,7 @@ def _page(tags: dict[int, tuple[int, ...]]) -> TiffPage:
         sample_format=tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0],
         photometric=tags[PHOTOMETRIC][0],
         orientation=orientation if 1 <= orientation <= 8 else 1,
+        separate=tags.get(PLANAR, (1,))[0] == 2,
         extra=tags.get(EXTRA, (0,))[0],
         needed=max((offset + count for offset, count in zip(offsets, counts, strict=False)), default=0),
     )
