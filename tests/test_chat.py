@@ -51,9 +51,9 @@ def test_a_template_without_a_turn_end_is_refused(gemma: Any) -> None:
 
 def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
     text = chat.render_prompt(gemma, chat.conversation("What is shown?", 1))
-    ids = gemma(
-        text=[text], images=[[Image.new("RGB", (9, 9))]], add_special_tokens=chat.adds_bos(gemma, text)
-    )["input_ids"][0]
+    ids = gemma(text=[text], images=[[Image.new("RGB", (9, 9))]], add_special_tokens=chat.adds_bos(gemma, text))[
+        "input_ids"
+    ][0]
     assert list(ids).count(gemma.tokenizer.bos_token_id) == 1
     assert ids[0] == gemma.tokenizer.bos_token_id
 
