@@ -12,7 +12,7 @@ import pytest
 
 from toolkit.errors import DataError
 from toolkit.phantoms.chest import write_chest
-from toolkit.recipe import Phantom, Recipe
+from toolkit.recipe import Images, Phantom, Recipe
 from toolkit.tasks.loading import Data, load_data, read_file, survey
 
 Row = dict[str, Any]
@@ -351,3 +351,15 @@ def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
     samples = read_file(recipe("vqa", train=file, columns={"question_type": "content_type"}), file).samples
     assert len(samples) == 2099
     assert samples[0].group == samples[0].images[0].path.relative_to(samples.source.image_root).as_posix()
+
+
+def test_the_recipe_says_how_many_pictures_a_question_may_have(tmp_path: Path) -> None:
+    rows = [row(0), row(1, ImagePath=["a.png", "b.png"])]
+    file = write(tmp_path / "rows.json", rows)
+    settings = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}
+    two = load_data(recipe(train=file, **settings))
+    one = load_data(recipe(train=file, **settings).model_copy(update={"images": Images(max_per_question=1)}))
+    assert (ids(two.train), ids(one.train)) == (["r0", "r1"], ["r0"])
+    assert [(dropped.reason, dropped.count) for dropped in one.dropped] == [
+        ("more pictures than images.max_per_question", 1)
+    ]

@@ -154,6 +154,7 @@ def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
         ({"correct_answer": "B. Normal"}, "the answer's letter and text disagree"),
         ({"ImagePath": []}, "no image path"),
         ({"ImagePath": ""}, "no image path"),
+        ({"ImagePath": [f"{i}.png" for i in range(9)]}, "more pictures than images.max_per_question"),
         ({"ImagePath": ["a.png", None]}, "no image path"),
         ({"ImagePath": "../a.png"}, "an image path leaves the folder data.image_root"),
         ({"ImagePath": ["a.png", "/etc/passwd"]}, "an image path leaves the folder data.image_root"),

@@ -15,6 +15,7 @@ class RowSource:
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
     relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
+    A row with more than ``max_images`` pictures cannot be used.
     """
 
     file: Path
@@ -23,6 +24,7 @@ class RowSource:
     group: str | None = None
     context: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
+    max_images: int = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from toolkit.sample import ImageRef
 from toolkit.tasks.base import RowSource
 
 NO_IMAGE = "no image path"
+TOO_MANY_IMAGES = "more pictures than images.max_per_question"
 IMAGE_OUTSIDE = "an image path leaves the folder data.image_root"
 
 
@@ -47,12 +48,15 @@ def read_images(name: str, row: Mapping[str, Any], source: RowSource) -> tuple[I
     """All pictures of a row: one path, a list of paths, or such a list as JSON text.
 
     Raises:
-        RowProblem: there is none, or a path leaves the image root.
+        RowProblem: there is none, there are too many, or a path leaves the image root.
     """
     value = decoded(cell(row, source, "image"))
     texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
     if not texts or "" in texts:
         raise RowProblem(NO_IMAGE, place=f"{source.file}: {name}", value=value)
+    if len(texts) > source.max_images:
+        remedy = "Raise images.max_per_question if the model is to see them all."
+        raise RowProblem(TOO_MANY_IMAGES, place=f"{source.file}: {name}", value=len(texts), remedy=remedy)
     root = str(source.image_root)
     try:
         return tuple([_image(text, root) for text in texts])

@@ -10,12 +10,13 @@ from toolkit.tasks.base import Task
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the recipe says about columns: its column map, the group, columns for the prompt and for results."""
+    """What the recipe says about rows: its column map, the group, columns for the prompt and for results, pictures."""
 
     columns: Mapping[str, str]
     group: str | None = None
     context: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
+    max_images: int = 8
 
 
 def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[str]]:

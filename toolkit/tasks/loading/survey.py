@@ -78,7 +78,7 @@ def take_survey(task: Task, source: RowSource, index: RowIndex) -> Survey:
 
 def survey_file(task: Task, source: RowSource, index: RowIndex) -> Path:
     """Where the survey of this index, read in this way, is kept."""
-    settings = (task.name, sorted(source.column.items()), str(source.image_root), source.group)
+    settings = (task.name, sorted(source.column.items()), str(source.image_root), source.group, source.max_images)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
     # What the code of the tasks says about a row may change without a new version.
     for code in sorted(Path(__file__).parent.parent.rglob("*.py")):
