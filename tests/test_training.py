@@ -97,8 +97,8 @@ def test_accumulated_batches_weigh_as_one_batch(tmp_path: Path) -> None:
             train_sft(context)
             line = next(line for line in context.run.metrics() if "loss" in line)
             losses[name] = (line["loss"], line["grad_norm"])
-    assert losses["two"] == pytest.approx(losses["one"], rel=5e-3)
-    assert losses["eight"] == pytest.approx(losses["one"], rel=5e-3)
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
+    assert losses["eight"] == pytest.approx(losses["one"], rel=1e-5)
 
 
 def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:

@@ -12,6 +12,15 @@ from toolkit.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
+class Original:
+    """What a model's own files say beside its weights, before training changes it: weights are saved with this."""
+
+    processor: Any
+    config: Any
+    generation: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A loaded model with its processor, and what its chat template implies.
 
@@ -25,6 +34,9 @@ class Policy:
     forbidden: tuple[int, ...]
     trained_from: Path | None = None
     """The adapter or weights that this policy goes on from; None: the base model."""
+    original: Original | None = None
+    bits: int = 32
+    """In how many bits the base weights are: 4 and 8 are quantised, 16 round, 32 do neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +102,10 @@ class Backend(Protocol):
 
     name: str
 
-    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool) -> Policy:
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """The recipe's model, going on from ``weights`` (an adapter or a full model) where given.
+
+        ``mergeable``: never quantised. Where the recipe quantises, the weights are loaded as they are stored.
 
         Raises:
             ModelError: the model cannot be had, or cannot do what the recipe asks.
@@ -114,4 +128,10 @@ class Backend(Protocol):
         """The adapter (or the whole model after full fine-tuning) with its processor."""
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
-        """The adapter merged into the base weights, with the processor, loadable by transformers alone."""
+        """The adapter merged into the base weights, with the processor, loadable by transformers alone.
+
+        The policy is used up.
+
+        Raises:
+            ModelError: the base is quantised; load it ``mergeable``.
+        """

@@ -1,24 +1,26 @@
 """The hf backend: transformers and peft on any device; 4-bit and 8-bit through bitsandbytes where CUDA is."""
 
-import re
+import copy
+import gc
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from peft import PeftModel
+from transformers import AutoProcessor
 
-from toolkit import tiny
-from toolkit.backends.base import Completion, Policy, Row, Sampling, TrainingJob
+from toolkit.backends import adapter
+from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate
+from toolkit.backends.loading import bits_of, load_model, model_source, not_found
 from toolkit.backends.trainers import build_grpo, build_sft
-from toolkit.chat import find_image_ids, find_turn_end
+from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
 from toolkit.errors import ModelError
-from toolkit.recipe import Lora, Model, Recipe
+from toolkit.recipe import Model, Recipe
+from toolkit.run import find_weights
 
-VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|image_encoder)\.")
-"""Names of vision towers in transformers' models."""
+log = logging.getLogger(__name__)
 
 
 class HfBackend:
@@ -26,20 +28,22 @@ class HfBackend:
 
     name = "hf"
 
-    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool) -> Policy:
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """See ``Backend.load``."""
-        adapter = weights is not None and (weights / "adapter_config.json").is_file()
-        source = model_source(recipe.model) if adapter or weights is None else str(weights)
-        model = _load_model(source, recipe.model)
+        gc.collect()  # a trainer and its model hold each other, so those of the stage before may still be in memory
+        adapted = weights is not None and adapter.is_adapter(weights)
+        source = str(weights) if weights is not None and not adapted else _base(recipe, weights)
+        model = load_model(source, recipe.model, mergeable=mergeable)
         processor = load_processor(recipe.model)
-        if adapter:
-            model = PeftModel.from_pretrained(model, str(weights), is_trainable=trainable)
+        if weights is not None and adapted:
+            model = adapter.reload(model, weights, trainable=trainable)
         elif trainable and recipe.model.tuning == "lora":
-            model = _attach(model, recipe.lora, recipe.run.seed)
-        if trainable:
-            model.config.use_cache = False
+            model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
-        return make_policy(model, processor, weights)
+        policy = make_policy(model, processor, weights)
+        if trainable and recipe.model.tuning == "full" and policy.bits == 16:
+            log.warning("full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost")
+        return policy
 
     def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.sft_trainer``."""
@@ -55,21 +59,19 @@ class HfBackend:
 
     def save(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save``."""
-        options = {"selected_adapters": ["default"]} if isinstance(policy.model, PeftModel) else {}
-        policy.model.save_pretrained(str(folder), **options)
-        policy.processor.save_pretrained(str(folder))
+        if not isinstance(policy.model, PeftModel):
+            _save_whole(policy.model, policy, folder)
+            return
+        # Embeddings are never adapted; asked to look for them, peft would look on the Hub.
+        policy.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        _original(policy).processor.save_pretrained(str(folder))
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save_merged``."""
-        model = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
-        model.config.use_cache = True
-        model.save_pretrained(str(folder))
-        policy.processor.save_pretrained(str(folder))
-
-
-def model_source(model: Model) -> str:
-    """The folder or Hub name that ``model.name`` stands for."""
-    return str(tiny.FOLDER) if model.name == "tiny" else model.name
+        if policy.bits < 16:
+            raise ModelError("an adapter is merged into weights that are not quantised", value=f"{policy.bits} bits")
+        merged = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
+        _save_whole(merged, policy, folder)
 
 
 def load_processor(model: Model) -> Any:
@@ -82,105 +84,70 @@ def load_processor(model: Model) -> Any:
     try:
         return AutoProcessor.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise _not_found(source, error) from error
+        raise not_found(source, error) from error
 
 
 def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
-    """A Policy whose tokenizer's EOS is the chat template's turn end."""
+    """A Policy whose tokenizer's EOS is the chat template's turn end; the model (None: no model) is told the same.
+
+    What the files said is kept for saving: training and padding leave traces in all three of them.
+    """
     end = find_turn_end(processor)
+    original = Original(
+        processor=copy.deepcopy(processor),
+        config=copy.deepcopy(getattr(model, "config", None)),
+        generation=copy.deepcopy(getattr(model, "generation_config", None)),
+    )
     processor.tokenizer.eos_token = end.text
     if processor.tokenizer.pad_token is None or processor.tokenizer.pad_token_id == end.id:
         processor.tokenizer.pad_token = _spare_pad(processor.tokenizer, end.text)
-    return Policy(model, processor, end, tuple(find_image_ids(processor)), start)
+    bits = 32
+    if model is not None:
+        _align(model, processor.tokenizer, end)
+        bits = bits_of(model)
+    return Policy(model, processor, end, tuple(find_image_ids(processor)), start, original, bits)
 
 
-def _load_model(source: str, model: Model) -> Any:
-    cuda = torch.cuda.is_available()
-    precision = ("4bit" if cuda else "32bit") if model.precision == "auto" else model.precision
-    options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
-    if precision in ("4bit", "8bit"):
-        options["quantization_config"] = _quantisation(precision)
-    if cuda:
-        options["device_map"] = {"": torch.cuda.current_device()}
+def _base(recipe: Recipe, adapted: Path | None) -> str:
+    """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
+    source, start = model_source(recipe.model), recipe.model.adapter
+    if start is None or (adapted is not None and adapter.base_of(adapted) == source):
+        return source  # the run that ``model.adapter`` names may be gone by now
+    weights = find_weights(start)
+    return source if adapter.is_adapter(weights) else str(weights)
+
+
+def _align(model: Any, tokenizer: Any, end: TurnEnd) -> None:
+    """Tell the model the tokenizer's special tokens, as transformers' trainer would do with a warning."""
+    for holder in (model.config, model.generation_config):
+        holder.bos_token_id, holder.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    model.config.eos_token_id = end.id
+    _stop_at(model.generation_config, end)
+
+
+def _stop_at(generation: Any, end: TurnEnd) -> None:
+    """Let generation stop at the turn end besides the ends that it has: other programs read this."""
+    known = generation.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    generation.eos_token_id = ends if end.id in ends else [*ends, end.id]
+
+
+def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
+    original = _original(policy)
+    trained = model.config, model.generation_config
+    model.config, model.generation_config = original.config, copy.deepcopy(original.generation)
+    _stop_at(model.generation_config, policy.turn_end)
     try:
-        return AutoModelForImageTextToText.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
-        )
-    except (OSError, ValueError) as error:
-        raise _not_found(source, error) from error
+        model.save_pretrained(str(folder))
+    finally:
+        model.config, model.generation_config = trained
+    original.processor.save_pretrained(str(folder))
 
 
-def _dtype(precision: str) -> torch.dtype:
-    """bfloat16 where the device computes in it. Gemma 3 overflows in float16, so that is never chosen."""
-    if precision == "32bit":
-        return torch.float32
-    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
-
-
-def _quantisation(precision: str) -> BitsAndBytesConfig:
-    if not torch.cuda.is_available():
-        raise ModelError(
-            "4bit and 8bit need a CUDA device",
-            place="[model] precision",
-            value=precision,
-            remedy='Set precision = "auto", which takes 32bit on a CPU.',
-        )
-    if precision == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_dtype(precision),
-    )
-
-
-def _attention(model: Model) -> str | None:
-    return None if model.attention == "auto" else model.attention
-
-
-def _attach(model: Any, lora: Lora, seed: int) -> Any:
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        model = _prepare_quantised(model)
-    torch.manual_seed(seed)  # the adapter's first weights are drawn here
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=_targets(model, lora),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
-def _prepare_quantised(model: Any) -> Any:
-    """Freeze the base. peft's prepare_model_for_kbit_training also turns every norm into float32: not wanted here."""
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    return model
-
-
-def _targets(model: Any, lora: Lora) -> list[str]:
-    """Full names of the layers to adapt.
-
-    Raises:
-        ModelError: one of the recipe's names is no linear layer of the language model.
-    """
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    language = [name for name in linear if not VISION.search(name)]
-    chosen = [name for name in language if name.rpartition(".")[2] in lora.targets]
-    missing = set(lora.targets) - {name.rpartition(".")[2] for name in chosen}
-    if missing:
-        raise ModelError(
-            "every name in lora.targets must be a linear layer of the language model",
-            place="[lora] targets",
-            value=sorted(missing),
-            remedy=f"It has: {', '.join(sorted({name.rpartition('.')[2] for name in language}))}.",
-        )
-    return chosen + [name for name in linear if lora.vision and VISION.search(name)]
+def _original(policy: Policy) -> Original:
+    if policy.original is None:
+        raise ModelError("only a policy that a backend loaded can be saved")
+    return policy.original
 
 
 def _spare_pad(tokenizer: Any, end: str) -> str:
@@ -189,12 +156,3 @@ def _spare_pad(tokenizer: Any, end: str) -> str:
         if token and token != end and "image" not in token:
             return str(token)
     raise ModelError("the tokenizer must have a token to pad with besides the turn end", value=end)
-
-
-def _not_found(source: str, error: Exception) -> ModelError:
-    return ModelError(
-        "the model must be a folder or a Hub name that can be reached",
-        place=f"[model] name = {source!r}",
-        value=str(error).splitlines()[0][:200],
-        remedy="Check the name; a gated model needs `hf auth login`; offline, download it once and give its folder.",
-    )

@@ -24,6 +24,7 @@ def sft_settings(job: TrainingJob) -> dict[str, Any]:
         "gradient_accumulation_steps": sft.accumulation,
         "max_grad_norm": sft.max_grad_norm,
         "max_length": None,  # a row that is too long was found before training; cutting one would cut its image
+        "loss_type": "chunked_nll",  # the vocabulary's logits are computed for answer tokens alone
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
     }
@@ -80,7 +81,9 @@ def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
 
 def mixed_precision(recipe: Recipe) -> bool:
     """Whether training computes in bfloat16: on a CUDA device that can, unless the recipe says 32bit."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported() and recipe.model.precision != "32bit"
+    if not torch.cuda.is_available() or recipe.model.precision == "32bit":
+        return False
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, Any]:

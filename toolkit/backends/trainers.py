@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
@@ -26,8 +27,10 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
         processing_class=policy.processor,
         callbacks=list(job.callbacks),
     )
-    check_settings(wanted, trainer.args)
-    return trainer
+    # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
+    # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
+    trainer.model_accepts_loss_kwargs = True
+    return _checked(trainer, wanted)
 
 
 def build_grpo(policy: Policy, job: TrainingJob) -> Any:
@@ -45,7 +48,12 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
         processing_class=with_memory(policy.processor, memory * job.recipe.images.max_per_question),
         callbacks=list(job.callbacks),
     )
+    return _checked(trainer, wanted)
+
+
+def _checked(trainer: Any, wanted: Mapping[str, Any]) -> Any:
     check_settings(wanted, trainer.args)
+    trainer.remove_callback(PrinterCallback)  # it prints a table a step; progress goes through our own callback
     return trainer
 
 

@@ -45,7 +45,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.decode("utf-8").splitlines() if line]
+    return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
 def cut_torn_line(path: Path) -> int:

@@ -12,7 +12,7 @@ from toolkit.backends.base import Completion, Policy, Sampling
 from toolkit.errors import DataError
 from toolkit.metrics import Comparison, Row, compare, share, summarise
 from toolkit.recipe import Evaluate as EvaluateSection
-from toolkit.run import Record, append_line, read_lines
+from toolkit.run import Record, append_line, cut_torn_line, read_lines
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import judge, read_answer
 from toolkit.stages.context import Context, EvaluationRecord
@@ -34,6 +34,7 @@ def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequenc
     folder = context.run.stage_folder(f"evaluate-{name}")
     prompts = Prompts.of(recipe, context.images)
     partial = folder / PARTIAL
+    cut_torn_line(partial)
     done = {line["id"]: line for line in read_lines(partial)}
     waiting = [sample for sample in samples if sample.id not in done]
     if waiting:

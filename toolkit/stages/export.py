@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.backends import Backend, choose_backend
@@ -16,61 +17,90 @@ from toolkit.stages.prompts import Prompts
 
 log = logging.getLogger(__name__)
 STAGE = "export"
+ROUNDING = 0.25
+"""Merging into weights of 16 bits rounds them: at most this share of the answers may change by it."""
 
 
-def export(context: Context) -> Record:
+def export(context: Context, backend: Backend | None = None) -> Record:
     """Write the weights in each form the recipe names, reload them, and compare greedy answers.
 
+    A form's folder is there only once it has passed. Merged weights are compared with the adapter beside a base that
+    is not quantised either, since a quantised base gives other answers by itself.
+
+    Args:
+        context: the run; its newest weights are exported.
+        backend: who loads, asks and writes; default: the recipe's.
+
     Raises:
-        ModelError: the reloaded weights answer otherwise; they stay in a folder whose name says so.
+        ModelError: nothing was trained, or the reloaded weights answer otherwise; they stay in a folder whose name
+            says so.
     """
     recipe, section = context.recipe, context.recipe.export or Export()
-    backend = choose_backend(recipe.model)
+    if context.weights is None:
+        raise ModelError("there is nothing to export: no stage has trained", place=context.run.path)
     prompts = Prompts.of(recipe, context.images)
-    samples = list(held_out(context)[: section.verify])
-    rows = [prompts.row(sample) for sample in samples]
-    policy = backend.load(recipe, context.weights, trainable=False)
-    expected = _answers(backend, policy, rows, recipe)
-    folder = context.run.stage_folder(STAGE)
+    rows = [prompts.row(sample) for sample in held_out(context)[: section.verify]]
+    job = _Job(backend or choose_backend(recipe.model), recipe, context.weights, rows)
     record: Record = {"questions": len(rows)}
     for form in section.to:
-        target = folder / form
-        record[form] = _write(backend, policy, form, target)
-        _prove(backend, recipe, target, rows, expected)
-        log.info("export: %s gives the same answers to %d held-out questions after reloading", form, len(rows))
+        if form == "adapter" and recipe.model.tuning == "full":
+            log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
+        else:
+            record[form] = _export(job, form, context.run.stage_folder(STAGE) / form)
     return record
 
 
-def _write(backend: Backend, policy: Policy, form: str, target: Path) -> Record:
-    partial = target.with_name(f"{target.name}.partial")
-    for old in (partial, target):
+@dataclass(frozen=True, slots=True)
+class _Job:
+    backend: Backend
+    recipe: Recipe
+    weights: Path
+    rows: Sequence[Row]
+
+
+def _export(job: _Job, form: str, target: Path) -> Record:
+    partial, differs = target.with_name(f"{form}.partial"), target.with_name(f"{form}.differs")
+    for old in (partial, differs, target):
         if old.exists():
             shutil.rmtree(old)
-    (backend.save if form == "adapter" else backend.save_merged)(policy, partial)
-    partial.replace(target)
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return {"folder": f"stages/{STAGE}/{form}", "megabytes": round(size / 1e6, 2)}
-
-
-def _prove(backend: Backend, recipe: Recipe, target: Path, rows: Sequence[Row], expected: list[str]) -> None:
-    found = _answers(backend, backend.load(recipe, target, trainable=False), rows, recipe)
+    expected, bits = _write(job, form, partial)
+    found = _answers(job, job.backend.load(job.recipe, partial, trainable=False, mergeable=form == "merged"))
     differing = [i for i, (old, new) in enumerate(zip(expected, found, strict=True)) if old != new]
-    if differing:
-        kept = target.with_name(f"{target.name}.differs")
-        if kept.exists():
-            shutil.rmtree(kept)
-        target.replace(kept)
+    rounds = form == "merged" and bits < 32
+    if len(differing) > (ROUNDING * len(found) if rounds else 0):
+        partial.replace(differs)
         first = differing[0]
         raise ModelError(
             "reloaded weights must give the same greedy answers",
-            place=kept,
-            value=f"{len(differing)} of {len(rows)} differ; first: {expected[first]!r} became {found[first]!r}",
+            place=differs,
+            value=f"{len(differing)} of {len(found)} differ; first: {expected[first]!r} became {found[first]!r}",
             remedy="Compare precision and library versions; the weights were kept for a look.",
         )
+    partial.replace(target)
+    _tell(form, len(found), len(differing), bits)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    folder = f"stages/{STAGE}/{form}"
+    return {"folder": folder, "megabytes": round(size / 1e6, 2), "bits": bits, "differing": len(differing)}
 
 
-def _answers(backend: Backend, policy: Policy, rows: Sequence[Row], recipe: Recipe) -> list[str]:
-    section = recipe.evaluate or Evaluate()
+def _write(job: _Job, form: str, target: Path) -> tuple[list[str], int]:
+    """The answers before writing and the bits of the base weights; the model leaves memory before the next comes."""
+    policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=form == "merged")
+    expected, bits = _answers(job, policy), policy.bits
+    (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
+    return expected, bits
+
+
+def _answers(job: _Job, policy: Policy) -> list[str]:
+    section = job.recipe.evaluate or Evaluate()
     sampling = Sampling(section.max_completion_tokens)
-    batches = [rows[i : i + section.batch_size] for i in range(0, len(rows), section.batch_size)]
-    return [group[0].text for batch in batches for group in backend.generate(policy, batch, sampling)]
+    batches = [job.rows[i : i + section.batch_size] for i in range(0, len(job.rows), section.batch_size)]
+    return [group[0].text for batch in batches for group in job.backend.generate(policy, batch, sampling)]
+
+
+def _tell(form: str, questions: int, differing: int, bits: int) -> None:
+    if differing:
+        rounds = f"merging rounds to {bits} bits"
+        log.warning("export: %s answers %d of %d questions otherwise: %s", form, differing, questions, rounds)
+    else:
+        log.info("export: %s gives the same answers to %d held-out questions after reloading", form, questions)

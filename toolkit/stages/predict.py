@@ -1,25 +1,34 @@
 """Prediction: one question about one or more pictures, asked of a run's model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Sampling
-from toolkit.errors import DataError
+from toolkit.errors import DataError, RowProblem
 from toolkit.images import ImageStore
 from toolkit.recipe import Evaluate, Recipe
-from toolkit.run import RunFolder, find_weights
-from toolkit.sample import Answer, ImageRef, Sample
+from toolkit.run import RunFolder, current_weights
+from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import read_answer
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
+from toolkit.tasks import TASKS
+from toolkit.tasks.base import RowSource
 
-LETTERS = "ABCDEFGH"
+_STAND_INS: Mapping[str, Mapping[str, Any]] = {
+    "mcq": {"answer": "A"},
+    "vqa": {"answer": "unknown", "answer_type": "open"},
+}
+"""A task reads rows that have a reference; the one put here is taken off again."""
+
+_COLUMNS = ("question", "options", "answer", "answer_type", "image")
 
 
 def predict(run: RunFolder, question: str, images: Sequence[Path], options: Sequence[str] = ()) -> Answer:
-    """The run's greedy answer, with pictures and prompt treated as in training.
+    """The run's greedy answer, with question, pictures and prompt treated as in training.
 
     Args:
         run: a run; its last trained weights are asked, or its base model where nothing was trained.
@@ -30,15 +39,13 @@ def predict(run: RunFolder, question: str, images: Sequence[Path], options: Sequ
     Raises:
         DataError: the question lacks what its task needs, or is too long.
         ImageError: a picture cannot be read.
+        RunError: the weights that the recipe starts from are gone.
     """
     recipe = run.recipe()
     sample = _sample(recipe, question, images, options)
-    store = ImageStore.of(recipe.images)
-    prompts = Prompts.of(recipe, store)
+    prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
     backend = choose_backend(recipe.model)
-    adapter = recipe.model.adapter
-    weights = run.trained_weights() or (find_weights(adapter) if adapter else None)
-    policy = backend.load(recipe, weights, trainable=False)
+    policy = backend.load(recipe, current_weights(run, recipe), trainable=False)
     limit = (recipe.evaluate or Evaluate()).max_completion_tokens
     check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
     completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]
@@ -46,7 +53,24 @@ def predict(run: RunFolder, question: str, images: Sequence[Path], options: Sequ
 
 
 def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
+    """The question as the task reads one from a row, so that it looks as it did in training."""
     task = recipe.data.task
+    _check_options(task, options)
+    row = {
+        "question": question,
+        "options": list(options),
+        "image": [str(path.absolute()) for path in images],
+        **_STAND_INS[task],
+    }
+    source = RowSource(Path("--question"), Path("/"), {name: name for name in _COLUMNS})
+    try:
+        sample = TASKS[task].read("question", row, source)
+    except RowProblem as problem:
+        raise DataError(f"the question cannot be asked: {problem.reason}", value=problem.value) from problem
+    return replace(sample, reference={})
+
+
+def _check_options(task: str, options: Sequence[str]) -> None:
     if task == "mcq" and len(options) < 2:
         raise DataError(
             "a multiple-choice question must have at least two options",
@@ -54,17 +78,5 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
             value=list(options),
             remedy='Give each with --option "A. text".',
         )
-    fields: dict[str, Any] = {"question": question}
-    if task == "mcq":
-        fields["options"] = _options(options)
-    if task == "vqa":
-        fields["answer_type"] = "open"
-    return Sample("question", task, "question", tuple(ImageRef(path.absolute()) for path in images), fields, {})
-
-
-def _options(options: Sequence[str]) -> dict[str, str]:
-    """Letter -> text; letters in front of the texts are taken off when all have theirs in order."""
-    named = [option.partition(".") for option in options]
-    if all(letter.strip() == LETTERS[i] and dot for i, (letter, dot, _) in enumerate(named)):
-        return {letter.strip(): text.strip() for letter, _, text in named}
-    return dict(zip(LETTERS, (option.strip() for option in options), strict=False))
+    if task != "mcq" and options:
+        raise DataError("only a multiple-choice question has options", place="--option", value=list(options))

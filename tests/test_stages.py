@@ -1,0 +1,473 @@
+"""Evaluation, prediction and export on the tiny model, where a run may start from, and real questions and films."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from training import context_of, small_recipe
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from toolkit import tiny
+from toolkit.backends.base import Policy, Sampling
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.run import find_run, read_json, read_lines
+from toolkit.stages.context import Context, EvaluationRecord
+from toolkit.stages.evaluate import PARTIAL, PREDICTIONS, evaluate, judge_predictions
+from toolkit.stages.export import export
+from toolkit.stages.grpo import train_grpo
+from toolkit.stages.predict import predict
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.sft import train_sft
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENS = 24
+"""Answers are cut there: a model that was taught for a few steps has not learned to stop."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A recipe whose run has gone through SFT, with the evaluations before and after it."""
+    folder = tmp_path_factory.mktemp("stages")
+    tables = {
+        "sft": {"max_steps": 8, "learning_rate": 5e-3},
+        "lora": {"vision": True},
+        "evaluate": {"max_completion_tokens": TOKENS},
+    }
+    recipe = small_recipe(folder, tables, name="trained").model_copy(update={"grpo": None})
+    run_recipe(recipe, STAGES)
+    return recipe
+
+
+@pytest.fixture
+def context(trained: Recipe) -> Iterator[Context]:
+    with context_of(trained) as made:
+        yield made
+
+
+def predictions(context: Context, name: str) -> list[dict[str, Any]]:
+    return read_lines(context.run.path / "stages" / f"evaluate-{name}" / PREDICTIONS)
+
+
+def with_export(context: Context, to: Sequence[str] = ("adapter", "merged"), verify: int = 4) -> Context:
+    section = {"to": list(to), "verify": verify}
+    return replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "export": section}))
+
+
+def with_evaluation(context: Context, **changes: Any) -> Context:
+    section = context.recipe.evaluate.model_copy(update=changes)  # type: ignore[union-attr]
+    return replace(context, recipe=context.recipe.model_copy(update={"evaluate": section}))
+
+
+def answers_of(backend: HfBackend, policy: Policy, context: Context, count: int = 4) -> list[str]:
+    prompts = Prompts.of(context.recipe, context.images)
+    rows = [prompts.row(sample) for sample in context.data.test[:count]]
+    return [group[0].text for group in backend.generate(policy, rows, Sampling(TOKENS))]
+
+
+def answers_of_plain_transformers(model: Any, processor: Any, context: Context, count: int = 4) -> list[str]:
+    """Asked as anybody would who has the folder and transformers."""
+    prompts = Prompts.of(context.recipe, context.images)
+    found = []
+    for sample in context.data.test[:count]:
+        row = prompts.row(sample)
+        text = processor.apply_chat_template(row.messages, add_generation_prompt=True)
+        inputs = processor(text=text, images=row.images, add_special_tokens=False, return_tensors="pt")
+        with torch.inference_mode():
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+        found.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return found
+
+
+def test_an_evaluation_gives_one_prediction_a_question(context: Context) -> None:
+    lines = predictions(context, "sft")
+    assert [line["id"] for line in lines] == [sample.id for sample in context.data.test]
+    record = context.run.record("evaluate-sft")
+    assert record["value"]["n"] == record["summary"]["overall"]["n"] == 12
+    assert record["predictions"] == "stages/evaluate-sft/predictions.jsonl"
+    assert not (context.run.path / "stages/evaluate-sft" / PARTIAL).exists()
+
+
+def test_an_interrupted_evaluation_goes_on_without_asking_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    generate = HfBackend.generate
+
+    def count(self: HfBackend, policy: Policy, rows: Sequence[Any], sampling: Sampling) -> Any:
+        asked.append(len(rows))
+        return generate(self, policy, rows, sampling)
+
+    def stop(stage: str, step: int, steps: int, note: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(HfBackend, "generate", count)
+    with pytest.raises(Interrupted, match="saved after 6 of 12 questions"):
+        evaluate(replace(context, progress=stop), "halved", context.weights, [])
+    partial = context.run.stage_folder("evaluate-halved") / PARTIAL
+    with partial.open("a", encoding="utf-8") as file:
+        file.write('{"id": "torn')  # as a machine leaves it that lost its power
+    with context_of(context.recipe.model_copy(update={"run": other_run(context)})) as again:
+        shutil.copy(partial, again.run.stage_folder("evaluate-halved") / PARTIAL)
+        record = evaluate(again, "halved", context.weights, [])
+        assert predictions(again, "halved") == predictions(context, "sft")
+    assert asked == [6, 6]
+    assert record["value"] == context.run.record("evaluate-sft")["value"]
+
+
+def other_run(context: Context) -> Any:
+    """The stop of a context was used up by its signal; another process would begin with a new one."""
+    return context.recipe.run.model_copy(update={"name": "again"})
+
+
+def test_the_majority_baseline_is_the_same_each_time(context: Context) -> None:
+    before, after = (context.run.record(f"evaluate-{name}") for name in ("before", "sft"))
+    assert before["baseline"] == after["baseline"]
+    assert before["baseline"]["n"] == 12
+    assert set(after["differences"]) == {"baseline", "before"}
+
+
+def test_an_answer_that_was_cut_off_counts_as_wrong_and_is_counted(
+    context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        record = evaluate(with_evaluation(context, max_completion_tokens=1), "cut", context.weights, [])
+    overall = record["summary"]["overall"]
+    assert record["value"]["value"] == 0
+    assert record["value"]["n"] == 12
+    assert overall["truncated"]["value"] == overall["unreadable"]["value"] == 1
+    assert "evaluate-cut: 100% of the answers ran into the token limit" in caplog.text
+
+
+def test_an_unreadable_answer_stays_in_the_count(context: Context, tmp_path: Path) -> None:
+    prompts = Prompts.of(context.recipe, context.images)
+    samples = context.data.test[:3]
+    written = [prompts.task.target(samples[0]), "I cannot\u2028tell.", "<SOLUTION>\nA"]
+    file = tmp_path / "answers.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"id": sample.id, "completion": text, "truncated": text.endswith("A")}, ensure_ascii=False)
+            + "\n"
+            for sample, text in zip(samples, written, strict=True)
+        ),
+        encoding="utf-8",
+    )
+    rows = judge_predictions(context, prompts, samples, file)
+    assert [row.scores["accuracy"] for row in rows] == [1, 0, 0]
+    assert [row.problem is None for row in rows] == [True, False, False]
+    assert [row.truncated for row in rows] == [False, False, True]
+
+
+def test_results_by_question_type_add_up(context: Context) -> None:
+    by = context.run.record("evaluate-sft")["summary"]["by"]["question_type"]
+    kinds = [sample.fields["question_type"] for sample in context.data.test]
+    assert {kind: figures["n"] for kind, figures in by.items()} == {kind: kinds.count(kind) for kind in kinds}
+
+
+def test_exported_weights_give_the_same_answers_with_plain_transformers(context: Context) -> None:
+    backend = HfBackend()
+    expected = answers_of(backend, backend.load(context.recipe, context.weights, trainable=False), context)
+    record = export(with_export(context))
+    folder = context.run.path / "stages/export"
+    assert [record[form]["differing"] for form in ("adapter", "merged")] == [0, 0]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["adapter", "merged"]
+    merged = AutoModelForImageTextToText.from_pretrained(folder / "merged")
+    assert answers_of_plain_transformers(merged, AutoProcessor.from_pretrained(folder / "merged"), context) == expected
+    base = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, folder / "adapter")
+    assert answers_of_plain_transformers(adapted, AutoProcessor.from_pretrained(tiny.FOLDER), context) == expected
+
+
+def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path: Path) -> None:
+    export(with_export(context, verify=1))
+    folder = context.run.path / "stages/export"
+    AutoProcessor.from_pretrained(tiny.FOLDER).save_pretrained(tmp_path)
+    for form in ("adapter", "merged"):
+        for file in tmp_path.iterdir():  # eos_token is <eos>, and batches left no padding in tokenizer.json
+            assert (folder / form / file.name).read_bytes() == file.read_bytes(), f"{form}/{file.name}"
+    ours, base = (without_dtype(read_json(place / "config.json")) for place in (folder / "merged", tiny.FOLDER))
+    assert ours == base
+    ours, base = (read_json(place / "generation_config.json") for place in (folder / "merged", tiny.FOLDER))
+    assert ours == base
+    weights = [file.relative_to(folder / "merged").as_posix() for file in (folder / "merged").glob("*.safetensors")]
+    assert weights == ["model.safetensors"]
+
+
+def without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights were loaded in 32 bits, and saying so is right."""
+    return {
+        key: without_dtype(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "dtype"
+    }
+
+
+def test_an_export_also_stops_at_the_turn_end_where_the_base_does_not_say_so(context: Context, tmp_path: Path) -> None:
+    shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    file = tmp_path / "base/generation_config.json"
+    file.write_text(json.dumps({**read_json(file), "eos_token_id": 1}), encoding="utf-8")
+    model = context.recipe.model.model_copy(update={"name": str(tmp_path / "base")})
+    backend = HfBackend()
+    policy = backend.load(context.recipe.model_copy(update={"model": model}), None, trainable=False)
+    backend.save_merged(policy, tmp_path / "merged")
+    # <eos> is 1, as the base says; <end_of_turn> is 5, where the chat template ends an answer.
+    assert read_json(tmp_path / "merged/generation_config.json")["eos_token_id"] == [1, 5]
+
+
+class Careless(HfBackend):
+    """Writes merged weights that are not those of the policy."""
+
+    def save_merged(self, policy: Policy, folder: Path) -> None:
+        super().save_merged(policy, folder)
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        name = next(name for name in weights if "language_model" in name and "layers.0.mlp.down_proj" in name)
+        save_file({**weights, name: -weights[name]}, file, {"format": "pt"})
+
+
+def test_an_export_that_answers_otherwise_fails_and_is_kept_under_another_name(context: Context) -> None:
+    chosen = with_export(context, ["merged"])
+    folder = context.run.stage_folder("export")
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match=r"merged\.differs: .*same greedy answers.*of 4 differ"):
+        export(chosen, Careless())
+    assert [entry.name for entry in folder.iterdir()] == ["merged.differs"]
+    export(chosen)
+    assert [entry.name for entry in folder.iterdir()] == ["merged"]
+
+
+def test_a_quantised_recipe_is_merged_into_the_base_as_it_is_stored(context: Context) -> None:
+    """Merging into 4 bits would round what was learned; the base comes anew, in the 16 bits of its file."""
+    model = context.recipe.model.model_copy(update={"precision": "4bit"})
+    quantised = replace(context, recipe=context.recipe.model_copy(update={"model": model}))
+    policy = HfBackend().load(quantised.recipe, context.weights, trainable=False, mergeable=True)
+    assert policy.bits == 16
+    record = export(with_export(quantised, ["merged"], verify=12))
+    assert record["merged"]["bits"] == 16
+    saved = load_file(context.run.path / "stages/export/merged/model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    # W + B A * alpha / r, in 32 bits and then rounded once; alpha / r is 8 / 4 in this recipe.
+    base = load_file(tiny.FOLDER / "model.safetensors")
+    adapter = load_file(context.weights / "adapter_model.safetensors")  # type: ignore[operator]
+    name = next(name for name in base if "language_model" in name and "layers.1.mlp.up_proj" in name)
+    down, up = (
+        next(value for key, value in adapter.items() if "layers.1.mlp.up_proj" in key and f"lora_{part}" in key)
+        for part in "AB"
+    )
+    expected = base[name].float() + 2 * up @ down
+    assert torch.allclose(saved[name].float(), expected, atol=0, rtol=2**-7)
+    assert not torch.equal(saved[name], base[name])
+
+
+def test_a_run_that_trained_nothing_has_nothing_to_export(tmp_path: Path) -> None:
+    with context_of(small_recipe(tmp_path)) as context, pytest.raises(ModelError, match="nothing to export"):
+        export(with_export(context))
+
+
+@pytest.mark.parametrize("letters", [True, False])
+def test_a_prediction_is_what_the_evaluation_found(context: Context, trained: Recipe, letters: bool) -> None:
+    for sample, line in list(zip(context.data.test, predictions(context, "sft"), strict=True))[:3]:
+        options = [f"{name}. {text}" if letters else text for name, text in sample.fields["options"].items()]
+        images = [ref.path for ref in sample.images]
+        answer = predict(find_run(trained.run_folder), sample.fields["question"], images, options)
+        assert (answer.text, answer.truncated) == (line["completion"], line["truncated"])
+
+
+def test_a_multiple_choice_question_without_options_is_refused(trained: Recipe, context: Context) -> None:
+    film = context.data.test[0].images[0].path
+    run = find_run(trained.run_folder)
+    with pytest.raises(DataError, match=r"--option.*at least two options"):
+        predict(run, "What does the film show?", [film], ["A. Pneumonia"])
+    with pytest.raises(DataError, match="two options have the same letter"):
+        predict(run, "What does the film show?", [film], ["A. Pneumonia", "A. Nothing"])
+    with pytest.raises(ImageError, match="nowhere"):
+        predict(run, "What does the film show?", [Path("nowhere.png")], ["Pneumonia", "Nothing"])
+
+
+def test_a_prediction_of_an_untrained_run_asks_the_base_model(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    with context_of(recipe) as context:
+        film = context.data.test[0].images[0].path
+        expected = context.data.test[0].fields["options"]
+    answer = predict(find_run(recipe.run_folder), "What does the film show?", [film], list(expected.values()))
+    assert answer.text
+
+
+def test_a_recipe_goes_on_from_an_earlier_runs_adapter(context: Context, trained: Recipe, tmp_path: Path) -> None:
+    tables = {
+        "model": {"adapter": trained.run_folder},
+        "lora": {"vision": True},
+        "sft": {"max_steps": 1, "learning_rate": 1e-12},
+        "evaluate": {"max_completion_tokens": TOKENS},
+    }
+    recipe = small_recipe(tmp_path, tables, name="goes_on")
+    with context_of(recipe) as later:
+        assert later.weights == context.run.weights_folder("sft")
+        evaluate(later, "before", later.weights, [])
+        assert completions(later, "before") == completions(context, "sft")
+        later.run.mark_done("sft", train_sft(later))
+        old, new = (load_file(place / "adapter_model.safetensors") for place in (context.weights, later.weights))  # type: ignore[operator]
+        assert old.keys() == new.keys()  # one adapter: none was added
+        # A step of 1e-12 is lost in every weight that is not 0, so the adapter is the earlier one.
+        assert all(torch.allclose(old[name], new[name], atol=1e-10) for name in old)
+
+
+def completions(context: Context, name: str) -> list[str]:
+    """The evaluation's answers; both runs draw the same practice films from the same seed."""
+    return [line["completion"] for line in predictions(context, name)]
+
+
+def test_an_adapter_whose_run_is_gone_still_finds_its_base(trained: Recipe, tmp_path: Path) -> None:
+    gone = trained.model.model_copy(update={"adapter": tmp_path / "gone"})
+    weights = find_run(trained.run_folder).weights_folder("sft")
+    HfBackend().load(trained.model_copy(update={"model": gone}), weights, trainable=False)
+    shutil.copytree(weights, tmp_path / "other")
+    settings = tmp_path / "other/adapter_config.json"
+    other = {**read_json(settings), "base_model_name_or_path": str(tmp_path / "elsewhere")}
+    settings.write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(RunError, match="gone"):
+        HfBackend().load(trained.model_copy(update={"model": gone}), tmp_path / "other", trainable=False)
+
+
+def test_an_adapter_of_another_model_is_refused(trained: Recipe, tmp_path: Path) -> None:
+    shutil.copytree(find_run(trained.run_folder).weights_folder("sft"), tmp_path / "other")
+    file = tmp_path / "other/adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if "layers.3" not in name}, file)
+    with pytest.raises(ModelError, match="made for the recipe's model"):
+        HfBackend().load(trained, tmp_path / "other", trainable=False)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A recipe whose run fine-tuned every weight, in two steps, and exported them."""
+    tables = {
+        "model": {"tuning": "full"},
+        "sft": {"max_steps": 2, "learning_rate": 1e-4},
+        "export": {"verify": 4},
+        "evaluate": {"max_completion_tokens": TOKENS, "before": False},
+    }
+    recipe = small_recipe(tmp_path_factory.mktemp("full"), tables, name="full").model_copy(update={"grpo": None})
+    run_recipe(recipe, STAGES)
+    return recipe
+
+
+def test_full_fine_tuning_trains_saves_and_exports_whole_weights(full: Recipe) -> None:
+    with context_of(full) as context:
+        folder = context.run.weights_folder("sft")
+        base, tuned = (load_file(place / "model.safetensors") for place in (tiny.FOLDER, folder))
+        assert base.keys() == tuned.keys()
+        assert all(not torch.equal(base[name].float(), tuned[name]) for name in base if name.endswith("q_proj.weight"))
+        config = read_json(folder / "config.json")
+        assert config["eos_token_id"] == read_json(tiny.FOLDER / "config.json")["eos_token_id"]
+        assert "use_cache" not in config
+        record = context.run.record("export")
+        assert "adapter" not in record
+        assert record["merged"]["differing"] == 0
+        merged = context.run.path / "stages/export/merged"
+        plain = AutoModelForImageTextToText.from_pretrained(merged)
+        asked = answers_of_plain_transformers(plain, AutoProcessor.from_pretrained(merged), context)
+        assert asked == completions(context, "sft")[:4]
+
+
+def test_lora_goes_on_from_whole_weights(full: Recipe, tmp_path: Path) -> None:
+    """An adapter on an earlier full fine-tuning finds that base again, not the one in model.name."""
+    tables = {
+        "model": {"adapter": full.run_folder},
+        "sft": {"max_steps": 1, "learning_rate": 1e-12},
+        "evaluate": {"max_completion_tokens": TOKENS},
+    }
+    with context_of(small_recipe(tmp_path, tables, name="on_full")) as context, context_of(full) as earlier:
+        context.run.mark_done("sft", train_sft(context))
+        assert (context.weights / "adapter_config.json").is_file()  # type: ignore[operator]
+        backend = HfBackend()
+        policy = backend.load(context.recipe, context.weights, trainable=False)
+        assert answers_of(backend, policy, context) == completions(earlier, "sft")[:4]
+
+
+@pytest.fixture(scope="module")
+def vqa_rad(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Recipe:
+    """A few steps of the recipe for VQA-RAD, with the tiny model on a handful of its rows."""
+    rows = shared_data / "cxr/vqa_rad"
+    changes: Mapping[str, Any] = {
+        "run.folder": str(tmp_path_factory.mktemp("vqa_rad")),
+        "model.name": "tiny",
+        "model.precision": "32bit",
+        "model.max_tokens": 512,
+        "data.train": str(rows / "trainset.json"),
+        "data.test": str(rows / "testset.json"),
+        "data.image_root": str(rows / "images"),
+        "data.limit_train": 16,
+        "data.limit_test": 8,
+        "images.max_side": 112,
+        "sft.max_steps": 2,
+        "sft.gradient_checkpointing": False,
+        "sft.optimizer": "adamw_torch",
+        "grpo.max_steps": 2,
+        "grpo.max_completion_tokens": 8,
+        "grpo.probe_prompts": 0,  # what the tiny model says about real films may well score 0 throughout
+        "grpo.gradient_checkpointing": False,
+        "grpo.optimizer": "adamw_torch",
+        "evaluate.max_completion_tokens": 8,
+        "evaluate.bootstrap": 100,
+        "export.verify": 2,
+    }
+    settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    recipe = load_recipe(ROOT / "recipes/vqa_rad.toml", settings, files=True)
+    run_recipe(recipe, STAGES)
+    return recipe
+
+
+def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
+    run = find_run(vqa_rad.run_folder)
+    assert run.finished_stages()[1:] == ["evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"]
+    record: EvaluationRecord = run.record("evaluate-grpo")  # type: ignore[assignment]
+    assert record["value"]["n"] == 8
+    assert set(record["summary"]["by"]) == {"question_type", "answer_type"}
+    steps = [line for line in run.metrics() if line["stage"] == "grpo" and "reward" in line]
+    assert len(steps) == 2
+    # A step of two closed questions has no open one whose words could be compared.
+    assert {f"rewards/{name}/mean" for name in ("exact", "token_f1", "format")} <= {*steps[0], *steps[1]}
+
+
+def test_a_question_of_vqa_is_predicted_and_has_no_options(vqa_rad: Recipe, shared_data: Path) -> None:
+    run = find_run(vqa_rad.run_folder)
+    question = read_json(shared_data / "cxr/vqa_rad/testset.json")[0]
+    film = shared_data / "cxr/vqa_rad/images" / question["image_name"]
+    answer = predict(run, question["question"], [film])
+    assert answer.text.strip()
+    with pytest.raises(DataError, match="only a multiple-choice question has options"):
+        predict(run, question["question"], [film], ["yes", "no"])
+
+
+def test_real_films_are_answered_about(trained: Recipe, shared_data: Path) -> None:
+    films = sorted((shared_data / "cxr/nih").glob("*.png"))
+    assert len(films) == 2
+    run = find_run(trained.run_folder)
+    options = ["Cardiomegaly", "Pneumothorax", "No acute finding"]
+    answers = [predict(run, "What does the film show?", [film], options) for film in films]
+    assert all(answer.text.strip() for answer in answers)
+    assert all(answer.problem is None or not answer.values.get("letter") for answer in answers)
+
+
+def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No table a step, no bar for each file of weights, no word about tokens that were aligned."""
+    recipe = small_recipe(tmp_path, {"sft": {"max_steps": 1}, "grpo": {"max_steps": 1}})
+    with context_of(recipe) as context:
+        context.run.mark_done("sft", train_sft(context))
+        context.run.mark_done("grpo", train_grpo(context))
+        export(with_export(context, verify=1))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,122 @@
+"""A base model from a folder or the Hub, in the recipe's precision."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from toolkit import tiny
+from toolkit.errors import ModelError
+from toolkit.recipe import Model
+
+QUANTISED = ("4bit", "8bit")
+ROOM = 1.25
+"""A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
+
+
+def model_source(model: Model) -> str:
+    """The folder or Hub name that ``model.name`` stands for."""
+    return str(tiny.FOLDER) if model.name == "tiny" else model.name
+
+
+def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
+    """The weights in ``source`` as ``precision_of`` says, on the GPU where there is one.
+
+    Raises:
+        ModelError: they cannot be had, or not in this precision on this machine.
+    """
+    _show_downloads_only()
+    precision = precision_of(model, mergeable=mergeable)
+    options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
+    if precision in QUANTISED:
+        options["quantization_config"] = _quantisation(precision)
+    if torch.cuda.is_available() and precision != "own":
+        options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
+        )
+    except (OSError, ValueError) as error:
+        raise not_found(source, error) from error
+    return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
+
+
+def precision_of(model: Model, *, mergeable: bool = False) -> str:
+    """4bit, 8bit, 16bit, 32bit, or ``own``: as the weights are stored.
+
+    ``auto`` is 4bit for LoRA on CUDA, else 32bit: an optimiser's small steps vanish in weights of 16 bits. What is to
+    be merged is not quantised, since merging would round it once more.
+    """
+    precision: str = model.precision
+    if precision == "auto":
+        precision = "4bit" if torch.cuda.is_available() and model.tuning == "lora" else "32bit"
+    return "own" if mergeable and precision in QUANTISED else precision
+
+
+def bits_of(model: Any) -> int:
+    """4 or 8 for quantised weights, else the bits of the weights' dtype."""
+    for bits in (4, 8):
+        if getattr(model, f"is_loaded_in_{bits}bit", False):
+            return bits
+    return int(torch.finfo(model.dtype).bits)
+
+
+def not_found(source: str, error: Exception) -> ModelError:
+    """The error that tells how a model can be had."""
+    return ModelError(
+        "the model must be a folder or a Hub name that can be reached",
+        place=f"[model] name = {source!r}",
+        value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+        remedy="Check the name; a gated model needs `hf auth login`; offline, download it once and give its folder.",
+    )
+
+
+def _show_downloads_only() -> None:
+    """No bars for reading and writing weights; those of downloads stay, since a download takes minutes."""
+    downloads = not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+
+
+def _dtype(precision: str) -> torch.dtype | str:
+    """bfloat16 where the device computes in it. Gemma 3 overflows in float16, so that is never chosen."""
+    if precision == "own":
+        return "auto"
+    if precision == "32bit":
+        return torch.float32
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return torch.bfloat16
+
+
+def _quantisation(precision: str) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "4bit and 8bit need a CUDA device",
+            place="[model] precision",
+            value=precision,
+            remedy='Set precision = "auto", which takes 32bit on a CPU.',
+        )
+    if precision == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_dtype(precision),
+    )
+
+
+def _attention(model: Model) -> str | None:
+    return None if model.attention == "auto" else model.attention
+
+
+def _to_gpu_if_it_fits(model: Any) -> Any:
+    if not torch.cuda.is_available():
+        return model
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    return model.to(torch.cuda.current_device()) if ROOM * model.get_memory_footprint() < free else model
