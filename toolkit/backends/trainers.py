@@ -1,7 +1,8 @@
 """TRL's trainers over our rows: pictures opened once a prompt, labels on the answer, rewards from the task."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -19,14 +20,15 @@ from toolkit.recipe import Grpo
 def build_sft(policy: Policy, job: TrainingJob) -> Any:
     """An SFTTrainer; see ``Backend.sft_trainer``."""
     wanted = sft_settings(job)
-    trainer = SFTTrainer(
-        model=policy.model,
-        args=SFTConfig(**wanted),
-        train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
-        data_collator=SftCollator(policy, job.rows),
-        processing_class=policy.processor,
-        callbacks=list(job.callbacks),
-    )
+    with _same_precision(policy.model):
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=SFTConfig(**wanted),
+            train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
+            data_collator=SftCollator(policy, job.rows),
+            processing_class=policy.processor,
+            callbacks=list(job.callbacks),
+        )
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
     trainer.model_accepts_loss_kwargs = True
@@ -40,15 +42,30 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
     wanted = grpo_settings(policy, job)
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
-    trainer = GRPOTrainer(
-        model=policy.model,
-        reward_funcs=columns.functions(),
-        args=GRPOConfig(**wanted),
-        train_dataset=_prompts(job.rows, job.count, memory),
-        processing_class=with_memory(policy.processor, memory * job.recipe.images.max_per_question),
-        callbacks=list(job.callbacks),
-    )
+    with _same_precision(policy.model):
+        trainer = GRPOTrainer(
+            model=policy.model,
+            reward_funcs=columns.functions(),
+            args=GRPOConfig(**wanted),
+            train_dataset=_prompts(job.rows, job.count, memory),
+            processing_class=with_memory(policy.processor, memory * job.recipe.images.max_per_question),
+            callbacks=list(job.callbacks),
+        )
     return _checked(trainer, wanted)
+
+
+@contextmanager
+def _same_precision(model: Any) -> Iterator[None]:
+    """What is trained keeps its precision while a trainer is built.
+
+    TRL turns the adapter of a quantised model into bfloat16, whose steps near 0.01 are 6e-5 wide: most of what a
+    learning rate of 5e-6 changes would be rounded away.
+    """
+    before = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    yield
+    for parameter, data in before:
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)
 
 
 def _checked(trainer: Any, wanted: Mapping[str, Any]) -> Any:
