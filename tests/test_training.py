@@ -22,6 +22,7 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.run import read_lines
+from toolkit.stages import lengths as lengths_module
 from toolkit.stages.context import Context
 from toolkit.stages.grpo import describe_reference, make_judge, rewards_of, train_grpo
 from toolkit.stages.lengths import check_lengths
@@ -241,6 +242,22 @@ def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
         lengths = check_lengths(policy.processor, prompts, samples, 500)
         batch = collate(policy, [prompts.row(sample, answer=True) for sample in samples])
         assert lengths.max == batch["input_ids"].shape[1]
+
+
+def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths_module, "COUNT_ALL", 8)
+    monkeypatch.setattr(lengths_module, "SAMPLED", 4)
+    with context_of(small_recipe(tmp_path)) as context:
+        processor = HfBackend().load(context.recipe, None, trainable=False).processor
+        prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
+        lengths = check_lengths(processor, prompts, samples, 5000)
+        assert (lengths.rows, lengths.counted) == (24, 4)  # every sixth of 24
+        exact = check_lengths(processor, prompts, samples[:8], 5000)
+        assert exact.counted == 8
+        with pytest.raises(DataError, match=f"24 of 24 do not: {samples[0].id}"):
+            check_lengths(processor, prompts, samples, 100)
 
 
 def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:

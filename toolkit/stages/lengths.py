@@ -1,25 +1,32 @@
-"""Tokens of every row, text and pictures, counted before training: a row that is too long is found, never cut."""
+"""Tokens of every row, text and pictures, before training: a row that is too long is found, never cut."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from toolkit.chat import count_tokens, encode_answer, find_turn_end, render_prompt
+from toolkit.chat import Length, conversation, count_tokens, encode_answer, find_turn_end, image_tokens, render_prompt
 from toolkit.errors import DataError, ImageError
 from toolkit.images import ImageStore, reduced_size
 from toolkit.sample import ImageRef, Sample
 from toolkit.stages.prompts import Prompts
 
 SHOWN = 10
+COUNT_ALL = 4000
+"""Up to so many rows each is counted. Of more, those that might be too long are, and as many others as ``SAMPLED``."""
+SAMPLED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens a row, prompt and answer together; ``images`` is the median of the picture tokens alone."""
+    """Tokens a row, prompt and answer together, over the ``counted`` rows; ``images`` is the median of picture tokens.
+
+    Rows that were not counted have fewer bytes than ``limit`` has tokens, and so cannot be longer.
+    """
 
     rows: int
+    counted: int
     median: int
     p95: int
     max: int
@@ -38,36 +45,64 @@ def check_lengths(
     limit: int,
     answer_tokens: int | None = None,
 ) -> Lengths:
-    """Count every row; the answer is the reference, or ``answer_tokens`` where the model writes it.
+    """Count the rows; the answer is the reference, or ``answer_tokens`` where the model writes it.
 
     No picture is decoded: its size stands in its header.
 
     Raises:
         DataError: rows are longer than ``limit``; the message names them.
     """
+    count = _counter(processor, prompts, answer_tokens)
+    might_exceed = _bound(processor, prompts, answer_tokens, limit)
+    every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
+    lengths, too_long = [], []
+    for number, sample in enumerate(samples):
+        if number % every and not might_exceed(sample):
+            continue
+        lengths.append(length := count(sample))
+        if length.total > limit:
+            too_long.append(f"{sample.id}: {length.total} ({length.images} of them image tokens)")
+    if too_long:
+        raise _too_long(too_long, len(samples), limit)
+    totals = [length.total for length in lengths]
+    return Lengths(
+        rows=len(samples),
+        counted=len(lengths),
+        median=int(np.median(totals)),
+        p95=int(np.percentile(totals, 95)),
+        max=max(totals),
+        images=int(np.median([length.images for length in lengths])),
+        limit=limit,
+    )
+
+
+def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Callable[[Sample], Length]:
     end = find_turn_end(processor)
-    totals, pictures, too_long = [], [], []
-    for sample in samples:
+
+    def count(sample: Sample) -> Length:
         prompt = render_prompt(processor, prompts.messages(sample))
         if answer_tokens is None:
             answer: Sequence[int] = encode_answer(processor, prompts.task.target(sample), end)
         else:
             answer = range(answer_tokens)
-        length = count_tokens(processor, prompt, [_size(ref, prompts.images) for ref in sample.images], answer)
-        totals.append(length.total)
-        pictures.append(length.images)
-        if length.total > limit:
-            too_long.append(f"{sample.id}: {length.total} ({length.images} of them image tokens)")
-    if too_long:
-        raise _too_long(too_long, len(totals), limit)
-    return Lengths(
-        rows=len(totals),
-        median=int(np.median(totals)),
-        p95=int(np.percentile(totals, 95)),
-        max=max(totals),
-        images=int(np.median(pictures)),
-        limit=limit,
-    )
+        return count_tokens(processor, prompt, [_size(ref, prompts.images) for ref in sample.images], answer)
+
+    return count
+
+
+def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: int) -> Callable[[Sample], bool]:
+    """Whether a row might be too long, from its bytes: a token stands for at least one, so it errs to yes."""
+    side = prompts.images.policy.max_side
+    empty = {n: len(render_prompt(processor, conversation("", n, prompts.prompt.system)).encode()) for n in (0, 1)}
+    # The largest picture that the policy gives, the bytes of its placeholder, and a margin for what stands around it.
+    picture = image_tokens(processor, [(side, side)])[0] + (empty[1] - empty[0]) + 16
+
+    def might_exceed(sample: Sample) -> bool:
+        answer = len(prompts.task.target(sample).encode()) + 1 if answer_tokens is None else answer_tokens
+        text = len(prompts.text(sample).encode())
+        return empty[0] + text + answer + picture * len(sample.images) > limit
+
+    return might_exceed
 
 
 def _size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
