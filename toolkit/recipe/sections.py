@@ -182,8 +182,8 @@ class Grpo(Optimisation):
 
     learning_rate: float = Field(5e-6, gt=0)
     epochs: float = Field(1.0, gt=0)
-    prompts_per_step: int = Field(2, ge=1)
-    generations: int = Field(4, ge=2)
+    prompts_per_step: int = Field(2, ge=1, le=4096)
+    generations: int = Field(4, ge=2, le=1024)
     """Completions of one prompt: the group that rewards are compared in."""
     micro_batch: int = Field(1, ge=1)
     """Completions a forward pass; divides ``prompts_per_step * generations``."""
