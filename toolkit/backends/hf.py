@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import AutoProcessor
 
@@ -30,7 +31,8 @@ class HfBackend:
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """See ``Backend.load``."""
-        gc.collect()  # a trainer and its model hold each other, so those of the stage before may still be in memory
+        if torch.cuda.is_available():
+            gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else _base(recipe, weights)
         model = load_model(source, recipe.model, mergeable=mergeable)
@@ -69,7 +71,11 @@ class HfBackend:
     def save_merged(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save_merged``."""
         if policy.bits < 16:
-            raise ModelError("an adapter is merged into weights that are not quantised", value=f"{policy.bits} bits")
+            raise ModelError(
+                "an adapter is merged into weights that are not quantised",
+                value=f"{policy.bits} bits",
+                remedy="Name a model whose weights are stored in 16 bits or more.",
+            )
         merged = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
         _save_whole(merged, policy, folder)
 
@@ -99,6 +105,7 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
         generation=copy.deepcopy(getattr(model, "generation_config", None)),
     )
     processor.tokenizer.eos_token = end.text
+    processor.tokenizer.padding_side = "left"  # TRL's GRPO lays prompts to the left, token kinds to this side
     if processor.tokenizer.pad_token is None or processor.tokenizer.pad_token_id == end.id:
         processor.tokenizer.pad_token = _spare_pad(processor.tokenizer, end.text)
     bits = 32

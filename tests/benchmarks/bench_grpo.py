@@ -1,0 +1,204 @@
+"""Time in image processing of a GRPO step with 8 generations, against a plain TRL script on the same rows.
+
+    python tests/benchmarks/bench_grpo.py [--rounds 3] [--steps 5] [--side 896]
+
+Films of 1024 pixels and 16 bits go through the store to --side, for both ways alike, so the rival gets its pictures
+reduced already. Counted are the seconds in the image processor's call (for us with the memory around it) and the
+seconds in which a row's pictures are opened. Both ways train in turn in one process; the first round warms up. Prints a
+table, then one JSON object; ends with 1 where the limit is missed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rival import context_of, make_recipe, plain_grpo, plain_model, plain_policy, plain_rows, timed
+
+from toolkit import tiny
+from toolkit.backends.base import Completion, Judge, RowSource, TrainingJob
+from toolkit.backends.hf import HfBackend
+from toolkit.backends.settings import grpo_settings
+from toolkit.stages.context import Context
+from toolkit.stages.prompts import Prompts
+
+LIMIT = 4.0
+GENERATIONS, PROMPTS = 8, 2
+
+
+@dataclass
+class Clock:
+    """Seconds and calls of what is counted; ``steps`` are those of the steps."""
+
+    opening: float = 0.0
+    opened: int = 0
+    processing: float = 0.0
+    processed: int = 0
+    steps: list[float] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> float:
+        return self.opening + self.processing
+
+
+class Timed:
+    """An image processor whose calls are counted."""
+
+    def __init__(self, inner: Any, clock: Clock) -> None:
+        self.inner, self.clock = inner, clock
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        result = self.inner(*args, **options)
+        self.clock.processing += time.perf_counter() - start
+        self.clock.processed += 1
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Timed":
+        return self
+
+
+def counted(rows: RowSource, clock: Clock) -> RowSource:
+    def row(index: int) -> Any:
+        start = time.perf_counter()
+        opened = rows(index)
+        clock.opening += time.perf_counter() - start
+        clock.opened += 1
+        return opened
+
+    return row
+
+
+def score(
+    numbers: Sequence[int], completions: Sequence[Completion]
+) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
+    return [{"length": min(len(one.text), 200) / 200} for one in completions], {}
+
+
+def length(completions: list[Any], **_: Any) -> list[float]:
+    return [min(len(one[0]["content"]), 200) / 200 for one in completions]
+
+
+def make_job(context: Context, clock: Clock) -> TrainingJob:
+    rows = Prompts.of(context.recipe, context.images).rows(context.data.train)
+    return TrainingJob(
+        recipe=context.recipe,
+        rows=counted(rows, clock),
+        count=len(context.data.train),
+        folder=context.run.stage_folder("grpo"),
+        judge=Judge({"length": 1.0}, score),
+    )
+
+
+def ours(context: Context) -> Clock:
+    clock, backend = Clock(), HfBackend()
+    policy = backend.load(context.recipe, None, trainable=True)
+    trainer = backend.grpo_trainer(policy, make_job(context, clock))
+    trainer.processing_class.image_processor = Timed(trainer.processing_class.image_processor, clock)
+    clock.steps = timed(trainer)
+    return clock
+
+
+def plain(context: Context) -> Clock:
+    clock, recipe = Clock(), context.recipe
+    job = make_job(context, clock)
+    model = plain_model(str(tiny.FOLDER), recipe.lora, recipe.run.seed, dtype=torch.float32)
+    policy = plain_policy(str(tiny.FOLDER))
+    settings, processor = grpo_settings(policy, job), policy.processor
+    processor.image_processor = Timed(processor.image_processor, clock)
+    clock.steps = timed(plain_grpo(model, processor, replace(job, rows=plain_rows(job.rows)), settings, length))
+    return clock
+
+
+WAYS: dict[str, Callable[[Context], Clock]] = {"plain TRL": plain, "toolkit": ours}
+
+
+def measure(context: Context, rounds: int) -> dict[str, list[Clock]]:
+    """A clock for each round after the first, of each way."""
+    found: dict[str, list[Clock]] = {name: [] for name in WAYS}
+    for number in range(rounds + 1):
+        order = list(WAYS) if number % 2 else list(reversed(WAYS))  # neither always comes first
+        for name in order:
+            clock = WAYS[name](context)
+            if number:
+                found[name].append(clock)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--side", type=int, default=896)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        rows = 2 * PROMPTS * options.steps
+        tables = {
+            "data": {"phantom": {"kind": "chest", "train": rows, "test": 2, "size": 1024}},
+            "images": {"max_side": options.side, "disk_cache": False},
+            "grpo": {
+                "max_steps": options.steps,
+                "prompts_per_step": PROMPTS,
+                "generations": GENERATIONS,
+                "micro_batch": GENERATIONS,
+                "max_completion_tokens": 32,
+            },
+        }
+        with context_of(make_recipe(Path(name), tables)) as context:
+            clocks = measure(context, options.rounds)
+    return report(clocks, options)
+
+
+def report(clocks: dict[str, list[Clock]], options: argparse.Namespace) -> int:
+    def per_step(name: str, figure: Callable[[Clock], float]) -> float:
+        return statistics.median(figure(clock) for clock in clocks[name]) / options.steps
+
+    figures = {
+        name: {
+            "processing": per_step(name, lambda clock: clock.processing),
+            "opening": per_step(name, lambda clock: clock.opening),
+            "pictures": per_step(name, lambda clock: clock.pictures),
+            "step": statistics.median(second for clock in clocks[name] for second in clock.steps),
+        }
+        for name in WAYS
+    }
+    ratio = {key: figures["plain TRL"][key] / figures["toolkit"][key] for key in figures["toolkit"]}
+    print(f"milliseconds a step of {PROMPTS} prompts x {GENERATIONS} generations, pictures of {options.side} px")
+    print(f"{'way':<12} {'processing':>11} {'opening':>9} {'both':>9} {'whole step':>11}")
+    for name, found in figures.items():
+        cells = (found[key] * 1e3 for key in ("processing", "opening", "pictures", "step"))
+        print("{:<12} {:>11.1f} {:>9.1f} {:>9.1f} {:>11.1f}".format(name, *cells))
+    print("{:<12} {:>10.1f}x {:>8.1f}x {:>8.1f}x {:>10.2f}x".format("ratio", *ratio.values()))
+    good = ratio["pictures"] >= LIMIT
+    print(f"processing and opening together: {ratio['pictures']:.1f} times less time (at least {LIMIT:g})")
+    print(
+        json.dumps(
+            {
+                "benchmark": Path(__file__).stem,
+                "seconds_per_step": figures,
+                "ratio": ratio,
+                "limit": LIMIT,
+                "side": options.side,
+                "rounds": options.rounds,
+                "steps": options.steps,
+                "good": good,
+            }
+        )
+    )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

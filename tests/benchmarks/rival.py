@@ -1,0 +1,144 @@
+"""What the training benchmarks share: a recipe over practice films, and the same training as a plain TRL script."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from toolkit.backends.base import Policy, RowSource, TrainingJob
+from toolkit.backends.hf import make_policy
+from toolkit.pipeline.prepare import prepare
+from toolkit.recipe import Lora, Recipe
+from toolkit.run import StopRequest, silent, start_run
+from toolkit.stages.context import Context
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+def make_recipe(folder: Path, tables: Tables) -> Recipe:
+    """SFT and GRPO without a checkpoint between; ``tables`` replaces keys."""
+    base: dict[str, dict[str, Any]] = {
+        "run": {"name": "bench", "folder": folder / "runs", "checkpoint_steps": 1_000_000},
+        "lora": {"r": 16, "alpha": 32},
+        "data": {"task": "mcq"},
+        "sft": {"gradient_checkpointing": False},
+        "grpo": {"gradient_checkpointing": False},
+    }
+    for table, keys in tables.items():
+        base.setdefault(table, {}).update(keys)
+    return Recipe.model_validate(base)
+
+
+@contextmanager
+def context_of(recipe: Recipe) -> Iterator[Context]:
+    """The recipe's context with its practice films written."""
+    with start_run(recipe) as run, StopRequest() as stop:
+        data, images = prepare(recipe, run, silent)
+        yield Context(recipe, run, data, images, stop)
+
+
+def plain_model(source: str, lora: Lora, seed: int, **options: Any) -> Any:
+    """The model with LoRA on the language model's layers, as a script would load it."""
+    model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    torch.manual_seed(seed)
+    layers = rf".*language_model.*\.({'|'.join(lora.targets)})"
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def plain_policy(source: str) -> Policy:
+    """The processor, with the one repair that no GRPO script can do without: its answers end where a turn ends."""
+    return make_policy(None, AutoProcessor.from_pretrained(source), None)
+
+
+def plain_sft(model: Any, processor: Any, job: TrainingJob, settings: Mapping[str, Any]) -> SFTTrainer:
+    """TRL's trainer with TRL's own collator over rows whose pictures are opened when a batch asks for them."""
+
+    def columns(batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [job.rows(index) for index in batch["index"]]
+        return {
+            "images": [row.images for row in rows],
+            "prompt": [row.messages for row in rows],
+            "completion": [_assistant(row.answer) for row in rows],
+        }
+
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**settings),
+        train_dataset=_lazy(job.count, columns),
+        processing_class=processor,
+        callbacks=list(job.callbacks),
+    )
+
+
+def plain_grpo(
+    model: Any, processor: Any, job: TrainingJob, settings: Mapping[str, Any], reward: Callable[..., list[float]]
+) -> GRPOTrainer:
+    """TRL's trainer with TRL's own processing over the same rows."""
+
+    def columns(batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [job.rows(index) for index in batch["index"]]
+        return {"images": [row.images for row in rows], "prompt": [row.messages for row in rows]}
+
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=[reward],
+        args=GRPOConfig(**settings),
+        train_dataset=_lazy(job.count, columns),
+        processing_class=processor,
+        callbacks=list(job.callbacks),
+    )
+
+
+class StepTimes(TrainerCallback):
+    """Seconds from the end of one step to the end of the next: loading of the batch included, building excluded."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+def timed(trainer: Any) -> list[float]:
+    """Train and give the seconds of each step but the first."""
+    times = StepTimes()
+    trainer.add_callback(times)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return times.seconds
+
+
+def plain_rows(rows: RowSource) -> RowSource:
+    """The same rows without the marks by which our processor knows a picture again."""
+
+    def row(index: int) -> Any:
+        opened = rows(index)
+        for image in opened.images:
+            image.info.clear()
+        return opened
+
+    return row
+
+
+def _lazy(count: int, columns: Callable[[Mapping[str, list[int]]], dict[str, list[Any]]]) -> Any:
+    return datasets.Dataset.from_dict({"index": list(range(count))}).with_transform(columns)
+
+
+def _assistant(text: str | None) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
