@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rival import context_of, make_recipe, plain_grpo, plain_model, plain_policy, plain_rows, timed
+from transformers.utils.hub import PushToHubMixin
 
 from toolkit import tiny
 from toolkit.backends.base import Completion, Judge, RowSource, TrainingJob
@@ -48,8 +49,8 @@ class Clock:
         return self.opening + self.processing
 
 
-class Timed:
-    """An image processor whose calls are counted."""
+class Timed(PushToHubMixin):
+    """An image processor whose calls are counted; the base is what a processor asks for when it is saved."""
 
     def __init__(self, inner: Any, clock: Clock) -> None:
         self.inner, self.clock = inner, clock
@@ -60,6 +61,9 @@ class Timed:
         self.clock.processing += time.perf_counter() - start
         self.clock.processed += 1
         return result
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.inner.to_dict())
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":
