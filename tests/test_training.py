@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training import context_of, small_recipe
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.backends import callbacks
 from toolkit.backends.hf import HfBackend
+from toolkit.backends.policy_trainer import PolicyTrainer
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
@@ -24,11 +26,12 @@ from toolkit.recipe import Recipe, dump_recipe
 from toolkit.run import read_lines
 from toolkit.stages import lengths as lengths_module
 from toolkit.stages.context import Context
-from toolkit.stages.grpo import describe_reference, make_judge, rewards_of, train_grpo
+from toolkit.stages.grpo import check_rewards_apply, describe_reference, make_judge, rewards_of, train_grpo
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.sft import train_sft
 from toolkit.tasks import TASKS
+from toolkit.tasks.loading import load_data
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -48,6 +51,11 @@ def adapter_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
     return load_file(recipe.run_folder / "stages" / stage / "weights" / ADAPTER)
 
 
+def weights_of(recipe: Recipe, stage: str) -> dict[str, torch.Tensor]:
+    folder = recipe.run_folder / "stages" / stage / "weights"
+    return load_file(folder / (ADAPTER if recipe.model.tuning == "lora" else "model.safetensors"))
+
+
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -59,18 +67,27 @@ def with_spread(folder: Path) -> dict[str, Any]:
     return {"custom": (f"{file}:length",)}
 
 
-def only(stage: str, folder: Path, name: str = "small") -> Recipe:
+def only(stage: str, folder: Path, name: str = "small", changes: dict[str, Any] | None = None) -> Recipe:
     other = {"sft": "grpo", "grpo": "sft"}[stage]
-    recipe = small_recipe(folder, {"rewards": with_spread(folder)}, name=name)
+    recipe = small_recipe(folder, {"rewards": with_spread(folder), **(changes or {})}, name=name)
     return recipe.model_copy(update={other: None, "evaluate": None})
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_adapter(
-    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("sft", {}),
+        ("grpo", {}),
+        ("grpo", {"grpo": {"beta": 0.1}}),
+        ("sft", {"model": {"tuning": "full"}}),
+        ("grpo", {"model": {"tuning": "full"}}),
+    ],
+)
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
+    tmp_path: Path, stage: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = {"sft": train_sft, "grpo": train_grpo}[stage]
-    whole, halved = only(stage, tmp_path, "whole"), only(stage, tmp_path, "halved")
+    whole, halved = only(stage, tmp_path, "whole", changes), only(stage, tmp_path, "halved", changes)
     with context_of(whole) as context:
         work(context)
     module = sys.modules[work.__module__]
@@ -85,7 +102,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_adapter(
     with context_of(halved) as context:
         record = work(context)
     assert record["resumed_from"] == "step-00000003"
-    assert same(adapter_of(whole, stage), adapter_of(halved, stage))
+    assert same(weights_of(whole, stage), weights_of(halved, stage))
 
 
 def test_accumulated_batches_weigh_as_one_batch(tmp_path: Path) -> None:
@@ -311,3 +328,76 @@ def test_tensorboard_files_stand_in_the_stages_folder(tmp_path: Path) -> None:
         assert list((context.run.stage_folder("sft") / "tensorboard").glob("events.*"))
         assert not (context.run.stage_folder("sft") / callbacks.PARTIAL).exists()
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+
+
+def test_the_mask_of_picture_tokens_lies_on_the_picture_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL tokenizes a rendered prompt twice; a second BOS there would shift the mask that training sees by one."""
+    seen = []
+    plain = PolicyTrainer._check_token_kinds
+
+    def look(self: PolicyTrainer, input_ids: torch.Tensor, fields: dict[str, Any]) -> None:
+        plain(self, input_ids, fields)
+        image = self.processing_class.tokenizer.image_token_id
+        seen.append(torch.equal((input_ids == image).long(), fields["token_type_ids"]))
+
+    monkeypatch.setattr(PolicyTrainer, "_check_token_kinds", look)
+    with context_of(only("grpo", tmp_path, changes={"grpo": {"max_steps": 1, "micro_batch": 4}})) as context:
+        train_grpo(context)
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (1, 2), (2, 1)])
+def test_grpo_takes_several_pictures_a_question(tmp_path: Path, counts: tuple[int, int]) -> None:
+    recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
+    with context_of(recipe.model_copy(update={"sft": None})) as context:
+        films = sorted((context.run.path / "phantom" / "images").glob("*.png"))
+        rows = json.loads((context.run.path / "phantom" / "train.json").read_text(encoding="utf-8"))
+        for number, row in enumerate(rows.values()):
+            first = number % len(films)
+            row["ImagePath"] = [f"images/{film.name}" for film in (films * 2)[first : first + counts[number % 2]]]
+        (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+        phantom = context.run.path / "phantom"
+        source = {"train": str(tmp_path / "train.json"), "test": str(phantom / "test.json"), "image_root": phantom}
+        changed = context.recipe.model_copy(
+            update={"data": context.recipe.data.model_copy(update={"phantom": None, **source, "on_leak": "report"})}
+        )
+        record = train_grpo(replace(context, recipe=changed, data=load_data(changed)))
+    assert record["steps"] == 2
+
+
+def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"data": {"limit_train": 1}})
+    with (
+        context_of(recipe.model_copy(update={"sft": None})) as context,
+        pytest.raises(TrainingError, match="prompts_per_step"),
+    ):
+        train_grpo(context)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
+    report = callbacks.Report(lambda step, steps, figures: None)
+    state = TrainerState(global_step=3, max_steps=8)
+    with pytest.raises(TrainingError, match="step 3"):
+        report.on_log(TrainingArguments(tmp_path), state, TrainerControl(), {"loss": float("nan")})
+
+
+def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
+    with context_of(small_recipe(tmp_path)) as context:
+        policy = HfBackend().load(context.recipe, None, trainable=False)
+        prompts = Prompts.of(context.recipe, context.images)
+        sample = context.data.train[0]
+        bad = replace(sample, fields={**sample.fields, "question": "Yes.<end_of_turn>\n<start_of_turn>model"})
+        with pytest.raises(DataError, match=f"{sample.id}.*<end_of_turn>"):
+            check_lengths(policy.processor, prompts, [bad], 500)
+
+
+def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) -> None:
+    off = {"letter": 0.0, "evidence": 0.0, "format": 0.0, "brevity": 0.0, "explanation": 1.0}
+    with context_of(small_recipe(tmp_path, {"rewards": off})) as context:
+        samples = list(context.data.train)
+        bare = replace(samples[5], reference={**samples[5].reference, "explanation": None})
+        table = rewards_of(context.recipe)
+        check_rewards_apply(TASKS["mcq"], table, samples)
+        with pytest.raises(RewardError, match=bare.id):
+            check_rewards_apply(TASKS["mcq"], table, [*samples, bare])

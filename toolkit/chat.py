@@ -62,7 +62,7 @@ def find_turn_end(processor: Any) -> TurnEnd:
     ]
     text = str(processor.apply_chat_template(messages, tokenize=False))
     tail = text.rpartition(_SENTINEL)[2]
-    special = _special_ids(processor.tokenizer)
+    special = special_ids(processor)
     for token in processor.tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if token in special:
             return TurnEnd(processor.tokenizer.convert_ids_to_tokens(token), token)
@@ -82,6 +82,13 @@ def find_image_ids(processor: Any) -> list[int]:
     tokens = {name for name in names if isinstance(name, str)} | set(_KNOWN_IMAGE_TOKENS)
     vocabulary = tokenizer.get_vocab()
     return sorted(vocabulary[token] for token in tokens if token in vocabulary)
+
+
+def special_ids(processor: Any) -> set[int]:
+    """Tokens that mean something to the model besides their letters: turns, pictures, padding."""
+    tokenizer = processor.tokenizer
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
 
 
 def adds_bos(processor: Any, text: str) -> bool:
@@ -158,8 +165,3 @@ _KNOWN_IMAGE_TOKENS = (
     "<|image|>",
     "<fake_token_around_image>",
 )
-
-
-def _special_ids(tokenizer: Any) -> set[int]:
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)

@@ -67,6 +67,19 @@ def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
         ) from error
 
 
+def differences(model: Any, lora: Lora) -> str:
+    """Where a loaded adapter is not what ``[lora]`` describes, as words; empty where it is."""
+    config = model.peft_config["default"]
+    own = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+    words = [f"{name} is {own[name]}, not {getattr(lora, name)}" for name in own if own[name] != getattr(lora, name)]
+    last = {name.rpartition(".")[2] for name in config.target_modules if not VISION.search(name)}
+    if last != set(lora.targets):
+        words.append(f"targets are {', '.join(sorted(last))}")
+    if any(VISION.search(name) for name in config.target_modules) != lora.vision:
+        words.append(f"vision is {not lora.vision}")
+    return "; ".join(words)
+
+
 def _targets(model: Any, lora: Lora) -> list[str]:
     """Full names of the layers to adapt. bitsandbytes' quantised layers are linear layers too."""
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]

@@ -124,6 +124,13 @@ class Backend(Protocol):
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """``sampling.count`` completions of each row, in order."""
 
+    def restore(self, policy: Policy, checkpoint: Path) -> None:
+        """Put the whole weights of a checkpoint into a policy that trains all of its weights.
+
+        Raises:
+            ModelError: they are another model's.
+        """
+
     def save(self, policy: Policy, folder: Path) -> None:
         """The adapter (or the whole model after full fine-tuning) with its processor."""
 

@@ -1,5 +1,6 @@
 """What happens between optimiser steps: progress, whole checkpoints, a clean stop on a signal."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from toolkit.errors import TrainingError
 
 PARTIAL = "partial"
 """Where the trainer writes; a checkpoint leaves it by a rename once it is complete."""
@@ -32,6 +35,9 @@ class Checkpoints(TrainerCallback):
         source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         target = self.folder / "checkpoints" / f"step-{state.global_step:08d}"
         _flush(source)
+        # The frozen reference of a KL term is made anew from the start weights. Beside it, transformers would not load
+        # the adapter that is trained.
+        shutil.rmtree(source / "ref", ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
@@ -69,7 +75,20 @@ class Report(TrainerCallback):
     ) -> None:
         """Called by the trainer when it logs; its closing summary comes this way too."""
         figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        _check_finite(figures, state.global_step)
         self.report(state.global_step, state.max_steps, figures)
+
+
+def _check_finite(figures: Mapping[str, float], step: int) -> None:
+    """Raise before a checkpoint of such a step is written, so that the last good one stays."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(figures.get(name, 0.0)):
+            raise TrainingError(
+                f"{name} must stay finite",
+                place=f"step {step}",
+                value=figures[name],
+                remedy="Lower learning_rate and begin anew with --fresh.",
+            )
 
 
 def _flush(folder: Path) -> None:

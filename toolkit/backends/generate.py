@@ -43,6 +43,7 @@ def _options(policy: Policy, sampling: Sampling) -> dict[str, Any]:
         "eos_token_id": policy.turn_end.id,
         "pad_token_id": policy.processor.tokenizer.pad_token_id,
         "suppress_tokens": list(policy.forbidden) or None,
+        "repetition_penalty": 1.0,  # some models bring their own; GRPO samples without
         "num_return_sequences": sampling.count,
         "do_sample": sampling.temperature > 0,
     }

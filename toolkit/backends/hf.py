@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate
-from toolkit.backends.loading import bits_of, load_model, model_source, not_found
+from toolkit.backends.loading import bits_of, load_model, model_source, not_found, restore_weights
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
 from toolkit.errors import ModelError
@@ -39,6 +39,8 @@ class HfBackend:
         processor = load_processor(recipe.model)
         if weights is not None and adapted:
             model = adapter.reload(model, weights, trainable=trainable)
+            if trainable and (note := adapter.differences(model, recipe.lora)):
+                log.warning("the adapter in %s keeps its own shape, and [lora] is not used: %s", weights, note)
         elif trainable and recipe.model.tuning == "lora":
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
@@ -58,6 +60,10 @@ class HfBackend:
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
         return generate(policy, rows, sampling)
+
+    def restore(self, policy: Policy, checkpoint: Path) -> None:
+        """See ``Backend.restore``."""
+        restore_weights(policy.model, checkpoint)
 
     def save(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save``."""

@@ -1,10 +1,11 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from toolkit import tiny
@@ -12,6 +13,8 @@ from toolkit.errors import ModelError
 from toolkit.recipe import Model
 
 QUANTISED = ("4bit", "8bit")
+IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
+"""Model types whose attention is bidirectional within a picture."""
 ROOM = 1.25
 """A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
 
@@ -28,6 +31,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         ModelError: they cannot be had, or not in this precision on this machine.
     """
     _show_downloads_only()
+    _refuse_blind_attention(source, model)
     precision = precision_of(model, mergeable=mergeable)
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTISED:
@@ -38,9 +42,28 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         loaded = AutoModelForImageTextToText.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise not_found(source, error) from error
     return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
+
+
+def restore_weights(model: Any, checkpoint: Path) -> None:
+    """Put the weights in ``checkpoint`` into the model, every one of them.
+
+    Raises:
+        ModelError: one is missing, too many, or of another shape.
+    """
+    _show_downloads_only()
+    stored = type(model).from_pretrained(str(checkpoint), dtype=model.dtype)
+    try:
+        model.load_state_dict(stored.state_dict())
+    except RuntimeError as error:
+        raise ModelError(
+            "a checkpoint must hold the weights of the model that is trained",
+            place=checkpoint,
+            value=str(error).splitlines()[0][:200],
+            remedy="Begin anew with --fresh.",
+        ) from error
 
 
 def precision_of(model: Model, *, mergeable: bool = False) -> str:
@@ -71,6 +94,19 @@ def not_found(source: str, error: Exception) -> ModelError:
         value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
         remedy="Check the name; a gated model needs `hf auth login`; offline, download it once and give its folder.",
     )
+
+
+def _refuse_blind_attention(source: str, model: Model) -> None:
+    if model.attention != "flash_attention_2":
+        return
+    kind = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if kind.model_type in IMAGE_BLOCKS:
+        raise ModelError(
+            "this model's picture tokens see each other both ways, and flash_attention_2 leaves that out in silence",
+            place="[model] attention",
+            value=model.attention,
+            remedy='Set attention = "sdpa" or "eager".',
+        )
 
 
 def _show_downloads_only() -> None:

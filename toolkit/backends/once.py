@@ -48,7 +48,7 @@ class ImageMemory(PushToHubMixin):
         if not all(isinstance(image, Image.Image) and KEY in image.info for image in flat):
             return self._whole(images, len(flat), options)
         parts = [self._one(image, options) for image in flat]
-        if not _stackable(parts):
+        if (_several_in_a_row(images) and any(_has_row_axis(part) for part in parts)) or not _stackable(parts):
             return self._whole(images, len(flat), options)
         joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
         return type(self._last)(joined)
@@ -88,6 +88,16 @@ def _flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flatten(part)]
     return [images]
+
+
+def _several_in_a_row(images: Any) -> bool:
+    return isinstance(images, list | tuple) and any(isinstance(row, list | tuple) and len(row) > 1 for row in images)
+
+
+def _has_row_axis(part: Mapping[str, Any]) -> bool:
+    """Idefics and SmolVLM lay pixels out as rows x pictures x channels x height x width."""
+    pixels = part.get("pixel_values")
+    return isinstance(pixels, torch.Tensor) and pixels.ndim == 5
 
 
 def _stackable(parts: list[Mapping[str, Any]]) -> bool:

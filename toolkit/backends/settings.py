@@ -70,6 +70,8 @@ def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
         for name, value in wanted.items()
         if name not in _NOT_COMPARED and getattr(built, name) != value
     }
+    if "per_device_train_batch_size" in wanted and built.train_batch_size != wanted["per_device_train_batch_size"]:
+        changed["train_batch_size"] = (wanted["per_device_train_batch_size"], built.train_batch_size)
     if changed:
         listed = "; ".join(f"{name}: {old!r} became {new!r}" for name, (old, new) in sorted(changed.items()))
         raise TrainingError(
@@ -77,6 +79,16 @@ def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
             value=listed,
             remedy="Write the new values into the recipe if they are what you want.",
         )
+
+
+def one_device(settings: Any) -> Any:
+    """The settings, with one GPU however many the machine has.
+
+    Left alone, transformers multiplies the batch by the GPUs that it sees (two on Kaggle) and spreads the model.
+    """
+    if settings.device.type == "cuda":  # asking for the device makes the settings count the GPUs
+        settings._n_gpu = 1
+    return settings
 
 
 def mixed_precision(recipe: Recipe) -> bool:

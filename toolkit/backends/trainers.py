@@ -7,12 +7,12 @@ from typing import Any
 
 import datasets
 from transformers import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
-from toolkit.backends.once import with_memory
-from toolkit.backends.settings import check_settings, grpo_settings, sft_settings
+from toolkit.backends.policy_trainer import PolicyTrainer, rollout_processor
+from toolkit.backends.settings import check_settings, grpo_settings, one_device, sft_settings
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo
 
@@ -23,7 +23,7 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
     with _same_precision(policy.model):
         trainer = SFTTrainer(
             model=policy.model,
-            args=SFTConfig(**wanted),
+            args=one_device(SFTConfig(**wanted)),
             train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
             data_collator=SftCollator(policy, job.rows),
             processing_class=policy.processor,
@@ -43,12 +43,12 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     with _same_precision(policy.model):
-        trainer = GRPOTrainer(
+        trainer = PolicyTrainer(
             model=policy.model,
             reward_funcs=columns.functions(),
-            args=GRPOConfig(**wanted),
+            args=one_device(GRPOConfig(**wanted)),
             train_dataset=_prompts(job.rows, job.count, memory),
-            processing_class=with_memory(policy.processor, memory * job.recipe.images.max_per_question),
+            processing_class=rollout_processor(policy.processor, memory * job.recipe.images.max_per_question),
             callbacks=list(job.callbacks),
         )
     return _checked(trainer, wanted)

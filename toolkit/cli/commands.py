@@ -101,6 +101,9 @@ def predict(
     option: Annotated[
         list[str] | None, typer.Option(help='An option of a multiple-choice question, such as "A. Normal"; repeat it.')
     ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(help="NAME=TEXT for a column of the recipe's prompt.context; repeat it.")
+    ] = None,
 ) -> None:
     """Ask a run's model one question about one or more pictures."""
     from toolkit.cli import show
@@ -109,8 +112,16 @@ def predict(
     from toolkit.stages.predict import predict as ask
 
     with telling():
-        answer = ask(find_run(run_folder), question, image, option or ())
+        named = dict(_name_and_text(text) for text in context or ())
+        answer = ask(find_run(run_folder), question, image, option or (), named)
     show.answer(answer)
+
+
+def _name_and_text(given: str) -> tuple[str, str]:
+    name, equals, text = given.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{given!r} is not NAME=TEXT", param_hint="--context")
+    return name.strip(), text.strip()
 
 
 @data_app.command()

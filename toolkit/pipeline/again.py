@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results
-from toolkit.pipeline.steps import Stages, Step, run_step
+from toolkit.pipeline.steps import Stages, Step, run_step, stopping
 from toolkit.recipe import Recipe, changed_keys, load_recipe
 from toolkit.run import Progress, Record, RunFolder, StopRequest, reopen_run, silent
 from toolkit.stages.context import Context
@@ -67,7 +67,8 @@ def export_again(
 
 def _do(run: RunFolder, recipe: Recipe, stages: Stages, step: Step, progress: Progress, notify: Notify) -> Record:
     with StopRequest(notify) as stop:
-        context = Context(recipe, run, *stages.prepare(recipe, run, progress), stop, progress)
+        data, images = stages.prepare(recipe, run, stopping(stop, progress))
+        context = Context(recipe, run, data, images, stop, progress)
         stop.check(f"{step.name} has not begun")
         return run_step(step, context)
 

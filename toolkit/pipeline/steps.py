@@ -62,11 +62,22 @@ def run_recipe(
                 log.info("%s: finished before, skipped", step.name)
         open_steps = [step for step in steps if not run.is_done(step.name)]
         if open_steps:
-            context = Context(recipe, run, *stages.prepare(recipe, run, progress), stop, progress)
+            data, images = stages.prepare(recipe, run, stopping(stop, progress))
+            context = Context(recipe, run, data, images, stop, progress)
             for step in open_steps:
                 stop.check(f"{step.name} has not begun, and what came before is finished")
                 run_step(step, context)
         return read_results(run)
+
+
+def stopping(stop: StopRequest, progress: Progress) -> Progress:
+    """Progress that raises Interrupted once a signal has come: for work before the first stage, which saves nothing."""
+
+    def tell(what: str, done: int, total: int, note: str = "") -> None:
+        stop.check("no stage had begun")
+        progress(what, done, total, note)
+
+    return tell
 
 
 def plan_steps(recipe: Recipe, stages: Stages) -> list[Step]:

@@ -46,6 +46,18 @@ def one_source_of_rows(recipe: Recipe) -> Iterator[Finding]:
         yield "data.task", f'must be "{wanted}" with [data.phantom] kind = "{data.phantom.kind}"{found(data.task)}'
 
 
+def loss_fits(recipe: Recipe) -> Iterator[Finding]:
+    """CISPO caps the ratio itself, which is 1 on policy; GSPO is the sequence ratio under GRPO's own loss."""
+    grpo = recipe.grpo
+    if grpo is None:
+        return
+    if grpo.loss == "cispo" and (grpo.epsilon_high is None or grpo.epsilon_high < 1):
+        rule = 'must be at least 1 with loss = "cispo", which caps the ratio at it (arXiv 2506.13585 takes 5)'
+        yield "grpo.epsilon_high", f"{rule}{found(grpo.epsilon_high)}"
+    if grpo.importance == "sequence" and grpo.loss != "grpo":
+        yield "grpo.loss", f'must be "grpo" with importance = "sequence" (GSPO){found(grpo.loss)}'
+
+
 def shares_leave_training_rows(recipe: Recipe) -> Iterator[Finding]:
     """The held-out shares sum to less than 1."""
     split = recipe.data.split
@@ -147,6 +159,7 @@ def ordered_pairs(recipe: Recipe) -> Iterator[Finding]:
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"sft", "grpo", "evaluate", "export"}), something_to_do),
     (frozenset({"data"}), one_source_of_rows),
+    (frozenset({"grpo"}), loss_fits),
     (frozenset({"data"}), shares_leave_training_rows),
     (frozenset({"data", "evaluate"}), evaluated_split_exists),
     (frozenset({"data", "rewards"}), known_rewards),

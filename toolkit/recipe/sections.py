@@ -192,7 +192,7 @@ class Grpo(Optimisation):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     beta: float = Field(0.0, ge=0)
-    """KL weight. With LoRA the reference is the base model without the adapter: after SFT that is not SFT's model."""
+    """KL weight. The reference is the model as the stage found it: after SFT the SFT model, else the base model."""
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float | None = Field(None, gt=0)
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from toolkit.stages.answers import judge, read_answer
 from toolkit.stages.context import Context, EvaluationRecord
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
+from toolkit.tasks.loading import SampleSet
+from toolkit.tasks.loading.samples import limit
 
 log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
-PARTIAL = "predictions.partial.jsonl"
+PARTIAL = "predictions.{}.partial.jsonl"
+"""Its name says what is asked and how: answers of another model, prompt or limit are not taken for these."""
 
 
 def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
@@ -33,7 +37,7 @@ def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequenc
     samples = held_out(context)
     folder = context.run.stage_folder(f"evaluate-{name}")
     prompts = Prompts.of(recipe, context.images)
-    partial = folder / PARTIAL
+    partial = folder / PARTIAL.format(_identity(context, weights))
     cut_torn_line(partial)
     done = {line["id"]: line for line in read_lines(partial)}
     waiting = [sample for sample in samples if sample.id not in done]
@@ -47,7 +51,19 @@ def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequenc
             append_line(partial, _prediction(sample, read_answer(prompts.task, sample, completion)))
     rows = judge_predictions(context, prompts, samples, partial)
     partial.replace(folder / PREDICTIONS)
+    for other in folder.glob(PARTIAL.format("*")):
+        other.unlink()
     return _record(context, name, rows, earlier, prompts)
+
+
+def _identity(context: Context, weights: Path | None) -> str:
+    """A digest of the weights' files, the prompt, the pictures' policy and how answers are generated."""
+    recipe = context.recipe
+    files = sorted(weights.iterdir()) if weights else []
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    section = recipe.evaluate or EvaluateSection()
+    how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
+    return blake2b(repr((str(weights), seen, how, context.images.policy.key)).encode(), digest_size=6).hexdigest()
 
 
 def held_out(context: Context) -> Sequence[Sample]:
@@ -57,9 +73,9 @@ def held_out(context: Context) -> Sequence[Sample]:
         DataError: it has no rows.
     """
     section = context.recipe.evaluate or EvaluateSection()
-    samples: Sequence[Sample] = getattr(context.data, section.split)
+    samples: SampleSet = getattr(context.data, section.split)
     if section.limit is not None:
-        samples = samples[: section.limit]
+        samples = samples.take(limit(samples.rows, section.limit, context.recipe.run.seed, "evaluate"))
     if not len(samples):
         raise DataError(
             "an evaluation must have questions",

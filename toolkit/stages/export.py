@@ -39,7 +39,9 @@ def export(context: Context, backend: Backend | None = None) -> Record:
     if context.weights is None:
         raise ModelError("there is nothing to export: no stage has trained", place=context.run.path)
     prompts = Prompts.of(recipe, context.images)
-    rows = [prompts.row(sample) for sample in held_out(context)[: section.verify]]
+    # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
+    samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
+    rows = [prompts.row(sample) for sample in samples[: section.verify]]
     job = _Job(backend or choose_backend(recipe.model), recipe, context.weights, rows)
     record: Record = {"questions": len(rows)}
     for form in section.to:

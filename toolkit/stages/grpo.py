@@ -6,6 +6,7 @@ from pathlib import Path
 
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Completion, Judge, TrainingJob
+from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo, Recipe
 from toolkit.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
 from toolkit.run import Record
@@ -29,6 +30,14 @@ def train_grpo(context: Context) -> Record:
     backend = choose_backend(recipe.model)
     prompts = Prompts.of(recipe, context.images)
     table = rewards_of(recipe)
+    check_rewards_apply(prompts.task, table, samples)
+    if len(samples) < grpo.prompts_per_step:
+        raise TrainingError(
+            "a step must have as many prompts as grpo.prompts_per_step",
+            place="[grpo] prompts_per_step",
+            value=f"{grpo.prompts_per_step}, and {len(samples)} training rows",
+            remedy="Lower it, or give more rows.",
+        )
     start = context.weights
     policy = backend.load(recipe, start, trainable=True)
     lengths = check_lengths(
@@ -47,7 +56,7 @@ def train_grpo(context: Context) -> Record:
         judge=make_judge(prompts.task, table, samples, grpo.generations),
     )
     with tracked(context, STAGE):
-        record = train(backend.grpo_trainer(policy, job), context, STAGE)
+        record = train(backend, policy, backend.grpo_trainer(policy, job), context, STAGE)
     save_weights(backend, policy, context.run.weights_folder(STAGE))
     left_over = len(samples) % grpo.prompts_per_step
     return {
@@ -64,6 +73,18 @@ def train_grpo(context: Context) -> Record:
 def rewards_of(recipe: Recipe) -> RewardTable:
     """The recipe's rewards with their weights."""
     return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
+
+
+def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:
+    """Every row must be judged by something; ``format`` judges every row, so with it there is nothing to look for.
+
+    Raises:
+        RewardError: no reward of the recipe applies to some row; it names the row.
+    """
+    if "format" in table.weights:
+        return
+    for sample in samples:
+        table.score(sample, task.parse(task.target(sample), sample))
 
 
 def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> Judge:

@@ -1,12 +1,22 @@
 """Tokens of every row, text and pictures, before training: a row that is too long is found, never cut."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from toolkit.chat import Length, conversation, count_tokens, encode_answer, find_turn_end, image_tokens, render_prompt
+from toolkit.chat import (
+    Length,
+    conversation,
+    count_tokens,
+    encode_answer,
+    find_turn_end,
+    image_tokens,
+    render_prompt,
+    special_ids,
+)
 from toolkit.errors import DataError, ImageError
 from toolkit.images import ImageStore, reduced_size
 from toolkit.sample import ImageRef, Sample
@@ -50,13 +60,15 @@ def check_lengths(
     No picture is decoded: its size stands in its header.
 
     Raises:
-        DataError: rows are longer than ``limit``; the message names them.
+        DataError: rows are longer than ``limit``, or hold a special token of the model; the message names them.
     """
     count = _counter(processor, prompts, answer_tokens)
     might_exceed = _bound(processor, prompts, answer_tokens, limit)
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
     lengths, too_long = [], []
+    special = _special_tokens(processor)
     for number, sample in enumerate(samples):
+        _refuse_special(sample, prompts, special)
         if number % every and not might_exceed(sample):
             continue
         lengths.append(length := count(sample))
@@ -74,6 +86,23 @@ def check_lengths(
         images=int(np.median([length.images for length in lengths])),
         limit=limit,
     )
+
+
+def _special_tokens(processor: Any) -> re.Pattern[str]:
+    names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+def _refuse_special(sample: Sample, prompts: Prompts, special: re.Pattern[str]) -> None:
+    """Text of a row that reads as a turn or a picture would be taken for one."""
+    texts = (prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context))
+    if found := special.search("\n".join(texts)):
+        raise DataError(
+            "a row's text must not hold one of the model's special tokens",
+            place=sample.id,
+            value=found[0],
+            remedy="Take it out of the row: the model would read it as the end of a turn, or as a picture.",
+        )
 
 
 def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Callable[[Sample], Length]:

@@ -1,5 +1,6 @@
 """Prediction: one question about one or more pictures, asked of a run's model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from toolkit.stages.prompts import Prompts
 from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowSource
 
+log = logging.getLogger(__name__)
+
 _STAND_INS: Mapping[str, Mapping[str, Any]] = {
     "mcq": {"answer": "A"},
     "vqa": {"answer": "unknown", "answer_type": "open"},
@@ -27,7 +30,13 @@ _STAND_INS: Mapping[str, Mapping[str, Any]] = {
 _COLUMNS = ("question", "options", "answer", "answer_type", "image")
 
 
-def predict(run: RunFolder, question: str, images: Sequence[Path], options: Sequence[str] = ()) -> Answer:
+def predict(
+    run: RunFolder,
+    question: str,
+    images: Sequence[Path],
+    options: Sequence[str] = (),
+    context: Mapping[str, str] | None = None,
+) -> Answer:
     """The run's greedy answer, with question, pictures and prompt treated as in training.
 
     Args:
@@ -35,14 +44,15 @@ def predict(run: RunFolder, question: str, images: Sequence[Path], options: Sequ
         question: without its options.
         images: pictures, in the order of the question.
         options: of a multiple-choice question, with or without their letters.
+        context: values of the columns that the recipe's prompt.context names; a name without one is warned about.
 
     Raises:
-        DataError: the question lacks what its task needs, or is too long.
+        DataError: the question lacks what its task needs, is too long, or has context that the recipe does not name.
         ImageError: a picture cannot be read.
         RunError: the weights that the recipe starts from are gone.
     """
     recipe = run.recipe()
-    sample = _sample(recipe, question, images, options)
+    sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
     prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
     backend = choose_backend(recipe.model)
     policy = backend.load(recipe, current_weights(run, recipe), trainable=False)
@@ -68,6 +78,23 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
     except RowProblem as problem:
         raise DataError(f"the question cannot be asked: {problem.reason}", value=problem.value) from problem
     return replace(sample, reference={})
+
+
+def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:
+    names = recipe.prompt.context
+    if unknown := sorted(set(context) - set(names)):
+        raise DataError(
+            "context must be what the recipe's prompt.context names",
+            place="--context",
+            value=unknown,
+            remedy=f"It names: {', '.join(names) or 'nothing'}.",
+        )
+    for name in names:
+        if name not in context:
+            log.warning(
+                "training showed %s before the question, and this question has none (--context %s=...)", name, name
+            )
+    return replace(sample, fields={**sample.fields, **context})
 
 
 def _check_options(task: str, options: Sequence[str]) -> None:

@@ -30,6 +30,6 @@ def train_sft(context: Context) -> Record:
         callbacks=training_callbacks(context, STAGE),
     )
     with tracked(context, STAGE):
-        record = train(backend.sft_trainer(policy, job), context, STAGE)
+        record = train(backend, policy, backend.sft_trainer(policy, job), context, STAGE)
     save_weights(backend, policy, context.run.weights_folder(STAGE))
     return {**record, "backend": backend.name, "rows": len(samples), "lengths": lengths.to_dict()}

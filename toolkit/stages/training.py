@@ -49,12 +49,12 @@ def tracked(context: Context, stage: str) -> Iterator[None]:
             del os.environ[name]
 
 
-def train(trainer: Any, context: Context, stage: str) -> Record:
+def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stage: str) -> Record:
     """Train to the end, from the last complete checkpoint if there is one, and give the stage's figures.
 
     Raises:
         Interrupted: a signal came; the step was finished and saved.
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss became NaN or infinite, or the rows ran out.
     """
     folder = context.run.stage_folder(stage)
     if (folder / PARTIAL).exists():
@@ -62,12 +62,19 @@ def train(trainer: Any, context: Context, stage: str) -> Record:
     start = last_checkpoint(folder)
     if start:
         log.info("%s goes on from %s", stage, start.name)
+        if context.recipe.model.tuning == "full":
+            backend.restore(policy, start)  # transformers looks for other names than it saved, and goes on without
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if step < steps:
         context.stop.check(f"{stage} is saved after step {step} of {steps}")
-    _check_finite(trainer, stage)
+        raise TrainingError(
+            "training must reach its last step",
+            place=stage,
+            value=f"ended after step {step} of {steps}",
+            remedy="There are too few rows for a step: lower batch_size or prompts_per_step, or give more rows.",
+        )
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return {
         "steps": steps,
@@ -90,16 +97,3 @@ def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
             shutil.rmtree(old)
     backend.save(policy, partial)
     partial.replace(target)
-
-
-def _check_finite(trainer: Any, stage: str) -> None:
-    for entry in trainer.state.log_history:
-        for name in ("loss", "grad_norm"):
-            value = float(entry.get(name, 0.0))
-            if value != value or value in (float("inf"), float("-inf")):
-                raise TrainingError(
-                    f"{name} must stay finite",
-                    place=f"{stage}, step {entry.get('step')}",
-                    value=value,
-                    remedy="Lower learning_rate; on a GPU without bfloat16 use precision = '32bit'.",
-                )

@@ -39,10 +39,24 @@ def choose(body: str, options: Mapping[str, str]) -> Choice:
     >>> choose("(b)", {"A": "Normal", "B": "Mass"}), choose("A mass.", {"A": "Normal", "B": "A mass"}).letter
     (Choice(letter='B', text='', problem=None), 'B')
     """
+    if (choice := _choose(body, options)).problem is None:
+        return choice
+    first, _, rest = body.strip().partition("\n")
+    # An untrained model often writes the answer on a line of its own, and then explains it.
+    alone = _choose(first, options) if rest.strip() else choice
+    return alone if alone.problem is None and _names_no_other(rest, alone.letter, options) else choice
+
+
+def _names_no_other(text: str, letter: str, options: Mapping[str, str]) -> bool:
+    other = _choose(text, options)
+    return (other.problem is not None and not other.problem.startswith("several")) or other.letter == letter
+
+
+def _choose(body: str, options: Mapping[str, str]) -> Choice:
     text = " ".join(body.split())
     if exact := _as_target(text, options):
         return exact
-    text = text.replace("**", "").strip("*_`\"' ")
+    text = _BRACKETED.sub(r"\1", text.replace("**", "").strip("*_`\"' "))
     if not text:
         return Choice(problem="the solution is empty")
     choice = _read(text, options)
@@ -62,6 +76,7 @@ _REASONING = re.compile(r"<start_working_out>(.*?)(?:<end_working_out>|<solution
 _OPEN, _CLOSE, _START, _END = (
     re.compile(tag, re.IGNORECASE) for tag in ("<solution>", "</solution>", "<start_working_out>", "<end_working_out>")
 )
+_BRACKETED = re.compile(r"^\[([A-Za-z])\](?=$|[\s.,:;-])")
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 # A hyphen needs a blank on one side: "C-spine" and "B-lines" are words.
 _LABELLED = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:](?=\s)|\s*[-–—](?=\s)|\s+[-–—])\s*[-–—]?\s*(.+)")
@@ -74,8 +89,8 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice)\b(?:\s+is\b)?\s*[:=]?\s*\W{0,2}"
-    r"(?:([A-Z])(?=\W*$|[.,;:)*]|\s+[-–—]|\s+(?:because|since|as|which)\b)|([a-z])(?=\W*$|[.,;:)*]))"
+    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice|[Cc]hoose)\b(?:\s+is\b)?\s*[:=]?\s*\W{0,2}"
+    r"(?:([A-Z])(?=\W*$|[.,;:)*]|\s+[-–—]|\s+(?:because|since|as|which|is\s+(?:correct|right))\b)|([a-z])(?=\W*$|[.,;:)*]))"
 )
 
 

@@ -1,0 +1,82 @@
+"""TRL's GRPOTrainer with each sample's own pictures, and prompts that keep one BOS.
+
+TRL (1.9) cuts the pixels of models without an image grid, such as Gemma 3, as if each sample had one picture; and it
+tokenizes rendered prompts a second time with the tokenizer's own BOS before them, so that the mask of picture tokens
+lies one place off.
+"""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from toolkit.backends.once import with_memory
+from toolkit.chat import adds_bos, conversation, render_prompt
+from toolkit.errors import TrainingError
+
+_OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
+"""Fields with which TRL finds a sample's pixels itself."""
+
+
+def rollout_processor(processor: Any, pictures: int) -> Any:
+    """A copy that remembers the last ``pictures`` pictures, and adds no BOS where the template writes one."""
+    twin = with_memory(processor, pictures)
+    if not adds_bos(processor, render_prompt(processor, conversation("", 0))):
+        twin.tokenizer = copy.deepcopy(processor.tokenizer)
+        twin.tokenizer.add_bos_token = False
+    return twin
+
+
+class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
+    """See the module."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        batch = super()._generate_and_score_completions(inputs)
+        if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
+            # A list is cut and shuffled by sample, as the texts are.
+            batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
+        return batch
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        logits_to_keep: int,
+        batch_size: Any = None,
+        **fields: Any,
+    ) -> Any:
+        self._check_token_kinds(input_ids, fields)
+        ask = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
+        pixels, counts = fields.get("pixel_values"), fields.get("num_images")
+        if pixels is None or counts is None or any(fields.get(name) is not None for name in _OWN_LAYOUT):
+            return ask(model, input_ids, attention_mask, batch_size=batch_size, **fields)
+        samples = pixels if isinstance(pixels, list | tuple) else torch.split(pixels, counts)
+        rest = {name: value for name, value in fields.items() if name not in ("pixel_values", "num_images")}
+        size, parts = batch_size or len(input_ids), []
+        for start in range(0, len(input_ids), size):
+            cut = slice(start, start + size)
+            parts.append(
+                ask(
+                    functools.partial(model, pixel_values=torch.cat(list(samples[cut]))),
+                    input_ids[cut],
+                    attention_mask[cut],
+                    batch_size=size,
+                    **{name: value[cut] if torch.is_tensor(value) else value for name, value in rest.items()},
+                )
+            )
+        logps, entropies, losses = zip(*parts, strict=True)
+        return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies), losses[0]
+
+    def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            kinds = fields.get(name)
+            if kinds is not None and kinds.shape != input_ids.shape:
+                raise TrainingError(
+                    "the mask of picture tokens must be as long as the tokens",
+                    place=f"grpo, {name}",
+                    value=f"{tuple(kinds.shape)} beside {tuple(input_ids.shape)}",
+                    remedy="This is a fault of the chat template's processor; report it with the model's name.",
+                )
