@@ -219,6 +219,7 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
     class Built:
         per_device_train_batch_size = 4
         beta = 0.0
+        train_batch_size = 4
 
     with pytest.raises(TrainingError, match="per_device_train_batch_size: 1 became 4"):
         check_settings({"per_device_train_batch_size": 1, "beta": 0.0}, Built())

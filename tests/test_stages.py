@@ -98,7 +98,7 @@ def test_an_evaluation_gives_one_prediction_a_question(context: Context) -> None
     record = context.run.record("evaluate-sft")
     assert record["value"]["n"] == record["summary"]["overall"]["n"] == 12
     assert record["predictions"] == "stages/evaluate-sft/predictions.jsonl"
-    assert not (context.run.path / "stages/evaluate-sft" / PARTIAL).exists()
+    assert not list((context.run.path / "stages/evaluate-sft").glob(PARTIAL.format("*")))
 
 
 def test_an_interrupted_evaluation_goes_on_without_asking_again(
@@ -117,14 +117,18 @@ def test_an_interrupted_evaluation_goes_on_without_asking_again(
     monkeypatch.setattr(HfBackend, "generate", count)
     with pytest.raises(Interrupted, match="saved after 6 of 12 questions"):
         evaluate(replace(context, progress=stop), "halved", context.weights, [])
-    partial = context.run.stage_folder("evaluate-halved") / PARTIAL
+    (partial,) = context.run.stage_folder("evaluate-halved").glob(PARTIAL.format("*"))
     with partial.open("a", encoding="utf-8") as file:
         file.write('{"id": "torn')  # as a machine leaves it that lost its power
     with context_of(context.recipe.model_copy(update={"run": other_run(context)})) as again:
-        shutil.copy(partial, again.run.stage_folder("evaluate-halved") / PARTIAL)
+        shutil.copy(partial, again.run.stage_folder("evaluate-halved"))
         record = evaluate(again, "halved", context.weights, [])
         assert predictions(again, "halved") == predictions(context, "sft")
-    assert asked == [6, 6]
+        assert asked == [6, 6]
+        assert [path.name for path in again.run.stage_folder("evaluate-halved").iterdir()] == [PREDICTIONS]
+        shutil.copy(partial, again.run.stage_folder("evaluate-base"))
+        evaluate(again, "base", None, [])
+    assert asked == [6, 6, 6, 6]  # answers of other weights are not taken for these
     assert record["value"] == context.run.record("evaluate-sft")["value"]
 
 
