@@ -295,3 +295,11 @@ def test_the_tiny_tokenizer_is_its_sentencepiece_model() -> None:
         " a  b ",
     ]
     assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == [spm.encode(t) for t in texts]
+
+
+def test_a_saved_adapter_has_no_unfilled_model_card(tmp_path: Path) -> None:
+    backend = HfBackend()
+    backend.save(backend.load(small_recipe(tmp_path), None, trainable=True), tmp_path / "adapter")
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert "README.md" not in names

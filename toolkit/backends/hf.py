@@ -72,6 +72,7 @@ class HfBackend:
             return
         # Embeddings are never adapted; asked to look for them, peft would look on the Hub.
         policy.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's unfilled template, with this machine's paths
         _original(policy).processor.save_pretrained(str(folder))
 
     def save_merged(self, policy: Policy, folder: Path) -> None:

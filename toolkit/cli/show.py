@@ -44,6 +44,10 @@ def results(found: Results) -> None:
     weights = found.run.trained_weights()
     if weights is not None:
         console.print(f"weights: {weights}", markup=False)
+    merged = found.run.path / "stages" / "export" / "merged"
+    if merged.is_dir():
+        console.print(f"merged weights, for other programs: {merged}", markup=False)
+    console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
 
 
 def record(fields: Mapping[str, Any]) -> None:

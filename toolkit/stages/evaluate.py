@@ -187,4 +187,6 @@ def _share(rows: Sequence[Row], score: str, resamples: int, seed: int) -> Any:
 def _warn(name: str, truncated: float | None, unreadable: float | None) -> None:
     for what, value in (("ran into the token limit", truncated), ("could not be read", unreadable)):
         if value:
-            log.warning("evaluate-%s: %.0f%% of the answers %s", name, 100 * value, what)
+            expected = " (the format is not trained yet)" if name == "before" else ""
+            level = logging.INFO if expected else logging.WARNING
+            log.log(level, "evaluate-%s: %.0f%% of the answers %s%s", name, 100 * value, what, expected)

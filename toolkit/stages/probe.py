@@ -72,12 +72,12 @@ def _refuse_hopeless(found: GroupStatistics, grpo: Grpo) -> None:
             f"at most {grpo.probe_max_truncated:.0%} of the probe's answers may run into the token limit",
             place="[grpo] max_completion_tokens",
             value=f"{found.truncated:.0%} at {grpo.max_completion_tokens} tokens",
-            remedy="Raise max_completion_tokens, or run SFT first so that answers end.",
+            remedy="Raise max_completion_tokens, or train SFT first, or longer, so that answers end.",
         )
     if found.total.flat == 1:
         raise TrainingError(
             "answers to one prompt must differ in reward, or there is nothing to learn",
             place="[grpo] probe",
             value=f"no spread in any group; reward mean {found.total.mean:.3f}; unreadable: {dict(found.problems)}",
-            remedy="Run SFT first, raise temperature or generations, or weight a reward that gives partial credit.",
+            remedy="Train SFT longer, raise temperature or generations, or weight a reward that gives partial credit.",
         )
