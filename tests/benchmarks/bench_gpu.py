@@ -176,7 +176,7 @@ def train(make: Callable[[], Any]) -> tuple[float, float | None]:
     release()
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
-    seconds = statistics.median(timed(make()))
+    seconds = statistics.median(timed(make()).seconds)
     return seconds, torch.cuda.max_memory_allocated() / 2**30 if CUDA else None
 
 

@@ -111,7 +111,7 @@ def ours(context: Context) -> Clock:
     policy = backend.load(context.recipe, None, trainable=True)
     trainer = backend.grpo_trainer(policy, make_job(context, clock))
     trainer.processing_class.image_processor = Timed(trainer.processing_class.image_processor, clock)
-    clock.steps = timed(trainer)
+    clock.steps = timed(trainer).seconds
     return clock
 
 
@@ -122,7 +122,7 @@ def plain(context: Context) -> Clock:
     policy = plain_policy(str(tiny.FOLDER))
     settings, processor = grpo_settings(policy, job), policy.processor
     processor.image_processor = Timed(processor.image_processor, clock)
-    clock.steps = timed(plain_grpo(model, processor, replace(job, rows=plain_rows(job.rows)), settings, length))
+    clock.steps = timed(plain_grpo(model, processor, replace(job, rows=plain_rows(job.rows)), settings, length)).seconds
     return clock
 
 
