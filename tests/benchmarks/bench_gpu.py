@@ -33,7 +33,6 @@ from transformers import (
     BitsAndBytesConfig,
     Gemma3Processor,
 )
-from transformers.utils import logging as transformers_logging
 
 from toolkit import tiny
 from toolkit.backends.base import Completion, Judge, TrainingJob
@@ -223,7 +222,6 @@ def main() -> int:
     if not CUDA and not options.smoke:
         print("a CUDA device is needed (or --smoke)", file=sys.stderr)
         return 1
-    transformers_logging.disable_progress_bar()
     costs = {name: measure(name, options) for name in options.names or names}
     device = torch.cuda.get_device_name() if CUDA else "cpu"
     print(f"{'model':<16} {'way':<10} {'SFT step':>9} {'peak':>9} {'GRPO step':>10} {'peak':>9}   on {device}")

@@ -1,10 +1,10 @@
 """SFT samples a second, against a plain TRL script on the same model and rows.
 
-    python tests/benchmarks/bench_sft.py [--rounds 5] [--steps 12] [--batch 8]
+    python tests/benchmarks/bench_sft.py [--rounds 7] [--steps 12] [--batch 8]
 
 The rival is SFTTrainer with TRL's own collator; both open the same pictures and train the same adapter of the tiny
-model. They train in turn, round by round in one process, and are compared by the median of their steps; the first round
-and each first step warm up. Prints a table, then one JSON object; ends with 1 where the limit is missed.
+model. They train in turn in one process and are compared by their median step within each round; the first round and
+each first step warm up. Prints a table, then one JSON object; ends with 1 where the limit is missed.
 """
 
 import argparse
@@ -51,22 +51,30 @@ def plain(context: Context) -> StepTimes:
 WAYS: dict[str, Callable[[Context], StepTimes]] = {"plain TRL": plain, "toolkit": ours}
 
 
-def measure(context: Context, rounds: int) -> dict[str, StepTimes]:
-    """The steps of all rounds but the first, of each way."""
-    found = {name: StepTimes() for name in WAYS}
+def measure(context: Context, rounds: int) -> dict[str, list[StepTimes]]:
+    """The steps of each round but the first, of each way."""
+    found: dict[str, list[StepTimes]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
         order = list(WAYS) if number % 2 else list(reversed(WAYS))  # neither always comes first
         for name in order:
             times = WAYS[name](context)
             if number:
-                found[name].seconds += times.seconds
-                found[name].cpu += times.cpu
+                found[name].append(times)
     return found
+
+
+def medians(rounds: list[StepTimes], clock: str) -> list[float]:
+    return [statistics.median(getattr(times, clock)) for times in rounds]
+
+
+def compare(steps: dict[str, list[float]]) -> float:
+    """The median over the rounds of plain TRL's step by ours: what disturbs a round disturbs both."""
+    return statistics.median(a / b for a, b in zip(steps["plain TRL"], steps["toolkit"], strict=True))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
@@ -78,16 +86,16 @@ def main() -> int:
         }
         with context_of(make_recipe(Path(name), tables)) as context:
             times = measure(context, options.rounds)
-    step = {name: statistics.median(found.seconds) for name, found in times.items()}
-    cpu = {name: statistics.median(found.cpu) for name, found in times.items()}
-    rate = {name: options.batch / seconds for name, seconds in step.items()}
-    ratio, cpu_ratio = (values["plain TRL"] / values["toolkit"] for values in (step, cpu))
+    step, cpu = ({name: medians(found, clock) for name, found in times.items()} for clock in ("seconds", "cpu"))
+    rate = {name: options.batch / statistics.median(found) for name, found in step.items()}
+    ratio, cpu_ratio = compare(step), compare(cpu)
     print(f"{'way':<12} {'samples/s':>10} {'median step':>12} {'of the CPU':>11}")
     for name in WAYS:
-        print(f"{name:<12} {rate[name]:>10.1f} {step[name]:>11.4f}s {cpu[name]:>10.4f}s")
+        found = (statistics.median(clock[name]) for clock in (step, cpu))
+        print("{:<12} {:>10.1f} {:>11.4f}s {:>10.4f}s".format(name, rate[name], *found))
     print(f"ratio {ratio:.3f} (at least {LIMIT}); of the processor's time {cpu_ratio:.3f}")
     good = ratio >= LIMIT
-    figures = {"samples_per_second": rate, "cpu_seconds": cpu, "ratio": ratio, "cpu_ratio": cpu_ratio, "limit": LIMIT}
+    figures = {"samples_per_second": rate, "ratio": ratio, "cpu_ratio": cpu_ratio, "limit": LIMIT}
     settings = {"rounds": options.rounds, "steps": options.steps, "batch": options.batch}
     print(json.dumps({"benchmark": Path(__file__).stem, **figures, **settings, "good": good}))
     return 0 if good else 1

@@ -10,6 +10,7 @@ import datasets
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from toolkit.backends.base import Policy, RowSource, TrainingJob
@@ -18,6 +19,9 @@ from toolkit.pipeline.prepare import prepare
 from toolkit.recipe import Lora, Recipe
 from toolkit.run import StopRequest, silent, start_run
 from toolkit.stages.context import Context
+
+transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
+transformers_logging.disable_progress_bar()
 
 Tables = Mapping[str, Mapping[str, Any]]
 
