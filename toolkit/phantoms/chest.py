@@ -19,6 +19,8 @@ PLACES = tuple(f"{side} {zone} zone" for side in SIDES for zone in ZONES)
 INDICATIONS = ("Cough.", "Fever.", "Chest pain.", "Shortness of breath.", "Check-up before surgery.", "Weight loss.")
 QUESTIONS_PER_FILM = 2
 LETTERS = "ABCD"
+NORMAL_HEARTS_ASKED = 0.2
+"""Share of the films with a normal heart whose heart is asked about: else "normal" would nearly always be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ def _write_split(folder: Path, name: str, indices: range, shape: tuple[int, int,
 def questions_about(film: Film, rng: Rng) -> list[tuple[str, dict[str, Any]]]:
     """``QUESTIONS_PER_FILM`` pairs of id and record, of different kinds."""
     kinds = possible_kinds(film)
+    if film.finding.name != "Cardiomegaly" and rng.random() > NORMAL_HEARTS_ASKED:
+        kinds.remove("heart")
     chosen = rng.permutation(len(kinds))[:QUESTIONS_PER_FILM]
     return [(f"{film.id}-{kinds[i]}", make_record(film, kinds[i], rng)) for i in chosen]
 
