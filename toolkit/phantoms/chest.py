@@ -19,6 +19,8 @@ PLACES = tuple(f"{side} {zone} zone" for side in SIDES for zone in ZONES)
 INDICATIONS = ("Cough.", "Fever.", "Chest pain.", "Shortness of breath.", "Check-up before surgery.", "Weight loss.")
 QUESTIONS_PER_FILM = 2
 LETTERS = "ABCD"
+FINDINGS_ASKED = 0.15
+"""Share of the films whose finding is asked with shuffled options: the tiny model hardly learns to look letters up."""
 NORMAL_HEARTS_ASKED = 0.2
 """Share of the films with a normal heart whose heart is asked about: else "normal" would nearly always be right."""
 
@@ -42,6 +44,15 @@ FINDINGS = (
     Finding("Pneumothorax", "Air without lung markings at the apex of the {place} lung", SIDES),
     Finding("Pacemaker", "Metal device over the {place} chest", SIDES),
 )
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "None": ("No acute finding",),
+    "Large heart": ("Cardiomegaly",),
+    "Opacity or fluid": ("Pneumonia", "Pulmonary nodule", "Pleural effusion"),
+    "Air or device": ("Pneumothorax", "Pacemaker"),
+}
+GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +154,8 @@ def questions_about(film: Film, rng: Rng) -> list[tuple[str, dict[str, Any]]]:
     kinds = possible_kinds(film)
     if film.finding.name != "Cardiomegaly" and rng.random() > NORMAL_HEARTS_ASKED:
         kinds.remove("heart")
+    if rng.random() > FINDINGS_ASKED:
+        kinds.remove("finding")
     chosen = rng.permutation(len(kinds))[:QUESTIONS_PER_FILM]
     return [(f"{film.id}-{kinds[i]}", make_record(film, kinds[i], rng)) for i in chosen]
 
@@ -159,6 +172,11 @@ def _ask_finding(film: Film, rng: Rng) -> Choice:
     others = [finding.name for finding in FINDINGS if finding is not film.finding]
     options = _some([film.finding.name, *_some(others, 3, rng)], 4, rng)
     return Choice("What is the primary finding?", options, options.index(film.finding.name))
+
+
+def _ask_group(film: Film, rng: Rng) -> Choice:
+    options = list(GROUPS)
+    return Choice("What kind of finding is shown?", options, options.index(GROUP_OF[film.finding.name]))
 
 
 def _ask_side(film: Film, rng: Rng) -> Choice:
@@ -178,6 +196,7 @@ def _ask_heart(film: Film, rng: Rng) -> Choice:
 
 QUESTION_KINDS: Mapping[str, Callable[[Film, Rng], Choice]] = {
     "finding": _ask_finding,
+    "group": _ask_group,
     "side": _ask_side,
     "zone": _ask_zone,
     "heart": _ask_heart,

@@ -95,7 +95,8 @@ _NAMES = (
 
 
 def _choice(film: Film, rng: Rng) -> Choice:
-    return QUESTION_KINDS[_one_of(possible_kinds(film), rng)](film, rng)
+    kinds = [kind for kind in possible_kinds(film) if kind != "group"]  # left to those who fine-tune the model
+    return QUESTION_KINDS[_one_of(kinds, rng)](film, rng)
 
 
 def _between(tags: tuple[str, str], text: str) -> str:
