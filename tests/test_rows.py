@@ -102,6 +102,8 @@ def test_a_byte_order_mark_nan_and_escapes_are_read(tmp_path: Path) -> None:
         ('[{"x": 1}, {"x": ', "line 1, column 18", "Expecting value"),
         ('[{"x": "open}]', "line 1, column 8", "Unterminated string"),
         ('{"a": {"x": 1}}\n{"a": {"x": 1}}', "line 2, column 1", "nothing may follow"),
+        ("{]", "line 1, column 2", "key"),
+        ("[ }", "line 1, column 3", "Expecting value"),
         ("", "line 1, column 1", "one JSON object"),
         ('"text"', "line 1, column 1", "one JSON object"),
         ("[" * 100_000, "line 1, column 2", "nested too deeply"),

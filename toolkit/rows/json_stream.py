@@ -21,7 +21,8 @@ LOOK_AHEAD = 1 << 16
 _BLANK = r"[ \t\n\r]*"
 _KEY = re.compile(rf'{_BLANK}("(?:[^"\\]|\\.)*"){_BLANK}:{_BLANK}', re.DOTALL)
 _NO_KEY = re.compile(_BLANK)
-_START = re.compile(rf"{_BLANK}([{{\[])({_BLANK}[}}\]])?")
+_START = re.compile(rf"{_BLANK}([{{\[]){_BLANK}")
+_CLOSING = {"{": "}", "[": "]"}
 _NEXT = {"{": re.compile(rf"{_BLANK}([,}}])"), "[": re.compile(rf"{_BLANK}([,\]])")}
 
 Record = tuple[str | None, Any, str | None]
@@ -81,8 +82,9 @@ class _Window:
         """The opening bracket, and whether nothing stands between it and the closing one."""
         while (found := _START.match(self.text)) is None or (found.end() == len(self.text) and not self._ended):
             self.fill(0, "the file must hold one JSON object (id -> record) or one list of records")
-        self.at = found.end()
-        return found[1], found[2] is not None
+        is_empty = self.text.startswith(_CLOSING[found[1]], found.end())
+        self.at = found.end() + is_empty
+        return found[1], is_empty
 
     def finish(self) -> None:
         """Nothing but blanks may follow."""
