@@ -13,7 +13,7 @@ import pytest
 from toolkit.errors import DataError
 from toolkit.phantoms.chest import write_chest
 from toolkit.recipe import Images, Phantom, Recipe
-from toolkit.tasks.loading import Data, load_data, read_file, survey
+from toolkit.tasks.loading import DataSplits, load_data, read_file, survey
 
 Row = dict[str, Any]
 
@@ -321,7 +321,7 @@ def rad(shared_data: Path) -> Row:
     }
 
 
-def load_rad(rad: Row, **data: Any) -> Data:
+def load_rad(rad: Row, **data: Any) -> DataSplits:
     return load_data(recipe("vqa", **rad, **data))
 
 

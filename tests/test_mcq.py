@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from toolkit.errors import RowProblem
 from toolkit.sample import ImageRef, Sample
-from toolkit.tasks import TASKS, RowSource
+from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.mcq import choose
 from toolkit.tasks.mcq.reading import LETTERS
 
@@ -45,7 +45,7 @@ COLUMNS = {
 
 def read(row: Mapping[str, Any], **settings: Any) -> Sample:
     columns = settings.pop("columns", COLUMNS)
-    return MCQ.read("r1", row, RowSource(ROOT / "rows.json", ROOT, columns, **settings))
+    return MCQ.read("r1", row, RowOrigin(ROOT / "rows.json", ROOT, columns, **settings))
 
 
 def with_options(options: Mapping[str, str], letter: str = "A", explanation: str | None = None) -> Sample:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from toolkit.errors import DataError
 from toolkit.metrics import (
-    Row,
+    Judged,
     bootstrap_mean,
     compare,
     confusion,
@@ -218,8 +218,8 @@ def test_majority_of_equals_is_the_first_in_order_and_of_nothing_none() -> None:
     assert (majority([]).label, majority([]).n) == (None, 0)
 
 
-def row(number: int, letter: str | None, true: str = "A", **more: Any) -> Row:
-    return Row(
+def row(number: int, letter: str | None, true: str = "A", **more: Any) -> Judged:
+    return Judged(
         id=f"q{number}",
         group=f"film{number // 2}",
         scores={"accuracy": float(letter == true), "f1": None if number == 0 else 0.5},

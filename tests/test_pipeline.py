@@ -12,6 +12,7 @@ import pytest
 
 from toolkit.errors import Interrupted, RunError, TrainingError
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
+from toolkit.pipeline.again import export_again
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.run import RunFolder, check_fingerprints, read_json
 from toolkit.stages.context import Context
@@ -81,8 +82,11 @@ class FakeStages:
         }
 
     def export(self, context: Context) -> dict[str, Any]:
+        if "export" in self.fail:
+            raise self.fail["export"]
         self.calls.append(("export", relative(context, context.weights)))
-        return {"merged": "stages/export/merged"}
+        to = list(context.recipe.export.to) if context.recipe.export else []
+        return {"merged": "stages/export/merged", "weights": relative(context, context.weights), "asked": to}
 
 
 def relative(context: Context, path: Path | None) -> str | None:
@@ -151,6 +155,28 @@ def test_a_run_that_failed_goes_on_with_the_stage_that_failed(tmp_path: Path) ->
     second = FakeStages()
     run_recipe(recipe, second.table())
     assert [call[0] for call in second.calls] == ["prepare", "grpo", "evaluate", "export"]
+
+
+def test_an_export_between_two_stages_does_not_stand_for_the_one_at_the_end(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    with pytest.raises(TrainingError):
+        run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("x")}).table())
+    early = FakeStages()
+    export_again(recipe.run_folder, early.table())
+    assert early.calls[-1] == ("export", "stages/sft/weights")
+    later = FakeStages()
+    run_recipe(recipe, later.table())
+    assert later.calls[-1] == ("export", "stages/grpo/weights")
+
+
+def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    with pytest.raises(TrainingError):
+        run_recipe(recipe, FakeStages(fail={"export": TrainingError("x")}).table())
+    export_again(recipe.run_folder, FakeStages().table(), ['export.to=["merged"]'])
+    later = FakeStages()
+    run_recipe(recipe, later.table())
+    assert later.calls == [("prepare",), ("export", "stages/grpo/weights")]
 
 
 def test_a_signal_ends_the_run_with_its_exit_code_and_the_next_goes_on(tmp_path: Path) -> None:

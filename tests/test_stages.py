@@ -195,6 +195,15 @@ def test_exported_weights_give_the_same_answers_with_plain_transformers(context:
     assert answers_of_plain_transformers(adapted, AutoProcessor.from_pretrained(tiny.FOLDER), context) == expected
 
 
+def test_an_export_of_one_form_keeps_the_record_of_the_other(context: Context) -> None:
+    context.run.mark_done("export", export(with_export(context, ["adapter"], verify=1)))
+    record = export(with_export(context, ["merged"], verify=1))
+    (context.run.path / "stages/export/done.json").unlink()
+    assert record["asked"] == ["adapter", "merged"]
+    assert record["weights"] == "stages/sft/weights"
+    assert all((context.run.path / record[form]["folder"]).is_dir() for form in ("adapter", "merged"))
+
+
 def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path: Path) -> None:
     export(with_export(context, verify=1))
     folder = context.run.path / "stages/export"

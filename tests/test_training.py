@@ -201,6 +201,24 @@ def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeyp
     assert opened <= 5
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_dropout_is_off_while_the_policy_is_sampled_and_on_in_its_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beta: float
+) -> None:
+    changes = {"lora": {"dropout": 0.5}, "grpo": {"max_steps": 2, "beta": beta}}
+    seen: dict[bool, set[bool]] = {True: set(), False: set()}
+    forward = torch.nn.Dropout.forward
+
+    def watched(self: torch.nn.Dropout, values: torch.Tensor) -> torch.Tensor:
+        seen[torch.is_grad_enabled()].add(self.training)
+        return forward(self, values)
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", watched)
+    with context_of(only("grpo", tmp_path, changes=changes)) as context:
+        train_grpo(context)
+    assert seen == {True: {True}, False: {False}}
+
+
 def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "max_completion_tokens": 1}})
     with (

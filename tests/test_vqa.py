@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from toolkit.errors import RowProblem
 from toolkit.sample import Sample
-from toolkit.tasks import TASKS, RowSource
+from toolkit.tasks import TASKS, RowOrigin
 
 VQA = TASKS["vqa"]
 ROOT = Path("/data")
@@ -34,7 +34,7 @@ ROW = {
 
 
 def read(row: Mapping[str, Any], columns: Mapping[str, str] = COLUMNS, **settings: Any) -> Sample:
-    return VQA.read("r1", row, RowSource(ROOT / "rows.json", ROOT, columns, **settings))
+    return VQA.read("r1", row, RowOrigin(ROOT / "rows.json", ROOT, columns, **settings))
 
 
 def sample(answer: str, closed: bool, question_type: str = "") -> Sample:
@@ -121,6 +121,13 @@ def test_a_closed_answer_is_its_clear_yes_or_no_else_its_text(completion: str, t
     assert (answer.values["text"], answer.problem) == (text, None)
 
 
+def test_left_or_right_is_closed_and_not_answered_by_yes_or_no() -> None:
+    either = sample("left", closed=True)
+    for completion in ("left, no shift", "No, left", "yes or no"):
+        assert VQA.parse(completion, either).values["text"] == completion
+    assert VQA.scores(either, VQA.parse("Left.", either))["closed_accuracy"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("completion", "text"),
     [
@@ -194,7 +201,7 @@ def test_the_baseline_is_the_most_frequent_answer_of_the_kind_of_question() -> N
 
 
 def load_all(file: Path, columns: Mapping[str, str]) -> tuple[list[Sample], Counter[str]]:
-    source = RowSource(file, file.parent, columns)
+    source = RowOrigin(file, file.parent, columns)
     samples, reasons = [], Counter[str]()
     for row in json.loads(file.read_text(encoding="utf-8")):
         try:

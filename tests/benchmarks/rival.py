@@ -1,5 +1,6 @@
 """What the training benchmarks share: a recipe over practice films, and the same training as a plain TRL script."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -126,11 +127,13 @@ class StepTimes(TrainerCallback):
 
 
 def timed(trainer: Any) -> StepTimes:
-    """Train and give the times of each step but the first."""
+    """Train and give the times of each step but the first; end the program where there was no second step."""
     times = StepTimes()
     trainer.add_callback(times)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    if not times.seconds:
+        sys.exit("a round ended before its second step: give at least two --steps, and start again if it was stopped")
     return times
 
 

@@ -111,6 +111,13 @@ class Backend(Protocol):
             ModelError: the model cannot be had, or cannot do what the recipe asks.
         """
 
+    def load_reader(self, recipe: Recipe) -> Policy:
+        """The policy without its model, which is None: for what needs the processor alone.
+
+        Raises:
+            ModelError: the processor cannot be had.
+        """
+
     def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """A transformers Trainer for SFT with the recipe's settings.
 

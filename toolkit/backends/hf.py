@@ -49,6 +49,10 @@ class HfBackend:
             log.warning("full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost")
         return policy
 
+    def load_reader(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_reader``."""
+        return make_policy(None, load_processor(recipe.model), None)
+
     def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.sft_trainer``."""
         return build_sft(policy, job)

@@ -1,12 +1,14 @@
-"""TRL's GRPOTrainer with each sample's own pictures, and prompts that keep one BOS.
+"""TRL's GRPOTrainer with each sample's own pictures, prompts that keep one BOS, and no dropout while it samples.
 
-TRL (1.9) cuts the pixels of models without an image grid, such as Gemma 3, as if each sample had one picture; and it
+TRL (1.9) cuts the pixels of models without an image grid, such as Gemma 3, as if each sample had one picture; it
 tokenizes rendered prompts a second time with the tokenizer's own BOS before them, so that the mask of picture tokens
-lies one place off.
+lies one place off; and it samples with the adapter's dropout switched on.
 """
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,11 +31,28 @@ def rollout_processor(processor: Any, pictures: int) -> Any:
     return twin
 
 
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """The policy answers, and is measured against its reference, as it is asked later; only its update has dropout.
+
+    The model as a whole stays in training mode, which TRL tells training from evaluation by.
+    """
+    active = [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.training]
+    for module in active:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in active:
+            module.train()
+
+
 class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
     """See the module."""
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        batch = super()._generate_and_score_completions(inputs)
+        with _without_dropout(self.model):
+            batch = super()._generate_and_score_completions(inputs)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             # A list is cut and shuffled by sample, as the texts are.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))

@@ -14,7 +14,7 @@ from toolkit.sample import Answer
 if TYPE_CHECKING:
     from toolkit.images import ScanReport
     from toolkit.stages.reward_test import ScoredCompletion
-    from toolkit.tasks.loading import Data
+    from toolkit.tasks.loading import DataSplits
 
 WIDTH = 120
 """Of tables that do not go to a terminal."""
@@ -80,7 +80,7 @@ def phantom(files: Mapping[str, Path]) -> None:
         print(f'{split} = "{file.absolute()}"')
 
 
-def data(found: "Data", scan: "ScanReport") -> None:
+def data(found: "DataSplits", scan: "ScanReport") -> None:
     """Splits, announcements (leaks among them), unusable rows, and the pictures."""
     from toolkit.pipeline.prepare import describe_scan
 

@@ -14,8 +14,6 @@ from toolkit.images.header import MALFORMED_BY_PILLOW, Header, words
 from toolkit.images.pixels import Array, Pixels
 from toolkit.sample import ImageRef
 
-# Readers run side by side in threads and processes; OpenCV's own pool gains nothing there and does not survive a fork.
-cv2.setNumThreads(1)
 # The errors below say what is wrong with which file; OpenCV's log on stderr would repeat it without the name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 

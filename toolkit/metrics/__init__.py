@@ -3,7 +3,7 @@
 from toolkit.metrics.estimate import Estimate, bootstrap_mean, share, wilson
 from toolkit.metrics.labels import Confusion, Majority, confusion, macro_f1, macro_f1_estimate, majority
 from toolkit.metrics.paired import Paired, mcnemar_exact, paired_difference
-from toolkit.metrics.summary import Comparison, Failure, Figures, Row, Summary, compare, summarise
+from toolkit.metrics.summary import Comparison, Failure, Figures, Judged, Summary, compare, summarise
 
 __all__ = [
     "Comparison",
@@ -11,9 +11,9 @@ __all__ = [
     "Estimate",
     "Failure",
     "Figures",
+    "Judged",
     "Majority",
     "Paired",
-    "Row",
     "Summary",
     "bootstrap_mean",
     "compare",

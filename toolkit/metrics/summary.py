@@ -16,7 +16,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Judged:
     """One judged answer.
 
     ``scores`` are in [0, 1], None where one does not apply; ``label`` is (true, predicted or None) where the task has
@@ -85,12 +85,12 @@ class Comparison:
     only_after: int
 
 
-def summarise(rows: Sequence[Row], by: Sequence[str], resamples: int, seed: int) -> Summary:
+def summarise(rows: Sequence[Judged], by: Sequence[str], resamples: int, seed: int) -> Summary:
     """All figures of an evaluation; an answer that could not be read stays in every n.
 
     Args:
         rows: the judged answers.
-        by: columns of ``Row.by`` whose values get figures of their own.
+        by: columns of ``Judged.by`` whose values get figures of their own.
         resamples: samples drawn for an interval that Wilson's formula does not cover.
         seed: of the draws.
     """
@@ -109,7 +109,7 @@ def summarise(rows: Sequence[Row], by: Sequence[str], resamples: int, seed: int)
     )
 
 
-def compare(before: Sequence[Row], after: Sequence[Row], score: str, resamples: int, seed: int) -> Comparison:
+def compare(before: Sequence[Judged], after: Sequence[Judged], score: str, resamples: int, seed: int) -> Comparison:
     """The paired difference of one score between two evaluations, matched by the samples' ids.
 
     Raises:
@@ -129,7 +129,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], score: str, resamples: 
     return Comparison(score, paired, len(old) - len(shared), len(new) - len(shared))
 
 
-def _figures(rows: Sequence[Row], resamples: int, seed: int) -> Figures:
+def _figures(rows: Sequence[Judged], resamples: int, seed: int) -> Figures:
     groups = [row.group for row in rows]
     names = dict.fromkeys(name for row in rows for name in row.scores)
     return Figures(
@@ -142,12 +142,12 @@ def _figures(rows: Sequence[Row], resamples: int, seed: int) -> Figures:
     )
 
 
-def _score(rows: Sequence[Row], name: str, resamples: int, seed: int) -> Estimate:
+def _score(rows: Sequence[Judged], name: str, resamples: int, seed: int) -> Estimate:
     pairs = [(value, row.group) for row in rows if (value := row.scores.get(name)) is not None]
     return share([value for value, _ in pairs], [group for _, group in pairs], resamples, seed)
 
 
-def _macro(rows: Sequence[Row], resamples: int, seed: int) -> Estimate | None:
+def _macro(rows: Sequence[Judged], resamples: int, seed: int) -> Estimate | None:
     labelled = [(row.label, row.group) for row in rows if row.label is not None]
     if not labelled:
         return None
@@ -155,14 +155,14 @@ def _macro(rows: Sequence[Row], resamples: int, seed: int) -> Estimate | None:
     return macro_f1_estimate(true, predicted, [group for _, group in labelled], resamples, seed)
 
 
-def _parts(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
-    parts: dict[str, list[Row]] = {}
+def _parts(rows: Sequence[Judged], column: str) -> dict[str, list[Judged]]:
+    parts: dict[str, list[Judged]] = {}
     for row in rows:
         parts.setdefault(row.by.get(column, NOT_GIVEN), []).append(row)
     return dict(sorted(parts.items()))
 
 
-def _failures(rows: Sequence[Row]) -> tuple[Failure, ...]:
+def _failures(rows: Sequence[Judged]) -> tuple[Failure, ...]:
     ids: dict[str, list[str]] = {}
     for row in rows:
         if row.problem is not None:
@@ -171,7 +171,7 @@ def _failures(rows: Sequence[Row]) -> tuple[Failure, ...]:
     return tuple(sorted(found, key=lambda failure: (-failure.count, failure.reason)))
 
 
-def _values(rows: Sequence[Row], score: str) -> dict[str, float]:
+def _values(rows: Sequence[Judged], score: str) -> dict[str, float]:
     ids = [row.id for row in rows]
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)

@@ -8,7 +8,7 @@ from toolkit.errors import RunError
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results
 from toolkit.pipeline.steps import Stages, Step, run_step, stopping
 from toolkit.recipe import Recipe, changed_keys, load_recipe
-from toolkit.run import Progress, Record, RunFolder, StopRequest, reopen_run, silent
+from toolkit.run import EXPORT, Progress, Record, RunFolder, StopRequest, reopen_run, silent
 from toolkit.stages.context import Context
 
 Notify = Callable[[int], None]
@@ -62,7 +62,7 @@ def export_again(
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "export", settings)
-        return _do(run, recipe, stages, Step("export", stages.export), progress, notify)
+        return _do(run, recipe, stages, Step(EXPORT, stages.export), progress, notify)
 
 
 def _do(run: RunFolder, recipe: Recipe, stages: Stages, step: Step, progress: Progress, notify: Notify) -> Record:

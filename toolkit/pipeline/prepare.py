@@ -12,15 +12,13 @@ import numpy as np
 from toolkit.errors import DataError
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.phantoms import write_chest
-from toolkit.recipe import Phantom, Recipe
+from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.rows import Dropped
 from toolkit.run import Progress, Record, RunFolder, check_fingerprints
 from toolkit.sample import ImageRef
-from toolkit.tasks.loading import Data, SampleSet, load_data
+from toolkit.tasks.loading import DataSplits, SampleSet, load_data
 
 log = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
 
 PHANTOMS: dict[str, Callable[[Path, Phantom, int], object]] = {"chest": write_chest}
 """Kind of practice data -> what writes it."""
@@ -28,7 +26,7 @@ PHANTOMS: dict[str, Callable[[Path, Phantom, int], object]] = {"chest": write_ch
 EXAMPLES = 5
 
 
-def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[Data, ImageStore]:
+def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSplits, ImageStore]:
     """The rows and pictures that the run's stages work with; their record is kept as the stage ``data``.
 
     Raises:
@@ -51,7 +49,9 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[Data, I
     return data, images
 
 
-def inspect_data(recipe: Recipe, progress: Progress, show: int = 0) -> tuple[Data, ScanReport, list[tuple[str, str]]]:
+def inspect_data(
+    recipe: Recipe, progress: Progress, show: int = 0
+) -> tuple[DataSplits, ScanReport, list[tuple[str, str]]]:
     """The rows, what a scan of all their pictures finds, and ``show`` training rows as the model sees them.
 
     The scan reports whatever the recipe says about unreadable pictures; shown are pairs of id and rendered text.
@@ -63,7 +63,7 @@ def inspect_data(recipe: Recipe, progress: Progress, show: int = 0) -> tuple[Dat
         return data, report, _rendered(recipe, data, images, show)
 
 
-def _rendered(recipe: Recipe, data: Data, images: ImageStore, count: int) -> list[tuple[str, str]]:
+def _rendered(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
     if not count:
         return []
     from toolkit.stages.rendered import render_samples  # loads torch and transformers
@@ -71,7 +71,7 @@ def _rendered(recipe: Recipe, data: Data, images: ImageStore, count: int) -> lis
     return list(render_samples(recipe, data.train[:count], images))
 
 
-def read_rows(recipe: Recipe, phantom_folder: Path) -> Data:
+def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
     """The recipe's splits; practice data are written into ``phantom_folder`` first.
 
     Raises:
@@ -85,13 +85,13 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> Data:
     return load_data(recipe, phantom_folder)
 
 
-def image_store(recipe: Recipe, data: Data) -> ImageStore:
+def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """The store that gives the pictures of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
     return ImageStore.of(recipe.images, sorted(roots))
 
 
-def scan_pictures(recipe: Recipe, data: Data, images: ImageStore, progress: Progress) -> ScanReport:
+def scan_pictures(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:
     """Check the pictures of the rows that the recipe's stages will use.
 
     Raises:
@@ -106,7 +106,7 @@ def scan_pictures(recipe: Recipe, data: Data, images: ImageStore, progress: Prog
     return report
 
 
-def without_bad_pictures(recipe: Recipe, data: Data, report: ScanReport) -> Data:
+def without_bad_pictures(recipe: Recipe, data: DataSplits, report: ScanReport) -> DataSplits:
     """The rows whose pictures can all be used, where the recipe says ``skip``; what is left out is counted.
 
     Raises:
@@ -125,7 +125,7 @@ def without_bad_pictures(recipe: Recipe, data: Data, report: ScanReport) -> Data
         splits[name] = samples.take(np.delete(samples.rows, bad))
         if not len(splits[name]):
             raise DataError("at least one row must have pictures that can be used", place=f"[data] {name}")
-    return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of Data
+    return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of DataSplits
 
 
 def fingerprint_rewards(recipe: Recipe) -> str:
@@ -151,11 +151,13 @@ def describe_scan(report: ScanReport) -> str:
     return "; ".join([head, *parts])
 
 
-def _splits(data: Data) -> dict[str, SampleSet]:
+def _splits(data: DataSplits) -> dict[str, SampleSet]:
     return {name: getattr(data, name) for name in SPLITS}
 
 
-def _scan(recipe: Recipe, data: Data, splits: Iterable[str], images: ImageStore, progress: Progress) -> ScanReport:
+def _scan(
+    recipe: Recipe, data: DataSplits, splits: Iterable[str], images: ImageStore, progress: Progress
+) -> ScanReport:
     def refs() -> Iterator[ImageRef]:
         for name in splits:
             for sample in _splits(data)[name]:
@@ -166,7 +168,7 @@ def _scan(recipe: Recipe, data: Data, splits: Iterable[str], images: ImageStore,
     return report
 
 
-def _record(data: Data, report: ScanReport) -> Record:
+def _record(data: DataSplits, report: ScanReport) -> Record:
     return {
         "rows": {name: len(samples) for name, samples in _splits(data).items()},
         "dropped": [asdict(one) for one in data.dropped],

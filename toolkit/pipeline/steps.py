@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
-from toolkit.run import TRAINING_STAGES, Progress, Record, RunFolder, StopRequest, silent, spell_time, start_run
-from toolkit.stages.context import Context, DataAndImages, Evaluate, Export, Train
+from toolkit.run import (
+    EXPORT,
+    TRAINING_STAGES,
+    Progress,
+    Record,
+    RunFolder,
+    StopRequest,
+    current_weights,
+    silent,
+    spell_time,
+    start_run,
+)
+from toolkit.stages.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +32,10 @@ class Stages:
     """The functions that do the work; tests pass others."""
 
     prepare: Prepare
-    sft: Train
-    grpo: Train
-    evaluate: Evaluate
-    export: Export
+    sft: TrainStage
+    grpo: TrainStage
+    evaluate: EvaluateStage
+    export: ExportStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +68,10 @@ def run_recipe(
     """
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         steps = plan_steps(recipe, stages)
+        open_steps = [step for step in steps if not _is_finished(step, run, recipe)]
         for step in steps:
-            if run.is_done(step.name):
+            if step not in open_steps:
                 log.info("%s: finished before, skipped", step.name)
-        open_steps = [step for step in steps if not run.is_done(step.name)]
         if open_steps:
             data, images = stages.prepare(recipe, run, stopping(stop, progress))
             context = Context(recipe, run, data, images, stop, progress)
@@ -68,6 +79,24 @@ def run_recipe(
                 stop.check(f"{step.name} has not begun, and what came before is finished")
                 run_step(step, context)
         return read_results(run)
+
+
+def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
+    """Whether a step needs nothing more.
+
+    `toolkit export` may have exported between two stages, or in other forms: an export counts if it holds the forms of
+    the recipe, made from the last weights that the run leaves.
+    """
+    if step.name != EXPORT or recipe.export is None or not run.is_done(EXPORT):
+        return run.is_done(step.name)
+    record, trained = run.record(EXPORT), _training_stages(recipe)
+    last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
+    made_from_last = last is not None and record["weights"] == run.relative(last)
+    return made_from_last and set(recipe.export.to) <= set(record["asked"])
+
+
+def _training_stages(recipe: Recipe) -> list[str]:
+    return [name for name in TRAINING_STAGES if getattr(recipe, name) is not None]
 
 
 def stopping(stop: StopRequest, progress: Progress) -> Progress:
@@ -82,8 +111,7 @@ def stopping(stop: StopRequest, progress: Progress) -> Progress:
 
 def plan_steps(recipe: Recipe, stages: Stages) -> list[Step]:
     """Evaluate, then train and evaluate again for each training stage, then export; only what the recipe has."""
-    trained = [name for name in TRAINING_STAGES if getattr(recipe, name) is not None]
-    steps = []
+    trained, steps = _training_stages(recipe), []
     if recipe.evaluate and (recipe.evaluate.before or not trained):
         steps.append(evaluation_step("before", stages.evaluate))
     for name in trained:
@@ -91,11 +119,11 @@ def plan_steps(recipe: Recipe, stages: Stages) -> list[Step]:
         if recipe.evaluate:
             steps.append(evaluation_step(name, stages.evaluate))
     if recipe.export:
-        steps.append(Step("export", stages.export))
+        steps.append(Step(EXPORT, stages.export))
     return steps
 
 
-def evaluation_step(name: str, evaluate: Evaluate) -> Step:
+def evaluation_step(name: str, evaluate: EvaluateStage) -> Step:
     """The evaluation ``name`` of the newest weights, compared with those that finished before it."""
 
     def work(context: Context) -> Mapping[str, object]:

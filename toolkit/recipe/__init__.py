@@ -3,6 +3,7 @@
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
     REWARD_WEIGHTS,
+    SPLITS,
     Data,
     Evaluate,
     Export,
@@ -23,6 +24,7 @@ from toolkit.recipe.sections import (
 
 __all__ = [
     "REWARD_WEIGHTS",
+    "SPLITS",
     "Data",
     "Evaluate",
     "Export",

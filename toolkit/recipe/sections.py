@@ -16,6 +16,9 @@ REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
 }
 """task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
 
+SPLITS = ("train", "validation", "test")
+"""The splits, in the order in which they give up what they share with a later one."""
+
 Share = Field(ge=0, le=1)
 
 
@@ -277,6 +280,11 @@ class Recipe(Section):
     def run_folder(self) -> Path:
         """``run.folder/run.name``, relative to the working directory."""
         return self.run.folder / self.run.name
+
+    @property
+    def evaluation(self) -> Evaluate:
+        """How answers are generated and judged: the recipe's own section, else its defaults."""
+        return self.evaluate or Evaluate()
 
     @property
     def reward_weights(self) -> Mapping[str, float]:

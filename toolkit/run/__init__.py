@@ -1,7 +1,7 @@
 """The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
 
 from toolkit.run.files import append_line, cut_torn_line, read_json, read_lines, write_json, write_text
-from toolkit.run.folder import TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
+from toolkit.run.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
 from toolkit.run.machine import now, versions
 from toolkit.run.progress import Progress, silent, spell_time
@@ -9,6 +9,7 @@ from toolkit.run.signals import StopRequest
 from toolkit.run.start import check_fingerprints, reopen_run, start_run
 
 __all__ = [
+    "EXPORT",
     "LOGGER",
     "TRAINING_STAGES",
     "PlainFormatter",

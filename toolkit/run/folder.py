@@ -13,6 +13,9 @@ from toolkit.run.machine import now
 TRAINING_STAGES = ("sft", "grpo")
 """The stages that leave weights, in the order in which they run."""
 
+EXPORT = "export"
+"""The stage that writes weights for other programs."""
+
 Record = dict[str, Any]
 """What a stage leaves for the results: plain JSON, paths relative to the run folder."""
 
@@ -114,6 +117,10 @@ class RunFolder:
         """The weights of the last training stage that has finished; None before the first."""
         done = [self.weights_folder(stage) for stage in TRAINING_STAGES if self.is_done(stage)]
         return done[-1] if done else None
+
+    def relative(self, path: Path) -> str:
+        """``path`` as records name it: inside the run its place there, so that a run can be moved."""
+        return str(path.relative_to(self.path) if path.is_relative_to(self.path) else path)
 
     def log_metrics(self, stage: str, step: int, figures: Mapping[str, object]) -> None:
         """Add one line to ``metrics.jsonl``."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from toolkit.backends.base import Completion
-from toolkit.metrics import Row
+from toolkit.metrics import Judged
 from toolkit.sample import Answer, Sample
 from toolkit.tasks.base import Task
 
@@ -14,9 +14,9 @@ def read_answer(task: Task, sample: Sample, completion: Completion) -> Answer:
     return replace(task.parse(completion.text, sample), truncated=completion.truncated)
 
 
-def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Row:
+def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Judged:
     """An answer's scores as one row of an evaluation."""
-    return Row(
+    return Judged(
         id=sample.id,
         group=sample.group,
         scores=task.scores(sample, answer),

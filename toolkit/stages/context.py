@@ -17,9 +17,9 @@ from toolkit.run import Progress, Record, RunFolder, StopRequest, current_weight
 
 if TYPE_CHECKING:  # the pipeline and its tests need neither numpy nor pyarrow to pass a context on
     from toolkit.images import ImageStore
-    from toolkit.tasks.loading import Data
+    from toolkit.tasks.loading import DataSplits
 
-DataAndImages = tuple["Data", "ImageStore"]
+DataAndImages = tuple["DataSplits", "ImageStore"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Context:
 
     recipe: Recipe
     run: RunFolder
-    data: "Data"
+    data: "DataSplits"
     images: "ImageStore"
     stop: StopRequest
     progress: Progress = silent
@@ -66,14 +66,14 @@ class EvaluationRecord(TypedDict):
     """The JSONL of answers, relative to the run folder."""
 
 
-class Train(Protocol):
+class TrainStage(Protocol):
     """A training stage: leaves weights, gives its record."""
 
     def __call__(self, context: Context) -> Record:
         """Raises Interrupted, ModelError or TrainingError."""
 
 
-class Evaluate(Protocol):
+class EvaluateStage(Protocol):
     """Asks the held-out questions."""
 
     def __call__(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
@@ -83,7 +83,7 @@ class Evaluate(Protocol):
         """
 
 
-class Export(Protocol):
+class ExportStage(Protocol):
     """Writes weights for other programs and sees that they give the same answers."""
 
     def __call__(self, context: Context) -> Record:

@@ -11,9 +11,8 @@ from typing import Any
 from toolkit.backends import Backend, choose_backend
 from toolkit.backends.base import Completion, Policy, Sampling
 from toolkit.errors import DataError
-from toolkit.metrics import Comparison, Row, compare, share, summarise
-from toolkit.recipe import Evaluate as EvaluateSection
-from toolkit.run import Record, append_line, cut_torn_line, read_lines
+from toolkit.metrics import Comparison, Judged, compare, share, summarise
+from toolkit.run import Record, append_line, cut_torn_line, read_json, read_lines, write_json
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import judge, read_answer
 from toolkit.stages.context import Context, EvaluationRecord
@@ -29,11 +28,11 @@ PARTIAL = "predictions.{}.partial.jsonl"
 
 
 def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
-    """Ask every held-out question and judge the answers; see ``context.Evaluate``.
+    """Ask every held-out question and judge the answers; see ``context.EvaluateStage``.
 
     An interrupted evaluation goes on after the last answer that was written.
     """
-    recipe, section = context.recipe, context.recipe.evaluate or EvaluateSection()
+    recipe, section = context.recipe, context.recipe.evaluation
     samples = held_out(context)
     folder = context.run.stage_folder(f"evaluate-{name}")
     prompts = Prompts.of(recipe, context.images)
@@ -61,7 +60,7 @@ def _identity(context: Context, weights: Path | None) -> str:
     recipe = context.recipe
     files = sorted(weights.iterdir()) if weights else []
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    section = recipe.evaluate or EvaluateSection()
+    section = recipe.evaluation
     how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
     return blake2b(repr((str(weights), seen, how, context.images.policy.key)).encode(), digest_size=6).hexdigest()
 
@@ -72,7 +71,7 @@ def held_out(context: Context) -> Sequence[Sample]:
     Raises:
         DataError: it has no rows.
     """
-    section = context.recipe.evaluate or EvaluateSection()
+    section = context.recipe.evaluation
     samples: SampleSet = getattr(context.data, section.split)
     if section.limit is not None:
         samples = samples.take(limit(samples.rows, section.limit, context.recipe.run.seed, "evaluate"))
@@ -86,9 +85,9 @@ def held_out(context: Context) -> Sequence[Sample]:
     return samples
 
 
-def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> list[Row]:
+def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> list[Judged]:
     """The written completions, parsed and judged anew: one row a sample, in the samples' order."""
-    section = context.recipe.evaluate or EvaluateSection()
+    section = context.recipe.evaluation
     lines = {line["id"]: line for line in read_lines(file)}
     rows = []
     for sample in samples:
@@ -101,7 +100,7 @@ def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Samp
 def _ask(
     context: Context, name: str, backend: Backend, policy: Policy, prompts: Prompts, samples: Sequence[Sample]
 ) -> Iterator[tuple[Sample, Completion]]:
-    section = context.recipe.evaluate or EvaluateSection()
+    section = context.recipe.evaluation
     sampling = Sampling(section.max_completion_tokens)
     for start in range(0, len(samples), section.batch_size):
         batch = samples[start : start + section.batch_size]
@@ -135,8 +134,10 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-def _record(context: Context, name: str, rows: list[Row], earlier: Sequence[str], prompts: Prompts) -> EvaluationRecord:
-    section, seed = context.recipe.evaluate or EvaluateSection(), context.recipe.run.seed
+def _record(
+    context: Context, name: str, rows: list[Judged], earlier: Sequence[str], prompts: Prompts
+) -> EvaluationRecord:
+    section, seed = context.recipe.evaluation, context.recipe.run.seed
     score = prompts.task.primary
     baseline = _baseline_rows(context, prompts)
     others = {"baseline": baseline, **{other: _earlier_rows(context, prompts, other) for other in earlier}}
@@ -164,22 +165,30 @@ def _paired(found: Comparison) -> Record:
     }
 
 
-def _baseline_rows(context: Context, prompts: Prompts) -> list[Row]:
+def _baseline_rows(context: Context, prompts: Prompts) -> list[Judged]:
     """The majority answer of the training rows, judged as a model's would be."""
-    complete = prompts.task.baseline(context.data.train)
-    section = context.recipe.evaluate or EvaluateSection()
-    return [
-        judge(prompts.task, sample, prompts.task.parse(complete(sample), sample), section.by)
-        for sample in held_out(context)
-    ]
+    task, samples, by = prompts.task, held_out(context), context.recipe.evaluation.by
+    completions = _baseline(context, prompts, samples)
+    return [judge(task, sample, task.parse(completions[sample.id], sample), by) for sample in samples]
 
 
-def _earlier_rows(context: Context, prompts: Prompts, name: str) -> list[Row]:
+def _baseline(context: Context, prompts: Prompts, samples: Sequence[Sample]) -> dict[str, str]:
+    """Sample id -> the baseline's completion; kept in the run, since finding it reads every training row."""
+    file = context.run.stage_folder("baseline") / f"{context.recipe.evaluation.split}.json"
+    known: dict[str, str] = read_json(file)["completions"] if file.is_file() else {}
+    if any(sample.id not in known for sample in samples):
+        complete = prompts.task.baseline(context.data.train)
+        known = {sample.id: complete(sample) for sample in samples}
+        write_json(file, {"completions": known})
+    return known
+
+
+def _earlier_rows(context: Context, prompts: Prompts, name: str) -> list[Judged]:
     file = context.run.path / context.run.record(f"evaluate-{name}")["predictions"]
     return judge_predictions(context, prompts, held_out(context), file)
 
 
-def _share(rows: Sequence[Row], score: str, resamples: int, seed: int) -> Any:
+def _share(rows: Sequence[Judged], score: str, resamples: int, seed: int) -> Any:
     judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
     return share([value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed)
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from toolkit.backends import Backend, choose_backend
 from toolkit.backends.base import Policy, Row, Sampling
 from toolkit.errors import ModelError
-from toolkit.recipe import Evaluate, Export, Recipe
-from toolkit.run import Record
+from toolkit.recipe import Export, Recipe
+from toolkit.run import EXPORT, Record, RunFolder
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
 from toolkit.stages.prompts import Prompts
 
 log = logging.getLogger(__name__)
-STAGE = "export"
 ROUNDING = 0.25
 """Merging into weights of 16 bits rounds them: at most this share of the answers may change by it."""
 
@@ -43,13 +42,21 @@ def export(context: Context, backend: Backend | None = None) -> Record:
     samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
     rows = [prompts.row(sample) for sample in samples[: section.verify]]
     job = _Job(backend or choose_backend(recipe.model), recipe, context.weights, rows)
-    record: Record = {"questions": len(rows)}
+    record = _earlier(context.run, context.weights)
+    record |= {"questions": len(rows), "asked": list(dict.fromkeys([*record["asked"], *section.to]))}
     for form in section.to:
         if form == "adapter" and recipe.model.tuning == "full":
             log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
         else:
-            record[form] = _export(job, form, context.run.stage_folder(STAGE) / form)
+            record[form] = _export(job, form, context.run.stage_folder(EXPORT) / form)
     return record
+
+
+def _earlier(run: RunFolder, weights: Path) -> Record:
+    """What an earlier export of the same weights left: forms that are not asked for now stay."""
+    earlier = run.record(EXPORT) if run.is_done(EXPORT) else {}
+    name = run.relative(weights)
+    return earlier if earlier.get("weights") == name else {"weights": name, "asked": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def _export(job: _Job, form: str, target: Path) -> Record:
     partial.replace(target)
     _tell(form, len(found), len(differing), bits)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    folder = f"stages/{STAGE}/{form}"
+    folder = f"stages/{EXPORT}/{form}"
     return {"folder": folder, "megabytes": round(size / 1e6, 2), "bits": bits, "differing": len(differing)}
 
 
@@ -94,7 +101,7 @@ def _write(job: _Job, form: str, target: Path) -> tuple[list[str], int]:
 
 
 def _answers(job: _Job, policy: Policy) -> list[str]:
-    section = job.recipe.evaluate or Evaluate()
+    section = job.recipe.evaluation
     sampling = Sampling(section.max_completion_tokens)
     batches = [job.rows[i : i + section.batch_size] for i in range(0, len(job.rows), section.batch_size)]
     return [group[0].text for batch in batches for group in job.backend.generate(policy, batch, sampling)]

@@ -24,7 +24,7 @@ STAGE = "grpo"
 
 
 def train_grpo(context: Context) -> Record:
-    """Probe, train, and leave the weights in the run folder; see ``context.Train``."""
+    """Probe, train, and leave the weights in the run folder; see ``context.TrainStage``."""
     recipe, samples = context.recipe, context.data.train
     grpo = recipe.grpo or Grpo()
     backend = choose_backend(recipe.model)

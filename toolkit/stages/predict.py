@@ -10,14 +10,14 @@ from toolkit.backends import choose_backend
 from toolkit.backends.base import Sampling
 from toolkit.errors import DataError, RowProblem
 from toolkit.images import ImageStore
-from toolkit.recipe import Evaluate, Recipe
+from toolkit.recipe import Recipe
 from toolkit.run import RunFolder, current_weights
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import read_answer
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
 from toolkit.tasks import TASKS
-from toolkit.tasks.base import RowSource
+from toolkit.tasks.base import RowOrigin
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def predict(
     prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
     backend = choose_backend(recipe.model)
     policy = backend.load(recipe, current_weights(run, recipe), trainable=False)
-    limit = (recipe.evaluate or Evaluate()).max_completion_tokens
+    limit = recipe.evaluation.max_completion_tokens
     check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
     completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]
     return read_answer(prompts.task, sample, completion)
@@ -72,7 +72,7 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
         "image": [str(path.absolute()) for path in images],
         **_STAND_INS[task],
     }
-    source = RowSource(Path("--question"), Path("/"), {name: name for name in _COLUMNS})
+    source = RowOrigin(Path("--question"), Path("/"), {name: name for name in _COLUMNS})
     try:
         sample = TASKS[task].read("question", row, source)
     except RowProblem as problem:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from toolkit.backends import choose_backend
 from toolkit.backends.collate import collate
-from toolkit.backends.hf import load_processor, make_policy
 from toolkit.chat import show_supervised
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
@@ -17,7 +17,7 @@ def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore
     Raises:
         ModelError: the processor cannot be had.
     """
-    policy = make_policy(None, load_processor(recipe.model), None)
+    policy = choose_backend(recipe.model).load_reader(recipe)
     prompts = Prompts.of(recipe, images)
     for sample in samples:
         batch = collate(policy, [prompts.row(sample, answer=True)])

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, RowProblem
-from toolkit.recipe import Recipe
+from toolkit.recipe import SPLITS, Recipe
 from toolkit.rewards import Explanation, RewardTable, explain, reward_table
 from toolkit.sample import Answer, Sample
 from toolkit.tasks import TASKS
-from toolkit.tasks.base import RowSource
+from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.loading import read_file
 from toolkit.tasks.loading.columns import resolve_columns
 from toolkit.tasks.loading.source import wanted_columns
 
-SPLITS = ("train", "validation", "test")
 MOST_TOLD = 20
 """Lines with a problem that a message lists; the others are counted."""
 
@@ -165,7 +164,7 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
     task = TASKS[recipe.data.task]
     column, _ = resolve_columns(task, wanted_columns(recipe), list(row))
     column.setdefault("image", "image")
-    source = RowSource(Path(line.place), Path().absolute(), column, context=recipe.prompt.context)
+    source = RowOrigin(Path(line.place), Path().absolute(), column, context=recipe.prompt.context)
     try:
         name = str(line.content.get("id", line.place))
         return task.read(name, {**row, column["image"]: _NO_PICTURE}, source)

@@ -15,7 +15,7 @@ STAGE = "sft"
 
 
 def train_sft(context: Context) -> Record:
-    """Train on every training row and leave the weights in the run folder; see ``context.Train``."""
+    """Train on every training row and leave the weights in the run folder; see ``context.TrainStage``."""
     recipe, samples = context.recipe, context.data.train
     backend = choose_backend(recipe.model)
     prompts = Prompts.of(recipe, context.images)

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from toolkit.tasks.base import RowSource, Task
+from toolkit.tasks.base import RowOrigin, Task
 from toolkit.tasks.mcq import MCQ
 from toolkit.tasks.vqa import VQA
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (MCQ, VQA)}
 
-__all__ = ["TASKS", "RowSource", "Task"]
+__all__ = ["TASKS", "RowOrigin", "Task"]

@@ -9,7 +9,7 @@ from toolkit.sample import Answer, Reward, Sample
 
 
 @dataclass(frozen=True, slots=True)
-class RowSource:
+class RowOrigin:
     """Where a row came from and how its columns are named.
 
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
@@ -52,7 +52,7 @@ class Task:
     columns: Mapping[str, tuple[str, ...]]
     required: frozenset[str]
     leaking: frozenset[str]
-    read: Callable[[str, Mapping[str, Any], RowSource], Sample]
+    read: Callable[[str, Mapping[str, Any], RowOrigin], Sample]
     instruction: str
     question: Callable[[Sample], str]
     target: Callable[[Sample], str]

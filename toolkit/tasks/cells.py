@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.errors import ImageError, RowProblem
 from toolkit.images import image_ref
 from toolkit.sample import ImageRef
-from toolkit.tasks.base import RowSource
+from toolkit.tasks.base import RowOrigin
 
 NO_IMAGE = "no image path"
 TOO_MANY_IMAGES = "more pictures than images.max_per_question"
@@ -29,7 +29,7 @@ def text_of(value: Any) -> str:
     return str(value).strip()
 
 
-def cell(row: Mapping[str, Any], source: RowSource, field: str) -> Any:
+def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
     """The value of one of the task's fields; None where the source has no such column or the row no value."""
     return row.get(source.column.get(field, ""))
 
@@ -44,7 +44,7 @@ def decoded(value: Any) -> Any:
     return value
 
 
-def read_images(name: str, row: Mapping[str, Any], source: RowSource) -> tuple[ImageRef, ...]:
+def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:
     """All pictures of a row: one path, a list of paths, or such a list as JSON text.
 
     Raises:
@@ -71,7 +71,7 @@ def _image(text: str, root: str) -> ImageRef:
     return image_ref(text, root, "")
 
 
-def read_group(row: Mapping[str, Any], source: RowSource, images: tuple[ImageRef, ...]) -> str:
+def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
     """The group: the recipe's column, else the first picture's path below the image root.
 
     Raises:
@@ -84,7 +84,7 @@ def read_group(row: Mapping[str, Any], source: RowSource, images: tuple[ImageRef
     raise RowProblem("no group", place=f"{source.file}", value=row.get(source.group))
 
 
-def extra_fields(row: Mapping[str, Any], source: RowSource) -> Iterator[tuple[str, str]]:
+def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:
     """Columns for the prompt and for results by column that have a value in this row."""
     for column in (*source.context, *source.by):
         if text := text_of(row.get(column)):

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import DataError
-from toolkit.recipe import Recipe
+from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.splits import LeakReport
-from toolkit.tasks.loading.parts import SPLITS, Part, describe_leak, handle_leaks, split_parts
+from toolkit.tasks.loading.parts import Part, describe_leak, handle_leaks, split_parts
 from toolkit.tasks.loading.samples import SampleSet, limit
 from toolkit.tasks.loading.source import Loaded, read_file
 
-__all__ = ["Data", "Loaded", "SampleSet", "load_data", "read_file"]
+__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "read_file"]
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class DataSplits:
     """The samples of a run. A split that the recipe does not ask for has none."""
 
     train: SampleSet
@@ -33,7 +33,7 @@ class Data:
     """Hash of task, columns, and the rows of each split: the same data have the same on every machine."""
 
 
-def load_data(recipe: Recipe, folder: Path | None = None) -> Data:
+def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
     """All splits of a recipe; validation and test are split off by group where no file is named.
 
     Args:
@@ -57,7 +57,7 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> Data:
         if len(sets[name]) < len(part)
     ]
     dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
-    return Data(**sets, dropped=dropped, leaks=leaks, announcements=tuple(lines), fingerprint=_fingerprint(sets))
+    return DataSplits(**sets, dropped=dropped, leaks=leaks, announcements=tuple(lines), fingerprint=_fingerprint(sets))
 
 
 def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:

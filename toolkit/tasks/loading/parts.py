@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import DataError
-from toolkit.recipe import Recipe
+from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.rows.tally import MAX_EXAMPLES
 from toolkit.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
 from toolkit.tasks.loading.source import Loaded
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from toolkit.rows import RowIndex
 from toolkit.sample import Sample
 from toolkit.tasks import TASKS
-from toolkit.tasks.base import RowSource
+from toolkit.tasks.base import RowOrigin
 
 
 class SampleSet(Sequence[Sample]):
     """Some rows of an index as samples; a slice is a SampleSet too. Can be pickled; holds no row in memory."""
 
-    def __init__(self, task: str, table: RowIndex, source: RowSource, rows: NDArray[np.int64]) -> None:
+    def __init__(self, task: str, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64]) -> None:
         self.task, self.table, self.source, self.rows = task, table, source, rows
 
     @overload

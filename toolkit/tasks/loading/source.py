@@ -12,7 +12,7 @@ from toolkit.rows import Dropped, RowIndex, open_index, source_folder
 from toolkit.rows.tally import total
 from toolkit.splits import RowKeys
 from toolkit.tasks import TASKS
-from toolkit.tasks.base import RowSource, Task
+from toolkit.tasks.base import RowOrigin, Task
 from toolkit.tasks.loading.columns import Wanted, leaking_context, resolve_columns
 from toolkit.tasks.loading.samples import SampleSet
 from toolkit.tasks.loading.survey import Survey, Surveyor, load_survey, save_survey, survey_file, take_survey
@@ -57,7 +57,7 @@ def wanted_columns(recipe: Recipe) -> Wanted:
 class _FirstPass:
     """A survey in the pass that builds the index, with the columns that the first rows show."""
 
-    def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowSource]) -> None:
+    def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowOrigin]) -> None:
         self._task, self._make_source = task, make_source
         self._first: list[tuple[int, str, Mapping[str, Any]]] = []
         self._surveyor: Surveyor | None = None
@@ -70,7 +70,7 @@ class _FirstPass:
             if len(self._first) == FIRST_ROWS:
                 self._start()
 
-    def done(self, source: RowSource, name: str) -> Survey | None:
+    def done(self, source: RowOrigin, name: str) -> Survey | None:
         """The survey, if there was such a pass and rows were read in the way that all columns ask for."""
         if self._first:
             self._start()
@@ -86,7 +86,7 @@ class _FirstPass:
         self._first.clear()
 
 
-def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> tuple[RowIndex, RowSource, Survey]:
+def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> tuple[RowIndex, RowOrigin, Survey]:
     root = image_root or source_folder(source)
     first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
     index = open_index(source, id_column=wanted.columns.get("id"), visit=first_pass.look)
@@ -100,13 +100,13 @@ def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> t
     return index, row_source, survey
 
 
-def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], columns: Sequence[str]) -> RowSource:
+def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], columns: Sequence[str]) -> RowOrigin:
     source, root = where
     column, _ = resolve_columns(task, wanted, columns)
     by = tuple(name for name in wanted.by if name in columns and name not in task.columns)
     # Not Path.resolve: following a link would change the folder that relative image paths start from.
     folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
-    return RowSource(Path(source), folder, column, wanted.group, wanted.context, by, wanted.max_images)
+    return RowOrigin(Path(source), folder, column, wanted.group, wanted.context, by, wanted.max_images)
 
 
 def _check_columns(task: Task, wanted: Wanted, index: RowIndex, image_root: Path | None) -> None:
@@ -130,7 +130,7 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, mos
     )
 
 
-def _announce(task: Task, wanted: Wanted, source: RowSource, index: RowIndex, survey: Survey) -> tuple[str, ...]:
+def _announce(task: Task, wanted: Wanted, source: RowOrigin, index: RowIndex, survey: Survey) -> tuple[str, ...]:
     name, facts = index.source, index.facts
     lines = [
         f"{name}: the column {column} is put into the prompt and holds the answer: scores say nothing about the images"

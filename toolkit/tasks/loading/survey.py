@@ -22,7 +22,7 @@ from toolkit.errors import RowProblem
 from toolkit.rows import Dropped, RowIndex, Tally
 from toolkit.rows.tally import stored_dropped
 from toolkit.splits import KeyBuilder, RowKeys
-from toolkit.tasks.base import RowSource, Task
+from toolkit.tasks.base import RowOrigin, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Survey:
 class Surveyor:
     """Takes a survey row by row."""
 
-    def __init__(self, task: Task, source: RowSource) -> None:
+    def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
         self._rows: list[int] = []
         self._keys = KeyBuilder()
@@ -68,7 +68,7 @@ class Surveyor:
         return Survey(np.array(self._rows, np.int64), self._keys.done(), self._tally.of(name), dict(self._trimmed))
 
 
-def take_survey(task: Task, source: RowSource, index: RowIndex) -> Survey:
+def take_survey(task: Task, source: RowOrigin, index: RowIndex) -> Survey:
     """A survey of rows that are indexed already."""
     surveyor = Surveyor(task, source)
     for number, (name, row) in enumerate(index):
@@ -76,7 +76,7 @@ def take_survey(task: Task, source: RowSource, index: RowIndex) -> Survey:
     return surveyor.done(index.source)
 
 
-def survey_file(task: Task, source: RowSource, index: RowIndex) -> Path:
+def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Where the survey of this index, read in this way, is kept."""
     settings = (task.name, sorted(source.column.items()), str(source.image_root), source.group, source.max_images)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.errors import RowProblem
 from toolkit.sample import Sample
-from toolkit.tasks.base import RowSource
+from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.cells import cell, decoded, extra_fields, read_group, read_images, text_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -29,7 +29,7 @@ _LABEL = re.compile(r"\(?([A-Za-z])(?:\)|[.:]|\s+-)\s*(.*)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 
 
-def read(name: str, row: Mapping[str, Any], source: RowSource) -> Sample:
+def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     """The sample of one row.
 
     ``fields``: question, options (letter -> text), question_type where there is one, and the columns that the recipe
@@ -62,7 +62,7 @@ def read(name: str, row: Mapping[str, Any], source: RowSource) -> Sample:
     return Sample(name, "mcq", read_group(row, source, images), images, fields, reference)
 
 
-def read_options(row: Mapping[str, Any], source: RowSource, problem: "_Problems") -> dict[str, str]:
+def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems") -> dict[str, str]:
     """Letter -> text in the order of the source, blanks collapsed.
 
     Letters are taken from the texts ("A. Normal") when all of them begin with one and A is among them, from the keys
@@ -84,7 +84,7 @@ def read_options(row: Mapping[str, Any], source: RowSource, problem: "_Problems"
     return options
 
 
-def read_letter(row: Mapping[str, Any], source: RowSource, options: Mapping[str, str], problem: "_Problems") -> str:
+def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str, str], problem: "_Problems") -> str:
     """The right option's letter, from a letter ("B", "B.", "(B)"), "B. text", an option's text, or a number from 0."""
     answer = text_of(cell(row, source, "answer"))
     letter = answer if answer in options else _find_letter(answer, options, problem)
@@ -118,7 +118,7 @@ def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
 class _Problems:
     """Makes the problems of one row."""
 
-    def __init__(self, source: RowSource, name: str) -> None:
+    def __init__(self, source: RowOrigin, name: str) -> None:
         self._source, self._name = source, name
 
     def __call__(self, reason: str, value: Any = "", remedy: str = "") -> RowProblem:
@@ -180,6 +180,6 @@ def _holds_tag(text: str) -> bool:
     return "<" in text and any(tag.lower() in text.lower() for tag in TAGS)
 
 
-def _report(row: Mapping[str, Any], source: RowSource) -> str | None:
+def _report(row: Mapping[str, Any], source: RowOrigin) -> str | None:
     findings, impression = text_of(cell(row, source, "findings")), text_of(cell(row, source, "impression"))
     return "\n".join((findings, impression)).strip() or None

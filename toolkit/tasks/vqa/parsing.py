@@ -3,6 +3,7 @@
 import re
 
 from toolkit.sample import Answer, Sample
+from toolkit.tasks.vqa.reading import is_yes_or_no
 
 _FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _REASONING = re.compile(r"<start_working_out>.*?<end_working_out>", re.DOTALL | re.IGNORECASE)
@@ -21,10 +22,11 @@ def parse(completion: str, sample: Sample) -> Answer:
     """The answer without code fences, tags, ``Answer:``, outer quotes and the final full stop, in ``values["text"]``.
 
     A closed question's answer is ``yes`` or ``no`` where the completion begins with one, or has only one of the two;
-    other text stays, since "left or right?" is closed too. Both of them without an order is a problem.
+    both of them without an order is a problem. "Left or right?" is closed too: where the reference is neither yes nor
+    no, the text stays.
     """
     text, problem = _strip(completion)
-    if problem is None and sample.fields.get("answer_type") == "closed":
+    if problem is None and _asks_yes_or_no(sample):
         text, problem = _yes_or_no(text)
     return Answer(completion, {} if problem else {"text": text}, problem)
 
@@ -43,6 +45,10 @@ def _strip(completion: str) -> tuple[str, str | None]:
     text = _IS.sub("", text, count=1) if _IS.match(text) else text
     text = text.replace("**", "").strip("*_`\"' \t\n").removesuffix(".").strip()
     return text, None if text else "there is no answer"
+
+
+def _asks_yes_or_no(sample: Sample) -> bool:
+    return sample.fields.get("answer_type") == "closed" and is_yes_or_no(sample.reference.get("answer", "yes"))
 
 
 def _yes_or_no(text: str) -> tuple[str, str | None]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from toolkit.errors import RowProblem
 from toolkit.sample import Sample
-from toolkit.tasks.base import RowSource
+from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.cells import cell, extra_fields, read_group, read_images, text_of
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -21,7 +21,7 @@ CLOSED = frozenset({"closed", "close", "yes/no", "binary"})
 OPEN = frozenset({"open", "other"})
 
 
-def read(name: str, row: Mapping[str, Any], source: RowSource) -> Sample:
+def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     """The sample of one row.
 
     ``fields``: question, answer_type (``closed`` or ``open``), question_type where there is one, and the columns that
@@ -44,6 +44,11 @@ def read(name: str, row: Mapping[str, Any], source: RowSource) -> Sample:
     return Sample(name, "vqa", read_group(row, source, images), images, fields, reference)
 
 
+def is_yes_or_no(answer: Any) -> bool:
+    """Whether a reference is yes or no, in any case and with or without a full stop."""
+    return str(answer).strip().lower().rstrip(".") in YES_NO
+
+
 def _answer(value: Any) -> str:
     return YES_NO[not value] if isinstance(value, bool) else text_of(value)
 
@@ -54,4 +59,4 @@ def _answer_type(stated: str, answer: str) -> str:
         return "closed"
     if stated.lower() in OPEN:
         return "open"
-    return "closed" if answer.lower().rstrip(".") in YES_NO else "open"
+    return "closed" if is_yes_or_no(answer) else "open"
