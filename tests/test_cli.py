@@ -188,19 +188,27 @@ def test_reward_test_explains_each_score_and_gives_means(tmp_path: Path, capsys:
     file = write_lines(tmp_path, {"sample": ROW, "completion": COMPLETION}, {"sample": ROW, "completion": "no idea"})
     assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("line 1, ")
+    assert lines[0].startswith("line 1: ")
     letters = [line.split()[:5] for line in lines if line.startswith("  letter ")]
     # Right, then not readable; the last one is the mean of the two.
     assert letters[0] == ["letter", "1.00", "x", "1", "="]
     assert letters[1][1] == "0.00"
     assert letters[2][1] == "0.500"
-    assert any(line.startswith("line 2, ") and "could not be read" in line for line in lines)
+    assert any(line.startswith("line 2: ") and "could not be read" in line for line in lines)
 
 
 def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_lines(tmp_path, {"sample": ROW})
     assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), file]) == 1
     assert 'a text named "completion"' in capsys.readouterr().err
+
+
+def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    merged = {"folder": "stages/export/merged", "megabytes": 12.5, "bits": 16, "questions": 16, "differing": 1}
+    show.exported({"weights": "w", "asked": ["adapter", "merged"], "merged": merged}, Path("runs/x"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("adapter: not written")
+    assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits; 15 of 16 held-out answers as before)"
 
 
 def test_the_table_of_results_is_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

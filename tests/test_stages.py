@@ -260,6 +260,11 @@ def test_an_export_that_answers_otherwise_fails_and_is_kept_under_another_name(c
     assert [entry.name for entry in folder.iterdir()] == ["merged.differs"]
     export(chosen)
     assert [entry.name for entry in folder.iterdir()] == ["merged"]
+    good = (folder / "merged/model.safetensors").read_bytes()
+    with pytest.raises(ModelError):
+        export(chosen, Careless())
+    assert sorted(entry.name for entry in folder.iterdir()) == ["merged", "merged.differs"]
+    assert (folder / "merged/model.safetensors").read_bytes() == good
 
 
 def test_a_quantised_recipe_is_merged_into_the_base_as_it_is_stored(context: Context) -> None:

@@ -90,7 +90,7 @@ def export(run_folder: RunPath, settings: Settings = None) -> None:
 
     with telling() as (progress, notify):
         record = export_again(run_folder, STAGES, settings or (), progress=progress, notify=notify)
-    show.record(record)
+    show.exported(record, run_folder)
 
 
 @app.command()

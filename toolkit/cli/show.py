@@ -50,17 +50,23 @@ def results(found: Results) -> None:
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
 
 
-def record(fields: Mapping[str, Any]) -> None:
-    """A stage's record, one field a line."""
-    for name, value in fields.items():
-        print(f"{name}: {value}")
+def exported(record: Mapping[str, Any], folder: Path) -> None:
+    """What an export has left: each form with its size, and how it answered after reloading."""
+    for form in record["asked"]:
+        if form not in record:
+            print(f"{form}: not written, since full fine-tuning leaves no adapter")
+            continue
+        found = record[form]
+        same = f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
+        print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; {same})")
 
 
 def answer(given: Answer) -> None:
     """A prediction: the completion, what was read out of it, and what was wrong with it."""
     print(given.text)
     for name, value in given.values.items():
-        print(f"{name}: {value}")
+        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        print(f"{name.replace('_', ' ')}: {shown}")
     if given.problem is not None:
         print(f"could not be read: {given.problem}")
     if given.truncated:
@@ -106,7 +112,8 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
     values: dict[str, list[float]] = {}
     for one in completions:
         unread = f"  (could not be read: {one.problem})" if one.problem else ""
-        print(f"{one.place}, {one.id}: {one.total:.3f}{unread}")
+        name = one.place if one.id == one.place else f"{one.place}, {one.id}"
+        print(f"{name}: {one.total:.3f}{unread}")
         for explanation in one.explanations:
             print(f"  {explanation}")
             if explanation.value is not None:

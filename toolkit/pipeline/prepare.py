@@ -143,9 +143,9 @@ def describe_scan(report: ScanReport) -> str:
     if report.smallest and report.largest:
         parts.append("from {}x{} to {}x{} pixels".format(*report.smallest, *report.largest))
     if report.windowed:
+        most = f" (at most {report.worst_clipped:.1%} of a picture)" if report.clipped else ""
         parts.append(
-            f"{report.windowed:,} brought to 8 bits by a window, {report.clipped:,} with pixels outside it "
-            f"(at most {report.worst_clipped:.1%} of a picture)"
+            f"{report.windowed:,} brought to 8 bits by a window, {report.clipped:,} with pixels outside it{most}"
         )
     head = f"pictures ({report.mode} scan): {report.checked:,} checked, {len(report.bad):,} unusable"
     return "; ".join([head, *parts])

@@ -43,7 +43,7 @@ def export(context: Context, backend: Backend | None = None) -> Record:
     rows = [prompts.row(sample) for sample in samples[: section.verify]]
     job = _Job(backend or choose_backend(recipe.model), recipe, context.weights, rows)
     record = _earlier(context.run, context.weights)
-    record |= {"questions": len(rows), "asked": list(dict.fromkeys([*record["asked"], *section.to]))}
+    record |= {"asked": list(dict.fromkeys([*record["asked"], *section.to]))}
     for form in section.to:
         if form == "adapter" and recipe.model.tuning == "full":
             log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
@@ -68,10 +68,9 @@ class _Job:
 
 
 def _export(job: _Job, form: str, target: Path) -> Record:
-    partial, differs = target.with_name(f"{form}.partial"), target.with_name(f"{form}.differs")
-    for old in (partial, differs, target):
-        if old.exists():
-            shutil.rmtree(old)
+    partial, differs, old = (target.with_name(f"{form}.{end}") for end in ("partial", "differs", "old"))
+    for left in (partial, differs, old):
+        shutil.rmtree(left, ignore_errors=True)
     expected, bits = _write(job, form, partial)
     found = _answers(job, job.backend.load(job.recipe, partial, trainable=False, mergeable=form == "merged"))
     differing = [i for i, (old, new) in enumerate(zip(expected, found, strict=True)) if old != new]
@@ -85,11 +84,20 @@ def _export(job: _Job, form: str, target: Path) -> Record:
             value=f"{len(differing)} of {len(found)} differ; first: {expected[first]!r} became {found[first]!r}",
             remedy="Compare precision and library versions; the weights were kept for a look.",
         )
+    if target.exists():
+        target.replace(old)
     partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
     _tell(form, len(found), len(differing), bits)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     folder = f"stages/{EXPORT}/{form}"
-    return {"folder": folder, "megabytes": round(size / 1e6, 2), "bits": bits, "differing": len(differing)}
+    return {
+        "folder": folder,
+        "megabytes": round(size / 1e6, 2),
+        "bits": bits,
+        "questions": len(found),
+        "differing": len(differing),
+    }
 
 
 def _write(job: _Job, form: str, target: Path) -> tuple[list[str], int]:
