@@ -1,0 +1,279 @@
+"""Boxes, masks, places, matching and coordinate conventions, against torchvision, pycocotools and official masks."""
+
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+from scipy.ndimage import binary_fill_holes
+from torchvision.ops import box_iou as torch_iou
+from torchvision.ops import generalized_box_iou
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from toolkit.errors import DataError, RecipeError
+from toolkit.regions import (
+    COORDINATES,
+    GRIDS,
+    Frame,
+    box_giou,
+    box_iou,
+    choose_coordinates,
+    clip_box,
+    dice,
+    draw_boxes,
+    draw_polygons,
+    find_regions,
+    mask_iou,
+    match,
+    order_box,
+    place_of,
+    place_score,
+    read_mask,
+    read_place,
+    spell_place,
+)
+
+EDGE = st.integers(0, 300)
+BOX = st.tuples(EDGE, EDGE, EDGE, EDGE).map(lambda box: order_box(*box)).filter(lambda b: b[0] < b[2] and b[1] < b[3])
+
+
+@given(BOX, BOX)
+@settings(max_examples=200, deadline=None)
+def test_iou_and_giou_are_torchvisions(a, b) -> None:
+    first, second = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
+    assert box_iou(a, b) == pytest.approx(torch_iou(first, second).item())
+    assert box_giou(a, b) == pytest.approx(generalized_box_iou(first, second).item())
+
+
+def test_boxes_without_area_overlap_with_nothing() -> None:
+    assert box_iou((5, 5, 5, 9), (0, 0, 10, 10)) == 0
+    assert box_iou((5, 5, 5, 5), (5, 5, 5, 5)) == 0
+    assert box_giou((5, 5, 5, 5), (5, 5, 5, 5)) == -1
+    assert clip_box((50, 50, 80, 90), (40, 40)) == (40, 40, 40, 40)
+
+
+def blob(seed: int, size: tuple[int, int] = (120, 90)) -> np.ndarray:
+    """A smooth random region, sometimes in several parts."""
+    noise = np.random.default_rng(seed).normal(size=size[::-1]).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), 9) > 0.02
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mask_iou_is_pycocotools(seed: int) -> None:
+    a, b = blob(seed), blob(seed + 100)
+    encoded = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (a, b)]
+    assert mask_iou(a, b) == pytest.approx(coco.iou([encoded[0]], [encoded[1]], [0])[0, 0])
+    # Dice is 2 |A and B| / (|A| + |B|), counted here pixel by pixel.
+    assert dice(mask_iou(a, b)) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_regions_cover_the_mask_but_for_specks_and_holes(seed: int) -> None:
+    mask = blob(seed)
+    found, specks = find_regions(mask)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    assert len(found) + specks == count - 1
+    assert [region.area for region in found] == sorted((int(a) for a in stats[1:, 4]), reverse=True)[: len(found)]
+    for region in found:
+        drawn = draw_polygons([region.polygon], mask.shape[::-1])
+        x, y = region.polygon[0]
+        own = labels == labels[int(y), int(x)]
+        ys, xs = np.nonzero(own)
+        assert region.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert mask_iou(drawn, binary_fill_holes(own)) > 0.93  # small shapes are nearly all outline
+
+
+def test_a_mask_without_region_has_none() -> None:
+    assert find_regions(np.zeros((5, 4), bool)) == ([], 0)
+
+
+def test_specks_are_counted_and_left_out() -> None:
+    mask = np.zeros((100, 100), bool)
+    mask[10:50, 10:60] = True  # 2,000 pixels
+    mask[80, 80] = mask[90, 5:8] = True
+    mask[70:75, 70:75] = True  # 25 pixels: above 1 % of 2,000
+    (large, small), specks = find_regions(mask)
+    assert (large.box, small.box, specks) == ((10, 10, 60, 50), (70, 70, 75, 75), 2)
+    assert (large.area, small.area) == (2000, 25)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (0, 7), (3, 250)])
+@pytest.mark.parametrize("kind", ["grey", "colour", "alpha", "deep"])
+def test_masks_of_any_two_values_are_read(tmp_path: Path, values: tuple[int, int], kind: str) -> None:
+    expected = np.zeros((30, 40), bool)
+    expected[5:20, 8:33] = True
+    picture = np.where(expected, values[1], values[0]).astype(np.uint16 if kind == "deep" else np.uint8)
+    if kind in ("colour", "alpha"):
+        picture = np.dstack([picture] * 3)
+    if kind == "alpha":
+        picture = np.dstack([picture, np.full((30, 40), 255, np.uint8)])
+    cv2.imwrite(str(tmp_path / "mask.png"), picture)
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), expected)
+
+
+def test_a_mask_that_is_empty_missing_or_no_picture(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((4, 4), np.uint8))
+    assert not read_mask(tmp_path / "empty.png").any()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "nothing.png").touch()
+    for name, rule in {
+        "text.png": "must be a picture",
+        "nothing.png": "must be a picture",
+        "x.png": "readable",
+    }.items():
+        with pytest.raises(DataError, match=rule):
+            read_mask(tmp_path / name)
+
+
+def test_boxes_and_polygons_are_drawn_where_they_are() -> None:
+    box = draw_boxes([(2, 3, 6, 5)], (10, 8))
+    assert (box.sum(), box[3:5, 2:6].all()) == (8, True)
+    # The middle of pixel 2 is 2.5: an edge at 2.4 takes it in, one at 2.6 does not.
+    assert draw_boxes([(2.4, 0, 4, 1)], (10, 8))[0].tolist() == [False, False, True, True, *[False] * 6]
+    assert draw_boxes([(2.6, 0, 4, 1)], (10, 8))[0].tolist() == [False, False, False, True, *[False] * 6]
+    # Vertices are pixels of the region: the same box as a polygon ends at x = 5 and y = 4.
+    assert np.array_equal(draw_polygons([[(2, 3), (5, 3), (5, 4), (2, 4)]], (10, 8)), box)
+    assert not draw_polygons([[]], (10, 8)).any()
+    assert draw_polygons([[(-1e12, -1e12), (1e12, -1e12), (1e12, 1e12), (-1e12, 1e12)]], (10, 8)).all()
+
+
+OFFICIAL = {
+    "ISIC_0024311": (71, 105, 515, 410),
+    "ISIC_0027001": (158, 28, 413, 338),
+    "ISIC_0027533": (165, 127, 484, 368),
+    "ISIC_0027800": (185, 73, 411, 336),
+    "ISIC_0024471": (14, 42, 594, 396),
+    "ISIC_0024472": (96, 59, 453, 376),
+}
+
+
+@pytest.mark.parametrize(("name", "box"), OFFICIAL.items())
+def test_boxes_of_official_masks(shared_data: Path, name: str, box: tuple[int, int, int, int]) -> None:
+    file = shared_data / "skin/ham10000/masks_600x450" / f"{name}_segmentation.png"
+    if not file.is_file():
+        pytest.skip(f"{file.name} is not there")
+    mask = read_mask(file)
+    regions, _ = find_regions(mask)
+    assert regions[0].box == box
+    assert mask_iou(draw_polygons([region.polygon for region in regions], (600, 450)), mask) > 0.99
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
+    for place in itertools.product(range(grid), repeat=2):
+        assert read_place(spell_place(place, grid), grid) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "grid", "place"),
+    [
+        ("Upper left quadrant", 3, (0, 0)),
+        ("lesion located in center-center region", 3, (1, 1)),
+        ("bottom right", 3, (2, 2)),
+        ("the middle of the picture", 3, (1, 1)),
+        ("top", 3, (0, 1)),
+        ("right", 3, (1, 2)),
+        ("center-left", 3, (1, 0)),
+        ("far upper left", 3, (0, 0)),
+        ("far upper-far left", 5, (0, 0)),
+        ("far left", 5, (2, 0)),
+        ("upper and lower", 3, None),
+        ("on the back", 3, None),
+        ("", 3, None),
+    ],
+)
+def test_places_in_other_words(text: str, grid: int, place: tuple[int, int] | None) -> None:
+    assert read_place(text, grid) == place
+
+
+def test_the_place_is_that_of_the_middle() -> None:
+    assert place_of((0, 0, 600, 450), (600, 450)) == (1, 1)
+    assert place_of((500, 400, 600, 450), (600, 450)) == (2, 2)
+    assert place_of((590, 440, 600, 450), (600, 450), 5) == (4, 4)
+    assert place_of((600, 450, 600, 450), (600, 450)) == (2, 2)  # on the edge is inside
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_place_scores_by_its_steps(grid: int) -> None:
+    cells = list(itertools.product(range(grid), repeat=2))
+    scores = {(a, b): place_score(a, b, grid) for a in cells for b in cells}
+    assert all((score == 1) == (a == b) and 0 <= score <= 1 for (a, b), score in scores.items())
+    assert scores[(0, 0), (grid - 1, grid - 1)] == 0
+
+
+@given(st.lists(st.integers(0, 5), max_size=4), st.lists(st.integers(0, 5), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_matching_is_the_best_of_all_assignments(references: list[int], answers: list[int]) -> None:
+    def score(one: int, other: int) -> float:
+        return 1 - abs(one - other) / 5
+
+    pairs, mean = match(references, answers, score)
+    short, long = sorted([references, answers], key=len)
+    best = max(
+        sum(score(a, b) for a, b in zip(short, some, strict=True)) for some in itertools.permutations(long, len(short))
+    )
+    assert mean == pytest.approx(best / max(len(long), 1))
+    assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
+
+
+def test_a_missing_and_an_extra_answer_cost_alike() -> None:
+    same = lambda a, b: float(a == b)  # noqa: E731
+    assert match([1, 2], [1], same) == ([(0, 0)], 0.5)
+    assert match([1], [1, 2], same) == ([(0, 0)], 0.5)
+    assert match([1], [], same) == ([], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", "thousand"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "pixels28"),
+        ("/models/qwen2_5_vl_trained", "pixels28"),
+        ("unsloth/Qwen3-VL-8B-Instruct", "thousand"),
+        ("google/medgemma-4b-it", "thousand"),
+        ("tiny", "hundred"),
+    ],
+)
+def test_each_family_has_its_convention(model: str, name: str) -> None:
+    assert choose_coordinates("auto", model).name == name
+    assert choose_coordinates("unit", model).name == "unit"
+
+
+def test_an_unknown_family_must_be_told() -> None:
+    with pytest.raises(RecipeError, match=r"data\.lesion\.coordinates.*'acme/vision'.*thousand"):
+        choose_coordinates("auto", "acme/vision")
+
+
+@pytest.mark.parametrize("name", COORDINATES)
+@given(st.tuples(st.integers(20, 3000), st.integers(20, 3000)), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_coordinates_come_back_within_half_a_step(name: str, size: tuple[int, int], x: float, y: float) -> None:
+    longest = max(size)
+    reduced = tuple(max(1, round(side * min(1, 896 / longest))) for side in size)
+    frame = Frame(size, reduced, COORDINATES[name])
+    point = (x * size[0], y * size[1])
+    step = 10.0**-frame.coordinates.digits
+    for back, value, side, span in zip(frame.read(frame.write(point)), point, size, frame.span, strict=True):
+        assert abs(back - value) <= 0.5001 * step * side / span
+
+
+@pytest.mark.parametrize("size", [(600, 450), (1022, 767), (896, 672), (300, 224), (57, 1000)])
+def test_qwens_pixels_are_those_of_its_processor(size: tuple[int, int]) -> None:
+    width, height = size
+    rows, columns = smart_resize(height, width, factor=28, min_pixels=56 * 56, max_pixels=12845056)
+    assert Frame(size, size, COORDINATES["pixels28"]).span == (columns, rows)
+
+
+def test_a_box_is_written_in_whole_numbers_or_thousandths() -> None:
+    box = (71, 105, 515, 410)
+    # 71 / 600 = 0.118, 105 / 450 = 0.233, 515 / 600 = 0.858, 410 / 450 = 0.911
+    assert Frame((600, 450), (600, 450), COORDINATES["thousand"]).write(box) == [118, 233, 858, 911]
+    assert Frame((600, 450), (600, 450), COORDINATES["hundred"]).write(box) == [12, 23, 86, 91]
+    assert Frame((600, 450), (600, 450), COORDINATES["unit"]).write(box) == [0.118, 0.233, 0.858, 0.911]
+    # Half the size: half the pixels, rounded up from the middle on.
+    assert Frame((600, 450), (300, 225), COORDINATES["pixels"]).write(box) == [36, 53, 258, 205]

@@ -1,0 +1,33 @@
+"""Several lesions: which answer belongs to which lesion, and what a missing or an extra one costs."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def match(
+    references: Sequence[T], answers: Sequence[U], score: Callable[[T, U], float]
+) -> tuple[list[tuple[int, int]], float]:
+    """The one-to-one assignment with the greatest sum of scores (Kuhn 1955), and its mean.
+
+    The sum is divided by the longer of the two lists: a lesion without an answer and an answer without a lesion cost
+    alike. Scores are in [0, 1]; a pair that scores 0 is no pair.
+
+    >>> match([1, 5], [5, 1, 9], lambda a, b: float(a == b))
+    ([(0, 1), (1, 0)], 0.6666666666666666)
+    """
+    if not references or not answers:
+        return [], 0.0
+    table = np.array([[score(one, other) for other in answers] for one in references], dtype=float)
+    if table.size == 1:
+        pairs = [(0, 0)]
+    else:
+        from scipy.optimize import linear_sum_assignment  # a quarter of a second to load, for few samples
+
+        pairs = [(int(i), int(j)) for i, j in zip(*linear_sum_assignment(table, maximize=True), strict=True)]
+    pairs = [pair for pair in pairs if table[pair] > 0]
+    return pairs, float(sum(table[pair] for pair in pairs)) / max(table.shape)
