@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "sample"),
     ("chat", "splits", "images", "rows", "run", "phantoms"),
     ("scores", "regions"),
-    ("metrics", "rewards"),
+    ("metrics", "rewards", "curate"),
     ("tasks",),
     ("tiny",),
     ("backends",),
@@ -32,7 +32,19 @@ PACKAGE_ITSELF = "__init__"
 """It holds the version and belongs to no row."""
 
 HEAVY = frozenset(
-    {"torch", "transformers", "trl", "peft", "datasets", "sklearn", "unsloth", "bitsandbytes", "torchvision", "scipy", "matplotlib"}
+    {
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "sklearn",
+        "unsloth",
+        "bitsandbytes",
+        "torchvision",
+        "scipy",
+        "matplotlib",
+    }
 )
 LIGHT_ROOMS = ("errors", "recipe", "sample", "scores", "rewards", "run", "cli", "pipeline")
 """Rooms that the command line loads before it knows that it will train."""
