@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -16,7 +16,7 @@ class Estimate:
 
     ``value`` is None where n is 0, ``low`` and ``high`` where no interval can be told (n is 0, or a bootstrap over one
     group): a figure that is not a number is never shown. ``method`` is one of "wilson", "wilson by group",
-    "bootstrap by group" and "none".
+    "wilson by class", "bootstrap by group" and "none".
     """
 
     value: float | None
@@ -77,12 +77,9 @@ def bootstrap_mean(
         raise ValueError(f"{len(numbers)} values, but {len(groups)} groups")
     if not len(numbers):
         return Estimate(None, 0, None, None, "none", 0, confidence)
-    mean = math.fsum(numbers) / len(numbers)
-    if n_groups < 2:
-        return Estimate(mean, len(numbers), None, None, "none", n_groups, confidence)
     sums = resampled_sums(np.column_stack([numbers, np.ones(len(numbers))]), groups, resamples, seed)
-    low, high = percentile_interval(sums[:, 0] / sums[:, 1], confidence)
-    return Estimate(mean, len(numbers), low, high, "bootstrap by group", n_groups, confidence)
+    mean = math.fsum(numbers) / len(numbers)
+    return bootstrapped(mean, len(numbers), n_groups, sums[:, 0] / sums[:, 1], confidence)
 
 
 def share(
@@ -96,13 +93,38 @@ def share(
     """
     if any(value not in (0, 1) for value in values):
         return bootstrap_mean(values, groups, resamples, seed, confidence)
-    n, n_groups, successes = len(values), count_groups(groups), int(sum(values))
+    found = wilson_share(int(sum(values)), len(values), count_groups(groups), confidence)
+    return found or bootstrap_mean(values, groups, resamples, seed, confidence)
+
+
+def wilson_share(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
+    """The share of successes where Wilson's formula gives its interval as ``share`` says; None where groups are drawn.
+
+    Raises:
+        ValueError: not 0 <= successes <= n.
+    """
     if n_groups == n:
         return wilson(successes, n, confidence)
     if 0 < successes < n:
-        return bootstrap_mean(values, groups, resamples, seed, confidence)
-    low, high = _wilson_interval(successes / n, n_groups, confidence)
-    return Estimate(successes / n, n, low, high, "wilson by group", n_groups, confidence)
+        return None
+    return replace(wilson(n_groups if successes else 0, n_groups, confidence), n=n, method="wilson by group")
+
+
+def bootstrapped(value: float, n: int, n_groups: int, drawn: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """A figure with the percentile interval of its values in drawn samples.
+
+    Args:
+        value: the figure of the answers as they are.
+        n: answers.
+        n_groups: their groups; with fewer than 2 there is no interval.
+        drawn: the figure of each drawn sample, NaN where a sample has none; such samples do not count.
+        confidence: of the interval.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if n_groups < 2 or not len(defined):
+        return Estimate(value, n, None, None, "none", n_groups, confidence)
+    low, high = percentile_interval(defined, confidence)
+    return Estimate(value, n, low, high, "bootstrap by group", n_groups, confidence)
 
 
 def _wilson_interval(rate: float, n: int, confidence: float) -> tuple[float, float]:

@@ -27,14 +27,26 @@ def resampled_sums(columns_NK: np.ndarray, groups: Sequence[str], resamples: int
     Returns:
         resamples x columns.
     """
+    return drawn_sums(sums_by_group(columns_NK, groups), resamples, seed)
+
+
+def sums_by_group(columns_NK: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Sums of each column over the values of each group: groups, in the order of their first values, x columns."""
     codes = {group: code for code, group in enumerate(dict.fromkeys(groups))}
-    of_value_N = np.array([codes[group] for group in groups])
     sums_GK = np.zeros((len(codes), columns_NK.shape[1]))
-    np.add.at(sums_GK, of_value_N, columns_NK)
+    np.add.at(sums_GK, np.array([codes[group] for group in groups], dtype=int), columns_NK)
+    return sums_GK
+
+
+def drawn_sums(sums_GK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """``resampled_sums`` of what ``sums_by_group`` gave; zeros where there is no group."""
+    n_groups = len(sums_GK)
+    if not (n_groups and resamples):
+        return np.zeros((resamples, sums_GK.shape[1]))
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CELLS // len(codes))
+    chunk = max(1, _CELLS // n_groups)
     parts = [
-        _times_drawn(rng, min(chunk, resamples - start), len(codes)) @ sums_GK for start in range(0, resamples, chunk)
+        _times_drawn(rng, min(chunk, resamples - start), n_groups) @ sums_GK for start in range(0, resamples, chunk)
     ]
     return np.concatenate(parts)
 

@@ -1,16 +1,17 @@
 """An evaluation in figures: all answers, the answers by column, why answers could not be read, and comparisons."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from toolkit.errors import DataError
+from toolkit.metrics.bands import NOT_GIVEN
+from toolkit.metrics.classes import LabelFigures, figures_of
 from toolkit.metrics.estimate import Estimate, share
-from toolkit.metrics.labels import Confusion, Majority, confusion, macro_f1_estimate, majority
+from toolkit.metrics.labels import Confusion, Majority, confusion, majority
 from toolkit.metrics.paired import Paired, paired_difference
-
-NOT_GIVEN = "(not given)"
-"""The row of samples that have no value in a column."""
+from toolkit.metrics.tally import F1, class_mean, tally
 
 _EXAMPLES = 3
 
@@ -41,6 +42,8 @@ class Figures:
     scores: Mapping[str, Estimate]
     macro_f1: Estimate | None
     """None where the task has no labels."""
+    labels: LabelFigures | None
+    """Balanced accuracy, and each class against the rest; None where the task has no labels."""
     truncated: Estimate
     unreadable: Estimate
 
@@ -60,7 +63,7 @@ class Summary:
 
     overall: Figures
     by: Mapping[str, Mapping[str, Figures]]
-    """column -> value -> figures, values in sorted order."""
+    """column -> value -> figures, values in sorted order, numbers in them by their size."""
     not_found: tuple[str, ...]
     """Columns that were asked for and that no answer has."""
     failures: tuple[Failure, ...]
@@ -85,7 +88,9 @@ class Comparison:
     only_after: int
 
 
-def summarise(rows: Sequence[Judged], by: Sequence[str], resamples: int, seed: int) -> Summary:
+def summarise(
+    rows: Sequence[Judged], by: Sequence[str], resamples: int, seed: int, positive: str | None = None
+) -> Summary:
     """All figures of an evaluation; an answer that could not be read stays in every n.
 
     Args:
@@ -93,15 +98,14 @@ def summarise(rows: Sequence[Judged], by: Sequence[str], resamples: int, seed: i
         by: columns of ``Judged.by`` whose values get figures of their own.
         resamples: samples drawn for an interval that Wilson's formula does not cover.
         seed: of the draws.
+        positive: the label that is of interest, such as melanoma; see ``LabelFigures``.
     """
+    draws = _Draws(resamples, seed, positive)
     found = [column for column in by if any(column in row.by for row in rows)]
     labels = [row.label for row in rows if row.label is not None]
     return Summary(
-        overall=_figures(rows, resamples, seed),
-        by={
-            column: {value: _figures(part, resamples, seed) for value, part in _parts(rows, column).items()}
-            for column in found
-        },
+        overall=_figures(rows, draws),
+        by={column: {value: _figures(part, draws) for value, part in _parts(rows, column).items()} for column in found},
         not_found=tuple(column for column in by if column not in found),
         failures=_failures(rows),
         confusion=confusion([true for true, _ in labels], [predicted for _, predicted in labels]),
@@ -129,37 +133,54 @@ def compare(before: Sequence[Judged], after: Sequence[Judged], score: str, resam
     return Comparison(score, paired, len(old) - len(shared), len(new) - len(shared))
 
 
-def _figures(rows: Sequence[Judged], resamples: int, seed: int) -> Figures:
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    resamples: int
+    seed: int
+    positive: str | None
+
+
+def _figures(rows: Sequence[Judged], draws: _Draws) -> Figures:
     groups = [row.group for row in rows]
     names = dict.fromkeys(name for row in rows for name in row.scores)
+    macro_f1, labels = _labels(rows, draws)
     return Figures(
         n=len(rows),
         groups=len(set(groups)),
-        scores={name: _score(rows, name, resamples, seed) for name in names},
-        macro_f1=_macro(rows, resamples, seed),
-        truncated=share([float(row.truncated) for row in rows], groups, resamples, seed),
-        unreadable=share([float(row.problem is not None) for row in rows], groups, resamples, seed),
+        scores={name: _score(rows, name, draws) for name in names},
+        macro_f1=macro_f1,
+        labels=labels,
+        truncated=share([float(row.truncated) for row in rows], groups, draws.resamples, draws.seed),
+        unreadable=share([float(row.problem is not None) for row in rows], groups, draws.resamples, draws.seed),
     )
 
 
-def _score(rows: Sequence[Judged], name: str, resamples: int, seed: int) -> Estimate:
+def _score(rows: Sequence[Judged], name: str, draws: _Draws) -> Estimate:
     pairs = [(value, row.group) for row in rows if (value := row.scores.get(name)) is not None]
-    return share([value for value, _ in pairs], [group for _, group in pairs], resamples, seed)
+    return share([value for value, _ in pairs], [group for _, group in pairs], draws.resamples, draws.seed)
 
 
-def _macro(rows: Sequence[Judged], resamples: int, seed: int) -> Estimate | None:
-    labelled = [(row.label, row.group) for row in rows if row.label is not None]
+def _labels(rows: Sequence[Judged], draws: _Draws) -> tuple[Estimate | None, LabelFigures | None]:
+    """Macro-F1 and the label figures, both of the same draws."""
+    labelled = [(*row.label, row.group) for row in rows if row.label is not None]
     if not labelled:
-        return None
-    true, predicted = zip(*(label for label, _ in labelled), strict=True)
-    return macro_f1_estimate(true, predicted, [group for _, group in labelled], resamples, seed)
+        return None, None
+    true, predicted, groups = zip(*labelled, strict=True)
+    also = () if draws.positive is None else (draws.positive,)
+    counted = tally(true, predicted, groups, draws.resamples, draws.seed, also)
+    return class_mean(counted, F1), figures_of(counted, predicted, draws.positive)
 
 
 def _parts(rows: Sequence[Judged], column: str) -> dict[str, list[Judged]]:
     parts: dict[str, list[Judged]] = {}
     for row in rows:
         parts.setdefault(row.by.get(column, NOT_GIVEN), []).append(row)
-    return dict(sorted(parts.items()))
+    return {value: parts[value] for value in sorted(parts, key=_natural)}
+
+
+def _natural(text: str) -> list[Any]:
+    """Text and whole numbers in turn: 5-9 stands before 10-14."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _failures(rows: Sequence[Judged]) -> tuple[Failure, ...]:

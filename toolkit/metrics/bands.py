@@ -1,0 +1,50 @@
+"""Bands: a number column such as age, made into the few values that tables are by."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+
+NOT_GIVEN = "(not given)"
+"""The row of samples that have no value in a column."""
+
+AGE_EDGES = (0, 30, 45, 60, 75)
+"""Years, as skin registers are often read: 0-29, 30-44, 45-59, 60-74, 75+."""
+
+
+def band(value: object, edges: Sequence[float]) -> str:
+    """The name of the band that a value falls into; each edge is the first value of its band.
+
+    >>> [band(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
+    ['0-29', '0-29', '30-44', '75+', '<0', '(not given)', 'unknown']
+    >>> [band(share, (0, 0.01, 0.1)) for share in (0.009, 0.1)]
+    ['0 to <0.01', '0.1+']
+
+    Args:
+        value: a number or its text. None, blank text and NaN are "(not given)"; other text stays what it is.
+        edges: rising.
+
+    Raises:
+        ValueError: there are no edges, or they do not rise.
+    """
+    if not edges or any(low >= high for low, high in pairwise(edges)):
+        raise ValueError(f"edges must rise, got {list(edges)}")
+    text = "" if value is None else str(value).strip()
+    try:
+        number = float(text or "nan")
+    except ValueError:
+        return text
+    return NOT_GIVEN if math.isnan(number) else _name(bisect_right(edges, number), edges)
+
+
+def _name(index: int, edges: Sequence[float]) -> str:
+    """Of the band below edge ``index``."""
+    if index == 0:
+        return f"<{edges[0]:g}"
+    low = edges[index - 1]
+    if index == len(edges):
+        return f"{low:g}+"
+    high = edges[index]
+    if not all(float(edge).is_integer() for edge in edges):
+        return f"{low:g} to <{high:g}"
+    return f"{low:g}" if high == low + 1 else f"{low:g}-{high - 1:g}"
