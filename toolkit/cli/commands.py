@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit import __version__
+from toolkit.cli.prepare import prepare_app
 
 app = typer.Typer(
     help="Fine-tune medical vision-language models: data, SFT, GRPO, evaluation and export from one TOML recipe.",
@@ -17,6 +18,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at a recipe's data, or make practice data.", no_args_is_help=True)
 reward_app = typer.Typer(help="Try rewards out.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]

@@ -1,0 +1,92 @@
+"""The commands that turn a download into rows."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from toolkit.curate import Prepared
+
+prepare_app = typer.Typer(
+    help="Turn a download into rows: boxes, outlines and places from masks, and splits that do not leak.",
+    no_args_is_help=True,
+)
+
+Out = Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same splits on every machine.")]
+Validation = Annotated[float, typer.Option(min=0, max=0.9, help="Share held out for validation.")]
+Test = Annotated[float, typer.Option(min=0, max=0.9, help="Share held out for the test.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read masks; default: one a core.")]
+
+
+@prepare_app.command()
+def ham10000(
+    images: Annotated[
+        list[Path],
+        typer.Option(help="A folder of pictures, named by image_id; repeat it.", exists=True, file_okay=False),
+    ],
+    metadata: Annotated[Path, typer.Option(help="HAM10000_metadata.csv.", exists=True, dir_okay=False)],
+    out: Out,
+    masks: Annotated[
+        Path | None, typer.Option(help="The folder of the official masks.", exists=True, file_okay=False)
+    ] = None,
+    seed: Seed = 3407,
+    validation: Validation = 0.1,
+    test: Test = 0.2,
+    workers: Workers = None,
+) -> None:
+    """HAM10000: one row a picture, split by lesion, with boxes and outlines where a mask is there."""
+    from toolkit.cli.progress import telling
+    from toolkit.curate import Request, prepare_ham10000
+
+    with telling() as (progress, notify):
+        request = Request(out, seed, validation, test, workers, progress, notify)
+        prepared = prepare_ham10000(images, masks, metadata, request)
+    show(prepared)
+
+
+@prepare_app.command()
+def isic(
+    source: Annotated[
+        Path, typer.Option(help="The folder of the download: tables, pictures, masks.", exists=True, file_okay=False)
+    ],
+    stage: Annotated[int, typer.Option(min=1, max=2, help="1: whatever is known of each picture. 2: boxes.")],
+    out: Out,
+    seed: Seed = 3407,
+    validation: Validation = 0.1,
+    test: Test = 0.2,
+    workers: Workers = None,
+) -> None:
+    """ISIC's archive and challenges: one row a picture, split by patient, else by lesion."""
+    from toolkit.cli.progress import telling
+    from toolkit.curate import Request, prepare_isic
+
+    with telling() as (progress, notify):
+        request = Request(out, seed, validation, test, workers, progress, notify)
+        prepared = prepare_isic(source, 1 if stage == 1 else 2, request)
+    show(prepared)
+
+
+def show(prepared: "Prepared") -> None:
+    """What was written, what was counted, and the section of a recipe that reads it."""
+    print(f"{prepared.rows:,} rows in {prepared.out.absolute()}")
+    for split, groups in prepared.groups.items():
+        rows = sum(counts[split] for counts in prepared.classes.values())
+        print(f"  {split}: {rows:,} rows, {groups:,} of {prepared.group}")
+    for name, counts in prepared.classes.items():
+        shown = ", ".join(f"{split} {number:,}" for split, number in counts.items())
+        print(f"  {name or 'no diagnosis'}: {shown}")
+    for note in prepared.notes:
+        print(f"{note.count:,} {note.reason} (for example {'; '.join(note.examples)})")
+    print(f"to look at: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
+    print('\nfor a recipe:\n\n[data]\ntask = "lesion"')
+    for split, file in prepared.splits.items():
+        print(f"{split} = {_quoted(file.absolute())}")
+    print(f"image_root = {_quoted(prepared.image_root)}\ngroup = {_quoted(prepared.group)}")
+
+
+def _quoted(value: object) -> str:
+    """A basic string of TOML: JSON's quoting is one."""
+    return json.dumps(str(value), ensure_ascii=False)

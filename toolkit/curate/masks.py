@@ -1,0 +1,98 @@
+"""One picture and its mask, measured: sizes, regions, area, and whether they fit together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from toolkit.errors import DataError, ImageError
+from toolkit.images import ImagePolicy, ImageStore
+from toolkit.regions import Mask, Size, find_regions, read_mask
+from toolkit.sample import ImageRef
+
+ASPECT = 0.01
+"""A mask whose sides have another ratio than the picture's, by more than this, is not of this picture."""
+
+_HEADERS = ImageStore(ImagePolicy(), memory_mb=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A picture, its mask if it has one, and the masks of features (in words) if there are any."""
+
+    image: Path
+    mask: Path | None = None
+    features: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the files say, in pixels of the picture; all of it JSON values.
+
+    Attributes:
+        size: width and height of the upright picture.
+        boxes, polygons: of the mask's regions, the largest first; None without a mask, empty where it shows nothing.
+        area_share: share of the picture under the mask, 0 to 1.
+        specks: regions that are too small to be lesions.
+        scaled: the mask had another size than the picture.
+        features: those whose mask is not empty, in alphabetical order; None where no mask of a feature is there.
+        problem: why picture and mask cannot be used; None: they can.
+    """
+
+    size: list[int]
+    boxes: list[list[int]] | None = None
+    polygons: list[list[list[int]]] | None = None
+    area_share: float | None = None
+    specks: int = 0
+    scaled: bool = False
+    features: list[str] | None = None
+    problem: str | None = None
+
+
+def measure(job: Job) -> Measured:
+    """Look at the picture's header and at the pixels of its masks."""
+    try:
+        size = _HEADERS.look(ImageRef(job.image)).size
+        features = _features(job.features)
+        mask = None if job.mask is None else read_mask(job.mask)
+    except (ImageError, DataError) as error:
+        return Measured([0, 0], problem=f"{error.place}: {error.rule}")
+    if mask is None:
+        return Measured(list(size), features=features)
+    mask_size = (mask.shape[1], mask.shape[0])
+    if not _have_one_aspect(mask_size, size):
+        text = "the mask is {} x {}, the picture {} x {}: they do not belong together"
+        return Measured(list(size), problem=f"{job.mask}: {text.format(*mask_size, *size)}")
+    return _measure_mask(_scale(mask, size), features, scaled=mask_size != size)
+
+
+def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> Measured:
+    regions, specks = find_regions(mask)
+    height, width = mask.shape
+    return Measured(
+        size=[width, height],
+        boxes=[[int(edge) for edge in region.box] for region in regions],
+        polygons=[[[int(x), int(y)] for x, y in region.polygon] for region in regions],
+        area_share=np.count_nonzero(mask) / mask.size,
+        specks=specks,
+        scaled=scaled,
+        features=features,
+    )
+
+
+def _features(masks: Mapping[str, Path]) -> list[str] | None:
+    return sorted(name for name, file in masks.items() if read_mask(file).any()) if masks else None
+
+
+def _have_one_aspect(a: Size, b: Size) -> bool:
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= ASPECT
+
+
+def _scale(mask: Mask, size: Size) -> Mask:
+    if mask.shape == (size[1], size[0]):
+        return mask
+    # The exact kind takes the pixel whose middle is nearest; the plain one is shifted by half a pixel.
+    scaled: Mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return scaled
