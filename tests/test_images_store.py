@@ -221,7 +221,7 @@ def test_a_cache_that_cannot_be_written_costs_no_run_and_is_told(tmp_path):
 
 
 def test_a_nearly_full_disk_is_left_to_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "FREE_BYTES", 2**62)
+    monkeypatch.setattr(cache, "FREE_LEAST", 2**62)
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     store.get(film(tmp_path, "a.png"))
     assert (store.report().opened, store.report().unstored) == (1, 1)

@@ -112,6 +112,9 @@ def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_s
         (dropped,) = run.record("data")["dropped"]
     assert (dropped["reason"], dropped["count"]) == ("a picture cannot be used", 2)
     assert "left out" in caplog.text
+    film(chest, 0).unlink()
+    with start_run(recipe) as run, pytest.raises(RunError, match="the unusable pictures changed"):
+        prepare(recipe, run, silent)
 
 
 def test_a_split_without_a_usable_picture_is_an_error(chest: Path, tmp_path: Path) -> None:

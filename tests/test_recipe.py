@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import RecipeError
-from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, dump_recipe, load_recipe
+from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, checks, dump_recipe, load_recipe
 from toolkit.recipe.checks import CHECKS
 from toolkit.recipe.problems import FOREIGN, TABLES
 
@@ -274,3 +274,34 @@ def test_the_tables_of_checks_and_hints_name_what_exists() -> None:
     assert not known & set(FOREIGN)
     assert TABLES["data", "split"] == ("validation", "test")
     assert TABLES["grpo",] == tuple(Grpo.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "rule"),
+    [
+        ('[run]\nname = "r"\nlog_steps = 10\ncheckpoint_steps = 25\n', "run.log_steps", "must divide"),
+        ('[run]\nname = "r"\n[images]\nunreadable = "skip"\nscan = "header"\n', "images.scan", "only decoding shows"),
+        ('[run]\nname = "r"\n[data.lesion]\ngrid = 5\n', "data.lesion", 'belongs to the task "lesion"'),
+    ],
+)
+def test_settings_that_would_hide_something_are_refused(tmp_path: Path, text: str, place: str, rule: str) -> None:
+    file = tmp_path / "r.toml"
+    # A sub-table of [data] must stand behind it.
+    file.write_text('[sft]\n[data]\ntask = "mcq"\ntrain = "rows.json"\n' + text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert place in str(caught.value)
+    assert rule in str(caught.value)
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    file = tmp_path / "r.toml"
+    file.write_text(
+        '[run]\nname = "r"\nreport_to = ["wandb"]\n[sft]\n[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\n'
+    )
+    with pytest.raises(RecipeError, match=r"run\.report_to.*wandb is not installed"):
+        load_recipe(file, files=True)
+    load_recipe(file)

@@ -128,7 +128,13 @@ def test_an_interrupted_evaluation_goes_on_without_asking_again(
         assert [path.name for path in again.run.stage_folder("evaluate-halved").iterdir()] == [PREDICTIONS]
         shutil.copy(partial, again.run.stage_folder("evaluate-base"))
         evaluate(again, "base", None, [])
-    assert asked == [6, 6, 6, 6]  # answers of other weights are not taken for these
+        assert asked == [6, 6, 6, 6]  # answers of other weights are not taken for these
+        shutil.copy(partial, again.run.stage_folder("evaluate-split"))
+        section = again.recipe.evaluation.model_copy(update={"split": "validation"})
+        other = replace(again.data, validation=again.data.test)
+        moved = replace(again, recipe=again.recipe.model_copy(update={"evaluate": section}), data=other)
+        evaluate(moved, "split", again.weights, [])
+    assert asked == [6] * 6  # nor are those of another split, where rows without ids of their own have the same
     assert record["value"] == context.run.record("evaluate-sft")["value"]
 
 
@@ -302,6 +308,27 @@ def test_a_prediction_is_what_the_evaluation_found(context: Context, trained: Re
         images = [ref.path for ref in sample.images]
         answer = predict(find_run(trained.run_folder), sample.fields["question"], images, options)
         assert (answer.text, answer.truncated) == (line["completion"], line["truncated"])
+
+
+def test_a_broken_picture_is_not_answered_about_whatever_training_did(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"images": {"unreadable": "placeholder"}})
+    with context_of(recipe):
+        pass
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        predict(find_run(recipe.run_folder), "What does the film show?", [broken], ["Pneumonia", "Nothing"])
+
+
+def test_grey_squares_are_counted_in_the_records_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = {"unreadable": "placeholder", "memory_cache_mb": 0, "disk_cache": False}
+    recipe = small_recipe(tmp_path, {"images": images})
+    with context_of(recipe) as context:
+        for sample in context.data.test[:2]:
+            sample.images[0].path.write_bytes(b"gone bad after the scan")
+        record = evaluate(context, "before", None, [])
+    assert record["pictures"]["placeholders"] >= 1
+    assert "a grey square stood for a picture" in caplog.text
 
 
 def test_a_multiple_choice_question_without_options_is_refused(trained: Recipe, context: Context) -> None:

@@ -1,5 +1,6 @@
 """SFT and GRPO on the tiny model: they learn, stop, resume to the same adapter, and refuse what cannot work."""
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from training import context_of, small_recipe
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from toolkit.backends import callbacks
+from toolkit.backends import adapter, callbacks
 from toolkit.backends.hf import HfBackend
 from toolkit.backends.policy_trainer import PolicyTrainer
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
@@ -103,6 +104,50 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
         record = work(context)
     assert record["resumed_from"] == "step-00000003"
     assert same(weights_of(whole, stage), weights_of(halved, stage))
+
+
+def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 4 rows, 2 a step: step 3 begins the second pass, and the stop comes in it.
+    changes = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
+    whole, halved = only("grpo", tmp_path, "whole", changes), only("grpo", tmp_path, "halved", changes)
+    with context_of(whole) as context:
+        train_grpo(context)
+    module = sys.modules[train_grpo.__module__]
+    plain = module.training_callbacks
+    with context_of(halved) as context, monkeypatch.context() as patch:
+        patch.setattr(module, "training_callbacks", lambda ctx, name: [StopAfter(ctx, 3), *plain(ctx, name)])
+        with pytest.raises(Interrupted):
+            train_grpo(context)
+    with context_of(halved) as context:
+        train_grpo(context)
+    assert same(weights_of(whole, "grpo"), weights_of(halved, "grpo"))
+
+
+@pytest.mark.parametrize(("stage", "tuning"), [("sft", "lora"), ("grpo", "lora"), ("sft", "full")])
+def test_a_run_that_ended_between_its_last_checkpoint_and_its_weights_trains_no_further(
+    tmp_path: Path, stage: str, tuning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"sft": train_sft, "grpo": train_grpo}[stage]
+    whole, broken = (only(stage, tmp_path, name, {"model": {"tuning": tuning}}) for name in ("whole", "broken"))
+    with context_of(whole) as context:
+        work(context)
+    module = sys.modules[work.__module__]
+    with context_of(broken) as context, monkeypatch.context() as patch:
+        patch.setattr(module, "save_weights", _disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            work(context)
+        lines = len(context.run.metrics())
+    with context_of(broken) as context:
+        record = work(context)
+        assert (record["steps"], record["resumed_from"]) == (4, "step-00000004")
+        assert len(context.run.metrics()) == lines
+    assert same(weights_of(whole, stage), weights_of(broken, stage))
+
+
+def _disk_full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_accumulated_batches_weigh_as_one_batch(tmp_path: Path) -> None:
@@ -408,6 +453,32 @@ def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
         bad = replace(sample, fields={**sample.fields, "question": "Yes.<end_of_turn>\n<start_of_turn>model"})
         with pytest.raises(DataError, match=f"{sample.id}.*<end_of_turn>"):
             check_lengths(policy.processor, prompts, [bad], 500)
+
+
+def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
+    with context_of(small_recipe(tmp_path)) as context:
+        prompts = Prompts.of(context.recipe, context.images)
+        (sample,) = context.data.train[:1]
+        bad = replace(sample, reference={**sample.reference, "explanation": "Opacity.<end_of_turn>"})
+        policy = HfBackend().load_reader(context.recipe)
+        with pytest.raises(DataError, match=r"special tokens.*end_of_turn"):
+            check_lengths(policy.processor, prompts, [bad], 256)
+        check_lengths(policy.processor, prompts, [bad], 256, answer_tokens=16)  # GRPO does not show the answer
+
+
+def test_a_recipes_own_adapter_is_not_said_to_differ_from_it(tmp_path: Path) -> None:
+    for vision in (False, True):
+        lora = {"vision": vision, "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")}
+        recipe = small_recipe(tmp_path, {"lora": lora}, name=f"vision-{vision}")
+        backend = HfBackend()
+        backend.save(backend.load(recipe, None, trainable=True), tmp_path / recipe.run.name)
+        again = backend.load(recipe, tmp_path / recipe.run.name, trainable=True)
+        assert adapter.differences(again.model, recipe.lora) == ""
+        other = recipe.lora.model_copy(update={"vision": not vision, "r": 5, "targets": ("q_proj",)})
+        words = adapter.differences(again.model, other)
+        assert "r is 4, not 5" in words
+        assert f"vision is {str(vision).lower()}, not {str(not vision).lower()}" in words
+        assert "not q_proj" in words
 
 
 def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 
 from toolkit.errors import ModelError
 from toolkit.recipe import Lora
@@ -67,16 +68,38 @@ def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
         ) from error
 
 
+def restore(model: Any, folder: Path) -> None:
+    """Put the adapter's weights in ``folder`` into the adapter that the model has.
+
+    Raises:
+        ModelError: some of them are missing there, or belong to another model.
+    """
+    try:
+        found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        missing = [name for name in found.missing_keys if "lora_" in name and ".default." in name]
+        wrong = [*missing, *found.unexpected_keys]
+    except (OSError, ValueError, RuntimeError) as error:
+        wrong = [str(error).splitlines()[0][:200]]
+    if wrong:
+        rule = "a checkpoint must hold the weights of the adapter that is trained"
+        raise ModelError(rule, place=folder, value=wrong[:3], remedy="Begin anew with --fresh.")
+
+
 def differences(model: Any, lora: Lora) -> str:
-    """Where a loaded adapter is not what ``[lora]`` describes, as words; empty where it is."""
+    """Where a loaded adapter is not what ``[lora]`` describes, as words; empty where it is.
+
+    Looked at are the layers that it stands on: peft shortens the names in an adapter's configuration.
+    """
     config = model.peft_config["default"]
     own = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
     words = [f"{name} is {own[name]}, not {getattr(lora, name)}" for name in own if own[name] != getattr(lora, name)]
-    last = {name.rpartition(".")[2] for name in config.target_modules if not VISION.search(name)}
+    layers = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    last = {name.rpartition(".")[2] for name in layers if not VISION.search(name)}
     if last != set(lora.targets):
-        words.append(f"targets are {', '.join(sorted(last))}")
-    if any(VISION.search(name) for name in config.target_modules) != lora.vision:
-        words.append(f"vision is {not lora.vision}")
+        words.append(f"targets are {', '.join(sorted(last))}, not {', '.join(sorted(lora.targets))}")
+    vision = any(VISION.search(name) for name in layers)
+    if vision != lora.vision:
+        words.append(f"vision is {str(vision).lower()}, not {str(lora.vision).lower()}")
     return "; ".join(words)
 
 

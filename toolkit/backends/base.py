@@ -132,7 +132,7 @@ class Backend(Protocol):
         """``sampling.count`` completions of each row, in order."""
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
-        """Put the whole weights of a checkpoint into a policy that trains all of its weights.
+        """Put a checkpoint's weights, all of those that are trained, into a policy.
 
         Raises:
             ModelError: they are another model's.

@@ -1,7 +1,6 @@
 """What happens between optimiser steps: progress, whole checkpoints, a clean stop on a signal."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import TrainingError
+from toolkit.run import flush_folder
 
 PARTIAL = "partial"
 """Where the trainer writes; a checkpoint leaves it by a rename once it is complete."""
@@ -30,11 +30,15 @@ class Checkpoints(TrainerCallback):
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer before its first step: on resuming it has the old spacing from the checkpoint."""
+        state.save_steps, state.logging_steps = int(args.save_steps), int(args.logging_steps)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after it has written ``partial/checkpoint-N``."""
         source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         target = self.folder / "checkpoints" / f"step-{state.global_step:08d}"
-        _flush(source)
+        flush_folder(source)
         # The frozen reference of a KL term is made anew from the start weights. Beside it, transformers would not load
         # the adapter that is trained.
         shutil.rmtree(source / "ref", ignore_errors=True)
@@ -55,6 +59,7 @@ class StopBetweenSteps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after each optimiser step."""
         if self.requested() and state.global_step < state.max_steps:
+            control.should_log = True  # what is not finite is seen in the log, which comes before the checkpoint
             control.should_save = True
             control.should_training_stop = True
 
@@ -89,10 +94,3 @@ def _check_finite(figures: Mapping[str, float], step: int) -> None:
                 value=figures[name],
                 remedy="Lower learning_rate and begin anew with --fresh.",
             )
-
-
-def _flush(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())

@@ -14,7 +14,7 @@ def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[li
     inputs = encode(policy, rows).to(policy.model.device)
     was_training = policy.model.training
     policy.model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: what a model keeps of its tensors would be useless in training
         output = policy.model.generate(**inputs, generation_config=None, **_options(policy, sampling))
     policy.model.train(was_training)
     answers = output[:, inputs["input_ids"].shape[1] :].cpu()

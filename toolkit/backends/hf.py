@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate
-from toolkit.backends.loading import bits_of, load_model, model_source, not_found, restore_weights
+from toolkit.backends.loading import bits_of, load_model, model_source, not_found, refuse_unmergeable, restore_weights
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
 from toolkit.errors import ModelError
@@ -35,6 +35,8 @@ class HfBackend:
             gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else _base(recipe, weights)
+        if trainable and recipe.export and "merged" in recipe.export.to:
+            refuse_unmergeable(source, recipe.model)
         model = load_model(source, recipe.model, mergeable=mergeable)
         processor = load_processor(recipe.model)
         if weights is not None and adapted:
@@ -67,7 +69,10 @@ class HfBackend:
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""
-        restore_weights(policy.model, checkpoint)
+        if isinstance(policy.model, PeftModel):
+            adapter.restore(policy.model, checkpoint)
+        else:
+            restore_weights(policy.model, checkpoint)
 
     def save(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save``."""
@@ -92,7 +97,7 @@ class HfBackend:
 
 
 def load_processor(model: Model) -> Any:
-    """The model's processor, padding where it must.
+    """The model's processor as its files have it.
 
     Raises:
         ModelError: it cannot be had.

@@ -1,16 +1,19 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.recipe import Model
+
+log = logging.getLogger(__name__)
 
 QUANTISED = ("4bit", "8bit")
 IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
@@ -42,9 +45,35 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         loaded = AutoModelForImageTextToText.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
+        raise ModelError(
+            "a library that this model or precision needs must be installed",
+            place=f"[model] name = {source!r}, precision = {precision!r}",
+            value=str(error).strip().splitlines()[0][:200],
+            remedy="Install it, or choose another precision or attention.",
+        ) from error
+    except (OSError, ValueError) as error:
         raise not_found(source, error) from error
+    if precision == "16bit" and loaded.dtype == torch.float32:
+        log.warning("16bit: this GPU does not compute in bfloat16, so the weights are in float32, twice the memory")
     return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
+
+
+def refuse_unmergeable(source: str, model: Model) -> None:
+    """Before anything is trained: merged weights need a base that is not stored quantised.
+
+    Raises:
+        ModelError: the base is.
+    """
+    settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
+    if settings.get("quantization_config"):
+        raise ModelError(
+            "merged weights need a base whose weights are stored in 16 bits or more",
+            place=f"[model] name = {source!r}",
+            value=settings["quantization_config"].get("quant_method", "quantised"),
+            remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
+            'export.to = ["adapter"].',
+        )
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:

@@ -16,6 +16,9 @@ from transformers.utils.hub import PushToHubMixin
 KEY = "toolkit_key"
 """Where a picture carries its identity: in ``Image.info``, which a deep copy keeps."""
 
+MOST_BYTES = 2 * 2**30
+"""Of processed pictures that are remembered; one of 896 x 896 in float32 has 9.6 MB."""
+
 
 def mark(image: Image.Image, key: str) -> Image.Image:
     """Give a picture the identity by which its processed form is remembered."""
@@ -24,7 +27,7 @@ def mark(image: Image.Image, key: str) -> Image.Image:
 
 
 def with_memory(processor: Any, capacity: int) -> Any:
-    """A shallow copy of the processor whose image processor remembers ``capacity`` pictures."""
+    """A shallow copy of the processor whose image processor remembers ``capacity`` pictures, at most ``MOST_BYTES``."""
     twin = copy.copy(processor)
     twin.image_processor = ImageMemory(processor.image_processor, capacity)
     return twin
@@ -41,6 +44,7 @@ class ImageMemory(PushToHubMixin):
         self.inner, self.capacity = inner, capacity
         self.processed = self.remembered = 0
         self._memory: OrderedDict[tuple[str, str], Mapping[str, Any]] = OrderedDict()
+        self._bytes = 0
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """The wrapped processor's output for these pictures (a picture, a list, or a list of lists)."""
@@ -62,10 +66,12 @@ class ImageMemory(PushToHubMixin):
             self._memory.move_to_end(key)
             return self._memory[key]
         self._last = self._whole([image], 1, options)
-        self._memory[key] = dict(self._last)
-        while len(self._memory) > self.capacity:
-            self._memory.popitem(last=False)
-        return self._memory[key]
+        self._memory[key] = part = dict(self._last)
+        self._bytes += _bytes(part)
+        while len(self._memory) > self.capacity or (self._bytes > MOST_BYTES and len(self._memory) > 1):
+            _, gone = self._memory.popitem(last=False)
+            self._bytes -= _bytes(gone)
+        return part
 
     def _whole(self, images: Any, count: int, options: dict[str, Any]) -> Any:
         self.processed += count
@@ -82,6 +88,10 @@ class ImageMemory(PushToHubMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ImageMemory":
         return self
+
+
+def _bytes(part: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in part.values() if isinstance(value, torch.Tensor))
 
 
 def _flatten(images: Any) -> list[Any]:

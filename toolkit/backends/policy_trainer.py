@@ -2,7 +2,8 @@
 
 TRL (1.9) cuts the pixels of models without an image grid, such as Gemma 3, as if each sample had one picture; it
 tokenizes rendered prompts a second time with the tokenizer's own BOS before them, so that the mask of picture tokens
-lies one place off; and it samples with the adapter's dropout switched on.
+lies one place off; it samples with the adapter's dropout switched on; and a run that goes on in a later epoch gets the
+order of the first one again.
 """
 
 import copy
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from toolkit.backends.once import with_memory
 from toolkit.chat import adds_bos, conversation, render_prompt
@@ -31,6 +33,17 @@ def rollout_processor(processor: Any, pictures: int) -> Any:
     return twin
 
 
+def _refuse_tiles(pixels: torch.Tensor, counts: list[int]) -> None:
+    """Pixels must be one block a picture; processors that cut a picture into tiles have more."""
+    if len(pixels) != sum(counts):
+        raise TrainingError(
+            "GRPO needs a model whose processor gives one block of pixels a picture",
+            place="grpo, pixel_values",
+            value=f"{len(pixels)} blocks for {sum(counts)} pictures",
+            remedy="Take a model of the Gemma 3 or Qwen-VL families, or switch the processor's tiling off.",
+        )
+
+
 @contextmanager
 def _without_dropout(model: Any) -> Iterator[None]:
     """The policy answers, and is measured against its reference, as it is asked later; only its update has dropout.
@@ -47,13 +60,33 @@ def _without_dropout(model: Any) -> Iterator[None]:
             module.train()
 
 
+class _EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """An order of its own for each epoch, whether or not those before were walked through."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer's data loader when an epoch begins; epoch 0 has the order of TRL's sampler."""
+        self.generator.manual_seed((self.seed or 0) + epoch)
+
+
 class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
     """See the module."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        plain = super()._get_train_sampler(dataset)
+        return _EpochSampler(
+            plain.data_source,
+            mini_repeat_count=plain.mini_repeat_count,
+            batch_size=plain.batch_size,
+            repeat_count=plain.repeat_count,
+            shuffle=plain.shuffle,
+            seed=plain.seed,
+        )
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         with _without_dropout(self.model):
             batch = super()._generate_and_score_completions(inputs)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
+            _refuse_tiles(batch["pixel_values"], batch["num_images"])
             # A list is cut and shuffled by sample, as the texts are.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
         return batch

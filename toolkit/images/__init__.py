@@ -4,7 +4,7 @@ from toolkit.images.cache import cache_folder
 from toolkit.images.files import image_ref
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
 from toolkit.images.scan import BadImage, ScanReport, scan
-from toolkit.images.source import load, reduced_size
+from toolkit.images.source import load, look, reduced_size
 from toolkit.images.store import ImageStore, StoreReport
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "cache_folder",
     "image_ref",
     "load",
+    "look",
     "reduced_size",
     "scan",
 ]

@@ -2,7 +2,7 @@
 
 On disk, below the cache's folder:
 
-    images/<policy>/<aa>/<content>-<frame>   a checksum, one JSON line (record, shape), then the bare pixels
+    images/<policy>/<aa>/<content>-<part>   a checksum, one JSON line (record, shape), then the bare pixels
     images/files/<aa>/<path, size, times>    the content key of a file, so that a hit does not read the original
 
 Pixels are not compressed: reduced films compress to no less than two thirds, and unpacking would take most of the time.
@@ -26,8 +26,9 @@ from toolkit.images.policy import ImageRecord
 from toolkit.images.render import Reduced
 
 MAGIC = "toolkit-image-1"
-FREE_BYTES = 2 * 2**30
-"""Pictures are no longer stored when the disk would have less left: checkpoints need it more."""
+FREE_SHARE, FREE_MOST, FREE_LEAST = 0.1, 20 * 2**30, 2 * 2**30
+"""Pictures are no longer stored when the disk would have less left than this share of it, but at most and at least so
+many bytes: checkpoints and exports need it more."""
 
 SETTLED_NS = 2_000_000_000
 """A file changed more recently than this may change again within one tick of its clock: its key is not remembered."""
@@ -92,24 +93,24 @@ class DiskCache:
         if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > SETTLED_NS:
             write_atomically(self._memo(path, facts), key.encode())
 
-    def get(self, key: str, frame: int) -> Reduced | None:
+    def get(self, key: str, part: str) -> Reduced | None:
         """The reduced picture of the content, or None where it is absent or damaged."""
         try:
-            data = self._entry(key, frame).read_bytes()
+            data = self._entry(key, part).read_bytes()
             return _unpacked(data)
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def put(self, key: str, frame: int, picture: Reduced) -> None:
+    def put(self, key: str, part: str, picture: Reduced) -> None:
         """Store the reduced picture.
 
         Raises:
             OSError: the cache cannot be written, or the disk is nearly full.
         """
-        write_atomically(self._entry(key, frame), _packed(picture))
+        write_atomically(self._entry(key, part), _packed(picture))
 
-    def _entry(self, key: str, frame: int) -> Path:
-        return self.folder / self.policy_key / key[:2] / f"{key}-{frame}"
+    def _entry(self, key: str, part: str) -> Path:
+        return self.folder / self.policy_key / key[:2] / f"{key}-{part}"
 
     def _memo(self, path: Path, facts: os.stat_result) -> Path:
         words = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
@@ -126,11 +127,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write aside, then rename: readers see the old file, none, or the whole new one.
 
     Raises:
-        OSError: it cannot be written, or less than ``FREE_BYTES`` would be left on the disk.
+        OSError: it cannot be written, or too little would be left free on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(path.parent).free < FREE_BYTES + len(data):
-        raise OSError(f"less than {FREE_BYTES / 2**30:.0f} GiB would be left on the disk of {path.parent}")
+    disk = shutil.disk_usage(path.parent)
+    keep = max(FREE_LEAST, min(FREE_MOST, FREE_SHARE * disk.total))
+    if disk.free < keep + len(data):
+        raise OSError(f"less than {keep / 2**30:.0f} GiB would be left on the disk of {path.parent}")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -70,7 +70,7 @@ class ImageRecord:
 
     Attributes:
         format: PNG, JPEG, TIFF, DICOM, … as the file's content says.
-        source_size: (width, height) of the upright original, in pixels.
+        source_size: (width, height) of the upright original, or of the crop that is shown of it, in pixels.
         size: (width, height) of the result.
         bits: bits a channel that the file stores.
         window: (low, high) in the file's units (after DICOM's rescale) that became black and white; None: left as is.

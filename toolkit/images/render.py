@@ -6,17 +6,19 @@ are brought to [0, 1] first.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit.errors import ImageError
 from toolkit.images.header import Header
 from toolkit.images.pixels import Array, Pixels
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
 from toolkit.images.window import Windowed, choose_window
+from toolkit.sample import ImageRef
 
 NARROW = 1024
 """Integer windows narrower than this are reduced as fractions: rounding to whole steps would show."""
@@ -54,26 +56,53 @@ class Reduced:
         return LoadedImage(Image.fromarray(colours), self.record)
 
 
-def render(pixels: Pixels, header: Header, policy: ImagePolicy, place: object) -> Reduced:
-    """The picture as ``policy`` wants it.
+def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -> Reduced:
+    """The picture, or the crop of it that ``ref`` asks for, as ``policy`` wants it; the window is the whole picture's.
 
     Raises:
-        ImageError: the policy asks for DICOM's own window and a picture of more than 8 bits has none.
+        ImageError: the policy asks for DICOM's own window and a deep picture has none, or the crop leaves the picture.
     """
-    window = choose_window(pixels, policy, place)
+    window = choose_window(pixels, policy, ref.path)
+    turn = None if header.upright else UPRIGHT.get(header.orientation)
+    if ref.crop is not None:
+        pixels, turn = _cut(pixels, turn, ref), None
     height, width = pixels.values.shape[:2]
     small = _to_8_bits(pixels, window, policy.reduced((width, height)), policy.resample)
     if pixels.bgr:
         small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
-    if not header.upright and header.orientation in UPRIGHT:
-        small = np.ascontiguousarray(UPRIGHT[header.orientation](small))
-    return Reduced(small, _record(pixels, header, window, small))
+    if turn is not None:
+        small = np.ascontiguousarray(turn(small))
+    shown = crop_size(ref.crop) if ref.crop else header.size
+    return Reduced(small, _record(pixels, header, shown, window, small))
 
 
-def _record(pixels: Pixels, header: Header, window: Windowed | None, small: Array) -> ImageRecord:
+def crop_size(crop: tuple[int, int, int, int]) -> tuple[int, int]:
+    """(width, height) of x1, y1, x2, y2."""
+    return crop[2] - crop[0], crop[3] - crop[1]
+
+
+def _cut(pixels: Pixels, turn: Callable[[Array], Array] | None, ref: ImageRef) -> Pixels:
+    """The part of the upright picture that ``ref`` asks for."""
+    x1, y1, x2, y2 = ref.crop or (0, 0, 0, 0)
+
+    def part(values: Array) -> Array:
+        upright = values if turn is None else turn(values)
+        height, width = upright.shape[:2]
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            rule = f"the part that is shown must lie inside the picture of {width} x {height} pixels"
+            raise ImageError(rule, place=ref.path, value=ref.crop)
+        return np.ascontiguousarray(upright[y1:y2, x1:x2])
+
+    alpha, hidden = (None if one is None else part(one) for one in (pixels.alpha, pixels.hidden))
+    return replace(pixels, values=part(pixels.values), alpha=alpha, hidden=hidden)
+
+
+def _record(
+    pixels: Pixels, header: Header, shown: tuple[int, int], window: Windowed | None, small: Array
+) -> ImageRecord:
     record = ImageRecord(
         header.format,
-        header.size,
+        shown,
         (small.shape[1], small.shape[0]),
         pixels.bits,
         orientation=header.orientation,

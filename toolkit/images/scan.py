@@ -129,7 +129,7 @@ def _distinct(refs: Iterable[ImageRef]) -> Iterator[ImageRef]:
     """Each picture once. Texts are remembered, not references: there may be a million."""
     seen: set[str] = set()
     for ref in refs:
-        key = f"{ref.path}\0{ref.frame}"
+        key = f"{ref.path}\0{ref.part}"
         if key not in seen:
             seen.add(key)
             yield ref

@@ -11,7 +11,7 @@ from toolkit.images.decode import decode
 from toolkit.images.files import broken, file_facts
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, LoadedImage
-from toolkit.images.render import Reduced, render
+from toolkit.images.render import Reduced, crop_size, render
 from toolkit.sample import ImageRef
 
 
@@ -40,12 +40,13 @@ def look(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Heade
 
 
 def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
-    """(width, height) that ``load`` gives, from the header alone.
+    """(width, height) that ``load`` gives, of the crop where ``ref`` has one, from the header alone.
 
     Raises:
         ImageError, MissingExtraError: as ``look``.
     """
-    return policy.reduced(look(ref, policy).size)
+    size = look(ref, policy).size
+    return policy.reduced(crop_size(ref.crop) if ref.crop else size)
 
 
 def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
@@ -71,7 +72,7 @@ def reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> R
         pixels = dicom.read_pixels(io.BytesIO(data), ref, own_window=policy.window in ("auto", "dicom"))
     else:
         pixels = decode(data, header, ref)
-    return render(pixels, header, policy, ref.path)
+    return render(pixels, header, policy, ref)
 
 
 @contextmanager

@@ -148,18 +148,18 @@ class ImageStore:
     def _opened_or_cached(self, ref: ImageRef, cache: DiskCache) -> Reduced:
         facts = file_facts(ref.path, self._real_roots)
         known = cache.content_key(ref.path, facts)
-        if known is not None and (picture := cache.get(known, ref.frame)) is not None:
+        if known is not None and (picture := cache.get(known, ref.part)) is not None:
             self._count(disk_hits=1)
             return picture
         data, header = read(ref, self.policy)
         key = content_key(data)
         if key != known:
             self._store(lambda: cache.remember(ref.path, facts, key))
-            if (picture := cache.get(key, ref.frame)) is not None:
+            if (picture := cache.get(key, ref.part)) is not None:
                 self._count(disk_hits=1)
                 return picture
         picture = self._reduced(data, header, ref)
-        self._store(lambda: cache.put(key, ref.frame, picture), pictures=1)
+        self._store(lambda: cache.put(key, ref.part, picture), pictures=1)
         return picture
 
     def _reduced(self, data: bytes, header: Header, ref: ImageRef) -> Reduced:

@@ -14,7 +14,7 @@ from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.phantoms import write_chest
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.rows import Dropped
-from toolkit.run import Progress, Record, RunFolder, check_fingerprints
+from toolkit.run import Progress, Record, RunFolder, check_fingerprints, read_json, write_json
 from toolkit.sample import ImageRef
 from toolkit.tasks.loading import DataSplits, SampleSet, load_data
 
@@ -44,6 +44,9 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     images = image_store(recipe, data)
     report = scan_pictures(recipe, data, images, progress)
     log.info("%s", describe_scan(report))
+    if recipe.images.unreadable != "stop":
+        bad = sorted(f"{ref.path.name}#{ref.part}" for ref in report.bad_refs)
+        check_fingerprints(run, {"unusable pictures": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
     data = without_bad_pictures(recipe, data, report)
     run.mark_done("data", _record(data, report))
     return data, images
@@ -81,7 +84,11 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
     if phantom is None:
         return load_data(recipe)
     log.info("practice data: %s, %d training and %d test rows", phantom.kind, phantom.train, phantom.test)
-    PHANTOMS[phantom.kind](phantom_folder, phantom, recipe.run.seed)
+    written = phantom_folder / "written.json"  # last, so that what it tells of is whole
+    wanted = {"seed": recipe.run.seed, **phantom.model_dump()}
+    if not written.is_file() or read_json(written) != wanted:
+        PHANTOMS[phantom.kind](phantom_folder, phantom, recipe.run.seed)
+        write_json(written, wanted)
     return load_data(recipe, phantom_folder)
 
 
@@ -163,7 +170,10 @@ def _scan(
             for sample in _splits(data)[name]:
                 yield from sample.images
 
-    report = scan(refs(), images, recipe.images.scan, progress=lambda done: progress("pictures", done, 0))
+    skips = recipe.images.unreadable == "skip"
+    report = scan(
+        refs(), images, "full" if skips else recipe.images.scan, progress=lambda done: progress("pictures", done, 0)
+    )
     progress("pictures", report.checked, report.checked)
     return report
 

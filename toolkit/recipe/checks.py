@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.recipe.problems import found, nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Recipe
+from toolkit.recipe.sections import REWARD_WEIGHTS, Lesion, Recipe
 
 Finding = tuple[str, str]
 """A dotted key and what is wrong with it."""
 
 Check = Callable[[Recipe], Iterator[Finding]]
 
-PHANTOM_TASKS: Mapping[str, str] = {"chest": "mcq"}
+PHANTOM_TASKS: Mapping[str, str] = {"chest": "mcq", "lesion": "lesion"}
 """Kind of practice data -> the task it is written for."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -56,6 +57,34 @@ def loss_fits(recipe: Recipe) -> Iterator[Finding]:
         yield "grpo.epsilon_high", f"{rule}{found(grpo.epsilon_high)}"
     if grpo.importance == "sequence" and grpo.loss != "grpo":
         yield "grpo.loss", f'must be "grpo" with importance = "sequence" (GSPO){found(grpo.loss)}'
+
+
+def lesion_settings_fit(recipe: Recipe) -> Iterator[Finding]:
+    """[data.lesion] belongs to its task, and asks for something."""
+    data = recipe.data
+    if data.task != "lesion":
+        if data.lesion != Lesion():
+            yield "data.lesion", f'belongs to the task "lesion"{found(data.task)}'
+        if data.sampling == "balanced":
+            yield "data.sampling", f'must be "natural": only the task "lesion" has classes to balance{found(data.task)}'
+    elif not {"diagnosis", "location", "bbox", "polygon"} & set(data.lesion.answer):
+        yield "data.lesion.answer", f"must hold diagnosis, location, bbox or polygon{found(list(data.lesion.answer))}"
+    elif len(set(data.lesion.answer)) < len(data.lesion.answer):
+        yield "data.lesion.answer", f"must name each part once{found(list(data.lesion.answer))}"
+
+
+def checkpoints_are_looked_at(recipe: Recipe) -> Iterator[Finding]:
+    """A loss that is not finite is seen in the log; a checkpoint between two lines of it could hold one."""
+    run = recipe.run
+    if run.checkpoint_steps % run.log_steps:
+        yield "run.log_steps", f"must divide run.checkpoint_steps (={run.checkpoint_steps}){found(run.log_steps)}"
+
+
+def skipped_pictures_are_known(recipe: Recipe) -> Iterator[Finding]:
+    """What is to be skipped must be known before training."""
+    if recipe.images.unreadable == "skip" and recipe.images.scan in ("header", "off"):
+        rule = 'must be "auto" or "full" with unreadable = "skip": only decoding shows what must be skipped'
+        yield "images.scan", f"{rule}{found(recipe.images.scan)}"
 
 
 def shares_leave_training_rows(recipe: Recipe) -> Iterator[Finding]:
@@ -160,7 +189,10 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"sft", "grpo", "evaluate", "export"}), something_to_do),
     (frozenset({"data"}), one_source_of_rows),
     (frozenset({"grpo"}), loss_fits),
+    (frozenset({"run"}), checkpoints_are_looked_at),
+    (frozenset({"images"}), skipped_pictures_are_known),
     (frozenset({"data"}), shares_leave_training_rows),
+    (frozenset({"data"}), lesion_settings_fit),
     (frozenset({"data", "evaluate"}), evaluated_split_exists),
     (frozenset({"data", "rewards"}), known_rewards),
     (frozenset({"data", "rewards"}), well_formed_custom_rewards),
@@ -175,13 +207,18 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
 
 
 def missing_files(recipe: Recipe) -> Iterator[Finding]:
-    """Files and folders that the recipe names and that are not there."""
+    """Files, folders and packages that the recipe names and that are not there."""
+    for package in recipe.run.report_to:
+        if find_spec(package) is None:
+            yield "run.report_to", f"{package} is not installed: pip install -e '.[tracking]' -c constraints.txt"
     for name in ("train", "validation", "test"):
         source = getattr(recipe.data, name)
         if source is not None and not source.startswith("hub:") and not Path(source).exists():
             yield f"data.{name}", f"there is no file or folder {source}"
     if recipe.data.image_root is not None and not recipe.data.image_root.is_dir():
         yield "data.image_root", f"there is no folder {recipe.data.image_root}"
+    if recipe.data.lesion.labels is not None and not recipe.data.lesion.labels.is_file():
+        yield "data.lesion.labels", f"there is no file {recipe.data.lesion.labels}"
     if recipe.model.adapter is not None and not recipe.model.adapter.exists():
         yield "model.adapter", f"there is no run or adapter {recipe.model.adapter}"
     if is_folder_name(recipe.model.name) and not Path(recipe.model.name).is_dir():

@@ -16,13 +16,13 @@ from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files
 from toolkit.recipe.overrides import merge, parse_settings
 from toolkit.recipe.problems import Key, Places, schema_problems, section_in
-from toolkit.recipe.sections import REWARD_WEIGHTS, Recipe
+from toolkit.recipe.sections import REWARD_WEIGHTS, SPLITS, Recipe
 
 Table = dict[str, Any]
 Kind = TypeVar("Kind", bound=BaseModel)
 
 _PATHS: frozenset[Key] = frozenset(
-    {("model", "adapter"), ("data", "train"), ("data", "validation"), ("data", "test"), ("data", "image_root")}
+    {("model", "adapter"), ("data", "image_root"), ("data", "lesion", "labels")} | {("data", split) for split in SPLITS}
 )
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
     "vqa": {"exact": 1.0, "token_f1": 1.0, "format": 0.1},
+    "lesion": {"diagnosis": 0.4, "place": 0.3, "mask_iou": 0.3, "box_iou": 0.0, "giou": 0.0, "format": 0.0},
 }
 """task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
 
@@ -54,9 +55,9 @@ class Model(Section):
     """``tiny`` (shipped with the package), a Hub name, or a folder: it starts with ``./``, ``../``, ``~`` or ``/``."""
     revision: str | None = None
     backend: Literal["auto", "hf", "unsloth"] = "auto"
-    """``auto`` takes unsloth where CUDA and the package are there and that backend is ready, else hf."""
+    """``auto`` is hf: transformers and peft."""
     precision: Literal["auto", "4bit", "8bit", "16bit", "32bit"] = "auto"
-    """4bit is bitsandbytes nf4 (CUDA only). ``auto``: 4bit on CUDA, 32bit on a CPU."""
+    """4bit is bitsandbytes nf4 (CUDA only). ``auto``: 4bit for LoRA on CUDA, else 32bit."""
     tuning: Literal["lora", "full"] = "lora"
     adapter: Path | None = None
     """An earlier run's folder, or an adapter's, to start from."""
@@ -81,7 +82,7 @@ class Lora(Section):
 class Phantom(Section):
     """Generated practice data, written in the layout of a real data set."""
 
-    kind: Literal["chest"]
+    kind: Literal["chest", "lesion"]
     train: int = Field(1200, ge=1)
     validation: int = Field(0, ge=0)
     test: int = Field(400, ge=1)
@@ -96,10 +97,32 @@ class Split(Section):
     test: float = Field(0.1, ge=0, lt=1)
 
 
+class Lesion(Section):
+    """What the task ``lesion`` asks for, and how places are written."""
+
+    answer: tuple[Literal["diagnosis", "location", "size", "features", "bbox", "polygon"], ...] = (
+        "diagnosis",
+        "location",
+        "bbox",
+    )
+    """The parts of an answer, in this order; of each lesion only those that its row knows."""
+    labels: Path | None = None
+    """A table of diagnoses (TOML: ``[[label]] code, name, synonyms``) instead of HAM10000's seven."""
+    grid: Literal[3, 5] = 3
+    """Places are named by the cells of a grid of 3 x 3 or 5 x 5 over the picture."""
+    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
+    """How numbers are written (``regions.coordinates``). ``auto``: the convention of the model's family."""
+    crop: float = Field(1.0, gt=0, le=1)
+    """Below 1, a part of each picture is shown that holds its lesions: sides of this share to all of the picture's,
+    drawn by the seed, so that lesions stand anywhere."""
+    crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
+    """Where pictures are cropped."""
+
+
 class Data(Section):
     """Rows: where they are, what their columns mean, how they are split."""
 
-    task: Literal["mcq", "vqa"]
+    task: Literal["mcq", "vqa", "lesion"]
     train: str | None = None
     """A file (.json .jsonl .parquet .csv), a folder of them, or ``hub:owner/name`` with an optional ``#split``."""
     validation: str | None = None
@@ -113,6 +136,9 @@ class Data(Section):
     group: str | None = None
     """The column that names the patient or lesion; default: the row's first image."""
     split: Split = Split()
+    lesion: Lesion = Lesion()
+    sampling: Literal["natural", "balanced"] = "natural"
+    """``balanced``: training draws every class equally often, and within a class every group (lesion, patient)."""
     on_leak: Literal["stop", "report", "drop"] = "stop"
     """A group, image or question that stands in two splits: ``drop`` removes the training row, counted."""
     max_dropped: float = Field(0.05, ge=0, le=1)
@@ -135,7 +161,7 @@ class Images(Section):
     unreadable: Literal["stop", "skip", "placeholder"] = "stop"
     scan: Literal["auto", "full", "header", "off"] = "auto"
     """Before training: ``full`` decodes every picture (and fills the disk cache), ``header`` opens it and looks at its
-    end; ``auto`` is full up to 20,000 pictures and header above."""
+    end; ``auto`` is full up to 20,000 pictures and with ``unreadable = "skip"``, else header."""
     max_pixels: int = Field(120_000_000, ge=1)
     """A larger picture is refused before it is decoded (decompression bombs)."""
     max_per_question: int = Field(8, ge=1)

@@ -4,7 +4,7 @@ Everything is in pixels of the upright original picture: x to the right, y down,
 """
 
 from toolkit.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box
-from toolkit.regions.coordinates import COORDINATES, Frame, choose_coordinates
+from toolkit.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
 from toolkit.regions.masks import (
     Mask,
     Polygon,
@@ -15,6 +15,7 @@ from toolkit.regions.masks import (
     find_regions,
     mask_iou,
     read_mask,
+    shorten,
 )
 from toolkit.regions.matching import match
 from toolkit.regions.places import GRIDS, Place, place_of, place_score, read_place, spell_place
@@ -23,6 +24,7 @@ __all__ = [
     "COORDINATES",
     "GRIDS",
     "Box",
+    "Coordinates",
     "Frame",
     "Mask",
     "Place",
@@ -45,5 +47,6 @@ __all__ = [
     "place_score",
     "read_mask",
     "read_place",
+    "shorten",
     "spell_place",
 ]

@@ -73,6 +73,16 @@ def _region(labels: NDArray[np.int32], stats: NDArray[np.int32], label: int) -> 
     return Region((x, y, x + width, y + height), area, tuple((int(px), int(py)) for px, py in points))
 
 
+def shorten(polygon: Polygon, most: int) -> Polygon:
+    """The polygon with at most ``most`` vertices (at least 3): Douglas and Peucker's rule, as coarse as that needs."""
+    points = np.asarray(polygon, np.float32).reshape(-1, 1, 2)
+    tolerance = TOLERANCE
+    while len(points) > most:
+        points = cv2.approxPolyDP(np.asarray(polygon, np.float32).reshape(-1, 1, 2), tolerance, closed=True)
+        tolerance *= 1.25
+    return tuple((float(x), float(y)) for x, y in points.reshape(-1, 2))
+
+
 def draw_polygons(polygons: Iterable[Sequence[tuple[float, float]]], size: Size) -> Mask:
     """The mask of polygons in a picture of this size, outlines included; what lies outside the picture is cut off."""
     width, height = size

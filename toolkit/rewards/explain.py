@@ -4,11 +4,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from toolkit.rewards import mcq, vqa
+from toolkit.rewards import lesion, mcq, vqa
 from toolkit.rewards.table import RewardTable
 from toolkit.sample import Answer, Sample
 
-WHY: Mapping[str, Mapping[str, Callable[[Sample, Answer], str]]] = {"mcq": mcq.WHY, "vqa": vqa.WHY}
+WHY: Mapping[str, Mapping[str, Callable[[Sample, Answer], str]]] = {
+    "mcq": mcq.WHY,
+    "vqa": vqa.WHY,
+    "lesion": lesion.WHY,
+}
 """task -> reward -> the reason for its value."""
 
 

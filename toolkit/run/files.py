@@ -34,6 +34,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def flush_folder(folder: Path) -> None:
+    """Have every file below ``folder`` on disk, so that a rename cannot come before its content."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
 def append_line(path: Path, value: Mapping[str, object]) -> None:
     """One JSON object as one more line of ``path``, flushed; NaN and infinities become null."""
     with path.open("a", encoding="utf-8", newline="\n") as handle:

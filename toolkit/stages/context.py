@@ -8,7 +8,7 @@ raises Interrupted once its state is saved.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -47,6 +47,19 @@ class Context:
         log.debug("%s step %d of %d: %s", stage, step, steps, note)
         self.progress(stage, step, steps, _shown(figures))
 
+    def no_step_yet(self, done: int) -> None:
+        """Raises Interrupted once a signal has come: for work of a stage before its first step, which saves nothing."""
+        self.stop.check("no step had begun")
+
+    def count_pictures(self, stage: str) -> Record:
+        """What happened to pictures so far, for the stage's record; what a user must know of it is told."""
+        found = self.images.report()
+        if found.placeholders:
+            log.warning("%s: %d times a grey square stood for a picture that cannot be read", stage, found.placeholders)
+        if found.unstored:
+            log.warning("%d pictures are not in the disk cache: %s", found.unstored, found.cache_problem)
+        return {name: value for name, value in asdict(found).items() if value}
+
 
 class EvaluationRecord(TypedDict):
     """What an evaluation leaves. Estimates and differences are ``dataclasses.asdict`` of those in ``metrics``."""
@@ -62,6 +75,8 @@ class EvaluationRecord(TypedDict):
     """``baseline`` or an earlier evaluation's name -> Paired: this evaluation minus that one."""
     summary: Mapping[str, Any]
     """Summary.to_dict()."""
+    pictures: Record
+    """Context.count_pictures()."""
     predictions: str
     """The JSONL of answers, relative to the run folder."""
 

@@ -43,9 +43,8 @@ def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequenc
     if waiting:
         backend = choose_backend(recipe.model)
         policy = backend.load(recipe, weights, trainable=False)
-        check_lengths(
-            policy.processor, prompts, waiting, recipe.model.max_tokens, answer_tokens=section.max_completion_tokens
-        )
+        most = recipe.model.max_tokens
+        check_lengths(policy.processor, prompts, waiting, most, section.max_completion_tokens, tell=context.no_step_yet)
         for sample, completion in _ask(context, name, backend, policy, prompts, waiting):
             append_line(partial, _prediction(sample, read_answer(prompts.task, sample, completion)))
     rows = judge_predictions(context, prompts, samples, partial)
@@ -56,13 +55,14 @@ def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequenc
 
 
 def _identity(context: Context, weights: Path | None) -> str:
-    """A digest of the weights' files, the prompt, the pictures' policy and how answers are generated."""
+    """A digest of the weights' files, the rows, the prompt, the pictures' policy and how answers are generated."""
     recipe = context.recipe
     files = sorted(weights.iterdir()) if weights else []
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     section = recipe.evaluation
     how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
-    return blake2b(repr((str(weights), seen, how, context.images.policy.key)).encode(), digest_size=6).hexdigest()
+    asked = (context.data.fingerprint, section.split, context.images.policy.key)
+    return blake2b(repr((str(weights), seen, how, asked)).encode(), digest_size=6).hexdigest()
 
 
 def held_out(context: Context) -> Sequence[Sample]:
@@ -152,6 +152,7 @@ def _record(
             other: _paired(compare(before, rows, score, section.bootstrap, seed)) for other, before in others.items()
         },
         "summary": summary.to_dict(),
+        "pictures": context.count_pictures(f"evaluate-{name}"),
         "predictions": f"stages/evaluate-{name}/{PREDICTIONS}",
     }
 

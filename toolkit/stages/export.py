@@ -10,7 +10,7 @@ from toolkit.backends import Backend, choose_backend
 from toolkit.backends.base import Policy, Row, Sampling
 from toolkit.errors import ModelError
 from toolkit.recipe import Export, Recipe
-from toolkit.run import EXPORT, Record, RunFolder
+from toolkit.run import EXPORT, Record, RunFolder, flush_folder
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
 from toolkit.stages.prompts import Prompts
@@ -84,6 +84,7 @@ def _export(job: _Job, form: str, target: Path) -> Record:
             value=f"{len(differing)} of {len(found)} differ; first: {expected[first]!r} became {found[first]!r}",
             remedy="Compare precision and library versions; the weights were kept for a look.",
         )
+    flush_folder(partial)
     if target.exists():
         target.replace(old)
     partial.replace(target)

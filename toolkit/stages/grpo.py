@@ -9,7 +9,7 @@ from toolkit.backends.base import Completion, Judge, TrainingJob
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo, Recipe
 from toolkit.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
-from toolkit.run import Record
+from toolkit.run import Record, read_json, write_json
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import read_answer
 from toolkit.stages.context import Context
@@ -40,13 +40,14 @@ def train_grpo(context: Context) -> Record:
         )
     start = context.weights
     policy = backend.load(recipe, start, trainable=True)
+    most = recipe.model.max_tokens
     lengths = check_lengths(
-        policy.processor, prompts, samples, recipe.model.max_tokens, answer_tokens=grpo.max_completion_tokens
+        policy.processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet
     )
     log.info("grpo: %s", describe_reference(recipe, start))
-    probed = None
+    kept = context.run.stage_folder(STAGE) / "probe.json"
     if grpo.probe_prompts and last_checkpoint(context.run.stage_folder(STAGE)) is None:
-        probed = probe(backend, policy, prompts, samples, table, recipe)
+        write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
     job = TrainingJob(
         recipe=recipe,
         rows=prompts.rows(samples),
@@ -65,7 +66,8 @@ def train_grpo(context: Context) -> Record:
         "rows": len(samples),
         "rows_left_out_each_epoch": left_over,
         "lengths": lengths.to_dict(),
-        "probe": probed,
+        "pictures": context.count_pictures(STAGE),
+        "probe": read_json(kept) if kept.is_file() else None,
         "kl_reference": describe_reference(recipe, start),
     }
 

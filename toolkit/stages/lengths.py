@@ -54,8 +54,11 @@ def check_lengths(
     samples: Sequence[Sample],
     limit: int,
     answer_tokens: int | None = None,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Lengths:
     """Count the rows; the answer is the reference, or ``answer_tokens`` where the model writes it.
+
+    ``tell`` is called with the number of rows that were looked at; what it raises ends the count.
 
     No picture is decoded: its size stands in its header.
 
@@ -68,7 +71,8 @@ def check_lengths(
     lengths, too_long = [], []
     special = _special_tokens(processor)
     for number, sample in enumerate(samples):
-        _refuse_special(sample, prompts, special)
+        tell(number)
+        _refuse_special(sample, prompts, special, with_answer=answer_tokens is None)
         if number % every and not might_exceed(sample):
             continue
         lengths.append(length := count(sample))
@@ -93,9 +97,11 @@ def _special_tokens(processor: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
-def _refuse_special(sample: Sample, prompts: Prompts, special: re.Pattern[str]) -> None:
+def _refuse_special(sample: Sample, prompts: Prompts, special: re.Pattern[str], *, with_answer: bool) -> None:
     """Text of a row that reads as a turn or a picture would be taken for one."""
-    texts = (prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context))
+    texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
+    if with_answer:
+        texts.append(prompts.task.target(sample))
     if found := special.search("\n".join(texts)):
         raise DataError(
             "a row's text must not hold one of the model's special tokens",
@@ -123,8 +129,10 @@ def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: i
     """Whether a row might be too long, from its bytes: a token stands for at least one, so it errs to yes."""
     side = prompts.images.policy.max_side
     empty = {n: len(render_prompt(processor, conversation("", n, prompts.prompt.system)).encode()) for n in (0, 1)}
-    # The largest picture that the policy gives, the bytes of its placeholder, and a margin for what stands around it.
-    picture = image_tokens(processor, [(side, side)])[0] + (empty[1] - empty[0]) + 16
+    # The picture that takes most, square or long (processors that cut tiles give a strip more of them than a square),
+    # the bytes of its placeholder, and a margin for what stands around it.
+    shapes = [(side, max(1, side // part)) for part in (1, 2, 3, 4, 6, 9, 12)]
+    picture = max(image_tokens(processor, [*shapes, *(shape[::-1] for shape in shapes)])) + (empty[1] - empty[0]) + 16
 
     def might_exceed(sample: Sample) -> bool:
         answer = len(prompts.task.target(sample).encode()) + 1 if answer_tokens is None else answer_tokens

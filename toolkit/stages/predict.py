@@ -53,7 +53,8 @@ def predict(
     """
     recipe = run.recipe()
     sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
-    prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
+    # Whatever training does with unreadable pictures, nobody wants an answer about a grey square.
+    prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
     backend = choose_backend(recipe.model)
     policy = backend.load(recipe, current_weights(run, recipe), trainable=False)
     limit = recipe.evaluation.max_completion_tokens
@@ -72,7 +73,8 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
         "image": [str(path.absolute()) for path in images],
         **_STAND_INS[task],
     }
-    source = RowOrigin(Path("--question"), Path("/"), {name: name for name in _COLUMNS})
+    settings = TASKS[task].settings(recipe, "test")
+    source = RowOrigin(Path("--question"), Path("/"), {name: name for name in _COLUMNS}, settings=settings)
     try:
         sample = TASKS[task].read("question", row, source)
     except RowProblem as problem:

@@ -29,7 +29,7 @@ class Prompts:
     def text(self, sample: Sample) -> str:
         """Context that the recipe names, the question, the instruction; nothing of the reference."""
         context = [f"{name}: {sample.fields[name]}" for name in self.prompt.context if sample.fields.get(name)]
-        instruction = self.task.instruction if self.prompt.instruction is None else self.prompt.instruction
+        instruction = self.task.instruction(sample) if self.prompt.instruction is None else self.prompt.instruction
         return "\n".join(part for part in (*context, self.task.question(sample), instruction) if part)
 
     def messages(self, sample: Sample) -> list[chat.Message]:
@@ -38,7 +38,7 @@ class Prompts:
 
     def row(self, sample: Sample, *, answer: bool = False) -> Row:
         """The conversation and its opened pictures; with the reference answer for SFT."""
-        pictures = [mark(self.images.get(ref), f"{ref.path}#{ref.frame}") for ref in sample.images]
+        pictures = [mark(self.images.get(ref), f"{ref.path}#{ref.part}") for ref in sample.images]
         return Row(self.messages(sample), pictures, self.task.target(sample) if answer else None)
 
     def rows(self, samples: Sequence[Sample], *, answer: bool = False) -> RowSource:

@@ -164,7 +164,13 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
     task = TASKS[recipe.data.task]
     column, _ = resolve_columns(task, wanted_columns(recipe), list(row))
     column.setdefault("image", "image")
-    source = RowOrigin(Path(line.place), Path().absolute(), column, context=recipe.prompt.context)
+    source = RowOrigin(
+        Path(line.place),
+        Path().absolute(),
+        column,
+        context=recipe.prompt.context,
+        settings=task.settings(recipe, "test"),
+    )
     try:
         name = str(line.content.get("id", line.place))
         return task.read(name, {**row, column["image"]: _NO_PICTURE}, source)

@@ -20,7 +20,7 @@ def train_sft(context: Context) -> Record:
     backend = choose_backend(recipe.model)
     prompts = Prompts.of(recipe, context.images)
     policy = backend.load(recipe, context.weights, trainable=True)
-    lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens)
+    lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, tell=context.no_step_yet)
     log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
     job = TrainingJob(
         recipe=recipe,
@@ -32,4 +32,10 @@ def train_sft(context: Context) -> Record:
     with tracked(context, STAGE):
         record = train(backend, policy, backend.sft_trainer(policy, job), context, STAGE)
     save_weights(backend, policy, context.run.weights_folder(STAGE))
-    return {**record, "backend": backend.name, "rows": len(samples), "lengths": lengths.to_dict()}
+    return {
+        **record,
+        "backend": backend.name,
+        "rows": len(samples),
+        "lengths": lengths.to_dict(),
+        "pictures": context.count_pictures(STAGE),
+    }

@@ -13,7 +13,7 @@ from toolkit.backends import Backend
 from toolkit.backends.base import Policy
 from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints
 from toolkit.errors import TrainingError
-from toolkit.run import Record
+from toolkit.run import Record, flush_folder, read_json
 from toolkit.stages.context import Context
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,12 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
     start = last_checkpoint(folder)
     if start:
         log.info("%s goes on from %s", stage, start.name)
-        if context.recipe.model.tuning == "full":
+        state = read_json(start / "trainer_state.json")
+        finished = state["global_step"] >= state["max_steps"]
+        if finished or context.recipe.model.tuning == "full":
             backend.restore(policy, start)  # transformers looks for other names than it saved, and goes on without
+        if finished:  # only the weights were still to be written; transformers would train one step more
+            return {"steps": state["max_steps"], "seconds": 0.0, "resumed_from": start.name}
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     step, steps = trainer.state.global_step, trainer.state.max_steps
@@ -96,4 +100,5 @@ def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
         if old.exists():
             shutil.rmtree(old)
     backend.save(policy, partial)
+    flush_folder(partial)
     partial.replace(target)

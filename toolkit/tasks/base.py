@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.recipe import Recipe
 from toolkit.sample import Answer, Reward, Sample
 
 
@@ -15,7 +16,8 @@ class RowOrigin:
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
     relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
-    A row with more than ``max_images`` pictures cannot be used.
+    A row with more than ``max_images`` pictures cannot be used. ``settings`` is what the recipe says for the task alone
+    (``Task.settings``); its ``repr`` must tell two of them apart.
     """
 
     file: Path
@@ -25,6 +27,7 @@ class RowOrigin:
     context: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     max_images: int = 8
+    settings: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Task:
         required: the fields a source must have; ``a|b`` asks for one of them.
         leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
         read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
-        instruction: the default instruction that follows the question.
+        instruction: Sample -> the default instruction that follows the question.
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
         parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
@@ -46,6 +49,9 @@ class Task:
         primary: the name in ``scores`` that comparisons and the final table use.
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
         baseline: training samples -> (Sample -> completion): the majority baseline, judged like any model.
+        also: further names in ``scores`` that get a table of results of their own.
+        stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
+        settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
     """
 
     name: str
@@ -53,7 +59,7 @@ class Task:
     required: frozenset[str]
     leaking: frozenset[str]
     read: Callable[[str, Mapping[str, Any], RowOrigin], Sample]
-    instruction: str
+    instruction: Callable[[Sample], str]
     question: Callable[[Sample], str]
     target: Callable[[Sample], str]
     parse: Callable[[str, Sample], Answer]
@@ -62,3 +68,6 @@ class Task:
     primary: str
     labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
     baseline: Callable[[Sequence[Sample]], Callable[[Sample], str]]
+    also: tuple[str, ...] = ()
+    stratum: Callable[[Sample], str] | None = None
+    settings: Callable[[Recipe, str], Any] = lambda recipe, split: None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from toolkit.phantoms.chest import FINDINGS, LETTERS, PLACES, QUESTION_KINDS, SIDES, Choice, Film, possible_kinds
 from toolkit.phantoms.film import Rng
-from toolkit.tasks import TASKS
+from toolkit.tasks import mcq, vqa
 
 
 class Lesson(NamedTuple):
@@ -110,7 +110,8 @@ def _one_of(texts: Sequence[str], rng: Rng) -> str:
 _WORDS = (
     *SIDES,
     "<start_working_out>\nreasoning about the image\n<end_working_out>\n<SOLUTION>\nB - Pneumonia\n</SOLUTION>",
-    *(task.instruction for task in TASKS.values()),
+    mcq.INSTRUCTION,
+    vqa.INSTRUCTION,
     "Question: Options: Answer: Indication: Findings: Impression: Comparison: Report: Yes No yes no unknown none",
     "Answer with one word or a short phrase. Answer yes or no. Is there evidence of a pneumothorax? What is shown?",
     "<diagnosis>melanoma</diagnosis> <location>upper left</location> <bbox>[12, 34, 56, 78]</bbox>",

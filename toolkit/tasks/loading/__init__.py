@@ -9,6 +9,7 @@ from toolkit.errors import DataError
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.splits import LeakReport
+from toolkit.tasks import TASKS
 from toolkit.tasks.loading.parts import Part, describe_leak, handle_leaks, split_parts
 from toolkit.tasks.loading.samples import SampleSet, limit
 from toolkit.tasks.loading.source import Loaded, read_file
@@ -88,14 +89,15 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
 
 def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
     most = getattr(recipe.data, f"limit_{name}")
-    return part.loaded.samples.take(limit(part.loaded.samples.rows[part.chosen], most, recipe.run.seed, name))
+    samples = part.loaded.samples.with_settings(TASKS[recipe.data.task].settings(recipe, name))
+    return samples.take(limit(part.loaded.samples.rows[part.chosen], most, recipe.run.seed, name))
 
 
 def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, samples in sets.items():
         source = samples.source
-        settings = (name, samples.task, sorted(source.column.items()), source.group, source.context)
+        settings = (name, samples.task, sorted(source.column.items()), source.group, source.context, source.settings)
         digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
         digest.update(samples.rows.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -4,19 +4,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from toolkit.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the recipe says about rows: its column map, the group, columns for the prompt and for results, pictures."""
+    """What the recipe says about rows: column map, group, columns for the prompt and for results, pictures, task."""
 
     columns: Mapping[str, str]
     group: str | None = None
     context: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     max_images: int = 8
+    settings: Any = None
 
 
 def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -1,8 +1,9 @@
 """Samples of one split, read when they are asked for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,10 @@ class SampleSet(Sequence[Sample]):
 
     def __repr__(self) -> str:
         return f"SampleSet({self.task}: {len(self):,} of {len(self.table):,} rows of {self.table.source})"
+
+    def with_settings(self, settings: Any) -> "SampleSet":
+        """The same rows read with other settings of the task."""
+        return SampleSet(self.task, self.table, replace(self.source, settings=settings), self.rows)
 
     def take(self, rows: NDArray[np.int64]) -> "SampleSet":
         """The samples of these rows of the index."""

@@ -51,7 +51,9 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None) -> Lo
 def wanted_columns(recipe: Recipe) -> Wanted:
     """What the recipe says about columns."""
     by = recipe.evaluate.by if recipe.evaluate else ()
-    return Wanted(recipe.data.columns, recipe.data.group, recipe.prompt.context, by, recipe.images.max_per_question)
+    settings = TASKS[recipe.data.task].settings(recipe, "train")
+    columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
+    return Wanted(columns, group, context, by, recipe.images.max_per_question, settings)
 
 
 class _FirstPass:
@@ -106,7 +108,7 @@ def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], colu
     by = tuple(name for name in wanted.by if name in columns and name not in task.columns)
     # Not Path.resolve: following a link would change the folder that relative image paths start from.
     folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
-    return RowOrigin(Path(source), folder, column, wanted.group, wanted.context, by, wanted.max_images)
+    return RowOrigin(Path(source), folder, column, wanted.group, wanted.context, by, wanted.max_images, wanted.settings)
 
 
 def _check_columns(task: Task, wanted: Wanted, index: RowIndex, image_root: Path | None) -> None:

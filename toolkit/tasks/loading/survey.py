@@ -78,8 +78,8 @@ def take_survey(task: Task, source: RowOrigin, index: RowIndex) -> Survey:
 
 def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Where the survey of this index, read in this way, is kept."""
-    settings = (task.name, sorted(source.column.items()), str(source.image_root), source.group, source.max_images)
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    where = (sorted(source.column.items()), str(source.image_root), source.group)
+    digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
     # What the code of the tasks says about a row may change without a new version.
     for code in sorted(Path(__file__).parent.parent.rglob("*.py")):
         digest.update(code.read_bytes())

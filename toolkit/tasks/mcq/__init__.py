@@ -69,7 +69,7 @@ MCQ = Task(
         name for field in ("answer", "answer_index", "explanation", "findings", "impression") for name in COLUMNS[field]
     ),
     read=read,
-    instruction=INSTRUCTION,
+    instruction=lambda sample: INSTRUCTION,
     question=question,
     target=target,
     parse=parse,

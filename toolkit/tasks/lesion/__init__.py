@@ -1,0 +1,83 @@
+"""Skin lesions: diagnosis, place in words, box and outline; rows, questions, answers, and what judges them."""
+
+from collections.abc import Mapping
+
+from toolkit.regions import dice
+from toolkit.rewards.lesion import REWARDS, box_overlap, diagnosis, mask_iou, place
+from toolkit.rewards.lesion import format as keeps_format
+from toolkit.sample import Answer, Sample
+from toolkit.tasks.base import Task
+from toolkit.tasks.lesion.baseline import baseline
+from toolkit.tasks.lesion.parsing import parse
+from toolkit.tasks.lesion.questions import instruction, target
+from toolkit.tasks.lesion.reading import COLUMNS, read
+from toolkit.tasks.lesion.settings import lesion_settings
+
+__all__ = ["LESION"]
+
+JACCARD_THRESHOLD = 0.65
+"""ISIC 2018 task 1 counts a Jaccard index below it as 0 (arXiv 1902.03368)."""
+
+
+def question(sample: Sample) -> str:
+    """The wording that the seed chose for the row."""
+    return str(sample.fields["question"])
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None where one does not apply."""
+    overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
+    return {
+        "accuracy": diagnosis(sample, answer),
+        "place": place(sample, answer),
+        "place_exact": _exact(place(sample, answer)),
+        "box_iou": overlap,
+        "box_iou_over_0.5": None if overlap is None else float(overlap >= 0.5),
+        "box_iou_over_0.75": None if overlap is None else float(overlap >= 0.75),
+        "mask_iou": outlined,
+        "thresholded_jaccard": None if outlined is None else outlined * (outlined >= JACCARD_THRESHOLD),
+        "dice": None if outlined is None else dice(outlined),
+        "format": keeps_format(sample, answer),
+    }
+
+
+def _exact(score: float | None) -> float | None:
+    return None if score is None else float(score == 1)
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
+    """The right code and the one that was read; None where no diagnosis is asked for."""
+    if "diagnosis" not in sample.fields["asked"]:
+        return None
+    return sample.reference["diagnosis"], answer.values.get("diagnosis")
+
+
+def stratum(sample: Sample) -> str:
+    """The diagnosis."""
+    return str(sample.reference["diagnosis"])
+
+
+LESION = Task(
+    name="lesion",
+    columns=COLUMNS,
+    required=frozenset({"image", "diagnosis|bbox|boxes|location"}),
+    leaking=frozenset(
+        name
+        for field in ("diagnosis", "bbox", "boxes", "polygons", "mask", "location", "size", "features")
+        for name in COLUMNS[field]
+    )
+    | frozenset(COLUMNS["concerning_features"]),
+    read=read,
+    instruction=instruction,
+    question=question,
+    target=target,
+    parse=parse,
+    rewards=REWARDS,
+    scores=scores,
+    primary="accuracy",
+    labels=labels,
+    baseline=baseline,
+    also=("place", "box_iou", "mask_iou"),
+    stratum=stratum,
+    settings=lesion_settings,
+)

@@ -1,0 +1,125 @@
+"""Names of diagnoses: one table of codes, names and synonyms, and how a diagnosis is read out of a text."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from toolkit.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One diagnosis: the code of the data, the name that answers are written with, and other names for it."""
+
+    code: str
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """The diagnoses of a data set. No name stands for two of them."""
+
+    labels: tuple[Label, ...]
+
+    def name(self, code: str) -> str:
+        """The name of a code."""
+        return next(label.name for label in self.labels if label.code == code)
+
+    def find(self, text: str) -> str | None:
+        """The code whose code, name or synonym is the whole text (case, punctuation and an s at the end aside)."""
+        return _names(self).get(_fold(text))
+
+    def read(self, text: str) -> tuple[str | None, str | None]:
+        """The code that a text names, else why none was read. A text that names several diagnoses names none.
+
+        >>> HAM10000.read("It is a melanocytic nevus (a mole)."), HAM10000.read("melanoma or nevus")
+        (('nv', None), (None, 'several diagnoses are named'))
+        """
+        if whole := self.find(text):
+            return whole, None
+        folded = f" {_fold(text)} "
+        if re.search(r" (not?|without|excludes?|excluding|rather than|unlike) ", folded):
+            return None, "a diagnosis is named with a negation"
+        found = set()
+        for name in sorted(_names(self), key=len, reverse=True):
+            if f" {name} " in folded:
+                found.add(_names(self)[name])
+                folded = folded.replace(f" {name} ", " | ")
+        if len(found) == 1:
+            return found.pop(), None
+        return None, "several diagnoses are named" if found else "no known diagnosis is named"
+
+
+_SYNONYMS = {
+    (
+        "akiec",
+        "actinic keratosis",
+    ): "solar keratosis; Bowen's disease; Bowen disease; intraepithelial carcinoma; actinic "
+    "keratoses and intraepithelial carcinoma; actinic keratoses; AK",
+    ("bcc", "basal cell carcinoma"): "basal cell cancer; basalioma",
+    ("bkl", "benign keratosis"): "benign keratosis-like lesion; benign keratoses; seborrheic keratosis; seborrhoeic "
+    "keratosis; seborrheic keratoses; solar lentigo; lichen planus-like keratosis; pigmented benign keratosis",
+    ("df", "dermatofibroma"): "fibrous histiocytoma",
+    ("mel", "melanoma"): "malignant melanoma; melanoma in situ; lentigo maligna",
+    ("nv", "melanocytic nevus"): "nevus; naevus; melanocytic naevus; melanocytic nevi; nevi; naevi; mole; benign nevus",
+    ("vasc", "vascular lesion"): "angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma; cherry angioma",
+}
+
+HAM10000 = LabelTable(
+    tuple(Label(code, name, tuple(synonyms.split("; "))) for (code, name), synonyms in _SYNONYMS.items())
+)
+"""The seven classes of HAM10000 (Tschandl et al. 2018, doi:10.1038/sdata.2018.161), by code."""
+
+
+def load_labels(path: Path) -> LabelTable:
+    """A table of one's own: TOML with ``[[label]]`` tables of ``code``, ``name`` and perhaps ``synonyms``.
+
+    Raises:
+        DataError: it cannot be read, an entry lacks something, or one name stands for two diagnoses.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("label", [])
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"a table of labels must be readable TOML: {error}", place=path) from error
+    table = LabelTable(tuple(_entry(entry, f"{path}, label {number}") for number, entry in enumerate(entries, 1)))
+    if not table.labels:
+        raise DataError("a table of labels must have at least one", place=path, remedy=_LAYOUT)
+    taken: dict[str, str] = {}
+    for label in table.labels:
+        for name in _names_of(label):
+            if taken.setdefault(name, label.code) != label.code:
+                raise DataError(f"one name cannot stand for {taken[name]} and {label.code}", place=path, value=name)
+    return table
+
+
+def _entry(entry: object, place: str) -> Label:
+    if not isinstance(entry, dict):
+        raise DataError("a label must be a table", place=place, value=entry, remedy=_LAYOUT)
+    code, name, synonyms = entry.get("code"), entry.get("name"), entry.get("synonyms", [])
+    texts = isinstance(synonyms, list) and all(isinstance(text, str) for text in synonyms)
+    if not (isinstance(code, str) and isinstance(name, str) and _fold(code) and _fold(name) and texts):
+        raise DataError("a label must have a code and a name, and synonyms must be texts", place=place, remedy=_LAYOUT)
+    return Label(code, name, tuple(synonyms))
+
+
+_LAYOUT = 'Write [[label]], code = "mel", name = "melanoma", synonyms = ["malignant melanoma"].'
+
+
+@lru_cache(maxsize=8)
+def _names(table: LabelTable) -> dict[str, str]:
+    return {name: label.code for label in table.labels for name in _names_of(label)}
+
+
+def _names_of(label: Label) -> Iterator[str]:
+    for name in (label.code, label.name, *label.synonyms):
+        yield _fold(name)
+
+
+def _fold(text: str) -> str:
+    """Lower case words without punctuation; an s that only makes a plural is dropped."""
+    words = re.findall(r"[a-z0-9]+", text.lower().replace("'s", "").replace("’s", ""))
+    return " ".join(word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "is", "us") else word for word in words)

@@ -1,0 +1,44 @@
+"""What a recipe says for the task ``lesion``, ready to use."""
+
+from dataclasses import dataclass
+
+from toolkit.images import ImagePolicy
+from toolkit.recipe import Recipe
+from toolkit.regions import Coordinates, Frame, Size, choose_coordinates
+from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
+
+
+@dataclass(frozen=True, slots=True)
+class LesionSettings:
+    """``crop``: the least share of each side that is shown; 1: whole pictures. The rest: as in ``recipe.Lesion``."""
+
+    answer: tuple[str, ...]
+    grid: int
+    labels: LabelTable
+    coordinates: Coordinates
+    max_side: int
+    seed: int
+    crop: float
+
+    def frame(self, size: Size) -> Frame:
+        """The frame of a picture, or of the crop that is shown of it."""
+        return Frame(size, ImagePolicy(max_side=self.max_side).reduced(size), self.coordinates)
+
+
+def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
+    """The settings for the rows of one split.
+
+    Raises:
+        RecipeError: the coordinates of the model's family are not known.
+        DataError: the recipe's own table of labels is wrong.
+    """
+    lesion = recipe.data.lesion
+    return LesionSettings(
+        answer=lesion.answer,
+        grid=lesion.grid,
+        labels=HAM10000 if lesion.labels is None else load_labels(lesion.labels),
+        coordinates=choose_coordinates(lesion.coordinates, recipe.model.name),
+        max_side=recipe.images.max_side,
+        seed=recipe.run.seed,
+        crop=lesion.crop if split in lesion.crop_splits else 1.0,
+    )
