@@ -74,7 +74,7 @@ def show(prepared: "Prepared") -> None:
     print(f"{prepared.rows:,} rows in {prepared.out.absolute()}")
     for split, groups in prepared.groups.items():
         rows = sum(counts[split] for counts in prepared.classes.values())
-        print(f"  {split}: {rows:,} rows, {groups:,} of {prepared.group}")
+        print(f"  {split}: {rows:,} rows, {groups:,} distinct {prepared.group}")
     for name, counts in prepared.classes.items():
         shown = ", ".join(f"{split} {number:,}" for split, number in counts.items())
         print(f"  {name or 'no diagnosis'}: {shown}")

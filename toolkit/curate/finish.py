@@ -128,7 +128,7 @@ def _stop_at(problems: Sequence[str], out: Path) -> None:
     shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
     more = f"\n  and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     remedy = f"All are in {out / PROBLEMS}. Repair, replace or remove these files: one that is missing is only counted"
-    raise DataError(f"{len(problems):,} pictures cannot be used:\n{shown}{more}\n", remedy=f"{remedy}.")
+    raise DataError(f"{len(problems):,} pictures or masks cannot be used:\n{shown}{more}", remedy=f"{remedy}.")
 
 
 def _told(tally: Tally) -> str:

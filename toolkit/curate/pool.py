@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ import cv2
 from toolkit.curate.masks import Job, Measured, measure
 from toolkit.curate.request import Request, usable_cores
 from toolkit.errors import RunError
-from toolkit.run import StopRequest, append_line, cut_torn_line, read_lines
+from toolkit.run import StopRequest, cut_torn_line, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +46,13 @@ def measure_all(jobs: Sequence[Job], request: Request) -> list[Measured]:
     with (
         StopRequest(request.notify) as stop,
         closing(_measured([job for _, job in open_jobs], request, stop)) as results,
+        partial.open("a", encoding="utf-8", newline="\n") as kept,
     ):
         for (key, _), found in zip(open_jobs, results, strict=True):
             known[key] = found
             if found.problem is None:
-                append_line(partial, {"key": key, "measured": asdict(found)})
+                kept.write(json.dumps({"key": key, "measured": found.as_json()}) + "\n")
+                kept.flush()
             done += 1
             request.progress("masks", done, len(jobs))
             stop.check(f"{done:,} of {len(jobs):,} pictures are measured")
