@@ -79,6 +79,7 @@ class FakeStages:
             "value": estimate(SCORES[name]),
             "baseline": estimate(SCORES["baseline"]),
             "differences": differences,
+            "also": {},
         }
 
     def export(self, context: Context) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
         estimate = {"value": 0.5, "n": 4, "low": 0.4, "high": 0.6}
         differences = {other: {"difference": estimate} for other in ("baseline", *earlier)}
         fields = {"split": "test", "score": "accuracy", "value": estimate, "baseline": estimate}
-        return {**fields, "differences": differences}
+        return {**fields, "differences": differences, "also": {}}
 
     def export(context: Context) -> dict[str, Any]:
         assert context.recipe.export is not None

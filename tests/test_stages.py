@@ -26,7 +26,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.run import find_run, read_json, read_lines
 from toolkit.stages.context import Context, EvaluationRecord
-from toolkit.stages.evaluate import PARTIAL, PREDICTIONS, evaluate, judge_predictions
+from toolkit.stages.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
 from toolkit.stages.export import export
 from toolkit.stages.grpo import train_grpo
 from toolkit.stages.predict import predict
@@ -125,7 +125,7 @@ def test_an_interrupted_evaluation_goes_on_without_asking_again(
         record = evaluate(again, "halved", context.weights, [])
         assert predictions(again, "halved") == predictions(context, "sft")
         assert asked == [6, 6]
-        assert [path.name for path in again.run.stage_folder("evaluate-halved").iterdir()] == [PREDICTIONS]
+        assert {path.name for path in again.run.stage_folder("evaluate-halved").iterdir()} == {PREDICTIONS, CONFUSION}
         shutil.copy(partial, again.run.stage_folder("evaluate-base"))
         evaluate(again, "base", None, [])
         assert asked == [6, 6, 6, 6]  # answers of other weights are not taken for these

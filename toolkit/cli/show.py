@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.pipeline.results import Results
+from toolkit.pipeline.results import ResultRow, Results
 from toolkit.sample import Answer
 
 if TYPE_CHECKING:
@@ -29,17 +29,8 @@ NARROW = 108
 def results(found: Results) -> None:
     """The table of results, and where everything lies."""
     console = _console()
-    if found.rows:
-        table = Table(title=f"{found.score} on held-out questions ({found.split}), 95 % intervals in brackets")
-        table.add_column("")
-        for name in ("n", found.score, "to the row above", "to the baseline"):
-            table.add_column(name, justify="right")
-        for row in found.rows:
-            estimate = row.estimate
-            cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
-            gap = "\n" if console.width < NARROW else " "
-            table.add_row(row.label, f"{estimate['n']:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
-        console.print(table)
+    for score, rows in found.tables.items():
+        console.print(_table(score, found.split, rows, console.width))
     console.print(f"run folder: {found.run.path}", markup=False)
     weights = found.run.trained_weights()
     if weights is not None:
@@ -48,6 +39,19 @@ def results(found: Results) -> None:
     if merged.is_dir():
         console.print(f"merged weights, for other programs: {merged}", markup=False)
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
+
+
+def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
+    table = Table(title=f"{score} on held-out questions ({split}), 95 % intervals in brackets")
+    table.add_column("")
+    for name in ("n", score, "to the row above", "to the baseline"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        estimate = row.estimate
+        cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
+        gap = "\n" if width < NARROW else " "
+        table.add_row(row.label, f"{estimate['n']:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
+    return table
 
 
 def exported(record: Mapping[str, Any], folder: Path) -> None:

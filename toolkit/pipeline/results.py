@@ -1,7 +1,7 @@
 """The table of results: baseline, before, after SFT, after GRPO, each with n, interval and paired differences."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from toolkit.run import Record, RunFolder, read_json, write_json
@@ -29,12 +29,21 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a run has found so far: ``score`` names what ``rows`` hold; empty where nothing was evaluated."""
+    """What a run has found so far: ``score`` names what ``rows`` hold; empty where nothing was evaluated.
+
+    ``also`` holds the same lines for the task's further scores.
+    """
 
     run: RunFolder
     score: str
     split: str
     rows: tuple[ResultRow, ...]
+    also: Mapping[str, tuple[ResultRow, ...]] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> Mapping[str, tuple[ResultRow, ...]]:
+        """Score -> its lines, the primary score first; none where nothing was evaluated."""
+        return {self.score: self.rows, **self.also} if self.rows else {}
 
 
 def evaluations(run: RunFolder) -> list[str]:
@@ -48,9 +57,10 @@ def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
     if not names:
         return Results(run, "", "", ())
     records = [run.record(EVALUATE + name) for name in names]
-    rows = [ResultRow("majority baseline", records[-1]["baseline"])]
-    rows += [_row(name, record, before) for name, record, before in zip(names, records, [None, *names], strict=False)]
-    return Results(run, records[-1]["score"], records[-1]["split"], tuple(rows))
+    last = records[-1]
+    shared = [score for score in last["also"] if all(score in record["also"] for record in records)]
+    also = {score: _rows(names, [record["also"][score] for record in records]) for score in shared}
+    return Results(run, last["score"], last["split"], _rows(names, records), also)
 
 
 def write_results(run: RunFolder) -> Results:
@@ -64,10 +74,17 @@ def write_results(run: RunFolder) -> Results:
             "score": results.score,
             "split": results.split,
             "table": [asdict(row) for row in results.rows],
+            "also": {score: [asdict(row) for row in rows] for score, rows in results.also.items()},
             "stages": {stage: run.record(stage) for stage in run.finished_stages()},
         },
     )
     return results
+
+
+def _rows(names: Sequence[str], records: Sequence[Record]) -> tuple[ResultRow, ...]:
+    """The baseline's line, then one an evaluation."""
+    rows = [_row(name, record, before) for name, record, before in zip(names, records, [None, *names], strict=False)]
+    return ResultRow("majority baseline", records[-1]["baseline"]), *rows
 
 
 def _row(name: str, record: Record, previous: str | None) -> ResultRow:

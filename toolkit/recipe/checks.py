@@ -207,10 +207,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
 
 
 def missing_files(recipe: Recipe) -> Iterator[Finding]:
-    """Files, folders and packages that the recipe names and that are not there."""
-    for package in recipe.run.report_to:
-        if find_spec(package) is None:
-            yield "run.report_to", f"{package} is not installed: pip install -e '.[tracking]' -c constraints.txt"
+    """Files and folders that the recipe names and that are not there."""
     for name in ("train", "validation", "test"):
         source = getattr(recipe.data, name)
         if source is not None and not source.startswith("hub:") and not Path(source).exists():
@@ -227,3 +224,10 @@ def missing_files(recipe: Recipe) -> Iterator[Finding]:
         file = Path(reward.rpartition(":")[0])
         if not file.is_file():
             yield "rewards.custom", f"there is no file {file}"
+
+
+def missing_packages(recipe: Recipe) -> Iterator[Finding]:
+    """Experiment trackers that are not installed."""
+    for package in recipe.run.report_to:
+        if find_spec(package) is None:
+            yield "run.report_to", f"{package} is not installed: pip install -e '.[tracking]' -c constraints.txt"

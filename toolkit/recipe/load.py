@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import Problem, RecipeError
-from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files
+from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages
 from toolkit.recipe.overrides import merge, parse_settings
 from toolkit.recipe.problems import Key, Places, schema_problems, section_in
 from toolkit.recipe.sections import REWARD_WEIGHTS, SPLITS, Recipe
@@ -144,7 +144,7 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
         recipe = _sound_part(raw, broken)
     checks = [check for sections, check in CHECKS if not sections & broken]
     if files and not broken:
-        checks.append(missing_files)
+        checks += [missing_files, missing_packages]
     for check in checks:
         problems += [Problem(places.of(_split(key)), text) for key, text in check(recipe)]
     return (None if problems else recipe), problems

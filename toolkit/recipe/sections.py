@@ -17,6 +17,16 @@ REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
 }
 """task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
 
+RESULTS_BY: Mapping[str, tuple[str, ...]] = {
+    "mcq": ("question_type",),
+    "vqa": ("question_type",),
+    "lesion": ("sex", "age_band", "site", "source"),
+}
+"""task -> the columns that results are given by, where the rows have them."""
+
+POSITIVE: Mapping[str, str] = {"lesion": "mel"}
+"""task -> the label that is set against all others."""
+
 SPLITS = ("train", "validation", "test")
 """The splits, in the order in which they give up what they share with a later one."""
 
@@ -273,8 +283,10 @@ class Evaluate(Section):
     max_completion_tokens: int = Field(128, ge=1)
     before: bool = True
     """Evaluate the model as it is before the first training stage."""
-    by: tuple[str, ...] = ("question_type",)
-    """Columns whose values get a row of their own."""
+    by: tuple[str, ...] | None = None
+    """Columns whose values get figures of their own; default: those in ``RESULTS_BY``."""
+    positive: str | None = None
+    """A label that is set against all others, such as ``mel``; default: that of ``POSITIVE``."""
     bootstrap: int = Field(2000, ge=100)
     """Resamples of the groups for intervals that Wilson's formula does not cover."""
 
@@ -311,6 +323,16 @@ class Recipe(Section):
     def evaluation(self) -> Evaluate:
         """How answers are generated and judged: the recipe's own section, else its defaults."""
         return self.evaluate or Evaluate()
+
+    @property
+    def results_by(self) -> tuple[str, ...]:
+        """The columns whose values get figures of their own."""
+        return RESULTS_BY[self.data.task] if self.evaluation.by is None else self.evaluation.by
+
+    @property
+    def positive(self) -> str | None:
+        """The label that is set against all others; None: none is."""
+        return self.evaluation.positive or POSITIVE.get(self.data.task)
 
     @property
     def reward_weights(self) -> Mapping[str, float]:

@@ -61,18 +61,25 @@ class Context:
         return {name: value for name, value in asdict(found).items() if value}
 
 
-class EvaluationRecord(TypedDict):
-    """What an evaluation leaves. Estimates and differences are ``dataclasses.asdict`` of those in ``metrics``."""
+class ScoreRecord(TypedDict):
+    """One score of an evaluation. Estimates and differences are ``dataclasses.asdict`` of those in ``metrics``."""
 
-    split: str
-    score: str
-    """The task's primary score, which the table of results shows."""
     value: Mapping[str, Any]
     """The score's Estimate."""
     baseline: Mapping[str, Any]
     """The Estimate of the majority baseline on the same questions."""
     differences: Mapping[str, Mapping[str, Any]]
     """``baseline`` or an earlier evaluation's name -> Paired: this evaluation minus that one."""
+
+
+class EvaluationRecord(ScoreRecord):
+    """What an evaluation leaves; its own value, baseline and differences are those of the primary score."""
+
+    split: str
+    score: str
+    """The task's primary score, which the table of results shows."""
+    also: Mapping[str, ScoreRecord]
+    """The task's further scores that get a table."""
     summary: Mapping[str, Any]
     """Summary.to_dict()."""
     pictures: Record

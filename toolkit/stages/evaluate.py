@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 from toolkit.backends import Backend, choose_backend
 from toolkit.backends.base import Completion, Policy, Sampling
 from toolkit.errors import DataError
-from toolkit.metrics import Comparison, Judged, compare, share, summarise
+from toolkit.metrics import Comparison, Judged, compare, draw_confusion, share, summarise
 from toolkit.run import Record, append_line, cut_torn_line, read_json, read_lines, write_json
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import judge, read_answer
-from toolkit.stages.context import Context, EvaluationRecord
+from toolkit.stages.context import Context, EvaluationRecord, ScoreRecord
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
 from toolkit.tasks.loading import SampleSet
@@ -23,6 +23,7 @@ from toolkit.tasks.loading.samples import limit
 
 log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
+CONFUSION = "confusion.png"
 PARTIAL = "predictions.{}.partial.jsonl"
 """Its name says what is asked and how: answers of another model, prompt or limit are not taken for these."""
 
@@ -87,13 +88,12 @@ def held_out(context: Context) -> Sequence[Sample]:
 
 def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> list[Judged]:
     """The written completions, parsed and judged anew: one row a sample, in the samples' order."""
-    section = context.recipe.evaluation
     lines = {line["id"]: line for line in read_lines(file)}
     rows = []
     for sample in samples:
         line = lines[sample.id]
         answer = read_answer(prompts.task, sample, Completion(line["completion"], 0, line["truncated"]))
-        rows.append(judge(prompts.task, sample, answer, section.by))
+        rows.append(judge(prompts.task, sample, answer, context.recipe.results_by))
     return rows
 
 
@@ -137,23 +137,38 @@ def _is_plain(value: Any) -> bool:
 def _record(
     context: Context, name: str, rows: list[Judged], earlier: Sequence[str], prompts: Prompts
 ) -> EvaluationRecord:
-    section, seed = context.recipe.evaluation, context.recipe.run.seed
-    score = prompts.task.primary
-    baseline = _baseline_rows(context, prompts)
-    others = {"baseline": baseline, **{other: _earlier_rows(context, prompts, other) for other in earlier}}
-    summary = summarise(rows, section.by, section.bootstrap, seed)
+    recipe, score = context.recipe, prompts.task.primary
+    section, seed = recipe.evaluation, recipe.run.seed
+    others = {"baseline": _baseline_rows(context, prompts)}
+    others |= {other: _earlier_rows(context, prompts, other) for other in earlier}
+    summary = summarise(rows, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
+    if summary.confusion.labels:
+        draw_confusion(summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: answers")
     _warn(name, summary.overall.truncated.value, summary.overall.unreadable.value)
     return {
         "split": section.split,
         "score": score,
-        "value": asdict(summary.overall.scores[score]),
-        "baseline": asdict(_share(baseline, score, section.bootstrap, seed)),
-        "differences": {
-            other: _paired(compare(before, rows, score, section.bootstrap, seed)) for other, before in others.items()
-        },
+        **_score_record(context, score, rows, others),
+        "also": {name: _score_record(context, name, rows, others) for name in _applying(prompts.task.also, rows)},
         "summary": summary.to_dict(),
         "pictures": context.count_pictures(f"evaluate-{name}"),
         "predictions": f"stages/evaluate-{name}/{PREDICTIONS}",
+    }
+
+
+def _applying(names: Sequence[str], rows: Sequence[Judged]) -> list[str]:
+    """The scores that apply to some of the questions."""
+    return [name for name in names if any(row.scores[name] is not None for row in rows)]
+
+
+def _score_record(context: Context, score: str, rows: list[Judged], others: Mapping[str, list[Judged]]) -> ScoreRecord:
+    resamples, seed = context.recipe.evaluation.bootstrap, context.recipe.run.seed
+    return {
+        "value": asdict(_share(rows, score, resamples, seed)),
+        "baseline": asdict(_share(others["baseline"], score, resamples, seed)),
+        "differences": {
+            other: _paired(compare(before, rows, score, resamples, seed)) for other, before in others.items()
+        },
     }
 
 
@@ -168,7 +183,7 @@ def _paired(found: Comparison) -> Record:
 
 def _baseline_rows(context: Context, prompts: Prompts) -> list[Judged]:
     """The majority answer of the training rows, judged as a model's would be."""
-    task, samples, by = prompts.task, held_out(context), context.recipe.evaluation.by
+    task, samples, by = prompts.task, held_out(context), context.recipe.results_by
     completions = _baseline(context, prompts, samples)
     return [judge(task, sample, task.parse(completions[sample.id], sample), by) for sample in samples]
 

@@ -16,7 +16,7 @@ from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.probe import probe
 from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import last_checkpoint, save_weights, tracked, train, training_callbacks
+from toolkit.stages.training import last_checkpoint, save_weights, tracked, train, training_callbacks, training_rows
 from toolkit.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ STAGE = "grpo"
 
 def train_grpo(context: Context) -> Record:
     """Probe, train, and leave the weights in the run folder; see ``context.TrainStage``."""
-    recipe, samples = context.recipe, context.data.train
+    recipe, samples = context.recipe, training_rows(context, STAGE)
     grpo = recipe.grpo or Grpo()
     backend = choose_backend(recipe.model)
     prompts = Prompts.of(recipe, context.images)

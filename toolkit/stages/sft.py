@@ -8,7 +8,7 @@ from toolkit.run import Record
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import save_weights, tracked, train, training_callbacks
+from toolkit.stages.training import save_weights, tracked, train, training_callbacks, training_rows
 
 log = logging.getLogger(__name__)
 STAGE = "sft"
@@ -16,7 +16,7 @@ STAGE = "sft"
 
 def train_sft(context: Context) -> Record:
     """Train on every training row and leave the weights in the run folder; see ``context.TrainStage``."""
-    recipe, samples = context.recipe, context.data.train
+    recipe, samples = context.recipe, training_rows(context, STAGE)
     backend = choose_backend(recipe.model)
     prompts = Prompts.of(recipe, context.images)
     policy = backend.load(recipe, context.weights, trainable=True)

@@ -15,8 +15,22 @@ from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetween
 from toolkit.errors import TrainingError
 from toolkit.run import Record, flush_folder, read_json
 from toolkit.stages.context import Context
+from toolkit.tasks import TASKS
+from toolkit.tasks.loading import SampleSet
+from toolkit.tasks.loading.sampling import balance
 
 log = logging.getLogger(__name__)
+
+
+def training_rows(context: Context, stage: str) -> SampleSet:
+    """The training rows, drawn as ``data.sampling`` says, which is told."""
+    samples, task = context.data.train, TASKS[context.recipe.data.task]
+    if context.recipe.data.sampling == "natural" or task.stratum is None:
+        return samples
+    balanced, counts = balance(samples, task.stratum, context.recipe.run.seed)
+    told = ", ".join(f"{name} {draws:,} draws of {rows:,} rows" for name, (rows, draws) in counts.items())
+    log.info("%s: balanced sampling: %s", stage, told)
+    return balanced
 
 
 def training_callbacks(context: Context, stage: str) -> list[Any]:

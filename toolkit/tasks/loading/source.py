@@ -50,7 +50,7 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None) -> Lo
 
 def wanted_columns(recipe: Recipe) -> Wanted:
     """What the recipe says about columns."""
-    by = recipe.evaluate.by if recipe.evaluate else ()
+    by = recipe.results_by if recipe.evaluate else ()
     settings = TASKS[recipe.data.task].settings(recipe, "train")
     columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
     return Wanted(columns, group, context, by, recipe.images.max_per_question, settings)

@@ -1,0 +1,456 @@
+"""Lesions: rows of every layout, crops, questions and answers, what the parser takes, rewards against oracles."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from isic_challenge_scoring.confusion import create_binary_confusion_matrix
+from isic_challenge_scoring.metrics import binary_dice, binary_jaccard, binary_threshold_jaccard
+from PIL import Image
+
+from toolkit.errors import DataError, RowProblem
+from toolkit.images import ImagePolicy, load
+from toolkit.recipe import Recipe
+from toolkit.regions import GRIDS, mask_iou, read_mask
+from toolkit.rewards.lesion import WHY, _reference_mask
+from toolkit.sample import Answer, Sample
+from toolkit.tasks import TASKS, RowOrigin
+from toolkit.tasks.lesion.labels import HAM10000, load_labels
+from toolkit.tasks.lesion.settings import lesion_settings
+from toolkit.tasks.loading import load_data
+from toolkit.tasks.loading.columns import Wanted, resolve_columns
+from toolkit.tasks.loading.sampling import balance
+
+LESION = TASKS["lesion"]
+ROOT = Path("/data")
+ROW: dict[str, Any] = {
+    "lesion_id": "HAM_1",
+    "image_id": "ISIC_1",
+    "dx": "mel",
+    "age": 61.0,
+    "sex": "male",
+    "localization": "back",
+    "dataset": "rosendahl",
+    "image": "a/ISIC_1.jpg",
+    "mask": None,
+    "width": 600,
+    "height": 450,
+    "bbox": [60, 45, 240, 180],
+    "boxes": [[60, 45, 240, 180]],
+    "polygons": [[[60, 45], [239, 45], [239, 179], [60, 179]]],
+}
+TWO = {**ROW, "boxes": [[60, 45, 240, 180], [400, 300, 500, 400]], "polygons": []}
+
+
+def recipe(folder: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", data: Any = None, **lesion: Any) -> Recipe:
+    table = {"task": "lesion", "train": str(folder / "train.json"), "lesion": lesion, **(data or {})}
+    return Recipe.model_validate({"run": {"name": "r"}, "model": {"name": model}, "data": table, "evaluate": {}})
+
+
+def read(row: dict[str, Any], root: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", **lesion: Any) -> Sample:
+    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    made = lesion_settings(recipe(model=model, **lesion), "train")
+    return LESION.read("r1", row, RowOrigin(root / "rows.json", root, columns, settings=made))
+
+
+def rewards(sample: Sample, completion: str) -> dict[str, float | None]:
+    answer = LESION.parse(completion, sample)
+    return {name: reward(sample, answer) for name, reward in LESION.rewards.items()}
+
+
+ALL = ("diagnosis", "location", "bbox", "polygon")
+
+
+def test_a_prepared_row_becomes_a_question_and_an_answer_in_the_models_coordinates() -> None:
+    sample = read(ROW)
+    assert (sample.group, sample.images[0].path) == ("HAM_1", Path("/data/a/ISIC_1.jpg"))
+    # 60 / 600, 45 / 450, 240 / 600, 180 / 450 of 1000; the middle (150, 112.5) lies in the upper left third.
+    assert LESION.target(sample) == (
+        "<diagnosis>melanoma</diagnosis> <location>upper-left</location> <bbox>[100, 100, 400, 400]</bbox>"
+    )
+    assert "from 0 to 1000" in LESION.instruction(sample)
+    assert (sample.fields["age_band"], sample.fields["site"], sample.fields["sex"]) == ("60-74", "back", "male")
+    assert not {"mel", "melanoma"} & set(LESION.question(sample).split())
+
+
+@pytest.mark.parametrize(
+    ("model", "box", "span"),
+    [
+        ("Qwen/Qwen3-VL-8B-Instruct", "[100, 100, 400, 400]", "1000"),
+        # 600 x 450 becomes 588 x 448 pixels (multiples of 28): 0.1 x 588 = 58.8, 0.1 x 448 = 44.8, …
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "[59, 45, 235, 179]", "588"),
+        ("google/medgemma-4b-it", "[100, 100, 400, 400]", "1000"),
+        ("tiny", "[10, 10, 40, 40]", "100"),
+    ],
+)
+def test_each_model_family_gets_its_own_coordinates(model: str, box: str, span: str) -> None:
+    sample = read(ROW, model=model)
+    assert f"<bbox>{box}</bbox>" in LESION.target(sample)
+    assert f"x from 0 to {span}" in LESION.instruction(sample)
+    assert rewards(sample, LESION.target(sample))["box_iou"] > 0.97
+
+
+def test_a_row_is_asked_only_for_what_it_knows() -> None:
+    stage1 = {
+        "image_name": "m.jpg",
+        "diagnosis": "Melanoma",
+        "location": "Upper left quadrant",
+        "size": "1.5cm diameter",
+        "features": "irregular_borders, asymmetric_shape",
+        "concerning_features": ["asymmetry", "irregular_borders"],
+        "width": 10,
+        "height": 10,
+    }
+    parts = ("diagnosis", "location", "size", "features", "bbox")
+    sample = read(stage1, answer=parts)
+    assert sample.fields["asked"] == ("diagnosis", "location", "size", "features")
+    assert LESION.target(sample) == (
+        "<diagnosis>melanoma</diagnosis> <location>upper-left</location> <size>1.5cm diameter</size> "
+        "<features>irregular borders, asymmetric shape, asymmetry</features>"
+    )
+    bare = read({key: stage1[key] for key in ("image_name", "diagnosis", "width", "height")}, answer=parts)
+    assert LESION.target(bare) == "<diagnosis>melanoma</diagnosis>"
+    assert (rewards(bare, "x")["place"], rewards(bare, "x")["box_iou"], rewards(bare, "x")["mask_iou"]) == (None,) * 3
+    assert sample.group == "m.jpg"
+    assert read({**stage1, "patient_id": "P", "lesion_id": "L"}, answer=parts).group == "P"
+
+
+def test_the_layout_of_stage_2_is_read_as_it_was() -> None:
+    row = {"image_name": "m.jpg", "diagnosis": "mel", "bbox": "[150, 200, 300, 350]", "confidence": 0.9}
+    sample = read({**row, "width": 600, "height": 450})
+    assert sample.reference["boxes"] == [[150, 200, 300, 350]]
+    assert sample.reference["places"] == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dx": "lupus"}, "a diagnosis that the table of labels does not have"),
+        ({"boxes": "[[1, 2, 3]]"}, "a box must be"),
+        ({"boxes": [[1, 2, 3, "4"]]}, "a box must be"),
+        ({"boxes": [[10, 10, 10, 40]]}, "a box must have an area inside the picture"),
+        ({"boxes": [[700, 10, 800, 40]]}, "a box must have an area inside the picture"),
+        ({"polygons": [[[1, 2], [3]]]}, "polygons must be"),
+        ({"polygons": "outline"}, "polygons must be"),
+        ({"mask": "nowhere.png"}, "the mask is missing"),
+        ({"mask": "../secret.png"}, "a mask's path leaves"),
+        ({"image": ""}, "no image path"),
+        ({"width": "wide"}, "width and height must be numbers"),
+        ({"width": None}, "no width and height, and the picture cannot be opened"),
+        ({"dx": "", "boxes": None, "bbox": None, "polygons": None}, "the row knows nothing"),
+    ],
+)
+def test_rows_that_cannot_be_used_say_why(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowProblem) as caught:
+        read({**ROW, **change})
+    assert reason in caught.value.reason
+
+
+def test_swapped_corners_and_edges_outside_are_put_right() -> None:
+    assert read({**ROW, "boxes": [[240, 180, 60, 45]]}).reference["boxes"] == [[60, 45, 240, 180]]
+    assert read({**ROW, "boxes": [[-5, 45, 240, 500]]}).reference["boxes"] == [[0, 45, 240, 450]]
+
+
+def test_several_lesions_stand_on_lines_of_their_own() -> None:
+    sample = read(TWO)
+    first, second = LESION.target(sample).split("\n")
+    assert "<location>upper-left</location> <bbox>[100, 100, 400, 400]</bbox>" in first
+    assert "<location>lower-right</location> <bbox>[667, 667, 833, 889]</bbox>" in second
+    assert rewards(sample, LESION.target(sample))["box_iou"] > 0.97
+    # One of two lesions found, and nothing else: half. The same with one that is not there besides: a third.
+    assert rewards(sample, first)["box_iou"] == 0.5
+    assert rewards(sample, first)["place"] == 0.5
+    extra = f"{LESION.target(sample)}\n<bbox>[0, 0, 50, 50]</bbox>"
+    assert rewards(sample, extra)["box_iou"] == pytest.approx(rewards(sample, LESION.target(sample))["box_iou"] * 2 / 3)
+
+
+@pytest.mark.parametrize("parts", [ALL, ("diagnosis",), ("bbox",), ("polygon", "location")])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("model", ["tiny", "Qwen/Qwen2.5-VL-7B-Instruct"])
+def test_the_reference_answer_earns_every_reward(parts: tuple[str, ...], grid: int, model: str) -> None:
+    sample = read(ROW, answer=parts, grid=grid, model=model)
+    found = rewards(sample, LESION.target(sample))
+    assert found["format"] == 1
+    assert all(value is None or value > 0.9 for value in found.values())
+    assert found["diagnosis"] == (1.0 if "diagnosis" in parts else None)
+    assert set(WHY) == set(LESION.rewards)
+    answer = LESION.parse(LESION.target(sample), sample)
+    assert all(isinstance(why(sample, answer), str) for why in WHY.values())
+
+
+BOX = [60.0, 45.0, 240.0, 180.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<bbox>[100, 100, 400, 400]</bbox>",
+        "<bbox>100,100,400,400</bbox>",
+        "<bbox>( 100.0 , 100.0 , 400.0 , 400.0 )</bbox>",
+        "<bbox>[400, 400, 100, 100]</bbox>",
+        "<BBOX>\n[100,\n100, 400, 400]\n</BBOX>",
+        "```\n<bbox>[100, 100, 400, 400]</bbox>\n```",
+        '```json\n{"bbox": [100, 100, 400, 400]}\n```',
+        'Here it is: [{"bbox_2d": [100, 100, 400, 400], "label": "melanoma"}]',
+        '{"lesions": [{"box": "[100, 100, 400, 400]"}]}',
+        "<bbox>[1e2, 100, 4e2, 400]</bbox>",
+    ],
+)
+def test_boxes_are_read_in_every_usual_form(text: str) -> None:
+    (lesion,) = LESION.parse(text, read(ROW)).values["lesions"]
+    assert lesion["box"] == pytest.approx(BOX)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "no tag"),
+        ("a melanoma", "no tag"),
+        ("<bbox>[100, 100, 400]</bbox>", "the box is not four numbers"),
+        ("<bbox>[100, 100, 400, 400, 500]</bbox>", "the box is not four numbers"),
+        ("<bbox>[100, 100, 100, 400]</bbox>", "the box is not four numbers"),
+        ("<bbox>__import__('os')</bbox>", "the box is not four numbers"),
+        ("<bbox>[100*2, 100, 400, 400]</bbox>", "the box is not four numbers"),
+        ("<bbox>[nan, 1, 2, 3]</bbox>", "the box is not four numbers"),
+        ("<bbox>[1e999, 1, 2, 3]</bbox>", "the box is not four numbers"),
+        ("<bbox>[100, 100, 400, 4", "has no counterpart"),
+        ("<polygon>[[1, 2], [3, 4]]</polygon>", "the polygon is not"),
+        ("<location>on the back</location>", "names no place"),
+        ("<diagnosis>a rash</diagnosis>", "no known diagnosis"),
+        ("<diagnosis>melanoma or nevus</diagnosis>", "several diagnoses"),
+        ("<diagnosis>no melanoma</diagnosis>", "negation"),
+        ('{"bbox": ', "no tag"),
+        ("[" * 5000, "no tag"),
+    ],
+)
+def test_what_cannot_be_read_says_why_and_earns_nothing(text: str, problem: str) -> None:
+    answer = LESION.parse(text, read(ROW))
+    assert problem in answer.problem
+    assert all(value == 0 for value in rewards(read(ROW), text).values() if value is not None)
+
+
+def test_a_part_that_cannot_be_read_leaves_the_others() -> None:
+    sample = read(ROW)
+    answer = LESION.parse("<diagnosis>nevus</diagnosis> <location>somewhere</location>", sample)
+    assert (answer.problem, answer.values["diagnosis"]) == (None, "nv")
+    assert answer.values["unread"] == ["the location names no place"]
+    assert LESION.rewards["format"](sample, answer) == 0
+    json.dumps(answer.values)
+
+
+def test_a_list_of_every_class_is_no_diagnosis() -> None:
+    sample = read(ROW)
+    every = ", ".join(label.name for label in HAM10000.labels)
+    assert rewards(sample, f"<diagnosis>{every}</diagnosis>")["diagnosis"] == 0
+    lines = "\n".join(f"<diagnosis>{label.name}</diagnosis>" for label in HAM10000.labels)
+    assert rewards(sample, lines)["diagnosis"] == 0
+    assert LESION.labels(sample, LESION.parse(lines, sample)) == ("mel", None)
+
+
+@pytest.mark.parametrize("label", HAM10000.labels, ids=lambda label: label.code)
+def test_every_synonym_counts(label: Any) -> None:
+    for name in (label.code, label.name, *label.synonyms, label.name.upper(), f"It is a {label.name}."):
+        assert HAM10000.read(name) == (label.code, None)
+
+
+def test_the_diagnoses_of_a_long_text_are_not_mixed_up() -> None:
+    assert HAM10000.read("benign keratosis-like lesion, such as a seborrheic keratosis") == ("bkl", None)
+    assert HAM10000.read("actinic keratosis") == ("akiec", None)
+    assert HAM10000.read("keratosis")[0] is None
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "labels.toml"
+    file.write_text('[[label]]\ncode = "scc"\nname = "squamous cell carcinoma"\nsynonyms = ["SCC in situ"]\n')
+    sample = read({**ROW, "dx": "Squamous cell carcinoma"}, labels=str(file))
+    assert rewards(sample, "<diagnosis>SCC in situ</diagnosis>")["diagnosis"] == 1
+    for text, rule in {
+        "x = [": "readable TOML",
+        "": "at least one",
+        '[[label]]\ncode = "a"\n': "a code and a name",
+        '[[label]]\ncode = "a"\nname = "b"\n[[label]]\ncode = "b"\nname = "c"\n': "one name cannot stand for",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(DataError, match=rule):
+            load_labels(file)
+
+
+@given(st.text(max_size=80) | st.text("<>/bboxdiagnosisplygn[]{}(),:\"'0123456789.-e \n", max_size=120))
+@settings(max_examples=300, deadline=None)
+def test_the_parser_reads_or_says_why_for_any_text(text: str) -> None:
+    sample = read(ROW)
+    answer = LESION.parse(text, sample)
+    assert (answer.problem is None) == bool(answer.values)
+    for name, reward in LESION.rewards.items():
+        value = reward(sample, answer)
+        assert value is None or 0 <= value <= 1, name
+    json.dumps(answer.values, allow_nan=False)
+
+
+def written(folder: Path, seed: int = 0, size: tuple[int, int] = (120, 90)) -> dict[str, Any]:
+    """A picture with a mask on disk, and its row."""
+    noise = np.random.default_rng(seed).normal(size=size[::-1]).astype(np.float32)
+    mask = cv2.GaussianBlur(noise, (0, 0), 12) > 0.02
+    cv2.imwrite(str(folder / "m.png"), mask.astype(np.uint8) * 255)
+    ramp = np.indices(size[::-1]).sum(0).astype(np.uint8)
+    cv2.imwrite(str(folder / "i.png"), np.dstack([ramp, mask.astype(np.uint8) * 200, ramp]))
+    ys, xs = np.nonzero(mask)
+    box = [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
+    return {"image": "i.png", "mask": "m.png", "dx": "nv", "boxes": [box], "width": size[0], "height": size[1]}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mask_iou_jaccard_and_dice_are_those_of_the_isic_challenge(tmp_path: Path, seed: int) -> None:
+    sample = read(written(tmp_path, seed), tmp_path, coordinates="pixels", answer=("bbox",))
+    random = np.random.default_rng(seed)
+    x1, y1 = random.integers(0, 40, 2)
+    x2, y2 = random.integers(60, 90, 2)
+    drawn = np.zeros((90, 120), np.uint8)
+    drawn[y1:y2, x1:x2] = 255
+    truth = read_mask(tmp_path / "m.png").astype(np.uint8) * 255
+    oracle = create_binary_confusion_matrix(truth > 128, drawn > 128)
+    found = LESION.scores(sample, LESION.parse(f"<bbox>[{x1}, {y1}, {x2}, {y2}]</bbox>", sample))
+    assert found["mask_iou"] == pytest.approx(binary_jaccard(oracle))
+    assert found["dice"] == pytest.approx(binary_dice(oracle))
+    assert found["thresholded_jaccard"] == pytest.approx(binary_threshold_jaccard(oracle, 0.65))
+
+
+def test_a_mask_of_another_size_is_scaled_and_of_other_proportions_refused(tmp_path: Path) -> None:
+    row = written(tmp_path)
+    sample = read({**row, "width": 240, "height": 180, "boxes": None}, tmp_path, answer=("diagnosis", "bbox"))
+    half = cv2.resize(read_mask(tmp_path / "m.png").astype(np.uint8), (240, 180), interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(_reference_mask(sample), half.astype(bool))
+    odd = read({**row, "width": 90, "boxes": None}, tmp_path)
+    with pytest.raises(DataError, match="its picture's proportions"):
+        _reference_mask(odd)
+
+
+@pytest.mark.parametrize("name", [f"r{number}" for number in range(12)])
+def test_a_crop_moves_picture_mask_box_and_outline_together(tmp_path: Path, name: str) -> None:
+    mask = np.zeros((90, 120), np.uint8)
+    mask[20:50, 30:70] = 255
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    cv2.imwrite(str(tmp_path / "i.png"), np.dstack([mask] * 3))
+    row = {"image": "i.png", "mask": "m.png", "dx": "nv", "boxes": [[30, 20, 70, 50]], "width": 120, "height": 90}
+    row["polygons"] = [[[30, 20], [69, 20], [69, 49], [30, 49]]]
+    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    made = lesion_settings(recipe(crop=0.5), "train")
+    sample = LESION.read(name, row, RowOrigin(tmp_path / "rows.json", tmp_path, columns, settings=made))
+    crop = sample.images[0].crop
+    assert crop is not None
+    width, height = sample.fields["size"]
+    assert (crop[2] - crop[0], crop[3] - crop[1]) == (width, height)
+    assert width >= 60
+    assert height >= 45
+    (box,) = sample.reference["boxes"]
+    shown = np.asarray(load(sample.images[0], ImagePolicy()).image)[..., 0] > 128
+    ys, xs = np.nonzero(shown)
+    # Nearest neighbours nowhere: the picture is not reduced, so the white square is where the moved box says.
+    assert [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1] == box
+    assert np.array_equal(_reference_mask(sample), shown)
+    assert rewards(sample, LESION.target(sample))["mask_iou"] > 0.95
+    assert sample == LESION.read(name, row, RowOrigin(tmp_path / "rows.json", tmp_path, columns, settings=made))
+
+
+def test_crops_put_centred_lesions_anywhere() -> None:
+    row = {**ROW, "boxes": [[250, 190, 350, 260]], "polygons": None}
+    made = lesion_settings(recipe(crop=0.5), "train")
+    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    origin = RowOrigin(ROOT / "rows.json", ROOT, columns, settings=made)
+    places = {tuple(LESION.read(f"r{n}", row, origin).reference["places"][0]) for n in range(200)}
+    assert len(places) == 9
+    assert {tuple(read(row).reference["places"][0])} == {(1, 1)}
+
+
+def test_a_crop_keeps_to_its_splits_and_an_area_in_percent_is_not_one_of_it() -> None:
+    train, test = (lesion_settings(recipe(crop=0.5), split) for split in ("train", "test"))
+    assert (train.crop, test.crop) == (0.5, 1.0)
+    both = recipe(crop=0.5, crop_splits=("train", "test"))
+    assert lesion_settings(both, "test").crop == 0.5
+    row = {**ROW, "size": "12.0 % of the picture"}
+    assert read(row, answer=("size", "bbox")).reference["size"] == "12.0 % of the picture"
+    assert read(row, answer=("size", "bbox"), crop=0.5).reference["size"] is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_crop_is_taken_from_the_upright_picture(tmp_path: Path, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(tmp_path / "i.png", exif=exif)
+    from toolkit.sample import ImageRef
+
+    whole = np.asarray(load(ImageRef(tmp_path / "i.png"), ImagePolicy()).image)
+    part = load(ImageRef(tmp_path / "i.png", crop=(5, 7, 30, 37)), ImagePolicy())
+    assert np.array_equal(np.asarray(part.image), whole[7:37, 5:30])
+    assert part.record.source_size == (25, 30)
+
+
+def test_the_baseline_is_the_most_frequent_answer_with_the_median_box() -> None:
+    rows = [{**ROW, "dx": dx, "boxes": [[0, 0, x, 45]]} for dx, x in (("nv", 60), ("nv", 120), ("mel", 600))]
+    complete = LESION.baseline([read(row) for row in rows])
+    # Edges: 0, 0, the median of 0.1, 0.2 and 1, and 0.1.
+    assert complete(read(ROW)) == (
+        "<diagnosis>melanocytic nevus</diagnosis> <location>upper-left</location> <bbox>[0, 0, 200, 100]</bbox>"
+    )
+    assert complete(read({**ROW, "width": 1200, "height": 900})).endswith("[0, 0, 200, 100]</bbox>")
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
+def test_a_file_of_rows_splits_by_lesion_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
+    rows = [
+        {**ROW, "lesion_id": f"L{n // 3}", "image": f"{n}.jpg", "dx": "lupus" if n == 5 else "nv"} for n in range(60)
+    ]
+    write_rows(tmp_path, rows)
+    data = load_data(recipe(tmp_path, data={"split": {"test": 0.3}}))
+    train, test = ({sample.group for sample in part} for part in (data.train, data.test))
+    assert not train & test
+    assert len(data.train) + len(data.test) == 59
+    assert data.dropped[0].reason == "a diagnosis that the table of labels does not have"
+
+
+def test_held_out_rows_are_read_with_their_own_splits_settings(tmp_path: Path) -> None:
+    write_rows(tmp_path, [{**ROW, "lesion_id": f"L{n}", "image": f"{n}.jpg"} for n in range(20)])
+    data = load_data(recipe(tmp_path, data={"split": {"test": 0.3}}, crop=0.5))
+    assert all(sample.images[0].crop is not None for sample in data.train)
+    assert all(sample.images[0].crop is None for sample in data.test)
+    other = load_data(recipe(tmp_path, data={"split": {"test": 0.3}}, crop=0.6))
+    assert other.fingerprint != data.fingerprint
+
+
+def test_balanced_sampling_draws_classes_and_lesions_evenly(tmp_path: Path) -> None:
+    # 90 nevi of 30 lesions (three pictures each), 8 melanomas of 2 lesions (one with 7 pictures), 2 vascular lesions.
+    names = [("nv", f"n{n // 3}") for n in range(90)] + [("mel", "a")] * 7 + [("mel", "b")] + [("vasc", "c")] * 2
+    rows = [{**ROW, "dx": dx, "lesion_id": lesion, "image": f"{n}.jpg"} for n, (dx, lesion) in enumerate(names)]
+    write_rows(tmp_path, rows)
+    data = load_data(recipe(tmp_path, data={"split": {"test": 0.0}}).model_copy(update={"evaluate": None}))
+    balanced, counts = balance(data.train, LESION.stratum, seed=1)
+    assert counts == {"nv": (90, 34), "mel": (8, 33), "vasc": (2, 33)}
+    drawn = [(sample.reference["diagnosis"], sample.group) for sample in balanced]
+    assert len(drawn) == 100
+    assert sorted(drawn.count(("mel", lesion)) for lesion in "ab") == [16, 17]
+    assert {drawn.count(("nv", f"n{n}")) for n in range(30)} == {1, 2}
+    assert [sample.id for sample in balance(data.train, LESION.stratum, seed=1)[0]] == [s.id for s in balanced]
+    assert [sample.id for sample in balance(data.train, LESION.stratum, seed=2)[0]] != [s.id for s in balanced]
+
+
+def test_mask_iou_agrees_with_a_mask_drawn_from_polygons() -> None:
+    sample = read({**ROW, "mask": None}, answer=("polygon",), coordinates="pixels")
+    square = "<polygon>[[60, 45], [239, 45], [239, 179], [60, 179]]</polygon>"
+    assert rewards(sample, square)["mask_iou"] == 1
+    # A triangle over half of the square.
+    half = rewards(sample, "<polygon>[[60, 45], [239, 45], [60, 179]]</polygon>")
+    assert half["mask_iou"] == pytest.approx(0.5, abs=0.01)
+    assert half["box_iou"] == 1
+    empty = replace(sample, reference={**sample.reference, "polygons": [], "mask": None})
+    assert LESION.rewards["mask_iou"](empty, Answer("", {})) == 0
+    assert mask_iou(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 0
