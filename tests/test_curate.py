@@ -218,7 +218,9 @@ def test_rows_say_where_lesions_are_and_what_is_not_known_is_null(download: Down
 
 def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
     fill(download, 12)
+    (download.out / ".prepare-killed").mkdir(parents=True)
     assert set(download.prepare().splits) == {"train", "validation", "test"}
+    assert not (download.out / ".prepare-killed").exists()
     assert set(download.prepare(validation=0.0).splits) == {"train", "test"}
     assert not (download.out / "validation.json").exists()
     summary = json.loads((download.out / "summary.json").read_text())

@@ -17,6 +17,8 @@ from toolkit.recipe import SPLITS
 
 Row = Mapping[str, Any]
 
+ASIDE = ".prepare-"
+
 _BOX = pa.list_(pa.int32())
 TYPES: Mapping[str, pa.DataType] = {
     "age": pa.float64(),
@@ -38,7 +40,9 @@ TYPES: Mapping[str, pa.DataType] = {
 def staged(folder: Path) -> Iterator[Path]:
     """A hidden folder whose files take their places in ``folder`` when the block ends well; else they are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
+    for left_behind in folder.glob(f"{ASIDE}*"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
     try:
         yield aside
         files = sorted(aside.iterdir())
