@@ -1,3 +1,5 @@
 """Generated practice data: pictures whose answers can be seen in them, in the layouts of real data sets."""
 
 from toolkit.phantoms.chest import write_chest as write_chest
+from toolkit.phantoms.lesion_sets import write_ham10000 as write_ham10000
+from toolkit.phantoms.lesion_sets import write_isic as write_isic

@@ -1,0 +1,209 @@
+"""Lesions one by one: the outline and the colours that tell each class from the others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Rng = np.random.Generator
+Size = tuple[int, int]
+"""Width and height in pixels."""
+Colour = tuple[float, float, float]
+"""Red, green, blue, 0 to 255."""
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+CORNERS = 240
+"""Of an outline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One lesion as it is in every photograph: class, area as a share of the picture, and what decides its looks."""
+
+    dx: str
+    share: float
+    seed: tuple[int, ...]
+
+
+def make_outline(style: "Style", rng: Rng) -> Floats:
+    """A closed outline around (0, 0) with the area of the unit circle and waves as its border: corners x 2."""
+    angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
+    radii = np.ones(CORNERS)
+    for waves in range(*style.waves):
+        height = style.irregularity * rng.uniform(0.6, 1.4) / np.sqrt(len(range(*style.waves)))
+        radii += height * np.cos(waves * angles + rng.uniform(0, 2 * np.pi))
+    radii = np.maximum(radii, 0.3)
+    stretch = np.sqrt(rng.uniform(1, style.stretch))
+    x, y = stretch * radii * np.cos(angles), radii * np.sin(angles) / stretch
+    area = 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+    return np.asarray(np.stack([x, y], axis=1) * np.sqrt(np.pi / area), np.float32)
+
+
+def paint(style: "Style", outline: Floats, radius: float, rng: Rng) -> Floats:
+    """The colours of a lesion with this outline, in a square around its origin: side x side x 3.
+
+    Beyond the outline they go on, so that a soft border fades from the lesion's own colours.
+    """
+    reach = float(np.abs(outline).max())
+    side = 2 * int(np.ceil(1.1 * reach))
+    inside = np.zeros((side, side), np.uint8)
+    cv2.fillPoly(inside, [np.rint(outline + side / 2).astype(np.int32)], 255)
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+    colours = np.empty((side, side, 3), np.float32)
+    colours[:] = np.array(style.colour) * rng.uniform(0.93, 1.07) + rng.normal(0, 3, 3)
+    style.paint(Canvas(colours, depth / max(float(depth.max()), 1.0), radius, rng))
+    return colours
+
+
+@dataclass(slots=True)
+class Canvas:
+    """A lesion being painted, before it is turned.
+
+    Attributes:
+        colours: side x side x 3.
+        depth: how far a pixel lies from the outline, from 0 there to 1 in the middle.
+        radius: in pixels.
+        rng: decides how this lesion differs from others of its class.
+    """
+
+    colours: Floats
+    depth: Floats
+    radius: float
+    rng: Rng
+
+    def noise(self, cells: int) -> Floats:
+        """A smooth random field of about 0 to 1 with this many bumps a side."""
+        return noise(self.rng, cells, (len(self.depth),) * 2)
+
+    def patches(self, cells: int, share: float) -> Floats:
+        """Weights 0 to 1 of irregular patches that cover this share of the lesion."""
+        field = self.noise(cells)
+        level = np.quantile(field[self.depth > 0], 1 - share)
+        return np.asarray(np.clip(9 * (field - level) + 0.5, 0, 1), np.float32)
+
+    def dots(self, count: int, radii: tuple[float, float]) -> Floats:
+        """Weights 0 to 1 of round dots anywhere, with radii in shares of the lesion's."""
+        layer = np.zeros(self.depth.shape, np.uint8)
+        for x, y, radius in self.rng.uniform((-1, -1, radii[0]), (1, 1, radii[1]), (count, 3)):
+            cv2.circle(layer, self.pixel(x, y), max(1, round(radius * self.radius)), 255, -1, cv2.LINE_AA)
+        return layer.astype(np.float32) / np.float32(255)
+
+    def pixel(self, x: float, y: float) -> tuple[int, int]:
+        """The pixel at a place given in radii from the lesion's origin."""
+        middle = len(self.depth) / 2
+        return round(middle + x * self.radius), round(middle + y * self.radius)
+
+
+def _paint_nevus(canvas: Canvas) -> None:
+    mix(canvas.colours, (88, 52, 34), 0.45 * canvas.depth)
+    canvas.colours += (10 * (canvas.noise(22) - 0.5))[..., None]
+
+
+def _paint_melanoma(canvas: Canvas) -> None:
+    mix(canvas.colours, (24, 17, 18), 0.95 * canvas.patches(5, 0.38))
+    mix(canvas.colours, (104, 118, 150), 0.9 * canvas.patches(4, 0.24))
+    canvas.colours += (22 * (canvas.noise(16) - 0.5))[..., None]
+
+
+def _paint_keratosis(canvas: Canvas) -> None:
+    canvas.colours += (26 * (canvas.noise(6) - 0.5))[..., None]
+    mix(canvas.colours, (78, 60, 42), 0.85 * canvas.dots(60, (0.025, 0.055)))
+    mix(canvas.colours, (232, 220, 176), 0.85 * canvas.dots(30, (0.03, 0.06)))
+
+
+def _paint_carcinoma(canvas: Canvas) -> None:
+    mix(canvas.colours, (250, 214, 220), 0.8 * canvas.patches(4, 0.3))
+    mix(canvas.colours, (252, 222, 226), 0.6 * np.clip(1 - canvas.depth / 0.22, 0, 1))
+    layer = np.zeros(canvas.depth.shape, np.uint8)
+    for heading in 2 * np.pi * (np.arange(6) + canvas.rng.uniform(0, 1, 6)) / 6:
+        _draw_vessel(canvas, layer, heading)
+    mix(canvas.colours, (186, 22, 40), layer.astype(np.float32) * np.float32(0.9 / 255))
+
+
+def _draw_vessel(canvas: Canvas, layer: Bytes, heading: float) -> None:
+    """A vessel that runs from the border towards the middle and branches once."""
+    place = 0.95 * np.array([np.cos(heading), np.sin(heading)])
+    course = heading + np.pi + canvas.rng.normal(0, 0.5)
+    stem = _wander(canvas.rng, place, course, 9)
+    branch = _wander(canvas.rng, stem[4], course + canvas.rng.choice((-0.9, 0.9)), 5)
+    width = max(1, round(0.045 * canvas.radius))
+    for curve, thickness in ((stem, width), (branch, max(1, width - 1))):
+        line(layer, [canvas.pixel(x, y) for x, y in curve], thickness)
+
+
+def _wander(rng: Rng, place: NDArray[np.float64], course: float, steps: int) -> NDArray[np.float64]:
+    courses = course + np.cumsum(rng.normal(0, 0.35, steps))
+    return np.cumsum([place, *(0.12 * np.stack([np.cos(courses), np.sin(courses)], axis=1))], axis=0)
+
+
+def _paint_actinic(canvas: Canvas) -> None:
+    canvas.colours += (60 * (canvas.noise(26) - 0.5))[..., None]
+    mix(canvas.colours, (242, 226, 190), 0.9 * canvas.patches(13, 0.24))
+    mix(canvas.colours, (138, 40, 34), 0.7 * canvas.patches(15, 0.12))
+
+
+def _paint_lagoons(canvas: Canvas) -> None:
+    for x, y, radius in canvas.rng.uniform((-0.95, -0.95, 0.14), (0.95, 0.95, 0.27), (30, 3)):
+        shade = canvas.rng.uniform(0, 1)
+        colour = (88 + 62 * shade, 8 + 14 * shade, 52 - 10 * shade)
+        place, pixels = canvas.pixel(x, y), round(radius * canvas.radius)
+        cv2.circle(canvas.colours, place, pixels + max(1, round(0.03 * canvas.radius)), (198, 92, 124), -1)
+        cv2.circle(canvas.colours, place, pixels, colour, -1)
+    cv2.GaussianBlur(canvas.colours, (0, 0), max(0.5, 0.02 * canvas.radius), dst=canvas.colours)
+
+
+def _paint_dermatofibroma(canvas: Canvas) -> None:
+    middle = np.clip((canvas.depth + 0.3 * (canvas.noise(7) - 0.5) - 0.42) / 0.2, 0, 1)
+    mix(canvas.colours, (246, 238, 232), 0.95 * middle)
+    canvas.colours += (8 * (canvas.noise(18) - 0.5))[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What the lesions of a class have in common.
+
+    Attributes:
+        colour: of most of the lesion.
+        irregularity: height of the waves of its border, in radii.
+        waves: first and last number (exclusive) of waves around the border: few make lobes, many make it jagged.
+        stretch: at most so many times as long as wide.
+        softness: of the border, in radii.
+        paint: draws the texture onto the plain colour.
+    """
+
+    colour: Colour
+    irregularity: float
+    waves: tuple[int, int]
+    stretch: float
+    softness: float
+    paint: Callable[[Canvas], None]
+
+
+STYLES: Mapping[str, Style] = {
+    "akiec": Style((196, 84, 72), 0.13, (5, 18), 1.3, 0.04, _paint_actinic),
+    "bcc": Style((228, 140, 152), 0.10, (2, 6), 1.3, 0.04, _paint_carcinoma),
+    "bkl": Style((162, 132, 104), 0.09, (4, 9), 1.25, 0.015, _paint_keratosis),
+    "df": Style((176, 122, 88), 0.04, (2, 4), 1.15, 0.09, _paint_dermatofibroma),
+    "mel": Style((88, 54, 40), 0.24, (1, 9), 1.3, 0.02, _paint_melanoma),
+    "nv": Style((128, 80, 52), 0.03, (2, 4), 1.2, 0.06, _paint_nevus),
+    "vasc": Style((160, 40, 78), 0.09, (4, 10), 1.2, 0.02, _paint_lagoons),
+}
+"""HAM10000's codes -> looks. Every class has a colour, a border and a texture that no other has."""
+
+
+def noise(rng: Rng, cells: int, size: Size) -> Floats:
+    """A smooth random field of about 0 to 1 with ``cells`` bumps a side."""
+    return np.asarray(cv2.resize(rng.random((cells, cells), np.float32), size, interpolation=cv2.INTER_CUBIC))
+
+
+def mix(pixels: Floats, colour: Colour, weight: NDArray[np.floating]) -> None:
+    """Draw a colour over the pixels, with a weight of 0 to 1 for each."""
+    pixels += (np.array(colour, np.float32) - pixels) * weight.astype(np.float32)[..., None]
+
+
+def line(layer: Bytes, curve: object, thickness: int) -> None:
+    """Draw a smooth line through points of x and y."""
+    cv2.polylines(layer, [np.rint(np.asarray(curve)).astype(np.int32)], False, 255, thickness, cv2.LINE_AA)
