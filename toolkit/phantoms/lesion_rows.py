@@ -24,7 +24,9 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
     ),
     "bkl": Diagnosis("benign", ("Benign", "Benign epidermal proliferations", "Seborrheic keratosis")),
     "df": Diagnosis("benign", ("Benign", "Benign soft tissue proliferations - Fibro-histiocytic", "Dermatofibroma")),
-    "mel": Diagnosis("malignant", ("Malignant", "Malignant melanocytic proliferations (Melanoma)", "Melanoma, NOS")),
+    "mel": Diagnosis(
+        "malignant", ("Malignant", "Malignant melanocytic proliferations (Melanoma)", "Melanoma Invasive")
+    ),
     "nv": Diagnosis("benign", ("Benign", "Benign melanocytic proliferations", "Nevus")),
     "vasc": Diagnosis("benign", ("Benign", "Benign soft tissue proliferations - Vascular", "Hemangioma")),
 }

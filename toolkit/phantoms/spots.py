@@ -156,7 +156,7 @@ def _paint_lagoons(canvas: Canvas) -> None:
 
 
 def _paint_dermatofibroma(canvas: Canvas) -> None:
-    middle = np.clip((canvas.depth + 0.3 * (canvas.noise(7) - 0.5) - 0.42) / 0.2, 0, 1)
+    middle = np.clip((canvas.depth + 0.3 * (canvas.noise(7) - 0.5) - 0.5) / 0.16, 0, 1)
     mix(canvas.colours, (246, 238, 232), 0.95 * middle)
     canvas.colours += (8 * (canvas.noise(18) - 0.5))[..., None]
 
@@ -184,9 +184,9 @@ class Style:
 
 STYLES: Mapping[str, Style] = {
     "akiec": Style((196, 84, 72), 0.13, (5, 18), 1.3, 0.04, _paint_actinic),
-    "bcc": Style((228, 140, 152), 0.10, (2, 6), 1.3, 0.04, _paint_carcinoma),
+    "bcc": Style((222, 128, 146), 0.10, (2, 6), 1.3, 0.04, _paint_carcinoma),
     "bkl": Style((162, 132, 104), 0.09, (4, 9), 1.25, 0.015, _paint_keratosis),
-    "df": Style((176, 122, 88), 0.04, (2, 4), 1.15, 0.09, _paint_dermatofibroma),
+    "df": Style((154, 102, 72), 0.04, (2, 4), 1.15, 0.09, _paint_dermatofibroma),
     "mel": Style((88, 54, 40), 0.24, (1, 9), 1.3, 0.02, _paint_melanoma),
     "nv": Style((128, 80, 52), 0.03, (2, 4), 1.2, 0.06, _paint_nevus),
     "vasc": Style((160, 40, 78), 0.09, (4, 10), 1.2, 0.02, _paint_lagoons),
