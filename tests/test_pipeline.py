@@ -47,11 +47,15 @@ class FakeStages:
     signal_in: str = ""
 
     def table(self) -> Stages:
-        return Stages(self.prepare, self.trainer("sft"), self.trainer("grpo"), self.evaluate, self.export)
+        return Stages(self.prepare, self.look, self.trainer("sft"), self.trainer("grpo"), self.evaluate, self.export)
 
     def prepare(self, recipe: Recipe, run: RunFolder, progress: object) -> tuple[Any, Any]:
         self.calls.append(("prepare",))
         check_fingerprints(run, {"data": self.fingerprint})
+        return "rows", "pictures"
+
+    def look(self, recipe: Recipe, run: RunFolder) -> tuple[Any, Any]:
+        self.calls.append(("look",))
         return "rows", "pictures"
 
     def trainer(self, name: str) -> Any:
@@ -228,7 +232,7 @@ def test_a_run_goes_on_from_the_weights_of_an_earlier_run(tmp_path: Path) -> Non
         return {}
 
     fake = FakeStages()
-    stages = Stages(fake.prepare, fake.trainer("sft"), train, fake.evaluate, fake.export)
+    stages = Stages(fake.prepare, fake.look, fake.trainer("sft"), train, fake.evaluate, fake.export)
     text = '[run]\nname = "two"\nfolder = "{folder}/runs"\n[data]\ntask = "mcq"\ntrain = "rows.json"\n[grpo]\n'
     results = run_recipe(make_recipe(tmp_path, f"model.adapter={earlier.path}", text=text), stages)
     assert seen == [earlier.path / "stages" / "grpo" / "weights"]

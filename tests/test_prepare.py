@@ -162,10 +162,13 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
         calls.append(("export", context.recipe.export.to))
         return {}
 
+    def look_at_nothing(recipe: Recipe, run: object) -> Any:
+        return None, None
+
     def prepare_nothing(recipe: Recipe, run: object, progress: object) -> Any:
         return None, None
 
-    return Stages(prepare_nothing, train, train, evaluate, export)
+    return Stages(prepare_nothing, look_at_nothing, train, train, evaluate, export)
 
 
 def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from toolkit.backends import together
 from toolkit.errors import TrainingError
-from toolkit.run import flush_folder
+from toolkit.run import StopRequest, flush_folder, is_main
 
 PARTIAL = "partial"
 """Where the trainer writes; a checkpoint leaves it by a rename once it is complete."""
@@ -36,8 +37,13 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after it has written ``partial/checkpoint-N``."""
-        source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        target = self.folder / "checkpoints" / f"step-{state.global_step:08d}"
+        together.meet()  # each process has written its own random state
+        if is_main():
+            self._keep(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", state.global_step)
+        together.meet()
+
+    def _keep(self, source: Path, step: int) -> None:
+        target = self.folder / "checkpoints" / f"step-{step:08d}"
         flush_folder(source)
         # The frozen reference of a KL term is made anew from the start weights. Beside it, transformers would not load
         # the adapter that is trained.
@@ -53,12 +59,14 @@ class Checkpoints(TrainerCallback):
 class StopBetweenSteps(TrainerCallback):
     """Ends the training after the current step, with a checkpoint, once a stop was asked for."""
 
-    def __init__(self, requested: Callable[[], bool]) -> None:
-        self.requested = requested
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after each optimiser step."""
-        if self.requested() and state.global_step < state.max_steps:
+        if number := together.highest(self.stop.number or 0):
+            self.stop.join(number)  # a signal may reach one process of several, or reach them at different steps
+        if self.stop.requested and state.global_step < state.max_steps:
             control.should_log = True  # what is not finite is seen in the log, which comes before the checkpoint
             control.should_save = True
             control.should_training_stop = True

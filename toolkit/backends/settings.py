@@ -9,6 +9,7 @@ from toolkit.backends.base import Policy, TrainingJob
 from toolkit.backends.callbacks import PARTIAL
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo, Optimisation, Recipe, Sft
+from toolkit.run import world_size
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """TRL normalises how these are written."""
@@ -21,7 +22,7 @@ def sft_settings(job: TrainingJob) -> dict[str, Any]:
         **_common(job, sft, sft.epochs),
         "learning_rate": sft.learning_rate,
         "per_device_train_batch_size": sft.batch_size,
-        "gradient_accumulation_steps": sft.accumulation,
+        "gradient_accumulation_steps": _shared(sft.accumulation, "[sft] accumulation"),
         "max_grad_norm": sft.max_grad_norm,
         "max_length": None,  # a row that is too long was found before training; cutting one would cut its image
         "loss_type": "chunked_nll",  # the vocabulary's logits are computed for answer tokens alone
@@ -33,12 +34,14 @@ def sft_settings(job: TrainingJob) -> dict[str, Any]:
 def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
     """Keyword arguments of trl.GRPOConfig: one update from prompts_per_step * generations completions."""
     grpo = job.recipe.grpo or Grpo()
+    _shared(grpo.prompts_per_step, "[grpo] prompts_per_step")  # a group of completions stays with one process
+    passes = _shared(grpo.completions_per_step // grpo.micro_batch, "[grpo] forward passes a step")
     return {
         **_common(job, grpo, grpo.epochs),
         "learning_rate": grpo.learning_rate,
         "max_grad_norm": grpo.max_grad_norm,
         "per_device_train_batch_size": grpo.micro_batch,
-        "gradient_accumulation_steps": grpo.completions_per_step // grpo.micro_batch,
+        "gradient_accumulation_steps": passes,
         "num_generations": grpo.generations,
         "generation_batch_size": grpo.completions_per_step,
         "max_completion_length": grpo.max_completion_tokens,
@@ -57,6 +60,22 @@ def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
         "remove_unused_columns": False,
         "log_completions": False,
     }
+
+
+def _shared(count: int, place: str) -> int:
+    """What each of several processes does of a step: a recipe means the same step however many work on it.
+
+    Raises:
+        TrainingError: the processes cannot share it evenly.
+    """
+    if count % world_size():
+        raise TrainingError(
+            "several processes must be able to share a step evenly",
+            place=place,
+            value=f"{count} among {world_size()} processes",
+            remedy=f"Choose a multiple of {world_size()}, or start fewer processes.",
+        )
+    return count // world_size()
 
 
 def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
@@ -122,4 +141,7 @@ def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "disable_tqdm": True,
+        # DDP sends buffers by their order, and Gemma 3 (transformers 5.15) makes its rotary buffers in the order of a set
+        # of strings, which differs between processes: the second one would compute with swapped frequencies.
+        "ddp_broadcast_buffers": False,
     }

@@ -58,11 +58,13 @@ def run(
     from toolkit.pipeline import run_recipe
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
+    from toolkit.run import is_main
 
     loaded = load_recipe(recipe, settings or (), files=True)
     with telling() as (progress, notify):
         results = run_recipe(loaded, STAGES, fresh=fresh, progress=progress, notify=notify)
-    show.results(results)
+    if is_main():
+        show.results(results)
 
 
 @app.command()

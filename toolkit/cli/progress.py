@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from toolkit.run import LOGGER, Progress, hide_secrets, spell_time
+from toolkit.run import LOGGER, Progress, hide_secrets, is_main, spell_time
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -34,7 +34,7 @@ def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[
     logger = logging.getLogger(LOGGER)
     logger.addHandler(handler)
     level = logger.level
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main() else logging.ERROR)  # of several processes one speaks
     try:
         if console.is_terminal:
             with Bars(*_COLUMNS, console=console, transient=True) as bars:

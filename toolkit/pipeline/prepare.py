@@ -14,7 +14,7 @@ from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.phantoms import write_chest
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.rows import Dropped
-from toolkit.run import Progress, Record, RunFolder, check_fingerprints, read_json, write_json
+from toolkit.run import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
 from toolkit.sample import ImageRef
 from toolkit.tasks.loading import DataSplits, SampleSet, load_data
 
@@ -49,6 +49,19 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
         check_fingerprints(run, {"unusable pictures": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
     data = without_bad_pictures(recipe, data, report)
     run.mark_done("data", _record(data, report))
+    return data, images
+
+
+def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
+    """What ``prepare`` gave to another process of this run, read again; nothing is written or told.
+
+    Raises:
+        DataError, ImageError: as ``prepare``.
+    """
+    data = load_data(recipe, run.path / "phantom" if recipe.data.phantom else None)
+    images = image_store(recipe, data)
+    if recipe.images.unreadable == "skip":
+        data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, silent))
     return data, images
 
 

@@ -15,6 +15,12 @@ def _prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> DataAndImage
     return prepare(recipe, run, progress)
 
 
+def _look(recipe: Recipe, run: RunFolder) -> DataAndImages:
+    from toolkit.pipeline.prepare import look
+
+    return look(recipe, run)
+
+
 def _sft(context: Context) -> Record:
     from toolkit.stages.sft import train_sft
 
@@ -39,5 +45,5 @@ def _export(context: Context) -> Record:
     return export(context)
 
 
-STAGES = Stages(_prepare, _sft, _grpo, _evaluate, _export)
+STAGES = Stages(_prepare, _look, _sft, _grpo, _evaluate, _export)
 """What `toolkit run` works with."""

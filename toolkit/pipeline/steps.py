@@ -15,13 +15,25 @@ from toolkit.run import (
     RunFolder,
     StopRequest,
     current_weights,
+    find_run,
+    is_main,
     silent,
     spell_time,
     start_run,
+    world_size,
 )
 from toolkit.stages.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
 
 log = logging.getLogger(__name__)
+
+
+def meet() -> None:
+    """Wait for the other processes of the run, if there are any; loads no model library where there is one alone."""
+    if world_size() > 1:
+        from toolkit.backends.together import meet as wait
+
+        wait()
+
 
 Prepare = Callable[[Recipe, RunFolder, Progress], DataAndImages]
 """Rows and pictures of a recipe, checked; raises DataError, ImageError, or RunError if they changed."""
@@ -32,6 +44,8 @@ class Stages:
     """The functions that do the work; tests pass others."""
 
     prepare: Prepare
+    look: Callable[[Recipe, RunFolder], DataAndImages]
+    """The same rows and pictures once they are prepared, for the processes that only train: nothing is written."""
     sft: TrainStage
     grpo: TrainStage
     evaluate: EvaluateStage
@@ -66,6 +80,8 @@ def run_recipe(
     Raises:
         ToolkitError: whatever ends the run; Interrupted after a signal, with the state saved.
     """
+    if not is_main():
+        return train_beside(recipe, stages)
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         steps = plan_steps(recipe, stages)
         open_steps = [step for step in steps if not _is_finished(step, run, recipe)]
@@ -75,10 +91,32 @@ def run_recipe(
         if open_steps:
             data, images = stages.prepare(recipe, run, stopping(stop, progress))
             context = Context(recipe, run, data, images, stop, progress)
+        meet()  # the other processes see from here on what is open
+        if open_steps:
             for step in open_steps:
                 stop.check(f"{step.name} has not begun, and what came before is finished")
                 run_step(step, context)
         return read_results(run)
+
+
+def train_beside(recipe: Recipe, stages: Stages) -> Results:
+    """What the other processes of `accelerate launch` do: train where the first one trains, and write nothing.
+
+    Raises:
+        ToolkitError: as ``run_recipe``.
+    """
+    meet()
+    run = find_run(recipe.run_folder)
+    with StopRequest() as stop:
+        open_stages = [name for name in _training_stages(recipe) if not run.is_done(name)]
+        if open_stages:
+            data, images = stages.look(recipe, run)
+            context = Context(recipe, run, data, images, stop)
+            for name in open_stages:
+                meet()  # with the first process, where it begins the stage
+                getattr(stages, name)(context)
+                meet()  # and where its record is written, which the next stage goes on from
+    return read_results(run)
 
 
 def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
@@ -137,8 +175,13 @@ def run_step(step: Step, context: Context) -> Record:
     """Do one step, keep its record, bring results.json up to date."""
     log.info("%s begins", step.name)
     started = time.monotonic()
+    trains = step.name in TRAINING_STAGES
+    if trains:
+        meet()
     record = step.work(context)
     context.run.mark_done(step.name, record)
+    if trains:
+        meet()
     write_results(context.run)
     log.info("%s is finished (%s)", step.name, spell_time(time.monotonic() - started))
     return context.run.record(step.name)

@@ -5,6 +5,7 @@ from toolkit.run.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, curre
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
 from toolkit.run.machine import now, versions
 from toolkit.run.progress import Progress, silent, spell_time
+from toolkit.run.ranks import is_main, rank, world_size
 from toolkit.run.signals import StopRequest
 from toolkit.run.start import check_fingerprints, reopen_run, start_run
 
@@ -25,7 +26,9 @@ __all__ = [
     "find_weights",
     "flush_folder",
     "hide_secrets",
+    "is_main",
     "now",
+    "rank",
     "read_json",
     "read_lines",
     "reopen_run",
@@ -33,6 +36,7 @@ __all__ = [
     "spell_time",
     "start_run",
     "versions",
+    "world_size",
     "write_json",
     "write_text",
 ]

@@ -37,6 +37,10 @@ class StopRequest:
         if self.number is not None:
             raise Interrupted(self.number, saved)
 
+    def join(self, number: int) -> None:
+        """Stop as another process of this run was asked to."""
+        self.number = self.number or number
+
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from toolkit.recipe import Recipe
-from toolkit.run import Progress, Record, RunFolder, StopRequest, current_weights, silent
+from toolkit.run import Progress, Record, RunFolder, StopRequest, current_weights, is_main, silent
 
 if TYPE_CHECKING:  # the pipeline and its tests need neither numpy nor pyarrow to pass a context on
     from toolkit.images import ImageStore
@@ -41,7 +41,9 @@ class Context:
         return current_weights(self.run, self.recipe)
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Tell of one finished step: a line in metrics.jsonl and in log.txt, and progress."""
+        """Tell of one finished step: a line in metrics.jsonl and log.txt, and progress. One of several processes does."""
+        if not is_main():
+            return
         self.run.log_metrics(stage, step, figures)
         note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.debug("%s step %d of %d: %s", stage, step, steps, note)

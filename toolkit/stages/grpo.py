@@ -9,7 +9,7 @@ from toolkit.backends.base import Completion, Judge, TrainingJob
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo, Recipe
 from toolkit.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
-from toolkit.run import Record, read_json, write_json
+from toolkit.run import Record, is_main, read_json, write_json
 from toolkit.sample import Answer, Sample
 from toolkit.stages.answers import read_answer
 from toolkit.stages.context import Context
@@ -46,7 +46,7 @@ def train_grpo(context: Context) -> Record:
     )
     log.info("grpo: %s", describe_reference(recipe, start))
     kept = context.run.stage_folder(STAGE) / "probe.json"
-    if grpo.probe_prompts and last_checkpoint(context.run.stage_folder(STAGE)) is None:
+    if is_main() and grpo.probe_prompts and last_checkpoint(context.run.stage_folder(STAGE)) is None:
         write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
     job = TrainingJob(
         recipe=recipe,

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.backends import Backend
+from toolkit.backends import Backend, together
 from toolkit.backends.base import Policy
 from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints
 from toolkit.errors import TrainingError
-from toolkit.run import Record, flush_folder, read_json
+from toolkit.run import Record, flush_folder, is_main, read_json
 from toolkit.stages.context import Context
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import SampleSet
@@ -42,7 +42,7 @@ def training_callbacks(context: Context, stage: str) -> list[Any]:
 
     return [
         Report(report),
-        StopBetweenSteps(lambda: context.stop.requested),
+        StopBetweenSteps(context.stop),
         Checkpoints(folder, context.recipe.run.keep_checkpoints),
     ]
 
@@ -71,8 +71,9 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
         TrainingError: the loss became NaN or infinite, or the rows ran out.
     """
     folder = context.run.stage_folder(stage)
-    if (folder / PARTIAL).exists():
+    if is_main() and (folder / PARTIAL).exists():
         shutil.rmtree(folder / PARTIAL)  # what an interruption left half written; nothing is resumed from it
+    together.meet()
     start = last_checkpoint(folder)
     if start:
         log.info("%s goes on from %s", stage, start.name)
@@ -93,7 +94,9 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
             value=f"ended after step {step} of {steps}",
             remedy="There are too few rows for a step: lower batch_size or prompts_per_step, or give more rows.",
         )
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    together.meet()
+    if is_main():
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return {
         "steps": steps,
         "seconds": round(time.monotonic() - begun, 1),
@@ -108,7 +111,13 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    """Write the weights beside their place, then rename."""
+    """Write the weights beside their place, then rename; the first process does, and the others wait."""
+    if is_main():
+        _write_weights(backend, policy, target)
+    together.meet()
+
+
+def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:
     partial = target.with_name(f"{target.name}.partial")
     for old in (partial, target):
         if old.exists():
