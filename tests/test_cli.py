@@ -1,5 +1,6 @@
 """The command line: what it prints, what it exits with, and that it starts without a heavy library."""
 
+import errno
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -273,3 +275,32 @@ def test_log_lines_are_shown_and_details_are_not() -> None:
         logging.getLogger("toolkit.pipeline").debug("a detail")
         logging.getLogger("toolkit.rows").warning("2 rows are left out")
     assert stream.getvalue() == "sft begins [1 of 2]\nwarning: 2 rows are left out\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_is_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    (tmp_path / "train.json").write_text("[]")
+    monkeypatch.setattr("toolkit.pipeline.run_recipe", fail)
+    assert call(["run", write_recipe(tmp_path, "[grpo]\n")]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_any_other_error_of_the_machine_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    (tmp_path / "train.json").write_text("[]")
+    monkeypatch.setattr("toolkit.pipeline.run_recipe", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call(["run", write_recipe(tmp_path, "[grpo]\n")])

@@ -312,10 +312,9 @@ def test_nan_and_infinities_are_counted_and_do_not_move_the_window(tmp_path):
     assert (loaded.record.window, loaded.record.nonfinite) == ((0.0, 100.0), 3)
 
 
-def test_a_picture_of_nothing_but_nan_is_black(tmp_path):
-    loaded = load(put(tmp_path, "a.tif", tiff_bytes(np.full((4, 4), np.nan, np.float32))), AS_IT_IS)
-    assert not np.asarray(loaded.image).any()
-    assert loaded.record.nonfinite == 16
+def test_a_picture_of_nothing_but_nan_is_refused(tmp_path):
+    with pytest.raises(ImageError, match=r"a\.tif: a picture must have at least one finite value"):
+        load(put(tmp_path, "a.tif", tiff_bytes(np.full((4, 4), np.nan, np.float32))), AS_IT_IS)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from toolkit.errors import DataError
@@ -363,3 +364,15 @@ def test_the_recipe_says_how_many_pictures_a_question_may_have(tmp_path: Path) -
     assert [(dropped.reason, dropped.count) for dropped in one.dropped] == [
         ("more pictures than images.max_per_question", 1)
     ]
+
+
+def test_a_patients_number_is_the_same_whether_a_table_holds_it_as_int_or_float(tmp_path: Path) -> None:
+    """A table makes whole numbers floats as soon as one of them is missing."""
+    for name, kind in {"train": "int64", "test": "float64"}.items():
+        table = pandas.DataFrame([row(n) for n in range(10)])
+        table["ImagePath"] = [f"{name}{n}.png" for n in range(10)]
+        table["pat"] = pandas.Series(range(10), dtype=kind)
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
+    with pytest.raises(DataError, match="10 groups of test also in train"):
+        load_data(recipe(group="pat", **paths))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from toolkit.errors import RowProblem
 from toolkit.sample import ImageRef, Sample
 from toolkit.tasks import TASKS, RowOrigin
+from toolkit.tasks.loading.columns import Wanted, resolve_columns
 from toolkit.tasks.mcq import choose
 from toolkit.tasks.mcq.reading import LETTERS
 
@@ -437,3 +438,32 @@ def test_the_baseline_is_the_most_frequent_text_where_that_is_right_more_often()
 def test_csv_cells_with_json_lists_are_read(tmp_path: Path) -> None:
     row = {**REXVQA, "options": json.dumps(REXVQA["options"]), "ImagePath": json.dumps(REXVQA["ImagePath"])}
     assert read(row) == read(REXVQA)
+
+
+def fresh(row: Mapping[str, Any]) -> Sample:
+    """The row with its columns found by their usual names."""
+    columns, _ = resolve_columns(MCQ, Wanted({}), list(row))
+    return read(row, columns=columns)
+
+
+@pytest.mark.parametrize("answer", ["A. > 5 mm", "A - > 5 mm"])
+def test_signs_tell_options_apart(answer: str) -> None:
+    options = ["A. < 5 mm", "B. > 5 mm", "C. = 5 mm"]
+    sample = fresh({"question": "Size?", "options": options, "answer": "B. > 5 mm", "image": "a.png"})
+    assert sample.reference["letter"] == "B"
+    wrong = MCQ.parse(f"<SOLUTION>{answer}</SOLUTION>", sample)
+    assert "the letter A stands with the text of B" in (wrong.problem or "")
+    assert MCQ.parse("<SOLUTION>B - > 5 mm</SOLUTION>", sample).values["letter"] == "B"
+    with pytest.raises(RowProblem, match="letter and text disagree"):
+        fresh({"question": "Size?", "options": options, "answer": answer, "image": "a.png"})
+
+
+def test_a_ninth_option_column_is_not_left_out_in_silence() -> None:
+    columns = {f"option_{letter}": letter * 3 for letter in "abcdefghi"}
+    with pytest.raises(RowProblem, match="more options in columns of their own"):
+        fresh({"question": "Which?", **columns, "answer": "A", "image": "a.png"})
+
+
+def test_half_a_character_is_a_row_that_cannot_be_used() -> None:
+    with pytest.raises(RowProblem, match="surrogate"):
+        fresh({"question": "bad \ud800 x", "options": ["a", "b"], "answer": "A", "image": "a.png"})

@@ -274,3 +274,16 @@ def test_two_evaluations_are_compared_on_the_questions_they_share() -> None:
         compare([*ROWS, ROWS[0]], after, "accuracy", 200, 0)
     with pytest.raises(DataError, match="that both have"):
         compare(ROWS[:1], after, "accuracy", 200, 0)
+
+
+def test_a_difference_without_any_change_still_has_a_width() -> None:
+    # None of 12 changed: Wilson's upper limit for 0 of 12 is z**2 / (n + z**2) = 3.8415 / 15.8415 = 0.2425.
+    found = paired_difference([0.0] * 12, [0.0] * 12, [str(n) for n in range(12)], 500, 0).difference
+    assert (found.value, found.low, found.high) == (
+        0,
+        pytest.approx(-0.2425, abs=1e-4),
+        pytest.approx(0.2425, abs=1e-4),
+    )
+    all_better = paired_difference([0.0] * 12, [1.0] * 12, [str(n) for n in range(12)], 500, 0)
+    assert (all_better.difference.low, all_better.difference.high) == (pytest.approx(0.7575, abs=1e-4), 1.0)
+    assert all_better.clear

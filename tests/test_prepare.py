@@ -147,6 +147,8 @@ def test_an_inspection_looks_at_every_split_and_goes_on_over_bad_pictures(chest:
 
 def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
     def train(context: Context) -> dict[str, Any]:
+        for stage in ("sft", "grpo"):
+            context.run.weights_folder(stage).mkdir(parents=True, exist_ok=True)
         return {}
 
     def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> Any:
@@ -192,7 +194,7 @@ def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_qu
         ("mine", "sft", ("before", "sft"), None),
     ]
     with pytest.raises(RunError, match="an evaluation of this name is there"):
-        evaluate_again(path, fake_stages(calls), name="sft")
+        evaluate_again(path, fake_stages(calls), name="mine")
     # The run's own table is as it was.
     assert [row["label"] for row in read_json(path / "results.json")["table"]] == [
         "majority baseline",
@@ -212,3 +214,10 @@ def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Pa
     path = finished_run(tmp_path)
     with pytest.raises(RunError, match=r"only \[evaluate\] may be changed .*sft\.epochs"):
         evaluate_again(path, fake_stages([]), ["sft.epochs=2"])
+
+
+@pytest.mark.parametrize("name", ["before", "baseline", "../../evil", "..", "a/b", "é", "", "x" * 101])
+def test_an_evaluations_name_is_a_plain_word_of_its_own(tmp_path: Path, name: str) -> None:
+    path = finished_run(tmp_path)
+    with pytest.raises(RunError, match="--name: an evaluation's name is letters"):
+        evaluate_again(path, fake_stages([]), name=name)

@@ -184,6 +184,8 @@ def test_weights_are_found_in_a_run_and_in_a_folder_of_their_own(recipe: Recipe,
         assert run.trained_weights() is None
         with pytest.raises(RunError, match="no training stage"):
             find_weights(run.path)
+        for stage in ("sft", "grpo"):
+            run.weights_folder(stage).mkdir(parents=True)
         run.mark_done("sft", {})
         assert find_weights(run.path) == run.weights_folder("sft")
         run.mark_done("grpo", {})
@@ -265,3 +267,27 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
 def test_run_needs_no_heavy_library() -> None:
     code = "import sys, toolkit.run; print(sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"fingerprints": {}, "sessions": []}'])
+def test_a_damaged_run_json_is_told(tmp_path: Path, text: str) -> None:
+    recipe = make_recipe(tmp_path)
+    with start_run(recipe) as run:
+        pass
+    run.run_file.write_text(text)
+    with pytest.raises(RunError, match=r"run\.json.*must be what the run wrote.*--fresh"), start_run(recipe):
+        pass
+
+
+def test_weights_that_are_gone_are_told(tmp_path: Path) -> None:
+    with start_run(make_recipe(tmp_path)) as run:
+        run.mark_done("sft", {})
+        with pytest.raises(RunError, match="weights of a finished stage must be there"):
+            run.trained_weights()
+
+
+def test_a_run_folder_below_a_file_is_told(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    recipe.run_folder.parent.write_text("a file")
+    with pytest.raises(RunError, match="a run folder cannot be made here"), start_run(recipe):
+        pass

@@ -31,6 +31,7 @@ from toolkit.stages.grpo import check_rewards_apply, describe_reference, make_ju
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.sft import train_sft
+from toolkit.stages.training import last_checkpoint
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import load_data
 
@@ -490,3 +491,19 @@ def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) ->
         check_rewards_apply(TASKS["mcq"], table, samples)
         with pytest.raises(RewardError, match=bare.id):
             check_rewards_apply(TASKS["mcq"], table, [*samples, bare])
+
+
+@pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "manifest.json"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = only("sft", tmp_path, changes={"sft": {"max_steps": 6}, "run": {"checkpoint_steps": 2}})
+    with context_of(recipe) as context:
+        train_sft(context)
+        folder = context.run.stage_folder("sft")
+        newest = callbacks.checkpoints(folder)[-1]
+        (newest / damage).write_bytes(b"")
+        assert last_checkpoint(folder) == callbacks.checkpoints(folder)[-2]
+        (newest / damage).unlink()
+        assert last_checkpoint(folder) == callbacks.checkpoints(folder)[-2]
+    assert f"{newest}: files are missing or damaged" in caplog.text

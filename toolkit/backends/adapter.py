@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 
 from toolkit.errors import ModelError
 from toolkit.recipe import Lora
@@ -59,9 +60,9 @@ def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
             # peft only warns when weights of the adapter are missing, and goes on with untrained ones.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, UserWarning) as error:
+    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
         raise ModelError(
-            "the adapter must have been made for the recipe's model",
+            "the adapter must be whole and made for the recipe's model",
             place=folder,
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
             remedy="Name the model that it was trained on in model.name.",

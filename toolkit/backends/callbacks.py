@@ -10,15 +10,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from toolkit.backends import together
 from toolkit.errors import TrainingError
-from toolkit.run import StopRequest, flush_folder, is_main
+from toolkit.run import StopRequest, flush_folder, is_main, read_json, write_json
 
 PARTIAL = "partial"
 """Where the trainer writes; a checkpoint leaves it by a rename once it is complete."""
 
 
+MANIFEST = "manifest.json"
+"""A checkpoint's files and their sizes."""
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a stage, oldest first."""
+    """The checkpoints of a stage, oldest first."""
     return sorted((folder / "checkpoints").glob("step-*"))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint is there with the size that it was written with."""
+    try:
+        sizes = read_json(checkpoint / MANIFEST)
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 class Checkpoints(TrainerCallback):
@@ -43,11 +56,12 @@ class Checkpoints(TrainerCallback):
         together.meet()
 
     def _keep(self, source: Path, step: int) -> None:
+        write_json(source / MANIFEST, {file.name: file.stat().st_size for file in source.iterdir() if file.is_file()})
         target = self.folder / "checkpoints" / f"step-{step:08d}"
-        flush_folder(source)
         # The frozen reference of a KL term is made anew from the start weights. Beside it, transformers would not load
         # the adapter that is trained.
         shutil.rmtree(source / "ref", ignore_errors=True)
+        flush_folder(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             shutil.rmtree(target)

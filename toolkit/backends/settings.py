@@ -141,7 +141,7 @@ def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "disable_tqdm": True,
-        # DDP sends buffers by their order, and Gemma 3 (transformers 5.15) makes its rotary buffers in the order of a set
-        # of strings, which differs between processes: the second one would compute with swapped frequencies.
+        # DDP sends buffers by their order, and Gemma 3 (transformers 5.15) makes its rotary buffers in the order of a
+        # set of strings, which differs between processes: the second one would compute with swapped frequencies.
         "ddp_broadcast_buffers": False,
     }

@@ -3,12 +3,25 @@
 Nothing heavy is imported before a command needs it: ``toolkit --help`` answers in under 0.3 s.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from toolkit.cli.commands import app
 from toolkit.errors import ToolkitError
+
+_DISK_FULL = ("No space left on device", "os error 28", "enforce fail at inline_container")
+"""How the operating system, safetensors and torch.save say it."""
+
+
+def _errors_of_writing() -> tuple[type[BaseException], ...]:
+    safetensors = sys.modules.get("safetensors")  # loaded only by commands that train
+    return (OSError, RuntimeError, *([safetensors.SafetensorError] if safetensors else []))
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in _DISK_FULL)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -24,4 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         print(f"toolkit: {hide_secrets(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("toolkit: stopped by Ctrl-C before any work had begun", file=sys.stderr)
+        sys.exit(130)
+    except _errors_of_writing() as error:
+        if not _is_disk_full(error):
+            raise
+        print(
+            f"toolkit: the disk is full ({error}). What was finished before is kept: make room, and run the same "
+            "command again to go on.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     sys.exit(0)

@@ -130,7 +130,10 @@ def _name_and_text(given: str) -> tuple[str, str]:
 
 @data_app.command()
 def phantom(
-    kind: Annotated[Literal["chest"], typer.Argument(help="chest: 16-bit films, multiple choice.")],
+    kind: Annotated[
+        Literal["chest", "lesion"],
+        typer.Argument(help="chest: 16-bit films, multiple choice. lesion: skin, with masks."),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],
     train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 1200,
     validation: Annotated[int, typer.Option(min=0, help="Validation questions.")] = 0,
@@ -140,11 +143,11 @@ def phantom(
 ) -> None:
     """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
     from toolkit.cli import show
-    from toolkit.phantoms import write_chest
-    from toolkit.recipe import Phantom
+    from toolkit.pipeline.prepare import PHANTOMS
+    from toolkit.recipe import PHANTOM_TASKS, Phantom
 
     wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
-    show.phantom(write_chest(out, wanted, seed))
+    show.phantom(PHANTOM_TASKS[kind], PHANTOMS[kind](out, wanted, seed))
 
 
 @data_app.command()

@@ -43,9 +43,9 @@ def results(found: Results) -> None:
 
 def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
     table = Table(title=f"{score} on held-out questions ({split}), 95 % intervals in brackets")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in ("n", score, "to the row above", "to the baseline"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         estimate = row.estimate
         cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
@@ -83,9 +83,9 @@ def rendered(rows: Sequence[tuple[str, str]]) -> None:
         print(f"\n{name} (what SFT's loss covers stands between ⟦ and ⟧):\n{text}")
 
 
-def phantom(files: Mapping[str, Path]) -> None:
+def phantom(task: str, files: Mapping[str, Path]) -> None:
     """Where the practice data lie, as a recipe names them."""
-    print('[data]\ntask = "mcq"')
+    print(f'[data]\ntask = "{task}"')
     for split, file in files.items():
         print(f'{split} = "{file.absolute()}"')
 

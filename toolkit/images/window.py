@@ -73,8 +73,10 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
         rule = f'images.window = "dicom" needs a picture that brings its own window, and this one of {pixels.bits} bits'
         raise ImageError(f"{rule} has none", place=place, remedy='Set images.window to "auto".')
     values, nonfinite = _measured(pixels)
+    if not values.size and nonfinite:
+        raise ImageError("a picture must have at least one finite value", place=place, remedy="Repair the file.")
     if not values.size:
-        return Windowed(0.0, 0.0, "range", nonfinite=nonfinite)
+        return Windowed(0.0, 0.0, "range")
     if policy.window == "percentile":
         low, high = _order_statistics(values, policy.percentiles)
         return _counted(pixels, low, high, "percentile")

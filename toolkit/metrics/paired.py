@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from toolkit.metrics.estimate import Estimate, bootstrap_mean
+from toolkit.metrics.estimate import Estimate, bootstrap_mean, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ def paired_difference(
     """
     changes = [new - old for old, new in zip(before, after, strict=True)]
     difference = bootstrap_mean(changes, groups, resamples, seed, confidence)
+    if changes and len(set(changes)) == 1:
+        difference = _without_spread(difference)
     better, worse = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     binary = bool(changes) and all(value in (0, 1) for value in (*before, *after))
     return Paired(
@@ -61,6 +63,16 @@ def paired_difference(
         worse=worse,
         p_value=mcnemar_exact(better, worse) if binary else None,
     )
+
+
+def _without_spread(found: Estimate) -> Estimate:
+    """Where every question changed alike, drawing them again tells nothing. How many might have changed otherwise is
+    bounded by Wilson's upper limit for 0 of the groups; each of those could have moved the mean by its share.
+    """
+    bound, value = wilson(0, found.groups, found.confidence).high, found.value
+    if bound is None or value is None or found.low is None:
+        return found
+    return replace(found, low=max(-1.0, value - bound), high=min(1.0, value + bound), method="wilson of no change")
 
 
 def mcnemar_exact(better: int, worse: int) -> float:

@@ -1,15 +1,18 @@
 """One more evaluation or export of a run that is there, with its own section of the recipe changed if asked."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results
+from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results
 from toolkit.pipeline.steps import Stages, Step, run_step, stopping
 from toolkit.recipe import Recipe, changed_keys, load_recipe
 from toolkit.run import EXPORT, Progress, Record, RunFolder, StopRequest, reopen_run, silent
 from toolkit.stages.context import Context
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Notify = Callable[[int], None]
 
@@ -38,7 +41,7 @@ def evaluate_again(
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "evaluate", settings)
-        name = name or _free_name(run)
+        name = _free_name(run) if name is None else _checked(name)
         if run.is_done(EVALUATE + name):
             raise RunError("an evaluation of this name is there", place=run.path, value=name, remedy="Choose another.")
         earlier = evaluations(run) if _same_questions(run.recipe(), recipe) else []
@@ -87,6 +90,16 @@ def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Reci
             remedy="Another recipe needs a run of its own.",
         )
     return recipe
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name) or name in (*LABELS, "baseline"):
+        raise RunError(
+            "an evaluation's name is letters, digits, dots, dashes and underscores, and none of the run's own",
+            place="--name",
+            value=name,
+        )
+    return name
 
 
 def _same_questions(own: Recipe, recipe: Recipe) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.curate.practice import write_lesions
 from toolkit.errors import DataError
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.phantoms import write_chest
@@ -20,8 +21,8 @@ from toolkit.tasks.loading import DataSplits, SampleSet, load_data
 
 log = logging.getLogger(__name__)
 
-PHANTOMS: dict[str, Callable[[Path, Phantom, int], object]] = {"chest": write_chest}
-"""Kind of practice data -> what writes it."""
+PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {"chest": write_chest, "lesion": write_lesions}
+"""Kind of practice data -> what writes it: train.json, validation.json, test.json and the pictures that they name."""
 
 EXAMPLES = 5
 
@@ -96,7 +97,7 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
     phantom = recipe.data.phantom
     if phantom is None:
         return load_data(recipe)
-    log.info("practice data: %s, %d training and %d test rows", phantom.kind, phantom.train, phantom.test)
+    log.info("practice data: %s, %d rows to train on and %d to test", phantom.kind, phantom.train, phantom.test)
     written = phantom_folder / "written.json"  # last, so that what it tells of is whole
     wanted = {"seed": recipe.run.seed, **phantom.model_dump()}
     if not written.is_file() or read_json(written) != wanted:

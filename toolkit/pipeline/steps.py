@@ -96,7 +96,7 @@ def run_recipe(
             for step in open_steps:
                 stop.check(f"{step.name} has not begun, and what came before is finished")
                 run_step(step, context)
-        return read_results(run)
+        return write_results(run)
 
 
 def train_beside(recipe: Recipe, stages: Stages) -> Results:

@@ -1,5 +1,6 @@
 """The recipe: one TOML file as frozen sections, loaded with every problem at once."""
 
+from toolkit.recipe.checks import PHANTOM_TASKS
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
     REWARD_WEIGHTS,
@@ -24,6 +25,7 @@ from toolkit.recipe.sections import (
 )
 
 __all__ = [
+    "PHANTOM_TASKS",
     "REWARD_WEIGHTS",
     "SPLITS",
     "Data",

@@ -124,7 +124,7 @@ _RULES: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "literal_error": lambda rule: f"must be {rule['expected']}",
     "greater_than": lambda rule: f"must be greater than {rule['gt']:g}",
     "greater_than_equal": lambda rule: f"must be at least {rule['ge']:g}",
-    "less_than": lambda rule: f"must be less than {rule['lt']:g}",
+    "less_than": lambda rule: f"must be less than {rule['lt']:,}",
     "less_than_equal": lambda rule: f"must be at most {rule['le']:g}",
     "finite_number": lambda rule: "must be a finite number",
     "int_type": lambda rule: "must be a whole number",

@@ -42,7 +42,7 @@ class Section(BaseModel):
 class Run(Section):
     """Where a run lives and what makes it repeatable."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """The run's folder inside ``folder``."""
     folder: Path = Path("runs")
     """Where run folders are made, relative to the working directory."""

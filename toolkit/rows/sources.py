@@ -129,7 +129,10 @@ def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
             for cells in rows:
                 if cells:
                     yield None, _cells(header, cells, f"{file}, line {rows.line_num:,}"), None
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            remedy = "Convert it, for example with: iconv -f LATIN1 -t UTF-8."
+            raise DataError("the file must be UTF-8", place=file, value=error.reason, remedy=remedy) from None
+        except csv.Error as error:
             raise DataError(f"the CSV is broken: {error}", place=f"{file}, line {rows.line_num:,}") from None
 
 

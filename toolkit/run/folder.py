@@ -16,6 +16,8 @@ TRAINING_STAGES = ("sft", "grpo")
 EXPORT = "export"
 """The stage that writes weights for other programs."""
 
+_GONE = "Bring them back, or begin anew with --fresh (the old folder is kept under another name)."
+
 Record = dict[str, Any]
 """What a stage leaves for the results: plain JSON, paths relative to the run folder."""
 
@@ -114,8 +116,14 @@ class RunFolder:
         return self.path / "stages" / stage / "weights"
 
     def trained_weights(self) -> Path | None:
-        """The weights of the last training stage that has finished; None before the first."""
+        """The weights of the last training stage that has finished; None before the first.
+
+        Raises:
+            RunError: they are gone.
+        """
         done = [self.weights_folder(stage) for stage in TRAINING_STAGES if self.is_done(stage)]
+        if done and not done[-1].is_dir():
+            raise RunError("the weights of a finished stage must be there", place=done[-1], remedy=_GONE)
         return done[-1] if done else None
 
     def relative(self, path: Path) -> str:

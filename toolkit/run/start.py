@@ -76,6 +76,25 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
         yield run
 
 
+def read_state(run: RunFolder) -> Record:
+    """What run.json holds.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        state: Record = read_json(run.run_file)
+        if isinstance(state["fingerprints"], dict) and state["sessions"]:
+            return state
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RunError(
+        "run.json must be what the run wrote",
+        place=run.run_file,
+        remedy="Bring it back, or begin anew with --fresh (the old folder is kept under another name).",
+    )
+
+
 def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
     """Keep what went into the run, or see that it is still the same.
 
@@ -86,7 +105,7 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
     Raises:
         RunError: a digest differs from the one that the run began with.
     """
-    state = read_json(run.run_file)
+    state = read_state(run)
     known: dict[str, str] = state["fingerprints"]
     changed = [name for name, digest in fingerprints.items() if known.get(name, digest) != digest]
     if changed:
@@ -103,7 +122,10 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
 def _locked(path: Path) -> Iterator[None]:
     # Beside the folder, so that it also covers the moment when --fresh renames it. The operating system lets go of the
     # lock when its process ends, however it ends.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_made(path, error) from error
     lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
     try:
         lock.acquire()
@@ -113,10 +135,17 @@ def _locked(path: Path) -> Iterator[None]:
             place=path,
             remedy="Wait for it, or choose another name with --set run.name=...",
         ) from error
+    except OSError as error:
+        raise _cannot_be_made(path, error) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _cannot_be_made(path: Path, error: OSError) -> RunError:
+    rule = f"a run folder cannot be made here ({error.strerror or error})"
+    return RunError(rule, place=path, remedy="Choose another run.name or run.folder.")
 
 
 def _name_for_old(path: Path) -> Path:
@@ -162,7 +191,7 @@ def _begin_session(run: RunFolder, recipe: Recipe) -> None:
         write_json(run.run_file, {"seed": recipe.run.seed, "fingerprints": {}, "sessions": [session]})
         log.info("run %s begins in %s", run.name, run.path)
         return
-    state = read_json(run.run_file)
+    state = read_state(run)
     log.info("run %s goes on in %s", run.name, run.path)
     _tell_changed_versions(state["sessions"][-1]["versions"], session["versions"])
     write_json(run.run_file, {**state, "sessions": [*state["sessions"], session]})

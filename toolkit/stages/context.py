@@ -41,7 +41,7 @@ class Context:
         return current_weights(self.run, self.recipe)
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Tell of one finished step: a line in metrics.jsonl and log.txt, and progress. One of several processes does."""
+        """Tell of one finished step in metrics.jsonl, log.txt and by progress; of several processes one does."""
         if not is_main():
             return
         self.run.log_metrics(stage, step, figures)

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.backends import Backend, choose_backend
 from toolkit.backends.base import Completion, Policy, Sampling
-from toolkit.errors import DataError
+from toolkit.errors import DataError, RunError
 from toolkit.metrics import Comparison, Judged, compare, draw_confusion, share, summarise
 from toolkit.run import Record, append_line, cut_torn_line, read_json, read_lines, write_json
 from toolkit.sample import Answer, Sample
@@ -89,6 +89,13 @@ def held_out(context: Context) -> Sequence[Sample]:
 def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> list[Judged]:
     """The written completions, parsed and judged anew: one row a sample, in the samples' order."""
     lines = {line["id"]: line for line in read_lines(file)}
+    if missing := [sample.id for sample in samples if sample.id not in lines]:
+        raise RunError(
+            "the answers of a finished evaluation must be there",
+            place=file,
+            value=f"{len(missing):,} of {len(samples):,} are missing, the first {missing[0]}",
+            remedy="Bring the file back, or begin anew with --fresh (the old folder is kept under another name).",
+        )
     rows = []
     for sample in samples:
         line = lines[sample.id]

@@ -69,10 +69,11 @@ def check_lengths(
     might_exceed = _bound(processor, prompts, answer_tokens, limit)
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
     lengths, too_long = [], []
-    special = _special_tokens(processor)
+    special = special_tokens(processor)
+    refuse_special([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
     for number, sample in enumerate(samples):
         tell(number)
-        _refuse_special(sample, prompts, special, with_answer=answer_tokens is None)
+        refuse_special(texts_of(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
         if number % every and not might_exceed(sample):
             continue
         lengths.append(length := count(sample))
@@ -92,22 +93,30 @@ def check_lengths(
     )
 
 
-def _special_tokens(processor: Any) -> re.Pattern[str]:
+def special_tokens(processor: Any) -> re.Pattern[str]:
+    """Finds the model's special tokens in a text."""
     names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
-def _refuse_special(sample: Sample, prompts: Prompts, special: re.Pattern[str], *, with_answer: bool) -> None:
-    """Text of a row that reads as a turn or a picture would be taken for one."""
+def texts_of(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
+    """What of a row the model is shown; with the reference answer where SFT trains on it."""
     texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
-    if with_answer:
-        texts.append(prompts.task.target(sample))
+    return [*texts, prompts.task.target(sample)] if with_answer else texts
+
+
+def refuse_special(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
+    """Text that reads as a turn or a picture would be taken for one.
+
+    Raises:
+        DataError: one of the texts holds a special token.
+    """
     if found := special.search("\n".join(texts)):
         raise DataError(
-            "a row's text must not hold one of the model's special tokens",
-            place=sample.id,
+            "text must not hold one of the model's special tokens",
+            place=place,
             value=found[0],
-            remedy="Take it out of the row: the model would read it as the end of a turn, or as a picture.",
+            remedy="Take it out: the model would read it as the end of a turn, or as a picture.",
         )
 
 

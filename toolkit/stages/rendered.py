@@ -8,6 +8,7 @@ from toolkit.chat import show_supervised
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
 from toolkit.sample import Sample
+from toolkit.stages.lengths import refuse_special, special_tokens, texts_of
 from toolkit.stages.prompts import Prompts
 
 
@@ -16,9 +17,12 @@ def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore
 
     Raises:
         ModelError: the processor cannot be had.
+        DataError: a row holds one of the model's special tokens.
     """
     policy = choose_backend(recipe.model).load_reader(recipe)
     prompts = Prompts.of(recipe, images)
+    special = special_tokens(policy.processor)
     for sample in samples:
+        refuse_special(texts_of(sample, prompts, with_answer=True), special, sample.id)
         batch = collate(policy, [prompts.row(sample, answer=True)])
         yield sample.id, show_supervised(policy.processor, batch["input_ids"][0].tolist(), batch["labels"][0].tolist())

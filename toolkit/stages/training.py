@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.backends import Backend, together
 from toolkit.backends.base import Policy
-from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints
+from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints, is_whole
 from toolkit.errors import TrainingError
 from toolkit.run import Record, flush_folder, is_main, read_json
 from toolkit.stages.context import Context
@@ -105,9 +105,12 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
+    """The newest complete checkpoint of a stage; a damaged one is told and left out."""
+    for checkpoint in reversed(checkpoints(folder)):
+        if is_whole(checkpoint):
+            return checkpoint
+        log.warning("%s: files are missing or damaged, so it is not gone on from", checkpoint)
+    return None
 
 
 def save_weights(backend: Backend, policy: Policy, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,8 @@ from toolkit.errors import ImageError, RowProblem
 from toolkit.images import image_ref
 from toolkit.sample import ImageRef
 from toolkit.tasks.base import RowOrigin
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 NO_IMAGE = "no image path"
 TOO_MANY_IMAGES = "more pictures than images.max_per_question"
@@ -23,10 +26,21 @@ def text_of(value: Any) -> str:
     ('yes', '3', '2.0', '', '')
     """
     if isinstance(value, str):
+        if not value.isascii() and _HALF.search(value):
+            raise RowProblem("a text holds half of a surrogate pair, which is no character", value=ascii(value))
         return value.strip()
     if value is None or value != value:  # only NaN differs from itself
         return ""
     return str(value).strip()
+
+
+def name_of(value: Any) -> str:
+    """A patient's or lesion's name or number as text. Tables make whole numbers floats where one is missing: 3.0 is 3.
+
+    >>> name_of(3), name_of(3.0), name_of("3.0"), name_of("P3")
+    ('3', '3', '3.0', 'P3')
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
 
 
 def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
@@ -79,7 +93,7 @@ def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef
     """
     if source.group is None:
         return str(images[0].path).removeprefix(str(source.image_root)).lstrip(os.sep).replace(os.sep, "/")
-    if group := text_of(row.get(source.group)):
+    if group := name_of(row.get(source.group)):
         return group
     raise RowProblem("no group", place=f"{source.file}", value=row.get(source.group))
 

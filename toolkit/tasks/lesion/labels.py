@@ -54,23 +54,34 @@ class LabelTable:
         return None, "several diagnoses are named" if found else "no known diagnosis is named"
 
 
-_SYNONYMS = {
-    (
-        "akiec",
-        "actinic keratosis",
-    ): "solar keratosis; Bowen's disease; Bowen disease; intraepithelial carcinoma; actinic "
-    "keratoses and intraepithelial carcinoma; actinic keratoses; AK",
-    ("bcc", "basal cell carcinoma"): "basal cell cancer; basalioma",
-    ("bkl", "benign keratosis"): "benign keratosis-like lesion; benign keratoses; seborrheic keratosis; seborrhoeic "
-    "keratosis; seborrheic keratoses; solar lentigo; lichen planus-like keratosis; pigmented benign keratosis",
-    ("df", "dermatofibroma"): "fibrous histiocytoma",
-    ("mel", "melanoma"): "malignant melanoma; melanoma in situ; lentigo maligna",
-    ("nv", "melanocytic nevus"): "nevus; naevus; melanocytic naevus; melanocytic nevi; nevi; naevi; mole; benign nevus",
-    ("vasc", "vascular lesion"): "angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma; cherry angioma",
-}
+_KERATOSES = (
+    "solar keratosis; solar or actinic keratosis; Bowen's disease; Bowen disease; intraepithelial carcinoma; "
+    "actinic keratoses and intraepithelial carcinoma; actinic keratoses; AK"
+)
+_BENIGN_KERATOSES = (
+    "benign keratosis-like lesion; benign keratoses; seborrheic keratosis; seborrhoeic keratosis; "
+    "seborrheic keratoses; solar lentigo; lichen planus-like keratosis; pigmented benign keratosis"
+)
+_MELANOMAS = (
+    "malignant melanoma; melanoma in situ; lentigo maligna; melanoma invasive; invasive melanoma; melanoma NOS; "
+    "melanoma metastasis"
+)
+_NEVI = "nevus; naevus; melanocytic naevus; melanocytic nevi; nevi; naevi; mole; benign nevus; nevus NOS"
+_VESSELS = "angioma; hemangioma; haemangioma; angiokeratoma; pyogenic granuloma; cherry angioma"
 
 HAM10000 = LabelTable(
-    tuple(Label(code, name, tuple(synonyms.split("; "))) for (code, name), synonyms in _SYNONYMS.items())
+    tuple(
+        Label(code, name, tuple(synonyms.split("; ")))
+        for code, name, synonyms in (
+            ("akiec", "actinic keratosis", _KERATOSES),
+            ("bcc", "basal cell carcinoma", "basal cell cancer; basalioma"),
+            ("bkl", "benign keratosis", _BENIGN_KERATOSES),
+            ("df", "dermatofibroma", "fibrous histiocytoma"),
+            ("mel", "melanoma", _MELANOMAS),
+            ("nv", "melanocytic nevus", _NEVI),
+            ("vasc", "vascular lesion", _VESSELS),
+        )
+    )
 )
 """The seven classes of HAM10000 (Tschandl et al. 2018, doi:10.1038/sdata.2018.161), by code."""
 
@@ -122,4 +133,6 @@ def _names_of(label: Label) -> Iterator[str]:
 def _fold(text: str) -> str:
     """Lower case words without punctuation; an s that only makes a plural is dropped."""
     words = re.findall(r"[a-z0-9]+", text.lower().replace("'s", "").replace("’s", ""))
-    return " ".join(word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "is", "us") else word for word in words)
+    return " ".join(
+        word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "is", "us", "os") else word for word in words
+    )

@@ -13,7 +13,7 @@ from toolkit.metrics import AGE_EDGES, band
 from toolkit.regions import Box, Place, Polygon, Size, clip_box, order_box, place_of, read_place
 from toolkit.sample import ImageRef, Sample
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, decoded, extra_fields, read_group, read_images, text_of
+from toolkit.tasks.cells import cell, decoded, extra_fields, name_of, read_group, read_images, text_of
 from toolkit.tasks.lesion.questions import choose_question
 from toolkit.tasks.lesion.settings import LesionSettings
 
@@ -244,6 +244,6 @@ def _group(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef) -> str:
     """
     if origin.group is None:
         for field in ("patient", "lesion"):
-            if group := text_of(cell(row, origin, field)):
+            if group := name_of(cell(row, origin, field)):
                 return group
     return read_group(row, origin, (image,))

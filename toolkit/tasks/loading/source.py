@@ -93,7 +93,9 @@ def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> t
     first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
     index = open_index(source, id_column=wanted.columns.get("id"), visit=first_pass.look)
     _check_columns(task, wanted, index, image_root)
-    row_source = _row_source(task, wanted, (source, image_root or index.image_root), index.columns)
+    # Pictures that lie inside the source were put beside its index, wherever other pictures are.
+    root = index.image_root if index.facts.stores_pictures else image_root or index.image_root
+    row_source = _row_source(task, wanted, (source, root), index.columns)
     file = survey_file(task, row_source, index)
     survey = load_survey(file)
     if survey is None:

@@ -29,6 +29,10 @@ _LABEL = re.compile(r"\(?([A-Za-z])(?:\)|[.:]|\s+-)\s*(.*)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 
 
+MOST_COLUMNS = 8
+"""Options in columns of their own: option_a to option_h."""
+
+
 def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     """The sample of one row.
 
@@ -70,7 +74,11 @@ def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems"
     """
     value = decoded(cell(row, source, "options"))
     if value is None:
-        found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:8]}
+        found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:MOST_COLUMNS]}
+        if any(fold(column) == f"option {LETTERS[MOST_COLUMNS].lower()}" for column in row):
+            raise problem(
+                "more options in columns of their own than a to h", remedy="Put them into one column, options."
+            )
         value = {letter: text for letter, text in found.items() if text_of(text)}
     if not isinstance(value, list | dict):
         raise problem("options are neither a list nor a table", value)
@@ -101,8 +109,12 @@ def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str,
 
 
 def fold(text: str) -> str:
-    """Lower case without punctuation, for texts that differ in nothing else."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    """Lower case without punctuation, for texts that differ in nothing else; signs that change a meaning stay.
+
+    >>> fold("Size: > 5 mm."), fold("-3 to +2"), fold("T-cell")
+    ('size > 5 mm', '- 3 to + 2', 't cell')
+    """
+    return " ".join(re.findall(r"[^\W_]+|[<>≤≥=+±]|(?<!\w)[-−](?=\d)", text.casefold()))
 
 
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
