@@ -47,7 +47,8 @@ def evaluate(context: Context, name: str, weights: Path | None, earlier: Sequenc
         most = recipe.model.max_tokens
         check_lengths(policy.processor, prompts, waiting, most, section.max_completion_tokens, tell=context.no_step_yet)
         for sample, completion in _ask(context, name, backend, policy, prompts, waiting):
-            append_line(partial, _prediction(sample, read_answer(prompts.task, sample, completion)))
+            answer = read_answer(prompts.task, sample, completion)
+            append_line(partial, {"split": section.split, **_prediction(sample, answer)})
     rows = judge_predictions(context, prompts, samples, partial)
     partial.replace(folder / PREDICTIONS)
     for other in folder.glob(PARTIAL.format("*")):

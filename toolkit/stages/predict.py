@@ -1,7 +1,7 @@
 """Prediction: one question about one or more pictures, asked of a run's model."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,18 @@ from toolkit.tasks.base import RowOrigin
 
 log = logging.getLogger(__name__)
 
-_STAND_INS: Mapping[str, Mapping[str, Any]] = {
-    "mcq": {"answer": "A"},
-    "vqa": {"answer": "unknown", "answer_type": "open"},
+_STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
+    "mcq": lambda settings: {"answer": "A"},
+    "vqa": lambda settings: {"answer": "unknown", "answer_type": "open"},
+    "lesion": lambda settings: {
+        "diagnosis": settings.labels.labels[0].code,
+        "bbox": [0, 0, 1, 1],
+        "polygons": [[[0, 0], [1, 0], [1, 1]]],
+        "size": "unknown",
+        "features": "unknown",
+    },
 }
-"""A task reads rows that have a reference; the one put here is taken off again."""
-
-_COLUMNS = ("question", "options", "answer", "answer_type", "image")
+"""A task reads rows that have a reference, and asks for what they know; the one put here is taken off again."""
 
 
 def predict(
@@ -67,19 +72,19 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
     """The question as the task reads one from a row, so that it looks as it did in training."""
     task = recipe.data.task
     _check_options(task, options)
+    settings = TASKS[task].settings(recipe, "predict")
     row = {
         "question": question,
         "options": list(options),
         "image": [str(path.absolute()) for path in images],
-        **_STAND_INS[task],
+        **_STAND_INS[task](settings),
     }
-    settings = TASKS[task].settings(recipe, "test")
-    source = RowOrigin(Path("--question"), Path("/"), {name: name for name in _COLUMNS}, settings=settings)
+    source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
     try:
         sample = TASKS[task].read("question", row, source)
     except RowProblem as problem:
         raise DataError(f"the question cannot be asked: {problem.reason}", value=problem.value) from problem
-    return replace(sample, reference={})
+    return replace(sample, fields={**sample.fields, "question": question}, reference={})
 
 
 def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:

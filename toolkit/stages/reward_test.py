@@ -171,9 +171,11 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
         context=recipe.prompt.context,
         settings=task.settings(recipe, "test"),
     )
+    # Nor are masks: the outlines in the row stand for one.
+    absent = {column["mask"]: None} if "mask" in column else {}
     try:
         name = str(line.content.get("id", line.place))
-        return task.read(name, {**row, column["image"]: _NO_PICTURE}, source)
+        return task.read(name, {**row, column["image"]: _NO_PICTURE, **absent}, source)
     except RowProblem as problem:
         raise DataError(f"the row cannot be used: {problem.reason}", place=line.place, value=sorted(row)) from problem
 
