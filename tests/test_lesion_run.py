@@ -1,7 +1,6 @@
 """Lesions from practice data to a trained run: every stage, tables of several scores, prediction, rewards by hand."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from toolkit.stages.reward_test import score_file
 
 
 @pytest.fixture(scope="module")
-def lesions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A recipe whose run trained two steps on practice lesions, of which parts are shown."""
     folder = tmp_path_factory.mktemp("lesions")
     tables = {
@@ -33,7 +32,7 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     }
     recipe = small_recipe(folder, tables, "lesions").model_copy(update={"grpo": None})
     run_recipe(recipe, STAGES)
-    yield recipe
+    return recipe
 
 
 def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
