@@ -516,3 +516,14 @@ def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: p
         context.run.mark_done("grpo", train_grpo(context))
         export(with_export(context, verify=1))
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_merged_or_had_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"export": {"to": ("adapter", "merged")}})
+    shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    config = tmp_path / "base/config.json"
+    config.write_text(json.dumps({**read_json(config), "quantization_config": {"quant_method": "bitsandbytes"}}))
+    for name, rule in {str(tmp_path / "base"): "stored in 16 bits or more", "nobody/nothing": "can be reached"}.items():
+        model = recipe.model.model_copy(update={"name": name})
+        with pytest.raises(ModelError, match=rule):
+            HfBackend().load(recipe.model_copy(update={"model": model}), None, trainable=True)

@@ -79,7 +79,7 @@ def restore(model: Any, folder: Path) -> None:
         found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
         missing = [name for name in found.missing_keys if "lora_" in name and ".default." in name]
         wrong = [*missing, *found.unexpected_keys]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         wrong = [str(error).splitlines()[0][:200]]
     if wrong:
         rule = "a checkpoint must hold the weights of the adapter that is trained"

@@ -63,9 +63,12 @@ def refuse_unmergeable(source: str, model: Model) -> None:
     """Before anything is trained: merged weights need a base that is not stored quantised.
 
     Raises:
-        ModelError: the base is.
+        ModelError: the base is, or it cannot be had.
     """
-    settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
+    try:
+        settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise not_found(source, error) from error
     if settings.get("quantization_config"):
         raise ModelError(
             "merged weights need a base whose weights are stored in 16 bits or more",

@@ -5,16 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from toolkit.errors import DataError, ImageError
 from toolkit.images import ImagePolicy, ImageStore
-from toolkit.regions import Mask, Size, find_regions, read_mask
+from toolkit.regions import Mask, find_regions, fit_mask, read_mask
 from toolkit.sample import ImageRef
-
-ASPECT = 0.01
-"""A mask whose sides have another ratio than the picture's, by more than this, is not of this picture."""
 
 _HEADERS = ImageStore(ImagePolicy(), memory_mb=0)
 
@@ -66,11 +62,11 @@ def measure(job: Job) -> Measured:
         return Measured([0, 0], problem=f"{error.place}: {error.rule}")
     if mask is None:
         return Measured(list(size), features=features)
-    mask_size = (mask.shape[1], mask.shape[0])
-    if not _have_one_aspect(mask_size, size):
+    mask_size, fitted = (mask.shape[1], mask.shape[0]), fit_mask(mask, size)
+    if fitted is None:
         text = "the mask is {} x {}, the picture {} x {}: they do not belong together"
         return Measured(list(size), problem=f"{job.mask}: {text.format(*mask_size, *size)}")
-    return _measure_mask(_scale(mask, size), features, scaled=mask_size != size)
+    return _measure_mask(fitted, features, scaled=mask_size != size)
 
 
 def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> Measured:
@@ -89,15 +85,3 @@ def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> Me
 
 def _features(masks: Mapping[str, Path]) -> list[str] | None:
     return sorted(name for name, file in masks.items() if read_mask(file).any()) if masks else None
-
-
-def _have_one_aspect(a: Size, b: Size) -> bool:
-    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= ASPECT
-
-
-def _scale(mask: Mask, size: Size) -> Mask:
-    if mask.shape == (size[1], size[0]):
-        return mask
-    # The exact kind takes the pixel whose middle is nearest; the plain one is shifted by half a pixel.
-    scaled: Mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
-    return scaled

@@ -20,6 +20,9 @@ Polygon = tuple[tuple[float, float], ...]
 SPECK = 0.01
 """A region smaller than this share of the largest one is a speck of annotation, not a lesion."""
 
+ASPECT = 0.01
+"""A mask whose sides have another ratio than its picture's, by more than this share, is not of this picture."""
+
 TOLERANCE = 0.75
 """Pixels by which a shortened outline may leave the exact one."""
 
@@ -50,6 +53,18 @@ def read_mask(path: Path) -> Mask:
         values = values[..., :3].max(axis=2)  # a fourth channel is opacity
     mask: Mask = values > values.max() / 2
     return mask
+
+
+def fit_mask(mask: Mask, size: Size) -> Mask | None:
+    """The mask at the size of its picture; None where their proportions differ by more than ``ASPECT``."""
+    height, width = mask.shape
+    if (width, height) == size:
+        return mask
+    if abs(width * size[1] / (height * size[0]) - 1) > ASPECT:
+        return None
+    # The exact kind takes the pixel whose middle is nearest; the plain one is shifted by half a pixel.
+    scaled: Mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return scaled
 
 
 def find_regions(mask: Mask) -> tuple[list[Region], int]:

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from toolkit.errors import DataError
@@ -24,6 +23,7 @@ from toolkit.regions import (
     centre,
     draw_boxes,
     draw_polygons,
+    fit_mask,
     match,
     place_of,
     place_score,
@@ -245,16 +245,12 @@ def _reference_mask(sample: Sample) -> Mask | None:
 @lru_cache(maxsize=64)
 def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, picture: Size) -> Mask:
     """The mask of what is shown, at the picture's own size. The last ones stay: a prompt's completions share one."""
-    mask = read_mask(Path(file))
-    if mask.shape != picture[::-1]:
-        height, width = mask.shape
-        if abs(width * picture[1] - height * picture[0]) > 0.01 * height * picture[0]:
-            raise DataError(
-                "a mask must have its picture's proportions",
-                place=file,
-                value=f"{width} x {height} beside {picture[0]} x {picture[1]}",
-            )
-        mask = cv2.resize(mask.astype(np.uint8), picture, interpolation=cv2.INTER_NEAREST).astype(bool)
+    stored = read_mask(Path(file))
+    mask = fit_mask(stored, picture)
+    if mask is None:
+        height, width = stored.shape
+        found = f"{width} x {height} beside {picture[0]} x {picture[1]}"
+        raise DataError("a mask must have its picture's proportions", place=file, value=found)
     if crop is not None:
         mask = mask[crop[1] : crop[3], crop[0] : crop[2]]
     mask.setflags(write=False)
