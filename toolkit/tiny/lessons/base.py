@@ -1,0 +1,50 @@
+"""What a lesson is, and what lessons of every subject share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from toolkit.phantoms.film import Rng
+from toolkit.phantoms.spots import Bytes
+
+
+class Lesson(NamedTuple):
+    """One turn: what the user asks about the picture, and the answer."""
+
+    question: str
+    answer: str
+
+
+class Drawing(NamedTuple):
+    """A picture (height x width x 3, red, green, blue) and a function that makes a lesson about it, another each time."""
+
+    pixels: Bytes
+    lesson: Callable[[Rng], Lesson]
+
+
+class Subject(NamedTuple):
+    """One kind of picture.
+
+    ``draw``: seed and number -> Drawing. ``texts``: seed, number and generator -> texts for the tokenizer. ``weight``:
+    its share of the pictures.
+    """
+
+    name: str
+    draw: Callable[[int, int], Drawing]
+    texts: Callable[[int, int, Rng], Sequence[str]]
+    weight: float
+
+
+def weighted(kinds: Sequence[tuple[Any, float]], rng: Rng) -> Any:
+    """One of the kinds, drawn by its weight."""
+    made, weights = zip(*kinds, strict=True)
+    return made[int(rng.choice(len(made), p=weights))]
+
+
+def one_of(texts: Sequence[str], rng: Rng) -> str:
+    """One of the texts."""
+    return texts[int(rng.integers(len(texts)))]
+
+
+def between(tags: tuple[str, str], text: str) -> str:
+    """The text on a line of its own between two tags."""
+    return f"{tags[0]}\n{text}\n{tags[1]}"

@@ -1,0 +1,93 @@
+"""Lessons about skin lesions: which, where, and its box, one part at a time; never a whole answer."""
+
+import json
+from functools import partial
+from typing import NamedTuple
+
+from toolkit.phantoms.film import Rng
+from toolkit.phantoms.lesion import Photo, make_lesion
+from toolkit.regions import COORDINATES, Box, Frame, centre, find_regions, place_of, spell_place
+from toolkit.tasks.lesion.labels import HAM10000
+from toolkit.tasks.lesion.questions import WHAT, WHERE
+from toolkit.tiny.lessons.base import Drawing, Lesson, one_of, weighted
+
+SIZE = (160, 120)
+"""Width and height in pixels that pictures are drawn with."""
+FREQUENCIES = dict.fromkeys((label.code for label in HAM10000.labels), 1.0)
+FRAME = Frame(SIZE, SIZE, COORDINATES["hundred"])
+"""The tiny model's coordinates run from 0 to 100 over each side."""
+
+
+class Skin(NamedTuple):
+    """What is to be seen: the name of the disease, and the box of each lesion, the largest first."""
+
+    name: str
+    boxes: tuple[Box, ...]
+
+
+def draw(seed: int, number: int) -> Drawing:
+    """A photograph of a lesion, or of two, and who asks about it."""
+    photo = Photo(number, make_lesion(seed, number, FREQUENCIES), (seed, number))
+    picture = photo.draw(SIZE)
+    regions, _ = find_regions(picture.mask > 0)
+    skin = Skin(HAM10000.name(photo.lesion.dx), tuple(region.box for region in regions))
+    return Drawing(picture.pixels, partial(lesson, skin))
+
+
+def lesson(skin: Skin, rng: Rng) -> Lesson:
+    """A lesson about this picture, of a kind drawn by weight."""
+    return weighted(_KINDS, rng)(skin, rng)
+
+
+def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
+    """What lessons on a made-up box say, for the tokenizer."""
+    corner, size = rng.uniform(0, 0.6, 2) * SIZE, rng.uniform(0.1, 0.4, 2) * SIZE
+    skin = Skin(one_of([label.name for label in HAM10000.labels], rng), ((*corner, *(corner + size)),))
+    return *lesson(skin, rng), *lesson(skin, rng), one_of(WHERE + WHAT, rng)
+
+
+def _name(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson(one_of(("Diagnosis:", "Name the disease."), rng), skin.name)
+
+
+def _place(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson(one_of(("Place:", "In which part of the picture?"), rng), _place_of(skin.boxes[0]))
+
+
+def _middle(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson("Point at the largest lesion.", json.dumps(FRAME.write(centre(skin.boxes[0]))))
+
+
+def _box(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson("Box of the largest lesion:", _box_of(skin.boxes[0]))
+
+
+def _tagged_name(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson("Write <diagnosis>.", f"<diagnosis>{skin.name}</diagnosis>")
+
+
+def _tagged_places(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson("Write <location>.", "\n".join(f"<location>{_place_of(box)}</location>" for box in skin.boxes))
+
+
+def _tagged_boxes(skin: Skin, rng: Rng) -> Lesson:
+    return Lesson("Write <bbox>.", "\n".join(f"<bbox>{_box_of(box)}</bbox>" for box in skin.boxes))
+
+
+_KINDS = (
+    (_name, 0.12),
+    (_place, 0.12),
+    (_middle, 0.16),
+    (_box, 0.2),
+    (_tagged_name, 0.1),
+    (_tagged_places, 0.1),
+    (_tagged_boxes, 0.2),
+)
+
+
+def _place_of(box: Box) -> str:
+    return spell_place(place_of(box, SIZE))
+
+
+def _box_of(box: Box) -> str:
+    return json.dumps(FRAME.write(box))

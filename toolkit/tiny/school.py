@@ -1,0 +1,89 @@
+"""Lessons as batches: every picture drawn once, asked about anew each time it comes."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Gemma3Processor
+
+from toolkit.phantoms.spots import Bytes
+from toolkit.tiny.build import SIDE
+from toolkit.tiny.lessons import FIRST, SUBJECTS, Drawing, Lesson, Subject
+
+BATCH = 64
+TURNS = 2
+"""Lessons about one picture in one conversation: the picture is seen once for all of them."""
+
+Pixels = NDArray[np.uint8]
+"""Pictures x side x side x 3."""
+Batch = dict[str, torch.Tensor]
+
+
+class School:
+    """Pictures of every subject, and batches of lessons about them."""
+
+    def __init__(self, processor: Gemma3Processor, pictures: int, seed: int) -> None:
+        self._processor = processor
+        self._rng = np.random.default_rng(seed)
+        self._drawings = {subject: _draw(subject, round(pictures * subject.weight), seed) for subject in SUBJECTS}
+
+    def batches(self) -> Iterator[list[tuple[float, Batch]]]:
+        """Without end: for each step a batch of each subject and its weight, which sum to 1.
+
+        A subject has batches of its own, since its lessons are about as long as each other.
+        """
+        while True:
+            yield [(subject.weight, self._batch(subject)) for subject in SUBJECTS]
+
+    def _batch(self, subject: Subject) -> Batch:
+        drawings = self._drawings[subject]
+        chosen = [drawings[i] for i in self._rng.integers(len(drawings), size=round(BATCH * subject.weight))]
+        lessons = [[one.lesson(self._rng) for _ in range(TURNS)] for one in chosen]
+        return collate(self._processor, lessons, np.stack([one.pixels for one in chosen]))
+
+
+def collate(processor: Gemma3Processor, conversations: Sequence[Sequence[Lesson]], pixels: Pixels) -> Batch:
+    """Conversations about a picture each, as the model takes them; labels are on the answers and their turns' ends."""
+    rows, labels = zip(*(_tokens(processor, lessons) for lessons in conversations), strict=True)
+    ids = pad_sequence(rows, batch_first=True, padding_value=0)
+    light = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        "token_type_ids": (ids == processor.tokenizer.image_token_id).long(),
+        "pixel_values": light / 127.5 - 1,
+    }
+
+
+def _tokens(processor: Gemma3Processor, lessons: Sequence[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
+    ids: list[int] = []
+    labels: list[int] = []
+    head = f"<bos><start_of_turn>user\n{processor.full_image_sequence}"
+    for question, answer in lessons:
+        prompt = f"{head}{question}<end_of_turn>\n<start_of_turn>model\n"
+        asked, told = (
+            processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt, f"{answer}<end_of_turn>")
+        )
+        ids += asked + told
+        labels += [-100] * len(asked) + told
+        head = "\n<start_of_turn>user\n"
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def _draw(subject: Subject, count: int, seed: int) -> list[Drawing]:
+    """So many pictures of a subject, as the model sees them."""
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(partial(_small, subject, seed), range(FIRST, FIRST + count), chunksize=64))
+
+
+def _small(subject: Subject, seed: int, number: int) -> Drawing:
+    pixels, lesson = subject.draw(seed, number)
+    small: Bytes = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return Drawing(small, lesson)
