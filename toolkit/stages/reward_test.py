@@ -119,13 +119,12 @@ def _by_id(line: _Line) -> bool:
 def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowProblem]]:
     """id -> split -> the sample, or why the row cannot be used."""
     found: dict[str, dict[str, Sample | RowProblem]] = {}
-    task = TASKS[recipe.data.task]
     for split, source, root in _sources(recipe) if wanted else ():
-        samples = read_file(recipe, source, root).samples
-        for name, row in samples.table:
+        samples = read_file(recipe, source, root, split).samples
+        for number, (name, _) in enumerate(samples.table):
             if name in wanted:
                 try:
-                    found.setdefault(name, {})[split] = task.read(name, row, samples.source)
+                    found.setdefault(name, {})[split] = samples.read(number)
                 except RowProblem as problem:
                     found.setdefault(name, {})[split] = problem
     return found

@@ -77,7 +77,7 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
     loaded, problems = {}, []
     for name, source in sources.items():
         try:
-            loaded[name] = read_file(recipe, source, image_root)
+            loaded[name] = read_file(recipe, source, image_root, name)
         except DataError as error:
             problems.append(error)
     if len(problems) == 1:
