@@ -17,6 +17,9 @@ from toolkit.stages.predict import predict
 from toolkit.stages.reward_test import score_file
 
 
+pytestmark = pytest.mark.slow
+
+
 def trained(folder: Path, sections: tuple[str, ...], **more: Any) -> Recipe:
     """A recipe whose run trained two steps of SFT and GRPO on seven tasks."""
     rows = [{**one, "Application": f"viewer {task % 2}"} for task in range(1, 11) for one in task_rows(task)]
