@@ -246,7 +246,7 @@ def test_each_family_has_its_convention(model: str, name: str) -> None:
 
 def test_an_unknown_family_must_be_told() -> None:
     with pytest.raises(RecipeError, match=r"data\.lesion\.coordinates.*'acme/vision'.*thousand"):
-        choose_coordinates("auto", "acme/vision")
+        choose_coordinates("auto", "acme/vision", "data.lesion.coordinates")
 
 
 @pytest.mark.parametrize("name", COORDINATES)

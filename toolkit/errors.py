@@ -4,6 +4,7 @@ ToolkitError
 ├── RecipeError        the TOML: all problems at once
 ├── DataError          rows, columns, splits, leaks
 │   └── RowProblem     one row that cannot be used (counted, never shown as a crash)
+│       └── MissingPicture  because its picture is not there
 ├── ImageError         one picture that cannot be read
 ├── RewardError        a reward that raised, left [0, 1], or is not there
 ├── ModelError         a model, processor, adapter or chat template that cannot do what is asked
@@ -71,6 +72,10 @@ class RowProblem(DataError):
     def __init__(self, reason: str, **details: object) -> None:
         self.reason = reason
         super().__init__(reason, **details)  # type: ignore[arg-type]
+
+
+class MissingPicture(RowProblem):
+    """A row that cannot be used as long as its picture is not there: what was found is not remembered."""
 
 
 class ImageError(ToolkitError):

@@ -74,6 +74,19 @@ def normalise(text: str) -> str:
     return " ".join(tokens(text))
 
 
+def label_text(text: str) -> str:
+    """A button's or field's label as labels are compared: case, blanks and punctuation do not count.
+
+    Signs that tell two labels apart stay ("Zoom +", "L/R"), and so does a text of nothing but punctuation.
+
+    >>> label_text(" Load-Volume. "), label_text("Zoom +"), label_text("3.5 mm"), label_text("…")
+    ('load volume', 'zoom +', '3.5 mm', '…')
+    """
+    plain = unicodedata.normalize("NFC", text).casefold()
+    words = _PUNCTUATION.sub(" ", plain).split()
+    return " ".join(words or plain.split())
+
+
 def content_words(text: str) -> list[str]:
     """The words of a text, in order, without function words; negations stay.
 
@@ -125,6 +138,8 @@ def _share(shared: int, others: int) -> float:
 
 
 _SIGNS = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "−": "-", "%": " percent "})
+# Not between two digits, where it is a decimal's or a thousand's; a hyphen or underscore only within a word.
+_PUNCTUATION = re.compile(r"""["'’‘“”`´!?;:()\[\]{}…]|(?<!\d)[.,]|[.,](?!\d)|(?<=\w)-(?=\w)|_""")
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
 _UNITS = "mm|cm|m|ml|cc|l|mg|g|kg|kv|kvp|hu|t|gy|hz|mhz|s|min|h"

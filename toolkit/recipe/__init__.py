@@ -22,6 +22,7 @@ from toolkit.recipe.sections import (
     Section,
     Sft,
     Split,
+    Steps,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Section",
     "Sft",
     "Split",
+    "Steps",
     "changed_keys",
     "dump_recipe",
     "load_recipe",

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.recipe.problems import found, nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Lesion, Recipe
+from toolkit.recipe.sections import REWARD_WEIGHTS, Lesion, Recipe, Steps
 
 Finding = tuple[str, str]
 """A dotted key and what is wrong with it."""
@@ -78,6 +78,28 @@ def lesion_settings_fit(recipe: Recipe) -> Iterator[Finding]:
         yield "data.lesion.answer", f"must hold diagnosis, location, bbox or polygon{found(list(data.lesion.answer))}"
     elif len(set(data.lesion.answer)) < len(data.lesion.answer):
         yield "data.lesion.answer", f"must name each part once{found(list(data.lesion.answer))}"
+
+
+def step_settings_fit(recipe: Recipe) -> Iterator[Finding]:
+    """[data.steps] belongs to its task, shows something, and asks for an action."""
+    steps = recipe.data.steps
+    if recipe.data.task != "steps":
+        if steps != Steps():
+            yield "data.steps", f'belongs to the task "steps"{found(recipe.data.task)}'
+        return
+    for name in ("sections", "answer", "actions"):
+        listed = getattr(steps, name)
+        if not listed or len(set(listed)) < len(listed):
+            yield f"data.steps.{name}", f"must name at least one, and each once{found(list(listed))}"
+    if "predicted" not in steps.answer:
+        yield "data.steps.answer", f'must hold "predicted": the action is what is judged{found(list(steps.answer))}'
+    if steps.drop_memory + steps.corrupt_memory > 1:
+        both = steps.drop_memory + steps.corrupt_memory
+        yield "data.steps.corrupt_memory", f"and drop_memory must be at most 1 together{found(both)}"
+    if (steps.drop_memory or steps.corrupt_memory) and not {"short_term", "long_term"} & set(steps.sections):
+        yield "data.steps.sections", f"must hold a memory where some are dropped{found(list(steps.sections))}"
+    if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
+        yield "data.steps.task_end", f"must be at least task_start (={steps.task_start}){found(steps.task_end)}"
 
 
 def checkpoints_are_looked_at(recipe: Recipe) -> Iterator[Finding]:
@@ -200,6 +222,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"images"}), skipped_pictures_are_known),
     (frozenset({"data"}), shares_leave_training_rows),
     (frozenset({"data"}), lesion_settings_fit),
+    (frozenset({"data"}), step_settings_fit),
     (frozenset({"data", "evaluate"}), evaluated_split_exists),
     (frozenset({"data", "rewards"}), known_rewards),
     (frozenset({"data", "rewards"}), well_formed_custom_rewards),

@@ -14,6 +14,16 @@ REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
     "vqa": {"exact": 1.0, "token_f1": 1.0, "format": 0.1},
     "lesion": {"diagnosis": 0.4, "place": 0.3, "mask_iou": 0.3, "box_iou": 0.0, "giou": 0.0, "format": 0.0},
+    "steps": {
+        "action": 0.4,
+        "target": 0.2,
+        "target_fuzzy": 0.0,
+        "grounding": 0.2,
+        "distance": 0.0,
+        "iou": 0.0,
+        "memory": 0.1,
+        "json": 0.1,
+    },
 }
 """task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
 
@@ -21,6 +31,7 @@ RESULTS_BY: Mapping[str, tuple[str, ...]] = {
     "mcq": ("question_type",),
     "vqa": ("question_type",),
     "lesion": ("sex", "age_band", "site", "source"),
+    "steps": ("action", "application"),
 }
 """task -> the columns that results are given by, where the rows have them."""
 
@@ -129,10 +140,45 @@ class Lesion(Section):
     """Where pictures are cropped."""
 
 
+class Steps(Section):
+    """What the task ``steps`` shows of a step, what it asks for, and which tasks are trained on."""
+
+    sections: tuple[Literal["goal", "image", "short_term", "long_term"], ...] = (
+        "goal",
+        "image",
+        "short_term",
+        "long_term",
+    )
+    """What a prompt is made of; without ``image`` the rows have no picture. ``prompt.instruction`` is the last part."""
+    answer: tuple[Literal["short_term", "long_term", "reason", "predicted"], ...] = (
+        "short_term",
+        "long_term",
+        "reason",
+        "predicted",
+    )
+    """The parts of an answer, which stand in the order of the row."""
+    actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
+    """All actions that there are; rows with another one cannot be used."""
+    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
+    """How the model writes numbers (``regions.coordinates``). ``auto``: the convention of the model's family."""
+    places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
+    """How the rows write them: in pixels of the screenshot, or from 0 to 1000, 100 or 1 over each side."""
+    task_start: int | None = Field(None, ge=0)
+    task_end: int | None = Field(None, ge=0)
+    """The first and the last task of ``data.train`` that is used, both included, by the number that ends its id."""
+    on_gap: Literal["drop", "empty"] = "drop"
+    """A step whose predecessor is missing, so that the memory before it is not known: leave it out, counted, or show an
+    empty memory."""
+    drop_memory: float = Field(0.0, ge=0, le=1)
+    """The chance that a training row is shown no memory, drawn by the seed and the row."""
+    corrupt_memory: float = Field(0.0, ge=0, le=1)
+    """The chance that half of a training row's memory is left out."""
+
+
 class Data(Section):
     """Rows: where they are, what their columns mean, how they are split."""
 
-    task: Literal["mcq", "vqa", "lesion"]
+    task: Literal["mcq", "vqa", "lesion", "steps"]
     train: str | None = None
     """A file (.json .jsonl .parquet .csv), a folder of them, or ``hub:owner/name`` with an optional ``#split``."""
     validation: str | None = None
@@ -147,6 +193,7 @@ class Data(Section):
     """The column that names the patient or lesion; default: the row's first image."""
     split: Split = Split()
     lesion: Lesion = Lesion()
+    steps: Steps = Steps()
     sampling: Literal["natural", "balanced"] = "natural"
     """``balanced``: training draws every class equally often, and within a class every group (lesion, patient)."""
     on_leak: Literal["stop", "report", "drop"] = "stop"

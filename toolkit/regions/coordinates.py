@@ -44,8 +44,8 @@ FAMILIES: Mapping[str, str] = {
 """Pattern in a model's name -> its convention; the first that fits."""
 
 
-def choose_coordinates(wanted: str, model: str) -> Coordinates:
-    """The convention that a recipe names, or with ``auto`` that of the model's family.
+def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coordinates:
+    """The convention that a recipe names, or with ``auto`` that of the model's family; ``key`` is where it does.
 
     Raises:
         RecipeError: ``auto``, and the name is of no family that is known here.
@@ -56,7 +56,7 @@ def choose_coordinates(wanted: str, model: str) -> Coordinates:
         if re.search(pattern, model.lower()):
             return COORDINATES[name]
     rule = f"the coordinates of {model!r} are not known: name one of {', '.join(COORDINATES)}"
-    raise RecipeError([Problem("data.lesion.coordinates", rule)])
+    raise RecipeError([Problem(key, rule)])
 
 
 @dataclass(frozen=True, slots=True)

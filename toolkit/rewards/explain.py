@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from toolkit.rewards import lesion, mcq, vqa
+from toolkit.rewards import lesion, mcq, steps, vqa
 from toolkit.rewards.table import RewardTable
 from toolkit.sample import Answer, Sample
 
@@ -12,6 +12,7 @@ WHY: Mapping[str, Mapping[str, Callable[[Sample, Answer], str]]] = {
     "mcq": mcq.WHY,
     "vqa": vqa.WHY,
     "lesion": lesion.WHY,
+    "steps": steps.WHY,
 }
 """task -> reward -> the reason for its value."""
 

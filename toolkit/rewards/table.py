@@ -9,11 +9,16 @@ from pathlib import Path
 
 from toolkit.errors import Problem, RecipeError, RewardError
 from toolkit.recipe import REWARD_WEIGHTS
-from toolkit.rewards import lesion, mcq, vqa
+from toolkit.rewards import lesion, mcq, steps, vqa
 from toolkit.rewards.custom import custom_name, load_custom, raised_at
 from toolkit.sample import Answer, Reward, Sample
 
-REWARDS: Mapping[str, Mapping[str, Reward]] = {"mcq": mcq.REWARDS, "vqa": vqa.REWARDS, "lesion": lesion.REWARDS}
+REWARDS: Mapping[str, Mapping[str, Reward]] = {
+    "mcq": mcq.REWARDS,
+    "vqa": vqa.REWARDS,
+    "lesion": lesion.REWARDS,
+    "steps": steps.REWARDS,
+}
 """task -> name -> reward."""
 
 RESERVED = frozenset({"custom", "total"})

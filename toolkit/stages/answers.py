@@ -21,7 +21,13 @@ def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Judg
         group=sample.group,
         scores=task.scores(sample, answer),
         label=task.labels(sample, answer),
-        by={name: str(sample.fields[name]) for name in by if sample.fields.get(name) is not None},
+        by={name: str(value) for name in by if (value := _value(sample, name)) is not None},
         truncated=answer.truncated,
         problem=answer.problem,
     )
+
+
+def _value(sample: Sample, name: str) -> object:
+    """What results are given by: a field, or where there is none a part of the reference, which no prompt shows."""
+    value = sample.fields.get(name)
+    return sample.reference.get(name) if value is None else value

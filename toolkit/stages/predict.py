@@ -31,6 +31,7 @@ _STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
         "size": "unknown",
         "features": "unknown",
     },
+    "steps": lambda settings: {"task": "question", "action": settings.actions[0]},
 }
 """A task reads rows that have a reference, and asks for what they know; the one put here is taken off again."""
 

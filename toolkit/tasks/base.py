@@ -1,12 +1,13 @@
 """What a task is: how its rows are read, a question is put, an answer is read, and what judges it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.recipe import Recipe
 from toolkit.sample import Answer, Reward, Sample
+from toolkit.tasks.links import Links
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Task:
         also: further names in ``scores`` that get a table of results of their own.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
+        link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
+        notes: Sample -> what must be told of a row that can be used, in short constant sentences, counted as such.
+        grouped_by: what makes a group where ``data.group`` names no column.
     """
 
     name: str
@@ -71,3 +75,6 @@ class Task:
     also: tuple[str, ...] = ()
     stratum: Callable[[Sample], str] | None = None
     settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
+    link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
+    notes: Callable[[Sample], Iterable[str]] | None = None
+    grouped_by: str = "each row's first image"

@@ -5,14 +5,21 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ImageError, RowProblem
-from toolkit.images import image_ref
+import json_repair
+
+from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.images import ImagePolicy, image_ref, look
+from toolkit.regions import Coordinates, Frame, Size
 from toolkit.sample import ImageRef
 from toolkit.tasks.base import RowOrigin
 
 _HALF = re.compile("[\ud800-\udfff]")
+
+MOST_BRACKETS = 128
+"""In a text that is mended; a step's answer has about ten."""
 
 NO_IMAGE = "no image path"
 TOO_MANY_IMAGES = "more pictures than images.max_per_question"
@@ -43,6 +50,15 @@ def name_of(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
 
 
+def fold(name: str) -> str:
+    """A column's or key's name without case, blanks and underscores.
+
+    >>> fold("Short Term"), fold("short_term")
+    ('shortterm', 'shortterm')
+    """
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
 def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
     """The value of one of the task's fields; None where the source has no such column or the row no value."""
     return row.get(source.column.get(field, ""))
@@ -56,6 +72,70 @@ def decoded(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+@lru_cache(maxsize=1 << 10)
+def mended(text: str) -> tuple[Any, bool]:
+    """A value written as JSON, and whether it had to be mended: single quotes, line breaks, commas at the end, a fence.
+
+    What comes back is shared between calls: nobody may change it. A text that holds no object or list is no JSON
+    however it is mended.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return json.loads(text), False
+    except (ValueError, RecursionError):
+        pass
+    value = mend(text)
+    if not isinstance(value, dict | list):
+        raise ValueError("no JSON")
+    return value, True
+
+
+def mend(text: str) -> Any:
+    """What a text that is no JSON was probably meant to be (json-repair).
+
+    Raises:
+        ValueError: nothing that makes sense; or more than ``MOST_BRACKETS`` opening brackets, since the time it takes
+            grows with their square.
+    """
+    if text.count("{") + text.count("[") > MOST_BRACKETS:
+        raise ValueError("too many brackets")
+    try:
+        return json_repair.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
+    """Width and height of a row's picture: its columns of these names, else what the picture's header says.
+
+    Raises:
+        RowProblem: neither can be read.
+    """
+    width, height = (text_of(cell(row, source, side)) for side in ("width", "height"))
+    if width and height:
+        try:
+            return int(float(width)), int(float(height))
+        except ValueError:
+            raise RowProblem("width and height must be numbers", place=place, value=(width, height)) from None
+    try:
+        return _size(image.path)
+    except ImageError as error:
+        reason = "no width and height, and the picture cannot be opened"
+        raise MissingPicture(reason, place=place, value=error) from None
+
+
+def frame_of(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
+    """The frame of a picture (or crop) that the model sees with its longest side reduced to ``max_side``."""
+    return Frame(size, ImagePolicy(max_side=max_side).reduced(size), coordinates)
+
+
+@lru_cache(maxsize=1 << 14)
+def _size(path: Path) -> Size:
+    return look(ImageRef(path), ImagePolicy()).size
 
 
 def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:

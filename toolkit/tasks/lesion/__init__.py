@@ -80,4 +80,5 @@ LESION = Task(
     also=("place", "box_iou", "mask_iou"),
     stratum=stratum,
     settings=lesion_settings,
+    grouped_by="each row's patient, else its lesion, else its image",
 )

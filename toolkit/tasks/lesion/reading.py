@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from toolkit.errors import ImageError, RowProblem
-from toolkit.images import ImagePolicy, image_ref, look
+from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.images import image_ref
 from toolkit.metrics import AGE_EDGES, band
 from toolkit.regions import Box, Place, Polygon, Size, clip_box, order_box, place_of, read_place
 from toolkit.sample import ImageRef, Sample
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, decoded, extra_fields, name_of, read_group, read_images, text_of
+from toolkit.tasks.cells import cell, decoded, extra_fields, name_of, picture_size, read_group, read_images, text_of
 from toolkit.tasks.lesion.questions import choose_question
 from toolkit.tasks.lesion.settings import LesionSettings
 
@@ -54,7 +52,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
     (image,) = read_images(name, row, replace(origin, max_images=1))
-    size = picture = _size(row, origin, image, place)
+    size = picture = picture_size(row, origin, image, place)
     boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
@@ -125,24 +123,6 @@ def _shifted(box: Box, crop: Sequence[int]) -> Box:
     return box[0] - crop[0], box[1] - crop[1], box[2] - crop[0], box[3] - crop[1]
 
 
-def _size(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef, place: str) -> Size:
-    width, height = (text_of(cell(row, origin, side)) for side in ("width", "height"))
-    if width and height:
-        try:
-            return int(float(width)), int(float(height))
-        except ValueError:
-            raise RowProblem("width and height must be numbers", place=place, value=(width, height)) from None
-    try:
-        return _picture_size(image.path)
-    except ImageError as error:
-        raise RowProblem("no width and height, and the picture cannot be opened", place=place, value=error) from None
-
-
-@lru_cache(maxsize=1 << 14)
-def _picture_size(path: Path) -> Size:
-    return look(ImageRef(path), ImagePolicy()).size
-
-
 def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettings, place: str) -> str | None:
     text = text_of(cell(row, origin, "diagnosis"))
     if not text:
@@ -210,7 +190,7 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
     except ImageError as error:
         raise RowProblem("a mask's path leaves the folder data.image_root", place=place, value=error.value) from None
     if not ref.path.is_file():
-        raise RowProblem("the mask is missing", place=place, value=text)
+        raise MissingPicture("the mask is missing", place=place, value=text)
     return ref
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from toolkit.images import ImagePolicy
 from toolkit.recipe import Recipe
 from toolkit.regions import Coordinates, Frame, Size, choose_coordinates
+from toolkit.tasks.cells import frame_of
 from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 
@@ -22,7 +22,7 @@ class LesionSettings:
 
     def frame(self, size: Size) -> Frame:
         """The frame of a picture, or of the crop that is shown of it."""
-        return Frame(size, ImagePolicy(max_side=self.max_side).reduced(size), self.coordinates)
+        return frame_of(size, self.max_side, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
@@ -37,7 +37,7 @@ def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
         answer=lesion.answer,
         grid=lesion.grid,
         labels=HAM10000 if lesion.labels is None else load_labels(lesion.labels),
-        coordinates=choose_coordinates(lesion.coordinates, recipe.model.name),
+        coordinates=choose_coordinates(lesion.coordinates, recipe.model.name, "data.lesion.coordinates"),
         max_side=recipe.images.max_side,
         seed=recipe.run.seed,
         crop=lesion.crop if split in lesion.crop_splits else 1.0,

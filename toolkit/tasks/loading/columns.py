@@ -1,12 +1,12 @@
 """Which column of a source holds which field of a task, and everything that does not fit, with the nearest names."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from toolkit.tasks.base import Task
+from toolkit.tasks.cells import fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,6 @@ def leaking_context(task: Task, wanted: Wanted, column: Mapping[str, str]) -> tu
     fields = {field for field, names in task.columns.items() if usual & {fold(name) for name in names}}
     mapped = {column[field] for field in fields if field in column}
     return tuple(name for name in wanted.context if fold(name) in usual or name in mapped)
-
-
-def fold(name: str) -> str:
-    """A column's name without case, blanks and underscores."""
-    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def _usual(names: Sequence[str], there: Sequence[str], taken: set[str]) -> str | None:

@@ -12,6 +12,7 @@ from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.rows.tally import MAX_EXAMPLES
 from toolkit.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
+from toolkit.tasks import TASKS
 from toolkit.tasks.loading.source import Loaded
 
 
@@ -54,7 +55,7 @@ def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str,
     by = (
         f"the column {recipe.data.group}"
         if recipe.data.group
-        else "each row's first image (data.group names no column)"
+        else f"{TASKS[recipe.data.task].grouped_by} (data.group names no column)"
     )
     lines = [
         f"{name}: {len(everything[name]):,} rows of {len(np.unique(everything[name].keys.groups)):,} groups were split "

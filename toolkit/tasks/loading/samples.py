@@ -12,13 +12,16 @@ from toolkit.rows import RowIndex
 from toolkit.sample import Sample
 from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowOrigin
+from toolkit.tasks.links import Links
 
 
 class SampleSet(Sequence[Sample]):
     """Some rows of an index as samples; a slice is a SampleSet too. Can be pickled; holds no row in memory."""
 
-    def __init__(self, task: str, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64]) -> None:
-        self.task, self.table, self.source, self.rows = task, table, source, rows
+    def __init__(
+        self, task: str, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64], links: Links | None = None
+    ) -> None:
+        self.task, self.table, self.source, self.rows, self.links = task, table, source, rows, links
 
     @overload
     def __getitem__(self, number: int) -> Sample: ...
@@ -27,8 +30,7 @@ class SampleSet(Sequence[Sample]):
     def __getitem__(self, number: int | slice) -> "Sample | SampleSet":
         if isinstance(number, slice):
             return self.take(self.rows[number])
-        name, row = self.table[int(self.rows[number])]
-        return TASKS[self.task].read(name, row, self.source)
+        return self.read(int(self.rows[number]))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,13 +38,23 @@ class SampleSet(Sequence[Sample]):
     def __repr__(self) -> str:
         return f"SampleSet({self.task}: {len(self):,} of {len(self.table):,} rows of {self.table.source})"
 
+    def read(self, number: int) -> Sample:
+        """The sample of this row of the index, one of this set's or not.
+
+        Raises:
+            RowProblem: the row cannot be used.
+        """
+        name, row = self.table[number]
+        linked = row if self.links is None else self.links.put(self.table, number, row)
+        return TASKS[self.task].read(name, linked, self.source)
+
     def with_settings(self, settings: Any) -> "SampleSet":
         """The same rows read with other settings of the task."""
-        return SampleSet(self.task, self.table, replace(self.source, settings=settings), self.rows)
+        return SampleSet(self.task, self.table, replace(self.source, settings=settings), self.rows, self.links)
 
     def take(self, rows: NDArray[np.int64]) -> "SampleSet":
         """The samples of these rows of the index."""
-        return SampleSet(self.task, self.table, self.source, rows)
+        return SampleSet(self.task, self.table, self.source, rows, self.links)
 
 
 def limit(rows: NDArray[np.int64], most: int | None, seed: int, name: str) -> NDArray[np.int64]:

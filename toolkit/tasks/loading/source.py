@@ -31,8 +31,8 @@ class Loaded:
     announcements: tuple[str, ...]
 
 
-def read_file(recipe: Recipe, source: str, image_root: Path | None = None) -> Loaded:
-    """Every usable row of one source, read as the recipe says.
+def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
+    """Every usable row of one source, read as the recipe says for a split.
 
     ``image_root`` goes before the recipe's; where neither is given it is the folder of the rows.
 
@@ -40,18 +40,19 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None) -> Lo
         DataError: the source or a column is not there (all such problems at once), no row can be used, or more rows
             than ``data.max_dropped`` cannot.
     """
-    task, wanted = TASKS[recipe.data.task], wanted_columns(recipe)
+    task, wanted = TASKS[recipe.data.task], wanted_columns(recipe, split)
     index, row_source, survey = _open(task, wanted, source, image_root or recipe.data.image_root)
     dropped = (*index.skipped, *survey.dropped)
     _check_dropped(dropped, index, len(survey.rows), recipe.data.max_dropped)
     announcements = _announce(task, wanted, row_source, index, survey)
-    return Loaded(SampleSet(task.name, index, row_source, survey.rows), survey.keys, dropped, announcements)
+    samples = SampleSet(task.name, index, row_source, survey.rows, survey.links)
+    return Loaded(samples, survey.keys, dropped, announcements)
 
 
-def wanted_columns(recipe: Recipe) -> Wanted:
-    """What the recipe says about columns."""
+def wanted_columns(recipe: Recipe, split: str = "train") -> Wanted:
+    """What the recipe says about columns, with the task's settings for a split."""
     by = recipe.results_by if recipe.evaluate else ()
-    settings = TASKS[recipe.data.task].settings(recipe, "train")
+    settings = TASKS[recipe.data.task].settings(recipe, split)
     columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
     return Wanted(columns, group, context, by, recipe.images.max_per_question, settings)
 
@@ -91,7 +92,7 @@ class _FirstPass:
 def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> tuple[RowIndex, RowOrigin, Survey]:
     root = image_root or source_folder(source)
     first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
-    index = open_index(source, id_column=wanted.columns.get("id"), visit=first_pass.look)
+    index = open_index(source, id_column=wanted.columns.get("id"), visit=None if task.link else first_pass.look)
     _check_columns(task, wanted, index, image_root)
     # Pictures that lie inside the source were put beside its index, wherever other pictures are.
     root = index.image_root if index.facts.stores_pictures else image_root or index.image_root
@@ -100,7 +101,8 @@ def _open(task: Task, wanted: Wanted, source: str, image_root: Path | None) -> t
     survey = load_survey(file)
     if survey is None:
         survey = first_pass.done(row_source, source) or take_survey(task, row_source, index)
-        save_survey(survey, file)
+        if survey.lasts:
+            save_survey(survey, file)
     return index, row_source, survey
 
 
@@ -140,7 +142,9 @@ def _announce(task: Task, wanted: Wanted, source: RowOrigin, index: RowIndex, su
         f"{name}: the column {column} is put into the prompt and holds the answer: scores say nothing about the images"
         for column in leaking_context(task, wanted, source.column)
     ]
+    lines += survey.links.notes if survey.links else ()
     lines += [f"left out: {one}" for one in (*index.skipped, *survey.dropped)]
+    lines += map(str, survey.noted)
     if facts.duplicates:
         examples = ", ".join(facts.duplicate_examples)
         lines.append(f"{name}: ids that rows repeat: {facts.duplicates:,} ({examples}); they are kept as id#2, id#3, …")

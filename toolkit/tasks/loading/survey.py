@@ -18,11 +18,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import RowProblem
+from toolkit.errors import MissingPicture, RowProblem
 from toolkit.rows import Dropped, RowIndex, Tally
 from toolkit.rows.tally import stored_dropped
 from toolkit.splits import KeyBuilder, RowKeys
 from toolkit.tasks.base import RowOrigin, Task
+from toolkit.tasks.links import Links
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,12 @@ class Survey:
     dropped: tuple[Dropped, ...]
     trimmed: Mapping[str, int]
     """Column -> values that had blanks around them."""
+    noted: tuple[Dropped, ...] = ()
+    """Usable rows of which something must be told, by what it is."""
+    links: Links | None = None
+    """Of all rows, where the task links them."""
+    lasts: bool = True
+    """Whether the same rows give the same survey; a picture that was missing may be there next time."""
 
 
 class Surveyor:
@@ -43,7 +50,8 @@ class Surveyor:
         self.task, self.source = task, source
         self._rows: list[int] = []
         self._keys = KeyBuilder()
-        self._tally = Tally()
+        self._tally, self._notes = Tally(), Tally()
+        self._lasts = True
         self._trimmed: Counter[str] = Counter()
         self._columns = tuple(source.column.values())
 
@@ -59,21 +67,30 @@ class Surveyor:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
             self._tally.add(problem.reason, name)
+            self._lasts &= not isinstance(problem, MissingPicture)
             return
+        for note in self.task.notes(sample) if self.task.notes else ():
+            self._notes.add(note, name)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
 
-    def done(self, name: str) -> Survey:
+    def done(self, name: str, links: Links | None = None) -> Survey:
         """The survey of all rows so far."""
-        return Survey(np.array(self._rows, np.int64), self._keys.done(), self._tally.of(name), dict(self._trimmed))
+        dropped, noted = self._tally.of(name), self._notes.of(name)
+        rows = np.array(self._rows, np.int64)
+        return Survey(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._lasts)
 
 
 def take_survey(task: Task, source: RowOrigin, index: RowIndex) -> Survey:
     """A survey of rows that are indexed already."""
     surveyor = Surveyor(task, source)
+    links = task.link(index, source) if task.link else None
     for number, (name, row) in enumerate(index):
-        surveyor.look(number, name, row)
-    return surveyor.done(index.source)
+        if links is None:
+            surveyor.look(number, name, row)
+        elif links.chosen[number]:
+            surveyor.look(number, name, links.put(index, number, row))
+    return surveyor.done(index.source, links)
 
 
 def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
@@ -88,10 +105,17 @@ def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
 
 def save_survey(survey: Survey, file: Path) -> None:
     """Write a survey under a temporary name, then rename it."""
-    notes = {"dropped": [asdict(one) for one in survey.dropped], "trimmed": survey.trimmed}
+    links = survey.links
+    notes = {
+        "dropped": [asdict(one) for one in survey.dropped],
+        "trimmed": survey.trimmed,
+        "noted": [asdict(one) for one in survey.noted],
+        "links": None if links is None else links.notes,
+    }
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     with aside.open("wb") as stream:
         arrays = {name: getattr(survey.keys, name) for name in _KEYS}
+        arrays |= {} if links is None else {f"links_{name}": getattr(links, name) for name in _LINKS}
         np.savez(stream, rows=survey.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
     aside.replace(file)
 
@@ -103,9 +127,13 @@ def load_survey(file: Path) -> Survey | None:
             notes = json.loads(stored["notes"].tobytes())
             keys = RowKeys(**{name: stored[name] for name in _KEYS})
             rows = stored["rows"]
+            arrays = {name: stored[f"links_{name}"] for name in _LINKS} if notes["links"] is not None else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
-    return Survey(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"])
+    links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
+    noted = stored_dropped(notes["noted"])
+    return Survey(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"], noted, links)
 
 
 _KEYS = ("groups", "questions", "images", "image_rows")
+_LINKS = ("previous", "places", "lengths", "chosen")

@@ -1,0 +1,61 @@
+"""Steps in medical software: rows in the order of their task, memories, actions with places, and what judges them."""
+
+from collections.abc import Mapping
+
+from toolkit.rewards import steps as rewards
+from toolkit.sample import Answer, Sample
+from toolkit.tasks.base import Task
+from toolkit.tasks.steps.answer import parse
+from toolkit.tasks.steps.baseline import baseline, repeat_last
+from toolkit.tasks.steps.memory import EMPTY, Memory, advance, replay
+from toolkit.tasks.steps.order import HIDDEN, link
+from toolkit.tasks.steps.prompt import instruction, question, target
+from toolkit.tasks.steps.reading import COLUMNS, read
+from toolkit.tasks.steps.settings import step_settings
+
+__all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """step (right action, and right target where the reference names one) and its parts, places, memory, json."""
+    action, target_ = rewards.action(sample, answer), rewards.target(sample, answer)
+    return {
+        "step": action if target_ is None else action * target_,
+        "action": action,
+        "target": target_,
+        "target_fuzzy": rewards.target_fuzzy(sample, answer),
+        "grounding": rewards.grounding(sample, answer),
+        "in_box": rewards.in_box(sample, answer),
+        "distance": rewards.distance(sample, answer),
+        "iou": rewards.iou(sample, answer),
+        "memory": rewards.memory(sample, answer),
+        "json": rewards.json(sample, answer),
+    }
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
+    """The right action and the one that was read."""
+    return sample.reference["action"], answer.values.get("action")
+
+
+STEPS = Task(
+    name="steps",
+    columns=COLUMNS,
+    required=frozenset({"task", "image", "question", "output|action"}),
+    leaking=frozenset(name for field in HIDDEN for name in COLUMNS[field]),
+    read=read,
+    instruction=instruction,
+    question=question,
+    target=target,
+    parse=parse,
+    rewards=rewards.REWARDS,
+    scores=scores,
+    primary="step",
+    labels=labels,
+    baseline=baseline,
+    also=("action", "target", "grounding", "memory"),
+    settings=step_settings,
+    link=link,
+    notes=lambda sample: sample.fields["notes"],
+    grouped_by="the task",
+)

@@ -1,0 +1,189 @@
+"""Steps in the order of their task: which row each follows, what is missing or repeated, which tasks are wanted."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from toolkit.errors import DataError
+from toolkit.tasks.base import RowOrigin
+from toolkit.tasks.cells import cell, mended, name_of, text_of
+from toolkit.tasks.links import FIRST, GAP, REPEATED, Links
+from toolkit.tasks.steps.settings import StepSettings
+
+MOST_EXAMPLES = 5
+HIDDEN = ("output", "grounding", "action", "target", "coords", "bbox", "next_short_term", "next_long_term", "reason")
+"""Fields of which nothing may enter a prompt."""
+
+_DIGITS = re.compile(r"\d+")
+
+
+@dataclass
+class _Line:
+    """The rows of one task as they come: their numbers, steps (None: the row says none), and values of the group."""
+
+    rows: list[int] = field(default_factory=list)
+    steps: list[int | None] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)
+
+
+def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Links:
+    """Every row's place in its task.
+
+    Steps are numbered by the field ``step``, else by the step of ``Grounding``'s original data, from 1 (or from 0,
+    where a task has a step 0). A task with a row that says no step has the order of its rows in the file. Of rows with
+    the same step the first stays. The range ``task_start`` to ``task_end`` has both of its ends.
+
+    Raises:
+        DataError: the prompt is to show a column of the reference, ``data.group`` cuts a task in two, or no task is in
+            the range.
+    """
+    _refuse_hidden(origin)
+    lines: dict[str, _Line] = {}
+    count = 0
+    for number, (_, row) in enumerate(rows):
+        count = number + 1
+        if task := name_of(cell(row, origin, "task")):
+            line = lines.setdefault(task, _Line())
+            line.rows.append(number)
+            line.steps.append(step_of(row, origin))
+            if origin.group is not None:
+                line.groups.add(name_of(row.get(origin.group)))
+    _refuse_cut_tasks(lines, origin)
+    found = Links(np.full(count, FIRST), np.ones(count, np.int64), np.ones(count, np.int64), np.ones(count, bool))
+    told = _Told()
+    for task, line in lines.items():
+        _link_task(task, line, found, told)
+    notes = [*told.sentences(), *_choose(lines, origin, found)]
+    return Links(found.previous, found.places, found.lengths, found.chosen, tuple(f"{origin.file}: {n}" for n in notes))
+
+
+def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
+    """The row's own number; None where it says none."""
+    value = cell(row, origin, "step")
+    if value is None or not text_of(value):
+        value = _original(cell(row, origin, "grounding")).get("step")
+    if isinstance(value, bool):
+        return None
+    digits = _DIGITS.findall(name_of(value)) if value is not None else []
+    return int(digits[0]) if len(digits) == 1 and len(digits[0]) < 10 else None
+
+
+def task_number(task: str) -> int | None:
+    """The number that a task's id is, or ends with.
+
+    >>> task_number("12"), task_number("task_012"), task_number("load")
+    (12, 12, None)
+    """
+    match = re.search(r"(\d+)\D*$", task)
+    return int(match[1]) if match else None
+
+
+@dataclass
+class _Told:
+    """Tasks by what must be told of them."""
+
+    gaps: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    unnumbered: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        return [
+            f"{len(found):,} {'task' if len(found) == 1 else 'tasks'} {what} (for example {_some(found)})"
+            for found, what in (
+                (self.gaps, "with missing steps"),
+                (self.repeated, "with steps that several rows have"),
+                (self.unnumbered, "with rows that say no step, and so in the order of the file"),
+            )
+            if found
+        ]
+
+
+def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
+    steps = [step for step in line.steps if step is not None]
+    if len(steps) < len(line.rows):
+        if steps:
+            told.unnumbered.append(f"task {task}")
+        steps = list(range(1, len(line.rows) + 1))
+    start = 0 if 0 in steps else 1
+    row_of: dict[int, int] = {}
+    for row, step in zip(line.rows, steps, strict=True):
+        row_of.setdefault(step, row)
+    length = max(steps) - start + 1
+    for row, step in zip(line.rows, steps, strict=True):
+        found.places[row], found.lengths[row] = step - start + 1, length
+        found.previous[row] = FIRST if step == start else row_of.get(step - 1, GAP)
+        if row_of[step] != row:
+            found.previous[row] = REPEATED
+    if len(row_of) < length:
+        missing = [str(step) for step in range(start, min(max(steps), start + len(row_of) + 9)) if step not in row_of]
+        told.gaps.append(f"task {task} lacks step {_some(missing)}")
+    if twice := [str(step) for step, rows in Counter(steps).items() if rows > 1]:
+        told.repeated.append(f"task {task}, step {_some(twice)}")
+
+
+def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list[str]:
+    """Mark the rows outside the range of tasks; one sentence about them."""
+    settings: StepSettings = origin.settings
+    start, end = settings.task_start, settings.task_end
+    if start is None and end is None:
+        return []
+    numbers = {task: task_number(task) for task in lines}
+    unnumbered = [task for task, number in numbers.items() if number is None]
+    if unnumbered:
+        rule = "data.steps.task_start and task_end need tasks whose ids have a number"
+        raise DataError(rule, place=origin.file, value=unnumbered[:MOST_EXAMPLES])
+    low, high = -1 if start is None else start, float("inf") if end is None else end
+    outside = {task for task, number in numbers.items() if number is not None and not low <= number <= high}
+    if len(outside) == len(lines):
+        known = [number for number in numbers.values() if number is not None]
+        raise DataError(
+            "at least one task must be in the range data.steps.task_start to task_end",
+            place=origin.file,
+            value=f"{start} to {end}; the tasks are {min(known)} to {max(known)}" if known else "no task at all",
+        )
+    for task in outside:
+        found.chosen[lines[task].rows] = False
+    rows = int((~found.chosen).sum())
+    return [f"{len(outside):,} tasks ({rows:,} rows) are outside data.steps.task_start to task_end"] if outside else []
+
+
+def _original(value: Any) -> Mapping[str, Any]:
+    """The step that ``Grounding`` was made from; empty where it holds none."""
+    for key in ("ground_truth", "original_step_data"):
+        try:
+            value = mended(value)[0] if isinstance(value, str) else value
+        except ValueError:
+            return {}
+        if not isinstance(value, Mapping):
+            return {}
+        value = value.get(key, value)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _refuse_hidden(origin: RowOrigin) -> None:
+    hidden = {origin.column[name] for name in HIDDEN if name in origin.column}
+    if shown := sorted(hidden & set(origin.context)):
+        raise DataError(
+            "prompt.context must not name a column of the reference",
+            place=origin.file,
+            value=shown,
+            remedy="The step that is asked for stands there.",
+        )
+
+
+def _refuse_cut_tasks(lines: Mapping[str, _Line], origin: RowOrigin) -> None:
+    if cut := [task for task, line in lines.items() if len(line.groups) > 1]:
+        raise DataError(
+            f'the column "{origin.group}" of data.group must have one value in each task: no split goes through a task',
+            place=origin.file,
+            value=f"several in {len(cut):,} tasks, such as {cut[0]}",
+            remedy="Leave data.group out (the task is the group), or name a column that holds whole tasks.",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_EXAMPLES]) + (", …" if len(names) > MOST_EXAMPLES else "")

@@ -1,0 +1,64 @@
+"""How a step is asked for: goal, screenshot and memories, each in its section, and the answer that SFT learns.
+
+Nothing of the reference stands in a prompt: its sections are made of ``sample.fields`` alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.sample import Sample
+from toolkit.tasks.steps.form import PARTS
+from toolkit.tasks.steps.memory import compact
+from toolkit.tasks.steps.settings import StepSettings
+
+TEMPLATE: Mapping[str, str] = {
+    "goal": "Goal: {goal}",
+    "image": "The picture shows the screen now.",
+    "short_term": "Short-term memory: {short_term}",
+    "long_term": "Long-term memory: {long_term}",
+}
+"""Section -> its text. One that the recipe leaves out is not there; without ``image`` the picture is not either."""
+
+_FORM: Mapping[str, str] = {
+    "short_term": '"Short Term":{…}',
+    "long_term": '"Long Term":{…}',
+    "reason": '"Reason":"…"',
+    "predicted": '"Predicted":{"predicted_action":{"action":"…","target":"…","coords":[x,y]}}',
+}
+
+
+def question(sample: Sample) -> str:
+    """The sections that the recipe names, one a line."""
+    memory, settings = sample.fields["memory"], sample.fields["settings"]
+    texts = {
+        "goal": sample.fields["question"],
+        "short_term": compact(memory.short_term),
+        "long_term": compact(memory.long_term),
+    }
+    return "\n".join(text.format_map(texts) for name, text in TEMPLATE.items() if name in settings.sections)
+
+
+def instruction(sample: Sample) -> str:
+    """The form of the answer: the same for every step of a recipe, but for the ends of the coordinates."""
+    settings: StepSettings = sample.fields["settings"]
+    width, height = (f"{end:g}" for end in sample.fields["frame"].span)
+    lines = [
+        "What is the next step? Answer with JSON in one line:",
+        "{" + ",".join(_FORM[part] for part in settings.answer) + "}",
+    ]
+    if {"short_term", "long_term"} & set(settings.answer):
+        lines.append("The memories are what the step after this one has to know.")
+    lines.append(f"Actions: {', '.join(settings.actions)}.")
+    lines.append(f"coords: x from 0 to {width}, y from 0 to {height}, from the upper left corner; null for no place.")
+    return "\n".join(lines)
+
+
+def target(sample: Sample) -> str:
+    """The reference as JSON in one line: the recipe's parts that the row has, in its order, places as the model writes them."""
+    reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
+    place = None if reference["place"] is None else frame.write(reference["place"])
+    action = {"action": reference["action"], "target": reference["target"], "coords": place}
+    content: dict[str, Any] = {**reference, "predicted": {"predicted_action": action}}
+    empty: dict[str, Any] = {"short_term": {}, "long_term": {}, "reason": ""}
+    parts = [part for part in reference["parts"] if part in settings.answer]
+    return compact({PARTS[part]: empty[part] if content[part] is None else content[part] for part in parts})

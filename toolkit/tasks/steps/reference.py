@@ -1,0 +1,198 @@
+"""What a row says is right: from ``Output`` and ``Grounding``, or from columns of their own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.errors import RowProblem
+from toolkit.regions import Frame, Size, order_box
+from toolkit.tasks.base import RowOrigin
+from toolkit.tasks.cells import cell, mended, text_of
+from toolkit.tasks.steps.answer import known_action
+from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
+from toolkit.tasks.steps.memory import Memory, compact
+from toolkit.tasks.steps.places import read_place
+from toolkit.tasks.steps.settings import StepSettings
+
+_COLUMNS = ("next_short_term", "next_long_term", "reason", "action", "target", "coords")
+"""Fields that say what ``Output`` says, where a source has columns of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The reference of a row.
+
+    ``place``: a point (2 numbers) or box (4) in pixels, None where the action has none; ``box``: the box that the point
+    must lie in; ``parts``: the parts of an answer in the order of the row; ``notes``: what must be told of the row.
+    """
+
+    action: str
+    target: str | None
+    place: list[float] | None
+    box: list[float] | None
+    form: StepForm
+    parts: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``Sample.reference`` has it."""
+        return {
+            "action": self.action,
+            "target": self.target,
+            "place": self.place,
+            "box": self.box,
+            "short_term": self.form.short_term,
+            "long_term": self.form.long_term,
+            "reason": self.form.reason,
+            "parts": list(self.parts),
+        }
+
+
+def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where: str) -> Known:
+    """The reference of a row.
+
+    What ``Output`` leaves out is looked for in ``Grounding``; where the two differ ``Output`` counts, which is noted.
+
+    Raises:
+        RowProblem: a cell is no JSON, no action is named or none that the recipe knows, or a place is none.
+    """
+    settings: StepSettings = origin.settings
+    output, form, notes = _output(row, origin, where)
+    truth, more = _grounding(row, origin, where)
+    notes += more
+    if unknown_keys(output):
+        notes.append("Output has keys that are no part of an answer; they are not trained")
+    named_action = form.predicted.action or truth.predicted.action or ""
+    action = known_action(named_action, settings)
+    if action is None:
+        reason = "an action that data.steps.actions does not name" if named_action.strip() else "no action"
+        raise RowProblem(reason, place=where, value=named_action)
+    if truth.predicted.action and known_action(truth.predicted.action, settings) != action:
+        notes.append("Output and Grounding name different actions (Output counts)")
+    target = text_of(form.predicted.target) or text_of(truth.predicted.target) or None
+    place, box = _place(row, origin, (form, truth), size, where)
+    if place is not None and box is not None and len(place) == 2 and not _inside(place, box):
+        notes.append("the point of Output lies outside the box of Grounding")
+    parts = tuple(dict.fromkeys((*order_of(output), "predicted")))
+    if set(settings.answer) - set(parts):
+        notes.append("the row lacks parts that data.steps.answer names; its target is written without them")
+    return Known(action, target, place, box, form, parts, tuple(notes))
+
+
+def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
+    """The memory that a row leaves to the next step; None where it says nothing about one, or cannot be read."""
+    try:
+        _, form, _ = _output(row, origin, "")
+    except RowProblem:
+        return None
+    if not {"short_term", "long_term"} & form.model_fields_set:
+        return None
+    return Memory(form.short_term or {}, form.long_term or {})
+
+
+def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[str]]:
+    """``Output``, or what columns of their own say, as it stands there and as a form; and notes."""
+    output, notes = _table(row, origin, "output", where)
+    if output is None:
+        output = {name.removeprefix("next_"): cell(row, origin, name) for name in _COLUMNS if name in origin.column}
+        output |= {key: _opened(output[key], where) for key in ("short_term", "long_term") if key in output}
+    form, faults = read_form(output)
+    if faults:
+        raise RowProblem("a part of Output has a wrong type", place=where, value=faults)
+    text_of(compact(output))  # refuses halves of surrogate pairs
+    return output, form, notes
+
+
+def _table(row: Mapping[str, Any], origin: RowOrigin, name: str, where: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """A cell's JSON object, and a note where it had to be mended; None where the cell is empty."""
+    value = cell(row, origin, name)
+    if value is None or value != value or value == "":
+        return None, []
+    mend = False
+    if isinstance(value, str):
+        try:
+            value, mend = mended(value)
+        except ValueError:
+            raise RowProblem(f"{name.capitalize()} is no JSON", place=where, value=value) from None
+    if not isinstance(value, dict):
+        raise RowProblem(f"{name.capitalize()} is no JSON object", place=where, value=value)
+    return value, [f"the JSON in {name.capitalize()} had to be mended"] if mend else []
+
+
+def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[str]]:
+    """Action, target and box of ``Grounding``; the box as the action's coords."""
+    value, notes = _table(row, origin, "grounding", where)
+    truth = _inner(value or {}, "ground_truth")
+    original = _inner(truth, "original_step_data")
+    found = {**named(original), **{key: one for key, one in named(truth).items() if one is not None}}
+    own = {key: found.get(key) for key in ("action", "target")}
+    box = original.get("bbox") or truth.get("bbox")
+    nowhere = isinstance(box, list) and not any(box)  # [0, 0, 0, 0]
+    form, _ = read_form({**own, "coords": None if nowhere else box})
+    return form, notes
+
+
+def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    inner = value.get(key, value)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _place(
+    row: Mapping[str, Any],
+    origin: RowOrigin,
+    found: tuple[StepForm, StepForm],
+    size: Size,
+    where: str,
+) -> tuple[list[float] | None, list[float] | None]:
+    """The place that an answer must name, and the box that it must lie in.
+
+    The place is the row's coords. A row that has no such key, not even an empty one, means the middle of its box.
+    """
+    form, truth = found
+    box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else truth.predicted.coords
+    edges = _pixels(box, origin.settings, size, where)
+    place = _pixels(form.predicted.coords, origin.settings, size, where)
+    if place is None and edges is not None and "coords" not in form.predicted.model_fields_set:
+        place = edges if len(edges) == 2 else [(edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2]
+    if place is None:
+        return None, None
+    if edges is not None and len(edges) == 4:
+        return place, edges
+    return place, place if len(place) == 4 else None
+
+
+def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[float] | None:
+    try:
+        numbers = read_place(value)
+    except ValueError:
+        raise RowProblem("a place must be [x, y] or [x1, y1, x2, y2]", place=where, value=value) from None
+    if numbers is None:
+        return None
+    if settings.places.top is None and max(numbers) <= 1 and any(number != int(number) for number in numbers):
+        remedy = 'Set data.steps.places to "unit".'
+        raise RowProblem("a place is written in shares of the screen", place=where, value=value, remedy=remedy)
+    place = Frame(size, size, settings.places).read(numbers)
+    if any(not 0 <= number <= side for number, side in zip(place, size * 2, strict=False)):
+        raise RowProblem("a place lies outside the screenshot", place=where, value=f"{value} of {size}")
+    if len(place) == 4:
+        if list(order_box(*place)) != place:
+            raise RowProblem("a box must be [x1, y1, x2, y2]", place=where, value=value)
+        if place[0] == place[2] or place[1] == place[3]:
+            return [(place[0] + place[2]) / 2, (place[1] + place[3]) / 2]
+    return place
+
+
+def _inside(point: list[float], box: list[float]) -> bool:
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
+
+
+def _opened(value: Any, where: str) -> Any:
+    """A memory in a column of its own: an object, or JSON text."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return mended(value)[0]
+    except ValueError:
+        raise RowProblem("a memory is no JSON", place=where, value=value) from None

@@ -1,0 +1,52 @@
+"""What a recipe says for the task ``steps``, ready to use."""
+
+from dataclasses import dataclass
+
+from toolkit.recipe import Recipe
+from toolkit.regions import COORDINATES, Coordinates, choose_coordinates
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """``coordinates``: as the model writes places; ``places``: as the rows do. The rest: as in ``recipe.Steps``."""
+
+    sections: tuple[str, ...]
+    answer: tuple[str, ...]
+    actions: tuple[str, ...]
+    coordinates: Coordinates
+    places: Coordinates
+    max_side: int
+    seed: int
+    on_gap: str
+    drop_memory: float = 0.0
+    corrupt_memory: float = 0.0
+    task_start: int | None = None
+    task_end: int | None = None
+
+    @property
+    def shows_memory(self) -> bool:
+        """Whether any memory stands in the prompt."""
+        return bool({"short_term", "long_term"} & set(self.sections))
+
+
+def step_settings(recipe: Recipe, split: str) -> StepSettings:
+    """The settings for the rows of one split; the range of tasks and spoiled memories are those of training alone.
+
+    Raises:
+        RecipeError: the coordinates of the model's family are not known.
+    """
+    steps, training = recipe.data.steps, split == "train"
+    return StepSettings(
+        sections=steps.sections,
+        answer=steps.answer,
+        actions=steps.actions,
+        coordinates=choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates"),
+        places=COORDINATES[steps.places],
+        max_side=recipe.images.max_side,
+        seed=recipe.run.seed,
+        on_gap=steps.on_gap,
+        drop_memory=steps.drop_memory if training else 0.0,
+        corrupt_memory=steps.corrupt_memory if training else 0.0,
+        task_start=steps.task_start if training else None,
+        task_end=steps.task_end if training else None,
+    )
