@@ -1,4 +1,4 @@
-"""The tiny model before it has learned: its tokenizer, trained on the practice texts, its processor, its architecture."""
+"""The tiny model before it has learned: a tokenizer trained on the practice texts, its processor, its architecture."""
 
 from pathlib import Path
 

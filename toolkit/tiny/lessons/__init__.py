@@ -1,4 +1,4 @@
-"""What the tiny model is taught before it is shipped: short questions, one subject a picture, never a recipe's format."""
+"""What the tiny model is taught before it is shipped: short questions, a part of an answer each, never a whole one."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from toolkit.tiny.lessons.base import Lesson as Lesson
 from toolkit.tiny.lessons.base import Subject as Subject
 
 FIRST = 1_000_000
-"""The first number of pictures: far from those of practice data, so the tiny model has seen no picture of a test split."""
+"""The first number of pictures: far from those of practice data, so no picture of a test split was seen."""
 SUBJECTS = (
     Subject("chest", chest.draw, chest.texts, 0.34),
     Subject("skin", skin.draw, skin.texts, 0.38),

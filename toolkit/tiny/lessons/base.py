@@ -15,7 +15,7 @@ class Lesson(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A picture (height x width x 3, red, green, blue) and a function that makes a lesson about it, another each time."""
+    """A picture (height x width x 3, red, green, blue), and what makes a lesson about it, another one each time."""
 
     pixels: Bytes
     lesson: Callable[[Rng], Lesson]
