@@ -57,7 +57,7 @@ def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> 
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == steps - 1:
+        if step % 50 == 0 or step == steps - 1:
             log.info("step %d: loss %s", step, ", ".join(f"{loss:.3f}" for loss in losses))
 
 

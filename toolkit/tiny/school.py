@@ -16,8 +16,6 @@ from toolkit.tiny.build import SIDE
 from toolkit.tiny.lessons import FIRST, SUBJECTS, Drawing, Lesson, Subject
 
 BATCH = 64
-TURNS = 2
-"""Lessons about one picture in one conversation: the picture is seen once for all of them."""
 
 Pixels = NDArray[np.uint8]
 """Pictures x side x side x 3."""
@@ -43,7 +41,7 @@ class School:
     def _batch(self, subject: Subject) -> Batch:
         drawings = self._drawings[subject]
         chosen = [drawings[i] for i in self._rng.integers(len(drawings), size=round(BATCH * subject.weight))]
-        lessons = [[one.lesson(self._rng) for _ in range(TURNS)] for one in chosen]
+        lessons = [[one.lesson(self._rng) for _ in range(subject.turns)] for one in chosen]
         return collate(self._processor, lessons, np.stack([one.pixels for one in chosen]))
 
 

@@ -25,13 +25,14 @@ class Subject(NamedTuple):
     """One kind of picture.
 
     ``draw``: seed and number -> Drawing. ``texts``: seed, number and generator -> texts for the tokenizer. ``weight``:
-    its share of the pictures.
+    its share of the pictures; ``turns``: lessons about one picture in one conversation, which sees it once for all.
     """
 
     name: str
     draw: Callable[[int, int], Drawing]
     texts: Callable[[int, int, Rng], Sequence[str]]
     weight: float
+    turns: int
 
 
 def weighted(kinds: Sequence[tuple[Any, float]], rng: Rng) -> Any:

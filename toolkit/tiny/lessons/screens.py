@@ -47,6 +47,11 @@ def _box(task: Task, rng: Rng) -> Lesson:
     return Lesson(f"Box of {name}:", _compact([round(HUNDRED * edge) for edge in task.layout.boxes[name]]))
 
 
+def _what(task: Task, rng: Rng) -> Lesson:
+    name = _widget(rng)
+    return Lesson(f"What is at {_compact(_middle(task, name))}?", name)
+
+
 def _next(task: Task, rng: Rng) -> Lesson:
     step = _step(task, rng)
     return Lesson(f"{task.goal}\n{_progress(task, step)}\nNext:", f"{step.action} {step.target}")
@@ -72,8 +77,9 @@ def _long_term(task: Task, rng: Rng) -> Lesson:
 
 _KINDS = (
     (_where, 0.3),
-    (_box, 0.1),
-    (_next, 0.2),
+    (_what, 0.1),
+    (_box, 0.05),
+    (_next, 0.15),
     (_action, 0.15),
     (_short_term, 0.05),
     (_long_term, 0.2),

@@ -4,8 +4,12 @@ import json
 from functools import partial
 from typing import NamedTuple
 
+import cv2
+import numpy as np
+
 from toolkit.phantoms.film import Rng
 from toolkit.phantoms.lesion import Photo, make_lesion
+from toolkit.phantoms.spots import Bytes
 from toolkit.regions import COORDINATES, Box, Frame, centre, find_regions, place_of, spell_place
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tasks.lesion.questions import WHAT, WHERE
@@ -18,11 +22,17 @@ FRAME = Frame(SIZE, SIZE, COORDINATES["hundred"])
 """The tiny model's coordinates run from 0 to 100 over each side."""
 
 
+CELLS = 4
+"""A map has so many cells a side: as many as the picture has image tokens."""
+
+
 class Skin(NamedTuple):
-    """What is to be seen: the name of the disease, and the box of each lesion, the largest first."""
+    """What is to be seen: the name of the disease, the box of each lesion, the largest first, and the map."""
 
     name: str
     boxes: tuple[Box, ...]
+    map: str
+    """How much of each cell is covered, from 0 to 9, one line a row."""
 
 
 def draw(seed: int, number: int) -> Drawing:
@@ -30,7 +40,7 @@ def draw(seed: int, number: int) -> Drawing:
     photo = Photo(number, make_lesion(seed, number, FREQUENCIES), (seed, number))
     picture = photo.draw(SIZE)
     regions, _ = find_regions(picture.mask > 0)
-    skin = Skin(HAM10000.name(photo.lesion.dx), tuple(region.box for region in regions))
+    skin = Skin(HAM10000.name(photo.lesion.dx), tuple(region.box for region in regions), _map_of(picture.mask))
     return Drawing(picture.pixels, partial(lesson, skin))
 
 
@@ -42,8 +52,13 @@ def lesson(skin: Skin, rng: Rng) -> Lesson:
 def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
     """What lessons on a made-up box say, for the tokenizer."""
     corner, size = rng.uniform(0, 0.6, 2) * SIZE, rng.uniform(0.1, 0.4, 2) * SIZE
-    skin = Skin(one_of([label.name for label in HAM10000.labels], rng), ((*corner, *(corner + size)),))
+    skin = Skin(one_of([label.name for label in HAM10000.labels], rng), ((*corner, *(corner + size)),), "")
     return *lesson(skin, rng), *lesson(skin, rng), one_of(WHERE + WHAT, rng)
+
+
+def _map(skin: Skin, rng: Rng) -> Lesson:
+    """Cell by cell, so that the model learns to look before it learns to measure."""
+    return Lesson("Map:", skin.map)
 
 
 def _name(skin: Skin, rng: Rng) -> Lesson:
@@ -75,14 +90,20 @@ def _tagged_boxes(skin: Skin, rng: Rng) -> Lesson:
 
 
 _KINDS = (
-    (_name, 0.12),
-    (_place, 0.12),
-    (_middle, 0.16),
-    (_box, 0.2),
-    (_tagged_name, 0.1),
-    (_tagged_places, 0.1),
-    (_tagged_boxes, 0.2),
+    (_map, 0.25),
+    (_name, 0.1),
+    (_place, 0.08),
+    (_middle, 0.15),
+    (_box, 0.15),
+    (_tagged_name, 0.06),
+    (_tagged_places, 0.06),
+    (_tagged_boxes, 0.15),
 )
+
+
+def _map_of(mask: Bytes) -> str:
+    shares = cv2.resize(mask, (CELLS, CELLS), interpolation=cv2.INTER_AREA) / 255
+    return "\n".join("".join(str(round(9 * share)) for share in row) for row in np.asarray(shares))
 
 
 def _place_of(box: Box) -> str:
