@@ -16,7 +16,6 @@ from toolkit.run import RunFolder, find_run, read_lines
 from toolkit.stages.predict import predict
 from toolkit.stages.reward_test import score_file
 
-
 pytestmark = pytest.mark.slow
 
 
