@@ -66,6 +66,12 @@ def test_embeddings_and_norms_are_no_multiplications() -> None:
     assert Weights.of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == Weights(0, 0)
 
 
+def test_where_positions_merge_each_has_a_part_of_the_weights() -> None:
+    tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
+    # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
+    assert Weights.of(tower, merged=4).all == 16 + 32
+
+
 class Attention(nn.Module):
     """One layer of attention with what a language model of transformers has: a decoder, a head, hooks to find them."""
 

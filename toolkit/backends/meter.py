@@ -30,9 +30,16 @@ class Weights:
     trained: int
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Weights":
-        """Linear layers and convolutions; quantised ones by their shape, since their storage is packed."""
-        sizes = [(_size(part), part.weight.requires_grad) for part in module.modules() if _size(part)]
+    def of(cls, module: nn.Module, merged: int = 1) -> "Weights":
+        """Linear layers and convolutions; quantised ones by their shape, since their storage is packed.
+
+        ``merged``: so many positions become one in what is called a merger, and each has that part of its weights.
+        """
+        sizes = [
+            (_size(part) // (merged if "merger" in name else 1), part.weight.requires_grad)
+            for name, part in module.named_modules()
+            if _size(part)
+        ]
         return cls(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
     def forward(self, positions: int) -> float:
@@ -64,7 +71,7 @@ def meter(model: Any) -> None:
         )
     tower = _tower(whole)
     if tower is not None:
-        tower_weights = Weights.of(tower)
+        tower_weights = Weights.of(tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2)  # as Qwen's towers merge
         tower.register_forward_hook(
             lambda module, args, fields, output: _vision(module, tower_weights, (args, fields), output),
             with_kwargs=True,
