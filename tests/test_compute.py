@@ -45,9 +45,6 @@ def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
 
 
-# --- by formula
-
-
 def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
     # 3 positions through 10 x 20 weights. Forward 2 n, backward 2 n for the input's gradient and 2 n for the weights'.
     full = nn.Linear(10, 20)
@@ -121,9 +118,6 @@ def test_a_pass_without_gradients_is_read_or_written() -> None:
     found = counts() - before
     assert (found.read_tokens, found.generated_tokens, found.trained_tokens) == (14, 2, 0)
     assert found.inference == 2 * (4 * 16 + 20) * 16
-
-
-# --- the shipped model
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +216,6 @@ def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkey
     monkeypatch.setattr("toolkit.backends.trainers.count_one_pass", lambda trainer, policy: None)
     monkeypatch.setattr("toolkit.backends.hf.meter", lambda model: None)
     assert weights("plain") == counted
-
-
-# --- the record
 
 
 def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
@@ -384,9 +375,6 @@ def test_readings_of_clocks_add_up(values: list[int]) -> None:
     assert before + after.since(before) == after
 
 
-# --- energy
-
-
 def test_energy_is_read_without_a_word_a_file_or_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -461,9 +449,6 @@ def test_without_codecarbon_energy_is_not_measured_and_the_report_says_how(
     assert f"not measured: {INSTALL}" in text
     figures = as_json(read_ledger([run.path]))["runs"][0]
     assert (figures["energy_kwh"], figures["co2_kg"]) == (None, None)
-
-
-# --- the ledger
 
 
 def made_up(
@@ -589,9 +574,6 @@ def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
 def test_a_country_is_three_capital_letters(tmp_path: Path, country: str) -> None:
     with pytest.raises((RecipeError, ValueError)):
         Run(name="one", country=country)
-
-
-# --- the command
 
 
 def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
