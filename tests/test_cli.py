@@ -41,7 +41,7 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
     assert call(["--help"]) == 0
     text = capsys.readouterr().out
     commands = re.findall(r"^│ (\w+) ", text[text.index("Commands") :], flags=re.MULTILINE)
-    assert commands == ["run", "evaluate", "export", "predict", "data", "reward"]
+    assert commands == ["run", "evaluate", "export", "predict", "data", "reward", "report"]
 
 
 @pytest.mark.parametrize(

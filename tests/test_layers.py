@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("recipe", "sample"),
     ("chat", "splits", "images", "rows", "run", "phantoms"),
-    ("scores", "regions"),
+    ("scores", "regions", "compute"),
     ("metrics", "rewards", "curate"),
     ("tasks",),
     ("tiny",),
@@ -46,7 +46,7 @@ HEAVY = frozenset(
         "matplotlib",
     }
 )
-LIGHT_ROOMS = ("errors", "recipe", "sample", "scores", "rewards", "run", "cli", "pipeline")
+LIGHT_ROOMS = ("errors", "recipe", "sample", "scores", "rewards", "run", "compute", "report", "cli", "pipeline")
 """Rooms that the command line loads before it knows that it will train."""
 
 Import = tuple[str, int, bool]

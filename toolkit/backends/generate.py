@@ -7,6 +7,7 @@ import torch
 
 from toolkit.backends.base import Completion, Policy, Row, Sampling
 from toolkit.chat import adds_bos, render_prompt
+from toolkit.compute import count
 
 
 def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
@@ -19,6 +20,7 @@ def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[li
     policy.model.train(was_training)
     answers = output[:, inputs["input_ids"].shape[1] :].cpu()
     completions = [_read(policy, ids) for ids in answers.tolist()]
+    count(answers=len(completions))
     return [completions[i : i + sampling.count] for i in range(0, len(completions), sampling.count)]
 
 

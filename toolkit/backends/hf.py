@@ -15,6 +15,7 @@ from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate
 from toolkit.backends.loading import bits_of, load_model, model_source, not_found, refuse_unmergeable, restore_weights
+from toolkit.backends.meter import meter
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
 from toolkit.errors import ModelError
@@ -46,6 +47,7 @@ class HfBackend:
         elif trainable and recipe.model.tuning == "lora":
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
+        meter(model)
         policy = make_policy(model, processor, weights)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             log.warning("full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost")

@@ -11,6 +11,8 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
+from toolkit.backends.meter import meter
+from toolkit.backends.one_pass import count_one_pass
 from toolkit.backends.policy_trainer import PolicyTrainer, rollout_processor
 from toolkit.backends.settings import check_settings, grpo_settings, one_device, sft_settings
 from toolkit.errors import TrainingError
@@ -32,6 +34,7 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
     trainer.model_accepts_loss_kwargs = True
+    count_one_pass(trainer, policy)
     return _checked(trainer, wanted)
 
 
@@ -51,6 +54,9 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
             processing_class=rollout_processor(policy.processor, memory * job.recipe.images.max_per_question),
             callbacks=list(job.callbacks),
         )
+    if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
+        meter(trainer.ref_model)
+    count_one_pass(trainer, policy)
     return _checked(trainer, wanted)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli.prepare import prepare_app
+from toolkit.cli.report import report_app
 
 app = typer.Typer(
     help="Fine-tune medical vision-language models: data, SFT, GRPO, evaluation and export from one TOML recipe.",
@@ -20,6 +21,7 @@ reward_app = typer.Typer(help="Try rewards out.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
+app.add_typer(report_app, name="report")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]

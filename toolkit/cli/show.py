@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.compute import compute_line
 from toolkit.pipeline.results import ResultRow, Results
 from toolkit.sample import Answer
 
@@ -38,6 +39,9 @@ def results(found: Results) -> None:
     merged = found.run.path / "stages" / "export" / "merged"
     if merged.is_dir():
         console.print(f"merged weights, for other programs: {merged}", markup=False)
+    used = compute_line(found.run.compute_file)
+    if used is not None:
+        console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.compute import recording
 from toolkit.errors import RunError
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results
-from toolkit.pipeline.steps import Stages, Step, run_step, stopping
+from toolkit.pipeline.steps import DATA, Stages, Step, run_step, stopping
 from toolkit.recipe import Recipe, changed_keys, load_recipe
 from toolkit.run import EXPORT, Progress, Record, RunFolder, StopRequest, reopen_run, silent
 from toolkit.stages.context import Context
@@ -69,11 +70,13 @@ def export_again(
 
 
 def _do(run: RunFolder, recipe: Recipe, stages: Stages, step: Step, progress: Progress, notify: Notify) -> Record:
-    with StopRequest(notify) as stop:
-        data, images = stages.prepare(recipe, run, stopping(stop, progress))
+    command = step.name.partition("-")[0]
+    with StopRequest(notify) as stop, recording(run, recipe.run, command) as recorder:
+        with recorder.stage(DATA):
+            data, images = stages.prepare(recipe, run, stopping(stop, progress))
         context = Context(recipe, run, data, images, stop, progress)
         stop.check(f"{step.name} has not begun")
-        return run_step(step, context)
+        return run_step(step, context, recorder)
 
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:

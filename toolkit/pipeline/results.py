@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from toolkit.compute import summarise_compute
 from toolkit.run import Record, RunFolder, read_json, write_json
 
 EVALUATE = "evaluate-"
@@ -75,6 +76,7 @@ def write_results(run: RunFolder) -> Results:
             "split": results.split,
             "table": [asdict(row) for row in results.rows],
             "also": {score: [asdict(row) for row in rows] for score, rows in results.also.items()},
+            "compute": summarise_compute(run.compute_file),
             "stages": {stage: run.record(stage) for stage in run.finished_stages()},
         },
     )

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from toolkit.compute import Recorder, recording
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
 from toolkit.run import (
@@ -25,6 +26,9 @@ from toolkit.run import (
 from toolkit.stages.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
 
 log = logging.getLogger(__name__)
+
+DATA = "data"
+"""What the compute report calls the reading of rows and the scan of pictures."""
 
 
 def meet() -> None:
@@ -88,14 +92,15 @@ def run_recipe(
         for step in steps:
             if step not in open_steps:
                 log.info("%s: finished before, skipped", step.name)
-        if open_steps:
-            data, images = stages.prepare(recipe, run, stopping(stop, progress))
-            context = Context(recipe, run, data, images, stop, progress)
-        meet()  # the other processes see from here on what is open
-        if open_steps:
+        with recording(run, recipe.run, "run") as recorder:
+            if open_steps:
+                with recorder.stage(DATA):
+                    data, images = stages.prepare(recipe, run, stopping(stop, progress))
+                context = Context(recipe, run, data, images, stop, progress)
+            meet()  # the other processes see from here on what is open
             for step in open_steps:
                 stop.check(f"{step.name} has not begun, and what came before is finished")
-                run_step(step, context)
+                run_step(step, context, recorder)
         return write_results(run)
 
 
@@ -171,17 +176,18 @@ def evaluation_step(name: str, evaluate: EvaluateStage) -> Step:
     return Step(EVALUATE + name, work)
 
 
-def run_step(step: Step, context: Context) -> Record:
+def run_step(step: Step, context: Context, recorder: Recorder) -> Record:
     """Do one step, keep its record, bring results.json up to date."""
     log.info("%s begins", step.name)
     started = time.monotonic()
     trains = step.name in TRAINING_STAGES
-    if trains:
-        meet()
-    record = step.work(context)
-    context.run.mark_done(step.name, record)
-    if trains:
-        meet()
+    with recorder.stage(step.name):
+        if trains:
+            meet()
+        record = step.work(context)
+        context.run.mark_done(step.name, record)
+        if trains:
+            meet()
     write_results(context.run)
     log.info("%s is finished (%s)", step.name, spell_time(time.monotonic() - started))
     return context.run.record(step.name)

@@ -67,6 +67,11 @@ class Run(Section):
     """Older checkpoints are removed once a newer one is complete."""
     log_steps: int = Field(1, ge=1)
     """A line in the log every so many optimiser steps."""
+    purpose: Literal["training", "search", "ablation"] = "training"
+    """Under which heading the compute report counts the run."""
+    country: str | None = Field(None, pattern=r"^[A-Z]{3}$")
+    """Where the machine stands, in three letters (ISO 3166, such as DEU): its mix of electricity gives the CO2. Without
+    it, energy is reported and CO2 is not."""
 
 
 class Model(Section):

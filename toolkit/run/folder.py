@@ -32,6 +32,7 @@ class RunFolder:
         run.json               seed, fingerprints of what goes in, and versions for each time it was started
         log.txt                what was said, with the time
         metrics.jsonl          one line a training step: stage, step, time, and the figures
+        compute.jsonl          what each start used: time, memory, energy, tokens
         results.json           the records of all finished stages and the table of results
         phantom/               practice data, if the recipe asks for them
         stages/<name>/         what a stage keeps: checkpoints, weights, predictions
@@ -66,6 +67,11 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """``metrics.jsonl``."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def compute_file(self) -> Path:
+        """``compute.jsonl``."""
+        return self.path / "compute.jsonl"
 
     @property
     def results_file(self) -> Path:

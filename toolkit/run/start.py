@@ -22,6 +22,8 @@ HARMLESS = frozenset(
         "run.checkpoint_steps",
         "run.keep_checkpoints",
         "run.log_steps",
+        "run.purpose",
+        "run.country",
         "data.train",
         "data.validation",
         "data.test",

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Sampling
+from toolkit.compute import recording
 from toolkit.errors import DataError, RowProblem
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
@@ -20,6 +21,9 @@ from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowOrigin
 
 log = logging.getLogger(__name__)
+
+PREDICT = "predict"
+"""What the compute report calls a prediction."""
 
 _STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
     "mcq": lambda settings: {"answer": "A"},
@@ -59,6 +63,11 @@ def predict(
     """
     recipe = run.recipe()
     sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
+    with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
+        return _ask(run, recipe, sample)
+
+
+def _ask(run: RunFolder, recipe: Recipe, sample: Sample) -> Answer:
     # Whatever training does with unreadable pictures, nobody wants an answer about a grey square.
     prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
     backend = choose_backend(recipe.model)

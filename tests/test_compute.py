@@ -1,0 +1,637 @@
+"""What runs use: counted by formula and by torch, kept through a kill, added up once, and told without inventing."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from tests.training import small_recipe
+from toolkit.backends import choose_backend
+from toolkit.backends.base import Row, Sampling
+from toolkit.backends.meter import Weights, meter
+from toolkit.chat import conversation
+from toolkit.cli.commands import app
+from toolkit.compute import Counts, Usage, count, counts, read_compute, recording, total
+from toolkit.compute import recorder as recorder_module
+from toolkit.compute.energy import INSTALL
+from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import Recipe, Run, dump_recipe
+from toolkit.report import as_json, as_markdown, read_ledger
+from toolkit.run import RunFolder, read_json, write_json
+from toolkit.stages.predict import predict
+
+EMPTY = Usage().to_json()
+
+
+@pytest.fixture(autouse=True)
+def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """codecarbon begins only where a test wants it."""
+    monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
+
+
+def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
+    # 3 positions through 10 x 20 weights. Forward 2 n, backward 2 n for the input's gradient and 2 n for the weights'.
+    full = nn.Linear(10, 20)
+    assert Weights.of(full) == Weights(200, 200)
+    assert Weights.of(full).forward(3) == 2 * 200 * 3
+    assert Weights.of(full).both(3, checkpointing=False) == 6 * 200 * 3
+    # Frozen, with an adapter of rank 2 beside it: 10 x 2 + 2 x 20 = 60 weights more, which are trained.
+    full.requires_grad_(False)
+    adapted = nn.ModuleList([full, nn.Linear(10, 2), nn.Linear(2, 20)])
+    assert Weights.of(adapted) == Weights(260, 60)
+    assert Weights.of(adapted).both(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
+    assert Weights.of(adapted).both(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
+
+
+def test_embeddings_and_norms_are_no_multiplications() -> None:
+    assert Weights.of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == Weights(0, 0)
+
+
+def test_where_positions_merge_each_has_a_part_of_the_weights() -> None:
+    tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
+    # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
+    assert Weights.of(tower, merged=4).all == 16 + 32
+
+
+class Attention(nn.Module):
+    """One layer of attention with what a language model of transformers has: a decoder, a head, hooks to find them."""
+
+    def __init__(self, width: int, words: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(words, width), nn.Linear(width, words, bias=False)
+        self.decoder = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in "qkvo"})
+        self.decoder.forward = self._attend  # type: ignore[method-assign]
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (self.decoder[name](x) for name in "qkv")
+        weights: torch.Tensor = torch.softmax(query @ key.transpose(-1, -2), -1) @ value
+        return self.decoder["o"](weights)  # type: ignore[no-any-return]
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.decoder(self.embed(ids)))  # type: ignore[no-any-return]
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 3), length=st.integers(2, 9), width=st.sampled_from([4, 8]), words=st.integers(3, 20))
+def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length: int, width: int, words: int) -> None:
+    model = Attention(width, words)
+    meter(model)
+    before = counts()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(rows, length, dtype=torch.long)).sum().backward()
+    found = counts() - before
+    assert (found.trained_tokens, found.read_tokens) == (rows * length, 0)
+    assert found.training == 6 * (4 * width * width + width * words) * rows * length
+    # Q K^T and its product with V: 2 x 2 x length x length x width a row, forward, and twice that backward.
+    assert counter.get_total_flops() - found.training == 3 * 2 * 2 * rows * length * length * width
+
+
+def test_a_pass_without_gradients_is_read_or_written() -> None:
+    model = Attention(4, 5)
+    meter(model)
+    before = counts()
+    with torch.no_grad():
+        model(torch.zeros(2, 7, dtype=torch.long))
+        model(torch.zeros(2, 1, dtype=torch.long))
+    found = counts() - before
+    assert (found.read_tokens, found.generated_tokens, found.trained_tokens) == (14, 2, 0)
+    assert found.inference == 2 * (4 * 16 + 20) * 16
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """SFT and GRPO of two steps with evaluations; an answer is asked for afterwards."""
+    folder = tmp_path_factory.mktemp("compute")
+    tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
+        run = run_recipe(small_recipe(folder, tables), STAGES).run
+        picture = next((run.path / "phantom").rglob("*.png"))
+        predict(run, "How large is the heart?", [picture], ["A. Normal", "B. Large"])
+    return run
+
+
+def test_stages_have_their_tokens_pictures_and_answers(finished: RunFolder) -> None:
+    record = read_compute(finished.compute_file)
+    assert [(start.command, start.outcome) for start in record.starts] == [("run", "finished"), ("predict", "finished")]
+    found = {name: used.counts for name, used in record.stages().items()}
+    assert list(found) == ["data", "evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "predict"]
+    # 2 steps of 2 passes of 4 rows with one picture each.
+    assert found["sft"].trained_images == 16
+    assert found["sft"].read_tokens == found["sft"].generated_tokens == 0
+    # 2 steps of 2 prompts x 4 answers; each picture is read once to generate and once more to train.
+    assert found["grpo"].trained_images == 16
+    assert found["grpo"].read_images == 16
+    assert found["grpo"].generated_tokens > 0
+    for name in ("evaluate-before", "evaluate-sft", "evaluate-grpo"):
+        assert (found[name].answers, found[name].read_images, found[name].trained_tokens) == (12, 12, 0)
+        assert 0 < found[name].generated_tokens <= 12 * 16
+    assert found["predict"].answers == 1
+    assert found["data"] == Counts()
+
+
+def test_stages_are_parts_of_their_start_and_add_up_to_almost_all_of_it(finished: RunFolder) -> None:
+    start = read_compute(finished.compute_file).starts[0]
+    parts = total(stage.used for stage in start.stages)
+    assert parts.counts.to_json() == pytest.approx(start.used.counts.to_json())
+    assert 0.9 * start.used.wall < parts.wall <= start.used.wall
+    assert 0 < parts.cpu <= start.used.cpu
+    assert start.used.memory is not None
+    assert start.used.memory > 100e6
+    assert (start.used.energy, start.used.co2) == (None, None)
+    if not torch.cuda.is_available():
+        assert (start.used.gpu, start.used.gpu_memory) == (0, None)
+
+
+def test_torchs_counter_watches_one_pass_a_stage_and_agrees_with_the_formula(finished: RunFolder) -> None:
+    stages = read_compute(finished.compute_file).stages()
+    for name in ("sft", "grpo"):
+        found = stages[name].counts
+        assert 0 < found.counted_tokens < found.trained_tokens / 2
+        # Attention comes on top of the formula; the first layer's gradient of its input, which the formula has and an
+        # adapter does not need, goes off. At some 120 positions of width 192 both stay within a tenth.
+        assert found.counted_flops == pytest.approx(found.counted_formula, rel=0.1)
+        assert found.counter_training == pytest.approx(found.training, rel=0.15)
+    assert stages["evaluate-sft"].counts.counter_training is None
+
+
+def test_reading_a_prompt_takes_what_torchs_counter_finds(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    backend = choose_backend(recipe.model)
+    policy = backend.load(recipe, None, trainable=False)
+    before = counts()
+    with FlopCounterMode(display=False) as counter:
+        backend.generate(policy, [Row(conversation("How large is the heart?", 0), [])] * 2, Sampling(8))
+    found = counts() - before
+    assert found.answers == 2
+    assert found.generated_tokens > 0
+    assert counter.get_total_flops() == pytest.approx(found.inference, rel=0.1)
+
+
+def test_checkpointing_costs_one_forward_pass_more(tmp_path: Path) -> None:
+    found = {}
+    for switched in (False, True):
+        tables = {"sft": {"max_steps": 1, "gradient_checkpointing": switched}}
+        recipe = small_recipe(tmp_path / str(switched), tables)
+        only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
+        run = run_recipe(only_sft, STAGES).run
+        found[switched] = read_compute(run.compute_file).stages()["sft"].counts
+    plain, again = found[False], found[True]
+    assert plain.trained_tokens == again.trained_tokens
+    # Of 4 n and a little for the adapter to 6 n and the same; the head is computed again either way.
+    assert 1.2 < again.language_training / plain.language_training < 1.5
+    assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
+
+
+def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(name: str) -> bytes:
+        recipe = small_recipe(tmp_path / name, {"sft": {"max_steps": 2}})
+        only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
+        run = run_recipe(only_sft, STAGES).run
+        return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
+
+    counted = weights("counted")
+    monkeypatch.setattr("toolkit.backends.trainers.count_one_pass", lambda trainer, policy: None)
+    monkeypatch.setattr("toolkit.backends.hf.meter", lambda model: None)
+    assert weights("plain") == counted
+
+
+def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
+    """A run folder without a run: what `toolkit report` needs of one."""
+    run = RunFolder(tmp_path / name)
+    run.path.mkdir(parents=True)
+    tables = {"run": {"name": name, **settings}, "data": {"task": "mcq", "train": "rows.json"}, "sft": {}}
+    run.recipe_file.write_text(dump_recipe(Recipe.model_validate(tables)))
+    write_json(run.run_file, {"seed": 1, "fingerprints": {}, "sessions": [{"started": "now", "versions": {}}]})
+    return run
+
+
+def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: Path) -> None:
+    run = folder_of(tmp_path)
+    count(answers=5)
+    with recording(run, Run(name="one"), "run") as recorder:
+        with recorder.stage("a"):
+            count(answers=2)
+            time.sleep(0.05)
+        count(answers=1)
+        with recorder.stage("b"):
+            count(answers=4)
+    start = read_compute(run.compute_file).starts[0]
+    assert start.used.counts.answers == 7
+    assert {stage.name: stage.used.counts.answers for stage in start.stages} == {"a": 2, "b": 4}
+    assert start.stages[0].used.wall >= 0.05
+    assert start.outcome == "finished"
+    assert not [thread for thread in threading.enumerate() if thread.name == "compute"]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(TrainingError("x"), "failed"), (Interrupted(signal.SIGTERM, "saved"), "interrupted"), (OSError("x"), "failed")],
+)
+def test_how_a_start_ended_is_kept(tmp_path: Path, error: Exception, outcome: str) -> None:
+    run = folder_of(tmp_path)
+    with pytest.raises(type(error)), recording(run, Run(name="one"), "run") as recorder, recorder.stage("sft"):
+        raise error
+    start = read_compute(run.compute_file).starts[0]
+    assert start.outcome == outcome
+    assert [stage.name for stage in start.stages] == ["sft"]
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from toolkit.compute import count, recording
+from toolkit.recipe import Run
+from toolkit.run import RunFolder
+with recording(RunFolder(Path(sys.argv[1])), Run(name="one"), "run", beat=0.05) as recorder:
+    with recorder.stage("sft"):
+        count(trained_tokens=7)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 0.6:
+            sum(range(1000))
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_process_has_told_its_hours(tmp_path: Path) -> None:
+    run = folder_of(tmp_path)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(run.path)], cwd=Path.cwd(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    start = read_compute(run.compute_file).starts[0]
+    assert start.outcome == "unfinished"
+    assert 0.3 < start.used.wall < 5
+    assert start.used.cpu > 0.2
+    assert [(stage.name, stage.used.counts.trained_tokens) for stage in start.stages] == [("sft", 7)]
+
+
+def test_a_run_that_goes_on_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
+    run = folder_of(tmp_path)
+    for answers in (3, 4):
+        with recording(run, Run(name="one"), "run", beat=0.02) as recorder, recorder.stage("evaluate-sft"):
+            count(answers=answers)
+            time.sleep(0.2)  # some beats, each with the sums so far
+    lines = run.compute_file.read_text().splitlines()
+    assert sum('"beat"' in line for line in lines) >= 4
+    record = read_compute(run.compute_file)
+    assert len(record.starts) == 2
+    assert record.used.counts.answers == 7
+    assert record.stages()["evaluate-sft"].counts.answers == 7
+    assert 0.4 <= record.used.wall < 1.5
+
+
+def test_a_stage_that_goes_on_does_real_work_once(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"sft": {"max_steps": 2}})
+    only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
+    run = run_recipe(only_sft, STAGES).run
+    once = read_compute(run.compute_file).stages()["sft"].counts.trained_tokens
+    run_recipe(only_sft, STAGES)  # nothing is left to do
+    record = read_compute(run.compute_file)
+    assert [start.outcome for start in record.starts] == ["finished", "finished"]
+    assert record.stages()["sft"].counts.trained_tokens == once
+
+
+def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
+    run = folder_of(tmp_path)
+    with recording(run, Run(name="one"), "run"):
+        count(answers=1)
+    whole = run.compute_file.read_text()
+    run.compute_file.write_text(whole + whole[:50])
+    with recording(run, Run(name="one"), "evaluate"):
+        count(answers=1)
+    record = read_compute(run.compute_file)
+    assert (len(record.starts), record.damaged) == (2, 1)
+    assert record.used.counts.answers == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b"3",
+        b"null",
+        b'{"event": "beat", "start": "unknown", "used": ' + json.dumps(EMPTY).encode() + b"}",
+        b'{"event": "end", "start": "s"}',
+        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": -1}}).encode(),
+        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "cpu": float("nan")}}).encode(),
+        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": "long"}}).encode(),
+        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "counts": {"wishes": 1}}}).encode(),
+        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "gpu": None}}).encode(),
+    ],
+)
+def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: bytes) -> None:
+    run = made_up(tmp_path, "one", wall=10)
+    with run.compute_file.open("ab") as handle:
+        handle.write(line + b"\n")
+    record = read_compute(run.compute_file)
+    assert (record.damaged, record.used.wall) == (1, 10)
+
+
+def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = folder_of(tmp_path)
+    run.compute_file.mkdir()
+    with caplog.at_level(logging.WARNING, "toolkit"), recording(run, Run(name="one"), "run") as recorder:
+        recorder.tell("beat")
+    assert [line for line in caplog.messages if "cannot be recorded" in line] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_the_first_of_several_processes_counts_for_all(tmp_path: Path) -> None:
+    stages = {"sft": {"wall": 10, "cpu": 8, "gpu": 10, "counts": {"trained_tokens": 100}}, "evaluate-sft": {"cpu": 1}}
+    run = made_up(tmp_path, "one", wall=20, cpu=10, gpu=20, counts={"trained_tokens": 100}, stages=stages, processes=2)
+    used = read_compute(run.compute_file).used
+    # Both hold a GPU all the time and train alike; evaluation and the rest are the first one's alone: 8 + 8 + 1 + 1.
+    assert (used.wall, used.gpu, used.cpu, used.counts.trained_tokens) == (20, 40, 18, 200)
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=2, max_size=2))
+def test_readings_of_clocks_add_up(values: list[int]) -> None:
+    first, second = sorted(values)
+    before = Usage(wall=first, counts=Counts(read_tokens=first))
+    after = Usage(wall=second, counts=Counts(read_tokens=second))
+    assert before + after.since(before) == after
+
+
+def test_energy_is_read_without_a_word_a_file_or_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    energy = pytest.importorskip("codecarbon") and recorder_module.EnergyMeter
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("codecarbon asks the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setenv("CODECARBON_ELECTRICITYMAPS_API_TOKEN", "a-token")
+    monkeypatch.setenv("CODECARBON_EMISSIONS_ENDPOINT", "http://localhost:1/")
+    monkeypatch.setenv("CODECARBON_OUTPUT_METHODS", "csv,api")
+    monkeypatch.chdir(tmp_path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    found = {}
+    for country in (None, "DEU", "QQQ"):
+        found[country] = energy(country)
+    time.sleep(1.2)
+    readings = {country: one.read() for country, one in found.items()}
+    for one in found.values():
+        one.stop()
+    assert all(reading.energy is not None and reading.energy > 0 for reading in readings.values())
+    # Without a country, and of one that codecarbon does not know, it would give the world's mean.
+    assert readings[None].co2 is None
+    assert readings["QQQ"].co2 is None
+    german = readings["DEU"]
+    assert german.co2 is not None
+    assert german.energy is not None
+    assert 0.1 < german.co2 / german.energy < 1  # kg a kWh
+    assert found["DEU"].describe()["country"] == "Germany"
+    assert found["DEU"].describe()["memory"] == "estimated (size)"
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("codecarbon")
+    monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 0.0)
+    run = folder_of(tmp_path)
+    with recording(run, Run(name="one", country="FRA"), "run", beat=0.1) as recorder:
+        wait_for(lambda: recorder._energy is not None)
+        with recorder.stage("sft"):
+            time.sleep(1.0)
+    start = read_compute(run.compute_file).starts[0]
+    stage = start.stages[0].used
+    assert start.used.energy is not None
+    assert stage.energy is not None
+    assert stage.co2 is not None
+    assert 0 < stage.energy <= start.used.energy
+    assert stage.energy_wall == pytest.approx(stage.wall, abs=0.2)
+    assert stage.energy_wall < start.used.wall
+    text = as_markdown(read_ledger([run.path]))
+    assert "CO2 by the mix of electricity of France" in text
+
+
+def wait_for(true: Any) -> None:
+    end = time.monotonic() + 30
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def test_without_codecarbon_energy_is_not_measured_and_the_report_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "is_there", lambda: False)
+    run = folder_of(tmp_path)
+    with recording(run, Run(name="one"), "run"):
+        pass
+    text = as_markdown(read_ledger([run.path]))
+    assert f"not measured: {INSTALL}" in text
+    figures = as_json(read_ledger([run.path]))["runs"][0]
+    assert (figures["energy_kwh"], figures["co2_kg"]) == (None, None)
+
+
+def made_up(
+    folder: Path,
+    name: str,
+    *,
+    outcome: str | None = "finished",
+    purpose: str = "training",
+    stages: dict[str, dict[str, Any]] | None = None,
+    processes: int = 1,
+    **used: Any,
+) -> RunFolder:
+    """A run of one start; its stages are lines of their own."""
+    run = RunFolder(folder / name)
+    if not run.path.exists():
+        run = folder_of(folder, name)
+    begun = {"command": "run", "purpose": purpose, "processes": processes, "versions": {}, "energy": None}
+    machine = {"cpu": "A CPU", "cores": 4, "cores_allowed": 4, "memory_gb": 16.0, "disk_gb": 100, "disk_free_gb": 50}
+    lines = [{"event": "start", "start": "s", "time": "t", "used": EMPTY, "machine": machine, **begun}]
+    for number, (stage, own) in enumerate((stages or {}).items(), start=1):
+        part = {"number": number, "name": stage, "used": {**EMPTY, **own}}
+        lines.append({"event": "stage", "start": "s", "time": "t", "used": EMPTY, "stage": part})
+    last = {"event": "end", "outcome": outcome} if outcome else {"event": "beat"}
+    lines.append({**last, "start": "s", "time": "t", "used": {**EMPTY, **used}})
+    run.compute_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """Training 10 h, search 4 h, ablation 3 h, one that failed 2 h and one that was killed 1 h; and an old run."""
+    runs = tmp_path / "runs"
+    hour = 3600
+    evaluation = {"wall": 360, "cpu": 720, "gpu": 360, "counts": {"answers": 500, "language_inference": 1e12}}
+    measured = {**evaluation, "energy": 0.05, "energy_wall": 360}
+    made_up(runs, "main", wall=9 * hour, cpu=18 * hour, gpu=9 * hour, energy=2.0, energy_wall=9 * hour,
+            stages={"evaluate-before": measured, "evaluate-sft": measured})  # fmt: skip
+    made_up(runs, "main.old-1", wall=hour, cpu=2 * hour, gpu=hour, stages={"evaluate-before": evaluation})
+    made_up(runs, "sweep", purpose="search", wall=4 * hour, cpu=4 * hour)
+    made_up(runs, "without", purpose="ablation", wall=3 * hour, cpu=3 * hour, gpu=3 * hour)
+    made_up(runs, "broke", outcome="failed", wall=2 * hour, cpu=2 * hour, gpu=2 * hour)
+    made_up(runs, "killed", outcome=None, purpose="search", wall=hour, cpu=hour)
+    folder_of(runs, "older")  # of a version that recorded nothing
+    (runs / "no run").mkdir()
+    return runs
+
+
+def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
+    found = as_json(read_ledger([four]))
+    hours = {
+        purpose: (part["runs"], part["wall_hours"], part["gpu_hours"]) for purpose, part in found["purposes"].items()
+    }
+    assert hours == {
+        "training": (2, 10, 10),
+        "search": (1, 4, 0),
+        "ablation": (1, 3, 3),
+        "failed or unfinished": (2, 3, 2),
+    }
+    assert found["total"]["wall_hours"] == 20
+    assert found["total"]["cpu_hours"] == 18 + 2 + 4 + 3 + 2 + 1
+    assert found["purposes"]["training"]["shares"] == {
+        "wall": 0.5,
+        "cpu": pytest.approx(20 / 30),
+        "gpu": pytest.approx(10 / 15),
+    }
+    assert sum(part["shares"]["wall"] for part in found["purposes"].values()) == pytest.approx(1)
+    assert found["runs_without_record"] == ["older"]
+
+
+def test_a_run_that_never_finished_counts_as_failed_whatever_its_purpose(four: Path) -> None:
+    purposes = {run.name: run.purpose for run in read_ledger([four]).runs}
+    assert purposes["broke"] == purposes["killed"] == "failed or unfinished"
+    assert purposes["main.old-1"] == "training"
+
+
+def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) -> None:
+    run = folder_of(tmp_path)
+    with pytest.raises(TrainingError), recording(run, Run(name="one", purpose="ablation"), "run"):
+        raise TrainingError("x")
+    with recording(run, Run(name="one", purpose="ablation"), "run"):
+        pass
+    with pytest.raises(TrainingError), recording(run, Run(name="one", purpose="ablation"), "evaluate"):
+        raise TrainingError("x")
+    assert read_ledger([run.path]).runs[0].purpose == "ablation"
+
+
+def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> None:
+    runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
+    # Two evaluations of 500 answers and 0.1 h: 1,000 answers in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs.
+    assert runs["main"] == {
+        "answers": 1000,
+        "wall_hours": pytest.approx(0.2),
+        "cpu_hours": pytest.approx(0.4),
+        "gpu_hours": pytest.approx(0.2),
+        "energy_kwh": pytest.approx(0.1),
+        "flops_formula": pytest.approx(2e12),
+    }
+    assert runs["main.old-1"]["energy_kwh"] is None
+    assert runs["sweep"] is None
+
+
+def test_a_part_is_never_told_as_the_whole(four: Path) -> None:
+    text = as_markdown(read_ledger([four]))
+    total_row = next(line for line in text.splitlines() if line.startswith("| total"))
+    assert "2 kWh (over 45% of the time)" in total_row  # 9 of 20 hours
+    unknown = " | ".join(["not measured"] * 5)
+    assert f"| search | 1 | 4 (20%) | 4 (13%) | 0 (0%) | {unknown} |" in text
+    assert "older: no record" in text
+
+
+def test_naming_a_run_and_its_folder_counts_it_once(four: Path) -> None:
+    assert read_ledger([four, four / "main"]).used == read_ledger([four]).used
+
+
+def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="neither a run folder nor a folder with runs"):
+        read_ledger([tmp_path])
+    with pytest.raises(RunError):
+        read_ledger([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize("country", ["DE", "deu", "Germany", ""])
+def test_a_country_is_three_capital_letters(tmp_path: Path, country: str) -> None:
+    with pytest.raises((RecipeError, ValueError)):
+        Run(name="one", country=country)
+
+
+def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    assert (done.exit_code, done.stderr) == (0, "")
+    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, pictures, FLOPs", "Hardware", "Energy"):
+        assert f"\n## {heading}\n" in done.stdout
+    assert "| small | training | mcq; train 24, test 12 | tiny, auto, LoRA r 4 |" in done.stdout
+    assert "SFT 2 steps, batch 4 x 2, learning rate 0.001; GRPO 2 steps, 2 prompts x 4 completions" in done.stdout
+    assert "2 finished" in done.stdout
+    written = read_json(file)
+    assert written["runs"][0]["stages"]["sft"]["flops_training_counter"] > 0
+    assert written["runs"][0]["per_1000_predictions"]["answers"] == 36
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_no_path_machine_or_user_is_in_the_report(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import getpass
+    import platform
+
+    whole = as_markdown(read_ledger([finished.path])) + json.dumps(as_json(read_ledger([finished.path])))
+    assert str(finished.path.parent) not in whole
+    assert str(Path.home()) + "/" not in whole
+    for name in {platform.node(), getpass.getuser()} - {"", "root", "localhost", "toolkit"}:
+        assert name not in whole
+
+
+def test_markdown_goes_to_a_file_and_another_ending_is_refused(finished: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "report.md"
+    done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
+    assert file.read_text() == done.stdout
+    refused = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(tmp_path / "report.pdf")])
+    assert isinstance(refused.exception, RunError)
+    assert "ends in .md or .json" in str(refused.exception)
+
+
+def test_damaged_lines_are_told(tmp_path: Path) -> None:
+    run = made_up(tmp_path, "one", wall=10)
+    with run.compute_file.open("a") as handle:
+        handle.write("{\n")
+    done = CliRunner().invoke(app, ["report", "compute", str(run.path)])
+    assert "1 line(s) of the records cannot be read and are left out: one (1)" in done.stdout
+
+
+def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:
+    part = read_json(finished.results_file)["compute"]
+    assert part["starts"] == 1
+    assert part["wall_hours"] > 0
+    assert part["energy_kwh"] is None
+    assert part["damaged_lines"] == 0
+
+
+def test_the_report_loads_neither_torch_nor_codecarbon(four: Path) -> None:
+    code = (
+        "import sys; from toolkit.report import read_ledger, as_markdown; from pathlib import Path;"
+        "as_markdown(read_ledger([Path(sys.argv[1])]));"
+        "print(sorted({'torch', 'codecarbon', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(four)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

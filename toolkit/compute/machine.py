@@ -1,0 +1,96 @@
+"""What the machine is and how busy it is, asked of the operating system and of a torch that is loaded already."""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+GIGABYTE = 1e9
+
+
+def describe_machine(folder: Path) -> dict[str, Any]:
+    """CPU model, cores, memory, and the disk of ``folder``; no name of the machine or of its user."""
+    disk = shutil.disk_usage(folder)
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "memory_gb": _memory(),
+        "disk_gb": round(disk.total / GIGABYTE),
+        "disk_free_gb": round(disk.free / GIGABYTE),
+    }
+
+
+def describe_gpus() -> dict[str, Any]:
+    """Names and memory of the GPUs that this process uses, and CUDA's version; nothing before it uses one."""
+    cuda = _cuda()
+    if cuda is None:
+        return {}
+    found = [cuda.get_device_properties(device) for device in used_gpus()]
+    return {
+        "gpus": [{"name": one.name, "memory_gb": round(one.total_memory / GIGABYTE, 1)} for one in found],
+        "cuda": sys.modules["torch"].version.cuda,
+    }
+
+
+def used_gpus() -> list[int]:
+    """The CUDA devices that this process holds memory of; once it has begun with CUDA, at least the current one."""
+    cuda = _cuda()
+    if cuda is None:
+        return []
+    holding = [device for device in range(cuda.device_count()) if cuda.max_memory_reserved(device)]
+    return holding or [cuda.current_device()]
+
+
+def peak_gpu_memory() -> int | None:
+    """The most that torch reserved of one GPU, in bytes, since ``forget_peak``."""
+    cuda = _cuda()
+    return max(cuda.max_memory_reserved(device) for device in used_gpus()) if cuda else None
+
+
+def forget_peak() -> None:
+    """Let the peak of the GPUs' memory begin anew."""
+    cuda = _cuda()
+    if cuda is not None:
+        for device in used_gpus():
+            cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process ever had, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _cuda() -> Any:
+    """torch.cuda, where this process works with it; loading torch, or CUDA, for a report would cost seconds."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)  # absent while torch is still being imported
+    return cuda if cuda is not None and getattr(cuda, "is_initialized", bool)() else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory() -> float | None:
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE, 1)

@@ -1,0 +1,123 @@
+"""The ledger: what runs used, grouped by what they were for, as a conference's form on compute asks."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.compute import ComputeRecord, Start, Usage, read_compute, total
+from toolkit.errors import RecipeError, RunError
+from toolkit.recipe import Recipe
+from toolkit.run import RunFolder, find_run
+
+FAILED = "failed or unfinished"
+PURPOSES = ("training", "search", "ablation", FAILED)
+"""The headings. A run that never came to its end counts under the last one, whatever its recipe says."""
+
+EVALUATIONS = "evaluate-"
+
+
+@dataclass(frozen=True, slots=True)
+class RunUse:
+    """One run: its record, and what its recipe says, None where this version cannot read it."""
+
+    name: str
+    recipe: Recipe | None
+    record: ComputeRecord
+    rows: Mapping[str, int]
+
+    @property
+    def finished(self) -> bool:
+        """Whether `toolkit run` ever came to its end."""
+        return any(start.command == "run" and start.outcome == "finished" for start in self.record.starts)
+
+    @property
+    def purpose(self) -> str:
+        """One of ``PURPOSES``: that of the newest start."""
+        own = self.record.starts[-1].purpose if self.record.starts else None
+        if not self.record.starts and self.recipe is not None:
+            own = self.recipe.run.purpose
+        return own if own in PURPOSES and self.finished else FAILED
+
+    @property
+    def evaluations(self) -> Usage:
+        """All evaluations of the run that asked something."""
+        return total(
+            used for name, used in self.record.stages().items() if name.startswith(EVALUATIONS) and used.counts.answers
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Runs in the order of their names."""
+
+    runs: tuple[RunUse, ...]
+
+    @property
+    def starts(self) -> list[Start]:
+        """Every start of every run."""
+        return [start for run in self.runs for start in run.record.starts]
+
+    @property
+    def used(self) -> Usage:
+        """All runs together."""
+        return total(run.record.used for run in self.runs)
+
+    @property
+    def damaged(self) -> int:
+        """Lines of the records that cannot be read."""
+        return sum(run.record.damaged for run in self.runs)
+
+    @property
+    def unrecorded(self) -> list[str]:
+        """Runs without any record: they are in no sum."""
+        return [run.name for run in self.runs if not run.record.starts]
+
+    def by_purpose(self) -> dict[str, tuple[int, Usage]]:
+        """Heading -> how many runs, and what they used; every heading is there."""
+        found = {}
+        for purpose in PURPOSES:
+            runs = [run for run in self.runs if run.purpose == purpose and run.record.starts]
+            found[purpose] = len(runs), total(run.record.used for run in runs)
+        return found
+
+
+def read_ledger(paths: Sequence[Path]) -> Ledger:
+    """The ledger of run folders, and of the runs that lie in folders; one that is named twice counts once.
+
+    Raises:
+        RunError: a path is neither a run nor a folder with runs in it.
+    """
+    folders: dict[Path, RunFolder] = {}
+    for path in paths:
+        for run in _runs_in(path):
+            folders[run.path.resolve()] = run
+    return Ledger(tuple(sorted((_read(run) for run in folders.values()), key=lambda use: use.name)))
+
+
+def _runs_in(path: Path) -> list[RunFolder]:
+    if _is_run(path) or not path.is_dir():
+        return [find_run(path)]
+    inside = sorted(child for child in path.iterdir() if _is_run(child))
+    if not inside:
+        raise RunError(
+            "this is neither a run folder nor a folder with runs in it",
+            place=path,
+            remedy="Name runs, or the folder that they lie in, such as runs.",
+        )
+    return [find_run(child) for child in inside]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file() and (path / "recipe.toml").is_file()
+
+
+def _read(run: RunFolder) -> RunUse:
+    try:
+        recipe = run.recipe()
+    except RecipeError:  # of another version; its hours count all the same
+        recipe = None
+    rows: dict[str, int] = {}
+    with suppress(RunError, ValueError, KeyError):  # not read yet, or damaged; then the report says that of the rows
+        rows = run.record("data")["rows"]
+    return RunUse(run.name, recipe, read_compute(run.compute_file), rows)
