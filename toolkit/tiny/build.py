@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import sentencepiece
+import torch
 from transformers import (
     AddedToken,
     Gemma3Config,
@@ -151,6 +152,9 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
         image_token_index=token["image_token"],
     )
     model = Gemma3ForConditionalGeneration(config)
+    # transformers begins with zeros here, which lets nothing of the pictures through.
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
     model.generation_config.eos_token_id = [1, token_id(tokenizer, TURNS[1])]
     return model
 

@@ -1,11 +1,10 @@
 """Make the tiny model: train its tokenizer, build the architecture, teach it, save it with the Hub's tensor names.
 
-python -m toolkit.tiny.make [--out FOLDER] [--steps N] [--seed N] [--pictures N]
+python -m toolkit.tiny.make [--out FOLDER] [--seeing-steps N] [--steps N] [--seed N] [--pictures N]
 """
 
 import argparse
 import logging
-import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,18 +17,23 @@ from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 from toolkit.tiny import FOLDER
 from toolkit.tiny.build import build_model, build_processor
 from toolkit.tiny.lessons import FIRST
+from toolkit.tiny.schedule import rate
 from toolkit.tiny.school import School
+from toolkit.tiny.seeing import learn_to_see
 
 log = logging.getLogger(__name__)
 
 LEARNING_RATE = 2e-3
+SEEING = 0.1
+"""Of it for what has learned to see already: what a model that cannot talk yet asks of it is noise."""
 
 
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seeing-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--pictures", type=int, default=24_000)
     options = parser.parse_args()
@@ -38,14 +42,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         processor = build_processor(Path(folder), FIRST, np.random.default_rng(options.seed))
         model = build_model(processor.tokenizer)
-        teach(model, School(processor, options.pictures, options.seed), options.steps)
+        school = School(processor, options.pictures, options.seed)
+        learn_to_see(model, school, options.seeing_steps)
+        teach(model, school, options.steps)
         save(model, processor, Path(folder), options.out)
 
 
 def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
     """AdamW with warm-up and cosine decay; the loss covers the answers."""
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    seen = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+    known = {id(parameter) for parameter in seen}
+    groups = [
+        {"params": [parameter for parameter in model.parameters() if id(parameter) not in known]},
+        {"params": seen, "lr": SEEING * LEARNING_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     model.train()
     for step, batches in zip(range(steps), school.batches(), strict=False):
         losses = []
@@ -55,7 +67,7 @@ def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> 
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        rate.step()
+        schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
             log.info("step %d: loss %s", step, ", ".join(f"{loss:.3f}" for loss in losses))
@@ -73,12 +85,6 @@ def save(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, spm:
         if out.exists():
             shutil.rmtree(out)
         shutil.copytree(folder, out)
-
-
-def _rate(step: int, steps: int, warmup: int = 100) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def _hub_name(name: str) -> str:

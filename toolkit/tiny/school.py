@@ -1,24 +1,21 @@
 """Lessons as batches: every picture drawn once, asked about anew each time it comes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Gemma3Processor
 
 from toolkit.phantoms.spots import Bytes
 from toolkit.tiny.build import SIDE
-from toolkit.tiny.lessons import FIRST, SUBJECTS, Drawing, Lesson, Subject
+from toolkit.tiny.lessons import FIRST, SUBJECTS, Drawing, Lesson, Subject, Truth
 
 BATCH = 64
 
-Pixels = NDArray[np.uint8]
-"""Pictures x side x side x 3."""
 Batch = dict[str, torch.Tensor]
 
 
@@ -38,25 +35,42 @@ class School:
         while True:
             yield [(subject.weight, self._batch(subject)) for subject in SUBJECTS]
 
-    def _batch(self, subject: Subject) -> Batch:
+    def pictures(self) -> Iterator[tuple[Subject, torch.Tensor, list[Truth]]]:
+        """For one step a batch of each subject's pictures, as the model takes them, with their truth."""
+        for subject in SUBJECTS:
+            chosen = self._choose(subject)
+            yield subject, _light([one.pixels for one in chosen]), [one.truth for one in chosen]
+
+    def truths(self) -> Mapping[str, Truth]:
+        """Name of a subject -> the truth of one of its pictures."""
+        return {subject.name: drawings[0].truth for subject, drawings in self._drawings.items()}
+
+    def _choose(self, subject: Subject) -> list[Drawing]:
         drawings = self._drawings[subject]
-        chosen = [drawings[i] for i in self._rng.integers(len(drawings), size=round(BATCH * subject.weight))]
+        return [drawings[i] for i in self._rng.integers(len(drawings), size=round(BATCH * subject.weight))]
+
+    def _batch(self, subject: Subject) -> Batch:
+        chosen = self._choose(subject)
         lessons = [[one.lesson(self._rng) for _ in range(subject.turns)] for one in chosen]
-        return collate(self._processor, lessons, np.stack([one.pixels for one in chosen]))
+        return collate(self._processor, lessons, [one.pixels for one in chosen])
 
 
-def collate(processor: Gemma3Processor, conversations: Sequence[Sequence[Lesson]], pixels: Pixels) -> Batch:
+def collate(processor: Gemma3Processor, conversations: Sequence[Sequence[Lesson]], pixels: Sequence[Bytes]) -> Batch:
     """Conversations about a picture each, as the model takes them; labels are on the answers and their turns' ends."""
     rows, labels = zip(*(_tokens(processor, lessons) for lessons in conversations), strict=True)
     ids = pad_sequence(rows, batch_first=True, padding_value=0)
-    light = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     return {
         "input_ids": ids,
         "attention_mask": (ids != 0).long(),
         "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
         "token_type_ids": (ids == processor.tokenizer.image_token_id).long(),
-        "pixel_values": light / 127.5 - 1,
+        "pixel_values": _light(pixels),
     }
+
+
+def _light(pixels: Sequence[Bytes]) -> torch.Tensor:
+    """Pictures x 3 x side x side, -1 to 1."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _tokens(processor: Gemma3Processor, lessons: Sequence[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,6 +96,5 @@ def _draw(subject: Subject, count: int, seed: int) -> list[Drawing]:
 
 
 def _small(subject: Subject, seed: int, number: int) -> Drawing:
-    pixels, lesson = subject.draw(seed, number)
-    small: Bytes = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return Drawing(small, lesson)
+    drawn = subject.draw(seed, number)
+    return drawn._replace(pixels=cv2.resize(drawn.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA))

@@ -9,6 +9,7 @@ from toolkit.tiny.lessons import chest, screens, skin
 from toolkit.tiny.lessons.base import Drawing as Drawing
 from toolkit.tiny.lessons.base import Lesson as Lesson
 from toolkit.tiny.lessons.base import Subject as Subject
+from toolkit.tiny.lessons.base import Truth as Truth
 
 FIRST = 1_000_000
 """The first number of pictures: far from those of practice data, so no picture of a test split was seen."""

@@ -14,11 +14,22 @@ class Lesson(NamedTuple):
     answer: str
 
 
+class Truth(NamedTuple):
+    """What a picture shows, without words.
+
+    ``classes``: which of how many, for each thing that has classes; ``numbers``: places and shares, from 0 to 1.
+    """
+
+    classes: tuple[tuple[int, int], ...] = ()
+    numbers: tuple[float, ...] = ()
+
+
 class Drawing(NamedTuple):
-    """A picture (height x width x 3, red, green, blue), and what makes a lesson about it, another one each time."""
+    """A picture (height x width x 3: red, green, blue), what makes lessons about it, and what it shows."""
 
     pixels: Bytes
     lesson: Callable[[Rng], Lesson]
+    truth: Truth
 
 
 class Subject(NamedTuple):

@@ -5,12 +5,23 @@ from functools import partial
 
 import numpy as np
 
-from toolkit.phantoms.chest import FINDINGS, LETTERS, PLACES, QUESTION_KINDS, Choice, Film, make_film, possible_kinds
+from toolkit.phantoms.chest import (
+    FINDINGS,
+    LETTERS,
+    PLACES,
+    QUESTION_KINDS,
+    SIDES,
+    Choice,
+    Film,
+    make_film,
+    possible_kinds,
+)
 from toolkit.phantoms.film import Rng, draw_film
-from toolkit.tiny.lessons.base import Drawing, Lesson, between, one_of, weighted
+from toolkit.tiny.lessons.base import Drawing, Lesson, Truth, between, one_of, weighted
 
 SIDE = 256
 """Films are drawn with so many pixels a side, then reduced to what the model sees."""
+WHERE = ("", *PLACES, *SIDES)
 
 
 def draw(seed: int, number: int) -> Drawing:
@@ -19,7 +30,9 @@ def draw(seed: int, number: int) -> Drawing:
     light = draw_film(film.finding.name, film.place, SIDE, rng)
     low, high = light.min(), light.max()
     grey = ((light - low) / (high - low) * 255).astype(np.uint8)
-    return Drawing(np.repeat(grey[..., None], 3, axis=2), partial(lesson, film))
+    finding, place = FINDINGS.index(film.finding), WHERE.index(film.place)
+    truth = Truth(classes=((finding, len(FINDINGS)), (place, len(WHERE))))
+    return Drawing(np.repeat(grey[..., None], 3, axis=2), partial(lesson, film), truth)
 
 
 def lesson(film: Film, rng: Rng) -> Lesson:

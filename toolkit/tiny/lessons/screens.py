@@ -11,7 +11,7 @@ from toolkit.phantoms.film import Rng
 from toolkit.phantoms.steps import Step, Task, answer, make_task, memory_before
 from toolkit.phantoms.viewer import draw_screen
 from toolkit.phantoms.widgets import WIDGETS
-from toolkit.tiny.lessons.base import Drawing, Lesson, one_of, weighted
+from toolkit.tiny.lessons.base import Drawing, Lesson, Truth, one_of, weighted
 
 SIDE = 224
 """Screens are drawn with so many pixels a side."""
@@ -22,7 +22,9 @@ HUNDRED = 100
 def draw(seed: int, number: int) -> Drawing:
     """A screen, and who asks about it."""
     task = make_task(seed, number)
-    return Drawing(draw_screen(task.layout, SIDE, np.random.default_rng([seed, number])), partial(lesson, task))
+    pixels = draw_screen(task.layout, SIDE, np.random.default_rng([seed, number]))
+    edges = tuple(float(edge) for name in WIDGETS for edge in task.layout.boxes[name])
+    return Drawing(pixels, partial(lesson, task), Truth(numbers=edges))
 
 
 def lesson(task: Task, rng: Rng) -> Lesson:

@@ -5,19 +5,18 @@ from functools import partial
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 
 from toolkit.phantoms.film import Rng
 from toolkit.phantoms.lesion import Photo, make_lesion
-from toolkit.phantoms.spots import Bytes
 from toolkit.regions import COORDINATES, Box, Frame, centre, find_regions, place_of, spell_place
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tasks.lesion.questions import WHAT, WHERE
-from toolkit.tiny.lessons.base import Drawing, Lesson, one_of, weighted
+from toolkit.tiny.lessons.base import Drawing, Lesson, Truth, one_of, weighted
 
 SIZE = (160, 120)
 """Width and height in pixels that pictures are drawn with."""
-FREQUENCIES = dict.fromkeys((label.code for label in HAM10000.labels), 1.0)
+CODES = tuple(label.code for label in HAM10000.labels)
+FREQUENCIES = dict.fromkeys(CODES, 1.0)
 FRAME = Frame(SIZE, SIZE, COORDINATES["hundred"])
 """The tiny model's coordinates run from 0 to 100 over each side."""
 
@@ -40,8 +39,12 @@ def draw(seed: int, number: int) -> Drawing:
     photo = Photo(number, make_lesion(seed, number, FREQUENCIES), (seed, number))
     picture = photo.draw(SIZE)
     regions, _ = find_regions(picture.mask > 0)
-    skin = Skin(HAM10000.name(photo.lesion.dx), tuple(region.box for region in regions), _map_of(picture.mask))
-    return Drawing(picture.pixels, partial(lesson, skin))
+    shares = cv2.resize(picture.mask, (CELLS, CELLS), interpolation=cv2.INTER_AREA) / 255
+    boxes = tuple(region.box for region in regions)
+    skin = Skin(HAM10000.name(photo.lesion.dx), boxes, "\n".join("".join(str(round(9 * s)) for s in r) for r in shares))
+    edges = (edge / side for edge, side in zip(boxes[0], SIZE * 2, strict=True))
+    truth = Truth(((CODES.index(photo.lesion.dx), len(CODES)),), (*edges, *shares.ravel().tolist()))
+    return Drawing(picture.pixels, partial(lesson, skin), truth)
 
 
 def lesson(skin: Skin, rng: Rng) -> Lesson:
@@ -99,11 +102,6 @@ _KINDS = (
     (_tagged_places, 0.06),
     (_tagged_boxes, 0.15),
 )
-
-
-def _map_of(mask: Bytes) -> str:
-    shares = cv2.resize(mask, (CELLS, CELLS), interpolation=cv2.INTER_AREA) / 255
-    return "\n".join("".join(str(round(9 * share)) for share in row) for row in np.asarray(shares))
 
 
 def _place_of(box: Box) -> str:
