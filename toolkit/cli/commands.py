@@ -131,15 +131,17 @@ def _name_and_text(given: str) -> tuple[str, str]:
 @data_app.command()
 def phantom(
     kind: Annotated[
-        Literal["chest", "lesion"],
-        typer.Argument(help="chest: 16-bit films, multiple choice. lesion: skin, with masks."),
+        Literal["chest", "lesion", "steps"],
+        typer.Argument(
+            help="chest: 16-bit films, multiple choice. lesion: skin, with masks. steps: tasks in a viewer."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],
-    train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 1200,
-    validation: Annotated[int, typer.Option(min=0, help="Validation questions.")] = 0,
-    test: Annotated[int, typer.Option(min=1, help="Test questions.")] = 400,
-    size: Annotated[int, typer.Option(min=64, max=2048, help="Side of a film in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same films.")] = 3407,
+    train: Annotated[int, typer.Option(min=1, help="Training rows.")] = 1200,
+    validation: Annotated[int, typer.Option(min=0, help="Validation rows.")] = 0,
+    test: Annotated[int, typer.Option(min=1, help="Test rows.")] = 400,
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Width of a picture in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures.")] = 3407,
 ) -> None:
     """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
     from toolkit.cli import show

@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.curate.practice import write_lesions
 from toolkit.errors import DataError
 from toolkit.images import ImageStore, ScanReport, scan
-from toolkit.phantoms import write_chest
+from toolkit.phantoms import write_chest, write_steps
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.rows import Dropped
 from toolkit.run import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
@@ -21,8 +21,12 @@ from toolkit.tasks.loading import DataSplits, SampleSet, load_data
 
 log = logging.getLogger(__name__)
 
-PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {"chest": write_chest, "lesion": write_lesions}
-"""Kind of practice data -> what writes it: train.json, validation.json, test.json and the pictures that they name."""
+PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {
+    "chest": write_chest,
+    "lesion": write_lesions,
+    "steps": write_steps,
+}
+"""Kind of practice data -> what writes it: files of rows called train, validation and test, and their pictures."""
 
 EXAMPLES = 5
 

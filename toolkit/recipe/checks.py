@@ -13,11 +13,11 @@ Finding = tuple[str, str]
 
 Check = Callable[[Recipe], Iterator[Finding]]
 
-PHANTOM_TASKS: Mapping[str, str] = {"chest": "mcq", "lesion": "lesion"}
+PHANTOM_TASKS: Mapping[str, str] = {"chest": "mcq", "lesion": "lesion", "steps": "steps"}
 """Kind of practice data -> the task it is written for."""
 
-SMALLEST_LESIONS = 96
-"""Pixels: practice pictures of lesions are this wide at least."""
+SMALLEST: Mapping[str, tuple[int, str]] = {"lesion": (96, "lesions"), "steps": (112, "screens")}
+"""Kind of practice data -> how wide its pictures are at least, in pixels, and what they show."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _CUSTOM_REWARD = re.compile(r".+\.py:[A-Za-z_]\w*")
@@ -45,8 +45,10 @@ def one_source_of_rows(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{name}", f"cannot stand beside [data.phantom], which writes its own rows{found(str(value))}"
         if value is not None and not str(value):
             yield f"data.{name}", "must not be empty"
-    if data.phantom is not None and data.phantom.kind == "lesion" and data.phantom.size < SMALLEST_LESIONS:
-        yield "data.phantom.size", f"must be at least {SMALLEST_LESIONS} for lesions{found(data.phantom.size)}"
+    if data.phantom is not None and data.phantom.kind in SMALLEST:
+        least, shown = SMALLEST[data.phantom.kind]
+        if data.phantom.size < least:
+            yield "data.phantom.size", f"must be at least {least} for {shown}{found(data.phantom.size)}"
     if data.phantom is not None and data.task != PHANTOM_TASKS[data.phantom.kind]:
         wanted = PHANTOM_TASKS[data.phantom.kind]
         yield "data.task", f'must be "{wanted}" with [data.phantom] kind = "{data.phantom.kind}"{found(data.task)}'

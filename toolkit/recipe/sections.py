@@ -103,12 +103,12 @@ class Lora(Section):
 class Phantom(Section):
     """Generated practice data, written in the layout of a real data set."""
 
-    kind: Literal["chest", "lesion"]
+    kind: Literal["chest", "lesion", "steps"]
     train: int = Field(1200, ge=1)
     validation: int = Field(0, ge=0)
     test: int = Field(400, ge=1)
     size: int = Field(256, ge=64, le=2048)
-    """Side of the square 16-bit films, in pixels."""
+    """Width of the pictures in pixels; films (of 16 bits) and screens are square."""
 
 
 class Split(Section):
