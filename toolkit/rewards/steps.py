@@ -80,12 +80,12 @@ def grounding(sample: Sample, answer: Answer) -> float | None:
 
 
 def in_box(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box, its edges included; None where that has no box."""
+    """1 for a point in the reference's box, without its right and lower edge; None where that has no box."""
     box = sample.reference["box"]
     if box is None:
         return None
     point = _middle(answer.values.get("place"))
-    return float(point is not None and box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3])
+    return float(point is not None and box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3])
 
 
 def distance(sample: Sample, answer: Answer) -> float | None:

@@ -12,7 +12,7 @@ from toolkit.rewards import Explanation, RewardTable, explain, reward_table
 from toolkit.sample import Answer, Sample
 from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.loading import read_file
+from toolkit.tasks.loading import practice_rows, read_file
 from toolkit.tasks.loading.columns import resolve_columns
 from toolkit.tasks.loading.source import wanted_columns
 
@@ -134,8 +134,8 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     """Split, source and image root; practice data are in the run's folder once it was started."""
     practice = recipe.run_folder / "phantom"
     for split in SPLITS:
-        file = practice / f"{split}.json"
-        if recipe.data.phantom is not None and file.is_file():
+        file = practice_rows(practice, split)
+        if recipe.data.phantom is not None and file is not None:
             yield split, str(file), practice
         elif (source := getattr(recipe.data, split)) is not None:
             yield split, source, None

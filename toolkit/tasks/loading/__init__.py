@@ -14,7 +14,7 @@ from toolkit.tasks.loading.parts import Part, describe_leak, handle_leaks, split
 from toolkit.tasks.loading.samples import SampleSet, limit
 from toolkit.tasks.loading.source import Loaded, read_file
 
-__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "read_file"]
+__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "practice_rows", "read_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
 
     Args:
         recipe: read for [data], [prompt] context, [evaluate] by and the seed.
-        folder: where practice data were written (train.json, validation.json, test.json, images below), instead of
+        folder: where practice data were written (train, validation and test, .json or .csv, images below), instead of
             the files that the recipe names.
 
     Raises:
@@ -61,10 +61,16 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
     return DataSplits(**sets, dropped=dropped, leaks=leaks, announcements=tuple(lines), fingerprint=_fingerprint(sets))
 
 
+def practice_rows(folder: Path, split: str) -> Path | None:
+    """The file of practice rows of a split in the folder that they were written into; None: it has none."""
+    files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     """Split -> file, folder or Hub name, for the splits that have one."""
     if folder is not None:
-        found = {name: str(folder / f"{name}.json") for name in SPLITS if (folder / f"{name}.json").is_file()}
+        found = {name: str(file) for name in SPLITS if (file := practice_rows(folder, name)) is not None}
     else:
         found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
     if "train" not in found:

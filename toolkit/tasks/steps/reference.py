@@ -181,7 +181,7 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
 
 
 def _inside(point: list[float], box: list[float]) -> bool:
-    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
 def _opened(value: Any, where: str) -> Any:

@@ -14,6 +14,7 @@ from toolkit.tasks.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
 """Endings of pictures, tried in lower and in upper case."""
 
+MANY = "a step has one screenshot"
 NOT_THERE = "no picture of this id below data.image_root"
 SEVERAL = "several pictures of this id below data.image_root"
 
@@ -24,9 +25,10 @@ def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
     Raises:
         RowProblem: the cell is empty, the path leaves the image root, or the id has no picture or several.
     """
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    text = name_of(value)
-    if not text or isinstance(value, list):
+    if isinstance(value, list) and len(value) > 1:
+        raise RowProblem(MANY, place=place, value=len(value))
+    text = name_of(value[0] if value else None) if isinstance(value, list) else name_of(value)
+    if not text:
         raise RowProblem(NO_IMAGE, place=place, value=value)
     try:
         return _find(text, str(origin.image_root))

@@ -1,0 +1,700 @@
+"""Steps: rows of the old CSV in every spelling, order and gaps, prompts that hold no reference, answers, memories."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stepping import LOAD, row, steps_recipe, task_rows, write_csv
+
+from toolkit.errors import DataError, RecipeError
+from toolkit.recipe import load_recipe
+from toolkit.sample import Answer, Sample
+from toolkit.tasks import TASKS
+from toolkit.tasks.loading import load_data
+from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
+from toolkit.tasks.steps.answer import (
+    LONGEST,
+    MENDED,
+    NO_ACTION,
+    NO_JSON,
+    SEVERAL,
+    TOO_LONG,
+    UNKNOWN_ACTION,
+)
+from toolkit.tasks.steps.memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
+from toolkit.tasks.steps.places import read_place
+from toolkit.tasks.steps.reading import AGAIN, NO_MEMORY
+
+STEPS = TASKS["steps"]
+QWEN = "Qwen/Qwen3-VL-8B-Instruct"
+
+
+def samples(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | None = None, **data: Any) -> list[Sample]:
+    write_csv(folder, rows)
+    return list(load_data(steps_recipe(folder, steps, **data)).train)
+
+
+def told(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | None = None, **data: Any) -> str:
+    write_csv(folder, rows)
+    return "\n".join(load_data(steps_recipe(folder, steps, max_dropped=1, **data)).announcements)
+
+
+def python_dict(value: Any) -> str:
+    """As a script that printed a dict left it: single quotes, None."""
+    return repr(value)
+
+
+def with_line_breaks(value: Any) -> str:
+    """JSON over several lines, with line breaks inside its texts, which JSON forbids."""
+    return json.dumps(value, indent=1).replace("the dialog's open", "the dialog's\nopen")
+
+
+# Rows
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """The second step of a task, read for a model that writes 0 to 1000."""
+    folder = tmp_path_factory.mktemp("steps")
+    write_csv(folder, task_rows(7))
+    return load_data(steps_recipe(folder, model=QWEN)).train[1]
+
+
+def test_a_row_becomes_a_step_with_the_memory_that_the_row_before_left(step: Sample) -> None:
+    assert (step.group, step.fields["question"]) == ("7", "Load scan 7 and annotate it")
+    assert (step.fields["place"], step.fields["length"]) == (2, 4)
+    assert step.images[0].path.name == "7_2.png"
+    assert step.fields["memory"].short_term["last_action"] == "CLICK"
+    assert step.fields["memory"].long_term["completed_subtasks"] == ["Load volume"]
+    assert step.reference["previous"] == {"action": "CLICK", "target": "Load volume", "place": [100, 50]}
+    assert (step.reference["place"], step.reference["box"]) == ([200, 150], [190, 140, 210, 160])
+
+
+def test_the_target_is_one_line_in_the_order_of_the_row_with_the_models_coordinates(step: Sample) -> None:
+    # 200 of 400 and 150 of 300 pixels are 500 of 1000.
+    text = STEPS.target(step)
+    assert "\n" not in text
+    assert text.startswith('{"Short Term":{"last_action":"SCROLL",')
+    assert text.endswith(
+        '"Predicted":{"predicted_action":{"action":"SCROLL","target":"Axial slice","coords":[500,500]}}}'
+    )
+    answer = STEPS.parse(text, step)
+    assert answer.values["faults"] == []
+    assert set(STEPS.scores(step, answer).values()) == {1.0, None}
+
+
+def test_the_first_step_has_no_memory(tmp_path: Path) -> None:
+    first, *_ = samples(tmp_path, task_rows(1))
+    assert first.fields["memory"] == EMPTY
+    assert first.reference["previous"] is None
+    assert "Short-term memory: {}" in STEPS.question(first)
+
+
+@pytest.mark.parametrize("write", [python_dict, with_line_breaks])
+def test_mended_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -> None:
+    plain = samples(tmp_path / "plain", task_rows(1))
+    mended = samples(tmp_path / "mended", task_rows(1, write))
+    for one, other in zip(plain, mended, strict=True):
+        assert one.reference["long_term"] == other.reference["long_term"]
+        assert (one.reference["action"], one.reference["place"]) == (
+            other.reference["action"],
+            other.reference["place"],
+        )
+    assert mended[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
+    assert "4 rows: the JSON in Output had to be mended" in told(tmp_path / "mended", task_rows(1, write))
+
+
+def test_jsonl_and_parquet_hold_the_same_steps(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = task_rows(3)
+    expected = [one.reference for one in samples(tmp_path, rows)]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({**r, "Output": json.loads(r["Output"])}) + "\n" for r in rows)
+    )
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        loaded = load_data(steps_recipe(tmp_path, train=str(tmp_path / name)))
+        assert [one.reference for one in loaded.train] == expected
+
+
+def test_a_data_set_with_columns_of_its_own_is_mapped(tmp_path: Path) -> None:
+    rows = [
+        {
+            "episode": "e1",
+            "shot": "1_1",
+            "ask": "Zoom in",
+            "what": "click",
+            "on": "Lens",
+            "rect": "[10, 20, 30, 40]",
+            "Output": "",
+        },
+        {"episode": "e1", "shot": "1_2", "ask": "Zoom in", "what": "Zoom", "on": "Image", "rect": "", "Output": ""},
+    ]
+    write_csv(tmp_path, [{**one, "Image_id": one["shot"]} for one in rows])
+    columns = {"task": "episode", "image": "shot", "question": "ask", "action": "what", "target": "on", "bbox": "rect"}
+    found = load_data(
+        steps_recipe(tmp_path, {"sections": ["goal", "image"], "answer": ["predicted"]}, columns=columns)
+    ).train
+    assert [(one.reference["action"], one.reference["target"]) for one in found] == [
+        ("CLICK", "Lens"),
+        ("ZOOM", "Image"),
+    ]
+    # No column of points: the middle of the box is meant.
+    assert (found[0].reference["place"], found[1].reference["place"]) == ([20, 30], None)
+
+
+def test_steps_are_ordered_by_their_numbers_wherever_they_stand_in_the_file(tmp_path: Path) -> None:
+    rows = [*task_rows(1), *task_rows(2)]
+    Random(0).shuffle(rows)
+    found = {(one.group, one.fields["place"]): one for one in samples(tmp_path, rows)}
+    assert len(found) == 8
+    for (_, place), one in found.items():
+        assert one.fields["memory"].long_term.get("completed_subtasks", []) == [t for _, t, _ in LOAD[: place - 1]]
+
+
+def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path) -> None:
+    rows = task_rows(1)
+    rows[2]["Grounding"] = ""
+    text = told(tmp_path, rows)
+    assert "1 task with rows that say no step, and so in the order of the file (for example task 1)" in text
+    assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [1, 2, 3, 4]
+
+
+def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
+    rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
+    text = told(tmp_path, rows)
+    assert "1 task with missing steps (for example task 2 lacks 2)" in text
+    assert f"left out: {tmp_path / 'task_results.csv'}: 1 row: {NO_MEMORY}" in text
+    kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
+    assert [one.fields["place"] for one in kept if one.group == "2"] == [1, 4]
+    assert {one.fields["length"] for one in kept} == {4}
+
+
+def test_a_gap_can_be_shown_an_empty_memory_and_costs_nothing_where_no_memory_is_shown(tmp_path: Path) -> None:
+    rows = [one for one in task_rows(2) if one["Image_id"] != "2_2"]
+    empty = samples(tmp_path, rows, {"on_gap": "empty"})
+    assert [one.fields["memory"] == EMPTY for one in empty] == [True, True, False]
+    assert "1 row: the step before is missing" in told(tmp_path, rows, {"on_gap": "empty"})
+    assert len(samples(tmp_path, rows, {"sections": ["goal", "image"]})) == 3
+
+
+def test_too_many_gaps_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"max_dropped"):
+        samples(tmp_path, [one for one in task_rows(2) if one["Image_id"] != "2_2"])
+
+
+def test_of_repeated_steps_the_first_stays_and_they_are_told(tmp_path: Path) -> None:
+    rows = [*task_rows(1), row(1, 2, (*LOAD[:1], ("ZOOM", "Image", [1, 1]), *LOAD[2:]))]
+    text = told(tmp_path, rows)
+    assert "1 task with steps that several rows have (for example task 1, step 2)" in text
+    assert f"1 row: {AGAIN}" in text
+    kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
+    assert [one.reference["action"] for one in kept] == [action for action, _, _ in LOAD]
+
+
+def test_numbers_may_begin_at_0(tmp_path: Path) -> None:
+    rows = task_rows(1)
+    for number, one in enumerate(rows):
+        one["Step"] = str(number)
+    found = samples(tmp_path, rows)
+    assert [one.fields["place"] for one in found] == [1, 2, 3, 4]
+    assert found[0].fields["memory"] == EMPTY
+
+
+def test_a_row_before_that_has_a_wrong_place_still_gives_its_memory(tmp_path: Path) -> None:
+    rows = task_rows(1)
+    rows[0] = row(1, 1, (("CLICK", "Load volume", [9000, 50]), *LOAD[1:]))
+    text = told(tmp_path, rows)
+    assert "1 row: a place lies outside the screenshot" in text
+    second = load_data(steps_recipe(tmp_path, max_dropped=1)).train[0]
+    assert second.fields["memory"].long_term["completed_subtasks"] == ["Load volume"]
+    assert second.reference["previous"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"Task_id": ""}, "no task id"),
+        ({"Instruction": " "}, "no goal"),
+        ({"Image_id": ""}, "no image path"),
+        ({"Image_id": "../secret.png"}, "an image path leaves the folder"),
+        ({"Image_id": "nowhere.png"}, "the picture cannot be opened"),
+        ({"Output": "click on it"}, "Output is no JSON"),
+        ({"Output": "[1, 2]"}, "Output is no JSON object"),
+        ({"Output": json.dumps({"Short Term": ["a"]})}, "a part of Output has a wrong type"),
+        ({"Output": json.dumps({"Predicted": {"action": "DANCE"}})}, "an action that data.steps.actions does not name"),
+        ({"Output": json.dumps({"Reason": "x"}), "Grounding": ""}, "no action"),
+        ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": "there"}})}, "a place must be"),
+        ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [0.4, 0.5]}})}, "shares of the screen"),
+        ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [90, 90, 20, 30]}})}, "a box must be"),
+        ({"Output": json.dumps({"Reason": "\ud800", "Predicted": {"action": "CLICK"}})}, "half of a surrogate pair"),
+        ({"Grounding": "{'ground_truth'"}, "Grounding is no JSON"),
+    ],
+)
+def test_what_cannot_be_used_is_counted_by_reason(change: dict[str, str], reason: str, tmp_path: Path) -> None:
+    rows = [*task_rows(1), {**row(2, 1), **change}]
+    if reason == "Grounding is no JSON":
+        rows[-1]["Grounding"] = "no grounding"
+    assert reason in told(tmp_path, rows)
+    assert len(load_data(steps_recipe(tmp_path, max_dropped=1)).train) == 4
+
+
+def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is_told(tmp_path: Path) -> None:
+    bare = {**row(1, 1), "Output": json.dumps({"Short Term": {}, "Long Term": {}})}
+    other = {**row(2, 1), "Output": json.dumps({"Predicted": {"action": "ZOOM", "target": "x", "coords": None}})}
+    far = row(3, 1, (("CLICK", "Load volume", [100, 50]),))
+    far["Output"] = far["Output"].replace("[100, 50]", "[300, 50]")
+    first, second, third = samples(tmp_path, [bare, other, far])
+    assert (first.reference["action"], first.reference["place"]) == ("CLICK", [100, 50])
+    # An explicit null means no place.
+    assert (second.reference["action"], second.reference["place"]) == ("ZOOM", None)
+    assert third.reference["place"] == [300, 50]
+    text = told(tmp_path, [bare, other, far])
+    assert "1 row: Output and Grounding name different actions (Output counts)" in text
+    assert "1 row: the point of Output lies outside the box of Grounding" in text
+
+
+def test_places_may_be_written_in_shares_or_thousandths(tmp_path: Path) -> None:
+    one = {
+        **row(1, 1),
+        "Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [0.25, 0.5]}}),
+        "Grounding": "",
+    }
+    assert samples(tmp_path, [one], {"places": "unit"})[0].reference["place"] == [100, 150]
+    one["Output"] = one["Output"].replace("0.25, 0.5", "250, 500")
+    assert samples(tmp_path, [one], {"places": "thousand"})[0].reference["place"] == [100, 150]
+
+
+def test_screens_are_found_by_path_or_by_id(tmp_path: Path) -> None:
+    write_csv(tmp_path, task_rows(1))
+    rows = task_rows(1)
+    rows[0]["Image_id"] = "1_1.png"
+    assert [one.images[0].path.name for one in samples(tmp_path, rows)] == ["1_1.png", "1_2.png", "1_3.png", "1_4.png"]
+    write_csv(tmp_path / "b", task_rows(1))
+    screens = tmp_path / "b" / "images"
+    (screens / "1_2.jpg").write_bytes((screens / "1_2.png").read_bytes())
+    assert "1 row: several pictures of this id below data.image_root" in told(tmp_path / "b", task_rows(1))
+
+
+def test_a_missing_screen_is_looked_for_again(tmp_path: Path) -> None:
+    write_csv(tmp_path, task_rows(1))
+    screen = tmp_path / "images" / "1_3.png"
+    kept = screen.read_bytes()
+    screen.unlink()
+    loaded = load_data(steps_recipe(tmp_path, max_dropped=1))
+    assert "1 row: no picture of this id below data.image_root (for example 2)" in "\n".join(loaded.announcements)
+    screen.write_bytes(kept)
+    assert len(load_data(steps_recipe(tmp_path)).train) == 4
+
+
+def test_the_order_is_kept_beside_the_index_and_travels_with_the_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path, [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"])
+    recipe = steps_recipe(tmp_path, max_dropped=1)
+    first = load_data(recipe)
+    monkeypatch.setattr("toolkit.tasks.loading.source.take_survey", lambda *_: pytest.fail("read again"))
+    again = load_data(recipe)
+    assert (again.fingerprint, again.announcements) == (first.fingerprint, first.announcements)
+    assert list(pickle.loads(pickle.dumps(again.train[2:]))) == list(first.train)[2:]
+    changed = steps_recipe(tmp_path, {"drop_memory": 0.5}, max_dropped=1)
+    monkeypatch.undo()
+    assert load_data(changed).fingerprint != first.fingerprint
+
+
+# Splits and ranges
+
+
+def test_no_split_goes_through_a_task(tmp_path: Path) -> None:
+    write_csv(tmp_path, [one for task in range(1, 21) for one in task_rows(task)])
+    data = load_data(steps_recipe(tmp_path, split={"test": 0.2, "validation": 0.1}))
+    groups = [{one.group for one in part} for part in (data.train, data.validation, data.test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+    assert [len(data.train), len(data.validation), len(data.test)] == [56, 8, 16]
+    assert all(len(part) % 4 == 0 for part in (data.train, data.validation, data.test))
+    assert "the group is the task" in "\n".join(data.announcements)
+
+
+def test_a_range_of_tasks_has_both_ends_and_holds_for_training_rows_alone(tmp_path: Path) -> None:
+    write_csv(tmp_path, [one for task in range(1, 13) for one in task_rows(f"task_{task:02}")])
+    write_csv(tmp_path, [one for task in range(30, 32) for one in task_rows(f"task_{task}")], "test_results.csv")
+    range_ = {"task_start": 3, "task_end": 10}
+    data = load_data(steps_recipe(tmp_path, range_, test=str(tmp_path / "test_results.csv")))
+    assert sorted({one.group for one in data.train}) == [f"task_{task:02}" for task in range(3, 11)]
+    assert len(data.test) == 8
+    assert "4 tasks (16 rows) are outside data.steps.task_start to task_end" in "\n".join(data.announcements)
+    assert data.dropped == ()
+    with pytest.raises(DataError, match=r"at least one task must be in the range.*100 to None; the tasks are 1 to 12"):
+        load_data(steps_recipe(tmp_path, {"task_start": 100}))
+
+
+def test_a_range_needs_numbers(tmp_path: Path) -> None:
+    write_csv(tmp_path, task_rows("load"))
+    with pytest.raises(DataError, match=r"ids have a number.*load"):
+        load_data(steps_recipe(tmp_path, {"task_end": 3}))
+
+
+def test_a_group_column_must_hold_whole_tasks(tmp_path: Path) -> None:
+    rows = [{**one, "Site": f"site {task % 2}"} for task in range(1, 5) for one in task_rows(task)]
+    assert {one.group for one in samples(tmp_path, rows, group="Site")} == {"site 0", "site 1"}
+    rows[1]["Site"] = "elsewhere"
+    with pytest.raises(DataError, match=r'"Site" of data.group must have one value in each task'):
+        samples(tmp_path / "cut", rows, group="Site")
+
+
+def test_a_column_of_the_reference_cannot_be_put_into_the_prompt(tmp_path: Path) -> None:
+    write_csv(tmp_path, task_rows(1))
+    recipe = steps_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Grounding",)})})
+    with pytest.raises(DataError, match=r"prompt.context must not name a column of the reference.*Grounding"):
+        load_data(recipe)
+
+
+# Prompts
+
+
+def prompt(sample: Sample) -> str:
+    return STEPS.question(sample) + "\n" + STEPS.instruction(sample)
+
+
+@pytest.mark.parametrize(
+    ("sections", "there", "gone"),
+    [
+        (["goal", "image"], ["Goal: ", "picture"], ["memory:"]),
+        (["short_term", "image"], ["Short-term memory: ", "picture"], ["Goal", "Long-term"]),
+        (["goal", "short_term", "long_term"], ["Goal: ", "Short-term", "Long-term"], ["picture"]),
+    ],
+)
+def test_each_section_can_be_switched_off(
+    sections: list[str], there: list[str], gone: list[str], tmp_path: Path
+) -> None:
+    sample = samples(tmp_path, task_rows(1), {"sections": sections})[1]
+    text = STEPS.question(sample)
+    assert all(part in text for part in there)
+    assert not any(part in text for part in gone)
+    assert len(sample.images) == ("image" in sections)
+
+
+SENTINELS = {
+    "Output": {
+        "Short Term": {"last_action": "SENTINEL1", "last_observation": "SENTINEL2"},
+        "Long Term": {"completed_subtasks": ["SENTINEL3"], "SENTINEL4": 1},
+        "Reason": "SENTINEL5",
+        "Predicted": {"predicted_action": {"action": "CLICK", "target": "SENTINEL6", "coords": [77, 33]}},
+    },
+    "Grounding": {
+        "ground_truth": {
+            "action": "CLICK",
+            "target": "SENTINEL7",
+            "original_step_data": {"step": 2, "action": "SENTINEL8", "note": "SENTINEL9", "bbox": [70, 30, 80, 40]},
+        }
+    },
+}
+
+
+@given(st.sets(st.sampled_from(["goal", "image", "short_term", "long_term"]), min_size=1), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last: bool) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = task_rows(1)
+        rows[1] |= {name: json.dumps(value) for name, value in SENTINELS.items()}
+        rows[1]["Application"] = "SENTINEL10"
+        rows = [{"Application": "viewer", **one} for one in (rows[:2] if last else rows)]
+        sample = samples(Path(folder), rows, {"sections": sorted(sections)})[1]
+    text = prompt(sample)
+    assert sample.reference["target"] == "SENTINEL6"
+    assert "SENTINEL" in STEPS.target(sample)
+    assert "SENTINEL" not in text
+    # The place, in pixels and as the model writes it (77 of 400 and 33 of 300 are 19 and 11 of 100).
+    assert not any(number in text for number in ("77", "33", "19", "11"))
+
+
+def test_the_instruction_is_the_same_for_every_step(tmp_path: Path) -> None:
+    assert len({STEPS.instruction(one) for one in samples(tmp_path, task_rows(1))}) == 1
+
+
+def test_parts_of_the_answer_can_be_left_out(tmp_path: Path) -> None:
+    sample = samples(tmp_path, task_rows(1), {"answer": ["predicted", "reason"]})[0]
+    assert STEPS.target(sample).startswith('{"Reason":"step 1 comes now","Predicted":')
+    assert "Short Term" not in STEPS.instruction(sample)
+    assert STEPS.scores(sample, STEPS.parse(STEPS.target(sample), sample))["json"] == 1
+
+
+def test_training_memories_are_dropped_and_thinned_by_the_seed_and_no_others(tmp_path: Path) -> None:
+    write_csv(tmp_path, [one for task in range(1, 61) for one in task_rows(task)])
+    write_csv(tmp_path, task_rows(99), "test_results.csv")
+    spoil = {"drop_memory": 0.3, "corrupt_memory": 0.3}
+    plain = load_data(steps_recipe(tmp_path)).train
+    data = load_data(steps_recipe(tmp_path, spoil, test=str(tmp_path / "test_results.csv")))
+    later = [(a, b) for a, b in zip(plain, data.train, strict=True) if a.fields["place"] > 1]
+    none = sum(b.fields["memory"] == EMPTY for _, b in later)
+    holes = sum(b.fields["memory"] not in (a.fields["memory"], EMPTY) for a, b in later)
+    # 180 rows: 54 each expected, standard deviation 6.1.
+    assert 30 < none < 80
+    assert 30 < holes < 80
+    assert [b.fields["memory"] for b in data.train] == [b.fields["memory"] for b in data.train]
+    assert all(a.reference == b.reference for a, b in later)
+    assert [one.fields["memory"] == EMPTY for one in data.test] == [True, False, False, False]
+
+
+# Answers
+
+GOOD = (
+    '{"Short Term":{"last_action":"x"},"Long Term":{},"Reason":"r",'
+    '"Predicted":{"predicted_action":{"action":"CLICK","target":"Save","coords":[500,500]}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("completion", "faults"),
+    [
+        (GOOD, []),
+        (f"```json\n{GOOD}\n```", ["a code fence"]),
+        (f"The next step is:\n{GOOD}\nDone.", ["text around the JSON"]),
+        (f"{GOOD}\n{GOOD}", ["several objects"]),
+        (GOOD.replace("[500,500]}}}", "[500,500],}}}"), [MENDED]),
+        (GOOD.replace('"', "'"), [MENDED]),
+        (GOOD[:-3], [MENDED]),
+        (GOOD.replace("Short Term", "short_term").replace("Long Term", "LONG TERM"), []),
+        (GOOD.replace("coords", "Coordinates").replace("[500,500]", '{"x":500,"y":500}'), []),
+        (GOOD.replace("[500,500]", '"(500, 500)"'), []),
+        (GOOD.replace('{"predicted_action":{', "{").replace("}}}", "}}"), []),
+        (GOOD.replace('"Predicted":{"predicted_action"', '"predicted_action"').replace("}}}", "}}"), []),
+        (GOOD.replace('"Predicted":{"predicted_action":{', "").replace("}}}", "}"), []),
+        (GOOD.replace("CLICK", "click"), []),
+        (GOOD.replace('"Reason":"r",', ""), ["no Reason"]),
+        (GOOD.replace('"Reason":"r"', '"Reason":["r"]'), ["Reason has a wrong type", "no Reason"]),
+        (GOOD.replace("{},", "[],"), ["Long Term has a wrong type", "no Long Term"]),
+    ],
+)
+def test_an_answer_is_read_in_many_spellings(completion: str, faults: list[str], step: Sample) -> None:
+    answer = STEPS.parse(completion, step)
+    assert answer.problem is None
+    assert (answer.values["action"], answer.values["target"], answer.values["place"]) == ("CLICK", "Save", [200, 150])
+    assert answer.values["faults"] == faults
+    assert answer.values["repaired"] == (MENDED in faults)
+    assert STEPS.scores(step, answer)["json"] == float(not faults)
+
+
+@pytest.mark.parametrize(
+    ("completion", "problem"),
+    [
+        ("", NO_JSON),
+        ("CLICK on Save", NO_JSON),
+        ("[1, 2]", NO_JSON),
+        ("{}", NO_ACTION),
+        ('{"Short Term": {"last_action": "CLICK"}}', NO_ACTION),
+        ('{"Predicted": {"predicted_action": {"action": null}}}', NO_ACTION),
+        (GOOD.replace("CLICK", "DANCE"), UNKNOWN_ACTION),
+        (GOOD + GOOD.replace("CLICK", "ZOOM"), SEVERAL),
+        ("{" * 5000, NO_JSON),
+        ("x" * LONGEST + GOOD, TOO_LONG),
+    ],
+)
+def test_what_cannot_be_read_is_said(completion: str, problem: str, step: Sample) -> None:
+    answer = STEPS.parse(completion, step)
+    assert answer.problem == problem
+    assert answer.values == {}
+    scores = STEPS.scores(step, answer)
+    assert {value for value in scores.values() if value is not None} == {0.0}
+    assert STEPS.labels(step, answer) == ("SCROLL", None)
+
+
+def test_coordinates_that_cannot_be_read_are_a_fault_and_the_action_stays(step: Sample) -> None:
+    answer = STEPS.parse(GOOD.replace("[500,500]", '"in the middle"'), step)
+    assert (answer.values["action"], answer.values["place"]) == ("CLICK", None)
+    assert answer.values["faults"] == ["the coordinates cannot be read"]
+
+
+@given(
+    st.text(max_size=80) | st.text(alphabet='{}[]":,ab1 \n', max_size=60).map(lambda text: '{"action":"CLICK",' + text)
+)
+@settings(max_examples=300, deadline=None)
+def test_no_completion_makes_the_parser_fail(step: Sample, completion: str) -> None:
+    answer = STEPS.parse(completion, step)
+    assert (answer.problem is None) == bool(answer.values)
+    json.dumps(answer.values)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ([1, 2], (1, 2)),
+        ([1, 2, 3, 4], (1, 2, 3, 4)),
+        ([[1, 2], [3, 4]], (1, 2, 3, 4)),
+        ({"x": 1, "y": 2}, (1, 2)),
+        ({"X1": 1, "Y1": 2, "X2": 3, "Y2": 4}, (1, 2, 3, 4)),
+        ({"x": 1, "y": 2, "width": 2, "height": 2}, (1, 2, 3, 4)),
+        ("1, 2", (1, 2)),
+        ("[1.5, 2]", (1.5, 2)),
+        ("x=1, y=2", (1, 2)),
+        (None, None),
+        ("null", None),
+        ([], None),
+        ([None, None], None),
+    ],
+)
+def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | None) -> None:
+    assert read_place(value) == place
+
+
+@pytest.mark.parametrize(
+    "value", [[1], [1, 2, 3], "near 5", {"x": 1}, [1, True], True, 5, [1, float("inf")], "1e99, 2"]
+)
+def test_other_things_are_no_place(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no|two or four"):
+        read_place(value)
+
+
+# Memories
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("x" * (LONGEST_TEXT + 5)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+MEMORIES = st.none() | st.dictionaries(st.sampled_from("abcdef") | st.text(max_size=4), VALUES, max_size=6)
+ANSWERS = st.builds(
+    lambda short, long, problem: Answer(
+        "…", {"short_term": short, "long_term": long} if problem is None else {}, problem
+    ),
+    MEMORIES,
+    MEMORIES,
+    st.sampled_from([None, None, None, "no JSON"]),
+)
+
+
+@given(st.lists(ANSWERS, max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_a_memory_keeps_what_an_answer_leaves_out_and_stays_within_its_sizes(answers: list[Answer]) -> None:
+    memory = EMPTY
+    for answer in answers:
+        after = advance(memory, answer)
+        if answer.problem is not None:
+            assert after == Memory(memory.short_term, memory.long_term, memory.failures + 1, memory.cut)
+        for part in ("short_term", "long_term"):
+            old, new, said = getattr(memory, part), getattr(after, part), answer.values.get(part) or {}
+            assert set(old) <= set(new)
+            assert len(new) <= MOST_KEYS
+            assert all(new[key] == value for key, value in old.items() if said.get(key) is None)
+            assert within(new)
+        once_more = advance(after, answer)
+        assert (once_more.short_term, once_more.long_term) == (after.short_term, after.long_term)
+        memory = after
+    json.dumps([memory.short_term, memory.long_term], allow_nan=False)
+    compact(memory.long_term).encode()
+
+
+def within(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(within, value.values()))
+    if isinstance(value, list):
+        return len(value) <= MOST_ITEMS and all(map(within, value))
+    return value is not None and len(str(value)) <= LONGEST_TEXT
+
+
+@given(st.lists(ANSWERS, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_the_written_answers_give_the_same_memories_again(answers: list[Answer]) -> None:
+    memories = []
+    memory = EMPTY
+    for answer in answers:
+        memory = advance(memory, answer)
+        memories.append(memory)
+    lines = [{"completion": a.text, "answer": a.values, "problem": a.problem} for a in answers]
+    written = [json.loads(json.dumps(line)) for line in lines]
+    assert [(m.short_term, m.long_term, m.failures, m.cut) for m in replay(written)] == [
+        (m.short_term, m.long_term, m.failures, m.cut) for m in memories
+    ]
+
+
+def test_less_structure_does_not_replace_more_and_what_is_cut_is_counted() -> None:
+    memory = advance(EMPTY, Answer("", {"long_term": {"done": ["a"], "note": "none"}}))
+    after = advance(memory, Answer("", {"long_term": {"done": "all", "note": ["b"]}}))
+    assert (after.long_term, after.cut) == ({"done": ["a"], "note": ["b"]}, 1)
+    many = advance(EMPTY, Answer("", {"long_term": {"done": [str(n) for n in range(MOST_ITEMS + 3)]}}))
+    assert (many.long_term["done"][0], many.long_term["done"][-1], many.cut) == ("3", str(MOST_ITEMS + 2), 3)
+
+
+def test_the_answer_carries_the_memory_for_the_next_step(step: Sample) -> None:
+    answer = STEPS.parse(GOOD, step)
+    after = advance(step.fields["memory"], answer)
+    assert answer.values["memory"] == {"short_term": after.short_term, "long_term": after.long_term}
+    assert after.long_term["completed_subtasks"] == ["Load volume"]
+    assert after.short_term["last_action"] == "x"
+
+
+def test_a_thinned_memory_has_fewer_entries_and_none_of_its_own() -> None:
+    memory = Memory({"a": "1", "b": "2"}, {"done": ["x", "y", "z"]})
+    for seed in range(50):
+        thinned = thin(memory, Random(seed))
+        assert thinned != memory
+        assert thinned.short_term.items() <= memory.short_term.items()
+        assert set(thinned.long_term.get("done", [])) <= {"x", "y", "z"}
+    assert thin(EMPTY, Random(0)) == EMPTY
+
+
+# Baselines
+
+
+def test_the_baseline_is_the_most_frequent_step_at_its_median_place(tmp_path: Path) -> None:
+    clicks = [(("CLICK", "Save", [x, 60]),) for x in (40, 80, 200)]
+    rows = [row(task, 1, steps) for task, steps in enumerate(clicks)] + [row(9, 1, (("COMPLETE", None, None),))] * 1
+    write_csv(tmp_path, rows)
+    train = load_data(steps_recipe(tmp_path, model=QWEN)).train
+    completion = STEPS.baseline(train)(train[3])
+    answer = STEPS.parse(completion, train[3])
+    # The median of 40, 80 and 200 is 80: 200 of 1000; 60 of 300 is 200 of 1000.
+    assert '"coords":[200,200]' in completion
+    assert (answer.values["action"], answer.values["place"], answer.values["faults"]) == ("CLICK", [80, 60], [])
+    assert STEPS.scores(train[3], answer)["step"] == 0
+    assert STEPS.scores(train[1], STEPS.parse(STEPS.baseline(train)(train[1]), train[1]))["step"] == 1
+
+
+def test_the_last_step_again(step: Sample, tmp_path: Path) -> None:
+    answer = STEPS.parse(repeat_last(step), step)
+    assert (answer.values["action"], answer.values["target"]) == ("CLICK", "Load volume")
+    # 100 and 50 of 400 and 300 pixels are 250 and 166.7 of 1000, of which 167 are 50.1 pixels.
+    assert answer.values["place"] == pytest.approx([100, 50.1])
+    first = samples(tmp_path, task_rows(1))[0]
+    assert STEPS.parse(repeat_last(first), first).problem == NO_JSON
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ("sections = []", "data.steps.sections: must name at least one"),
+        ('answer = ["reason"]', 'data.steps.answer: must hold "predicted"'),
+        ('actions = ["A", "A"]', "data.steps.actions: must name at least one, and each once"),
+        ("drop_memory = 0.7\ncorrupt_memory = 0.7", "must be at most 1 together"),
+        ('sections = ["goal"]\ndrop_memory = 0.1', "must hold a memory where some are dropped"),
+        ("task_start = 5\ntask_end = 3", "data.steps.task_end: must be at least task_start"),
+        ('section = ["goal"]', "sections"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(steps: str, problem: str, tmp_path: Path) -> None:
+    text = f'[run]\nname = "r"\n[data]\ntask = "steps"\ntrain = "x.csv"\n[data.steps]\n{steps}\n[sft]\n'
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r"the recipe has 1 problem") as caught:
+        load_recipe(tmp_path / "r.toml")
+    assert problem in str(caught.value)
+
+
+def test_steps_belong_to_their_task(tmp_path: Path) -> None:
+    text = '[run]\nname = "r"\n[data]\ntask = "mcq"\ntrain = "x.json"\n[data.steps]\ntask_start = 1\n[sft]\n'
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r'data.steps: belongs to the task "steps"'):
+        load_recipe(tmp_path / "r.toml")

@@ -1,0 +1,158 @@
+"""Rewards of steps: worked examples, what applies to what, and that nothing is right because it is missing."""
+
+import doctest
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rapidfuzz.distance import Indel
+
+import toolkit.rewards.steps
+from toolkit import scores
+from toolkit.recipe import REWARD_WEIGHTS
+from toolkit.rewards import explain, reward_table
+from toolkit.rewards.steps import EXAMPLE, REWARDS, WHY, in_box
+from toolkit.sample import Answer, Sample
+from toolkit.scores import label_text
+from toolkit.tasks.steps import memory, order, places
+
+MISSING = Answer("?", {}, "there is no JSON object")
+DONE = {"completed_subtasks": ["open the study", "choose the series"]}
+RIGHT: dict[str, Any] = {
+    "action": "CLICK",
+    "target": "Load volume",
+    "place": [110, 40],
+    "memory": {"short_term": {}, "long_term": DONE},
+    "faults": [],
+}
+
+
+def rewards(sample: Sample, **values: Any) -> dict[str, float | None]:
+    answer = Answer("…", {**RIGHT, **values})
+    return {name: reward(sample, answer) for name, reward in REWARDS.items()}
+
+
+def other(**reference: Any) -> Sample:
+    return replace(EXAMPLE, reference={**EXAMPLE.reference, **reference})
+
+
+@pytest.mark.parametrize("module", [toolkit.rewards.steps, memory, order, places, scores], ids=lambda m: m.__name__)
+def test_worked_examples_hold(module: Any) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_a_right_answer_earns_everything_that_applies() -> None:
+    assert rewards(EXAMPLE) == dict.fromkeys(REWARDS, 1.0) | {"iou": None}
+
+
+def test_a_missing_answer_earns_nothing_also_where_the_reference_has_nothing() -> None:
+    bare = other(target=None, place=None, box=None, long_term={})
+    for sample in (EXAMPLE, bare):
+        assert {reward(sample, MISSING) for reward in REWARDS.values()} <= {0.0, None}
+        assert REWARDS["action"](sample, MISSING) == 0.0
+        assert REWARDS["json"](sample, MISSING) == 0.0
+
+
+def test_what_applies_depends_on_the_reference_alone() -> None:
+    bare = other(target=None, place=None, box=None, long_term={})
+    area = other(place=[100, 30, 120, 50])
+    for sample, none in ((EXAMPLE, {"iou"}), (area, set()), (bare, set(REWARDS) - {"action", "json"})):
+        for answer in (MISSING, Answer("…", RIGHT), Answer("…", {**RIGHT, "place": None, "target": None})):
+            assert {name for name, reward in REWARDS.items() if reward(sample, answer) is None} == none
+
+
+@pytest.mark.parametrize(
+    ("place", "inside"),
+    [
+        ([100, 30], 1),  # the left upper corner belongs to the box
+        ([120, 50], 0),  # the right and lower edge are exclusive
+        ([119, 49], 1),
+        ([90, 20, 130, 60], 1),  # the middle of an answered box
+        (None, 0),
+    ],
+)
+def test_a_point_lies_in_the_box_or_not(place: list[float] | None, inside: int) -> None:
+    answer = Answer("…", {**RIGHT, "place": place})
+    assert in_box(EXAMPLE, answer) == REWARDS["grounding"](EXAMPLE, answer) == inside
+
+
+def test_where_there_is_no_box_the_distance_counts() -> None:
+    point = other(box=None)
+    # 30 pixels to the right and 40 down are 50 pixels; the diagonal of 400 x 300 has 500.
+    assert rewards(point, place=[140, 80])["grounding"] == pytest.approx(0.9)
+    assert rewards(point, place=[5000, 5000])["grounding"] == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "value"),
+    [
+        (["open the study", "choose the series"], 1),
+        (["Open the study.", "CHOOSE the  series"], 1),
+        (["open the study"], 2 / 3),  # 1 of 1 named, 1 of 2 wanted
+        (["open the study", "choose the series", "measure", "save"], 2 / 3),  # 2 of 4, 2 of 2
+        ([], 0),
+        (None, 0),
+    ],
+)
+def test_memory_is_f1_over_completed_subtasks(named: list[str] | None, value: float) -> None:
+    memory_ = {"short_term": {}, "long_term": {} if named is None else {"completed_subtasks": named}}
+    assert rewards(EXAMPLE, memory=memory_)["memory"] == pytest.approx(value)
+
+
+def test_an_empty_list_of_completed_subtasks_is_met_by_none() -> None:
+    begun = other(long_term={"completed_subtasks": []})
+    nothing: dict[str, Any] = {"short_term": {}, "long_term": {}}
+    assert rewards(begun, memory=nothing)["memory"] == 1
+    assert rewards(begun)["memory"] == 0
+    assert REWARDS["memory"](begun, MISSING) == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Zoom In", "zoom_in", True),
+        ("'Save'", "save.", True),
+        ("Zoom +", "Zoom -", False),
+        ("+", "-", False),
+        ("3.5 mm", "35 mm", False),
+        ("left lung", "right lung", False),
+        ("no nodule", "nodule", False),
+        ("W/L", "w/l", True),
+        ("A", "the", False),
+    ],
+)
+def test_labels_are_the_same_but_for_case_blanks_and_punctuation(one: str, other: str, same: bool) -> None:
+    assert (label_text(one) == label_text(other)) == same
+
+
+@given(st.text(max_size=20))
+def test_a_label_is_never_lost_and_stays_as_it_is(text: str) -> None:
+    assert bool(label_text(text)) == bool(text.casefold().split())
+    assert label_text(label_text(text)) == label_text(text)
+
+
+@given(st.text(alphabet="abc d", max_size=10), st.text(alphabet="abc d", min_size=1, max_size=10))
+def test_the_fuzzy_share_is_that_of_insertions_and_deletions(read: str, wanted: str) -> None:
+    value = rewards(other(target=wanted), target=read)["target_fuzzy"]
+    one, two = label_text(read), label_text(wanted)
+    assert value == pytest.approx(Indel.normalized_similarity(one, two) if one else 0)
+
+
+def test_the_default_weights_and_reasons_are_there(tmp_path: Any) -> None:
+    table = reward_table("steps", REWARD_WEIGHTS["steps"], (), tmp_path)
+    assert table.weights == {"action": 0.4, "target": 0.2, "grounding": 0.2, "memory": 0.1, "json": 0.1}
+    assert set(WHY) == set(REWARDS) == set(REWARD_WEIGHTS["steps"])
+    scored = explain(EXAMPLE, Answer("…", {**RIGHT, "target": "Save", "faults": ["no Reason"]}), table)
+    assert sum(one.points for one in scored) == pytest.approx(0.4 + 0.2 + 0.1)
+    why = {one.reward: one.why for one in scored}
+    assert why["target"] == 'read "save", reference "load volume"'
+    assert why["json"] == "no Reason"
+    assert why["memory"] == "named: choose the series, open the study; missed: nothing; invented: nothing"
+    everything = reward_table("steps", dict.fromkeys(REWARD_WEIGHTS["steps"], 1.0), (), tmp_path)
+    for answer in (MISSING, Answer("…", RIGHT)):
+        assert all(one.why for one in explain(EXAMPLE, answer, everything))
+        assert all(one.why for one in explain(other(target=None, place=None, long_term=None), answer, everything))
