@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.cli.figures import percent, points
+from toolkit.cli.memory import memory_tables
 from toolkit.pipeline.results import ResultRow, Results
 from toolkit.sample import Answer
 
@@ -31,6 +33,8 @@ def results(found: Results) -> None:
     console = _console()
     for score, rows in found.tables.items():
         console.print(_table(score, found.split, rows, console.width))
+    for table in memory_tables(found.memory):
+        console.print(table)
     console.print(f"run folder: {found.run.path}", markup=False)
     weights = found.run.trained_weights()
     if weights is not None:
@@ -39,6 +43,8 @@ def results(found: Results) -> None:
     if merged.is_dir():
         console.print(f"merged weights, for other programs: {merged}", markup=False)
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
+    if found.memory:
+        console.print("step by step: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
 
 
 def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
@@ -48,7 +54,7 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         estimate = row.estimate
-        cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
+        cells = [percent(estimate), points(row.to_previous), points(row.to_baseline)]
         gap = "\n" if width < NARROW else " "
         table.add_row(row.label, f"{estimate['n']:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
     return table
@@ -125,24 +131,6 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
     print(f"mean of {len(completions):,}: {sum(one.total for one in completions) / len(completions):.3f}")
     for name, found in values.items():
         print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
-
-
-def _percent(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "-"
-    return f"{100 * estimate['value']:.1f} %{_interval(estimate, '.1f')}"
-
-
-def _points(paired: Mapping[str, Any] | None) -> str:
-    if paired is None or paired["difference"]["value"] is None:
-        return ""
-    return f"{100 * paired['difference']['value']:+.1f}{_interval(paired['difference'], '+.1f')}"
-
-
-def _interval(estimate: Mapping[str, Any], form: str) -> str:
-    if estimate["low"] is None or estimate["high"] is None:
-        return " [no interval]"
-    return f" [{100 * estimate['low']:{form}} to {100 * estimate['high']:{form}}]"
 
 
 def _console() -> Console:
