@@ -171,7 +171,7 @@ def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path
 def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
     text = told(tmp_path, rows)
-    assert "1 task with missing steps (for example task 2 lacks 2)" in text
+    assert "1 task with missing steps (for example task 2 lacks step 2)" in text
     assert f"left out: {tmp_path / 'task_results.csv'}: 1 row: {NO_MEMORY}" in text
     kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
     assert [one.fields["place"] for one in kept if one.group == "2"] == [1, 4]
@@ -465,6 +465,7 @@ GOOD = (
         (GOOD.replace("[500,500]}}}", "[500,500],}}}"), [MENDED]),
         (GOOD.replace('"', "'"), [MENDED]),
         (GOOD[:-3], [MENDED]),
+        (f'{{"thought":1}} {GOOD[:-1]}', [MENDED]),
         (GOOD.replace("Short Term", "short_term").replace("Long Term", "LONG TERM"), []),
         (GOOD.replace("coords", "Coordinates").replace("[500,500]", '{"x":500,"y":500}'), []),
         (GOOD.replace("[500,500]", '"(500, 500)"'), []),
@@ -497,7 +498,8 @@ def test_an_answer_is_read_in_many_spellings(completion: str, faults: list[str],
         ('{"Predicted": {"predicted_action": {"action": null}}}', NO_ACTION),
         (GOOD.replace("CLICK", "DANCE"), UNKNOWN_ACTION),
         (GOOD + GOOD.replace("CLICK", "ZOOM"), SEVERAL),
-        ("{" * 5000, NO_JSON),
+        ("{" * 100, NO_JSON),
+        ("{" * 5000, TOO_LONG),
         ("x" * LONGEST + GOOD, TOO_LONG),
     ],
 )
@@ -508,6 +510,14 @@ def test_what_cannot_be_read_is_said(completion: str, problem: str, step: Sample
     scores = STEPS.scores(step, answer)
     assert {value for value in scores.values() if value is not None} == {0.0}
     assert STEPS.labels(step, answer) == ("SCROLL", None)
+
+
+def test_halves_of_characters_and_endless_numbers_can_be_written_down(step: Sample) -> None:
+    text = GOOD.replace('"x"', '"\\ud83d"').replace('"Long Term":{}', '"Long Term":{"n":1e999,"\\ud83d":["\\ud83d"]}')
+    answer = STEPS.parse(text.replace("Save", "\\ud83d"), step)
+    written = json.dumps(answer.values, allow_nan=False, ensure_ascii=False).encode()
+    assert json.loads(written)["long_term"] == {"n": None, "\ufffd": ["\ufffd"]}
+    assert json.loads(written)["target"] == "\ufffd"
 
 
 def test_coordinates_that_cannot_be_read_are_a_fault_and_the_action_stays(step: Sample) -> None:
@@ -523,7 +533,7 @@ def test_coordinates_that_cannot_be_read_are_a_fault_and_the_action_stays(step: 
 def test_no_completion_makes_the_parser_fail(step: Sample, completion: str) -> None:
     answer = STEPS.parse(completion, step)
     assert (answer.problem is None) == bool(answer.values)
-    json.dumps(answer.values)
+    json.dumps(answer.values, allow_nan=False, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize(

@@ -119,13 +119,13 @@ def memory(sample: Sample, answer: Answer) -> float | None:
     """F1 of the completed subtasks that the next step's memory names, against the reference's.
 
     That memory is the answer's, merged into the one that the prompt showed. None where the reference names no list of
-    completed subtasks; where its list is empty, 1 for an empty one.
+    completed subtasks, and where the recipe asks for no long-term memory; where the list is empty, 1 for an empty one.
 
     >>> done = {"completed_subtasks": ["Open the study", "choose the series", "zoom in"]}
     >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 wanted
     0.8
     """
-    wanted = subtasks(sample.reference["long_term"])
+    wanted = _wanted_subtasks(sample)
     if wanted is None:
         return None
     if answer.problem is not None:
@@ -194,9 +194,9 @@ def why_place(sample: Sample, answer: Answer) -> str:
 
 def why_memory(sample: Sample, answer: Answer) -> str:
     """What was named, what lacks, what was invented."""
-    wanted = subtasks(sample.reference["long_term"])
+    wanted = _wanted_subtasks(sample)
     if wanted is None:
-        return "the reference names no completed subtasks"
+        return "the reference names no completed subtasks, or no long-term memory is asked for"
     named = subtasks(answer.values.get("memory", {}).get("long_term")) or set()
     parts = {"named": wanted & named, "missed": wanted - named, "invented": named - wanted}
     return "; ".join(f"{part}: {', '.join(sorted(some)) or 'nothing'}" for part, some in parts.items())
@@ -218,6 +218,12 @@ WHY = {
     "json": why_json,
 }
 """reward -> the reason for its value, in words."""
+
+
+def _wanted_subtasks(sample: Sample) -> set[str] | None:
+    settings = sample.fields.get("settings")
+    asked = settings is None or "long_term" in settings.answer
+    return subtasks(sample.reference["long_term"]) if asked else None
 
 
 def _target(answer: Answer) -> str:

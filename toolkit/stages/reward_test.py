@@ -12,7 +12,7 @@ from toolkit.rewards import Explanation, RewardTable, explain, reward_table
 from toolkit.sample import Answer, Sample
 from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.loading import practice_rows, read_file
+from toolkit.tasks.loading import SampleSet, practice_rows, read_file
 from toolkit.tasks.loading.columns import resolve_columns
 from toolkit.tasks.loading.source import wanted_columns
 
@@ -119,15 +119,28 @@ def _by_id(line: _Line) -> bool:
 def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowProblem]]:
     """id -> split -> the sample, or why the row cannot be used."""
     found: dict[str, dict[str, Sample | RowProblem]] = {}
-    for split, source, root in _sources(recipe) if wanted else ():
+    sources = list(_sources(recipe)) if wanted else []
+    others = set(SPLITS) - {split for split, _, _ in sources}
+    for split, source, root in sources:
         samples = read_file(recipe, source, root, split).samples
+        readings = {split: samples}
+        if split == "train":  # a split without a file has rows of this one, read as its own are
+            settings = TASKS[recipe.data.task].settings
+            readings |= {_OFF + name: samples.with_settings(settings(recipe, name)) for name in others}
         for number, (name, _) in enumerate(samples.table):
             if name in wanted:
-                try:
-                    found.setdefault(name, {})[split] = samples.read(number)
-                except RowProblem as problem:
-                    found.setdefault(name, {})[split] = problem
+                found.setdefault(name, {}).update({key: _read(some, number) for key, some in readings.items()})
     return found
+
+
+_OFF = "split off as "
+
+
+def _read(samples: SampleSet, number: int) -> Sample | RowProblem:
+    try:
+        return samples.read(number)
+    except RowProblem as problem:
+        return problem
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
@@ -143,7 +156,8 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
 
 def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) -> Sample:
     name, split = str(line.content["id"]), line.content.get("split")
-    rows = {key: row for key, row in known.get(name, {}).items() if split in (None, key)}
+    rows = {key: row for key, row in known.get(name, {}).items() if not key.startswith(_OFF) or key == f"{_OFF}{split}"}
+    rows = {key.removeprefix(_OFF): row for key, row in rows.items() if split in (None, key.removeprefix(_OFF))}
     if not rows:
         where = "the recipe's data" if split is None else f"the split {split}"
         raise DataError(f"{where} must have a row of this id", place=line.place, value=name, remedy=_WITHOUT_DATA)

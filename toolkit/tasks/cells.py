@@ -18,6 +18,9 @@ from toolkit.tasks.base import RowOrigin
 
 _HALF = re.compile("[\ud800-\udfff]")
 
+MOST_BRACKETS = 128
+"""In a text that is mended; a step's answer has about ten."""
+
 NO_IMAGE = "no image path"
 TOO_MANY_IMAGES = "more pictures than images.max_per_question"
 IMAGE_OUTSIDE = "an image path leaves the folder data.image_root"
@@ -85,13 +88,25 @@ def mended(text: str) -> tuple[Any, bool]:
         return json.loads(text), False
     except (ValueError, RecursionError):
         pass
-    try:
-        value = json_repair.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    value = mend(text)
     if not isinstance(value, dict | list):
         raise ValueError("no JSON")
     return value, True
+
+
+def mend(text: str) -> Any:
+    """What a text that is no JSON was probably meant to be (json-repair).
+
+    Raises:
+        ValueError: nothing that makes sense; or more than ``MOST_BRACKETS`` opening brackets, since the time it takes
+            grows with their square.
+    """
+    if text.count("{") + text.count("[") > MOST_BRACKETS:
+        raise ValueError("too many brackets")
+    try:
+        return json_repair.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:

@@ -5,17 +5,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import json_repair
-
 from toolkit.regions import Frame, order_box
 from toolkit.sample import Answer, Sample
-from toolkit.tasks.cells import fold
+from toolkit.tasks.cells import MOST_BRACKETS, fold, mend
 from toolkit.tasks.steps.form import PARTS, StepForm, read_form
-from toolkit.tasks.steps.memory import advance
+from toolkit.tasks.steps.memory import advance, storable
 from toolkit.tasks.steps.places import read_place
 from toolkit.tasks.steps.settings import StepSettings
 
-LONGEST = 1 << 15
+LONGEST = 1 << 14
 """Characters of a completion that is looked at: mending takes longer the longer a text is."""
 STARTS = 3
 """So many opening brackets are tried as the beginning of the answer."""
@@ -24,7 +22,7 @@ NO_JSON = "there is no JSON object"
 NO_ACTION = "no action is predicted"
 UNKNOWN_ACTION = "the action is none of data.steps.actions"
 SEVERAL = "several answers that differ"
-TOO_LONG = f"the completion has more than {LONGEST:,} characters"
+TOO_LONG = f"the completion has more than {LONGEST:,} characters or {MOST_BRACKETS} opening brackets"
 
 _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -37,12 +35,14 @@ def parse(completion: str, sample: Sample) -> Answer:
     merged into those that the prompt showed), repaired (whether the JSON had to be mended), and faults (what keeps
     it from being the JSON that was asked for). Keys may be spelled otherwise, and stand in a code fence or in a text.
     """
-    if len(completion) > LONGEST:
+    if len(completion) > LONGEST or completion.count("{") + completion.count("[") > MOST_BRACKETS:
         return Answer(completion, {}, TOO_LONG)
     objects, faults = find_objects(completion)
     if not objects:
         return Answer(completion, {}, NO_JSON)
-    forms = [(form, wrong) for form, wrong in map(read_form, objects) if form.predicted.action]
+    forms = [
+        (form, wrong) for form, wrong in map(read_form, map(storable, objects)) if (form.predicted.action or "").strip()
+    ]
     if not forms:
         return Answer(completion, {}, NO_ACTION)
     if any(form.predicted != forms[0][0].predicted for form, _ in forms):
@@ -78,23 +78,33 @@ MENDED = "the JSON had to be mended"
 
 
 def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The JSON objects of a text, and what it is besides one valid object."""
+    """The JSON objects of a text, and what it is besides one valid object.
+
+    Nothing is mended where a valid object has an action.
+    """
     faults = []
     if fenced := _FENCE.search(text):
         text = fenced[1]
         faults.append("a code fence")
     found = list(_strict(text))
-    if found:
+    valid = [value for value, _ in found]
+    if any(map(_has_action, valid)):
         rest = text
         for _, piece in found:
             rest = rest.replace(piece, "", 1)
         faults += ["text around the JSON"] if rest.strip() else []
         faults += ["several objects"] if len(found) > 1 else []
-        return [value for value, _ in found], faults
+        return valid, faults
     for start in [match.start() for match in re.finditer(r"\{", text)][:STARTS]:
-        if objects := _mended(text[start:]):
+        objects = _mended(text[start:])
+        if any(map(_has_action, objects)):
             return objects, [*faults, MENDED]
-    return [], faults
+        valid = valid or objects
+    return valid, faults
+
+
+def _has_action(value: Mapping[str, Any]) -> bool:
+    return bool(read_form(value)[0].predicted.action)
 
 
 def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -111,8 +121,8 @@ def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _mended(text: str) -> list[Mapping[str, Any]]:
     try:
-        value = json_repair.loads(text)
-    except (ValueError, RecursionError):
+        value = mend(text)
+    except ValueError:
         return []
     listed = value if isinstance(value, list) else [value]
     return [one for one in listed if isinstance(one, dict) and one]

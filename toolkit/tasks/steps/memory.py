@@ -78,6 +78,19 @@ def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
 
 
+def storable(value: Any) -> Any:
+    """The value as a file of JSON lines gives it back: no halves of surrogate pairs, null for numbers not finite."""
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, Mapping):
+        return {_whole(str(key)): storable(one) for key, one in value.items()}
+    return value
+
+
 def thin(memory: Memory, random: Random) -> Memory:
     """The memory with holes: each key, and each item of a list, is left out with the chance ``FORGET``.
 

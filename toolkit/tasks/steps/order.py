@@ -120,7 +120,7 @@ def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
             found.previous[row] = REPEATED
     if len(row_of) < length:
         missing = [str(step) for step in range(start, min(max(steps), start + len(row_of) + 9)) if step not in row_of]
-        told.gaps.append(f"task {task} lacks {_some(missing) or 'steps'}")
+        told.gaps.append(f"task {task} lacks step {_some(missing)}")
     if twice := [str(step) for step, rows in Counter(steps).items() if rows > 1]:
         told.repeated.append(f"task {task}, step {_some(twice)}")
 
