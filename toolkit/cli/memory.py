@@ -8,7 +8,7 @@ from rich.table import Table
 from toolkit.cli.figures import percent, points
 
 OWN = "own"
-"""The way of asking that is set against the others."""
+"""The way of asking that is set against the others; where it is lacking, the first one is."""
 MOST_PLACES = 10
 """Places of a chain that get a column."""
 
@@ -28,19 +28,20 @@ def memory_tables(records: Records) -> Iterator[Table]:
 
 
 def _ways(records: Records) -> Table:
-    """One line a measure, one column a way of asking, and the differences of the model's own memory to the others."""
+    """One line a measure, one column a way of asking, and how far one is above the others."""
     names = {way: found["name"] for record in records.values() for way, found in record["ways"].items()}
-    others = {other: None for record in records.values() for other in record["differences"].get(OWN, {})}
+    first = OWN if OWN in names else next(iter(names))
+    others = {other: None for record in records.values() for other in record["differences"].get(first, {})}
     table = Table(title="what memory does, 95 % intervals in brackets")
     table.add_column("", overflow="fold")
-    for title in ("n", *names.values(), *(f"{OWN} to {other}" for other in others)):
+    for title in ("n", *names.values(), *(f"{first} to {other}" for other in others)):
         table.add_column(title, justify="right", overflow="fold")
     for label, record in records.items():
         table.add_row(f"{label}:")
         for measure in record["measures"]:
             found = {way: of["measures"][measure] for way, of in record["ways"].items()}
             cells = [percent(found[way]) if way in found else "" for way in names]
-            cells += [points(record["differences"].get(OWN, {}).get(other, {}).get(measure)) for other in others]
+            cells += [points(record["differences"].get(first, {}).get(other, {}).get(measure)) for other in others]
             n = max(estimate["n"] for estimate in found.values())
             table.add_row(f"  {measure}", f"{n:,}", *(cell.replace(" [", "\n[") for cell in cells))
         table.add_section()

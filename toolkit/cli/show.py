@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from toolkit.cli.figures import percent, points
@@ -23,6 +24,9 @@ WIDTH = 120
 
 MOST_PICTURES = 20
 """Unusable pictures that are named."""
+
+MOST_STEPS = 40
+"""Predicted steps that are printed."""
 
 NARROW = 108
 """A terminal with fewer columns gets intervals on lines of their own."""
@@ -81,6 +85,23 @@ def answer(given: Answer) -> None:
         print(f"could not be read: {given.problem}")
     if given.truncated:
         print("cut off at the token limit")
+
+
+def steps(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """The predicted steps of a file's tasks, and where the rest of each stands."""
+    table = Table()
+    for name in ("Task_id", "step", "action", "target", "coords", "problem"):
+        table.add_column(name, overflow="fold")
+    for line in lines[:MOST_STEPS]:
+        coords = ", ".join(f"{number:.0f}" for number in line["coords"] or ())
+        cells = (line["Task_id"], line["step"], line["action"], line["target"], coords, line["problem"])
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
+    console = _console()
+    console.print(table)
+    if len(lines) > MOST_STEPS:
+        console.print(f"and {len(lines) - MOST_STEPS:,} more")
+    unread = sum(line["problem"] is not None for line in lines)
+    console.print(f"{len(lines):,} steps, {unread:,} without a readable answer: {file}", markup=False)
 
 
 def rendered(rows: Sequence[tuple[str, str]]) -> None:

@@ -31,8 +31,8 @@ class Carried:
         value_columns: a reference or an answer's values -> its columns in such a table.
         baselines: label -> (Sample -> completion): further answers without a look, judged as any model's.
         open_fields: the fields that a source must have whose rows are only asked.
-        open_row: (row id, row, source, where it stands) -> a Sample without a reference, at the start's memory;
-            raises RowProblem.
+        open_row: (row id, row with its Link, source) -> a Sample without a reference, at the start's memory; raises
+            RowProblem.
     """
 
     chains: str
@@ -47,4 +47,4 @@ class Carried:
     value_columns: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     baselines: Mapping[str, Callable[[Sample], str]]
     open_fields: frozenset[str]
-    open_row: "Callable[[str, Mapping[str, Any], RowOrigin, Stand], Sample]"
+    open_row: "Callable[[str, Mapping[str, Any], RowOrigin], Sample]"

@@ -36,7 +36,8 @@ def write_outputs(
     rows = [_table_row(questions, questions.carried, sample, found, root) for sample in samples]
     write_text(folder / TABLE, _csv(rows))
     write_text(folder / DETAILS, "".join(_details(questions, questions.carried, samples, found)))
-    write_json(folder / FIGURES, record)
+    # How often a picture came from a cache is no figure, and differs after an interruption.
+    write_json(folder / FIGURES, {name: value for name, value in record.items() if name != "pictures"})
 
 
 def _table_row(

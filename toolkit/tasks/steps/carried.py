@@ -8,7 +8,6 @@ from toolkit.metrics import Stand
 from toolkit.sample import Sample
 from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.carried import Carried
-from toolkit.tasks.links import FIRST, LINK, Link
 from toolkit.tasks.steps.baseline import repeat_last
 from toolkit.tasks.steps.memory import EMPTY, Memory, advance
 from toolkit.tasks.steps.order import HIDDEN
@@ -39,15 +38,14 @@ def value_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"action": values.get("action"), "target": values.get("target"), "coords": values.get("place")}
 
 
-def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin, place: Stand) -> Sample:
+def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """A step that is only asked: whatever the row holds of an answer is not looked at.
 
     Raises:
-        RowProblem: no task, goal or screenshot.
+        RowProblem: no task, goal or screenshot, or an earlier row's step.
     """
     column = {field: column for field, column in origin.column.items() if field not in HIDDEN} | {"action": STAND_IN}
-    link = Link(None, FIRST, place.place, place.length)
-    asked = {**row, STAND_IN: origin.settings.actions[0], LINK: link}
+    asked = {**row, STAND_IN: origin.settings.actions[0]}
     return replace(read(name, asked, replace(origin, column=column)), reference={})
 
 
