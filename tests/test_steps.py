@@ -254,10 +254,12 @@ def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is
     far["Output"] = far["Output"].replace("[100, 50]", "[300, 50]")
     first, second, third = samples(tmp_path, [bare, other, far])
     assert (first.reference["action"], first.reference["place"]) == ("CLICK", [100, 50])
+    assert "Reason" not in STEPS.target(first)
     # An explicit null means no place.
     assert (second.reference["action"], second.reference["place"]) == ("ZOOM", None)
     assert third.reference["place"] == [300, 50]
     text = told(tmp_path, [bare, other, far])
+    assert "2 rows: the row lacks parts that data.steps.answer names" in text
     assert "1 row: Output and Grounding name different actions (Output counts)" in text
     assert "1 row: the point of Output lies outside the box of Grounding" in text
 

@@ -54,7 +54,7 @@ def instruction(sample: Sample) -> str:
 
 
 def target(sample: Sample) -> str:
-    """The reference as JSON in one line: the recipe's parts in the row's order, places as the model writes them."""
+    """The reference as JSON in one line: the parts that the recipe names and the row has, in the row's order."""
     reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
     place = None if reference["place"] is None else frame.write(reference["place"])
     action = {"action": reference["action"], "target": reference["target"], "coords": place}

@@ -9,7 +9,7 @@ from toolkit.regions import Frame, Size, order_box
 from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.cells import cell, mended, text_of
 from toolkit.tasks.steps.answer import known_action
-from toolkit.tasks.steps.form import PARTS, StepForm, named, order_of, read_form, unknown_keys
+from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
 from toolkit.tasks.steps.memory import Memory, compact
 from toolkit.tasks.steps.places import read_place
 from toolkit.tasks.steps.settings import StepSettings
@@ -73,7 +73,9 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
     place, box = _place(row, origin, (form, truth), size, where)
     if place is not None and box is not None and len(place) == 2 and not _inside(place, box):
         notes.append("the point of Output lies outside the box of Grounding")
-    parts = tuple(dict.fromkeys((*order_of(output), *PARTS)))
+    parts = tuple(dict.fromkeys((*order_of(output), "predicted")))
+    if set(settings.answer) - set(parts):
+        notes.append("the row lacks parts that data.steps.answer names; its target is written without them")
     return Known(action, target, place, box, form, parts, tuple(notes))
 
 
