@@ -176,6 +176,19 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     assert "1 lack a step and are in no figure of whole tasks" in caplog.text
 
 
+def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [one for task in TASKS for one in task_rows(task) if not one["Image_id"].endswith("_1")]
+    write_csv(tmp_path, rows, "test_results.csv")
+    record = run_evaluation(tmp_path, right)
+    # Step 2 has no known memory before it and is dropped; steps 3 and 4 have the reference's.
+    assert record["value"]["n"] == 8
+    assert list(record["memory"]["ways"]) == ["reference"]
+    assert list(record["also"])[0] == "action (reference memory)"  # there is no whole task
+    assert "no task has its first step" in caplog.text
+
+
 def test_chains_end_at_the_first_missing_place() -> None:
     stands = [Stand("b", 2, 3), Stand("a", 1, 3), Stand("b", 1, 3), Stand("a", 3, 3), Stand("c", 2, 2)]
     chains, behind = find_chains(stands)
@@ -230,6 +243,9 @@ def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:
     assert len(asked) == 8
     assert len({task for task, _ in asked}) == 2
     assert record["also"]["whole tasks (reference memory)"]["value"]["n"] == 2
+    with (context.run.path / "stages/evaluate-before/predictions.csv").open() as stream:
+        images = {row["image"] for row in csv.DictReader(stream)}
+    assert images == {f"{task}_{step}.png" for task, step in asked}
 
 
 def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from toolkit import tiny
 from toolkit.backends import Backend
 from toolkit.errors import DataError, ModelError, RowProblem
 from toolkit.images import ImagePolicy, ImageStore, look
-from toolkit.recipe import Data, Model, Recipe, Run, load_recipe
+from toolkit.recipe import Data, Evaluate, Model, Recipe, Run, load_recipe
 from toolkit.run import current_weights, find_run, find_weights, read_json
 from toolkit.sample import ImageRef, Sample
 from toolkit.stages.answers import read_reply
@@ -34,6 +34,8 @@ from toolkit.tasks.steps import Memory, advance
 
 log = logging.getLogger(__name__)
 TASK = "steps"
+ANSWER_TOKENS = 512
+"""Tokens of an answer where no recipe says how many: room for both memories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
         base = str(path)
     if not base:
         raise ModelError("the adapter does not say its base model", place=path, remedy="Give base_model_name.")
-    return Recipe(run=Run(name="predict"), model=Model(name=base), data=Data(task=TASK))
+    answer = Evaluate(max_completion_tokens=ANSWER_TOKENS)
+    return Recipe(run=Run(name="predict"), model=Model(name=base), data=Data(task=TASK), evaluate=answer)
 
 
 def _plain(memory: Mapping[str, Any] | None, name: str) -> dict[str, Any]:

@@ -27,8 +27,8 @@ COUNT_ALL = 4000
 """Up to so many rows each is counted. Of more, those that might be too long are, and as many others as ``SAMPLED``."""
 SAMPLED = 1000
 
-NO_ROOM = "the prompt with the model's own memory leaves no room for an answer in model.max_tokens"
-SPECIAL = "the model's own memory holds one of its special tokens"
+NO_ROOM = "the prompt with its memory leaves no room for an answer in model.max_tokens"
+SPECIAL = "the question or its memory holds one of the model's special tokens"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,5 +52,5 @@ def _identity(context: Context, weights: Path | None) -> str:
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     section = recipe.evaluation
     how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
-    asked = (context.data.fingerprint, section.split, context.images.policy.key)
+    asked = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
     return blake2b(repr((str(weights), seen, how, asked)).encode(), digest_size=6).hexdigest()

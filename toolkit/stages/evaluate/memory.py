@@ -30,7 +30,7 @@ def memory_record(
     all but the reference's the whole summary. ``differences``: way -> other way -> measure -> Paired, the first minus
     the second on what both have. ``behind``: questions that no rollout reaches.
     """
-    task, stands = questions.task, questions.by_id
+    task, stands = questions.task, questions.stands
     chains = questions.carried.chains if questions.carried else WHOLE
     ways = {way: _way(questions, way, found, summaries[way], draws) for way, found in rows.items()}
     measured = {
@@ -47,12 +47,12 @@ def memory_record(
         "differences": {
             way: _against(way, measured, draws) for way in COMPARED[:-1] if way in rows and len(measured) > 1
         },
-        "behind": len(questions.behind) if OWN in rows else 0,
+        "behind": len(questions.behind),
     }
 
 
 def _way(questions: Questions, way: str, rows: Sequence[Judged], summary: Summary, draws: Draws) -> Record:
-    primary, stands = questions.task.primary, questions.by_id
+    primary, stands = questions.task.primary, questions.stands
     figures = chain_figures(rows, stands, primary, *draws)
     chains = questions.carried.chains if questions.carried else WHOLE
     found: Record = {

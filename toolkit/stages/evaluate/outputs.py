@@ -29,10 +29,10 @@ def write_outputs(
     if questions.carried is None:
         return
     found: Answers = {way: {sample.id: (sample, answer) for sample, answer in of} for way, of in answers.items()}
-    stands = questions.by_id
-    first = {stand.chain: number for number, stand in reversed(list(enumerate(questions.stands)))}
+    stands = questions.stands
+    first = {stand.chain: number for number, stand in reversed(list(enumerate(stands.values())))}
     samples = sorted(questions.samples, key=lambda sample: (first[stands[sample.id].chain], stands[sample.id].place))
-    root = getattr(getattr(questions.samples, "source", None), "image_root", None)
+    root = questions.samples.source.image_root
     rows = [_table_row(questions, questions.carried, sample, found, root) for sample in samples]
     write_text(folder / TABLE, _csv(rows))
     write_text(folder / DETAILS, "".join(_details(questions, questions.carried, samples, found)))
@@ -40,16 +40,12 @@ def write_outputs(
     write_json(folder / FIGURES, {name: value for name, value in record.items() if name != "pictures"})
 
 
-def _table_row(
-    questions: Questions, carried: Carried, sample: Sample, answers: Answers, root: Path | None
-) -> dict[str, Any]:
+def _table_row(questions: Questions, carried: Carried, sample: Sample, answers: Answers, root: Path) -> dict[str, Any]:
     """One line: where the step stands, the reference, and what was answered in each way; empty where it was not asked.
 
     ``right`` is 1 or 0; ``problem`` says why an answer could not be read, or was never given.
     """
-    row = dict(carried.place_columns(sample))
-    if root is not None:
-        row = {name: _inside(value, root) for name, value in row.items()}
+    row = {name: _inside(value, root) for name, value in carried.place_columns(sample).items()}
     row |= {f"reference_{name}": _cell(value) for name, value in carried.value_columns(sample.reference).items()}
     for way, name in questions.names.items():
         suffix = name.replace(" ", "_")

@@ -1,8 +1,11 @@
 """What an evaluation asks: the held-out rows, and with which memories."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+
+import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.metrics import Judged, Stand
@@ -17,6 +20,8 @@ from toolkit.tasks.carried import Carried
 from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.samples import limit
 
+log = logging.getLogger(__name__)
+
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Ways of asking, as evaluate.memory names them. Questions that stand alone are asked in the first way only."""
 
@@ -29,14 +34,14 @@ NO_MEMORY = "no memory in the prompt"
 class Questions:
     """The held-out samples and how they are asked.
 
-    ``stands`` are those of the samples, ``chains`` the ones that are rolled out, ``behind`` the samples (by number)
-    that no rollout reaches; all three are empty where questions stand alone. ``names``: way -> what tables call it.
+    ``names``: way -> what tables call it. ``stands``: sample id -> where it stands, in the samples' order; ``chains``
+    are rolled out, ``behind`` are the samples (by number) that no rollout reaches; empty where questions stand alone.
     """
 
     prompts: Prompts
-    samples: Sequence[Sample]
+    samples: SampleSet
     names: Mapping[str, str]
-    stands: tuple[Stand, ...] = ()
+    stands: Mapping[str, Stand] = field(default_factory=dict)
     chains: tuple[Chain, ...] = ()
     behind: tuple[int, ...] = ()
 
@@ -53,10 +58,15 @@ class Questions:
         if carried is None:
             return cls(prompts, samples, {REFERENCE: ""})
         samples, stands = _whole_chains(samples, carried, recipe)
-        chains, behind = find_chains(stands)
         ways: Sequence[str] = recipe.evaluation.memory if carried.shown(samples[0]) else ()
         names = {way: name for way, name in NAMES.items() if way in ways} or {REFERENCE: NO_MEMORY}
-        return cls(prompts, samples, names, tuple(stands), tuple(chains), tuple(behind))
+        if OWN not in names:
+            return cls(prompts, samples, names, stands)
+        chains, behind = find_chains(list(stands.values()))
+        if not chains:
+            log.warning("no task has its first step, so none is asked with the model's own memory")
+            names = {way: name for way, name in names.items() if way != OWN}
+        return cls(prompts, samples, names, stands, tuple(chains), tuple(behind))
 
     @property
     def task(self) -> Task:
@@ -73,11 +83,6 @@ class Questions:
         """How they are asked."""
         return tuple(self.names)
 
-    @property
-    def by_id(self) -> dict[str, Stand]:
-        """Sample id -> where it stands."""
-        return {sample.id: stand for sample, stand in zip(self.samples, self.stands, strict=False)}
-
     def asked(self, way: str) -> Sequence[Sample]:
         """The samples with the memory that they are asked with; for ``own`` as read, since only answers tell theirs."""
         if way == OWN:
@@ -92,7 +97,7 @@ class Questions:
         return [judge(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
 
 
-def held_out(context: Context) -> Sequence[Sample]:
+def held_out(context: Context) -> SampleSet:
     """The split that the recipe evaluates on.
 
     Raises:
@@ -112,14 +117,13 @@ def held_out(context: Context) -> Sequence[Sample]:
     return samples
 
 
-def _whole_chains(
-    samples: Sequence[Sample], carried: Carried, recipe: Recipe
-) -> tuple[Sequence[Sample], Sequence[Stand]]:
+def _whole_chains(samples: SampleSet, carried: Carried, recipe: Recipe) -> tuple[SampleSet, dict[str, Stand]]:
     """All rows of the chains that evaluate.max_tasks draws by the seed, in their order, and where each stands."""
-    stands = [carried.stand(sample) for sample in samples]
-    names, most = list(dict.fromkeys(stand.chain for stand in stands)), recipe.evaluation.max_tasks
+    stands = {sample.id: carried.stand(sample) for sample in samples}
+    names, most = list(dict.fromkeys(stand.chain for stand in stands.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
         return samples, stands
     drawn = set(Random(f"{recipe.run.seed}/evaluate tasks").sample(names, most))
-    numbers = [number for number, stand in enumerate(stands) if stand.chain in drawn]
-    return [samples[number] for number in numbers], [stands[number] for number in numbers]
+    kept = [stand.chain in drawn for stand in stands.values()]
+    left = {name: stand for name, stand in stands.items() if stand.chain in drawn}
+    return samples.take(samples.rows[np.array(kept)]), left

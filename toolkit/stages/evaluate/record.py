@@ -104,7 +104,7 @@ def _title(score: str, questions: Questions, way: str) -> str:
 
 
 def _of_chains(view: _View, questions: Questions) -> _View:
-    stands = questions.by_id
+    stands = questions.stands
 
     def chains(rows: Rows) -> Rows:
         return [chain.judged() for chain in read_chains(rows, stands, view.score)[0]]
