@@ -185,7 +185,7 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
     # Step 2 has no known memory before it and is dropped; steps 3 and 4 have the reference's.
     assert record["value"]["n"] == 8
     assert list(record["memory"]["ways"]) == ["reference"]
-    assert list(record["also"])[0] == "action (reference memory)"  # there is no whole task
+    assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
     assert "no task has its first step" in caplog.text
 
 
