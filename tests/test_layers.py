@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tiny",),
     ("backends",),
     ("stages", "imagegen"),
-    ("plan", "doctor", "report", "pipeline"),
+    ("plan", "doctor", "report", "pipeline", "predictor"),
     ("cli",),
     ("__main__",),
 )

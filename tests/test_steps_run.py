@@ -53,9 +53,14 @@ def test_every_score_gets_a_table_beside_its_baseline(steps: Recipe) -> None:
     run = RunFolder(steps.run_folder)
     results = read_results(run)
     # The recipe's answers hold no memory.
-    assert list(results.tables) == ["step", "action", "target", "grounding"]
+    parts = [f"{score} (reference memory)" for score in ("action", "target", "grounding")]
+    assert list(results.tables) == [
+        *("step (reference memory)", "step (own memory)", "whole tasks (own memory)"),
+        *parts,
+    ]
     for rows in results.tables.values():
-        assert [row.label for row in rows] == ["majority baseline", "before", "after SFT", "after GRPO"]
+        baselines = ["majority baseline", "repeat-last baseline"]
+        assert [row.label for row in rows] == [*baselines, "before", "after SFT", "after GRPO"]
     # Four equally frequent steps a task: the most frequent one is right for a quarter of them.
     assert results.rows[0].estimate["value"] == 0.25
     summary = run.record("evaluate-grpo")["summary"]

@@ -102,25 +102,54 @@ def export(run_folder: RunPath, settings: Settings = None) -> None:
 @app.command()
 def predict(
     run_folder: RunPath,
-    question: Annotated[str, typer.Option(help="The question, without its options.")],
-    image: Annotated[list[Path], typer.Option(help="A picture; repeat it for several.", exists=True, dir_okay=False)],
+    question: Annotated[str | None, typer.Option(help="The question, without its options.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture; repeat it for several.", exists=True, dir_okay=False)
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help='An option of a multiple-choice question, such as "A. Normal"; repeat it.')
     ] = None,
     context: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT for a column of the recipe's prompt.context; repeat it.")
     ] = None,
+    steps: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Tasks of steps (Task_id, Image_id, Instruction): predict all.", exists=True),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --steps: the JSONL file.", dir_okay=False)] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --steps: where screenshots lie; default: beside the file.", exists=True, file_okay=False
+        ),
+    ] = None,
+    goal: Annotated[str | None, typer.Option(help="With --interactive: what the steps are to reach.")] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Read one screenshot's path after another, and tell the next step.")
+    ] = False,
 ) -> None:
-    """Ask a run's model one question about one or more pictures."""
-    from toolkit.cli import show
-    from toolkit.cli.progress import telling
-    from toolkit.run import find_run
-    from toolkit.stages.predict import predict as ask
+    """Ask a run's model one question, every step of a file, or one step after another."""
+    from toolkit.cli.predict import ask_one, ask_steps, check_form, converse
 
-    with telling():
-        named = dict(_name_and_text(text) for text in context or ())
-        answer = ask(find_run(run_folder), question, image, option or (), named)
-    show.answer(answer)
+    named = dict(_name_and_text(text) for text in context or ())
+    given = {
+        "--question": question,
+        "--image": image,
+        "--option": option,
+        "--context": context,
+        "--steps": steps,
+        "--out": out,
+        "--image-root": image_root,
+        "--goal": goal,
+        "--interactive": interactive,
+    }
+    form = check_form({name for name, value in given.items() if value})
+    if form == "--steps" and steps is not None:
+        ask_steps(run_folder, steps, out, image_root)
+    elif form == "--interactive" and goal is not None:
+        converse(run_folder, goal, named)
+    elif question is not None and image is not None:
+        ask_one(run_folder, question, image, option or (), named)
 
 
 def _name_and_text(given: str) -> tuple[str, str]:

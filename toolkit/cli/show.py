@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.figures import percent, points
+from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
 from toolkit.pipeline.results import ResultRow, Results
 from toolkit.sample import Answer
@@ -23,6 +26,9 @@ WIDTH = 120
 MOST_PICTURES = 20
 """Unusable pictures that are named."""
 
+MOST_STEPS = 40
+"""Predicted steps that are printed."""
+
 NARROW = 108
 """A terminal with fewer columns gets intervals on lines of their own."""
 
@@ -32,6 +38,8 @@ def results(found: Results) -> None:
     console = _console()
     for score, rows in found.tables.items():
         console.print(_table(score, found.split, rows, console.width))
+    for table in memory_tables(found.memory):
+        console.print(table)
     console.print(f"run folder: {found.run.path}", markup=False)
     weights = found.run.trained_weights()
     if weights is not None:
@@ -43,6 +51,8 @@ def results(found: Results) -> None:
     if used is not None:
         console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
+    if found.memory:
+        console.print("step by step: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
 
 
 def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
@@ -52,7 +62,7 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         estimate = row.estimate
-        cells = [_percent(estimate), _points(row.to_previous), _points(row.to_baseline)]
+        cells = [percent(estimate), points(row.to_previous), points(row.to_baseline)]
         gap = "\n" if width < NARROW else " "
         table.add_row(row.label, f"{estimate['n']:,}", *(cell.replace(" [", f"{gap}[") for cell in cells))
     return table
@@ -79,6 +89,23 @@ def answer(given: Answer) -> None:
         print(f"could not be read: {given.problem}")
     if given.truncated:
         print("cut off at the token limit")
+
+
+def steps(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """The predicted steps of a file's tasks, and where the rest of each stands."""
+    table = Table()
+    for name in ("Task_id", "step", "action", "target", "coords", "problem"):
+        table.add_column(name, overflow="fold")
+    for line in lines[:MOST_STEPS]:
+        coords = ", ".join(f"{number:.0f}" for number in line["coords"] or ())
+        cells = (line["Task_id"], line["step"], line["action"], line["target"], coords, line["problem"])
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
+    console = _console()
+    console.print(table)
+    if len(lines) > MOST_STEPS:
+        console.print(f"and {len(lines) - MOST_STEPS:,} more")
+    unread = sum(line["problem"] is not None for line in lines)
+    console.print(f"{len(lines):,} steps, {unread:,} without a readable answer: {file}", markup=False)
 
 
 def rendered(rows: Sequence[tuple[str, str]]) -> None:
@@ -129,24 +156,6 @@ def scored(completions: "Sequence[ScoredCompletion]") -> None:
     print(f"mean of {len(completions):,}: {sum(one.total for one in completions) / len(completions):.3f}")
     for name, found in values.items():
         print(f"  {name:<12} {sum(found) / len(found):.3f} (applies to {len(found):,})")
-
-
-def _percent(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "-"
-    return f"{100 * estimate['value']:.1f} %{_interval(estimate, '.1f')}"
-
-
-def _points(paired: Mapping[str, Any] | None) -> str:
-    if paired is None or paired["difference"]["value"] is None:
-        return ""
-    return f"{100 * paired['difference']['value']:+.1f}{_interval(paired['difference'], '+.1f')}"
-
-
-def _interval(estimate: Mapping[str, Any], form: str) -> str:
-    if estimate["low"] is None or estimate["high"] is None:
-        return " [no interval]"
-    return f" [{100 * estimate['low']:{form}} to {100 * estimate['high']:{form}}]"
 
 
 def _console() -> Console:

@@ -107,7 +107,7 @@ def _checked(name: str) -> str:
 
 def _same_questions(own: Recipe, recipe: Recipe) -> bool:
     def questions(section: Any) -> tuple[Any, ...] | None:
-        return (section.split, section.limit) if section else None
+        return (section.split, section.limit, section.max_tasks) if section else None
 
     return questions(own.evaluate) == questions(recipe.evaluate)
 

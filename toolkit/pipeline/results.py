@@ -32,7 +32,8 @@ class ResultRow:
 class Results:
     """What a run has found so far: ``score`` names what ``rows`` hold; empty where nothing was evaluated.
 
-    ``also`` holds the same lines for the task's further scores.
+    ``also`` holds the same lines for further scores, ways of asking and whole chains; ``memory`` the lines' records of
+    what memory does, where answers carry one.
     """
 
     run: RunFolder
@@ -40,6 +41,7 @@ class Results:
     split: str
     rows: tuple[ResultRow, ...]
     also: Mapping[str, tuple[ResultRow, ...]] = field(default_factory=dict)
+    memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def tables(self) -> Mapping[str, tuple[ResultRow, ...]]:
@@ -61,7 +63,12 @@ def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
     last = records[-1]
     shared = [score for score in last["also"] if all(score in record["also"] for record in records)]
     also = {score: _rows(names, [record["also"][score] for record in records]) for score in shared}
-    return Results(run, last["score"], last["split"], _rows(names, records), also)
+    memory = {
+        LABELS.get(name, name): record["memory"]
+        for name, record in zip(names, records, strict=True)
+        if "memory" in record
+    }
+    return Results(run, last["score"], last["split"], _rows(names, records), also, memory)
 
 
 def write_results(run: RunFolder) -> Results:
@@ -84,16 +91,22 @@ def write_results(run: RunFolder) -> Results:
 
 
 def _rows(names: Sequence[str], records: Sequence[Record]) -> tuple[ResultRow, ...]:
-    """The baseline's line, then one an evaluation."""
-    rows = [_row(name, record, before) for name, record, before in zip(names, records, [None, *names], strict=False)]
-    return ResultRow("majority baseline", records[-1]["baseline"]), *rows
+    """The lines of the baselines, then one an evaluation."""
+    last = records[-1]
+    rows = [ResultRow("majority baseline", last["baseline"])]
+    previous = "baseline"
+    for label, record in last.get("baselines", {}).items():
+        rows.append(_row(label, record, previous))
+        previous = label
+    above = [previous, *names]
+    return *rows, *(_row(name, record, before) for name, record, before in zip(names, records, above, strict=False))
 
 
-def _row(name: str, record: Record, previous: str | None) -> ResultRow:
+def _row(name: str, record: Record, previous: str) -> ResultRow:
     differences = record["differences"]
     return ResultRow(
         label=LABELS.get(name, name),
         estimate=record["value"],
-        to_previous=differences.get(previous or "baseline"),
+        to_previous=differences.get(previous),
         to_baseline=differences.get("baseline"),
     )

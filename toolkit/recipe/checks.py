@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.recipe.problems import found, nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Lesion, Recipe, Steps
+from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps
 
 Finding = tuple[str, str]
 """A dotted key and what is wrong with it."""
@@ -100,6 +100,27 @@ def step_settings_fit(recipe: Recipe) -> Iterator[Finding]:
         yield "data.steps.sections", f"must hold a memory where some are dropped{found(list(steps.sections))}"
     if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
         yield "data.steps.task_end", f"must be at least task_start (={steps.task_start}){found(steps.task_end)}"
+
+
+def whole_tasks_are_evaluated(recipe: Recipe) -> Iterator[Finding]:
+    """Steps are held out by whole tasks and asked with memories; nothing else has either."""
+    section = recipe.evaluate
+    if recipe.data.task != "steps":
+        if section and section.max_tasks is not None:
+            yield "evaluate.max_tasks", f'belongs to the task "steps"; use evaluate.limit{found(recipe.data.task)}'
+        if section and section.memory != Evaluate().memory:
+            yield "evaluate.memory", f'belongs to the task "steps"{found(recipe.data.task)}'
+        return
+    if section is None:
+        return
+    if section.limit is not None:
+        rule = "cuts through tasks, which are judged whole: use evaluate.max_tasks"
+        yield "evaluate.limit", rule + found(section.limit)
+    if (most := getattr(recipe.data, f"limit_{section.split}")) is not None:
+        rule = "cuts through the tasks of [evaluate], which are judged whole: use evaluate.max_tasks"
+        yield f"data.limit_{section.split}", rule + found(most)
+    if "reference" not in section.memory or len(set(section.memory)) < len(section.memory):
+        yield "evaluate.memory", f'must hold "reference", and each name once{found(list(section.memory))}'
 
 
 def checkpoints_are_looked_at(recipe: Recipe) -> Iterator[Finding]:
@@ -224,6 +245,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"data"}), lesion_settings_fit),
     (frozenset({"data"}), step_settings_fit),
     (frozenset({"data", "evaluate"}), evaluated_split_exists),
+    (frozenset({"data", "evaluate"}), whole_tasks_are_evaluated),
     (frozenset({"data", "rewards"}), known_rewards),
     (frozenset({"data", "rewards"}), well_formed_custom_rewards),
     (frozenset({"data", "rewards", "grpo"}), something_to_reward),

@@ -1,7 +1,7 @@
 """From a completion to an Answer and a judged row: one way, for rewards, evaluation and prediction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from toolkit.backends.base import Completion
 from toolkit.metrics import Judged
@@ -12,6 +12,21 @@ from toolkit.tasks.base import Task
 def read_answer(task: Task, sample: Sample, completion: Completion) -> Answer:
     """What the task's parser finds, with the word on whether the token limit came first."""
     return replace(task.parse(completion.text, sample), truncated=completion.truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one question: a completion, or why it was not asked at all (the completion is empty then)."""
+
+    completion: Completion
+    unasked: str | None = None
+
+
+def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:
+    """``read_answer``; a question that was not asked is a failure, with the reason as its problem."""
+    if reply.unasked is not None:
+        return Answer("", {}, reply.unasked)
+    return read_answer(task, sample, reply.completion)
 
 
 def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Judged:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 from toolkit.recipe import Recipe
 from toolkit.run import Progress, Record, RunFolder, StopRequest, current_weights, is_main, silent
@@ -71,7 +71,9 @@ class ScoreRecord(TypedDict):
     baseline: Mapping[str, Any]
     """The Estimate of the majority baseline on the same questions."""
     differences: Mapping[str, Mapping[str, Any]]
-    """``baseline`` or an earlier evaluation's name -> Paired: this evaluation minus that one."""
+    """``baseline``, a further baseline or an earlier evaluation's name -> Paired: this evaluation minus that one."""
+    baselines: NotRequired[Mapping[str, Mapping[str, Any]]]
+    """Label -> value and differences (to ``baseline``) of further baselines, where the task has some."""
 
 
 class EvaluationRecord(ScoreRecord):
@@ -79,15 +81,17 @@ class EvaluationRecord(ScoreRecord):
 
     split: str
     score: str
-    """The task's primary score, which the table of results shows."""
+    """The task's primary score, which the table of results shows; with the way of asking where there are several."""
     also: Mapping[str, ScoreRecord]
-    """The task's further scores that get a table."""
+    """Further scores, ways of asking and whole chains that get a table."""
     summary: Mapping[str, Any]
     """Summary.to_dict()."""
     pictures: Record
     """Context.count_pictures()."""
     predictions: str
     """The JSONL of answers, relative to the run folder."""
+    memory: NotRequired[dict[str, Any]]
+    """Where answers carry a memory: ``evaluate.memory.memory_record``."""
 
 
 class TrainStage(Protocol):

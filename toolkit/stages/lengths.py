@@ -27,6 +27,9 @@ COUNT_ALL = 4000
 """Up to so many rows each is counted. Of more, those that might be too long are, and as many others as ``SAMPLED``."""
 SAMPLED = 1000
 
+NO_ROOM = "the prompt with its memory leaves no room for an answer in model.max_tokens"
+SPECIAL = "the question or its memory holds one of the model's special tokens"
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -91,6 +94,20 @@ def check_lengths(
         images=int(np.median([length.images for length in lengths])),
         limit=limit,
     )
+
+
+def find_unfit(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
+    """Sample -> why it cannot be asked (``NO_ROOM`` or ``SPECIAL``), or None: for prompts that a model's own words
+    are in, which nobody can count before.
+    """
+    count, special = _counter(processor, prompts, answer_tokens), special_tokens(processor)
+
+    def unfit(sample: Sample) -> str | None:
+        if special.search("\n".join(texts_of(sample, prompts, with_answer=False))):
+            return SPECIAL
+        return NO_ROOM if count(sample).total > limit else None
+
+    return unfit
 
 
 def special_tokens(processor: Any) -> re.Pattern[str]:

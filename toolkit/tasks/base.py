@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.recipe import Recipe
 from toolkit.sample import Answer, Reward, Sample
+from toolkit.tasks.carried import Carried
 from toolkit.tasks.links import Links
 
 
@@ -55,6 +56,7 @@ class Task:
         settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
         link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
         notes: Sample -> what must be told of a row that can be used, in short constant sentences, counted as such.
+        carried: what goes from one question to the next; None: each question stands alone.
         grouped_by: what makes a group where ``data.group`` names no column.
     """
 
@@ -77,4 +79,5 @@ class Task:
     settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
     link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[str]] | None = None
+    carried: Carried | None = None
     grouped_by: str = "each row's first image"

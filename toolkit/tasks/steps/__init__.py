@@ -7,6 +7,7 @@ from toolkit.sample import Answer, Sample
 from toolkit.tasks.base import Task
 from toolkit.tasks.steps.answer import parse
 from toolkit.tasks.steps.baseline import baseline, repeat_last
+from toolkit.tasks.steps.carried import CARRIED
 from toolkit.tasks.steps.memory import EMPTY, Memory, advance, replay
 from toolkit.tasks.steps.order import HIDDEN, link
 from toolkit.tasks.steps.prompt import instruction, question, target
@@ -57,5 +58,6 @@ STEPS = Task(
     settings=step_settings,
     link=link,
     notes=lambda sample: sample.fields["notes"],
+    carried=CARRIED,
     grouped_by="the task",
 )

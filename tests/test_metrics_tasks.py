@@ -1,0 +1,105 @@
+"""Metrics over whole tasks, against numbers worked out by hand."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.metrics import Judged, Stand, chain_figures, read_chains
+from toolkit.metrics.chains import BEFORE_FAILURE, WHOLE, Chain
+
+Values = dict[str, list[float | None]]
+
+
+def answers(tasks: Values, by: str = "viewer") -> tuple[list[Judged], dict[str, Stand]]:
+    """Task -> the score of each step (None: the answer could not be read)."""
+    rows, stands = [], {}
+    for task, values in tasks.items():
+        for place, value in enumerate(values, start=1):
+            name = f"{task}/{place}"
+            problem = "no JSON" if value is None else None
+            columns = {"application": f"{by} {task[0]}", "action": str(place)}
+            rows.append(Judged(name, task, {"step": value or 0.0}, by=columns, problem=problem))
+            stands[name] = Stand(task, place, len(values))
+    return rows, stands
+
+
+FOUR: Values = {"a1": [1, 1, 1, 1], "a2": [1, 1, 0, 1], "b1": [0, 1, 1], "b2": [1, None, 0, 0, 1]}
+"""All right; fails first at step 3 of 4; at 1 of 3; at 2 of 5, with an answer that cannot be read."""
+
+
+def test_whole_tasks_first_failures_and_survival_are_those_worked_out_by_hand() -> None:
+    found = chain_figures(*answers(FOUR), "step", 200, 1)
+    assert (found.n, found.incomplete) == (4, 0)
+    assert (found.whole.value, found.whole.n, found.whole.method) == (0.25, 4, "wilson")
+    # 1, 2 of 4, 0 of 3, 1 of 5.
+    assert found.before_failure.value == pytest.approx((1 + 0.5 + 0 + 0.2) / 4)
+    assert (found.first_failure.value, found.first_failure.n) == (pytest.approx((3 + 1 + 2) / 3), 3)
+    assert found.failing == {1: 1, 2: 1, 3: 1}
+    # Right up to step k, of the tasks with k steps: 3 of 4, 2 of 4, 1 of 4, 1 of 3 (b1 has no step 4), 0 of 1.
+    assert {place: (one.value, one.n) for place, one in found.survival.items()} == {
+        1: (0.75, 4),
+        2: (0.5, 4),
+        3: (0.25, 4),
+        4: (pytest.approx(1 / 3), 3),
+        5: (0.0, 1),
+    }
+    assert {value: (one.value, one.n) for value, one in found.by["application"].items()} == {
+        "viewer a": (0.5, 2),
+        "viewer b": (0.0, 2),
+    }
+    assert "action" not in found.by  # it differs within a task
+
+
+def test_a_task_that_lacks_a_step_is_in_no_figure_and_counted() -> None:
+    rows, stands = answers(FOUR)
+    found = chain_figures([row for row in rows if row.id != "a1/2"], stands, "step", 100, 1)
+    assert (found.n, found.incomplete, found.whole.value) == (3, 1, 0.0)
+    last = chain_figures([row for row in rows if row.id != "a1/4"], stands, "step", 100, 1)
+    assert (last.n, last.incomplete) == (3, 1)  # four steps were there to be done, though three are right
+
+
+def test_of_no_task_nothing_is_said() -> None:
+    found = chain_figures([], {}, "step", 100, 1)
+    assert (found.n, found.whole.value, found.first_failure.value, found.survival) == (0, None, None, {})
+    assert found.to_dict()["failing"] == {}
+
+
+def test_tasks_that_are_all_right_have_no_first_failure() -> None:
+    found = chain_figures(*answers({"a": [1, 1], "b": [1]}), "step", 100, 1)
+    assert (found.whole.value, found.before_failure.value, found.first_failure.value) == (1.0, 1.0, None)
+    assert found.failing == {}
+
+
+def test_a_chain_is_one_judged_row() -> None:
+    row = Chain("a", "patient", 4, 3).judged()
+    assert (row.id, row.group, dict(row.scores)) == ("a", "patient", {WHOLE: 0.0, BEFORE_FAILURE: 0.5})
+
+
+def test_the_interval_draws_the_groups_that_tasks_stand_in() -> None:
+    rows, stands = answers({"a": [1], "b": [0], "c": [1]})
+    one = [Judged(row.id, "patient", row.scores) for row in rows]
+    found = chain_figures(one, stands, "step", 100, 1).whole
+    assert (found.n, found.groups, found.low, found.method) == (3, 1, None, "none")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=8), st.randoms())
+def test_the_order_of_rows_makes_no_difference_and_figures_fit_together(
+    tasks: list[list[bool]], shuffle: random.Random
+) -> None:
+    rows, stands = answers({f"t{number}": [float(one) for one in values] for number, values in enumerate(tasks)})
+    mixed = shuffle.sample(rows, len(rows))
+    chains, _ = read_chains(mixed, stands, "step")
+    assert sorted(chains, key=lambda chain: chain.name) == sorted(
+        read_chains(rows, stands, "step")[0], key=lambda chain: chain.name
+    )
+    found = chain_figures(mixed, stands, "step", 100, 1)
+    whole = found.whole.value
+    assert whole is not None
+    assert math.isclose(whole, sum(all(values) for values in tasks) / len(tasks))
+    assert round(whole * found.n) + sum(found.failing.values()) == found.n
+    assert found.before_failure.value is not None
+    assert found.before_failure.value >= whole - 1e-9

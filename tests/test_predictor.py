@@ -1,0 +1,316 @@
+"""Prediction step after step: files of tasks, from Python, and one screenshot after another on the command line."""
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rolling import Scripted, right, rolling_recipe
+from stepping import task_rows, write_csv
+from test_cli import call
+from training import context_of, small_recipe
+
+from toolkit import tiny
+from toolkit.backends.base import Completion, Policy, Row, Sampling
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.stages import STAGES
+from toolkit.predictor import load_model_for_inference
+from toolkit.recipe import Recipe
+from toolkit.run import RunFolder, StopRequest, find_run, read_lines
+from toolkit.stages.predict_chains import Files, predict_chains
+
+STEP = {
+    "Short Term": {"last_action": "CLICK"},
+    "Long Term": {"completed_subtasks": ["load"]},
+    "Reason": "the scan is to be loaded",
+    "Predicted": {"predicted_action": {"action": "click", "target": "Load volume", "coords": [50, 10]}},
+}
+
+
+class Saying(HfBackend):
+    """Answers with these texts, one after the other; keeps the questions and what it loaded."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+        self.questions: list[str] = []
+        self.loaded: list[tuple[str, Path | None]] = []
+
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
+        self.loaded.append((recipe.model.name, weights))
+        return self.load_reader(recipe)
+
+    def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
+        self.questions += [str(row.messages[0]["content"][-1]["text"]) for row in rows]
+        return [[Completion(self.texts.pop(0), 1, truncated=False)] for _ in rows]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run that has trained nothing."""
+    recipe = rolling_recipe(tmp_path)
+    with context_of(recipe):
+        pass
+    return find_run(recipe.run_folder)
+
+
+def open_csv(folder: Path, tasks: Sequence[str] = ("21", "22"), **more: Any) -> Path:
+    """Rows with no reference at all."""
+    rows = [one for task in tasks for one in task_rows(task)]
+    write_csv(folder, rows, "scratch.csv")
+    asked = [{key: one[key] for key in ("Task_id", "Image_id", "Instruction")} | more for one in rows]
+    return write_csv_without_output(folder, asked)
+
+
+def write_csv_without_output(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    file = folder / "asked.csv"
+    lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def predicted(run: RunFolder, file: Path, out: Path, backend: HfBackend) -> list[dict[str, Any]]:
+    with StopRequest() as stop:
+        return predict_chains(run, Files(file, out, file.parent / "images"), stop, backend=backend)
+
+
+def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFolder, tmp_path: Path) -> None:
+    backend = Scripted(right)
+    lines = predicted(run, open_csv(tmp_path), tmp_path / "out.jsonl", backend)
+    assert [(line["Task_id"], line["step"]) for line in lines] == [(t, n) for t in ("21", "22") for n in (1, 2, 3, 4)]
+    assert [line["action"] for line in lines[:4]] == ["CLICK", "SCROLL", "TEXT", "COMPLETE"]
+    # Rounds over the tasks; every step sees what the answers before it left.
+    assert [batch for batch in backend.asked if batch[0][1] == 2] == [[("21", 2), ("22", 2)]]
+    assert backend.memories["21", 3] == [lines[1]["memory_after"]["long_term"]]
+    assert lines[0]["memory"] == {"short_term": {}, "long_term": {}, "failures": 0, "cut": 0}
+    assert read_lines(tmp_path / "out.jsonl") == lines
+
+
+def test_a_prediction_that_was_interrupted_goes_on_and_gives_the_same_file(run: RunFolder, tmp_path: Path) -> None:
+    file = open_csv(tmp_path)
+    predicted(run, file, tmp_path / "whole.jsonl", Scripted(right))
+    with pytest.raises(KeyboardInterrupt):
+        predicted(run, file, tmp_path / "out.jsonl", Scripted(right, fail_after=2))
+    assert len(read_lines(tmp_path / "out.jsonl")) == 4
+    files = Files(file, tmp_path / "out.jsonl", tmp_path / "images")
+    with StopRequest() as stop:
+        stop.join(15)
+        with pytest.raises(Interrupted, match="holds 6 of 8"):
+            predict_chains(run, files, stop, backend=Scripted(right))
+    again = Scripted(right)
+    predicted(run, file, tmp_path / "out.jsonl", again)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    nothing = Scripted(right, fail_after=0)
+    assert len(predicted(run, file, tmp_path / "out.jsonl", nothing)) == 8
+
+
+def test_a_file_with_other_predictions_is_not_written_into(run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    predicted(run, open_csv(tmp_path), out, Scripted(right))
+    with pytest.raises(DataError, match="another model, recipe or file"):
+        predicted(run, open_csv(tmp_path, ("21",)), out, Scripted(right))
+    out.write_text("a text\n")
+    with pytest.raises(DataError, match="another model, recipe or file"):
+        predicted(run, open_csv(tmp_path), out, Scripted(right))
+    assert out.read_text() == "a text\n"
+
+
+def test_what_a_file_holds_of_the_answers_is_not_looked_at(run: RunFolder, tmp_path: Path) -> None:
+    rows = [{**one, "Output": "SENTINEL", "Grounding": one["Grounding"]} for one in reversed(task_rows("21"))]
+    file = write_csv(tmp_path, rows, "with_output.csv")
+    backend = Saying(*["no idea"] * 4)
+    lines = predicted(run, file, tmp_path / "out.jsonl", backend)
+    assert not any("SENTINEL" in question for question in backend.questions)
+    assert all("SENTINEL" not in json.dumps(line) for line in lines)
+    # The step of Grounding orders the rows: those of the file were turned round.
+    assert [line["step"] for line in lines] == [4, 3, 2, 1]
+    assert [line["problem"] is not None for line in lines] == [True] * 4
+
+
+def test_rows_that_cannot_be_asked_are_told_and_those_behind_them_wait(
+    run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = open_csv(tmp_path, ("31", "32"))
+    (tmp_path / "images" / "31_2.png").unlink()
+    lines = predicted(run, file, tmp_path / "out.jsonl", Scripted(right))
+    assert [(line["Task_id"], line["step"]) for line in lines] == [("31", 1), *(("32", n) for n in (1, 2, 3, 4))]
+    assert "no picture of this id" in caplog.text
+    assert "2 rows stand behind a missing step" in caplog.text
+
+
+def test_columns_that_lack_are_named(run: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "asked.csv"
+    file.write_text("Task_id,Image_id\n1,1_1\n")
+    with pytest.raises(DataError, match="no column for the field question"):
+        predicted(run, file, tmp_path / "out.jsonl", Saying())
+
+
+def screen(folder: Path, name: str = "screen.png", size: tuple[int, int] = (400, 300)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (30, 60, 90)).save(folder / name)
+    return folder / name
+
+
+def test_a_step_is_predicted_as_the_description_shows(run: RunFolder, tmp_path: Path) -> None:
+    backend = Saying(json.dumps(STEP), "I am not sure.")
+    predictor = load_model_for_inference(model_path=run.path, base_model_name="tiny", backend=backend)
+    first = predictor.predict_step(
+        image_path=screen(tmp_path), user_goal="Load the MRI scan", short_term_memory={}, long_term_memory={}
+    )
+    # The tiny model writes 0 to 100 over each side: half of 400 pixels, a tenth of 300.
+    assert (first.action, first.target, first.coords) == ("CLICK", "Load volume", (200.0, 30.0))
+    assert (first.reason, first.problem, first.truncated) == ("the scan is to be loaded", None, False)
+    assert first.short_term_memory == {"last_action": "CLICK"}
+    known = {"known_pitfalls": ["a slow disk"], **first.long_term_memory}
+    second = predictor.predict_step(str(screen(tmp_path)), "Load the MRI scan", first.short_term_memory, known)
+    assert "Goal: Load the MRI scan" in backend.questions[1]
+    assert '"known_pitfalls":["a slow disk"],"completed_subtasks":["load"]' in backend.questions[1]
+    assert (second.action, second.coords, second.completion) == (None, None, "I am not sure.")
+    assert second.problem is not None
+    assert (second.short_term_memory, second.long_term_memory) == (first.short_term_memory, known)
+    assert backend.loaded == [("tiny", None)]
+
+
+def test_a_screenshot_that_is_written_over_is_looked_at_anew(run: RunFolder, tmp_path: Path) -> None:
+    predictor = load_model_for_inference(run.path, backend=Saying(*[json.dumps(STEP)] * 2))
+    assert predictor.predict_step(screen(tmp_path), "Load").coords == (200.0, 30.0)
+    assert predictor.predict_step(screen(tmp_path, size=(200, 600)), "Load").coords == (100.0, 60.0)
+
+
+def test_what_cannot_be_asked_is_refused_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
+    predictor = load_model_for_inference(run.path, backend=Saying())
+    with pytest.raises(ImageError, match="nowhere"):
+        predictor.predict_step(tmp_path / "nowhere.png", "Load")
+    with pytest.raises(DataError, match="no goal"):
+        predictor.predict_step(screen(tmp_path), " ")
+    with pytest.raises(DataError, match="short_term_memory: a memory is an object that JSON can hold"):
+        predictor.predict_step(screen(tmp_path), "Load", {"seen": {1, 2}})
+    with pytest.raises(DataError, match=r"prompt\.context"):
+        predictor.predict_step(screen(tmp_path), "Load", context={"Indication": "Cough."})
+    swollen = predictor.predict_step(screen(tmp_path), "Load", long_term_memory={"diary": ["a word " * 250] * 50})
+    assert "leaves no room" in (swollen.problem or "")
+
+
+def test_only_steps_have_a_next_step(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    with context_of(recipe):
+        pass
+    with pytest.raises(DataError, match="the task steps do"):
+        load_model_for_inference(recipe.run_folder, backend=Saying())
+    with pytest.raises(RunError, match="neither a run folder nor a folder of weights"):
+        load_model_for_inference(tmp_path, backend=Saying())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Two steps of SFT and an export of merged weights, evaluated with the model's own memory on one task."""
+    folder = tmp_path_factory.mktemp("steps")
+    recipe = rolling_recipe(folder, {"max_completion_tokens": 12, "max_tasks": 1, "before": False})
+    sections = {
+        "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 1, "gradient_checkpointing": False},
+        "export": {"to": ("merged",), "verify": 1},
+    }
+    recipe = Recipe.model_validate({**recipe.model_dump(), **sections})
+    run_recipe(recipe, STAGES)
+    return recipe
+
+
+def test_a_trained_run_is_rolled_out_and_its_weights_are_found_in_each_form(
+    trained: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = find_run(trained.run_folder)
+    assert len(read_lines(run.path / "stages/evaluate-sft/predictions.own.jsonl")) == 4
+    shot = screen(tmp_path)
+    whole = load_model_for_inference(run.path).predict_step(shot, "Load scan 1")
+    assert whole.completion
+    adapter = run.path / "stages/sft/weights"
+    assert load_model_for_inference(adapter).predict_step(shot, "Load scan 1") == whole
+    assert load_model_for_inference(run.path / "stages/export/merged").predict_step(shot, "Load scan 1")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    caplog.clear()
+    copied = load_model_for_inference(tmp_path / "adapter", recipe=trained.run_folder / "recipe.toml")
+    assert copied.predict_step(shot, "Load scan 1") == whole
+    assert "lies in no run" not in caplog.text
+
+
+def test_weights_outside_a_run_say_their_base_and_take_the_defaults_which_is_told(
+    trained: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = find_run(trained.run_folder)
+    shutil.copytree(run.path / "stages/sft/weights", tmp_path / "adapter")
+    backend = Saying()
+    load_model_for_inference(tmp_path / "adapter", backend=backend)
+    assert "lies in no run" in caplog.text
+    settings = tmp_path / "adapter/adapter_config.json"
+    assert json.loads(settings.read_text())["base_model_name_or_path"] == str(tiny.FOLDER)
+    merged = tmp_path / "merged"
+    shutil.copytree(run.path / "stages/export/merged", merged)
+    with pytest.raises(RecipeError, match="coordinates"):
+        load_model_for_inference(merged, backend=backend)  # a folder's name tells no family
+    load_model_for_inference(merged, "tiny", backend=backend)
+    assert backend.loaded == [("tiny", tmp_path / "adapter"), (str(merged), None)]
+
+
+def test_steps_of_a_file_are_predicted_on_the_command_line(
+    trained: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = open_csv(tmp_path, ("41",))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["predict", str(trained.run_folder.absolute()), "--steps", str(file), "--image-root", "images"]
+    assert call(arguments) == 0
+    out = capsys.readouterr().out
+    assert "4 steps, " in out
+    assert "asked.predictions.jsonl" in out
+    assert len(read_lines(tmp_path / "asked.predictions.jsonl")) == 4
+    assert call([*arguments, "--out", str(tmp_path / "other.jsonl")]) == 0
+    assert (tmp_path / "other.jsonl").read_bytes() == (tmp_path / "asked.predictions.jsonl").read_bytes()
+
+
+def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
+    trained: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Saying(json.dumps(STEP), "Well.", json.dumps(STEP))
+    monkeypatch.setattr("toolkit.stages.asking.choose_backend", lambda model: backend)
+    shots = [str(screen(tmp_path, f"{number}.png")) for number in (1, 2, 3)]
+    typed = "\n".join([shots[0], "", "nowhere.png", f"'{shots[1]}'", shots[2], "quit", shots[0]])
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    arguments = ["predict", str(trained.run_folder), "--goal", "Load the MRI scan", "--interactive"]
+    assert call(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("CLICK Load volume at 200, 30") == 2
+    assert "not asked: " in out
+    assert "nowhere.png" in out
+    assert "no step could be read" in out
+    # The wrong path and the unreadable answer keep the memory of step 1.
+    assert all('"completed_subtasks":["load"]' in question for question in backend.questions[1:])
+    assert "screenshot of step 4 (or quit): " in out
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert call(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ([], "name --question and --image, or --steps, or --goal and --interactive"),
+        (["--question", "What?"], "--question needs --image"),
+        (["--goal", "Load"], "--goal and --interactive"),
+        (["--interactive"], "--interactive needs --goal"),
+        (["--goal", "Load", "--interactive", "--question", "What?"], "--question cannot stand beside --interactive"),
+        (["--steps", "FILE", "--goal", "Load"], "--goal cannot stand beside --steps"),
+        (["--steps", "FILE", "--context", "a=b"], "--context cannot stand beside --steps"),
+        (["--question", "What?", "--image", "FILE", "--out", "x"], "--out cannot stand beside --question"),
+    ],
+)
+def test_options_of_two_forms_are_refused(
+    tmp_path: Path, options: list[str], rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    given = [str(tmp_path / "file") if option == "FILE" else option for option in options]
+    assert call(["predict", str(tmp_path), *given]) == 2
+    shown = capsys.readouterr().err
+    assert rule in " ".join(shown.replace("│", " ").split())

@@ -1,0 +1,322 @@
+"""Rollouts by a script that answers from the reference, so that every number of whole tasks is known by hand."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rolling import TASKS, Script, Scripted, right, rolling_recipe, wrong
+from stepping import task_rows, write_csv
+from training import context_of
+
+from toolkit.cli import show
+from toolkit.errors import RecipeError
+from toolkit.metrics import Stand
+from toolkit.pipeline import read_results, write_results
+from toolkit.recipe import load_recipe
+from toolkit.run import read_json, read_lines
+from toolkit.stages.context import Context, EvaluationRecord
+from toolkit.stages.evaluate import evaluate
+from toolkit.stages.lengths import NO_ROOM, SPECIAL
+from toolkit.stages.rollout import find_chains
+from toolkit.tasks.steps import replay
+
+ALL = {"memory": ("reference", "own", "off")}
+
+
+def second_tasks_fail_at_3(task: str, step: int, memory: dict[str, Any]) -> str:
+    """Of every second task the third step is wrong; the memory it leaves is right."""
+    return wrong(task, step) if step == 3 and int(task) % 2 == 0 else right(task, step, memory)
+
+
+def counts_what_is_done(task: str, step: int, memory: dict[str, Any]) -> str:
+    """Reads the number of the step out of its memory alone, and forgets to note step 2 of the tasks 3 and 4."""
+    number = len(memory.get("completed_subtasks", [])) + 1
+    done = json.loads(right(task, number, memory))
+    if number == 2 and task in "34":
+        del done["Long Term"], done["Short Term"]
+    return json.dumps(done)
+
+
+def mumbles_at_2(task: str, step: int, memory: dict[str, Any]) -> str:
+    return "I would click there." if step == 2 else right(task, step, memory)
+
+
+def run_evaluation(folder: Path, script: Script, evaluate_section: dict[str, Any] | None = None) -> EvaluationRecord:
+    with context_of(rolling_recipe(folder, evaluate_section)) as context:
+        return evaluate(context, "before", None, [], Scripted(script))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    with context_of(rolling_recipe(tmp_path, ALL)) as made:
+        yield made
+
+
+def folder_of(context: Context, name: str = "before") -> Path:
+    return context.run.path / "stages" / f"evaluate-{name}"
+
+
+def measured(record: EvaluationRecord, way: str) -> list[float]:
+    """Steps right, whole tasks right, share before the first failure."""
+    return [one["value"] for one in record["memory"]["ways"][way]["measures"].values()]
+
+
+def test_steps_are_asked_task_beside_task_and_each_with_what_the_answers_before_left(context: Context) -> None:
+    backend = Scripted(second_tasks_fail_at_3)
+    evaluate(context, "before", None, [], backend)
+    first = [(task, 1) for task in TASKS]
+    # Sixteen questions with the reference's memory in batches of three, then rounds of four tasks, then with none.
+    assert backend.asked[6:8] == [first[:3], first[3:]]
+    assert [batch[0][1] for batch in backend.asked[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
+    done = ["Load volume", "Axial slice"]
+    reference, own, off = backend.memories["2", 3]
+    assert (reference["completed_subtasks"], own["completed_subtasks"], off) == (done, done, {})
+
+
+def test_a_model_that_fails_at_step_3_of_every_second_task(context: Context) -> None:
+    record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
+    for way in ("reference", "own", "off"):
+        # 14 of 16 steps; 2 of 4 tasks; those that fail have done 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
+        assert measured(record, way) == [0.875, 0.5, 0.75]
+        chains = record["memory"]["ways"][way]["chains"]
+        assert (chains["failing"], chains["first_failure"]["value"]) == ({3: 2}, 3.0)
+        assert [one["value"] for one in chains["survival"].values()] == [1, 1, 0.5, 0.5]
+    assert record["memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
+
+
+def test_a_model_that_lives_by_its_memory_pays_for_a_note_that_it_forgot(context: Context) -> None:
+    record = evaluate(context, "before", None, [], Scripted(counts_what_is_done))
+    # With the reference's memory every step is right. Step 4 is COMPLETE, which the reference's list of three done
+    # subtasks tells.
+    assert measured(record, "reference") == [1, 1, 1]
+    # With its own, tasks 3 and 4 answer step 2 once more at step 3 and again at step 4: 12 of 16 right.
+    assert measured(record, "own") == [0.75, 0.5, 0.75]
+    # With none, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
+    assert measured(record, "off") == [0.25, 0, 0.25]
+    differences = record["memory"]["differences"]
+    assert differences["own"]["reference"]["step"]["difference"]["value"] == -0.25
+    assert differences["own"]["off"]["step"]["difference"]["value"] == 0.5
+    assert differences["reference"]["off"]["whole tasks"]["difference"]["value"] == 1
+    # The bootstrap draws tasks: two of the four lose 2 of 4 steps.
+    assert differences["own"]["reference"]["step"]["difference"]["groups"] == 4
+
+
+def test_an_answer_that_cannot_be_read_keeps_the_memory_and_counts_as_a_failure(context: Context) -> None:
+    backend = Scripted(mumbles_at_2)
+    record = evaluate(context, "before", None, [], backend)
+    assert measured(record, "own") == [0.75, 0, 0.25]
+    assert record["summary"]["overall"]["n"] == 16
+    assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # what step 1 left
+    details = [one for one in read_lines(folder_of(context) / "details.jsonl") if one["asked"] == "own"]
+    second = details[1]
+    assert second["problem"]
+    assert second["memory_after"] == {**second["memory"], "failures": 1}
+
+
+def test_the_history_can_be_replayed_from_the_lines(context: Context) -> None:
+    evaluate(context, "before", None, [], Scripted(mumbles_at_2))
+    lines = [line for line in read_lines(folder_of(context) / "predictions.own.jsonl") if line["chain"] == "3"]
+    assert [line["place"] for line in lines] == [1, 2, 3, 4]
+    before = [{}, *(memory.long_term for memory in replay(lines))]
+    assert [line["memory"]["long_term"] for line in lines] == before[:4]
+
+
+@pytest.mark.parametrize("died_after", [3, 6, 9, 15])
+def test_an_evaluation_that_died_goes_on_and_leaves_the_same_bytes(tmp_path: Path, died_after: int) -> None:
+    with context_of(rolling_recipe(tmp_path / "whole", ALL)) as whole:
+        evaluate(whole, "before", None, [], Scripted(counts_what_is_done))
+    with context_of(rolling_recipe(tmp_path / "died", ALL)) as died:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(died, "before", None, [], Scripted(counts_what_is_done, fail_after=died_after))
+        for partial in folder_of(died).glob("predictions.own-*"):
+            # As power that went in the middle of a line leaves it: the last answer of a batch is gone.
+            partial.write_bytes(partial.read_bytes()[:-40])
+        again = Scripted(counts_what_is_done)
+        evaluate(died, "before", None, [], again)
+    assert len(again.asked) < 20  # 6 batches, 8 rounds, 6 batches
+    names = {path.name for path in folder_of(whole).iterdir()}
+    assert names == {path.name for path in folder_of(died).iterdir()}
+    assert names == {
+        *("predictions.jsonl", "predictions.own.jsonl", "predictions.off.jsonl", "confusion.png"),
+        *("predictions.csv", "details.jsonl", "metrics.json"),
+    }
+    for name in names:
+        if not name.endswith("png"):
+            assert (folder_of(whole) / name).read_bytes() == (folder_of(died) / name).read_bytes(), name
+
+
+def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [*reversed(task_rows("1")), *(one for one in task_rows("2") if not one["Image_id"].endswith("_2"))]
+    write_csv(tmp_path, rows, "test_results.csv")
+    with context_of(rolling_recipe(tmp_path)) as context:
+        backend = Scripted(right)
+        record = evaluate(context, "before", None, [], backend)
+        # Task 2 lacks step 2, and so the memory before step 3 is not known: rows 1 and 4 are left.
+        assert [step for batch in backend.asked[2:] for step in batch] == [
+            *(("1", 1), ("2", 1)),
+            *(("1", 2), ("1", 3), ("1", 4)),
+        ]
+        assert record["value"]["n"] == 6
+        own = record["memory"]["ways"]["own"]
+        assert (own["chains"]["n"], own["chains"]["incomplete"], own["measures"]["step"]["n"]) == (1, 1, 5)
+        assert record["memory"]["behind"] == 1
+        assert record["also"]["step (own memory)"]["baseline"]["n"] == 5
+        with (folder_of(context) / "predictions.csv").open() as stream:
+            table = list(csv.DictReader(stream))
+    assert [(row["Task_id"], row["step"]) for row in table] == [("1", str(n)) for n in (1, 2, 3, 4)] + [
+        ("2", "1"),
+        ("2", "4"),
+    ]
+    assert (table[-1]["right_reference_memory"], table[-1]["right_own_memory"]) == ("1", "")
+    assert table[-1]["problem_own_memory"] == "stands behind a missing step"
+    assert "1 questions stand behind a missing one" in caplog.text
+    assert "1 lack a step and are in no figure of whole tasks" in caplog.text
+
+
+def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [one for task in TASKS for one in task_rows(task) if not one["Image_id"].endswith("_1")]
+    write_csv(tmp_path, rows, "test_results.csv")
+    record = run_evaluation(tmp_path, right)
+    # Step 2 has no known memory before it and is dropped; steps 3 and 4 have the reference's.
+    assert record["value"]["n"] == 8
+    assert list(record["memory"]["ways"]) == ["reference"]
+    assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
+    assert "no task has its first step" in caplog.text
+
+
+def test_chains_end_at_the_first_missing_place() -> None:
+    stands = [Stand("b", 2, 3), Stand("a", 1, 3), Stand("b", 1, 3), Stand("a", 3, 3), Stand("c", 2, 2)]
+    chains, behind = find_chains(stands)
+    assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
+    assert behind == [3, 4]
+
+
+def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Context) -> None:
+    record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
+    with (folder_of(context) / "predictions.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert len(table) == 16
+    assert [row["right_own_memory"] for row in table].count("0") == 2
+    row = table[6]
+    assert (row["Task_id"], row["step"], row["image"]) == ("2", "3", "2_3.png")
+    assert (row["reference_action"], row["action_own_memory"]) == ("TEXT", "ZOOM")
+    # The script answers 40, 270, which the tiny model's convention reads as 40 % and 270 % of 400 x 300 pixels.
+    assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
+    figures = read_json(folder_of(context) / "metrics.json")
+    assert figures["memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
+    assert figures["value"] == record["value"]
+    details = read_lines(folder_of(context) / "details.jsonl")
+    assert len(details) == 48
+    assert {"memory", "completion", "answer", "memory_after", "scores"} <= details[0].keys()
+
+
+def test_the_tables_have_both_baselines_and_every_way(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, script, earlier in (("before", mumbles_at_2, []), ("sft", counts_what_is_done, ["before"])):
+        context.run.mark_done(f"evaluate-{name}", evaluate(context, name, None, earlier, Scripted(script)))
+    results = write_results(context.run)
+    assert list(results.tables)[:3] == ["step (reference memory)", "step (own memory)", "whole tasks (own memory)"]
+    rows = results.tables["step (own memory)"]
+    assert [row.label for row in rows] == ["majority baseline", "repeat-last baseline", "before", "after SFT"]
+    # One of four equally frequent steps; no step of a task is the same as the one before.
+    assert [row.estimate["value"] for row in rows] == [0.25, 0, 0.75, 0.75]
+    assert rows[2].to_previous["difference"]["value"] == 0.75  # type: ignore[index]
+    assert rows[3].to_baseline["difference"]["value"] == 0.5  # type: ignore[index]
+    whole = results.tables["whole tasks (own memory)"]
+    assert [(row.estimate["value"], row.estimate["n"]) for row in whole] == [(0, 4), (0, 4), (0, 4), (0.5, 4)]
+    assert read_results(context.run) == results
+    show.results(results)
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("what memory does", "own to reference", "own to off", "mean first failure", "step by action"):
+        assert words in text
+
+
+def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:
+    backend = Scripted(right)
+    with context_of(rolling_recipe(tmp_path, {"max_tasks": 2, "memory": ("reference",)})) as context:
+        record = evaluate(context, "before", None, [], backend)
+    asked = [step for batch in backend.asked for step in batch]
+    assert len(asked) == 8
+    assert len({task for task, _ in asked}) == 2
+    assert record["also"]["whole tasks (reference memory)"]["value"]["n"] == 2
+    with (context.run.path / "stages/evaluate-before/predictions.csv").open() as stream:
+        images = {row["image"] for row in csv.DictReader(stream)}
+    assert images == {f"{task}_{step}.png" for task, step in asked}
+
+
+def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:
+    backend = Scripted(right)
+    with context_of(rolling_recipe(tmp_path, ALL, sections=("goal", "image"))) as context:
+        record = evaluate(context, "before", None, [], backend)
+    assert sum(map(len, backend.asked)) == 16
+    assert record["score"] == "step (no memory in the prompt)"
+    assert record["memory"]["differences"] == {}
+    assert "whole tasks (no memory in the prompt)" in record["also"]
+
+
+def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
+    context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    def swells(task: str, step: int, memory: dict[str, Any]) -> str:
+        output = json.loads(right(task, step, memory))
+        output["Long Term"]["diary"] = ["all that was seen on this screen, word by word, " * 30] * 10
+        return json.dumps(output)
+
+    record = evaluate(context, "before", None, [], Scripted(swells))
+    own = record["memory"]["ways"]["own"]
+    # The first step of each task is asked, the three behind it find no room.
+    assert own["unasked"] == {NO_ROOM: 12}
+    assert measured(record, "own") == [0.25, 0, 0.25]
+    assert own["measures"]["step"]["n"] == 16
+    assert f"12 questions were not asked and count as wrong: {NO_ROOM}" in caplog.text
+    lines = read_lines(folder_of(context) / "predictions.own.jsonl")
+    assert sum(line["unasked"] == NO_ROOM for line in lines) == 12
+
+
+def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -> None:
+    def speaks_in_tokens(task: str, step: int, memory: dict[str, Any]) -> str:
+        output = json.loads(right(task, step, memory))
+        output["Long Term"]["overall_progress"] = "done<end_of_turn>"
+        return json.dumps(output)
+
+    record = evaluate(context, "before", None, [], Scripted(speaks_in_tokens))
+    assert record["memory"]["ways"]["own"]["unasked"] == {SPECIAL: 12}
+
+
+def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tmp_path: Path) -> None:
+    with context_of(rolling_recipe(tmp_path, {"memory": ("reference",)})) as first:
+        first.run.mark_done("evaluate-before", evaluate(first, "before", None, [], Scripted(mumbles_at_2)))
+        section = first.recipe.evaluation.model_copy(update={"memory": ("reference", "own")})
+        second = Context(
+            first.recipe.model_copy(update={"evaluate": section}), first.run, first.data, first.images, first.stop
+        )
+        record = evaluate(second, "sft", None, ["before"], Scripted(right))
+    assert record["differences"]["before"]["difference"]["value"] == 0.25
+    assert set(record["also"]["step (own memory)"]["differences"]) == {"baseline", "repeat-last baseline"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("evaluate.limit=3", "evaluate.limit: cuts through tasks"),
+        ("data.limit_test=3", "data.limit_test: cuts through the tasks"),
+        ('evaluate.memory=["own"]', 'evaluate.memory: must hold "reference"'),
+        ('evaluate.memory=["reference","reference"]', "each name once"),
+    ],
+)
+def test_what_cuts_tasks_or_asks_in_no_way_is_refused(tmp_path: Path, setting: str, rule: str) -> None:
+    rolling_recipe(tmp_path)
+    with pytest.raises(RecipeError, match=rule):
+        load_recipe(tmp_path / "rolling.toml", [setting])
+
+
+@pytest.mark.parametrize("setting", ["evaluate.max_tasks=2", 'evaluate.memory=["reference"]'])
+def test_other_tasks_have_neither_tasks_nor_memories(tmp_path: Path, setting: str) -> None:
+    file = tmp_path / "mcq.toml"
+    file.write_text('[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "t.json"\ntest = "t.json"\n[evaluate]\n')
+    with pytest.raises(RecipeError, match='belongs to the task "steps"'):
+        load_recipe(file, [setting])

@@ -1,0 +1,178 @@
+"""Prediction step after step: every chain of a file, with the memory that the model's own answers leave."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from toolkit.backends import Backend
+from toolkit.backends.base import Completion
+from toolkit.compute import recording
+from toolkit.errors import DataError
+from toolkit.images import ImageStore
+from toolkit.recipe import Recipe
+from toolkit.run import (
+    Progress,
+    Record,
+    RunFolder,
+    StopRequest,
+    append_line,
+    current_weights,
+    cut_torn_line,
+    read_lines,
+    silent,
+    write_text,
+)
+from toolkit.stages.answers import Reply
+from toolkit.stages.asking import Asker
+from toolkit.stages.open_rows import OpenRows, carrying, read_open
+from toolkit.stages.predict import PREDICT
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.rollout import Turn, rollout
+from toolkit.tasks.carried import Carried
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What is predicted, and where to.
+
+    Attributes:
+        rows: a file with a task, a screenshot and a goal in each row; see ``read_open``.
+        out: a JSONL file: the place of each step, its prediction (places in pixels of the screenshot), the memory
+            before and after it, the completion, and what is wrong with it.
+        image_root: the folder that the screenshots' paths start from; None: that of ``rows``.
+    """
+
+    rows: Path
+    out: Path
+    image_root: Path | None = None
+
+
+def predict_chains(
+    run: RunFolder,
+    files: Files,
+    stop: StopRequest,
+    progress: Progress = silent,
+    backend: Backend | None = None,
+) -> list[Record]:
+    """Answer every row and give the lines that ``files.out`` then holds, in the order of the rows.
+
+    Every answer is a flushed line. Called again after an interruption it goes on; called again at the end it gives the
+    lines that are there.
+
+    Args:
+        run: its last trained weights are asked, or its base model where nothing was trained.
+        files: rows and predictions.
+        stop: looked at after every batch.
+        progress: told how far it is.
+        backend: who loads and asks the model; default: the recipe's.
+
+    Raises:
+        DataError: the rows cannot be asked, or ``out`` holds something else.
+        Interrupted: a signal came; what was answered is kept.
+    """
+    recipe = run.recipe()
+    task, carried = carrying(recipe)
+    rows, out = read_open(recipe, files.rows, files.image_root), files.out
+    for note in rows.notes:
+        log.warning("%s", note)
+    weights = current_weights(run, recipe)
+    digest = _identity(recipe, weights, rows)
+    known = _known(out, digest)
+    if len(known) < _total(rows):
+        with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
+            prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
+            asker = Asker.load(recipe, prompts, weights, backend)
+            batches = rollout(task, rows.samples, rows.chains, known, asker.reply, recipe.evaluation.batch_size)
+            _keep(batches, _Kept(carried, digest, out, _total(rows)), stop, progress)
+    return _in_order(out, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Where turns are written, how, and how many there will be."""
+
+    carried: Carried
+    digest: str
+    out: Path
+    total: int
+
+
+def _keep(batches: Iterable[Sequence[Turn]], kept: _Kept, stop: StopRequest, progress: Progress) -> None:
+    """Write what is new of each batch before the next is asked; raises Interrupted as ``predict_chains``."""
+    done = 0
+    for turns in batches:
+        new = [turn for turn in turns if turn.new]
+        for turn in new:
+            append_line(kept.out, _line(kept.carried, turn, kept.digest))
+        done += len(turns)
+        progress(PREDICT, done, kept.total, "")
+        if done < kept.total and new:
+            stop.check(f"{kept.out} holds {done} of {kept.total} predictions")
+
+
+def _total(rows: OpenRows) -> int:
+    return sum(len(chain.numbers) for chain in rows.chains)
+
+
+def _identity(recipe: Recipe, weights: Path | None, rows: OpenRows) -> str:
+    """A digest of the weights' files, the rows, and how they are asked."""
+    files = sorted(weights.iterdir()) if weights else []
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.data.steps)
+    pictures = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
+    how = (str(weights), seen, sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
+    return blake2b(repr(how).encode(), digest_size=6).hexdigest()
+
+
+def _known(out: Path, digest: str) -> dict[str, Reply]:
+    """The replies in ``out``; raises DataError where it is no file of these predictions."""
+    cut_torn_line(out)
+    try:
+        lines = read_lines(out)
+    except ValueError:
+        lines = [{}]
+    if any(line.get("asked") != digest for line in lines):
+        raise DataError(
+            "the file of predictions holds those of another model, recipe or file of rows",
+            place=out,
+            remedy="Name another file with --out, or move this one away.",
+        )
+    return {line["id"]: Reply(Completion(line["completion"], 0, line["truncated"]), line["unasked"]) for line in lines}
+
+
+def _line(carried: Carried, turn: Turn, digest: str) -> Record:
+    question, answer = turn.question, turn.answer
+    return {
+        "id": question.id,
+        **carried.place_columns(question),
+        "question": question.fields["question"],
+        **carried.value_columns(answer.values),
+        "memory": carried.plain(carried.held(question)),
+        "memory_after": carried.plain(turn.after),
+        "completion": answer.text,
+        "answer": dict(answer.values),
+        "problem": answer.problem,
+        "truncated": answer.truncated,
+        "unasked": turn.unasked,
+        "asked": digest,
+    }
+
+
+def _in_order(out: Path, rows: OpenRows) -> list[Record]:
+    """The lines in the order of the rows, as the finished file has them too."""
+    lines = {line["id"]: line for line in read_lines(out)}
+    ordered = [lines[sample.id] for sample in rows.samples if sample.id in lines]
+    text = _text(ordered)
+    if text != out.read_text(encoding="utf-8"):
+        write_text(out, text)
+    return ordered
+
+
+def _text(lines: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
