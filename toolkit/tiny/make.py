@@ -19,11 +19,11 @@ from toolkit.tiny.build import build_model, build_processor
 from toolkit.tiny.lessons import FIRST
 from toolkit.tiny.schedule import rate
 from toolkit.tiny.school import School
-from toolkit.tiny.seeing import learn_to_see
+from toolkit.tiny.seeing import eyes, learn_to_see
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 2.5e-3
 SEEING = 0.1
 """Of it for what has learned to see already: what a model that cannot talk yet asks of it is noise."""
 
@@ -32,8 +32,8 @@ def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--seeing-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--seeing-steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--pictures", type=int, default=24_000)
     options = parser.parse_args()
@@ -50,12 +50,10 @@ def main() -> None:
 
 def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
     """AdamW with warm-up and cosine decay; the loss covers the answers."""
-    seen = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
-    known = {id(parameter) for parameter in seen}
-    groups = [
-        {"params": [parameter for parameter in model.parameters() if id(parameter) not in known]},
-        {"params": seen, "lr": SEEING * LEARNING_RATE},
-    ]
+    seeing = eyes(model)
+    known = {id(parameter) for parameter in seeing}
+    talking = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [{"params": talking}, {"params": seeing, "lr": SEEING * LEARNING_RATE}]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     model.train()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, l1_loss
 from transformers import Gemma3ForConditionalGeneration
 
+from toolkit.tiny.build import IMAGE_TOKENS
 from toolkit.tiny.lessons import Truth
 from toolkit.tiny.schedule import rate
 from toolkit.tiny.school import School
@@ -24,15 +25,14 @@ NUMBERS_WEIGHT = 8.0
 
 def learn_to_see(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
     """Train the vision tower and the projector on classes, boxes and maps of each subject's pictures."""
-    width = model.config.text_config.hidden_size
+    width = model.config.text_config.hidden_size * IMAGE_TOKENS
     heads = nn.ModuleDict({name: nn.Linear(width, _outputs(truth)) for name, truth in school.truths().items()})
-    seeing = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
-    trained = [*seeing, *heads.parameters()]
+    trained = [*eyes(model), *heads.parameters()]
     optimizer = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     for step in range(steps):
         losses: Mapping[str, torch.Tensor] = {
-            subject.name: _loss(model, heads[subject.name], pixels, truths)
+            subject.name: _loss(heads[subject.name](see(model, pixels).flatten(1)), truths)
             for subject, pixels, truths in school.pictures()
         }
         torch.stack(list(losses.values())).sum().backward()
@@ -48,11 +48,18 @@ def _outputs(truth: Truth) -> int:
     return sum(count for _, count in truth.classes) + len(truth.numbers)
 
 
-def _loss(
-    model: Gemma3ForConditionalGeneration, head: nn.Module, pixels: torch.Tensor, truths: list[Truth]
-) -> torch.Tensor:
-    # The mean over the image tokens: what attention that has not yet learned where to look gives the language model.
-    read = head(model.get_image_features(pixels).pooler_output.mean(1))
+def eyes(model: Gemma3ForConditionalGeneration) -> list[nn.Parameter]:
+    """The parameters of the vision tower and the projector."""
+    return [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+
+
+def see(model: Gemma3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """The image tokens as the language model gets them: pictures x image tokens x width."""
+    tokens: torch.Tensor = model.get_image_features(pixels).pooler_output
+    return tokens
+
+
+def _loss(read: torch.Tensor, truths: list[Truth]) -> torch.Tensor:
     loss, at = torch.zeros(()), 0
     for number, (_, count) in enumerate(truths[0].classes):
         right = torch.tensor([truth.classes[number][0] for truth in truths])

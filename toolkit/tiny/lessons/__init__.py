@@ -14,9 +14,9 @@ from toolkit.tiny.lessons.base import Truth as Truth
 FIRST = 1_000_000
 """The first number of pictures: far from those of practice data, so no picture of a test split was seen."""
 SUBJECTS = (
-    Subject("chest", chest.draw, chest.texts, 0.22, 2),
-    Subject("skin", skin.draw, skin.texts, 0.5, 3),
-    Subject("screens", screens.draw, screens.texts, 0.28, 2),
+    Subject("chest", chest.draw, chest.texts, 0.2, 2),
+    Subject("skin", skin.draw, skin.texts, 0.55, 3),
+    Subject("screens", screens.draw, screens.texts, 0.25, 2),
 )
 
 

@@ -94,13 +94,13 @@ def _tagged_boxes(skin: Skin, rng: Rng) -> Lesson:
 
 _KINDS = (
     (_map, 0.25),
-    (_name, 0.1),
-    (_place, 0.08),
-    (_middle, 0.15),
-    (_box, 0.15),
-    (_tagged_name, 0.06),
+    (_name, 0.06),
+    (_place, 0.07),
+    (_middle, 0.17),
+    (_box, 0.17),
+    (_tagged_name, 0.05),
     (_tagged_places, 0.06),
-    (_tagged_boxes, 0.15),
+    (_tagged_boxes, 0.17),
 )
 
 

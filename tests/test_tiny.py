@@ -1,0 +1,126 @@
+"""What the tiny model is taught, and that the script which makes it makes a model that loads."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from toolkit import tiny
+from toolkit.phantoms.lesion import Photo, make_lesion
+from toolkit.phantoms.steps import make_task
+from toolkit.regions import box_iou, find_regions
+from toolkit.tasks.lesion.labels import HAM10000
+from toolkit.tiny import make
+from toolkit.tiny.build import build_model
+from toolkit.tiny.lessons import FIRST, SUBJECTS, Lesson, screens, skin
+from toolkit.tiny.school import School, collate
+from toolkit.tiny.seeing import learn_to_see
+
+NUMBERS = range(FIRST, FIRST + 30)
+
+
+@pytest.fixture(scope="module")
+def processor() -> object:
+    return AutoProcessor.from_pretrained(tiny.FOLDER)
+
+
+def lessons_of(draw: object, count: int) -> list[Lesson]:
+    rng = np.random.default_rng(0)
+    return [draw(3407, number).lesson(rng) for number in range(FIRST, FIRST + count)]  # type: ignore[operator]
+
+
+def test_the_weights_of_the_subjects_are_shares() -> None:
+    assert sum(subject.weight for subject in SUBJECTS) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_box_that_is_taught_is_that_of_the_mask(number: int) -> None:
+    picture = Photo(number, make_lesion(3407, number, skin.FREQUENCIES), (3407, number)).draw(skin.SIZE)
+    (largest, *_), _ = find_regions(picture.mask > 0)
+    rng, drawing = np.random.default_rng(number), skin.draw(3407, number)
+    (answer,) = {made.answer for _ in range(60) if (made := drawing.lesson(rng)).question.startswith("Box")} or {None}
+    if answer is not None:
+        # Whole hundredths of a side: half of one is 0.8 pixels of 160.
+        taught = tuple(edge * side / 100 for edge, side in zip(json.loads(answer), skin.SIZE * 2, strict=True))
+        assert box_iou(taught, largest.box) > 0.85
+
+
+def test_a_map_says_how_much_of_each_cell_is_covered() -> None:
+    number = FIRST
+    picture = Photo(number, make_lesion(3407, number, skin.FREQUENCIES), (3407, number)).draw(skin.SIZE)
+    drawing, rng = skin.draw(3407, number), np.random.default_rng(0)
+    maps = {made.answer for _ in range(80) if (made := drawing.lesson(rng)).question == "Map:"}
+    (rows,) = [answer.splitlines() for answer in maps]
+    # 160 x 120 pixels in 4 x 4 cells of 40 x 30.
+    cells = (picture.mask > 0).reshape(4, 30, 4, 40).mean((1, 3))
+    assert [[int(digit) for digit in row] for row in rows] == np.round(9 * cells).astype(int).tolist()
+
+
+def test_no_lesson_about_skin_holds_more_than_one_part_of_an_answer() -> None:
+    for _, answer in lessons_of(skin.draw, 200):
+        assert len(set(re.findall(r"<(\w+)>", answer))) <= 1
+
+
+def test_no_lesson_about_screens_holds_memory_and_action_together() -> None:
+    for _, answer in lessons_of(screens.draw, 300):
+        assert sum(part in answer for part in ('"Short Term"', '"Long Term"', '"Predicted"')) <= 1
+
+
+def test_a_place_on_a_screen_lies_in_its_widget() -> None:
+    rng = np.random.default_rng(1)
+    for number in NUMBERS:
+        drawing, boxes = screens.draw(3407, number), make_task(3407, number).layout.boxes
+        for question, answer in (drawing.lesson(rng) for _ in range(20)):
+            if found := re.fullmatch(r"Where is (\w+)\?", question):
+                x, y = (edge / 100 for edge in json.loads(answer))
+                box = boxes[found[1]]
+                assert box.x1 <= x <= box.x2
+                assert box.y1 <= y <= box.y2
+
+
+def test_labels_cover_the_answers_and_the_ends_of_their_turns(processor: object) -> None:
+    conversations = [[Lesson("Which?", "melanoma"), Lesson("Place:", "upper-left")], [Lesson("Map:", "0\n9")]]
+    batch = collate(processor, conversations, [np.zeros((112, 112, 3), np.uint8)] * 2)  # type: ignore[arg-type]
+    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    taught = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert taught == ["melanoma<end_of_turn>upper-left<end_of_turn>", "0\n9<end_of_turn>"]
+    assert (batch["token_type_ids"].sum(1) == 16).all()
+    assert batch["pixel_values"].shape == (2, 3, 112, 112)
+    assert batch["pixel_values"].max() == -1
+
+
+def test_seeing_is_learned(processor: object) -> None:
+    torch.manual_seed(0)
+    model = build_model(processor.tokenizer)  # type: ignore[attr-defined]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    learn_to_see(model, School(processor, 60, 0), 2)  # type: ignore[arg-type]
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert any("vision_tower" in name for name in changed)
+    assert any("projector" in name for name in changed)
+    assert not any("language_model" in name for name in changed)
+
+
+@pytest.mark.slow
+def test_the_script_writes_a_model_that_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "model"
+    arguments = ["make", "--out", str(out), "--steps", "1", "--seeing-steps", "1", "--pictures", "60"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    make.main()
+    assert {file.name for file in out.iterdir()} == {file.name for file in tiny.FOLDER.iterdir()}
+    model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert sum(value.numel() for value in model.parameters()) < 2e6
+
+
+def test_the_shipped_tokenizer_has_the_words_of_every_task() -> None:
+    tokenizer = AutoProcessor.from_pretrained(tiny.FOLDER).tokenizer
+    for text in ('"Long Term"', "<bbox>", "</diagnosis>", "<SOLUTION>", "<start_working_out>", "user", "model"):
+        assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1, text
+    for label in HAM10000.labels:
+        assert len(tokenizer(label.name, add_special_tokens=False)["input_ids"]) <= 4, label.name
