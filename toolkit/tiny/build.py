@@ -19,6 +19,7 @@ from toolkit.tiny.lessons import corpus
 
 SIDE = 112
 IMAGE_TOKENS = 16
+WIDTH = 128
 VOCABULARY = 1024
 TEXTS = 3000
 """Pictures whose lessons train the tokenizer."""
@@ -119,7 +120,7 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
     """Gemma 3 with 4 language and 4 vision layers of width 128."""
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
+        "hidden_size": WIDTH,
         "intermediate_size": 512,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
@@ -134,7 +135,7 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
         "pad_token_id": 0,
     }
     vision = {
-        "hidden_size": 128,
+        "hidden_size": WIDTH,
         "intermediate_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
@@ -143,6 +144,7 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
         "vision_use_head": False,
     }
     token = {name: token_id(tokenizer, symbol) for name, symbol in IMAGE_SYMBOLS.items()}
+    ends = [1, token_id(tokenizer, TURNS[1])]
     config = Gemma3Config(
         text_config=text,
         vision_config=vision,
@@ -151,11 +153,12 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
         eoi_token_index=token["eoi_token"],
         image_token_index=token["image_token"],
     )
+    config.eos_token_id = ends
     model = Gemma3ForConditionalGeneration(config)
     # transformers begins with zeros here, which lets nothing of the pictures through.
     projection = model.model.multi_modal_projector.mm_input_projection_weight
     torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
-    model.generation_config.eos_token_id = [1, token_id(tokenizer, TURNS[1])]
+    model.generation_config.eos_token_id = ends
     return model
 
 

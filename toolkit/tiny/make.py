@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> 
     seeing = eyes(model)
     known = {id(parameter) for parameter in seeing}
     talking = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [{"params": talking}, {"params": seeing, "lr": SEEING * LEARNING_RATE}]
+    groups: list[dict[str, Any]] = [{"params": talking}, {"params": seeing, "lr": SEEING * LEARNING_RATE}]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     model.train()

@@ -57,12 +57,12 @@ class School:
 
 def collate(processor: Gemma3Processor, conversations: Sequence[Sequence[Lesson]], pixels: Sequence[Bytes]) -> Batch:
     """Conversations about a picture each, as the model takes them; labels are on the answers and their turns' ends."""
-    rows, labels = zip(*(_tokens(processor, lessons) for lessons in conversations), strict=True)
-    ids = pad_sequence(rows, batch_first=True, padding_value=0)
+    pairs = [_tokens(processor, lessons) for lessons in conversations]
+    ids = pad_sequence([row for row, _ in pairs], batch_first=True, padding_value=0)
     return {
         "input_ids": ids,
         "attention_mask": (ids != 0).long(),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        "labels": pad_sequence([labels for _, labels in pairs], batch_first=True, padding_value=-100),
         "token_type_ids": (ids == processor.tokenizer.image_token_id).long(),
         "pixel_values": _light(pixels),
     }

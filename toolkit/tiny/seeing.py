@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, l1_loss
 from transformers import Gemma3ForConditionalGeneration
 
-from toolkit.tiny.build import IMAGE_TOKENS
+from toolkit.tiny.build import IMAGE_TOKENS, WIDTH
 from toolkit.tiny.lessons import Truth
 from toolkit.tiny.schedule import rate
 from toolkit.tiny.school import School
@@ -25,8 +25,9 @@ NUMBERS_WEIGHT = 8.0
 
 def learn_to_see(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
     """Train the vision tower and the projector on classes, boxes and maps of each subject's pictures."""
-    width = model.config.text_config.hidden_size * IMAGE_TOKENS
-    heads = nn.ModuleDict({name: nn.Linear(width, _outputs(truth)) for name, truth in school.truths().items()})
+    heads = nn.ModuleDict(
+        {name: nn.Linear(WIDTH * IMAGE_TOKENS, _outputs(truth)) for name, truth in school.truths().items()}
+    )
     trained = [*eyes(model), *heads.parameters()]
     optimizer = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))

@@ -1,10 +1,12 @@
 """What a lesson is, and what lessons of every subject share."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from toolkit.phantoms.film import Rng
 from toolkit.phantoms.spots import Bytes
+
+Kind = TypeVar("Kind")
 
 
 class Lesson(NamedTuple):
@@ -46,10 +48,9 @@ class Subject(NamedTuple):
     turns: int
 
 
-def weighted(kinds: Sequence[tuple[Any, float]], rng: Rng) -> Any:
+def weighted(kinds: Sequence[tuple[Kind, float]], rng: Rng) -> Kind:
     """One of the kinds, drawn by its weight."""
-    made, weights = zip(*kinds, strict=True)
-    return made[int(rng.choice(len(made), p=weights))]
+    return kinds[int(rng.choice(len(kinds), p=[weight for _, weight in kinds]))][0]
 
 
 def one_of(texts: Sequence[str], rng: Rng) -> str:
