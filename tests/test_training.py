@@ -214,7 +214,7 @@ def test_grpo_with_a_kl_term_measures_it_against_the_adapter_it_started_from(tmp
         context.run.mark_done("sft", train_sft(context))
         record = train_grpo(context)
         kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
-        # The reference is the SFT adapter, not the base model; what is left is the dropout that acts in the update alone.
+        # The reference is the SFT adapter, not the base model; what is left is dropout, which acts in the update.
         assert kl[0] == pytest.approx(0, abs=1e-3)
         assert "sft" in record["kl_reference"]
         saved = adapter_of(recipe, "grpo")
