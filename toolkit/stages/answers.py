@@ -1,7 +1,8 @@
 """From a completion to an Answer and a judged row: one way, for rewards, evaluation and prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from toolkit.backends.base import Completion
 from toolkit.metrics import Judged
@@ -20,6 +21,11 @@ class Reply:
 
     completion: Completion
     unasked: str | None = None
+
+
+def reply_of(line: Mapping[str, Any]) -> Reply:
+    """The reply that a line of a file of answers keeps."""
+    return Reply(Completion(line["completion"], 0, line["truncated"]), line.get("unasked"))
 
 
 def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:

@@ -13,6 +13,12 @@ from toolkit.stages.lengths import find_unfit
 from toolkit.stages.prompts import Prompts
 
 
+def weights_seen(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:
+    """What tells two sets of weights apart without reading them: the folder, its files with size and time of change."""
+    files = sorted(weights.iterdir()) if weights else []
+    return str(weights), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Asks ``policy`` the questions that ``prompts`` puts. ``unfit`` says why one cannot be asked (None: it can)."""

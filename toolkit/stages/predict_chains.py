@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.backends import Backend
-from toolkit.backends.base import Completion
 from toolkit.compute import recording
 from toolkit.errors import DataError
 from toolkit.images import ImageStore
@@ -26,8 +25,8 @@ from toolkit.run import (
     silent,
     write_text,
 )
-from toolkit.stages.answers import Reply
-from toolkit.stages.asking import Asker
+from toolkit.stages.answers import Reply, reply_of
+from toolkit.stages.asking import Asker, weights_seen
 from toolkit.stages.open_rows import OpenRows, carrying, read_open
 from toolkit.stages.predict import PREDICT
 from toolkit.stages.prompts import Prompts
@@ -122,11 +121,9 @@ def _total(rows: OpenRows) -> int:
 
 def _identity(recipe: Recipe, weights: Path | None, rows: OpenRows) -> str:
     """A digest of the weights' files, the rows, and how they are asked."""
-    files = sorted(weights.iterdir()) if weights else []
-    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.data.steps)
     pictures = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
-    how = (str(weights), seen, sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
+    how = (weights_seen(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()
 
 
@@ -143,7 +140,7 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
             place=out,
             remedy="Name another file with --out, or move this one away.",
         )
-    return {line["id"]: Reply(Completion(line["completion"], 0, line["truncated"]), line["unasked"]) for line in lines}
+    return {line["id"]: reply_of(line) for line in lines}
 
 
 def _line(carried: Carried, turn: Turn, digest: str) -> Record:

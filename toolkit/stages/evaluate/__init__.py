@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from toolkit.backends import Backend
+from toolkit.stages.asking import weights_seen
 from toolkit.stages.context import Context, EvaluationRecord
 from toolkit.stages.evaluate.ask import PARTIAL, PREDICTIONS, answers_file, ask_open
 from toolkit.stages.evaluate.judged import Rows, baseline_rows, earlier_rows, judge_predictions, read_way
@@ -48,9 +49,7 @@ def evaluate(
 def _identity(context: Context, weights: Path | None) -> str:
     """A digest of the weights' files, the rows, the prompt, the pictures' policy and how answers are generated."""
     recipe = context.recipe
-    files = sorted(weights.iterdir()) if weights else []
-    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     section = recipe.evaluation
     how = (recipe.model.name, recipe.model.precision, section.max_completion_tokens, recipe.prompt.model_dump_json())
     asked = (context.data.fingerprint, section.split, section.max_tasks, context.images.policy.key)
-    return blake2b(repr((str(weights), seen, how, asked)).encode(), digest_size=6).hexdigest()
+    return blake2b(repr((weights_seen(weights), how, asked)).encode(), digest_size=6).hexdigest()

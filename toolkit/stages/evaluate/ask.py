@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.backends import Backend
-from toolkit.backends.base import Completion
 from toolkit.run import Record, append_line, cut_torn_line, read_lines
 from toolkit.sample import Answer, Sample
-from toolkit.stages.answers import Reply, read_answer
+from toolkit.stages.answers import Reply, read_answer, reply_of
 from toolkit.stages.asking import Asker
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate.questions import OWN, REFERENCE, Questions
@@ -115,11 +114,6 @@ def _roll_out(job: _Job) -> None:
 def known_replies(file: Path) -> dict[str, Reply]:
     """Sample id -> the reply that a file of answers holds."""
     return {line["id"]: reply_of(line) for line in read_lines(file)}
-
-
-def reply_of(line: Mapping[str, Any]) -> Reply:
-    """The reply that a line keeps."""
-    return Reply(Completion(line["completion"], 0, line["truncated"]), line.get("unasked"))
 
 
 def _prediction(sample: Sample, answer: Answer) -> Record:
