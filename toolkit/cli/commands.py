@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit import __version__
+from toolkit.cli.doctor import doctor
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
 
@@ -22,6 +23,7 @@ app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 app.add_typer(report_app, name="report")
+app.command()(doctor)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
