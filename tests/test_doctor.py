@@ -164,7 +164,7 @@ def test_a_version_is_tested_allowed_or_neither(package: str, version: str, stat
     found = check_version(package, version, allowed())
     assert found.state == state
     assert version in found.found
-    assert state == "good" or TESTED[package] in found.remedy
+    assert state == "good" or TESTED[package] in found.remedy or "-c constraints.txt" in found.remedy
 
 
 # One library in a process
@@ -197,7 +197,23 @@ def test_a_broken_torchvision_is_told_with_the_pairs_that_fit(site: Path) -> Non
     assert "operator torchvision::nms does not exist" in found.found
     assert str(site / "torchvision" / "__init__.py") in found.found
     assert "torchvision==0.25.*" in found.remedy
-    assert "2.10 with 0.25" in found.remedy
+    assert "torch 2.6 to 2.14 go with torchvision 0.21 to 0.29, in this order" in found.remedy
+
+
+def test_torchvision_of_another_torch_is_found_by_its_numbers(site: Path, tmp_path: Path) -> None:
+    info = site / "torchvision-0.24.1.dist-info"
+    info.mkdir()
+    text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.24.1\nRequires-Dist: torch==2.9.1\n"
+    (info / "METADATA").write_text(text)
+    found = findings_of(call(tmp_path, "--json"))["torchvision"]  # the stub loads
+    assert found["state"] == "problem"
+    assert "torchvision 0.24.1 was built for torch ==2.9.1, and torch 2.10.0 is installed" in found["found"]
+    assert "torchvision==0.25.*" in found["remedy"]
+
+
+def test_torch_and_torchvision_go_up_together() -> None:
+    steps = [tuple(int(pair.split(".")[1]) for pair in one) for one in TORCHVISION_OF.items()]
+    assert [(torch, vision) for torch, vision in steps] == [(6 + n, 21 + n) for n in range(len(steps))]
 
 
 def test_what_fails_because_of_torchvision_says_so(site: Path) -> None:
@@ -628,6 +644,10 @@ def test_a_recipe_in_four_bits_needs_a_gpu() -> None:
 def test_nothing_runs_before_the_problems_are_solved() -> None:
     found = check_recipes(None, [Finding("torch", "problem", "gone", "install it")], gpu=True)
     assert (found.state, "torch" in found.found) == ("problem", True)
+    named = check_recipes(
+        load_recipe(ROOT / "recipes" / "medgemma_grpo.toml"), [Finding("model", "problem", "gone", "get it")], gpu=False
+    )
+    assert ("needs a GPU" in named.found, "first solve: model" in named.found) == (True, True)
 
 
 # The command

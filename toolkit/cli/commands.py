@@ -23,7 +23,6 @@ app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 app.add_typer(report_app, name="report")
-app.command()(doctor)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
@@ -224,3 +223,6 @@ def reward_test(
     from toolkit.stages.reward_test import score_file
 
     show.scored(score_file(load_recipe(recipe, settings or ()), completions))
+
+
+app.command()(doctor)

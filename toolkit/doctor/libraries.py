@@ -107,6 +107,8 @@ def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
         text += f" ({cause.meaning})"
     if outcome.where:
         text += f", at {outcome.where}"
+    if package == "torchvision" and (pair := pair_problem()):
+        text += f"; {pair}"
     remedy = cause.remedy
     if outcome.end == "hung":
         remedy = f"Try once more with more time (toolkit doctor --time-limit 600); if it hangs again: {remedy}"

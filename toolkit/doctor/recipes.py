@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from toolkit.doctor.finding import Finding
+from toolkit.doctor.finding import Finding, joined
 from toolkit.recipe import Recipe
 
 TINY = (
@@ -23,10 +23,12 @@ def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) ->
         gpu: whether torch can use a GPU.
     """
     broken = [one.name for one in found if one.state == "problem"]
-    if broken:
-        return Finding("recipes", "problem", f"first solve: {', '.join(broken)}", "See above.")
+    first = Finding("recipes", "problem", f"first solve: {', '.join(broken)}", "See above.")
     if recipe is not None:
-        return _named(recipe, gpu)
+        own = _named(recipe, gpu)
+        return joined(own, first) if broken else own
+    if broken:
+        return first
     if gpu:
         return Finding("recipes", "good", "all of them, as far as the GPU's memory reaches")
     return Finding("recipes", "good", f"on the CPU: {', '.join(TINY)}; the others need a GPU")

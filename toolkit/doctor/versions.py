@@ -12,6 +12,9 @@ from toolkit.doctor.finding import Finding
 from toolkit.doctor.tested import TESTED
 
 OWN = "toolkit"
+TOGETHER = "pip install -e . -c constraints.txt"
+BUILT_TOGETHER = frozenset({"torch", "torchvision", "xformers", "triton", "unsloth", "unsloth_zoo"})
+"""Of these, one version asks for certain versions of the others."""
 
 TORCHVISION_OF: Mapping[str, str] = {
     "2.6": "0.21",
@@ -64,7 +67,8 @@ def allowed_python() -> SpecifierSet | None:
 def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] | None) -> Finding:
     """A version that is installed: tested, allowed, or neither."""
     tested = TESTED[package]
-    remedy = f"Install the tested one: pip install '{package}=={tested}'."
+    one = f"Install the tested one: pip install '{package}=={tested}'."
+    remedy = f"Install the tested set: {TOGETHER}." if package in BUILT_TOGETHER else one
     try:
         given = Version(found)
     except InvalidVersion:
@@ -89,16 +93,14 @@ def pair_problem() -> str:
     return ""
 
 
-def pair_remedy(torch: str | None = None) -> str:
-    """How a torch and torchvision that fit are had; ``torch`` is the version that is to stay, if known."""
-    table = ", ".join(f"{one} with {other}" for one, other in TORCHVISION_OF.items())
-    known = ".".join((torch or installed("torch") or "").split(".")[:2])
-    line = (
-        f"pip install 'torchvision=={TORCHVISION_OF[known]}.*'"
-        if known in TORCHVISION_OF
-        else (f"pip install 'torch=={TESTED['torch']}' 'torchvision=={TESTED['torchvision']}'")
-    )
+def pair_remedy() -> str:
+    """How a torch and torchvision that fit are had, with the torch that is installed where there is one for it."""
+    known = ".".join((installed("torch") or "").split(".")[:2])
+    pairs = list(TORCHVISION_OF.items())
+    (low, lowest), (high, highest) = pairs[0], pairs[-1]
+    line = f"pip install 'torchvision=={TORCHVISION_OF[known]}.*'" if known in TORCHVISION_OF else TOGETHER
     return (
-        f"Install a pair that fits: {line} (torch with torchvision: {table}). Where the numbers fit, one is a CPU "
-        "build and the other a CUDA build: install both again from one index, with --force-reinstall."
+        f"Install a pair that fits: {line} (torch {low} to {high} go with torchvision {lowest} to {highest}, in this "
+        "order). Where the numbers fit, one is a CPU build and the other a CUDA build: install both from one index, "
+        "with --force-reinstall."
     )
