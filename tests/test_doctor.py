@@ -329,12 +329,21 @@ def test_a_probe_takes_nothing_from_the_working_directory(
 def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     write_site(site, torch=f"import os, pathlib\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n{SLEEPS}")
-    doctor = subprocess.Popen([sys.executable, "-m", "toolkit", "doctor"], stderr=subprocess.PIPE, cwd=tmp_path)
-    while not (note.exists() and note.read_text()):
-        assert doctor.poll() is None
-        time.sleep(0.05)
-    doctor.send_signal(signal.SIGINT)
-    assert doctor.wait(20) == 130
+    doctor = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", "doctor"],
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+    )
+    try:
+        while not (note.exists() and note.read_text()):
+            assert doctor.poll() is None
+            time.sleep(0.05)
+        doctor.send_signal(signal.SIGINT)
+        assert doctor.wait(20) == 130
+    finally:
+        doctor.kill()
+        doctor.wait()
     assert not _is_alive(int(note.read_text()))
 
 

@@ -34,7 +34,7 @@ def doctor(
 
     loaded = None if recipe is None else load_recipe(recipe, settings or ())
     limit = time_limit or LIMIT
-    total = TOTAL * limit / LIMIT
+    total = TOTAL * max(1.0, limit / LIMIT)
     with telling() as (progress, _):
         print(f"loading each library in a process of its own: up to {total:.0f} s", file=sys.stderr)
         found = examine(loaded, limit=limit, total=total, progress=progress)
