@@ -432,6 +432,28 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
     assert "CO2 by the mix of electricity of France" in text
 
 
+def test_a_codecarbon_that_cannot_start_is_told_once_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    codecarbon = pytest.importorskip("codecarbon")
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError("Driver/library version mismatch")
+
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", refuse)
+    monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 0.0)
+    run = folder_of(tmp_path)
+    with recording(run, Run(name="one"), "run", beat=0.1):
+        wait_for(lambda: sum('"beat"' in line for line in run.compute_file.read_text().splitlines()) > 3)
+    lines = [json.loads(line) for line in run.compute_file.read_text().splitlines()]
+    told = "codecarbon cannot start: RuntimeError: Driver/library version mismatch"
+    notes = [n for n, line in enumerate(lines) if line.get("facts", {}).get("energy_problem")]
+    assert [lines[n]["facts"]["energy_problem"] for n in notes] == [told]
+    assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # its thread lives
+    assert [one.getMessage() for one in caplog.records] == [f"energy and CO2 of this run are not measured: {told}"]
+    assert f"not measured: {told}" in as_markdown(read_ledger([run.path]))
+
+
 def wait_for(true: Any) -> None:
     end = time.monotonic() + 30
     while not true() and time.monotonic() < end:

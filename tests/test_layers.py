@@ -46,7 +46,19 @@ HEAVY = frozenset(
         "matplotlib",
     }
 )
-LIGHT_ROOMS = ("errors", "recipe", "sample", "scores", "rewards", "run", "compute", "report", "cli", "pipeline")
+LIGHT_ROOMS = (
+    "errors",
+    "recipe",
+    "sample",
+    "scores",
+    "rewards",
+    "run",
+    "compute",
+    "report",
+    "cli",
+    "pipeline",
+    "doctor",
+)
 """Rooms that the command line loads before it knows that it will train."""
 
 Import = tuple[str, int, bool]

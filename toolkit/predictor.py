@@ -83,6 +83,8 @@ class Predictor:
     ) -> StepPrediction:
         """The next step towards the goal on this screenshot.
 
+        It keeps no compute record: what such calls use is in no run's ``compute.jsonl`` and in no compute report.
+
         Args:
             image_path: the screenshot, in any format that training reads.
             user_goal: what is to be reached, as the rows' Instruction.

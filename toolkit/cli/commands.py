@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit import __version__
+from toolkit.cli.doctor import doctor
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
 
@@ -222,3 +223,6 @@ def reward_test(
     from toolkit.stages.reward_test import score_file
 
     show.scored(score_file(load_recipe(recipe, settings or ()), completions))
+
+
+app.command()(doctor)

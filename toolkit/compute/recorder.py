@@ -21,7 +21,7 @@ from toolkit.compute.energy import INSTALL, EnergyMeter, Reading, is_there
 from toolkit.compute.usage import Usage, highest
 from toolkit.errors import Interrupted
 from toolkit.recipe import Run
-from toolkit.run import RunFolder, append_line, now, versions, world_size
+from toolkit.run import RunFolder, append_line, hide_secrets, now, versions, world_size
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,14 @@ class Recorder:
         try:
             self._energy = EnergyMeter(self._country)
         except ImportError as error:  # installed, and something that it needs is not
-            self.learn(energy_problem=f"codecarbon cannot be loaded: {error.name}")
+            self._without_energy(f"codecarbon cannot be loaded: {error.name}")
+        except Exception as error:  # noqa: BLE001  what it asks of a machine fails in ways that nobody can list
+            self._without_energy(f"codecarbon cannot start: {type(error).__name__}: {error}"[:300])
+
+    def _without_energy(self, why: str) -> None:
+        """Told once, in the record and in the log; time, memory and counts go on."""
+        log.warning("energy and CO2 of this run are not measured: %s", why)
+        self.learn(energy_problem=hide_secrets(why))
 
     def _used(self) -> Usage:
         self._tick()

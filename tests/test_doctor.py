@@ -1,0 +1,790 @@
+"""The doctor: real processes against libraries that are broken in the ways that real ones are."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.doctor import STATES, TESTED, Finding
+from toolkit.doctor.causes import find_cause
+from toolkit.doctor.disk import check_folder, hub_cache, own_cache
+from toolkit.doctor.finding import joined
+from toolkit.doctor.gpu import Driver, ask_driver, check_driver, check_gpus
+from toolkit.doctor.hub import check_hub, token_holder
+from toolkit.doctor.libraries import check_libraries, check_load
+from toolkit.doctor.machine import notebook
+from toolkit.doctor.probes import Outcome, run_probes
+from toolkit.doctor.recipes import TINY, check_recipes
+from toolkit.doctor.versions import TORCHVISION_OF, allowed, check_version
+from toolkit.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "hf_" + "secretsecretsecretsecret"
+NMS = 'raise RuntimeError("operator torchvision::nms does not exist")'
+LIBGL = 'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")'
+SEGFAULT = "import ctypes\nctypes.string_at(0)"
+NO_GPU = 'raise NotImplementedError("Unsloth cannot find any torch accelerator? You need a GPU.")'
+SLEEPS = "import time\ntime.sleep(60)"
+
+TORCH = """
+__version__ = "2.10.0+cu128"
+class version:
+    cuda, hip = {cuda!r}, None
+class _Device:
+    def __init__(self, index): pass
+    def __enter__(self): pass
+    def __exit__(self, *_): pass
+class _One:
+    def sum(self): return self
+    def item(self):
+        {kernel}
+class _Properties:
+    name, total_memory, (major, minor) = "Tesla T4", 15642329088, {capability}
+def ones(*_, **__): return _One()
+class cuda:
+    device = _Device
+    is_available = staticmethod(lambda: bool({count}))
+    device_count = staticmethod(lambda: {count})
+    get_device_properties = staticmethod(lambda index: _Properties)
+    is_bf16_supported = staticmethod(lambda including_emulation: {capability} >= (8, 0))
+    mem_get_info = staticmethod(lambda index: ({free}, 15642329088))
+"""
+
+
+def torch_with(count: int = 0, **more: Any) -> str:
+    return TORCH.format(
+        **{"count": count, "cuda": "12.8", "kernel": "return 2.0", "capability": (7, 5), "free": 15_000_000_000} | more
+    )
+
+
+STUBS: Mapping[str, str] = {
+    "torch": torch_with(),
+    "torchvision": "",
+    "transformers": "AutoModelForImageTextToText = AutoProcessor = object",
+    "trl": "SFTTrainer = GRPOTrainer = object",
+    "peft": "get_peft_model = len",
+    "accelerate": "Accelerator = object",
+    "datasets": "Dataset = object",
+    "bitsandbytes": "",
+    "bitsandbytes.cextension": "class _Cpu:\n    compiled_with_cuda = False\nlib = _Cpu()",
+    "unsloth": NO_GPU,
+    "xformers": "from xformers import _cpp_lib",
+    "xformers._cpp_lib": "_cpp_library_load_exception = None",
+    "xformers.ops": "",
+    "triton": "",
+    "cv2": "imdecode = len",
+}
+"""A machine without a GPU where everything loads."""
+
+
+def write_site(folder: Path, **changed: str) -> Path:
+    """Packages in a folder that is put before the real ones."""
+    for name, source in {**STUBS, **changed}.items():
+        package = folder / name.replace(".", "/")
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text(source + "\n")
+    return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "site"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HOME", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return write_site(folder)
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", "doctor", *arguments], cwd=work, capture_output=True, text=True, timeout=200
+    )
+
+
+def findings_of(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:
+    return {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+
+
+def probe(name: str, limit: float = 30) -> Outcome:
+    return run_probes([name], limit=limit)[name]
+
+
+# The versions
+
+
+def test_the_tested_versions_are_those_of_the_constraints() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert {name: pinned[name] for name in TESTED} == dict(TESTED)
+
+
+def test_what_was_tested_is_allowed_and_has_its_torchvision() -> None:
+    ranges = allowed()
+    assert ranges is not None
+    assert {check_version(name, version, ranges).state for name, version in TESTED.items()} == {"good"}
+    pair = [".".join(TESTED[name].split(".")[:2]) for name in ("torch", "torchvision")]
+    assert TORCHVISION_OF[pair[0]] == pair[1]
+
+
+def test_every_torch_that_is_allowed_has_a_torchvision() -> None:
+    ranges = allowed()
+    assert ranges is not None
+    minors = {f"2.{minor}" for minor in range(30) if ranges["torch"].contains(f"2.{minor}.0")}
+    assert minors == set(TORCHVISION_OF)
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "state"),
+    [
+        ("peft", "0.21.2", "good"),
+        ("peft", "0.19.0", "warning"),  # >=0.18,<0.22
+        ("peft", "0.22.0", "problem"),
+        ("torch", "2.10.0+cpu", "good"),  # the build is judged by what it can do
+        ("datasets", "4.4.2", "problem"),  # !=4.4.*
+        ("triton", "3.1.0", "warning"),  # no range is named
+        ("trl", "main", "warning"),
+    ],
+)
+def test_a_version_is_tested_allowed_or_neither(package: str, version: str, state: str) -> None:
+    found = check_version(package, version, allowed())
+    assert found.state == state
+    assert version in found.found
+    assert state == "good" or TESTED[package] in found.remedy or "-c constraints.txt" in found.remedy
+
+
+# One library in a process
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "source", "words"),
+    [
+        ("torchvision", "torchvision", NMS, "torchvision does not fit torch"),
+        ("opencv-python", "cv2", LIBGL, "a library for windows is missing"),
+        ("peft", "peft", "raise ImportError('x.so: undefined symbol: _ZN3c10')", "another version of a library"),
+        ("trl", "trl", "import absent_package", "a package that it needs is not installed"),
+        ("datasets", "datasets", "", "its version and that of another library do not fit"),  # has no Dataset
+    ],
+)
+def test_an_import_that_raises_is_a_problem_with_its_remedy(
+    site: Path, package: str, name: str, source: str, words: str
+) -> None:
+    write_site(site, **{name: source})
+    outcome = probe("opencv" if name == "cv2" else name)
+    found = check_load(package, outcome, gpu=False)
+    assert (outcome.end, found.state) == ("failed", "problem")
+    assert words in found.found
+    assert found.remedy
+
+
+def test_a_broken_torchvision_is_told_with_the_pairs_that_fit(site: Path) -> None:
+    write_site(site, torchvision=NMS)
+    found = check_load("torchvision", probe("torchvision"), gpu=True)
+    assert "operator torchvision::nms does not exist" in found.found
+    assert str(site / "torchvision" / "__init__.py") in found.found
+    assert "torchvision==0.25.*" in found.remedy
+    assert "torch 2.6 to 2.14 go with torchvision 0.21 to 0.29, in this order" in found.remedy
+
+
+def test_torchvision_of_another_torch_is_found_by_its_numbers(site: Path, tmp_path: Path) -> None:
+    info = site / "torchvision-0.24.1.dist-info"
+    info.mkdir()
+    text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.24.1\nRequires-Dist: torch==2.9.1\n"
+    (info / "METADATA").write_text(text)
+    found = findings_of(call(tmp_path, "--json"))["torchvision"]  # the stub loads
+    assert found["state"] == "problem"
+    assert "torchvision 0.24.1 was built for torch ==2.9.1, and torch 2.10.0 is installed" in found["found"]
+    assert "torchvision==0.25.*" in found["remedy"]
+
+
+def test_torch_and_torchvision_go_up_together() -> None:
+    steps = [tuple(int(pair.split(".")[1]) for pair in one) for one in TORCHVISION_OF.items()]
+    assert [(torch, vision) for torch, vision in steps] == [(6 + n, 21 + n) for n in range(len(steps))]
+
+
+def test_what_fails_because_of_torchvision_says_so(site: Path) -> None:
+    wrapped = (
+        "try:\n    import torchvision\nexcept RuntimeError as error:\n    raise ImportError('transformers') from error"
+    )
+    write_site(site, torchvision=NMS, transformers=wrapped)
+    found = check_load("transformers", probe("transformers"), gpu=False)
+    assert "operator torchvision::nms does not exist" in found.found
+    assert found.remedy == "See torchvision: with it, this is solved too."
+
+
+def test_opencv_without_libgl_is_told_with_the_headless_one(site: Path) -> None:
+    write_site(site, cv2=LIBGL)
+    found = check_load("opencv-python", probe("opencv"), gpu=False)
+    assert "libGL.so.1" in found.found
+    assert "opencv-python-headless" in found.remedy
+    assert "libgl1" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "how"),
+    [
+        (SEGFAULT, "ended by SIGSEGV while it was imported"),
+        ("import os\nos.abort()", "ended by SIGABRT while it was imported"),
+        ("import os\nos._exit(3)", "left with exit code 3 while it was imported"),
+        ("raise SystemExit(4)", "left with exit code 4 while it was imported"),
+    ],
+)
+def test_a_library_that_ends_the_process_is_found(site: Path, source: str, how: str) -> None:
+    write_site(site, xformers=source)
+    outcomes = run_probes(["xformers", "triton"])
+    assert (outcomes["xformers"].end, outcomes["xformers"].error) == ("died", how)
+    assert outcomes["triton"].end == "loaded"
+    found = check_load("xformers", outcomes["xformers"], gpu=True)
+    assert found.state == "problem"  # Unsloth would load it
+    assert "uninstall -y xformers" in found.remedy
+    assert check_load("xformers", outcomes["xformers"], gpu=False).state == "warning"
+
+
+def test_a_crash_is_told_with_its_line(site: Path) -> None:
+    write_site(site, triton="\n\nimport os\nos.abort()")
+    assert probe("triton").where == f"{site / 'triton' / '__init__.py'}:4"
+
+
+def test_a_library_that_hangs_is_ended_with_what_it_has_started(site: Path, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    starts = (
+        "import subprocess, pathlib\nchild = subprocess.Popen(['sleep', '60'])\n"
+        f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\n"
+    )
+    write_site(site, datasets=starts + SLEEPS)
+    begun = time.monotonic()
+    outcome = probe("datasets", limit=2)
+    assert time.monotonic() - begun < 10
+    assert (outcome.end, outcome.error) == ("hung", "no answer within 2 s")
+    assert outcome.where == f"{site / 'datasets' / '__init__.py'}:5"
+    assert not _is_alive(int(note.read_text()))
+    found = check_load("datasets", outcome, gpu=False)
+    assert (found.state, "--time-limit" in found.remedy) == ("problem", True)
+
+
+def _is_alive(pid: int) -> bool:
+    for _ in range(100):  # a killed orphan waits for init
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_all_of_them_together_have_a_limit(site: Path) -> None:
+    write_site(site, peft=SLEEPS, trl=SLEEPS, triton=SLEEPS, datasets=SLEEPS)
+    begun = time.monotonic()
+    outcomes = run_probes(["peft", "trl", "triton", "datasets"], limit=30, total=2)
+    assert time.monotonic() - begun < 10
+    assert [one.end for one in outcomes.values()].count("hung") == 2
+    untried = [one for one in outcomes.values() if one.end == "untried"]
+    assert {one.name for one in untried} == {"triton", "datasets"}
+    assert check_load("triton", untried[0], gpu=True).state == "warning"
+
+
+def test_two_run_at_once_and_no_more(site: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    source = (
+        "import time\n"
+        f"with open({str(log)!r}, 'a') as log: print(1, file=log)\n"
+        "time.sleep(0.5)\n"
+        f"with open({str(log)!r}, 'a') as log: print(-1, file=log)\n"
+        "Accelerator = Dataset = SFTTrainer = GRPOTrainer = get_peft_model = object"
+    )
+    names = ("accelerate", "datasets", "trl", "peft", "triton")
+    write_site(site, **dict.fromkeys(names, source))
+    told: list[tuple[int, int]] = []
+    outcomes = run_probes(names, progress=lambda what, done, total, note="": told.append((done, total)))
+    assert {one.end for one in outcomes.values()} == {"loaded"}
+    running = [sum(map(int, log.read_text().split()[: n + 1])) for n in range(2 * len(names))]
+    assert max(running) == 2
+    assert told == [(done, 5) for done in range(1, 6)]
+
+
+def test_a_probe_takes_nothing_from_the_working_directory(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "triton.py").write_text("raise ValueError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert probe("triton").end == "loaded"
+
+
+def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    write_site(site, torch=f"import os, pathlib\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n{SLEEPS}")
+    doctor = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", "doctor"],
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+    )
+    try:
+        while not (note.exists() and note.read_text()):
+            assert doctor.poll() is None
+            time.sleep(0.05)
+        doctor.send_signal(signal.SIGINT)
+        assert doctor.wait(20) == 130
+    finally:
+        doctor.kill()
+        doctor.wait()
+    assert not _is_alive(int(note.read_text()))
+
+
+# What its probe finds in a library
+
+
+def test_unsloth_without_a_gpu_is_not_broken(site: Path) -> None:
+    outcome = probe("unsloth")
+    assert outcome.end == "failed"
+    assert check_load("unsloth", outcome, gpu=False).state == "good"
+    assert check_load("unsloth", outcome, gpu=True).state == "problem"
+
+
+def test_unsloth_that_fails_with_a_gpu_is_a_problem_with_a_way_round(site: Path) -> None:
+    write_site(site, unsloth="raise ImportError('cannot import name x from transformers')")
+    found = check_load("unsloth", probe("unsloth"), gpu=True)
+    assert found.state == "problem"
+    assert 'model.backend = "hf"' in found.remedy
+
+
+def test_xformers_of_another_torch_is_a_warning_that_names_what_is_used_instead(site: Path) -> None:
+    broken = "_cpp_library_load_exception = RuntimeError('xFormers was built for PyTorch 2.10.0+cu128')"
+    write_site(site, **{"xformers._cpp_lib": broken})
+    found = check_load("xformers", probe("xformers"), gpu=True)
+    assert found.state == "warning"
+    assert "2.10.0+cu128" in found.found
+    assert "SDPA" in found.found
+
+
+def test_bitsandbytes_without_its_cuda_library_matters_where_there_is_a_gpu(site: Path) -> None:
+    source = (
+        "class _Stand:\n    compiled_with_cuda = False\nlib = _Stand()\n"
+        "lib.error_msg = 'libcudart.so.12: cannot open shared object file'"
+    )
+    write_site(site, **{"bitsandbytes.cextension": source})
+    outcome = probe("bitsandbytes")
+    found = check_load("bitsandbytes", outcome, gpu=True)
+    assert (found.state, "libcudart.so.12" in found.found) == ("problem", True)
+    assert check_load("bitsandbytes", outcome, gpu=False).state == "good"
+
+
+def test_a_library_that_is_missing_is_told_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.doctor.libraries.installed", lambda package: None)
+    missing = {name: Outcome(name, "missing", error=f"No module named {name}") for name in [*TESTED, "opencv"]}
+    states = {one.name: one.state for one in check_libraries(missing, gpu=False)}
+    assert states["torch"] == states["opencv-python"] == "problem"
+    assert states["unsloth"] == states["bitsandbytes"] == "warning"
+    assert all(one.found == "not installed" for one in check_libraries(missing, gpu=False))
+
+
+def test_an_unknown_error_has_a_remedy_too() -> None:
+    assert "peft" in find_cause("RuntimeError: never seen before", "peft").remedy
+
+
+def test_two_findings_on_one_thing_keep_the_worse_state() -> None:
+    one = joined(Finding("a", "good", "1"), Finding("b", "warning", "2", "do"))
+    assert one == Finding("a", "warning", "1; 2", "do")
+
+
+def test_a_finding_without_a_remedy_must_be_good() -> None:
+    with pytest.raises(ValueError, match="remedy"):
+        Finding("a", "warning", "x")
+
+
+# GPUs
+
+
+def gpus_of(driver: Driver | None = None) -> dict[str, Finding]:
+    return {one.name: one for one in check_gpus(probe("torch"), driver or Driver("570.1", ("Tesla T4",)))}
+
+
+def test_two_t4_of_kaggle(site: Path) -> None:
+    write_site(site, torch=torch_with(2))
+    found = gpus_of()
+    assert list(found) == ["GPU 0", "GPU 1", "several GPUs"]
+    assert "Tesla T4, compute capability 7.5, 14.6 GiB" in found["GPU 0"].found
+    assert (found["GPU 0"].state, "float32" in found["GPU 0"].remedy) == ("warning", True)
+    assert "one is used" in found["several GPUs"].found
+
+
+def test_a_gpu_with_bfloat16_and_free_memory_is_good(site: Path) -> None:
+    write_site(site, torch=torch_with(1, capability=(8, 9)))
+    assert gpus_of()["GPU 0"].state == "good"
+
+
+def test_a_gpu_that_another_process_uses_is_a_warning(site: Path) -> None:
+    write_site(site, torch=torch_with(1, capability=(8, 9), free=4_000_000_000))
+    found = gpus_of()["GPU 0"]
+    assert (found.state, "3.7 GiB free" in found.found, "nvidia-smi" in found.remedy) == ("warning", True, True)
+
+
+def test_a_gpu_for_which_torch_has_no_kernels_is_a_problem(site: Path) -> None:
+    kernel = "raise RuntimeError('CUDA error: no kernel image is available for execution on the device')"
+    write_site(site, torch=torch_with(1, capability=(6, 0), kernel=kernel))
+    found = gpus_of()["GPU 0"]
+    assert (found.state, "no kernel image" in found.found) == ("problem", True)
+
+
+def test_a_gpu_that_torch_cannot_use(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("470.1", ("Tesla T4",))
+    old = "import warnings\n" + torch_with().replace(
+        "staticmethod(lambda: bool(0))",
+        "staticmethod(lambda: warnings.warn('The NVIDIA driver on your system is too old (found version 11040).'))",
+    )
+    write_site(site, torch=old)
+    found = gpus_of(driver)["GPU"]
+    assert (found.state, "too old" in found.found, "Update the driver" in found.remedy) == ("problem", True, True)
+    write_site(site, torch=torch_with(cuda=None))
+    assert "a build without CUDA" in gpus_of(driver)["GPU"].found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = gpus_of(driver)["GPU"]
+    assert (found.state, "hidden by CUDA_VISIBLE_DEVICES" in found.found) == ("warning", True)
+
+
+def test_no_gpu_is_a_warning(site: Path) -> None:
+    found = gpus_of(Driver(None))["GPU"]
+    assert (found.state, found.found) == ("warning", "none")
+
+
+@pytest.mark.parametrize(
+    ("script", "version", "problem", "state"),
+    [
+        ("echo '570.86.15, Tesla T4'; echo '570.86.15, Tesla T4'", "570.86.15", "", "good"),
+        (
+            "echo 'NVIDIA-SMI has failed because it could not communicate'; exit 9",
+            None,
+            "could not communicate",
+            "warning",
+        ),
+    ],
+)
+def test_the_driver_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, version: str | None, problem: str, state: str
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("toolkit.doctor.gpu._kernel_module", lambda: None)
+    driver = ask_driver()
+    assert (driver.version, problem in driver.problem) == (version, True)
+    assert len(driver.gpus) == (2 if version else 0)
+    assert check_driver(driver).state == state
+
+
+# The Hub
+
+
+def test_a_token_is_found_where_the_hub_looks(tmp_path: Path) -> None:
+    empty = {"HF_HOME": str(tmp_path)}
+    assert token_holder(empty) is None
+    (tmp_path / "token").write_text("\n")
+    assert token_holder(empty) is None
+    (tmp_path / "token").write_text(TOKEN)
+    assert token_holder(empty) == str(tmp_path / "token")
+    assert token_holder({**empty, "HF_TOKEN": TOKEN}) == "HF_TOKEN"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"HF_HOME": "/x/home"}, {"HF_HUB_CACHE": "/x/hub"}, {"XDG_CACHE_HOME": "/x/cache"}],
+    ids=lambda environment: next(iter(environment), "none"),
+)
+def test_the_hub_cache_is_where_the_hub_says(environment: dict[str, str]) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_", "HUGGINGFACE"))}
+    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True, check=True
+    )
+    assert str(hub_cache(environment)) == done.stdout.strip()
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for a model that is there, gated, or absent."""
+
+    seen: list[str | None] = []  # noqa: RUF012
+
+    def do_HEAD(self) -> None:
+        self.seen.append(self.headers.get("Authorization"))
+        answers = {"/some/open": (200, None), "/some/gated": (403, "GatedRepo")}
+        code, why = answers.get(self.path.partition("/resolve")[0], (404, "RepoNotFound"))
+        self.send_response(code)
+        for name, value in (("X-Error-Code", why), ("X-Repo-Commit", "0" * 40), ("ETag", '"1"')):
+            if value:
+                self.send_header(name, value)
+        self.send_header("Content-Length", "2" if code == 200 else "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
+    server = HTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    _Hub.seen.clear()
+    yield _Hub.seen
+    server.shutdown()
+    server.server_close()
+
+
+def ask(model: str) -> Finding:
+    outcome = run_probes(["hub"], model=model)["hub"]
+    loaded = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"model.name={model}"])
+    return {one.name: one for one in check_hub(loaded, outcome, os.environ)}["model"]
+
+
+@pytest.mark.parametrize(
+    ("model", "state", "words", "remedy"),
+    [
+        ("some/open", "good", "lets its files be had", ""),
+        ("some/gated", "problem", "gated", "Accept its terms at https://huggingface.co/some/gated"),
+        ("some/absent", "problem", "no such model", "Check model.name"),
+    ],
+)
+def test_a_model_is_asked_for_with_the_token(
+    hub: list[str | None], model: str, state: str, words: str, remedy: str
+) -> None:
+    found = ask(model)
+    assert (found.state, words in found.found, remedy in found.remedy) == (state, True, True)
+    assert hub == [f"Bearer {TOKEN}"]
+    assert TOKEN not in found.found + found.remedy
+
+
+def test_a_hub_that_does_not_answer_is_told(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = ask("some/open")
+    assert (found.state, "cannot be reached" in found.found) == ("problem", True)
+
+
+def test_offline_nothing_is_asked(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = ask("some/open")
+    assert (found.state, "HF_HUB_OFFLINE" in found.found, hub) == ("problem", True, [])
+
+
+def test_a_model_is_in_the_cache_when_all_its_weights_are(hub: list[str | None], tmp_path: Path) -> None:
+    kept = tmp_path / "hf" / "hub" / "models--some--open"
+    files = kept / "snapshots" / ("0" * 40)
+    files.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0" * 40)
+    (files / "config.json").write_text("{}")
+    (files / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
+    (files / "1.safetensors").write_text("")
+    assert "not downloaded yet" in ask("some/open").found
+    (files / "2.safetensors").write_text("")
+    assert "all its weights in the Hub cache" in ask("some/open").found
+
+
+# Folders and the rest
+
+
+def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = own_cache({"TOOLKIT_CACHE": str(tmp_path / "file" / "cache")})
+    found = check_folder("toolkit cache", cache, 1, "rows", "another folder in TOOLKIT_CACHE")
+    assert (found.state, "TOOLKIT_CACHE" in found.remedy) == ("problem", True)
+
+
+def test_a_folder_that_is_not_there_yet_is_judged_by_the_one_above_and_not_made(tmp_path: Path) -> None:
+    found = check_folder("x", tmp_path / "a" / "b", 0, "rows", "another")
+    assert found.state == "good"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_little_room_is_a_warning_and_none_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, state in ((30, "good"), (5, "warning"), (0.5, "problem")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free * 2**30}))
+        assert check_folder("x", tmp_path, 20, "rows", "another").state == state
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"), [("KAGGLE_KERNEL_RUN_TYPE", "Kaggle"), ("COLAB_RELEASE_TAG", "Colab"), ("OTHER", None)]
+)
+def test_notebooks_are_known_by_their_variables(
+    monkeypatch: pytest.MonkeyPatch, variable: str, place: str | None
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("KAGGLE_", "COLAB_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "Interactive")
+    assert notebook() == place
+
+
+def test_the_recipes_that_need_no_gpu_are_those_of_the_tiny_model() -> None:
+    tables = {path.name: tomllib.loads(path.read_text()) for path in (ROOT / "recipes").glob("*.toml")}
+    tiny = {f"recipes/{name}" for name, table in tables.items() if table["model"]["name"] == "tiny"}
+    assert tiny == set(TINY)
+
+
+def test_a_recipe_in_four_bits_needs_a_gpu() -> None:
+    loaded = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml")
+    assert check_recipes(loaded, [], gpu=False).state == "problem"
+    assert check_recipes(loaded, [], gpu=True).state == "good"
+    assert check_recipes(load_recipe(ROOT / TINY[0]), [], gpu=False).state == "good"
+    assert check_recipes(None, [], gpu=False).state == "good"
+
+
+def test_nothing_runs_before_the_problems_are_solved() -> None:
+    found = check_recipes(None, [Finding("torch", "problem", "gone", "install it")], gpu=True)
+    assert (found.state, "torch" in found.found) == ("problem", True)
+    named = check_recipes(
+        load_recipe(ROOT / "recipes" / "medgemma_grpo.toml"), [Finding("model", "problem", "gone", "get it")], gpu=False
+    )
+    assert ("needs a GPU" in named.found, "first solve: model" in named.found) == (True, True)
+
+
+# The command
+
+
+def test_a_healthy_machine_without_a_gpu_exits_with_0(site: Path, tmp_path: Path) -> None:
+    done = call(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^warning  GPU +none$", done.stdout, re.MULTILINE)
+    assert re.search(r"^good +recipes .*recipes/quickstart.toml", done.stdout, re.MULTILINE)
+    assert "in a process of its own: up to 300 s" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> None:
+    done = call(tmp_path, "--json")
+    found = json.loads(done.stdout)
+    assert list(found) == ["toolkit", "seconds", "problems", "warnings", "findings"]
+    assert all(list(one) == ["name", "state", "found", "remedy"] for one in found["findings"])
+    assert all(isinstance(value, str) for one in found["findings"] for value in one.values())
+    assert {one["state"] for one in found["findings"]} <= set(STATES)
+    assert all(one["state"] == "good" or one["remedy"] for one in found["findings"])
+    for state, key in (("problem", "problems"), ("warning", "warnings")):
+        assert found[key] == sum(one["state"] == state for one in found["findings"])
+    names = [one["name"] for one in found["findings"]]
+    assert len(names) == len(set(names))
+    expected = {
+        "Python",
+        "GPU",
+        "driver",
+        *TESTED,
+        "vLLM",
+        "llama.cpp",
+        "Hub token",
+        "model",
+        "toolkit cache",
+        "recipes",
+    }
+    assert expected <= set(names)
+
+
+def test_many_broken_libraries_are_all_told_and_exit_with_1(site: Path, tmp_path: Path) -> None:
+    write_site(site, torchvision=NMS, cv2=LIBGL, xformers=SEGFAULT, datasets=SLEEPS)
+    done = call(tmp_path, "--json", "--time-limit", "4")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    found = findings_of(done)
+    bad = {
+        name: one["state"]
+        for name, one in found.items()
+        if name in ("torchvision", "opencv-python", "xformers", "datasets")
+    }
+    assert bad == {"torchvision": "problem", "opencv-python": "problem", "xformers": "warning", "datasets": "problem"}
+    assert "SIGSEGV" in found["xformers"]["found"]
+    assert found["recipes"]["state"] == "problem"
+    assert found["torch"]["state"] == "good"
+
+
+def test_a_version_that_is_not_allowed_is_found(site: Path, tmp_path: Path) -> None:
+    info = site / "peft-0.99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.99.0\n")
+    done = call(tmp_path, "--json")
+    peft = findings_of(done)["peft"]
+    assert (done.returncode, peft["state"]) == (1, "problem")
+    assert "0.99.0, which is not allowed (<0.22,>=0.18); tested: 0.21.2" in peft["found"]
+    assert "pip install 'peft==0.21.2'" in peft["remedy"]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_a_token_is_never_printed(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    write_site(
+        site, cv2=f"raise ImportError('with {TOKEN}')", trl="import os\nraise ImportError(str(dict(os.environ)))"
+    )
+    done = call(tmp_path, *form)
+    assert done.returncode == 1
+    assert "one is in HF_TOKEN" in done.stdout
+    assert "with [hidden]" in done.stdout
+    assert "secretsecret" not in done.stdout + done.stderr
+
+
+def test_a_wrong_recipe_exits_with_2(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text("[rum]\n")
+    done = call(tmp_path, str(tmp_path / "wrong.toml"))
+    assert (done.returncode, "rum" in done.stderr) == (2, True)
+
+
+def test_a_recipe_is_looked_at_by_its_own_model(site: Path, tmp_path: Path) -> None:
+    done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")
+    assert (done.returncode, findings_of(done)["model"]["found"]) == (0, "tiny, shipped with the package")
+
+
+def test_a_screen_that_is_not_utf8_is_told_and_written_to(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    write_site(site, cv2="raise ImportError('Zeichen: \u00e4')")
+    done = call(tmp_path)
+    assert "PYTHONUTF8=1" in done.stdout
+    assert "Zeichen: \\xe4" in done.stdout
+
+
+def test_the_doctor_itself_loads_no_heavy_library(site: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from toolkit.doctor import examine; found = examine();"
+        f"print(len(found.findings) > 20, sorted(set({[*STUBS, 'numpy', 'huggingface_hub']!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "True []\n", done.stderr
+
+
+@pytest.mark.slow
+def test_this_machine_with_its_real_libraries(tmp_path: Path) -> None:
+    done = call(tmp_path, "--json")
+    found = findings_of(done)
+    loads = [name for name in TESTED if name not in ("unsloth", "unsloth_zoo")]
+    assert [name for name in loads if "loads in" not in found[name]["found"]] == []
+    if found["GPU"]["found"] == "none":
+        assert found["unsloth"]["state"] == "good"
+        assert "refuses to load without a GPU" in found["unsloth"]["found"]
+    assert list((tmp_path / "work").iterdir()) == []
+    assert done.returncode == (1 if json.loads(done.stdout)["problems"] else 0)
+
+
+def test_an_outcome_tells_its_root_cause_in_one_line() -> None:
+    one = Outcome("x", "failed", error="ImportError: above\nRuntimeError: root")
+    assert one.cause == "RuntimeError: root"
+    assert len(replace(one, error="y" * 999).cause) == 200

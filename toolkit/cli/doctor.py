@@ -1,0 +1,58 @@
+"""The command that looks at the machine, and how its findings are printed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from toolkit.doctor import Examination
+
+Seconds = Annotated[
+    float | None,
+    typer.Option("--time-limit", min=1, help="Seconds for loading one library; default 120, and 300 for all of them."),
+]
+
+
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe whose model is looked for; default: MedGemma.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value of the recipe.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    time_limit: Seconds = None,
+) -> None:
+    """Look at this machine: GPU, versions, libraries that do not load, Hub, disk; what is wrong, and what to do."""
+    from toolkit.cli.progress import telling
+    from toolkit.doctor import examine
+    from toolkit.doctor.probes import LIMIT, TOTAL
+    from toolkit.recipe import load_recipe
+
+    loaded = None if recipe is None else load_recipe(recipe, settings or ())
+    limit = time_limit or LIMIT
+    total = TOTAL * max(1.0, limit / LIMIT)
+    with telling() as (progress, _):
+        print(f"loading each library in a process of its own: up to {total:.0f} s", file=sys.stderr)
+        found = examine(loaded, limit=limit, total=total, progress=progress)
+    print(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
+    if found.count("problem"):
+        raise typer.Exit(1)
+
+
+def as_text(found: "Examination") -> str:
+    """A line a finding, what to do below it, and the sum; ASCII where the screen's encoding needs it."""
+    width = max(len(one.name) for one in found.findings)
+    lines = []
+    for one in found.findings:
+        lines.append(f"{one.state:<8} {one.name:<{width}}  {' '.join(one.found.split())}")
+        if one.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  -> {one.remedy}")
+    problems, warnings = found.count("problem"), found.count("warning")
+    counts = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    lines.append(f"{counts}, {found.count('good')} good; {found.seconds:.0f} s")
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)

@@ -1,0 +1,83 @@
+"""The examination: every check in its order, and what it comes to."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit import __version__
+from toolkit.doctor.disk import check_folders
+from toolkit.doctor.extras import check_extras
+from toolkit.doctor.finding import Finding, State
+from toolkit.doctor.gpu import ask_driver, check_driver, check_gpus
+from toolkit.doctor.hub import asked_model, check_hub
+from toolkit.doctor.inside import LOADS
+from toolkit.doctor.libraries import check_libraries
+from toolkit.doctor.machine import check_machine
+from toolkit.doctor.probes import LIMIT, TOTAL, Outcome, run_probes
+from toolkit.doctor.recipes import check_recipes
+from toolkit.recipe import Recipe
+from toolkit.run import Progress, hide_secrets, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found, in the order of looking, and how long it took."""
+
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    def count(self, state: State) -> int:
+        """How many findings are in this state."""
+        return sum(one.state == state for one in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """One object: toolkit (version), seconds, problems, warnings, and findings.
+
+        Each finding has name, state ("good", "warning", "problem"), found and remedy; all are text, and the remedy is
+        empty where there is nothing to do.
+        """
+        return {
+            "toolkit": __version__,
+            "seconds": round(self.seconds, 1),
+            "problems": self.count("problem"),
+            "warnings": self.count("warning"),
+            "findings": [asdict(one) for one in self.findings],
+        }
+
+
+def examine(
+    recipe: Recipe | None = None, *, limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
+) -> Examination:
+    """Look at this machine; nothing heavy is loaded into this process, and nothing is changed.
+
+    Args:
+        recipe: whose model is looked for; None: MedGemma.
+        limit: seconds for loading one library.
+        total: seconds for loading all of them.
+        progress: called as libraries have been loaded.
+    """
+    begun = time.monotonic()
+    outcomes = run_probes(tuple(LOADS), model=asked_model(recipe), limit=limit, total=total, progress=progress)
+    findings = [_without_secrets(one) for one in _findings(recipe, outcomes, os.environ)]
+    gpu = bool(outcomes["torch"].facts.get("devices"))
+    findings.append(check_recipes(recipe, findings, gpu))
+    return Examination(tuple(findings), time.monotonic() - begun)
+
+
+def _findings(
+    recipe: Recipe | None, outcomes: Mapping[str, Outcome], environment: Mapping[str, str]
+) -> Iterator[Finding]:
+    driver = ask_driver()
+    yield from check_machine()
+    yield check_driver(driver)
+    yield from check_gpus(outcomes["torch"], driver)
+    yield from check_libraries(outcomes, gpu=bool(outcomes["torch"].facts.get("devices")))
+    yield from check_extras(outcomes, environment)
+    yield from check_hub(recipe, outcomes["hub"], environment)
+    yield from check_folders(environment)
+
+
+def _without_secrets(finding: Finding) -> Finding:
+    return Finding(finding.name, finding.state, hide_secrets(finding.found), hide_secrets(finding.remedy))

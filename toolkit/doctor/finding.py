@@ -1,0 +1,39 @@
+"""One thing that the doctor looked at: its state, what was found, and what to do about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["good", "warning", "problem"]
+"""good: as it should be, or not needed. warning: slower, smaller, or not tried. problem: something fails."""
+
+STATES: tuple[State, ...] = ("good", "warning", "problem")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``remedy`` is empty where there is nothing to do."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        """A warning or a problem without a remedy helps nobody."""
+        if self.state != "good" and not self.remedy:
+            raise ValueError(f"{self.name}: a {self.state} needs a remedy")
+
+
+def worse(one: State, other: State) -> State:
+    """The worse of two states."""
+    return max(one, other, key=STATES.index)
+
+
+def joined(first: Finding, second: Finding) -> Finding:
+    """Two findings on one thing as one of the first's name, with the worse state and both remedies."""
+    return Finding(
+        first.name,
+        worse(first.state, second.state),
+        "; ".join(filter(None, (first.found, second.found))),
+        " ".join(filter(None, (first.remedy, second.remedy))),
+    )

@@ -1,0 +1,140 @@
+"""The GPUs: driver, what torch sees of them, capability, memory, bfloat16."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.doctor.finding import Finding, State, worse
+from toolkit.doctor.probes import Outcome
+
+GIB = 2**30
+ENOUGH = 14.5
+"""GiB of a GPU that is sold with 16 GB (a T4 has 14.6)."""
+FREE_SHARE = 0.8
+"""Of the memory; when less is free, another process has it."""
+WAIT = 20.0
+"""Seconds for nvidia-smi, which hangs when the driver does."""
+NO_GPU = "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB; Kaggle and Colab lend one."
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What the driver says of itself, without torch."""
+
+    version: str | None
+    gpus: Sequence[str] = ()
+    problem: str = ""
+
+
+def ask_driver() -> Driver:
+    """nvidia-smi's answer, else the kernel module's own file."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT, check=False)
+    except FileNotFoundError:
+        return Driver(_kernel_module())
+    except subprocess.TimeoutExpired:
+        return Driver(_kernel_module(), problem=f"nvidia-smi does not answer within {WAIT:.0f} s")
+    except OSError as error:
+        return Driver(_kernel_module(), problem=f"nvidia-smi cannot be run: {error.strerror}")
+    rows = [line.split(",", 1) for line in done.stdout.splitlines() if "," in line]
+    if done.returncode or not rows:
+        said = " ".join((done.stdout + done.stderr).split())[:200]
+        return Driver(_kernel_module(), problem=f"nvidia-smi fails: {said or f'exit code {done.returncode}'}")
+    return Driver(rows[0][0].strip(), tuple(name.strip() for _, name in rows))
+
+
+def check_driver(driver: Driver) -> Finding:
+    """The driver."""
+    if driver.problem:
+        remedy = "Restart the machine; if that does not help, install the driver again. In a container: --gpus all."
+        return Finding("driver", "problem" if driver.version else "warning", driver.problem, remedy)
+    if driver.version is None:
+        return Finding("driver", "good", "no NVIDIA driver, and no NVIDIA GPU that would need one")
+    return Finding("driver", "good", f"NVIDIA {driver.version}")
+
+
+def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
+    """What torch can use."""
+    devices: Sequence[Mapping[str, Any]] = torch.facts.get("devices", ())
+    if torch.end != "loaded":
+        text = "not known, since torch does not load"
+        yield Finding("GPU", "warning", text, "See torch.")
+    elif not devices:
+        yield _none(torch.facts, driver)
+    for index, device in enumerate(devices):
+        yield _device(index, device)
+    if len(devices) > 1:
+        text = (
+            f"{len(devices)} GPUs; one is used, the first; CUDA_VISIBLE_DEVICES=1 before the command takes the second"
+        )
+        yield Finding("several GPUs", "good", text)
+
+
+def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
+    if not driver.gpus and driver.version is None:
+        return Finding("GPU", "warning", "none", NO_GPU)
+    names = ", ".join(driver.gpus) or "a driver without a GPU"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        text = f"{names}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}"
+        return Finding("GPU", "warning", text, "Unset CUDA_VISIBLE_DEVICES to use it.")
+    if not facts.get("cuda"):
+        text = f"{names}, and torch {facts.get('version')} is a build without CUDA"
+        return Finding(
+            "GPU",
+            "problem",
+            text,
+            "Install torch with CUDA: pip install --force-reinstall -c constraints.txt torch torchvision.",
+        )
+    said = " ".join(" ".join(facts.get("warnings", ())).split())[:300]
+    text = f"{names}, and torch (CUDA {facts['cuda']}) cannot use it" + (f": {said}" if said else "")
+    remedy = f"Update the driver to one for CUDA {facts['cuda']} or later"
+    remedy += (
+        ", or install a torch that was built for an older CUDA." if re.search("too old", said) else "; then restart."
+    )
+    return Finding("GPU", "problem", text, remedy)
+
+
+def _device(index: int, device: Mapping[str, Any]) -> Finding:
+    """One GPU that torch sees."""
+    total, free = device["total"] / GIB, device.get("free", 0) / GIB
+    major, minor = device["capability"]
+    text = f"{device['name']}, compute capability {major}.{minor}, {total:.1f} GiB, {free:.1f} GiB free"
+    text += ", bfloat16" if device.get("bf16") else ", no bfloat16"
+    name = f"GPU {index}"
+    if device.get("error"):
+        remedy = "Choose a torch that has kernels for this GPU, or another GPU; end what else uses it (nvidia-smi)."
+        return Finding(
+            name, "problem", f"{text}; it computes nothing: {' '.join(device['error'].split())[:300]}", remedy
+        )
+    state: State = "good"
+    remedies = []
+    if not device.get("bf16"):
+        remedies.append(
+            "Without bfloat16 weights that are not quantised are held in float32: slower, and twice the memory."
+        )
+    if total < ENOUGH:
+        remedies.append(
+            "A 4B model is meant for 16 to 24 GB: take a smaller model, smaller pictures or fewer generations."
+        )
+    if free < FREE_SHARE * total:
+        remedies.append(
+            "Another process holds a part of its memory: nvidia-smi tells which; in a notebook, restart the kernel."
+        )
+    if remedies:
+        state = worse(state, "warning")
+    return Finding(name, state, text, " ".join(remedies))
+
+
+def _kernel_module() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
+    return match[1] if match else None

@@ -1,0 +1,180 @@
+"""The program of one probe: loads one library in a process of its own and writes down what it finds there.
+
+It is run by its path and imports nothing of this package, so that a library that crashes or hangs takes only this
+process with it. ``inside.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object: ``step`` is "import" (the
+import has not come back), "look" (it has) or "done"; ``facts`` is what was found; ``error`` and ``where`` tell of an
+exception. What the library prints goes where this process's output goes.
+"""
+
+import faulthandler
+import importlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+LOADS: Mapping[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "transformers": ("transformers:AutoModelForImageTextToText", "transformers:AutoProcessor"),
+    "trl": ("trl:SFTTrainer", "trl:GRPOTrainer"),
+    "peft": ("peft:get_peft_model",),
+    "accelerate": ("accelerate:Accelerator",),
+    "datasets": ("datasets:Dataset",),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes.cextension"),
+    "unsloth": ("unsloth:FastVisionModel",),
+    "xformers": ("xformers", "xformers.ops"),
+    "triton": ("triton",),
+    "opencv": ("cv2:imdecode",),
+    "vllm": ("vllm:LLM",),
+    "hub": ("huggingface_hub", "huggingface_hub.constants"),
+}
+"""Probe -> modules and what is taken from them: libraries that load themselves lazily load only then."""
+
+REQUEST_SECONDS = 5.0
+"""The longest that one request to the Hub may take."""
+
+
+def main(result: str, name: str, seconds: str, model: str = "") -> None:
+    """Load, look, and leave at once: what a library does while Python ends is not looked at."""
+    told: dict[str, Any] = {"step": "import"}
+
+    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        root = list(_chain(error))[-1]
+        told["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+        told["missing"] = root.name if isinstance(root, ModuleNotFoundError) else None
+        told["where"] = _last_line(root.__traceback__)
+        _write(result, told)
+
+    sys.excepthook = fail
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(max(float(seconds) - 5, float(seconds) / 2))  # where it hangs, before it is ended
+    _write(result, told)
+    for wanted in LOADS[name]:
+        module, _, attribute = wanted.partition(":")
+        loaded = importlib.import_module(module)
+        if attribute:
+            getattr(loaded, attribute)
+    told["step"] = "look"
+    _write(result, told)
+    told["facts"] = look_at_hub(model) if name == "hub" else LOOKS.get(name, dict)()
+    told["step"] = "done"
+    _write(result, told)
+    os._exit(0)
+
+
+def look_at_torch() -> dict[str, Any]:
+    """Its build, and each CUDA device: name, capability, memory in bytes, bfloat16, and whether a kernel runs."""
+    torch = sys.modules["torch"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": getattr(torch.version, "hip", None),
+        "warnings": [str(one.message) for one in caught],
+        "devices": [_device(torch, index) for index in range(count)],
+    }
+
+
+def _device(torch: Any, index: int) -> dict[str, Any]:
+    known = torch.cuda.get_device_properties(index)
+    found = {"name": known.name, "capability": [known.major, known.minor], "total": known.total_memory}
+    try:
+        with torch.cuda.device(index):
+            found["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+            found["free"] = torch.cuda.mem_get_info(index)[0]
+            torch.ones(2, device=f"cuda:{index}").sum().item()
+    except RuntimeError as error:  # a build without kernels for this device; a device that is lost or full
+        found["error"] = str(error)
+    return found
+
+
+def look_at_xformers() -> dict[str, Any]:
+    """Whether its compiled part is loaded, and, where there is a GPU, whether its attention runs."""
+    problem = sys.modules["xformers._cpp_lib"]._cpp_library_load_exception
+    if problem is not None:
+        return {"error": str(problem)}
+    torch = sys.modules["torch"]
+    if not torch.cuda.is_available():
+        return {}
+    one = torch.zeros(1, 16, 1, 64, dtype=torch.float16, device="cuda")
+    try:
+        sys.modules["xformers.ops"].memory_efficient_attention(one, one, one).sum().item()
+    except (RuntimeError, ValueError) as error:  # NotImplementedError among them: no kernel for this GPU
+        return {"error": str(error)}
+    return {"ran": True}
+
+
+def look_at_bitsandbytes() -> dict[str, Any]:
+    """Which native library it has loaded; a stand-in keeps the error of the one that it could not load."""
+    native = sys.modules["bitsandbytes.cextension"].lib
+    return {"cuda": bool(native.compiled_with_cuda), "error": vars(native).get("error_msg")}
+
+
+def look_at_hub(model: str) -> dict[str, Any]:
+    """Whether ``model`` is in the cache with all its weights, and, unless offline, whether its files may be had."""
+    hub = sys.modules["huggingface_hub"]
+    found: dict[str, Any] = {"offline": hub.constants.HF_HUB_OFFLINE, "cached": model and _is_cached(hub, model)}
+    if model and not found["offline"]:
+        import httpx
+
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=REQUEST_SECONDS)
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            found["error"] = str(error)
+            found["kinds"] = [kind.__name__ for kind in type(error).__mro__]
+    return found
+
+
+def _is_cached(hub: Any, model: str) -> bool:
+    def cached(file: str) -> Path | None:
+        path = hub.try_to_load_from_cache(model, file)
+        return Path(path) if isinstance(path, str) else None
+
+    try:
+        index = cached("model.safetensors.index.json")
+        if cached("config.json") is None or index is None:
+            return cached("config.json") is not None and cached("model.safetensors") is not None
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError):  # a name that is none, a cache that is damaged
+        return False
+    return all(cached(part) is not None for part in parts)
+
+
+LOOKS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "torch": look_at_torch,
+    "xformers": look_at_xformers,
+    "bitsandbytes": look_at_bitsandbytes,
+}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it came from, the root last."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def _last_line(trace: TracebackType | None) -> str:
+    frames = traceback.extract_tb(trace)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _write(result: str, told: Mapping[str, Any]) -> None:
+    partial = Path(f"{result}.partial")
+    partial.write_text(json.dumps(told, default=str), encoding="utf-8")
+    partial.replace(result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
