@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepping import LOAD, row, steps_recipe, task_rows, write_csv
+from PIL import Image
+from stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import load_recipe
@@ -168,6 +169,40 @@ def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path
     assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("step", ["", "step {} of 4", "1.{}"])
+def test_tasks_of_which_no_row_says_its_step_are_told_too(step: str, tmp_path: Path) -> None:
+    rows = [{**one, "Grounding": "", "Step": step.format(number)} for number, one in enumerate(task_rows(1), 1)]
+    assert "1 task with rows that say no step, and so in the order of the file" in told(tmp_path, rows)
+
+
+def test_whole_numbers_that_a_table_wrote_with_a_point_are_read_as_numbers(tmp_path: Path) -> None:
+    # As pandas writes a column of numbers with a hole in it.
+    rows = [
+        {**one, "Task_id": f"{task}.0", "Image_id": f"{task}{number}.0", "Grounding": "", "Step": f"{number}.0"}
+        for task in (3, 4)
+        for number, one in enumerate(task_rows(task), 1)
+    ]
+    rows[7]["Task_id"] = "4"
+    write_csv(tmp_path, rows)
+    for one in rows:
+        Image.new("RGB", SIZE).save(tmp_path / "images" / one["Image_id"].replace(".0", ".png"))
+    found = list(load_data(steps_recipe(tmp_path, {"task_start": 4, "task_end": 4})).train)
+    assert [(one.group, one.fields["place"], one.images[0].path.name) for one in found] == [
+        ("4", place, f"4{place}.png") for place in (1, 2, 3, 4)
+    ]
+    write_csv(tmp_path, rows[::-1])
+    assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [4, 3, 2, 1] * 2
+
+
+def test_nan_in_a_cell_is_nothing(tmp_path: Path) -> None:
+    rows = task_rows(1)
+    rows[1]["Output"] = rows[1]["Output"].replace('"Axial slice"', "NaN").replace("[200, 150]", "NaN")
+    rows[1]["Grounding"] = rows[1]["Grounding"].replace('"Axial slice"', "NaN").replace("[190, 140, 210, 160]", "NaN")
+    second, third = samples(tmp_path, rows)[1:3]
+    assert (second.reference["target"], second.reference["place"]) == (None, None)
+    assert "NaN" not in STEPS.target(second) + STEPS.question(third)
+
+
 def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
     text = told(tmp_path, rows)
@@ -233,6 +268,7 @@ def test_a_row_before_that_has_a_wrong_place_still_gives_its_memory(tmp_path: Pa
         ({"Output": json.dumps({"Predicted": {"action": "DANCE"}})}, "an action that data.steps.actions does not name"),
         ({"Output": json.dumps({"Reason": "x"}), "Grounding": ""}, "no action"),
         ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": "there"}})}, "a place must be"),
+        ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [10**400, 1]}})}, "a place must be"),
         ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [0.4, 0.5]}})}, "shares of the screen"),
         ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [90, 90, 20, 30]}})}, "a box must be"),
         ({"Output": json.dumps({"Reason": "\ud800", "Predicted": {"action": "CLICK"}})}, "half of a surrogate pair"),
@@ -520,6 +556,15 @@ def test_halves_of_characters_and_endless_numbers_can_be_written_down(step: Samp
     written = json.dumps(answer.values, allow_nan=False, ensure_ascii=False).encode()
     assert json.loads(written)["long_term"] == {"n": None, "\ufffd": ["\ufffd"]}
     assert json.loads(written)["target"] == "\ufffd"
+
+
+def test_a_number_without_an_end_is_no_place_and_no_memory(step: Sample) -> None:
+    endless = "9" * 400  # a whole number that no float holds: a model that repeats itself
+    action = f'{{"action":"CLICK","target":{endless},"coords":{{"x":{endless},"y":1}}}}'
+    answer = STEPS.parse(f'{{"Short Term":{{"n":{endless},"m":[{endless}]}},"Predicted":{action}}}', step)
+    assert (answer.values["action"], answer.values["place"]) == ("CLICK", None)
+    assert answer.values["memory"]["short_term"] == dict(step.fields["memory"].short_term)
+    assert STEPS.scores(step, answer)["grounding"] == 0
 
 
 def test_coordinates_that_cannot_be_read_are_a_fault_and_the_action_stays(step: Sample) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, mended, name_of, text_of
+from toolkit.tasks.cells import cell, mended, name_of, number_of, text_of
 from toolkit.tasks.links import FIRST, GAP, REPEATED, Links
 from toolkit.tasks.steps.settings import StepSettings
 
@@ -46,7 +46,7 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
     count = 0
     for number, (_, row) in enumerate(rows):
         count = number + 1
-        if task := name_of(cell(row, origin, "task")):
+        if task := number_of(cell(row, origin, "task")):
             line = lines.setdefault(task, _Line())
             line.rows.append(number)
             line.steps.append(step_of(row, origin))
@@ -68,7 +68,7 @@ def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
         value = _original(cell(row, origin, "grounding")).get("step")
     if isinstance(value, bool):
         return None
-    digits = _DIGITS.findall(name_of(value)) if value is not None else []
+    digits = _DIGITS.findall(number_of(value)) if value is not None else []
     return int(digits[0]) if len(digits) == 1 and len(digits[0]) < 10 else None
 
 
@@ -105,8 +105,7 @@ class _Told:
 def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
     steps = [step for step in line.steps if step is not None]
     if len(steps) < len(line.rows):
-        if steps:
-            told.unnumbered.append(f"task {task}")
+        told.unnumbered.append(f"task {task}")
         steps = list(range(1, len(line.rows) + 1))
     start = 0 if 0 in steps else 1
     row_of: dict[int, int] = {}
