@@ -718,6 +718,30 @@ def test_the_baseline_is_the_most_frequent_step_at_its_median_place(tmp_path: Pa
     assert STEPS.scores(train[1], STEPS.parse(STEPS.baseline(train)(train[1]), train[1]))["step"] == 1
 
 
+def test_a_score_of_its_own_has_its_own_most_frequent_answer(tmp_path: Path) -> None:
+    # Every task ends alike and clicks on something else.
+    ends = [row(task, 1, (("COMPLETE", "task", None),)) for task in (1, 2)]
+    clicks = [row(task, 1, (("CLICK", name, [40, 60]),)) for task, name in enumerate(("Save", "Open", "Send"), 3)]
+    train = samples(tmp_path, [*clicks, *ends])
+
+    def shares(baseline: Any) -> list[float]:
+        complete = baseline(train)
+        found = [STEPS.scores(one, STEPS.parse(complete(one), one)) for one in train]
+        return [sum(scores[name] or 0 for scores in found) / 5 for name in ("step", "action", "target")]
+
+    assert shares(STEPS.baseline) == [0.4, 0.4, 0.4]
+    assert shares(STEPS.baselines["action"]) == [0.2, 0.6, 0.2]
+    assert shares(STEPS.baselines["target"]) == [0.4, 0.4, 0.4]
+    more = [row(task, 1, (("CLICK", None, None),)) for task in (8, 9)]
+    both = samples(tmp_path / "both", [*clicks, *ends, *more])
+    # "Save" is right for the clicks without a target too: 3 rows of 7, more than the ends' 2.
+    assert '"target":"Save"' in STEPS.baseline(both)(both[0])
+    loud = samples(
+        tmp_path / "loud", [*ends, *(row(t, 1, (("CLICK", n, None),)) for t, n in ((3, "OK"), (4, "ok."), (5, "Ok")))]
+    )
+    assert '"target":"OK"' in STEPS.baseline(loud)(loud[0])
+
+
 def test_the_last_step_again(step: Sample, tmp_path: Path) -> None:
     answer = STEPS.parse(repeat_last(step), step)
     assert (answer.values["action"], answer.values["target"]) == ("CLICK", "Load volume")
