@@ -338,6 +338,9 @@ def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
         json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": "long"}}).encode(),
         json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "counts": {"wishes": 1}}}).encode(),
         json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "gpu": None}}).encode(),
+        b'{"event": "machine", "start": "s", "facts": {"gpus": [{"cores": 1}]}}',
+        b'{"event": "machine", "start": "s", "facts": {"energy": "much"}}',
+        b'{"event": "machine", "start": "s", "facts": {"unseen": 5}}',
     ],
 )
 def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: bytes) -> None:
@@ -346,6 +349,17 @@ def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: 
         handle.write(line + b"\n")
     record = read_compute(run.compute_file)
     assert (record.damaged, record.used.wall) == (1, 10)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"record": {"rows": [1, 2]}}', '{"record": {"rows": {"train": null}}}', "{"]
+)
+def test_a_run_whose_rows_are_damaged_is_in_the_report(tmp_path: Path, content: str) -> None:
+    run = made_up(tmp_path, "one", wall=3600)
+    (run.stage_folder("data") / "done.json").write_text(content)
+    ledger = read_ledger([tmp_path])
+    assert ledger.used.wall == 3600
+    assert "rows not read" in as_markdown(ledger)
 
 
 def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(

@@ -1,7 +1,6 @@
 """The ledger: what runs used, grouped by what they were for, as a conference's form on compute asks."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +116,12 @@ def _read(run: RunFolder) -> RunUse:
         recipe = run.recipe()
     except RecipeError:  # of another version; its hours count all the same
         recipe = None
-    rows: dict[str, int] = {}
-    with suppress(RunError, ValueError, KeyError):  # not read yet, or damaged; then the report says that of the rows
-        rows = run.record("data")["rows"]
-    return RunUse(run.name, recipe, read_compute(run.compute_file), rows)
+    return RunUse(run.name, recipe, read_compute(run.compute_file), _rows(run))
+
+
+def _rows(run: RunFolder) -> dict[str, int]:
+    """Split -> rows; none where they are not read yet or the record is damaged: then the report says that of them."""
+    try:
+        return {str(split): int(number) for split, number in run.record("data")["rows"].items()}
+    except (RunError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
