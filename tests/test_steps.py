@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 
+from toolkit.backends.hf import HfBackend
+from toolkit.chat import render_prompt
 from toolkit.errors import DataError, RecipeError
+from toolkit.images import ImageStore
 from toolkit.recipe import load_recipe
 from toolkit.sample import Answer, Sample
+from toolkit.stages.prompts import Prompts
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import load_data
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
@@ -455,6 +459,44 @@ def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last:
     assert "SENTINEL" not in text
     # The place, in pixels and as the model writes it (77 of 400 and 33 of 300 are 19 and 11 of 100).
     assert not any(number in text for number in ("77", "33", "19", "11"))
+
+
+@pytest.mark.parametrize("own_columns", [False, True])
+def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns: bool, tmp_path: Path) -> None:
+    rows = [{**one, "Site": "SITE"} for one in task_rows(1)]
+    last = rows[-1] | {name: json.dumps(value) for name, value in SENTINELS.items()}
+    last["Grounding"] = last["Grounding"].replace('"step": 2', '"step": 4')
+    rows = [*rows[:-1], last]
+    if own_columns:
+        rows = [{**one, **own_columns_of(one)} for one in rows]
+    write_csv(tmp_path, rows)
+    recipe = steps_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
+    sample = load_data(recipe).train[3]
+    prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
+    given = render_prompt(HfBackend().load_reader(recipe).processor, prompts.messages(sample))
+    assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
+    assert "SENTINEL" in prompts.task.target(sample)
+    assert "SENTINEL" not in given + repr(prompts.row(sample))
+
+
+def own_columns_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The same step in a data set with a column for each part."""
+    output = json.loads(row["Output"])
+    action = output["Predicted"]["predicted_action"]
+    memories = {name: json.dumps(output[name]) for name in ("Short Term", "Long Term")}
+    place = {"coords": json.dumps(action["coords"]), "bbox": "", "Step": row["Image_id"][-1]}
+    named = {"action": action["action"], "target": action["target"] or "", "Reason": output["Reason"]}
+    return {**memories, **place, **named, "Output": "", "Grounding": ""}
+
+
+@pytest.mark.parametrize("name", ["place", "notes", "memory"])
+def test_a_column_for_the_prompt_cannot_be_called_as_what_a_step_knows_of_itself(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path, [{**one, name: "left lung"} for one in task_rows(1)])
+    recipe = steps_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": (name,)})})
+    with pytest.raises(DataError, match=rf"must not be called.*{name}"):
+        load_data(recipe)
 
 
 def test_the_instruction_is_the_same_for_every_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Answers without a look: the most frequent step of the training rows, and the last step again."""
+"""Answers without a look: the most frequent step, action or target of the training rows, and the last step again."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

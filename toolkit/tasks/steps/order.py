@@ -18,6 +18,9 @@ MOST_EXAMPLES = 5
 HIDDEN = ("output", "grounding", "action", "target", "coords", "bbox", "next_short_term", "next_long_term", "reason")
 """Fields of which nothing may enter a prompt."""
 
+OWN = frozenset({"place", "length", "memory", "size", "frame", "settings", "notes"})
+"""Fields of a sample that are made, not read: a column of the same name could not be told from them."""
+
 _DIGITS = re.compile(r"\d+")
 
 
@@ -38,8 +41,8 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
     the same step the first stays. The range ``task_start`` to ``task_end`` has both of its ends.
 
     Raises:
-        DataError: the prompt is to show a column of the reference, ``data.group`` cuts a task in two, or no task is in
-            the range.
+        DataError: the prompt is to show a column of the reference or one that is called as a sample's own field,
+            ``data.group`` cuts a task in two, or no task is in the range.
     """
     _refuse_hidden(origin)
     lines: dict[str, _Line] = {}
@@ -164,6 +167,13 @@ def _original(value: Any) -> Mapping[str, Any]:
 
 
 def _refuse_hidden(origin: RowOrigin) -> None:
+    if taken := sorted(OWN & {*origin.context, *origin.by}):
+        raise DataError(
+            "columns of prompt.context and evaluate.by must not be called as what a step knows of itself",
+            place=origin.file,
+            value=taken,
+            remedy="Give the column another name.",
+        )
     hidden = {origin.column[name] for name in HIDDEN if name in origin.column}
     if shown := sorted(hidden & set(origin.context)):
         raise DataError(
