@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,15 +333,15 @@ def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
         b"3",
         b"null",
         b'{"event": "beat", "start": "unknown", "used": ' + json.dumps(EMPTY).encode() + b"}",
-        b'{"event": "end", "start": "s"}',
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": -1}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "cpu": float("nan")}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": "long"}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "counts": {"wishes": 1}}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "gpu": None}}).encode(),
-        b'{"event": "machine", "start": "s", "facts": {"gpus": [{"cores": 1}]}}',
-        b'{"event": "machine", "start": "s", "facts": {"energy": "much"}}',
-        b'{"event": "machine", "start": "s", "facts": {"unseen": 5}}',
+        b'{"event": "end", "start": "one"}',
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "wall": -1}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "cpu": float("nan")}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "wall": "long"}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "counts": {"wishes": 1}}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "gpu": None}}).encode(),
+        b'{"event": "machine", "start": "one", "facts": {"gpus": [{"cores": 1}]}}',
+        b'{"event": "machine", "start": "one", "facts": {"energy": "much"}}',
+        b'{"event": "machine", "start": "one", "facts": {"unseen": 5}}',
     ],
 )
 def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: bytes) -> None:
@@ -481,12 +482,12 @@ def made_up(
         run = folder_of(folder, name)
     begun = {"command": "run", "purpose": purpose, "processes": processes, "versions": {}, "energy": None}
     machine = {"cpu": "A CPU", "cores": 4, "cores_allowed": 4, "memory_gb": 16.0, "disk_gb": 100, "disk_free_gb": 50}
-    lines = [{"event": "start", "start": "s", "time": "t", "used": EMPTY, "machine": machine, **begun}]
+    lines = [{"event": "start", "start": name, "time": "t", "used": EMPTY, "machine": machine, **begun}]
     for number, (stage, own) in enumerate((stages or {}).items(), start=1):
         part = {"number": number, "name": stage, "used": {**EMPTY, **own}}
-        lines.append({"event": "stage", "start": "s", "time": "t", "used": EMPTY, "stage": part})
+        lines.append({"event": "stage", "start": name, "time": "t", "used": EMPTY, "stage": part})
     last = {"event": "end", "outcome": outcome} if outcome else {"event": "beat"}
-    lines.append({**last, "start": "s", "time": "t", "used": {**EMPTY, **used}})
+    lines.append({**last, "start": name, "time": "t", "used": {**EMPTY, **used}})
     run.compute_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
@@ -575,6 +576,14 @@ def test_a_part_is_never_told_as_the_whole(four: Path) -> None:
 
 def test_naming_a_run_and_its_folder_counts_it_once(four: Path) -> None:
     assert read_ledger([four, four / "main"]).used == read_ledger([four]).used
+
+
+def test_a_copy_of_a_run_is_told(four: Path) -> None:
+    assert "more than once" not in as_markdown(read_ledger([four]))
+    shutil.copytree(four / "sweep", four / "backup")
+    ledger = read_ledger([four])
+    assert ledger.copies == as_json(ledger)["runs_that_share_starts"] == ["backup", "sweep"]
+    assert "**Counted more than once:** backup, sweep share starts" in as_markdown(ledger)
 
 
 def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class Start:
     versions: Mapping[str, str] = field(default_factory=dict)
     energy: str | None = None
     """Why energy was not measured."""
+    id: str = ""
+    """No other start has it; a copy of the run does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def _begun(line: Mapping[str, Any], used: Usage) -> Start:
         machine=_facts(line["machine"]),
         versions={str(name): str(version) for name, version in line["versions"].items()},
         energy=None if line["energy"] is None else str(line["energy"]),
+        id=str(line["start"]),
     )
 
 

@@ -1,5 +1,6 @@
 """The ledger: what runs used, grouped by what they were for, as a conference's form on compute asks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,12 @@ class Ledger:
     def unrecorded(self) -> list[str]:
         """Runs without any record: they are in no sum."""
         return [run.name for run in self.runs if not run.record.starts]
+
+    @property
+    def copies(self) -> list[str]:
+        """Runs that have a start of another run, as a copied folder has: it is in the sums twice."""
+        having = Counter(name for run in self.runs for name in {start.id for start in run.record.starts})
+        return [run.name for run in self.runs if any(having[start.id] > 1 for start in run.record.starts)]
 
     def by_purpose(self) -> dict[str, tuple[int, Usage]]:
         """Heading -> how many runs, and what they used; every heading is there."""
