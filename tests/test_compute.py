@@ -500,7 +500,7 @@ def four(tmp_path: Path) -> Path:
     evaluation = {"wall": 360, "cpu": 720, "gpu": 360, "counts": {"answers": 500, "language_inference": 1e12}}
     measured = {**evaluation, "energy": 0.05, "energy_wall": 360}
     made_up(runs, "main", wall=9 * hour, cpu=18 * hour, gpu=9 * hour, energy=2.0, energy_wall=9 * hour,
-            stages={"evaluate-before": measured, "evaluate-sft": measured})  # fmt: skip
+            stages={"evaluate-before": evaluation, "evaluate-sft": measured, "evaluate-grpo": measured})  # fmt: skip
     made_up(runs, "main.old-1", wall=hour, cpu=2 * hour, gpu=hour, stages={"evaluate-before": evaluation})
     made_up(runs, "sweep", purpose="search", wall=4 * hour, cpu=4 * hour)
     made_up(runs, "without", purpose="ablation", wall=3 * hour, cpu=3 * hour, gpu=3 * hour)
@@ -552,7 +552,8 @@ def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) ->
 
 def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> None:
     runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
-    # Two evaluations of 500 answers and 0.1 h: 1,000 answers in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs.
+    # Two evaluations after training of 500 answers and 0.1 h: 1,000 in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs. The one
+    # before training, without energy, does not count, but in the run that has no other.
     assert runs["main"] == {
         "answers": 1000,
         "wall_hours": pytest.approx(0.2),
@@ -561,7 +562,7 @@ def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> Non
         "energy_kwh": pytest.approx(0.1),
         "flops_formula": pytest.approx(2e12),
     }
-    assert runs["main.old-1"]["energy_kwh"] is None
+    assert (runs["main.old-1"]["answers"], runs["main.old-1"]["energy_kwh"]) == (500, None)
     assert runs["sweep"] is None
 
 
@@ -610,7 +611,7 @@ def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
     assert "2 finished" in done.stdout
     written = read_json(file)
     assert written["runs"][0]["stages"]["sft"]["flops_training_counter"] > 0
-    assert written["runs"][0]["per_1000_predictions"]["answers"] == 36
+    assert written["runs"][0]["per_1000_predictions"]["answers"] == 24
     assert not list(tmp_path.glob("*.partial"))
 
 

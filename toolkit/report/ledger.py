@@ -15,6 +15,7 @@ PURPOSES = ("training", "search", "ablation", FAILED)
 """The headings. A run that never came to its end counts under the last one, whatever its recipe says."""
 
 EVALUATIONS = "evaluate-"
+BEFORE = "evaluate-before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,14 @@ class RunUse:
 
     @property
     def evaluations(self) -> Usage:
-        """All evaluations of the run that asked something."""
-        return total(
-            used for name, used in self.record.stages().items() if name.startswith(EVALUATIONS) and used.counts.answers
-        )
+        """The evaluations that asked a trained model something; that of the model before training if there is no other.
+
+        A model that does not know the form yet writes more or less than it does in use, and costs as much.
+        """
+        stages = self.record.stages().items()
+        found = {name: used for name, used in stages if name.startswith(EVALUATIONS) and used.counts.answers}
+        trained = [used for name, used in found.items() if name != BEFORE]
+        return total(trained or found.values())
 
 
 @dataclass(frozen=True, slots=True)
