@@ -1,5 +1,6 @@
 """What runs use: counted by formula and by torch, kept through a kill, added up once, and told without inventing."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -385,9 +386,13 @@ def test_the_first_of_several_processes_counts_for_all(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=2))
 def test_readings_of_clocks_add_up(values: list[int]) -> None:
     first, second = sorted(values)
-    before = Usage(wall=first, counts=Counts(read_tokens=first))
-    after = Usage(wall=second, counts=Counts(read_tokens=second))
-    assert before + after.since(before) == after
+
+    def reading(number: int) -> Usage:
+        sums = ("wall", "cpu", "gpu", "energy", "energy_wall", "co2", "co2_energy")
+        counted = Counts(**{field.name: number for field in dataclasses.fields(Counts)})
+        return Usage(**dict.fromkeys(sums, number), counts=counted)
+
+    assert reading(first) + reading(second).since(reading(first)) == reading(second)
 
 
 def test_energy_is_read_without_a_word_a_file_or_the_network(
