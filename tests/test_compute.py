@@ -1,7 +1,9 @@
 """What runs use: counted by formula and by torch, kept through a kill, added up once, and told without inventing."""
 
+import dataclasses
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,12 +334,15 @@ def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
         b"3",
         b"null",
         b'{"event": "beat", "start": "unknown", "used": ' + json.dumps(EMPTY).encode() + b"}",
-        b'{"event": "end", "start": "s"}',
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": -1}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "cpu": float("nan")}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "wall": "long"}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "counts": {"wishes": 1}}}).encode(),
-        json.dumps({"event": "beat", "start": "s", "used": {**EMPTY, "gpu": None}}).encode(),
+        b'{"event": "end", "start": "one"}',
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "wall": -1}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "cpu": float("nan")}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "wall": "long"}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "counts": {"wishes": 1}}}).encode(),
+        json.dumps({"event": "beat", "start": "one", "used": {**EMPTY, "gpu": None}}).encode(),
+        b'{"event": "machine", "start": "one", "facts": {"gpus": [{"cores": 1}]}}',
+        b'{"event": "machine", "start": "one", "facts": {"energy": "much"}}',
+        b'{"event": "machine", "start": "one", "facts": {"unseen": 5}}',
     ],
 )
 def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: bytes) -> None:
@@ -346,6 +351,17 @@ def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: 
         handle.write(line + b"\n")
     record = read_compute(run.compute_file)
     assert (record.damaged, record.used.wall) == (1, 10)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"record": {"rows": [1, 2]}}', '{"record": {"rows": {"train": null}}}', "{"]
+)
+def test_a_run_whose_rows_are_damaged_is_in_the_report(tmp_path: Path, content: str) -> None:
+    run = made_up(tmp_path, "one", wall=3600)
+    (run.stage_folder("data") / "done.json").write_text(content)
+    ledger = read_ledger([tmp_path])
+    assert ledger.used.wall == 3600
+    assert "rows not read" in as_markdown(ledger)
 
 
 def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(
@@ -370,9 +386,13 @@ def test_the_first_of_several_processes_counts_for_all(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=2))
 def test_readings_of_clocks_add_up(values: list[int]) -> None:
     first, second = sorted(values)
-    before = Usage(wall=first, counts=Counts(read_tokens=first))
-    after = Usage(wall=second, counts=Counts(read_tokens=second))
-    assert before + after.since(before) == after
+
+    def reading(number: int) -> Usage:
+        sums = ("wall", "cpu", "gpu", "energy", "energy_wall", "co2", "co2_energy")
+        counted = Counts(**{field.name: number for field in dataclasses.fields(Counts)})
+        return Usage(**dict.fromkeys(sums, number), counts=counted)
+
+    assert reading(first) + reading(second).since(reading(first)) == reading(second)
 
 
 def test_energy_is_read_without_a_word_a_file_or_the_network(
@@ -489,12 +509,12 @@ def made_up(
         run = folder_of(folder, name)
     begun = {"command": "run", "purpose": purpose, "processes": processes, "versions": {}, "energy": None}
     machine = {"cpu": "A CPU", "cores": 4, "cores_allowed": 4, "memory_gb": 16.0, "disk_gb": 100, "disk_free_gb": 50}
-    lines = [{"event": "start", "start": "s", "time": "t", "used": EMPTY, "machine": machine, **begun}]
+    lines = [{"event": "start", "start": name, "time": "t", "used": EMPTY, "machine": machine, **begun}]
     for number, (stage, own) in enumerate((stages or {}).items(), start=1):
         part = {"number": number, "name": stage, "used": {**EMPTY, **own}}
-        lines.append({"event": "stage", "start": "s", "time": "t", "used": EMPTY, "stage": part})
+        lines.append({"event": "stage", "start": name, "time": "t", "used": EMPTY, "stage": part})
     last = {"event": "end", "outcome": outcome} if outcome else {"event": "beat"}
-    lines.append({**last, "start": "s", "time": "t", "used": {**EMPTY, **used}})
+    lines.append({**last, "start": name, "time": "t", "used": {**EMPTY, **used}})
     run.compute_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
@@ -507,7 +527,7 @@ def four(tmp_path: Path) -> Path:
     evaluation = {"wall": 360, "cpu": 720, "gpu": 360, "counts": {"answers": 500, "language_inference": 1e12}}
     measured = {**evaluation, "energy": 0.05, "energy_wall": 360}
     made_up(runs, "main", wall=9 * hour, cpu=18 * hour, gpu=9 * hour, energy=2.0, energy_wall=9 * hour,
-            stages={"evaluate-before": measured, "evaluate-sft": measured})  # fmt: skip
+            stages={"evaluate-before": evaluation, "evaluate-sft": measured, "evaluate-grpo": measured})  # fmt: skip
     made_up(runs, "main.old-1", wall=hour, cpu=2 * hour, gpu=hour, stages={"evaluate-before": evaluation})
     made_up(runs, "sweep", purpose="search", wall=4 * hour, cpu=4 * hour)
     made_up(runs, "without", purpose="ablation", wall=3 * hour, cpu=3 * hour, gpu=3 * hour)
@@ -559,7 +579,8 @@ def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) ->
 
 def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> None:
     runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
-    # Two evaluations of 500 answers and 0.1 h: 1,000 answers in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs.
+    # Two evaluations after training of 500 answers and 0.1 h: 1,000 in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs. The one
+    # before training, without energy, does not count, but in the run that has no other.
     assert runs["main"] == {
         "answers": 1000,
         "wall_hours": pytest.approx(0.2),
@@ -568,7 +589,7 @@ def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> Non
         "energy_kwh": pytest.approx(0.1),
         "flops_formula": pytest.approx(2e12),
     }
-    assert runs["main.old-1"]["energy_kwh"] is None
+    assert (runs["main.old-1"]["answers"], runs["main.old-1"]["energy_kwh"]) == (500, None)
     assert runs["sweep"] is None
 
 
@@ -583,6 +604,14 @@ def test_a_part_is_never_told_as_the_whole(four: Path) -> None:
 
 def test_naming_a_run_and_its_folder_counts_it_once(four: Path) -> None:
     assert read_ledger([four, four / "main"]).used == read_ledger([four]).used
+
+
+def test_a_copy_of_a_run_is_told(four: Path) -> None:
+    assert "more than once" not in as_markdown(read_ledger([four]))
+    shutil.copytree(four / "sweep", four / "backup")
+    ledger = read_ledger([four])
+    assert ledger.copies == as_json(ledger)["runs_that_share_starts"] == ["backup", "sweep"]
+    assert "**Counted more than once:** backup, sweep share starts" in as_markdown(ledger)
 
 
 def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
@@ -609,7 +638,7 @@ def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
     assert "2 finished" in done.stdout
     written = read_json(file)
     assert written["runs"][0]["stages"]["sft"]["flops_training_counter"] > 0
-    assert written["runs"][0]["per_1000_predictions"]["answers"] == 36
+    assert written["runs"][0]["per_1000_predictions"]["answers"] == 24
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -120,6 +120,37 @@ def test_a_file_with_other_predictions_is_not_written_into(run: RunFolder, tmp_p
     assert out.read_text() == "a text\n"
 
 
+@pytest.mark.parametrize("text", ["a text", "a text\nwithout an end", '{"id": 1, "mine": true}', "[1]\n", '{"mine'])
+def test_a_file_of_another_kind_keeps_every_byte(text: str, run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(text)
+    with pytest.raises(DataError, match="another model, recipe or file"):
+        predicted(run, open_csv(tmp_path), out, Scripted(right))
+    assert out.read_text() == text
+
+
+@pytest.mark.parametrize("whole_lines", [0, 2])
+def test_predictions_that_end_in_half_a_line_go_on(whole_lines: int, run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    predicted(run, open_csv(tmp_path), out, Scripted(right))
+    complete = out.read_bytes()
+    lines = complete.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:whole_lines]) + lines[whole_lines][:40])
+    predicted(run, open_csv(tmp_path), out, Scripted(right))
+    assert out.read_bytes() == complete
+
+
+def test_where_predictions_cannot_be_written_is_told_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
+    backend = Scripted(right)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "folder", tmp_path / "file" / "out.jsonl"):
+        with pytest.raises(DataError, match="must be one that can be written"):
+            predicted(run, open_csv(tmp_path), out, backend)
+    assert backend.asked == []
+    assert len(predicted(run, open_csv(tmp_path), tmp_path / "new" / "out.jsonl", backend)) == 8
+
+
 def test_what_a_file_holds_of_the_answers_is_not_looked_at(run: RunFolder, tmp_path: Path) -> None:
     rows = [{**one, "Output": "SENTINEL", "Grounding": one["Grounding"]} for one in reversed(task_rows("21"))]
     file = write_csv(tmp_path, rows, "with_output.csv")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rolling import TASKS, Script, Scripted, right, rolling_recipe, wrong
-from stepping import task_rows, write_csv
+from stepping import row, task_rows, write_csv
 from training import context_of
 
 from toolkit.cli import show
@@ -233,6 +233,21 @@ def test_the_tables_have_both_baselines_and_every_way(context: Context, capsys: 
     text = " ".join(capsys.readouterr().out.split())
     for words in ("what memory does", "own to reference", "own to off", "mean first failure", "step by action"):
         assert words in text
+
+
+def test_the_table_of_actions_is_set_against_the_most_frequent_action(tmp_path: Path) -> None:
+    # All targets differ but for the end's: the most frequent step is the end, the most frequent action a click.
+    steps = (("CLICK", "Open", [40, 60]), ("CLICK", "Save", [80, 60]), ("COMPLETE", "task", None))
+    write_csv(tmp_path, [row(task, number, steps) for task in TASKS for number in (1, 2, 3)], "test_results.csv")
+    recipe = rolling_recipe(tmp_path, {"memory": ("reference",)})
+    ends = [row(task, 1, steps[2:]) for task in (11, 12)]
+    write_csv(tmp_path, [*ends, *(row(13 + n, 1, (("CLICK", f"button {n}", [40, 60]),)) for n in range(3))])
+    with context_of(recipe) as context:
+        record = evaluate(context, "before", None, [], Scripted(lambda task, step, memory: "no answer"))
+    assert record["baseline"]["value"] == pytest.approx(1 / 3)
+    action = record["also"]["action (reference memory)"]
+    assert action["baseline"]["value"] == pytest.approx(2 / 3)
+    assert action["differences"]["baseline"]["difference"]["value"] == pytest.approx(-2 / 3)
 
 
 def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:

@@ -132,6 +132,18 @@ def test_text_that_is_not_utf8_is_told_with_its_byte(tmp_path: Path) -> None:
     assert caught.value.place.endswith("near byte 13")
 
 
+@pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "LATIN1")])
+def test_a_csv_that_is_not_utf8_is_told_how_it_is_converted(tmp_path: Path, encoding: str, name: str) -> None:
+    with pytest.raises(DataError, match=f"iconv -f {name} -t UTF-8"):
+        open_index(write(tmp_path, "rows.csv", "id,x\n1,größer\n".encode(encoding)))
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_a_csv_with_other_separators_is_refused_by_name(tmp_path: Path, sign: str) -> None:
+    with pytest.raises(DataError, match="separated by commas"):
+        open_index(write(tmp_path, "rows.csv", f"id{sign}x\n1{sign}a, b\n"))
+
+
 def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
     rows = [{"id": f"r{i}", "question": f'q "{i}",\nä', "n": str(i)} for i in range(700)]
     write(tmp_path, "rows.json", {row["id"]: row for row in rows})

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepping import LOAD, row, steps_recipe, task_rows, write_csv
+from PIL import Image
+from stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 
+from toolkit.backends.hf import HfBackend
+from toolkit.chat import render_prompt
 from toolkit.errors import DataError, RecipeError
+from toolkit.images import ImageStore
 from toolkit.recipe import load_recipe
 from toolkit.sample import Answer, Sample
+from toolkit.stages.prompts import Prompts
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import load_data
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
@@ -168,6 +173,40 @@ def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path
     assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("step", ["", "step {} of 4", "1.{}"])
+def test_tasks_of_which_no_row_says_its_step_are_told_too(step: str, tmp_path: Path) -> None:
+    rows = [{**one, "Grounding": "", "Step": step.format(number)} for number, one in enumerate(task_rows(1), 1)]
+    assert "1 task with rows that say no step, and so in the order of the file" in told(tmp_path, rows)
+
+
+def test_whole_numbers_that_a_table_wrote_with_a_point_are_read_as_numbers(tmp_path: Path) -> None:
+    # As pandas writes a column of numbers with a hole in it.
+    rows = [
+        {**one, "Task_id": f"{task}.0", "Image_id": f"{task}{number}.0", "Grounding": "", "Step": f"{number}.0"}
+        for task in (3, 4)
+        for number, one in enumerate(task_rows(task), 1)
+    ]
+    rows[7]["Task_id"] = "4"
+    write_csv(tmp_path, rows)
+    for one in rows:
+        Image.new("RGB", SIZE).save(tmp_path / "images" / one["Image_id"].replace(".0", ".png"))
+    found = list(load_data(steps_recipe(tmp_path, {"task_start": 4, "task_end": 4})).train)
+    assert [(one.group, one.fields["place"], one.images[0].path.name) for one in found] == [
+        ("4", place, f"4{place}.png") for place in (1, 2, 3, 4)
+    ]
+    write_csv(tmp_path, rows[::-1])
+    assert [one.fields["place"] for one in load_data(steps_recipe(tmp_path)).train] == [4, 3, 2, 1] * 2
+
+
+def test_nan_in_a_cell_is_nothing(tmp_path: Path) -> None:
+    rows = task_rows(1)
+    rows[1]["Output"] = rows[1]["Output"].replace('"Axial slice"', "NaN").replace("[200, 150]", "NaN")
+    rows[1]["Grounding"] = rows[1]["Grounding"].replace('"Axial slice"', "NaN").replace("[190, 140, 210, 160]", "NaN")
+    second, third = samples(tmp_path, rows)[1:3]
+    assert (second.reference["target"], second.reference["place"]) == (None, None)
+    assert "NaN" not in STEPS.target(second) + STEPS.question(third)
+
+
 def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
     text = told(tmp_path, rows)
@@ -233,6 +272,7 @@ def test_a_row_before_that_has_a_wrong_place_still_gives_its_memory(tmp_path: Pa
         ({"Output": json.dumps({"Predicted": {"action": "DANCE"}})}, "an action that data.steps.actions does not name"),
         ({"Output": json.dumps({"Reason": "x"}), "Grounding": ""}, "no action"),
         ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": "there"}})}, "a place must be"),
+        ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [10**400, 1]}})}, "a place must be"),
         ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [0.4, 0.5]}})}, "shares of the screen"),
         ({"Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [90, 90, 20, 30]}})}, "a box must be"),
         ({"Output": json.dumps({"Reason": "\ud800", "Predicted": {"action": "CLICK"}})}, "half of a surrogate pair"),
@@ -421,6 +461,44 @@ def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last:
     assert not any(number in text for number in ("77", "33", "19", "11"))
 
 
+@pytest.mark.parametrize("own_columns", [False, True])
+def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns: bool, tmp_path: Path) -> None:
+    rows = [{**one, "Site": "SITE"} for one in task_rows(1)]
+    last = rows[-1] | {name: json.dumps(value) for name, value in SENTINELS.items()}
+    last["Grounding"] = last["Grounding"].replace('"step": 2', '"step": 4')
+    rows = [*rows[:-1], last]
+    if own_columns:
+        rows = [{**one, **own_columns_of(one)} for one in rows]
+    write_csv(tmp_path, rows)
+    recipe = steps_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
+    sample = load_data(recipe).train[3]
+    prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
+    given = render_prompt(HfBackend().load_reader(recipe).processor, prompts.messages(sample))
+    assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
+    assert "SENTINEL" in prompts.task.target(sample)
+    assert "SENTINEL" not in given + repr(prompts.row(sample))
+
+
+def own_columns_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The same step in a data set with a column for each part."""
+    output = json.loads(row["Output"])
+    action = output["Predicted"]["predicted_action"]
+    memories = {name: json.dumps(output[name]) for name in ("Short Term", "Long Term")}
+    place = {"coords": json.dumps(action["coords"]), "bbox": "", "Step": row["Image_id"][-1]}
+    named = {"action": action["action"], "target": action["target"] or "", "Reason": output["Reason"]}
+    return {**memories, **place, **named, "Output": "", "Grounding": ""}
+
+
+@pytest.mark.parametrize("name", ["place", "notes", "memory"])
+def test_a_column_for_the_prompt_cannot_be_called_as_what_a_step_knows_of_itself(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path, [{**one, name: "left lung"} for one in task_rows(1)])
+    recipe = steps_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": (name,)})})
+    with pytest.raises(DataError, match=rf"must not be called.*{name}"):
+        load_data(recipe)
+
+
 def test_the_instruction_is_the_same_for_every_step(tmp_path: Path) -> None:
     assert len({STEPS.instruction(one) for one in samples(tmp_path, task_rows(1))}) == 1
 
@@ -434,10 +512,11 @@ def test_parts_of_the_answer_can_be_left_out(tmp_path: Path) -> None:
 
 def test_training_memories_are_dropped_and_thinned_by_the_seed_and_no_others(tmp_path: Path) -> None:
     write_csv(tmp_path, [one for task in range(1, 61) for one in task_rows(task)])
-    write_csv(tmp_path, task_rows(99), "test_results.csv")
+    held_out = str(write_csv(tmp_path, [one for task in range(61, 81) for one in task_rows(task)], "test_results.csv"))
     spoil = {"drop_memory": 0.3, "corrupt_memory": 0.3}
-    plain = load_data(steps_recipe(tmp_path)).train
-    data = load_data(steps_recipe(tmp_path, spoil, test=str(tmp_path / "test_results.csv")))
+    whole = load_data(steps_recipe(tmp_path, test=held_out))
+    plain = whole.train
+    data = load_data(steps_recipe(tmp_path, spoil, test=held_out))
     later = [(a, b) for a, b in zip(plain, data.train, strict=True) if a.fields["place"] > 1]
     none = sum(b.fields["memory"] == EMPTY for _, b in later)
     holes = sum(b.fields["memory"] not in (a.fields["memory"], EMPTY) for a, b in later)
@@ -446,7 +525,7 @@ def test_training_memories_are_dropped_and_thinned_by_the_seed_and_no_others(tmp
     assert 30 < holes < 80
     assert [b.fields["memory"] for b in data.train] == [b.fields["memory"] for b in data.train]
     assert all(a.reference == b.reference for a, b in later)
-    assert [one.fields["memory"] == EMPTY for one in data.test] == [True, False, False, False]
+    assert [one.fields["memory"] for one in data.test] == [one.fields["memory"] for one in whole.test]
 
 
 # Answers
@@ -520,6 +599,15 @@ def test_halves_of_characters_and_endless_numbers_can_be_written_down(step: Samp
     written = json.dumps(answer.values, allow_nan=False, ensure_ascii=False).encode()
     assert json.loads(written)["long_term"] == {"n": None, "\ufffd": ["\ufffd"]}
     assert json.loads(written)["target"] == "\ufffd"
+
+
+def test_a_number_without_an_end_is_no_place_and_no_memory(step: Sample) -> None:
+    endless = "9" * 400  # a whole number that no float holds: a model that repeats itself
+    action = f'{{"action":"CLICK","target":{endless},"coords":{{"x":{endless},"y":1}}}}'
+    answer = STEPS.parse(f'{{"Short Term":{{"n":{endless},"m":[{endless}]}},"Predicted":{action}}}', step)
+    assert (answer.values["action"], answer.values["place"]) == ("CLICK", None)
+    assert answer.values["memory"]["short_term"] == dict(step.fields["memory"].short_term)
+    assert STEPS.scores(step, answer)["grounding"] == 0
 
 
 def test_coordinates_that_cannot_be_read_are_a_fault_and_the_action_stays(step: Sample) -> None:
@@ -671,6 +759,30 @@ def test_the_baseline_is_the_most_frequent_step_at_its_median_place(tmp_path: Pa
     assert (answer.values["action"], answer.values["place"], answer.values["faults"]) == ("CLICK", [80, 60], [])
     assert STEPS.scores(train[3], answer)["step"] == 0
     assert STEPS.scores(train[1], STEPS.parse(STEPS.baseline(train)(train[1]), train[1]))["step"] == 1
+
+
+def test_a_score_of_its_own_has_its_own_most_frequent_answer(tmp_path: Path) -> None:
+    # Every task ends alike and clicks on something else.
+    ends = [row(task, 1, (("COMPLETE", "task", None),)) for task in (1, 2)]
+    clicks = [row(task, 1, (("CLICK", name, [40, 60]),)) for task, name in enumerate(("Save", "Open", "Send"), 3)]
+    train = samples(tmp_path, [*clicks, *ends])
+
+    def shares(baseline: Any) -> list[float]:
+        complete = baseline(train)
+        found = [STEPS.scores(one, STEPS.parse(complete(one), one)) for one in train]
+        return [sum(scores[name] or 0 for scores in found) / 5 for name in ("step", "action", "target")]
+
+    assert shares(STEPS.baseline) == [0.4, 0.4, 0.4]
+    assert shares(STEPS.baselines["action"]) == [0.2, 0.6, 0.2]
+    assert shares(STEPS.baselines["target"]) == [0.4, 0.4, 0.4]
+    more = [row(task, 1, (("CLICK", None, None),)) for task in (8, 9)]
+    both = samples(tmp_path / "both", [*clicks, *ends, *more])
+    # "Save" is right for the clicks without a target too: 3 rows of 7, more than the ends' 2.
+    assert '"target":"Save"' in STEPS.baseline(both)(both[0])
+    loud = samples(
+        tmp_path / "loud", [*ends, *(row(t, 1, (("CLICK", n, None),)) for t, n in ((3, "OK"), (4, "ok."), (5, "Ok")))]
+    )
+    assert '"target":"OK"' in STEPS.baseline(loud)(loud[0])
 
 
 def test_the_last_step_again(step: Sample, tmp_path: Path) -> None:

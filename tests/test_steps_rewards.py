@@ -69,7 +69,10 @@ def test_what_applies_depends_on_the_reference_alone() -> None:
     ("place", "inside"),
     [
         ([100, 30], 1),  # the left upper corner belongs to the box
-        ([120, 50], 0),  # the right and lower edge are exclusive
+        ([120, 49], 0),  # the right edge is exclusive
+        ([119, 50], 0),  # the lower one too
+        ([99, 31], 0),
+        ([101, 29], 0),
         ([119, 49], 1),
         ([90, 20, 130, 60], 1),  # the middle of an answered box
         (None, 0),

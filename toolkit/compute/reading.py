@@ -36,6 +36,8 @@ class Start:
     versions: Mapping[str, str] = field(default_factory=dict)
     energy: str | None = None
     """Why energy was not measured."""
+    id: str = ""
+    """No other start has it; a copy of the run does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def read_compute(file: Path) -> ComputeRecord:
 def _take(line: Mapping[str, Any], starts: dict[str, Start], stages: dict[str, dict[int, Stage]]) -> None:
     name, event = line["start"], line["event"]
     if event == "machine":
-        starts[name] = replace(starts[name], machine={**starts[name].machine, **line["facts"]})
+        starts[name] = replace(starts[name], machine={**starts[name].machine, **_facts(line["facts"])})
         return
     used = Usage.from_json(line["used"])
     part = line.get("stage", {})
@@ -105,10 +107,27 @@ def _begun(line: Mapping[str, Any], used: Usage) -> Start:
         outcome=UNFINISHED,
         processes=int(line["processes"]),
         used=used,
-        machine=dict(line["machine"]),
-        versions=dict(line["versions"]),
-        energy=line["energy"],
+        machine=_facts(line["machine"]),
+        versions={str(name): str(version) for name, version in line["versions"].items()},
+        energy=None if line["energy"] is None else str(line["energy"]),
+        id=str(line["start"]),
     )
+
+
+def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a machine; what is a table or a list among them has the form that reports read.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it has another.
+    """
+    found = dict(facts)
+    if "gpus" in found:
+        found["gpus"] = [{"name": str(one["name"]), "memory_gb": one["memory_gb"]} for one in found["gpus"]]
+    if "energy" in found:
+        found["energy"] = dict(found["energy"].items())
+    if "unseen" in found:
+        found["unseen"] = [str(one) for one in found["unseen"]]
+    return found
 
 
 def _of_all_processes(start: Start) -> Start:

@@ -1,7 +1,7 @@
 """The ledger: what runs used, grouped by what they were for, as a conference's form on compute asks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ PURPOSES = ("training", "search", "ablation", FAILED)
 """The headings. A run that never came to its end counts under the last one, whatever its recipe says."""
 
 EVALUATIONS = "evaluate-"
+BEFORE = "evaluate-before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,14 @@ class RunUse:
 
     @property
     def evaluations(self) -> Usage:
-        """All evaluations of the run that asked something."""
-        return total(
-            used for name, used in self.record.stages().items() if name.startswith(EVALUATIONS) and used.counts.answers
-        )
+        """The evaluations that asked a trained model something; that of the model before training if there is no other.
+
+        A model that does not know the form yet writes more or less than it does in use, and costs as much.
+        """
+        stages = self.record.stages().items()
+        found = {name: used for name, used in stages if name.startswith(EVALUATIONS) and used.counts.answers}
+        trained = [used for name, used in found.items() if name != BEFORE]
+        return total(trained or found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,12 @@ class Ledger:
     def unrecorded(self) -> list[str]:
         """Runs without any record: they are in no sum."""
         return [run.name for run in self.runs if not run.record.starts]
+
+    @property
+    def copies(self) -> list[str]:
+        """Runs that have a start of another run, as a copied folder has: it is in the sums twice."""
+        having = Counter(name for run in self.runs for name in {start.id for start in run.record.starts})
+        return [run.name for run in self.runs if any(having[start.id] > 1 for start in run.record.starts)]
 
     def by_purpose(self) -> dict[str, tuple[int, Usage]]:
         """Heading -> how many runs, and what they used; every heading is there."""
@@ -117,7 +128,12 @@ def _read(run: RunFolder) -> RunUse:
         recipe = run.recipe()
     except RecipeError:  # of another version; its hours count all the same
         recipe = None
-    rows: dict[str, int] = {}
-    with suppress(RunError, ValueError, KeyError):  # not read yet, or damaged; then the report says that of the rows
-        rows = run.record("data")["rows"]
-    return RunUse(run.name, recipe, read_compute(run.compute_file), rows)
+    return RunUse(run.name, recipe, read_compute(run.compute_file), _rows(run))
+
+
+def _rows(run: RunFolder) -> dict[str, int]:
+    """Split -> rows; none where they are not read yet or the record is damaged: then the report says that of them."""
+    try:
+        return {str(split): int(number) for split, number in run.record("data")["rows"].items()}
+    except (RunError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

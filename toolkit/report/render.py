@@ -70,6 +70,7 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
         "versions": versions_of(ledger.starts),
         "damaged_lines": ledger.damaged,
         "runs_without_record": ledger.unrecorded,
+        "runs_that_share_starts": ledger.copies,
         "notes": list(tables.NOTES),
     }
 
@@ -95,6 +96,8 @@ def _warnings(ledger: Ledger) -> list[str]:
     told = []
     if ledger.unrecorded:
         told.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no record of what they used.")
+    if ledger.copies:
+        told.append(f"**Counted more than once:** {', '.join(ledger.copies)} share starts: one is a copy of another.")
     if ledger.damaged:
         runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
         told.append(f"**Damaged:** {ledger.damaged} line(s) of the records cannot be read and are left out: {runs}.")

@@ -113,7 +113,9 @@ def costs(ledger: Ledger) -> str:
         hours = [figure(cost[name]) for name in ("wall_hours", "cpu_hours", "gpu_hours")]
         kwh = UNKNOWN if cost["energy_kwh"] is None else f"{figure(cost['energy_kwh'])} kWh"
         rows.append([run.name, f"{cost['answers']:,}", *hours, kwh, _big(cost["flops_formula"])])
-    told = "From the runs' evaluations, loading the model and judging the answers included."
+    told = (
+        "From the evaluations of the trained models (else of the model before training), loading and judging included."
+    )
     head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs, formula"]
     return f"{told}\n\n{_table(head, rows)}"
 

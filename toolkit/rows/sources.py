@@ -1,5 +1,6 @@
 """What a source is, and its records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, the Hub."""
 
+import codecs
 import csv
 import json
 import os
@@ -120,6 +121,9 @@ def _parse_line(text: str, file: Path, number: int) -> Any:
         raise DataError(f"each line must be one JSON record: {error}", place=place, value=text[:40]) from None
 
 
+_SEPARATORS = (";", "\t", "|")
+
+
 def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
     """Every cell is text: a leading zero of an identifier stays."""
     with file.open(encoding="utf-8-sig", newline="") as text:
@@ -130,7 +134,7 @@ def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
                 if cells:
                     yield None, _cells(header, cells, f"{file}, line {rows.line_num:,}"), None
         except UnicodeDecodeError as error:
-            remedy = "Convert it, for example with: iconv -f LATIN1 -t UTF-8."
+            remedy = f"Convert it, for example with: iconv -f {_encoding(file)} -t UTF-8."
             raise DataError("the file must be UTF-8", place=file, value=error.reason, remedy=remedy) from None
         except csv.Error as error:
             raise DataError(f"the CSV is broken: {error}", place=f"{file}, line {rows.line_num:,}") from None
@@ -141,7 +145,15 @@ def _header(names: list[str], file: Path) -> list[str]:
     if not names or twice:
         rule = "the first line must name the columns, each once"
         raise DataError(rule, place=file, value=twice or names)
+    if len(names) == 1 and (other := next((sign for sign in _SEPARATORS if sign in names[0]), None)):
+        raise DataError("the columns of a CSV must be separated by commas", place=file, value=other)
     return names
+
+
+def _encoding(file: Path) -> str:
+    """What a file that is not UTF-8 probably is."""
+    with file.open("rb") as stream:
+        return "UTF-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 
 
 def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:

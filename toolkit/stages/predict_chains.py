@@ -128,19 +128,36 @@ def _identity(recipe: Recipe, weights: Path | None, rows: OpenRows) -> str:
 
 
 def _known(out: Path, digest: str) -> dict[str, Reply]:
-    """The replies in ``out``; raises DataError where it is no file of these predictions."""
-    cut_torn_line(out)
+    """The replies in ``out``, whose folder is made; raises DataError where it is no file of these predictions."""
     try:
-        lines = read_lines(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines, torn = (read_lines(out), out.read_bytes().rpartition(b"\n")[2]) if out.exists() else ([], b"")
+        out.open("ab").close()  # nobody wants to hear of a file that cannot be written after the model has answered
     except ValueError:
-        lines = [{}]
-    if any(line.get("asked") != digest for line in lines):
+        lines, torn = [{}], b""
+    except OSError as error:
+        raise DataError("the file of predictions must be one that can be written", place=out, value=error) from None
+    if any(not isinstance(line, dict) or line.get("asked") != digest for line in lines) or not _is_cut(lines, torn):
         raise DataError(
             "the file of predictions holds those of another model, recipe or file of rows",
             place=out,
             remedy="Name another file with --out, or move this one away.",
         )
+    cut_torn_line(out)
     return {line["id"]: reply_of(line) for line in lines}
+
+
+def _is_cut(lines: Sequence[Record], torn: bytes) -> bool:
+    """Whether a last line without an end is what a crash left of ours: behind others of ours, or a part of a first."""
+    try:
+        json.loads(torn or b"-")
+    except ValueError:
+        return bool(lines) or not torn or torn.startswith(_BEGINS)
+    return bool(lines)
+
+
+_BEGINS = b'{"id": '
+"""How ``_line`` is written."""
 
 
 def _line(carried: Carried, turn: Turn, digest: str) -> Record:

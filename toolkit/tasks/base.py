@@ -1,7 +1,7 @@
 """What a task is: how its rows are read, a question is put, an answer is read, and what judges it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Task:
         primary: the name in ``scores`` that comparisons and the final table use.
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
         baseline: training samples -> (Sample -> completion): the majority baseline, judged like any model.
+        baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` that get a table of results of their own.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
@@ -75,6 +76,7 @@ class Task:
     labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
     baseline: Callable[[Sequence[Sample]], Callable[[Sample], str]]
     also: tuple[str, ...] = ()
+    baselines: Mapping[str, Callable[[Sequence[Sample]], Callable[[Sample], str]]] = field(default_factory=dict)
     stratum: Callable[[Sample], str] | None = None
     settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
     link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None

@@ -17,6 +17,7 @@ from toolkit.sample import ImageRef
 from toolkit.tasks.base import RowOrigin
 
 _HALF = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"\d+\.0+")
 
 MOST_BRACKETS = 128
 """In a text that is mended; a step's answer has about ten."""
@@ -48,6 +49,16 @@ def name_of(value: Any) -> str:
     ('3', '3', '3.0', 'P3')
     """
     return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
+
+
+def number_of(value: Any) -> str:
+    """``name_of`` where names are numbers: a whole number that a table wrote with a point is the same without it.
+
+    >>> number_of("3.0"), number_of("3.10"), number_of("task_3")
+    ('3', '3.10', 'task_3')
+    """
+    name = name_of(value)
+    return name.partition(".")[0] if _WHOLE.fullmatch(name) else name
 
 
 def fold(name: str) -> str:
@@ -119,7 +130,7 @@ def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, pla
     if width and height:
         try:
             return int(float(width)), int(float(height))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise RowProblem("width and height must be numbers", place=place, value=(width, height)) from None
     try:
         return _size(image.path)

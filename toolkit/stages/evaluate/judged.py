@@ -1,6 +1,7 @@
 """Written answers read again and judged: those of this evaluation, of earlier ones, and of the baselines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
@@ -51,20 +52,34 @@ def earlier_rows(context: Context, questions: Questions, name: str) -> dict[str,
     }
 
 
-def baseline_rows(context: Context, questions: Questions) -> dict[str, Rows]:
-    """Label -> the rows of a baseline, judged as a model's would be; the majority answer of the training rows first."""
-    completions = _majority(context, questions)
-    found = {BASELINE: [completions[sample.id] for sample in questions.samples]}
-    for label, complete in (questions.carried.baselines if questions.carried else {}).items():
-        found[label] = [complete(sample) for sample in questions.samples]
-    task = questions.task
-    return {
-        label: questions.judge(
-            [(sample, task.parse(text, sample)) for sample, text in zip(questions.samples, texts, strict=True)],
-            context.recipe,
-        )
-        for label, texts in found.items()
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """Label -> rows, the majority baseline first; ``own``: score -> the rows of its own majority baseline."""
+
+    rows: Mapping[str, Rows]
+    own: Mapping[str, Rows]
+
+    def of(self, score: str) -> dict[str, Rows]:
+        """Label -> the rows that a score is set against."""
+        return {**self.rows, BASELINE: self.own.get(score, self.rows[BASELINE])}
+
+
+def baseline_rows(context: Context, questions: Questions) -> Baselines:
+    """The baselines, judged as a model's answers would be."""
+
+    samples, task = questions.samples, questions.task
+
+    def judged(texts: Iterable[str]) -> Rows:
+        answers = [(sample, task.parse(text, sample)) for sample, text in zip(samples, texts, strict=True)]
+        return questions.judge(answers, context.recipe)
+
+    majority = {
+        score: judged(known[sample.id] for sample in samples) for score, known in _majority(context, questions).items()
     }
+    rows = {BASELINE: majority.pop(task.primary)}
+    for label, complete in (questions.carried.baselines if questions.carried else {}).items():
+        rows[label] = judged(map(complete, samples))
+    return Baselines(rows, majority)
 
 
 def _answers_of(run: RunFolder, record: Mapping[str, object]) -> dict[str, Path]:
@@ -87,12 +102,17 @@ def _complete(file: Path, ids: Sequence[str]) -> dict[str, Reply]:
     return known
 
 
-def _majority(context: Context, questions: Questions) -> dict[str, str]:
-    """Sample id -> the majority answer; kept in the run, since finding it reads every training row."""
+def _majority(context: Context, questions: Questions) -> dict[str, dict[str, str]]:
+    """Score -> sample id -> the majority answer, the primary score first.
+
+    They are kept in the run, since finding them reads every training row.
+    """
     file = context.run.stage_folder(BASELINE) / f"{context.recipe.evaluation.split}.json"
-    known: dict[str, str] = read_json(file)["completions"] if file.is_file() else {}
-    if any(sample.id not in known for sample in questions.samples):
-        complete = questions.task.baseline(context.data.train)
-        known = {sample.id: complete(sample) for sample in questions.samples}
-        write_json(file, {"completions": known})
-    return known
+    task = questions.task
+    wanted = {task.primary: task.baseline, **task.baselines}
+    known: dict[str, dict[str, str]] = read_json(file).get("scores", {}) if file.is_file() else {}
+    if known.keys() != wanted.keys() or any(sample.id not in known[task.primary] for sample in questions.samples):
+        found = {score: baseline(context.data.train) for score, baseline in wanted.items()}
+        known = {score: {one.id: complete(one) for one in questions.samples} for score, complete in found.items()}
+        write_json(file, {"scores": known})
+    return {score: known[score] for score in wanted}

@@ -9,15 +9,15 @@ from toolkit.metrics import WHOLE, Comparison, Judged, Summary, compare, draw_co
 from toolkit.run import Record
 from toolkit.stages.context import Context, EvaluationRecord, ScoreRecord
 from toolkit.stages.evaluate.ask import PREDICTIONS
-from toolkit.stages.evaluate.judged import BASELINE, Rows
+from toolkit.stages.evaluate.judged import BASELINE, Baselines, Rows
 from toolkit.stages.evaluate.memory import memory_record
 from toolkit.stages.evaluate.questions import OWN, REFERENCE, Questions
 
 log = logging.getLogger(__name__)
 CONFUSION = "confusion.png"
 
-Others = tuple[Mapping[str, Rows], Mapping[str, Mapping[str, Rows]]]
-"""Label -> the rows of a baseline (the majority baseline first), and earlier evaluation -> way -> its rows."""
+Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
+"""The baselines, and earlier evaluation -> way -> its rows."""
 
 
 def make_record(
@@ -85,7 +85,7 @@ def _views(questions: Questions, rows: Mapping[str, Rows], others: Others) -> di
     views: dict[str, _View] = {}
     for way in shown:
         ids = {row.id for row in rows[way]}
-        same = {label: [row for row in of if row.id in ids] for label, of in baselines.items()}
+        same = {label: [row for row in of if row.id in ids] for label, of in baselines.rows.items()}
         earlier = {name: ways[way] for name, ways in before.items() if way in ways}
         views[_title(task.primary, questions, way)] = _View(task.primary, rows[way], same, earlier)
     if questions.carried:
@@ -93,7 +93,7 @@ def _views(questions: Questions, rows: Mapping[str, Rows], others: Others) -> di
         views[_title(questions.carried.chains, questions, shown[-1])] = _of_chains(steps, questions)
     main = views[_title(task.primary, questions, REFERENCE)]
     for score in task.also:
-        views[_title(score, questions, REFERENCE)] = _View(score, main.rows, main.baselines, main.earlier)
+        views[_title(score, questions, REFERENCE)] = _View(score, main.rows, baselines.of(score), main.earlier)
     return views
 
 

@@ -6,7 +6,7 @@ from toolkit.rewards import steps as rewards
 from toolkit.sample import Answer, Sample
 from toolkit.tasks.base import Task
 from toolkit.tasks.steps.answer import parse
-from toolkit.tasks.steps.baseline import baseline, repeat_last
+from toolkit.tasks.steps.baseline import action_baseline, baseline, repeat_last, target_baseline
 from toolkit.tasks.steps.carried import CARRIED
 from toolkit.tasks.steps.memory import EMPTY, Memory, advance, replay
 from toolkit.tasks.steps.order import HIDDEN, link
@@ -54,6 +54,7 @@ STEPS = Task(
     primary="step",
     labels=labels,
     baseline=baseline,
+    baselines={"action": action_baseline, "target": target_baseline},
     also=("action", "target", "grounding", "memory"),
     settings=step_settings,
     link=link,

@@ -1,4 +1,4 @@
-"""Answers without a look: the most frequent step of the training rows, and the last step again."""
+"""Answers without a look: the most frequent step, action or target of the training rows, and the last step again."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -6,35 +6,58 @@ from statistics import median
 from typing import Any
 
 from toolkit.sample import Sample
+from toolkit.scores import label_text
 from toolkit.tasks.steps.form import PARTS
 from toolkit.tasks.steps.memory import compact
 
 Pair = tuple[str, str | None]
-"""Action and target."""
+"""Action and target, as ``label_text``."""
 
 
-def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the most frequent pair of action and target, at the median place of its training rows.
+Baseline = Callable[[Sample], str]
+"""Sample -> a completion."""
+
+
+def baseline(samples: Sequence[Sample]) -> Baseline:
+    """The pair of action and target that is right most often, at the median place of its training rows.
 
     The place is a point, each coordinate the median in shares of the sides.
     """
+    return _always(samples, lambda pair, of: of[pair] + (of[pair[0], None] if pair[1] is not None else 0))
+
+
+def action_baseline(samples: Sequence[Sample]) -> Baseline:
+    """The most frequent action, with the target that it has most often."""
+    return _always(samples, lambda pair, of: sum(n for (action, _), n in of.items() if action == pair[0]))
+
+
+def target_baseline(samples: Sequence[Sample]) -> Baseline:
+    """The most frequent target, with the action that it has most often."""
+    return _always(samples, lambda pair, of: sum(n for (_, target), n in of.items() if target == pair[1] is not None))
+
+
+def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], int]) -> Baseline:
+    """The pair with the most rows that ``right`` counts, of equals the more frequent; targets as they are compared."""
     pairs: Counter[Pair] = Counter()
+    spelled: dict[Pair, str | None] = {}
     points: dict[Pair, list[tuple[float, float]]] = {}
     for sample in samples:
-        pair = (sample.reference["action"], sample.reference["target"])
+        target = sample.reference["target"]
+        pair = (sample.reference["action"], None if target is None else label_text(target))
         pairs[pair] += 1
+        spelled.setdefault(pair, target)
         if (place := sample.reference["place"]) is not None:
             width, height = sample.fields["size"]
             x, y = place if len(place) == 2 else ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
             points.setdefault(pair, []).append((x / width, y / height))
     if not pairs:
         return lambda sample: ""
-    best = pairs.most_common(1)[0][0]
+    best = max(pairs, key=lambda pair: (right(pair, pairs), pairs[pair]))
     shares = [median(values) for values in zip(*points[best], strict=True)] if best in points else None
 
     def complete(sample: Sample) -> str:
         sizes = zip(shares, sample.fields["size"], strict=True) if shares else None
-        return _write(sample, *best, [share * side for share, side in sizes] if sizes else None)
+        return _write(sample, best[0], spelled[best], [share * side for share, side in sizes] if sizes else None)
 
     return complete
 

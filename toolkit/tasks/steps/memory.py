@@ -137,7 +137,7 @@ def _bounded(value: Any, depth: int) -> tuple[Any, int]:
     if isinstance(value, bool):
         return value, 0
     if isinstance(value, int | float):
-        return (value, 0) if math.isfinite(value) and abs(value) <= LARGEST else (None, 1)
+        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # not so what is no number
     if isinstance(value, list) and depth:
         return _bounded_list(value, depth)
     if isinstance(value, Mapping) and depth:

@@ -10,13 +10,16 @@ import numpy as np
 
 from toolkit.errors import DataError
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, mended, name_of, text_of
+from toolkit.tasks.cells import cell, mended, name_of, number_of, text_of
 from toolkit.tasks.links import FIRST, GAP, REPEATED, Links
 from toolkit.tasks.steps.settings import StepSettings
 
 MOST_EXAMPLES = 5
 HIDDEN = ("output", "grounding", "action", "target", "coords", "bbox", "next_short_term", "next_long_term", "reason")
 """Fields of which nothing may enter a prompt."""
+
+OWN = frozenset({"place", "length", "memory", "size", "frame", "settings", "notes"})
+"""Fields of a sample that are made, not read: a column of the same name could not be told from them."""
 
 _DIGITS = re.compile(r"\d+")
 
@@ -38,15 +41,15 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
     the same step the first stays. The range ``task_start`` to ``task_end`` has both of its ends.
 
     Raises:
-        DataError: the prompt is to show a column of the reference, ``data.group`` cuts a task in two, or no task is in
-            the range.
+        DataError: the prompt is to show a column of the reference or one that is called as a sample's own field,
+            ``data.group`` cuts a task in two, or no task is in the range.
     """
     _refuse_hidden(origin)
     lines: dict[str, _Line] = {}
     count = 0
     for number, (_, row) in enumerate(rows):
         count = number + 1
-        if task := name_of(cell(row, origin, "task")):
+        if task := number_of(cell(row, origin, "task")):
             line = lines.setdefault(task, _Line())
             line.rows.append(number)
             line.steps.append(step_of(row, origin))
@@ -68,7 +71,7 @@ def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
         value = _original(cell(row, origin, "grounding")).get("step")
     if isinstance(value, bool):
         return None
-    digits = _DIGITS.findall(name_of(value)) if value is not None else []
+    digits = _DIGITS.findall(number_of(value)) if value is not None else []
     return int(digits[0]) if len(digits) == 1 and len(digits[0]) < 10 else None
 
 
@@ -105,8 +108,7 @@ class _Told:
 def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
     steps = [step for step in line.steps if step is not None]
     if len(steps) < len(line.rows):
-        if steps:
-            told.unnumbered.append(f"task {task}")
+        told.unnumbered.append(f"task {task}")
         steps = list(range(1, len(line.rows) + 1))
     start = 0 if 0 in steps else 1
     row_of: dict[int, int] = {}
@@ -165,6 +167,13 @@ def _original(value: Any) -> Mapping[str, Any]:
 
 
 def _refuse_hidden(origin: RowOrigin) -> None:
+    if taken := sorted(OWN & {*origin.context, *origin.by}):
+        raise DataError(
+            "columns of prompt.context and evaluate.by must not be called as what a step knows of itself",
+            place=origin.file,
+            value=taken,
+            remedy="Give the column another name.",
+        )
     hidden = {origin.column[name] for name in HIDDEN if name in origin.column}
     if shown := sorted(hidden & set(origin.context)):
         raise DataError(

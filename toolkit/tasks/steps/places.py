@@ -72,4 +72,7 @@ def _by_name(value: Mapping[str, Any]) -> list[float]:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number has no end in Python
+        raise ValueError("a number is too large for a place") from None

@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.errors import RowProblem
 from toolkit.sample import Sample
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, extra_fields, frame_of, name_of, picture_size, read_group, text_of
+from toolkit.tasks.cells import cell, extra_fields, frame_of, number_of, picture_size, read_group, text_of
 from toolkit.tasks.links import GAP, REPEATED, Link, link_of
 from toolkit.tasks.steps.memory import EMPTY, Memory, thin
 from toolkit.tasks.steps.reference import memory_after, read_reference
@@ -53,7 +53,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     where, link = f"{origin.file}: {name}", link_of(row)
     if link.state == REPEATED:
         raise RowProblem(AGAIN, place=where)
-    task, goal = name_of(cell(row, origin, "task")), text_of(cell(row, origin, "question"))
+    task, goal = number_of(cell(row, origin, "task")), text_of(cell(row, origin, "question"))
     for text, reason in ((task, "no task id"), (goal, "no goal")):
         if not text:
             raise RowProblem(reason, place=where)

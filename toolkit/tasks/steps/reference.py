@@ -1,5 +1,6 @@
 """What a row says is right: from ``Output`` and ``Grounding``, or from columns of their own."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,7 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
     if output is None:
         output = {name.removeprefix("next_"): cell(row, origin, name) for name in _COLUMNS if name in origin.column}
         output |= {key: _opened(output[key], where) for key in ("short_term", "long_term") if key in output}
+    output = _finite(output)
     form, faults = read_form(output)
     if faults:
         raise RowProblem("a part of Output has a wrong type", place=where, value=faults)
@@ -122,7 +124,7 @@ def _table(row: Mapping[str, Any], origin: RowOrigin, name: str, where: str) -> 
 def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[str]]:
     """Action, target and box of ``Grounding``; the box as the action's coords."""
     value, notes = _table(row, origin, "grounding", where)
-    truth = _inner(value or {}, "ground_truth")
+    truth = _inner(_finite(value or {}), "ground_truth")
     original = _inner(truth, "original_step_data")
     found = {**named(original), **{key: one for key, one in named(truth).items() if one is not None}}
     own = {key: found.get(key) for key in ("action", "target")}
@@ -180,6 +182,15 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
         if place[0] == place[2] or place[1] == place[3]:
             return [(place[0] + place[2]) / 2, (place[1] + place[3]) / 2]
     return place
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN, which tables write for nothing, and for what is infinite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _inside(point: list[float], box: list[float]) -> bool:

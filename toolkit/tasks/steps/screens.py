@@ -9,7 +9,7 @@ from toolkit.errors import ImageError, MissingPicture, RowProblem
 from toolkit.images import image_ref
 from toolkit.sample import ImageRef
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of
+from toolkit.tasks.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of, number_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
 """Endings of pictures, tried in lower and in upper case."""
@@ -53,6 +53,8 @@ def _find(text: str, root: str) -> ImageRef:
         if os.path.isfile(path):  # noqa: PTH113 (a Path costs ten times as much here)
             facts = os.stat(path)  # noqa: PTH116
             found.setdefault((facts.st_dev, facts.st_ino), Path(path))  # one file, where case makes no difference
+    if not found and (number := number_of(text)) != text:
+        return _find(number, root)
     if len(found) != 1:
         raise _NotFound(SEVERAL if found else NOT_THERE)
     return image_ref(str(next(iter(found.values()))), root, "")
