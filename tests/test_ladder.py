@@ -48,7 +48,7 @@ class SmallMemory:
     raised: int = 0
 
     def __call__(self, module: torch.nn.Module, args: Any, fields: Mapping[str, Any], output: Any) -> None:
-        hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
         if self.gradients is not None and self.gradients != torch.is_grad_enabled():
             return
         self.seen.append(len(hidden))
