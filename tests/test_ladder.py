@@ -23,6 +23,7 @@ from toolkit.backends.ladder.at_once import AtOnce, attempt
 from toolkit.backends.ladder.cut import cut, rows_of
 from toolkit.backends.ladder.figures import put_together
 from toolkit.backends.ladder.probe_step import state_bytes
+from toolkit.compute import machine
 from toolkit.errors import ModelError, TrainingError
 from toolkit.recipe import Recipe
 from toolkit.run import Record
@@ -187,6 +188,67 @@ def test_where_one_row_is_too_many_the_error_names_the_keys_that_help(
     for key in ("step 1", "gradient_checkpointing", 'precision = "4bit"', "max_side below 112", "lora.r below 4"):
         assert key in str(caught.value), key
     assert "max_completion_tokens" not in str(caught.value)
+
+
+def test_one_of_several_processes_makes_no_passes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "several")
+    monkeypatch.setattr("toolkit.backends.ladder.passes.world_size", lambda: 2)
+    with small_memory(monkeypatch, fits=2), pytest.raises(TrainingError, match=r"several processes.*Lower batch_size"):
+        run(recipe, "sft")
+
+
+def test_memory_that_ends_between_passes_is_told_with_the_same_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(TrainingError, match=r"step 1: .*paged_adamw_8bit"):
+        run(recipe_of("sft", tmp_path, "state"), "sft")
+
+
+class FakeCuda:
+    """torch.cuda's counters of one GPU, which a reset puts to what is held."""
+
+    def __init__(self) -> None:
+        self.peak = self.held = 0
+
+    def hold(self, size: int) -> None:
+        self.held, self.peak = size, max(self.peak, size)
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def max_memory_reserved(self, device: int) -> int:
+        return self.peak
+
+    def max_memory_allocated(self, device: int) -> int:
+        return self.peak // 2
+
+    def reset_peak_memory_stats(self, device: int) -> None:
+        self.peak = self.held
+
+
+def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(machine, "_cuda", lambda: cuda)
+    machine.forget_peak()
+    for size in (90, 10):
+        cuda.hold(size)
+    machine.begin_peak()
+    for size in (40, 10):
+        cuda.hold(size)
+    assert machine.gpu_peaks() == {"peak_allocated_bytes": 20, "peak_reserved_bytes": 40}
+    assert machine.peak_gpu_memory() == 90
+    machine.begin_peak()
+    assert machine.gpu_peaks()["peak_reserved_bytes"] == 10
+    assert machine.peak_gpu_memory() == 90
+    machine.forget_peak()
+    assert machine.peak_gpu_memory() == 10
 
 
 @pytest.mark.parametrize("loss", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"])
