@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from toolkit.backends.ladder.at_once import AtOnce
 from toolkit.chat import Message, TurnEnd
 from toolkit.recipe import Recipe
 
@@ -37,6 +38,8 @@ class Policy:
     original: Original | None = None
     bits: int = 32
     """In how many bits the base weights are: 4 and 8 are quantised, 16 round, 32 do neither."""
+    at_once: AtOnce = field(default_factory=AtOnce)
+    """How many completions ``generate`` writes at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class TrainingJob:
     callbacks: Sequence[Any] = field(default=())
     judge: Judge | None = None
     """GRPO only."""
+    longest: Sequence[int] = ()
+    """Numbers of rows, the longest first, for a probe step before the first one; empty: there is none."""
 
 
 class Backend(Protocol):
@@ -129,7 +134,11 @@ class Backend(Protocol):
         """A transformers Trainer for GRPO with the recipe's settings; raises as ``sft_trainer``."""
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
-        """``sampling.count`` completions of each row, in order."""
+        """``sampling.count`` completions of each row, in order, as many at once as the memory holds.
+
+        Raises:
+            ModelError: it does not hold one.
+        """
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """Put a checkpoint's weights, all of those that are trained, into a policy.

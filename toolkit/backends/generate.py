@@ -1,27 +1,70 @@
 """Batched generation: left-padded prompts, the chat template's turn end as EOS, image tokens suppressed."""
 
+import functools
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from toolkit.backends.base import Completion, Policy, Row, Sampling
+from toolkit.backends.ladder.at_once import attempt
 from toolkit.chat import adds_bos, render_prompt
-from toolkit.compute import count
+from toolkit.compute import count as note
+from toolkit.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 
 def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
-    """``sampling.count`` completions of each row. All rows are one batch: the caller chooses how many."""
+    """``sampling.count`` completions of each row. All rows are one batch: the caller chooses how many.
+
+    Where memory is too small for that, they are several, each of half as many completions, and stay so for this policy.
+
+    Raises:
+        ModelError: memory is too small for one completion.
+    """
+    count = sampling.count
+    found: list[Completion] = []
+    while len(found) < len(rows) * count:
+        row, made = divmod(len(found), count)
+        most = policy.at_once.of(len(rows) * count)
+        # Whole rows as long as they fit; else one row's completions, some at a time.
+        asked = rows[row : row + max(1, most // count)] if not made else rows[row : row + 1]
+        each = min(most, count - made)
+        part = attempt(functools.partial(_generate, policy, asked, replace(sampling, count=each)))
+        if part is None:
+            _halve(policy, len(asked) * each)
+        else:
+            found += part
+    return [found[i : i + count] for i in range(0, len(found), count)]
+
+
+def _halve(policy: Policy, completions: int) -> None:
+    if not policy.at_once.halve(completions):
+        raise ModelError(
+            "the GPU's memory must hold one answer at least",
+            place="generation",
+            value="out of memory with 1 at once",
+            remedy='Lower images.max_side or evaluate.max_completion_tokens, or set model.precision = "4bit".',
+        )
+    log.warning("out of memory with %d answers at once: %d from here on", completions, policy.at_once.most)
+
+
+def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
     inputs = encode(policy, rows).to(policy.model.device)
     was_training = policy.model.training
     policy.model.eval()
-    with torch.no_grad():  # not inference_mode: what a model keeps of its tensors would be useless in training
-        output = policy.model.generate(**inputs, generation_config=None, **_options(policy, sampling))
-    policy.model.train(was_training)
+    try:
+        with torch.no_grad():  # not inference_mode: what a model keeps of its tensors would be useless in training
+            output = policy.model.generate(**inputs, generation_config=None, **_options(policy, sampling))
+    finally:
+        policy.model.train(was_training)
     answers = output[:, inputs["input_ids"].shape[1] :].cpu()
     completions = [_read(policy, ids) for ids in answers.tolist()]
-    count(answers=len(completions))
-    return [completions[i : i + sampling.count] for i in range(0, len(completions), sampling.count)]
+    note(answers=len(completions))
+    return completions
 
 
 def encode(policy: Policy, rows: Sequence[Row]) -> Any:

@@ -13,6 +13,7 @@ from transformers import AutoProcessor
 
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
+from toolkit.backends.checkpointing import spare_input_gradients
 from toolkit.backends.generate import generate
 from toolkit.backends.loading import bits_of, load_model, model_source, not_found, refuse_unmergeable, restore_weights
 from toolkit.backends.meter import meter
@@ -47,6 +48,8 @@ class HfBackend:
         elif trainable and recipe.model.tuning == "lora":
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
+        if trainable:
+            spare_input_gradients(model)
         meter(model)
         policy = make_policy(model, processor, weights)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:

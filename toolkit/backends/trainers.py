@@ -7,13 +7,16 @@ from typing import Any
 
 import datasets
 from transformers import PrinterCallback
-from trl import GRPOConfig, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig
 
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
+from toolkit.backends.ladder.advice import advice
+from toolkit.backends.ladder.policy import PolicyLadder
+from toolkit.backends.ladder.sft import SftLadder
 from toolkit.backends.meter import meter
 from toolkit.backends.one_pass import count_one_pass
-from toolkit.backends.policy_trainer import PolicyTrainer, rollout_processor
+from toolkit.backends.policy_trainer import rollout_processor
 from toolkit.backends.settings import check_settings, grpo_settings, one_device, sft_settings
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo
@@ -23,7 +26,7 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
     """An SFTTrainer; see ``Backend.sft_trainer``."""
     wanted = sft_settings(job)
     with _same_precision(policy.model):
-        trainer = SFTTrainer(
+        trainer = SftLadder(
             model=policy.model,
             args=one_device(SFTConfig(**wanted)),
             train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
@@ -34,6 +37,7 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
     trainer.model_accepts_loss_kwargs = True
+    trainer.advice, trainer.longest = advice(job.recipe, "sft"), job.longest
     count_one_pass(trainer, policy)
     return _checked(trainer, wanted)
 
@@ -46,7 +50,7 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     with _same_precision(policy.model):
-        trainer = PolicyTrainer(
+        trainer = PolicyLadder(
             model=policy.model,
             reward_funcs=columns.functions(),
             args=one_device(GRPOConfig(**wanted)),
@@ -56,6 +60,7 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
         )
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
         meter(trainer.ref_model)
+    trainer.advice, trainer.longest = advice(job.recipe, "grpo"), job.longest
     count_one_pass(trainer, policy)
     return _checked(trainer, wanted)
 

@@ -1,6 +1,7 @@
 """What runs use: recorded while they work, read again for reports."""
 
 from toolkit.compute.counts import Counts, count, counts, note_unseen
+from toolkit.compute.machine import begin_peak, gpu_peaks
 from toolkit.compute.reading import UNFINISHED, ComputeRecord, Stage, Start, read_compute
 from toolkit.compute.recorder import Recorder, recording
 from toolkit.compute.summary import HOUR, UNKNOWN, compute_line, energy, figure, summarise_compute
@@ -16,11 +17,13 @@ __all__ = [
     "Stage",
     "Start",
     "Usage",
+    "begin_peak",
     "compute_line",
     "count",
     "counts",
     "energy",
     "figure",
+    "gpu_peaks",
     "note_unseen",
     "read_compute",
     "recording",

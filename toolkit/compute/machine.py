@@ -10,6 +10,15 @@ from typing import Any
 GIGABYTE = 1e9
 
 
+class _Peak:
+    """torch knows one peak only; ``before`` is the highest since ``forget_peak`` that ``begin_peak`` has cut off."""
+
+    before = 0
+
+
+_peak = _Peak()
+
+
 def describe_machine(folder: Path) -> dict[str, Any]:
     """CPU model, cores, memory, and the disk of ``folder``; no name of the machine or of its user."""
     disk = shutil.disk_usage(folder)
@@ -46,12 +55,34 @@ def used_gpus() -> list[int]:
 
 def peak_gpu_memory() -> int | None:
     """The most that torch reserved of one GPU, in bytes, since ``forget_peak``."""
+    now = gpu_peaks()["peak_reserved_bytes"]
+    return None if now is None else max(now, _peak.before)
+
+
+def gpu_peaks() -> dict[str, int | None]:
+    """The most of one GPU that held tensors, and the most that torch reserved, since ``begin_peak``; None: no GPU."""
     cuda = _cuda()
-    return max(cuda.max_memory_reserved(device) for device in used_gpus()) if cuda else None
+    if cuda is None:
+        return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
+    return {
+        "peak_allocated_bytes": max(cuda.max_memory_allocated(device) for device in used_gpus()),
+        "peak_reserved_bytes": max(cuda.max_memory_reserved(device) for device in used_gpus()),
+    }
+
+
+def begin_peak() -> None:
+    """Let ``gpu_peaks`` begin anew. What was highest before still counts in ``peak_gpu_memory``."""
+    _peak.before = peak_gpu_memory() or 0
+    _reset_peaks()
 
 
 def forget_peak() -> None:
     """Let the peak of the GPUs' memory begin anew."""
+    _peak.before = 0
+    _reset_peaks()
+
+
+def _reset_peaks() -> None:
     cuda = _cuda()
     if cuda is not None:
         for device in used_gpus():

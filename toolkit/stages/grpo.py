@@ -16,15 +16,23 @@ from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.probe import probe
 from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import last_checkpoint, save_weights, tracked, train, training_callbacks, training_rows
+from toolkit.stages.training import (
+    last_checkpoint,
+    rows_to_probe,
+    save_weights,
+    tracked,
+    train,
+    training_callbacks,
+    training_rows,
+)
 from toolkit.tasks.base import Task
 
 log = logging.getLogger(__name__)
 STAGE = "grpo"
 
 
-def train_grpo(context: Context) -> Record:
-    """Probe, train, and leave the weights in the run folder; see ``context.TrainStage``."""
+def train_grpo(context: Context, *, probe_step: bool | None = None) -> Record:
+    """Probe, train, and leave the weights in the run folder; see ``context.TrainStage`` and ``train_sft``."""
     recipe, samples = context.recipe, training_rows(context, STAGE)
     grpo = recipe.grpo or Grpo()
     backend = choose_backend(recipe.model)
@@ -55,6 +63,7 @@ def train_grpo(context: Context) -> Record:
         folder=context.run.stage_folder(STAGE),
         callbacks=training_callbacks(context, STAGE),
         judge=make_judge(prompts.task, table, samples, grpo.generations),
+        longest=rows_to_probe(lengths, probe_step),
     )
     with tracked(context, STAGE):
         record = train(backend, policy, backend.grpo_trainer(policy, job), context, STAGE)

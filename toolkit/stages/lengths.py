@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,12 @@ class Lengths:
     max: int
     images: int
     limit: int
+    longest: tuple[int, ...] = field(default=(), repr=False)
+    """Numbers of the counted rows, the longest first."""
 
     def to_dict(self) -> dict[str, int]:
         """For a stage's record."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "longest"}
 
 
 def check_lengths(
@@ -71,7 +73,7 @@ def check_lengths(
     count = _counter(processor, prompts, answer_tokens)
     might_exceed = _bound(processor, prompts, answer_tokens, limit)
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
-    lengths, too_long = [], []
+    lengths, numbers, too_long = [], [], []
     special = special_tokens(processor)
     refuse_special([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
     for number, sample in enumerate(samples):
@@ -80,6 +82,7 @@ def check_lengths(
         if number % every and not might_exceed(sample):
             continue
         lengths.append(length := count(sample))
+        numbers.append(number)
         if length.total > limit:
             too_long.append(f"{sample.id}: {length.total} ({length.images} of them image tokens)")
     if too_long:
@@ -93,6 +96,7 @@ def check_lengths(
         max=max(totals),
         images=int(np.median([length.images for length in lengths])),
         limit=limit,
+        longest=tuple(numbers[place] for place in np.argsort(totals, kind="stable")[::-1]),
     )
 
 

@@ -8,14 +8,24 @@ from toolkit.run import Record
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import save_weights, tracked, train, training_callbacks, training_rows
+from toolkit.stages.training import (
+    rows_to_probe,
+    save_weights,
+    tracked,
+    train,
+    training_callbacks,
+    training_rows,
+)
 
 log = logging.getLogger(__name__)
 STAGE = "sft"
 
 
-def train_sft(context: Context) -> Record:
-    """Train on every training row and leave the weights in the run folder; see ``context.TrainStage``."""
+def train_sft(context: Context, *, probe_step: bool | None = None) -> Record:
+    """Train on every training row and leave the weights in the run folder; see ``context.TrainStage``.
+
+    ``probe_step``: whether a step on the longest rows comes first, which changes nothing; default: on a GPU.
+    """
     recipe, samples = context.recipe, training_rows(context, STAGE)
     backend = choose_backend(recipe.model)
     prompts = Prompts.of(recipe, context.images)
@@ -28,6 +38,7 @@ def train_sft(context: Context) -> Record:
         count=len(samples),
         folder=context.run.stage_folder(STAGE),
         callbacks=training_callbacks(context, STAGE),
+        longest=rows_to_probe(lengths, probe_step),
     )
     with tracked(context, STAGE):
         record = train(backend, policy, backend.sft_trainer(policy, job), context, STAGE)

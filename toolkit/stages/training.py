@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from toolkit.backends import Backend, together
 from toolkit.backends.base import Policy
 from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints, is_whole
+from toolkit.backends.ladder.advice import nothing_left
+from toolkit.compute import begin_peak, gpu_peaks
 from toolkit.errors import TrainingError
 from toolkit.run import Record, flush_folder, is_main, read_json
 from toolkit.stages.context import Context
+from toolkit.stages.lengths import Lengths
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.sampling import balance
@@ -84,7 +89,11 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
         if finished:  # only the weights were still to be written; transformers would train one step more
             return {"steps": state["max_steps"], "seconds": 0.0, "resumed_from": start.name}
     begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    begin_peak()
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except torch.OutOfMemoryError as error:  # outside of a pass: the optimiser's state, for one
+        raise nothing_left(f"step {trainer.state.global_step + 1}", "parts of a step", trainer.advice) from error
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if step < steps:
         context.stop.check(f"{stage} is saved after step {step} of {steps}")
@@ -101,6 +110,23 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
         "steps": steps,
         "seconds": round(time.monotonic() - begun, 1),
         "resumed_from": start.name if start else None,
+        "memory": _memory_record(trainer, context, stage),
+    }
+
+
+def rows_to_probe(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
+    """The rows for a probe step, the longest first; empty where none is ``wanted`` (None: it is on a GPU)."""
+    return lengths.longest if (torch.cuda.is_available() if wanted is None else wanted) else ()
+
+
+def _memory_record(trainer: Any, context: Context, stage: str) -> Record:
+    """Peaks of this start, and what was too much for the memory in all starts of the stage."""
+    lines = [line for line in context.run.metrics() if line["stage"] == stage]
+    return {
+        **gpu_peaks(),
+        "out_of_memory": int(sum(line.get("out_of_memory", 0) for line in lines)),
+        "micro_batch": trainer.passes.of(trainer.args.per_device_train_batch_size),
+        "probe": trainer.probe,
     }
 
 

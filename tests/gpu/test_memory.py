@@ -1,0 +1,99 @@
+"""A GPU that is too small, made so by a cap on this process: training and answering go on with fewer rows at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import adapter_of, only
+from training import context_of, small_recipe
+
+from toolkit.backends.base import Sampling
+from toolkit.backends.hf import HfBackend
+from toolkit.backends.ladder.at_once import free
+from toolkit.errors import TrainingError
+from toolkit.recipe import Recipe
+from toolkit.run import Record
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.sft import train_sft
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+
+
+@contextmanager
+def capped(size: float) -> Iterator[None]:
+    """torch may take at most so many bytes of the GPU."""
+    free()
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(size / total, 1.0))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        free()
+
+
+def wide(folder: Path, name: str, batch: int = 64) -> Recipe:
+    tables: dict[str, dict[str, Any]] = {
+        "model": {"precision": "32bit"},
+        "lora": {"dropout": 0.0},
+        "data": {"phantom": {"kind": "chest", "train": 128, "test": 16, "size": 128}},
+        "sft": {"max_steps": 2, "batch_size": batch, "accumulation": 1},
+    }
+    return only("sft", folder, name, tables)
+
+
+def trained(recipe: Recipe) -> tuple[Record, list[dict[str, Any]]]:
+    with context_of(recipe) as context:
+        return train_sft(context), [line for line in context.run.metrics() if "loss" in line]
+
+
+def test_sft_under_a_cap_makes_the_same_update(tmp_path: Path) -> None:
+    record, wanted = trained(wide(tmp_path, "whole"))
+    small, _ = trained(wide(tmp_path, "narrow", 16))
+    probe = record["memory"]["probe"]
+    assert probe["out_of_memory"] == 0
+    assert probe["peak_allocated_bytes"] <= probe["peak_reserved_bytes"]
+    # More than 16 rows at once take, and less than 64: the probe has to halve.
+    cap = (small["memory"]["peak_reserved_bytes"] + record["memory"]["peak_allocated_bytes"]) / 2
+    with capped(cap):
+        capped_record, found = trained(wide(tmp_path, "capped"))
+    assert capped_record["memory"]["probe"]["out_of_memory"] >= 1
+    assert capped_record["memory"]["micro_batch"] < 64
+    for one, other in zip(found, wanted, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+    one, other = (adapter_of(wide(tmp_path, name), "sft") for name in ("capped", "whole"))
+    apart = sum(float((one[name] - other[name]).square().sum()) for name in one if "lora_B" in name)
+    assert apart < 1e-2 * sum(float(other[name].square().sum()) for name in one if "lora_B" in name)
+
+
+def test_a_cap_below_one_row_is_told(tmp_path: Path) -> None:
+    recipe = wide(tmp_path, "none")
+    with context_of(recipe) as context:
+        policy = HfBackend().load(recipe, None, trainable=True)
+        held = torch.cuda.memory_reserved()
+        del policy
+        with capped(held + 2**21), pytest.raises(TrainingError, match="memory must hold one of the"):
+            train_sft(context)
+
+
+def test_answers_under_a_cap_are_the_same(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"model": {"precision": "32bit"}})
+    with context_of(recipe) as context:
+        prompts = Prompts.of(recipe, context.images)
+        rows = [prompts.row(sample) for sample in context.data.test] * 8
+        policy = HfBackend().load(recipe, None, trainable=False)
+        free()
+        held = torch.cuda.memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        wanted = HfBackend().generate(policy, rows, Sampling(12))
+        needed = torch.cuda.max_memory_allocated() - held
+        with capped(held + 0.6 * needed):
+            assert HfBackend().generate(policy, rows, Sampling(12)) == wanted
+        assert policy.at_once.errors >= 1
