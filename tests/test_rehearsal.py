@@ -1,4 +1,4 @@
-"""The rehearsal: what it changes of a recipe and what it leaves, its own folder, whole rehearsals of shipped recipes."""
+"""The rehearsal: what it changes of a recipe and what it leaves, its own folder, and shipped recipes rehearsed."""
 
 import json
 import re
@@ -102,8 +102,7 @@ def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_
     else:
         rows = json.loads(text)
         written = {name for row in (rows.values() if isinstance(rows, dict) else rows) for name in row}
-    assert COLUMNS[kind] <= written
-    assert kind == "lesion" or COLUMNS[kind] == written
+    assert COLUMNS[kind] == written
 
 
 def test_every_kind_of_practice_data_is_written_and_has_columns() -> None:
@@ -281,6 +280,6 @@ def test_a_shipped_recipe_is_rehearsed_to_its_end_in_two_minutes(name: str, tmp_
     assert done.no_rows
     assert done.results.rows[-1].label == "after GRPO"
     stages = read_json(done.results.run.results_file)["stages"]
-    assert tuple(stages) == FULL[name]
+    assert tuple(name for name in stages if name != "data") == FULL[name]
     probe = stages["grpo"]["probe"]
     assert probe["failure"] is None or "found" in probe["failure"]

@@ -289,7 +289,10 @@ def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = {"probe_prompts": 2, "probe_on_failure": "report", "max_completion_tokens": 1, "max_steps": 1}
-    with context_of(only("grpo", tmp_path, changes={"grpo": failing})) as context, caplog.at_level("WARNING", "toolkit"):
+    with (
+        context_of(only("grpo", tmp_path, changes={"grpo": failing})) as context,
+        caplog.at_level("WARNING", "toolkit"),
+    ):
         record = train_grpo(context)
     assert "run into the token limit" in record["probe"]["failure"]
     assert any("run into the token limit" in line for line in caplog.messages)

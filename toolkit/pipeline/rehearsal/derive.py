@@ -49,8 +49,11 @@ def rehearsal(recipe: Recipe, *, own_rows: bool = True) -> Recipe:
 
 
 def _run(recipe: Recipe) -> Changes:
-    name = recipe.run.name.removesuffix(REHEARSAL)[: 100 - len(REHEARSAL)] + REHEARSAL
-    return {"run.name": name, "run.purpose": "rehearsal", "run.report_to": ()}
+    return {
+        "run.name": recipe.run.name[: 100 - len(REHEARSAL)] + REHEARSAL,
+        "run.purpose": "rehearsal",
+        "run.report_to": (),
+    }
 
 
 def _model(recipe: Recipe) -> Changes:

@@ -27,10 +27,32 @@ COLUMNS: Mapping[str, frozenset[str]] = {
     "chest_vqa": frozenset(
         {"question", "answer", "answer_type", "question_type", "image_name", "image_organ", "PatientID"}
     ),
-    "lesion": frozenset({"lesion_id", "sex", "age_band", "site", "source", "dx"}),
+    "lesion": frozenset(
+        {
+            "age",
+            "area_share",
+            "bbox",
+            "boxes",
+            "dataset",
+            "dx",
+            "dx_type",
+            "height",
+            "image",
+            "image_id",
+            "lesion_id",
+            "localization",
+            "mask",
+            "mask_available",
+            "polygons",
+            "sex",
+            "spatial_description",
+            "split",
+            "width",
+        }
+    ),
     "steps": frozenset({"Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application"}),
 }
-"""Kind of practice data -> the columns that its rows have (lesions: those that a recipe may name; they have more)."""
+"""Kind of practice data -> the columns that its rows have."""
 
 SIZE = 224
 """Width of the pictures."""
