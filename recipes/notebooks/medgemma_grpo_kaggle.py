@@ -148,8 +148,7 @@ toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT,
 # - **majority baseline**: the score of always giving the most frequent answer. A model below it has learned
 #   nothing.
 # - **before** and **after GRPO**: the same questions before and after training.
-# - The brackets hold the range in which the score would lie 95 times of 100 with other questions of this kind.
-#   With 200 questions it is wide: about 7 points up and down.
+# - The brackets are 95 % intervals. With 200 questions they are wide: about 7 points up and down.
 # - **to the row above**: the gain. Believe it where its range lies wholly above 0.
 #
 # While it trains, watch `reward`: the mean score of the answers. If it stays flat over a hundred steps, the
