@@ -22,9 +22,10 @@ STEPS = 3
 COMPLETION_TOKENS = 64
 """Of GRPO's completions and of answers at most; a step of GRPO and an evaluation take the time of so many tokens."""
 TOKENS = (2048, 8192)
-"""The least and the most of model.max_tokens: the tiny model's tokenizer knows a thousand pieces, and cuts a text into
-three to four times the tokens of a real one's."""
+"""The least and the most of model.max_tokens."""
 TOKENS_A_TOKEN = 4
+"""Room for each token of the recipe's model: the tiny tokenizer knows a thousand pieces and cuts a text into two to
+three times the tokens of a real one's."""
 LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 """The linear layers of the tiny language model."""
 

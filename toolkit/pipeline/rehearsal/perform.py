@@ -86,6 +86,10 @@ def rehearse(
     try:
         results = run_recipe(derived, replace(stages, prepare=prepare), fresh=True, progress=progress, notify=notify)
     except DataError as error:
+        from toolkit.stages.lengths import TOO_LONG
+
+        if error.place != TOO_LONG:
+            raise
         raise _about_the_tiny_model(error) from error
     return Rehearsed(results, time.monotonic() - begun, no_rows, lacking)
 
@@ -153,13 +157,9 @@ def _value(value: object) -> str:
 
 def _about_the_tiny_model(error: DataError) -> DataError:
     """Rows that are too long are too long in the tiny model's tokens, which are many."""
-    from toolkit.stages.lengths import TOO_LONG
-
-    if error.place != TOO_LONG:
-        return error
     return DataError(
         error.rule,
-        place=f"{TOO_LONG} of the rehearsal",
-        remedy="These are tokens of the tiny model, whose tokenizer cuts a text into three to four times those of a "
+        place=f"{error.place} of the rehearsal",
+        remedy="These are tokens of the tiny model, whose tokenizer cuts a text into two to three times those of a "
         "real one's: shorten the rows, or rehearse with others, such as --set data.limit_train=100.",
     )
