@@ -91,6 +91,7 @@ SETTINGS = {
     "data.phantom.test": 300,
     "sft.max_steps": 70,
     "grpo.max_steps": 25,
+    "grpo.prompts_per_step": 8,
     "export.to": '["adapter"]',
 }
 SHORT = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
