@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from training import small_recipe
 
-from toolkit.phantoms import write_chest
+from toolkit.phantoms import write_chest, write_chest_vqa
 from toolkit.phantoms.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about
 from toolkit.phantoms.film import draw_film
 from toolkit.recipe import Phantom
@@ -114,3 +114,25 @@ def test_the_finding_can_be_seen() -> None:
     test, truth = films(500, 150)
     accuracy = LogisticRegression(max_iter=500).fit(train, names).score(test, truth)
     assert accuracy > 4 / len(FINDINGS)
+
+
+def test_short_answers_are_true_of_their_film_and_the_films_are_those_of_the_seed(tmp_path: Path) -> None:
+    written = write_chest_vqa(tmp_path, Phantom(kind="chest_vqa", train=40, test=7, size=96), seed=5)
+    rows = json.loads(written["train"].read_text(encoding="utf-8"))
+    assert (len(rows), len(json.loads(written["test"].read_text(encoding="utf-8")))) == (40, 7)
+    for row in rows.values():
+        film, _ = make_film(5, int(row["PatientID"].removeprefix("film")))
+        right = {
+            "Is the heart enlarged?": "yes" if film.finding.name == "Cardiomegaly" else "no",
+            "Are both lungs clear?": "yes"
+            if film.finding.name in ("No acute finding", "Cardiomegaly", "Pacemaker")
+            else "no",
+            "What is the primary finding?": film.finding.name.lower(),
+            "Which side of the chest shows an abnormality?": film.side,
+        }
+        assert row["answer"] == right[row["question"]] != ""
+        assert row["answer_type"] == ("CLOSED" if row["answer"] in ("yes", "no") else "OPEN")
+    assert len({row["question"] for row in rows.values()}) == 4
+    chest = tmp_path / "chest"
+    write_chest(chest, Phantom(kind="chest", train=40, test=7, size=96), seed=5)
+    assert (chest / "images" / "film000003.png").read_bytes() == (tmp_path / "images" / "film000003.png").read_bytes()

@@ -285,6 +285,19 @@ def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
         train_grpo(context)
 
 
+def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = {"probe_prompts": 2, "probe_on_failure": "report", "max_completion_tokens": 1, "max_steps": 1}
+    with (
+        context_of(only("grpo", tmp_path, changes={"grpo": failing})) as context,
+        caplog.at_level("WARNING", "toolkit"),
+    ):
+        record = train_grpo(context)
+    assert "run into the token limit" in record["probe"]["failure"]
+    assert any("run into the token limit" in line for line in caplog.messages)
+
+
 def test_the_probe_leaves_the_training_as_it_would_have_been(tmp_path: Path) -> None:
     plain = only("grpo", tmp_path, "plain")
     probed = only("grpo", tmp_path, "probed")

@@ -8,6 +8,7 @@ import typer
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
 from toolkit.cli.prepare import prepare_app
+from toolkit.cli.rehearse import rehearse_run
 from toolkit.cli.report import report_app
 
 app = typer.Typer(
@@ -54,8 +55,15 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; an old run of this name is kept as NAME.old-1.")
     ] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="Try every stage on a few rows with the tiny model, in NAME.rehearsal."),
+    ] = False,
 ) -> None:
     """Run all stages of a recipe, or go on where it stopped: data, evaluation, SFT, GRPO, export."""
+    if rehearse:
+        rehearse_run(recipe, settings or ())
+        return
     from toolkit.cli import show
     from toolkit.cli.progress import telling
     from toolkit.pipeline import run_recipe
@@ -163,9 +171,10 @@ def _name_and_text(given: str) -> tuple[str, str]:
 @data_app.command()
 def phantom(
     kind: Annotated[
-        Literal["chest", "lesion", "steps"],
+        Literal["chest", "chest_vqa", "lesion", "steps"],
         typer.Argument(
-            help="chest: 16-bit films, multiple choice. lesion: skin, with masks. steps: tasks in a viewer."
+            help="chest: 16-bit films, multiple choice. chest_vqa: the same films, open and closed questions. "
+            "lesion: skin, with masks. steps: tasks in a viewer."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],

@@ -77,6 +77,13 @@ class Film:
         return self.place.partition(" ")[0]
 
 
+Records = list[tuple[str, dict[str, Any]]]
+"""Pairs of id and record."""
+
+Ask = Callable[[Film, Rng], Records]
+"""``QUESTIONS_PER_FILM`` questions about a film; the generator goes on from its drawing."""
+
+
 def make_film(seed: int, index: int) -> tuple[Film, Rng]:
     """The patient with this number, and the generator that goes on to draw the film; the same on every machine."""
     rng = np.random.default_rng([seed, index])
@@ -120,36 +127,43 @@ def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
     Written again, the files are the same to the byte. No film stands in two splits. Each JSON is written last, under a
     temporary name first.
     """
+    return write_films(folder, phantom, seed, questions_about)
+
+
+def write_films(folder: Path, phantom: Phantom, seed: int, ask: Ask) -> dict[str, Path]:
+    """As ``write_chest``, with other questions about the same films."""
     counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     files, first = {}, 0
     for split, rows in counts.items():
-        films = -(-rows // QUESTIONS_PER_FILM)
+        films = range(first, first + -(-rows // QUESTIONS_PER_FILM))
         if rows:
-            files[split] = _write_split(
-                folder, f"{split}.json", range(first, first + films), (rows, phantom.size, seed)
-            )
-        first += films
+            records = _write_pictures(folder, films, (phantom.size, seed), ask)
+            files[split] = _write_split(folder / f"{split}.json", dict(records[:rows]))
+        first = films.stop
     return files
 
 
-def _write_split(folder: Path, name: str, indices: range, shape: tuple[int, int, int]) -> Path:
-    rows, size, seed = shape
-    path, temporary = folder / name, folder / f".{name}.partial"
+def _write_pictures(folder: Path, films: range, shape: tuple[int, int], ask: Ask) -> Records:
+    size, seed = shape
 
-    def one(index: int) -> list[tuple[str, dict[str, Any]]]:
+    def one(index: int) -> Records:
         film, rng = make_film(seed, index)
         write_film(folder / "images" / f"{film.id}.png", draw_film(film.finding.name, film.place, size, rng), rng)
-        return questions_about(film, rng)
+        return ask(film, rng)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        records = [record for pairs in pool.map(one, indices) for record in pairs]
-    temporary.write_text(json.dumps(dict(records[:rows]), indent=1), encoding="utf-8")
+        return [record for pairs in pool.map(one, films) for record in pairs]
+
+
+def _write_split(path: Path, records: dict[str, dict[str, Any]]) -> Path:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(records, indent=1), encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def questions_about(film: Film, rng: Rng) -> list[tuple[str, dict[str, Any]]]:
+def questions_about(film: Film, rng: Rng) -> Records:
     """``QUESTIONS_PER_FILM`` pairs of id and record, of different kinds."""
     kinds = possible_kinds(film)
     if film.finding.name != "Cardiomegaly" and rng.random() > NORMAL_HEARTS_ASKED:

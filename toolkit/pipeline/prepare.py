@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.curate.practice import write_lesions
 from toolkit.errors import DataError
 from toolkit.images import ImageStore, ScanReport, scan
-from toolkit.phantoms import write_chest, write_steps
+from toolkit.phantoms import write_chest, write_chest_vqa, write_steps
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.rows import Dropped
 from toolkit.run import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {
     "chest": write_chest,
+    "chest_vqa": write_chest_vqa,
     "lesion": write_lesions,
     "steps": write_steps,
 }

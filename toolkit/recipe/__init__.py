@@ -1,8 +1,9 @@
 """The recipe: one TOML file as frozen sections, loaded with every problem at once."""
 
-from toolkit.recipe.checks import PHANTOM_TASKS
+from toolkit.recipe.checks import PHANTOM_TASKS, Finding, absent
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
+    REHEARSAL,
     REWARD_WEIGHTS,
     SPLITS,
     Data,
@@ -27,11 +28,13 @@ from toolkit.recipe.sections import (
 
 __all__ = [
     "PHANTOM_TASKS",
+    "REHEARSAL",
     "REWARD_WEIGHTS",
     "SPLITS",
     "Data",
     "Evaluate",
     "Export",
+    "Finding",
     "Grpo",
     "Images",
     "Lesion",
@@ -47,6 +50,7 @@ __all__ = [
     "Sft",
     "Split",
     "Steps",
+    "absent",
     "changed_keys",
     "dump_recipe",
     "load_recipe",

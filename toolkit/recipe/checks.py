@@ -13,7 +13,12 @@ Finding = tuple[str, str]
 
 Check = Callable[[Recipe], Iterator[Finding]]
 
-PHANTOM_TASKS: Mapping[str, str] = {"chest": "mcq", "lesion": "lesion", "steps": "steps"}
+PHANTOM_TASKS: Mapping[str, str] = {
+    "chest": "mcq",
+    "chest_vqa": "vqa",
+    "lesion": "lesion",
+    "steps": "steps",
+}
 """Kind of practice data -> the task it is written for."""
 
 SMALLEST: Mapping[str, tuple[int, str]] = {"lesion": (96, "lesions"), "steps": (112, "screens")}
@@ -256,6 +261,11 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"images", "grpo"}), ordered_pairs),
 )
 """The sections a check looks at, and the check: it is left out while one of them has problems of its own."""
+
+
+def absent(recipe: Recipe) -> list[Finding]:
+    """Files, folders and packages that the recipe names and that are not there: loading refuses them if asked to."""
+    return [*missing_files(recipe), *missing_packages(recipe)]
 
 
 def missing_files(recipe: Recipe) -> Iterator[Finding]:

@@ -38,6 +38,9 @@ RESULTS_BY: Mapping[str, tuple[str, ...]] = {
 POSITIVE: Mapping[str, str] = {"lesion": "mel"}
 """task -> the label that is set against all others."""
 
+REHEARSAL = ".rehearsal"
+"""How the name of a rehearsal's run ends."""
+
 SPLITS = ("train", "validation", "test")
 """The splits, in the order in which they give up what they share with a later one."""
 
@@ -67,11 +70,16 @@ class Run(Section):
     """Older checkpoints are removed once a newer one is complete."""
     log_steps: int = Field(1, ge=1)
     """A line in the log every so many optimiser steps."""
-    purpose: Literal["training", "search", "ablation"] = "training"
-    """Under which heading the compute report counts the run."""
+    purpose: Literal["training", "search", "ablation", "rehearsal"] = "training"
+    """Under which heading the compute report counts the run; `toolkit run --rehearse` sets the last one."""
     country: str | None = Field(None, pattern=r"^[A-Z]{3}$")
     """Where the machine stands, in three letters (ISO 3166, such as DEU): its mix of electricity gives the CO2. Without
     it, energy is reported and CO2 is not."""
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether this is a rehearsal, which begins anew each time and replaces the one before."""
+        return self.purpose == "rehearsal" and self.name.endswith(REHEARSAL)
 
 
 class Model(Section):
@@ -108,7 +116,7 @@ class Lora(Section):
 class Phantom(Section):
     """Generated practice data, written in the layout of a real data set."""
 
-    kind: Literal["chest", "lesion", "steps"]
+    kind: Literal["chest", "chest_vqa", "lesion", "steps"]
     train: int = Field(1200, ge=1)
     validation: int = Field(0, ge=0)
     test: int = Field(400, ge=1)
@@ -296,6 +304,8 @@ class Grpo(Optimisation):
     """Prompts that are sampled before step 1 to see whether there is anything to learn; 0 switches the probe off."""
     probe_max_truncated: float = Field(0.5, ge=0, le=1)
     """The run stops when more of the probe's completions than this share run into the token limit."""
+    probe_on_failure: Literal["stop", "report"] = "stop"
+    """What happens where the probe finds nothing to learn: no group with any spread, or too many answers cut off."""
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_step(self) -> "Grpo":

@@ -11,7 +11,7 @@ from toolkit.recipe import Recipe
 from toolkit.run import RunFolder, find_run
 
 FAILED = "failed or unfinished"
-PURPOSES = ("training", "search", "ablation", FAILED)
+PURPOSES = ("training", "search", "ablation", "rehearsal", FAILED)
 """The headings. A run that never came to its end counts under the last one, whatever its recipe says."""
 
 EVALUATIONS = "evaluate-"

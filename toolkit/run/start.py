@@ -1,6 +1,7 @@
 """Start, continue or reopen a run: one process at a time, one recipe and one set of data for a folder."""
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from toolkit.errors import RunError, ToolkitError
+from toolkit.errors import RecipeError, RunError, ToolkitError
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
 from toolkit.run.files import cut_torn_line, read_json, write_json, write_text
 from toolkit.run.folder import Record, RunFolder, find_run
@@ -46,14 +47,18 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
 
     Args:
         recipe: its ``run_folder`` names the place.
-        fresh: begin anew; an old folder of this name is renamed to ``<name>.old-1`` (or -2, ...), never removed.
+        fresh: begin anew; an old folder of this name is renamed to ``<name>.old-1`` (or -2, ...), never removed; but an
+            old rehearsal is, by a new one.
 
     Raises:
-        RunError: another process works in it; the recipe differs from the folder's; or the folder is no run.
+        RunError: another process works in it; the recipe differs from the folder's; the folder is no run; or a
+            rehearsal would replace what is none.
     """
     path = recipe.run_folder.absolute()
     with _locked(path):
-        if fresh and path.exists():
+        if fresh and recipe.run.is_rehearsal:
+            _remove_rehearsal(RunFolder(path))
+        elif fresh and path.exists():
             path.rename(_name_for_old(path))
         run = RunFolder(path)
         if not run.run_file.is_file():
@@ -155,6 +160,27 @@ def _name_for_old(path: Path) -> Path:
     while path.with_name(f"{path.name}.old-{number}").exists():
         number += 1
     return path.with_name(f"{path.name}.old-{number}")
+
+
+def _remove_rehearsal(old: RunFolder) -> None:
+    if not old.recipe_file.is_file():
+        return  # nothing, or no run at all, which is looked at next
+    try:
+        replaceable = old.recipe().run.is_rehearsal
+    except RecipeError:  # of another version, or damaged: nobody can say what it is
+        replaceable = False
+    if not replaceable:
+        raise RunError(
+            "a rehearsal replaces an earlier rehearsal, and this run is none, or cannot be read",
+            place=old.path,
+            remedy="Rehearse under another name with --set run.name=...",
+        )
+    # Renamed first, so that no half of a run stays under its name.
+    doomed = old.path.with_name(f".{old.name}.removed")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    old.path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _refuse_foreign(path: Path) -> None:

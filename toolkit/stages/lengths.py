@@ -27,6 +27,8 @@ COUNT_ALL = 4000
 """Up to so many rows each is counted. Of more, those that might be too long are, and as many others as ``SAMPLED``."""
 SAMPLED = 1000
 
+TOO_LONG = "[model] max_tokens"
+"""The place that an error about rows that are too long names."""
 NO_ROOM = "the prompt with its memory leaves no room for an answer in model.max_tokens"
 SPECIAL = "the question or its memory holds one of the model's special tokens"
 
@@ -187,6 +189,6 @@ def _too_long(rows: list[str], count: int, limit: int) -> DataError:
         f"every row must fit into model.max_tokens = {limit} tokens; {len(rows)} of {count} do not: "
         + "; ".join(rows[:SHOWN])
         + more,
-        place="[model] max_tokens",
+        place=TOO_LONG,
         remedy="Raise model.max_tokens, lower images.max_side, or shorten the prompt. Nothing is cut.",
     )

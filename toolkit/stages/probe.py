@@ -32,7 +32,8 @@ def probe(
     The random state of the training is left as it was.
 
     Raises:
-        TrainingError: no group has any spread, or too many answers are cut off: GRPO could learn nothing.
+        TrainingError: no group has any spread, or too many answers are cut off: GRPO could learn nothing. With
+            ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the record.
     """
     grpo = recipe.grpo or Grpo()
     chosen = _spread_out(samples, grpo.probe_prompts)
@@ -49,8 +50,12 @@ def probe(
     ]
     found = group_statistics(scored_PG, answers_PG)
     log.info("grpo probe: %s", _describe(found, len(chosen), grpo.generations))
-    _refuse_hopeless(found, grpo)
-    return asdict(found)
+    failure = _failure(found, grpo)
+    if failure is not None and grpo.probe_on_failure == "stop":
+        raise failure
+    if failure is not None:
+        log.warning("grpo probe: %s", failure)
+    return {**asdict(found), "failure": None if failure is None else str(failure)}
 
 
 def _spread_out(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -66,18 +71,20 @@ def _describe(found: GroupStatistics, prompts: int, generations: int) -> str:
     )
 
 
-def _refuse_hopeless(found: GroupStatistics, grpo: Grpo) -> None:
+def _failure(found: GroupStatistics, grpo: Grpo) -> TrainingError | None:
+    """Why GRPO could learn nothing from these answers; None: it could."""
     if found.truncated > grpo.probe_max_truncated:
-        raise TrainingError(
+        return TrainingError(
             f"at most {grpo.probe_max_truncated:.0%} of the probe's answers may run into the token limit",
             place="[grpo] max_completion_tokens",
             value=f"{found.truncated:.0%} at {grpo.max_completion_tokens} tokens",
             remedy="Raise max_completion_tokens, or train SFT first, or longer, so that answers end.",
         )
     if found.total.flat == 1:
-        raise TrainingError(
+        return TrainingError(
             "answers to one prompt must differ in reward, or there is nothing to learn",
             place="[grpo] probe",
             value=f"no spread in any group; reward mean {found.total.mean:.3f}; unreadable: {dict(found.problems)}",
             remedy="Train SFT longer, raise temperature or generations, or weight a reward that gives partial credit.",
         )
+    return None

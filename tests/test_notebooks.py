@@ -1,0 +1,110 @@
+"""The notebooks: in step with their sources, without outputs, and each runs to its end on a machine without a GPU."""
+
+import ast
+import json
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from notebooks import FOLDER, sources, text_of
+
+from toolkit.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["ham10000_kaggle", "medgemma_grpo_colab", "medgemma_grpo_kaggle", "tour"]
+
+
+def code_of(source: Path) -> str:
+    return source.read_text(encoding="utf-8")
+
+
+def cells(source: Path) -> list[str]:
+    return re.split(r"^# %%.*\n", code_of(source), flags=re.MULTILINE)[1:]
+
+
+def test_every_notebook_has_a_source_and_every_source_a_notebook() -> None:
+    assert [source.stem for source in sources()] == NAMES
+    assert sorted(file.stem for file in FOLDER.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
+def test_a_notebook_is_what_its_source_makes(source: Path) -> None:
+    assert source.with_suffix(".ipynb").read_text(encoding="utf-8") == text_of(source), "python tests/notebooks.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_no_outputs(name: str) -> None:
+    made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    assert code
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+def test_all_notebooks_are_set_up_alike() -> None:
+    assert len({next(cell for cell in cells(source) if "SOURCE = " in cell) for source in sources()}) == 1
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
+def test_every_recipe_and_key_that_a_notebook_names_exists(source: Path) -> None:
+    names = re.findall(r'RECIPES / "([^"]+)"', code_of(source))
+    assert names
+    strings = [node.value for node in ast.walk(ast.parse(code_of(source))) if isinstance(node, ast.Constant)]
+    settings = [text for text in strings if isinstance(text, str) and re.fullmatch(r"[a-z]+\.[a-z_.]+=.+", text)]
+    for name in names:
+        load_recipe(ROOT / "recipes" / name, [s for s in settings if not s.startswith(("sft.", "grpo."))])
+    for section in ("sft", "grpo"):
+        named = [s for s in settings if s.startswith(f"{section}.")]
+        recipe = next((name for name in names if getattr(load_recipe(ROOT / "recipes" / name), section)), None)
+        assert recipe or not named
+        if recipe:
+            load_recipe(ROOT / "recipes" / recipe, named)
+
+
+def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything that a notebook printed, run from its first cell to its last in an empty folder."""
+    monkeypatch.setenv("TOOLKIT_REHEARSE", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+    monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
+    made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    NotebookClient(made, timeout=3000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [out for cell in made.cells if cell.cell_type == "code" for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error"]
+    return "".join(out.text for out in outputs if out.output_type == "stream")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["medgemma_grpo_colab", "medgemma_grpo_kaggle"])
+def test_a_medgemma_notebook_is_rehearsed_to_its_end(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = execute(name, tmp_path, monkeypatch)
+    assert "a rehearsal with the recipes in" in printed
+    assert "the rehearsal passed in" in printed
+    assert "after GRPO" in printed
+    assert (tmp_path / "runs" / "medgemma_grpo.rehearsal" / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_ham10000_notebook_prepares_and_rehearses_both_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = execute("ham10000_kaggle", tmp_path, monkeypatch)
+    assert printed.count("the rehearsal passed in") == 2
+    assert printed.count("some of the recipe's own rows") == 2
+    assert {run.name for run in (tmp_path / "runs").iterdir() if not run.name.startswith(".")} == {
+        "ham10000_sft.rehearsal",
+        "ham10000_grpo.rehearsal",
+    }
+
+
+@pytest.mark.slow
+def test_the_tour_runs_as_it_is_and_the_model_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = execute("tour", tmp_path, monkeypatch)
+    stages = json.loads((tmp_path / "runs" / "tour" / "results.json").read_text())["stages"]
+    learned = stages["evaluate-sft"]["differences"]["before"]["difference"]
+    assert learned["low"] > 0
+    assert "reference: " in printed
+    assert "Compute" in printed or "compute" in printed

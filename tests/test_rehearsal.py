@@ -1,0 +1,285 @@
+"""The rehearsal: what it changes of a recipe and what it leaves, its own folder, and shipped recipes rehearsed."""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from test_cli import call
+
+from toolkit.errors import DataError, RecipeError, RunError
+from toolkit.phantoms import write_chest
+from toolkit.pipeline import rehearsal as room
+from toolkit.pipeline.prepare import PHANTOMS, read_rows
+from toolkit.pipeline.rehearsal import Rehearsed, rehearsal, rehearse
+from toolkit.pipeline.rehearsal.derive import ROWS, STEPS
+from toolkit.pipeline.rehearsal.perform import reference_rewards
+from toolkit.pipeline.rehearsal.practice import COLUMNS
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import PHANTOM_TASKS, Phantom, Recipe, changed_keys, dump_recipe, load_recipe
+from toolkit.run import find_run, read_json, start_run
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
+CASES = [(file, own) for file in SHIPPED for own in (True, False) if own or "phantom" not in file.read_text()]
+NAMES = [f"{file.stem}-{'own' if own else 'practice'}" for file, own in CASES]
+
+MAY_CHANGE = re.compile(
+    r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
+    r"|lora\.targets|data\.(limit_\w+|phantom\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
+    r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
+    r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|probe_\w+)"
+    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.verify)?"
+)
+"""Keys that a rehearsal on a recipe's own rows may change."""
+MAY_CHANGE_TOO = re.compile(
+    r"data\.(train|validation|test|image_root|columns\.\w+|group|phantom\.\w+|lesion\.labels"
+    r"|steps\.(actions|places|task_start|task_end))|prompt\.context|evaluate\.by"
+)
+"""And on practice data."""
+
+HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
+MCQ = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'
+
+
+def make_recipe(folder: Path, text: str, *settings: str) -> Recipe:
+    file = folder / "recipe.toml"
+    file.write_text(HEAD.format(folder=folder) + text, encoding="utf-8")
+    return load_recipe(file, settings)
+
+
+def reloaded(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe written and loaded again, which looks at every check."""
+    (folder / "derived.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    return load_recipe(folder / "derived.toml")
+
+
+@pytest.mark.parametrize(("file", "own"), CASES, ids=NAMES)
+def test_every_shipped_recipe_has_a_rehearsal_that_is_a_sound_recipe(file: Path, own: bool, tmp_path: Path) -> None:
+    recipe = load_recipe(file)
+    before = recipe.model_dump()
+    derived = rehearsal(recipe, own_rows=own)
+    assert recipe.model_dump() == before
+    assert reloaded(derived, tmp_path) == derived
+    for section in ("sft", "grpo", "evaluate"):
+        assert (getattr(derived, section) is None) == (getattr(recipe, section) is None)
+    for training in filter(None, (derived.sft, derived.grpo)):
+        assert training.max_steps == STEPS
+    assert (derived.model.name, derived.model.adapter, derived.model.tuning) == ("tiny", None, recipe.model.tuning)
+    assert derived.run_folder.name == f"{recipe.run.name}.rehearsal"
+
+
+@pytest.mark.parametrize(("file", "own"), CASES, ids=NAMES)
+def test_a_rehearsal_changes_what_it_may_and_nothing_else(file: Path, own: bool) -> None:
+    recipe = load_recipe(file)
+    changed = changed_keys(recipe, rehearsal(recipe, own_rows=own))
+    wrong = [key for key in changed if not MAY_CHANGE.fullmatch(key) and (own or not MAY_CHANGE_TOO.fullmatch(key))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("file", [file for file, own in CASES if not own], ids=lambda file: file.stem)
+def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
+    derived = rehearsal(load_recipe(file), own_rows=False)
+    data = read_rows(derived, tmp_path / "phantom")
+    assert len(data.train) >= derived.grpo.prompts_per_step if derived.grpo else len(data.train)
+    assert derived.evaluate is None or len(getattr(data, derived.evaluate.split))
+    assert not data.dropped
+    if derived.grpo:
+        assert re.match(
+            r"the reference answers of \d+ training rows earn [\d.]+", reference_rewards(derived, data.train)
+        )
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_path: Path) -> None:
+    phantom = Phantom(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
+    file = PHANTOMS[kind](tmp_path, phantom, 1)["train"]
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".csv":
+        written = set(text.splitlines()[0].split(","))
+    else:
+        rows = json.loads(text)
+        written = {name for row in (rows.values() if isinstance(rows, dict) else rows) for name in row}
+    assert COLUMNS[kind] == written
+
+
+def test_every_kind_of_practice_data_is_written_and_has_columns() -> None:
+    assert set(PHANTOM_TASKS) == set(PHANTOMS) == set(COLUMNS)
+
+
+def test_what_the_model_family_decides_is_spelled_out(tmp_path: Path) -> None:
+    lesion = '[data]\ntask = "lesion"\ntrain = "rows.json"\n[model]\nname = "{}"\n[sft]\n'
+    for name, convention in (("Qwen/Qwen2.5-VL-3B-Instruct", "pixels28"), ("tiny", "hundred")):
+        derived = rehearsal(make_recipe(tmp_path, lesion.format(name)))
+        assert derived.data.lesion.coordinates == convention
+    with pytest.raises(RecipeError, match="are not known"):
+        rehearsal(make_recipe(tmp_path, lesion.format("somebody/else")))
+
+
+def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> None:
+    text = MCQ + (
+        '[model]\nname = "a/b"\nattention = "flash_attention_2"\ntrust_remote_code = true\nadapter = "old"\n'
+        '[lora]\ntargets = ["qkv", "o_proj"]\n[run.x]\n[grpo]\noptimizer = "paged_adamw_8bit"\nmicro_batch = 6\n'
+        "generations = 6\n[export]\n"
+    ).replace("[run.x]\n", "")
+    derived = rehearsal(make_recipe(tmp_path, text, 'run.report_to=["wandb"]', "model.max_tokens=200"))
+    model = derived.model
+    assert (model.attention, model.trust_remote_code, model.precision, model.max_tokens) == (
+        "auto",
+        False,
+        "32bit",
+        2048,
+    )
+    assert derived.lora.targets == ("o_proj",)
+    assert derived.run.report_to == ()
+    assert derived.grpo is not None
+    # 2 prompts x 4 completions: of the 6 a forward pass, what divides 8.
+    assert (derived.grpo.optimizer, derived.grpo.micro_batch) == ("adamw_torch", 2)
+    assert derived.export is not None
+    only_export = make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[evaluate]\n[export]\n')
+    assert rehearsal(only_export).export is None  # there is nothing to export without the adapter
+
+
+def test_limits_that_are_lower_already_stay(tmp_path: Path) -> None:
+    text = MCQ + "limit_train = 5\n[sft]\nmax_steps = 1\n[evaluate]\nlimit = 3\n"
+    derived = rehearsal(make_recipe(tmp_path, text))
+    assert (derived.data.limit_train, derived.data.limit_test) == (5, ROWS["test"])
+    assert (derived.sft and derived.sft.max_steps, derived.evaluate and derived.evaluate.limit) == (1, 3)
+
+
+def test_steps_are_rehearsed_by_whole_tasks(tmp_path: Path) -> None:
+    text = '[data]\ntask = "steps"\ntrain = "a.csv"\ntest = "b.csv"\n[model]\nname = "qwen3-vl"\n[sft]\n[evaluate]\n'
+    derived = rehearsal(make_recipe(tmp_path, text))
+    assert derived.data.limit_test is None
+    assert derived.evaluate is not None
+    assert derived.evaluate.max_tasks == 2
+
+
+def test_a_new_rehearsal_replaces_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, MCQ + "[sft]\n")
+    derived = rehearsal(recipe)
+    with start_run(recipe):
+        pass
+    for _ in range(2):
+        with start_run(derived, fresh=True) as run:
+            (run.path / "left.txt").touch()
+    with start_run(derived, fresh=True) as run:
+        assert not (run.path / "left.txt").exists()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")) == [
+        "one",
+        "one.rehearsal",
+    ]
+    assert find_run(tmp_path / "runs" / "one").recipe() == recipe
+
+
+@pytest.mark.parametrize("purpose", ["training", "damaged"])
+def test_a_run_that_is_no_rehearsal_is_never_replaced(purpose: str, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, MCQ + "[sft]\n")
+    with start_run(make_recipe(tmp_path, MCQ + "[sft]\n", "run.name=one.rehearsal")) as run:
+        if purpose == "damaged":
+            run.recipe_file.write_text("[run]\n")
+    with pytest.raises(RunError, match="this run is none"), start_run(rehearsal(recipe), fresh=True):
+        pass
+    assert run.run_file.is_file()
+
+
+def test_rewards_of_ones_own_must_be_there(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, MCQ + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
+    with pytest.raises(RecipeError, match=r"there is no file .*mine\.py"):
+        rehearse(recipe, STAGES)
+
+
+def test_a_recipe_that_only_exports_an_adapter_has_nothing_to_rehearse(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing to rehearse"):
+        rehearse(make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[export]\n'), STAGES)
+
+
+def test_rows_of_the_hub_are_not_downloaded(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, '[data]\ntask = "vqa"\ntrain = "hub:a/b"\n[evaluate]\n')
+    no_rows, lacking = room.perform._look_for(recipe)
+    assert [line.partition(":")[0] for line in no_rows] == ["data.train"]
+    assert lacking == ()
+
+
+def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
+    from toolkit.cli.rehearse import closing_lines
+
+    done = Rehearsed(None, 48.4, ("data.train: x",), ("data.train: x",))  # type: ignore[arg-type]
+    lines = closing_lines(done, Path("a b.toml"), ["run.name=x", 'export.to=["merged"]'])
+    assert "passed in 48 s" in lines[0]
+    assert "practice data" in lines[0]
+    assert lines[1:] == [
+        "before the real run: data.train: x",
+        "the real run: toolkit run 'a b.toml' --set run.name=x --set 'export.to=[\"merged\"]'",
+    ]
+    assert "own rows" in closing_lines(Rehearsed(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def chest(tmp_path: Path) -> Path:
+    write_chest(tmp_path / "chest", Phantom(kind="chest", train=40, test=20, size=64), seed=1)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_rehearsal_takes_some_of_its_own_rows_through_every_stage(
+    chest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(chest)
+    text = MCQ + '[model]\nname = "google/medgemma-4b-it"\nprecision = "4bit"\n[sft]\n[grpo]\n[evaluate]\n[export]\n'
+    make_recipe(chest, text)
+    (chest / "runs" / "one").mkdir(parents=True)
+    (chest / "runs" / "one" / "mine.txt").write_text("a real run's")
+    assert call(["run", "recipe.toml", "--rehearse", "--fresh", "--set", "grpo.generations=2"]) == 0
+    out, told = capsys.readouterr()
+    # Three rows with the supervised part between the marks, then the table, then the command.
+    assert len(re.findall(r"⟦<start_working_out>.*?<end_of_turn>⟧", out, re.DOTALL)) == 3
+    assert out.index("⟧") < out.index("after GRPO") < out.index("the rehearsal passed in")
+    assert out.endswith("the real run: toolkit run recipe.toml --set grpo.generations=2\n")
+    assert "model.name: google/medgemma-4b-it -> tiny" in told
+    assert "the reference answers of 16 training rows earn" in told
+    run = find_run(chest / "runs" / "one.rehearsal")
+    assert run.record("data")["rows"] == {"train": 16, "validation": 0, "test": 8}
+    assert run.record("grpo")["steps"] == STEPS
+    assert run.recipe().grpo is not None
+    assert run.recipe().grpo.generations == 2  # type: ignore[union-attr]
+    assert (chest / "runs" / "one" / "mine.txt").is_file()
+
+
+@pytest.mark.slow
+def test_rows_that_are_too_long_for_the_rehearsal_are_named(chest: Path) -> None:
+    rows = json.loads((chest / "chest" / "train.json").read_text())
+    name = next(iter(rows))
+    rows[name]["question"] = "Is it? " * 4000
+    (chest / "chest" / "train.json").write_text(json.dumps({name: rows[name]}))
+    with pytest.raises(DataError, match=rf"{name}: \d+ .*of the tiny model") as caught:
+        rehearse(make_recipe(chest, MCQ + "[sft]\n"), STAGES)
+    assert "of the rehearsal" in caught.value.place
+
+
+FULL: Mapping[str, tuple[str, ...]] = {
+    "medgemma_sft_grpo": ("evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"),
+    "ham10000_grpo": ("evaluate-before", "grpo", "evaluate-grpo", "export"),
+    "steps_grpo": ("evaluate-before", "grpo", "evaluate-grpo", "export"),
+    "vqa_rad": ("evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "export"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_a_shipped_recipe_is_rehearsed_to_its_end_in_two_minutes(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.toml", [f"run.folder={tmp_path}"])
+    shown: list[tuple[str, str]] = []
+    begun = time.process_time()  # what the process computed: the clock also counts what others do beside it
+    done = rehearse(recipe, STAGES, show=shown.extend)
+    assert time.process_time() - begun < 120
+    assert len(shown) == 3
+    assert all("⟦" in text for _, text in shown)
+    assert done.no_rows
+    assert done.results.rows[-1].label == "after GRPO"
+    stages = read_json(done.results.run.results_file)["stages"]
+    assert tuple(name for name in stages if name != "data") == FULL[name]
+    probe = stages["grpo"]["probe"]
+    assert probe["failure"] is None or "found" in probe["failure"]
