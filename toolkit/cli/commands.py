@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit import __version__
+from toolkit.cli.plan import plan, plan_run
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
 
@@ -64,9 +65,13 @@ def run(
 
     loaded = load_recipe(recipe, settings or (), files=True)
     with telling() as (progress, notify):
-        results = run_recipe(loaded, STAGES, fresh=fresh, progress=progress, notify=notify)
+        planned = plan_run(loaded, fresh=fresh) if is_main() else None
+        results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
     if is_main():
         show.results(results)
+
+
+app.command()(plan)
 
 
 @app.command()

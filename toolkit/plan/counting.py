@@ -99,12 +99,12 @@ def _language(model_type: str, text: Any) -> Stack:
 def _tower(config: Any, vision: Any) -> Tower:
     width = int(getattr(vision, "embed_dim", None) or vision.hidden_size)
     heads = int(getattr(vision, "num_attention_heads", None) or vision.num_heads)
-    inner = getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio
+    inner = int(getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio)
     by_size = getattr(vision, "spatial_merge_size", None) is not None
     stack = Stack(
         layers=int(getattr(vision, "num_hidden_layers", None) or vision.depth),
         width=width,
-        inner=int(inner),
+        inner=inner,
         heads=heads,
         kv_heads=heads,
         head_width=width // heads,
@@ -113,7 +113,7 @@ def _tower(config: Any, vision: Any) -> Tower:
     return Tower(
         stack=stack,
         patch=int(vision.patch_size),
-        channels=int(getattr(vision, "in_channels", None) or getattr(vision, "num_channels", 3)),
+        channels=int(getattr(vision, "in_channels", 0) or getattr(vision, "num_channels", 3)),
         frames=int(getattr(vision, "temporal_patch_size", 1)),
         merge=int(vision.spatial_merge_size) if by_size else 1,
         side=None if by_size else int(vision.image_size),

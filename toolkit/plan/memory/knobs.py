@@ -11,7 +11,7 @@ Knob = tuple[str, Setting]
 """What to write into the recipe, and the setting that it leads to."""
 
 
-def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int) -> list[str] | None:
+def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int) -> tuple[str, ...] | None:
     """The first single change with which the stage needs at most ``usable`` bytes; else the changes, taken together in
     their order, with which it does; empty: it fits as it is; None: none of them is enough.
 
@@ -23,15 +23,15 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
         return estimate(model, one).peak.total <= usable
 
     if fits(setting):
-        return []
+        return ()
     for text, changed in _knobs(model, setting, max_side):
         if fits(changed):
-            return [text]
-    texts: list[str] = []
+            return (text,)
+    texts: tuple[str, ...] = ()
     for knob in _ORDER:
         for text, changed in knob(model, setting, max_side):
             if estimate(model, changed).peak.total < estimate(model, setting).peak.total:
-                texts, setting = [*texts, text], changed
+                texts, setting = (*texts, text), changed
                 break
         if fits(setting):
             return texts
