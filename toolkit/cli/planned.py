@@ -119,7 +119,7 @@ def _model(plan: "Plan") -> Iterator[str]:
 def _memory(plan: "Plan") -> Iterator[str]:
     for name, one in (plan.memory or {}).items():
         peak = one.estimate.peak
-        yield f"{name}: about {peak.total / GIB:.1f} GiB ({peak.name})"
+        yield f"{name}, {one.precision}: about {peak.total / GIB:.1f} GiB ({peak.name})"
         shown = sorted(((size, part) for part, size in peak.parts.items() if size >= 0.005 * GIB), reverse=True)
         yield "  " + "; ".join(f"{NAMES[part]} {size / GIB:.2f}" for size, part in shown)
         yield from (f"  {text}" for text in _cards(one))

@@ -134,7 +134,8 @@ def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gp
     side = recipe.images.max_side
     knobs = {size: first_fit(model, setting, usable_bytes(size), side) for size in CARDS}
     here = None if gpu is None else first_fit(model, setting, gpu.memory, side)
-    return StageMemory(estimate(model, setting), estimate(model, replace(setting, bf16=False)), knobs, here)
+    without = estimate(model, replace(setting, bf16=False))
+    return StageMemory(estimate(model, setting), without, knobs, setting.precision, here)
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:

@@ -18,8 +18,8 @@ null, and ``unknown`` says why.
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
                     trained_parameters, precision, base (where the weights are)
     gpu             name, memory_gb, bf16, count, here; null: none
-    memory          stage -> peak_gb, reserved_gb, moment, peak_gb_without_bf16, moments (moment -> part -> bytes),
-                    fits (card's GB -> fits, knobs)
+    memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
+                    moments (moment -> part -> bytes), fits (card's GB -> fits, knobs)
     disk            parts (bytes), needed_gb, free_gb
     versions        tested, different (package -> installed and tested version)
 
@@ -48,13 +48,15 @@ GB = 1e9
 class StageMemory:
     """A stage's estimate, and what would make it fit: empty: as it is; None: nothing that is known.
 
-    ``knobs`` has that for each size of card in GB, ``here`` for the card of the plan. ``without_bf16`` is the stage on a
-    card without bfloat16 (T4, V100), where what is not quantised is float32.
+    ``knobs`` has that for each size of card in GB, ``here`` for the card of the plan. ``without_bf16`` is the stage on
+    a card without bfloat16 (T4, V100), where what is not quantised is float32.
     """
 
     estimate: Estimate
     without_bf16: Estimate
     knobs: Mapping[int, tuple[str, ...] | None]
+    precision: str
+    """On a card: ``auto`` may be another on this machine."""
     here: tuple[str, ...] | None = None
 
 
@@ -144,6 +146,7 @@ def _memory(one: StageMemory) -> dict[str, Any]:
     return {
         "peak_gb": round(peak.total / GB, 3),
         "reserved_gb": round(peak.reserved / GB, 3),
+        "precision": one.precision,
         "moment": peak.name,
         "peak_gb_without_bf16": round(one.without_bf16.peak.total / GB, 3),
         "moments": {moment.name: dict(moment.parts) for moment in one.estimate.moments},

@@ -86,7 +86,7 @@ def _training(model: Architecture, setting: Setting) -> dict[str, int]:
 
 def _writing(model: Architecture, setting: Setting) -> dict[str, int]:
     return {
-        "kv_cache": rollout.kv_cache_bytes(model, setting),
+        "kv_cache": max(rollout.kv_cache_bytes(model, setting), rollout.prompt_cache_bytes(model, setting)),
         "prefill": rollout.prefill_bytes(model, setting),
         "sampling": rollout.sampling_bytes(model, setting),
         "inputs": rollout.input_bytes(model, setting.concurrent, setting),

@@ -17,6 +17,14 @@ def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
     return 2 * stack.key * setting.stored * positions * setting.concurrent
 
 
+def prompt_cache_bytes(model: Architecture, setting: Setting) -> int:
+    """The same for the prompts alone: sliding layers too keep all of a prompt until the first token is written, since
+    what they keep is a view of it.
+    """
+    stack = model.language
+    return 2 * stack.key * setting.stored * stack.layers * setting.row.prompt * setting.concurrent
+
+
 def prefill_bytes(model: Architecture, setting: Setting) -> int:
     """What a layer needs while all prompts pass at once, without gradients; or the tower's with all their pictures."""
     prompts = setting.concurrent * setting.row.prompt
@@ -43,8 +51,14 @@ def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
 
 
 def _forward_a_token(stack: Stack, setting: Setting, *, adapted: bool) -> int:
-    """Residual, norm, and the larger of attention and MLP, whose inner tensor an adapter casts to float32."""
+    """Residual, norm, and the larger of attention and MLP.
+
+    An adapter works in float32 outside of autocast: where it widens to the MLP's inner size, its output and the scaled
+    output are there in float32, beside the layer's own, a copy or the sum of that, and the gate.
+    """
     value = setting.stored
     attention = value * (2 * stack.query + 2 * stack.key + (2 * stack.query if stack.expanded else 0))
-    mlp = value * stack.inner * (3 if stack.gated else 2) + (FLOAT * stack.inner if adapted and value == 2 else 0)
+    mlp = value * stack.inner * (3 if stack.gated else 2)
+    if adapted:
+        mlp = stack.inner * (2 * FLOAT + 3 * value)
     return 2 * value * stack.width + 2 * FLOAT * stack.width + max(attention, mlp)
