@@ -41,11 +41,11 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
     assert call(["--help"]) == 0
     text = capsys.readouterr().out
     commands = re.findall(r"^│ (\w+) ", text[text.index("Commands") :], flags=re.MULTILINE)
-    assert commands == ["run", "evaluate", "export", "predict", "doctor", "data", "reward", "report"]
+    assert commands == ["run", "plan", "evaluate", "export", "predict", "doctor", "data", "reward", "report"]
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "evaluate", "export", "predict", "doctor", "data inspect", "data phantom", "reward test"]
+    "command", ["run", "plan", "evaluate", "export", "predict", "doctor", "data inspect", "data phantom", "reward test"]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call([*command.split(), "--help"]) == 0

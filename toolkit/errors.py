@@ -9,6 +9,7 @@ ToolkitError
 ├── RewardError        a reward that raised, left [0, 1], or is not there
 ├── ModelError         a model, processor, adapter or chat template that cannot do what is asked
 ├── TrainingError      a training that cannot learn, or a library that rewrote what the recipe said
+├── PlanError          a run that cannot work, found before it began
 ├── RunError           the run folder: in use, changed, incomplete
 ├── MissingExtraError  an optional dependency that is not installed
 └── Interrupted        a signal; the state was saved
@@ -92,6 +93,10 @@ class ModelError(ToolkitError):
 
 class TrainingError(ToolkitError):
     """A training that cannot learn anything, or whose settings a library rewrote."""
+
+
+class PlanError(ToolkitError):
+    """A run that its plan shows cannot work: every such problem at once."""
 
 
 class RunError(ToolkitError):

@@ -1,7 +1,6 @@
 """The LoRA adapter: which layers it goes on, a new one, and one that is loaded again."""
 
 import json
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
+from toolkit.backends.parts import VISION as VISION
 from toolkit.errors import ModelError
 from toolkit.recipe import Lora
-
-VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|image_encoder)\.")
-"""Names of vision towers in transformers' models."""
 
 
 def is_adapter(folder: Path) -> bool:

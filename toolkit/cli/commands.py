@@ -7,6 +7,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
+from toolkit.cli.plan import plan, plan_run
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.rehearse import rehearse_run
 from toolkit.cli.report import report_app
@@ -73,9 +74,13 @@ def run(
 
     loaded = load_recipe(recipe, settings or (), files=True)
     with telling() as (progress, notify):
-        results = run_recipe(loaded, STAGES, fresh=fresh, progress=progress, notify=notify)
+        planned = plan_run(loaded, fresh=fresh) if is_main() else None
+        results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
     if is_main():
         show.results(results)
+
+
+app.command()(plan)
 
 
 @app.command()

@@ -27,8 +27,7 @@ def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[
 
     Gives what long work calls as it goes on, and what is called when a signal asks it to stop.
     """
-    for name in ABOUT_THE_MACHINE:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    hush()
     console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
     handler = _ScreenHandler(console)
     logger = logging.getLogger(LOGGER)
@@ -44,6 +43,12 @@ def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
+
+
+def hush() -> None:
+    """Have ``ABOUT_THE_MACHINE`` speak of errors alone."""
+    for name in ABOUT_THE_MACHINE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 _COLUMNS = (

@@ -12,6 +12,7 @@ from rich.table import Table
 from toolkit.cli.figures import percent, points
 from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
+from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.results import ResultRow, Results
 from toolkit.sample import Answer
 
@@ -50,6 +51,8 @@ def results(found: Results) -> None:
     used = compute_line(found.run.compute_file)
     if used is not None:
         console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
+    if peaks := gpu_peaks(found.run):
+        console.print(f"peak GPU memory: {describe_peaks(peaks)}", markup=False)
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.memory:
         console.print("step by step: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)

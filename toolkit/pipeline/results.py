@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from toolkit.compute import summarise_compute
+from toolkit.pipeline.peaks import gpu_peaks
 from toolkit.run import Record, RunFolder, read_json, write_json
 
 EVALUATE = "evaluate-"
@@ -84,6 +85,7 @@ def write_results(run: RunFolder) -> Results:
             "table": [asdict(row) for row in results.rows],
             "also": {score: [asdict(row) for row in rows] for score, rows in results.also.items()},
             "compute": summarise_compute(run.compute_file),
+            "gpu_memory": gpu_peaks(run),
             "stages": {stage: run.record(stage) for stage in run.finished_stages()},
         },
     )

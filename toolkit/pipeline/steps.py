@@ -22,6 +22,7 @@ from toolkit.run import (
     spell_time,
     start_run,
     world_size,
+    write_json,
 )
 from toolkit.stages.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
 
@@ -69,6 +70,7 @@ def run_recipe(
     stages: Stages,
     *,
     fresh: bool = False,
+    plan: Record | None = None,
     progress: Progress = silent,
     notify: Callable[[int], None] = lambda number: None,
 ) -> Results:
@@ -78,6 +80,7 @@ def run_recipe(
         recipe: what to do.
         stages: who does it.
         fresh: begin anew; an old run of this name is moved aside.
+        plan: what the run is expected to need, kept as plan.json; None: nothing new.
         progress: told how far a stage has come.
         notify: told the number of the signal that asks the run to stop, inside the signal's handler.
 
@@ -87,6 +90,8 @@ def run_recipe(
     if not is_main():
         return train_beside(recipe, stages)
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
+        if plan is not None:
+            write_json(run.plan_file, plan)
         steps = plan_steps(recipe, stages)
         open_steps = [step for step in steps if not _is_finished(step, run, recipe)]
         for step in steps:

@@ -33,6 +33,7 @@ class RunFolder:
         log.txt                what was said, with the time
         metrics.jsonl          one line a training step: stage, step, time, and the figures
         compute.jsonl          what each start used: time, memory, energy, tokens
+        plan.json              what the run was expected to need, as `toolkit plan --json` tells it
         results.json           the records of all finished stages and the table of results
         phantom/               practice data, if the recipe asks for them
         stages/<name>/         what a stage keeps: checkpoints, weights, predictions
@@ -72,6 +73,11 @@ class RunFolder:
     def compute_file(self) -> Path:
         """``compute.jsonl``."""
         return self.path / "compute.jsonl"
+
+    @property
+    def plan_file(self) -> Path:
+        """``plan.json``."""
+        return self.path / "plan.json"
 
     @property
     def results_file(self) -> Path:

@@ -1,7 +1,7 @@
 """Tokens of every row, text and pictures, before training: a row that is too long is found, never cut."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,6 +55,14 @@ class Lengths:
         return {name: value for name, value in asdict(self).items() if name != "longest"}
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The lengths that were counted: each with its row's number, in their order."""
+
+    numbers: tuple[int, ...]
+    lengths: tuple[Length, ...]
+
+
 def check_lengths(
     processor: Any,
     prompts: Prompts,
@@ -63,6 +71,25 @@ def check_lengths(
     answer_tokens: int | None = None,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Lengths:
+    """Count the rows, as ``count_lengths`` does, and see that they fit.
+
+    Raises:
+        DataError: rows are longer than ``limit``, or hold a special token of the model; the message names them.
+    """
+    counted = count_lengths(processor, prompts, samples, limit, answer_tokens, tell)
+    if too_long := list(describe_too_long(counted, samples, limit)):
+        raise _too_long(too_long, len(samples), limit)
+    return summarise(counted, len(samples), limit)
+
+
+def count_lengths(
+    processor: Any,
+    prompts: Prompts,
+    samples: Sequence[Sample],
+    limit: int,
+    answer_tokens: int | None = None,
+    tell: Callable[[int], None] = lambda done: None,
+) -> Counted:
     """Count the rows; the answer is the reference, or ``answer_tokens`` where the model writes it.
 
     ``tell`` is called with the number of rows that were looked at; what it raises ends the count.
@@ -70,12 +97,12 @@ def check_lengths(
     No picture is decoded: its size stands in its header.
 
     Raises:
-        DataError: rows are longer than ``limit``, or hold a special token of the model; the message names them.
+        DataError: a row holds a special token of the model; the message names it.
     """
     count = _counter(processor, prompts, answer_tokens)
     might_exceed = _bound(processor, prompts, answer_tokens, limit)
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
-    lengths, numbers, too_long = [], [], []
+    numbers, lengths = [], []
     special = special_tokens(processor)
     refuse_special([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
     for number, sample in enumerate(samples):
@@ -83,23 +110,32 @@ def check_lengths(
         refuse_special(texts_of(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
         if number % every and not might_exceed(sample):
             continue
-        lengths.append(length := count(sample))
         numbers.append(number)
-        if length.total > limit:
-            too_long.append(f"{sample.id}: {length.total} ({length.images} of them image tokens)")
-    if too_long:
-        raise _too_long(too_long, len(samples), limit)
+        lengths.append(count(sample))
+    return Counted(tuple(numbers), tuple(lengths))
+
+
+def summarise(counted: Counted, rows: int, limit: int) -> Lengths:
+    """Median, 95th percentile and maximum of what was counted, and which rows are the longest."""
+    lengths = counted.lengths
     totals = [length.total for length in lengths]
     return Lengths(
-        rows=len(samples),
+        rows=rows,
         counted=len(lengths),
         median=int(np.median(totals)),
         p95=int(np.percentile(totals, 95)),
         max=max(totals),
         images=int(np.median([length.images for length in lengths])),
         limit=limit,
-        longest=tuple(numbers[place] for place in np.argsort(totals, kind="stable")[::-1]),
+        longest=tuple(counted.numbers[place] for place in np.argsort(totals, kind="stable")[::-1]),
     )
+
+
+def describe_too_long(counted: Counted, samples: Sequence[Sample], limit: int) -> Iterator[str]:
+    """Each counted row that is longer than ``limit``, by its id, with its tokens."""
+    for number, length in zip(counted.numbers, counted.lengths, strict=True):
+        if length.total > limit:
+            yield f"{samples[number].id}: {length.total} ({length.images} of them image tokens)"
 
 
 def find_unfit(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
@@ -152,7 +188,7 @@ def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Cal
             answer: Sequence[int] = encode_answer(processor, prompts.task.target(sample), end)
         else:
             answer = range(answer_tokens)
-        return count_tokens(processor, prompt, [_size(ref, prompts.images) for ref in sample.images], answer)
+        return count_tokens(processor, prompt, [shown_size(ref, prompts.images) for ref in sample.images], answer)
 
     return count
 
@@ -174,7 +210,12 @@ def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: i
     return might_exceed
 
 
-def _size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
+def shown_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
+    """(width, height) of the picture that the model's processor gets; that of the placeholder where one stands for it.
+
+    Raises:
+        ImageError: the picture cannot be read, and the recipe does not ask for placeholders.
+    """
     try:
         return reduced_size(ref, images.policy)
     except ImageError:

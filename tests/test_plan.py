@@ -1,0 +1,472 @@
+"""The plan of a recipe: what it knows and refuses, and that it stays light; and the plan that a run begins with."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from footprint import shape_fields
+from training import small_recipe
+from transformers import AutoProcessor
+
+from toolkit.chat import image_tokens
+from toolkit.cli import main
+from toolkit.cli.plan import make, plan_run
+from toolkit.cli.planned import lines
+from toolkit.errors import DataError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
+from toolkit.pipeline.prepare import PHANTOMS
+from toolkit.pipeline.stages import STAGES
+from toolkit.plan import Gpu, Plan, described_gpu
+from toolkit.plan.base import BaseWeights, find_base
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.disk import Disk, judge_disk
+from toolkit.plan.gpu import GIB
+from toolkit.plan.known import KNOWN, find_configuration
+from toolkit.plan.steps import plan_work
+from toolkit.plan.tested import compare_versions
+from toolkit.plan.tokens import picture_tokens
+from toolkit.recipe import Model, Phantom, Recipe, load_recipe
+from toolkit.run import append_line, find_run, read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
+A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True)
+MEDGEMMA = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max_tokens": 2048}}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Practice films as files: 24 questions to train on, 8 to test."""
+    folder = tmp_path_factory.mktemp("films")
+    PHANTOMS["chest"](folder, Phantom(kind="chest", train=24, test=8, size=128), 3407)
+    return folder
+
+
+def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    """SFT, GRPO and evaluation on the films."""
+    recipe = small_recipe(folder, tables)
+    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json")}
+    data |= dict((tables or {}).get("data", {}))
+    return Recipe.model_validate({**recipe.model_dump(), "data": {**data, "image_root": films}})
+
+
+def texts(plan: Plan) -> str:
+    return "\n".join(map(str, plan.findings))
+
+
+def call(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_a_plan_imports_no_training_library(films: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 256\n'
+    file.write_text(f"{text}[images]\nmax_side = 112\n[sft]\n[evaluate]\n")
+    code = (
+        "import sys, toolkit.cli\n"
+        "try:\n    toolkit.cli.main(sys.argv[1:])\n"
+        "except SystemExit as left:\n    assert left.code == 0, left.code\n"
+        "print(sorted({'trl', 'peft', 'unsloth', 'bitsandbytes', 'datasets'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "plan", str(file), "--json", "--set", f"run.folder={tmp_path}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert json.loads(done.stdout)["ok"] is True
+
+
+def test_the_json_has_its_documented_keys(films: Path, tmp_path: Path) -> None:
+    found = make(recipe_of(tmp_path, films), A5000).to_json()
+    documented = (ROOT / "toolkit/plan/record.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
+    keys = [line.split()[0] for line in documented.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert list(found) == keys
+    assert json.loads(json.dumps(found)) == found
+    assert found["stages"] == ["evaluate before", "sft", "evaluate", "grpo", "evaluate"]
+    assert found["data"]["rows"] == {"train": 24, "validation": 0, "test": 8}
+    assert set(found["memory"]) == {"sft", "grpo", "evaluate"}
+    assert set(found["memory"]["sft"]["fits"]) == {"8", "12", "16", "24"}
+    assert found["model"]["parameters"] == 1_746_816
+
+
+def test_tokens_are_those_that_the_stage_counts(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, films)
+    plan = make(recipe, None)
+    assert plan.tokens is not None
+    assert plan.tokens.exact
+    run = run_recipe(recipe.model_copy(update={"grpo": None, "evaluate": None}), STAGES).run
+    lengths = run.record("sft")["lengths"]
+    total = plan.tokens.spread("total")
+    assert [total[name] for name in ("median", "p95", "max")] == [lengths[name] for name in ("median", "p95", "max")]
+    assert plan.tokens.spread("images")["median"] == lengths["images"]
+
+
+def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "sft": {"max_steps": None, "epochs": 1.5, "batch_size": 5, "accumulation": 2},
+        "grpo": {"max_steps": None, "epochs": 1.0, "prompts_per_step": 5, "generations": 2, "micro_batch": 10},
+    }
+    whole = recipe_of(tmp_path, films)
+    recipe = Recipe.model_validate(
+        {**whole.model_dump(), **{name: {**whole.model_dump()[name], **tables[name]} for name in tables}}
+    )
+    work = plan_work(recipe, {"train": 24, "validation": 0, "test": 8})
+    run = run_recipe(recipe.model_copy(update={"evaluate": None}), STAGES).run
+    assert work["sft"].steps == run.record("sft")["steps"]
+    assert work["grpo"].steps == run.record("grpo")["steps"] == 4
+    assert (work["grpo"].completions, work["grpo"].answers) == (10, 40)
+    assert work["evaluate"].answers == 8 * 3
+
+
+@pytest.mark.parametrize("processor", ["qwen2_vl", "qwen3_vl"])
+def test_image_tokens_by_formula_are_those_of_the_real_processor(
+    processor: str, shared_data: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(shared_data / "processors.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    real = AutoProcessor.from_pretrained(tmp_path / "processors" / processor)
+    model = build_architecture(shape_fields({"qwen2_vl": "qwen2_vl_2b", "qwen3_vl": "qwen3_vl_8b"}[processor]))
+    sizes = [(896, 896), (640, 427), (333, 500), (100, 40), (30, 30), (1024, 64)]
+    assert [picture_tokens(size, model) for size in sizes] == image_tokens(real, sizes)
+    # A processor may have an upper limit, which this one has at a million pixels: the formula errs to more.
+    assert picture_tokens((1280, 800), model) >= image_tokens(real, [(1280, 800)])[0]
+
+
+def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -> None:
+    plan = make(recipe_of(tmp_path, films, MEDGEMMA), described_gpu(24))
+    assert plan.configuration == "shipped"
+    assert plan.architecture is not None
+    assert plan.architecture.parameters == 4_300_079_472
+    assert plan.tokens is not None
+    assert not plan.tokens.exact
+    assert plan.tokens.spread("images") == {"median": 256, "p95": 256, "max": 256}
+    assert plan.memory is not None
+    assert "never compared with a GPU" in "\n".join(lines(plan))
+
+
+def test_every_known_name_has_its_shape() -> None:
+    for name in KNOWN:
+        found = find_configuration(Model(name=name))
+        assert found is not None
+        assert found.origin in ("shipped", "cache")
+
+
+def test_a_folders_configuration_goes_before_the_shipped_one(tmp_path: Path) -> None:
+    folder = tmp_path / "google" / "medgemma-4b-it"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**shape_fields("medgemma_4b"), "mm_tokens_per_image": 64}))
+    found = find_configuration(Model(name=str(folder)))
+    assert found is not None
+    assert (found.origin, found.fields["mm_tokens_per_image"]) == ("folder", 64)
+
+
+def test_the_hubs_cache_goes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "config.json"
+    kept.write_text(json.dumps({"model_type": "gemma3"}))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(kept))
+    found = find_configuration(Model(name="google/medgemma-4b-it"))
+    assert found is not None
+    assert (found.origin, found.fields) == ("cache", {"model_type": "gemma3"})
+
+
+def test_an_unknown_model_leaves_gaps_and_no_traceback(films: Path, tmp_path: Path) -> None:
+    plan = make(recipe_of(tmp_path, films, {"model": {"name": "someone/else"}}), A5000)
+    assert plan.architecture is plan.memory is plan.disk is None
+    assert {"model", "tokens"} <= set(plan.unknown)
+    assert "cannot be told" in "\n".join(lines(plan))
+    json.dumps(plan.to_json())
+
+
+def test_a_configuration_that_transformers_does_not_know_is_told(films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "never_heard_of"}')
+    plan = make(recipe_of(tmp_path, films, {"model": {"name": str(folder)}}), None)
+    assert "never_heard_of" in plan.unknown["model"]
+
+
+def test_four_bits_need_a_card(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, films, {"model": {"precision": "4bit", "max_tokens": 256}})
+    assert "needs a CUDA device" in texts(make(recipe, None))
+    assert make(recipe, A5000).problems == []
+
+
+def test_rows_over_max_tokens_are_a_problem_that_names_them(films: Path, tmp_path: Path) -> None:
+    plan = make(recipe_of(tmp_path, films, {"model": {"max_tokens": 100}}), None)
+    found = [problem for problem in plan.problems if "more than 100 tokens" in problem.text]
+    assert len(found) == 1
+    assert found[0].certain
+    assert "film" in found[0].text
+
+
+def test_a_prompt_without_room_for_a_completion_is_a_problem(films: Path, tmp_path: Path) -> None:
+    tables = {"model": {"max_tokens": 200}, "grpo": {"max_completion_tokens": 150}}
+    assert "no room for grpo.max_completion_tokens" in texts(make(recipe_of(tmp_path, films, tables), None))
+
+
+def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: Path, films: Path) -> None:
+    recipe = recipe_of(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
+    plan = make(recipe, None)
+    assert "nothing" in texts(plan)
+    assert plan.architecture is not None
+    assert plan.problems
+
+
+def test_too_few_rows_for_a_step_are_a_problem(films: Path, tmp_path: Path) -> None:
+    tables = {"grpo": {"prompts_per_step": 100, "micro_batch": 4}}
+    assert "there are 24 training rows" in texts(make(recipe_of(tmp_path, films, tables), None))
+
+
+def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tmp_path: Path) -> None:
+    tables = {**MEDGEMMA, "sft": {"batch_size": 32, "gradient_checkpointing": False}}
+    plan = make(recipe_of(tmp_path, films, tables), described_gpu(16))
+    (found,) = (problem for problem in plan.problems if problem.place == "memory of sft")
+    assert not found.certain
+    assert "sft.batch_size" in found.remedy
+
+
+def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
+    plan = make(recipe_of(tmp_path, films, {**MEDGEMMA, "export": {"to": ["merged"]}}), A5000)
+    (found,) = (problem for problem in plan.problems if "cannot be had" in problem.text)
+    assert found.certain
+    assert "merged into" in found.text
+
+
+def test_the_hub_is_asked_once_and_not_at_all_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(model: Model) -> BaseWeights:
+        asked.append(model.name)
+        return BaseWeights("reachable")
+
+    model = Model(name="google/medgemma-4b-it")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert (find_base(model, ask).state, asked) == ("offline", [])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert (find_base(model, ask).state, asked) == ("reachable", ["google/medgemma-4b-it"])
+
+
+def test_a_gated_model_without_a_token_is_told_with_the_remedy(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    request = httpx.Request("HEAD", "https://hub/config.json")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise GatedRepoError("401", response=httpx.Response(401, request=request))
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    plan = make(recipe_of(tmp_path, films, MEDGEMMA), A5000)
+    assert plan.base is not None
+    assert plan.base.state == "gated"
+    assert "hf auth login" in texts(plan)
+
+
+def test_a_hub_that_does_not_answer_is_no_certain_problem(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    plan = make(recipe_of(tmp_path, films, MEDGEMMA), A5000)
+    assert [problem.certain for problem in plan.problems] == [False]
+
+
+def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").touch()
+    assert find_base(Model(name=str(tmp_path))).state == "missing"
+    (tmp_path / "model-2.safetensors").touch()
+    assert find_base(Model(name=str(tmp_path))).state == "folder"
+
+
+def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "model.safetensors").touch()
+    tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["merged"]}}
+    assert "stored quantised" in texts(make(recipe_of(tmp_path, films, tables), A5000))
+
+
+def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, films)
+    found = {free: list(judge_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
+    assert [[(one.problem, one.certain) for one in findings] for findings in found.values()] == [
+        [(True, True)],
+        [(False, True)],
+        [],
+    ]
+
+
+def test_merged_weights_are_counted_on_the_disk(films: Path, tmp_path: Path) -> None:
+    plan = make(recipe_of(tmp_path, films, {**MEDGEMMA, "export": {"to": ["adapter", "merged"]}}), A5000)
+    assert plan.disk is not None
+    assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
+    adapter = 4 * plan.architecture.adapter_parameters(4, plan_targets(), False)  # type: ignore[union-attr]
+    assert plan.disk.parts["export adapter"] == pytest.approx(adapter, abs=50e6)
+
+
+def plan_targets() -> tuple[str, ...]:
+    return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("tables", "gpu", "words"),
+    [
+        (MEDGEMMA, T4, "float32"),
+        ({**MEDGEMMA, "sft": {"gradient_checkpointing": False}}, A5000, "every layer keeps its activations"),
+        ({**MEDGEMMA, "lora": {"vision": True}, "export": {"to": ["adapter"]}}, A5000, "vLLM"),
+        ({"grpo": {"beta": 0.04}}, None, "the adapter that GRPO goes on from"),
+        ({"rewards": {"explanation": 0, "evidence": 0, "format": 0, "brevity": 0}}, None, "every reward that counts"),
+        ({"evaluate": {"max_completion_tokens": 8}}, None, "is 8, and 5 %"),
+        ({}, Gpu("T4", 15 * GIB, bf16=False, count=2), "2 GPUs are here, one is used"),
+        ({"model": {"tuning": "full", "precision": "16bit"}}, A5000, "rounding"),
+        ({"model": {"trust_remote_code": True}}, None, "with your rights"),
+    ],
+)
+def test_a_known_pain_is_warned_of_where_it_applies(
+    tables: Mapping[str, Any], gpu: Gpu | None, words: str, films: Path, tmp_path: Path
+) -> None:
+    plain = make(recipe_of(tmp_path / "plain", films), A5000 if gpu is not None else None)
+    plan = make(recipe_of(tmp_path, films, tables), gpu)
+    assert words in "\n".join(map(str, plan.warnings))
+    assert words not in "\n".join(map(str, plain.warnings))
+
+
+def test_versions_are_compared_with_those_that_were_tested(tmp_path: Path) -> None:
+    file = tmp_path / "constraints.txt"
+    file.write_text("# tested\ntorch==0.0.1\ntoolkit==9\n")
+    assert set(compare_versions(file)["different"]) == {"torch"}
+    assert compare_versions(tmp_path / "none") == {"tested": False, "different": {}}
+
+
+def test_practice_data_are_planned_before_they_are_made(tmp_path: Path) -> None:
+    plan = make(small_recipe(tmp_path), None)
+    assert plan.data is not None
+    assert (plan.data["practice"], plan.data["rows"]["train"]) == (True, 24)
+    assert plan.tokens is not None
+    assert not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.stem)
+def test_every_shipped_recipe_for_a_card_fits_on_the_card_that_the_readme_names(file: Path) -> None:
+    """With rows half as long as they may be."""
+    from toolkit.chat import Length
+    from toolkit.plan.loads import memory_settings
+    from toolkit.plan.memory import estimate
+    from toolkit.plan.tokens import Tokens
+
+    recipe = load_recipe(file)
+    size = 24 if file.stem.startswith("steps_") else 16
+    found = find_configuration(recipe.model)
+    assert found is not None
+    model = build_architecture(found.fields)
+    pictures = model.vision.tokens if model.vision is not None and model.vision.tokens else 900
+    row = Length(max(0, recipe.model.max_tokens // 2 - pictures - 200), pictures, 200)
+    tokens = Tokens(1, (row,), recipe.model.max_tokens, exact=False)
+    for setting in memory_settings(recipe, model, tokens, bf16=True).values():
+        assert estimate(model, setting).peak.total < described_gpu(size).memory
+
+
+def test_the_command_prints_the_plan_and_leaves_with_its_answer(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    head = f'[run]\nname = "one"\nfolder = "{tmp_path}/runs"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n'
+    file.write_text(f"{head}[images]\nmax_side = 112\n[grpo]\n[evaluate]\n")
+    assert call(["plan", str(file), "--set", "model.max_tokens=300"]) == 0
+    assert "no problem found" in capsys.readouterr().out
+    assert call(["plan", str(file), "--set", "model.max_tokens=150"]) == 1
+    assert "the run cannot work as it is" in capsys.readouterr().out
+    assert call(["plan", str(file), "--set", "model.max_tokens=300", "--set", "model.precision=4bit"]) == 1
+    capsys.readouterr()
+    assert (
+        call(["plan", str(file), "--set", "model.max_tokens=300", "--set", "model.precision=4bit", "--gpu", "16"]) == 0
+    )
+    assert call(["plan", str(file), "--set", "grpo.generations=1"]) == 2
+
+
+def test_a_run_that_cannot_work_ends_before_anything_is_written(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    head = f'[run]\nname = "one"\nfolder = "{tmp_path}/runs"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n'
+    file.write_text(f"{head}[model]\nmax_tokens = 100\n[images]\nmax_side = 112\n[sft]\n")
+    assert call(["run", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert "the run cannot work" in error
+    assert "Raise model.max_tokens" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_estimate_above_the_card_only_warns_a_run(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("toolkit.plan.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
+    with caplog.at_level(logging.INFO, "toolkit"):
+        found = plan_run(recipe_of(tmp_path, films), fresh=False)
+    assert found is not None
+    assert not found["ok"]
+    assert "memory of sft" in caplog.text
+
+
+def test_rows_that_cannot_be_read_are_left_to_the_run(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
+    assert plan_run(recipe, fresh=False) is not None
+    with pytest.raises(DataError, match="nothing"):
+        run_recipe(recipe, STAGES)
+
+
+def test_the_plan_is_kept_and_stands_beside_what_was_measured(
+    films: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
+    plan = make(recipe, A5000).to_json()
+    run = run_recipe(recipe, STAGES, plan=plan).run
+    assert read_json(run.plan_file) == plan
+    expected = plan["memory"]["sft"]["reserved_gb"]
+    kept = read_json(run.results_file)["gpu_memory"]
+    assert kept == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # this machine's torch reserved nothing
+    assert describe_peaks(kept) == "no GPU was used"
+    with caplog.at_level(logging.INFO, "toolkit"):
+        assert plan_run(recipe, fresh=False) is None
+    assert "as when the run began" in caplog.text
+
+
+def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
+    run = run_recipe(recipe, STAGES, plan=make(recipe, A5000).to_json()).run
+    lines = [json.loads(line) for line in run.compute_file.read_text(encoding="utf-8").splitlines()]
+    (last,) = (line for line in lines if line.get("event") == "stage" and line["stage"]["name"] == "sft")
+    last["stage"]["used"]["gpu_memory"] = 7_500_000_000
+    append_line(run.compute_file, last)
+    estimated = read_json(run.plan_file)["memory"]["sft"]["reserved_gb"]
+    assert gpu_peaks(find_run(run.path)) == {"sft": {"estimated_gb": estimated, "measured_gb": 7.5}}
+    assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
+
+
+def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
+    run = run_recipe(recipe, STAGES, plan=make(recipe, None).to_json()).run
+    assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}

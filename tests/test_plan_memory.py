@@ -1,0 +1,370 @@
+"""The memory model against what torch, bitsandbytes and peft allocate on the CPU, and what it says of models."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from footprint import SHAPES, Allocated, base_model, one_row, shape_fields, small_fields, trainable
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+
+from toolkit import tiny
+from toolkit.backends import adapter
+from toolkit.backends.loading import precision_of
+from toolkit.plan.architecture import Architecture
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.gpu import usable_bytes
+from toolkit.plan.loads import planned_precision
+from toolkit.plan.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
+from toolkit.recipe import Lora, Model
+
+TARGETS = Lora().targets
+NAMES = sorted(file.stem for file in SHAPES.glob("*.json"))
+ROW = RowSize(text=250, images=256, answer=60, pictures=1, patches=4096)
+SFT = Setting("sft", ROW, "4bit", bf16=True, targets=TARGETS)
+GRPO = replace(SFT, stage="grpo", concurrent=8, answer_tokens=128)
+
+
+def architecture(name: str) -> Architecture:
+    return build_architecture(shape_fields(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("medgemma_4b", 4_300_079_472),
+        ("qwen2_vl_2b", 2_208_985_600),
+        ("qwen2_5_vl_3b", 3_754_622_976),
+        ("qwen2_5_vl_7b", 8_292_166_656),
+        ("qwen3_vl_8b", 8_767_123_696),
+    ],
+)
+def test_the_shipped_shapes_have_the_published_number_of_weights(name: str, parameters: int) -> None:
+    """The counts that the models' pages on the Hub give for their safetensors."""
+    assert architecture(name).parameters == parameters
+
+
+def test_the_tiny_models_weights_are_counted_exactly() -> None:
+    fields = json.loads((tiny.FOLDER / "config.json").read_text(encoding="utf-8"))
+    found = build_architecture(fields)
+    model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    tower = model.model.vision_tower
+    assert found.vision_parameters == sum(parameter.numel() for parameter in tower.parameters())
+    file = (tiny.FOLDER / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(file[:8], "little")
+    assert found.parameters * 2 == len(file) - header  # 16 bits a weight
+
+
+@pytest.mark.parametrize("vision", [False, True])
+@pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
+def test_an_adapter_has_as_many_weights_as_peft_makes(name: str, vision: bool, tmp_path: Path) -> None:
+    fields = small_fields(name)
+    lora = Lora(r=8, vision=vision)
+    model = adapter.attach(base_model(fields, "32bit", tmp_path), lora, 0)
+    expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert build_architecture(fields).adapter_parameters(8, TARGETS, vision) == expected
+
+
+@pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_7b", "qwen3_vl_8b"])
+def test_the_layers_that_are_quantised_are_those_that_transformers_hands_to_bitsandbytes(name: str) -> None:
+    from bitsandbytes.nn import Linear4bit
+    from transformers import CONFIG_MAPPING
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+
+    fields = shape_fields(name)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    replace_with_bnb_linear(model, kept, BitsAndBytesConfig(load_in_4bit=True))
+    sizes = [module.in_features * module.out_features for module in model.modules() if isinstance(module, Linear4bit)]
+    assert architecture(name).quantised == sum(sizes)
+    assert architecture(name).largest == max(sizes)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (160, 428), (1024, 257)])
+def test_a_matrix_in_nf4_takes_the_bytes_that_bitsandbytes_makes_of_it(shape: tuple[int, int]) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(torch.randn(shape), compress_statistics=True, quant_type="nf4")
+    parts = (packed, state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset)
+    assert weights.nf4_bytes(shape[0] * shape[1]) == sum(part.nbytes for part in parts)
+
+
+def test_a_model_in_four_bits_takes_the_bytes_that_transformers_loads(tmp_path: Path) -> None:
+    fields = small_fields("medgemma_4b")
+    model = base_model(fields, "4bit", tmp_path)
+    loaded = sum(parameter.nbytes for parameter in model.parameters())
+    scales = 0
+    for parameter in model.parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            parts = (state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset)
+            scales += sum(part.nbytes for part in parts)
+    assert sum(weights.weight_bytes(build_architecture(fields), SFT)) == loaded + scales
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("precision", ["16bit", "32bit"])
+@pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
+def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
+    name: str, precision: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    """Within 15 % for what is kept without checkpointing, and for the peak of the backward pass with it."""
+    fields = small_fields(name)
+    model = trainable(base_model(fields, precision, tmp_path), Lora(), checkpointing=checkpointing)
+    inputs, images, patches = one_row(model.config, text=500)
+    setting = Setting(
+        "sft",
+        RowSize(500, images, 0, 1, patches),
+        precision,  # type: ignore[arg-type]
+        bf16=True,
+        targets=TARGETS,
+        checkpointing=checkpointing,
+    )
+    with Allocated() as allocated:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "16bit"):
+            hidden = model.get_base_model().model(**inputs)[0]
+        kept = allocated.now
+        hidden.float().sum().backward()
+    known = build_architecture(fields)
+    estimated = activations.kept_bytes(known, setting)
+    if not checkpointing:
+        copies = weights.adapter_bytes(known, setting) - 4 * known.adapter_parameters(16, TARGETS, False)
+        assert estimated + copies == pytest.approx(kept, rel=0.15)
+        return
+    layer, gradients = activations.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
+    assert estimated + layer + gradients == pytest.approx(allocated.peak, rel=0.25)
+    assert estimated + layer + gradients > 0.95 * allocated.peak
+
+
+def test_checkpointing_keeps_the_vision_tower_too() -> None:
+    """transformers' hook for adapters asks for gradients of the tower's embeddings; else nothing of it is kept."""
+    model = architecture("medgemma_4b")
+    on = activations.kept_bytes(model, SFT)
+    text_alone = activations.kept_bytes(model, replace(SFT, row=replace(ROW, patches=0)))
+    assert on - text_alone == 4096 * 1152 * (27 * 2 + 8)
+    off = replace(SFT, checkpointing=False)
+    assert activations.kept_bytes(model, off) == activations.kept_bytes(
+        model, replace(off, row=replace(ROW, patches=0))
+    )
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
+def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> None:
+    vocabulary, width = 3000, 16
+    hidden = torch.randn(rows, tokens + 1, width, dtype=torch.bfloat16, requires_grad=True)
+    head = torch.randn(vocabulary, width, dtype=torch.bfloat16)
+    ids = torch.randint(0, vocabulary, (rows, tokens))
+    with Allocated() as allocated:
+        logits = (hidden @ head.t()).float()[:, :-1, :]  # accelerate turns a model's output into float32
+        logits.div_(0.9)
+        logps = selective_log_softmax(logits, ids)
+        with torch.no_grad():
+            entropy_from_logits(logits)
+        del logits
+        torch.exp(logps - logps.detach()).mean().backward()
+    known = replace(architecture("medgemma_4b"), vocabulary=vocabulary)
+    setting = replace(GRPO, rows=rows, answer_tokens=tokens)
+    assert activations.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
+
+
+def test_sfts_loss_copies_the_output_head() -> None:
+    """Under autocast 6 bytes a number of it (float32 and bfloat16), and 2 a logit of the chunk."""
+    model = architecture("medgemma_4b")
+    assert _CHUNKED_LM_HEAD_CHUNK_SIZE == activations.CHUNK
+    assert activations.sft_logits_bytes(model, SFT) == 6 * 262208 * 2560 + 2 * 256 * 262208
+    assert activations.sft_logits_bytes(model, replace(SFT, precision="32bit")) == 20 * 256 * 262208
+
+
+@pytest.mark.parametrize("name", ["medgemma_4b", "qwen3_vl_8b"])
+def test_the_cache_of_keys_and_values_is_as_large_as_transformers_makes_it(name: str, tmp_path: Path) -> None:
+    fields = small_fields(name)
+    model = base_model(fields, "16bit", tmp_path).eval()
+    inputs, images, patches = one_row(model.config, text=90)
+    output = model.generate(
+        **inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False, return_dict_in_generate=True
+    )
+    layers = output.past_key_values.layers
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    # The last token that is written never passes through the model.
+    setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
+    assert rollout.kv_cache_bytes(build_architecture(fields), setting) == held
+
+
+def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
+    """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens; 2 tensors of 2 bytes, 8 answers of 2000 tokens."""
+    model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
+    long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
+    assert rollout.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
+    long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
+    assert rollout.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
+    writing = estimate(model, long_prompt).moments[0]
+    assert writing.parts["kv_cache"] == a_place * 34 * 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("medgemma_4b", "4bit"),
+        ("medgemma_4b", "16bit"),
+        ("qwen2_vl_2b", "16bit"),
+        ("qwen2_5_vl_3b", "32bit"),
+        ("qwen3_vl_8b", "16bit"),
+    ],
+)
+def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, precision: Any, tmp_path: Path) -> None:
+    """From 3 % too little to 15 % too much."""
+    fields, answers = small_fields(name), 6
+    model = adapter.attach(base_model(fields, precision, tmp_path), Lora(), 0).eval()
+    inputs, images, patches = one_row(model.config, text=300)
+    prompts = {key: torch.cat([value] * answers) for key, value in inputs.items()}
+    with torch.no_grad(), Allocated() as allocated:
+        model.get_base_model()(**prompts, use_cache=True, logits_to_keep=1)
+    row = RowSize(300, images, 0, 1, patches)
+    setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
+    known = build_architecture(fields)
+    parts = (rollout.prompt_cache_bytes, rollout.prefill_bytes, rollout.sampling_bytes)
+    estimated = sum(part(known, setting) for part in parts)
+    assert 0.97 * allocated.peak < estimated < 1.15 * allocated.peak
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_a_weight"),
+    [("adamw_torch", 8.0), ("adamw_torch_fused", 8.0), ("adamw_8bit", 2.03), ("paged_adamw_8bit", 2.03)],
+)
+def test_the_optimisers_state_follows_its_name(optimizer: str, bytes_a_weight: float) -> None:
+    model = architecture("medgemma_4b")
+    found = weights.optimizer_bytes(model, replace(SFT, optimizer=optimizer))
+    assert found / weights.trained_parameters(model, SFT) == pytest.approx(bytes_a_weight, rel=0.001)
+
+
+def test_full_fine_tuning_holds_gradients_and_state_of_every_weight() -> None:
+    model, full = architecture("qwen2_vl_2b"), replace(SFT, tuning="full", precision="32bit")
+    parts = estimate(model, full).peak.parts
+    static = sum(parts[name] for name in ("weights", "vision_tower", "gradients", "optimizer"))
+    assert static == 16 * model.parameters
+    assert parts["adapter"] == 0
+
+
+def test_a_card_without_bfloat16_takes_float32_beside_the_four_bits() -> None:
+    model = architecture("medgemma_4b")
+    with_it, without = (sum(weights.weight_bytes(model, replace(SFT, bf16=bf16))) for bf16 in (True, False))
+    assert without - with_it == 2 * (model.parameters - model.quantised)
+
+
+def test_a_kl_reference_is_a_second_adapter_or_a_second_model() -> None:
+    model = architecture("qwen2_vl_2b")
+    plain = estimate(model, GRPO).peak.parts["reference"]
+    second = estimate(model, replace(GRPO, reference="adapter")).peak.parts["reference"]
+    assert (plain, second) == (0, 4 * model.adapter_parameters(16, TARGETS, False))
+    full = replace(GRPO, tuning="full", precision="32bit", reference="model")
+    assert estimate(model, full).peak.parts["reference"] == 4 * model.parameters
+
+
+def test_moments_are_those_of_the_stage_and_the_peak_is_the_largest() -> None:
+    model = architecture("qwen3_vl_8b")
+    names = {
+        stage: [moment.name for moment in estimate(model, setting).moments]
+        for stage, setting in {
+            "sft": SFT,
+            "grpo": GRPO,
+            "evaluate": replace(GRPO, stage="evaluate"),
+        }.items()
+    }
+    assert names == {
+        "sft": ["loss", "backward pass"],
+        "grpo": ["writing answers", "loss", "backward pass"],
+        "evaluate": ["writing answers"],
+    }
+    found = estimate(model, GRPO)
+    assert found.peak.total == max(moment.total for moment in found.moments)
+    assert found.peak.reserved == found.peak.total - found.peak.parts["context"]
+
+
+LARGER: Mapping[str, Any] = {
+    "rows": 2,
+    "answer_tokens": 256,
+    "concurrent": 16,
+    "checkpointing": False,
+    "precision": "16bit",
+    "r": 32,
+    "dropout": 0.05,
+    "lora_vision": True,
+    "eager": True,
+}
+
+
+@pytest.mark.parametrize("field", list(LARGER))
+def test_what_asks_for_more_takes_more(field: str) -> None:
+    model = architecture("qwen2_5_vl_3b")
+    small = replace(GRPO, row=replace(ROW, patches=256))
+    more = replace(small, **{field: LARGER[field]})
+    totals = [sum(moment.total for moment in estimate(model, one).moments) for one in (small, more)]
+    assert totals[0] < totals[1]
+
+
+def test_no_knob_is_turned_where_the_stage_fits() -> None:
+    assert first_fit(architecture("medgemma_4b"), GRPO, usable_bytes(16), 896) == ()
+
+
+def test_the_first_knob_that_is_enough_is_named_and_is_enough() -> None:
+    model = architecture("qwen2_5_vl_7b")
+    heavy = replace(SFT, rows=4, checkpointing=False)
+    assert estimate(model, heavy).peak.total > usable_bytes(24)
+    assert first_fit(model, heavy, usable_bytes(24), 896) == ("sft.batch_size = 2",)
+    assert estimate(model, replace(heavy, rows=2)).peak.total <= usable_bytes(24)
+
+
+def test_knobs_are_taken_together_where_one_is_not_enough() -> None:
+    model = architecture("qwen2_5_vl_7b")
+    heavy = replace(SFT, rows=8, checkpointing=False, precision="16bit")
+    found = first_fit(model, heavy, usable_bytes(16), 896)
+    assert found is not None
+    assert len(found) > 1
+    assert any("4bit" in text for text in found)
+
+
+def test_pictures_of_a_fixed_size_are_no_knob() -> None:
+    """Gemma 3 makes the same tokens of every picture."""
+    found = first_fit(
+        architecture("medgemma_4b"), replace(GRPO, concurrent=64, answer_tokens=512), usable_bytes(8), 896
+    )
+    assert found is None or not any("max_side" in text for text in found)
+
+
+def test_nothing_is_promised_where_nothing_helps() -> None:
+    assert first_fit(architecture("qwen3_vl_8b"), SFT, 2 * GIB, 896) is None
+
+
+@given(
+    rows=st.integers(1, 8),
+    text=st.integers(1, 4000),
+    images=st.integers(0, 4000),
+    checkpointing=st.booleans(),
+    precision=st.sampled_from(["4bit", "8bit", "16bit", "32bit"]),
+)
+def test_a_longer_row_never_takes_less(rows: int, text: int, images: int, checkpointing: bool, precision: Any) -> None:
+    row = RowSize(text, images, 50, 1, images * 4)
+    setting = replace(SFT, row=row, rows=rows, checkpointing=checkpointing, precision=precision)
+    longer = replace(setting, row=replace(row, text=text + 100))
+    assert estimate(QWEN, setting).peak.total <= estimate(QWEN, longer).peak.total
+
+
+QWEN = architecture("qwen2_vl_2b")
+
+
+@pytest.mark.parametrize("precision", ["auto", "4bit", "16bit", "32bit"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_the_plans_precision_is_the_loaders(precision: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        model = Model(precision=precision, tuning=tuning)
+        assert planned_precision(model, cuda=cuda) == precision_of(model)

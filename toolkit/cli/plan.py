@@ -1,0 +1,119 @@
+"""`toolkit plan`: what a run will need, and whether it can work; also the first thing that `toolkit run` tells."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit.errors import PlanError, ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.plan import Gpu, Plan, Rows
+    from toolkit.recipe import Recipe
+    from toolkit.run import Record
+
+log = logging.getLogger(__name__)
+
+PRACTICE = 24
+"""Practice rows at most that are made to count the tokens of a recipe that generates its data."""
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, such as grpo.learning_rate=1e-6."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
+    gpu: Annotated[
+        float | None, typer.Option(min=1, metavar="GIB", help="Plan for a card of so much memory that is not here.")
+    ] = None,
+) -> None:
+    """Tell what a run will need before anything is spent: rows, tokens, steps, memory, disk. 1: it cannot work."""
+    from toolkit.cli.planned import lines
+    from toolkit.cli.progress import hush
+    from toolkit.plan import described_gpu, find_gpu
+    from toolkit.recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings or (), files=True)
+    hush()
+    found = make(loaded, find_gpu() if gpu is None else described_gpu(gpu))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, default=str))
+    else:
+        print("\n".join(lines(found)))
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def plan_run(recipe: "Recipe", *, fresh: bool) -> "Record | None":
+    """The plan of a run that is about to begin, told in a few log lines; None for one that goes on, which has its own.
+
+    Raises:
+        PlanError: the run cannot work, which is certain. Rows that cannot be read are left to the run itself, whose
+            log then has them.
+    """
+    from toolkit.cli.planned import short_lines
+    from toolkit.run import RunFolder
+
+    kept = RunFolder(recipe.run_folder.absolute())
+    if not fresh and kept.run_file.is_file():
+        log.info("plan: %s", "as when the run began (plan.json)" if kept.plan_file.is_file() else "none was kept")
+        return None
+    from toolkit.plan import find_gpu
+
+    found = make(recipe, find_gpu())
+    for line in short_lines(found):
+        log.info("%s", line)
+    for finding in found.findings:
+        if not finding.certain:
+            log.warning("plan: %s", finding)
+    certain = [problem for problem in found.problems if problem.certain] if "data" not in found.unknown else []
+    if certain:
+        rule = "\n  ".join(["the run cannot work:", *map(str, certain)])
+        raise PlanError(rule, remedy="\n`toolkit plan RECIPE` tells more")
+    return found.to_json()
+
+
+def make(recipe: "Recipe", gpu: "Gpu | None") -> "Plan":
+    """The plan of a recipe for a card; its rows are read, or a few practice rows made."""
+    from toolkit.plan import make_plan
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        try:
+            rows: Rows | ToolkitError = _rows(recipe, Path(folder))
+        except ToolkitError as error:
+            rows = error
+        return make_plan(recipe, rows, gpu)
+
+
+def _rows(recipe: "Recipe", folder: Path) -> "Rows":
+    from toolkit.pipeline.prepare import image_store, read_rows
+    from toolkit.plan import Rows
+    from toolkit.recipe import SPLITS
+
+    phantom = recipe.data.phantom
+    if phantom is None:
+        data = read_rows(recipe, folder)
+        return Rows(data, image_store(recipe, data), {name: len(getattr(data, name)) for name in SPLITS})
+    rows = {name: getattr(phantom, name) for name in SPLITS}
+    few = phantom.model_copy(update={name: min(count, PRACTICE) for name, count in rows.items()})
+    small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"phantom": few})})
+    data = read_rows(small, folder)
+    return Rows(data, image_store(small, data), rows, practice=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What reading rows tells stands in the plan; the run tells it again."""
+    logger = logging.getLogger("toolkit")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

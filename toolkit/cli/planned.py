@@ -1,0 +1,159 @@
+"""A plan as lines of text: in full for `toolkit plan`, in short for `toolkit run`."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolkit.plan import Plan
+    from toolkit.plan.record import StageMemory
+    from toolkit.plan.tokens import Tokens
+
+GIB = 2**30
+NAMES = {
+    "weights": "weights of the language model",
+    "vision_tower": "vision tower",
+    "adapter": "adapter",
+    "reference": "reference of the KL term",
+    "optimizer": "optimiser state",
+    "gradients": "gradients",
+    "activations": "activations that are kept",
+    "layer": "one layer at work",
+    "logits": "logits",
+    "kv_cache": "KV cache of the answers",
+    "prefill": "pass over the prompts",
+    "sampling": "choice of tokens",
+    "inputs": "pixels",
+    "fragmentation": "fragmentation (assumed)",
+    "context": "CUDA's own (assumed)",
+}
+"""Part of a stage's memory -> what it is called."""
+
+
+def lines(plan: "Plan") -> Iterator[str]:
+    """The whole plan."""
+    yield f"plan of {plan.run}: {', '.join(plan.stages)}"
+    yield from _titled("data", _data(plan))
+    yield from _titled("tokens a row", _tokens(plan.tokens) if plan.tokens else ())
+    yield from _titled("work", _work(plan))
+    yield from _titled("model", _model(plan))
+    yield from _titled("memory on a GPU: an estimate from formulas, never compared with a GPU", _memory(plan))
+    yield from _titled("disk", _disk(plan))
+    yield from _titled("versions", _versions(plan))
+    yield from _titled("cannot be told", (f"{what}: {why}" for what, why in plan.unknown.items()))
+    yield from _titled("warnings", map(str, plan.warnings))
+    yield from _titled("problems", map(str, plan.problems))
+    yield "the run cannot work as it is" if plan.problems else "no problem found"
+
+
+def short_lines(plan: "Plan") -> Iterator[str]:
+    """What `toolkit run` begins with."""
+    parts = [f"{name} {work.steps:,} steps" for name, work in (plan.work or {}).items() if work.steps]
+    if plan.tokens is not None:
+        total = plan.tokens.spread("total")
+        about = "" if plan.tokens.exact else "about "
+        parts.append(f"{about}{total['median']:,} tokens a row, {total['max']:,} at most")
+    if plan.disk is not None:
+        parts.append(f"{plan.disk.needed / 1e9:.1f} GB of disk")
+    yield f"plan: {', '.join(plan.stages)}; {', '.join(parts)}" if parts else f"plan: {', '.join(plan.stages)}"
+    if plan.gpu is not None and plan.memory is not None:
+        peaks = [f"{name} {one.estimate.peak.total / GIB:.1f}" for name, one in plan.memory.items()]
+        yield f"plan: estimated peaks in GiB: {', '.join(peaks)}; {plan.gpu.name} has {plan.gpu.memory / GIB:.1f}"
+
+
+def _titled(title: str, found: "Iterator[str] | Sequence[str] | map[str]") -> Iterator[str]:
+    listed = list(found)
+    if listed:
+        yield f"\n{title}"
+        yield from (f"  {line}" for line in listed)
+
+
+def _data(plan: "Plan") -> Iterator[str]:
+    data = plan.data
+    if data is None:
+        return
+    rows = ", ".join(f"{name} {count:,}" for name, count in data["rows"].items() if count)
+    yield f"rows: {rows}" + (" (practice data, generated when the run begins)" if data["practice"] else "")
+    dropped = sum(one["count"] for one in data["dropped"])
+    yield f"unusable rows: {dropped:,}; leaks: {len(data['leaks'])}"
+    yield from data["announcements"]
+
+
+def _tokens(tokens: "Tokens") -> Iterator[str]:
+    how = "counted" if tokens.exact else "estimated"
+    yield f"{len(tokens.lengths):,} of {tokens.rows:,} rows {how}; room for {tokens.limit:,} (model.max_tokens)"
+    for part, name in (("text", "prompt text"), ("images", "pictures"), ("answer", "answer"), ("total", "all")):
+        found = tokens.spread(part)
+        yield f"{name:<12} median {found['median']:>6,}   95 % {found['p95']:>6,}   most {found['max']:>6,}"
+
+
+def _work(plan: "Plan") -> Iterator[str]:
+    for name, work in (plan.work or {}).items():
+        parts = []
+        if work.steps:
+            unit = "prompts" if work.completions else "rows"
+            parts.append(f"{work.steps:,} steps of {work.samples:,} {unit}")
+        if work.completions:
+            parts.append(f"{work.completions:,} completions a step")
+        if work.answers:
+            parts.append(f"{work.answers:,} answers of at most {work.answer_tokens:,} tokens")
+        yield f"{name}: {', '.join(parts)}"
+
+
+def _model(plan: "Plan") -> Iterator[str]:
+    model = plan.architecture
+    where = {"folder": "its folder", "cache": "the Hub's cache", "shipped": "this package"}
+    if model is not None and plan.configuration is not None:
+        yield (
+            f"{plan.model_name}: {model.parameters:,} weights, {model.vision_parameters:,} of them in the vision tower "
+            f"(configuration from {where[plan.configuration]})"
+        )
+    else:
+        yield f"{plan.model_name}: its configuration is not here"
+    if plan.trained_parameters is not None:
+        yield f"trained: {plan.trained_parameters:,} weights; precision {plan.precision}"
+    if plan.base is not None:
+        state = {"folder": "in a folder", "cache": "in the Hub's cache", "reachable": "to be downloaded from the Hub"}
+        yield f"its weights are {state.get(plan.base.state, 'not to be had: ' + plan.base.reason)}"
+
+
+def _memory(plan: "Plan") -> Iterator[str]:
+    for name, one in (plan.memory or {}).items():
+        peak = one.estimate.peak
+        yield f"{name}, {one.precision}: about {peak.total / GIB:.1f} GiB ({peak.name})"
+        shown = sorted(((size, part) for part, size in peak.parts.items() if size >= 0.005 * GIB), reverse=True)
+        yield "  " + "; ".join(f"{NAMES[part]} {size / GIB:.2f}" for size, part in shown)
+        yield from (f"  {text}" for text in _cards(one))
+        without = one.without_bf16.peak.total
+        if without > peak.total:
+            yield f"  on a card without bfloat16 (T4, V100): about {without / GIB:.1f} GiB"
+    if plan.memory:
+        gpu = plan.gpu
+        yield f"this plan's GPU: {gpu.name}, {gpu.memory / GIB:.1f} GiB" if gpu else "this machine has no CUDA device"
+
+
+def _cards(one: "StageMemory") -> Iterator[str]:
+    fits = [f"{size}" for size, knobs in one.knobs.items() if knobs == ()]
+    if fits:
+        yield f"fits on {', '.join(fits)} GB"
+    for size, knobs in one.knobs.items():
+        if knobs is None:
+            yield f"does not fit on {size} GB with any setting that is known here"
+        elif knobs:
+            yield f"would fit on {size} GB with {', '.join(knobs)}"
+
+
+def _disk(plan: "Plan") -> Iterator[str]:
+    if plan.disk is not None:
+        yield ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in plan.disk.parts.items())
+        yield f"{plan.disk.needed / 1e9:.1f} GB at most, {plan.disk.free / 1e9:.1f} GB free"
+
+
+def _versions(plan: "Plan") -> Iterator[str]:
+    if not plan.versions.get("tested"):
+        yield "those that were tested together are not known here (constraints.txt)"
+        return
+    different = plan.versions["different"]
+    if not different:
+        yield "those that were tested together"
+    for package, one in different.items():
+        yield f"{package} {one['installed']}, tested with {one['tested']}"

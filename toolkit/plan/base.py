@@ -1,0 +1,95 @@
+"""Whether the base weights can be had: for loading at the start, and for merging at the end."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from toolkit.backends.loading import model_source
+from toolkit.plan.findings import Finding
+from toolkit.plan.known import Configuration, cached_file
+from toolkit.recipe import Model, Recipe
+
+TIMEOUT = 3.0
+"""Seconds that one look at the Hub may take."""
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+State = Literal["folder", "cache", "reachable", "offline", "gated", "missing", "unreachable"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseWeights:
+    """Where the model's own weights are. ``reason``: why they cannot be had."""
+
+    state: State
+    reason: str = ""
+
+    @property
+    def there(self) -> bool:
+        """In this machine or to be downloaded."""
+        return self.state in ("folder", "cache", "reachable")
+
+
+def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None) -> BaseWeights:
+    """Where the base weights are: in a folder, in the Hub's cache, on the Hub, or nowhere.
+
+    One request is made at most, by ``ask`` (default: ``ask_hub``), and none with ``HF_HUB_OFFLINE=1``.
+    """
+    folder = Path(model_source(model))
+    if folder.is_dir():
+        if _whole(lambda name: file if (file := folder / name).is_file() else None):
+            return BaseWeights("folder")
+        return BaseWeights("missing", f"{folder} holds no whole weights")
+    if _whole(lambda name: cached_file(model, name)):
+        return BaseWeights("cache")
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return BaseWeights("offline", "HF_HUB_OFFLINE=1, and the weights are not in the Hub's cache")
+    return (ask or ask_hub)(model)
+
+
+def ask_hub(model: Model) -> BaseWeights:
+    """One request for the facts of config.json; nothing is downloaded."""
+    import httpx
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(model.name, "config.json", revision=model.revision), timeout=TIMEOUT)
+    except GatedRepoError:
+        return BaseWeights("gated", "its terms must be accepted on the Hub, and `hf auth login` done once")
+    except (RepositoryNotFoundError, HFValidationError):
+        return BaseWeights("missing", "the Hub has no such model, or it is private and `hf auth login` was not done")
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        return BaseWeights("unreachable", f"the Hub does not answer ({type(error).__name__})")
+    return BaseWeights("reachable")
+
+
+def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
+    """What is wrong with the base weights, for loading and for merging."""
+    place = f"[model] name = {recipe.model.name!r}"
+    merges = recipe.export is not None and "merged" in recipe.export.to
+    if not base.there:
+        text = f"the model's weights cannot be had: {base.reason}"
+        text += "; they are also what the adapter is merged into at the end" if merges else ""
+        remedy = "Download the model once (`hf download NAME`) and give its folder, or correct the name."
+        yield Finding(place, text, remedy, certain=base.state != "unreachable")
+    if merges and config is not None and config.fields.get("quantization_config"):
+        text = "merged weights need a base that is stored in 16 bits or more; this one is stored quantised"
+        remedy = 'Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
+        yield Finding(place, text, remedy + 'export.to = ["adapter"].')
+
+
+def _whole(find: Callable[[str], Path | None]) -> bool:
+    """Whether one file with all weights is there, or an index and each file that it names."""
+    if any(find(name) for name in WHOLE):
+        return True
+    for name in INDICES:
+        index = find(name)
+        if index is not None:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return all(find(file) for file in files)
+    return False

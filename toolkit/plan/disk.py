@@ -1,0 +1,83 @@
+"""Disk that a run will take, against what is free."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.backends.loading import model_source
+from toolkit.plan.architecture import Architecture
+from toolkit.plan.findings import Finding
+from toolkit.plan.memory.setting import Setting, Stage
+from toolkit.plan.memory.weights import FLOAT, optimizer_bytes, trained_parameters
+from toolkit.recipe import Recipe
+
+SPARE = 10**9
+"""Bytes that should stay free, for logs, answers and the caches of rows and pictures."""
+PROCESSOR = 40 * 10**6
+"""A tokenizer and a processor, about, which lie beside each copy of the weights, where the model's are not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes that the run folder will take at most, by part, and what is free where it lies."""
+
+    parts: Mapping[str, int]
+    free: int
+
+    @property
+    def needed(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting]) -> Disk:
+    """Checkpoints, weights of each stage and exports, from the counts of weights.
+
+    A checkpoint holds what is trained and its optimiser's state; while one is written, there is one more than
+    ``run.keep_checkpoints``. Merged weights, and a GGUF file of them, take 2 bytes a weight.
+    """
+    parts: dict[str, int] = {}
+    processor = _processor_bytes(recipe)
+    for name, setting in settings.items():
+        if setting.trains:
+            weights = _trained_bytes(model, setting)
+            each = weights + optimizer_bytes(model, setting)
+            parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
+            parts[f"{name} weights"] = weights + processor
+    forms: tuple[str, ...] = () if recipe.export is None else recipe.export.to
+    trained = settings.get("sft") or settings.get("grpo")
+    for form in forms:
+        if form == "adapter" and trained is not None and trained.tuning == "lora":
+            parts["export adapter"] = _trained_bytes(model, trained) + processor
+        elif form != "adapter":
+            parts[f"export {form}"] = 2 * model.parameters + processor
+    return Disk(parts, shutil.disk_usage(_existing(recipe.run_folder.absolute())).free)
+
+
+def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+    """Too little room, or little of it."""
+    place = f"disk of {recipe.run_folder.parent}"
+    told = f"{disk.needed / 1e9:.1f} GB are needed, {disk.free / 1e9:.1f} GB are free"
+    remedy = "Make room, lower run.keep_checkpoints, export fewer forms, or choose another run.folder."
+    if disk.needed > disk.free:
+        yield Finding(place, told, remedy)
+    elif disk.needed + SPARE > disk.free:
+        yield Finding(place, f"little room: {told}", remedy, problem=False)
+
+
+def _trained_bytes(model: Architecture, setting: Setting) -> int:
+    return trained_parameters(model, setting) * (setting.stored if setting.tuning == "full" else FLOAT)
+
+
+def _processor_bytes(recipe: Recipe) -> int:
+    """Of the files beside the weights, where the model lies in a folder."""
+    folder = Path(model_source(recipe.model))
+    if not folder.is_dir():
+        return PROCESSOR
+    files = (file for file in folder.iterdir() if file.is_file() and file.suffix not in (".safetensors", ".bin"))
+    return sum(file.stat().st_size for file in files)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -1,0 +1,42 @@
+"""The GPU that a plan is for: this machine's, or one that is described."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+USABLE = 0.92
+"""Share of a card's nominal memory that a program can have: a T4 of 16 GB offers 14.7 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device. ``memory`` is what a program can have of it, in bytes."""
+
+    name: str
+    memory: int
+    bf16: bool
+    """It computes in bfloat16: compute capability 8.0 and above."""
+    count: int = 1
+    """Devices of the machine."""
+    here: bool = True
+    """In this machine, not described."""
+
+
+def described_gpu(gib: float) -> Gpu:
+    """A card of so many GiB that is not here; it is taken to compute in bfloat16."""
+    return Gpu(f"a card of {gib:g} GB", usable_bytes(gib), bf16=True, here=False)
+
+
+def usable_bytes(gib: float) -> int:
+    """What a program can have of a card of so many nominal GiB."""
+    return int(USABLE * gib * GIB)
+
+
+def find_gpu() -> Gpu | None:
+    """The current CUDA device, which is the one that a run uses; None: there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+    bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return Gpu(facts.name, facts.total_memory, bf16, torch.cuda.device_count())

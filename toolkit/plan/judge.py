@@ -1,0 +1,74 @@
+"""What of a plan's facts means that the run cannot work, or must be known before."""
+
+from collections.abc import Iterator, Mapping
+
+from toolkit.errors import ToolkitError
+from toolkit.plan.findings import Finding, warning
+from toolkit.plan.gpu import Gpu
+from toolkit.plan.memory import GIB
+from toolkit.plan.record import StageMemory
+from toolkit.plan.tokens import Tokens
+from toolkit.recipe import Recipe
+
+SHOWN = 5
+
+
+def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
+    """Rows that cannot be read, or are too few for a step."""
+    if isinstance(rows, ToolkitError):
+        yield Finding(rows.place or "[data]", str(rows))
+    elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
+        text = f"a step has {recipe.grpo.prompts_per_step} prompts, and there are {rows['train']} training rows"
+        yield Finding("[grpo] prompts_per_step", text, "Lower it, or give more rows.")
+
+
+def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
+    """Rows that do not fit into model.max_tokens, in SFT with their answer, in GRPO with room for one."""
+    place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
+    looked = f"of {len(tokens.lengths)} rows looked at"
+    over = sum(one.total > tokens.limit for one in tokens.lengths)
+    if recipe.sft is not None and over:
+        named = f" ({'; '.join(tokens.too_long[:SHOWN])})" if tokens.too_long else ""
+        text = f"{over} {looked} need more than {tokens.limit} tokens{named}"
+        yield Finding(place, text, remedy, certain=tokens.exact)
+    if recipe.grpo is not None:
+        room = tokens.limit - recipe.grpo.max_completion_tokens
+        over = sum(one.text + one.images > room for one in tokens.lengths)
+        if over:
+            text = f"{over} {looked} leave no room for grpo.max_completion_tokens in {tokens.limit} tokens"
+            yield Finding(place, text, remedy, certain=tokens.exact)
+    if not tokens.exact:
+        text = "the model's processor is not here: text tokens are estimated from characters"
+        yield warning("tokens", text, "They are counted once the model is downloaded.")
+
+
+def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
+    """Precisions that need a CUDA device where there is none."""
+    if gpu is None and recipe.model.precision in ("4bit", "8bit"):
+        text = f'"{recipe.model.precision}" needs a CUDA device, and there is none here'
+        remedy = (
+            'Run it on a machine with a GPU (`toolkit plan RECIPE --gpu 16` plans for one), or set precision = "auto".'
+        )
+        yield Finding("[model] precision", text, remedy)
+    if gpu is None and "8bit" in {section.optimizer[-4:] for section in (recipe.sft, recipe.grpo) if section}:
+        text = "an optimiser with 8-bit state needs a CUDA device, and there is none here"
+        yield Finding("[sft], [grpo] optimizer", text, 'Set optimizer = "adamw_torch".', certain=False)
+
+
+def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
+    """Stages whose estimate is above what the card has, with what would make them fit."""
+    for name, one in memory.items():
+        if gpu is None or one.estimate.peak.total <= gpu.memory:
+            continue
+        peak = one.estimate.peak
+        text = (
+            f"about {peak.total / GIB:.1f} GiB are needed ({peak.name}), {gpu.name} offers {gpu.memory / GIB:.1f} GiB"
+        )
+        yield Finding(f"memory of {name}", text, describe_knobs(one.here), certain=False)
+
+
+def describe_knobs(knobs: tuple[str, ...] | None) -> str:
+    """What would make a stage fit, as a sentence."""
+    if knobs is None:
+        return "No setting that is known here makes it fit: take a smaller model or a larger card."
+    return f"It would fit with {', '.join(knobs)}."

@@ -1,0 +1,81 @@
+"""A recipe's stages as settings of the memory model."""
+
+from collections.abc import Mapping
+from typing import cast
+
+from toolkit.chat import Length
+from toolkit.plan.architecture import Architecture
+from toolkit.plan.memory import Precision, Setting
+from toolkit.plan.memory.setting import Stage
+from toolkit.plan.tokens import Tokens, row_size
+from toolkit.recipe import Model, Recipe
+
+
+def planned_precision(model: Model, *, cuda: bool) -> Precision:
+    """4bit, 8bit, 16bit or 32bit: what loading makes of the recipe's precision on such a machine."""
+    if model.precision != "auto":
+        return model.precision
+    return "4bit" if cuda and model.tuning == "lora" else "32bit"
+
+
+def memory_settings(recipe: Recipe, model: Architecture, tokens: Tokens | None, *, bf16: bool) -> dict[Stage, Setting]:
+    """Stage -> what its memory depends on, on a CUDA device, with the longest of the rows that were counted.
+
+    Without tokens a row has none: what the weights take is known all the same.
+    """
+    none = Length(0, 0, 0)
+    longest, longest_prompt = (none, none) if tokens is None else (tokens.longest, tokens.longest_prompt)
+    found: dict[Stage, Setting] = {}
+    if recipe.sft is not None:
+        found["sft"] = _setting(recipe, "sft", model, longest, bf16=bf16, rows=recipe.sft.batch_size)
+    if recipe.grpo is not None:
+        found["grpo"] = _setting(
+            recipe,
+            "grpo",
+            model,
+            longest_prompt,
+            bf16=bf16,
+            rows=recipe.grpo.micro_batch,
+            concurrent=recipe.grpo.completions_per_step,
+            answer_tokens=recipe.grpo.max_completion_tokens,
+            reference=_reference(recipe),
+        )
+    if recipe.evaluate is not None:
+        found["evaluate"] = _setting(
+            recipe,
+            "evaluate",
+            model,
+            longest_prompt,
+            bf16=bf16,
+            concurrent=recipe.evaluate.batch_size,
+            answer_tokens=recipe.evaluate.max_completion_tokens,
+        )
+    return found
+
+
+def _setting(recipe: Recipe, stage: Stage, model: Architecture, longest: Length, **more: object) -> Setting:
+    section = {"sft": recipe.sft, "grpo": recipe.grpo}.get(stage)
+    optimisation: Mapping[str, object] = (
+        {} if section is None else {"optimizer": section.optimizer, "checkpointing": section.gradient_checkpointing}
+    )
+    return Setting(
+        stage=stage,
+        row=row_size(longest, model.vision),
+        precision=planned_precision(recipe.model, cuda=True),
+        tuning=recipe.model.tuning,
+        r=recipe.lora.r,
+        dropout=recipe.lora.dropout,
+        targets=recipe.lora.targets,
+        lora_vision=recipe.lora.vision,
+        eager=recipe.model.attention == "eager",
+        **cast(Mapping[str, object], {**optimisation, **more}),  # type: ignore[arg-type]
+    )
+
+
+def _reference(recipe: Recipe) -> str:
+    """TRL keeps a copy of the adapter that GRPO goes on from, or of the whole model; a new adapter it switches off."""
+    if recipe.grpo is None or recipe.grpo.beta == 0:
+        return "none"
+    if recipe.model.tuning == "full":
+        return "model"
+    return "adapter" if recipe.sft is not None or recipe.model.adapter is not None else "none"

@@ -1,0 +1,155 @@
+"""Puts a plan together: what the recipe, its rows, its model, this machine and the Hub's cache say."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+from toolkit.errors import ToolkitError
+from toolkit.images import ImageStore
+from toolkit.plan.architecture import Architecture
+from toolkit.plan.base import BaseWeights, find_base, judge_base
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.disk import judge_disk, plan_disk
+from toolkit.plan.findings import Finding
+from toolkit.plan.gpu import Gpu, usable_bytes
+from toolkit.plan.judge import judge_machine, judge_memory, judge_rows, judge_tokens
+from toolkit.plan.known import Configuration, find_configuration
+from toolkit.plan.loads import memory_settings, planned_precision
+from toolkit.plan.memory import Setting, estimate, first_fit
+from toolkit.plan.memory.weights import trained_parameters
+from toolkit.plan.pains import Known, find_warnings
+from toolkit.plan.record import Plan, StageMemory
+from toolkit.plan.steps import plan_work, stages
+from toolkit.plan.tested import compare_versions
+from toolkit.plan.tokens import Tokens, count_rows
+from toolkit.recipe import Recipe
+from toolkit.tasks.loading import DataSplits
+
+CARDS = (8, 12, 16, 24)
+"""GB of the cards that a plan tells of."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows that a plan looks at: a recipe's own, or some practice rows made for it.
+
+    ``rows`` is how many there are or will be in each split.
+    """
+
+    data: DataSplits
+    images: ImageStore
+    rows: Mapping[str, int]
+    practice: bool = False
+
+
+@dataclass
+class _Facts:
+    """What is known so far, and what cannot be told, with its reason."""
+
+    config: Configuration | None = None
+    model: Architecture | None = None
+    tokens: Tokens | None = None
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    def tried(self, what: str, find: Callable[[], Found]) -> Found | None:
+        try:
+            return find()
+        except ToolkitError as error:
+            self.unknown[what] = str(error)
+            return None
+
+
+def make_plan(
+    recipe: Recipe,
+    rows: Rows | ToolkitError,
+    gpu: Gpu | None,
+    ask: Callable[[Any], BaseWeights] | None = None,
+) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        recipe: loaded, so without problems of its own.
+        rows: its rows, or why they cannot be read.
+        gpu: the card to plan for; None: there is none.
+        ask: how the Hub is asked for the model (default: one request); never with ``HF_HUB_OFFLINE=1``.
+    """
+    facts = _look(recipe, rows)
+    model, tokens = facts.model, facts.tokens
+    bf16 = gpu is None or gpu.bf16
+    settings = {} if model is None else memory_settings(recipe, model, tokens, bf16=bf16)
+    memory = {}
+    if model is not None and tokens is not None:
+        memory = {str(name): _stage_memory(recipe, model, one, gpu) for name, one in settings.items()}
+    base = find_base(recipe.model, ask)
+    disk = None if model is None else plan_disk(recipe, model, settings)
+    known_rows = rows.rows if isinstance(rows, Rows) else None
+    findings: list[Finding] = [
+        *judge_rows(recipe, rows.rows if isinstance(rows, Rows) else rows),
+        *(judge_tokens(recipe, tokens) if tokens else ()),
+        *judge_machine(recipe, gpu),
+        *judge_base(recipe, base, facts.config),
+        *(judge_disk(recipe, disk) if disk else ()),
+        *judge_memory(memory, gpu),
+        *find_warnings(Known(recipe, model, tokens, gpu)),
+    ]
+    return Plan(
+        run=recipe.run.name,
+        stages=stages(recipe),
+        findings=findings,
+        unknown=facts.unknown,
+        data=_data(rows) if isinstance(rows, Rows) else None,
+        tokens=tokens,
+        work=None if known_rows is None else plan_work(recipe, known_rows),
+        model_name=recipe.model.name,
+        configuration=None if facts.config is None else facts.config.origin,
+        architecture=model,
+        trained_parameters=_trained(model, settings),
+        precision=planned_precision(recipe.model, cuda=gpu is not None),
+        base=base,
+        gpu=gpu,
+        memory=memory or None,
+        disk=disk,
+        versions=compare_versions(),
+    )
+
+
+def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
+    """Configuration, architecture and tokens, as far as they can be had."""
+    facts = _Facts(config=find_configuration(recipe.model))
+    if (config := facts.config) is not None:
+        facts.model = facts.tried("model", lambda: build_architecture(config.fields))
+    else:
+        where = "neither in a folder, nor in the Hub's cache, nor among those that ship with this package"
+        facts.unknown["model"] = f"the config.json of {recipe.model.name} is {where}: parameters, memory, disk"
+    if isinstance(rows, Rows):
+        facts.tokens = facts.tried("tokens", lambda: count_rows(recipe, rows.data.train, rows.images, facts.model))
+    else:
+        facts.unknown["data"] = "the rows cannot be read: rows, tokens, steps, memory"
+    return facts
+
+
+def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gpu | None) -> StageMemory:
+    side = recipe.images.max_side
+    knobs = {size: first_fit(model, setting, usable_bytes(size), side) for size in CARDS}
+    here = None if gpu is None else first_fit(model, setting, gpu.memory, side)
+    without = estimate(model, replace(setting, bf16=False))
+    return StageMemory(estimate(model, setting), without, knobs, setting.precision, here)
+
+
+def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:
+    """Weights that are trained; None: the model is not known, or nothing is trained."""
+    trains = [setting for setting in settings.values() if setting.trains]
+    return trained_parameters(model, trains[0]) if model is not None and trains else None
+
+
+def _data(rows: Rows) -> dict[str, Any]:
+    data = rows.data
+    return {
+        "practice": rows.practice,
+        "rows": dict(rows.rows),
+        "dropped": [asdict(one) for one in data.dropped],
+        "leaks": [str(leak) for leak in data.leaks.leaks],
+        "announcements": list(data.announcements),
+    }

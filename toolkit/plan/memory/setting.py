@@ -1,0 +1,88 @@
+"""What of a recipe, its rows and the card the memory of one stage depends on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Stage = Literal["sft", "grpo", "evaluate"]
+Precision = Literal["4bit", "8bit", "16bit", "32bit"]
+
+QUANTISED = ("4bit", "8bit")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """One row in tokens and patches; for a plan the longest row."""
+
+    text: int
+    """Tokens of the prompt without its pictures."""
+    images: int
+    """Tokens of the pictures."""
+    answer: int
+    """Tokens of the reference answer (SFT)."""
+    pictures: int
+    patches: int
+    """Patches of all its pictures in the vision tower."""
+
+    @property
+    def prompt(self) -> int:
+        """Text and pictures."""
+        return self.text + self.images
+
+    def reduced(self, share: float) -> "RowSize":
+        """The row with pictures whose sides are this share of what they were, where tokens follow from the size."""
+        area = share * share
+        return replace(self, images=round(self.images * area), patches=round(self.patches * area))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One stage on one kind of card."""
+
+    stage: Stage
+    row: RowSize
+    precision: Precision
+    bf16: bool
+    """The card computes in bfloat16 (compute capability 8.0 and above); others take float32."""
+    tuning: Literal["lora", "full"] = "lora"
+    r: int = 16
+    dropout: float = 0.0
+    targets: Sequence[str] = ()
+    lora_vision: bool = False
+    optimizer: str = "adamw_torch"
+    checkpointing: bool = True
+    rows: int = 1
+    """Rows that pass through the model at once in training."""
+    concurrent: int = 0
+    """Answers that are written at once."""
+    answer_tokens: int = 0
+    """Tokens at most of an answer that the model writes."""
+    eager: bool = False
+    """Attention holds its scores."""
+    reference: Literal["none", "adapter", "model"] = "none"
+    """What a KL term is measured against, as far as it takes memory of its own."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights change."""
+        return self.stage != "evaluate"
+
+    @property
+    def mixed(self) -> bool:
+        """Training computes in bfloat16 by autocast (``backends.settings.mixed_precision``)."""
+        return self.bf16 and self.precision != "32bit"
+
+    @property
+    def value(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.mixed else 4
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a weight that is not quantised: bfloat16, or float32 without it (``backends.loading``)."""
+        return 2 if self.mixed else 4
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a row in training: prompt and answer."""
+        return self.row.prompt + (self.row.answer if self.stage == "sft" else self.answer_tokens)

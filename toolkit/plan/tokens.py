@@ -1,0 +1,146 @@
+"""Tokens of a recipe's rows, counted with the model's processor, or estimated where it is not here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.chat import Length
+from toolkit.errors import ToolkitError
+from toolkit.images import ImageStore
+from toolkit.plan.architecture import Architecture, Tower
+from toolkit.plan.known import cached_file
+from toolkit.plan.memory import RowSize
+from toolkit.recipe import Model, Recipe
+from toolkit.sample import Sample
+
+COUNTED = 400
+"""At most so many rows of those there are, evenly spread, are counted for a plan; the stages look at every one."""
+CHARACTERS = 4
+"""Of English text a token has about so many. A rule of thumb, for models whose tokenizer is not here."""
+TEMPLATE = 30
+"""Tokens that a chat template puts around a question, about."""
+LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 256}
+"""Pictures with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of the rows that were counted: ``lengths`` hold prompt text, pictures and reference answer of each.
+
+    ``exact`` is false where they were estimated from characters and sizes of pictures; ``too_long`` names rows that do
+    not fit into ``limit``, prompt and reference answer together.
+    """
+
+    rows: int
+    lengths: tuple[Length, ...]
+    limit: int
+    exact: bool
+    too_long: tuple[str, ...] = ()
+
+    @property
+    def longest(self) -> Length:
+        """The row with most tokens."""
+        return max(self.lengths, key=lambda one: one.total)
+
+    @property
+    def longest_prompt(self) -> Length:
+        """The row with most tokens before the answer."""
+        return max(self.lengths, key=lambda one: one.text + one.images)
+
+    def spread(self, part: str) -> dict[str, int]:
+        """Median, 95th percentile and maximum of ``total``, ``text``, ``images`` or ``answer``."""
+        values = [getattr(one, part) for one in self.lengths]
+        return {
+            "median": int(np.median(values)),
+            "p95": int(np.percentile(values, 95)),
+            "max": int(max(values)),
+        }
+
+
+def find_processor(model: Model) -> Any | None:
+    """The model's processor from its folder or the Hub's cache, without a request; None: it is not here."""
+    from transformers import AutoProcessor
+
+    from toolkit.backends.loading import model_source
+
+    source = model_source(model)
+    if not Path(source).is_dir() and cached_file(model, "tokenizer_config.json") is None:
+        return None
+    try:
+        return AutoProcessor.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, ImportError):
+        return None
+
+
+def count_rows(
+    recipe: Recipe, samples: Sequence[Sample], images: ImageStore, architecture: Architecture | None
+) -> Tokens:
+    """Tokens of at most ``COUNTED`` rows, with the reference answer.
+
+    Raises:
+        DataError: a row holds one of the model's special tokens.
+        ImageError: a picture cannot be read.
+        ModelError: neither a processor nor a configuration is here.
+    """
+    from toolkit.stages.lengths import count_lengths, describe_too_long
+    from toolkit.stages.prompts import Prompts
+
+    step = max(1, -(-len(samples) // COUNTED))
+    chosen, prompts, limit = samples[::step], Prompts.of(recipe, images), recipe.model.max_tokens
+    processor = find_processor(recipe.model)
+    if processor is None:
+        lengths = tuple(_estimate(sample, prompts, architecture) for sample in chosen)
+        return Tokens(len(samples), lengths, limit, exact=False)
+    counted = count_lengths(processor, prompts, chosen, limit)
+    too_long = tuple(describe_too_long(counted, chosen, limit))
+    return Tokens(len(samples), counted.lengths, limit, exact=True, too_long=too_long)
+
+
+def row_size(length: Length, tower: Tower | None) -> RowSize:
+    """A row as the memory formulas see it: its patches follow from its image tokens."""
+    if tower is None or not length.images:
+        return RowSize(length.text, length.images, length.answer, 0, 0)
+    if tower.side is not None:
+        pictures = max(1, round(length.images / (tower.tokens or length.images)))
+        return RowSize(length.text, length.images, length.answer, pictures, pictures * (tower.side // tower.patch) ** 2)
+    return RowSize(length.text, length.images, length.answer, 1, length.images * tower.merge**2)
+
+
+def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
+    """Tokens of a picture of (width, height), where no processor can be asked.
+
+    Gemma 3 makes the same number of every picture. Qwen's towers keep its size, rounded to whole tokens of
+    ``patch * merge`` pixels a side (``smart_resize`` in transformers' Qwen2VLImageProcessor); their upper limit of
+    pixels is above what ``images.max_side`` leaves.
+
+    Raises:
+        ToolkitError: the architecture has no vision tower that this holds for.
+    """
+    tower = architecture.vision
+    if tower is None:
+        raise ToolkitError("the model must have a vision tower", value=architecture.model_type)
+    if tower.tokens is not None:
+        return tower.tokens
+    cell = tower.patch * tower.merge
+    width, height = (max(cell, round(side / cell) * cell) for side in size)
+    least = LEAST_PIXELS.get(architecture.model_type, 0)
+    if width * height < least:
+        share = (least / (size[0] * size[1])) ** 0.5
+        width, height = (-(-int(side * share) // cell) * cell for side in size)
+    return (width // cell) * (height // cell)
+
+
+def _estimate(sample: Sample, prompts: Any, architecture: Architecture | None) -> Length:
+    from toolkit.errors import ModelError
+    from toolkit.stages.lengths import shown_size
+
+    if architecture is None:
+        raise ModelError("neither the model's processor nor its configuration is here, so tokens cannot be told")
+    text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
+    pictures = sum(picture_tokens(shown_size(ref, prompts.images), architecture) for ref in sample.images)
+    return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)
