@@ -1,13 +1,12 @@
 """SFT and GRPO steps of models of the real size on a CUDA device, against a plain TRL script.
 
-    python tests/benchmarks/bench_gpu.py [gemma3_4b qwen2_5_vl_3b] [--precision 4bit] [--steps 4] [--side 896]
+    python tests/benchmarks/bench_gpu.py [medgemma_4b qwen2_5_vl_3b] [--precision 4bit] [--steps 4] [--side 896]
 
-Nothing is downloaded: a configuration of tests/gpu/configs (Gemma 3 4B, which is MedGemma 4B's; Qwen2.5-VL 3B) gets
-random weights, which take the time and memory of trained ones. Their answers never end, so each runs to the token
-limit. Gemma goes with the tiny model's tokenizer at 896 pixels and 256 tokens a picture; Qwen with the processor in
-../shared/data/processors.tar.gz (or TOOLKIT_SHARED_DATA). Needs 10 GB of disk for a model. Prints a table, then one
-JSON object; ends with 1 where nothing could be measured. ``--smoke`` runs the same code with a model of a few layers,
-on any device.
+Nothing is downloaded: a configuration of toolkit/plan/shapes gets random weights, which take the time and memory of
+trained ones. Their answers never end, so each runs to the token limit. MedGemma goes with the tiny model's tokenizer at
+896 pixels and 256 tokens a picture; Qwen with a processor in ../shared/data/processors.tar.gz (or TOOLKIT_SHARED_DATA).
+Needs 10 GB of disk for a model of 4B, 20 GB for one of 8B. Prints a table, then one JSON object; ends with 1 where
+nothing could be measured. ``--smoke`` runs the same code with a model of a few layers, on any device.
 """
 
 import argparse
@@ -42,7 +41,8 @@ from toolkit.stages.context import Context
 from toolkit.stages.prompts import Prompts
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "tests/gpu/configs"
+CONFIGS = ROOT / "toolkit/plan/shapes"
+DEFAULT = ("medgemma_4b", "qwen2_5_vl_3b")
 SHARED_DATA = Path(os.environ.get("TOOLKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 CUDA = torch.cuda.is_available()
 SMOKE: Mapping[str, Mapping[str, Any]] = {
@@ -87,17 +87,22 @@ def build(name: str, folder: Path, options: argparse.Namespace) -> None:
             target = fields[part] if part else fields
             target |= {key: value for key, value in smaller.items() if key in target}
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    processor = processor_of(fields["model_type"], folder.parent, config)
+    if fields["model_type"] == "gemma3":  # the tiny model's tokenizer has its own numbers for the tokens of a picture
+        for name in ("boi", "eoi", "image"):
+            setattr(config, f"{name}_token_index", getattr(processor.tokenizer, f"{name}_token_id"))
+        config.eos_token_id = processor.tokenizer.eos_token_id
     torch.manual_seed(0)
     with torch.device("cuda" if CUDA else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
-    processor_of(name, folder.parent, config).save_pretrained(folder)
+    processor.save_pretrained(folder)
     del model
     release()
 
 
-def processor_of(name: str, folder: Path, config: Any) -> Any:
-    if name.startswith("gemma3"):
+def processor_of(model_type: str, folder: Path, config: Any) -> Any:
+    if model_type == "gemma3":
         processor = AutoProcessor.from_pretrained(tiny.FOLDER)
         side = config.vision_config.image_size
         processor.image_processor.size = {"height": side, "width": side}
@@ -109,7 +114,8 @@ def processor_of(name: str, folder: Path, config: Any) -> Any:
         )
     with tarfile.open(SHARED_DATA / "processors.tar.gz") as archive:
         archive.extractall(folder, filter="data")
-    return AutoProcessor.from_pretrained(folder / "processors" / "qwen2_vl")
+    kept = model_type if model_type == "qwen3_vl" else "qwen2_vl"
+    return AutoProcessor.from_pretrained(folder / "processors" / kept)
 
 
 def score(
@@ -213,7 +219,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Cost]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = sorted(file.stem for file in CONFIGS.glob("*.json"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(names)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: {' '.join(DEFAULT)}")
     parser.add_argument("--precision", choices=["4bit", "8bit", "16bit"], default="4bit")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--side", type=int, default=896)
@@ -222,7 +228,7 @@ def main() -> int:
     if not CUDA and not options.smoke:
         print("a CUDA device is needed (or --smoke)", file=sys.stderr)
         return 1
-    costs = {name: measure(name, options) for name in options.names or names}
+    costs = {name: measure(name, options) for name in options.names or DEFAULT}
     device = torch.cuda.get_device_name() if CUDA else "cpu"
     print(f"{'model':<16} {'way':<10} {'SFT step':>9} {'peak':>9} {'GRPO step':>10} {'peak':>9}   on {device}")
     for name, ways in costs.items():
