@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -13,15 +14,29 @@ from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, Tra
 from toolkit.backends.collate import SftCollator
 from toolkit.backends.meter import meter
 from toolkit.backends.one_pass import count_one_pass
-from toolkit.backends.policy_trainer import PolicyTrainer, rollout_processor
+from toolkit.backends.policy_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
 from toolkit.backends.settings import check_settings, grpo_settings, one_device, sft_settings
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo
 
 
-def build_sft(policy: Policy, job: TrainingJob) -> Any:
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a backend's library wants its trainers; the defaults are TRL's with transformers."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What it does otherwise than our settings say, asked for so that nothing is rewritten."""
+    grpo: type[RolloutTrainer] = PolicyTrainer
+    watched: bool = True
+    """Whether torch's counter can watch a pass."""
+
+
+TRL = Manner()
+
+
+def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     """An SFTTrainer; see ``Backend.sft_trainer``."""
-    wanted = sft_settings(job)
+    wanted = {**sft_settings(job), **manner.changes}
     with _same_precision(policy.model):
         trainer = SFTTrainer(
             model=policy.model,
@@ -34,19 +49,20 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
     trainer.model_accepts_loss_kwargs = True
-    count_one_pass(trainer, policy)
-    return _checked(trainer, wanted)
+    if manner.watched:
+        count_one_pass(trainer, policy)
+    return _checked(trainer, wanted, policy)
 
 
-def build_grpo(policy: Policy, job: TrainingJob) -> Any:
+def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     """A GRPOTrainer; see ``Backend.grpo_trainer``."""
     if job.judge is None:
         raise TrainingError("GRPO must have a judge")
-    wanted = grpo_settings(policy, job)
+    wanted = {**grpo_settings(policy, job), **manner.changes}
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     with _same_precision(policy.model):
-        trainer = PolicyTrainer(
+        trainer = manner.grpo(
             model=policy.model,
             reward_funcs=columns.functions(),
             args=one_device(GRPOConfig(**wanted)),
@@ -56,8 +72,9 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
         )
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
         meter(trainer.ref_model)
-    count_one_pass(trainer, policy)
-    return _checked(trainer, wanted)
+    if manner.watched:
+        count_one_pass(trainer, policy)
+    return _checked(trainer, wanted, policy)
 
 
 @contextmanager
@@ -74,8 +91,11 @@ def _same_precision(model: Any) -> Iterator[None]:
             parameter.data = data.to(parameter.device)
 
 
-def _checked(trainer: Any, wanted: Mapping[str, Any]) -> Any:
+def _checked(trainer: Any, wanted: Mapping[str, Any], policy: Policy) -> Any:
     check_settings(wanted, trainer.args)
+    for processor in (policy.processor, trainer.processing_class):
+        # Unsloth's trainers turn it to the right (models/rl.py), and Gemma's mask of picture tokens with it.
+        processor.tokenizer.padding_side = "left"
     trainer.remove_callback(PrinterCallback)  # it prints a table a step; progress goes through our own callback
     return trainer
 
@@ -142,5 +162,7 @@ class _RewardColumns:
         reward.__name__ = name
         return reward
 
-    def _read(self, completion: list[Mapping[str, str]], ids: list[int]) -> Completion:
-        return Completion(completion[0]["content"], len(ids), ids[-1] != self.policy.turn_end.id)
+    def _read(self, completion: str | list[Mapping[str, str]], ids: list[int]) -> Completion:
+        # Unsloth hands prompts with pictures over as text (models/rl_replacements.py), TRL as a conversation.
+        text = completion if isinstance(completion, str) else completion[0]["content"]
+        return Completion(text, len(ids), ids[-1] != self.policy.turn_end.id)

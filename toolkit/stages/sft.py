@@ -8,6 +8,7 @@ from toolkit.run import Record
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
+from toolkit.stages.sight import look_first
 from toolkit.stages.training import save_weights, tracked, train, training_callbacks, training_rows
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def train_sft(context: Context) -> Record:
     policy = backend.load(recipe, context.weights, trainable=True)
     lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, tell=context.no_step_yet)
     log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
+    look_first(backend, policy, prompts, samples)
     job = TrainingJob(
         recipe=recipe,
         rows=prompts.rows(samples, answer=True),
