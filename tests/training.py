@@ -54,3 +54,10 @@ def context_of(recipe: Recipe) -> Iterator[Context]:
     with start_run(recipe) as run, StopRequest() as stop:
         data, images = prepare(recipe, run, silent)
         yield Context(recipe, run, data, images, stop)
+
+
+def with_spread(folder: Path) -> dict[str, Any]:
+    """A [rewards] table under which sampled answers differ, however little the model knows."""
+    file = folder / "spread.py"
+    file.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
+    return {"custom": (f"{file}:length",)}

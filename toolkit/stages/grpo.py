@@ -108,9 +108,8 @@ def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> N
         reasons.append(f"it goes through Unsloth, and this run's backend is {backend}")
     if reasons:
         raise ModelError(
-            "vLLM must be able to write the completions",
+            f"vLLM cannot write the completions: {'; '.join(reasons)}",
             place="[grpo] rollouts",
-            value="; ".join(reasons),
             remedy='Set rollouts = "transformers".',
         )
 

@@ -8,9 +8,8 @@ def refuse(recipe: Recipe) -> None:
     """Raises ModelError with every reason of ``refusals``."""
     if reasons := refusals(recipe):
         raise ModelError(
-            "Unsloth must be able to do what the recipe says",
+            f"Unsloth cannot train this recipe: {'; '.join(reasons)}",
             place="[model] backend",
-            value="; ".join(reasons),
             remedy='Change the recipe, or set backend = "hf".',
         )
 

@@ -121,7 +121,7 @@ def grpo_changes(policy: Policy, recipe: Recipe) -> dict[str, Any]:
 
 def half_precision(policy: Policy) -> torch.dtype | None:
     """What training computes in: bfloat16, else float16, else (Gemma 3 on a GPU without bfloat16) None: float32."""
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return None if getattr(policy.model, "_unsloth_forced_float32", False) else torch.float16
 
@@ -138,7 +138,7 @@ def by_vllm(recipe: Recipe) -> bool:
 
 def _common_changes(policy: Policy, recipe: Recipe) -> dict[str, Any]:
     half = half_precision(policy)
-    # Unsloth's checkpointing works reentrant alone, and its settings say so of each run that checkpoints (models/rl.py).
+    # Unsloth's checkpointing is reentrant, and its settings say so of every run that checkpoints (models/rl.py).
     reentrant = {"use_reentrant": True} if wants_checkpointing(recipe) else None
     return {
         "bf16": half == torch.bfloat16,
