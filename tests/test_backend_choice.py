@@ -61,11 +61,16 @@ def test_several_processes_stay_with_hf(gpu: None, monkeypatch: pytest.MonkeyPat
 
 
 def test_auto_stays_with_hf_where_transformers_came_first(gpu: None) -> None:
-    assert "transformers" in sys.modules  # the tests of other files, or this one's helpers, imported it
+    import transformers
+
+    assert sys.modules["transformers"] is transformers
     assert choose_backend(Model(name="a/b")).name == "hf"
 
 
 def test_unsloth_after_transformers_is_an_error(tmp_path: Path) -> None:
+    import transformers
+
+    assert sys.modules["transformers"] is transformers
     with pytest.raises(ModelError, match=r"before transformers.*imported before"):
         start(tmp_path)
 
@@ -134,9 +139,8 @@ def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
 def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -> None:
-    from toolkit.run import StopRequest, start_run
     from toolkit.pipeline.prepare import prepare
-    from toolkit.run import silent
+    from toolkit.run import StopRequest, silent, start_run
 
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     with start_run(recipe) as run, StopRequest():

@@ -96,7 +96,7 @@ def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
 
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", lose)
     alone = replace(context, recipe=context.recipe.model_copy(update={"sft": None}))
-    with pytest.raises(TrainingError, match="grpo, the first batch.*must change with the pictures"):
+    with pytest.raises(TrainingError, match=r"grpo, the first batch.*must change with the pictures"):
         train_grpo(alone)
 
 

@@ -5,6 +5,7 @@ one JSON object: what was looked at -> what was found.
 """
 
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -14,15 +15,17 @@ from typing import Any
 
 os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_LOCATION": str(Path(sys.argv[1]) / "compiled")}
 
-import unsloth  # noqa: F401, I001, TID251
-import trl
-from unsloth import FastVisionModel  # noqa: TID251
-from unsloth.models import rl  # noqa: TID251
-from unsloth.models.loader_utils import get_model_name  # noqa: TID251
-from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel  # noqa: TID251
-from unsloth.save import unsloth_generic_save_pretrained_merged  # noqa: TID251
+import unsloth  # noqa: F401
+
+# isort: split
 
 import torch
+import trl
+from unsloth import FastVisionModel
+from unsloth.models import rl
+from unsloth.models.loader_utils import get_model_name
+from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
+from unsloth.save import unsloth_generic_save_pretrained_merged
 
 for trainer in ("sft_trainer", "grpo_trainer"):
     rl._patch_trl_rl_trainers_impl(trainer)  # left out at the import where there is no GPU
@@ -37,12 +40,12 @@ from toolkit.backends.settings import grpo_settings, sft_settings
 from toolkit.backends.trainers import Manner, build_grpo, build_sft
 from toolkit.backends.unsloth import options
 from toolkit.backends.unsloth.limits import refusals
+from toolkit.errors import ToolkitError
 from toolkit.recipe import Recipe
 from toolkit.stages.context import Context
 from toolkit.stages.grpo import make_judge, rewards_of
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.sight import look_first
-from toolkit.errors import ToolkitError
 
 FOLDER = Path(sys.argv[1])
 
@@ -86,7 +89,7 @@ def layers() -> dict[str, Any]:
     import re
 
     from transformers import AutoModelForImageTextToText
-    from unsloth_zoo.peft_utils import get_peft_regex  # noqa: TID251
+    from unsloth_zoo.peft_utils import get_peft_regex
 
     from toolkit import tiny
     from toolkit.backends import adapter
@@ -177,6 +180,8 @@ def trainers() -> dict[str, Any]:
 def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
     policy = HfBackend().load(recipe, weights, trainable=True)
     policy.model._unsloth_forced_float32 = True  # so that its trainers leave float32 alone
+    for name in ("for_training", "for_inference"):  # as loading through Unsloth leaves them
+        setattr(policy.model, name, functools.partial(getattr(FastBaseModel, name), policy.model))
     return policy
 
 
@@ -206,8 +211,6 @@ def trained(context: Context) -> dict[str, Any]:
         "moved": any(moved),
         "side": policy.processor.tokenizer.padding_side,
     }
-
-
 
 
 def blind(context: Context) -> str:
