@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_LOCATION": str(Path(sys.argv[1]) / "compiled")}
+os.environ |= {
+    "UNSLOTH_ALLOW_CPU": "1",
+    "UNSLOTH_COMPILE_LOCATION": str(Path(sys.argv[1]) / "compiled"),
+    "TORCHDYNAMO_DISABLE": "1",  # the trainers' losses as they are written: compiling them for a CPU takes minutes
+}
 
 import unsloth  # noqa: F401
 
@@ -30,7 +34,7 @@ from unsloth.save import unsloth_generic_save_pretrained_merged
 for trainer in ("sft_trainer", "grpo_trainer"):
     rl._patch_trl_rl_trainers_impl(trainer)  # left out at the import where there is no GPU
 
-from training import context_of, small_recipe, with_spread
+from training import FEW_STEPS, context_of, small_recipe, with_spread
 
 from toolkit.backends import vllm
 from toolkit.backends.base import Policy, TrainingJob
@@ -241,8 +245,7 @@ def main() -> None:
         "vllm": sorted(vllm.ARCHITECTURES - set(VLLM_SUPPORTED_VLM)),
         "names": [get_model_name("google/medgemma-4b-it", load_in_4bit=bits) for bits in (True, False)],
     }
-    changes = {"grpo": {"micro_batch": 4, "max_steps": 2}, "rewards": with_spread(FOLDER), "sft": {"max_steps": 2}}
-    with context_of(small_recipe(FOLDER, changes, "trained")) as context:
+    with context_of(small_recipe(FOLDER, {**FEW_STEPS, "rewards": with_spread(FOLDER)}, "trained")) as context:
         found["trained"] = trained(context)
         found["blind"] = blind(context)
     print(json.dumps(found))
