@@ -38,6 +38,10 @@ GIGABYTES: Mapping[str, int] = {
 
 STEPS = 3
 
+TRUE: Mapping[str, int] = {"train": 48, "test": 8, "size": 1024}
+SMALLER: Mapping[str, int] = {"train": 12, "test": 4, "size": 128}
+"""Practice rows, and the width of their pictures in pixels."""
+
 CASES = [
     *(
         (file, SHAPE_OF[name])
@@ -73,7 +77,7 @@ def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, 
     changes: dict[str, dict[str, Any]] = {
         "run": {"folder": folder / "runs", "checkpoint_steps": STEPS},
         "model": {"name": str(model), "adapter": None, "backend": backend},
-        "data": _practice(recipe, folder),
+        "data": _practice(recipe, folder, SMALLER if small else TRUE),
         "images": {"disk_cache": False},
     }
     stage = {"max_steps": STEPS, "warmup_steps": 0}
@@ -99,18 +103,17 @@ def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, 
     return recipe.model_copy(update={**changed, "evaluate": None, "export": None})
 
 
-def _practice(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    rows = {"train": 48, "test": 8}
+def _practice(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     none = dict.fromkeys(("train", "validation", "test", "image_root", "group"))
     if recipe.data.task == "vqa":
         return {**none, **_questions(folder / "vqa", rows)}
     kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.data.task]
-    return {**none, "phantom": Phantom(kind=kind, size=1024, **rows), "columns": {}}
+    return {**none, "phantom": Phantom(kind=kind, **rows), "columns": {}}
 
 
 def _questions(folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     """Practice films with their questions in VQA-RAD's columns."""
-    written = write_chest(folder, Phantom(kind="chest", size=1024, **rows), 0)
+    written = write_chest(folder, Phantom(kind="chest", **rows), 0)
     for split, file in written.items():
         asked = json.loads(file.read_text(encoding="utf-8"))
         table = [

@@ -97,7 +97,7 @@ def test_the_generated_trainers_train_the_tiny_model(found: dict[str, Any]) -> N
 
 
 def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], tmp_path: Path) -> None:
-    """The same rows, order and adapter: each step's loss is divided by its answer tokens, however it is cut in passes."""
+    """The same rows, order and adapter: a step's loss is divided by its answer tokens, however many passes it has."""
     from training import FEW_STEPS, context_of, small_recipe
 
     from toolkit.backends.base import TrainingJob

@@ -133,9 +133,7 @@ def jobs(context: "Context") -> tuple["TrainingJob", "TrainingJob"]:
     return sft, replace(grpo, judge=Judge({"length": 1.0}, score))
 
 
-def score(
-    numbers: Sequence[int], completions: Sequence[Any]
-) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
+def score(numbers: Sequence[int], completions: Sequence[Any]) -> tuple[list[dict[str, float]], dict[str, float]]:
     return [{"length": min(len(one.text), 500) / 500} for one in completions], {}
 
 
@@ -225,20 +223,9 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]
             if way == "unsloth" and not has_cuda():
                 print(f"{name}: Unsloth is left out: there is no CUDA device", file=sys.stderr)
                 continue
-            command = [
-                sys.executable,
-                __file__,
-                name,
-                "--way",
-                way,
-                "--model",
-                str(model),
-                "--steps",
-                str(options.steps),
-            ]
-            done = subprocess.run(
-                [*command, *(["--smoke"] if options.smoke else [])], stdout=subprocess.PIPE, text=True
-            )
+            command = [sys.executable, __file__, name, "--way", way, "--model", str(model)]
+            command += ["--steps", str(options.steps), *(["--smoke"] if options.smoke else [])]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 print(f"{name}, {way}: ended with {done.returncode}", file=sys.stderr)
                 continue
@@ -248,9 +235,8 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]
 
 def show(results: Mapping[str, Mapping[str, Mapping[str, Any]]], device: str) -> None:
     """The table. The estimate of memory by `toolkit plan` belongs beside the column "reserved"."""
-    print(
-        f"{'model':<16}{'training':<11}{'way':<11}{'step':>9}{'tokens/s':>10}{'reserved':>11}{'data wait':>11}   on {device}"
-    )
+    head = f"{'model':<16}{'training':<11}{'way':<11}{'step':>9}{'tokens/s':>10}{'reserved':>11}{'data wait':>11}"
+    print(f"{head}   on {device}")
     for name, ways in results.items():
         for way, trainings in ways.items():
             for training, cost in trainings.items():
