@@ -1,6 +1,7 @@
 """Which backend a recipe gets, what is refused with it, and that Unsloth comes before everything else."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from training import small_recipe
 
-from toolkit.backends import backend_name, choice, choose_backend
+from toolkit.backends import backend_name, choice, choose_backend, preload
 from toolkit.backends.unsloth.limits import refusals, refuse
 from toolkit.backends.unsloth.start import start
 from toolkit.backends.vllm import Machine, vllm_refusals
@@ -176,6 +177,21 @@ def test_what_unsloth_does_as_written_is_not_refused(tmp_path: Path) -> None:
     assert refusals(small_recipe(tmp_path, {"grpo": written})) == []
     alone = small_recipe(tmp_path, {"grpo": {"beta": 0.1}}).model_copy(update={"sft": None})
     assert refusals(alone) == []  # nothing was trained before: the base is the reference
+
+
+def test_auto_takes_hf_where_unsloth_would_change_the_recipe(
+    gpu: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import transformers
+
+    assert sys.modules["transformers"] is transformers  # so that an attempt to import Unsloth would be an error
+    recipe = small_recipe(tmp_path, {"model": {"name": "a/b"}, "grpo": {"beta": 0.1}})
+    with caplog.at_level(logging.WARNING):
+        preload(recipe, tmp_path)
+    assert "backend hf, not unsloth: grpo.beta > 0" in caplog.text
+    named = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": "unsloth"})})
+    with pytest.raises(ModelError, match="Unsloth cannot train"):
+        preload(named, tmp_path)
 
 
 def by_vllm(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,12 +71,10 @@ def test_the_answers_loss_is_that_of_the_batch(context: Context, policy: Policy)
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_model_that_does_not_see_is_not_trained(
-    tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
+def test_a_model_that_does_not_see_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     blinded(monkeypatch)
     with (
-        context_of(small_recipe(tmp_path)) as context,  # type: ignore[arg-type]
+        context_of(small_recipe(tmp_path)) as context,
         pytest.raises(TrainingError, match=r"must change with the pictures.*unsloth#11031"),
     ):
         {"sft": train_sft, "grpo": train_grpo}[stage](
@@ -98,6 +97,13 @@ def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
     alone = replace(context, recipe=context.recipe.model_copy(update={"sft": None}))
     with pytest.raises(TrainingError, match=r"grpo, the first batch.*must change with the pictures"):
         train_grpo(alone)
+
+
+def test_answers_that_are_cut_off_and_masked_are_looked_at_too(tmp_path: Path) -> None:
+    cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
+    recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
+    with context_of(recipe.model_copy(update={"sft": None})) as context:
+        assert train_grpo(context)["steps"] == 1
 
 
 def test_noise_alone_is_no_sight() -> None:

@@ -94,6 +94,7 @@ def test_the_generated_trainers_train_the_tiny_model(found: dict[str, Any]) -> N
     assert len(found["trained"]["grpo"]) == 2
     assert found["trained"]["moved"]
     assert found["trained"]["side"] == "left"
+    assert found["trained"]["picture tokens"]  # turned to the right, the mask would lie beside them
 
 
 def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def trained(context: Context) -> dict[str, Any]:
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", judge=judge)
+    aligned = watch_token_kinds(policy)
     before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
     trainer = build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe)))
     trainer.train()
@@ -215,8 +216,24 @@ def trained(context: Context) -> dict[str, Any]:
         "sft": losses,
         "grpo": [line["reward"] for line in lines],
         "moved": any(moved),
+        "picture tokens": len(aligned) > 0 and all(aligned),
         "side": policy.processor.tokenizer.padding_side,
     }
+
+
+def watch_token_kinds(policy: Policy) -> list[bool]:
+    """For each batch that is generated: does Gemma's mask of picture tokens lie on the picture tokens?"""
+    aligned: list[bool] = []
+    generate = RolloutTrainer._generate_and_score_completions
+
+    def look(self: Any, inputs: Any) -> Any:
+        batch = generate(self, inputs)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        aligned.append(torch.equal((ids == policy.processor.tokenizer.image_token_id).long(), batch["token_type_ids"]))
+        return batch
+
+    RolloutTrainer._generate_and_score_completions = look
+    return aligned
 
 
 def blind(context: Context) -> str:

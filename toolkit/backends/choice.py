@@ -1,5 +1,6 @@
 """Which backend a model gets, and what must be imported before anything else because of it."""
 
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -8,6 +9,8 @@ from toolkit.backends.base import Backend
 from toolkit.errors import ModelError
 from toolkit.recipe import Model, Recipe
 from toolkit.run import world_size
+
+log = logging.getLogger(__name__)
 
 HF, UNSLOTH = "hf", "unsloth"
 
@@ -49,22 +52,27 @@ def backend_name(model: Model) -> str:
 def preload(recipe: Recipe, folder: Path) -> None:
     """Import Unsloth before transformers, trl and peft where the recipe will use it; else do nothing.
 
-    To be called once the run folder is there, before any stage is imported.
+    To be called once the run folder is there, before any stage is imported. Where Unsloth would do something else than
+    the recipe says, ``auto`` leaves it alone, and with it hf is what ``choose_backend`` gives.
 
     Args:
         recipe: says which backend.
         folder: the run folder; what Unsloth compiles is kept in it.
 
     Raises:
-        ModelError: as ``backend_name``; something imported transformers before; or the recipe asks for what Unsloth
-            cannot do.
+        ModelError: as ``backend_name``; something imported transformers before; or the recipe names Unsloth and asks
+            for what it cannot do.
     """
-    if backend_name(recipe.model) == UNSLOTH:
-        from toolkit.backends.unsloth.limits import refuse
-        from toolkit.backends.unsloth.start import start
+    if backend_name(recipe.model) != UNSLOTH:
+        return
+    from toolkit.backends.unsloth.limits import refusals, refuse
+    from toolkit.backends.unsloth.start import start
 
-        refuse(recipe)
-        start(folder)
+    if recipe.model.backend == "auto" and (reasons := refusals(recipe)):
+        log.warning("backend hf, not unsloth: %s", "; ".join(reasons))
+        return
+    refuse(recipe)
+    start(folder)
 
 
 def _refuse_missing() -> None:

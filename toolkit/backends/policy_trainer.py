@@ -74,15 +74,17 @@ def _refuse_blindness(trainer: Any, batch: dict[str, Any]) -> None:
         return
     prompts, completions = batch["prompt_ids"][:1], batch["completion_ids"][:1]
     ids = torch.cat([prompts, completions], dim=1)
-    mask = torch.cat([batch["prompt_mask"][:1], batch["completion_mask"][:1]], dim=1)
+    # Not the batch's own mask: it hides answers that were cut off where the recipe says mask_truncated.
+    written = completions != trainer.processing_class.tokenizer.pad_token_id
+    mask = torch.cat([batch["prompt_mask"][:1], written.to(batch["prompt_mask"].dtype)], dim=1)
 
     def ask(fields: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad(), _without_dropout(trainer.model):
             found = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, mask, completions.shape[1], 1, **fields
             )[0]
-        written: torch.Tensor = found[batch["completion_mask"][:1].bool()]
-        return written
+        logps: torch.Tensor = found[written]
+        return logps
 
     seen, again = ask(own), ask(own)
     other = ask({**own, "pixel_values": -own["pixel_values"]})
@@ -134,12 +136,24 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             batch = super()._generate_and_score_completions(inputs)
             if not self._looked:
                 self._looked = True
+                self._check_token_kinds(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
                 _refuse_blindness(self, batch)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _refuse_tiles(batch["pixel_values"], batch["num_images"])
             # A list is cut and shuffled by sample, as the texts are.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
         return batch
+
+    def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            kinds = fields.get(name)
+            if kinds is not None and kinds.shape != input_ids.shape:
+                raise TrainingError(
+                    "the mask of picture tokens must be as long as the tokens",
+                    place=f"grpo, {name}",
+                    value=f"{tuple(kinds.shape)} beside {tuple(input_ids.shape)}",
+                    remedy="This is a fault of the chat template's processor; report it with the model's name.",
+                )
 
 
 class PolicyTrainer(RolloutTrainer):
@@ -175,14 +189,3 @@ class PolicyTrainer(RolloutTrainer):
             )
         logps, entropies, losses = zip(*parts, strict=True)
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies), losses[0]
-
-    def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            kinds = fields.get(name)
-            if kinds is not None and kinds.shape != input_ids.shape:
-                raise TrainingError(
-                    "the mask of picture tokens must be as long as the tokens",
-                    place=f"grpo, {name}",
-                    value=f"{tuple(kinds.shape)} beside {tuple(input_ids.shape)}",
-                    remedy="This is a fault of the chat template's processor; report it with the model's name.",
-                )

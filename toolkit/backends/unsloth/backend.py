@@ -58,7 +58,8 @@ class UnslothBackend:
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """See ``Backend.load``."""
-        refuse(recipe)
+        if trainable:
+            refuse(recipe)
         gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         torch.cuda.empty_cache()
         adapted = weights if weights is not None and adapter.is_adapter(weights) else None
