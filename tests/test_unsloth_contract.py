@@ -98,7 +98,11 @@ def test_the_generated_trainers_train_the_tiny_model(found: dict[str, Any]) -> N
 
 
 def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], tmp_path: Path) -> None:
-    """The same rows, order and adapter: a step's loss is divided by its answer tokens, however many passes it has."""
+    """The same rows, order and adapter, four passes a step.
+
+    Where the model's forward takes no number of tokens, Unsloth has each pass weigh alike, which is told; the losses
+    are then near to those that divide by the step's tokens. To be four times as high would be wrong (trl#5846).
+    """
     from training import FEW_STEPS, context_of, small_recipe
 
     from toolkit.backends.base import TrainingJob
@@ -112,7 +116,7 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
         trainer = backend.sft_trainer(policy, TrainingJob(context.recipe, rows, len(samples), tmp_path))
         trainer.train()
     expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    assert found["trained"]["sft"] == pytest.approx(expected, rel=1e-3)
+    assert found["trained"]["sft"] == pytest.approx(expected, rel=1e-3 if found["trained"]["by tokens"] else 0.05)
 
 
 def test_pictures_that_are_lost_stop_the_generated_trainer(found: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ import torch
 import trl
 from unsloth import FastVisionModel
 from unsloth.models import rl
+from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 from unsloth.save import unsloth_generic_save_pretrained_merged
@@ -186,13 +187,14 @@ def trainers() -> dict[str, Any]:
 def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
     policy = HfBackend().load(recipe, weights, trainable=True)
     policy.model._unsloth_forced_float32 = True  # so that its trainers leave float32 alone
+    apply_accepts_loss_kwargs_fix(policy.model)
     for name in ("for_training", "for_inference"):  # as loading through Unsloth leaves them
         setattr(policy.model, name, functools.partial(getattr(FastBaseModel, name), policy.model))
     return policy
 
 
 def manner(changes: dict[str, Any]) -> Manner:
-    return Manner({**changes, "use_cpu": True}, RolloutTrainer, watched=False)
+    return Manner({**changes, "use_cpu": True}, RolloutTrainer, watched=False, by_tokens=None)
 
 
 def trained(context: Context) -> dict[str, Any]:
@@ -203,6 +205,7 @@ def trained(context: Context) -> dict[str, Any]:
     sft = TrainingJob(recipe, prompts.rows(samples, answer=True), len(samples), FOLDER / "sft")
     trainer = build_sft(policy, sft, manner(options.sft_changes(policy, recipe)))
     trainer.train()
+    by_tokens = bool(trainer.model_accepts_loss_kwargs)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", judge=judge)
@@ -214,6 +217,7 @@ def trained(context: Context) -> dict[str, Any]:
     lines = [line for line in trainer.state.log_history if "reward" in line]
     return {
         "sft": losses,
+        "by tokens": by_tokens,
         "grpo": [line["reward"] for line in lines],
         "moved": any(moved),
         "picture tokens": len(aligned) > 0 and all(aligned),

@@ -1,5 +1,6 @@
 """TRL's trainers over our rows: pictures opened once a prompt, labels on the answer, rewards from the task."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from toolkit.backends.settings import check_settings, grpo_settings, one_device,
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Manner:
@@ -29,6 +32,8 @@ class Manner:
     grpo: type[RolloutTrainer] = PolicyTrainer
     watched: bool = True
     """Whether torch's counter can watch a pass."""
+    by_tokens: bool | None = True
+    """Whether SFT's loss divides by the answer tokens of a step; None: the library says so of each model itself."""
 
 
 TRL = Manner()
@@ -48,7 +53,10 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
         )
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
-    trainer.model_accepts_loss_kwargs = True
+    if manner.by_tokens is not None:
+        trainer.model_accepts_loss_kwargs = manner.by_tokens
+    elif not trainer.model_accepts_loss_kwargs and trainer.args.gradient_accumulation_steps > 1:
+        log.warning("sft: each forward pass of a step weighs alike, however many answer tokens it has")
     if manner.watched:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)

@@ -91,7 +91,8 @@ class UnslothBackend:
         the answer's own tokens, not found again by searching for markers, and pictures keep the size of [images] (its
         default makes a Qwen picture 512 pixels wide, and tests the width alone).
         """
-        return build_sft(policy, job, Manner(sft_changes(policy, job.recipe), RolloutTrainer, watched=False))
+        changes = sft_changes(policy, job.recipe)
+        return build_sft(policy, job, Manner(changes, RolloutTrainer, watched=False, by_tokens=None))
 
     def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.grpo_trainer``."""
