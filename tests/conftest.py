@@ -1,10 +1,23 @@
 """Fixtures that all tests share."""
 
 import os
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from toolkit.backends import Backend
+
+BY_UNSLOTH = os.environ.get("TOOLKIT_TEST_BACKEND") == "unsloth"
+"""Whether the protocol's tests run on Unsloth: in a process of their own, since it rewrites transformers and trl."""
+
+if BY_UNSLOTH:
+    from toolkit.backends.unsloth.start import start
+
+    start(Path(tempfile.mkdtemp(prefix="toolkit-tests-")))
 
 settings.register_profile("gate", derandomize=True)
 
@@ -29,3 +42,15 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TOOLKIT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def backend() -> "Backend":
+    """The backend whose protocol is tested."""
+    if BY_UNSLOTH:
+        from toolkit.backends.unsloth.backend import UnslothBackend
+
+        return UnslothBackend()
+    from toolkit.backends.hf import HfBackend
+
+    return HfBackend()

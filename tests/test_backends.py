@@ -4,7 +4,6 @@ import copy
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,11 @@ from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from toolkit import chat, tiny
-from toolkit.backends import choose_backend
-from toolkit.backends.base import Policy, Row, Sampling, TrainingJob
+from toolkit.backends.base import Policy, Row, TrainingJob
 from toolkit.backends.collate import IGNORED, collate
 from toolkit.backends.hf import HfBackend, make_policy
 from toolkit.backends.once import ImageMemory, mark
-from toolkit.backends.settings import check_settings, grpo_settings, sft_settings
+from toolkit.backends.settings import check_settings, grpo_settings
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.stages.context import Context
 from toolkit.stages.prompts import Prompts
@@ -105,66 +103,6 @@ def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path,
     assert (batch["input_ids"] == image_id).sum() == merged
 
 
-def test_generation_stops_at_the_chat_templates_turn_end(policy: Policy, rows: list[Row]) -> None:
-    ask = Row(chat.conversation("Describe the film.", 1), rows[0].images)
-    completion = HfBackend().generate(policy, [ask], Sampling(40))[0][0]
-    assert not completion.truncated
-    assert completion.tokens < 40
-    assert "<end_of_turn>" not in completion.text
-
-
-def test_an_answer_that_meets_the_limit_says_so(policy: Policy, rows: list[Row]) -> None:
-    ask = Row(chat.conversation("Describe the film.", 1), rows[0].images)
-    completion = HfBackend().generate(policy, [ask], Sampling(2))[0][0]
-    assert completion.truncated
-    assert completion.tokens == 2
-
-
-def test_answers_do_not_depend_on_their_neighbours_in_a_batch(policy: Policy, rows: list[Row]) -> None:
-    backend = HfBackend()
-    asked = [Row(row.messages, row.images) for row in rows[:5]]
-    asked.append(Row(chat.conversation("Describe the film.", 1), rows[0].images))
-    together = [group[0].text for group in backend.generate(policy, asked, Sampling(12))]
-    alone = [backend.generate(policy, [row], Sampling(12))[0][0].text for row in asked]
-    assert together == alone
-
-
-def test_image_tokens_cannot_be_generated(policy: Policy, rows: list[Row]) -> None:
-    image = policy.processor.tokenizer.image_token_id
-
-    def prefer_image(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        output[..., image] += 1e4
-        return output
-
-    hook = policy.model.get_output_embeddings().register_forward_hook(prefer_image)
-    try:
-        ask = [Row(rows[0].messages, rows[0].images)]
-        sampled = HfBackend().generate(policy, ask, Sampling(8, temperature=1.0, count=4))[0]
-        raw = policy.model.generate(
-            **policy.processor(
-                text=[chat.render_prompt(policy.processor, rows[0].messages)],
-                images=[rows[0].images],
-                add_special_tokens=False,
-                return_tensors="pt",
-            ),
-            max_new_tokens=1,
-            do_sample=False,
-        )
-    finally:
-        hook.remove()
-    assert raw[0, -1] == image  # without the rule the model would write one
-    assert all(completion.text.strip() for completion in sampled)
-
-
-def test_pictures_reach_the_model(policy: Policy, rows: list[Row]) -> None:
-    """The canary against ignored images: another film must change the log-probabilities."""
-    batch = collate(policy, [rows[0], rows[2]])  # rows 0 and 1 ask about the same film
-    swapped = {**batch, "pixel_values": batch["pixel_values"].flip(0)}
-    with torch.inference_mode():
-        difference = (policy.model(**batch).logits - policy.model(**swapped).logits).abs().max()
-    assert difference > 0.1
-
-
 def test_each_picture_is_processed_once(policy: Policy) -> None:
     memory = ImageMemory(policy.processor.image_processor, capacity=8)
     first, second = noise(50), noise(70, 1)
@@ -225,53 +163,15 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
         check_settings({"per_device_train_batch_size": 1, "beta": 0.0}, Built())
 
 
-def test_trl_takes_the_recipes_settings_as_they_are(context: Context, tmp_path: Path) -> None:
-    """Builds the real trainer: TRL's own normalisation must not touch one of our values."""
-    backend = HfBackend()
-    trained = backend.load(context.recipe, None, trainable=True)
-    prompts = Prompts.of(context.recipe, context.images)
-    job = TrainingJob(context.recipe, prompts.rows(context.data.train, answer=True), 4, tmp_path)
-    trainer = backend.sft_trainer(trained, job)
-    assert trainer.args.max_length is None
-    assert trainer.args.learning_rate == sft_settings(job)["learning_rate"]
-
-
-@pytest.mark.parametrize("vision", [False, True])
-def test_lora_goes_where_the_recipe_says(tmp_path: Path, vision: bool) -> None:
-    recipe = small_recipe(tmp_path, {"lora": {"vision": vision}})
-    model = HfBackend().load(recipe, None, trainable=True).model
-    adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert any("language_model" in name for name in adapted)
-    assert any("vision_tower" in name for name in adapted) is vision
-    assert all("lora_" in name for name in adapted)
-
-
 def test_full_tuning_trains_every_weight(tmp_path: Path) -> None:
     model = HfBackend().load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_an_unknown_layer_is_named_with_the_known_ones(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, {"lora": {"targets": ("q_proj", "w_pack")}})
-    with pytest.raises(ModelError, match=r"w_pack.*It has: .*q_proj"):
-        HfBackend().load(recipe, None, trainable=True)
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, {"model": {"name": str(tmp_path / "nothing")}})
-    with pytest.raises(ModelError, match="nothing"):
-        HfBackend().load(recipe, None, trainable=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device can load 4bit")
 def test_four_bits_without_cuda_are_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"CUDA"):
         HfBackend().load(small_recipe(tmp_path, {"model": {"precision": "4bit"}}), None, trainable=False)
-
-
-def test_the_unsloth_backend_says_that_it_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="unsloth"):
-        choose_backend(small_recipe(tmp_path, {"model": {"backend": "unsloth"}}).model)
 
 
 def test_the_tiny_model_is_small_and_has_the_hubs_tensor_names() -> None:
@@ -295,11 +195,3 @@ def test_the_tiny_tokenizer_is_its_sentencepiece_model() -> None:
         " a  b ",
     ]
     assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == [spm.encode(t) for t in texts]
-
-
-def test_a_saved_adapter_has_no_unfilled_model_card(tmp_path: Path) -> None:
-    backend = HfBackend()
-    backend.save(backend.load(small_recipe(tmp_path), None, trainable=True), tmp_path / "adapter")
-    names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
-    assert "README.md" not in names

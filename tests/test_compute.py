@@ -142,10 +142,13 @@ def test_stages_have_their_tokens_pictures_and_answers(finished: RunFolder) -> N
     assert list(found) == ["data", "evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "predict"]
     # 2 steps of 2 passes of 4 rows with one picture each.
     assert found["sft"].trained_images == 16
-    assert found["sft"].read_tokens == found["sft"].generated_tokens == 0
-    # 2 steps of 2 prompts x 4 answers; each picture is read once to generate and once more to train.
+    # Before the first step: one row twice with its picture, and once with another row's.
+    assert found["sft"].read_images == 3
+    assert found["sft"].generated_tokens == 0
+    # 2 steps of 2 prompts x 4 answers; each picture is read once to generate and once more to train. Three passes look
+    # whether pictures count before the first step, and three more in the first batch.
     assert found["grpo"].trained_images == 16
-    assert found["grpo"].read_images == 16
+    assert found["grpo"].read_images == 16 + 3 + 3
     assert found["grpo"].generated_tokens > 0
     for name in ("evaluate-before", "evaluate-sft", "evaluate-grpo"):
         assert (found[name].answers, found[name].read_images, found[name].trained_tokens) == (12, 12, 0)

@@ -12,6 +12,13 @@ from toolkit.stages.context import Context
 
 Tables = Mapping[str, Mapping[str, Any]]
 
+FEW_STEPS: Tables = {
+    "lora": {"dropout": 0.0},
+    "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 4},
+    "grpo": {"max_steps": 2, "micro_batch": 4},
+}
+"""What tests/unsloth_contract.py trains, and TRL alone beside it."""
+
 
 def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small") -> Recipe:
     """SFT, GRPO and evaluation of a few steps on 24 training and 12 test questions; ``tables`` replaces keys."""
@@ -54,3 +61,10 @@ def context_of(recipe: Recipe) -> Iterator[Context]:
     with start_run(recipe) as run, StopRequest() as stop:
         data, images = prepare(recipe, run, silent)
         yield Context(recipe, run, data, images, stop)
+
+
+def with_spread(folder: Path) -> dict[str, Any]:
+    """A [rewards] table under which sampled answers differ, however little the model knows."""
+    file = folder / "spread.py"
+    file.write_text("def length(sample, answer):\n    return min(len(answer.text), 200) / 200\n", encoding="utf-8")
+    return {"custom": (f"{file}:length",)}

@@ -39,7 +39,7 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_targets(model, lora),
+        target_modules=layers(model, lora),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -91,18 +91,22 @@ def differences(model: Any, lora: Lora) -> str:
     config = model.peft_config["default"]
     own = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
     words = [f"{name} is {own[name]}, not {getattr(lora, name)}" for name in own if own[name] != getattr(lora, name)]
-    layers = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    last = {name.rpartition(".")[2] for name in layers if not VISION.search(name)}
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    last = {name.rpartition(".")[2] for name in adapted if not VISION.search(name)}
     if last != set(lora.targets):
         words.append(f"targets are {', '.join(sorted(last))}, not {', '.join(sorted(lora.targets))}")
-    vision = any(VISION.search(name) for name in layers)
+    vision = any(VISION.search(name) for name in adapted)
     if vision != lora.vision:
         words.append(f"vision is {str(vision).lower()}, not {str(lora.vision).lower()}")
     return "; ".join(words)
 
 
-def _targets(model: Any, lora: Lora) -> list[str]:
-    """Full names of the layers to adapt. bitsandbytes' quantised layers are linear layers too."""
+def layers(model: Any, lora: Lora) -> list[str]:
+    """Full names of the layers to adapt. bitsandbytes' quantised layers are linear layers too.
+
+    Raises:
+        ModelError: one of ``lora.targets`` is no linear layer of the language model.
+    """
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     language = [name for name in linear if not VISION.search(name)]
     chosen = [name for name in language if name.rpartition(".")[2] in lora.targets]

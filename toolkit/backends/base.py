@@ -103,7 +103,7 @@ class TrainingJob:
 
 
 class Backend(Protocol):
-    """Load, train, ask, save. The tests of ``hf`` are the tests of this protocol."""
+    """Load, train, ask, save. tests/test_backends.py holds what both must do."""
 
     name: str
 
@@ -139,6 +139,9 @@ class Backend(Protocol):
         Raises:
             ModelError: it does not hold one.
         """
+
+    def answer_loss(self, policy: Policy, row: Row) -> float:
+        """Minus the mean log-probability of the tokens of ``row.answer`` and its turn end, without dropout."""
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """Put a checkpoint's weights, all of those that are trained, into a policy.

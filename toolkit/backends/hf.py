@@ -3,7 +3,8 @@
 import copy
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from toolkit.backends.checkpointing import spare_input_gradients
 from toolkit.backends.generate import generate
 from toolkit.backends.loading import bits_of, load_model, model_source, not_found, refuse_unmergeable, restore_weights
 from toolkit.backends.meter import meter
+from toolkit.backends.sight import answer_loss
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
 from toolkit.errors import ModelError
@@ -36,7 +38,7 @@ class HfBackend:
         if torch.cuda.is_available():
             gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         adapted = weights is not None and adapter.is_adapter(weights)
-        source = str(weights) if weights is not None and not adapted else _base(recipe, weights)
+        source = str(weights) if weights is not None and not adapted else base_source(recipe, weights)
         if trainable and recipe.export and "merged" in recipe.export.to:
             refuse_unmergeable(source, recipe.model)
         model = load_model(source, recipe.model, mergeable=mergeable)
@@ -72,6 +74,11 @@ class HfBackend:
         """See ``Backend.generate``."""
         return generate(policy, rows, sampling)
 
+    def answer_loss(self, policy: Policy, row: Row) -> float:
+        """See ``Backend.answer_loss``."""
+        with asking(policy.model):
+            return answer_loss(policy, row)
+
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""
         if isinstance(policy.model, PeftModel):
@@ -84,10 +91,7 @@ class HfBackend:
         if not isinstance(policy.model, PeftModel):
             _save_whole(policy.model, policy, folder)
             return
-        # Embeddings are never adapted; asked to look for them, peft would look on the Hub.
-        policy.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's unfilled template, with this machine's paths
-        _original(policy).processor.save_pretrained(str(folder))
+        save_adapter(policy, folder)
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save_merged``."""
@@ -99,6 +103,25 @@ class HfBackend:
             )
         merged = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
         _save_whole(merged, policy, folder)
+
+
+@contextmanager
+def asking(model: Any) -> Iterator[None]:
+    """The model answers as it is asked later, without dropout; then it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """The adapter, and the processor as the base model's files have it."""
+    # Embeddings are never adapted; asked to look for them, peft would look on the Hub.
+    policy.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's unfilled template, with this machine's paths
+    original_of(policy).processor.save_pretrained(str(folder))
 
 
 def load_processor(model: Model) -> Any:
@@ -136,7 +159,7 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
     return Policy(model, processor, end, tuple(find_image_ids(processor)), start, original, bits)
 
 
-def _base(recipe: Recipe, adapted: Path | None) -> str:
+def base_source(recipe: Recipe, adapted: Path | None) -> str:
     """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
     source, start = model_source(recipe.model), recipe.model.adapter
     if start is None or (adapted is not None and adapter.base_of(adapted) == source):
@@ -150,10 +173,10 @@ def _align(model: Any, tokenizer: Any, end: TurnEnd) -> None:
     for holder in (model.config, model.generation_config):
         holder.bos_token_id, holder.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     model.config.eos_token_id = end.id
-    _stop_at(model.generation_config, end)
+    stop_at(model.generation_config, end)
 
 
-def _stop_at(generation: Any, end: TurnEnd) -> None:
+def stop_at(generation: Any, end: TurnEnd) -> None:
     """Let generation stop at the turn end besides the ends that it has: other programs read this."""
     known = generation.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
@@ -161,10 +184,10 @@ def _stop_at(generation: Any, end: TurnEnd) -> None:
 
 
 def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
-    original = _original(policy)
+    original = original_of(policy)
     trained = model.config, model.generation_config
     model.config, model.generation_config = original.config, copy.deepcopy(original.generation)
-    _stop_at(model.generation_config, policy.turn_end)
+    stop_at(model.generation_config, policy.turn_end)
     try:
         model.save_pretrained(str(folder))
     finally:
@@ -172,7 +195,8 @@ def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
     original.processor.save_pretrained(str(folder))
 
 
-def _original(policy: Policy) -> Original:
+def original_of(policy: Policy) -> Original:
+    """What the model's files said, which weights are saved with."""
     if policy.original is None:
         raise ModelError("only a policy that a backend loaded can be saved")
     return policy.original

@@ -33,8 +33,8 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     Raises:
         ModelError: they cannot be had, or not in this precision on this machine.
     """
-    _show_downloads_only()
-    _refuse_blind_attention(source, model)
+    show_downloads_only()
+    refuse_blind_attention(source, model)
     precision = precision_of(model, mergeable=mergeable)
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTISED:
@@ -85,7 +85,7 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
     Raises:
         ModelError: one is missing, too many, or of another shape.
     """
-    _show_downloads_only()
+    show_downloads_only()
     stored = type(model).from_pretrained(str(checkpoint), dtype=model.dtype)
     try:
         model.load_state_dict(stored.state_dict())
@@ -128,11 +128,11 @@ def not_found(source: str, error: Exception) -> ModelError:
     )
 
 
-def _refuse_blind_attention(source: str, model: Model) -> None:
+def refuse_blind_attention(source: str, model: Model) -> None:
+    """Raises ModelError where flash_attention_2 would leave out what the model's pictures need."""
     if model.attention != "flash_attention_2":
         return
-    kind = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    if kind.model_type in IMAGE_BLOCKS:
+    if architecture_of(source, model) in IMAGE_BLOCKS:
         raise ModelError(
             "this model's picture tokens see each other both ways, and flash_attention_2 leaves that out in silence",
             place="[model] attention",
@@ -141,7 +141,20 @@ def _refuse_blind_attention(source: str, model: Model) -> None:
         )
 
 
-def _show_downloads_only() -> None:
+def architecture_of(source: str, model: Model) -> str:
+    """The ``model_type`` of the model in ``source``, such as gemma3.
+
+    Raises:
+        ModelError: its configuration cannot be had.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise not_found(source, error) from error
+    return str(config.model_type)
+
+
+def show_downloads_only() -> None:
     """No bars for reading and writing weights; those of downloads stay, since a download takes minutes."""
     downloads = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()

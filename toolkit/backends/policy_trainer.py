@@ -1,5 +1,8 @@
 """TRL's GRPOTrainer with each sample's own pictures, prompts that keep one BOS, and no dropout while it samples.
 
+``RolloutTrainer`` is what holds whoever trains: where unsloth was imported first, ``trl.GRPOTrainer`` is Unsloth's own
+rewriting of it, which cuts pixels by sample itself. ``PolicyTrainer`` adds that for TRL as it is.
+
 TRL (1.9) cuts the pixels of models without an image grid, such as Gemma 3, as if each sample had one picture; it
 tokenizes rendered prompts a second time with the tokenizer's own BOS before them, so that the mask of picture tokens
 lies one place off; it samples with the adapter's dropout switched on; and a run that goes on in a later epoch gets the
@@ -17,6 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from toolkit.backends.once import with_memory
+from toolkit.backends.sight import blindness
 from toolkit.chat import adds_bos, conversation, render_prompt
 from toolkit.errors import TrainingError
 
@@ -60,6 +64,49 @@ def _without_dropout(model: Any) -> Iterator[None]:
             module.train()
 
 
+def _refuse_blindness(trainer: Any, batch: dict[str, Any]) -> None:
+    """The first sample's log-probabilities must change with its pixels' signs.
+
+    unsloth#11031: log-probabilities of models without an image grid were computed from the text alone, in silence.
+    """
+    own = _first_sample(batch)
+    if own is None:
+        return
+    prompts, completions = batch["prompt_ids"][:1], batch["completion_ids"][:1]
+    ids = torch.cat([prompts, completions], dim=1)
+    # Not the batch's own mask: it hides answers that were cut off where the recipe says mask_truncated.
+    written = completions != trainer.processing_class.tokenizer.pad_token_id
+    mask = torch.cat([batch["prompt_mask"][:1], written.to(batch["prompt_mask"].dtype)], dim=1)
+
+    def ask(fields: dict[str, Any]) -> torch.Tensor:
+        with torch.no_grad(), _without_dropout(trainer.model):
+            found = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, completions.shape[1], 1, **fields
+            )[0]
+        logps: torch.Tensor = found[written]
+        return logps
+
+    seen, again = ask(own), ask(own)
+    other = ask({**own, "pixel_values": -own["pixel_values"]})
+    if (other - seen).abs().max() <= (again - seen).abs().max():
+        raise blindness("grpo, the first batch")
+
+
+def _first_sample(batch: dict[str, Any]) -> dict[str, Any] | None:
+    """The first sample's pixels and token kinds; None where it has no picture, or pixels in a layout of their own."""
+    count = (batch.get("num_images") or [0])[0]
+    if not count or "pixel_values" not in batch or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch):
+        return None
+    own: dict[str, Any] = {name: batch[name][:1] for name in ("token_type_ids", "mm_token_type_ids") if name in batch}
+    blocks = count
+    for name in ("image_grid_thw", "image_position_ids"):
+        if name in batch:
+            own[name] = batch[name][:count]
+    if "image_grid_thw" in batch:
+        blocks = int(own["image_grid_thw"].prod(-1).sum())
+    return {**own, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
+
+
 class _EpochSampler(RepeatSampler):  # type: ignore[misc]
     """An order of its own for each epoch, whether or not those before were walked through."""
 
@@ -68,8 +115,10 @@ class _EpochSampler(RepeatSampler):  # type: ignore[misc]
         self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
-    """See the module."""
+class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
+    """See the module. Its first batch shows whether pictures count in the log-probabilities that are trained on."""
+
+    _looked = False
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         plain = super()._get_train_sampler(dataset)
@@ -85,11 +134,30 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         with _without_dropout(self.model):
             batch = super()._generate_and_score_completions(inputs)
+            if not self._looked:
+                self._looked = True
+                self._check_token_kinds(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
+                _refuse_blindness(self, batch)
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _refuse_tiles(batch["pixel_values"], batch["num_images"])
             # A list is cut and shuffled by sample, as the texts are.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
         return batch
+
+    def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            kinds = fields.get(name)
+            if kinds is not None and kinds.shape != input_ids.shape:
+                raise TrainingError(
+                    "the mask of picture tokens must be as long as the tokens",
+                    place=f"grpo, {name}",
+                    value=f"{tuple(kinds.shape)} beside {tuple(input_ids.shape)}",
+                    remedy="This is a fault of the chat template's processor; report it with the model's name.",
+                )
+
+
+class PolicyTrainer(RolloutTrainer):
+    """See the module."""
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -121,14 +189,3 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         logps, entropies, losses = zip(*parts, strict=True)
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies), losses[0]
-
-    def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            kinds = fields.get(name)
-            if kinds is not None and kinds.shape != input_ids.shape:
-                raise TrainingError(
-                    "the mask of picture tokens must be as long as the tokens",
-                    place=f"grpo, {name}",
-                    value=f"{tuple(kinds.shape)} beside {tuple(input_ids.shape)}",
-                    remedy="This is a fault of the chat template's processor; report it with the model's name.",
-                )

@@ -1,8 +1,10 @@
 """TRL's trainers over our rows: pictures opened once a prompt, labels on the answer, rewards from the task."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -12,7 +14,7 @@ from trl import GRPOConfig, SFTConfig
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
 from toolkit.backends.ladder.advice import advice
-from toolkit.backends.ladder.policy import PolicyLadder
+from toolkit.backends.ladder.policy import PolicyLadder, RolloutLadder
 from toolkit.backends.ladder.sft import SftLadder
 from toolkit.backends.meter import meter
 from toolkit.backends.one_pass import count_one_pass
@@ -21,10 +23,28 @@ from toolkit.backends.settings import check_settings, grpo_settings, one_device,
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo
 
+log = logging.getLogger(__name__)
 
-def build_sft(policy: Policy, job: TrainingJob) -> Any:
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a backend's library wants its trainers; the defaults are TRL's with transformers."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What it does otherwise than our settings say, asked for so that nothing is rewritten."""
+    grpo: type[RolloutLadder] = PolicyLadder
+    watched: bool = True
+    """Whether torch's counter can watch a pass."""
+    by_tokens: bool | None = True
+    """Whether SFT's loss divides by the answer tokens of a step; None: the library says so of each model itself."""
+
+
+TRL = Manner()
+
+
+def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     """An SFTTrainer; see ``Backend.sft_trainer``."""
-    wanted = sft_settings(job)
+    wanted = {**sft_settings(job), **manner.changes}
     with _same_precision(policy.model):
         trainer = SftLadder(
             model=policy.model,
@@ -36,21 +56,25 @@ def build_sft(policy: Policy, job: TrainingJob) -> Any:
         )
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
-    trainer.model_accepts_loss_kwargs = True
+    if manner.by_tokens is not None:
+        trainer.model_accepts_loss_kwargs = manner.by_tokens
+    elif not trainer.model_accepts_loss_kwargs and trainer.args.gradient_accumulation_steps > 1:
+        log.warning("sft: each forward pass of a step weighs alike, however many answer tokens it has")
     trainer.advice, trainer.longest = advice(job.recipe, "sft"), job.longest
-    count_one_pass(trainer, policy)
-    return _checked(trainer, wanted)
+    if manner.watched:
+        count_one_pass(trainer, policy)
+    return _checked(trainer, wanted, policy)
 
 
-def build_grpo(policy: Policy, job: TrainingJob) -> Any:
+def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     """A GRPOTrainer; see ``Backend.grpo_trainer``."""
     if job.judge is None:
         raise TrainingError("GRPO must have a judge")
-    wanted = grpo_settings(policy, job)
+    wanted = {**grpo_settings(policy, job), **manner.changes}
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     with _same_precision(policy.model):
-        trainer = PolicyLadder(
+        trainer = manner.grpo(
             model=policy.model,
             reward_funcs=columns.functions(),
             args=one_device(GRPOConfig(**wanted)),
@@ -61,8 +85,9 @@ def build_grpo(policy: Policy, job: TrainingJob) -> Any:
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
         meter(trainer.ref_model)
     trainer.advice, trainer.longest = advice(job.recipe, "grpo"), job.longest
-    count_one_pass(trainer, policy)
-    return _checked(trainer, wanted)
+    if manner.watched:
+        count_one_pass(trainer, policy)
+    return _checked(trainer, wanted, policy)
 
 
 @contextmanager
@@ -79,8 +104,11 @@ def _same_precision(model: Any) -> Iterator[None]:
             parameter.data = data.to(parameter.device)
 
 
-def _checked(trainer: Any, wanted: Mapping[str, Any]) -> Any:
+def _checked(trainer: Any, wanted: Mapping[str, Any], policy: Policy) -> Any:
     check_settings(wanted, trainer.args)
+    for processor in (policy.processor, trainer.processing_class):
+        # Unsloth's trainers turn it to the right (models/rl.py), and Gemma's mask of picture tokens with it.
+        processor.tokenizer.padding_side = "left"
     trainer.remove_callback(PrinterCallback)  # it prints a table a step; progress goes through our own callback
     return trainer
 
@@ -147,5 +175,7 @@ class _RewardColumns:
         reward.__name__ = name
         return reward
 
-    def _read(self, completion: list[Mapping[str, str]], ids: list[int]) -> Completion:
-        return Completion(completion[0]["content"], len(ids), ids[-1] != self.policy.turn_end.id)
+    def _read(self, completion: str | list[Mapping[str, str]], ids: list[int]) -> Completion:
+        # Unsloth hands prompts with pictures over as text (models/rl_replacements.py), TRL as a conversation.
+        text = completion if isinstance(completion, str) else completion[0]["content"]
+        return Completion(text, len(ids), ids[-1] != self.policy.turn_end.id)

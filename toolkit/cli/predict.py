@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from toolkit.predictor import StepPrediction
+    from toolkit.run import RunFolder
 
 FORMS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--interactive": (frozenset({"--interactive", "--goal"}), frozenset({"--context"})),
@@ -44,11 +45,12 @@ def ask_one(
     """Ask one question and print its answer."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
-    from toolkit.run import find_run
-    from toolkit.stages.predict import predict
 
     with telling():
-        answer = predict(find_run(run_folder), question, images, options, context)
+        run = _ready(run_folder)
+        from toolkit.stages.predict import predict
+
+        answer = predict(run, question, images, options, context)
     show.answer(answer)
 
 
@@ -56,12 +58,14 @@ def ask_steps(run_folder: Path, steps: Path, out: Path | None, image_root: Path 
     """Predict every step of a file into a JSONL, by default NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
-    from toolkit.run import StopRequest, find_run
-    from toolkit.stages.predict_chains import Files, predict_chains
+    from toolkit.run import StopRequest
 
-    files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
     with telling() as (progress, notify), StopRequest(notify) as stop:
-        lines = predict_chains(find_run(run_folder), files, stop, progress)
+        run = _ready(run_folder)
+        from toolkit.stages.predict_chains import Files, predict_chains
+
+        files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
+        lines = predict_chains(run, files, stop, progress)
     show.steps(lines, files.out)
 
 
@@ -69,9 +73,11 @@ def converse(run_folder: Path, goal: str, context: Mapping[str, str]) -> None:
     """Read a screenshot's path a line from standard input and print the next step, with the memory of those before."""
     from toolkit.cli.progress import telling
     from toolkit.errors import DataError, ImageError
-    from toolkit.predictor import load_model_for_inference
 
     with telling():  # not around the talk: a bar would hold back a line that does not end
+        _ready(run_folder)
+        from toolkit.predictor import load_model_for_inference
+
         predictor = load_model_for_inference(run_folder)
     short: dict[str, Any] = {}
     long: dict[str, Any] = {}
@@ -86,6 +92,16 @@ def converse(run_folder: Path, goal: str, context: Mapping[str, str]) -> None:
         _show(found)
         short, long = dict(found.short_term_memory), dict(found.long_term_memory)
         number += 1
+
+
+def _ready(run_folder: Path) -> "RunFolder":
+    """The run, with the library imported that must come before the stages."""
+    from toolkit.backends import preload
+    from toolkit.run import find_run
+
+    run = find_run(run_folder)
+    preload(run.recipe(), run.path)
+    return run
 
 
 def _ask(prompt: str) -> str | None:

@@ -1,4 +1,7 @@
-"""The real stages, each imported when it begins: a run that has nothing left to train loads no model library."""
+"""The real stages, each imported when it begins: a run that has nothing left to train loads no model library.
+
+A run's rows are prepared before its first stage, so what must be imported before transformers is imported there.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +13,18 @@ from toolkit.stages.context import Context, DataAndImages, EvaluationRecord
 
 
 def _prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> DataAndImages:
+    from toolkit.backends import preload
     from toolkit.pipeline.prepare import prepare
 
+    preload(recipe, run.path)
     return prepare(recipe, run, progress)
 
 
 def _look(recipe: Recipe, run: RunFolder) -> DataAndImages:
+    from toolkit.backends import preload
     from toolkit.pipeline.prepare import look
 
+    preload(recipe, run.path)
     return look(recipe, run)
 
 

@@ -89,7 +89,8 @@ class Model(Section):
     """``tiny`` (shipped with the package), a Hub name, or a folder: it starts with ``./``, ``../``, ``~`` or ``/``."""
     revision: str | None = None
     backend: Literal["auto", "hf", "unsloth"] = "auto"
-    """``auto`` is hf: transformers and peft."""
+    """``auto`` is unsloth for LoRA on a CUDA device where it is installed, except for ``tiny``, 32bit and several
+    processes; else hf: transformers and peft."""
     precision: Literal["auto", "4bit", "8bit", "16bit", "32bit"] = "auto"
     """4bit is bitsandbytes nf4 (CUDA only). ``auto``: 4bit for LoRA on CUDA, else 32bit."""
     tuning: Literal["lora", "full"] = "lora"
@@ -287,6 +288,9 @@ class Grpo(Optimisation):
     micro_batch: int = Field(1, ge=1)
     """Completions a forward pass; divides ``prompts_per_step * generations``."""
     max_completion_tokens: int = Field(128, ge=1)
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """Who writes the completions. vllm: through Unsloth, with one picture a prompt, no adapter on the vision tower and
+    a GPU of 24 GB at least."""
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Completion, Judge, TrainingJob
-from toolkit.errors import TrainingError
+from toolkit.backends.loading import architecture_of, model_source
+from toolkit.backends.vllm import Machine, vllm_refusals
+from toolkit.errors import ModelError, TrainingError
 from toolkit.recipe import Grpo, Recipe
 from toolkit.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
 from toolkit.run import Record, is_main, read_json, write_json
@@ -16,6 +18,7 @@ from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.probe import probe
 from toolkit.stages.prompts import Prompts
+from toolkit.stages.sight import look_first
 from toolkit.stages.training import (
     last_checkpoint,
     rows_to_probe,
@@ -46,12 +49,14 @@ def train_grpo(context: Context, *, probe_step: bool | None = None) -> Record:
             value=f"{grpo.prompts_per_step}, and {len(samples)} training rows",
             remedy="Lower it, or give more rows.",
         )
+    check_rollouts(recipe, backend.name, samples)
     start = context.weights
     policy = backend.load(recipe, start, trainable=True)
     most = recipe.model.max_tokens
     lengths = check_lengths(
         policy.processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet
     )
+    look_first(backend, policy, prompts, samples)
     log.info("grpo: %s", describe_reference(recipe, start))
     kept = context.run.stage_folder(STAGE) / "probe.json"
     if is_main() and grpo.probe_prompts and last_checkpoint(context.run.stage_folder(STAGE)) is None:
@@ -96,6 +101,26 @@ def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample
         return
     for sample in samples:
         table.score(sample, task.parse(task.target(sample), sample))
+
+
+def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
+    """Before a model is loaded: can vLLM write the completions, where it is asked to?
+
+    Raises:
+        ModelError: it cannot; every reason is told.
+    """
+    if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
+        return
+    architecture = architecture_of(model_source(recipe.model), recipe.model)
+    reasons = vllm_refusals(recipe, Machine.here(), architecture, max(len(sample.images) for sample in samples))
+    if backend != "unsloth" and recipe.model.backend != "hf":
+        reasons.append(f"it goes through Unsloth, and this run's backend is {backend}")
+    if reasons:
+        raise ModelError(
+            f"vLLM cannot write the completions: {'; '.join(reasons)}",
+            place="[grpo] rollouts",
+            remedy='Set rollouts = "transformers".',
+        )
 
 
 def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> Judge:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from toolkit.backends import choose_backend
 from toolkit.backends.collate import collate
+from toolkit.backends.hf import HfBackend
 from toolkit.chat import show_supervised
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
@@ -19,7 +19,7 @@ def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore
         ModelError: the processor cannot be had.
         DataError: a row holds one of the model's special tokens.
     """
-    policy = choose_backend(recipe.model).load_reader(recipe)
+    policy = HfBackend().load_reader(recipe)  # any backend's processor is this one
     prompts = Prompts.of(recipe, images)
     special = special_tokens(policy.processor)
     for sample in samples:

@@ -8,6 +8,7 @@ from toolkit.run import Record
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
+from toolkit.stages.sight import look_first
 from toolkit.stages.training import (
     rows_to_probe,
     save_weights,
@@ -32,6 +33,7 @@ def train_sft(context: Context, *, probe_step: bool | None = None) -> Record:
     policy = backend.load(recipe, context.weights, trainable=True)
     lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, tell=context.no_step_yet)
     log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
+    look_first(backend, policy, prompts, samples)
     job = TrainingJob(
         recipe=recipe,
         rows=prompts.rows(samples, answer=True),

@@ -56,6 +56,7 @@ class Ladder(Trainer):
     _metrics: Any
     _total_train_tokens: Any
     _buffered_inputs: Any
+    _divisor = 1
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.advice = ""
@@ -124,7 +125,13 @@ class Ladder(Trainer):
         if len(parts) == 1:
             return ask(model, self.given(inputs), num_items_in_batch=num_items_in_batch)
         self._check_sums()
+        self._divisor = self._divided_by(num_items_in_batch)
         return self._sum(lambda part: ask(model, part, num_items_in_batch=num_items_in_batch), parts, inputs)
+
+    def _divided_by(self, items: Any) -> int:
+        """By what transformers divides the loss that ``compute_loss`` gives (``Trainer.training_step``)."""
+        told = self.model_accepts_loss_kwargs and items is not None
+        return 1 if told or self.compute_loss_func is not None else self.current_gradient_accumulation_steps
 
     def _sum(self, ask: Callable[[Any], Any], parts: Sequence[dict[str, Any]], whole: Mapping[str, Any]) -> Any:
         logged = self._metrics["train"]
@@ -133,7 +140,7 @@ class Ladder(Trainer):
             loss = ask(self.given(part)) * self.share(part, whole)
             found.append(figures.take(logged, since))
             if part is not parts[-1]:
-                self.accelerator.backward(loss)
+                self.accelerator.backward(loss / self._divisor)
                 total += loss.detach()
         for name, value in figures.put_together(found, self.weights(parts)).items():
             logged[name].append(value)

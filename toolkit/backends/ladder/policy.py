@@ -12,7 +12,7 @@ from toolkit.backends.ladder import figures
 from toolkit.backends.ladder.at_once import AtOnce, attempt
 from toolkit.backends.ladder.cut import PICTURES, piece, rows_of
 from toolkit.backends.ladder.passes import Ladder
-from toolkit.backends.policy_trainer import PolicyTrainer
+from toolkit.backends.policy_trainer import PolicyTrainer, RolloutTrainer
 
 _BY_ROWS = ("grpo", "dr_grpo")
 """Losses that are means over the completions of a pass."""
@@ -20,7 +20,7 @@ _BY_TOKENS = ("bnpo",)
 """Over its tokens. All others are sums, divided by the tokens of the whole step."""
 
 
-class PolicyLadder(Ladder, PolicyTrainer):
+class RolloutLadder(Ladder, RolloutTrainer):
     """See ``passes``. ``writing``: prompts in one generation; ``reading``: completions in a pass without gradients."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -135,6 +135,10 @@ class PolicyLadder(Ladder, PolicyTrainer):
             yield
         finally:
             self.generation_config.min_new_tokens, self.probing = before, False
+
+
+class PolicyLadder(RolloutLadder, PolicyTrainer):
+    """The same for TRL as it is, which ``PolicyTrainer`` teaches to cut pictures by sample."""
 
 
 def _tokens(part: Mapping[str, Any]) -> int:

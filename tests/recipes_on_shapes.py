@@ -1,0 +1,136 @@
+"""A shipped recipe for a few steps of each training stage, on its model's architecture with random weights.
+
+Its data set is replaced by practice data of the same layout. All else stays as the recipe says: precision, adapter,
+picture size, batch, completions, optimiser, and checkpointing.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shapes import write_model
+from training import context_of
+
+from toolkit.phantoms import write_chest
+from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.stages.grpo import train_grpo
+from toolkit.stages.sft import train_sft
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+SHAPE_OF: Mapping[str, str] = {
+    "google/medgemma-4b-it": "medgemma_4b",
+    "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl_2b",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl_3b",
+    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl_8b",
+}
+"""model.name of a shipped recipe -> its configuration."""
+
+GIGABYTES: Mapping[str, int] = {
+    "medgemma_4b": 16,
+    "qwen2_vl_2b": 16,
+    "qwen2_5_vl_3b": 16,
+    "qwen2_5_vl_7b": 24,
+    "qwen3_vl_8b": 24,
+}
+"""Configuration -> the GPU that its recipes are for."""
+
+STEPS = 3
+
+TRUE: Mapping[str, int] = {"train": 48, "test": 8, "size": 1024}
+SMALLER: Mapping[str, int] = {"train": 12, "test": 4, "size": 128}
+"""Practice rows, and the width of their pictures in pixels."""
+
+CASES = [
+    *(
+        (file, SHAPE_OF[name])
+        for file in sorted(RECIPES.glob("*.toml"))
+        if (name := load_recipe(file).model.name) in SHAPE_OF
+    ),
+    (RECIPES / "ham10000_sft.toml", "qwen2_5_vl_7b"),  # no recipe names the 7B; it takes the place of the 3B
+    (RECIPES / "ham10000_grpo.toml", "qwen2_5_vl_7b"),
+]
+"""Each recipe of a real model with its configuration."""
+
+
+def run_some_steps(file: Path, shape: str, folder: Path, data: Path, *, small: bool, backend: str) -> dict[str, Any]:
+    """Write the model, train ``STEPS`` steps of each stage of the recipe, and give the stages' records by name.
+
+    ``small``: a few layers, small pictures and short answers, in 32 bits: does the code run?
+    """
+    model = folder / shape
+    write_model(shape, model, data, small=small)
+    recipe = on_practice_data(load_recipe(file), model, folder, small=small, backend=backend)
+    records: dict[str, Any] = {}
+    with context_of(recipe) as context:
+        for name, train in (("sft", train_sft), ("grpo", train_grpo)):
+            if getattr(recipe, name) is not None:
+                records[name] = train(context)
+                context.run.mark_done(name, records[name])
+        records["lines"] = context.run.metrics()
+    return records
+
+
+def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, backend: str) -> Recipe:
+    """The recipe with the model in ``model`` and its data set's place taken; nothing is evaluated or exported."""
+    changes: dict[str, dict[str, Any]] = {
+        "run": {"folder": folder / "runs", "checkpoint_steps": STEPS},
+        "model": {"name": str(model), "adapter": None, "backend": backend},
+        "data": _practice(recipe, folder, SMALLER if small else TRUE),
+        "images": {"disk_cache": False},
+    }
+    stage = {"max_steps": STEPS, "warmup_steps": 0}
+    changes["sft"] = dict(stage)
+    changes["grpo"] = {**stage, "probe_prompts": 0}  # answers of random weights never end, which the probe refuses
+    if small:
+        changes["model"] |= {"precision": "32bit"}
+        changes["images"] |= {"max_side": 112}
+        cheap = {"optimizer": "adamw_torch"}
+        changes["sft"] |= {"accumulation": 1, **cheap}
+        changes["grpo"] |= {
+            "prompts_per_step": 1,
+            "generations": 2,
+            "micro_batch": 2,
+            "max_completion_tokens": 4,
+            **cheap,
+        }
+    changed = {
+        name: section.model_copy(update=changes[name])
+        for name in changes
+        if (section := getattr(recipe, name)) is not None
+    }
+    return recipe.model_copy(update={**changed, "evaluate": None, "export": None})
+
+
+def _practice(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
+    none = dict.fromkeys(("train", "validation", "test", "image_root", "group"))
+    if recipe.data.task == "vqa":
+        return {**none, **_questions(folder / "vqa", rows)}
+    kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.data.task]
+    return {**none, "phantom": Phantom(kind=kind, **rows), "columns": {}}
+
+
+def _questions(folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
+    """Practice films with their questions in VQA-RAD's columns."""
+    written = write_chest(folder, Phantom(kind="chest", **rows), 0)
+    for split, file in written.items():
+        asked = json.loads(file.read_text(encoding="utf-8"))
+        table = [
+            {
+                "qid": number,
+                "image_name": record["ImagePath"] if isinstance(record["ImagePath"], str) else record["ImagePath"][0],
+                "question": record["question"],
+                "answer": "yes",
+                "answer_type": "CLOSED",
+                "question_type": "PRES",
+            }
+            for number, record in enumerate(asked.values())
+        ]
+        (folder / f"{split}_vqa.json").write_text(json.dumps(table), encoding="utf-8")
+    return {
+        "train": str(folder / "train_vqa.json"),
+        "test": str(folder / "test_vqa.json"),
+        "image_root": folder,
+        "columns": {"id": "qid", "image": "image_name"},
+    }

@@ -1,0 +1,106 @@
+"""Models of the real architectures and sizes with random weights, written to a folder as the Hub would hold them.
+
+Their time and memory are those of trained ones; their answers never end. Configurations are those of
+toolkit/plan/shapes. Tokenizers: Gemma's is the tiny model's; Qwen2-VL, Qwen2.5-VL (which has the same tokens and
+picture processing as Qwen2-VL) and Qwen3-VL have theirs in processors.tar.gz of the real data.
+"""
+
+import gc
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
+
+from toolkit import tiny
+
+SHAPES = Path(__file__).resolve().parent.parent / "toolkit/plan/shapes"
+
+WIDTH = 128
+SMALL: Mapping[str, Mapping[str, Any]] = {
+    "": {"mm_tokens_per_image": 16},
+    "text_config": {
+        "num_hidden_layers": 2,
+        "hidden_size": WIDTH,
+        "intermediate_size": 256,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    },
+    "vision_config": {
+        "num_hidden_layers": 1,
+        "depth": 1,
+        "fullatt_block_indexes": [0],
+        "deepstack_visual_indexes": [0],
+        "hidden_size": 64,
+        "embed_dim": 64,
+        "out_hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_heads": 4,
+        "image_size": 112,
+    },
+}
+"""Part of a configuration -> what makes it small, where it has such a field."""
+
+
+def write_model(name: str, folder: Path, data: Path, *, small: bool) -> None:
+    """Write the model ``name`` of ``SHAPES`` with weights of 16 bits (``small``: of a few layers), and its processor.
+
+    ``data`` holds processors.tar.gz, for Qwen models.
+    """
+    fields = json.loads((SHAPES / f"{name}.json").read_text(encoding="utf-8"))
+    if small:
+        _shrink(fields)
+    config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    processor = _processor(fields["model_type"], folder.parent, config, data)
+    if fields["model_type"] == "gemma3":  # the tiny model's tokenizer has its own numbers for the tokens of a picture
+        for token in ("boi", "eoi", "image"):
+            setattr(config, f"{token}_token_index", getattr(processor.tokenizer, f"{token}_token_id"))
+        config.eos_token_id = processor.tokenizer.eos_token_id
+        if small:  # most of a few layers would be rows for tokens that this tokenizer does not have
+            config.text_config.vocab_size = len(processor.tokenizer)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    for name, weight in model.named_parameters():
+        if name.endswith("mm_input_projection_weight"):  # Gemma 3's are drawn as zeros, and no picture would count
+            torch.nn.init.normal_(weight, std=0.02)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    del model
+    release()
+
+
+def release() -> None:
+    """Give back what no object holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _shrink(fields: dict[str, Any]) -> None:
+    for part, smaller in SMALL.items():
+        target = fields[part] if part else fields
+        target |= {key: value for key, value in smaller.items() if key in target}
+    if "embed_dim" in fields["vision_config"]:  # Qwen2-VL: hidden_size is the language model's
+        fields["vision_config"]["hidden_size"] = WIDTH
+
+
+def _processor(model_type: str, folder: Path, config: Any, data: Path) -> Any:
+    if model_type == "gemma3":
+        processor = AutoProcessor.from_pretrained(tiny.FOLDER)
+        side = config.vision_config.image_size
+        processor.image_processor.size = {"height": side, "width": side}
+        return Gemma3Processor(
+            processor.image_processor,
+            processor.tokenizer,
+            chat_template=processor.chat_template,
+            image_seq_length=config.mm_tokens_per_image,
+        )
+    with tarfile.open(data / "processors.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    kept = model_type if model_type == "qwen3_vl" else "qwen2_vl"
+    return AutoProcessor.from_pretrained(folder / "processors" / kept)

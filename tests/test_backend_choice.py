@@ -1,0 +1,243 @@
+"""Which backend a recipe gets, what is refused with it, and that Unsloth comes before everything else."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import small_recipe
+
+from toolkit.backends import backend_name, choice, choose_backend, preload
+from toolkit.backends.unsloth.limits import refusals, refuse
+from toolkit.backends.unsloth.start import start
+from toolkit.backends.vllm import Machine, vllm_refusals
+from toolkit.errors import ModelError
+from toolkit.recipe import Model, Recipe, dump_recipe
+
+ROOT = Path(__file__).parent.parent
+BIG = Machine(24.0, (8, 9), vllm=True)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a CUDA device and Unsloth, as far as the choice can see."""
+    monkeypatch.setattr(choice, "_has_cuda", lambda: True)
+    monkeypatch.setattr(choice, "_is_installed", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Model(name="a/b"), "unsloth"),
+        (Model(name="a/b", precision="16bit"), "unsloth"),
+        (Model(name="tiny"), "hf"),
+        (Model(name="a/b", tuning="full"), "hf"),
+        (Model(name="a/b", precision="32bit"), "hf"),
+        (Model(name="a/b", backend="hf"), "hf"),
+        (Model(name="tiny", backend="unsloth"), "unsloth"),
+    ],
+)
+def test_auto_is_unsloth_for_lora_on_a_gpu(gpu: None, model: Model, expected: str) -> None:
+    assert backend_name(model) == expected
+
+
+@pytest.mark.parametrize("lacking", ["_has_cuda", "_is_installed"])
+def test_without_a_gpu_or_the_package_auto_is_hf_and_unsloth_an_error(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    monkeypatch.setattr(choice, lacking, lambda: False)
+    assert backend_name(Model(name="a/b")) == "hf"
+    with pytest.raises(ModelError, match=r"needs (a CUDA device|the package unsloth).*hf"):
+        choose_backend(Model(name="a/b", backend="unsloth"))
+
+
+def test_several_processes_stay_with_hf(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert backend_name(Model(name="a/b")) == "hf"
+    assert backend_name(Model(name="a/b", backend="unsloth")) == "unsloth"
+
+
+def test_auto_stays_with_hf_where_transformers_came_first(gpu: None) -> None:
+    import transformers
+
+    assert sys.modules["transformers"] is transformers
+    assert choose_backend(Model(name="a/b")).name == "hf"
+
+
+def test_unsloth_after_transformers_is_an_error(tmp_path: Path) -> None:
+    import transformers
+
+    assert sys.modules["transformers"] is transformers
+    with pytest.raises(ModelError, match=r"before transformers.*imported before"):
+        start(tmp_path)
+
+
+RUN = """
+import sys
+from toolkit.backends import choice
+choice._has_cuda = lambda: True
+choice._is_installed = lambda: True
+from toolkit.cli import main
+main(sys.argv[1:])
+"""
+
+FAKE = """
+import json, os, sys
+found = {
+    "imported before": sorted(name for name in ("transformers", "trl", "peft") if name in sys.modules),
+    "compiled": os.environ["UNSLOTH_COMPILE_LOCATION"],
+    "seen": os.environ.get("CUDA_VISIBLE_DEVICES"),
+}
+open(os.environ["FOUND"], "w").write(json.dumps(found))
+raise ImportError("this is not the real one")
+"""
+
+
+def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) -> tuple[int, str, dict[str, Any]]:
+    """The command line where the choice sees a GPU, with an unsloth that writes down what it finds and gives up."""
+    (tmp_path / "fake").mkdir(exist_ok=True)
+    (tmp_path / "fake" / "unsloth.py").write_text(FAKE, encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    seeing = f"import torch\ntorch.cuda.device_count = lambda: {gpus}\n{RUN}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{ROOT}",
+        "FOUND": str(tmp_path / "found.json"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    for name in ("CUDA_VISIBLE_DEVICES", "UNSLOTH_COMPILE_LOCATION"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", seeing, *command], env=environment, capture_output=True, text=True, timeout=300
+    )
+    found = tmp_path / "found.json"
+    return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.is_file() else {}
+
+
+def test_the_command_line_imports_unsloth_before_everything_else(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
+    code, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"))
+    assert found == {
+        "imported before": [],
+        "compiled": str(recipe.run_folder.absolute() / "unsloth"),
+        "seen": None,
+    }
+    assert code == 1
+    assert "unsloth must be importable (found 'this is not the real one')" in said
+    assert "the modules that it generates are in" in said
+
+
+def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
+    _, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"), gpus=2)
+    assert found["seen"] == "0"
+    assert "of 2 GPUs number 0 is used alone" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
+def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -> None:
+    from toolkit.pipeline.prepare import prepare
+    from toolkit.run import StopRequest, silent, start_run
+
+    recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
+    with start_run(recipe) as run, StopRequest():
+        prepare(recipe, run, silent)
+    film = next((run.path / "phantom" / "images").glob("*.png"))
+    more = ["--question", "Which?", "--image", str(film), "--option", "A. a", "--option", "B. b"]
+    code, _, found = run_with_fake(tmp_path, recipe, command, str(run.path), *(more if command == "predict" else []))
+    assert code == 1
+    assert found["imported before"] == []
+    assert found["compiled"] == str(run.path / "unsloth")
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ({"model": {"tuning": "full"}}, "full"),
+        ({"model": {"precision": "32bit"}}, "bfloat16"),
+        ({"sft": {"gradient_checkpointing": True}}, "gradient_checkpointing"),
+        ({"grpo": {"loss": "dr_grpo"}}, "scale_rewards"),
+        ({"grpo": {"beta": 0.1}}, "base model"),
+    ],
+)
+def test_what_unsloth_would_change_is_refused(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:
+    recipe = small_recipe(tmp_path, tables)
+    assert len(refusals(recipe)) == 1
+    with pytest.raises(ModelError, match=reason):
+        refuse(recipe)
+
+
+def test_what_unsloth_does_as_written_is_not_refused(tmp_path: Path) -> None:
+    assert refusals(small_recipe(tmp_path)) == []
+    written = {"loss": "dr_grpo", "scale_rewards": "none"}
+    assert refusals(small_recipe(tmp_path, {"grpo": written})) == []
+    alone = small_recipe(tmp_path, {"grpo": {"beta": 0.1}}).model_copy(update={"sft": None})
+    assert refusals(alone) == []  # nothing was trained before: the base is the reference
+
+
+def test_auto_takes_hf_where_unsloth_would_change_the_recipe(
+    gpu: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import transformers
+
+    assert sys.modules["transformers"] is transformers  # so that an attempt to import Unsloth would be an error
+    recipe = small_recipe(tmp_path, {"model": {"name": "a/b"}, "grpo": {"beta": 0.1}})
+    with caplog.at_level(logging.WARNING):
+        preload(recipe, tmp_path)
+    assert "backend hf, not unsloth: grpo.beta > 0" in caplog.text
+    named = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": "unsloth"})})
+    with pytest.raises(ModelError, match="Unsloth cannot train"):
+        preload(named, tmp_path)
+
+
+def by_vllm(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:
+    tables = {**(tables or {}), "grpo": {"rollouts": "vllm"}}
+    return small_recipe(tmp_path, tables).model_copy(update={"sft": None})
+
+
+def test_vllm_may_write_where_everything_fits(tmp_path: Path) -> None:
+    assert vllm_refusals(by_vllm(tmp_path), BIG, "gemma3", 1) == []
+    assert vllm_refusals(by_vllm(tmp_path), Machine(23.6, (8, 6), True), "qwen2_5_vl", 1) == []  # a card sold as 24 GB
+
+
+def test_nothing_is_refused_where_vllm_is_not_asked_for(tmp_path: Path) -> None:
+    assert vllm_refusals(small_recipe(tmp_path), Machine(0.0, (0, 0), False), "no_such", 9) == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "architecture", "pictures", "tables", "reason"),
+    [
+        (Machine(24.0, (8, 9), False), "gemma3", 1, {}, "not installed"),
+        (Machine(16.0, (8, 9), True), "gemma3", 1, {}, "24 GB, and this one has 16.0"),
+        (Machine(24.0, (6, 1), True), "gemma3", 1, {}, "capability"),
+        (BIG, "qwen2_vl", 1, {}, "no qwen2_vl to vLLM"),
+        (BIG, "gemma3", 2, {}, "one picture a prompt, and a prompt has 2"),
+        (BIG, "gemma3", 1, {"lora": {"vision": True}}, "vision tower"),
+        (BIG, "gemma3", 1, {"model": {"name": "a/b", "revision": "v1"}}, "revision"),
+        (BIG, "gemma3", 1, {"model": {"backend": "hf"}}, "backend"),
+    ],
+)
+def test_vllm_is_refused_with_the_reason(
+    tmp_path: Path, machine: Machine, architecture: str, pictures: int, tables: dict[str, Any], reason: str
+) -> None:
+    found = vllm_refusals(by_vllm(tmp_path, tables), machine, architecture, pictures)
+    assert len(found) == 1
+    assert reason in found[0]
+
+
+def test_vllm_beside_sft_is_refused(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"grpo": {"rollouts": "vllm"}})
+    assert ["SFT" in reason for reason in vllm_refusals(recipe, BIG, "gemma3", 1)] == [True]
+
+
+def test_grpo_refuses_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
+    from training import context_of
+
+    from toolkit.stages.grpo import train_grpo
+
+    with context_of(by_vllm(tmp_path)) as context, pytest.raises(ModelError, match="vLLM cannot write"):
+        train_grpo(context)

@@ -1,0 +1,27 @@
+"""The code of tests/gpu/test_recipes.py on a CPU: every recipe of a real model, on its architecture of a few layers."""
+
+import math
+from pathlib import Path
+
+import pytest
+from recipes_on_shapes import CASES, GIGABYTES, RECIPES, SHAPE_OF, STEPS, run_some_steps
+
+from toolkit.recipe import load_recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "shape"), CASES, ids=[f"{file.stem}-{shape}" for file, shape in CASES])
+def test_a_recipe_trains_on_its_architecture(tmp_path: Path, shared_data: Path, file: Path, shape: str) -> None:
+    records = run_some_steps(file, shape, tmp_path, shared_data, small=True, backend="hf")
+    recipe = load_recipe(file)
+    trained = [name for name in ("sft", "grpo") if getattr(recipe, name) is not None]
+    assert [records[name]["steps"] for name in trained] == [STEPS] * len(trained)
+    losses = [line["loss"] for line in records["lines"] if "loss" in line]
+    assert len(losses) == STEPS * len(trained)
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_every_recipe_of_a_real_model_has_its_architecture() -> None:
+    named = {load_recipe(file).model.name for file in RECIPES.glob("*.toml")} - {"tiny"}
+    assert named == set(SHAPE_OF)
+    assert {shape for _, shape in CASES} == set(GIGABYTES)

@@ -1,0 +1,128 @@
+"""The canary: training does not begin where pictures do not count."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training import context_of, small_recipe, with_spread
+
+from toolkit.backends.base import Policy, Row
+from toolkit.backends.hf import HfBackend
+from toolkit.backends.sight import check_sight
+from toolkit.errors import TrainingError
+from toolkit.stages.context import Context
+from toolkit.stages.grpo import train_grpo
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.sft import train_sft
+from toolkit.stages.sight import look_first
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    folder = tmp_path_factory.mktemp("sight")
+    tables = {"lora": {"dropout": 0.5}, "rewards": with_spread(folder)}
+    with context_of(small_recipe(folder, tables)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def policy(context: Context) -> Policy:
+    return HfBackend().load(context.recipe, None, trainable=True)
+
+
+def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are loaded from now on get black pictures, whatever they are shown."""
+    load = HfBackend.load
+
+    def blind(self: HfBackend, *args: object, **options: object) -> Policy:
+        policy = load(self, *args, **options)  # type: ignore[arg-type]
+        whole = policy.model.get_base_model()
+        seeing = whole.model.get_image_features
+        whole.model.get_image_features = lambda pixels, **rest: seeing(torch.zeros_like(pixels), **rest)
+        return policy
+
+    monkeypatch.setattr(HfBackend, "load", blind)
+
+
+def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
+    """With dropout in training, whose noise would hide a model that does not look; and in less than a second."""
+    random, started = torch.get_rng_state(), time.thread_time()
+    look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
+    assert time.thread_time() - started < 1  # of this thread, whatever else the machine does
+    assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
+    assert policy.model.training
+
+
+def test_the_answers_loss_is_that_of_the_batch(context: Context, policy: Policy) -> None:
+    row = Prompts.of(context.recipe, context.images).row(context.data.train[0], answer=True)
+    from toolkit.backends.collate import IGNORED, collate
+
+    batch = collate(policy, [row])
+    policy.model.eval()
+    with torch.no_grad():
+        logits = policy.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    policy.model.train()
+    chosen = batch["labels"][0, 1:] != IGNORED
+    logps = logits[0, :-1].log_softmax(-1)[chosen].gather(1, batch["labels"][0, 1:][chosen][:, None])
+    assert HfBackend().answer_loss(policy, row) == pytest.approx(-float(logps.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_model_that_does_not_see_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    blinded(monkeypatch)
+    with (
+        context_of(small_recipe(tmp_path)) as context,
+        pytest.raises(TrainingError, match=r"must change with the pictures.*unsloth#11031"),
+    ):
+        {"sft": train_sft, "grpo": train_grpo}[stage](
+            replace(context, recipe=context.recipe.model_copy(update={"sft": None})) if stage == "grpo" else context
+        )
+
+
+def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in unsloth#11031: the model sees, and the log-probabilities that are trained on are computed without."""
+    from toolkit.backends.policy_trainer import PolicyTrainer
+
+    ask = PolicyTrainer._get_per_token_logps_and_entropies
+
+    def lose(self: PolicyTrainer, *args: object, **fields: torch.Tensor) -> object:
+        return ask(self, *args, **{**fields, "pixel_values": torch.zeros_like(fields["pixel_values"])})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", lose)
+    alone = replace(context, recipe=context.recipe.model_copy(update={"sft": None}))
+    with pytest.raises(TrainingError, match=r"grpo, the first batch.*must change with the pictures"):
+        train_grpo(alone)
+
+
+def test_answers_that_are_cut_off_and_masked_are_looked_at_too(tmp_path: Path) -> None:
+    cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
+    recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
+    with context_of(recipe.model_copy(update={"sft": None})) as context:
+        assert train_grpo(context)["steps"] == 1
+
+
+def test_noise_alone_is_no_sight() -> None:
+    """A GPU's sums differ from one time to the next in their last bits."""
+    noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)
+    rows = [Row([], []), Row([], [])]
+    with pytest.raises(TrainingError):
+        check_sight(lambda row: next(noise), rows)
+
+
+def test_one_row_of_two_that_changes_is_enough() -> None:
+    losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first row's answer is certain either way
+    check_sight(lambda row: next(losses), [Row([], []), Row([], [])])
+
+
+def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, policy: Policy) -> None:
+    class Deaf(HfBackend):
+        def answer_loss(self, policy: Policy, row: Row) -> float:
+            raise AssertionError("nothing is to be asked")
+
+    same = [context.data.train[0]] * 3
+    look_first(Deaf(), policy, Prompts.of(context.recipe, context.images), same)

@@ -1,0 +1,129 @@
+"""What we ask of the installed Unsloth and TRL is there, and nothing that we say is rewritten; on a CPU.
+
+One process imports Unsloth, generates its trainers and looks (unsloth_contract.py); the tests read what it found.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("unsloth") is None, reason="unsloth is not installed here"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(here / "unsloth_contract.py"), str(tmp_path_factory.mktemp("contract"))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_models_are_loaded_with_keywords_that_exist_and_one_precision(found: dict[str, Any]) -> None:
+    assert len(found["loading"]) == 13
+    assert {name: problem for name, (problem, _) in found["loading"].items() if problem} == {}
+    assert {flags for _, flags in found["loading"].values()} == {1}  # Unsloth refuses two of 4, 8 and 16 bits
+
+
+def test_adapters_are_attached_with_keywords_that_exist(found: dict[str, Any]) -> None:
+    assert found["adapters"] == {"vision False": None, "vision True": None}
+
+
+def test_unsloth_finds_the_same_layers_by_their_last_names(found: dict[str, Any]) -> None:
+    assert found["layers"]["theirs"] > 0
+    assert found["layers"]["differing"] == []
+
+
+def test_merged_weights_are_saved_with_keywords_that_exist(found: dict[str, Any]) -> None:
+    assert found["saving"] is None
+
+
+def test_every_setting_is_a_field_and_none_is_rewritten(found: dict[str, Any]) -> None:
+    assert len(found["settings"]) == 8
+    for name, stages in found["settings"].items():
+        for stage, result in stages.items():
+            assert result == {"unknown": [], "changed": {}}, f"{stage}, {name}"
+
+
+def test_what_is_refused_would_be_rewritten(found: dict[str, Any]) -> None:
+    assert ["scale_rewards" in reason for reason in found["refused"]["reasons"]] == [True]
+    assert list(found["refused"]["changed"]) == ["scale_rewards"]
+
+
+def test_the_generated_trainers_have_what_is_overridden_and_call_it(found: dict[str, Any]) -> None:
+    assert found["trainers"] == {
+        "generated": "UnslothGRPOTrainer",
+        "lacking": [],
+        "log-probabilities": None,
+        "called": [],
+        "inference": [True, True],
+        "modes": [None, None],
+    }
+
+
+def test_unsloth_gives_our_architectures_to_vllm(found: dict[str, Any]) -> None:
+    assert found["vllm"] == []
+
+
+def test_the_table_of_names_puts_another_repository_in_place(found: dict[str, Any]) -> None:
+    """That is why a pinned revision is loaded by its exact name, and why adapters' bases are compared through it."""
+    assert [name.lower() for name in found["names"]] == [
+        "unsloth/medgemma-4b-it-unsloth-bnb-4bit",
+        "unsloth/medgemma-4b-it",
+    ]
+
+
+def test_the_generated_trainers_train_the_tiny_model(found: dict[str, Any]) -> None:
+    assert len(found["trained"]["sft"]) == 2
+    assert len(found["trained"]["grpo"]) == 2
+    assert found["trained"]["moved"]
+    assert found["trained"]["side"] == "left"
+    assert found["trained"]["picture tokens"]  # turned to the right, the mask would lie beside them
+
+
+def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], tmp_path: Path) -> None:
+    """The same rows, order and adapter, four passes a step.
+
+    Where the model's forward takes no number of tokens, Unsloth has each pass weigh alike, which is told; the losses
+    are then near to those that divide by the step's tokens. To be four times as high would be wrong (trl#5846).
+    """
+    from training import FEW_STEPS, context_of, small_recipe
+
+    from toolkit.backends.base import TrainingJob
+    from toolkit.backends.hf import HfBackend
+    from toolkit.stages.prompts import Prompts
+
+    with context_of(small_recipe(tmp_path, FEW_STEPS)) as context:
+        backend, samples = HfBackend(), context.data.train
+        rows = Prompts.of(context.recipe, context.images).rows(samples, answer=True)
+        policy = backend.load(context.recipe, None, trainable=True)
+        trainer = backend.sft_trainer(policy, TrainingJob(context.recipe, rows, len(samples), tmp_path))
+        trainer.train()
+    expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert found["trained"]["sft"] == pytest.approx(expected, rel=1e-3 if found["trained"]["by tokens"] else 0.05)
+
+
+def test_pictures_that_are_lost_stop_the_generated_trainer(found: dict[str, Any]) -> None:
+    assert "must change with the pictures" in found["blind"]
+
+
+def test_the_generated_trainers_make_the_same_update_where_memory_is_too_small(found: dict[str, Any]) -> None:
+    for stage, (apart, errors) in found["memory"].items():
+        assert errors > 0, stage
+        assert apart < 1e-4, stage

@@ -1,0 +1,314 @@
+"""Run by tests/test_unsloth_contract.py in a process of its own: what the installed Unsloth and TRL make of our calls.
+
+Unsloth is imported first, allowed to do so without a GPU; its SFT and GRPO trainers are generated as on a GPU. Prints
+one JSON object: what was looked at -> what was found.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "UNSLOTH_ALLOW_CPU": "1",
+    "UNSLOTH_COMPILE_LOCATION": str(Path(sys.argv[1]) / "compiled"),
+    "TORCHDYNAMO_DISABLE": "1",  # the trainers' losses as they are written: compiling them for a CPU takes minutes
+}
+
+import unsloth  # noqa: F401
+
+# isort: split
+
+import torch
+import trl
+from unsloth import FastVisionModel
+from unsloth.models import rl
+from unsloth.models._utils import apply_accepts_loss_kwargs_fix
+from unsloth.models.loader_utils import get_model_name
+from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
+from unsloth.save import unsloth_generic_save_pretrained_merged
+
+for trainer in ("sft_trainer", "grpo_trainer"):
+    rl._patch_trl_rl_trainers_impl(trainer)  # left out at the import where there is no GPU
+
+from test_ladder import SmallMemory
+from training import FEW_STEPS, context_of, small_recipe, with_spread
+
+from toolkit.backends import vllm
+from toolkit.backends.base import Policy, TrainingJob
+from toolkit.backends.hf import HfBackend
+from toolkit.backends.ladder.policy import RolloutLadder
+from toolkit.backends.policy_trainer import RolloutTrainer
+from toolkit.backends.settings import grpo_settings, sft_settings
+from toolkit.backends.trainers import Manner, build_grpo, build_sft
+from toolkit.backends.unsloth import options
+from toolkit.backends.unsloth.limits import refusals
+from toolkit.errors import ToolkitError
+from toolkit.recipe import Recipe
+from toolkit.stages.context import Context
+from toolkit.stages.grpo import make_judge, rewards_of
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.sight import look_first
+
+FOLDER = Path(sys.argv[1])
+
+
+def unbound(function: Any, *args: Any, **keywords: Any) -> str | None:
+    """Why a call does not fit the signature, keyword by keyword; None: it does."""
+    try:
+        inspect.signature(function).bind(*args, **keywords)
+    except TypeError as error:
+        return str(error)
+    named = {name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD}
+    swallowed = set(keywords) - named  # **kwargs takes any name, also one that means nothing
+    return f"not named: {sorted(swallowed)}" if swallowed - {"attn_implementation"} else None
+
+
+def loading() -> dict[str, Any]:
+    found = {}
+    for precision in ("auto", "4bit", "8bit", "16bit"):
+        recipe = small_recipe(FOLDER, {"model": {"name": "a/b", "precision": precision, "revision": "main"}}, "load")
+        for loaded in (options.Loading(True), options.Loading(False), options.Loading(False, mergeable=True)):
+            keywords = options.load_options(recipe, "a/b", loaded)
+            flags = [keywords[f"load_in_{bits}bit"] for bits in (4, 8, 16)]
+            found[f"{precision} {loaded}"] = unbound(FastVisionModel.from_pretrained, **keywords), sum(flags)
+    by_vllm = small_recipe(FOLDER, {"model": {"attention": "sdpa"}, "grpo": {"rollouts": "vllm"}}, "vllm")
+    keywords = options.load_options(by_vllm, "a/b", options.Loading(True))
+    found["vllm"] = unbound(FastVisionModel.from_pretrained, **keywords), 1
+    return found
+
+
+def adapters() -> dict[str, Any]:
+    assert "FastBaseModel.get_peft_model(model, *args, **kwargs)" in inspect.getsource(FastVisionModel.get_peft_model)
+    found = {}
+    for vision in (False, True):
+        recipe = small_recipe(FOLDER, {"lora": {"vision": vision}}, f"lora-{vision}")
+        keywords = options.lora_options(recipe, ["model.layers.0.q_proj"])
+        # FastVisionModel hands all of them on to this.
+        found[f"vision {vision}"] = unbound(FastBaseModel.get_peft_model, object(), **keywords)
+    return found
+
+
+def layers() -> dict[str, Any]:
+    """Unsloth's own choice of layers by the last part of their names, and the hf backend's."""
+    import re
+
+    from transformers import AutoModelForImageTextToText
+    from unsloth_zoo.peft_utils import get_peft_regex
+
+    from toolkit import tiny
+    from toolkit.backends import adapter
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER)
+    recipe = small_recipe(FOLDER, name="layers")
+    keywords = options.lora_options(recipe, [])
+    pattern = get_peft_regex(
+        model,
+        **{name: value for name, value in keywords.items() if name.startswith("finetune_")},
+        target_modules=keywords["target_modules"],
+    )
+    linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
+    theirs = {name for name in linear if re.fullmatch(pattern, name)}
+    return {"theirs": len(theirs), "differing": sorted(theirs ^ set(adapter.layers(model, recipe.lora)))[:5]}
+
+
+def saving() -> Any:
+    return unbound(unsloth_generic_save_pretrained_merged, object(), **options.merged_options(FOLDER, None))
+
+
+def settings() -> dict[str, Any]:
+    """Keys of ours that the configurations lack, and values that building one rewrites."""
+    found = {}
+    sections = {
+        "as it is": {},
+        "dapo, nothing masked": {"loss": "dapo", "mask_truncated": False},
+        "one by one": {"micro_batch": 1, "prompts_per_step": 2, "generations": 4},
+        "dr_grpo": {"loss": "dr_grpo", "scale_rewards": "none"},
+        "bnpo with a KL term": {"loss": "bnpo", "beta": 0.04, "scale_rewards": "batch"},
+        "cispo": {"loss": "cispo", "epsilon_high": 5.0},
+        "gspo": {"loss": "grpo", "importance": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        "checkpointed": {"gradient_checkpointing": True},
+    }
+    for name, section in sections.items():
+        checkpointed = {"gradient_checkpointing": section.get("gradient_checkpointing", False)}
+        recipe = small_recipe(FOLDER, {"grpo": section, "sft": checkpointed}, "settings")
+        policy = HfBackend().load_reader(recipe)
+        job = TrainingJob(recipe, lambda index: None, 4, FOLDER)
+        sft = {**sft_settings(job), **options.sft_changes(policy, recipe)}
+        grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
+        found[name] = {"sft": rewritten(trl.SFTConfig, sft), "grpo": rewritten(trl.GRPOConfig, grpo)}
+    return found
+
+
+def rewritten(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(config)}
+    built = config(**wanted)
+    changed = {
+        name: [repr(value), repr(getattr(built, name))]
+        for name, value in wanted.items()
+        if name not in ("output_dir", "report_to") and getattr(built, name) != value
+    }
+    return {"unknown": sorted(set(wanted) - known), "changed": changed}
+
+
+def refused() -> dict[str, Any]:
+    """What limits refuses, and that Unsloth would indeed rewrite it."""
+    recipe = small_recipe(FOLDER, {"grpo": {"loss": "dr_grpo"}}, "refused")
+    policy, job = HfBackend().load_reader(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
+    grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
+    return {"reasons": refusals(recipe), **rewritten(trl.GRPOConfig, grpo)}
+
+
+def trainers() -> dict[str, Any]:
+    """What ``RolloutTrainer`` overrides and asks of the generated trainer."""
+    generated = RolloutTrainer.__mro__[1]
+    ask = generated._get_per_token_logps_and_entropies
+    source = inspect.getsource(sys.modules[generated.__module__])
+    return {
+        "generated": generated.__name__,
+        "lacking": [
+            name
+            for name in (
+                "_get_train_sampler",
+                "_generate_and_score_completions",
+                "_get_per_token_logps_and_entropies",
+                "_generate_single_turn",
+                "_prepare_inputs",
+                "_calculate_rewards",
+            )
+            if not hasattr(generated, name)
+        ],
+        "log-probabilities": unbound(ask, object(), None, None, None, 1, 1),
+        "called": [
+            call
+            for call in ("self._generate_and_score_completions(", "self._get_per_token_logps_and_entropies(")
+            if call not in source
+        ],
+        "inference": [hasattr(FastVisionModel, "for_inference"), hasattr(FastVisionModel, "for_training")],
+        "modes": [unbound(FastBaseModel.for_inference, object()), unbound(FastBaseModel.for_training, object())],
+    }
+
+
+def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
+    policy = HfBackend().load(recipe, weights, trainable=True)
+    policy.model._unsloth_forced_float32 = True  # so that its trainers leave float32 alone
+    apply_accepts_loss_kwargs_fix(policy.model)
+    for name in ("for_training", "for_inference"):  # as loading through Unsloth leaves them
+        setattr(policy.model, name, functools.partial(getattr(FastBaseModel, name), policy.model))
+    return policy
+
+
+def manner(changes: dict[str, Any]) -> Manner:
+    return Manner({**changes, "use_cpu": True}, RolloutLadder, watched=False, by_tokens=None)
+
+
+def trained(context: Context) -> dict[str, Any]:
+    """Steps of both generated trainers with the tiny model, whose labels, rewards and pictures are ours."""
+    recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
+    policy = as_on_a_gpu(recipe)
+    look_first(HfBackend(), policy, prompts, samples)
+    sft = TrainingJob(recipe, prompts.rows(samples, answer=True), len(samples), FOLDER / "sft")
+    trainer = build_sft(policy, sft, manner(options.sft_changes(policy, recipe)))
+    trainer.train()
+    by_tokens = bool(trainer.model_accepts_loss_kwargs)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
+    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", judge=judge)
+    aligned = watch_token_kinds(policy)
+    before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
+    trainer = build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe)))
+    trainer.train()
+    moved = [not torch.equal(value, dict(policy.model.named_parameters())[name]) for name, value in before.items()]
+    lines = [line for line in trainer.state.log_history if "reward" in line]
+    return {
+        "sft": losses,
+        "by tokens": by_tokens,
+        "grpo": [line["reward"] for line in lines],
+        "moved": any(moved),
+        "picture tokens": len(aligned) > 0 and all(aligned),
+        "side": policy.processor.tokenizer.padding_side,
+    }
+
+
+def watch_token_kinds(policy: Policy) -> list[bool]:
+    """For each batch that is generated: does Gemma's mask of picture tokens lie on the picture tokens?"""
+    aligned: list[bool] = []
+    generate = RolloutTrainer._generate_and_score_completions
+
+    def look(self: Any, inputs: Any) -> Any:
+        batch = generate(self, inputs)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        aligned.append(torch.equal((ids == policy.processor.tokenizer.image_token_id).long(), batch["token_type_ids"]))
+        return batch
+
+    RolloutTrainer._generate_and_score_completions = look
+    return aligned
+
+
+def blind(context: Context) -> str:
+    """A model whose pixels are lost, as in unsloth#11031."""
+    recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
+    policy = as_on_a_gpu(recipe)
+    whole = policy.model.get_base_model()
+    seeing = whole.model.get_image_features
+    whole.model.get_image_features = lambda pixels, **rest: seeing(torch.zeros_like(pixels), **rest)
+    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
+    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", judge=judge)
+    try:
+        build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe))).train()
+    except ToolkitError as error:
+        return str(error)
+    return "trained without its pictures"
+
+
+def small_memory(context: Context) -> dict[str, Any]:
+    """Updates of both generated trainers, undisturbed and with errors of memory: how far apart, and how many errors."""
+    found = {}
+    for stage in ("sft", "grpo"):
+        (plain, _), (small, errors) = updates(context, stage, fits=None), updates(context, stage, fits=1)
+        apart = sum(float((plain[name] - small[name]).square().sum()) for name in plain)
+        found[stage] = [apart / sum(float(value.square().sum()) for value in plain.values()), errors]
+    return found
+
+
+def updates(context: Context, stage: str, fits: int | None) -> tuple[dict[str, torch.Tensor], int]:
+    """The adapter after a stage on a model in whose passes with gradients ``fits`` rows fit, and the errors."""
+    recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
+    policy = as_on_a_gpu(recipe)
+    memory = SmallMemory(fits=fits or 1000, gradients=True)
+    memory.put_into(policy.model)
+    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
+    rows = prompts.rows(samples, answer=stage == "sft")
+    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{fits}", judge=judge)
+    build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
+    trainer = build(policy, job, manner(changes(policy, recipe)))
+    trainer.train()
+    trained = {name: value.detach() for name, value in policy.model.named_parameters() if "lora_B" in name}
+    return trained, trainer.errors
+
+
+def main() -> None:
+    found: dict[str, Any] = {
+        "loading": loading(),
+        "adapters": adapters(),
+        "layers": layers(),
+        "saving": saving(),
+        "settings": settings(),
+        "refused": refused(),
+        "trainers": trainers(),
+        "vllm": sorted(vllm.ARCHITECTURES - set(VLLM_SUPPORTED_VLM)),
+        "names": [get_model_name("google/medgemma-4b-it", load_in_4bit=bits) for bits in (True, False)],
+    }
+    with context_of(small_recipe(FOLDER, {**FEW_STEPS, "rewards": with_spread(FOLDER)}, "trained")) as context:
+        found["trained"] = trained(context)
+        found["memory"] = small_memory(context)
+        found["blind"] = blind(context)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

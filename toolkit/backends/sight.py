@@ -1,0 +1,46 @@
+"""Whether a model's answers depend on the pictures at all: pixels that are lost on the way leave no other trace."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from toolkit.backends.base import Policy, Row
+from toolkit.backends.collate import collate
+from toolkit.errors import TrainingError
+
+
+def answer_loss(policy: Policy, row: Row) -> float:
+    """Minus the mean log-probability of the answer's tokens; the model's mode and gradients stay as they are."""
+    batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row]).items()}
+    with torch.no_grad():
+        return float(policy.model(**batch).loss)
+
+
+def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> None:
+    """Exchange the pictures of two rows: the log-probabilities of their answers must change.
+
+    Args:
+        loss: a row's ``answer_loss``. It is asked twice for the same row, since a GPU's sums may differ in their last
+            bits; a change counts only beyond that.
+        rows: two rows with answers and as many pictures, which differ.
+
+    Raises:
+        TrainingError: neither changed. unsloth#11031 is a case: GRPO's log-probabilities without any pixels.
+    """
+    for row, other in (rows, rows[::-1]):
+        seen, again = loss(row), loss(row)
+        if abs(loss(replace(row, images=other.images)) - seen) > abs(again - seen):
+            return
+    raise blindness("the pictures of two rows were exchanged")
+
+
+def blindness(place: str) -> TrainingError:
+    """The error that training would go on without looking at pictures."""
+    return TrainingError(
+        "the log-probabilities of answers must change with the pictures",
+        place=place,
+        value="they stay the same",
+        remedy="The pixels do not reach the model (as in unsloth#11031). Use other versions of unsloth, trl and "
+        'transformers (constraints.txt has those that were tested), or backend = "hf".',
+    )

@@ -1,0 +1,172 @@
+"""The protocol on Unsloth: what is loaded, adapted, merged and asked through it; all else as the hf backend does.
+
+``start.start`` must have been called: this module's imports bring transformers, trl and peft.
+"""
+
+import copy
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from unsloth import FastVisionModel
+
+from toolkit.backends import adapter
+from toolkit.backends.base import Completion, Policy, Row, Sampling, TrainingJob
+from toolkit.backends.generate import generate
+from toolkit.backends.hf import HfBackend, base_source, load_processor, make_policy, original_of, save_adapter, stop_at
+from toolkit.backends.ladder.policy import RolloutLadder
+from toolkit.backends.loading import refuse_blind_attention, refuse_unmergeable
+from toolkit.backends.meter import meter
+from toolkit.backends.policy_trainer import RolloutTrainer
+from toolkit.backends.sight import answer_loss
+from toolkit.backends.trainers import Manner, build_grpo, build_sft
+from toolkit.backends.unsloth.limits import refuse
+from toolkit.backends.unsloth.models import load_model
+from toolkit.backends.unsloth.options import (
+    Loading,
+    grpo_changes,
+    half_precision,
+    lora_options,
+    merged_options,
+    sft_changes,
+)
+from toolkit.compute import note_unseen
+from toolkit.errors import ModelError
+from toolkit.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class UnslothBackend:
+    """See ``Backend``."""
+
+    name = "unsloth"
+
+    def __init__(self) -> None:
+        if not RolloutTrainer.__mro__[1].__name__.startswith("Unsloth"):
+            raise ModelError(
+                "trl must be imported after unsloth, which rewrites its trainers",
+                place="[model] backend",
+                value=f"GRPO would be {RolloutTrainer.__mro__[1].__qualname__}",
+                remedy='Use the command line, import unsloth first of all, or set backend = "hf".',
+            )
+        self._hf = HfBackend()
+
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
+        """See ``Backend.load``."""
+        if trainable:
+            refuse(recipe)
+        gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
+        torch.cuda.empty_cache()
+        adapted = weights if weights is not None and adapter.is_adapter(weights) else None
+        source = str(weights) if weights is not None and adapted is None else base_source(recipe, weights)
+        refuse_blind_attention(source, recipe.model)
+        if trainable and recipe.export and "merged" in recipe.export.to:
+            refuse_unmergeable(source, recipe.model)
+        model = load_model(recipe, source, adapted, Loading(trainable, mergeable))
+        if adapted is not None and trainable and (note := adapter.differences(model, recipe.lora)):
+            log.warning("the adapter in %s keeps its own shape, and [lora] is not used: %s", weights, note)
+        elif adapted is None and trainable:
+            model = _attach(model, recipe)
+        meter(model)
+        note_unseen("the vocabulary's head in Unsloth's own loss, and all passes for torch's counter")
+        policy = make_policy(model, load_processor(recipe.model), weights)
+        (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
+        if half_precision(policy) is None:
+            log.warning("this GPU has no bfloat16, and the model overflows in float16: it computes in float32, slowly")
+        return policy
+
+    def load_reader(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_reader``."""
+        return self._hf.load_reader(recipe)
+
+    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """See ``Backend.sft_trainer``.
+
+        Rows are collated as the hf backend does it, not by ``UnslothVisionDataCollator``: the labels are then laid on
+        the answer's own tokens, not found again by searching for markers, and pictures keep the size of [images] (its
+        default makes a Qwen picture 512 pixels wide, and tests the width alone).
+        """
+        changes = sft_changes(policy, job.recipe)
+        return build_sft(policy, job, Manner(changes, RolloutLadder, watched=False, by_tokens=None))
+
+    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """See ``Backend.grpo_trainer``."""
+        return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutLadder, watched=False))
+
+    def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
+        """See ``Backend.generate``."""
+        with _asking(policy.model):
+            return generate(policy, rows, sampling)
+
+    def answer_loss(self, policy: Policy, row: Row) -> float:
+        """See ``Backend.answer_loss``."""
+        half = half_precision(policy)
+        with _asking(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
+            return answer_loss(policy, row)
+
+    def restore(self, policy: Policy, checkpoint: Path) -> None:
+        """See ``Backend.restore``."""
+        self._hf.restore(policy, checkpoint)
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """See ``Backend.save``."""
+        if isinstance(policy.model, PeftModel):
+            save_adapter(policy, folder)
+        else:
+            self._hf.save(policy, folder)
+
+    def save_merged(self, policy: Policy, folder: Path) -> None:
+        """See ``Backend.save_merged``. Unsloth merges into the 16-bit weights as the Hub or the folder holds them."""
+        if policy.bits < 16 or not isinstance(policy.model, PeftModel):
+            self._hf.save_merged(policy, folder)
+            return
+        original = original_of(policy)
+        policy.model.save_pretrained_merged(**merged_options(folder, copy.deepcopy(original.processor)))
+        _refuse_pickles(folder)
+        original.processor.save_pretrained(str(folder))
+        generation = copy.deepcopy(original.generation)
+        stop_at(generation, policy.turn_end)
+        generation.save_pretrained(str(folder))
+
+
+@contextmanager
+def _asking(model: Any) -> Iterator[None]:
+    """The model as Unsloth wants it for answering; then as it was."""
+    training = model.training
+    FastVisionModel.for_inference(model)
+    try:
+        yield
+    finally:
+        if training:
+            FastVisionModel.for_training(model)
+
+
+def _attach(model: Any, recipe: Recipe) -> Any:
+    """A new adapter on the layers that the recipe names; Unsloth's own choice is compared with them."""
+    wanted = adapter.layers(model, recipe.lora)
+    adapted = FastVisionModel.get_peft_model(model, **lora_options(recipe, wanted))
+    found = {
+        name.removeprefix("base_model.model.") for name, part in adapted.named_modules() if hasattr(part, "lora_A")
+    }
+    if found != set(wanted):
+        differing = sorted(found ^ set(wanted))
+        raise ModelError(
+            "the adapter must stand on the layers that [lora] names",
+            place="[lora] targets",
+            value=f"{len(differing)} differ: {', '.join(differing[:3])}",
+            remedy='Set backend = "hf", and report it with the model\'s name.',
+        )
+    return adapted
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")):
+        raise ModelError(
+            "merged weights must be safetensors", place=folder, value=sorted(p.name for p in folder.iterdir())
+        )

@@ -1,0 +1,51 @@
+"""What Unsloth would do otherwise than the recipe says: refused before anything is trained."""
+
+from toolkit.errors import ModelError
+from toolkit.recipe import Recipe
+
+
+def refuse(recipe: Recipe) -> None:
+    """Raises ModelError with every reason of ``refusals``."""
+    if reasons := refusals(recipe):
+        raise ModelError(
+            f"Unsloth cannot train this recipe: {'; '.join(reasons)}",
+            place="[model] backend",
+            remedy='Change the recipe, or set backend = "hf".',
+        )
+
+
+def refusals(recipe: Recipe) -> list[str]:
+    """Why Unsloth cannot train this recipe as it is written, each as a sentence; empty: it can."""
+    return [reason for check in (_weights, _checkpointing, _grpo) for reason in check(recipe)]
+
+
+def _weights(recipe: Recipe) -> list[str]:
+    reasons = []
+    if recipe.model.tuning == "full":
+        reasons.append('model.tuning = "full" is not done with Unsloth here')
+    if recipe.model.precision == "32bit":
+        # models/rl.py: a float32 model is trained under bfloat16 autocast where the GPU has it.
+        reasons.append('model.precision = "32bit" would be computed in bfloat16 all the same')
+    return reasons
+
+
+def _checkpointing(recipe: Recipe) -> list[str]:
+    """The model is told once, when it is loaded, and keeps it whatever a trainer says (unsloth#4735)."""
+    if recipe.sft and recipe.grpo and recipe.sft.gradient_checkpointing != recipe.grpo.gradient_checkpointing:
+        return ["[sft] and [grpo] must say the same of gradient_checkpointing"]
+    return []
+
+
+def _grpo(recipe: Recipe) -> list[str]:
+    grpo = recipe.grpo
+    if grpo is None:
+        return []
+    reasons = []
+    if grpo.loss == "dr_grpo" and grpo.scale_rewards == "group":
+        reasons.append('loss = "dr_grpo" would switch grpo.scale_rewards off: write scale_rewards = "none"')
+    if grpo.beta > 0 and (recipe.sft or recipe.model.adapter):
+        # Its trainer leaves out TRL's frozen copy of the adapter (models/rl.py): the reference is always the base.
+        reasons.append("grpo.beta > 0 would be measured against the base model, not the model that GRPO begins with")
+    if grpo.temperature >= 10:
+        reasons.append("grpo.temperature must be below 10")
+    return reasons

@@ -1,0 +1,43 @@
+"""Before the first step: do the pictures of the training rows count?"""
+
+import logging
+from collections.abc import Sequence
+
+from toolkit.backends import Backend
+from toolkit.backends.base import Policy
+from toolkit.backends.sight import check_sight
+from toolkit.sample import Sample
+from toolkit.stages.prompts import Prompts
+
+log = logging.getLogger(__name__)
+SEARCHED = 200
+"""Rows that are looked at for two whose pictures differ."""
+
+
+def look_first(backend: Backend, policy: Policy, prompts: Prompts, samples: Sequence[Sample]) -> None:
+    """Exchange the pictures of two rows and see that their answers become more or less likely.
+
+    Without two rows that have as many pictures, and not the same ones, there is nothing to exchange.
+
+    Raises:
+        TrainingError: nothing changed; see ``check_sight``.
+    """
+    pair = _differing(samples)
+    if pair is None:
+        log.debug("no two rows whose pictures can be exchanged: whether they count is not known")
+        return
+    rows = [prompts.row(sample, answer=True) for sample in pair]
+    check_sight(lambda row: backend.answer_loss(policy, row), rows)
+
+
+def _differing(samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
+    first = None
+    for number in range(min(len(samples), SEARCHED)):
+        sample = samples[number]
+        if not sample.images:
+            continue
+        if first is None:
+            first = sample
+        elif len(sample.images) == len(first.images) and sample.images != first.images:
+            return first, sample
+    return None
