@@ -34,7 +34,7 @@ from toolkit.plan.steps import plan_work
 from toolkit.plan.tested import compare_versions
 from toolkit.plan.tokens import picture_tokens
 from toolkit.recipe import Model, Phantom, Recipe, load_recipe
-from toolkit.run import append_line, find_run, read_json
+from toolkit.run import TESTED, append_line, find_run, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -354,11 +354,9 @@ def test_a_known_pain_is_warned_of_where_it_applies(
     assert words not in "\n".join(map(str, plain.warnings))
 
 
-def test_versions_are_compared_with_those_that_were_tested(tmp_path: Path) -> None:
-    file = tmp_path / "constraints.txt"
-    file.write_text("# tested\ntorch==0.0.1\ntoolkit==9\n")
-    assert set(compare_versions(file)["different"]) == {"torch"}
-    assert compare_versions(tmp_path / "none") == {"tested": False, "different": {}}
+def test_versions_are_compared_with_those_that_were_tested() -> None:
+    found = compare_versions({**TESTED, "torch": "0.0.1", "trl": f"{TESTED['trl']}+local", "python": "2"})
+    assert found == {"torch": {"installed": "0.0.1", "tested": TESTED["torch"]}}
 
 
 def test_practice_data_are_planned_before_they_are_made(tmp_path: Path) -> None:

@@ -149,11 +149,7 @@ def _disk(plan: "Plan") -> Iterator[str]:
 
 
 def _versions(plan: "Plan") -> Iterator[str]:
-    if not plan.versions.get("tested"):
-        yield "those that were tested together are not known here (constraints.txt)"
-        return
-    different = plan.versions["different"]
-    if not different:
+    if not plan.versions:
         yield "those that were tested together"
-    for package, one in different.items():
+    for package, one in plan.versions.items():
         yield f"{package} {one['installed']}, tested with {one['tested']}"

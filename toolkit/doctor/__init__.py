@@ -2,6 +2,6 @@
 
 from toolkit.doctor.examine import Examination, examine
 from toolkit.doctor.finding import STATES, Finding, State
-from toolkit.doctor.tested import TESTED
+from toolkit.run import TESTED
 
 __all__ = ["STATES", "TESTED", "Examination", "Finding", "State", "examine"]

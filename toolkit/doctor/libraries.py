@@ -8,8 +8,8 @@ from packaging.specifiers import SpecifierSet
 from toolkit.doctor.causes import HEADLESS, NO_GPU, TORCHVISION, find_cause
 from toolkit.doctor.finding import Finding, State, joined
 from toolkit.doctor.probes import Outcome
-from toolkit.doctor.tested import TESTED
 from toolkit.doctor.versions import allowed, check_version, installed, pair_problem, pair_remedy
+from toolkit.run import TESTED
 
 PROBE_OF: Mapping[str, str | None] = {"unsloth_zoo": None, "opencv-python": "opencv"}
 """Distribution -> its probe, where the two are not named alike; None: another probe loads it."""

@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from toolkit.doctor.finding import Finding
-from toolkit.doctor.tested import TESTED
+from toolkit.run import TESTED
 
 OWN = "toolkit"
 TOGETHER = "pip install -e . -c constraints.txt"

@@ -21,7 +21,7 @@ null, and ``unknown`` says why.
     memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
                     moments (moment -> part -> bytes), fits (card's GB -> fits, knobs)
     disk            parts (bytes), needed_gb, free_gb
-    versions        tested, different (package -> installed and tested version)
+    versions        package -> installed and tested version, where they differ
 
 GB are 10^9 bytes, but for the cards' nominal sizes. ``reserved_gb`` is what torch would report as its peak: the
 estimate without CUDA's own context.

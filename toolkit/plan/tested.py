@@ -1,31 +1,18 @@
-"""Installed versions against those that were tested together, where constraints.txt is at hand."""
+"""Installed versions against those that were tested together."""
 
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import toolkit
+from toolkit.run import TESTED, versions
 
 MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth")
 """What can change a run's memory or its course."""
 
 
-def compare_versions(constraints: Path | None = None) -> dict[str, Any]:
-    """``tested``: the tested versions are known; ``different``: package -> installed and tested version.
-
-    ``constraints`` is constraints.txt, which lies beside the package where it was installed with -e.
-    """
-    file = constraints or Path(toolkit.__file__).parent.parent / "constraints.txt"
-    if not file.is_file():
-        return {"tested": False, "different": {}}
-    lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
-    tested = dict(line.split("==", 1) for line in lines if "==" in line)
-    different = {}
-    for package in MATTER:
-        try:
-            installed = version(package)
-        except PackageNotFoundError:
-            continue
-        if package in tested and installed.partition("+")[0] != tested[package]:
-            different[package] = {"installed": installed, "tested": tested[package]}
-    return {"tested": True, "different": different}
+def compare_versions(installed: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
+    """Package -> installed and tested version, where they differ; ``installed`` is what is installed here."""
+    found = versions() if installed is None else installed
+    return {
+        package: {"installed": found[package], "tested": TESTED[package]}
+        for package in MATTER
+        if package in found and found[package].partition("+")[0] != TESTED[package]
+    }

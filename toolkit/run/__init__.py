@@ -8,10 +8,12 @@ from toolkit.run.progress import Progress, silent, spell_time
 from toolkit.run.ranks import is_main, rank, world_size
 from toolkit.run.signals import StopRequest
 from toolkit.run.start import check_fingerprints, reopen_run, start_run
+from toolkit.run.tested import TESTED
 
 __all__ = [
     "EXPORT",
     "LOGGER",
+    "TESTED",
     "TRAINING_STAGES",
     "PlainFormatter",
     "Progress",
