@@ -13,8 +13,8 @@ class Counts:
     """Positions, pictures and floating-point operations; every field adds up.
 
     A position is one place of a batch in the language model, padding included. *Trained* is what gradients were
-    computed for; *read* what was read without (prompts, GRPO's probabilities, the look whether pictures count); *generated* one a step of writing,
-    and so also those of an answer that ended before the longest of its batch.
+    computed for; *read* what was read without (prompts, GRPO's probabilities, the look whether pictures count);
+    *generated* one a step of writing, and so also those of an answer that ended before the longest of its batch.
     """
 
     trained_tokens: int = 0
