@@ -265,18 +265,20 @@ def blind(context: Context) -> str:
     return "trained without its pictures"
 
 
-def small_memory(context: Context) -> dict[str, Any]:
-    """Updates of both generated trainers, undisturbed and with errors of memory: how far apart, and how many errors."""
+def small_memory() -> dict[str, Any]:
+    """A step of both generated trainers, undisturbed and with errors of memory: losses, sizes of gradients, errors."""
     found = {}
-    for stage in ("sft", "grpo"):
-        (plain, _), (small, errors) = updates(context, stage, fits=None), updates(context, stage, fits=1)
-        apart = sum(float((plain[name] - small[name]).square().sum()) for name in plain)
-        found[stage] = [apart / sum(float(value.square().sum()) for value in plain.values()), errors]
+    for stage, loss in (("sft", "dapo"), ("grpo", "grpo"), ("grpo", "bnpo")):  # by tokens told, by rows, by all tokens
+        section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
+        tables = {**FEW_STEPS, "grpo": section, "rewards": with_spread(FOLDER)}
+        with context_of(small_recipe(FOLDER, tables, f"memory-{stage}-{loss}")) as context:
+            plain, small = (step_with(context, stage, fits) for fits in (None, 1))
+        found[f"{stage}, {loss}"] = {"plain": plain, "small": small}
     return found
 
 
-def updates(context: Context, stage: str, fits: int | None) -> tuple[dict[str, torch.Tensor], int]:
-    """The adapter after a stage on a model in whose passes with gradients ``fits`` rows fit, and the errors."""
+def step_with(context: Context, stage: str, fits: int | None) -> dict[str, float]:
+    """One step of a model in whose passes with gradients ``fits`` rows fit (None: all)."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
     memory = SmallMemory(fits=fits or 1000, gradients=True)
@@ -287,8 +289,8 @@ def updates(context: Context, stage: str, fits: int | None) -> tuple[dict[str, t
     build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
     trainer = build(policy, job, manner(changes(policy, recipe)))
     trainer.train()
-    trained = {name: value.detach() for name, value in policy.model.named_parameters() if "lora_B" in name}
-    return trained, trainer.errors
+    line = next(line for line in trainer.state.log_history if "loss" in line)
+    return {"loss": line["loss"], "gradient": line["grad_norm"], "errors": trainer.errors}
 
 
 def main() -> None:
@@ -305,8 +307,8 @@ def main() -> None:
     }
     with context_of(small_recipe(FOLDER, {**FEW_STEPS, "rewards": with_spread(FOLDER)}, "trained")) as context:
         found["trained"] = trained(context)
-        found["memory"] = small_memory(context)
         found["blind"] = blind(context)
+    found["memory"] = small_memory()
     print(json.dumps(found))
 
 

@@ -137,7 +137,7 @@ class Ladder(Trainer):
         logged = self._metrics["train"]
         since, found, total = figures.counted(logged), [], torch.zeros((), device=self.args.device)
         for part in parts:
-            loss = ask(self.given(part)) * self.share(part, whole)
+            loss = self.weighted(ask, part, whole)
             found.append(figures.take(logged, since))
             if part is not parts[-1]:
                 self.accelerator.backward(loss / self._divisor)
@@ -170,6 +170,10 @@ class Ladder(Trainer):
     def given(self, part: Mapping[str, Any]) -> dict[str, Any]:
         """What TRL's loss is given of a batch."""
         return dict(part)
+
+    def weighted(self, ask: Callable[[Any], Any], part: Mapping[str, Any], whole: Mapping[str, Any]) -> Any:
+        """The loss of a part, weighted by its share."""
+        return ask(self.given(part)) * self.share(part, whole)
 
     def share(self, part: Mapping[str, Any], whole: Mapping[str, Any]) -> float:
         """What a part's loss is multiplied with, so that the parts' sum is the whole's."""

@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer on the ladder: completions are written, read and learned from as many at once as fit."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +21,10 @@ _BY_TOKENS = ("bnpo",)
 
 
 class RolloutLadder(Ladder, RolloutTrainer):
-    """See ``passes``. ``writing``: prompts in one generation; ``reading``: completions in a pass without gradients."""
+    """See ``passes``. ``writing``: prompts in one generation."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.writing, self.reading = AtOnce(), AtOnce()
+        self.writing = AtOnce()
         self.probing = self._written = False
         self._first = 0
         super().__init__(*args, **options)
@@ -78,40 +78,27 @@ class RolloutLadder(Ladder, RolloutTrainer):
                 completion_ids += found[0]
         return completion_ids, None
 
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Any,
-        attention_mask: Any,
-        logits_to_keep: int,
-        batch_size: Any = None,
-        **fields: Any,
-    ) -> Any:
-        ask = functools.partial(
-            super()._get_per_token_logps_and_entropies, model, input_ids, attention_mask, logits_to_keep, **fields
-        )
-        if torch.is_grad_enabled():
-            return ask(batch_size=batch_size)
-        rows = len(input_ids)
-        while True:
-            size = _divisor(rows, self.reading.of(batch_size or rows))
-            found = attempt(functools.partial(ask, batch_size=size))
-            if found is not None:
-                return found
-            self.too_small(self.reading, size, "completions that are read")
-
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         if self.probing:  # nobody judges what was written to fill the memory
             return torch.zeros(len(prompts), len(self.reward_funcs), device=self.accelerator.device)
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
+    def weighted(self, ask: Callable[[Any], Any], part: Mapping[str, Any], whole: Mapping[str, Any]) -> Any:
+        """See ``Ladder.weighted``.
+
+        Unsloth's loss has its gradients before it goes backward and ignores what it is multiplied with there
+        (``UnslothEfficientGRPO`` in unsloth_zoo/rl_replacements.py); but it divides by the passes of a step.
+        """
+        passes = self.current_gradient_accumulation_steps
+        self.current_gradient_accumulation_steps = passes / self.share(part, whole)
+        try:
+            return ask(self.given(part))
+        finally:
+            self.current_gradient_accumulation_steps = passes
+
     def share(self, part: Mapping[str, Any], whole: Mapping[str, Any]) -> float:
-        """By what TRL divides the loss of a pass by (``GRPOTrainer._compute_loss``)."""
-        if self.loss_type in _BY_ROWS:
-            return rows_of(part) / rows_of(whole)
-        if self.loss_type in _BY_TOKENS:
-            return max(_tokens(part), 1) / max(_tokens(whole), 1)
-        return 1.0
+        """By what the loss of a pass is divided by: its completions, or the tokens of the whole step."""
+        return rows_of(part) / rows_of(whole) if self.loss_type in _BY_ROWS else 1.0
 
     def weights(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         """Completion tokens; where one ratio stands for a whole completion, what is clipped counts completions."""
@@ -138,7 +125,46 @@ class RolloutLadder(Ladder, RolloutTrainer):
 
 
 class PolicyLadder(RolloutLadder, PolicyTrainer):
-    """The same for TRL as it is, which ``PolicyTrainer`` teaches to cut pictures by sample."""
+    """The same for TRL as it is, which ``PolicyTrainer`` teaches to cut pictures by sample.
+
+    ``reading``: completions in a pass without gradients. Unsloth cuts those passes itself, by the memory that is free.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.reading = AtOnce()
+        super().__init__(*args, **options)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        logits_to_keep: int,
+        batch_size: Any = None,
+        **fields: Any,
+    ) -> Any:
+        ask = functools.partial(
+            super()._get_per_token_logps_and_entropies, model, input_ids, attention_mask, logits_to_keep, **fields
+        )
+        if torch.is_grad_enabled():
+            return ask(batch_size=batch_size)
+        rows = len(input_ids)
+        while True:
+            size = _divisor(rows, self.reading.of(batch_size or rows))
+            found = attempt(functools.partial(ask, batch_size=size))
+            if found is not None:
+                return found
+            self.too_small(self.reading, size, "completions that are read")
+
+    def weighted(self, ask: Callable[[Any], Any], part: Mapping[str, Any], whole: Mapping[str, Any]) -> Any:
+        """See ``Ladder.weighted``."""
+        return Ladder.weighted(self, ask, part, whole)
+
+    def share(self, part: Mapping[str, Any], whole: Mapping[str, Any]) -> float:
+        """By what TRL divides the loss of a pass by (``GRPOTrainer._compute_loss``): bnpo's is by its own tokens."""
+        if self.loss_type in _BY_TOKENS:
+            return max(_tokens(part), 1) / max(_tokens(whole), 1)
+        return super().share(part, whole)
 
 
 def _tokens(part: Mapping[str, Any]) -> int:
