@@ -24,7 +24,7 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.prepare import PHANTOMS
 from toolkit.pipeline.stages import STAGES
-from toolkit.plan import Gpu, Plan, described_gpu
+from toolkit.plan import Gpu, Plan, described_gpu, make_plan
 from toolkit.plan.base import BaseWeights, find_base
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.disk import Disk, judge_disk
@@ -468,3 +468,17 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
     recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, None).to_json()).run
     assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
+
+
+def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
+    plan = make_plan(
+        recipe, DataError("the file of rows is not there"), A5000, ask=lambda model: BaseWeights("reachable")
+    )
+    assert plan.data is None
+    assert plan.tokens is not None
+    assert (plan.tokens.rows, plan.tokens.longest.total) == (0, recipe.model.max_tokens)
+    assert plan.tokens.longest.images == 256  # Gemma's
+    assert plan.memory is not None
+    assert {"sft", "grpo"} <= set(plan.memory)
+    assert [problem for problem in plan.problems if "data" in str(problem)]

@@ -43,7 +43,7 @@ def plan(
     from toolkit.plan import described_gpu, find_gpu
     from toolkit.recipe import load_recipe
 
-    loaded = load_recipe(recipe, settings or (), files=True)
+    loaded = load_recipe(recipe, settings or ())
     hush()
     found = make(loaded, find_gpu() if gpu is None else described_gpu(gpu))
     if as_json:

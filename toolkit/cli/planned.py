@@ -48,7 +48,7 @@ def lines(plan: "Plan") -> Iterator[str]:
 def short_lines(plan: "Plan") -> Iterator[str]:
     """What `toolkit run` begins with."""
     parts = [f"{name} {work.steps:,} steps" for name, work in (plan.work or {}).items() if work.steps]
-    if plan.tokens is not None:
+    if plan.tokens is not None and plan.tokens.rows:
         total = plan.tokens.spread("total")
         about = "" if plan.tokens.exact else "about "
         parts.append(f"{about}{total['median']:,} tokens a row, {total['max']:,} at most")
@@ -79,6 +79,9 @@ def _data(plan: "Plan") -> Iterator[str]:
 
 
 def _tokens(tokens: "Tokens") -> Iterator[str]:
+    if not tokens.rows:
+        yield f"no rows: memory is told for one of {tokens.limit:,} tokens (model.max_tokens) with one picture"
+        return
     how = "counted" if tokens.exact else "estimated"
     yield f"{len(tokens.lengths):,} of {tokens.rows:,} rows {how}; room for {tokens.limit:,} (model.max_tokens)"
     for part, name in (("text", "prompt text"), ("images", "pictures"), ("answer", "answer"), ("total", "all")):

@@ -21,7 +21,7 @@ from toolkit.plan.pains import Known, find_warnings
 from toolkit.plan.record import Plan, StageMemory
 from toolkit.plan.steps import plan_work, stages
 from toolkit.plan.tested import compare_versions
-from toolkit.plan.tokens import Tokens, count_rows
+from toolkit.plan.tokens import Tokens, count_rows, fullest_row
 from toolkit.recipe import Recipe
 from toolkit.tasks.loading import DataSplits
 
@@ -126,7 +126,9 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
     if isinstance(rows, Rows):
         facts.tokens = facts.tried("tokens", lambda: count_rows(recipe, rows.data.train, rows.images, facts.model))
     else:
-        facts.unknown["data"] = "the rows cannot be read: rows, tokens, steps, memory"
+        facts.unknown["data"] = "the rows cannot be read: rows, tokens, steps"
+        if (model := facts.model) is not None:
+            facts.tokens = facts.tried("tokens", lambda: fullest_row(recipe, model))
     return facts
 
 

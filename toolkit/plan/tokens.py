@@ -31,7 +31,8 @@ class Tokens:
     """Tokens of the rows that were counted: ``lengths`` hold prompt text, pictures and reference answer of each.
 
     ``exact`` is false where they were estimated from characters and sizes of pictures; ``too_long`` names rows that do
-    not fit into ``limit``, prompt and reference answer together.
+    not fit into ``limit``, prompt and reference answer together. ``rows`` is 0 where there are none to look at: see
+    ``fullest_row``.
     """
 
     rows: int
@@ -99,6 +100,18 @@ def count_rows(
     counted = count_lengths(processor, prompts, chosen, limit)
     too_long = tuple(describe_too_long(counted, chosen, limit))
     return Tokens(len(samples), counted.lengths, limit, exact=True, too_long=too_long)
+
+
+def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
+    """In the place of rows that cannot be read: one that fills model.max_tokens, with a square picture of max_side.
+
+    Raises:
+        ToolkitError: as ``picture_tokens``.
+    """
+    limit, side = recipe.model.max_tokens, recipe.images.max_side
+    pictures = min(picture_tokens((side, side), architecture), limit)
+    answer = min(limit - pictures, recipe.evaluation.max_completion_tokens)
+    return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
 
 
 def row_size(length: Length, tower: Tower | None) -> RowSize:
