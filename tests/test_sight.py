@@ -1,6 +1,5 @@
 """The canary: training does not begin where pictures do not count."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +47,9 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
-    """With dropout in training, whose noise would hide a model that does not look; and in less than a second."""
-    random, started = torch.get_rng_state(), time.thread_time()
+    """With dropout in training, whose noise would hide a model that does not look."""
+    random = torch.get_rng_state()
     look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
-    assert time.thread_time() - started < 1  # of this thread, whatever else the machine does
     assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
     assert policy.model.training
 
