@@ -66,8 +66,10 @@ def export_form(job: Job, form: str, target: Path) -> Record:
     """
     place = Place(target)
     place.clear()
-    before, bits = _write(job, form, place.partial)
+    before, bits, dequantised = _write(job, form, place.partial)
     record: Record = {"bits": bits, "questions": 0, "differing": 0}
+    if dequantised:
+        record["dequantised"] = True
     if job.questions.rows:
         policy = job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged")
         after = ask(job.backend, policy, job.questions, before.texts)
@@ -87,12 +89,16 @@ def megabytes(path: Path) -> float:
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
 
 
-def _write(job: Job, form: str, target: Path) -> tuple[Asked, int]:
-    """The answers before writing and the bits of the base weights; the model leaves memory before the next comes."""
+def _write(job: Job, form: str, target: Path) -> tuple[Asked, int, bool]:
+    """The answers before writing, the bits of the base weights, and whether these were dequantised.
+
+    The model leaves memory before the next comes.
+    """
     policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=form == "merged")
-    expected, bits = ask(job.backend, policy, job.questions), policy.bits
+    expected = ask(job.backend, policy, job.questions)
+    bits, dequantised = policy.bits, policy.dequantised
     (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
-    return expected, bits
+    return expected, bits, dequantised
 
 
 def _keep_apart(place: Place, before: Asked, after: Asked, compared: Comparison, bound: Bound) -> None:
