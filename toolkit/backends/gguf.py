@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,7 +122,9 @@ class GgufBackend:
                 tokenizer.convert_ids_to_tokens([token for token in ids[place : place + 4] if token != PICTURE])
                 for ids in (expected, read)
             )
-            log.warning("llama.cpp reads a prompt otherwise than the processor: %s where it has %s", theirs, ours)
+            places = [f"{ids.count(PICTURE)} tokens of pictures" for ids in (read, expected)]
+            known = "llama.cpp reads a prompt otherwise than the processor: %s and %s, where it has %s and %s"
+            log.warning(known, places[0], theirs, places[1], ours)
         self.read_otherwise += 1
 
 
@@ -162,11 +163,8 @@ def _refuse(what: str) -> NoReturn:
 def _as_llama_reads(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:
     """The prompt with markers, the pictures, and the tokens that llama.cpp must read there."""
     inputs = encode(policy, [row])
-    forbidden = set(policy.forbidden)
-    ids = inputs["input_ids"][0].tolist()
-    # Borders stand once, a picture's own token in a row of many.
-    repeated = {a for a, b in pairwise(ids) if a == b and a in forbidden}
-    expected = [PICTURE if token in repeated else token for token in ids]
+    own = policy.processor.image_token_id
+    expected = [PICTURE if token == own else token for token in inputs["input_ids"][0].tolist()]
     prompt = _with_markers(policy.processor, render_prompt(policy.processor, row.messages))
     return prompt, as_seen(policy.processor, inputs), expected
 

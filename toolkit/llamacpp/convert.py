@@ -78,7 +78,13 @@ def refuse_foreign_names(weights: Path) -> None:
     if not names:
         raise ModelError("whole weights are safetensors", place=weights, value="none")
     if foreign := sorted(name for name in names if _VISION.search(name)):
-        raise _foreign(weights, foreign[0], len(foreign))
+        raise ModelError(
+            "tensors must carry the Hub's names, as llama.cpp's converter knows them",
+            place=weights,
+            value=foreign[0] if len(foreign) == 1 else f"{foreign[0]} and {len(foreign) - 1} more",
+            remedy="The base was saved by transformers 5 from a new model, without the names of the Hub: rename its "
+            "tensors (vision_tower.… to vision_tower.vision_model.…), or start from the Hub's files.",
+        )
 
 
 def tensor_names(weights: Path) -> list[str]:
@@ -88,16 +94,6 @@ def tensor_names(weights: Path) -> list[str]:
         with safe_open(file, framework="numpy") as opened:
             names += opened.keys()
     return names
-
-
-def _foreign(place: Path, name: str, count: int) -> ModelError:
-    return ModelError(
-        "tensors must carry the Hub's names, as llama.cpp's converter knows them",
-        place=place,
-        value=name if count == 1 else f"{name} and {count - 1} more",
-        remedy="The base was saved by transformers 5 from a new model, without the names of the Hub: "
-        "rename its tensors (vision_tower.… to vision_tower.vision_model.…), or start from the Hub's files.",
-    )
 
 
 def _lay_out(weights: Path, source: Path) -> None:
@@ -129,7 +125,12 @@ def _run(source: Path, target: Path, options: list[str]) -> None:
         return
     said = done.stderr + done.stdout
     if unknown := _UNKNOWN_NAME.search(said):
-        raise _foreign(source, unknown[1], 1)
+        raise ModelError(
+            "llama.cpp's converter must know every tensor",
+            place=target.name,
+            value=unknown[1],
+            remedy="Compare the names with those of the model on the Hub, and its shape with one that llama.cpp has.",
+        )
     if unknown := _UNKNOWN_MODEL.search(said):
         raise ModelError(
             "llama.cpp's converter must know the architecture",

@@ -22,7 +22,7 @@ class Bound:
 
 BOUNDS: Mapping[str, Bound] = {
     "32": Bound(0, 0.01),
-    "16": Bound(0.25, 1.0),
+    "16": Bound(0.25, 0.5),
     "f16": Bound(0.1, 0.5),
     "bf16": Bound(0.2, 1.0),
     "q8_0": Bound(0.2, 1.0),
