@@ -163,10 +163,13 @@ def _refuse(what: str) -> NoReturn:
 def _as_llama_reads(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:
     """The prompt with markers, the pictures, and the tokens that llama.cpp must read there."""
     inputs = encode(policy, [row])
-    own = policy.processor.image_token_id
+    processor = policy.processor
+    # Gemma 3's processor calls the border before a picture its image token.
+    holder = processor.tokenizer if hasattr(processor, "full_image_sequence") else processor
+    own = holder.image_token_id
     expected = [PICTURE if token == own else token for token in inputs["input_ids"][0].tolist()]
-    prompt = _with_markers(policy.processor, render_prompt(policy.processor, row.messages))
-    return prompt, as_seen(policy.processor, inputs), expected
+    prompt = _with_markers(processor, render_prompt(processor, row.messages))
+    return prompt, as_seen(processor, inputs), expected
 
 
 def _with_markers(processor: Any, text: str) -> str:
