@@ -36,4 +36,6 @@ def load_library() -> Library:
 def threads() -> int:
     """How many threads to compute with: what OMP_NUM_THREADS says, else the processors that this process may use."""
     said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
+    if said.isdigit() and int(said):
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
