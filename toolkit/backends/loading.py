@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit import tiny
 from toolkit.errors import ModelError
-from toolkit.recipe import Model
+from toolkit.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +59,45 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
 
 
-def refuse_unmergeable(source: str, model: Model) -> None:
-    """Before anything is trained: merged weights need a base that is not stored quantised.
+def dequantise(model: Any, source: str) -> Any:
+    """The model with weights of 16 bits in place of its quantised ones, which keep what quantising rounded off."""
+    log.warning("%s is stored quantised: the adapter is merged into dequantised weights, as asked", source)
+    whole = model.dequantize().to(torch.bfloat16)
+    whole.is_loaded_in_4bit = whole.is_loaded_in_8bit = False  # transformers leaves the marks, and bits_of reads them
+    # Saving goes back over what loading did to the stored names and values: unpacking four bits has no way back.
+    whole._weight_conversions = [step for step in getattr(whole, "_weight_conversions", []) if _has_way_back(step)]
+    return whole
+
+
+def _has_way_back(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
+def refuse_unmergeable(source: str, recipe: Recipe) -> None:
+    """Before anything is trained: merged weights need a base that is not stored quantised, or the wish to dequantise.
 
     Raises:
-        ModelError: the base is, or it cannot be had.
+        ModelError: the recipe exports merged weights, or a GGUF that is made of them, and the base is quantised, or
+            cannot be had.
     """
+    model, section = recipe.model, recipe.export
+    if section is None or not {"merged", "gguf"} & set(section.to):
+        return
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
     except (OSError, ValueError) as error:
         raise not_found(source, error) from error
-    if settings.get("quantization_config"):
+    if settings.get("quantization_config") and not section.allow_dequantised:
         raise ModelError(
             "merged weights need a base whose weights are stored in 16 bits or more",
             place=f"[model] name = {source!r}",
             value=settings["quantization_config"].get("quant_method", "quantised"),
             remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-            'export.to = ["adapter"].',
+            'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
         )
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.exports import gguf_table
 from toolkit.cli.figures import percent, points
 from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
@@ -78,6 +79,13 @@ def exported(record: Mapping[str, Any], folder: Path) -> None:
             print(f"{form}: not written, since full fine-tuning leaves no adapter")
             continue
         found = record[form]
+        if form == "gguf":
+            print(f"gguf: {folder / found['folder']}")
+            _console().print(gguf_table(found))
+            continue
+        if not found["questions"]:
+            print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; not verified)")
+            continue
         same = f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
         print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; {same})")
 

@@ -114,8 +114,8 @@ class EvaluateStage(Protocol):
 class ExportStage(Protocol):
     """Writes weights for other programs and sees that they give the same answers."""
 
-    def __call__(self, context: Context) -> Record:
-        """Exports ``context.weights`` into ``context.run.stage_folder("export")``; raises ModelError."""
+    def __call__(self, context: Context, *, out: Path | None = None) -> Record:
+        """Exports ``context.weights`` into ``out`` (default: the run's folder of this stage); raises ModelError."""
 
 
 _SHOWN = ("loss", "reward", "reward_std")
