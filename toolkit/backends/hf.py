@@ -14,7 +14,15 @@ from transformers import AutoProcessor
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate
-from toolkit.backends.loading import bits_of, load_model, model_source, not_found, refuse_unmergeable, restore_weights
+from toolkit.backends.loading import (
+    bits_of,
+    load_model,
+    model_source,
+    not_found,
+    public_name,
+    refuse_unmergeable,
+    restore_weights,
+)
 from toolkit.backends.meter import meter
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
@@ -136,7 +144,7 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
 def _base(recipe: Recipe, adapted: Path | None) -> str:
     """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
     source, start = model_source(recipe.model), recipe.model.adapter
-    if start is None or (adapted is not None and adapter.base_of(adapted) == source):
+    if start is None or (adapted is not None and adapter.base_of(adapted) in (source, public_name(source))):
         return source  # the run that ``model.adapter`` names may be gone by now
     weights = find_weights(start)
     return source if adapter.is_adapter(weights) else str(weights)

@@ -87,15 +87,32 @@ def evaluate(
 
 
 @app.command()
-def export(run_folder: RunPath, settings: Settings = None) -> None:
+def export(
+    run_folder: RunPath,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the forms' folders; default: stages/export of the run.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push the one form to the Hub once it is proven.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see; else private.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Rename what stands in --out to NAME.old-1; push beside files that are there."),
+    ] = False,
+) -> None:
     """Write a run's weights for other programs; --set may change its section export."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.again import export_again
+    from toolkit.pipeline.again import Delivery, export_again
     from toolkit.pipeline.stages import STAGES
 
+    if public and push is None:
+        raise typer.BadParameter("has a meaning only with --push", param_hint="--public")
+    delivery = Delivery(out, push, public, force)
     with telling() as (progress, notify):
-        record = export_again(run_folder, STAGES, settings or (), progress=progress, notify=notify)
+        record = export_again(run_folder, STAGES, settings or (), delivery, progress=progress, notify=notify)
     show.exported(record, run_folder)
 
 

@@ -1,5 +1,6 @@
 """What the commands print on standard output."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from toolkit.images import ScanReport
     from toolkit.stages.reward_test import ScoredCompletion
     from toolkit.tasks.loading import DataSplits
+
+FOLDER = "{folder}"
+"""Stands in a command of an export's record for the folder of the form."""
 
 WIDTH = 120
 """Of tables that do not go to a terminal."""
@@ -77,6 +81,10 @@ def exported(record: Mapping[str, Any], folder: Path) -> None:
         found = record[form]
         same = f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
         print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; {same})")
+        for command in found.get("next", ()):
+            print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(folder / found['folder'])))}")
+    if "pushed" in record:
+        print(f"pushed: {record['pushed']}")
 
 
 def answer(given: Answer) -> None:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,20 @@ from toolkit.stages.context import Context
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Notify = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where an export goes besides the run folder.
+
+    ``out``: a folder for the forms' folders. ``push``: ``owner/name`` on the Hub, private unless ``public``. ``force``:
+    a folder of others in ``out`` is renamed, and a repository may have files, instead of either being refused.
+    """
+
+    out: Path | None = None
+    push: str | None = None
+    public: bool = False
+    force: bool = False
 
 
 def evaluate_again(
@@ -55,18 +71,32 @@ def export_again(
     path: Path,
     stages: Stages,
     settings: Sequence[str] = (),
+    delivery: Delivery = Delivery(),
     *,
     progress: Progress = silent,
     notify: Notify = lambda number: None,
 ) -> Record:
     """Export a run's last weights, with ``--set`` values for [export], and give the stage's record.
 
+    What is to be pushed and stands proven already is not exported again. The record of a push has ``pushed``, the
+    address of its commit.
+
     Raises:
-        RunError: no run is there, it has no weights, or a setting is not about [export].
+        RunError: no run is there, it has no weights, a setting is not about [export], or nothing can be pushed.
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "export", settings)
-        return _do(run, recipe, stages, Step(EXPORT, stages.export), progress, notify)
+        export = stages.export
+        if delivery.out or delivery.force:
+            export = partial(export, out=delivery.out, force=delivery.force)
+        if delivery.push is None:
+            return _do(run, recipe, stages, Step(EXPORT, export), progress, notify)
+        from toolkit.pipeline.push import prepare_push, push_export  # loads model libraries
+
+        form = prepare_push(run, recipe, delivery.push)
+        if form.open or delivery.out:
+            _do(run, recipe, stages, Step(EXPORT, export), progress, notify)
+        return push_export(run, form.name, delivery.push, public=delivery.public, force=delivery.force)
 
 
 def _do(run: RunFolder, recipe: Recipe, stages: Stages, step: Step, progress: Progress, notify: Notify) -> Record:

@@ -1,8 +1,7 @@
 """One form of the weights: written beside its place, reloaded, asked again, and then put there."""
 
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,10 @@ from toolkit.backends import Backend
 from toolkit.backends.base import Policy, Row, Sampling
 from toolkit.errors import ModelError
 from toolkit.recipe import Recipe
-from toolkit.run import EXPORT, Record, flush_folder
+from toolkit.run import Record
+from toolkit.stages.export.beside import name_base, put_beside
+from toolkit.stages.export.card import CardFacts
+from toolkit.stages.export.place import Place, begin, settle
 
 log = logging.getLogger(__name__)
 ROUNDING = 0.25
@@ -25,45 +27,41 @@ class Job:
     recipe: Recipe
     weights: Path
     rows: Sequence[Row]
+    facts: Callable[[str, Record], CardFacts]
+    """Form and its proof -> what its card is written from."""
+    check: Callable[[str], None]
+    """Raises Interrupted once a signal has come."""
 
 
-def export_form(job: Job, form: str, target: Path) -> Record:
-    """Write one form to ``target``, reload it and compare its greedy answers with those of the run's weights.
+def export_form(job: Job, form: str, place: Place) -> Record:
+    """Write one form to its place, reload it and compare its greedy answers with those of the run's weights.
 
     Raises:
-        ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside ``target``.
+        ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside its place.
+        RunError: its place cannot be taken.
+        Interrupted: a signal came; nothing has the form's final name that had it not before.
     """
-    partial, differs, old = (target.with_name(f"{form}.{end}") for end in ("partial", "differs", "old"))
-    for left in (partial, differs, old):
-        shutil.rmtree(left, ignore_errors=True)
-    expected, bits = _write(job, form, partial)
-    found = _answers(job, job.backend.load(job.recipe, partial, trainable=False, mergeable=form == "merged"))
+    begin(place)
+    expected, bits = _write(job, form, place.partial)
+    job.check(f"{form} was not asked yet")
+    found = _answers(job, job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged"))
     differing = [i for i, (old, new) in enumerate(zip(expected, found, strict=True)) if old != new]
     rounds = form == "merged" and bits < 32
     if len(differing) > (ROUNDING * len(found) if rounds else 0):
-        partial.replace(differs)
+        place.partial.replace(place.differs)
         first = differing[0]
         raise ModelError(
             "reloaded weights must give the same greedy answers",
-            place=differs,
+            place=place.differs,
             value=f"{len(differing)} of {len(found)} differ; first: {expected[first]!r} became {found[first]!r}",
             remedy="Compare precision and library versions; the weights were kept for a look.",
         )
-    flush_folder(partial)
-    if target.exists():
-        target.replace(old)
-    partial.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    proof = {"bits": bits, "questions": len(found), "differing": len(differing)}
+    beside = put_beside(place.partial, job.facts(form, proof))
+    settle(place)
     _tell(form, len(found), len(differing), bits)
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    folder = f"stages/{EXPORT}/{form}"
-    return {
-        "folder": folder,
-        "megabytes": round(size / 1e6, 2),
-        "bits": bits,
-        "questions": len(found),
-        "differing": len(differing),
-    }
+    size = sum(file.stat().st_size for file in place.target.rglob("*") if file.is_file())
+    return {"megabytes": round(size / 1e6, 2), **proof, **beside}
 
 
 def _write(job: Job, form: str, target: Path) -> tuple[list[str], int]:
@@ -71,6 +69,7 @@ def _write(job: Job, form: str, target: Path) -> tuple[list[str], int]:
     policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=form == "merged")
     expected, bits = _answers(job, policy), policy.bits
     (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
+    name_base(target)
     return expected, bits
 
 
