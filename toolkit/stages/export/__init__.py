@@ -10,16 +10,19 @@ from toolkit.recipe import Export, Recipe
 from toolkit.run import EXPORT, Record, RunFolder
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
+from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.card import CardFacts, read_facts
 from toolkit.stages.export.forms import Job, export_form
 from toolkit.stages.export.next_use import Serving
-from toolkit.stages.export.place import Place, refuse_small_disk
+from toolkit.stages.export.place import Place, Written, begin, refuse_small_disk
 from toolkit.stages.export.size import form_bytes
 from toolkit.stages.prompts import Prompts
 
 __all__ = ["export"]
 
 log = logging.getLogger(__name__)
+WRITTEN = "written.json"
+"""What this run exported outside itself, in the stage's folder."""
 MOST_LOOKED_AT = 1000
 """Questions whose pictures are counted for the commands of servers."""
 
@@ -51,9 +54,12 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     record, run, weights = _earlier(context.run, context.weights), context.run, context.weights
     forms = _writable(section.to, recipe)
     folder = out.absolute() if out else run.stage_folder(EXPORT)
-    places = {form: _place(run, record, folder / form, force=force) for form in forms}
+    written = Written(run.stage_folder(EXPORT) / WRITTEN)
+    places = {form: _place(run, written, folder / form, force=force) for form in forms}
     sizes = [form_bytes(form, weights, recipe.model) for form in forms]
     refuse_small_disk(folder, sum(size or 0 for size in sizes), f"export of {' and '.join(forms)}")
+    for place in places.values():
+        begin(place)
     backend = backend or choose_backend(recipe.model)
     rows = [prompts.row(sample) for sample in samples[: section.verify]]
     pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
@@ -67,6 +73,7 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     for form, place in places.items():
         context.stop.check(f"{form} was not written")
         record[form] = {"folder": run.relative(place.target), **export_form(job, form, place)}
+        written.add(place.target, record[form]["digest"])
     return record
 
 
@@ -77,11 +84,11 @@ def _writable(to: Sequence[str], recipe: Recipe) -> list[str]:
     return list(to)
 
 
-def _place(run: RunFolder, record: Record, target: Path, *, force: bool) -> Place:
-    """The place of a form: its own where it lies in the run, or where the record says that this run wrote it."""
+def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Place:
+    """The place of a form: its own where it lies in the run, or holds what this run wrote there."""
     inside = target.is_relative_to(run.path / "stages" / EXPORT)
-    written = record.get(target.name, {}).get("folder") == run.relative(target)
-    return Place(target, own=inside or written, force=force)
+    own = inside or (target.is_dir() and written.digest(target) == digest_of(target))
+    return Place(target, own=own, force=force)
 
 
 def _earlier(run: RunFolder, weights: Path) -> Record:

@@ -12,7 +12,7 @@ from toolkit.recipe import Recipe
 from toolkit.run import Record
 from toolkit.stages.export.beside import name_base, put_beside
 from toolkit.stages.export.card import CardFacts
-from toolkit.stages.export.place import Place, begin, settle
+from toolkit.stages.export.place import Place, settle
 
 log = logging.getLogger(__name__)
 ROUNDING = 0.25
@@ -38,10 +38,8 @@ def export_form(job: Job, form: str, place: Place) -> Record:
 
     Raises:
         ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside its place.
-        RunError: its place cannot be taken.
         Interrupted: a signal came; nothing has the form's final name that had it not before.
     """
-    begin(place)
     expected, bits = _write(job, form, place.partial)
     job.check(f"{form} was not asked yet")
     found = _answers(job, job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged"))

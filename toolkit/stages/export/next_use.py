@@ -1,6 +1,5 @@
 """Where an export is used next: commands that serve it and Ollama's Modelfile, with this model's own file names."""
 
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class Serving:
     def of(cls, recipe: Recipe, processor: Any, pictures: int) -> "Serving":
         """Read off the recipe and the processor; ``pictures``: the most that one question has."""
         return cls(
-            name=re.sub(r"[^a-z0-9._-]+", "-", recipe.run.name.lower()),
+            name=recipe.run.name.lower(),  # Ollama takes small letters
             base=public_name(recipe.model.name),
             max_tokens=recipe.model.max_tokens,
             answer_tokens=recipe.evaluation.max_completion_tokens,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.run import flush_folder
+from toolkit.run import flush_folder, read_json, write_json
 
 MARGIN = 1.05
 """Of the weights' own size: headers, and a tokenizer that grew."""
@@ -44,6 +44,24 @@ class Place:
 
     def _beside(self, end: str) -> Path:
         return self.target.with_name(f"{self.target.name}.{end}")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The folders outside a run that its exports have written: path -> digest, kept in ``file`` inside the run."""
+
+    file: Path
+
+    def digest(self, target: Path) -> str | None:
+        """What this run left in ``target``; None: it wrote nothing there."""
+        known: dict[str, str] = read_json(self.file) if self.file.is_file() else {}
+        return known.get(str(target))
+
+    def add(self, target: Path, digest: str) -> None:
+        """Remember a folder, unless it lies beside ``file``."""
+        if not target.is_relative_to(self.file.parent):
+            known = read_json(self.file) if self.file.is_file() else {}
+            write_json(self.file, {**known, str(target): digest})
 
 
 def begin(place: Place) -> None:
