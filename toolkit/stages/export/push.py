@@ -39,7 +39,7 @@ def check_push(push: Push) -> None:
     """
     if not is_hub_name(push.repo):
         raise RunError("a repository's name is owner/name", place="--push", value=push.repo)
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise RunError("nothing can be pushed offline", place="--push", remedy="Unset HF_HUB_OFFLINE.")
     if not get_token():
         rule = "a push needs a token of the Hub that may write"
