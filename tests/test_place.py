@@ -22,7 +22,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, Model, Recipe
 from toolkit.stages.context import Context
 from toolkit.stages.export import export
-from toolkit.stages.export.place import BESIDE, MARGIN, Place, begin, free_name, refuse_small_disk, settle
+from toolkit.stages.export.place import BESIDE, MARGIN, Place, free_name, refuse_small_disk
 from toolkit.stages.export.size import Size, base_size, form_bytes
 
 FILES = 30
@@ -42,9 +42,9 @@ def versions_in(folder: Path) -> list[str]:
 def write_until_killed(place: Place, told: int) -> None:
     version = 0
     while True:
-        begin(place)
+        place.take()
         write_version(place, version)
-        settle(place)
+        place.put()
         os.write(told, b".")
         version += 1
 
@@ -68,7 +68,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(tmp_path: Path) -> N
         if place.target.exists():
             assert len(set(versions_in(place.target))) == 1
             assert len(versions_in(place.target)) == FILES
-        begin(place)
+        place.take()
         assert len(versions_in(place.target)) == FILES  # what was whole once is never lost
         assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     assert "merged.partial" in left  # some were killed while they wrote
@@ -77,9 +77,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(tmp_path: Path) -> N
 def test_an_export_whose_second_rename_did_not_come_gets_its_name_back(tmp_path: Path) -> None:
     place = Place(tmp_path / "merged")
     write_version(place, 1)
-    settle(place)
+    place.put()
     place.target.replace(place.old)  # where a kill between the two renames stops
-    begin(place)
+    place.take()
     assert versions_in(place.target) == ["1"] * FILES
 
 
@@ -88,12 +88,12 @@ def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tm
     target.mkdir()
     (target / "thesis.txt").write_text("three years", encoding="utf-8")
     with pytest.raises(RunError, match=r"merged: this folder is there already.*--force.*NAME\.old-1"):
-        begin(Place(target, own=False))
+        Place(target, own=False).take()
     forced = Place(target, own=False, force=True)
     for number in (1, 2):
-        begin(forced)
+        forced.take()
         write_version(forced, number)
-        settle(forced)
+        forced.put()
     assert (tmp_path / "merged.old-1/thesis.txt").read_text(encoding="utf-8") == "three years"
     assert versions_in(tmp_path / "merged.old-2") == ["1"] * FILES
     assert versions_in(target) == ["2"] * FILES
@@ -103,25 +103,25 @@ def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tm
 def test_an_empty_folder_may_be_taken_and_a_file_may_not(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     place = Place(tmp_path / "merged", own=False)
-    begin(place)
+    place.take()
     write_version(place, 1)
-    settle(place)
+    place.put()
     assert versions_in(place.target) == ["1"] * FILES
     (tmp_path / "adapter").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match="this is a file"):
-        begin(Place(tmp_path / "adapter", force=True))
+        Place(tmp_path / "adapter", force=True).take()
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=r"an export cannot be written here \(.*--out"):
-        begin(Place(tmp_path / "file" / "merged"))
+        Place(tmp_path / "file" / "merged").take()
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     # Root may write anywhere but into the kernel's own files.
     read_only = Path("/proc") if os.geteuid() == 0 else locked
     with pytest.raises(RunError, match="an export cannot be written here"):
-        begin(Place(read_only / "merged"))
+        Place(read_only / "merged").take()
     assert list(locked.iterdir()) == []
 
 
@@ -154,9 +154,9 @@ def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Pat
     assert form_bytes("merged", adapter, Model(precision="32bit")) == 4 * base.values
     assert form_bytes("merged", adapter, Model(precision="16bit")) == 2 * base.values
     assert form_bytes("merged", adapter, Model(precision="4bit")) == stored  # merged into the weights as stored
-    # Merged weights, a copy in 16 bits, and 8.5 bits a weight.
+    # A copy in 16 bits, and 8.5 bits a weight; merged weights count as a form of their own.
     gguf = form_bytes("gguf", adapter, Model(precision="16bit"), ["q8_0"])
-    assert gguf == pytest.approx((2 + 2 + 8.5 / 8) * base.values, abs=1)
+    assert gguf == pytest.approx((2 + 8.5 / 8) * base.values, abs=1)
     assert form_bytes("merged", adapter, Model(name="nobody/has-this")) is None
     assert base_size(Model(name=str(tmp_path))) is None
     assert base_size(Model(name=str(adapter))) == Size(base.values, stored)

@@ -131,6 +131,9 @@ class Backend(Protocol):
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """``sampling.count`` completions of each row, in order."""
 
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """The natural logarithm of the probability of each token of each row's answer, its turn end included."""
+
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """Put a checkpoint's weights, all of those that are trained, into a policy.
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
-from toolkit.backends.generate import generate
+from toolkit.backends.generate import generate, log_probs
 from toolkit.backends.loading import (
     bits_of,
     load_model,
@@ -44,7 +44,7 @@ class HfBackend:
             gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else _base(recipe, weights)
-        if trainable and recipe.export and "merged" in recipe.export.to:
+        if trainable and recipe.export and {"merged", "gguf"} & set(recipe.export.to):
             refuse_unmergeable(source, recipe.model)
         model = load_model(source, recipe.model, mergeable=mergeable)
         processor = load_processor(recipe.model)
@@ -76,6 +76,10 @@ class HfBackend:
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
         return generate(policy, rows, sampling)
+
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """See ``Backend.log_probs``."""
+        return log_probs(policy, rows, answers)
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from toolkit.predictor import StepPrediction
+    from toolkit.run import RunFolder
 
 FORMS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--interactive": (frozenset({"--interactive", "--goal"}), frozenset({"--context"})),
@@ -38,41 +40,62 @@ def check_form(given: set[str]) -> str:
 _HOW = "name --question and --image, or --steps, or --goal and --interactive"
 
 
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Who is asked: ``path`` is a run folder or weights that lie in one, ``model`` what ``--model`` says."""
+
+    path: Path
+    model: str | None = None
+
+    def find(self) -> "tuple[RunFolder, Path | None]":
+        """The run, and the weights that are asked instead of its own.
+
+        Raises:
+            RunError: one of them is not there.
+        """
+        from toolkit.run import find_exported, locate
+
+        run, weights = locate(self.path)
+        return run, weights if self.model is None else find_exported(run, self.model).weights
+
+
 def ask_one(
-    run_folder: Path, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
+    which: Which, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
 ) -> None:
     """Ask one question and print its answer."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
-    from toolkit.run import find_run
     from toolkit.stages.predict import predict
 
+    run, weights = which.find()
     with telling():
-        answer = predict(find_run(run_folder), question, images, options, context)
+        answer = predict(run, question, images, options, context, weights)
     show.answer(answer)
 
 
-def ask_steps(run_folder: Path, steps: Path, out: Path | None, image_root: Path | None) -> None:
+def ask_steps(which: Which, steps: Path, out: Path | None, image_root: Path | None) -> None:
     """Predict every step of a file into a JSONL, by default NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
-    from toolkit.run import StopRequest, find_run
+    from toolkit.run import StopRequest
     from toolkit.stages.predict_chains import Files, predict_chains
 
     files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
     with telling() as (progress, notify), StopRequest(notify) as stop:
-        lines = predict_chains(find_run(run_folder), files, stop, progress)
+        run, weights = which.find()
+        lines = predict_chains(run, files, stop, progress, chosen=weights)
     show.steps(lines, files.out)
 
 
-def converse(run_folder: Path, goal: str, context: Mapping[str, str]) -> None:
+def converse(which: Which, goal: str, context: Mapping[str, str]) -> None:
     """Read a screenshot's path a line from standard input and print the next step, with the memory of those before."""
     from toolkit.cli.progress import telling
     from toolkit.errors import DataError, ImageError
     from toolkit.predictor import load_model_for_inference
 
     with telling():  # not around the talk: a bar would hold back a line that does not end
-        predictor = load_model_for_inference(run_folder)
+        run, weights = which.find()
+        predictor = load_model_for_inference(weights or run.path)
     short: dict[str, Any] = {}
     long: dict[str, Any] = {}
     number = 1

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.exports import gguf_table
 from toolkit.cli.figures import percent, points
 from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
@@ -73,18 +74,27 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
 
 
 def exported(record: Mapping[str, Any], folder: Path) -> None:
-    """What an export has left: each form with its size, and how it answered after reloading."""
+    """What an export has left: each form with its size, how it answered after reloading, and what serves it."""
     for form in record["asked"]:
         if form not in record:
             print(f"{form}: not written, since full fine-tuning leaves no adapter")
             continue
-        found = record[form]
-        same = f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
-        print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; {same})")
+        found, place = record[form], folder / record[form]["folder"]
+        if form == "gguf":
+            print(f"gguf: {place}")
+            _console().print(gguf_table(found))
+        else:
+            print(f"{form}: {place} ({found['megabytes']:,} MB, {found['bits']} bits; {_proven(found)})")
         for command in found.get("next", ()):
-            print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(folder / found['folder'])))}")
+            print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}")
     if "pushed" in record:
         print(f"pushed: {record['pushed']}")
+
+
+def _proven(found: Mapping[str, Any]) -> str:
+    if not found["questions"]:
+        return "not verified"
+    return f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
 
 
 def answer(given: Answer) -> None:

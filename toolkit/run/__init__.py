@@ -1,5 +1,6 @@
 """The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
 
+from toolkit.run.exported import Exported, find_exported, locate
 from toolkit.run.files import append_line, cut_torn_line, flush_folder, read_json, read_lines, write_json, write_text
 from toolkit.run.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
@@ -13,6 +14,7 @@ __all__ = [
     "EXPORT",
     "LOGGER",
     "TRAINING_STAGES",
+    "Exported",
     "PlainFormatter",
     "Progress",
     "Record",
@@ -22,11 +24,13 @@ __all__ = [
     "check_fingerprints",
     "current_weights",
     "cut_torn_line",
+    "find_exported",
     "find_run",
     "find_weights",
     "flush_folder",
     "hide_secrets",
     "is_main",
+    "locate",
     "now",
     "rank",
     "read_json",

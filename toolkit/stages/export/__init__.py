@@ -1,22 +1,24 @@
-"""Export: adapter and merged weights, reloaded and asked again before they count as done."""
+"""Export: adapter, merged weights and GGUF, reloaded and asked again before they count as done."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.backends import Backend, choose_backend
 from toolkit.errors import ModelError
-from toolkit.recipe import Export, Recipe
-from toolkit.run import EXPORT, Record, RunFolder
+from toolkit.recipe import Export
+from toolkit.run import EXPORT, Record, RunFolder, write_json
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
 from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.card import CardFacts, read_facts
 from toolkit.stages.export.forms import Job, export_form
+from toolkit.stages.export.gguf import export_gguf
 from toolkit.stages.export.next_use import Serving
-from toolkit.stages.export.place import Place, Written, begin, refuse_small_disk
+from toolkit.stages.export.place import Place, Written, refuse_small_disk
+from toolkit.stages.export.proof import Questions
 from toolkit.stages.export.size import form_bytes
 from toolkit.stages.prompts import Prompts
+from toolkit.tasks.loading import SampleSet
 
 __all__ = ["export"]
 
@@ -31,57 +33,77 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     """Write the weights in each form the recipe names, reload them, and compare greedy answers.
 
     A form's folder is there only once it has passed. Merged weights are compared with the adapter beside a base that
-    is not quantised either, since a quantised base gives other answers by itself.
+    is not quantised either, since a quantised base gives other answers by itself. A GGUF is made from merged weights,
+    which are written first if they are not there, and compared with them.
 
     Args:
         context: the run; its newest weights are exported.
         backend: who loads, asks and writes; default: the recipe's.
-        out: where the folders of the forms go; default: the run's ``stages/export``.
+        out: where the forms' folders go, with ``export.json``, the record; default: the run's own, whose record the
+            caller keeps.
         force: a folder in ``out`` that this run's export has not written is renamed instead of refused.
 
     Raises:
-        ModelError: nothing was trained, or the reloaded weights answer otherwise; they stay in a folder whose name
-            says so.
+        ModelError: nothing was trained, or what was written answers otherwise; it stays in a folder whose name says so.
+        MissingExtraError: GGUF is asked for, and what it needs is not installed.
         RunError: the disk is too small, or the place of a form cannot be taken.
         Interrupted: a signal came; the forms that were finished are there.
     """
     recipe, section = context.recipe, context.recipe.export or Export()
     if context.weights is None:
         raise ModelError("there is nothing to export: no stage has trained", place=context.run.path)
-    prompts = Prompts.of(recipe, context.images)
+    if not section.verify:
+        log.warning("export: nothing is verified, as asked: what is written may answer otherwise than the run's model")
+    run, folder = context.run, out.absolute() if out else context.run.stage_folder(EXPORT)
+    record = _earlier(run, context.weights, out)
+    forms = _in_order(section, record, folder)
+    record |= {"asked": list(dict.fromkeys([*record["asked"], *forms]))}
+    if "adapter" in forms and recipe.model.tuning == "full":
+        log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
+        forms.remove("adapter")
+    written = Written(run.stage_folder(EXPORT) / WRITTEN)
+    places = _take_places(context, {form: _place(run, written, folder / form, force=force) for form in forms})
+    job = _job(context, backend or choose_backend(recipe.model), context.weights)
+    for form, place in places.items():
+        context.stop.check(f"{form} was not written")
+        found = export_gguf(job, folder / "merged", place) if form == "gguf" else export_form(job, form, place)
+        record[form] = {**found, "folder": run.relative(place.target)}
+        written.add(place.target, found["digest"])
+    if out:
+        write_json(folder / "export.json", record)
+    return record
+
+
+def _job(context: Context, backend: Backend, weights: Path) -> Job:
+    recipe = context.recipe
     # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
     samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
-    record, run, weights = _earlier(context.run, context.weights), context.run, context.weights
-    forms = _writable(section.to, recipe)
-    folder = out.absolute() if out else run.stage_folder(EXPORT)
-    written = Written(run.stage_folder(EXPORT) / WRITTEN)
-    places = {form: _place(run, written, folder / form, force=force) for form in forms}
-    sizes = [form_bytes(form, weights, recipe.model) for form in forms]
-    refuse_small_disk(folder, sum(size or 0 for size in sizes), f"export of {' and '.join(forms)}")
-    for place in places.values():
-        begin(place)
-    backend = backend or choose_backend(recipe.model)
-    rows = [prompts.row(sample) for sample in samples[: section.verify]]
     pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
     serving = Serving.of(recipe, backend.load_reader(recipe).processor, pictures)
 
     def facts(form: str, proof: Record) -> CardFacts:
-        return read_facts(run, recipe, weights, form, serving=serving, proof=proof)
+        return read_facts(context.run, recipe, weights, form, serving=serving, proof=proof)
 
-    job = Job(backend, recipe, weights, rows, facts, context.stop.check)
-    record |= {"asked": list(dict.fromkeys([*record["asked"], *section.to]))}
-    for form, place in places.items():
-        context.stop.check(f"{form} was not written")
-        record[form] = {"folder": run.relative(place.target), **export_form(job, form, place)}
-        written.add(place.target, record[form]["digest"])
-    return record
+    return Job(backend, recipe, weights, _questions(context, samples), facts, context.stop.check)
 
 
-def _writable(to: Sequence[str], recipe: Recipe) -> list[str]:
-    if recipe.model.tuning == "full" and "adapter" in to:
-        log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
-        return [form for form in to if form != "adapter"]
-    return list(to)
+def _questions(context: Context, samples: SampleSet) -> Questions:
+    recipe, section = context.recipe, context.recipe.export or Export()
+    prompts = Prompts.of(recipe, context.images)
+    chosen = list(samples[: section.verify])
+    return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen])
+
+
+def _take_places(context: Context, places: dict[str, Place]) -> dict[str, Place]:
+    """The places, once all of them can be taken and the disk has room for what they get."""
+    quant = (context.recipe.export or Export()).quant
+    if context.weights is not None and places:
+        sizes = [form_bytes(form, context.weights, context.recipe.model, quant) for form in places]
+        first = next(iter(places.values()))
+        refuse_small_disk(first.target.parent, sum(size or 0 for size in sizes), f"export of {' and '.join(places)}")
+    for place in places.values():
+        place.take()
+    return places
 
 
 def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Place:
@@ -91,8 +113,19 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
     return Place(target, own=own, force=force)
 
 
-def _earlier(run: RunFolder, weights: Path) -> Record:
+def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
+    """The forms that are written now; GGUF comes last, after the merged weights that it is made from."""
+    forms = [form for form in section.to if form != "gguf"]
+    if "gguf" not in section.to:
+        return list(forms)
+    if "merged" not in forms and not ("merged" in record and (folder / "merged").is_dir()):
+        log.info("export: a GGUF is made from merged weights, which are written first")
+        forms.append("merged")
+    return [*forms, "gguf"]
+
+
+def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:
     """What an earlier export of the same weights left: forms that are not asked for now stay."""
-    earlier = run.record(EXPORT) if run.is_done(EXPORT) else {}
+    earlier = run.record(EXPORT) if out is None and run.is_done(EXPORT) else {}
     name = run.relative(weights)
     return earlier if earlier.get("weights") == name else {"weights": name, "asked": []}

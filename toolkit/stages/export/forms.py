@@ -1,32 +1,30 @@
 """One form of the weights: written beside its place, reloaded, asked again, and then put there."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.backends import Backend
-from toolkit.backends.base import Policy, Row, Sampling
 from toolkit.errors import ModelError
 from toolkit.recipe import Recipe
 from toolkit.run import Record
 from toolkit.stages.export.beside import name_base, put_beside
 from toolkit.stages.export.card import CardFacts
-from toolkit.stages.export.place import Place, settle
+from toolkit.stages.export.place import Place
+from toolkit.stages.export.proof import BOUNDS, Asked, Bound, Comparison, Questions, ask, compare, primary_score
 
 log = logging.getLogger(__name__)
-ROUNDING = 0.25
-"""Merging into weights of 16 bits rounds them: at most this share of the answers may change by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Whose weights are exported, and the questions that prove it."""
+    """Whose weights are exported, and the questions that prove it; none: nothing is proven."""
 
     backend: Backend
     recipe: Recipe
     weights: Path
-    rows: Sequence[Row]
+    questions: Questions
     facts: Callable[[str, Record], CardFacts]
     """Form and its proof -> what its card is written from."""
     check: Callable[[str], None]
@@ -34,53 +32,62 @@ class Job:
 
 
 def export_form(job: Job, form: str, place: Place) -> Record:
-    """Write one form to its place, reload it and compare its greedy answers with those of the run's weights.
+    """Write one form to its place, reload it and compare it with the run's weights.
 
     Raises:
         ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside its place.
         Interrupted: a signal came; nothing has the form's final name that had it not before.
     """
-    expected, bits = _write(job, form, place.partial)
-    job.check(f"{form} was not asked yet")
-    found = _answers(job, job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged"))
-    differing = [i for i, (old, new) in enumerate(zip(expected, found, strict=True)) if old != new]
-    rounds = form == "merged" and bits < 32
-    if len(differing) > (ROUNDING * len(found) if rounds else 0):
-        place.partial.replace(place.differs)
-        first = differing[0]
-        raise ModelError(
-            "reloaded weights must give the same greedy answers",
-            place=place.differs,
-            value=f"{len(differing)} of {len(found)} differ; first: {expected[first]!r} became {found[first]!r}",
-            remedy="Compare precision and library versions; the weights were kept for a look.",
-        )
-    proof = {"bits": bits, "questions": len(found), "differing": len(differing)}
-    beside = put_beside(place.partial, job.facts(form, proof))
-    settle(place)
-    _tell(form, len(found), len(differing), bits)
-    size = sum(file.stat().st_size for file in place.target.rglob("*") if file.is_file())
-    return {"megabytes": round(size / 1e6, 2), **proof, **beside}
+    before, bits = _write(job, form, place.partial)
+    record: Record = {"bits": bits, "questions": 0, "differing": 0}
+    if job.questions.rows:
+        job.check(f"{form} was not asked yet")
+        policy = job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged")
+        after = ask(job.backend, policy, job.questions, before.texts)
+        compared = compare(before, after)
+        bound = BOUNDS["16" if form == "merged" and bits < 32 else "32"]
+        if not compared.fits(bound):
+            _keep_apart(place, before, after, compared, bound)
+        _tell(form, compared, bits)
+        record |= compared.to_record() | {"score": primary_score(job.questions, after.answers)}
+    record |= put_beside(place.partial, job.facts(form, record))
+    place.put()
+    return {"folder": str(place.target), "megabytes": megabytes(place.target), **record}
 
 
-def _write(job: Job, form: str, target: Path) -> tuple[list[str], int]:
+def megabytes(path: Path) -> float:
+    """The size of a file, or of all files below a folder, in units of a million bytes."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
+
+
+def _write(job: Job, form: str, target: Path) -> tuple[Asked, int]:
     """The answers before writing and the bits of the base weights; the model leaves memory before the next comes."""
     policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=form == "merged")
-    expected, bits = _answers(job, policy), policy.bits
+    expected, bits = ask(job.backend, policy, job.questions), policy.bits
     (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
     name_base(target)
     return expected, bits
 
 
-def _answers(job: Job, policy: Policy) -> list[str]:
-    section = job.recipe.evaluation
-    sampling = Sampling(section.max_completion_tokens)
-    batches = [job.rows[i : i + section.batch_size] for i in range(0, len(job.rows), section.batch_size)]
-    return [group[0].text for batch in batches for group in job.backend.generate(policy, batch, sampling)]
+def _keep_apart(place: Place, before: Asked, after: Asked, compared: Comparison, bound: Bound) -> None:
+    place.partial.replace(place.differs)
+    first = compared.differing[0] if compared.differing else 0
+    change = f"first: {before.texts[first]!r} became {after.texts[first]!r}"
+    raise ModelError(
+        "reloaded weights must give the same greedy answers",
+        place=place.differs,
+        value=f"{len(compared.differing)} of {compared.questions} differ; a token's log-probability moved by up to "
+        f"{compared.gap:.3g} (bound {bound.gap}); {change}",
+        remedy="Compare precision and library versions; the weights were kept for a look.",
+    )
 
 
-def _tell(form: str, questions: int, differing: int, bits: int) -> None:
-    if differing:
+def _tell(form: str, compared: Comparison, bits: int) -> None:
+    if compared.differing:
         rounds = f"merging rounds to {bits} bits"
-        log.warning("export: %s answers %d of %d questions otherwise: %s", form, differing, questions, rounds)
+        share = f"{len(compared.differing)} of {compared.questions}"
+        log.warning("export: %s answers %s questions otherwise: %s", form, share, rounds)
     else:
-        log.info("export: %s gives the same answers to %d held-out questions after reloading", form, questions)
+        same = f"gives the same answers to {compared.questions} held-out questions after reloading"
+        log.info("export: %s %s (log-probabilities within %.2g)", form, same, compared.gap)

@@ -42,6 +42,31 @@ class Place:
         """The run's own earlier export, for the moment between two renames."""
         return self._beside("old")
 
+    def take(self) -> None:
+        """See that the place can be taken, and clear away what an export that was interrupted has left.
+
+        An own earlier export whose rename was interrupted gets its name back.
+
+        Raises:
+            RunError: another's folder or a file stands there, or nothing can be written there.
+        """
+        if self.old.exists() and not self.target.exists():
+            self.old.replace(self.target)
+        _refuse_foreign(self)
+        _refuse_read_only(self.target.parent)
+        for left in (self.partial, self.differs, self.old):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def put(self) -> None:
+        """Put what was written and has passed under its final name, by renames alone; it is on disk before."""
+        flush_folder(self.partial)
+        if self.target.exists() and self.own:
+            self.target.replace(self.old)
+        elif self.target.exists():
+            self.target.rename(free_name(self.target))
+        self.partial.replace(self.target)
+        shutil.rmtree(self.old, ignore_errors=True)
+
     def _beside(self, end: str) -> Path:
         return self.target.with_name(f"{self.target.name}.{end}")
 
@@ -62,33 +87,6 @@ class Written:
         if not target.is_relative_to(self.file.parent):
             known = read_json(self.file) if self.file.is_file() else {}
             write_json(self.file, {**known, str(target): digest})
-
-
-def begin(place: Place) -> None:
-    """See that the place can be taken, and clear away what an export that was interrupted has left.
-
-    An own earlier export whose rename was interrupted gets its name back.
-
-    Raises:
-        RunError: another's folder or a file stands there, or nothing can be written there.
-    """
-    if place.old.exists() and not place.target.exists():
-        place.old.replace(place.target)
-    _refuse_foreign(place)
-    _refuse_read_only(place.target.parent)
-    for left in (place.partial, place.differs, place.old):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def settle(place: Place) -> None:
-    """Put what was written and has passed under its final name, by renames alone; it is on disk before."""
-    flush_folder(place.partial)
-    if place.target.exists() and place.own:
-        place.target.replace(place.old)
-    elif place.target.exists():
-        place.target.rename(free_name(place.target))
-    place.partial.replace(place.target)
-    shutil.rmtree(place.old, ignore_errors=True)
 
 
 def refuse_small_disk(folder: Path, needed: int, what: str) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from toolkit.errors import ModelError, RunError
-from toolkit.run import EXPORT, RunFolder, hide_secrets
+from toolkit.run import EXPORT, Record, RunFolder, hide_secrets
 from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.card.facts import is_verified
 from toolkit.stages.export.public import is_hub_name
@@ -48,11 +48,11 @@ def check_push(push: Push) -> None:
 
 def is_proven(run: RunFolder, weights: Path, form: str) -> bool:
     """Whether these weights stand exported in this form, proven, and as they were when they were proven."""
-    record = run.record(EXPORT) if run.is_done(EXPORT) else {}
+    record: Record = run.record(EXPORT) if run.is_done(EXPORT) else {}
     if form not in record or record["weights"] != run.relative(weights) or not is_verified(record[form]):
         return False
     folder = run.path / record[form]["folder"]
-    return folder.is_dir() and digest_of(folder) == record[form].get("digest")
+    return folder.is_dir() and bool(digest_of(folder) == record[form].get("digest"))
 
 
 def push_form(folder: Path, proof: Mapping[str, Any], push: Push, api: HfApi | None = None) -> str:

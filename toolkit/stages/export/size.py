@@ -38,7 +38,7 @@ def form_bytes(form: str, weights: Path, model: Model, quants: Sequence[str] = (
     """Bytes that exporting ``weights`` in ``form`` will write; None: the base's weights are not on this disk yet.
 
     Args:
-        form: adapter, merged or gguf; for gguf the merged weights and a copy in 16 bits are written on the way.
+        form: adapter, merged or gguf; for gguf a copy in 16 bits counts too; its merged weights are a form themselves.
         weights: the run's.
         model: the recipe's.
         quants: of gguf, the quantisations that are asked for.
@@ -50,10 +50,9 @@ def form_bytes(form: str, weights: Path, model: Model, quants: Sequence[str] = (
     if whole is None:
         return None
     merged = {"16bit": 2 * whole.values, "32bit": 4 * whole.values}.get(precision_of(model, mergeable=True))
-    merged = whole.bytes if merged is None else merged
     if form == "merged":
-        return merged
-    return merged + sum(math.ceil(whole.values * GGUF_BITS.get(quant, 16.0) / 8) for quant in {"f16", *quants})
+        return whole.bytes if merged is None else merged
+    return sum(math.ceil(whole.values * GGUF_BITS.get(quant, 16.0) / 8) for quant in {"f16", *quants})
 
 
 def base_size(model: Model) -> Size | None:

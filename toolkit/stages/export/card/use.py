@@ -36,7 +36,14 @@ processor = AutoProcessor.from_pretrained(".")
 ```""",
 }
 _SHOWN_TEXTS = ("", "file", "quant", "quantisation", "type")
-_TOLD_APART = frozenset(("folder", "megabytes", "questions", "differing", "bits", "verified", "next", "digest"))
+_TOLD_APART = frozenset(
+    ("folder", "megabytes", "questions", "differing", "bits", "verified", "dequantised", "next", "digest")
+)
+_NAMES: Mapping[str, str] = {
+    "gap": "largest difference of a token's log-probability",
+    "mean_gap": "mean difference of a token's log-probability",
+    "differing": "other answers",
+}
 
 
 def intended_use(facts: CardFacts) -> str:
@@ -90,7 +97,10 @@ def proof(facts: CardFacts) -> str:
     told = f"These files were loaded again and asked {found['questions']:,} questions with their pictures: {same:,} "
     told += f"greedy answers were those of the run's weights.{bits}"
     more = {name: value for name, value in found.items() if name not in _TOLD_APART}
-    return "\n\n".join(["## How this export was proven", told, *_further(more)])
+    rounded = ["**The base is stored quantised**, and its dequantised weights were merged, with that rounding in them."]
+    return "\n\n".join(
+        ["## How this export was proven", told, *(rounded if found.get("dequantised") else []), *_further(more)]
+    )
 
 
 def _form(facts: CardFacts) -> str:
@@ -121,7 +131,7 @@ def _is_shown(name: str, value: Any) -> bool:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return _NAMES.get(name, name.replace("_", " "))
 
 
 def _value(value: Any) -> str:
