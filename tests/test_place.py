@@ -39,6 +39,10 @@ def versions_in(folder: Path) -> list[str]:
     return [file.read_text(encoding="utf-8") for file in folder.iterdir()]
 
 
+def folders(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.is_dir())
+
+
 def write_until_killed(place: Place, told: int) -> None:
     version = 0
     while True:
@@ -194,10 +198,10 @@ class Reluctant(HfBackend):
 def test_ctrl_c_keeps_the_forms_that_were_finished_and_no_half_of_another(context: Context, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="merged was not asked yet"):
         export(context, Reluctant(context), out=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged.partial"]
+    assert folders(tmp_path) == ["adapter", "merged.partial"]
     context.stop.number = None
     record = export(context, out=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+    assert folders(tmp_path) == ["adapter", "merged"]
     assert record["merged"]["questions"] == 1
 
 
@@ -209,7 +213,7 @@ def test_nothing_is_loaded_for_an_export_that_has_no_room_or_no_place(
     (tmp_path / "merged/mine.txt").write_text("x", encoding="utf-8")
     with pytest.raises(RunError, match="was not written by this run's export"):
         export(context, backend, out=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
+    assert folders(tmp_path) == ["merged"]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(10**9, 10**9, 1000))
     with pytest.raises(RunError, match=r"export of adapter and merged needs 0\.07 GB of disk, and 0\.00 GB are free"):
         export(context, backend)
@@ -222,12 +226,12 @@ def test_an_export_elsewhere_is_replaced_by_the_run_that_wrote_it_alone(context:
     record = export(only, out=tmp_path)
     assert record["adapter"]["folder"] == str(tmp_path / "adapter")
     export(only, out=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert folders(tmp_path) == ["adapter"]
     (tmp_path / "adapter/notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(RunError, match="was not written by this run's export"):
         export(only, out=tmp_path)
     export(only, out=tmp_path, force=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "adapter.old-1"]
+    assert folders(tmp_path) == ["adapter", "adapter.old-1"]
 
 
 class Unproven(HfBackend):
@@ -243,4 +247,4 @@ class Unproven(HfBackend):
 def test_what_does_not_pass_never_gets_the_final_name(context: Context, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"adapter\.differs: reloaded weights must give the same greedy answers"):
         export(context, Unproven(), out=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter.differs"]
+    assert folders(tmp_path) == ["adapter.differs"]
