@@ -15,6 +15,7 @@ from toolkit.cli.figures import percent, points
 from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
 from toolkit.pipeline.results import ResultRow, Results
+from toolkit.run import EXPORT
 from toolkit.sample import Answer
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def results(found: Results) -> None:
     merged = found.run.path / "stages" / "export" / "merged"
     if merged.is_dir():
         console.print(f"merged weights, for other programs: {merged}", markup=False)
+    if found.run.is_done(EXPORT):
+        for form in found.run.record(EXPORT).values():
+            if isinstance(form, dict):
+                _serving(form, found.run.path / form["folder"])
     used = compute_line(found.run.compute_file)
     if used is not None:
         console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
@@ -85,10 +90,15 @@ def exported(record: Mapping[str, Any], folder: Path) -> None:
             _console().print(gguf_table(found))
         else:
             print(f"{form}: {place} ({found['megabytes']:,} MB, {found['bits']} bits; {_proven(found)})")
-        for command in found.get("next", ()):
-            print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}")
+        _serving(found, place)
     if "pushed" in record:
         print(f"pushed: {record['pushed']}")
+
+
+def _serving(found: Mapping[str, Any], place: Path) -> None:
+    """The commands that serve a form, one line each."""
+    for command in found.get("next", ()):
+        print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}")
 
 
 def _proven(found: Mapping[str, Any]) -> str:
