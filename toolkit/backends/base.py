@@ -37,6 +37,8 @@ class Policy:
     original: Original | None = None
     bits: int = 32
     """In how many bits the base weights are: 4 and 8 are quantised, 16 round, 32 do neither."""
+    dequantised: bool = False
+    """Whether they were stored quantised and were made whole again, with the rounding in them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,23 @@
 import copy
 import gc
 import logging
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoProcessor
+from transformers.utils.hub import cached_file
 
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate, log_probs
 from toolkit.backends.loading import (
     bits_of,
+    dequantise,
     load_model,
     model_source,
     not_found,
@@ -31,6 +35,7 @@ from toolkit.recipe import Model, Recipe
 from toolkit.run import find_weights
 
 log = logging.getLogger(__name__)
+SENTENCEPIECE = "tokenizer.model"
 
 
 class HfBackend:
@@ -45,8 +50,11 @@ class HfBackend:
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else _base(recipe, weights)
         if trainable and recipe.export and {"merged", "gguf"} & set(recipe.export.to):
-            refuse_unmergeable(source, recipe.model)
+            refuse_unmergeable(source, recipe.model, dequantise=recipe.export.allow_dequantised)
         model = load_model(source, recipe.model, mergeable=mergeable)
+        dequantised = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantised)
+        if dequantised:
+            model = dequantise(model, source)
         processor = load_processor(recipe.model)
         if weights is not None and adapted:
             model = adapter.reload(model, weights, trainable=trainable)
@@ -56,7 +64,7 @@ class HfBackend:
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
         meter(model)
-        policy = make_policy(model, processor, weights)
+        policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             log.warning("full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost")
         return policy
@@ -104,7 +112,7 @@ class HfBackend:
             raise ModelError(
                 "an adapter is merged into weights that are not quantised",
                 value=f"{policy.bits} bits",
-                remedy="Name a model whose weights are stored in 16 bits or more.",
+                remedy="Name a model stored in 16 bits or more, or set export.allow_dequantised = true.",
             )
         merged = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
         _save_whole(merged, policy, folder)
@@ -179,6 +187,21 @@ def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
     finally:
         model.config, model.generation_config = trained
     original.processor.save_pretrained(str(folder))
+    _add_sentencepiece(original.processor.tokenizer, folder)
+
+
+def _add_sentencepiece(tokenizer: Any, folder: Path) -> None:
+    """The base's tokenizer.model, if it has one: transformers 5 leaves it out, and llama.cpp's converter needs it."""
+    found = cached_file(
+        tokenizer.name_or_path,
+        SENTENCEPIECE,
+        revision=tokenizer.init_kwargs.get("_commit_hash"),
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is not None:
+        shutil.copyfile(found, folder / SENTENCEPIECE)
 
 
 def _original(policy: Policy) -> Original:

@@ -76,8 +76,14 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
 
 
-def refuse_unmergeable(source: str, model: Model) -> None:
-    """Before anything is trained: merged weights need a base that is not stored quantised.
+def dequantise(model: Any, source: str) -> Any:
+    """The model with weights of 16 bits in place of its quantised ones, which keep what quantising rounded off."""
+    log.warning("%s is stored quantised: the adapter is merged into dequantised weights, as asked", source)
+    return model.dequantize().to(torch.bfloat16)
+
+
+def refuse_unmergeable(source: str, model: Model, *, dequantise: bool = False) -> None:
+    """Before anything is trained: merged weights need a base that is not stored quantised, or the wish to dequantise.
 
     Raises:
         ModelError: the base is, or it cannot be had.
@@ -86,13 +92,13 @@ def refuse_unmergeable(source: str, model: Model) -> None:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
     except (OSError, ValueError) as error:
         raise not_found(source, error) from error
-    if settings.get("quantization_config"):
+    if settings.get("quantization_config") and not dequantise:
         raise ModelError(
             "merged weights need a base whose weights are stored in 16 bits or more",
             place=f"[model] name = {source!r}",
             value=settings["quantization_config"].get("quant_method", "quantised"),
             remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-            'export.to = ["adapter"].',
+            'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
         )
 
 

@@ -18,7 +18,6 @@ class Expected:
     bos: int | None
     ends: frozenset[int]
     """Tokens that may end an answer; the chat template's turn end is among them."""
-    turn_end: int
     chat_template: str
     starts_with_bos: bool
     """Whether a rendered prompt begins with the BOS, by the template or by the tokenizer."""
@@ -78,9 +77,9 @@ def _text_problems(found: Mapping[str, Any], kind: str, expected: Expected) -> I
     # Not every file says it; where none does, llama.cpp goes by the kind of tokenizer.
     if found.get("tokenizer.ggml.add_bos_token") and not expected.starts_with_bos:
         yield "tokenizer.ggml.add_bos_token is true, and the model's prompts begin without a BOS"
-    stops = {found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")}
-    if not stops & expected.ends:
-        yield f"no stop token is one of the model's {sorted(expected.ends)}: {sorted(stops - {None})}"
+    stops = [found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    if not set(stops) & expected.ends:
+        yield f"no stop token is one of the model's {sorted(expected.ends)}: {stops}"
 
 
 def _vision_problems(found: Mapping[str, Any], expected: Expected) -> Iterator[str]:

@@ -115,7 +115,7 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
     """The forms that are written now; GGUF comes last, after the merged weights that it is made from."""
-    forms = [form for form in section.to if form != "gguf"]
+    forms: list[str] = [form for form in section.to if form != "gguf"]
     if "gguf" not in section.to:
         return list(forms)
     if "merged" not in forms and not ("merged" in record and (folder / "merged").is_dir()):

@@ -38,8 +38,10 @@ def export_form(job: Job, form: str, place: Place) -> Record:
         ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside its place.
         Interrupted: a signal came; nothing has the form's final name that had it not before.
     """
-    before, bits = _write(job, form, place.partial)
+    before, bits, dequantised = _write(job, form, place.partial)
     record: Record = {"bits": bits, "questions": 0, "differing": 0}
+    if dequantised:
+        record["dequantised"] = True
     if job.questions.rows:
         job.check(f"{form} was not asked yet")
         policy = job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged")
@@ -61,13 +63,17 @@ def megabytes(path: Path) -> float:
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
 
 
-def _write(job: Job, form: str, target: Path) -> tuple[Asked, int]:
-    """The answers before writing and the bits of the base weights; the model leaves memory before the next comes."""
+def _write(job: Job, form: str, target: Path) -> tuple[Asked, int, bool]:
+    """The answers before writing, the bits of the base weights, and whether these were dequantised.
+
+    The model leaves memory before the next comes.
+    """
     policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=form == "merged")
-    expected, bits = ask(job.backend, policy, job.questions), policy.bits
+    expected = ask(job.backend, policy, job.questions)
+    bits, dequantised = policy.bits, policy.dequantised
     (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
     name_base(target)
-    return expected, bits
+    return expected, bits, dequantised
 
 
 def _keep_apart(place: Place, before: Asked, after: Asked, compared: Comparison, bound: Bound) -> None:
