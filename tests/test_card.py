@@ -234,6 +234,7 @@ def test_answers_and_ids_in_the_record_of_an_export_stay_out_of_the_card(planted
     proof = {**facts.proof, "largest_difference": 0.0123, "asked": answers, "quants": quants}
     card = str(model_card(planted.folder("merged"), replace(facts, proof=proof)))
     assert "- largest difference: 0.0123" in card
+    assert "2 greedy answers were those of the run's weights. The weights have 32 bits." in card
     assert "| q8_0 | a-q8_0.gguf | 0.9877 |" in card
     assert not re.search(f"{PATIENT}|Mrs K", card)
 

@@ -93,9 +93,10 @@ def proof(facts: CardFacts) -> str:
     if not facts.verified:
         return "## How this export was proven\n\n**It was not.** Nothing was asked of these files after writing them."
     same = found["questions"] - found.get("differing", 0)
+    whose = "merged" if facts.form == "gguf" else "run's"
     bits = f" The weights have {found['bits']} bits." if "bits" in found else ""
     told = f"These files were loaded again and asked {found['questions']:,} questions with their pictures: {same:,} "
-    told += f"greedy answers were those of the run's weights.{bits}"
+    told += f"greedy answers were those of the {whose} weights.{bits}"
     more = {name: value for name, value in found.items() if name not in _TOLD_APART}
     rounded = ["**The base is stored quantised**, and its dequantised weights were merged, with that rounding in them."]
     return "\n\n".join(
