@@ -25,6 +25,7 @@ from toolkit.backends.loading import (
     load_model,
     model_source,
     not_found,
+    public_name,
     refuse_unmergeable,
     restore_weights,
 )
@@ -181,7 +182,7 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
 def base_source(recipe: Recipe, adapted: Path | None) -> str:
     """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
     source, start = model_source(recipe.model), recipe.model.adapter
-    if start is None or (adapted is not None and adapter.base_of(adapted) == source):
+    if start is None or (adapted is not None and adapter.base_of(adapted) in (source, public_name(source))):
         return source  # the run that ``model.adapter`` names may be gone by now
     weights = find_weights(start)
     return source if adapter.is_adapter(weights) else str(weights)

@@ -1,7 +1,8 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
 import logging
-from pathlib import Path
+import re
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 QUANTISED = ("4bit", "8bit")
 IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
 """Model types whose attention is bidirectional within a picture."""
+ELSEWHERE = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
+"""How a path begins, which no name on the Hub does."""
 ROOM = 1.25
 """A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
 
@@ -25,6 +28,20 @@ ROOM = 1.25
 def model_source(model: Model) -> str:
     """The folder or Hub name that ``model.name`` stands for."""
     return str(tiny.FOLDER) if model.name == "tiny" else model.name
+
+
+def public_name(source: str) -> str:
+    """What others may call a model or file: a Hub's name stays, the shipped model is ``tiny``, a path is its last part.
+
+    The weights of a run go by the run's name.
+    """
+    if source == str(tiny.FOLDER):
+        return "tiny"
+    if not ELSEWHERE.search(source):
+        return source
+    parts = PureWindowsPath(source).parts  # its separators are those of both systems
+    inside = parts.index("stages") if "stages" in parts else 0
+    return parts[inside - 1] if inside > 1 else parts[-1]
 
 
 def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:

@@ -120,18 +120,29 @@ def export(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not ask what was written whether it answers as before.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push the one form to the Hub once it is proven.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see; else private.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Rename what stands in --out to NAME.old-1; push beside files that are there."),
+    ] = False,
     settings: Settings = None,
 ) -> None:
     """Write a run's weights for other programs; --set may change its section export."""
     from toolkit.cli import show
     from toolkit.cli.exports import export_settings
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.again import export_again
+    from toolkit.pipeline.again import Delivery, export_again
     from toolkit.pipeline.stages import STAGES
 
+    if public and push is None:
+        raise typer.BadParameter("has a meaning only with --push", param_hint="--public")
     chosen = [*export_settings(to or (), quant or (), verify=not no_verify), *(settings or ())]
+    delivery = Delivery(out, push, public, force)
     with telling() as told:
-        record = export_again(run_folder, STAGES, chosen, out=out, told=told)
+        record = export_again(run_folder, STAGES, chosen, delivery, told=told)
     show.exported(record, run_folder)
 
 

@@ -1,5 +1,6 @@
 """What the commands print on standard output."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,16 @@ from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.results import ResultRow, Results
+from toolkit.run import EXPORT
 from toolkit.sample import Answer
 
 if TYPE_CHECKING:
     from toolkit.images import ScanReport
     from toolkit.stages.reward_test import ScoredCompletion
     from toolkit.tasks.loading import DataSplits
+
+FOLDER = "{folder}"
+"""Stands in a command of an export's record for the folder of the form."""
 
 WIDTH = 120
 """Of tables that do not go to a terminal."""
@@ -49,6 +54,10 @@ def results(found: Results) -> None:
     merged = found.run.path / "stages" / "export" / "merged"
     if merged.is_dir():
         console.print(f"merged weights, for other programs: {merged}", markup=False)
+    if found.run.is_done(EXPORT):
+        for form in found.run.record(EXPORT).values():
+            if isinstance(form, dict):
+                _serving(form, found.run.path / form["folder"])
     used = compute_line(found.run.compute_file)
     if used is not None:
         console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
@@ -73,21 +82,32 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
 
 
 def exported(record: Mapping[str, Any], folder: Path) -> None:
-    """What an export has left: each form with its size, and how it answered after reloading."""
+    """What an export has left: each form with its size, how it answered after reloading, and what serves it."""
     for form in record["asked"]:
         if form not in record:
             print(f"{form}: not written, since full fine-tuning leaves no adapter")
             continue
-        found = record[form]
+        found, place = record[form], folder / record[form]["folder"]
         if form == "gguf":
-            print(f"gguf: {folder / found['folder']}")
+            print(f"gguf: {place}")
             _console().print(gguf_table(found))
-            continue
-        if not found["questions"]:
-            print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; not verified)")
-            continue
-        same = f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
-        print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; {same})")
+        else:
+            print(f"{form}: {place} ({found['megabytes']:,} MB, {found['bits']} bits; {_proven(found)})")
+        _serving(found, place)
+    if "pushed" in record:
+        print(f"pushed: {record['pushed']}")
+
+
+def _serving(found: Mapping[str, Any], place: Path) -> None:
+    """The commands that serve a form, one line each."""
+    for command in found.get("next", ()):
+        print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}")
+
+
+def _proven(found: Mapping[str, Any]) -> str:
+    if not found["questions"]:
+        return "not verified"
+    return f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
 
 
 def answer(given: Answer) -> None:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,20 @@ Told = tuple[Progress, Callable[[int], None]]
 """Who is told how far a stage has come, and of the number of a signal that asks it to stop."""
 
 SILENT: Told = (silent, lambda number: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where an export goes besides the run folder.
+
+    ``out``: a folder for the forms' folders. ``push``: ``owner/name`` on the Hub, private unless ``public``. ``force``:
+    a folder of others in ``out`` is renamed, and a repository may have files, instead of either being refused.
+    """
+
+    out: Path | None = None
+    push: str | None = None
+    public: bool = False
+    force: bool = False
 
 
 def evaluate_again(
@@ -64,24 +80,35 @@ def export_again(
     path: Path,
     stages: Stages,
     settings: Sequence[str] = (),
+    delivery: Delivery = Delivery(),
     *,
-    out: Path | None = None,
     told: Told = SILENT,
 ) -> Mapping[str, Any]:
     """Export a run's last weights, with ``--set`` values for [export], and give the stage's record.
 
-    ``out``: where to, instead of the run folder; the run's own record stays as it is.
+    What is to be pushed and stands proven already is not exported again. The record of a push has ``pushed``, the
+    address of its commit.
+    An export elsewhere leaves the run's own record as it is.
 
     Raises:
-        RunError: no run is there, it has no weights, or a setting is not about [export].
+        RunError: no run is there, it has no weights, a setting is not about [export], or nothing can be pushed.
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "export", settings)
         require_export(recipe)
-        if out is None:
-            return _do(run, recipe, stages, Step(EXPORT, stages.export), told)
-        step = Step(EXPORT, lambda context: stages.export(context, out=out.absolute()))
-        return _do(run, recipe, stages, step, told, kept=False)
+        export = stages.export
+        if delivery.out or delivery.force:
+            export = partial(export, out=delivery.out, force=delivery.force)
+        step, kept = Step(EXPORT, export), delivery.out is None
+        if delivery.push is None:
+            return _do(run, recipe, stages, step, told, kept=kept)
+        from toolkit.pipeline.push import Push, prepare_push, push_export  # loads model libraries
+
+        form = prepare_push(run, recipe, delivery.push)
+        again = form.open or delivery.out
+        record = _do(run, recipe, stages, step, told, kept=kept) if again else run.record(EXPORT)
+        push = Push(delivery.push, delivery.public, delivery.force)
+        return {**record, "pushed": push_export(run, record, form.name, push)}
 
 
 def _do(

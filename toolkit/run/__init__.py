@@ -8,7 +8,7 @@ from toolkit.run.machine import now, versions
 from toolkit.run.progress import Progress, silent, spell_time
 from toolkit.run.ranks import is_main, rank, world_size
 from toolkit.run.signals import StopRequest
-from toolkit.run.start import check_fingerprints, reopen_run, start_run
+from toolkit.run.start import check_fingerprints, read_state, reopen_run, start_run
 from toolkit.run.tested import TESTED
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "rank",
     "read_json",
     "read_lines",
+    "read_state",
     "reopen_run",
     "silent",
     "spell_time",

@@ -1,14 +1,17 @@
 """One form of the weights: written beside its place, reloaded, asked again, and then put there."""
 
 import logging
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.backends import Backend
 from toolkit.errors import ModelError
 from toolkit.recipe import Recipe
-from toolkit.run import Record, flush_folder
+from toolkit.run import Record
+from toolkit.stages.export.beside import name_base, put_beside
+from toolkit.stages.export.card import CardFacts
+from toolkit.stages.export.place import Place
 from toolkit.stages.export.proof import BOUNDS, Asked, Bound, Comparison, Questions, ask, compare, primary_score
 
 log = logging.getLogger(__name__)
@@ -22,55 +25,25 @@ class Job:
     recipe: Recipe
     weights: Path
     questions: Questions
+    facts: Callable[[str, Record], CardFacts]
+    """Form and its proof -> what its card is written from."""
+    check: Callable[[str], None]
+    """Raises Interrupted once a signal has come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a form goes, and the names beside it: while it is written, if it answers otherwise, and what was there."""
-
-    target: Path
-
-    @property
-    def partial(self) -> Path:
-        """While it is written."""
-        return self._beside("partial")
-
-    @property
-    def differs(self) -> Path:
-        """Where it stays if it answers otherwise."""
-        return self._beside("differs")
-
-    def clear(self) -> None:
-        """Take away what an earlier try left."""
-        for left in (self.partial, self.differs, self._beside("old")):
-            shutil.rmtree(left, ignore_errors=True)
-
-    def put(self) -> None:
-        """What was written takes its place, once it is on disk."""
-        flush_folder(self.partial)
-        old = self._beside("old")
-        if self.target.exists():
-            self.target.replace(old)
-        self.partial.replace(self.target)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _beside(self, end: str) -> Path:
-        return self.target.with_name(f"{self.target.name}.{end}")
-
-
-def export_form(job: Job, form: str, target: Path) -> Record:
-    """Write one form to ``target``, reload it and compare it with the run's weights.
+def export_form(job: Job, form: str, place: Place) -> Record:
+    """Write one form to its place, reload it and compare it with the run's weights.
 
     Raises:
-        ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside ``target``.
+        ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside its place.
+        Interrupted: a signal came; nothing has the form's final name that had it not before.
     """
-    place = Place(target)
-    place.clear()
     before, bits, dequantised = _write(job, form, place.partial)
     record: Record = {"bits": bits, "questions": 0, "differing": 0}
     if dequantised:
         record["dequantised"] = True
     if job.questions.rows:
+        job.check(f"{form} was not asked yet")
         policy = job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged")
         after = ask(job.backend, policy, job.questions, before.texts)
         compared = compare(before, after)
@@ -79,8 +52,9 @@ def export_form(job: Job, form: str, target: Path) -> Record:
             _keep_apart(place, before, after, compared, bound)
         _tell(form, compared, bits)
         record |= compared.to_record() | {"score": primary_score(job.questions, after.answers)}
+    record |= put_beside(place.partial, job.facts(form, record))
     place.put()
-    return {"folder": str(target), "megabytes": megabytes(target), **record}
+    return {"folder": str(place.target), "megabytes": megabytes(place.target), **record}
 
 
 def megabytes(path: Path) -> float:
@@ -98,6 +72,7 @@ def _write(job: Job, form: str, target: Path) -> tuple[Asked, int, bool]:
     expected = ask(job.backend, policy, job.questions)
     bits, dequantised = policy.bits, policy.dequantised
     (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
+    name_base(target)
     return expected, bits, dequantised
 
 

@@ -10,7 +10,9 @@ from toolkit.llamacpp import CONVERTED, KINDS, Child, Expected, check_metadata, 
 from toolkit.llamacpp.convert import convert
 from toolkit.recipe import Export
 from toolkit.run import Record, append_line
-from toolkit.stages.export.forms import Job, Place, megabytes
+from toolkit.stages.export.beside import put_beside
+from toolkit.stages.export.forms import Job, megabytes
+from toolkit.stages.export.place import Place
 from toolkit.stages.export.proof import BOUNDS, Asked, ask, compare, primary_score, side_by_side
 
 log = logging.getLogger(__name__)
@@ -19,20 +21,20 @@ SHOWN = 3
 """Answers that a failed proof shows."""
 
 
-def export_gguf(job: Job, merged: Path, target: Path) -> Record:
-    """Write text models and projector to ``target``, and prove each quantisation against the merged weights.
+def export_gguf(job: Job, merged: Path, place: Place) -> Record:
+    """Write text models and projector to their place, and prove each quantisation against the merged weights.
 
     The answers stand side by side in ``gguf.comparison.jsonl`` beside the folder.
 
     Raises:
         MissingExtraError: the converter or llama.cpp is not installed.
+        Interrupted: a signal came; nothing has the final name that had it not before.
         ModelError: the weights cannot be converted, a file does not say what it must, or a quantisation answers
             otherwise more often than it may; the files stay in ``gguf.differs`` then.
     """
-    section, place = job.recipe.export or Export(), Place(target)
+    section = job.recipe.export or Export()
     quant = tuple(dict.fromkeys(section.quant))
     require_for(quant, verify=bool(job.questions.rows))
-    place.clear()
     place.partial.mkdir(parents=True)
     pair = _write(job, merged, place.partial, quant)
     expected = _expected(job, merged)
@@ -44,7 +46,9 @@ def export_gguf(job: Job, merged: Path, target: Path) -> Record:
     record: Record = {"bits": 16, "questions": 0, "differing": 0, "files": files, "metadata": about[quant[0]]}
     if job.questions.rows:
         record |= _prove(job, merged, pair, place, files)
+    record |= put_beside(place.partial, job.facts("gguf", record))
     place.put()
+    target = place.target
     mmproj = target / pair.mmproj.name
     return record | {"mmproj": mmproj.name, "mmproj_megabytes": megabytes(mmproj), "megabytes": megabytes(target)}
 
@@ -107,6 +111,7 @@ def _prove(job: Job, merged: Path, pair: _Pair, place: Place, files: Mapping[str
     after: dict[str, Asked] = {}
     problems: list[str] = []
     for kind, file in pair.models.items():
+        job.check(f"gguf {kind} was not asked yet")
         backend = GgufBackend()
         child = backend.load(job.recipe, file, trainable=False)
         after[kind] = ask(backend, child, job.questions, before.texts)
