@@ -30,8 +30,8 @@ MAY_CHANGE = re.compile(
     r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
     r"|lora\.targets|data\.(limit_\w+|phantom\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
     r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
-    r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|probe_\w+)"
-    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.verify)?"
+    r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
+    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|quant|allow_dequantised))?"
 )
 """Keys that a rehearsal on a recipe's own rows may change."""
 MAY_CHANGE_TOO = re.compile(

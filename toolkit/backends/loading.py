@@ -102,7 +102,7 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
             cannot be had.
     """
     model, section = recipe.model, recipe.export
-    if section is None or not {"merged", "gguf"} & set(section.to):
+    if section is None or not writes_merged(recipe):
         return
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
@@ -116,6 +116,11 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
             remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
             'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
         )
+
+
+def writes_merged(recipe: Recipe) -> bool:
+    """Whether the recipe's export writes merged weights: as a form, or to make a GGUF of them."""
+    return recipe.export is not None and bool({"merged", "gguf"} & set(recipe.export.to))
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:

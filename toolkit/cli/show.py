@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from toolkit.sample import Answer
 
 if TYPE_CHECKING:
     from toolkit.images import ScanReport
+    from toolkit.run import RunFolder
     from toolkit.stages.reward_test import ScoredCompletion
     from toolkit.tasks.loading import DataSplits
 
@@ -48,16 +49,8 @@ def results(found: Results) -> None:
     for table in memory_tables(found.memory):
         console.print(table)
     console.print(f"run folder: {found.run.path}", markup=False)
-    weights = found.run.trained_weights()
-    if weights is not None:
-        console.print(f"weights: {weights}", markup=False)
-    merged = found.run.path / "stages" / "export" / "merged"
-    if merged.is_dir():
-        console.print(f"merged weights, for other programs: {merged}", markup=False)
-    if found.run.is_done(EXPORT):
-        for form in found.run.record(EXPORT).values():
-            if isinstance(form, dict):
-                _serving(form, found.run.path / form["folder"])
+    for line in _weights(found.run):
+        console.print(line, markup=False, soft_wrap=True)
     used = compute_line(found.run.compute_file)
     if used is not None:
         console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
@@ -66,6 +59,20 @@ def results(found: Results) -> None:
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.memory:
         console.print("step by step: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
+
+
+def _weights(run: "RunFolder") -> Iterator[str]:
+    """Where the weights are, and what serves those that were exported."""
+    weights = run.trained_weights()
+    if weights is not None:
+        yield f"weights: {weights}"
+    merged = run.path / "stages" / EXPORT / "merged"
+    if merged.is_dir():
+        yield f"merged weights, for other programs: {merged}"
+    if run.is_done(EXPORT):
+        for form in run.record(EXPORT).values():
+            if isinstance(form, dict):
+                yield from _serving(form, run.path / form["folder"])
 
 
 def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
@@ -93,15 +100,16 @@ def exported(record: Mapping[str, Any], folder: Path) -> None:
             _console().print(gguf_table(found))
         else:
             print(f"{form}: {place} ({found['megabytes']:,} MB, {found['bits']} bits; {_proven(found)})")
-        _serving(found, place)
+        for line in _serving(found, place):
+            print(line)
     if "pushed" in record:
         print(f"pushed: {record['pushed']}")
 
 
-def _serving(found: Mapping[str, Any], place: Path) -> None:
+def _serving(found: Mapping[str, Any], place: Path) -> Iterator[str]:
     """The commands that serve a form, one line each."""
     for command in found.get("next", ()):
-        print(f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}")
+        yield f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}"
 
 
 def _proven(found: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from toolkit.llamacpp import child, convert
 from toolkit.llamacpp.child import Child
 from toolkit.llamacpp.convert import refuse_foreign_names
 from toolkit.llamacpp.metadata import Expected, check_metadata, read_metadata
-from toolkit.llamacpp.quantise import KINDS
+from toolkit.llamacpp.quantise import KINDS, most_bytes
 
 __all__ = [
     "CONVERTED",
@@ -19,6 +19,7 @@ __all__ = [
     "convert",
     "find_pair",
     "is_gguf",
+    "most_bytes",
     "read_metadata",
     "refuse_foreign_names",
     "require_for",

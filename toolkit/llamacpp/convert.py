@@ -43,7 +43,7 @@ def require(purpose: str) -> None:
         raise MissingExtraError(PACKAGE, "gguf", purpose)
 
 
-def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16") -> None:
+def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, name: str | None = None) -> None:
     """Write the text model of ``weights`` to ``model`` and its vision tower with the projector to ``mmproj``.
 
     Args:
@@ -51,6 +51,7 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16") -> N
         model: the GGUF to write; its folder must be there.
         mmproj: the second one.
         outtype: f16 or bf16, of the text model; the projector is always f16, as the Hub's are.
+        name: what both files call the model; default: as the converter reads it off the card or the folder.
 
     Raises:
         MissingExtraError: the converter is not installed.
@@ -61,8 +62,9 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16") -> N
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=model.parent) as folder:
         source = Path(folder) / weights.name
         _lay_out(weights, source)
-        _run(source, model, ["--outtype", outtype])
-        _run(source, mmproj, ["--outtype", "f16", "--mmproj"])
+        named = ["--model-name", name] if name else []
+        _run(source, model, ["--outtype", outtype, *named])
+        _run(source, mmproj, ["--outtype", "f16", "--mmproj", *named])
     missing = [path.name for path in (model, mmproj) if not path.is_file()]
     if missing:
         raise ModelError("a GGUF export is two files, text model and projector", place=model.parent, value=missing)

@@ -1,7 +1,8 @@
 """Which quantisations llama.cpp writes, and the file names that the Hub has for them."""
 
 import ctypes
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,14 @@ KINDS: Mapping[str, Kind] = {
     "q4_k_m": Kind("Q4_K_M", 15, 4.9),
 }
 """Those that are offered, from the finest to the coarsest."""
+
+
+def most_bytes(weights: int, kinds: Collection[str]) -> int:
+    """Bytes that a pair of files takes at most while it is written, of a model with so many weights.
+
+    The f16 file counts too, from which the others are quantised. The projector is in each kind's share, at its bits.
+    """
+    return sum(math.ceil(weights * KINDS[kind].bits / 8) for kind in {"f16", *kinds})
 
 
 def quantise(library: Library, source: Path, target: Path, kind: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.compute import recording
 from toolkit.errors import RunError
+from toolkit.llamacpp import is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results
 from toolkit.pipeline.steps import DATA, Stages, Step, require_export, run_step, stopping
 from toolkit.recipe import Recipe, changed_keys, load_recipe
@@ -71,8 +72,9 @@ def evaluate_again(
         def work(context: Context) -> EvaluationRecord:
             return stages.evaluate(context, name, asked.weights if asked else context.weights, earlier)
 
-        step = Step(EVALUATE + name, work)
-        _do(run, recipe, stages, step, told)
+        if asked is not None and is_gguf(asked.weights):
+            recipe = _without_backend(recipe)
+        _do(run, recipe, stages, Step(EVALUATE + name, work), told)
         return read_results(run, [*earlier, name])
 
 
@@ -141,6 +143,11 @@ def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Reci
             remedy="Another recipe needs a run of its own.",
         )
     return recipe
+
+
+def _without_backend(recipe: Recipe) -> Recipe:
+    """llama.cpp asks a GGUF: a machine without the recipe's own backend can evaluate it."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": "hf"})})
 
 
 def _checked(name: str) -> str:

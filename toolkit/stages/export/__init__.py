@@ -6,11 +6,12 @@ from pathlib import Path
 from toolkit.backends import Backend, choose_backend
 from toolkit.errors import ModelError
 from toolkit.recipe import Export
-from toolkit.run import EXPORT, Record, RunFolder, write_json
+from toolkit.run import EXPORT, Record, RunFolder
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
 from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.card import CardFacts, read_facts
+from toolkit.stages.export.card.facts import is_verified
 from toolkit.stages.export.forms import Job, export_form
 from toolkit.stages.export.gguf import export_gguf
 from toolkit.stages.export.next_use import Serving
@@ -39,8 +40,8 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     Args:
         context: the run; its newest weights are exported.
         backend: who loads, asks and writes; default: the recipe's.
-        out: where the forms' folders go, with ``export.json``, the record; default: the run's own, whose record the
-            caller keeps.
+        out: where the forms' folders go; default: the run's own folder. The caller keeps the record of what is in the
+            run; of what is elsewhere ``WRITTEN`` in the run has it.
         force: a folder in ``out`` that this run's export has not written is renamed instead of refused.
 
     Raises:
@@ -68,9 +69,7 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
         context.stop.check(f"{form} was not written")
         found = export_gguf(job, folder / "merged", place) if form == "gguf" else export_form(job, form, place)
         record[form] = {**found, "folder": run.relative(place.target)}
-        written.add(place.target, found["digest"])
-    if out:
-        write_json(folder / "export.json", record)
+        written.add(place.target, record[form])
     return record
 
 
@@ -118,10 +117,15 @@ def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
     forms: list[str] = [form for form in section.to if form != "gguf"]
     if "gguf" not in section.to:
         return list(forms)
-    if "merged" not in forms and not ("merged" in record and (folder / "merged").is_dir()):
+    if "merged" not in forms and not _stands(record.get("merged", {}), folder / "merged", proven=section.verify > 0):
         log.info("export: a GGUF is made from merged weights, which are written first")
         forms.append("merged")
     return [*forms, "gguf"]
+
+
+def _stands(found: Record, folder: Path, *, proven: bool) -> bool:
+    """Whether a form is as an earlier export left it; ``proven``: and was asked again then."""
+    return folder.is_dir() and found.get("digest") == digest_of(folder) and (is_verified(found) or not proven)
 
 
 def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:

@@ -12,7 +12,7 @@ from toolkit.recipe import Export
 from toolkit.run import Record, append_line
 from toolkit.stages.export.beside import put_beside
 from toolkit.stages.export.forms import Job, megabytes
-from toolkit.stages.export.place import Place
+from toolkit.stages.export.place import Place, free_name
 from toolkit.stages.export.proof import BOUNDS, Asked, ask, compare, primary_score, side_by_side
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _write(job: Job, merged: Path, folder: Path, quant: Sequence[str]) -> _Pair:
     coarse = [kind for kind in quant if kind not in CONVERTED]
     for kind in CONVERTED:
         if kind in quant or (kind == "f16" and coarse):
-            convert(merged, models[kind], mmproj, kind)
+            convert(merged, models[kind], mmproj, kind, name=name)
     if coarse:
         with Child() as child:
             for kind in coarse:
@@ -142,6 +142,8 @@ def _problems(kind: str, found: Record, read_otherwise: int, fits: bool) -> list
 
 def _keep(lines: Sequence[Record], place: Place) -> None:
     file = place.target.with_name(f"{place.target.name}.comparison.jsonl")
+    if file.exists() and not place.own:
+        file.rename(free_name(file))
     file.unlink(missing_ok=True)
     for line in lines:
         append_line(file, line)

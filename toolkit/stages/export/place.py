@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.run import flush_folder, read_json, write_json
+from toolkit.run import Record, flush_folder, read_json, write_json
 
 MARGIN = 1.05
 """Of the weights' own size: headers, and a tokenizer that grew."""
@@ -73,20 +73,22 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The folders outside a run that its exports have written: path -> digest, kept in ``file`` inside the run."""
+    """The folders outside a run that its exports have written: path -> their records, in ``file`` inside the run."""
 
     file: Path
 
     def digest(self, target: Path) -> str | None:
-        """What this run left in ``target``; None: it wrote nothing there."""
-        known: dict[str, str] = read_json(self.file) if self.file.is_file() else {}
-        return known.get(str(target))
+        """The digest of what this run left in ``target``; None: it wrote nothing there."""
+        digest: str | None = self._known().get(str(target), {}).get("digest")
+        return digest
 
-    def add(self, target: Path, digest: str) -> None:
-        """Remember a folder, unless it lies beside ``file``."""
+    def add(self, target: Path, record: Record) -> None:
+        """Remember a folder by the export's record of it, unless it lies beside ``file``."""
         if not target.is_relative_to(self.file.parent):
-            known = read_json(self.file) if self.file.is_file() else {}
-            write_json(self.file, {**known, str(target): digest})
+            write_json(self.file, {**self._known(), str(target): record})
+
+    def _known(self) -> dict[str, Record]:
+        return read_json(self.file) if self.file.is_file() else {}
 
 
 def refuse_small_disk(folder: Path, needed: int, what: str) -> None:

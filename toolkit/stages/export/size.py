@@ -11,19 +11,8 @@ from safetensors import safe_open
 
 from toolkit.backends.adapter import is_adapter
 from toolkit.backends.loading import model_source, precision_of
+from toolkit.llamacpp import most_bytes
 from toolkit.recipe import Model
-
-GGUF_BITS = {
-    "f32": 32.0,
-    "f16": 16.0,
-    "bf16": 16.0,
-    "q8_0": 8.5,
-    "q6_k": 6.6,
-    "q5_k_m": 5.7,
-    "q4_k_m": 4.9,
-    "q4_0": 4.6,
-}
-"""Bits a weight, blocks' scales included, rounded up; a quantisation that is not here counts as f16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +41,7 @@ def form_bytes(form: str, weights: Path, model: Model, quants: Sequence[str] = (
     merged = {"16bit": 2 * whole.values, "32bit": 4 * whole.values}.get(precision_of(model, mergeable=True))
     if form == "merged":
         return whole.bytes if merged is None else merged
-    return sum(math.ceil(whole.values * GGUF_BITS.get(quant, 16.0) / 8) for quant in {"f16", *quants})
+    return most_bytes(whole.values, quants)
 
 
 def base_size(model: Model) -> Size | None:
