@@ -4,7 +4,10 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,26 +60,60 @@ def plan_run(recipe: "Recipe", *, fresh: bool) -> "Record | None":
         PlanError: the run cannot work, which is certain. Rows that cannot be read are left to the run itself, whose
             log then has them.
     """
-    from toolkit.cli.planned import short_lines
     from toolkit.run import RunFolder
 
     kept = RunFolder(recipe.run_folder.absolute())
     if not fresh and kept.run_file.is_file():
         log.info("plan: %s", "as when the run began (plan.json)" if kept.plan_file.is_file() else "none was kept")
         return None
+    found = _make_first(recipe)
+    for line in found.lines:
+        log.info("%s", line)
+    for warning in found.warnings:
+        log.warning("plan: %s", warning)
+    if found.certain:
+        rule = "\n  ".join(["the run cannot work:", *found.certain])
+        raise PlanError(rule, remedy="\n`toolkit plan RECIPE` tells more")
+    return dict(found.record)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a run says of its plan, in plain values: lines, warnings, problems that end it, and the whole as JSON."""
+
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+    certain: tuple[str, ...]
+    record: "Record"
+
+
+def _make_first(recipe: "Recipe") -> Told:
+    """The plan of a run for the card that is here.
+
+    It is made in a process of its own where the run will import Unsloth: a plan imports transformers, which must not be
+    there before Unsloth is.
+    """
+    from toolkit.backends import backend_name
+
+    if backend_name(recipe.model) == "hf":
+        return tell(recipe)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        return apart.submit(tell, recipe).result()
+
+
+def tell(recipe: "Recipe") -> Told:
+    """The plan of a run for the card that is here, as a run tells it."""
+    from toolkit.cli.planned import short_lines
     from toolkit.plan import find_gpu
 
     found = make(recipe, find_gpu())
-    for line in short_lines(found):
-        log.info("%s", line)
-    for finding in found.findings:
-        if not finding.certain:
-            log.warning("plan: %s", finding)
     certain = [problem for problem in found.problems if problem.certain] if "data" not in found.unknown else []
-    if certain:
-        rule = "\n  ".join(["the run cannot work:", *map(str, certain)])
-        raise PlanError(rule, remedy="\n`toolkit plan RECIPE` tells more")
-    return found.to_json()
+    return Told(
+        lines=tuple(short_lines(found)),
+        warnings=tuple(str(finding) for finding in found.findings if not finding.certain),
+        certain=tuple(map(str, certain)),
+        record=found.to_json(),
+    )
 
 
 def make(recipe: "Recipe", gpu: "Gpu | None") -> "Plan":

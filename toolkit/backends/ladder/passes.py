@@ -56,6 +56,7 @@ class Ladder(Trainer):
     _metrics: Any
     _total_train_tokens: Any
     _buffered_inputs: Any
+    current_gradient_accumulation_steps: Any
     _divisor = 1
 
     def __init__(self, *args: Any, **options: Any) -> None:
