@@ -32,6 +32,8 @@ from toolkit.stages.grpo import train_grpo
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.sft import train_sft
 
+LOOK = [1, 1, 1]
+"""The passes of ``look_first``: two of one row, and one with another row's picture."""
 TRAIN: Mapping[str, Callable[..., Record]] = {"sft": train_sft, "grpo": train_grpo}
 
 
@@ -152,7 +154,7 @@ def test_sft_makes_the_same_update_in_smaller_passes(
     assert found[0]["micro_batch"] == 2
     # 4 and 4 (spared, failed), then halves for the rest of the stage; checkpointing runs each pass a second time.
     if not checkpointing:
-        assert memory.seen == [4, 4, *[2] * 8]
+        assert memory.seen == [*LOOK, 4, 4, *[2] * 8]
 
 
 def test_memory_that_shrinks_twice_is_followed_down_to_one_row(
@@ -374,7 +376,7 @@ def test_what_the_probe_had_to_halve_stays_halved(tmp_path: Path, monkeypatch: p
     recipe = recipe_of("sft", tmp_path, "probed")
     with small_memory(monkeypatch, fits=2) as memory:
         record, found = run(recipe, "sft", probe_step=True)
-    assert memory.seen == [4, 2, 2, *[2] * 8]
+    assert memory.seen == [*LOOK, 4, 2, 2, *[2] * 8]
     assert record["memory"]["probe"]["out_of_memory"] == 1
     assert record["memory"]["probe"]["micro_batch"] == 2
     assert found[0]["micro_batch"] == 2

@@ -17,8 +17,8 @@ def answer_loss(policy: Policy, row: Row) -> float:
         return float(policy.model(**batch).loss)
 
 
-def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> None:
-    """Exchange the pictures of two rows: the log-probabilities of their answers must change.
+def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> bool:
+    """Exchange the pictures of two rows: the log-probabilities of their answers must change. Then it is True.
 
     Args:
         loss: a row's ``answer_loss``. It is asked twice for the same row, since a GPU's sums may differ in their last
@@ -31,7 +31,7 @@ def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> None:
     for row, other in (rows, rows[::-1]):
         seen, again = loss(row), loss(row)
         if abs(loss(replace(row, images=other.images)) - seen) > abs(again - seen):
-            return
+            return True
     raise blindness("the pictures of two rows were exchanged")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from toolkit.backends import Backend
 from toolkit.backends.base import Policy
+from toolkit.backends.ladder.at_once import attempt
 from toolkit.backends.sight import check_sight
 from toolkit.sample import Sample
 from toolkit.stages.prompts import Prompts
@@ -27,7 +28,9 @@ def look_first(backend: Backend, policy: Policy, prompts: Prompts, samples: Sequ
         log.debug("no two rows whose pictures can be exchanged: whether they count is not known")
         return
     rows = [prompts.row(sample, answer=True) for sample in pair]
-    check_sight(lambda row: backend.answer_loss(policy, row), rows)
+    looked = attempt(lambda: check_sight(lambda row: backend.answer_loss(policy, row), rows))
+    if not looked:
+        log.warning("too little memory to look whether pictures count; training tells what does not fit")
 
 
 def _differing(samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
