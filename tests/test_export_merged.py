@@ -84,7 +84,7 @@ def test_a_base_that_is_stored_in_four_bits_is_merged_dequantised_only_by_wish(
         with pytest.raises(ModelError, match=r"not quantised.*4 bits.*allow_dequantised"):
             export(with_export(context, to=["merged"], verify=1))
         with caplog.at_level(logging.WARNING):
-            record = export(with_export(context, to=["merged"], verify=3, allow_dequantised=True))
+            record = export(with_export(context, to=["merged"], verify=12, allow_dequantised=True))
         merged = load_file(context.run.path / "stages/export/merged/model.safetensors")
     assert record["merged"]["dequantised"]
     assert record["merged"]["bits"] == 16

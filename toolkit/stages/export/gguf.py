@@ -135,7 +135,7 @@ def _problems(kind: str, found: Record, read_otherwise: int, fits: bool) -> list
     if read_otherwise:
         problems.append(f"{kind} reads {read_otherwise} prompts as other tokens than the processor")
     if not fits:
-        share = f"at least {1 - BOUNDS[kind].share:.0%} and log-probabilities within {BOUNDS[kind].gap:g}"
+        share = f"at least {1 - BOUNDS[kind].share:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
         problems.append(f"{kind} gives {same}, within {found['gap']:.2g} ({share} are needed)")
     return problems
 
