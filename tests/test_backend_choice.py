@@ -55,6 +55,20 @@ def test_without_a_gpu_or_the_package_auto_is_hf_and_unsloth_an_error(
         choose_backend(Model(name="a/b", backend="unsloth"))
 
 
+def test_a_gguf_is_asked_by_llama_cpp_whatever_the_recipe_says(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "x-f16.gguf").touch()
+    recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
+    for weights in (tmp_path, tmp_path / "x-f16.gguf"):
+        assert choose_backend(recipe.model, weights).name == "gguf"
+    preload(recipe, tmp_path, tmp_path / "x-f16.gguf")  # else an error here, where transformers came first
+    with pytest.raises(ModelError, match="before transformers"):
+        preload(recipe, tmp_path, tmp_path / "merged")
+    monkeypatch.setattr(choice, "_has_cuda", lambda: False)
+    assert choose_backend(recipe.model, tmp_path).name == "gguf"
+
+
 def test_several_processes_stay_with_hf(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert backend_name(Model(name="a/b")) == "hf"
@@ -162,6 +176,7 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
         ({"sft": {"gradient_checkpointing": True}}, "gradient_checkpointing"),
         ({"grpo": {"loss": "dr_grpo"}}, "scale_rewards"),
         ({"grpo": {"beta": 0.1}}, "base model"),
+        ({"export": {"allow_dequantised": True}}, "allow_dequantised"),
     ],
 )
 def test_what_unsloth_would_change_is_refused(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:

@@ -213,6 +213,20 @@ def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.Captu
     assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits; 15 of 16 held-out answers as before)"
 
 
+def test_an_export_ends_with_the_commands_that_serve_it_where_it_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {
+        "folder": "e/merged",
+        "megabytes": 1,
+        "bits": 16,
+        "questions": 1,
+        "differing": 0,
+        "next": ["vllm serve {folder}"],
+    }
+    show.exported({"asked": ["merged"], "merged": found, "pushed": "https://hub.invalid/1"}, Path("my runs"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["  serve it: vllm serve 'my runs/e/merged'", "pushed: https://hub.invalid/1"]
+
+
 def test_the_table_of_results_is_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def estimate(value: float, half: float = 0.05) -> dict[str, float]:
         return {"value": value, "n": 400, "low": value - half, "high": value + half}

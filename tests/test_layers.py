@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scores", "regions", "compute"),
     ("metrics", "rewards", "curate"),
     ("tasks",),
-    ("tiny",),
+    ("tiny", "llamacpp"),
     ("backends",),
     ("stages", "imagegen"),
     ("plan", "doctor", "report", "pipeline", "predictor"),

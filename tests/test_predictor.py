@@ -306,7 +306,7 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
     trained: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Saying(json.dumps(STEP), "Well.", json.dumps(STEP))
-    monkeypatch.setattr("toolkit.stages.asking.choose_backend", lambda model: backend)
+    monkeypatch.setattr("toolkit.stages.asking.choose_backend", lambda model, weights: backend)
     shots = [str(screen(tmp_path, f"{number}.png")) for number in (1, 2, 3)]
     typed = "\n".join([shots[0], "", "nowhere.png", f"'{shots[1]}'", shots[2], "quit", shots[0]])
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import Stages
-from toolkit.pipeline.again import evaluate_again, export_again
+from toolkit.pipeline.again import Delivery, evaluate_again, export_again
 from toolkit.pipeline.prepare import inspect_data, prepare
 from toolkit.recipe import Phantom, Recipe, load_recipe
 from toolkit.run import read_json, silent, start_run
@@ -171,6 +172,33 @@ def fake_stages(calls: list[tuple[Any, ...]]) -> Stages:
         return None, None
 
     return Stages(prepare_nothing, look_at_nothing, train, train, evaluate, export)
+
+
+def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> None:
+    path, calls = finished_run(tmp_path), []
+    merged = path / "stages/export/merged"
+    merged.mkdir(parents=True)
+    results = evaluate_again(path, fake_stages(calls), model="merged")
+    assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "merged"]
+    evaluate_again(path, fake_stages(calls), model=str(merged))
+    assert calls == [("merged", "export", ("before", "sft"), None), ("merged-2", "export", ("before", "sft"), None)]
+    with pytest.raises(RunError, match=r"--model q8_0.*Exported are: merged"):
+        evaluate_again(path, fake_stages(calls), model="q8_0")
+
+
+def test_an_export_elsewhere_leaves_the_runs_record_as_it_was(tmp_path: Path) -> None:
+    path, seen = finished_run(tmp_path), []
+
+    def export(context: Context, *, out: Path | None = None, force: bool = False) -> dict[str, Any]:
+        seen.append((out, force))
+        return {"asked": []}
+
+    stages = replace(fake_stages([]), export=export)
+    assert export_again(path, stages, (), Delivery(tmp_path / "elsewhere", force=True)) == {"asked": []}
+    assert not (path / "stages/export/done.json").exists()
+    export_again(path, stages)
+    assert seen == [(tmp_path / "elsewhere", True), (None, False)]
+    assert (path / "stages/export/done.json").is_file()
 
 
 def finished_run(folder: Path, more: str = "[evaluate]\n") -> Path:

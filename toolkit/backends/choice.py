@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.backends.base import Backend
 from toolkit.errors import ModelError
+from toolkit.llamacpp import is_gguf
 from toolkit.recipe import Model, Recipe
 from toolkit.run import world_size
 
@@ -15,14 +16,18 @@ log = logging.getLogger(__name__)
 HF, UNSLOTH = "hf", "unsloth"
 
 
-def choose_backend(model: Model) -> Backend:
-    """The backend that the recipe names; ``auto`` as ``backend_name`` says.
+def choose_backend(model: Model, weights: Path | None = None) -> Backend:
+    """The backend that the recipe names; ``auto`` as ``backend_name`` says. A GGUF is asked by llama.cpp in any case.
 
     ``auto`` stays with hf where another program has imported transformers before: Unsloth must come first.
 
     Raises:
         ModelError: the recipe asks for Unsloth, and this machine or this process cannot have it.
     """
+    if weights is not None and is_gguf(weights):
+        from toolkit.backends.gguf import GgufBackend
+
+        return GgufBackend()
     name = backend_name(model)
     if name == UNSLOTH and (model.backend == UNSLOTH or UNSLOTH in sys.modules):
         from toolkit.backends.unsloth.backend import UnslothBackend
@@ -49,7 +54,7 @@ def backend_name(model: Model) -> str:
     return UNSLOTH if world_size() == 1 and _is_installed() and _has_cuda() else HF
 
 
-def preload(recipe: Recipe, folder: Path) -> None:
+def preload(recipe: Recipe, folder: Path, weights: Path | None = None) -> None:
     """Import Unsloth before transformers, trl and peft where the recipe will use it; else do nothing.
 
     To be called once the run folder is there, before any stage is imported. Where Unsloth would do something else than
@@ -58,11 +63,14 @@ def preload(recipe: Recipe, folder: Path) -> None:
     Args:
         recipe: says which backend.
         folder: the run folder; what Unsloth compiles is kept in it.
+        weights: what will be asked instead of the run's own; nothing is imported for a GGUF.
 
     Raises:
         ModelError: as ``backend_name``; something imported transformers before; or the recipe names Unsloth and asks
             for what it cannot do.
     """
+    if weights is not None and is_gguf(weights):
+        return
     if backend_name(recipe.model) != UNSLOTH:
         return
     from toolkit.backends.unsloth.limits import refusals, refuse

@@ -10,7 +10,7 @@ import torch
 
 from toolkit.backends.base import Completion, Policy, Row, Sampling
 from toolkit.backends.ladder.at_once import attempt
-from toolkit.chat import adds_bos, render_prompt
+from toolkit.chat import adds_bos, encode_answer, render_prompt
 from toolkit.compute import count as note
 from toolkit.errors import ModelError
 
@@ -80,6 +80,33 @@ def encode(policy: Policy, rows: Sequence[Row]) -> Any:
         return_tensors="pt",
         add_special_tokens=adds_bos(processor, texts[0]),
     )
+
+
+def log_probs(policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+    """The natural logarithm of the probability of each token of an answer and of its turn end, given those before.
+
+    One row at a time: no padding, so that a token's figure does not depend on its neighbours.
+    """
+    was_training = policy.model.training
+    policy.model.eval()
+    with torch.no_grad():
+        found = [_log_probs(policy, row, answer) for row, answer in zip(rows, answers, strict=True)]
+    policy.model.train(was_training)
+    return found
+
+
+def _log_probs(policy: Policy, row: Row, answer: str) -> list[float]:
+    ids = torch.tensor([encode_answer(policy.processor, answer, policy.turn_end)])
+    inputs = dict(encode(policy, [row]))
+    beside = [name for name in inputs if name != "input_ids" and inputs[name].shape == inputs["input_ids"].shape]
+    for name in beside:  # the answer is all seen, and none of it is a picture's
+        more = torch.ones_like(ids) if name == "attention_mask" else torch.zeros_like(ids)
+        inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], dim=1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+    device = policy.model.device
+    output = policy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    scores = output.logits[0, -ids.shape[1] - 1 : -1].float().log_softmax(-1)
+    return [float(value) for value in scores.gather(1, ids[0][:, None].to(device))[:, 0]]
 
 
 def _options(policy: Policy, sampling: Sampling) -> dict[str, Any]:

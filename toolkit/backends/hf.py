@@ -3,20 +3,32 @@
 import copy
 import gc
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoProcessor
+from transformers.utils.hub import cached_file
 
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.checkpointing import spare_input_gradients
-from toolkit.backends.generate import generate
-from toolkit.backends.loading import bits_of, load_model, model_source, not_found, refuse_unmergeable, restore_weights
+from toolkit.backends.generate import generate, log_probs
+from toolkit.backends.loading import (
+    bits_of,
+    dequantise,
+    load_model,
+    model_source,
+    not_found,
+    public_name,
+    refuse_unmergeable,
+    restore_weights,
+)
 from toolkit.backends.meter import meter
 from toolkit.backends.sight import answer_loss
 from toolkit.backends.trainers import build_grpo, build_sft
@@ -26,6 +38,7 @@ from toolkit.recipe import Model, Recipe
 from toolkit.run import find_weights
 
 log = logging.getLogger(__name__)
+SENTENCEPIECE = "tokenizer.model"
 
 
 class HfBackend:
@@ -39,9 +52,12 @@ class HfBackend:
             gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else base_source(recipe, weights)
-        if trainable and recipe.export and "merged" in recipe.export.to:
-            refuse_unmergeable(source, recipe.model)
+        if trainable:
+            refuse_unmergeable(source, recipe)
         model = load_model(source, recipe.model, mergeable=mergeable)
+        dequantised = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantised)
+        if dequantised:
+            model = dequantise(model, source)
         processor = load_processor(recipe.model)
         if weights is not None and adapted:
             model = adapter.reload(model, weights, trainable=trainable)
@@ -53,7 +69,7 @@ class HfBackend:
         if trainable:
             spare_input_gradients(model)
         meter(model)
-        policy = make_policy(model, processor, weights)
+        policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             log.warning("full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost")
         return policy
@@ -79,6 +95,10 @@ class HfBackend:
         with asking(policy.model):
             return answer_loss(policy, row)
 
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """See ``Backend.log_probs``."""
+        return log_probs(policy, rows, answers)
+
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""
         if isinstance(policy.model, PeftModel):
@@ -99,7 +119,7 @@ class HfBackend:
             raise ModelError(
                 "an adapter is merged into weights that are not quantised",
                 value=f"{policy.bits} bits",
-                remedy="Name a model whose weights are stored in 16 bits or more.",
+                remedy="Name a model stored in 16 bits or more, or set export.allow_dequantised = true.",
             )
         merged = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
         _save_whole(merged, policy, folder)
@@ -162,7 +182,7 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
 def base_source(recipe: Recipe, adapted: Path | None) -> str:
     """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
     source, start = model_source(recipe.model), recipe.model.adapter
-    if start is None or (adapted is not None and adapter.base_of(adapted) == source):
+    if start is None or (adapted is not None and adapter.base_of(adapted) in (source, public_name(source))):
         return source  # the run that ``model.adapter`` names may be gone by now
     weights = find_weights(start)
     return source if adapter.is_adapter(weights) else str(weights)
@@ -193,6 +213,21 @@ def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
     finally:
         model.config, model.generation_config = trained
     original.processor.save_pretrained(str(folder))
+    add_sentencepiece(original.processor.tokenizer, folder)
+
+
+def add_sentencepiece(tokenizer: Any, folder: Path) -> None:
+    """The base's tokenizer.model, if it has one: transformers 5 leaves it out, and llama.cpp's converter needs it."""
+    found = cached_file(
+        tokenizer.name_or_path,
+        SENTENCEPIECE,
+        revision=tokenizer.init_kwargs.get("_commit_hash"),
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is not None:
+        shutil.copyfile(found, folder / SENTENCEPIECE)
 
 
 def original_of(policy: Policy) -> Original:

@@ -1,7 +1,8 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
 import logging
-from pathlib import Path
+import re
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit import tiny
 from toolkit.errors import ModelError
-from toolkit.recipe import Model
+from toolkit.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
 
 QUANTISED = ("4bit", "8bit")
 IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
 """Model types whose attention is bidirectional within a picture."""
+ELSEWHERE = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
+"""How a path begins, which no name on the Hub does."""
 ROOM = 1.25
 """A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
 
@@ -25,6 +28,20 @@ ROOM = 1.25
 def model_source(model: Model) -> str:
     """The folder or Hub name that ``model.name`` stands for."""
     return str(tiny.FOLDER) if model.name == "tiny" else model.name
+
+
+def public_name(source: str) -> str:
+    """What others may call a model or file: a Hub's name stays, the shipped model is ``tiny``, a path is its last part.
+
+    The weights of a run go by the run's name.
+    """
+    if source == str(tiny.FOLDER):
+        return "tiny"
+    if not ELSEWHERE.search(source):
+        return source
+    parts = PureWindowsPath(source).parts  # its separators are those of both systems
+    inside = parts.index("stages") if "stages" in parts else 0
+    return parts[inside - 1] if inside > 1 else parts[-1]
 
 
 def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
@@ -59,24 +76,51 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
 
 
-def refuse_unmergeable(source: str, model: Model) -> None:
-    """Before anything is trained: merged weights need a base that is not stored quantised.
+def dequantise(model: Any, source: str) -> Any:
+    """The model with weights of 16 bits in place of its quantised ones, which keep what quantising rounded off."""
+    log.warning("%s is stored quantised: the adapter is merged into dequantised weights, as asked", source)
+    whole = model.dequantize().to(torch.bfloat16)
+    whole.is_loaded_in_4bit = whole.is_loaded_in_8bit = False  # transformers leaves the marks, and bits_of reads them
+    # Saving goes back over what loading did to the stored names and values: unpacking four bits has no way back.
+    whole._weight_conversions = [step for step in getattr(whole, "_weight_conversions", []) if _has_way_back(step)]
+    return whole
+
+
+def _has_way_back(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
+def refuse_unmergeable(source: str, recipe: Recipe) -> None:
+    """Before anything is trained: merged weights need a base that is not stored quantised, or the wish to dequantise.
 
     Raises:
-        ModelError: the base is, or it cannot be had.
+        ModelError: the recipe exports merged weights, or a GGUF that is made of them, and the base is quantised, or
+            cannot be had.
     """
+    model, section = recipe.model, recipe.export
+    if section is None or not writes_merged(recipe):
+        return
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
     except (OSError, ValueError) as error:
         raise not_found(source, error) from error
-    if settings.get("quantization_config"):
+    if settings.get("quantization_config") and not section.allow_dequantised:
         raise ModelError(
             "merged weights need a base whose weights are stored in 16 bits or more",
             place=f"[model] name = {source!r}",
             value=settings["quantization_config"].get("quant_method", "quantised"),
             remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-            'export.to = ["adapter"].',
+            'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
         )
+
+
+def writes_merged(recipe: Recipe) -> bool:
+    """Whether the recipe's export writes merged weights: as a form, or to make a GGUF of them."""
+    return recipe.export is not None and bool({"merged", "gguf"} & set(recipe.export.to))
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:

@@ -28,6 +28,12 @@ app.add_typer(report_app, name="report")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
+ModelChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="adapter, merged, gguf, a quantisation such as q8_0, or a path to weights."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, such as grpo.learning_rate=1e-6."),
@@ -87,29 +93,56 @@ app.command()(plan)
 def evaluate(
     run_folder: RunPath,
     settings: Settings = None,
-    name: Annotated[str | None, typer.Option(help="What the table calls it; default: again-1, again-2, …")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the table calls it; default: the model's name, or again-1, again-2, …")
+    ] = None,
+    model: ModelChoice = None,
 ) -> None:
-    """Ask a run's model the held-out questions once more; --set may change its section evaluate."""
+    """Ask a run's model, or what was exported of it, the held-out questions; --set may change its section evaluate."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
     from toolkit.pipeline.again import evaluate_again
     from toolkit.pipeline.stages import STAGES
 
-    with telling() as (progress, notify):
-        results = evaluate_again(run_folder, STAGES, settings or (), name=name, progress=progress, notify=notify)
+    with telling() as told:
+        results = evaluate_again(run_folder, STAGES, settings or (), name=name, model=model, told=told)
     show.results(results)
 
 
 @app.command()
-def export(run_folder: RunPath, settings: Settings = None) -> None:
+def export(
+    run_folder: RunPath,
+    to: Annotated[list[str] | None, typer.Option(help="adapter, merged or gguf; repeat it, or a,b.")] = None,
+    quant: Annotated[
+        list[str] | None, typer.Option(help="Of a GGUF: f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; repeat it, or a,b.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here, and not into the run folder.", file_okay=False)] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not ask what was written whether it answers as before.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push the one form to the Hub once it is proven.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see; else private.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Rename what stands in --out to NAME.old-1; push beside files that are there."),
+    ] = False,
+    settings: Settings = None,
+) -> None:
     """Write a run's weights for other programs; --set may change its section export."""
     from toolkit.cli import show
+    from toolkit.cli.exports import export_settings
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.again import export_again
+    from toolkit.pipeline.again import Delivery, export_again
     from toolkit.pipeline.stages import STAGES
 
-    with telling() as (progress, notify):
-        record = export_again(run_folder, STAGES, settings or (), progress=progress, notify=notify)
+    if public and push is None:
+        raise typer.BadParameter("has a meaning only with --push", param_hint="--public")
+    chosen = [*export_settings(to or (), quant or (), verify=not no_verify), *(settings or ())]
+    delivery = Delivery(out, push, public, force)
+    with telling() as told:
+        record = export_again(run_folder, STAGES, chosen, delivery, told=told)
     show.exported(record, run_folder)
 
 
@@ -141,9 +174,10 @@ def predict(
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Read one screenshot's path after another, and tell the next step.")
     ] = False,
+    model: ModelChoice = None,
 ) -> None:
-    """Ask a run's model one question, every step of a file, or one step after another."""
-    from toolkit.cli.predict import ask_one, ask_steps, check_form, converse
+    """Ask a run's model, or exported weights in it, one question, every step of a file, or step after step."""
+    from toolkit.cli.predict import Which, ask_one, ask_steps, check_form, converse
 
     named = dict(_name_and_text(text) for text in context or ())
     given = {
@@ -158,12 +192,13 @@ def predict(
         "--interactive": interactive,
     }
     form = check_form({name for name, value in given.items() if value})
+    which = Which(run_folder, model)
     if form == "--steps" and steps is not None:
-        ask_steps(run_folder, steps, out, image_root)
+        ask_steps(which, steps, out, image_root)
     elif form == "--interactive" and goal is not None:
-        converse(run_folder, goal, named)
+        converse(which, goal, named)
     elif question is not None and image is not None:
-        ask_one(run_folder, question, image, option or (), named)
+        ask_one(which, question, image, option or (), named)
 
 
 def _name_and_text(given: str) -> tuple[str, str]:

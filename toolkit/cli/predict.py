@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,46 +40,70 @@ def check_form(given: set[str]) -> str:
 _HOW = "name --question and --image, or --steps, or --goal and --interactive"
 
 
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Who is asked: ``path`` is a run folder or weights that lie in one, ``model`` what ``--model`` says."""
+
+    path: Path
+    model: str | None = None
+
+    def ready(self) -> "tuple[RunFolder, Path | None]":
+        """The run, and the weights that are asked instead of its own; what must precede the stages is imported.
+
+        Raises:
+            RunError: one of them is not there.
+            ModelError: the recipe's backend cannot be had.
+        """
+        from toolkit.backends import preload
+        from toolkit.run import find_exported, locate
+
+        run, weights = locate(self.path)
+        if self.model is not None:
+            weights = find_exported(run, self.model).weights
+        preload(run.recipe(), run.path, weights)
+        return run, weights
+
+
 def ask_one(
-    run_folder: Path, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
+    which: Which, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
 ) -> None:
     """Ask one question and print its answer."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
 
     with telling():
-        run = _ready(run_folder)
+        run, weights = which.ready()
         from toolkit.stages.predict import predict
 
-        answer = predict(run, question, images, options, context)
+        answer = predict(run, question, images, options, context, weights)
     show.answer(answer)
 
 
-def ask_steps(run_folder: Path, steps: Path, out: Path | None, image_root: Path | None) -> None:
+def ask_steps(which: Which, steps: Path, out: Path | None, image_root: Path | None) -> None:
     """Predict every step of a file into a JSONL, by default NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import show
     from toolkit.cli.progress import telling
     from toolkit.run import StopRequest
 
     with telling() as (progress, notify), StopRequest(notify) as stop:
-        run = _ready(run_folder)
+        run, weights = which.ready()
         from toolkit.stages.predict_chains import Files, predict_chains
 
         files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
-        lines = predict_chains(run, files, stop, progress)
+        lines = predict_chains(run, files, stop, progress, chosen=weights)
     show.steps(lines, files.out)
 
 
-def converse(run_folder: Path, goal: str, context: Mapping[str, str]) -> None:
+def converse(which: Which, goal: str, context: Mapping[str, str]) -> None:
     """Read a screenshot's path a line from standard input and print the next step, with the memory of those before."""
     from toolkit.cli.progress import telling
     from toolkit.errors import DataError, ImageError
 
     with telling():  # not around the talk: a bar would hold back a line that does not end
-        _ready(run_folder)
+        run, weights = which.ready()
         from toolkit.predictor import load_model_for_inference
 
-        predictor = load_model_for_inference(run_folder)
+        predictor = load_model_for_inference(weights or run.path)
     short: dict[str, Any] = {}
     long: dict[str, Any] = {}
     number = 1
@@ -92,16 +117,6 @@ def converse(run_folder: Path, goal: str, context: Mapping[str, str]) -> None:
         _show(found)
         short, long = dict(found.short_term_memory), dict(found.long_term_memory)
         number += 1
-
-
-def _ready(run_folder: Path) -> "RunFolder":
-    """The run, with the library imported that must come before the stages."""
-    from toolkit.backends import preload
-    from toolkit.run import find_run
-
-    run = find_run(run_folder)
-    preload(run.recipe(), run.path)
-    return run
 
 
 def _ask(prompt: str) -> str | None:

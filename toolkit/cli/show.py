@@ -1,7 +1,8 @@
 """What the commands print on standard output."""
 
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +10,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.exports import gguf_table
 from toolkit.cli.figures import percent, points
 from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.results import ResultRow, Results
+from toolkit.run import EXPORT
 from toolkit.sample import Answer
 
 if TYPE_CHECKING:
     from toolkit.images import ScanReport
+    from toolkit.run import RunFolder
     from toolkit.stages.reward_test import ScoredCompletion
     from toolkit.tasks.loading import DataSplits
+
+FOLDER = "{folder}"
+"""Stands in a command of an export's record for the folder of the form."""
 
 WIDTH = 120
 """Of tables that do not go to a terminal."""
@@ -42,12 +49,8 @@ def results(found: Results) -> None:
     for table in memory_tables(found.memory):
         console.print(table)
     console.print(f"run folder: {found.run.path}", markup=False)
-    weights = found.run.trained_weights()
-    if weights is not None:
-        console.print(f"weights: {weights}", markup=False)
-    merged = found.run.path / "stages" / "export" / "merged"
-    if merged.is_dir():
-        console.print(f"merged weights, for other programs: {merged}", markup=False)
+    for line in _weights(found.run):
+        console.print(line, markup=False, soft_wrap=True)
     used = compute_line(found.run.compute_file)
     if used is not None:
         console.print(f"compute: {used}; full: toolkit report compute {found.run.path}", markup=False)
@@ -56,6 +59,20 @@ def results(found: Results) -> None:
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
     if found.memory:
         console.print("step by step: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
+
+
+def _weights(run: "RunFolder") -> Iterator[str]:
+    """Where the weights are, and what serves those that were exported."""
+    weights = run.trained_weights()
+    if weights is not None:
+        yield f"weights: {weights}"
+    merged = run.path / "stages" / EXPORT / "merged"
+    if merged.is_dir():
+        yield f"merged weights, for other programs: {merged}"
+    if run.is_done(EXPORT):
+        for form in run.record(EXPORT).values():
+            if isinstance(form, dict):
+                yield from _serving(form, run.path / form["folder"])
 
 
 def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> Table:
@@ -72,14 +89,33 @@ def _table(score: str, split: str, rows: "Sequence[ResultRow]", width: int) -> T
 
 
 def exported(record: Mapping[str, Any], folder: Path) -> None:
-    """What an export has left: each form with its size, and how it answered after reloading."""
+    """What an export has left: each form with its size, how it answered after reloading, and what serves it."""
     for form in record["asked"]:
         if form not in record:
             print(f"{form}: not written, since full fine-tuning leaves no adapter")
             continue
-        found = record[form]
-        same = f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
-        print(f"{form}: {folder / found['folder']} ({found['megabytes']:,} MB, {found['bits']} bits; {same})")
+        found, place = record[form], folder / record[form]["folder"]
+        if form == "gguf":
+            print(f"gguf: {place}")
+            _console().print(gguf_table(found))
+        else:
+            print(f"{form}: {place} ({found['megabytes']:,} MB, {found['bits']} bits; {_proven(found)})")
+        for line in _serving(found, place):
+            print(line)
+    if "pushed" in record:
+        print(f"pushed: {record['pushed']}")
+
+
+def _serving(found: Mapping[str, Any], place: Path) -> Iterator[str]:
+    """The commands that serve a form, one line each."""
+    for command in found.get("next", ()):
+        yield f"  serve it: {command.replace(FOLDER, shlex.quote(str(place)))}"
+
+
+def _proven(found: Mapping[str, Any]) -> str:
+    if not found["questions"]:
+        return "not verified"
+    return f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
 
 
 def answer(given: Answer) -> None:

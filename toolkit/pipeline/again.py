@@ -1,21 +1,41 @@
 """One more evaluation or export of a run that is there, with its own section of the recipe changed if asked."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toolkit.compute import recording
 from toolkit.errors import RunError
+from toolkit.llamacpp import is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results
-from toolkit.pipeline.steps import DATA, Stages, Step, run_step, stopping
+from toolkit.pipeline.steps import DATA, Stages, Step, require_export, run_step, stopping
 from toolkit.recipe import Recipe, changed_keys, load_recipe
-from toolkit.run import EXPORT, Progress, Record, RunFolder, StopRequest, reopen_run, silent
-from toolkit.stages.context import Context
+from toolkit.run import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, reopen_run, silent
+from toolkit.stages.context import Context, EvaluationRecord
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-Notify = Callable[[int], None]
+Told = tuple[Progress, Callable[[int], None]]
+"""Who is told how far a stage has come, and of the number of a signal that asks it to stop."""
+
+SILENT: Told = (silent, lambda number: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where an export goes besides the run folder.
+
+    ``out``: a folder for the forms' folders. ``push``: ``owner/name`` on the Hub, private unless ``public``. ``force``:
+    a folder of others in ``out`` is renamed, and a repository may have files, instead of either being refused.
+    """
+
+    out: Path | None = None
+    push: str | None = None
+    public: bool = False
+    force: bool = False
 
 
 def evaluate_again(
@@ -24,10 +44,10 @@ def evaluate_again(
     settings: Sequence[str] = (),
     *,
     name: str | None = None,
-    progress: Progress = silent,
-    notify: Notify = lambda number: None,
+    model: str | None = None,
+    told: Told = SILENT,
 ) -> Results:
-    """Evaluate a run's last weights once more, and give the table with this evaluation in it.
+    """Evaluate a run's last weights, or some exported ones, and give the table with this evaluation in it.
 
     It is compared with the run's own evaluations where it asks the same questions.
 
@@ -35,19 +55,26 @@ def evaluate_again(
         path: the run folder.
         stages: who does it.
         settings: ``--set`` values for [evaluate].
-        name: of the evaluation; default: again-1, again-2, …
+        name: of the evaluation; default: the model's (merged, q8_0), or again-1, again-2, …
+        model: what is asked instead of the run's last weights; see ``find_exported``.
 
     Raises:
         RunError: no run is there, the name is taken, or a setting is not about [evaluate].
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "evaluate", settings)
-        name = _free_name(run) if name is None else _checked(name)
+        asked = find_exported(run, model) if model is not None else None
+        name = _free_name(run, asked) if name is None else _checked(name)
         if run.is_done(EVALUATE + name):
             raise RunError("an evaluation of this name is there", place=run.path, value=name, remedy="Choose another.")
         earlier = evaluations(run) if _same_questions(run.recipe(), recipe) else []
-        step = Step(EVALUATE + name, lambda context: stages.evaluate(context, name, context.weights, earlier))
-        _do(run, recipe, stages, step, progress, notify)
+
+        def work(context: Context) -> EvaluationRecord:
+            return stages.evaluate(context, name, asked.weights if asked else context.weights, earlier)
+
+        if asked is not None and is_gguf(asked.weights):
+            recipe = _without_backend(recipe)
+        _do(run, recipe, stages, Step(EVALUATE + name, work), told)
         return read_results(run, [*earlier, name])
 
 
@@ -55,28 +82,51 @@ def export_again(
     path: Path,
     stages: Stages,
     settings: Sequence[str] = (),
+    delivery: Delivery = Delivery(),
     *,
-    progress: Progress = silent,
-    notify: Notify = lambda number: None,
-) -> Record:
+    told: Told = SILENT,
+) -> Mapping[str, Any]:
     """Export a run's last weights, with ``--set`` values for [export], and give the stage's record.
 
+    What is to be pushed and stands proven already is not exported again. The record of a push has ``pushed``, the
+    address of its commit.
+    An export elsewhere leaves the run's own record as it is.
+
     Raises:
-        RunError: no run is there, it has no weights, or a setting is not about [export].
+        RunError: no run is there, it has no weights, a setting is not about [export], or nothing can be pushed.
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "export", settings)
-        return _do(run, recipe, stages, Step(EXPORT, stages.export), progress, notify)
+        require_export(recipe)
+        export = stages.export
+        if delivery.out or delivery.force:
+            export = partial(export, out=delivery.out, force=delivery.force)
+        step, kept = Step(EXPORT, export), delivery.out is None
+        if delivery.push is None:
+            return _do(run, recipe, stages, step, told, kept=kept)
+        from toolkit.pipeline.push import Push, prepare_push, push_export  # loads model libraries
+
+        form = prepare_push(run, recipe, delivery.push)
+        again = form.open or delivery.out
+        record = _do(run, recipe, stages, step, told, kept=kept) if again else run.record(EXPORT)
+        push = Push(delivery.push, delivery.public, delivery.force)
+        return {**record, "pushed": push_export(run, record, form.name, push)}
 
 
-def _do(run: RunFolder, recipe: Recipe, stages: Stages, step: Step, progress: Progress, notify: Notify) -> Record:
-    command = step.name.partition("-")[0]
+def _do(
+    run: RunFolder, recipe: Recipe, stages: Stages, step: Step, told: Told, *, kept: bool = True
+) -> Mapping[str, Any]:
+    """Do one step of a run; ``kept``: its record becomes the run's."""
+    command, (progress, notify) = step.name.partition("-")[0], told
     with StopRequest(notify) as stop, recording(run, recipe.run, command) as recorder:
         with recorder.stage(DATA):
             data, images = stages.prepare(recipe, run, stopping(stop, progress))
         context = Context(recipe, run, data, images, stop, progress)
         stop.check(f"{step.name} has not begun")
-        return run_step(step, context, recorder)
+        if kept:
+            return run_step(step, context, recorder)
+        with recorder.stage(step.name):
+            return step.work(context)
 
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
@@ -93,6 +143,11 @@ def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Reci
             remedy="Another recipe needs a run of its own.",
         )
     return recipe
+
+
+def _without_backend(recipe: Recipe) -> Recipe:
+    """llama.cpp asks a GGUF: a machine without the recipe's own backend can evaluate it."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": "hf"})})
 
 
 def _checked(name: str) -> str:
@@ -112,8 +167,10 @@ def _same_questions(own: Recipe, recipe: Recipe) -> bool:
     return questions(own.evaluate) == questions(recipe.evaluate)
 
 
-def _free_name(run: RunFolder) -> str:
-    number = 1
-    while run.is_done(f"{EVALUATE}again-{number}"):
+def _free_name(run: RunFolder, asked: Exported | None) -> str:
+    if asked is not None and not run.is_done(EVALUATE + asked.name):
+        return _checked(asked.name)
+    number, base = (2, _checked(asked.name)) if asked else (1, "again")
+    while run.is_done(f"{EVALUATE}{base}-{number}"):
         number += 1
-    return f"again-{number}"
+    return f"{base}-{number}"

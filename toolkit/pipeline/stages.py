@@ -46,10 +46,10 @@ def _evaluate(context: Context, name: str, weights: Path | None, earlier: Sequen
     return evaluate(context, name, weights, earlier)
 
 
-def _export(context: Context) -> Record:
+def _export(context: Context, *, out: Path | None = None, force: bool = False) -> Record:
     from toolkit.stages.export import export
 
-    return export(context)
+    return export(context, out=out, force=force)
 
 
 STAGES = Stages(_prepare, _look, _sft, _grpo, _evaluate, _export)

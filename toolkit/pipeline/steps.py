@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toolkit.compute import Recorder, recording
+from toolkit.llamacpp import require_for
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
 from toolkit.run import (
@@ -97,6 +98,8 @@ def run_recipe(
         for step in steps:
             if step not in open_steps:
                 log.info("%s: finished before, skipped", step.name)
+        if any(step.name == EXPORT for step in open_steps):
+            require_export(recipe)
         with recording(run, recipe.run, "run") as recorder:
             if open_steps:
                 with recorder.stage(DATA):
@@ -140,7 +143,19 @@ def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
     record, trained = run.record(EXPORT), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
     made_from_last = last is not None and record["weights"] == run.relative(last)
-    return made_from_last and set(recipe.export.to) <= set(record["asked"])
+    forms = made_from_last and set(recipe.export.to) <= set(record["asked"])
+    return forms and ("gguf" not in recipe.export.to or set(recipe.export.quant) <= set(record["gguf"]["files"]))
+
+
+def require_export(recipe: Recipe) -> None:
+    """See that what the recipe exports can be written here, before anything is trained.
+
+    Raises:
+        MissingExtraError: it cannot.
+    """
+    section = recipe.export
+    if section and "gguf" in section.to:
+        require_for(section.quant, verify=section.verify > 0)
 
 
 def _training_stages(recipe: Recipe) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toolkit.backends.loading import model_source
+from toolkit.backends.loading import model_source, writes_merged
 from toolkit.plan.findings import Finding
 from toolkit.plan.known import Configuration, cached_file
 from toolkit.recipe import Model, Recipe
@@ -71,16 +71,17 @@ def ask_hub(model: Model) -> BaseWeights:
 def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
     """What is wrong with the base weights, for loading and for merging."""
     place = f"[model] name = {recipe.model.name!r}"
-    merges = recipe.export is not None and "merged" in recipe.export.to
+    merges = writes_merged(recipe)
+    dequantises = recipe.export is not None and recipe.export.allow_dequantised
     if not base.there:
         text = f"the model's weights cannot be had: {base.reason}"
         text += "; they are also what the adapter is merged into at the end" if merges else ""
         remedy = "Download the model once (`hf download NAME`) and give its folder, or correct the name."
         yield Finding(place, text, remedy, certain=base.state != "unreachable")
-    if merges and config is not None and config.fields.get("quantization_config"):
+    if merges and not dequantises and config is not None and config.fields.get("quantization_config"):
         text = "merged weights need a base that is stored in 16 bits or more; this one is stored quantised"
         remedy = 'Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-        yield Finding(place, text, remedy + 'export.to = ["adapter"].')
+        yield Finding(place, text, remedy + 'export.to = ["adapter"] or export.allow_dequantised = true.')
 
 
 def _whole(find: Callable[[str], Path | None]) -> bool:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.backends.loading import model_source
+from toolkit.backends.loading import model_source, writes_merged
+from toolkit.llamacpp import most_bytes
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding
 from toolkit.plan.memory.setting import Setting, Stage
 from toolkit.plan.memory.weights import FLOAT, optimizer_bytes, trained_parameters
-from toolkit.recipe import Recipe
+from toolkit.recipe import Export, Recipe
 
 SPARE = 10**9
 """Bytes that should stay free, for logs, answers and the caches of rows and pictures."""
@@ -35,7 +36,7 @@ def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Sett
     """Checkpoints, weights of each stage and exports, from the counts of weights.
 
     A checkpoint holds what is trained and its optimiser's state; while one is written, there is one more than
-    ``run.keep_checkpoints``. Merged weights, and a GGUF file of them, take 2 bytes a weight.
+    ``run.keep_checkpoints``. Merged weights, which a GGUF is made from, take 2 bytes a weight.
     """
     parts: dict[str, int] = {}
     processor = _processor_bytes(recipe)
@@ -45,13 +46,13 @@ def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Sett
             each = weights + optimizer_bytes(model, setting)
             parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
             parts[f"{name} weights"] = weights + processor
-    forms: tuple[str, ...] = () if recipe.export is None else recipe.export.to
-    trained = settings.get("sft") or settings.get("grpo")
-    for form in forms:
-        if form == "adapter" and trained is not None and trained.tuning == "lora":
-            parts["export adapter"] = _trained_bytes(model, trained) + processor
-        elif form != "adapter":
-            parts[f"export {form}"] = 2 * model.parameters + processor
+    section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
+    if "adapter" in section.to and trained is not None and trained.tuning == "lora":
+        parts["export adapter"] = _trained_bytes(model, trained) + processor
+    if writes_merged(recipe):
+        parts["export merged"] = 2 * model.parameters + processor
+    if "gguf" in section.to:
+        parts["export gguf"] = most_bytes(model.parameters, section.quant)
     return Disk(parts, shutil.disk_usage(_existing(recipe.run_folder.absolute())).free)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import MissingExtraError, ToolkitError
+from toolkit.llamacpp import require_for
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import Gpu
 from toolkit.plan.memory import GIB
@@ -53,6 +54,17 @@ def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
     if gpu is None and "8bit" in {section.optimizer[-4:] for section in (recipe.sft, recipe.grpo) if section}:
         text = "an optimiser with 8-bit state needs a CUDA device, and there is none here"
         yield Finding("[sft], [grpo] optimizer", text, 'Set optimizer = "adamw_torch".', certain=False)
+
+
+def judge_export(recipe: Recipe) -> Iterator[Finding]:
+    """A GGUF that cannot be written or asked here."""
+    section = recipe.export
+    if section is None or "gguf" not in section.to:
+        return
+    try:
+        require_for(section.quant, verify=section.verify > 0)
+    except MissingExtraError as error:
+        yield Finding('[export] to = "gguf"', error.rule, error.remedy)
 
 
 def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:

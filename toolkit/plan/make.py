@@ -12,7 +12,7 @@ from toolkit.plan.counting import build_architecture
 from toolkit.plan.disk import judge_disk, plan_disk
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu, usable_bytes
-from toolkit.plan.judge import judge_machine, judge_memory, judge_rows, judge_tokens
+from toolkit.plan.judge import judge_export, judge_machine, judge_memory, judge_rows, judge_tokens
 from toolkit.plan.known import Configuration, find_configuration
 from toolkit.plan.loads import memory_settings, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
@@ -90,6 +90,7 @@ def make_plan(
         *(judge_tokens(recipe, tokens) if tokens else ()),
         *judge_machine(recipe, gpu),
         *judge_base(recipe, base, facts.config),
+        *judge_export(recipe),
         *(judge_disk(recipe, disk) if disk else ()),
         *judge_memory(memory, gpu),
         *find_warnings(Known(recipe, model, tokens, gpu)),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from toolkit.backends.loading import writes_merged
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import Gpu
@@ -48,7 +49,7 @@ def _several_cards(known: Known) -> Iterator[Finding]:
 def _vision_adapter(known: Known) -> Iterator[Finding]:
     """vllm#21500, #41754."""
     recipe = known.recipe
-    exports_adapter_alone = recipe.export is not None and "merged" not in recipe.export.to
+    exports_adapter_alone = recipe.export is not None and not writes_merged(recipe)
     if recipe.lora.vision and recipe.model.tuning == "lora" and recipe.model.name != "tiny" and exports_adapter_alone:
         text = "vLLM does not load an adapter with layers of the vision tower, or leaves them out in silence"
         yield warning("[lora] vision", text, 'Add "merged" to export.to for it.')

@@ -219,7 +219,9 @@ def something_to_export(recipe: Recipe) -> Iterator[Finding]:
     if not (recipe.sft or recipe.grpo or recipe.model.adapter):
         yield "export", "has nothing to export: add [sft] or [grpo], or name an earlier run in model.adapter"
     if not recipe.export.to:
-        yield "export.to", 'is empty: name "adapter", "merged" or both'
+        yield "export.to", 'is empty: name "adapter", "merged", "gguf" or several'
+    if not recipe.export.quant:
+        yield "export.quant", 'is empty: name at least one, such as "q8_0"'
 
 
 def room_for_the_prompt(recipe: Recipe) -> Iterator[Finding]:

@@ -366,9 +366,14 @@ class Evaluate(Section):
 class Export(Section):
     """Weights for other programs."""
 
-    to: tuple[Literal["adapter", "merged"], ...] = ("adapter", "merged")
-    verify: int = Field(16, ge=1)
-    """Held-out questions whose greedy answers the reloaded weights must repeat."""
+    to: tuple[Literal["adapter", "merged", "gguf"], ...] = ("adapter", "merged")
+    """``gguf`` is made from the merged weights, which are written too."""
+    quant: tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"], ...] = ("f16", "q8_0", "q4_k_m")
+    """The quantisations of a GGUF's text model; its projector is always f16."""
+    verify: int = Field(16, ge=0)
+    """Held-out questions whose greedy answers the reloaded weights must repeat; 0: nothing is verified."""
+    allow_dequantised: bool = False
+    """Merge into the dequantised weights of a base that is stored quantised: its rounding stays in them."""
 
 
 class Recipe(Section):

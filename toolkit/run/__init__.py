@@ -1,5 +1,6 @@
 """The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
 
+from toolkit.run.exported import Exported, find_exported, locate
 from toolkit.run.files import append_line, cut_torn_line, flush_folder, read_json, read_lines, write_json, write_text
 from toolkit.run.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
@@ -7,7 +8,7 @@ from toolkit.run.machine import now, versions
 from toolkit.run.progress import Progress, silent, spell_time
 from toolkit.run.ranks import is_main, rank, world_size
 from toolkit.run.signals import StopRequest
-from toolkit.run.start import check_fingerprints, reopen_run, start_run
+from toolkit.run.start import check_fingerprints, read_state, reopen_run, start_run
 from toolkit.run.tested import TESTED
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LOGGER",
     "TESTED",
     "TRAINING_STAGES",
+    "Exported",
     "PlainFormatter",
     "Progress",
     "Record",
@@ -24,15 +26,18 @@ __all__ = [
     "check_fingerprints",
     "current_weights",
     "cut_torn_line",
+    "find_exported",
     "find_run",
     "find_weights",
     "flush_folder",
     "hide_secrets",
     "is_main",
+    "locate",
     "now",
     "rank",
     "read_json",
     "read_lines",
+    "read_state",
     "reopen_run",
     "silent",
     "spell_time",

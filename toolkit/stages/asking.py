@@ -15,7 +15,7 @@ from toolkit.stages.prompts import Prompts
 
 def weights_seen(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:
     """What tells two sets of weights apart without reading them: the folder, its files with size and time of change."""
-    files = sorted(weights.iterdir()) if weights else []
+    files = sorted((weights if weights.is_dir() else weights.parent).iterdir()) if weights else []
     return str(weights), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
@@ -30,14 +30,24 @@ class Asker:
     unfit: Callable[[Sample], str | None]
 
     @classmethod
-    def load(cls, recipe: Recipe, prompts: Prompts, weights: Path | None, backend: Backend | None = None) -> "Asker":
+    def load(
+        cls,
+        recipe: Recipe,
+        prompts: Prompts,
+        weights: Path | None,
+        backend: Backend | None = None,
+        *,
+        stored: bool = False,
+    ) -> "Asker":
         """The recipe's model with ``weights``, ready to be asked as [evaluate] says.
+
+        ``stored``: whole weights are asked in the precision that they are stored in, and never quantised.
 
         Raises:
             ModelError: it cannot be had.
         """
-        backend = backend or choose_backend(recipe.model)
-        policy = backend.load(recipe, weights, trainable=False)
+        backend = backend or choose_backend(recipe.model, weights)
+        policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
         unfit = find_unfit(policy.processor, prompts, most, tokens)
         return cls(backend, policy, prompts, Sampling(tokens), unfit)

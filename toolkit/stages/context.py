@@ -114,8 +114,11 @@ class EvaluateStage(Protocol):
 class ExportStage(Protocol):
     """Writes weights for other programs and sees that they give the same answers."""
 
-    def __call__(self, context: Context) -> Record:
-        """Exports ``context.weights`` into ``context.run.stage_folder("export")``; raises ModelError."""
+    def __call__(self, context: Context, *, out: Path | None = None, force: bool = False) -> Record:
+        """Exports ``context.weights`` into ``out``, else the stage's own folder; raises ModelError or RunError.
+
+        ``force``: a folder in ``out`` that is not the stage's own is renamed instead of being refused.
+        """
 
 
 _SHOWN = ("loss", "reward", "reward_std")

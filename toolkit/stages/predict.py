@@ -46,6 +46,7 @@ def predict(
     images: Sequence[Path],
     options: Sequence[str] = (),
     context: Mapping[str, str] | None = None,
+    weights: Path | None = None,
 ) -> Answer:
     """The run's greedy answer, with question, pictures and prompt treated as in training.
 
@@ -55,6 +56,7 @@ def predict(
         images: pictures, in the order of the question.
         options: of a multiple-choice question, with or without their letters.
         context: values of the columns that the recipe's prompt.context names; a name without one is warned about.
+        weights: what is asked instead of the run's own: an adapter, whole weights, or a GGUF with its projector.
 
     Raises:
         DataError: the question lacks what its task needs, is too long, or has context that the recipe does not name.
@@ -64,14 +66,15 @@ def predict(
     recipe = run.recipe()
     sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
-        return _ask(run, recipe, sample)
+        return _ask(recipe, sample, weights, current_weights(run, recipe))
 
 
-def _ask(run: RunFolder, recipe: Recipe, sample: Sample) -> Answer:
+def _ask(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
     # Whatever training does with unreadable pictures, nobody wants an answer about a grey square.
     prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
-    backend = choose_backend(recipe.model)
-    policy = backend.load(recipe, current_weights(run, recipe), trainable=False)
+    weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
+    backend = choose_backend(recipe.model, weights)
+    policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
     limit = recipe.evaluation.max_completion_tokens
     check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
     completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]

@@ -58,6 +58,7 @@ def predict_chains(
     stop: StopRequest,
     progress: Progress = silent,
     backend: Backend | None = None,
+    chosen: Path | None = None,
 ) -> list[Record]:
     """Answer every row and give the lines that ``files.out`` then holds, in the order of the rows.
 
@@ -70,6 +71,7 @@ def predict_chains(
         stop: looked at after every batch.
         progress: told how far it is.
         backend: who loads and asks the model; default: the recipe's.
+        chosen: weights that are asked instead of the run's own; see ``predict``.
 
     Raises:
         DataError: the rows cannot be asked, or ``out`` holds something else.
@@ -80,13 +82,14 @@ def predict_chains(
     rows, out = read_open(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
         log.warning("%s", note)
-    weights = current_weights(run, recipe)
+    weights = chosen or current_weights(run, recipe)
     digest = _identity(recipe, weights, rows)
     known = _known(out, digest)
     if len(known) < _total(rows):
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
             prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
-            asker = Asker.load(recipe, prompts, weights, backend)
+            stored = chosen is not None and (chosen / "config.json").is_file()
+            asker = Asker.load(recipe, prompts, weights, backend, stored=stored)
             batches = rollout(task, rows.samples, rows.chains, known, asker.reply, recipe.evaluation.batch_size)
             _keep(batches, _Kept(carried, digest, out, _total(rows)), stop, progress)
     return _in_order(out, rows)

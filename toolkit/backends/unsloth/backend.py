@@ -17,8 +17,17 @@ from unsloth import FastVisionModel
 
 from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Policy, Row, Sampling, TrainingJob
-from toolkit.backends.generate import generate
-from toolkit.backends.hf import HfBackend, base_source, load_processor, make_policy, original_of, save_adapter, stop_at
+from toolkit.backends.generate import generate, log_probs
+from toolkit.backends.hf import (
+    HfBackend,
+    add_sentencepiece,
+    base_source,
+    load_processor,
+    make_policy,
+    original_of,
+    save_adapter,
+    stop_at,
+)
 from toolkit.backends.ladder.policy import RolloutLadder
 from toolkit.backends.loading import refuse_blind_attention, refuse_unmergeable
 from toolkit.backends.meter import meter
@@ -66,8 +75,8 @@ class UnslothBackend:
         adapted = weights if weights is not None and adapter.is_adapter(weights) else None
         source = str(weights) if weights is not None and adapted is None else base_source(recipe, weights)
         refuse_blind_attention(source, recipe.model)
-        if trainable and recipe.export and "merged" in recipe.export.to:
-            refuse_unmergeable(source, recipe.model)
+        if trainable:
+            refuse_unmergeable(source, recipe)
         model = load_model(recipe, source, adapted, Loading(trainable, mergeable))
         if adapted is not None and trainable and (note := adapter.differences(model, recipe.lora)):
             log.warning("the adapter in %s keeps its own shape, and [lora] is not used: %s", weights, note)
@@ -106,9 +115,13 @@ class UnslothBackend:
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""
-        half = half_precision(policy)
-        with _asking(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
+        with _computing(policy):
             return answer_loss(policy, row)
+
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """See ``Backend.log_probs``."""
+        with _computing(policy):
+            return log_probs(policy, rows, answers)
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
         """See ``Backend.restore``."""
@@ -130,6 +143,7 @@ class UnslothBackend:
         policy.model.save_pretrained_merged(**merged_options(folder, copy.deepcopy(original.processor)))
         _refuse_pickles(folder)
         original.processor.save_pretrained(str(folder))
+        add_sentencepiece(original.processor.tokenizer, folder)
         generation = copy.deepcopy(original.generation)
         stop_at(generation, policy.turn_end)
         generation.save_pretrained(str(folder))
@@ -145,6 +159,14 @@ def _asking(model: Any) -> Iterator[None]:
     finally:
         if training:
             FastVisionModel.for_training(model)
+
+
+@contextmanager
+def _computing(policy: Policy) -> Iterator[None]:
+    """As ``_asking``, in the half precision that training computes in."""
+    half = half_precision(policy)
+    with _asking(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
+        yield
 
 
 def _attach(model: Any, recipe: Recipe) -> Any:

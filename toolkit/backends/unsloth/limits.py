@@ -16,7 +16,7 @@ def refuse(recipe: Recipe) -> None:
 
 def refusals(recipe: Recipe) -> list[str]:
     """Why Unsloth cannot train this recipe as it is written, each as a sentence; empty: it can."""
-    return [reason for check in (_weights, _checkpointing, _grpo) for reason in check(recipe)]
+    return [reason for check in (_weights, _checkpointing, _grpo, _export) for reason in check(recipe)]
 
 
 def _weights(recipe: Recipe) -> list[str]:
@@ -49,3 +49,8 @@ def _grpo(recipe: Recipe) -> list[str]:
     if grpo.temperature >= 10:
         reasons.append("grpo.temperature must be below 10")
     return reasons
+
+
+def _export(recipe: Recipe) -> list[str]:
+    asked = recipe.export is not None and recipe.export.allow_dequantised
+    return ["export.allow_dequantised is not done with Unsloth here"] if asked else []

@@ -9,7 +9,7 @@ from math import gcd
 from typing import Any
 
 from toolkit.pipeline.rehearsal.practice import practice_changes
-from toolkit.recipe import REHEARSAL, Evaluate, Grpo, Optimisation, Recipe, Sft
+from toolkit.recipe import REHEARSAL, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
 from toolkit.recipe.overrides import merge
 from toolkit.regions import choose_coordinates
 
@@ -33,18 +33,19 @@ Changes = dict[str, Any]
 """Dotted key -> new value."""
 
 
-def rehearsal(recipe: Recipe, *, own_rows: bool = True) -> Recipe:
+def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True) -> Recipe:
     """The recipe that is run in place of ``recipe`` to rehearse it; ``changed_keys`` tells what is different.
 
     Args:
         recipe: any recipe; it stays as it is.
         own_rows: work with some of its own rows; False: with practice data of its task.
+        gguf: whether a GGUF can be written here; False: it is left out.
 
     Raises:
         RecipeError: places are to be written as the model's family does, and its name is of no family that is known.
     """
     rows = _rows(recipe) if own_rows else practice_changes(recipe, ROWS)
-    changes = {**_run(recipe), **_model(recipe), **rows, **_training(recipe), **_answers(recipe)}
+    changes = {**_run(recipe), **_model(recipe), **rows, **_training(recipe), **_answers(recipe, gguf=gguf)}
     settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
     return Recipe.model_validate(merge(recipe.model_dump(), settings))
 
@@ -120,6 +121,7 @@ def _sft(sft: Sft) -> Changes:
 def _grpo(grpo: Grpo) -> Changes:
     prompts, generations = min(grpo.prompts_per_step, 2), min(grpo.generations, 4)
     return {
+        "grpo.rollouts": "transformers",  # vLLM does not write the tiny model's completions, nor on a CPU
         "grpo.prompts_per_step": prompts,
         "grpo.generations": generations,
         "grpo.micro_batch": gcd(grpo.micro_batch, prompts * generations),
@@ -129,12 +131,12 @@ def _grpo(grpo: Grpo) -> Changes:
     }
 
 
-def _answers(recipe: Recipe) -> Changes:
+def _answers(recipe: Recipe, *, gguf: bool) -> Changes:
     changes: Changes = {}
     if recipe.evaluate is not None:
         changes |= _evaluate(recipe, recipe.evaluate)
     if recipe.export is not None:
-        changes["export.verify"] = min(recipe.export.verify, 4)
+        changes |= _export(recipe.export, gguf=gguf)
         if not (recipe.sft or recipe.grpo):
             changes["export"] = None  # the adapter that it would write is left out
     return changes
@@ -144,6 +146,15 @@ def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
     tokens = min(section.max_completion_tokens, COMPLETION_TOKENS)
     tasks = {"evaluate.max_tasks": _least(section.max_tasks, TASKS_ASKED)} if recipe.data.task == "steps" else {}
     return {"evaluate.max_completion_tokens": tokens, **tasks}
+
+
+def _export(section: Export, *, gguf: bool) -> Changes:
+    changes: Changes = {"export.verify": min(section.verify, 4), "export.allow_dequantised": False}
+    if "gguf" not in section.to:
+        return changes
+    if not gguf:
+        return changes | {"export.to": tuple(form for form in section.to if form != "gguf") or ("merged",)}
+    return changes | {"export.quant": ("f16",)}  # after a few steps of training coarse kinds change answers at random
 
 
 def _least(own: int | None, most: int) -> int:

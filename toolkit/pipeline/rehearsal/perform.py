@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from toolkit.errors import DataError, Problem, RecipeError
+from toolkit.errors import DataError, MissingExtraError, Problem, RecipeError
 from toolkit.pipeline.rehearsal.derive import rehearsal
 from toolkit.pipeline.results import Results
-from toolkit.pipeline.steps import Stages, run_recipe
+from toolkit.pipeline.steps import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Finding, Recipe, absent, changed_keys
 from toolkit.rewards import reward_table
 from toolkit.run import Progress, RunFolder, silent
@@ -70,7 +70,9 @@ def rehearse(
     """
     begun = time.monotonic()
     no_rows, lacking = _look_for(recipe)
-    derived = rehearsal(recipe, own_rows=not no_rows)
+    no_gguf = _missing_extra(recipe)
+    lacking = (*lacking, *no_gguf)
+    derived = rehearsal(recipe, own_rows=not no_rows, gguf=not no_gguf)
     _refuse_nothing(derived)
 
     def prepare(wanted: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
@@ -118,6 +120,15 @@ def _look_for(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise RecipeError(refused)
     no_rows = [*filter(_is_of_the_rows, found), *_of_the_hub(recipe)]
     return tuple(map(_sentence, no_rows)), tuple(map(_sentence, found))
+
+
+def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
+    """What a GGUF needs and is not installed: a rehearsal goes on without it, and says so."""
+    try:
+        require_export(recipe)
+    except MissingExtraError as error:
+        return (_sentence(("export.to", str(error))),)
+    return ()
 
 
 def _is_of_the_rows(finding: Finding) -> bool:

@@ -54,7 +54,8 @@ def ask_open(
     if not waiting:
         return
     recipe = context.recipe
-    asker = Asker.load(recipe, questions.prompts, weights, backend)
+    stored = weights is not None and weights != context.weights and (weights / "config.json").is_file()
+    asker = Asker.load(recipe, questions.prompts, weights, backend, stored=stored)
     if REFERENCE in waiting:
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
         processor = asker.policy.processor

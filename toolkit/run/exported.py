@@ -1,0 +1,69 @@
+"""Which weights a run is asked with: its own, one of its exported forms, or some that lie elsewhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import RunError
+from toolkit.run.folder import EXPORT, RunFolder, find_run
+
+FORMS = ("adapter", "merged")
+GGUF = "gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Weights by the name that the table of results has for them."""
+
+    name: str
+    weights: Path
+
+
+def find_exported(run: RunFolder, model: str) -> Exported:
+    """The weights that ``--model`` means.
+
+    Args:
+        run: the run.
+        model: adapter, merged, gguf (the first quantisation that was exported), a quantisation such as q8_0, or a path:
+            a folder of an adapter or of whole weights, or a GGUF file with its projector beside it.
+
+    Raises:
+        RunError: it is not there.
+    """
+    files = _gguf_files(run)
+    found = {form: run.path / "stages" / EXPORT / form for form in FORMS}
+    found |= {kind: run.path / "stages" / EXPORT / GGUF / file for kind, file in files.items()}
+    if model == GGUF and files:
+        model = next(iter(files))
+    weights = found.get(model)
+    if weights is None and model != GGUF:
+        weights = Path(model).expanduser().absolute()
+    if weights is None or not weights.exists():
+        there = [name for name, path in found.items() if path.exists()]
+        raise RunError(
+            "these weights must be there",
+            place=f"--model {model}",
+            value=str(weights or "no GGUF"),
+            remedy=f"Exported are: {', '.join(there) or 'none'} (toolkit export writes more); or name a path.",
+        )
+    return Exported(model if model in found else weights.name.removesuffix(".gguf"), weights)
+
+
+def locate(path: Path) -> tuple[RunFolder, Path | None]:
+    """The run that ``path`` is or lies in, and the weights that it means there; None: the run's own.
+
+    Raises:
+        RunError: it lies in no run.
+    """
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if (folder / "run.json").is_file() and (folder / "recipe.toml").is_file():
+            return find_run(folder), None if folder == path else path
+    return find_run(path), None
+
+
+def _gguf_files(run: RunFolder) -> dict[str, str]:
+    """Quantisation -> file name, of what the run exported."""
+    if not run.is_done(EXPORT):
+        return {}
+    files = run.record(EXPORT).get(GGUF, {}).get("files", {})
+    return {kind: found["file"] for kind, found in files.items()}

@@ -1,0 +1,135 @@
+"""Export: adapter, merged weights and GGUF, reloaded and asked again before they count as done."""
+
+import logging
+from pathlib import Path
+
+from toolkit.backends import Backend, choose_backend
+from toolkit.errors import ModelError
+from toolkit.recipe import Export
+from toolkit.run import EXPORT, Record, RunFolder
+from toolkit.stages.context import Context
+from toolkit.stages.evaluate import held_out
+from toolkit.stages.export.beside import digest_of
+from toolkit.stages.export.card import CardFacts, read_facts
+from toolkit.stages.export.card.facts import is_verified
+from toolkit.stages.export.forms import Job, export_form
+from toolkit.stages.export.gguf import export_gguf
+from toolkit.stages.export.next_use import Serving
+from toolkit.stages.export.place import Place, Written, refuse_small_disk
+from toolkit.stages.export.proof import Questions
+from toolkit.stages.export.size import form_bytes
+from toolkit.stages.prompts import Prompts
+from toolkit.tasks.loading import SampleSet
+
+__all__ = ["export"]
+
+log = logging.getLogger(__name__)
+WRITTEN = "written.json"
+"""What this run exported outside itself, in the stage's folder."""
+MOST_LOOKED_AT = 1000
+"""Questions whose pictures are counted for the commands of servers."""
+
+
+def export(context: Context, backend: Backend | None = None, *, out: Path | None = None, force: bool = False) -> Record:
+    """Write the weights in each form the recipe names, reload them, and compare greedy answers.
+
+    A form's folder is there only once it has passed. Merged weights are compared with the adapter beside a base that
+    is not quantised either, since a quantised base gives other answers by itself. A GGUF is made from merged weights,
+    which are written first if they are not there, and compared with them.
+
+    Args:
+        context: the run; its newest weights are exported.
+        backend: who loads, asks and writes; default: the recipe's.
+        out: where the forms' folders go; default: the run's own folder. The caller keeps the record of what is in the
+            run; of what is elsewhere ``WRITTEN`` in the run has it.
+        force: a folder in ``out`` that this run's export has not written is renamed instead of refused.
+
+    Raises:
+        ModelError: nothing was trained, or what was written answers otherwise; it stays in a folder whose name says so.
+        MissingExtraError: GGUF is asked for, and what it needs is not installed.
+        RunError: the disk is too small, or the place of a form cannot be taken.
+        Interrupted: a signal came; the forms that were finished are there.
+    """
+    recipe, section = context.recipe, context.recipe.export or Export()
+    if context.weights is None:
+        raise ModelError("there is nothing to export: no stage has trained", place=context.run.path)
+    if not section.verify:
+        log.warning("export: nothing is verified, as asked: what is written may answer otherwise than the run's model")
+    run, folder = context.run, out.absolute() if out else context.run.stage_folder(EXPORT)
+    record = _earlier(run, context.weights, out)
+    forms = _in_order(section, record, folder)
+    record |= {"asked": list(dict.fromkeys([*record["asked"], *forms]))}
+    if "adapter" in forms and recipe.model.tuning == "full":
+        log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
+        forms.remove("adapter")
+    written = Written(run.stage_folder(EXPORT) / WRITTEN)
+    places = _take_places(context, {form: _place(run, written, folder / form, force=force) for form in forms})
+    job = _job(context, backend or choose_backend(recipe.model), context.weights)
+    for form, place in places.items():
+        context.stop.check(f"{form} was not written")
+        found = export_gguf(job, folder / "merged", place) if form == "gguf" else export_form(job, form, place)
+        record[form] = {**found, "folder": run.relative(place.target)}
+        written.add(place.target, record[form])
+    return record
+
+
+def _job(context: Context, backend: Backend, weights: Path) -> Job:
+    recipe = context.recipe
+    # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
+    samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
+    pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
+    serving = Serving.of(recipe, backend.load_reader(recipe).processor, pictures)
+
+    def facts(form: str, proof: Record) -> CardFacts:
+        return read_facts(context.run, recipe, weights, form, serving=serving, proof=proof)
+
+    return Job(backend, recipe, weights, _questions(context, samples), facts, context.stop.check)
+
+
+def _questions(context: Context, samples: SampleSet) -> Questions:
+    recipe, section = context.recipe, context.recipe.export or Export()
+    prompts = Prompts.of(recipe, context.images)
+    chosen = list(samples[: section.verify])
+    return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen])
+
+
+def _take_places(context: Context, places: dict[str, Place]) -> dict[str, Place]:
+    """The places, once all of them can be taken and the disk has room for what they get."""
+    quant = (context.recipe.export or Export()).quant
+    if context.weights is not None and places:
+        sizes = [form_bytes(form, context.weights, context.recipe.model, quant) for form in places]
+        first = next(iter(places.values()))
+        refuse_small_disk(first.target.parent, sum(size or 0 for size in sizes), f"export of {' and '.join(places)}")
+    for place in places.values():
+        place.take()
+    return places
+
+
+def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Place:
+    """The place of a form: its own where it lies in the run, or holds what this run wrote there."""
+    inside = target.is_relative_to(run.path / "stages" / EXPORT)
+    own = inside or (target.is_dir() and written.digest(target) == digest_of(target))
+    return Place(target, own=own, force=force)
+
+
+def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
+    """The forms that are written now; GGUF comes last, after the merged weights that it is made from."""
+    forms: list[str] = [form for form in section.to if form != "gguf"]
+    if "gguf" not in section.to:
+        return list(forms)
+    if "merged" not in forms and not _stands(record.get("merged", {}), folder / "merged", proven=section.verify > 0):
+        log.info("export: a GGUF is made from merged weights, which are written first")
+        forms.append("merged")
+    return [*forms, "gguf"]
+
+
+def _stands(found: Record, folder: Path, *, proven: bool) -> bool:
+    """Whether a form is as an earlier export left it; ``proven``: and was asked again then."""
+    return folder.is_dir() and found.get("digest") == digest_of(folder) and (is_verified(found) or not proven)
+
+
+def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:
+    """What an earlier export of the same weights left: forms that are not asked for now stay."""
+    earlier = run.record(EXPORT) if out is None and run.is_done(EXPORT) else {}
+    name = run.relative(weights)
+    return earlier if earlier.get("weights") == name else {"weights": name, "asked": []}

@@ -1,0 +1,122 @@
+"""An export to the Hub: what was proven and nothing else, private unless it is said otherwise."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from toolkit.errors import ModelError, RunError
+from toolkit.run import EXPORT, Record, RunFolder, hide_secrets
+from toolkit.stages.export.beside import digest_of
+from toolkit.stages.export.card.facts import is_verified
+from toolkit.stages.export.public import is_hub_name
+
+log = logging.getLogger(__name__)
+OWN_FILES = frozenset({".gitattributes"})
+"""What the Hub puts into every repository by itself."""
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Where to: ``owner/name``; ``force``: also into a repository that has files."""
+
+    repo: str
+    public: bool = False
+    force: bool = False
+
+
+def check_push(push: Push) -> None:
+    """See that a push can begin, before hours are spent on what it would push.
+
+    Raises:
+        RunError: the name is none, this machine is offline, or nobody is logged in.
+    """
+    if not is_hub_name(push.repo):
+        raise RunError("a repository's name is owner/name", place="--push", value=push.repo)
+    if constants.HF_HUB_OFFLINE:
+        raise RunError("nothing can be pushed offline", place="--push", remedy="Unset HF_HUB_OFFLINE.")
+    if not get_token():
+        rule = "a push needs a token of the Hub that may write"
+        raise RunError(rule, place="--push", remedy="Run `hf auth login` once, or set HF_TOKEN.")
+
+
+def is_proven(run: RunFolder, weights: Path, form: str) -> bool:
+    """Whether these weights stand exported in this form, proven, and as they were when they were proven."""
+    record: Record = run.record(EXPORT) if run.is_done(EXPORT) else {}
+    if form not in record or record["weights"] != run.relative(weights) or not is_verified(record[form]):
+        return False
+    folder = run.path / record[form]["folder"]
+    return folder.is_dir() and bool(digest_of(folder) == record[form].get("digest"))
+
+
+def push_form(folder: Path, proof: Mapping[str, Any], push: Push, api: HfApi | None = None) -> str:
+    """Push the form in ``folder``, and give the address of the commit.
+
+    Args:
+        folder: what the export has written.
+        proof: the export's record of it.
+        push: where to, and how.
+        api: the Hub's interface; default: huggingface_hub's own, with the token that it finds.
+
+    Raises:
+        ModelError: the form was not proven, or its files have changed since then.
+        RunError: the Hub refuses, or its repository is public or has files, and that was not said.
+    """
+    _refuse_unproven(folder, proof)
+    api = api or HfApi()
+    try:
+        _refuse_repository(api, push)
+        api.create_repo(push.repo, private=not push.public, repo_type="model", exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=push.repo,
+            folder_path=folder,
+            repo_type="model",
+            commit_message=f"Weights as {folder.name}, with their card",
+        )
+    except (httpx.HTTPError, OSError) as error:
+        raise RunError(
+            "the Hub did not take the push",
+            place=push.repo,
+            value=hide_secrets((str(error).strip() or type(error).__name__).splitlines()[0])[:200],
+            remedy="Look at the name, the token's rights and the connection; the same command tries again.",
+        ) from error
+    return str(commit.commit_url)
+
+
+def _refuse_unproven(folder: Path, proof: Mapping[str, Any]) -> None:
+    if not is_verified(proof):
+        rule = "only what was proven is pushed, and this was written without being asked again"
+        raise ModelError(rule, place=folder, remedy="Export it with its verification.")
+    if digest_of(folder) != proof.get("digest"):
+        rule = "only what was proven is pushed, and files beside README.md have changed since then"
+        raise ModelError(rule, place=folder, remedy="Export it again.")
+
+
+def _refuse_repository(api: HfApi, push: Push) -> None:
+    """A repository that is there keeps its visibility, whatever a push says, and its other files."""
+    try:
+        private = bool(api.repo_info(push.repo, repo_type="model").private)
+    except RepositoryNotFoundError:
+        return
+    if not private and not push.public:
+        raise RunError(
+            "this repository is there and public, and the push was to be private",
+            place=push.repo,
+            remedy="Say --public, make it private on the Hub, or choose another name.",
+        )
+    files = sorted(set(api.list_repo_files(push.repo, repo_type="model")) - OWN_FILES)
+    if files and not push.force:
+        raise RunError(
+            "this repository has files already, which a push would replace or mix with its own",
+            place=push.repo,
+            value=files[:MOST_NAMED],
+            remedy="Choose another name, or say --force: files of other names stay, and the history keeps the rest.",
+        )
+    if files:
+        log.warning("push: %s had %d files before: those of other names stay", push.repo, len(files))
