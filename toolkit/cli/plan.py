@@ -72,7 +72,7 @@ def plan_run(recipe: "Recipe", *, fresh: bool) -> "Record | None":
     for warning in found.warnings:
         log.warning("plan: %s", warning)
     if found.certain:
-        rule = "\n  ".join(["the run cannot work:", *found.certain])
+        rule = "\n  ".join(["the run cannot work:", *found.certain]).rstrip(".")
         raise PlanError(rule, remedy="\n`toolkit plan RECIPE` tells more")
     return dict(found.record)
 
