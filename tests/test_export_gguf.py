@@ -290,3 +290,10 @@ def test_a_file_that_is_no_gguf_is_an_error_and_the_run_goes_on(context: Context
         child.load(tmp_path / "x.gguf", tmp_path / "mmproj-x.gguf", 256)
     with pytest.raises(ModelError, match="must be a GGUF file"):
         read_metadata(tmp_path / "x.gguf")
+
+
+def test_an_optional_gguf_is_written_and_proven_here(context: Context, tmp_path: Path) -> None:
+    record = export(with_export(context, to=["merged"], optional=["gguf"], quant=["f16"], verify=3), out=tmp_path)
+    assert record["asked"] == ["merged", "gguf"]
+    assert record["gguf"]["files"]["f16"]["questions"] == 3
+    assert (tmp_path / "gguf" / record["gguf"]["mmproj"]).is_file()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
+from toolkit.llamacpp import forms_of, lacking
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
 from toolkit.pipeline.again import export_again
 from toolkit.recipe import Recipe, load_recipe
@@ -185,6 +186,23 @@ def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path)
     later = FakeStages()
     run_recipe(recipe, later.table())
     assert later.calls == [("prepare",), ("export", "stages/grpo/weights")]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_optional_form_is_written_where_it_can_be_and_added_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: installed)
+    recipe = make_recipe(
+        tmp_path, 'export.to=["adapter"]', 'export.optional=["gguf"]', 'export.quant=["f16"]', "export.verify=0"
+    )
+    assert recipe.export is not None
+    assert forms_of(recipe.export) == (("adapter", "gguf") if installed else ("adapter",))
+    assert (lacking(recipe.export) is None) is installed
+    run_recipe(recipe, FakeStages().table())  # it leaves the adapter alone, as before the extra was there
+    again = FakeStages()
+    run_recipe(recipe, again.table())
+    assert [call[0] for call in again.calls] == (["prepare", "export"] if installed else [])
 
 
 def test_a_gguf_that_cannot_be_made_here_is_refused_before_anything_is_trained(

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit import tiny
 from toolkit.errors import ModelError
+from toolkit.llamacpp import forms_of
 from toolkit.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
 
 def writes_merged(recipe: Recipe) -> bool:
     """Whether the recipe's export writes merged weights: as a form, or to make a GGUF of them."""
-    return recipe.export is not None and bool({"merged", "gguf"} & set(recipe.export.to))
+    return recipe.export is not None and bool({"merged", "gguf"} & set(forms_of(recipe.export)))
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:

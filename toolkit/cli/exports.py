@@ -14,6 +14,7 @@ def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool) ->
         names = [name.strip() for text in given for name in text.split(",") if name.strip()]
         if names:
             settings.append(f"export.{key}={json.dumps(names)}")
+            settings += ["export.optional=[]"] if key == "to" else []  # what is named is what is written
     return settings if verify else [*settings, "export.verify=0"]
 
 

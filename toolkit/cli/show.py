@@ -48,6 +48,8 @@ def results(found: Results) -> None:
         console.print(_table(score, found.split, rows, console.width))
     for table in memory_tables(found.memory):
         console.print(table)
+    if found.run.is_done(EXPORT) and "gguf" in (record := found.run.record(EXPORT)):
+        console.print(gguf_table(record["gguf"]))
     console.print(f"run folder: {found.run.path}", markup=False)
     for line in _weights(found.run):
         console.print(line, markup=False, soft_wrap=True)

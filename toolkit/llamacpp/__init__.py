@@ -3,12 +3,13 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from toolkit.errors import ModelError
+from toolkit.errors import MissingExtraError, ModelError
 from toolkit.llamacpp import child, convert
 from toolkit.llamacpp.child import Child
 from toolkit.llamacpp.convert import refuse_foreign_names
 from toolkit.llamacpp.metadata import Expected, check_metadata, read_metadata
 from toolkit.llamacpp.quantise import KINDS, most_bytes
+from toolkit.recipe import Export
 
 __all__ = [
     "CONVERTED",
@@ -18,7 +19,9 @@ __all__ = [
     "check_metadata",
     "convert",
     "find_pair",
+    "forms_of",
     "is_gguf",
+    "lacking",
     "most_bytes",
     "read_metadata",
     "refuse_foreign_names",
@@ -40,6 +43,21 @@ def require_for(quant: Collection[str], *, verify: bool) -> None:
         child.require(f"quantising to {', '.join(coarse)}")
     if verify:
         child.require("asking a GGUF whether it answers as before (--no-verify leaves that out)")
+
+
+def forms_of(section: Export) -> tuple[str, ...]:
+    """The forms that an export writes here: ``to``, and what is ``optional`` where what it needs is installed."""
+    optional = [form for form in section.optional if form not in section.to]
+    return (*section.to, *optional) if optional and lacking(section) is None else section.to
+
+
+def lacking(section: Export) -> str | None:
+    """What a GGUF of this export needs and is not installed; None: nothing."""
+    try:
+        require_for(section.quant, verify=section.verify > 0)
+    except MissingExtraError as error:
+        return str(error)
+    return None
 
 
 def is_gguf(weights: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toolkit.compute import Recorder, recording
-from toolkit.llamacpp import require_for
+from toolkit.llamacpp import forms_of, require_for
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
 from toolkit.run import (
@@ -143,8 +143,9 @@ def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
     record, trained = run.record(EXPORT), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
     made_from_last = last is not None and record["weights"] == run.relative(last)
-    forms = made_from_last and set(recipe.export.to) <= set(record["asked"])
-    return forms and ("gguf" not in recipe.export.to or set(recipe.export.quant) <= set(record["gguf"]["files"]))
+    wanted = forms_of(recipe.export)
+    forms = made_from_last and set(wanted) <= set(record["asked"])
+    return forms and ("gguf" not in wanted or set(recipe.export.quant) <= set(record["gguf"]["files"]))
 
 
 def require_export(recipe: Recipe) -> None:

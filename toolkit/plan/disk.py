@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.backends.loading import model_source, writes_merged
-from toolkit.llamacpp import most_bytes
+from toolkit.llamacpp import forms_of, most_bytes
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding
 from toolkit.plan.memory.setting import Setting, Stage
@@ -47,11 +47,12 @@ def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Sett
             parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
             parts[f"{name} weights"] = weights + processor
     section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
-    if "adapter" in section.to and trained is not None and trained.tuning == "lora":
+    forms = forms_of(section)
+    if "adapter" in forms and trained is not None and trained.tuning == "lora":
         parts["export adapter"] = _trained_bytes(model, trained) + processor
     if writes_merged(recipe):
         parts["export merged"] = 2 * model.parameters + processor
-    if "gguf" in section.to:
+    if "gguf" in forms:
         parts["export gguf"] = most_bytes(model.parameters, section.quant)
     return Disk(parts, shutil.disk_usage(_existing(recipe.run_folder.absolute())).free)
 

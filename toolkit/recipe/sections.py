@@ -368,6 +368,8 @@ class Export(Section):
 
     to: tuple[Literal["adapter", "merged", "gguf"], ...] = ("adapter", "merged")
     """``gguf`` is made from the merged weights, which are written too."""
+    optional: tuple[Literal["gguf"], ...] = ()
+    """Forms that are written too where what they need is installed; where it is not, that is told."""
     quant: tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"], ...] = ("f16", "q8_0", "q4_k_m")
     """The quantisations of a GGUF's text model; its projector is always f16."""
     verify: int = Field(16, ge=0)

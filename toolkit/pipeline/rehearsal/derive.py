@@ -149,7 +149,11 @@ def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
 
 
 def _export(section: Export, *, gguf: bool) -> Changes:
-    changes: Changes = {"export.verify": min(section.verify, 4), "export.allow_dequantised": False}
+    changes: Changes = {
+        "export.verify": min(section.verify, 4),
+        "export.allow_dequantised": False,
+        "export.optional": (),
+    }
     if "gguf" not in section.to:
         return changes
     if not gguf:

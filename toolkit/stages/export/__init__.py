@@ -5,6 +5,7 @@ from pathlib import Path
 
 from toolkit.backends import Backend, choose_backend
 from toolkit.errors import ModelError
+from toolkit.llamacpp import forms_of, lacking
 from toolkit.recipe import Export
 from toolkit.run import EXPORT, Record, RunFolder
 from toolkit.stages.context import Context
@@ -114,9 +115,12 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
     """The forms that are written now; GGUF comes last, after the merged weights that it is made from."""
-    forms: list[str] = [form for form in section.to if form != "gguf"]
-    if "gguf" not in section.to:
-        return list(forms)
+    wanted = forms_of(section)
+    forms = [form for form in wanted if form != "gguf"]
+    if "gguf" not in wanted:
+        if section.optional:
+            log.info("export: no GGUF is written here: %s", lacking(section))
+        return forms
     if "merged" not in forms and not _stands(record.get("merged", {}), folder / "merged", proven=section.verify > 0):
         log.info("export: a GGUF is made from merged weights, which are written first")
         forms.append("merged")
