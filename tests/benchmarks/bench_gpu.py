@@ -47,13 +47,15 @@ class Cost:
     """A training's median step but the first.
 
     ``seconds``, of which ``data_wait`` for rows and pictures; ``tokens`` a second: SFT's prompt and answer tokens,
-    GRPO's written ones; ``reserved``: GiB at most that torch held of the device (None: no CUDA).
+    GRPO's written ones; ``reserved``: GiB at most that torch held of the device (None: no CUDA); ``estimated``: what
+    `toolkit plan` tells for it, CUDA's own memory left out, which torch does not reserve.
     """
 
     seconds: float
     tokens: float
     data_wait: float
     reserved: float | None
+    estimated: float | None = None
 
 
 def measure(way: str, name: str, model: Path, options: argparse.Namespace) -> dict[str, Cost]:
@@ -72,9 +74,18 @@ def measure(way: str, name: str, model: Path, options: argparse.Namespace) -> di
             with context_of(recipe) as context:
                 sft, grpo = trainers(way, context, str(model))
                 if not found:
-                    found["SFT"] = train(sft)
-                found[f"GRPO {limit}"] = train(grpo)
+                    found["SFT"] = replace(train(sft), estimated=estimate(recipe, "sft"))
+                found[f"GRPO {limit}"] = replace(train(grpo), estimated=estimate(recipe, "grpo"))
         return found
+
+
+def estimate(recipe: Any, stage: str) -> float | None:
+    """GiB that a plan tells for a stage on a card with bfloat16, without CUDA's own."""
+    from toolkit.cli.plan import make
+    from toolkit.plan import described_gpu
+
+    memory = make(recipe, described_gpu(80)).memory
+    return None if memory is None or stage not in memory else memory[stage].estimate.peak.reserved / 2**30
 
 
 def tables(way: str, name: str, model: Path, limit: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -234,15 +245,16 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]
 
 
 def show(results: Mapping[str, Mapping[str, Mapping[str, Any]]], device: str) -> None:
-    """The table. The estimate of memory by `toolkit plan` belongs beside the column "reserved"."""
-    head = f"{'model':<16}{'training':<11}{'way':<11}{'step':>9}{'tokens/s':>10}{'reserved':>11}{'data wait':>11}"
-    print(f"{head}   on {device}")
+    """The table."""
+    head = f"{'model':<16}{'training':<11}{'way':<11}{'step':>9}{'tokens/s':>10}{'reserved':>11}"
+    print(f"{head}{'estimated':>11}{'data wait':>11}   on {device}")
     for name, ways in results.items():
         for way, trainings in ways.items():
             for training, cost in trainings.items():
                 held = f"{cost['reserved']:.1f} GiB" if cost["reserved"] is not None else "-"
+                told = f"{cost['estimated']:.1f} GiB" if cost["estimated"] is not None else "-"
                 line = f"{name:<16}{training:<11}{way:<11}{cost['seconds']:>8.2f}s{cost['tokens']:>10.1f}"
-                print(f"{line}{held:>11}{cost['data_wait']:>10.3f}s")
+                print(f"{line}{held:>11}{told:>11}{cost['data_wait']:>10.3f}s")
 
 
 def main() -> int:
