@@ -124,7 +124,7 @@ def test_a_saved_adapter_has_no_unfilled_model_card(backend: Backend, tmp_path: 
 
 
 def test_pictures_reach_the_model(backend: Backend, policy: Policy, context: Context) -> None:
-    look_first(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
+    assert look_first(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
 
 
 def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Context, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
     """With dropout in training, whose noise would hide a model that does not look."""
     random = torch.get_rng_state()
-    look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
+    assert look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
     assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
     assert policy.model.training
 
@@ -114,7 +114,7 @@ def test_noise_alone_is_no_sight() -> None:
 
 def test_one_row_of_two_that_changes_is_enough() -> None:
     losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first row's answer is certain either way
-    check_sight(lambda row: next(losses), [Row([], []), Row([], [])])
+    assert check_sight(lambda row: next(losses), [Row([], []), Row([], [])])
 
 
 def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, policy: Policy) -> None:
@@ -123,4 +123,4 @@ def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, 
             raise AssertionError("nothing is to be asked")
 
     same = [context.data.train[0]] * 3
-    look_first(Deaf(), policy, Prompts.of(context.recipe, context.images), same)
+    assert not look_first(Deaf(), policy, Prompts.of(context.recipe, context.images), same)

@@ -135,9 +135,9 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         with _without_dropout(self.model):
             batch = super()._generate_and_score_completions(inputs)
             if not self._looked:
-                self._looked = True
                 self._check_token_kinds(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
                 _refuse_blindness(self, batch)
+                self._looked = True  # not where memory ended: the step is made again, and looked at again
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _refuse_tiles(batch["pixel_values"], batch["num_images"])
             # A list is cut and shuffled by sample, as the texts are.

@@ -15,22 +15,24 @@ SEARCHED = 200
 """Rows that are looked at for two whose pictures differ."""
 
 
-def look_first(backend: Backend, policy: Policy, prompts: Prompts, samples: Sequence[Sample]) -> None:
+def look_first(backend: Backend, policy: Policy, prompts: Prompts, samples: Sequence[Sample]) -> bool:
     """Exchange the pictures of two rows and see that their answers become more or less likely.
 
-    Without two rows that have as many pictures, and not the same ones, there is nothing to exchange.
+    Without two rows that have as many pictures, and not the same ones, there is nothing to exchange; then, and where
+    memory is too small to look, that is told and it is False.
 
     Raises:
         TrainingError: nothing changed; see ``check_sight``.
     """
     pair = _differing(samples)
     if pair is None:
-        log.debug("no two rows whose pictures can be exchanged: whether they count is not known")
-        return
+        log.info("no two rows whose pictures can be exchanged: whether they count is not known")
+        return False
     rows = [prompts.row(sample, answer=True) for sample in pair]
     looked = attempt(lambda: check_sight(lambda row: backend.answer_loss(policy, row), rows))
     if not looked:
         log.warning("too little memory to look whether pictures count; training tells what does not fit")
+    return bool(looked)
 
 
 def _differing(samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
