@@ -19,7 +19,7 @@ from toolkit.chat import image_tokens
 from toolkit.cli import main
 from toolkit.cli.plan import make, plan_run
 from toolkit.cli.planned import lines
-from toolkit.errors import DataError
+from toolkit.errors import DataError, ModelError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.prepare import PHANTOMS
@@ -512,3 +512,10 @@ def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None
     assert plan.memory is not None
     assert {"sft", "grpo"} <= set(plan.memory)
     assert [problem for problem in plan.problems if "data" in str(problem)]
+
+
+@pytest.mark.parametrize("text", ["{half", "[]"])
+def test_a_damaged_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        find_configuration(Model(name=str(tmp_path)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.backends.loading import model_source
+from toolkit.errors import ModelError
 from toolkit.recipe import Model
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -35,7 +36,11 @@ class Configuration:
 
 
 def find_configuration(model: Model) -> Configuration | None:
-    """The model's configuration without a request to the Hub; None: it is nowhere here."""
+    """The model's configuration without a request to the Hub; None: it is nowhere here.
+
+    Raises:
+        ModelError: its file is damaged.
+    """
     folder = Path(model_source(model))
     if (folder / "config.json").is_file():
         return Configuration(_read(folder / "config.json"), "folder")
@@ -60,5 +65,10 @@ def cached_file(model: Model, name: str) -> Path | None:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    fields: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("a model's configuration must be readable JSON", place=file, value=error) from error
+    if not isinstance(fields, Mapping):
+        raise ModelError("a model's configuration must be a JSON object", place=file, value=type(fields).__name__)
     return fields
