@@ -189,6 +189,7 @@ def test_options_of_an_export_become_settings() -> None:
     assert export_settings([], [], verify=True) == []
     assert export_settings(["gguf", "merged"], ["q8_0,q4_k_m"], verify=False) == [
         'export.to=["gguf", "merged"]',
+        "export.optional=[]",
         'export.quant=["q8_0", "q4_k_m"]',
         "export.verify=0",
     ]
