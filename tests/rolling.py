@@ -10,7 +10,7 @@ from stepping import LOAD, row, task_rows, write_csv
 
 from toolkit.backends.base import Completion, Policy, Row, Sampling
 from toolkit.backends.hf import HfBackend
-from toolkit.backends.once import KEY
+from toolkit.backends.marks import KEY
 from toolkit.recipe import Recipe, dump_recipe, load_recipe
 
 TASKS = ("1", "2", "3", "4")

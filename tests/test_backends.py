@@ -17,7 +17,8 @@ from toolkit import chat, tiny
 from toolkit.backends.base import Policy, Row, TrainingJob
 from toolkit.backends.collate import IGNORED, collate
 from toolkit.backends.hf import HfBackend, make_policy
-from toolkit.backends.once import ImageMemory, mark
+from toolkit.backends.marks import mark
+from toolkit.backends.once import ImageMemory
 from toolkit.backends.settings import check_settings, grpo_settings
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.stages.context import Context

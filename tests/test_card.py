@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, constants
 from training import small_recipe
 
 from toolkit import tiny
-from toolkit.backends.loading import public_name
+from toolkit.backends.sources import public_name
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.again import export_again

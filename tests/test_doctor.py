@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from toolkit.cache import cache_folder
 from toolkit.doctor import STATES, TESTED, Finding
 from toolkit.doctor.causes import find_cause
-from toolkit.doctor.disk import check_folder, hub_cache, own_cache
+from toolkit.doctor.disk import check_folder, hub_cache
 from toolkit.doctor.finding import joined
 from toolkit.doctor.gpu import Driver, ask_driver, check_driver, check_gpus
 from toolkit.doctor.hub import check_hub, token_holder
@@ -602,7 +603,7 @@ def test_a_model_is_in_the_cache_when_all_its_weights_are(hub: list[str | None],
 
 def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cache = own_cache({"TOOLKIT_CACHE": str(tmp_path / "file" / "cache")})
+    cache = cache_folder({"TOOLKIT_CACHE": str(tmp_path / "file" / "cache")})
     found = check_folder("toolkit cache", cache, 1, "rows", "another folder in TOOLKIT_CACHE")
     assert (found.state, "TOOLKIT_CACHE" in found.remedy) == ("problem", True)
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from toolkit import recipe
+from toolkit.cache import cache_folder
 from toolkit.errors import ImageError
-from toolkit.images import ImagePolicy, ImageRecord, ImageStore, cache, cache_folder, load, scan
+from toolkit.images import ImagePolicy, ImageRecord, ImageStore, cache, load, scan
 from toolkit.images.cache import DiskCache, MemoryCache
 from toolkit.images.render import Reduced
 from toolkit.sample import ImageRef

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "toolkit"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("recipe", "sample"),
+    ("recipe", "sample", "cache"),
     ("chat", "splits", "images", "rows", "run", "phantoms"),
     ("scores", "regions", "compute"),
     ("metrics", "rewards", "curate"),

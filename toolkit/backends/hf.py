@@ -19,18 +19,10 @@ from toolkit.backends import adapter
 from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.checkpointing import spare_input_gradients
 from toolkit.backends.generate import generate, log_probs
-from toolkit.backends.loading import (
-    bits_of,
-    dequantise,
-    load_model,
-    model_source,
-    not_found,
-    public_name,
-    refuse_unmergeable,
-    restore_weights,
-)
+from toolkit.backends.loading import bits_of, dequantise, load_model, not_found, refuse_unmergeable, restore_weights
 from toolkit.backends.meter import meter
 from toolkit.backends.sight import answer_loss
+from toolkit.backends.sources import model_source, public_name
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
 from toolkit.errors import ModelError

@@ -1,8 +1,7 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
 import logging
-import re
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progre
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from toolkit import tiny
+from toolkit.backends.sources import writes_merged
 from toolkit.errors import ModelError
-from toolkit.llamacpp import forms_of
 from toolkit.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
@@ -20,29 +18,8 @@ log = logging.getLogger(__name__)
 QUANTISED = ("4bit", "8bit")
 IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
 """Model types whose attention is bidirectional within a picture."""
-ELSEWHERE = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
-"""How a path begins, which no name on the Hub does."""
 ROOM = 1.25
 """A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
-
-
-def model_source(model: Model) -> str:
-    """The folder or Hub name that ``model.name`` stands for."""
-    return str(tiny.FOLDER) if model.name == "tiny" else model.name
-
-
-def public_name(source: str) -> str:
-    """What others may call a model or file: a Hub's name stays, the shipped model is ``tiny``, a path is its last part.
-
-    The weights of a run go by the run's name.
-    """
-    if source == str(tiny.FOLDER):
-        return "tiny"
-    if not ELSEWHERE.search(source):
-        return source
-    parts = PureWindowsPath(source).parts  # its separators are those of both systems
-    inside = parts.index("stages") if "stages" in parts else 0
-    return parts[inside - 1] if inside > 1 else parts[-1]
 
 
 def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
@@ -117,11 +94,6 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
             remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
             'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
         )
-
-
-def writes_merged(recipe: Recipe) -> bool:
-    """Whether the recipe's export writes merged weights: as a form, or to make a GGUF of them."""
-    return recipe.export is not None and bool({"merged", "gguf"} & set(forms_of(recipe.export)))
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:

@@ -13,17 +13,10 @@ import torch
 from PIL import Image
 from transformers.utils.hub import PushToHubMixin
 
-KEY = "toolkit_key"
-"""Where a picture carries its identity: in ``Image.info``, which a deep copy keeps."""
+from toolkit.backends.marks import KEY
 
 MOST_BYTES = 2 * 2**30
 """Of processed pictures that are remembered; one of 896 x 896 in float32 has 9.6 MB."""
-
-
-def mark(image: Image.Image, key: str) -> Image.Image:
-    """Give a picture the identity by which its processed form is remembered."""
-    image.info[KEY] = key
-    return image
 
 
 def with_memory(processor: Any, capacity: int) -> Any:

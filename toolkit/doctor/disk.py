@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from toolkit.cache import cache_folder
 from toolkit.doctor.finding import Finding
 
 GIB = 2**30
@@ -26,18 +27,13 @@ def hub_home(environment: Mapping[str, str]) -> Path:
     return _expanded(environment.get("HF_HOME") or os.path.join(above, "huggingface"))  # noqa: PTH118
 
 
-def own_cache(environment: Mapping[str, str]) -> Path:
-    """``$TOOLKIT_CACHE``, else ``~/.cache/toolkit``."""
-    return Path(environment.get("TOOLKIT_CACHE") or Path.home() / ".cache" / "toolkit")
-
-
 def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     """The Hub's cache, the toolkit's cache, the working folder."""
     yield check_folder(
         "Hub cache", hub_cache(environment), 10, "a 4B model in 16 bits is 8.6 GB", "another folder in HF_HOME"
     )
     yield check_folder(
-        "toolkit cache", own_cache(environment), 5, "rows and reduced pictures", "another folder in TOOLKIT_CACHE"
+        "toolkit cache", cache_folder(environment), 5, "rows and reduced pictures", "another folder in TOOLKIT_CACHE"
     )
     yield check_folder(
         "working folder",

@@ -1,6 +1,5 @@
 """Pictures: any medical or plain format to 8-bit RGB by one policy, checked before training and cached."""
 
-from toolkit.images.cache import cache_folder
 from toolkit.images.files import image_ref
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
 from toolkit.images.scan import BadImage, ScanReport, scan
@@ -15,7 +14,6 @@ __all__ = [
     "LoadedImage",
     "ScanReport",
     "StoreReport",
-    "cache_folder",
     "image_ref",
     "load",
     "look",

@@ -34,11 +34,6 @@ SETTLED_NS = 2_000_000_000
 """A file changed more recently than this may change again within one tick of its clock: its key is not remembered."""
 
 
-def cache_folder() -> Path:
-    """The cache of all rooms: ``$TOOLKIT_CACHE``, else ``~/.cache/toolkit``."""
-    return Path(os.environ.get("TOOLKIT_CACHE") or Path.home() / ".cache" / "toolkit")
-
-
 class MemoryCache:
     """The pictures used last, at most ``limit`` bytes of them. Safe to share between threads."""
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from toolkit import recipe
+from toolkit.cache import cache_folder
 from toolkit.errors import ImageError
-from toolkit.images.cache import DiskCache, MemoryCache, cache_folder, content_key
+from toolkit.images.cache import DiskCache, MemoryCache, content_key
 from toolkit.images.files import file_facts
 from toolkit.images.header import Header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder

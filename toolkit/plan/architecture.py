@@ -85,7 +85,7 @@ class Architecture:
     """Of the whole model; weights that two modules share count once."""
     vision_parameters: int
     """Of the vision tower alone."""
-    linears: Sequence[Linear]
+    linears: tuple[Linear, ...]
     language: Stack
     vocabulary: int
     sliding_window: int | None = None

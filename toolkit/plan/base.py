@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toolkit.backends.loading import model_source, writes_merged
+from toolkit.backends.sources import model_source, writes_merged
 from toolkit.plan.findings import Finding
 from toolkit.plan.known import Configuration, cached_file
 from toolkit.recipe import Model, Recipe

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.backends.loading import model_source, writes_merged
+from toolkit.backends.sources import model_source, writes_merged
 from toolkit.llamacpp import forms_of, most_bytes
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding

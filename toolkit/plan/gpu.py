@@ -1,10 +1,15 @@
 """The GPU that a plan is for: this machine's, or one that is described."""
 
+import ctypes
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 GIB = 2**30
 USABLE = 0.92
 """Share of a card's nominal memory that a program can have: a T4 of 16 GB offers 14.7 GiB."""
+AMD = Path("/dev/kfd")
+"""The device file of AMD's driver, whose cards torch shows as CUDA devices too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ def usable_bytes(gib: float) -> int:
 
 def find_gpu() -> Gpu | None:
     """The current CUDA device, which is the one that a run uses; None: there is none."""
+    if not has_driver():
+        return None
     import torch
 
     if not torch.cuda.is_available():
@@ -40,3 +47,13 @@ def find_gpu() -> Gpu | None:
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
     bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return Gpu(facts.name, facts.total_memory, bf16, torch.cuda.device_count())
+
+
+def has_driver() -> bool:
+    """Whether a GPU's driver is installed: without one torch, which takes a second to import, need not be asked."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return AMD.exists()
+    return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.backends.loading import model_source
+from toolkit.backends.sources import model_source
 from toolkit.errors import ModelError
 from toolkit.recipe import Model
 

@@ -13,6 +13,7 @@ from toolkit.plan.disk import judge_disk, plan_disk
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu, usable_bytes
 from toolkit.plan.judge import judge_export, judge_machine, judge_memory, judge_rows, judge_tokens
+from toolkit.plan.kept import remembered
 from toolkit.plan.known import Configuration, find_configuration
 from toolkit.plan.loads import memory_settings, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
@@ -120,7 +121,7 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
     """Configuration, architecture and tokens, as far as they can be had."""
     facts = _Facts(config=find_configuration(recipe.model))
     if (config := facts.config) is not None:
-        facts.model = facts.tried("model", lambda: build_architecture(config.fields))
+        facts.model = facts.tried("model", lambda: _architecture(config))
     else:
         where = "neither in a folder, nor in the Hub's cache, nor among those that ship with this package"
         facts.unknown["model"] = f"the config.json of {recipe.model.name} is {where}: parameters, memory, disk"
@@ -131,6 +132,10 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
         if (model := facts.model) is not None:
             facts.tokens = facts.tried("tokens", lambda: fullest_row(recipe, model))
     return facts
+
+
+def _architecture(config: Configuration) -> Architecture:
+    return remembered(Architecture, config.fields, lambda: build_architecture(config.fields))
 
 
 def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gpu | None) -> StageMemory:

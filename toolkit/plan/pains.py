@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from toolkit.backends.loading import writes_merged
+from toolkit.backends.sources import writes_merged
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import Gpu

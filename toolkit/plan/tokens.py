@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.backends.sources import model_source
 from toolkit.chat import Length
-from toolkit.errors import ToolkitError
+from toolkit.errors import ModelError, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.plan.architecture import Architecture, Tower
+from toolkit.plan.kept import folder_facts, remembered
 from toolkit.plan.known import cached_file
 from toolkit.plan.memory import RowSize
 from toolkit.recipe import Model, Recipe
 from toolkit.sample import Sample
+from toolkit.stages.lengths import count_lengths, describe_too_long, shown_size
+from toolkit.stages.prompts import Prompts
 
 COUNTED = 400
 """At most so many rows of those there are, evenly spread, are counted for a plan; the stages look at every one."""
@@ -63,19 +67,26 @@ class Tokens:
 
 def find_processor(model: Model) -> Any | None:
     """The model's processor from its folder or the Hub's cache, without a request; None: it is not here."""
+    source = model_source(model)
+    if processor_folder(model) is None:
+        return None
     from transformers import AutoProcessor
 
-    from toolkit.backends.loading import model_source
-
-    source = model_source(model)
-    if not Path(source).is_dir() and cached_file(model, "tokenizer_config.json") is None:
-        return None
     try:
         return AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, ImportError):
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # files that are not whole, too
         return None
+
+
+def processor_folder(model: Model) -> Path | None:
+    """Where the processor's files are: the model's folder, or the Hub's cache; None: in neither."""
+    folder = Path(model_source(model))
+    if folder.is_dir():
+        return folder
+    file = cached_file(model, "tokenizer_config.json")
+    return None if file is None else file.parent
 
 
 def count_rows(
@@ -88,18 +99,38 @@ def count_rows(
         ImageError: a picture cannot be read.
         ModelError: neither a processor nor a configuration is here.
     """
-    from toolkit.stages.lengths import count_lengths, describe_too_long
-    from toolkit.stages.prompts import Prompts
-
     step = max(1, -(-len(samples) // COUNTED))
-    chosen, prompts, limit = samples[::step], Prompts.of(recipe, images), recipe.model.max_tokens
-    processor = find_processor(recipe.model)
+    prompts, chosen = Prompts.of(recipe, images), samples[::step]
+    folder = processor_folder(recipe.model)
+
+    def count() -> Tokens:
+        return _count(recipe, prompts, chosen, len(samples), architecture)
+
+    if folder is None or recipe.model.trust_remote_code:  # such code may lie anywhere
+        return count()
+    shown = [_shown(sample, prompts) for sample in chosen]
+    side, limit = recipe.images.max_side, recipe.model.max_tokens
+    return remembered(
+        Tokens, [folder_facts(folder), limit, side, len(samples), shown], count, lambda found: found.exact
+    )
+
+
+def _count(
+    recipe: Recipe, prompts: Prompts, chosen: Sequence[Sample], rows: int, architecture: Architecture | None
+) -> Tokens:
+    processor, limit = find_processor(recipe.model), recipe.model.max_tokens
     if processor is None:
         lengths = tuple(_estimate(sample, prompts, architecture) for sample in chosen)
-        return Tokens(len(samples), lengths, limit, exact=False)
+        return Tokens(rows, lengths, limit, exact=False)
     counted = count_lengths(processor, prompts, chosen, limit)
     too_long = tuple(describe_too_long(counted, chosen, limit))
-    return Tokens(len(samples), counted.lengths, limit, exact=True, too_long=too_long)
+    return Tokens(rows, counted.lengths, limit, exact=True, too_long=too_long)
+
+
+def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
+    """All of a row that its tokens depend on, and its name, which a row that is too long is told by."""
+    sizes = [shown_size(ref, prompts.images) for ref in sample.images]
+    return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
 
 
 def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
@@ -148,10 +179,7 @@ def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
     return (width // cell) * (height // cell)
 
 
-def _estimate(sample: Sample, prompts: Any, architecture: Architecture | None) -> Length:
-    from toolkit.errors import ModelError
-    from toolkit.stages.lengths import shown_size
-
+def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | None) -> Length:
     if architecture is None:
         raise ModelError("neither the model's processor nor its configuration is here, so tokens cannot be told")
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS

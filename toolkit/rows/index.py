@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from toolkit.cache import cache_folder
 from toolkit.rows.build import Facts, Visit, build_index, read_facts
 from toolkit.rows.hub import HUB
 from toolkit.rows.pictures import PictureStore
@@ -98,8 +98,8 @@ def source_folder(source: str) -> Path | None:
 
 
 def row_cache() -> Path:
-    """``rows`` in ``$TOOLKIT_CACHE``, by default in ``~/.cache/toolkit``."""
-    return Path(os.environ.get("TOOLKIT_CACHE") or Path.home() / ".cache" / "toolkit") / "rows"
+    """``rows`` in the cache folder."""
+    return cache_folder() / "rows"
 
 
 def _open(source: Source, file: Path, pictures: Path) -> RowIndex | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Completion, Judge, TrainingJob
-from toolkit.backends.loading import architecture_of, model_source
+from toolkit.backends.loading import architecture_of
+from toolkit.backends.sources import model_source
 from toolkit.backends.vllm import Machine, vllm_refusals
 from toolkit.errors import ModelError, TrainingError
 from toolkit.recipe import Grpo, Recipe

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from toolkit import chat
 from toolkit.backends.base import Row, RowSource
-from toolkit.backends.once import mark
+from toolkit.backends.marks import mark
 from toolkit.images import ImageStore
 from toolkit.recipe import Prompt, Recipe
 from toolkit.sample import Sample

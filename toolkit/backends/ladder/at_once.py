@@ -4,8 +4,6 @@ import gc
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 Found = TypeVar("Found")
 
 _UNTYPED = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -44,11 +42,15 @@ def attempt(work: Callable[[], Found]) -> Found | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's memory was too small. That of the machine itself ends a process without an error."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _UNTYPED)
 
 
 def free() -> None:
     """Give back what torch keeps of the GPU without using it."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

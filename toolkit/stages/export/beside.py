@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from toolkit.backends.loading import public_name
+from toolkit.backends.sources import public_name
 from toolkit.run import Record, read_json, write_json
 from toolkit.stages.export.card import CARD, CardFacts, write_card
 from toolkit.stages.export.next_use import commands, write_modelfiles

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.backends.loading import public_name
+from toolkit.backends.sources import public_name
 from toolkit.chat import find_turn_end
 from toolkit.recipe import Recipe
 from toolkit.stages.export.turns import Turns, ollama_template, read_turns

@@ -6,7 +6,7 @@ from typing import Any
 
 import tomli_w
 
-from toolkit.backends.loading import ELSEWHERE, public_name
+from toolkit.backends.sources import ELSEWHERE, public_name
 from toolkit.recipe import Recipe
 from toolkit.run import hide_secrets
 

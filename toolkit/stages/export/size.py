@@ -10,7 +10,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
 from toolkit.backends.adapter import is_adapter
-from toolkit.backends.loading import model_source, precision_of
+from toolkit.backends.loading import precision_of
+from toolkit.backends.sources import model_source
 from toolkit.llamacpp import most_bytes
 from toolkit.recipe import Model
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.backends.loading import public_name
+from toolkit.backends.sources import public_name
 from toolkit.compute import ComputeRecord, Usage, read_compute
 from toolkit.recipe import Recipe
 from toolkit.run import EXPORT, TRAINING_STAGES, Record, RunFolder, read_json, read_state

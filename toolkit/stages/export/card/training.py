@@ -1,6 +1,6 @@
 """What the weights were made from and with: rows, recipe, time and energy, versions."""
 
-from toolkit.backends.loading import public_name
+from toolkit.backends.sources import public_name
 from toolkit.compute import HOUR, UNKNOWN, energy, figure, total
 from toolkit.stages.export.card.facts import CardFacts, counted_stages
 from toolkit.stages.export.card.markdown import bullets, cell, table

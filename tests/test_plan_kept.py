@@ -1,0 +1,191 @@
+"""A second plan of the same rows counts nothing, and a changed one counts again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import small_recipe
+
+from toolkit import tiny
+from toolkit.cli.plan import make
+from toolkit.pipeline.prepare import PHANTOMS
+from toolkit.plan import kept, tokens
+from toolkit.plan import make as making
+from toolkit.plan.tokens import Tokens
+from toolkit.recipe import Phantom, Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driver, torch is asked for the GPU")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    PHANTOMS["chest"](folder, Phantom(kind="chest", train=6, test=2, size=128), 3407)
+    return folder
+
+
+def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
+    whole = small_recipe(folder, tables).model_dump()
+    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
+    return Recipe.model_validate({**whole, "data": data})
+
+
+def model_at(folder: Path) -> Path:
+    """A copy of the model that ships, to be changed."""
+    return Path(shutil.copytree(tiny.FOLDER, folder / "model"))
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was counted, in its order, by the real functions."""
+    found: list[str] = []
+    for place, name in ((tokens, "_count"), (making, "build_architecture")):
+        real = getattr(place, name)
+
+        def counted(*given: Any, name: str = name, real: Any = real) -> Any:
+            found.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(place, name, counted)
+    return found
+
+
+@NO_GPU
+def test_a_second_plan_imports_neither_torch_nor_transformers_and_says_the_same(films: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 256\n'
+    file.write_text(f"{text}[images]\nmax_side = 112\n[sft]\n[evaluate]\n", encoding="utf-8")
+    code = (
+        "import sys, toolkit.cli\n"
+        "try:\n    toolkit.cli.main(sys.argv[1:])\n"
+        "except SystemExit as left:\n    assert left.code == 0, left.code\n"
+        "print(sorted({'torch', 'transformers', 'sklearn', 'pandas'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "plan", str(file), "--json", "--set", f"run.folder={tmp_path}"]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        for _ in range(2)
+    )
+    assert "transformers" in first.stderr.splitlines()[-1]
+    assert second.stderr.splitlines()[-1] == "[]"
+    one, two = (json.loads(done.stdout) for done in (first, second))
+    for plan in (one, two):
+        plan["disk"].pop("free_gb")
+    assert one == two
+
+
+def test_what_was_counted_comes_back_as_it_was(films: Path, tmp_path: Path, counts: list[str]) -> None:
+    recipe = recipe_of(tmp_path, films)
+    first, second = make(recipe, None), make(recipe, None)
+    assert counts == ["build_architecture", "_count"]
+    assert (first.tokens, first.architecture) == (second.tokens, second.architecture)
+
+
+def test_a_setting_that_tokens_do_not_depend_on_counts_nothing(films: Path, tmp_path: Path, counts: list[str]) -> None:
+    make(recipe_of(tmp_path, films), None)
+    plan = make(recipe_of(tmp_path, films, {"sft": {"batch_size": 2}, "lora": {"r": 4}}), None)
+    assert counts == ["build_architecture", "_count"]
+    assert plan.work is not None
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"prompt": {"instruction": "Answer with one letter and nothing else."}},
+        {"prompt": {"system": "You read films."}},
+        {"images": {"max_side": 64}},
+        {"model": {"max_tokens": 300}},
+    ],
+)
+def test_another_prompt_picture_or_limit_is_counted(
+    tables: Mapping[str, Mapping[str, Any]], films: Path, tmp_path: Path, counts: list[str]
+) -> None:
+    make(recipe_of(tmp_path, films), None)
+    plan = make(recipe_of(tmp_path, films, tables), None)
+    assert counts == ["build_architecture", "_count", "_count"]
+    kept_plan = make(recipe_of(tmp_path, films, tables), None)
+    assert (plan.tokens, counts[3:]) == (kept_plan.tokens, [])
+
+
+def test_another_picture_in_the_same_file_is_counted(films: Path, tmp_path: Path, counts: list[str]) -> None:
+    from PIL import Image
+
+    own = Path(shutil.copytree(films, tmp_path / "films"))
+    make(recipe_of(tmp_path, own), None)
+    for file in own.rglob("*.png"):
+        Image.new("L", (90, 60)).save(file)
+    make(recipe_of(tmp_path, own), None)
+    assert counts == ["build_architecture", "_count", "_count"]
+
+
+def test_another_chat_template_or_configuration_is_counted(films: Path, tmp_path: Path, counts: list[str]) -> None:
+    model = model_at(tmp_path)
+    recipe = recipe_of(tmp_path, films, {"model": {"name": str(model)}})
+    first = make(recipe, None)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8").replace("+ (", "+ 'the ' + ("), "utf-8")
+    second = make(recipe, None)
+    assert first.tokens is not None
+    assert second.tokens is not None
+    assert second.tokens.longest.text > first.tokens.longest.text
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["intermediate_size"] *= 2
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    third = make(recipe, None)
+    assert first.architecture is not None
+    assert third.architecture is not None
+    assert third.architecture.parameters > first.architecture.parameters
+    assert counts == ["build_architecture", "_count", "_count", "build_architecture", "_count"]
+
+
+def test_an_estimate_is_not_kept(films: Path, tmp_path: Path, counts: list[str]) -> None:
+    model = model_at(tmp_path)
+    for file in model.glob("*token*"):
+        file.unlink()
+    recipe = recipe_of(tmp_path, films, {"model": {"name": str(model)}})
+    plan = make(recipe, None)
+    assert plan.tokens is not None
+    assert not plan.tokens.exact
+    make(recipe, None)
+    assert counts == ["build_architecture", "_count", "_count"]
+
+
+def test_a_damaged_or_unwritable_cache_is_none(
+    films: Path, tmp_path: Path, private_cache: Path, counts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tmp_path, films)
+    first = make(recipe, None)
+    for file in (private_cache / "plans").iterdir():
+        file.write_text('{"rows": "many"', encoding="utf-8")
+    assert make(recipe, None).tokens == first.tokens
+    assert counts == ["build_architecture", "_count"] * 2
+    monkeypatch.setattr(kept, "cache_folder", lambda: recipe_file(tmp_path))
+    assert make(recipe, None).tokens == first.tokens
+    assert counts == ["build_architecture", "_count"] * 3
+
+
+def recipe_file(folder: Path) -> Path:
+    """A file where the cache's folder should be."""
+    (folder / "file").write_text("", encoding="utf-8")
+    return folder / "file"
+
+
+def test_other_code_or_libraries_are_another_key(private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count() -> Tokens:
+        return Tokens(1, (), 8, exact=True)
+
+    for version in ("1", "1", "2"):
+        kept._code.cache_clear()
+        monkeypatch.setattr(kept, "version", lambda library, version=version: version)
+        kept.remembered(Tokens, ["the same"], count)
+    kept._code.cache_clear()
+    assert len(list((private_cache / "plans").iterdir())) == 2
+    for name in kept.CODE:
+        assert (Path(kept.__file__).parent.parent / name).is_file()
