@@ -143,7 +143,7 @@ def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
     record, trained = run.record(EXPORT), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
     made_from_last = last is not None and record["weights"] == run.relative(last)
-    wanted = forms_of(recipe.export)
+    wanted = [form for form in forms_of(recipe.export) if form not in record.get("left_out", ())]
     forms = made_from_last and set(wanted) <= set(record["asked"])
     return forms and ("gguf" not in wanted or set(recipe.export.quant) <= set(record["gguf"]["files"]))
 

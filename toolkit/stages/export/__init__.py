@@ -4,9 +4,12 @@ import logging
 from pathlib import Path
 
 from toolkit.backends import Backend, choose_backend
+from toolkit.backends.adapter import is_adapter
+from toolkit.backends.hf import base_source
+from toolkit.backends.loading import stored_quantised
 from toolkit.errors import ModelError
-from toolkit.llamacpp import forms_of, lacking
-from toolkit.recipe import Export
+from toolkit.llamacpp import forms_of, lacking, mergeable_forms
+from toolkit.recipe import Export, Recipe
 from toolkit.run import EXPORT, Record, RunFolder
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
@@ -58,8 +61,11 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
         log.warning("export: nothing is verified, as asked: what is written may answer otherwise than the run's model")
     run, folder = context.run, out.absolute() if out else context.run.stage_folder(EXPORT)
     record = _earlier(run, context.weights, out)
-    forms = _in_order(section, record, folder)
+    makeable = _makeable(section, recipe, context.weights)
+    forms = _in_order(makeable, record, folder)
     record |= {"asked": list(dict.fromkeys([*record["asked"], *forms]))}
+    if makeable != section:
+        record["left_out"] = list(section.optional)
     if "adapter" in forms and recipe.model.tuning == "full":
         log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
         forms.remove("adapter")
@@ -111,6 +117,18 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
     inside = target.is_relative_to(run.path / "stages" / EXPORT)
     own = inside or (target.is_dir() and written.digest(target) == digest_of(target))
     return Place(target, own=own, force=force)
+
+
+def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
+    """The section without an optional form that the base does not give, which is told."""
+    if "gguf" not in forms_of(section) or not (is_adapter(weights) and section.optional):
+        return section
+    method = stored_quantised(base_source(recipe, weights), recipe.model)
+    makeable = mergeable_forms(section, quantised=method is not None)
+    if makeable != section:
+        known = "export: no GGUF is written: the base is stored quantised (%s), and export.allow_dequantised is not set"
+        log.warning(known, method)
+    return makeable
 
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
