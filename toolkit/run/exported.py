@@ -27,7 +27,7 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             a folder of an adapter or of whole weights, or a GGUF file with its projector beside it.
 
     Raises:
-        RunError: it is not there.
+        RunError: it is not there, or was exported before the run trained on.
     """
     files = _gguf_files(run)
     found = {form: run.path / "stages" / EXPORT / form for form in FORMS}
@@ -45,7 +45,20 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             value=str(weights or "no GGUF"),
             remedy=f"Exported are: {', '.join(there) or 'none'} (toolkit export writes more); or name a path.",
         )
+    if model in found and (older := outdated(run)):
+        raise RunError(
+            "exported weights must be made from the run's last ones, and the run has trained on since",
+            place=f"--model {model}",
+            value=f"made from {older}",
+            remedy="Export again with toolkit export, or name the path of the older ones.",
+        )
     return Exported(model if model in found else weights.name.removesuffix(".gguf"), weights)
+
+
+def outdated(run: RunFolder) -> str | None:
+    """The weights that the run's export was made from, where they are not its last ones; else None."""
+    weights, last = run.record(EXPORT).get("weights") if run.is_done(EXPORT) else None, run.trained_weights()
+    return weights if weights is not None and last is not None and weights != run.relative(last) else None
 
 
 def locate(path: Path) -> tuple[RunFolder, Path | None]:

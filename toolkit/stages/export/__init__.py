@@ -1,6 +1,7 @@
 """Export: adapter, merged weights and GGUF, reloaded and asked again before they count as done."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from toolkit.backends import Backend, choose_backend
@@ -19,7 +20,7 @@ from toolkit.stages.export.card.facts import is_verified
 from toolkit.stages.export.forms import Job, export_form
 from toolkit.stages.export.gguf import export_gguf
 from toolkit.stages.export.next_use import Serving
-from toolkit.stages.export.place import Place, Written, refuse_small_disk
+from toolkit.stages.export.place import Place, Written, free_name, refuse_small_disk
 from toolkit.stages.export.proof import Questions
 from toolkit.stages.export.size import form_bytes
 from toolkit.stages.prompts import Prompts
@@ -69,6 +70,8 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     if "adapter" in forms and recipe.model.tuning == "full":
         log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
         forms.remove("adapter")
+    if out is None:
+        _set_aside(folder, keep={*forms, *record})
     written = Written(run.stage_folder(EXPORT) / WRITTEN)
     places = _take_places(context, {form: _place(run, written, folder / form, force=force) for form in forms})
     job = _job(context, backend or choose_backend(recipe.model), context.weights)
@@ -148,6 +151,15 @@ def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
 def _stands(found: Record, folder: Path, *, proven: bool) -> bool:
     """Whether a form is as an earlier export left it; ``proven``: and was asked again then."""
     return folder.is_dir() and found.get("digest") == digest_of(folder) and (is_verified(found) or not proven)
+
+
+def _set_aside(folder: Path, keep: Collection[str]) -> None:
+    """Rename forms that lie in the run and are in no record of these weights: they may be of earlier ones."""
+    for old in (folder / form for form in ("adapter", "merged", "gguf") if form not in keep):
+        if old.is_dir():
+            new = free_name(old)
+            old.rename(new)
+            log.warning("export: %s was not made from these weights, or not finished; it is %s now", old.name, new.name)
 
 
 def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:
