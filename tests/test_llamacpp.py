@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,6 +108,38 @@ def test_a_worker_that_dies_is_an_error_and_not_the_end(tmp_path: Path, monkeypa
         for _ in range(2):  # a dead process stays dead
             with pytest.raises(ModelError, match=r"must not end.*exit code -11.*the last word"):
                 child.load(tmp_path / "a.gguf", tmp_path / "b.gguf", 10)
+
+
+CTRL_C = """
+import os, signal, sys
+from pathlib import Path
+from toolkit.llamacpp import Child, convert
+signal.signal(signal.SIGINT, lambda *_: None)  # as a stage notes it, and goes on to its next step
+with Child("slow") as child:
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # as a terminal does
+    print(child.load(Path("a"), Path("b"), 10))
+    convert.PROGRAM = "slow"
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    convert._run(Path("a"), Path(sys.argv[1]), [])
+print("written")
+"""
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_worker_and_the_converter_to_finish_their_step(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\ntime.sleep(1)\nif sys.argv[1:]:\n    open(sys.argv[3], 'w').close()\nelse:\n"
+        "    sys.stdin.readline()\n    print('{\"value\": [7]}', flush=True)\n    sys.stdin.readline()\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C, str(tmp_path / "out.gguf")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.stdout.splitlines() == ["[7]", "written"], done.stderr
 
 
 def test_a_failure_that_llama_cpp_reports_leaves_the_worker_working() -> None:
