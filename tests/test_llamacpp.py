@@ -214,6 +214,13 @@ def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
     assert not found.fits(Bound(0.25, 0.49))
 
 
+def test_a_log_probability_that_is_no_number_fits_no_bound_wherever_it_stands() -> None:
+    said = [Completion("A", 1, truncated=False)]
+    for after in ([float("nan"), -1.0], [-1.0, float("nan")]):
+        found = compare(Asked(said, [[-1.0, -1.0]]), Asked(said, [after]))
+        assert not found.fits(Bound(1, 1e9))
+
+
 def test_coarser_numbers_may_differ_more() -> None:
     kinds = [BOUNDS[kind] for kind in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")]
     assert [bound.share for bound in kinds] == sorted(bound.share for bound in kinds)
