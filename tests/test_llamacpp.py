@@ -281,6 +281,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
     assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"
+    assert find_exported(run, str(folder / "merged")).name == "merged"
+    for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
+        (tmp_path / place).mkdir(parents=True)
+        assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
     with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
         find_exported(run, "adapter")
     assert locate(run.path) == (run, None)
