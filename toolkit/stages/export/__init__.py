@@ -75,6 +75,8 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     written = Written(run.stage_folder(EXPORT) / WRITTEN)
     places = _take_places(context, {form: _place(run, written, folder / form, force=force) for form in forms})
     job = _job(context, backend or choose_backend(recipe.model), context.weights)
+    for place in places.values():
+        written.begin(place.target)
     for form, place in places.items():
         context.stop.check(f"{form} was not written")
         found = export_gguf(job, folder / "merged", place) if form == "gguf" else export_form(job, form, place)
@@ -119,7 +121,7 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
     """The place of a form: its own where it lies in the run, or holds what this run wrote there."""
     inside = target.is_relative_to(run.path / "stages" / EXPORT)
     own = inside or (target.is_dir() and written.digest(target) == digest_of(target))
-    return Place(target, own=own, force=force)
+    return Place(target, own=own, begun=inside or written.has(target), force=force)
 
 
 def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
