@@ -108,6 +108,9 @@ def export_again(
 
         form = prepare_push(run, recipe, delivery.push)
         again = form.open or delivery.out
+        if again and recipe.export and not recipe.export.verify:
+            rule, remedy = "only what was proven is pushed", "Leave out --no-verify (export.verify = 0)."
+            raise RunError(rule, place="--push", value="nothing is verified", remedy=remedy)
         record = _do(run, recipe, stages, step, told, kept=kept) if again else run.record(EXPORT)
         push = Push(delivery.push, delivery.public, delivery.force)
         return {**record, "pushed": push_export(run, record, form.name, push)}
