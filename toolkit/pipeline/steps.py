@@ -204,6 +204,8 @@ def run_step(step: Step, context: Context, recorder: Recorder) -> Record:
     log.info("%s begins", step.name)
     started = time.monotonic()
     trains = step.name in TRAINING_STAGES
+    if step.name == EXPORT:
+        write_results(context.run)  # a model card is written from it: a crash or a hand may have left another
     with recorder.stage(step.name):
         if trains:
             meet()

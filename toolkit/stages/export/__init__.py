@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from toolkit.backends import Backend, choose_backend
 from toolkit.backends.adapter import is_adapter
 from toolkit.backends.hf import base_source
 from toolkit.backends.loading import stored_quantised
-from toolkit.errors import ModelError
+from toolkit.errors import DataError, ModelError
 from toolkit.llamacpp import forms_of, lacking, mergeable_forms
 from toolkit.recipe import Export, Recipe
 from toolkit.run import EXPORT, Record, RunFolder
@@ -23,6 +25,7 @@ from toolkit.stages.export.next_use import Serving
 from toolkit.stages.export.place import Place, Written, free_name, refuse_small_disk
 from toolkit.stages.export.proof import Questions
 from toolkit.stages.export.size import form_bytes
+from toolkit.stages.lengths import find_unfit
 from toolkit.stages.prompts import Prompts
 from toolkit.tasks.loading import SampleSet
 
@@ -89,19 +92,25 @@ def _job(context: Context, backend: Backend, weights: Path) -> Job:
     recipe = context.recipe
     # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
     samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
+    if samples is context.data.train:
+        log.warning("export: no rows are held out: what is asked are training rows")
     pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
-    serving = Serving.of(recipe, backend.load_reader(recipe).processor, pictures)
+    processor = backend.load_reader(recipe).processor
+    serving = Serving.of(recipe, processor, pictures)
 
     def facts(form: str, proof: Record) -> CardFacts:
         return read_facts(context.run, recipe, weights, form, serving=serving, proof=proof)
 
-    return Job(backend, recipe, weights, _questions(context, samples), facts, context.stop.check)
+    return Job(backend, recipe, weights, _questions(context, processor, samples), facts, context.stop.check)
 
 
-def _questions(context: Context, samples: SampleSet) -> Questions:
+def _questions(context: Context, processor: Any, samples: SampleSet) -> Questions:
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
-    chosen = list(samples[: section.verify])
+    unfit = find_unfit(processor, prompts, recipe.model.max_tokens, 0)  # a GGUF has room for the answer besides
+    chosen = list(islice((sample for sample in samples if unfit(sample) is None), section.verify))
+    if section.verify and not chosen:
+        raise DataError("a proof needs a question that fits into model.max_tokens", place="[model] max_tokens")
     return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen])
 
 
