@@ -280,6 +280,8 @@ def test_gated_terms_are_named_with_their_link_and_an_unknown_model_gets_none() 
         ("../earlier", "earlier"),
         (r"C:\Users\anna\basis", "basis"),
         ("/home/anna/runs/first/stages/sft/weights", "first"),
+        ("../first/stages/export/adapter", "first"),
+        ("/home/anna/stages/films.json", "films.json"),  # a folder of this name alone makes no run
     ],
 )
 def test_a_model_goes_by_a_name_that_tells_no_place(source: str, name: str) -> None:

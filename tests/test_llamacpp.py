@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,6 +110,38 @@ def test_a_worker_that_dies_is_an_error_and_not_the_end(tmp_path: Path, monkeypa
                 child.load(tmp_path / "a.gguf", tmp_path / "b.gguf", 10)
 
 
+CTRL_C = """
+import os, signal, sys
+from pathlib import Path
+from toolkit.llamacpp import Child, convert
+signal.signal(signal.SIGINT, lambda *_: None)  # as a stage notes it, and goes on to its next step
+with Child("slow") as child:
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # as a terminal does
+    print(child.load(Path("a"), Path("b"), 10))
+    convert.PROGRAM = "slow"
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    convert._run(Path("a"), Path(sys.argv[1]), [])
+print("written")
+"""
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_worker_and_the_converter_to_finish_their_step(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\ntime.sleep(1)\nif sys.argv[1:]:\n    open(sys.argv[3], 'w').close()\nelse:\n"
+        "    sys.stdin.readline()\n    print('{\"value\": [7]}', flush=True)\n    sys.stdin.readline()\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C, str(tmp_path / "out.gguf")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.stdout.splitlines() == ["[7]", "written"], done.stderr
+
+
 def test_a_failure_that_llama_cpp_reports_leaves_the_worker_working() -> None:
     replies = io.StringIO()
     requests = [{"do": "answer", "prompt": "", "pictures": [], "most": 1, "stop": 1, "forbidden": []}] * 2
@@ -179,6 +214,13 @@ def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
     assert not found.fits(Bound(0.25, 0.49))
 
 
+def test_a_log_probability_that_is_no_number_fits_no_bound_wherever_it_stands() -> None:
+    said = [Completion("A", 1, truncated=False)]
+    for after in ([float("nan"), -1.0], [-1.0, float("nan")]):
+        found = compare(Asked(said, [[-1.0, -1.0]]), Asked(said, [after]))
+        assert not found.fits(Bound(1, 1e9))
+
+
 def test_coarser_numbers_may_differ_more() -> None:
     kinds = [BOUNDS[kind] for kind in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")]
     assert [bound.share for bound in kinds] == sorted(bound.share for bound in kinds)
@@ -239,6 +281,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
     assert find_exported(run, str(folder / "gguf/a-Q8_0.gguf")).name == "a-Q8_0"
+    assert find_exported(run, str(folder / "merged")).name == "merged"
+    for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
+        (tmp_path / place).mkdir(parents=True)
+        assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
     with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
         find_exported(run, "adapter")
     assert locate(run.path) == (run, None)

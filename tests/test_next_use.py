@@ -205,3 +205,9 @@ def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Pat
     assert server[server.index("-c") + 1] == "1536"
     assert create == ["ollama", "create", "chest_films.2", "-f", "x/Modelfile"]
     assert run == ["ollama", "run", "chest_films.2"]
+
+
+def test_a_run_with_mmproj_in_its_name_keeps_its_commands(tmp_path: Path) -> None:
+    for name in ("with-mmproj-f16.gguf", "mmproj-with-mmproj-f16.gguf"):
+        (tmp_path / name).touch()
+    assert Pair.of(tmp_path) == Pair(("with-mmproj-f16.gguf",), "mmproj-with-mmproj-f16.gguf")

@@ -94,7 +94,9 @@ class FakeStages:
         self.calls.append(("export", relative(context, context.weights)))
         to = list(context.recipe.export.to) if context.recipe.export else []
         files = {kind: {} for kind in context.recipe.export.quant} if context.recipe.export else {}
-        record = {"merged": "stages/export/merged", "gguf": {"files": files}}
+        asked = context.recipe.export.verify if context.recipe.export else 0
+        record = {"merged": {"folder": "stages/export/merged", "questions": asked}}
+        record["gguf"] = {"files": files, "questions": asked}
         return {**record, "weights": relative(context, context.weights), "asked": to}
 
 
@@ -188,6 +190,16 @@ def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path)
     assert later.calls == [("prepare",), ("export", "stages/grpo/weights")]
 
 
+def test_an_export_that_was_not_verified_does_not_stand_for_one_that_is_to_be(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, 'export.to=["merged"]')
+    run_recipe(recipe, FakeStages().table())
+    for settings, calls in ((["export.verify=0"], ["prepare", "export"]), ([], [])):
+        export_again(recipe.run_folder, FakeStages().table(), settings)
+        later = FakeStages()
+        run_recipe(recipe, later.table())
+        assert [call[0] for call in later.calls] == calls
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_an_optional_form_is_written_where_it_can_be_and_added_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
@@ -226,7 +238,7 @@ def test_an_export_of_fewer_quantisations_does_not_stand_for_the_recipes(
     run = run_recipe(recipe, FakeStages().table()).run
     done = {"weights": "stages/grpo/weights", "asked": ["gguf"]}
     for kinds, again in ((["f16"], True), (["f16", "q8_0", "q4_k_m"], False)):
-        run.mark_done("export", {**done, "gguf": {"files": {kind: {} for kind in kinds}}})
+        run.mark_done("export", {**done, "gguf": {"files": {kind: {} for kind in kinds}, "questions": 16}})
         later = FakeStages()
         run_recipe(recipe, later.table())
         assert bool(later.calls) == again

@@ -234,6 +234,50 @@ def test_an_export_elsewhere_is_replaced_by_the_run_that_wrote_it_alone(context:
     assert folders(tmp_path) == ["adapter", "adapter.old-1"]
 
 
+def test_what_others_have_under_a_name_beside_the_export_is_neither_taken_nor_removed(
+    context: Context, tmp_path: Path
+) -> None:
+    only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
+    for name in ("old", "partial", "differs"):
+        out = tmp_path / name
+        (out / f"adapter.{name}").mkdir(parents=True)
+        (out / f"adapter.{name}/thesis.txt").write_text("mine", encoding="utf-8")
+        with pytest.raises(RunError, match=rf"adapter\.{name}: an export uses this name on its way"):
+            export(only, out=out)
+        assert folders(out) == [f"adapter.{name}"]
+    export(only, out=tmp_path / "old", force=True)
+    assert folders(tmp_path / "old") == ["adapter", "adapter.old.old-1"]
+    assert (tmp_path / "old/adapter.old.old-1/thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_what_this_runs_export_left_elsewhere_is_cleared_away(context: Context, tmp_path: Path) -> None:
+    only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
+    with pytest.raises(ModelError, match=r"adapter\.differs"):
+        export(only, Unproven(), out=tmp_path)
+    export(only, out=tmp_path)
+    assert folders(tmp_path) == ["adapter"]
+
+
+def test_a_form_that_is_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+    """Weights may have been moved to a larger disk, with a link in their place."""
+    place = Place(tmp_path / "merged")
+    (tmp_path / "large").mkdir()
+    place.target.symlink_to(tmp_path / "large")
+    for version in range(3):
+        place.take()
+        write_version(place, version)
+        place.put()
+        assert set(versions_in(place.target)) == {str(version)}
+    assert folders(tmp_path) == ["large", "merged"]
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "merged").symlink_to(tmp_path / "gone")
+    for own in (True, False):
+        with pytest.raises(RunError, match="a link that leads nowhere"):
+            Place(tmp_path / "merged", own=own).take()
+
+
 class Unproven(HfBackend):
     """Saves an adapter whose weights are those of nobody."""
 

@@ -313,6 +313,23 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     assert "stored quantised" not in texts(make(recipe_of(tmp_path, films, tables), A5000))
 
 
+def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.llamacpp.require_for", lambda quant, verify: None)  # as if the extra were installed
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "model.safetensors").touch()
+    tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["adapter"], "optional": ["gguf"]}}
+    plan = make(recipe_of(tmp_path, films, tables), A5000)
+    assert "stored quantised" in texts(plan)
+    assert not [finding for finding in plan.problems if finding.certain]
+    assert plan.disk is not None
+    assert not {"export merged", "export gguf"} & set(plan.disk.parts)
+
+
 def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, films)
     found = {free: list(judge_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}

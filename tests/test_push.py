@@ -20,12 +20,14 @@ from toolkit.errors import ModelError, RunError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.again import Delivery, export_again
 from toolkit.pipeline.stages import STAGES
+from toolkit.pipeline.steps import Stages
 from toolkit.recipe import Recipe
 from toolkit.run import find_run
 from toolkit.stages.export import push as push_module
 from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.push import Push, check_push, is_proven, push_form
 
+NOTHING = Stages(*[lambda *_: pytest.fail("a stage began")] * 6)
 TOKEN = "hf_" + "PlantedPlantedPlanted"
 
 
@@ -221,6 +223,33 @@ def test_what_was_changed_by_hand_is_exported_again_before_its_push(recipe: Reci
     assert is_proven(run, weights, "adapter")
     assert not is_proven(run, weights, "merged")
     assert "anna/small" in hub.repos
+
+
+@pytest.mark.parametrize("name", ["anna/-x", "anna/a--b", "anna/x.git", "anna/..", "anna/süß", f"anna/{'x' * 97}"])
+def test_a_name_that_the_hub_refuses_is_told_before_anything_is_exported(
+    recipe: Recipe, hub: FakeHub, name: str
+) -> None:
+    with pytest.raises(RunError, match=r"--push: the Hub takes no repository of this name"):
+        export_again(recipe.run_folder, NOTHING, ['export.to=["adapter"]'], Delivery(push=name))
+    assert hub.calls == []
+
+
+def test_what_will_not_be_verified_is_refused_before_it_is_written(
+    recipe: Recipe, hub: FakeHub, tmp_path: Path
+) -> None:
+    settings = ['export.to=["merged"]', "export.verify=0"]
+    for out in (None, tmp_path):
+        with pytest.raises(RunError, match=r"only what was proven is pushed.*--no-verify"):
+            export_again(recipe.run_folder, NOTHING, settings, Delivery(out, "anna/small"))
+    assert hub.calls == []
+
+
+def test_a_private_repository_stays_private_and_that_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub = FakeHub({"anna/chest": {"private": True, "files": set()}})
+    with caplog.at_level(logging.WARNING, "toolkit"):
+        push_form(folder, proof_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
+    assert hub.repos["anna/chest"]["private"]
+    assert "anna/chest was there and is private, and stays so" in caplog.text
 
 
 def test_a_repository_takes_one_form(recipe: Recipe, hub: FakeHub) -> None:

@@ -9,7 +9,6 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progre
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from toolkit.backends.sources import writes_merged
 from toolkit.errors import ModelError
 from toolkit.recipe import Model, Recipe
 
@@ -79,21 +78,31 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
         ModelError: the recipe exports merged weights, or a GGUF that is made of them, and the base is quantised, or
             cannot be had.
     """
-    model, section = recipe.model, recipe.export
-    if section is None or not writes_merged(recipe):
-        return
+    section = recipe.export
+    if section is None or section.allow_dequantised or not {"merged", "gguf"} & set(section.to):
+        return  # an optional GGUF is left out by the export where it cannot be made
+    if method := stored_quantised(source, recipe.model):
+        raise ModelError(
+            "merged weights need a base whose weights are stored in 16 bits or more",
+            place=f"[model] name = {source!r}",
+            value=method,
+            remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
+            'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
+        )
+
+
+def stored_quantised(source: str, model: Model) -> str | None:
+    """How the weights in ``source`` are quantised where they are stored, such as bitsandbytes; None: they are not.
+
+    Raises:
+        ModelError: its configuration cannot be had.
+    """
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
     except (OSError, ValueError) as error:
         raise not_found(source, error) from error
-    if settings.get("quantization_config") and not section.allow_dequantised:
-        raise ModelError(
-            "merged weights need a base whose weights are stored in 16 bits or more",
-            place=f"[model] name = {source!r}",
-            value=settings["quantization_config"].get("quant_method", "quantised"),
-            remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-            'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
-        )
+    found = settings.get("quantization_config")
+    return str(found.get("quant_method", "quantised")) if found else None
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:

@@ -26,8 +26,8 @@ def public_name(source: str) -> str:
     if not ELSEWHERE.search(source):
         return source
     parts = PureWindowsPath(source).parts  # its separators are those of both systems
-    inside = parts.index("stages") if "stages" in parts else 0
-    return parts[inside - 1] if inside > 1 else parts[-1]
+    run = parts[-4:-3] if parts[-3:-2] == ("stages",) and parts[-2] in ("sft", "grpo", "export") else ()
+    return run[0] if run else parts[-1]
 
 
 def writes_merged(recipe: Recipe) -> bool:

@@ -16,7 +16,7 @@ from toolkit.cli.memory import memory_tables
 from toolkit.compute import compute_line
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.results import ResultRow, Results
-from toolkit.run import EXPORT
+from toolkit.run import EXPORT, outdated
 from toolkit.sample import Answer
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def results(found: Results) -> None:
         console.print(_table(score, found.split, rows, console.width))
     for table in memory_tables(found.memory):
         console.print(table)
-    if found.run.is_done(EXPORT) and "gguf" in (record := found.run.record(EXPORT)):
+    fresh = found.run.is_done(EXPORT) and not outdated(found.run)
+    if fresh and "gguf" in (record := found.run.record(EXPORT)):
         console.print(gguf_table(record["gguf"]))
     console.print(f"run folder: {found.run.path}", markup=False)
     for line in _weights(found.run):
@@ -68,6 +69,9 @@ def _weights(run: "RunFolder") -> Iterator[str]:
     weights = run.trained_weights()
     if weights is not None:
         yield f"weights: {weights}"
+    if older := outdated(run):
+        yield f"exported are weights from before the last training ({older}): toolkit export writes these"
+        return
     merged = run.path / "stages" / EXPORT / "merged"
     if merged.is_dir():
         yield f"merged weights, for other programs: {merged}"

@@ -22,6 +22,7 @@ __all__ = [
     "forms_of",
     "is_gguf",
     "lacking",
+    "mergeable_forms",
     "most_bytes",
     "read_metadata",
     "refuse_foreign_names",
@@ -49,6 +50,15 @@ def forms_of(section: Export) -> tuple[str, ...]:
     """The forms that an export writes here: ``to``, and what is ``optional`` where what it needs is installed."""
     optional = [form for form in section.optional if form not in section.to]
     return (*section.to, *optional) if optional and lacking(section) is None else section.to
+
+
+def mergeable_forms(section: Export, *, quantised: bool) -> Export:
+    """The section without an optional GGUF that cannot be made; ``quantised``: how the base's weights are stored.
+
+    Such a base gives no merged weights, which a GGUF is made from. A form that ``to`` names is never left out.
+    """
+    needed = section.allow_dequantised or {"merged", "gguf"} & set(section.to)
+    return section if needed or not quantised else section.model_copy(update={"optional": ()})
 
 
 def lacking(section: Export) -> str | None:

@@ -49,6 +49,7 @@ class Child:
             stderr=said,
             text=True,
             encoding="utf-8",
+            start_new_session=True,  # a terminal sends Ctrl-C to all of a group: this side alone decides when to stop
         )
         self.close = weakref.finalize(self, _end, self._process, said)
         """End the process; a second time does nothing."""

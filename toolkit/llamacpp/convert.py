@@ -122,7 +122,10 @@ def _lay_out(weights: Path, source: Path) -> None:
 def _run(source: Path, target: Path, options: list[str]) -> None:
     command = [sys.executable, "-m", PROGRAM, str(source), "--outfile", str(target), *options]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline})
+    # A terminal sends Ctrl-C to all of a group: apart from it the conversion ends, and then the export stops.
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **offline}, start_new_session=True
+    )
     if done.returncode == 0 and target.is_file():
         return
     said = done.stderr + done.stdout

@@ -9,10 +9,10 @@ from typing import Any
 
 from toolkit.compute import recording
 from toolkit.errors import RunError
-from toolkit.llamacpp import is_gguf
-from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results
+from toolkit.llamacpp import forms_of, is_gguf
+from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
 from toolkit.pipeline.steps import DATA, Stages, Step, require_export, run_step, stopping
-from toolkit.recipe import Recipe, changed_keys, load_recipe
+from toolkit.recipe import Export, Recipe, changed_keys, load_recipe
 from toolkit.run import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, reopen_run, silent
 from toolkit.stages.context import Context, EvaluationRecord
 
@@ -97,6 +97,7 @@ def export_again(
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "export", settings)
+        _refuse_misplaced(run, recipe, settings, delivery)
         require_export(recipe)
         export = stages.export
         if delivery.out or delivery.force:
@@ -108,6 +109,9 @@ def export_again(
 
         form = prepare_push(run, recipe, delivery.push)
         again = form.open or delivery.out
+        if again and recipe.export and not recipe.export.verify:
+            rule, remedy = "only what was proven is pushed", "Leave out --no-verify (export.verify = 0)."
+            raise RunError(rule, place="--push", value="nothing is verified", remedy=remedy)
         record = _do(run, recipe, stages, step, told, kept=kept) if again else run.record(EXPORT)
         push = Push(delivery.push, delivery.public, delivery.force)
         return {**record, "pushed": push_export(run, record, form.name, push)}
@@ -125,8 +129,18 @@ def _do(
         stop.check(f"{step.name} has not begun")
         if kept:
             return run_step(step, context, recorder)
+        write_results(run)  # what a model card is written from
         with recorder.stage(step.name):
             return step.work(context)
+
+
+def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
+    if "gguf" not in forms_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
+        raise RunError("only a GGUF is quantised, and none is exported", place="--quant", remedy="Add --to gguf.")
+    own = (run.path / "stages" / EXPORT).resolve()
+    if delivery.out and delivery.out.resolve().is_relative_to(own):
+        rule = "this is the run's own folder of exports, whose record an export elsewhere leaves as it is"
+        raise RunError(rule, place="--out", value=str(delivery.out), remedy="Leave --out away, or name another folder.")
 
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:

@@ -135,16 +135,18 @@ def train_beside(recipe: Recipe, stages: Stages) -> Results:
 def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
     """Whether a step needs nothing more.
 
-    `toolkit export` may have exported between two stages, or in other forms: an export counts if it holds the forms of
-    the recipe, made from the last weights that the run leaves.
+    `toolkit export` may have exported between two stages, in other forms, or unverified: an export counts if it holds
+    the forms of the recipe, made from the last weights that the run leaves, and proven where the recipe says so.
     """
     if step.name != EXPORT or recipe.export is None or not run.is_done(EXPORT):
         return run.is_done(step.name)
     record, trained = run.record(EXPORT), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
     made_from_last = last is not None and record["weights"] == run.relative(last)
-    wanted = forms_of(recipe.export)
+    wanted = [form for form in forms_of(recipe.export) if form not in record.get("left_out", ())]
     forms = made_from_last and set(wanted) <= set(record["asked"])
+    written = [record[form] for form in wanted if form in record]  # full fine-tuning leaves no adapter
+    forms = forms and (not recipe.export.verify or all(form["questions"] for form in written))
     return forms and ("gguf" not in wanted or set(recipe.export.quant) <= set(record["gguf"]["files"]))
 
 
@@ -202,6 +204,8 @@ def run_step(step: Step, context: Context, recorder: Recorder) -> Record:
     log.info("%s begins", step.name)
     started = time.monotonic()
     trains = step.name in TRAINING_STAGES
+    if step.name == EXPORT:
+        write_results(context.run)  # a model card is written from it: a crash or a hand may have left another
     with recorder.stage(step.name):
         if trains:
             meet()

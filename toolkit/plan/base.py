@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.backends.sources import model_source, writes_merged
-from toolkit.plan.findings import Finding
+from toolkit.llamacpp import mergeable_forms
+from toolkit.plan.findings import Finding, warning
 from toolkit.plan.known import Configuration, cached_file
 from toolkit.recipe import Model, Recipe
 
@@ -82,6 +83,18 @@ def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
         text = "merged weights need a base that is stored in 16 bits or more; this one is stored quantised"
         remedy = 'Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
         yield Finding(place, text, remedy + 'export.to = ["adapter"] or export.allow_dequantised = true.')
+
+
+def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
+    """The recipe without optional forms that its base does not give, and the warning that tells so."""
+    if recipe.export is None or config is None:
+        return recipe, []
+    makeable = mergeable_forms(recipe.export, quantised=bool(config.fields.get("quantization_config")))
+    if makeable == recipe.export:
+        return recipe, []
+    text = "no GGUF will be written: it is made from merged weights, and this base is stored quantised"
+    found = warning("[export] optional", text, "Set export.allow_dequantised = true, or name the base that is not.")
+    return recipe.model_copy(update={"export": makeable}), [found]
 
 
 def _whole(find: Callable[[str], Path | None]) -> bool:

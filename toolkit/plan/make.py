@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from toolkit.errors import ToolkitError
 from toolkit.images import ImageStore
 from toolkit.plan.architecture import Architecture
-from toolkit.plan.base import BaseWeights, find_base, judge_base
+from toolkit.plan.base import BaseWeights, find_base, judge_base, leave_out
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.disk import judge_disk, plan_disk
 from toolkit.plan.findings import Finding
@@ -77,6 +77,7 @@ def make_plan(
         ask: how the Hub is asked for the model (default: one request); never with ``HF_HUB_OFFLINE=1``.
     """
     facts = _look(recipe, rows)
+    recipe, left_out = leave_out(recipe, facts.config)
     model, tokens = facts.model, facts.tokens
     bf16 = gpu is None or gpu.bf16
     settings = {} if model is None else memory_settings(recipe, model, tokens, bf16=bf16)
@@ -92,6 +93,7 @@ def make_plan(
         *judge_machine(recipe, gpu),
         *judge_base(recipe, base, facts.config),
         *judge_export(recipe),
+        *left_out,
         *(judge_disk(recipe, disk) if disk else ()),
         *judge_memory(memory, gpu),
         *find_warnings(Known(recipe, model, tokens, gpu)),

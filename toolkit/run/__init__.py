@@ -1,6 +1,6 @@
 """The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
 
-from toolkit.run.exported import Exported, find_exported, locate
+from toolkit.run.exported import Exported, find_exported, locate, outdated
 from toolkit.run.files import append_line, cut_torn_line, flush_folder, read_json, read_lines, write_json, write_text
 from toolkit.run.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.run.log import LOGGER, PlainFormatter, hide_secrets
@@ -34,6 +34,7 @@ __all__ = [
     "is_main",
     "locate",
     "now",
+    "outdated",
     "rank",
     "read_json",
     "read_lines",

@@ -1,11 +1,15 @@
 """Which weights a run is asked with: its own, one of its exported forms, or some that lie elsewhere."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.run.folder import EXPORT, RunFolder, find_run
+from toolkit.run.folder import EXPORT, TRAINING_STAGES, RunFolder, find_run
 
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
+"""What an evaluation's name cannot hold."""
 FORMS = ("adapter", "merged")
 GGUF = "gguf"
 
@@ -27,7 +31,7 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             a folder of an adapter or of whole weights, or a GGUF file with its projector beside it.
 
     Raises:
-        RunError: it is not there.
+        RunError: it is not there, or was exported before the run trained on.
     """
     files = _gguf_files(run)
     found = {form: run.path / "stages" / EXPORT / form for form in FORMS}
@@ -45,7 +49,20 @@ def find_exported(run: RunFolder, model: str) -> Exported:
             value=str(weights or "no GGUF"),
             remedy=f"Exported are: {', '.join(there) or 'none'} (toolkit export writes more); or name a path.",
         )
-    return Exported(model if model in found else weights.name.removesuffix(".gguf"), weights)
+    if model in found and (older := outdated(run)):
+        raise RunError(
+            "exported weights must be made from the run's last ones, and the run has trained on since",
+            place=f"--model {model}",
+            value=f"made from {older}",
+            remedy="Export again with toolkit export, or name the path of the older ones.",
+        )
+    return Exported(model if model in found else _name_of(weights, found), weights)
+
+
+def outdated(run: RunFolder) -> str | None:
+    """The weights that the run's export was made from, where they are not its last ones; else None."""
+    weights, last = run.record(EXPORT).get("weights") if run.is_done(EXPORT) else None, run.trained_weights()
+    return weights if weights is not None and last is not None and weights != run.relative(last) else None
 
 
 def locate(path: Path) -> tuple[RunFolder, Path | None]:
@@ -59,6 +76,15 @@ def locate(path: Path) -> tuple[RunFolder, Path | None]:
         if (folder / "run.json").is_file() and (folder / "recipe.toml").is_file():
             return find_run(folder), None if folder == path else path
     return find_run(path), None
+
+
+def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
+    """What weights at a path are called: with their folder's name where they would pass for the run's own."""
+    name = weights.name.removesuffix(".gguf")
+    if (same := next((form for form, path in own.items() if path == weights), None)) is not None:
+        return same if same in FORMS else name
+    taken = name in (*FORMS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
+    return _UNUSUAL.sub("-", f"{weights.parent.name}-{name}" if taken else name).lstrip("._-") or "path"
 
 
 def _gguf_files(run: RunFolder) -> dict[str, str]:

@@ -1,12 +1,18 @@
 """Export: adapter, merged weights and GGUF, reloaded and asked again before they count as done."""
 
 import logging
+from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from toolkit.backends import Backend, choose_backend
-from toolkit.errors import ModelError
-from toolkit.llamacpp import forms_of, lacking
-from toolkit.recipe import Export
+from toolkit.backends.adapter import is_adapter
+from toolkit.backends.hf import base_source
+from toolkit.backends.loading import stored_quantised
+from toolkit.errors import DataError, ModelError
+from toolkit.llamacpp import forms_of, lacking, mergeable_forms
+from toolkit.recipe import Export, Recipe
 from toolkit.run import EXPORT, Record, RunFolder
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
@@ -16,9 +22,10 @@ from toolkit.stages.export.card.facts import is_verified
 from toolkit.stages.export.forms import Job, export_form
 from toolkit.stages.export.gguf import export_gguf
 from toolkit.stages.export.next_use import Serving
-from toolkit.stages.export.place import Place, Written, refuse_small_disk
+from toolkit.stages.export.place import Place, Written, free_name, refuse_small_disk
 from toolkit.stages.export.proof import Questions
 from toolkit.stages.export.size import form_bytes
+from toolkit.stages.lengths import find_unfit
 from toolkit.stages.prompts import Prompts
 from toolkit.tasks.loading import SampleSet
 
@@ -58,14 +65,21 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
         log.warning("export: nothing is verified, as asked: what is written may answer otherwise than the run's model")
     run, folder = context.run, out.absolute() if out else context.run.stage_folder(EXPORT)
     record = _earlier(run, context.weights, out)
-    forms = _in_order(section, record, folder)
+    makeable = _makeable(section, recipe, context.weights)
+    forms = _in_order(makeable, record, folder)
     record |= {"asked": list(dict.fromkeys([*record["asked"], *forms]))}
+    if makeable != section:
+        record["left_out"] = list(section.optional)
     if "adapter" in forms and recipe.model.tuning == "full":
         log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
         forms.remove("adapter")
+    if out is None:
+        _set_aside(folder, keep={*forms, *record})
     written = Written(run.stage_folder(EXPORT) / WRITTEN)
     places = _take_places(context, {form: _place(run, written, folder / form, force=force) for form in forms})
     job = _job(context, backend or choose_backend(recipe.model), context.weights)
+    for place in places.values():
+        written.begin(place.target)
     for form, place in places.items():
         context.stop.check(f"{form} was not written")
         found = export_gguf(job, folder / "merged", place) if form == "gguf" else export_form(job, form, place)
@@ -78,19 +92,25 @@ def _job(context: Context, backend: Backend, weights: Path) -> Job:
     recipe = context.recipe
     # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
     samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
+    if samples is context.data.train:
+        log.warning("export: no rows are held out: what is asked are training rows")
     pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
-    serving = Serving.of(recipe, backend.load_reader(recipe).processor, pictures)
+    processor = backend.load_reader(recipe).processor
+    serving = Serving.of(recipe, processor, pictures)
 
     def facts(form: str, proof: Record) -> CardFacts:
         return read_facts(context.run, recipe, weights, form, serving=serving, proof=proof)
 
-    return Job(backend, recipe, weights, _questions(context, samples), facts, context.stop.check)
+    return Job(backend, recipe, weights, _questions(context, processor, samples), facts, context.stop.check)
 
 
-def _questions(context: Context, samples: SampleSet) -> Questions:
+def _questions(context: Context, processor: Any, samples: SampleSet) -> Questions:
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
-    chosen = list(samples[: section.verify])
+    unfit = find_unfit(processor, prompts, recipe.model.max_tokens, 0)  # a GGUF has room for the answer besides
+    chosen = list(islice((sample for sample in samples if unfit(sample) is None), section.verify))
+    if section.verify and not chosen:
+        raise DataError("a proof needs a question that fits into model.max_tokens", place="[model] max_tokens")
     return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen])
 
 
@@ -110,7 +130,19 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
     """The place of a form: its own where it lies in the run, or holds what this run wrote there."""
     inside = target.is_relative_to(run.path / "stages" / EXPORT)
     own = inside or (target.is_dir() and written.digest(target) == digest_of(target))
-    return Place(target, own=own, force=force)
+    return Place(target, own=own, begun=inside or written.has(target), force=force)
+
+
+def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
+    """The section without an optional form that the base does not give, which is told."""
+    if "gguf" not in forms_of(section) or not (is_adapter(weights) and section.optional):
+        return section
+    method = stored_quantised(base_source(recipe, weights), recipe.model)
+    makeable = mergeable_forms(section, quantised=method is not None)
+    if makeable != section:
+        known = "export: no GGUF is written: the base is stored quantised (%s), and export.allow_dequantised is not set"
+        log.warning(known, method)
+    return makeable
 
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
@@ -130,6 +162,15 @@ def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
 def _stands(found: Record, folder: Path, *, proven: bool) -> bool:
     """Whether a form is as an earlier export left it; ``proven``: and was asked again then."""
     return folder.is_dir() and found.get("digest") == digest_of(folder) and (is_verified(found) or not proven)
+
+
+def _set_aside(folder: Path, keep: Collection[str]) -> None:
+    """Rename forms that lie in the run and are in no record of these weights: they may be of earlier ones."""
+    for old in (folder / form for form in ("adapter", "merged", "gguf") if form not in keep):
+        if old.is_dir():
+            new = free_name(old)
+            old.rename(new)
+            log.warning("export: %s was not made from these weights, or not finished; it is %s now", old.name, new.name)
 
 
 def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:

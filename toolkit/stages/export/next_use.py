@@ -63,7 +63,7 @@ class Pair:
     def of(cls, folder: Path) -> "Pair | None":
         """The files in ``folder``; None: a text model or the vision part is not there."""
         names = sorted(file.name for file in folder.glob("*.gguf"))
-        vision = [name for name in names if "mmproj" in name.lower()]
+        vision = [name for name in names if name.startswith("mmproj")]
         texts = tuple(name for name in names if name not in vision)
         return cls(texts, vision[0]) if texts and vision else None
 

@@ -19,12 +19,14 @@ BESIDE = 64_000_000
 class Place:
     """The final folder of one form, and the names beside it that an export uses on its way there.
 
-    ``own``: the run has written this folder before, so a new export may take its place. ``force``: a folder that is
-    not its own is renamed to ``NAME.old-1`` instead of being refused.
+    ``own``: the run has written this folder before, so a new export may take its place. ``begun``: the run has begun to
+    write here before, so what has the names beside it is its own too. ``force``: a folder that is not its own is
+    renamed to ``NAME.old-1`` instead of being refused.
     """
 
     target: Path
     own: bool = True
+    begun: bool = True
     force: bool = False
 
     @property
@@ -48,14 +50,17 @@ class Place:
         An own earlier export whose rename was interrupted gets its name back.
 
         Raises:
-            RunError: another's folder or a file stands there, or nothing can be written there.
+            RunError: another's folder or a file stands there or under a name beside it, or nothing can be written.
         """
-        if self.old.exists() and not self.target.exists():
+        if self.begun and _is_there(self.old) and not _is_there(self.target):
             self.old.replace(self.target)
         _refuse_foreign(self)
         _refuse_read_only(self.target.parent)
-        for left in (self.partial, self.differs, self.old):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in filter(_is_there, (self.partial, self.differs, self.old)):
+            if self.begun:
+                _remove(left)
+            else:
+                left.rename(free_name(left))
 
     def put(self) -> None:
         """Put what was written and has passed under its final name, by renames alone; it is on disk before."""
@@ -65,7 +70,8 @@ class Place:
         elif self.target.exists():
             self.target.rename(free_name(self.target))
         self.partial.replace(self.target)
-        shutil.rmtree(self.old, ignore_errors=True)
+        if _is_there(self.old):
+            _remove(self.old)
 
     def _beside(self, end: str) -> Path:
         return self.target.with_name(f"{self.target.name}.{end}")
@@ -81,6 +87,15 @@ class Written:
         """The digest of what this run left in ``target``; None: it wrote nothing there."""
         digest: str | None = self._known().get(str(target), {}).get("digest")
         return digest
+
+    def has(self, target: Path) -> bool:
+        """Whether this run has begun to write ``target`` before."""
+        return str(target) in self._known()
+
+    def begin(self, target: Path) -> None:
+        """Remember that ``target`` is written from now on, and the names beside it."""
+        if not self.has(target):
+            self.add(target, {})
 
     def add(self, target: Path, record: Record) -> None:
         """Remember a folder by the export's record of it, unless it lies beside ``file``."""
@@ -114,8 +129,36 @@ def free_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.old-{number}")
 
 
+def _is_there(path: Path) -> bool:
+    """Whether anything has this name, a link that leads nowhere among it."""
+    return path.is_symlink() or path.exists()
+
+
+def _remove(path: Path) -> None:
+    """Take a folder away; of a link the link alone.
+
+    Raises:
+        RunError: it cannot be taken away; files of before would be mixed with new ones.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        raise RunError("what an earlier export left cannot be removed", place=path, remedy="Remove it by hand.")
+
+
 def _refuse_foreign(place: Place) -> None:
     target = place.target
+    if target.is_symlink() and not target.exists():
+        raise RunError("an export needs a folder, and this is a link that leads nowhere", place=target)
+    beside = [] if place.begun or place.force else [*filter(_is_there, (place.partial, place.differs, place.old))]
+    if beside:
+        raise RunError(
+            "an export uses this name on its way, and what has it was not written by this run's export",
+            place=beside[0],
+            remedy="Choose another --out, or say --force: it is renamed to NAME.old-1 then, never removed.",
+        )
     if target.exists() and not target.is_dir():
         raise RunError("an export needs a folder, and this is a file", place=target, remedy="Choose another --out.")
     if target.is_dir() and not place.own and not place.force and any(target.iterdir()):

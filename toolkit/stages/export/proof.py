@@ -1,5 +1,6 @@
 """The proof of an export: the same questions asked before and after, answers and their probabilities compared."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,9 @@ def compare(before: Asked, after: Asked) -> Comparison:
         for olds, news in zip(before.log_probs, after.log_probs, strict=True)
         for old, new in zip(olds, news, strict=True)
     ]
-    return Comparison(len(before.texts), differing, max(gaps, default=0.0), sum(gaps) / max(len(gaps), 1))
+    # max() passes over a NaN unless it comes first; a gap that is no number fits no bound.
+    gap = math.nan if any(map(math.isnan, gaps)) else max(gaps, default=0.0)
+    return Comparison(len(before.texts), differing, gap, sum(gaps) / max(len(gaps), 1))
 
 
 def primary_score(questions: Questions, answers: Sequence[Completion]) -> Record:

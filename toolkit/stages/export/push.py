@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from toolkit.errors import ModelError, RunError
 from toolkit.run import EXPORT, Record, RunFolder, hide_secrets
@@ -39,6 +40,10 @@ def check_push(push: Push) -> None:
     """
     if not is_hub_name(push.repo):
         raise RunError("a repository's name is owner/name", place="--push", value=push.repo)
+    try:
+        validate_repo_id(push.repo)
+    except HFValidationError as error:
+        raise RunError("the Hub takes no repository of this name", place="--push", value=str(error)) from error
     if constants.HF_HUB_OFFLINE:
         raise RunError("nothing can be pushed offline", place="--push", remedy="Unset HF_HUB_OFFLINE.")
     if not get_token():
@@ -109,6 +114,10 @@ def _refuse_repository(api: HfApi, push: Push) -> None:
             "this repository is there and public, and the push was to be private",
             place=push.repo,
             remedy="Say --public, make it private on the Hub, or choose another name.",
+        )
+    if private and push.public:
+        log.warning(
+            "push: %s was there and is private, and stays so: only its settings on the Hub change that", push.repo
         )
     files = sorted(set(api.list_repo_files(push.repo, repo_type="model")) - OWN_FILES)
     if files and not push.force:

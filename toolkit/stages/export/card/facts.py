@@ -17,7 +17,8 @@ class CardFacts:
     """One form of one run's weights.
 
     ``proof`` is the export's record of the form. ``evaluation`` is the record of the evaluation of these weights, None
-    where none was asked; ``results`` is what results.json holds; ``data`` the record of the rows.
+    where none was asked; ``results`` is what results.json holds; ``data`` the record of the rows; ``trained`` the
+    stages of this run that the weights went through.
     """
 
     form: str
@@ -29,6 +30,7 @@ class CardFacts:
     evaluation: Record | None
     state: Record
     compute: ComputeRecord
+    trained: tuple[str, ...]
     places: tuple[Path, ...]
     """Folders of this machine that a text may name by mistake."""
 
@@ -41,11 +43,6 @@ class CardFacts:
     def base(self) -> str:
         """The base model as others know it."""
         return public_name(self.recipe.model.name)
-
-    @property
-    def trained(self) -> list[str]:
-        """The training stages that these weights went through in this run."""
-        return [name for name in TRAINING_STAGES if getattr(self.recipe, name) is not None]
 
     @property
     def verified(self) -> bool:
@@ -73,6 +70,7 @@ def read_facts(
         evaluation=run.record(evaluation) if run.is_done(evaluation) else None,
         state=read_state(run),
         compute=read_compute(run.compute_file),
+        trained=_trained_into(run, weights),
         places=(run.path, Path.cwd(), *([Path(recipe.model.name)] if recipe.model.name.startswith("/") else ())),
     )
 
@@ -80,6 +78,13 @@ def read_facts(
 def _evaluation_of(run: RunFolder, weights: Path) -> str:
     """The name of the evaluation that asks these weights: their stage's, or that of the model as it came."""
     return next((name for name in TRAINING_STAGES if run.weights_folder(name) == weights), "before")
+
+
+def _trained_into(run: RunFolder, weights: Path) -> tuple[str, ...]:
+    """The finished training stages up to the one that left these weights; none where another run made them."""
+    done = [name for name in TRAINING_STAGES if run.is_done(name)]
+    last = [number for number, name in enumerate(done) if run.weights_folder(name) == weights]
+    return tuple(done[: last[0] + 1]) if last else ()
 
 
 def counted_stages(record: ComputeRecord) -> dict[str, Usage]:

@@ -2,6 +2,7 @@
 
 from toolkit.backends.sources import public_name
 from toolkit.compute import HOUR, UNKNOWN, energy, figure, total
+from toolkit.run import TRAINING_STAGES
 from toolkit.stages.export.card.facts import CardFacts, counted_stages
 from toolkit.stages.export.card.markdown import bullets, cell, table
 from toolkit.stages.export.public import is_hub_name, public_recipe
@@ -37,6 +38,9 @@ def training(facts: CardFacts) -> str:
     revision = f", revision `{facts.recipe.model.revision}`" if facts.recipe.model.revision else ""
     stages = " and ".join(name.upper() for name in facts.trained) or "no training in this run"
     text = f"Base model: {base}{revision}. Stages: {stages}. Seed: {facts.recipe.run.seed}. "
+    named = [name for name in TRAINING_STAGES if getattr(facts.recipe, name) is not None]
+    if open_stages := [name.upper() for name in named if name not in facts.trained]:
+        text += f"**The recipe names {' and '.join(open_stages)} too, which these weights did not go through.** "
     text += "The recipe, with file names in place of paths:"
     return f"## Training\n\n{text}\n\n```toml\n{public_recipe(facts.recipe)}\n```"
 

@@ -1,0 +1,137 @@
+"""Exports in unusual orders: what an earlier one left, what was changed in between, what cannot be made at all."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from training import context_of, small_recipe
+
+from toolkit.backends.hf import HfBackend
+from toolkit.cli import show
+from toolkit.errors import DataError, RunError
+from toolkit.pipeline import run_recipe
+from toolkit.pipeline.again import Delivery, export_again
+from toolkit.pipeline.results import read_results
+from toolkit.pipeline.stages import STAGES
+from toolkit.recipe import Export, dump_recipe, load_recipe
+from toolkit.run import RunFolder, find_exported, write_text
+from toolkit.stages.export import _job
+
+FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
+
+
+def test_an_optional_gguf_that_the_base_does_not_give_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("toolkit.llamacpp.require_for", lambda quant, verify: None)  # as if the extra were installed
+    tables = {**FEW, "export": {"to": ("adapter",), "optional": ("gguf",), "verify": 1}}
+    recipe = small_recipe(tmp_path, tables).model_copy(update={"grpo": None})
+    for room in ("backends.loading", "stages.export"):
+        monkeypatch.setattr(f"toolkit.{room}.stored_quantised", lambda source, model: "bitsandbytes")
+    with caplog.at_level(logging.INFO, "toolkit"):
+        record = run_recipe(recipe, STAGES).run.record("export")
+        assert (record["asked"], record["left_out"]) == (["adapter"], ["gguf"])
+        assert "no GGUF is written: the base is stored quantised (bitsandbytes)" in caplog.text
+        run_recipe(recipe, STAGES)
+    assert "export: finished before, skipped" in caplog.text
+
+
+def exported_too_early(tmp_path: Path) -> RunFolder:
+    """A run that exported after SFT and then went through GRPO."""
+    recipe = small_recipe(tmp_path, {**FEW, "grpo": {"max_steps": 1}, "export": {"to": ("adapter",), "verify": 1}})
+    run = run_recipe(recipe.model_copy(update={"grpo": None, "export": None}), STAGES).run
+    export_again(run.path, STAGES, ['export.to=["adapter","merged"]', "export.verify=1"])
+    write_text(run.recipe_file, dump_recipe(recipe.model_copy(update={"export": None})))
+    run_recipe(load_recipe(run.recipe_file), STAGES)
+    return run
+
+
+def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = exported_too_early(tmp_path)
+    with pytest.raises(RunError, match=r"trained on since \(found 'made from stages/sft/weights'\)"):
+        find_exported(run, "merged")
+    show.results(read_results(run))
+    told = capsys.readouterr().out
+    assert "weights from before the last training (stages/sft/weights)" in told
+    assert "vllm serve" not in told
+    with caplog.at_level(logging.WARNING, "toolkit"):
+        export_again(run.path, STAGES, ['export.to=["adapter"]', "export.verify=1"])
+    assert "merged was not made from these weights, or not finished; it is merged.old-1 now" in caplog.text
+    assert find_exported(run, "adapter").name == "adapter"
+    with pytest.raises(RunError, match="Exported are: adapter "):
+        find_exported(run, "merged")
+
+
+def card(run: RunFolder, form: str) -> str:
+    return (run.path / "stages/export" / form / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_names_the_stages_that_these_weights_went_through_and_no_other(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, FEW)
+    run = run_recipe(recipe.model_copy(update={"grpo": None, "export": None}), STAGES).run
+    write_text(run.recipe_file, dump_recipe(recipe))  # as if the run had been interrupted in GRPO
+    export_again(run.path, STAGES, ['export.to=["adapter"]', "export.verify=1"])
+    told = card(run, "adapter")
+    assert "Stages: SFT. " in told
+    assert "**The recipe names GRPO too, which these weights did not go through.**" in told
+    assert ModelCard(told).data.tags == [
+        "medical",
+        "vision-language",
+        "mcq",
+        "sft",
+        "lora",
+        "adapter",
+        "generated-data",
+    ]
+
+
+def test_a_card_has_the_results_of_the_records_whatever_results_json_says(trained: RunFolder) -> None:
+    for text in ("{ torn", None):
+        trained.results_file.unlink()
+        if text is not None:
+            trained.results_file.write_text(text, encoding="utf-8")
+        export_again(trained.path, STAGES, ['export.to=["adapter"]', "export.verify=1"])
+        told = card(trained, "adapter")
+        assert "| after SFT | 12 |" in told
+        assert "The last row is that of these weights." in told
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    recipe = small_recipe(tmp_path_factory.mktemp("orders"), FEW)
+    return run_recipe(recipe.model_copy(update={"grpo": None}), STAGES).run
+
+
+def test_a_quantisation_without_a_gguf_is_refused(trained: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"--quant: only a GGUF is quantised, and none is exported.*--to gguf"):
+        export_again(trained.path, STAGES, ['export.quant=["q8_0"]'])
+
+
+def test_the_runs_own_folder_of_exports_is_no_place_elsewhere(trained: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(trained.path)
+    for out in (trained.path / "stages/export", tmp_path / "link/stages/export/x"):
+        with pytest.raises(RunError, match=r"--out: this is the run's own folder of exports"):
+            export_again(trained.path, STAGES, ['export.to=["adapter"]'], Delivery(out))
+
+
+def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
+    trained: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = trained.recipe()
+    section = Export(to=("adapter",), verify=3)
+    with context_of(recipe) as context:
+        rows = list(context.data.train)
+        rows[0] = replace(rows[0], fields={**rows[0].fields, "question": "How long is this? " * 100})
+        data = replace(context.data, train=rows, test=rows[:0])
+        asked = replace(context, data=data, recipe=recipe.model_copy(update={"evaluate": None, "export": section}))
+        with caplog.at_level(logging.WARNING, "toolkit"):
+            found = _job(asked, HfBackend(), trained.weights_folder("sft")).questions.samples
+        assert [sample.id for sample in found] == [sample.id for sample in rows[1:4]]
+        assert "no rows are held out: what is asked are training rows" in caplog.text
+        endless = replace(asked, data=replace(data, train=rows[:1]))
+        with pytest.raises(DataError, match=r"a question that fits into model\.max_tokens"):
+            _job(endless, HfBackend(), trained.weights_folder("sft"))
