@@ -18,11 +18,15 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
-def memory_settings(recipe: Recipe, model: Architecture, tokens: Tokens | None, *, bf16: bool) -> dict[Stage, Setting]:
+def memory_settings(
+    recipe: Recipe, model: Architecture, tokens: Tokens | None, *, bf16: bool, asked: Tokens | None = None
+) -> dict[Stage, Setting]:
     """Stage -> what its memory depends on, on a CUDA device, with the longest of the rows that were counted.
 
-    Without tokens a row has none: what the weights take is known all the same.
+    ``tokens`` are of the rows to train on, ``asked`` of those that are evaluated; each stands in for the other. Without
+    tokens a row has none: what the weights take is known all the same.
     """
+    tokens, asked = tokens or asked, asked or tokens
     none = Length(0, 0, 0)
     longest, longest_prompt = (none, none) if tokens is None else (tokens.longest, tokens.longest_prompt)
     found: dict[Stage, Setting] = {}
@@ -45,7 +49,7 @@ def memory_settings(recipe: Recipe, model: Architecture, tokens: Tokens | None, 
             recipe,
             "evaluate",
             model,
-            longest_prompt,
+            none if asked is None else asked.longest_prompt,
             bf16=bf16,
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
