@@ -12,6 +12,7 @@ from toolkit.plan.findings import Finding, warning
 from toolkit.plan.tokens import COUNTED, Tokens, count_rows
 from toolkit.recipe import Recipe
 from toolkit.sample import Sample
+from toolkit.stages.lengths import shown_size
 from toolkit.tasks.loading import DataSplits, SampleSet
 from toolkit.tasks.loading.samples import limit
 
@@ -60,12 +61,15 @@ def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Archi
         return Looked(findings=left_out, unknown=str(error))
     if tokens is None:
         return Looked(findings=left_out, unknown="no row that was looked at can be used")
-    return Looked(replace(tokens, rows=len(samples)), left_out)
+    longest, prompt = (
+        tuple(shown_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
+        for one in (tokens.longest, tokens.longest_prompt)
+    )
+    known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
+    return Looked(known, left_out)
 
 
 def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
-    from toolkit.stages.lengths import shown_size
-
     try:
         for ref in sample.images:
             shown_size(ref, images)

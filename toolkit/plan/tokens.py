@@ -44,6 +44,9 @@ class Tokens:
     limit: int
     exact: bool
     too_long: tuple[str, ...] = ()
+    longest_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of the pictures of ``longest``, as the processor gets them; empty: not known."""
+    longest_prompt_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def longest(self) -> Length:
@@ -142,17 +145,19 @@ def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
     limit, side = recipe.model.max_tokens, recipe.images.max_side
     pictures = min(picture_tokens((side, side), architecture), limit)
     answer = min(limit - pictures, recipe.evaluation.max_completion_tokens)
-    return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
+    length, sizes = Length(limit - pictures - answer, pictures, answer), ((side, side),)
+    return Tokens(0, (length,), limit, exact=False, longest_sizes=sizes, longest_prompt_sizes=sizes)
 
 
-def row_size(length: Length, tower: Tower | None) -> RowSize:
+def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
     """A row as the memory formulas see it: its patches follow from its image tokens."""
     if tower is None or not length.images:
         return RowSize(length.text, length.images, length.answer, 0, 0)
     if tower.side is not None:
         pictures = max(1, round(length.images / (tower.tokens or length.images)))
         return RowSize(length.text, length.images, length.answer, pictures, pictures * (tower.side // tower.patch) ** 2)
-    return RowSize(length.text, length.images, length.answer, 1, length.images * tower.merge**2)
+    patches = length.images * tower.merge**2
+    return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes)
 
 
 def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
