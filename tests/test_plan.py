@@ -503,10 +503,14 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
 
 
 def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
-    recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
-    plan = make_plan(
-        recipe, DataError("the file of rows is not there"), A5000, ask=lambda model: BaseWeights("reachable")
+    lost = DataError("the file of rows is not there")
+    steps = make_plan(
+        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
     )
+    assert steps.memory is not None
+    assert not any("max_side" in str(one.knobs) for one in steps.memory.values())  # text would take the pictures' place
+    recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
+    plan = make_plan(recipe, lost, A5000, ask=lambda model: BaseWeights("reachable"))
     assert plan.data is None
     assert plan.tokens is not None
     assert (plan.tokens.rows, plan.tokens.longest.total) == (0, recipe.model.max_tokens)

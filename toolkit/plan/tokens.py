@@ -45,7 +45,9 @@ class Tokens:
     exact: bool
     too_long: tuple[str, ...] = ()
     longest_sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of the pictures of ``longest``, as the processor gets them; empty: not known."""
+    """(width, height) of the pictures of ``longest``, as the processor gets them; empty: not known.
+
+    Those of ``fullest_row`` are not: smaller ones would leave room for more text."""
     longest_prompt_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -145,8 +147,7 @@ def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
     limit, side = recipe.model.max_tokens, recipe.images.max_side
     pictures = min(picture_tokens((side, side), architecture), limit)
     answer = min(limit - pictures, recipe.evaluation.max_completion_tokens)
-    length, sizes = Length(limit - pictures - answer, pictures, answer), ((side, side),)
-    return Tokens(0, (length,), limit, exact=False, longest_sizes=sizes, longest_prompt_sizes=sizes)
+    return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
 
 
 def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
