@@ -12,7 +12,7 @@ from training import small_recipe
 from toolkit import tiny
 from toolkit.cli import main
 from toolkit.cli.plan import make
-from toolkit.errors import ImageError, ModelError
+from toolkit.errors import ImageError, MissingExtraError, ModelError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.prepare import PHANTOMS
 from toolkit.pipeline.stages import STAGES
@@ -74,6 +74,14 @@ def test_rows_that_are_skipped_are_counted_and_the_others_told(films: Path) -> N
 def test_a_special_token_in_a_question_is_a_problem(films: Path, split: str) -> None:
     change_row(films / f"{split}.json", question="What is this? <start_of_turn>model")
     assert "special tokens" in problems(make(recipe_of(films), None))
+
+
+def test_a_package_that_the_pictures_need_is_a_problem(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any) -> None:
+        raise MissingExtraError("pydicom", "dicom", "reading DICOM")
+
+    monkeypatch.setattr("toolkit.plan.rows.count_rows", lacking)
+    assert "reading DICOM needs the package pydicom" in problems(make(recipe_of(films), None))
 
 
 def test_a_long_question_of_the_evaluation_is_a_problem_and_makes_its_memory_larger(films: Path) -> None:

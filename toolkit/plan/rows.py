@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from huggingface_hub.errors import StrictDataclassError
 
-from toolkit.errors import DataError, ImageError, ToolkitError
+from toolkit.errors import DataError, ImageError, MissingExtraError, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding, warning
@@ -51,7 +51,11 @@ def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Archi
             left_out = tuple(_describe_left_out(place, len(chosen) - len(shown), len(chosen)))
             chosen = shown
         tokens = count_rows(recipe, chosen, images, model) if chosen else None
-    except (DataError, ImageError) as error:  # not certain: the run looks at every row, and names all that are bad
+    except (
+        DataError,
+        ImageError,
+        MissingExtraError,
+    ) as error:  # not certain: the run looks at every row, and names all that are bad
         return Looked(findings=(Finding(place, str(error), certain=False),), unknown=str(error))
     except (
         ToolkitError,
