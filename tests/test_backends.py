@@ -1,6 +1,7 @@
 """The backend protocol on hf: prompts, labels, generation, rewritten settings, one image once, adapters that reload."""
 
 import copy
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,12 @@ from toolkit import chat, tiny
 from toolkit.backends.base import Policy, Row, TrainingJob
 from toolkit.backends.collate import IGNORED, collate
 from toolkit.backends.hf import HfBackend, make_policy
+from toolkit.backends.loading import load_model
 from toolkit.backends.marks import mark
 from toolkit.backends.once import ImageMemory
 from toolkit.backends.settings import check_settings, grpo_settings
 from toolkit.errors import DataError, ModelError, TrainingError
+from toolkit.recipe import Model
 from toolkit.stages.context import Context
 from toolkit.stages.prompts import Prompts
 
@@ -196,3 +199,11 @@ def test_the_tiny_tokenizer_is_its_sentencepiece_model() -> None:
         " a  b ",
     ]
     assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == [spm.encode(t) for t in texts]
+
+
+def test_weights_that_broke_off_are_told_and_no_traceback(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.FOLDER, tmp_path / "model"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="incomplete metadata"):
+        load_model(str(folder), Model(name=str(folder)))

@@ -20,7 +20,8 @@ import pytest
 from toolkit.cache import cache_folder
 from toolkit.doctor import STATES, TESTED, Finding
 from toolkit.doctor.causes import find_cause
-from toolkit.doctor.disk import check_folder, hub_cache
+from toolkit.doctor.disk import check_folder, check_folders, hub_cache
+from toolkit.doctor.extras import check_extras
 from toolkit.doctor.finding import joined
 from toolkit.doctor.gpu import Driver, ask_driver, check_driver, check_gpus
 from toolkit.doctor.hub import check_hub, token_holder
@@ -608,6 +609,23 @@ def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     assert (found.state, "TOOLKIT_CACHE" in found.remedy) == ("problem", True)
 
 
+def test_a_home_that_is_nowhere_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry, or with a variable that names somebody unknown."""
+
+    def nowhere(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    found = {one.name: one for one in check_folders({"HF_HOME": "~nobody-of-that-name/hub"})}
+    assert (found["toolkit cache"].state, found["toolkit cache"].remedy) == ("problem", "Set TOOLKIT_CACHE or HOME.")
+    assert "~nobody-of-that-name/hub" in found["Hub cache"].found
+    assert {one.name for one in check_extras({name: Outcome(name, "missing") for name in ("vllm", "torch")}, {})} == {
+        "vLLM",
+        "llama.cpp",
+    }
+
+
 def test_a_folder_that_is_not_there_yet_is_judged_by_the_one_above_and_not_made(tmp_path: Path) -> None:
     found = check_folder("x", tmp_path / "a" / "b", 0, "rows", "another")
     assert found.state == "good"
@@ -747,6 +765,16 @@ def test_a_wrong_recipe_exits_with_2(site: Path, tmp_path: Path) -> None:
 def test_a_recipe_is_looked_at_by_its_own_model(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")
     assert (done.returncode, findings_of(done)["model"]["found"]) == (0, "tiny, shipped with the package")
+
+
+def test_a_models_folder_without_weights_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.toml", [f"model.name={tmp_path}"])
+    model = next(one for one in check_hub(recipe, Outcome("hub", "loaded"), {}) if one.name == "model")
+    assert (model.state, "no weights in" in model.found) == ("problem", True)
+    (tmp_path / "model-00001-of-00001.safetensors").touch()
+    model = next(one for one in check_hub(recipe, Outcome("hub", "loaded"), {}) if one.name == "model")
+    assert model.state == "good"
 
 
 def test_a_screen_that_is_not_utf8_is_told_and_written_to(

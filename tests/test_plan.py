@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from footprint import shape_fields
+from safetensors.numpy import save_file
 from training import small_recipe
 from transformers import AutoProcessor
 
@@ -71,7 +73,7 @@ def call(arguments: list[str]) -> int:
 
 def test_a_plan_imports_no_training_library(films: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 256\n'
+    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 300\n'
     file.write_text(f"{text}[images]\nmax_side = 112\n[sft]\n[evaluate]\n")
     code = (
         "import sys, toolkit.cli\n"
@@ -293,9 +295,9 @@ def test_a_hub_that_does_not_answer_is_no_certain_problem(
 def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "model-1.safetensors").touch()
+    save_file({"a": np.zeros(2)}, tmp_path / "model-1.safetensors")
     assert find_base(Model(name=str(tmp_path))).state == "missing"
-    (tmp_path / "model-2.safetensors").touch()
+    save_file({"b": np.zeros(2)}, tmp_path / "model-2.safetensors")
     assert find_base(Model(name=str(tmp_path))).state == "folder"
 
 
@@ -518,10 +520,14 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
 
 
 def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
-    recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
-    plan = make_plan(
-        recipe, DataError("the file of rows is not there"), A5000, ask=lambda model: BaseWeights("reachable")
+    lost = DataError("the file of rows is not there")
+    steps = make_plan(
+        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
     )
+    assert steps.memory is not None
+    assert not any("max_side" in str(one.knobs) for one in steps.memory.values())  # text would take the pictures' place
+    recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
+    plan = make_plan(recipe, lost, A5000, ask=lambda model: BaseWeights("reachable"))
     assert plan.data is None
     assert plan.tokens is not None
     assert (plan.tokens.rows, plan.tokens.longest.total) == (0, recipe.model.max_tokens)

@@ -34,7 +34,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
     whole = small_recipe(folder, tables).model_dump()
     data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
-    return Recipe.model_validate({**whole, "data": data})
+    return Recipe.model_validate({**whole, "data": data, "evaluate": None})  # whose questions are counted on their own
 
 
 def model_at(folder: Path) -> Path:
@@ -60,7 +60,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @NO_GPU
 def test_a_second_plan_imports_neither_torch_nor_transformers_and_says_the_same(films: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 256\n'
+    text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 300\n'
     file.write_text(f"{text}[images]\nmax_side = 112\n[sft]\n[evaluate]\n", encoding="utf-8")
     code = (
         "import sys, toolkit.cli\n"
@@ -189,3 +189,12 @@ def test_other_code_or_libraries_are_another_key(private_cache: Path, monkeypatc
     assert len(list((private_cache / "plans").iterdir())) == 2
     for name in kept.CODE:
         assert (Path(kept.__file__).parent.parent / name).is_file()
+
+
+def test_a_name_with_half_a_character_is_not_kept_and_does_no_harm(private_cache: Path) -> None:
+    def count() -> Tokens:
+        return Tokens(1, (), 8, exact=True, too_long=("film \ud83d: 9",))
+
+    assert kept.remembered(Tokens, ["\ud83d"], count) == count()
+    assert kept.remembered(Tokens, ["\ud83d"], count) == count()
+    assert not list(private_cache.rglob("*.json"))

@@ -23,6 +23,7 @@ from toolkit.plan.counting import build_architecture
 from toolkit.plan.gpu import usable_bytes
 from toolkit.plan.loads import planned_precision
 from toolkit.plan.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
+from toolkit.plan.memory.knobs import _completions, _pictures
 from toolkit.recipe import Lora, Model
 
 TARGETS = Lora().targets
@@ -338,6 +339,25 @@ def test_pictures_of_a_fixed_size_are_no_knob() -> None:
         architecture("medgemma_4b"), replace(GRPO, concurrent=64, answer_tokens=512), usable_bytes(8), 896
     )
     assert found is None or not any("max_side" in text for text in found)
+
+
+def test_a_limit_above_the_pictures_own_size_is_no_knob() -> None:
+    """600 x 450 pixels in cells of 28: a limit of 896 * 0.75 = 672 would change nothing."""
+    model = architecture("qwen2_vl_2b")
+    row = RowSize(text=100, images=21 * 16, answer=60, pictures=1, patches=21 * 16 * 4, sizes=((600, 450),))
+    heavy = replace(SFT, row=row, rows=1, checkpointing=True)
+    knobs = dict(_pictures(model, heavy, 896))
+    assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
+    assert knobs["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
+    assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below what processors take
+    assert not dict(_pictures(model, replace(heavy, row=replace(row, sizes=())), 896))
+
+
+def test_fewer_completions_are_still_whole_micro_batches() -> None:
+    model = architecture("medgemma_4b")
+    counts = [one.concurrent for _, one in _completions(model, replace(GRPO, rows=4, concurrent=12), 896)]
+    assert counts == []
+    assert [one.concurrent for _, one in _completions(model, replace(GRPO, rows=4, concurrent=16), 896)] == [8, 4]
 
 
 def test_nothing_is_promised_where_nothing_helps() -> None:

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_cli import call
 
-from toolkit.errors import DataError, RecipeError, RunError
+from toolkit.errors import DataError, Interrupted, RecipeError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import rehearsal as room
 from toolkit.pipeline.prepare import PHANTOMS, read_rows
@@ -309,3 +310,15 @@ def test_a_shipped_recipe_is_rehearsed_to_its_end(name: str, tmp_path: Path) -> 
     assert tuple(name for name in stages if name != "data") == FULL[name]
     probe = stages["grpo"]["probe"]
     assert probe["failure"] is None or "found" in probe["failure"]
+
+
+def test_a_rehearsal_that_is_stopped_promises_no_going_on(tmp_path: Path) -> None:
+    write_chest(tmp_path / "chest", Phantom(kind="chest", train=4, test=2, size=64), 3407)
+
+    def stopped(*_: object) -> None:
+        raise Interrupted(2, "sft is saved after step 1 of 3")
+
+    with pytest.raises(Interrupted) as error:
+        rehearse(make_recipe(tmp_path, f"{MCQ}[sft]\n"), replace(STAGES, sft=stopped))
+    assert error.value.exit_code == 130
+    assert str(error.value) == "stopped by signal 2; the next rehearsal begins anew"

@@ -4,7 +4,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from toolkit.errors import ToolkitError
+
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """``$TOOLKIT_CACHE``, else ``~/.cache/toolkit``."""
-    return Path(environment.get("TOOLKIT_CACHE") or Path.home() / ".cache" / "toolkit")
+    """``$TOOLKIT_CACHE``, else ``~/.cache/toolkit``.
+
+    Raises:
+        ToolkitError: nothing says where home is, as in a container whose user has no entry and no HOME.
+    """
+    if folder := environment.get("TOOLKIT_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "toolkit"
+    except RuntimeError as error:
+        rule = "a folder for what can be made again must be known, and this user has no home"
+        raise ToolkitError(rule, place="cache", remedy="Set TOOLKIT_CACHE or HOME.") from error

@@ -116,9 +116,9 @@ class MissingExtraError(ToolkitError):
 class Interrupted(ToolkitError):
     """A signal ended the run after the step was finished and saved; the same command goes on from there."""
 
-    def __init__(self, signal_number: int, saved: str) -> None:
+    def __init__(self, signal_number: int, saved: str, remedy: str = "Run the same command again to go on.") -> None:
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped by signal {signal_number}; {saved}", remedy="Run the same command again to go on.")
+        super().__init__(f"stopped by signal {signal_number}; {saved}", remedy=remedy)
 
 
 def _shorten(value: object, limit: int = 120) -> str:

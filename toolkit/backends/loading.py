@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -46,7 +47,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             value=str(error).strip().splitlines()[0][:200],
             remedy="Install it, or choose another precision or attention.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise not_found(source, error) from error
     if precision == "16bit" and loaded.dtype == torch.float32:
         log.warning("16bit: this GPU does not compute in bfloat16, so the weights are in float32, twice the memory")

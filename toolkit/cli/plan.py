@@ -34,7 +34,8 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
     gpu: Annotated[
-        float | None, typer.Option(min=1, metavar="GIB", help="Plan for a card of so much memory that is not here.")
+        float | None,
+        typer.Option(min=1, max=10_000, metavar="GIB", help="Plan for a card of so much memory that is not here."),
     ] = None,
 ) -> None:
     """Tell what a run will need before anything is spent: rows, tokens, steps, memory, disk. 1: it cannot work."""

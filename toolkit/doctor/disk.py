@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.cache import cache_folder
 from toolkit.doctor.finding import Finding
+from toolkit.errors import ToolkitError
 
 GIB = 2**30
 FULL = 1.0
@@ -32,9 +33,7 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     yield check_folder(
         "Hub cache", hub_cache(environment), 10, "a 4B model in 16 bits is 8.6 GB", "another folder in HF_HOME"
     )
-    yield check_folder(
-        "toolkit cache", cache_folder(environment), 5, "rows and reduced pictures", "another folder in TOOLKIT_CACHE"
-    )
+    yield _own_cache(environment)
     yield check_folder(
         "working folder",
         Path.cwd(),
@@ -42,6 +41,15 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
         "checkpoints, and merged weights of a 4B model (8.6 GB)",
         "another one, or run.folder in the recipe",
     )
+
+
+def _own_cache(environment: Mapping[str, str]) -> Finding:
+    name = "toolkit cache"
+    try:
+        folder = cache_folder(environment)
+    except ToolkitError as error:
+        return Finding(name, "problem", error.rule, error.remedy)
+    return check_folder(name, folder, 5, "rows and reduced pictures", "another folder in TOOLKIT_CACHE")
 
 
 def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str) -> Finding:
@@ -72,4 +80,4 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
 
 
 def _expanded(folder: str) -> Path:
-    return Path(os.path.expandvars(folder)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111  # Path's own raises without a home

@@ -1,5 +1,6 @@
 """What is needed only for some things: vLLM, and llama.cpp's programs and Python packages."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def _llama(environment: Mapping[str, str]) -> Finding:
     packages = [f"{package} {found}" for package in PACKAGES if (found := installed(package))]
     programs = [f"{program} on the path" for program in PROGRAMS if shutil.which(program)]
     named = environment.get("UNSLOTH_LLAMA_CPP_PATH")
-    folder = Path(named) if named else Path.home() / ".unsloth" / "llama.cpp"
+    folder = Path(named or os.path.expanduser("~/.unsloth/llama.cpp"))  # noqa: PTH111  # Path's own raises without a home
     built = [f"Unsloth's build in {folder}"] if folder.is_dir() else []
     if named and not built:
         text = f"UNSLOTH_LLAMA_CPP_PATH names {named}, where no folder is"

@@ -60,6 +60,9 @@ def _local(name: str) -> Finding:
         return Finding(
             "model", "problem", f"{name}: no config.json in {folder}", "Name a model's folder, or a Hub name."
         )
+    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        text = f"{name}: no weights in {folder}"
+        return Finding("model", "problem", text, "Name a folder with the whole model, or a Hub name.")
     return Finding("model", "good", "tiny, shipped with the package" if name == "tiny" else f"{name}, a folder")
 
 

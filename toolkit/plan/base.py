@@ -11,6 +11,7 @@ from toolkit.llamacpp import mergeable_forms
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.known import Configuration, cached_file
 from toolkit.recipe import Model, Recipe
+from toolkit.recipe.checks import is_folder_name
 
 TIMEOUT = 3.0
 """Seconds that one look at the Hub may take."""
@@ -43,6 +44,8 @@ def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None)
         if _whole(lambda name: file if (file := folder / name).is_file() else None):
             return BaseWeights("folder")
         return BaseWeights("missing", f"{folder} holds no whole weights")
+    if is_folder_name(model.name):
+        return BaseWeights("missing", f"there is no folder {folder}")
     if _whole(lambda name: cached_file(model, name)):
         return BaseWeights("cache")
     from huggingface_hub import constants
@@ -99,11 +102,39 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
 
 def _whole(find: Callable[[str], Path | None]) -> bool:
     """Whether one file with all weights is there, or an index and each file that it names."""
-    if any(find(name) for name in WHOLE):
+
+    def whole(name: str) -> bool:
+        file = find(name)
+        return file is not None and _is_whole(file)
+
+    if any(whole(name) for name in WHOLE):
         return True
     for name in INDICES:
         index = find(name)
         if index is not None:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return all(find(file) for file in files)
+            files = _named_in(index)
+            return bool(files) and all(map(whole, files))
     return False
+
+
+def _named_in(index: Path) -> set[str]:
+    """The files that an index of shards names; none where it is damaged."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file in safetensors' format is as long as its head says: a copy that broke off is not."""
+    if file.suffix != ".safetensors":
+        return True
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            head = int.from_bytes(opened.read(8), "little")
+            entries = json.loads(opened.read(head)) if head < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return bool(ends) and size == 8 + head + max(ends)

@@ -39,12 +39,19 @@ def build_architecture(fields: Mapping[str, Any]) -> Architecture:
             sliding_layers=sum(kind == "sliding_attention" for kind in getattr(text, "layer_types", None) or ()),
             vision=None if vision is None else _tower(config, vision),
         )
-    except (KeyError, AttributeError, ValueError, TypeError, ImportError) as error:
+    except (LookupError, AttributeError, ValueError, TypeError, ImportError, ArithmeticError, _invalid()) as error:
         raise ModelError(
             "the configuration must be one that the installed transformers knows",
             place=f"config.json, model_type = {fields.get('model_type')!r}",
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
         ) from error
+
+
+def _invalid() -> type[Exception]:
+    """What a configuration class raises of a field that cannot be."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return StrictDataclassError
 
 
 def _meta_model(fields: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Disk that a run will take, against what is free."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,8 +59,11 @@ def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Sett
 
 
 def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
-    """Too little room, or little of it."""
-    place = f"disk of {recipe.run_folder.parent}"
+    """A place that cannot be written, too little room, or little of it."""
+    place, above = f"disk of {recipe.run_folder.parent}", _existing(recipe.run_folder.absolute())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        text = f"a run folder cannot be made in {above}: it is {'not writable' if above.is_dir() else 'no folder'}"
+        yield Finding("[run] folder", text, "Choose another run.folder.")
     told = f"{disk.needed / 1e9:.1f} GB are needed, {disk.free / 1e9:.1f} GB are free"
     remedy = "Make room, lower run.keep_checkpoints, export fewer forms, or choose another run.folder."
     if disk.needed > disk.free:

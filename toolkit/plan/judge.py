@@ -9,7 +9,7 @@ from toolkit.plan.gpu import Gpu
 from toolkit.plan.memory import GIB
 from toolkit.plan.record import StageMemory
 from toolkit.plan.tokens import Tokens
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, absent
 
 SHOWN = 5
 
@@ -17,14 +17,28 @@ SHOWN = 5
 def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
     """Rows that cannot be read, or are too few for a step."""
     if isinstance(rows, ToolkitError):
-        yield Finding(rows.place or "[data]", str(rows))
+        place = rows.place or "[data]"
+        yield Finding(place, str(rows).removeprefix(f"{place}: "))
     elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
         text = f"a step has {recipe.grpo.prompts_per_step} prompts, and there are {rows['train']} training rows"
         yield Finding("[grpo] prompts_per_step", text, "Lower it, or give more rows.")
 
 
+def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
+    """Files and packages that the recipe names and that are not there: a run refuses them when it loads the recipe.
+
+    ``data``: the rows could be read; else what is wrong with them is told already, as is a model's folder.
+    """
+    for key, text in absent(recipe):
+        section, _, name = key.partition(".")
+        if key != "model.name" and (data or section != "data"):
+            yield Finding(f"[{section}] {name}", text)
+
+
 def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
     """Rows that do not fit into model.max_tokens, in SFT with their answer, in GRPO with room for one."""
+    if not tokens.rows:
+        return
     place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
     looked = f"of {len(tokens.lengths)} rows looked at"
     over = sum(one.total > tokens.limit for one in tokens.lengths)
@@ -41,6 +55,16 @@ def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
     if not tokens.exact:
         text = "the model's processor is not here: text tokens are estimated from characters"
         yield warning("tokens", text, "They are counted once the model is downloaded.")
+
+
+def judge_questions(recipe: Recipe, asked: Tokens) -> Iterator[Finding]:
+    """Questions of the evaluation that leave no room for an answer; an evaluation after training finds them late."""
+    room = asked.limit - recipe.evaluation.max_completion_tokens
+    if over := sum(one.text + one.images > room for one in asked.lengths):
+        text = f"{over} of {len(asked.lengths)} questions looked at leave no room for evaluate.max_completion_tokens"
+        remedy = "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
+        certain = asked.exact and recipe.evaluation.max_tasks is None
+        yield Finding("[model] max_tokens", f"{text} in {asked.limit} tokens", remedy, certain=certain)
 
 
 def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:

@@ -54,7 +54,7 @@ def remembered(
     except (OSError, ValidationError):
         counted = count()
     if good(counted):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # the latter: a text with half a character
             write_text(file, adapter.dump_json(counted).decode())
     return counted
 

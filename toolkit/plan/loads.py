@@ -5,7 +5,7 @@ from typing import cast
 
 from toolkit.chat import Length
 from toolkit.plan.architecture import Architecture
-from toolkit.plan.memory import Precision, Setting
+from toolkit.plan.memory import Precision, RowSize, Setting
 from toolkit.plan.memory.setting import Stage
 from toolkit.plan.tokens import Tokens, row_size
 from toolkit.recipe import Model, Recipe
@@ -18,22 +18,30 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
-def memory_settings(recipe: Recipe, model: Architecture, tokens: Tokens | None, *, bf16: bool) -> dict[Stage, Setting]:
+def memory_settings(
+    recipe: Recipe, model: Architecture, tokens: Tokens | None, *, bf16: bool, asked: Tokens | None = None
+) -> dict[Stage, Setting]:
     """Stage -> what its memory depends on, on a CUDA device, with the longest of the rows that were counted.
 
-    Without tokens a row has none: what the weights take is known all the same.
+    ``tokens`` are of the rows to train on, ``asked`` of those that are evaluated; each stands in for the other. Without
+    tokens a row has none: what the weights take is known all the same.
     """
-    none = Length(0, 0, 0)
-    longest, longest_prompt = (none, none) if tokens is None else (tokens.longest, tokens.longest_prompt)
+    tokens, asked = tokens or asked, asked or tokens
+    tower = model.vision
+    row = prompt = asked_prompt = row_size(Length(0, 0, 0), tower)
+    if tokens is not None:
+        row = row_size(tokens.longest, tower, tokens.longest_sizes)
+        prompt = row_size(tokens.longest_prompt, tower, tokens.longest_prompt_sizes)
+    if asked is not None:
+        asked_prompt = row_size(asked.longest_prompt, tower, asked.longest_prompt_sizes)
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
-        found["sft"] = _setting(recipe, "sft", model, longest, bf16=bf16, rows=recipe.sft.batch_size)
+        found["sft"] = _setting(recipe, "sft", row, bf16=bf16, rows=recipe.sft.batch_size)
     if recipe.grpo is not None:
         found["grpo"] = _setting(
             recipe,
             "grpo",
-            model,
-            longest_prompt,
+            prompt,
             bf16=bf16,
             rows=recipe.grpo.micro_batch,
             concurrent=recipe.grpo.completions_per_step,
@@ -44,8 +52,7 @@ def memory_settings(recipe: Recipe, model: Architecture, tokens: Tokens | None, 
         found["evaluate"] = _setting(
             recipe,
             "evaluate",
-            model,
-            longest_prompt,
+            asked_prompt,
             bf16=bf16,
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
@@ -53,14 +60,14 @@ def memory_settings(recipe: Recipe, model: Architecture, tokens: Tokens | None, 
     return found
 
 
-def _setting(recipe: Recipe, stage: Stage, model: Architecture, longest: Length, **more: object) -> Setting:
+def _setting(recipe: Recipe, stage: Stage, longest: RowSize, **more: object) -> Setting:
     section = {"sft": recipe.sft, "grpo": recipe.grpo}.get(stage)
     optimisation: Mapping[str, object] = (
         {} if section is None else {"optimizer": section.optimizer, "checkpointing": section.gradient_checkpointing}
     )
     return Setting(
         stage=stage,
-        row=row_size(longest, model.vision),
+        row=longest,
         precision=planned_precision(recipe.model, cuda=True),
         tuning=recipe.model.tuning,
         r=recipe.lora.r,

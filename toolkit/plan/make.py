@@ -7,24 +7,35 @@ from typing import Any, TypeVar
 from toolkit.errors import ToolkitError
 from toolkit.images import ImageStore
 from toolkit.plan.architecture import Architecture
+from toolkit.plan.backend import judge_backend
 from toolkit.plan.base import BaseWeights, find_base, judge_base, leave_out
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.disk import judge_disk, plan_disk
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu, usable_bytes
-from toolkit.plan.judge import judge_export, judge_machine, judge_memory, judge_rows, judge_tokens
+from toolkit.plan.judge import (
+    judge_export,
+    judge_files,
+    judge_machine,
+    judge_memory,
+    judge_questions,
+    judge_rows,
+    judge_tokens,
+)
 from toolkit.plan.kept import remembered
 from toolkit.plan.known import Configuration, find_configuration
+from toolkit.plan.loadable import judge_model
 from toolkit.plan.loads import memory_settings, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
 from toolkit.plan.memory.weights import trained_parameters
 from toolkit.plan.pains import Known, find_warnings
 from toolkit.plan.record import Plan, StageMemory
+from toolkit.plan.rows import look_at, rows_to_ask, rows_to_train
 from toolkit.plan.steps import plan_work, stages
 from toolkit.plan.tested import compare_versions
-from toolkit.plan.tokens import Tokens, count_rows, fullest_row
+from toolkit.plan.tokens import Tokens, fullest_row
 from toolkit.recipe import Recipe
-from toolkit.tasks.loading import DataSplits
+from toolkit.tasks.loading import DataSplits, SampleSet
 
 CARDS = (8, 12, 16, 24)
 """GB of the cards that a plan tells of."""
@@ -52,6 +63,10 @@ class _Facts:
     config: Configuration | None = None
     model: Architecture | None = None
     tokens: Tokens | None = None
+    """Of the rows to train on; where nothing is trained, of those that are asked."""
+    asked: Tokens | None = None
+    """Of the rows that are evaluated."""
+    findings: list[Finding] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
 
     def tried(self, what: str, find: Callable[[], Found]) -> Found | None:
@@ -60,6 +75,16 @@ class _Facts:
         except ToolkitError as error:
             self.unknown[what] = str(error)
             return None
+
+    def looked_at(self, recipe: Recipe, rows: "Rows", samples: SampleSet | None) -> Tokens | None:
+        """The tokens of a split; what is wrong with its rows is noted."""
+        if not samples:
+            return None
+        found = look_at(recipe, samples, rows.images, self.model)
+        self.findings += found.findings
+        if found.tokens is None:
+            self.unknown.setdefault("tokens", found.unknown)
+        return found.tokens
 
 
 def make_plan(
@@ -80,7 +105,7 @@ def make_plan(
     recipe, left_out = leave_out(recipe, facts.config)
     model, tokens = facts.model, facts.tokens
     bf16 = gpu is None or gpu.bf16
-    settings = {} if model is None else memory_settings(recipe, model, tokens, bf16=bf16)
+    settings = {} if model is None else memory_settings(recipe, model, tokens, bf16=bf16, asked=facts.asked)
     memory = {}
     if model is not None and tokens is not None:
         memory = {str(name): _stage_memory(recipe, model, one, gpu) for name, one in settings.items()}
@@ -89,8 +114,13 @@ def make_plan(
     known_rows = rows.rows if isinstance(rows, Rows) else None
     findings: list[Finding] = [
         *judge_rows(recipe, rows.rows if isinstance(rows, Rows) else rows),
+        *facts.findings,
         *(judge_tokens(recipe, tokens) if tokens else ()),
+        *(judge_questions(recipe, facts.asked) if facts.asked else ()),
+        *judge_files(recipe, data=isinstance(rows, Rows)),
         *judge_machine(recipe, gpu),
+        *judge_backend(recipe, gpu, _type_of(facts.config), _most_pictures(recipe, rows)),
+        *judge_model(recipe, facts.config, model, tokens),
         *judge_base(recipe, base, facts.config),
         *judge_export(recipe),
         *left_out,
@@ -128,7 +158,9 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
         where = "neither in a folder, nor in the Hub's cache, nor among those that ship with this package"
         facts.unknown["model"] = f"the config.json of {recipe.model.name} is {where}: parameters, memory, disk"
     if isinstance(rows, Rows):
-        facts.tokens = facts.tried("tokens", lambda: count_rows(recipe, rows.data.train, rows.images, facts.model))
+        facts.asked = facts.looked_at(recipe, rows, rows_to_ask(recipe, rows.data))
+        trained = rows_to_train(recipe, rows.data)
+        facts.tokens = facts.asked if trained is None else facts.looked_at(recipe, rows, trained)
     else:
         facts.unknown["data"] = "the rows cannot be read: rows, tokens, steps"
         if (model := facts.model) is not None:
@@ -138,6 +170,17 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
 
 def _architecture(config: Configuration) -> Architecture:
     return remembered(Architecture, config.fields, lambda: build_architecture(config.fields))
+
+
+def _type_of(config: Configuration | None) -> str | None:
+    return None if config is None else str(config.fields.get("model_type"))
+
+
+def _most_pictures(recipe: Recipe, rows: Rows | ToolkitError) -> int:
+    """Of a prompt that vLLM would answer; 1 where that decides nothing."""
+    if recipe.grpo is None or recipe.grpo.rollouts != "vllm" or not isinstance(rows, Rows):
+        return 1
+    return max((len(sample.images) for sample in rows.data.train), default=1)
 
 
 def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gpu | None) -> StageMemory:

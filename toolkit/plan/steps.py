@@ -32,7 +32,7 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
     if recipe.sft is not None:
         passes = math.ceil(rows["train"] / recipe.sft.batch_size)
         steps = recipe.sft.max_steps or math.ceil(recipe.sft.epochs * math.ceil(passes / recipe.sft.accumulation))
-        found["sft"] = Work(steps, recipe.sft.batch_size * recipe.sft.accumulation)
+        found["sft"] = Work(steps, min(recipe.sft.batch_size * recipe.sft.accumulation, rows["train"]))
     if recipe.grpo is not None:
         grpo = recipe.grpo
         steps = grpo.max_steps or math.ceil(grpo.epochs * (rows["train"] // grpo.prompts_per_step))

@@ -44,6 +44,11 @@ class Tokens:
     limit: int
     exact: bool
     too_long: tuple[str, ...] = ()
+    longest_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of the pictures of ``longest``, as the processor gets them; empty: not known.
+
+    Those of ``fullest_row`` are not: smaller ones would leave room for more text."""
+    longest_prompt_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def longest(self) -> Length:
@@ -145,14 +150,15 @@ def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
     return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
 
 
-def row_size(length: Length, tower: Tower | None) -> RowSize:
+def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
     """A row as the memory formulas see it: its patches follow from its image tokens."""
     if tower is None or not length.images:
         return RowSize(length.text, length.images, length.answer, 0, 0)
     if tower.side is not None:
         pictures = max(1, round(length.images / (tower.tokens or length.images)))
         return RowSize(length.text, length.images, length.answer, pictures, pictures * (tower.side // tower.patch) ** 2)
-    return RowSize(length.text, length.images, length.answer, 1, length.images * tower.merge**2)
+    patches = length.images * tower.merge**2
+    return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes)
 
 
 def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:

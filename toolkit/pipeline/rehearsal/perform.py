@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from toolkit.errors import DataError, MissingExtraError, Problem, RecipeError
+from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError
 from toolkit.pipeline.rehearsal.derive import rehearsal
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.steps import Stages, require_export, run_recipe
@@ -87,6 +87,8 @@ def rehearse(
 
     try:
         results = run_recipe(derived, replace(stages, prepare=prepare), fresh=True, progress=progress, notify=notify)
+    except Interrupted as error:
+        raise Interrupted(error.exit_code - 128, "the next rehearsal begins anew", remedy="") from error
     except DataError as error:
         from toolkit.stages.lengths import TOO_LONG
 

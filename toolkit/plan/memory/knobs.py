@@ -81,12 +81,16 @@ def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator
 
 
 def _pictures(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
-    if model.vision is None or model.vision.side is not None or not setting.row.patches:
+    """Below the longest side that a picture of the row has, since a higher limit would change nothing."""
+    tower, row = model.vision, setting.row
+    if tower is None or tower.side is not None or not row.sizes:
         return
+    longest = min(max_side, max(map(max, row.sizes)))
     for share in (0.75, 0.5, 0.375):
-        side = int(max_side * share) // 28 * 28
+        side = int(longest * share) // 28 * 28
         if side >= 224:
-            yield f"images.max_side = {side}", replace(setting, row=setting.row.reduced(side / max_side))
+            smaller = row.limited(side, tower.patch * tower.merge, tower.merge)
+            yield f"images.max_side = {side}", replace(setting, row=smaller)
 
 
 def _answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
@@ -98,8 +102,8 @@ def _answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[K
 def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
     if setting.stage == "grpo":
         for part in (2, 4):
-            if setting.concurrent % part == 0 and setting.concurrent // part >= max(2, setting.rows):
-                count = setting.concurrent // part
+            count, rest = divmod(setting.concurrent, part)
+            if rest == 0 and count >= 2 and count % setting.rows == 0:  # micro_batch divides them
                 yield f"grpo.prompts_per_step x grpo.generations = {count}", replace(setting, concurrent=count)
 
 

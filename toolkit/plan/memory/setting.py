@@ -8,6 +8,8 @@ Stage = Literal["sft", "grpo", "evaluate"]
 Precision = Literal["4bit", "8bit", "16bit", "32bit"]
 
 QUANTISED = ("4bit", "8bit")
+SMALL = 256
+"""Processors enlarge pictures with fewer pixels than a square of this side, or of a smaller one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +25,26 @@ class RowSize:
     pictures: int
     patches: int
     """Patches of all its pictures in the vision tower."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of its pictures as the model's processor gets them; empty: not known."""
 
     @property
     def prompt(self) -> int:
         """Text and pictures."""
         return self.text + self.images
 
-    def reduced(self, share: float) -> "RowSize":
-        """The row with pictures whose sides are this share of what they were, where tokens follow from the size."""
-        area = share * share
-        return replace(self, images=round(self.images * area), patches=round(self.patches * area))
+    def limited(self, side: int, cell: int, merge: int) -> "RowSize":
+        """The row with no picture longer than ``side``, where tokens follow from the size: at most so many of them.
+
+        A token stands for ``cell`` x ``cell`` pixels and ``merge`` x ``merge`` patches.
+        """
+        tokens = 0
+        for size in self.sizes:
+            share = min(1.0, side / max(size))
+            across, down = (-(-round(one * share) // cell) for one in size)
+            tokens += max(across * down, (SMALL // cell) ** 2)
+        images = min(self.images, tokens)
+        return replace(self, images=images, patches=images * merge**2)
 
 
 @dataclass(frozen=True, slots=True)

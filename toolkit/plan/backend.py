@@ -1,0 +1,52 @@
+"""Whether the backend that the recipe names can do what it asks: Unsloth, and vLLM through it."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from toolkit.backends import backend_name
+from toolkit.backends.unsloth.limits import refusals
+from toolkit.backends.vllm import ARCHITECTURES, Machine, vllm_refusals
+from toolkit.errors import ModelError
+from toolkit.plan.findings import Finding
+from toolkit.plan.gpu import Gpu
+from toolkit.recipe import Recipe
+
+
+def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictures: int) -> Iterator[Finding]:
+    """What Unsloth or vLLM would refuse once the run has begun.
+
+    Args:
+        recipe: the run.
+        gpu: the card to plan for.
+        model_type: of the model's configuration; None: it is not known, and nothing is said of it.
+        pictures: the most pictures that a training prompt has.
+    """
+    here = gpu is None or gpu.here
+    if recipe.model.backend == "unsloth":
+        if here:
+            yield from _not_here(recipe)
+        for reason in refusals(recipe):
+            yield Finding("[model] backend", f"Unsloth cannot train this: {reason}", 'Or set backend = "hf".')
+    if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
+        return
+    reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), pictures)
+    if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
+        reasons.append("it goes through Unsloth, and the backend here is hf")
+    if reasons:
+        text = f"vLLM cannot write the completions: {'; '.join(reasons)}"
+        yield Finding("[grpo] rollouts", text, 'Set rollouts = "transformers".')
+
+
+def _not_here(recipe: Recipe) -> Iterator[Finding]:
+    try:
+        backend_name(recipe.model)
+    except ModelError as error:
+        yield Finding(error.place, str(error).removeprefix(f"{error.place}: "))
+
+
+def _machine(gpu: Gpu | None) -> Machine:
+    """The card as vLLM would find it; a described one is taken to be of the Ampere generation."""
+    if gpu is not None and gpu.here:
+        return Machine.here()
+    installed = find_spec("vllm") is not None
+    return Machine(0.0, (0, 0), installed) if gpu is None else Machine(gpu.memory / 1e9, (8, 0), installed)
