@@ -320,7 +320,7 @@ def test_the_first_knob_that_is_enough_is_named_and_is_enough() -> None:
     model = architecture("qwen2_5_vl_7b")
     heavy = replace(SFT, rows=4, checkpointing=False)
     assert estimate(model, heavy).peak.total > usable_bytes(24)
-    assert first_fit(model, heavy, usable_bytes(24), 896) == ("sft.batch_size = 2",)
+    assert first_fit(model, heavy, usable_bytes(24), 896) == ("sft.batch_size = 2 (and 2 times sft.accumulation)",)
     assert estimate(model, replace(heavy, rows=2)).peak.total <= usable_bytes(24)
 
 

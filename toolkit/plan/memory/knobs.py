@@ -48,7 +48,8 @@ def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterat
     rows = setting.rows if setting.trains else 1
     while rows > 1:
         rows = max(d for d in range(1, rows) if setting.rows % d == 0)
-        yield f"{key} = {rows}", replace(setting, rows=rows)
+        same = f" (and {setting.rows // rows} times sft.accumulation)" if setting.stage == "sft" else ""
+        yield f"{key} = {rows}{same}", replace(setting, rows=rows)
 
 
 def _checkpointing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
