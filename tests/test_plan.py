@@ -519,6 +519,29 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
     assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
 
 
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("ham10000_grpo", 16),
+        ("ham10000_sft", 16),
+        ("medgemma_grpo", 16),
+        ("medgemma_sft_grpo", 16),
+        ("skin_stage1_sft", 16),
+        ("skin_stage2_grpo", 16),
+        ("steps_grpo", 24),
+        ("steps_sft", 24),
+        ("vqa_rad", 16),
+    ],
+)
+def test_rows_that_fill_a_shipped_recipe_fit_its_card(name: str, card: int) -> None:
+    lost = DataError("the file of rows is not there")
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
+    for gpu in (described_gpu(card), *([T4] if card == 16 else [])):
+        plan = make_plan(recipe, lost, gpu, ask=lambda _: BaseWeights("cache"))
+        assert plan.memory is not None
+        assert "memory of" not in texts(plan), gpu.name
+
+
 def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
     lost = DataError("the file of rows is not there")
     steps = make_plan(
