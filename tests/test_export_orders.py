@@ -58,8 +58,10 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     told = capsys.readouterr().out
     assert "weights from before the last training (stages/sft/weights)" in told
     assert "vllm serve" not in told
+    (run.path / "stages/export/gguf.comparison.jsonl").touch()
     with caplog.at_level(logging.WARNING, "toolkit"):
         export_again(run.path, STAGES, ['export.to=["adapter"]', "export.verify=1"])
+    assert (run.path / "stages/export/gguf.comparison.jsonl.old-1").is_file()
     assert "merged was not made from these weights, or not finished; it is merged.old-1 now" in caplog.text
     assert find_exported(run, "adapter").name == "adapter"
     with pytest.raises(RunError, match="Exported are: adapter "):

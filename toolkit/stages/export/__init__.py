@@ -166,8 +166,9 @@ def _stands(found: Record, folder: Path, *, proven: bool) -> bool:
 
 def _set_aside(folder: Path, keep: Collection[str]) -> None:
     """Rename forms that lie in the run and are in no record of these weights: they may be of earlier ones."""
-    for old in (folder / form for form in ("adapter", "merged", "gguf") if form not in keep):
-        if old.is_dir():
+    forms = [form for form in ("adapter", "merged", "gguf") if form not in keep]
+    for old in (folder / f"{form}{end}" for form in forms for end in ("", ".comparison.jsonl")):
+        if old.exists():
             new = free_name(old)
             old.rename(new)
             log.warning("export: %s was not made from these weights, or not finished; it is %s now", old.name, new.name)
