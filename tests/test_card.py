@@ -267,6 +267,9 @@ def test_gated_terms_are_named_with_their_link_and_an_unknown_model_gets_none() 
     assert medgemma.name == "health-ai-developer-foundations"
     assert licence_of("Qwen/Qwen2.5-VL-7B-Instruct") != licence_of("Qwen/Qwen2.5-VL-3B-Instruct")
     assert licence_of("somebody/else") is None
+    assert licence_of("/models/medgemma-4b-it") == licence_of("google/medgemma-4b-it")
+    assert licence_of("tiny") is not None
+    assert licence_of("/models/tiny") is None
 
 
 @pytest.mark.parametrize(

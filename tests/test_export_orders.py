@@ -10,6 +10,8 @@ from training import context_of, small_recipe
 
 from toolkit.backends.hf import HfBackend
 from toolkit.cli import show
+from toolkit.cli.exports import gguf_table
+from toolkit.cli.show import _proven
 from toolkit.errors import DataError, RunError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.again import Delivery, export_again
@@ -120,6 +122,16 @@ def test_the_runs_own_folder_of_exports_is_no_place_elsewhere(trained: RunFolder
             export_again(trained.path, STAGES, ['export.to=["adapter"]'], Delivery(out))
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_what_is_told_of_a_proof_names_the_rows_that_were_asked(held_out: bool) -> None:
+    score = {"name": "accuracy", "n": 8, "value": 0.5}
+    file = {"file": "x.gguf", "megabytes": 1.0, "bits": 8, "questions": 8, "differing": 0, "gap": 0.0, "score": score}
+    record = {"questions": 8, "differing": 0, "held_out": held_out, "files": {"q8_0": file}}
+    table = gguf_table({**record, "mmproj": "m.gguf", "mmproj_megabytes": 1.0})
+    for told in (str(table.title), _proven(record)):
+        assert ("held-out" in told, "training rows" in told) == (held_out, not held_out)
+
+
 def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
     trained: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,8 +143,9 @@ def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
         data = replace(context.data, train=rows, test=rows[:0])
         asked = replace(context, data=data, recipe=recipe.model_copy(update={"evaluate": None, "export": section}))
         with caplog.at_level(logging.WARNING, "toolkit"):
-            found = _job(asked, HfBackend(), trained.weights_folder("sft")).questions.samples
-        assert [sample.id for sample in found] == [sample.id for sample in rows[1:4]]
+            questions = _job(asked, HfBackend(), trained.weights_folder("sft")).questions
+        assert not questions.held_out
+        assert [sample.id for sample in questions.samples] == [sample.id for sample in rows[1:4]]
         assert "no rows are held out: what is asked are training rows" in caplog.text
         endless = replace(asked, data=replace(data, train=rows[:1]))
         with pytest.raises(DataError, match=r"a question that fits into model\.max_tokens"):

@@ -21,7 +21,8 @@ def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool) ->
 def gguf_table(record: Mapping[str, Any]) -> Table:
     """A line a file of a GGUF export: size, how it answered beside the merged weights, and its score."""
     verified = record["questions"] > 0
-    asked = f"{record['questions']} held-out questions" if verified else "not verified"
+    kind = "held-out questions" if record.get("held_out", True) else "training rows, since none are held out"
+    asked = f"{record['questions']} {kind}" if verified else "not verified"
     table = Table(title=f"GGUF, {asked}", caption=_caption(record) if verified else None)
     for name in ("", "file"):
         table.add_column(name, overflow="fold")

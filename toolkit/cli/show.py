@@ -121,7 +121,8 @@ def _serving(found: Mapping[str, Any], place: Path) -> Iterator[str]:
 def _proven(found: Mapping[str, Any]) -> str:
     if not found["questions"]:
         return "not verified"
-    return f"{found['questions'] - found['differing']} of {found['questions']} held-out answers as before"
+    kind = "held-out" if found.get("held_out", True) else "training rows'"
+    return f"{found['questions'] - found['differing']} of {found['questions']} {kind} answers as before"
 
 
 def answer(given: Answer) -> None:

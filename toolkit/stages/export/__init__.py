@@ -111,7 +111,8 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Question
     chosen = list(islice((sample for sample in samples if unfit(sample) is None), section.verify))
     if section.verify and not chosen:
         raise DataError("a proof needs a question that fits into model.max_tokens", place="[model] max_tokens")
-    return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen])
+    held_out = samples is not context.data.train
+    return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen], held_out)
 
 
 def _take_places(context: Context, places: dict[str, Place]) -> dict[str, Place]:

@@ -50,8 +50,9 @@ def export_form(job: Job, form: str, place: Place) -> Record:
         bound = BOUNDS["16" if form == "merged" and bits < 32 else "32"]
         if not compared.fits(bound):
             _keep_apart(place, before, after, compared, bound)
-        _tell(form, compared, bits)
+        _tell(form, compared, bits, "held-out" if job.questions.held_out else "training")
         record |= compared.to_record() | {"score": primary_score(job.questions, after.answers)}
+        record["held_out"] = job.questions.held_out
     record |= put_beside(place.partial, job.facts(form, record))
     place.put()
     return {"folder": str(place.target), "megabytes": megabytes(place.target), **record}
@@ -89,11 +90,11 @@ def _keep_apart(place: Place, before: Asked, after: Asked, compared: Comparison,
     )
 
 
-def _tell(form: str, compared: Comparison, bits: int) -> None:
+def _tell(form: str, compared: Comparison, bits: int, whose: str) -> None:
     if compared.differing:
         rounds = f"merging rounds to {bits} bits"
         share = f"{len(compared.differing)} of {compared.questions}"
         log.warning("export: %s answers %s questions otherwise: %s", form, share, rounds)
     else:
-        same = f"gives the same answers to {compared.questions} held-out questions after reloading"
+        same = f"gives the same answers to {compared.questions} {whose} questions after reloading"
         log.info("export: %s %s (log-probabilities within %.2g)", form, same, compared.gap)

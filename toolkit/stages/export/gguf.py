@@ -125,7 +125,7 @@ def _prove(job: Job, merged: Path, pair: _Pair, place: Place, files: Mapping[str
         place.partial.replace(place.differs)
         raise _differs(place, problems, [line for line in lines if not line["same"]])
     worst = max(files.values(), key=lambda found: int(found["differing"]))
-    return {"questions": worst["questions"], "differing": worst["differing"]}
+    return {"questions": worst["questions"], "differing": worst["differing"], "held_out": job.questions.held_out}
 
 
 def _problems(kind: str, found: Record, read_otherwise: int, fits: bool) -> list[str]:

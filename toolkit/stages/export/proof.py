@@ -48,6 +48,8 @@ class Questions:
     task: Task
     samples: Sequence[Sample]
     rows: Sequence[Row]
+    held_out: bool = True
+    """False: they are rows that were trained on, for want of others."""
 
 
 @dataclass(frozen=True, slots=True)

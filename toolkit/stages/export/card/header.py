@@ -21,7 +21,7 @@ def header(facts: CardFacts) -> ModelCardData:
 
     The results are those of the weights that were exported; the card says of which precision.
     """
-    licence = licence_of(facts.base)
+    licence = licence_of(facts.recipe.model.name)
     on_hub = is_hub_name(facts.base)
     results = _results(facts)
     more: dict[str, Any] = {"base_model_relation": RELATIONS[facts.form]} if on_hub and facts.form in RELATIONS else {}

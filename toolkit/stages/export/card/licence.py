@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from toolkit.backends.sources import public_name
+
 
 @dataclass(frozen=True, slots=True)
 class Licence:
@@ -21,7 +23,6 @@ _HEALTH_AI = Licence(
 _APACHE = Licence("apache-2.0")
 
 LICENCES: Sequence[tuple[str, Licence]] = (
-    (r"^tiny$", _APACHE),
     (r"^medgemma", _HEALTH_AI),
     (r"^(pali)?gemma-?[23]", Licence("gemma")),
     (r"^qwen2\.5-vl-3b", Licence("other", "qwen-research", _QWEN.format("Qwen2.5-VL-3B-Instruct"))),
@@ -34,7 +35,12 @@ LICENCES: Sequence[tuple[str, Licence]] = (
 """The last part of a model's name, in small letters -> its licence."""
 
 
-def licence_of(base: str) -> Licence | None:
-    """The licence of the base model of this name; None: not known."""
-    name = base.rpartition("/")[2].lower()
+def licence_of(model: str) -> Licence | None:
+    """The licence of a recipe's ``model.name``; None: not known. A folder goes by its name, but none is the tiny model.
+
+    That one ships with this package, under its licence.
+    """
+    if model == "tiny":
+        return _APACHE
+    name = public_name(model).rpartition("/")[2].lower()
     return next((licence for pattern, licence in LICENCES if re.search(pattern, name)), None)

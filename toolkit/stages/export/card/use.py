@@ -37,7 +37,7 @@ processor = AutoProcessor.from_pretrained(".")
 }
 _SHOWN_TEXTS = ("", "file", "quant", "quantisation", "type")
 _TOLD_APART = frozenset(
-    ("folder", "megabytes", "questions", "differing", "bits", "verified", "dequantised", "next", "digest")
+    ("folder", "megabytes", "questions", "differing", "bits", "verified", "dequantised", "next", "digest", "held_out")
 )
 _NAMES: Mapping[str, str] = {
     "gap": "largest difference of a token's log-probability",
@@ -48,7 +48,7 @@ _NAMES: Mapping[str, str] = {
 
 def intended_use(facts: CardFacts) -> str:
     """Title, what it is, what it is not, and under which terms."""
-    licence = licence_of(facts.base)
+    licence = licence_of(facts.recipe.model.name)
     terms = f"`{licence.name or licence.id}`" if licence else "not known to the program that wrote this card"
     link = f", see {licence.link}" if licence and licence.link else ""
     return "\n\n".join(
@@ -95,7 +95,8 @@ def proof(facts: CardFacts) -> str:
     same = found["questions"] - found.get("differing", 0)
     whose = "merged" if facts.form == "gguf" else "run's"
     bits = f" The weights have {found['bits']} bits." if "bits" in found else ""
-    told = f"These files were loaded again and asked {found['questions']:,} questions with their pictures: {same:,} "
+    kind = "questions" if found.get("held_out", True) else "questions of rows that were trained on,"
+    told = f"These files were loaded again and asked {found['questions']:,} {kind} with their pictures: {same:,} "
     told += f"greedy answers were those of the {whose} weights.{bits}"
     more = {name: value for name, value in found.items() if name not in _TOLD_APART}
     rounded = ["**The base is stored quantised**, and its dequantised weights were merged, with that rounding in them."]
