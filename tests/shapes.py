@@ -7,12 +7,12 @@ picture processing as Qwen2-VL) and Qwen3-VL have theirs in processors.tar.gz of
 
 import gc
 import json
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from real_processors import unpack_processors
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
 
 from toolkit import tiny
@@ -100,7 +100,6 @@ def _processor(model_type: str, folder: Path, config: Any, data: Path) -> Any:
             chat_template=processor.chat_template,
             image_seq_length=config.mm_tokens_per_image,
         )
-    with tarfile.open(data / "processors.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack_processors(data, folder)
     kept = model_type if model_type == "qwen3_vl" else "qwen2_vl"
     return AutoProcessor.from_pretrained(folder / "processors" / kept)

@@ -92,12 +92,16 @@ def test_unsloth_after_transformers_is_an_error(tmp_path: Path) -> None:
 
 RUN = """
 import sys
-from toolkit.backends import choice
-choice._has_cuda = lambda: True
-choice._is_installed = lambda: True
 from toolkit.cli import main
 main(sys.argv[1:])
 """
+
+SEEN = """
+from toolkit.backends import choice
+choice._has_cuda = lambda: True
+choice._is_installed = lambda: True
+"""
+"""Python imports it at the start of every process: the one that makes the plan too."""
 
 FAKE = """
 import json, os, sys
@@ -115,6 +119,7 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
     """The command line where the choice sees a GPU, with an unsloth that writes down what it finds and gives up."""
     (tmp_path / "fake").mkdir(exist_ok=True)
     (tmp_path / "fake" / "unsloth.py").write_text(FAKE, encoding="utf-8")
+    (tmp_path / "fake" / "sitecustomize.py").write_text(SEEN, encoding="utf-8")
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
     seeing = f"import torch\ntorch.cuda.device_count = lambda: {gpus}\n{RUN}"
     environment = {

@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_processors import unpack_processors
 from training import context_of, small_recipe
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -89,8 +89,7 @@ def test_a_row_without_an_answer_is_refused_in_training(policy: Policy, rows: li
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path, tmp_path: Path, name: str) -> None:
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack_processors(shared_data, tmp_path)
     policy = make_policy(None, AutoProcessor.from_pretrained(tmp_path / "processors" / name), None)
     rows = [
         Row(chat.conversation("What is shown?", 2), [noise(80), noise(120, 1)], "Left lung."),
@@ -134,8 +133,7 @@ def test_a_picture_without_identity_is_processed_each_time(policy: Policy) -> No
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "smolvlm_256m_idefics3"])
 def test_remembered_pictures_of_real_processors_equal_fresh_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
     memory = ImageMemory(processor.image_processor, capacity=8)
     images = [[noise(80)], [noise(200, 1)], [noise(80)]]

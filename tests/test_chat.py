@@ -1,11 +1,11 @@
 """Chat rendering: the template's turn end, image tokens, BOS, token counts, on the tiny model and real processors."""
 
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from real_processors import unpack_processors
 from transformers import AutoProcessor
 
 from toolkit import chat, tiny
@@ -22,8 +22,7 @@ def gemma() -> Any:
 @pytest.fixture(scope="module")
 def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processors")
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack_processors(shared_data, folder)
     return {name: AutoProcessor.from_pretrained(folder / "processors" / name) for name in REAL}
 
 

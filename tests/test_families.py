@@ -1,12 +1,12 @@
 """Other families of models go the whole way: a few layers of Qwen2.5-VL and Qwen3-VL behind their real processors."""
 
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from real_processors import unpack_processors
 from training import small_recipe
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor
 
@@ -55,8 +55,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
 def build(family: str, shared_data: Path, folder: Path) -> Path:
     """The family's architecture in small with random weights, and its processor, in one folder."""
     processor, rope, vision = FAMILIES[family]
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack_processors(shared_data, folder)
     text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, **rope}}
     if family == "qwen3_vl":
         text["head_dim"] = 16

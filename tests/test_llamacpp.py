@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_processors import unpack_processors
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
@@ -80,8 +80,7 @@ def test_gemmas_pictures_are_handed_over_as_its_processor_resized_them(size: tup
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_qwens_patches_are_laid_together_to_the_picture_again(name: str, shared_data: Path, tmp_path: Path) -> None:
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
     block = processor.image_processor.patch_size * processor.image_processor.merge_size
     pictures = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize

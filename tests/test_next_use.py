@@ -5,12 +5,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_processors import unpack_processors
 from transformers import AutoProcessor
 
 from toolkit import tiny
@@ -35,8 +35,7 @@ RECIPE = Recipe.model_validate(
 @pytest.fixture(scope="module")
 def processors(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processors")
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack_processors(shared_data, folder)
     return {name: AutoProcessor.from_pretrained(folder / "processors" / name) for name in QWEN}
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from footprint import shape_fields
+from real_processors import unpack_processors
 from safetensors.numpy import save_file
 from training import small_recipe
 from transformers import AutoProcessor
@@ -135,8 +135,7 @@ def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> 
 def test_image_tokens_by_formula_are_those_of_the_real_processor(
     processor: str, shared_data: Path, tmp_path: Path
 ) -> None:
-    with tarfile.open(shared_data / "processors.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack_processors(shared_data, tmp_path)
     real = AutoProcessor.from_pretrained(tmp_path / "processors" / processor)
     model = build_architecture(shape_fields({"qwen2_vl": "qwen2_vl_2b", "qwen3_vl": "qwen3_vl_8b"}[processor]))
     sizes = [(896, 896), (640, 427), (333, 500), (100, 40), (30, 30), (1024, 64)]
