@@ -379,6 +379,7 @@ def test_all_bad_pictures_are_told_in_one_error_the_first_twenty_by_name(tmp_pat
         report.raise_if_bad()
     text = str(caught.value)
     assert "33 of 33 pictures cannot be used" in text
+    assert "\n. " not in text
     assert all(f"{i:03}.png" in text for i in range(20))
     assert "020.png" not in text
     assert "and 13 more" in text

@@ -24,7 +24,7 @@ class ToolkitError(Exception):
     """A user's problem, told without a traceback.
 
     Args:
-        rule: what must hold, as a sentence without its final full stop.
+        rule: what must hold, as a sentence without its final full stop, or as a list that ends with a new line.
         place: file and key, row or image where it does not hold.
         value: what was found there (left out of the message when not given).
         remedy: what to do about it.
@@ -37,7 +37,8 @@ class ToolkitError(Exception):
         self.value = None if value is _NOTHING else value
         found = "" if value is _NOTHING else f" (found {_shorten(value)})"
         head = f"{place}: " if str(place) else ""
-        tail = f". {remedy}" if remedy else ""
+        listed = rule.endswith("\n") and not found
+        tail = remedy if listed else f". {remedy}" if remedy else ""
         super().__init__(f"{head}{rule}{found}{tail}")
 
 
