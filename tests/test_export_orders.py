@@ -147,6 +147,7 @@ def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
         assert not questions.held_out
         assert [sample.id for sample in questions.samples] == [sample.id for sample in rows[1:4]]
         assert "no rows are held out: what is asked are training rows" in caplog.text
+        assert "1 questions are not asked, and later ones in their place: the prompt" in caplog.text
         endless = replace(asked, data=replace(data, train=rows[:1]))
         with pytest.raises(DataError, match=r"a question that fits into model\.max_tokens"):
             _job(endless, HfBackend(), trained.weights_folder("sft"))

@@ -14,7 +14,7 @@ import pytest
 from footprint import shape_fields
 from real_processors import unpack_processors
 from safetensors.numpy import save_file
-from training import small_recipe
+from training import recipe_on_files, small_recipe
 from transformers import AutoProcessor
 
 from toolkit.chat import image_tokens
@@ -52,14 +52,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    """SFT, GRPO and evaluation on the films."""
-    recipe = small_recipe(folder, tables)
-    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json")}
-    data |= dict((tables or {}).get("data", {}))
-    return Recipe.model_validate({**recipe.model_dump(), "data": {**data, "image_root": films}})
-
-
 def texts(plan: Plan) -> str:
     return "\n".join(map(str, plan.findings))
 
@@ -90,7 +82,7 @@ def test_a_plan_imports_no_training_library(films: Path, tmp_path: Path) -> None
 
 
 def test_the_json_has_its_documented_keys(films: Path, tmp_path: Path) -> None:
-    found = make(recipe_of(tmp_path, films), A5000).to_json()
+    found = make(recipe_on_files(tmp_path, films), A5000).to_json()
     documented = (ROOT / "toolkit/plan/record.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
     keys = [line.split()[0] for line in documented.splitlines() if line.startswith("    ") and line[4] != " "]
     assert list(found) == keys
@@ -103,7 +95,7 @@ def test_the_json_has_its_documented_keys(films: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_are_those_that_the_stage_counts(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, films)
+    recipe = recipe_on_files(tmp_path, films)
     plan = make(recipe, None)
     assert plan.tokens is not None
     assert plan.tokens.exact
@@ -119,7 +111,7 @@ def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> 
         "sft": {"max_steps": None, "epochs": 1.5, "batch_size": 5, "accumulation": 2},
         "grpo": {"max_steps": None, "epochs": 1.0, "prompts_per_step": 5, "generations": 2, "micro_batch": 10},
     }
-    whole = recipe_of(tmp_path, films)
+    whole = recipe_on_files(tmp_path, films)
     recipe = Recipe.model_validate(
         {**whole.model_dump(), **{name: {**whole.model_dump()[name], **tables[name]} for name in tables}}
     )
@@ -145,7 +137,7 @@ def test_image_tokens_by_formula_are_those_of_the_real_processor(
 
 
 def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -> None:
-    plan = make(recipe_of(tmp_path, films, MEDGEMMA), described_gpu(24))
+    plan = make(recipe_on_files(tmp_path, films, MEDGEMMA), described_gpu(24))
     assert plan.configuration == "shipped"
     assert plan.architecture is not None
     assert plan.architecture.parameters == 4_300_079_472
@@ -182,7 +174,7 @@ def test_the_hubs_cache_goes_before_the_shipped_one(tmp_path: Path, monkeypatch:
 
 
 def test_an_unknown_model_leaves_gaps_and_no_traceback(films: Path, tmp_path: Path) -> None:
-    plan = make(recipe_of(tmp_path, films, {"model": {"name": "someone/else"}}), A5000)
+    plan = make(recipe_on_files(tmp_path, films, {"model": {"name": "someone/else"}}), A5000)
     assert plan.architecture is plan.memory is plan.disk is None
     assert {"model", "tokens"} <= set(plan.unknown)
     assert "cannot be told" in "\n".join(lines(plan))
@@ -193,18 +185,18 @@ def test_a_configuration_that_transformers_does_not_know_is_told(films: Path, tm
     folder = tmp_path / "strange"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "never_heard_of"}')
-    plan = make(recipe_of(tmp_path, films, {"model": {"name": str(folder)}}), None)
+    plan = make(recipe_on_files(tmp_path, films, {"model": {"name": str(folder)}}), None)
     assert "never_heard_of" in plan.unknown["model"]
 
 
 def test_four_bits_need_a_card(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, films, {"model": {"precision": "4bit", "max_tokens": 256}})
+    recipe = recipe_on_files(tmp_path, films, {"model": {"precision": "4bit", "max_tokens": 256}})
     assert "needs a CUDA device" in texts(make(recipe, None))
     assert make(recipe, A5000).problems == []
 
 
 def test_rows_over_max_tokens_are_a_problem_that_names_them(films: Path, tmp_path: Path) -> None:
-    plan = make(recipe_of(tmp_path, films, {"model": {"max_tokens": 100}}), None)
+    plan = make(recipe_on_files(tmp_path, films, {"model": {"max_tokens": 100}}), None)
     found = [problem for problem in plan.problems if "more than 100 tokens" in problem.text]
     assert len(found) == 1
     assert found[0].certain
@@ -213,11 +205,11 @@ def test_rows_over_max_tokens_are_a_problem_that_names_them(films: Path, tmp_pat
 
 def test_a_prompt_without_room_for_a_completion_is_a_problem(films: Path, tmp_path: Path) -> None:
     tables = {"model": {"max_tokens": 200}, "grpo": {"max_completion_tokens": 150}}
-    assert "no room for grpo.max_completion_tokens" in texts(make(recipe_of(tmp_path, films, tables), None))
+    assert "no room for grpo.max_completion_tokens" in texts(make(recipe_on_files(tmp_path, films, tables), None))
 
 
 def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: Path, films: Path) -> None:
-    recipe = recipe_of(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
+    recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     plan = make(recipe, None)
     assert "nothing" in texts(plan)
     assert plan.architecture is not None
@@ -226,19 +218,19 @@ def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: P
 
 def test_too_few_rows_for_a_step_are_a_problem(films: Path, tmp_path: Path) -> None:
     tables = {"grpo": {"prompts_per_step": 100, "micro_batch": 4}}
-    assert "there are 24 training rows" in texts(make(recipe_of(tmp_path, films, tables), None))
+    assert "there are 24 training rows" in texts(make(recipe_on_files(tmp_path, films, tables), None))
 
 
 def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tmp_path: Path) -> None:
     tables = {**MEDGEMMA, "sft": {"batch_size": 32, "gradient_checkpointing": False}}
-    plan = make(recipe_of(tmp_path, films, tables), described_gpu(16))
+    plan = make(recipe_on_files(tmp_path, films, tables), described_gpu(16))
     (found,) = (problem for problem in plan.problems if problem.place == "memory of sft")
     assert not found.certain
     assert "sft.batch_size" in found.remedy
 
 
 def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
-    plan = make(recipe_of(tmp_path, films, {**MEDGEMMA, "export": {"to": ["merged"]}}), A5000)
+    plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": {"to": ["merged"]}}), A5000)
     (found,) = (problem for problem in plan.problems if "cannot be had" in problem.text)
     assert found.certain
     assert "merged into" in found.text
@@ -271,7 +263,7 @@ def test_a_gated_model_without_a_token_is_told_with_the_remedy(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
-    plan = make(recipe_of(tmp_path, films, MEDGEMMA), A5000)
+    plan = make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000)
     assert plan.base is not None
     assert plan.base.state == "gated"
     assert "hf auth login" in texts(plan)
@@ -287,7 +279,7 @@ def test_a_hub_that_does_not_answer_is_no_certain_problem(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
-    plan = make(recipe_of(tmp_path, films, MEDGEMMA), A5000)
+    plan = make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000)
     assert [problem.certain for problem in plan.problems] == [False]
 
 
@@ -307,11 +299,11 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["merged"]}}
-    assert "stored quantised" in texts(make(recipe_of(tmp_path, films, tables), A5000))
+    assert "stored quantised" in texts(make(recipe_on_files(tmp_path, films, tables), A5000))
     tables["export"] = {"to": ["gguf"], "verify": 0}
-    assert "stored quantised" in texts(make(recipe_of(tmp_path, films, tables), A5000))
+    assert "stored quantised" in texts(make(recipe_on_files(tmp_path, films, tables), A5000))
     tables["export"] = {"to": ["merged"], "allow_dequantised": True}
-    assert "stored quantised" not in texts(make(recipe_of(tmp_path, films, tables), A5000))
+    assert "stored quantised" not in texts(make(recipe_on_files(tmp_path, films, tables), A5000))
 
 
 def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
@@ -324,7 +316,7 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["adapter"], "optional": ["gguf"]}}
-    plan = make(recipe_of(tmp_path, films, tables), A5000)
+    plan = make(recipe_on_files(tmp_path, films, tables), A5000)
     assert "stored quantised" in texts(plan)
     assert "merged weights need a base" not in "\n".join(map(str, plan.problems))
     assert plan.disk is not None
@@ -332,7 +324,7 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
 
 
 def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, films)
+    recipe = recipe_on_files(tmp_path, films)
     found = {free: list(judge_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
     assert [[(one.problem, one.certain) for one in findings] for findings in found.values()] == [
         [(True, True)],
@@ -342,7 +334,7 @@ def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: 
 
 
 def test_merged_weights_are_counted_on_the_disk(films: Path, tmp_path: Path) -> None:
-    plan = make(recipe_of(tmp_path, films, {**MEDGEMMA, "export": {"to": ["adapter", "merged"]}}), A5000)
+    plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": {"to": ["adapter", "merged"]}}), A5000)
     assert plan.disk is not None
     assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
     adapter = 4 * plan.architecture.adapter_parameters(4, plan_targets(), False)  # type: ignore[union-attr]
@@ -353,7 +345,7 @@ def test_a_gguf_is_counted_by_its_quantisations_with_the_merged_weights_that_it_
     films: Path, tmp_path: Path
 ) -> None:
     export = {"to": ["gguf"], "quant": ["q8_0", "q4_k_m"], "verify": 0}
-    plan = make(recipe_of(tmp_path, films, {**MEDGEMMA, "export": export}), A5000)
+    plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": export}), A5000)
     assert plan.disk is not None
     assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
     # 8.5 and 4.9 bits a weight, and 16 for the file that both are quantised from.
@@ -364,14 +356,14 @@ def test_a_gguf_is_counted_by_its_quantisations_with_the_merged_weights_that_it_
 def test_a_gguf_that_cannot_be_written_here_is_a_problem(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
+    recipe = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
     assert "gguf" not in texts(make(recipe, None))
     monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: False)
     assert "asking a GGUF" in texts(make(recipe, None))
     assert make(recipe, None).problems
-    unverified = recipe_of(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"], "verify": 0}})
+    unverified = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"], "verify": 0}})
     assert "gguf" not in texts(make(unverified, None))
 
 
@@ -396,8 +388,8 @@ def plan_targets() -> tuple[str, ...]:
 def test_a_known_pain_is_warned_of_where_it_applies(
     tables: Mapping[str, Any], gpu: Gpu | None, words: str, films: Path, tmp_path: Path
 ) -> None:
-    plain = make(recipe_of(tmp_path / "plain", films), A5000 if gpu is not None else None)
-    plan = make(recipe_of(tmp_path, films, tables), gpu)
+    plain = make(recipe_on_files(tmp_path / "plain", films), A5000 if gpu is not None else None)
+    plan = make(recipe_on_files(tmp_path, films, tables), gpu)
     assert words in "\n".join(map(str, plan.warnings))
     assert words not in "\n".join(map(str, plain.warnings))
 
@@ -471,14 +463,14 @@ def test_an_estimate_above_the_card_only_warns_a_run(
 ) -> None:
     monkeypatch.setattr("toolkit.plan.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
     with caplog.at_level(logging.INFO, "toolkit"):
-        found = plan_run(recipe_of(tmp_path, films), fresh=False)
+        found = plan_run(recipe_on_files(tmp_path, films), fresh=False)
     assert found is not None
     assert not found["ok"]
     assert "memory of sft" in caplog.text
 
 
 def test_rows_that_cannot_be_read_are_left_to_the_run(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
+    recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     assert plan_run(recipe, fresh=False) is not None
     with pytest.raises(DataError, match="nothing"):
         run_recipe(recipe, STAGES)
@@ -487,7 +479,7 @@ def test_rows_that_cannot_be_read_are_left_to_the_run(films: Path, tmp_path: Pat
 def test_the_plan_is_kept_and_stands_beside_what_was_measured(
     films: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
+    recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     plan = make(recipe, A5000).to_json()
     run = run_recipe(recipe, STAGES, plan=plan).run
     assert read_json(run.plan_file) == plan
@@ -501,7 +493,7 @@ def test_the_plan_is_kept_and_stands_beside_what_was_measured(
 
 
 def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
+    recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, A5000).to_json()).run
     lines = [json.loads(line) for line in run.compute_file.read_text(encoding="utf-8").splitlines()]
     (last,) = (line for line in lines if line.get("event") == "stage" and line["stage"]["name"] == "sft")
@@ -513,7 +505,7 @@ def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_pat
 
 
 def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
+    recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, None).to_json()).run
     assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
 

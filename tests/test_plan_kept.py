@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import small_recipe
+from training import recipe_on_files
 
 from toolkit import tiny
 from toolkit.cli.plan import make
@@ -32,9 +32,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    whole = small_recipe(folder, tables).model_dump()
-    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
-    return Recipe.model_validate({**whole, "data": data, "evaluate": None})  # whose questions are counted on their own
+    return recipe_on_files(folder, films, tables, evaluate=None)  # whose questions are counted on their own
 
 
 def model_at(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import small_recipe
+from training import recipe_on_files
 
 from toolkit import tiny
 from toolkit.cli import main
@@ -33,10 +33,7 @@ def films(tmp_path: Path) -> Path:
 
 def recipe_of(films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None, **off: None) -> Recipe:
     """SFT, GRPO and evaluation on the films; a section that is None is off."""
-    recipe = small_recipe(films.parent, tables)
-    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
-    data |= dict((tables or {}).get("data", {}))
-    return Recipe.model_validate({**recipe.model_dump(), "data": data, **off})
+    return recipe_on_files(films.parent, films, tables, **off)
 
 
 def problems(plan: Plan) -> str:

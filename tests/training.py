@@ -55,6 +55,13 @@ def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small"
     return load_recipe(file)
 
 
+def recipe_on_files(folder: Path, films: Path, tables: Tables | None = None, **off: None) -> Recipe:
+    """``small_recipe`` on films that lie in files, train.json and test.json; a section that is None is off."""
+    data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
+    data |= dict((tables or {}).get("data", {}))
+    return Recipe.model_validate({**small_recipe(folder, tables).model_dump(), "data": data, **off})
+
+
 @contextmanager
 def context_of(recipe: Recipe) -> Iterator[Context]:
     """The recipe's context, prepared as ``toolkit run`` does; its run folder is made."""

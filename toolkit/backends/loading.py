@@ -10,14 +10,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from toolkit.backends.parts import IMAGE_BLOCKS
 from toolkit.errors import ModelError
 from toolkit.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
 
 QUANTISED = ("4bit", "8bit")
-IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
-"""Model types whose attention is bidirectional within a picture."""
 ROOM = 1.25
 """A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
 

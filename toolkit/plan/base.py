@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError, safe_open
+
 from toolkit.backends.sources import model_source, writes_merged
 from toolkit.llamacpp import mergeable_forms
 from toolkit.plan.findings import Finding, warning
@@ -126,15 +128,12 @@ def _named_in(index: Path) -> set[str]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file in safetensors' format is as long as its head says: a copy that broke off is not."""
+    """Whether a file in safetensors' format is as long as its head says, and holds weights: a copy that broke off is
+    not, and does not."""
     if file.suffix != ".safetensors":
         return True
-    size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            head = int.from_bytes(opened.read(8), "little")
-            entries = json.loads(opened.read(head)) if head < size else {}
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        with safe_open(file, framework="numpy") as opened:
+            return bool(opened.keys())
+    except (OSError, SafetensorError):
         return False
-    return bool(ends) and size == 8 + head + max(ends)

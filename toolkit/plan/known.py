@@ -34,6 +34,11 @@ class Configuration:
     fields: Mapping[str, Any]
     origin: Origin
 
+    @property
+    def model_type(self) -> str:
+        """As transformers names the architecture, such as gemma3; empty where the file does not say."""
+        return str(self.fields.get("model_type", ""))
+
 
 def find_configuration(model: Model) -> Configuration | None:
     """The model's configuration without a request to the Hub; None: it is nowhere here.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.backends.parts import IMAGE_BLOCKS
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding
 from toolkit.plan.known import Configuration
@@ -24,7 +25,7 @@ def judge_model(
             text = f"{folder} holds no processor that can be loaded (tokenizer, picture processor)"
             yield Finding(place, text, "Copy the files of the model's processor there.")
     if config is not None and model is None and not _can_be_built(config, recipe.model):
-        text = f"the installed transformers has no model for pictures and text of model_type {_type_of(config)!r}"
+        text = f"the installed transformers has no model for pictures and text of model_type {config.model_type!r}"
         yield Finding(place, text, "Name another model, or install a transformers that knows it.")
     if config is not None and model is not None:
         yield from _judge_layers(recipe, model)
@@ -39,17 +40,13 @@ def _can_be_built(config: Configuration, model: Model) -> bool:
 
     if model.trust_remote_code:
         return True
-    if _type_of(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return False
     try:
-        CONFIG_MAPPING[_type_of(config)].from_dict(dict(config.fields))
+        CONFIG_MAPPING[config.model_type].from_dict(dict(config.fields))
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError):
         return False
     return True
-
-
-def _type_of(config: Configuration) -> str:
-    return str(config.fields.get("model_type", ""))
 
 
 def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
@@ -64,10 +61,6 @@ def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
 
 def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
     """As ``backends.loading.refuse_blind_attention``."""
-    if model.attention != "flash_attention_2":
-        return
-    from toolkit.backends.loading import IMAGE_BLOCKS  # torch: only here, since the setting is rare
-
-    if architecture.model_type in IMAGE_BLOCKS:
+    if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
         text = "picture tokens of this model see each other both ways, and flash_attention_2 leaves that out"
         yield Finding("[model] attention", text, 'Set attention = "sdpa" or "eager".')

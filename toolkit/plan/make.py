@@ -119,7 +119,7 @@ def make_plan(
         *(judge_questions(recipe, facts.asked) if facts.asked else ()),
         *judge_files(recipe, data=isinstance(rows, Rows)),
         *judge_machine(recipe, gpu),
-        *judge_backend(recipe, gpu, _type_of(facts.config), _most_pictures(recipe, rows)),
+        *judge_backend(recipe, gpu, facts.config.model_type if facts.config else None, _most_pictures(recipe, rows)),
         *judge_model(recipe, facts.config, model, tokens),
         *judge_base(recipe, base, facts.config),
         *judge_export(recipe),
@@ -170,10 +170,6 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
 
 def _architecture(config: Configuration) -> Architecture:
     return remembered(Architecture, config.fields, lambda: build_architecture(config.fields))
-
-
-def _type_of(config: Configuration | None) -> str | None:
-    return None if config is None else str(config.fields.get("model_type"))
 
 
 def _most_pictures(recipe: Recipe, rows: Rows | ToolkitError) -> int:

@@ -1,8 +1,8 @@
 """Export: adapter, merged weights and GGUF, reloaded and asked again before they count as done."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from toolkit.errors import DataError, ModelError
 from toolkit.llamacpp import forms_of, lacking, mergeable_forms
 from toolkit.recipe import Export, Recipe
 from toolkit.run import EXPORT, Record, RunFolder
+from toolkit.sample import Sample
 from toolkit.stages.context import Context
 from toolkit.stages.evaluate import held_out
 from toolkit.stages.export.beside import digest_of
@@ -108,7 +109,17 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Question
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
     unfit = find_unfit(processor, prompts, recipe.model.max_tokens, 0)  # a GGUF has room for the answer besides
-    chosen = list(islice((sample for sample in samples if unfit(sample) is None), section.verify))
+    chosen: list[Sample] = []
+    left_out: Counter[str] = Counter()
+    for sample in samples:
+        if len(chosen) == section.verify:
+            break
+        if reason := unfit(sample):
+            left_out[reason] += 1
+        else:
+            chosen.append(sample)
+    for reason, count in left_out.items():
+        log.warning("export: %d questions are not asked, and later ones in their place: %s", count, reason)
     if section.verify and not chosen:
         raise DataError("a proof needs a question that fits into model.max_tokens", place="[model] max_tokens")
     held_out = samples is not context.data.train
