@@ -71,6 +71,7 @@ class Setting:
     """Tokens at most of an answer that the model writes."""
     eager: bool = False
     """Attention holds its scores."""
+    backend: Literal["hf", "unsloth"] = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
     """What a KL term is measured against, as far as it takes memory of its own."""
 
