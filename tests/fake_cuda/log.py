@@ -3,6 +3,7 @@
 It also counts, by phase, what a model of time needs: FLOPs, bytes moved and kernels launched.
 """
 
+import functools
 import math
 import weakref
 from collections import Counter
@@ -62,6 +63,8 @@ class Counts:
 
 def tensors(tree: Any) -> list[torch.Tensor]:
     """Return the tensors in a nested structure."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
@@ -85,23 +88,28 @@ class AllocationLog(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = str(function)
+        name, silent = _facts(function)
+        given = tensors((args, kwargs))
         if name == "bitsandbytes.gemm_4bit.default":
-            fused, output = gemm_4bit(self, args, kwargs, self.gpu)
-            product = 2 * args[0].numel() * args[2][0]
-            packed = args[1].numel() * args[1].element_size()
-            touched = _bytes((args[0], output)) if fused else 2 * packed * 4
-            self._count(f"gemm_4bit {'fused' if fused else 'dequantised'}", packed + touched, product if fused else 0)
-            if fused:
-                self._note(output, name)
-            return output
-        given = {id(one.untyped_storage()) for one in tensors((args, kwargs))}
-        output = self._run(function, name, args, kwargs)
-        made = [one for one in tensors(output) if id(one.untyped_storage()) not in given]
-        if not getattr(function, "is_view", False) and not name.startswith(FREE_OF_CHARGE):
-            self._count(name, _bytes((args, kwargs, output)), _flops(function, name, args, kwargs, output))
+            return self._gemm_4bit(name, args, kwargs)
+        output = self._run(function, name, given, args, kwargs)
+        made = tensors(output)
+        if not silent:
+            self._count(name, _bytes(given) + _bytes(made), _flops(function, name, args, kwargs, output))
+        held = {id(one.untyped_storage()) for one in given}
         for one in made:
-            self._note(one, name)
+            if id(one.untyped_storage()) not in held:
+                self._note(one, name)
+        return output
+
+    def _gemm_4bit(self, name: str, args: Any, kwargs: Any) -> torch.Tensor:
+        fused, output = gemm_4bit(self, args, kwargs, self.gpu)
+        packed = args[1].numel() * args[1].element_size()
+        if fused:
+            self._count(name, packed + _bytes((args[0], output)), 2 * args[0].numel() * args[2][0])
+            self._note(output, name)
+        else:  # the product itself was counted as torch's
+            self._count("dequantisation", packed * (1 + 2 * args[0].element_size()), 0)
         return output
 
     def alive(self, *phases: str) -> int:
@@ -136,12 +144,12 @@ class AllocationLog(TorchDispatchMode):  # type: ignore[misc]
     def _gone(self, key: int) -> None:
         self.events.append((False, self._alive.pop(key)[1]))
 
-    def _run(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _run(self, function: Any, name: str, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         if name == "aten._local_scalar_dense.default":
             return self._scalar(args[0])
         if name == "aten.convolution.default":
             return _convolution(*args[:5])
-        real = _real(function, name, args, kwargs)
+        real = _real(function, name, given, args, kwargs)
         try:
             output = function(*args, **kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
@@ -189,14 +197,20 @@ def as_events(logged: Sequence[tuple[bool, Allocation]]) -> list[Event]:
     return [Event(one.number, one.size if came else 0) for came, one in logged]
 
 
-def _real(function: Any, name: str, args: Any, kwargs: Any) -> Any:
+@functools.cache
+def _facts(function: Any) -> tuple[str, bool]:
+    """An operation's name, and whether it launches no kernel."""
+    name = str(function)
+    return name, bool(getattr(function, "is_view", False)) or name.startswith(FREE_OF_CHARGE)
+
+
+def _real(function: Any, name: str, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
     """The operation on the known numbers; None if some are unknown, or it is too large, or cannot run on a CPU."""
-    given = tensors((args, kwargs))
-    if name.startswith(RANDOM) or not (given or name.split(".")[1] in FACTORIES):
-        return None
     if any(isinstance(one, FakeTensor) and getattr(one, "known", None) is None for one in given):
         return None
-    if not given and math.prod(_size_of(name, args)) > KNOWN_NUMBERS:
+    if not given and (name.split(".")[1] not in FACTORIES or math.prod(_size_of(name, args)) > KNOWN_NUMBERS):
+        return None
+    if name.startswith(RANDOM):
         return None
     with unset_fake_temporarily():
         args, kwargs = tree_map(_known, (args, kwargs))

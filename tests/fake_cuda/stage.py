@@ -1,8 +1,7 @@
 """One stage of the toolkit on the pretended device: rollout, loss, backward pass and optimizer state."""
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,30 +41,32 @@ class Stage:
         self._held: Any = None
 
     def run(self, loss: Callable[["Stage", Batch], torch.Tensor] | None) -> None:
-        """Trace the stage: one pass in the first step, which ends with the optimizer's state, two in the second, of
-        which the later one has the gradients of the other beside it.
+        """Trace an optimizer step of which two micro-batches are passed through, the later one beside the gradients of
+        the other. The optimizer's state is there from the beginning, as in every step but the first.
 
         ``loss`` computes the loss of a micro-batch. None: nothing is trained.
         """
-        for step in range(2):
-            if self.setting.concurrent:
-                self._sample()
-                self.rollout(self._batch(self.setting.concurrent, 0))
-                gc.collect()
-            if loss is None:
-                return
-            self._train()
-            for _ in range(1 + step):
-                with self._phase("inputs"):
-                    batch = self._training_batch()
-                with self._phase("loss" if step else "warm-up"):
-                    value = loss(self, batch)
-                with self._phase("backward" if step else "warm-up"):
-                    value.backward()
-                del value, batch
-            self._held = None
-            with self._phase("optimizer"):
-                self._optimizer_step()
+        if loss is not None:
+            with self.log.during("optimizer"):
+                self._optimizer_state()
+        if self.setting.concurrent:
+            with self.log.during("inputs"):
+                batch = self._batch(self.setting.concurrent, 0)
+            self._sample()
+            self.rollout(batch)
+            del batch
+            gc.collect()
+        if loss is None:
+            return
+        self._train()
+        for suffix in (" of the first micro-batch", ""):
+            with self.log.during("inputs"):
+                batch = self._training_batch()
+            with self.log.during(f"loss{suffix}"):
+                value = loss(self, batch)
+            with self.log.during(f"backward{suffix}"):
+                value.backward()
+            del value, batch
 
     def autocast(self) -> Any:
         """Return mixed precision as the trainers use it."""
@@ -89,28 +90,23 @@ class Stage:
         """Prefill and decode as transformers' sampling does, outside of autocast."""
         text = self.config.get_text_config()
         cache = DynamicCache(config=text)
-        with self._phase("prefill"):
+        with self.log.during("prefill"):
             output = self.call(batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token = self._draw(output.logits)
             del output
         length, end = self.setting.row.prompt, self.setting.row.prompt + self.setting.answer_tokens
         for offset, phase in enumerate(NEAR):
-            with self._phase(phase):
+            with self.log.during(phase):
                 token = self._decode(batch, cache, token, length + offset)
-        with self._phase(JUMP):
+        with self.log.during(JUMP):
             torch.empty(1, device=DEVICE)
             self._lengthen(cache, end - len(FAR))
         for offset, phase in enumerate(FAR):
-            with self._phase(phase):
+            with self.log.during(phase):
                 token = self._decode(batch, cache, token, end - len(FAR) + offset)
-        with self._phase(END):
+        with self.log.during(END):
             torch.empty(1, device=DEVICE)
         self.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-
-    @contextlib.contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        with self.log.during(name):
-            yield
 
     def _sample(self) -> None:
         """Ready for a rollout: without checkpointing (TRL's ``unwrap_model_for_generation``) and dropout."""
@@ -213,16 +209,13 @@ class Stage:
             if layer.is_sliding:
                 layer.cumulative_length = length
 
-    def _optimizer_step(self) -> None:
-        """AdamW's state: bitsandbytes keeps tensors of under 4096 numbers in float32 (``Optimizer8bit``)."""
-        trained = [one for one in self.model.parameters() if one.requires_grad]
-        if not self.state:
-            for parameter in trained:
-                small = "8bit" in self.setting.optimizer and parameter.numel() >= 4096
-                kind = torch.uint8 if small else torch.float32
-                for _ in range(2):
-                    self.state.append(torch.zeros_like(parameter, dtype=kind))
-                    if small:
-                        self.state.append(torch.zeros(-(-parameter.numel() // 256), device=DEVICE))
-        for parameter in trained:
-            parameter.grad = None
+    def _optimizer_state(self) -> None:
+        """AdamW's state: bitsandbytes keeps that of tensors of under 4096 numbers in float32 (``Optimizer8bit``)."""
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                continue
+            small = "8bit" in self.setting.optimizer and parameter.numel() >= 4096
+            for _ in range(2):
+                self.state.append(torch.zeros_like(parameter, dtype=torch.uint8 if small else torch.float32))
+                if small:
+                    self.state.append(torch.zeros(-(-parameter.numel() // 256), device=DEVICE))

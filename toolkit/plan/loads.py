@@ -1,8 +1,9 @@
 """A recipe's stages as settings of the memory model."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Literal, cast
 
+from toolkit.backends.unsloth.limits import refusals
 from toolkit.chat import Length
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.memory import Precision, RowSize, Setting
@@ -16,6 +17,15 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     if model.precision != "auto":
         return model.precision
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
+
+
+def planned_backend(recipe: Recipe) -> Literal["hf", "unsloth"]:
+    """The backend that trains the recipe on a GPU where Unsloth is installed (``backends.choice``)."""
+    model = recipe.model
+    if model.backend == "unsloth":
+        return "unsloth"
+    named = model.backend == "hf" or model.name == "tiny" or model.tuning != "lora" or model.precision == "32bit"
+    return "hf" if named or refusals(recipe) else "unsloth"
 
 
 def memory_settings(
@@ -75,6 +85,7 @@ def _setting(recipe: Recipe, stage: Stage, longest: RowSize, **more: object) -> 
         targets=recipe.lora.targets,
         lora_vision=recipe.lora.vision,
         eager=recipe.model.attention == "eager",
+        backend=planned_backend(recipe),
         **cast(Mapping[str, object], {**optimisation, **more}),  # type: ignore[arg-type]
     )
 

@@ -26,6 +26,11 @@ class Moment:
     parts: Mapping[str, int]
 
     @property
+    def allocated(self) -> int:
+        """What torch's tensors take: what its peak of allocated memory would be."""
+        return self.reserved - self.parts["fragmentation"]
+
+    @property
     def reserved(self) -> int:
         """What torch holds, fragmentation included: what its peak of reserved memory would be."""
         return sum(size for part, size in self.parts.items() if part != "context")
@@ -49,7 +54,7 @@ class Estimate:
         return max(self.moments, key=lambda moment: moment.total)
 
 
-def estimate(model: Architecture, setting: Setting) -> Estimate:
+def estimate(model: Architecture, setting: Setting, usable: int | None = None) -> Estimate:
     """The stage's memory: of an evaluation while answers are written, of SFT at the loss and in the backward pass, of
     GRPO in all three.
     """
