@@ -1,7 +1,23 @@
-"""The trace of GPU memory: the allocator's replay by hand, decode steps that are made, and the plan within its limits."""
+"""The trace of GPU memory: the allocator replayed by hand, decode steps interpolated, the plan within its limits."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 from fake_cuda.allocator import MIB, Event, Usage, replay
+from fake_cuda.compare import compare
+from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
+from fake_cuda.log import Allocation
+from fake_cuda.trace import Spec, trace
+
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.gpu import usable_bytes
+from toolkit.plan.memory import RowSize, Setting
+from toolkit.recipe import Lora
+
+SHAPES = Path(__file__).parents[1] / "toolkit/plan/shapes"
 
 
 def log(*lines: tuple[int, float]) -> list[Event]:
@@ -73,3 +89,82 @@ def test_what_is_released_can_be_allocated_again(expandable: bool) -> None:
     once = [*log(*((number, 0.3 + 3 * number) for number in range(1, 30)))]
     again = [*once, *log(*((number, 0) for number in range(1, 30))), *once]
     assert replay(again, expandable=expandable) == replay(once, expandable=expandable)
+
+
+def decoding(steps: int, *, odd: bool = False) -> list[tuple[bool, Allocation]]:
+    """A log of decode steps as a trace has it: a scratch of 100 bytes, and a cache of 1000 that gains 10 a step."""
+    logged: list[tuple[bool, Allocation]] = []
+    number = 0
+
+    def allocate(size: int, phase: str) -> Allocation:
+        nonlocal number
+        number += 1
+        logged.append((True, Allocation(number, size, "", (size,), "uint8", phase)))
+        return logged[-1][1]
+
+    cache = allocate(1000, "prefill")
+    for step, phase in [*enumerate(NEAR), (None, JUMP), *enumerate(FAR, steps - len(FAR)), (None, END)]:
+        before = cache
+        if step is None:
+            logged.append((False, allocate(1, phase)))
+            if phase == JUMP:
+                cache = allocate(1000 + 10 * (steps - len(FAR)), phase)
+        else:
+            scratch = allocate(100 if not odd or phase not in FAR else 90, phase)
+            if odd and phase in FAR:
+                allocate(8, phase)
+            cache = allocate(1010 + 10 * step, phase)
+            logged.append((False, scratch))
+        if before is not cache:
+            logged.append((False, before))
+    logged.append((False, cache))
+    allocate(5, "loss")
+    return logged
+
+
+def test_decode_steps_that_were_not_traced_lie_between_those_that_were() -> None:
+    steps = grown(decoding(20), 20)
+    assert [[event.size for event in step if event.size] for step in steps] == [
+        [100, 1010 + 10 * n] for n in range(3, 20)
+    ]
+    releases = [[event.block for event in step if not event.size] for step in steps]
+    made = [[event.block for event in step if event.size] for step in steps]
+    assert releases[5] == [made[5][0], made[4][1]]  # its own scratch, and the cache of the step before
+
+
+def test_a_rollout_is_replayed_with_every_step_and_ends_with_nothing() -> None:
+    events = with_every_step(decoding(20), 20)
+    sizes = {event.block: event.size for event in events if event.size}
+    assert sorted(size for size in sizes.values() if size >= 1000) == [1000 + 10 * n for n in range(21)]
+    assert [event.size for event in events][-1] == 5
+    alive = set(sizes) - {event.block for event in events if not event.size}
+    assert [sizes[block] for block in alive] == [5]
+
+
+def test_decode_steps_that_allocate_differently_are_an_error() -> None:
+    with pytest.raises(ValueError):
+        grown(decoding(20, odd=True), 20)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
+def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace() -> None:
+    """Two layers of each stack at their real widths; tests/benchmarks/bench_memory.py has the shipped recipes."""
+    fields = json.loads((SHAPES / "medgemma_4b.json").read_text(encoding="utf-8"))
+    fields["text_config"] |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    fields["vision_config"]["num_hidden_layers"] = 2
+    setting = Setting(
+        "grpo",
+        RowSize(text=250, images=256, answer=0, pictures=1, patches=4096),
+        "4bit",
+        bf16=True,
+        dropout=0.05,
+        targets=tuple(Lora().targets),
+        optimizer="paged_adamw_8bit",
+        concurrent=8,
+        answer_tokens=128,
+    )
+    usable = usable_bytes(16)
+    traced = trace(Spec(fields, setting, usable))
+    assert compare(build_architecture(fields), setting, usable, traced).broken == ()
+    unchecked = dataclasses.replace(setting, concurrent=4)
+    assert compare(build_architecture(fields), unchecked, usable, traced).broken != ()

@@ -99,8 +99,8 @@ def main() -> int:
     known = {} if chosen.again is None else _read(chosen.again)
     found: list[tuple[Case, Comparison]] = []
     for case in cases(chosen):
-        usable = usable_bytes(case.gigabytes) - CONTEXT
-        spec = Spec(case.fields, case.setting, usable, chosen.top)
+        usable = usable_bytes(case.gigabytes)
+        spec = Spec(case.fields, case.setting, usable - CONTEXT, chosen.top)
         key = _key(case)
         if key not in known:
             known[key] = trace(spec)

@@ -52,7 +52,8 @@ class Comparison:
         ):
             plan = {**self.parts, **self.moments, "reserved": self.reserved}[name]
             if mine or plan:
-                yield f"{name:14} traced {mine / GIB:8.4f}   plan {plan / GIB:8.4f} GiB   {plan / max(1, mine) - 1:+.2%}"
+                above = plan / max(1, mine) - 1
+                yield f"{name:14} traced {mine / GIB:8.4f}   plan {plan / GIB:8.4f} GiB   {above:+.2%}"
         yield f"fragmentation: {self.traced.reserved / self.traced.allocated - 1:.1%} of what is allocated"
         yield from (f"not traced: {text}" for text in self.not_traced)
 

@@ -1,5 +1,6 @@
 """One stage of the toolkit on the pretended device: rollout, loss, backward pass and optimizer state."""
 
+import contextlib
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
@@ -87,23 +88,29 @@ class Stage:
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> None:
-        """Prefill and decode as transformers' sampling does, outside of autocast."""
-        text = self.config.get_text_config()
-        cache = DynamicCache(config=text)
-        with self.log.during("prefill"):
-            output = self.call(batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = self._draw(output.logits)
-            del output
+        """Prefill and decode as transformers' sampling does. Unsloth samples under autocast, and of models whose images
+        need no mask of their own into a static cache (``unsloth_base_fast_generate``).
+        """
         length, end = self.setting.row.prompt, self.setting.row.prompt + self.setting.answer_tokens
-        for offset, phase in enumerate(NEAR):
-            with self.log.during(phase):
-                token = self._decode(batch, cache, token, length + offset)
-        with self.log.during(JUMP):
-            torch.empty(1, device=DEVICE)
-            self._lengthen(cache, end - len(FAR))
-        for offset, phase in enumerate(FAR):
-            with self.log.during(phase):
-                token = self._decode(batch, cache, token, end - len(FAR) + offset)
+        text, by_unsloth = self.config.get_text_config(), self.setting.backend == "unsloth"
+        static = by_unsloth and not self.config.model_type.startswith("gemma")
+        cache = StaticCache(config=text, max_cache_len=end) if static else DynamicCache(config=text)
+        with self.autocast() if by_unsloth else contextlib.nullcontext():
+            with self.log.during("prefill"):
+                output = self.call(batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                token = self._draw(output.logits)
+                del output
+            for offset, phase in enumerate(NEAR):
+                with self.log.during(phase):
+                    token = self._decode(batch, cache, token, length + offset)
+            with self.log.during(JUMP):
+                torch.empty(1, device=DEVICE)
+                if not static:
+                    self._lengthen(cache, end - len(FAR))
+            first = length + len(NEAR) if static else end - len(FAR)
+            for offset, phase in enumerate(FAR):
+                with self.log.during(phase):
+                    token = self._decode(batch, cache, token, first + offset)
         with self.log.during(END):
             torch.empty(1, device=DEVICE)
         self.cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

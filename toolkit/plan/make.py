@@ -183,8 +183,9 @@ def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gp
     side = recipe.images.max_side
     knobs = {size: first_fit(model, setting, usable_bytes(size), side) for size in CARDS}
     here = None if gpu is None else first_fit(model, setting, gpu.memory, side)
-    without = estimate(model, replace(setting, bf16=False))
-    return StageMemory(estimate(model, setting), without, knobs, setting.precision, here)
+    usable = None if gpu is None else gpu.memory
+    without = estimate(model, replace(setting, bf16=False), usable)
+    return StageMemory(estimate(model, setting, usable), without, knobs, setting.precision, here)
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:
