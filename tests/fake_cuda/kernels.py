@@ -93,7 +93,7 @@ def scaled_dot_product_attention(
 def _aligned(mask: torch.Tensor, query: torch.Tensor, length: int) -> torch.Tensor:
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-    if mask.shape[-1] % 8:
-        last = mask.shape[-1]
+    last = mask.shape[-1]
+    if last % 8 or query.shape[2] == 1:  # decode steps allocate alike, also the one of eight whose mask is aligned
         mask = torch.nn.functional.pad(mask, (0, 8 - last % 8))[..., :last]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], length)

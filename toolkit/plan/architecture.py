@@ -53,6 +53,8 @@ class Tower:
     """Every picture becomes a square of so many pixels; None: pictures keep their size."""
     tokens: int | None = None
     """Every picture becomes so many tokens; None: by its size."""
+    rotary: bool = False
+    """Positions turn queries and keys, in float32 (Qwen's towers)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,4 +125,5 @@ def _tower(config: Any, vision: Any) -> Tower:
         merge=int(vision.spatial_merge_size) if by_size else 1,
         side=None if by_size else int(vision.image_size),
         tokens=getattr(config, "mm_tokens_per_image", None),
+        rotary=by_size,
     )

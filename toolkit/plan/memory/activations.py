@@ -6,12 +6,16 @@ values and its output; a gated MLP keeps three inner tensors. A LoRA layer keeps
 layer under it keeps none, since its weights need no gradient.
 """
 
+import math
+
 from toolkit.plan.architecture import Architecture, Stack
 from toolkit.plan.memory.setting import Setting
 from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
 
 CHUNK = 256
 """Positions whose logits SFT computes at once (TRL's ``_CHUNKED_LM_HEAD_CHUNK_SIZE``)."""
+FUSED_TARGET, FUSED_BYTES = 4 * 2**30, 16
+"""What Unsloth's fused loss takes at most, and the bytes a logit that it reckons with (unsloth_zoo 2026.10.7)."""
 
 
 def kept_a_token(stack: Stack, setting: Setting, *, adapted: tuple[str, ...], trained: bool) -> int:
@@ -83,10 +87,11 @@ def tower_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
 def tower_has_graph(setting: Setting) -> bool:
     """Whether a training pass keeps the vision tower for its backward pass.
 
-    Its weights are frozen unless the recipe says so; but with gradient checkpointing transformers' hook for adapters
-    (``enable_input_require_grads``) makes the tower's embeddings ask for gradients too, so that it is kept as well.
+    The hf backend keeps nothing of a frozen tower (``backends.checkpointing.spare_input_gradients``). With Unsloth's
+    checkpointing a hook has the tower's embeddings require gradients (``enable_input_require_grads``).
     """
-    return setting.tuning == "full" or setting.lora_vision or setting.checkpointing
+    hooked = setting.backend == "unsloth" and setting.checkpointing
+    return setting.tuning == "full" or setting.lora_vision or hooked
 
 
 def kept_bytes(model: Architecture, setting: Setting) -> int:
@@ -132,6 +137,44 @@ def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[tuple[St
 def _longest(setting: Setting) -> int:
     """Patches of one picture: attention in the tower stays within a picture."""
     return setting.row.patches // max(1, setting.row.pictures)
+
+
+def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
+    """The vocabulary's logits and what their loss makes of them, at most at once.
+
+    Args:
+        model: the architecture.
+        setting: the stage.
+        free: bytes of the GPU that nothing takes when the loss begins. None: many.
+    """
+    if setting.stage == "sft":
+        if setting.backend == "unsloth":
+            return _fused_loss_bytes(model, setting, free)
+        return sft_logits_bytes(model, setting)
+    if setting.backend == "unsloth":
+        return _sliced_logps_bytes(model, setting)
+    return grpo_logits_bytes(model, setting)
+
+
+def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
+    """Unsloth's fused loss of SFT: all positions, in slices that it sizes by half of the free memory, at most 4 GiB
+    (``fused_losses/cross_entropy_loss.py``), beside the gradient of the hidden states.
+    """
+    positions = setting.rows * setting.tokens
+    gradient = setting.value * positions * model.language.width
+    target = FUSED_TARGET if free is None else min(FUSED_TARGET, max(1, free // 2))
+    budget = target - gradient if target > gradient else target
+    quarters = positions * model.vocabulary * FUSED_BYTES / budget
+    slices = 1 if quarters <= 1 else min(positions, 4 * math.ceil(quarters / 4))
+    return gradient + (setting.value + 3 * FLOAT) * -(-positions // slices) * model.vocabulary
+
+
+def _sliced_logps_bytes(model: Architecture, setting: Setting) -> int:
+    """Unsloth's log-probabilities: float32 logits of every completion token are kept for the backward pass, which makes
+    two more tensors of one slice, a fourth of a row (``chunked_hidden_states_selective_log_softmax``).
+    """
+    a_row = setting.answer_tokens * model.vocabulary
+    return FLOAT * setting.rows * a_row + (setting.value + 2 * FLOAT) * -(-a_row // 4)
 
 
 def sft_logits_bytes(model: Architecture, setting: Setting) -> int:

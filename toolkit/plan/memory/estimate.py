@@ -14,8 +14,8 @@ from toolkit.plan.memory.setting import Setting
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
 """CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
-FRAGMENTATION = 0.05
-"""Share of torch's memory that its allocator holds in pieces of no use. An assumption."""
+FRAGMENTATION: Mapping[str, float] = {"hf": 0.25, "unsloth": 0.05}
+"""Backend -> what torch's allocator holds in pieces of no use, as a fraction of what is allocated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,25 @@ class Estimate:
 
 
 def estimate(model: Architecture, setting: Setting, usable: int | None = None) -> Estimate:
-    """The stage's memory: of an evaluation while answers are written, of SFT at the loss and in the backward pass, of
-    GRPO in all three.
+    """Return a stage's memory: of an evaluation while it generates, of SFT at the loss and in the backward pass, of
+    GRPO in all of these.
+
+    Args:
+        model: the architecture.
+        setting: the stage.
+        usable: bytes of the GPU that a program can have, which Unsloth's SFT loss sizes itself by. None: many.
     """
+    always = _always(model, setting)
     moments = []
     if setting.concurrent:
-        moments.append(_moment("writing answers", _always(model, setting) | _writing(model, setting)))
+        moments += [_moment(name, setting, always | parts) for name, parts in _generating(model, setting).items()]
     if setting.trains:
-        training = _always(model, setting) | _training(model, setting)
-        logits = activations.sft_logits_bytes if setting.stage == "sft" else activations.grpo_logits_bytes
-        moments.append(_moment("loss", training | {"logits": logits(model, setting)}))
-        moments.append(_moment("backward pass", training | {"layer": activations.layer_bytes(model, setting)}))
+        training = always | _training(model, setting)
+        free = None if usable is None else usable - CONTEXT - sum(training.values())
+        logits = activations.logits_bytes(model, setting, free)
+        moments.append(_moment("loss", setting, training | {"logits": logits}))
+        layer = activations.layer_bytes(model, setting)
+        moments.append(_moment("backward pass", setting, training | {"layer": layer}))
     return Estimate(setting.stage, tuple(moments))
 
 
@@ -81,7 +89,7 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
 
 
 def _training(model: Architecture, setting: Setting) -> dict[str, int]:
-    rows = setting.concurrent or setting.rows  # GRPO keeps the pixels of all completions of a step on the card
+    rows = setting.concurrent or setting.rows  # GRPO keeps the pixels of all completions of a step on the GPU
     return {
         "gradients": weights.gradient_bytes(model, setting),
         "activations": activations.kept_bytes(model, setting),
@@ -89,15 +97,24 @@ def _training(model: Architecture, setting: Setting) -> dict[str, int]:
     }
 
 
-def _writing(model: Architecture, setting: Setting) -> dict[str, int]:
-    return {
-        "kv_cache": max(rollout.kv_cache_bytes(model, setting), rollout.prompt_cache_bytes(model, setting)),
-        "prefill": rollout.prefill_bytes(model, setting),
-        "sampling": rollout.sampling_bytes(model, setting),
-        "inputs": rollout.input_bytes(model, setting.concurrent, setting),
+def _generating(model: Architecture, setting: Setting) -> dict[str, dict[str, int]]:
+    """Parts by moment. The vision tower's forward pass is over before the first layer caches its keys."""
+    inputs = {"inputs": rollout.input_bytes(model, setting.concurrent, setting)}
+    prompts = rollout.prompt_cache_bytes(model, setting)
+    cache = max(rollout.kv_cache_bytes(model, setting), prompts)
+    found = {
+        "prefill": {"kv_cache": prompts, "prefill": rollout.prefill_bytes(model, setting)},
+        "decoding": {
+            "kv_cache": cache,
+            "decoding": rollout.decoding_bytes(model, setting),
+            "sampling": rollout.sampling_bytes(model, setting),
+        },
     }
+    if model.vision is not None and setting.row.patches:
+        found = {"vision tower": {"images": rollout.tower_bytes(model, setting)}, **found}
+    return {name: inputs | parts for name, parts in found.items()}
 
 
-def _moment(name: str, parts: dict[str, int]) -> Moment:
-    fragmentation = int(FRAGMENTATION * sum(parts.values()))
+def _moment(name: str, setting: Setting, parts: dict[str, int]) -> Moment:
+    fragmentation = int(FRAGMENTATION[setting.backend] * sum(parts.values()))
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
