@@ -145,7 +145,7 @@ def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -
     assert not plan.tokens.exact
     assert plan.tokens.spread("images") == {"median": 256, "p95": 256, "max": 256}
     assert plan.memory is not None
-    assert "never compared with a GPU" in "\n".join(lines(plan))
+    assert "checked against an allocation trace, not against a GPU" in "\n".join(lines(plan))
 
 
 def test_every_known_name_has_its_shape() -> None:

@@ -146,16 +146,18 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
     assert estimated + layer + gradients > 0.95 * allocated.peak
 
 
-def test_checkpointing_keeps_the_vision_tower_too() -> None:
-    """transformers' hook for adapters asks for gradients of the tower's embeddings; else nothing of it is kept."""
+def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None:
+    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
     model = architecture("medgemma_4b")
-    on = activations.kept_bytes(model, SFT)
-    text_alone = activations.kept_bytes(model, replace(SFT, row=replace(ROW, patches=0)))
-    assert on - text_alone == 4096 * 1152 * (27 * 2 + 8)
-    off = replace(SFT, checkpointing=False)
-    assert activations.kept_bytes(model, off) == activations.kept_bytes(
-        model, replace(off, row=replace(ROW, patches=0))
-    )
+    blind = replace(SFT, row=replace(ROW, patches=0))
+    assert activations.kept_bytes(model, SFT) == activations.kept_bytes(model, blind)
+    by_unsloth = replace(SFT, backend="unsloth")
+    on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
+    kept = activations.kept_bytes(model, on) - activations.kept_bytes(model, replace(on, row=blind.row))
+    assert kept == 4096 * 1152 * (27 * 2 + 8)
+    assert activations.kept_bytes(model, off) == activations.kept_bytes(model, replace(off, row=blind.row))
+    adapted = replace(SFT, lora_vision=True)
+    assert activations.kept_bytes(model, adapted) > activations.kept_bytes(model, SFT)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
@@ -207,8 +209,12 @@ def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
     assert rollout.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
     long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
     assert rollout.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
-    writing = estimate(model, long_prompt).moments[0]
-    assert writing.parts["kv_cache"] == a_place * 34 * 2000
+    cached = {moment.name: moment.parts.get("kv_cache", 0) for moment in estimate(model, long_prompt).moments}
+    assert (cached["vision tower"], cached["prefill"], cached["decoding"]) == (
+        0,
+        a_place * 34 * 2000,
+        a_place * 34 * 2000,
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,8 +238,8 @@ def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, preci
     row = RowSize(300, images, 0, 1, patches)
     setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
     known = build_architecture(fields)
-    parts = (rollout.prompt_cache_bytes, rollout.prefill_bytes, rollout.sampling_bytes)
-    estimated = sum(part(known, setting) for part in parts)
+    layers = rollout.prompt_cache_bytes(known, setting) + rollout.prefill_bytes(known, setting)
+    estimated = max(layers, rollout.tower_bytes(known, setting))
     assert 0.97 * allocated.peak < estimated < 1.15 * allocated.peak
 
 
@@ -282,8 +288,8 @@ def test_moments_are_those_of_the_stage_and_the_peak_is_the_largest() -> None:
     }
     assert names == {
         "sft": ["loss", "backward pass"],
-        "grpo": ["writing answers", "loss", "backward pass"],
-        "evaluate": ["writing answers"],
+        "grpo": ["vision tower", "prefill", "decoding", "loss", "backward pass"],
+        "evaluate": ["vision tower", "prefill", "decoding"],
     }
     found = estimate(model, GRPO)
     assert found.peak.total == max(moment.total for moment in found.moments)

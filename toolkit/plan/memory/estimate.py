@@ -1,7 +1,7 @@
 """The memory of one stage: its parts at each moment that could be the peak, and the peak.
 
-An estimate from formulas. It was never compared with a GPU; its activations were compared with what torch keeps and
-allocates on a CPU for small models of the same architectures.
+Formulas, checked against an allocation trace of the shipped recipes at their real sizes, not against a GPU
+(tests/benchmarks/bench_memory.py has the limits).
 """
 
 from collections.abc import Mapping
