@@ -123,7 +123,7 @@ def main() -> int:
 
 def peaks(found: list[tuple[Case, Comparison]]) -> tuple[list[str], list[list[str]]]:
     """The peaks of every case, traced and planned, in GiB."""
-    header = ["recipe", "stage", "backend", "dtype", "rollout", "loss", "backward", "reserved"]
+    header = ["recipe", "stage", "backend", "dtype", "rollout", "training", "reserved"]
     rows = []
     for case, one in found:
         cells = [f"{mine / GIB:.2f} / {plan / GIB:.2f}" for mine, plan in one.pairs()]
@@ -146,7 +146,7 @@ def fits(found: list[tuple[Case, Comparison]]) -> tuple[list[str], list[list[str
     rows = []
     for case, one in found:
         if case.planned:
-            training = max(one.traced.moments["loss"], one.traced.moments["backward pass"]) / GIB
+            training = one.traced.moments["training pass"] / GIB
             rollout = one.traced.moments.get("rollout")
             rows.append(
                 [

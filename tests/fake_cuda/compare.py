@@ -15,8 +15,7 @@ ALLOCATED, RESERVED = 0.08, 0.15
 
 MOMENTS: Mapping[str, tuple[str, ...]] = {
     "rollout": ("vision tower", "prefill", "decoding"),
-    "loss": ("loss",),
-    "backward pass": ("backward pass",),
+    "training pass": ("loss", "backward pass"),
 }
 """Traced moment -> the plan's, of which the largest counts."""
 
@@ -38,7 +37,7 @@ class Comparison:
     not_traced: tuple[str, ...]
 
     def pairs(self) -> Iterator[tuple[float, float]]:
-        """Traced and planned bytes of the peaks: rollout, loss, backward pass, reserved. 0: no such moment."""
+        """Traced and planned bytes of the peaks: rollout, training pass, reserved. 0: no such moment."""
         for name in MOMENTS:
             yield self.traced.moments.get(name, 0), self.moments.get(name, 0)
         yield self.traced.reserved, self.reserved

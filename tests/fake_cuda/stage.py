@@ -181,18 +181,15 @@ class Stage:
             if rows > 1:
                 mask[1:, :3] = 0
         positions = torch.full((rows, 1), length, dtype=torch.long, device=DEVICE)
-        more = {"position_ids": positions}
-        if self._kinds == "token_type_ids":
-            more[self._kinds] = torch.zeros_like(token)
-        else:
-            more["position_ids"] = positions.unsqueeze(0).expand(3, -1, -1)
+        if self._kinds == "mm_token_type_ids":
+            positions = positions.unsqueeze(0).expand(3, -1, -1)
         output = self.model(
             input_ids=token,
             attention_mask=known_tensor(mask),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **more,
+            position_ids=positions,
         )
         return self._draw(output.logits)
 

@@ -38,7 +38,7 @@ class Traced:
     parts: Mapping[str, int]
     """weights, vision_tower, adapter, optimizer, kv_cache: what was allocated for each."""
     moments: Mapping[str, int]
-    """Most bytes allocated in each moment: rollout, loss, backward pass."""
+    """Most bytes allocated in each moment: rollout, training pass."""
     reserved: int
     """Peak of the replay of torch's allocator."""
     allocated: int
@@ -84,10 +84,6 @@ def run(spec: Spec) -> Traced:
 
     from fake_cuda.device import patch_torch, pretend_devices
 
-    if spec.setting.backend == "unsloth":
-        from fake_cuda import unsloth
-
-        unsloth.load()
     patch_torch(bf16=spec.setting.bf16)
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -121,7 +117,7 @@ def _read(spec: Spec, log: Any, parts: Mapping[str, int], started: float) -> Tra
     from fake_cuda.growth import FAR, NEAR
     from fake_cuda.log import peak
 
-    names = {"rollout": ("prefill", *NEAR, *FAR), "loss": ("loss",), "backward pass": ("backward",)}
+    names = {"rollout": ("prefill", *NEAR, *FAR), "training pass": ("loss", "backward")}
     moments: dict[str, int] = {}
     top: dict[str, list[str]] = {}
     for moment, phases in names.items():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fake_cuda.losses import clipped_loss, labels_of
 from fake_cuda.stage import Batch, Stage
@@ -18,20 +19,25 @@ CHUNKS = 4
 """Slices of a row's logits in GRPO (``autotune_batch_and_chunks`` of unsloth_zoo, up to 16384 tokens)."""
 
 
+ENVIRONMENT = {
+    "UNSLOTH_ALLOW_CPU": "1",
+    "UNSLOTH_IS_PRESENT": "1",
+    "UNSLOTH_COMPILE_DISABLE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
 def load() -> None:
-    """Import unsloth_zoo. To be called before torch is patched and before transformers is imported."""
-    os.environ |= {
-        "UNSLOTH_ALLOW_CPU": "1",
-        "UNSLOTH_IS_PRESENT": "1",
-        "UNSLOTH_COMPILE_DISABLE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    }
-    import unsloth_zoo.fused_losses.cross_entropy_loss
-    import unsloth_zoo.rl_replacements  # noqa: F401
+    """Import unsloth_zoo, which also patches transformers. What is traced before, the rollout, is transformers' own."""
+    os.environ |= ENVIRONMENT
+    with _disable_current_modes():
+        import unsloth_zoo.fused_losses.cross_entropy_loss
+        import unsloth_zoo.rl_replacements  # noqa: F401
 
 
 def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
     """The fused cross entropy over all positions, in as many slices as the free memory asks for."""
+    load()
     from unsloth_zoo.fused_losses.cross_entropy_loss import unsloth_fused_ce_loss
 
     base = stage.model.get_base_model()
@@ -45,6 +51,7 @@ def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
 
 def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
     """The log-probabilities from hidden states in slices, and the clipped loss on them."""
+    load()
     from unsloth_zoo.rl_replacements import chunked_hidden_states_selective_log_softmax
 
     tokens = stage.setting.answer_tokens

@@ -55,6 +55,8 @@ class Tower:
     """Every picture becomes so many tokens; None: by its size."""
     rotary: bool = False
     """Positions turn queries and keys, in float32 (Qwen's towers)."""
+    layer_norm: bool = False
+    """Its norms are torch's LayerNorm, whose output autocast makes float32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ def _tower_a_patch(tower: Tower, setting: Setting) -> int:
     ones. Towers with rotary embeddings turn queries and keys in float32: residual, norm and the three projections, then
     float32 queries and keys, and four products.
     """
-    stack, value = tower.stack, setting.stored
+    stack = tower.stack
+    value = setting.tower_value(autocast=setting.backend == "unsloth", layer_norm=tower.layer_norm)
     mlp = value * (4 * stack.width + (3 if stack.gated else 2) * stack.inner)
     if setting.lora_vision:
         mlp += 2 * _lora_value(setting) * stack.inner
