@@ -269,6 +269,10 @@ def _bytes(tree: Any) -> int:
 
 def _flops(function: Any, name: str, args: Any, kwargs: Mapping[str, Any], output: Any) -> int:
     if name == "aten.convolution.default":
-        return 2 * output.numel() * math.prod(args[1].shape[1:])
+        return 2 * int(output.numel()) * math.prod(args[1].shape[1:])
+    if "scaled_dot_product" in name:  # torch's formula knows no grouped queries; backward recomputes the scores
+        backward = "backward" in name
+        query, key = args[int(backward)], args[int(backward) + 1]
+        return (10 if backward else 4) * math.prod(query.shape) * int(key.shape[2])
     formula = flop_registry.get(function.overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=output))
