@@ -12,6 +12,7 @@ its GPU.
 import argparse
 import dataclasses
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,12 +99,18 @@ def main() -> int:
     chosen = parser.parse_args()
     known = {} if chosen.again is None else _read(chosen.again)
     found: list[tuple[Case, Comparison]] = []
+    untraced: list[str] = []
     for case in cases(chosen):
         usable = usable_bytes(case.gigabytes)
         spec = Spec(case.fields, case.setting, usable - CONTEXT, chosen.top)
         key = _key(case)
         if key not in known:
-            known[key] = trace(spec)
+            try:
+                known[key] = trace(spec)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                untraced.append(f"{_name(case)}: not traced: {str(error).strip().splitlines()[-1]}")
+                print(f"{_name(case)}: {error}", flush=True)
+                continue
         comparison = compare(case.model, case.setting, usable, known[key])
         found.append((case, comparison))
         if chosen.json:
@@ -111,7 +118,7 @@ def main() -> int:
         print(_describe(case, comparison, chosen), flush=True)
     print("\n" + table(*peaks(found)))
     print("\n" + table(*fits(found)))
-    broken = [f"{_name(case)}: {text}" for case, one in found for text in one.broken]
+    broken = untraced + [f"{_name(case)}: {text}" for case, one in found for text in one.broken]
     broken += [
         f"{_name(case)}: {1 - _filled(case, one):.1%} of the GPU are left"
         for case, one in found
