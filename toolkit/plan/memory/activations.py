@@ -7,6 +7,7 @@ layer under it keeps none, since its weights need no gradient.
 """
 
 import math
+from dataclasses import dataclass
 
 from toolkit.plan.architecture import Architecture, Stack
 from toolkit.plan.memory.setting import Setting
@@ -18,30 +19,40 @@ FUSED_TARGET, FUSED_BYTES = 4 * 2**30, 16
 """What Unsloth's fused loss takes at most, and the bytes a logit that it reckons with (unsloth_zoo 2026.10.7)."""
 
 
-def kept_a_token(stack: Stack, setting: Setting, *, adapted: tuple[str, ...], trained: bool) -> int:
-    """Bytes a token that one layer keeps for its backward pass.
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Layers of one stack that a training pass goes backward through."""
 
-    Args:
-        stack: the layer's widths.
-        setting: types and dropout.
-        adapted: names of its linear layers that have an adapter.
-        trained: all of its linear layers are trained themselves.
-    """
-    value = setting.value
+    stack: Stack
+    positions: int
+    """Of all rows: tokens, or patches."""
+    length: int
+    """Of one row or image: what attention spans."""
+    adapted: tuple[str, ...]
+    """Names of the linear layers that have an adapter."""
+    value: int
+    """Bytes of an activation."""
+
+
+def _kept_a_position(layers: _Layers, setting: Setting) -> int:
+    """Bytes that one layer keeps of a token or patch for its backward pass."""
+    stack, value = layers.stack, layers.value
     norms = FLOAT * stack.width * stack.norms + (FLOAT * (stack.query + stack.key) if stack.head_norms else 0)
-    key = stack.query if stack.expanded else stack.key
+    repeated = stack.expanded or setting.rows > 1  # a mask is there, for which keys and values meet every head
+    key = stack.query if repeated else stack.key
     attention = value * (2 * stack.query + 2 * key)
     mlp = value * stack.inner * (3 if stack.gated else 2)
-    return norms + attention + mlp + _inputs_a_token(stack, setting, adapted, trained)
+    return norms + attention + mlp + _inputs_a_position(layers, setting)
 
 
-def _inputs_a_token(stack: Stack, setting: Setting, adapted: tuple[str, ...], trained: bool) -> int:
+def _inputs_a_position(layers: _Layers, setting: Setting) -> int:
     """Inputs of linear layers that are trained or have an adapter.
 
     They are shared (queries, keys and values have one) unless each adapter makes a copy of its own: by its dropout,
     which keeps a mask of a byte a number too, or by peft's cast to the adapter's float32 where the layer is not
     quantised.
     """
+    stack, adapted, trained = layers.stack, layers.adapted, setting.tuning == "full"
     widths = {"o_proj": stack.query, "out_proj": stack.query, "proj": stack.query, "down_proj": stack.inner}
     widths |= {"fc2": stack.inner, "linear_fc2": stack.inner}
     each = [widths.get(name, stack.width) for name in adapted]
@@ -56,14 +67,16 @@ def _inputs_a_token(stack: Stack, setting: Setting, adapted: tuple[str, ...], tr
     return 0
 
 
-def scores(stack: Stack, length: int, setting: Setting) -> int:
-    """Attention's scores of one layer and row where it is ``eager``: the float32 softmax and two copies."""
-    return stack.heads * length * length * (FLOAT + 2 * setting.value) if setting.eager else 0
+def _scores(layers: _Layers, setting: Setting) -> int:
+    """Attention's scores of one layer where it is ``eager``: the float32 softmax and two copies."""
+    if not setting.eager:
+        return 0
+    return layers.stack.heads * layers.length * layers.positions * (FLOAT + 2 * setting.value)
 
 
-def transient_a_token(stack: Stack, setting: Setting) -> int:
-    """Bytes a token of the gradients that are alive at once in the MLP's backward pass: two inner tensors, in float32
-    where an adapter casts its input to its own type.
+def _transient_a_position(stack: Stack, setting: Setting) -> int:
+    """Bytes of the gradients that are alive at once in the MLP's backward pass: two inner tensors, in float32 where an
+    adapter casts its input to its own type.
     """
     wide = not setting.mixed or setting.precision not in ("4bit", "8bit")
     return 2 * stack.inner * (FLOAT if wide else 2)
@@ -96,18 +109,18 @@ def tower_has_graph(setting: Setting) -> bool:
 
 def kept_bytes(model: Architecture, setting: Setting) -> int:
     """What a pass keeps until its backward pass: with gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) the
-    input of every layer, else all that every layer keeps.
+    input of every layer, otherwise all that every layer keeps.
     """
-    return sum(_kept(setting, *layer) for layer in _layers_with_a_graph(model, setting))
+    return sum(_kept(layers, setting) for layers in _layers_with_a_graph(model, setting))
 
 
-def _kept(setting: Setting, stack: Stack, positions: int, length: int, adapted: tuple[str, ...]) -> int:
+def _kept(layers: _Layers, setting: Setting) -> int:
     """Beside the layers' part: the embeddings, the last hidden state, and the last norm's input in float32."""
-    ends = (FLOAT + 2 * setting.value) * stack.width * positions
+    stack = layers.stack
+    ends = (FLOAT + 2 * layers.value) * stack.width * layers.positions
     if setting.checkpointing:
-        return ends + setting.value * stack.width * positions * stack.layers
-    each = kept_a_token(stack, setting, adapted=adapted, trained=setting.tuning == "full")
-    return ends + stack.layers * (each * positions + scores(stack, length, setting) * positions // max(1, length))
+        return ends + layers.value * stack.width * layers.positions * stack.layers
+    return ends + stack.layers * (_kept_a_position(layers, setting) * layers.positions + _scores(layers, setting))
 
 
 def layer_bytes(model: Architecture, setting: Setting) -> int:
@@ -115,28 +128,24 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
     computed anew; its gradients; and a dequantised matrix. The larger of a language layer and a layer of the tower.
     """
     found = []
-    for stack, positions, length, adapted in _layers_with_a_graph(model, setting):
-        each = transient_a_token(stack, setting)
-        again = 0
+    for layers in _layers_with_a_graph(model, setting):
+        each, again = _transient_a_position(layers.stack, setting), 0
         if setting.checkpointing:
-            each += kept_a_token(stack, setting, adapted=adapted, trained=setting.tuning == "full")
-            again = scores(stack, length, setting) * positions // max(1, length)
-        found.append(each * positions + again)
+            each += _kept_a_position(layers, setting)
+            again = _scores(layers, setting)
+        found.append(each * layers.positions + again)
     return max(found) + dequantised_bytes(model, setting)
 
 
-def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[tuple[Stack, int, int, tuple[str, ...]]]:
-    tokens = setting.rows * setting.tokens
-    layers = [(model.language, tokens, setting.tokens, language_names(model, setting))]
-    patches = setting.rows * setting.row.patches
-    if model.vision is not None and patches and tower_has_graph(setting):
-        layers.append((model.vision.stack, patches, _longest(setting), tower_names(model, setting)))
-    return layers
-
-
-def _longest(setting: Setting) -> int:
-    """Patches of one picture: attention in the tower stays within a picture."""
-    return setting.row.patches // max(1, setting.row.pictures)
+def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]:
+    tokens, names = setting.rows * setting.tokens, language_names(model, setting)
+    found = [_Layers(model.language, tokens, setting.tokens, names, setting.value)]
+    patches, tower = setting.rows * setting.row.patches, model.vision
+    if tower is not None and patches and tower_has_graph(setting):
+        value = setting.tower_value(autocast=setting.mixed, layer_norm=tower.layer_norm)
+        an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
+        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value))
+    return found
 
 
 def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
@@ -166,7 +175,7 @@ def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -
     budget = target - gradient if target > gradient else target
     quarters = positions * model.vocabulary * FUSED_BYTES / budget
     slices = 1 if quarters <= 1 else min(positions, 4 * math.ceil(quarters / 4))
-    return gradient + (setting.value + 3 * FLOAT) * -(-positions // slices) * model.vocabulary
+    return gradient + (setting.value + 4 * FLOAT) * -(-positions // slices) * model.vocabulary
 
 
 def _sliced_logps_bytes(model: Architecture, setting: Setting) -> int:
