@@ -205,7 +205,7 @@ def test_checkpointing_costs_one_forward_pass_more(tmp_path: Path) -> None:
         found[switched] = read_compute(run.compute_file).stages()["sft"].counts
     plain, again = found[False], found[True]
     assert plain.trained_tokens == again.trained_tokens
-    # Of 4 n and a little for the adapter to 6 n and the same; the head is computed again either way.
+    # From 4 n and a little for the adapter to 6 n and the same. The head is not computed again.
     assert 1.2 < again.language_training / plain.language_training < 1.5
     assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
 

@@ -99,11 +99,11 @@ def _head(whole: nn.Module, weights: Weights, logits: torch.Tensor) -> None:
 
 
 def _chunked_head(whole: nn.Module, weights: Weights, fields: Mapping[str, Any]) -> None:
-    """SFT's loss (TRL's chunked_nll) does not call the head: it takes answer tokens alone, and again backward."""
+    """Count the head in SFT's loss, which does not call it: supervised positions alone (see ``sft_loss``)."""
     labels = fields.get("labels")
     if labels is not None and torch.is_grad_enabled():
         answered = int((labels[..., 1:] != -100).sum())
-        count(language_training=weights.both(answered, checkpointing=True))
+        count(language_training=weights.both(answered, checkpointing=False))
 
 
 def _vision(module: nn.Module, weights: Weights, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:

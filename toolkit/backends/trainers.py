@@ -11,6 +11,7 @@ import datasets
 from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig
 
+from toolkit.backends import sft_loss
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
 from toolkit.backends.ladder.advice import advice
@@ -60,6 +61,8 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
         trainer.model_accepts_loss_kwargs = manner.by_tokens
     elif not trainer.model_accepts_loss_kwargs and trainer.args.gradient_accumulation_steps > 1:
         log.warning("sft: each forward pass of a step weighs alike, however many answer tokens it has")
+    if trainer.args.loss_type == "chunked_nll":
+        sft_loss.install(trainer)
     trainer.advice, trainer.longest = advice(job.recipe, "sft"), job.longest
     if manner.watched:
         count_one_pass(trainer, policy)
