@@ -12,11 +12,10 @@ from footprint import SHAPES, Allocated, base_model, one_row, shape_fields, smal
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from toolkit import tiny
-from toolkit.backends import adapter
+from toolkit.backends import adapter, sft_loss
 from toolkit.backends.loading import precision_of
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.counting import build_architecture
@@ -179,12 +178,22 @@ def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> N
     assert activations.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
 
 
-def test_sfts_loss_copies_the_output_head() -> None:
-    """Under autocast 6 bytes a number of it (float32 and bfloat16), and 2 a logit of the chunk."""
+def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
+    """The trained positions are those of the answer; a vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
-    assert _CHUNKED_LM_HEAD_CHUNK_SIZE == activations.CHUNK
-    assert activations.sft_logits_bytes(model, SFT) == 6 * 262208 * 2560 + 2 * 256 * 262208
-    assert activations.sft_logits_bytes(model, replace(SFT, precision="32bit")) == 20 * 256 * 262208
+    assert (activations.SLICE, activations.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
+    states = 2 * 2 * 2560
+    assert activations.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
+    longer = replace(SFT, row=replace(ROW, answer=500))
+    assert activations.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
+
+
+def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
+    """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
+    model, by_unsloth = architecture("medgemma_4b"), replace(SFT, backend="unsloth")
+    gradient = 2 * 566 * 2560
+    sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient for free in (None, 4 * GIB, GIB)]
+    assert sizes == [18 * rows * 262208 for rows in (566, 142, 71)]
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen3_vl_8b"])

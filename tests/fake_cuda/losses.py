@@ -25,14 +25,16 @@ def loss_of(setting: Setting) -> Loss | None:
 
 
 def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
-    """TRL's ``chunked_nll`` on the answer's tokens."""
+    """TRL's ``chunked_nll`` on the answer's tokens, with the toolkit's slices in it (``backends.sft_loss``)."""
     from trl.trainer import sft_trainer
+
+    from toolkit.backends.sft_loss import in_place_of_trl
 
     base = stage.model.get_base_model()
     if not hasattr(base, "patched_by_the_trace"):
         sft_trainer._patch_chunked_ce_lm_head(base, sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE, is_vlm=True)
         base.patched_by_the_trace = True
-    with stage.autocast():
+    with in_place_of_trl(), stage.autocast():
         return stage.call(batch, labels=labels_of(stage, batch)).loss  # type: ignore[no-any-return]
 
 

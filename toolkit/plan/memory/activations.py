@@ -13,8 +13,8 @@ from toolkit.plan.architecture import Architecture, Stack
 from toolkit.plan.memory.setting import Setting
 from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
 
-CHUNK = 256
-"""Positions whose logits SFT computes at once (TRL's ``_CHUNKED_LM_HEAD_CHUNK_SIZE``)."""
+SLICE, SLICED_BYTES = 128 * 2**20, 8
+"""What a slice of SFT's loss takes at most, and its bytes a logit (``backends.sft_loss``)."""
 FUSED_TARGET, FUSED_BYTES = 4 * 2**30, 16
 """What Unsloth's fused loss takes at most, and the bytes a logit that it reckons with (unsloth_zoo 2026.10.7)."""
 
@@ -187,16 +187,12 @@ def _sliced_logps_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def sft_logits_bytes(model: Architecture, setting: Setting) -> int:
-    """The loss of SFT in chunks of 256 positions (TRL's ``chunked_nll``).
-
-    Under autocast the output head is copied to float32 and that copy to bfloat16 for every chunk: 6 bytes a number of
-    it beside the chunk's logits; afterwards the bfloat16 copy stays beside four float32 tensors of their size.
+    """SFT's loss over the supervised positions, in slices of at most ``SLICE`` bytes, or of one position; beside it
+    their hidden states and the gradients of these.
     """
-    positions = min(CHUNK, setting.rows * max(1, setting.tokens - 1))
-    logits, head = positions * model.vocabulary, model.vocabulary * model.language.width
-    if setting.mixed:
-        return max(6 * head + 2 * logits, 2 * head + 18 * logits)
-    return 5 * FLOAT * logits
+    positions = setting.rows * setting.row.answer
+    a_slice = min(positions * model.vocabulary * SLICED_BYTES, max(SLICE, model.vocabulary * SLICED_BYTES))
+    return a_slice + 2 * setting.value * positions * model.language.width
 
 
 def grpo_logits_bytes(model: Architecture, setting: Setting) -> int:
