@@ -57,6 +57,8 @@ class Tower:
     """Positions turn queries and keys, in float32 (Qwen's towers)."""
     layer_norm: bool = False
     """Its norms are torch's LayerNorm, whose output autocast makes float32."""
+    inner_tensors: int = 2
+    """Tensors of the MLP's inner width that are alive at once in a forward pass: 3 of a gated one, or of quick_gelu."""
 
 
 @dataclass(frozen=True, slots=True)

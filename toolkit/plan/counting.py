@@ -133,4 +133,5 @@ def _tower(config: Any, vision: Any, layer_norm: bool) -> Tower:
         tokens=getattr(config, "mm_tokens_per_image", None),
         rotary=by_size,
         layer_norm=layer_norm,
+        inner_tensors=3 if stack.gated or getattr(vision, "hidden_act", None) == "quick_gelu" else 2,
     )

@@ -47,7 +47,7 @@ def _tower_a_patch(tower: Tower, setting: Setting) -> int:
     """
     stack = tower.stack
     value = setting.tower_value(autocast=setting.backend == "unsloth", layer_norm=tower.layer_norm)
-    mlp = value * (4 * stack.width + (3 if stack.gated else 2) * stack.inner)
+    mlp = value * (4 * stack.width + tower.inner_tensors * stack.inner)
     if setting.lora_vision:
         mlp += 2 * _lora_value(setting) * stack.inner
     if not tower.rotary:
