@@ -63,7 +63,7 @@ def compare(model: Architecture, setting: Setting, usable: int, traced: Traced) 
     allocated = {one.name: one.allocated for one in found.moments}
     always = found.moments[0].parts
     parts = {name: always[name] for name in ("weights", "vision_tower", "adapter", "optimizer")}
-    parts["kv_cache"] = max((one.parts.get("kv_cache", 0) for one in found.moments), default=0)
+    parts["kv_cache"] = next((one.parts["kv_cache"] for one in found.moments if one.name == "decoding"), 0)
     moments = {
         name: max((allocated[one] for one in names if one in allocated), default=0) for name, names in MOMENTS.items()
     }

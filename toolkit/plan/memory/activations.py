@@ -165,6 +165,16 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
     return grpo_logits_bytes(model, setting)
 
 
+def largest_block(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of a training pass that is not kept: an MLP's inner one, or of GRPO all logits of a row."""
+    if not setting.trains:
+        return 0
+    inner = setting.value * model.language.inner * setting.rows * setting.tokens
+    if setting.stage == "sft" or setting.backend == "unsloth":
+        return inner
+    return max(inner, FLOAT * setting.rows * setting.answer_tokens * model.vocabulary)
+
+
 def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
     """Unsloth's fused loss of SFT: all positions, in slices that it sizes by half of the free memory, at most 4 GiB
     (``fused_losses/cross_entropy_loss.py``), beside the gradient of the hidden states.

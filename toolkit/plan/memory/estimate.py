@@ -14,8 +14,8 @@ from toolkit.plan.memory.setting import Setting
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
 """CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
-FRAGMENTATION: Mapping[str, float] = {"hf": 0.25, "unsloth": 0.05}
-"""Backend -> what torch's allocator holds in pieces of no use, as a fraction of what is allocated."""
+PIECES = int(0.45 * GIB)
+"""What torch's allocator holds in small pieces of no use: half-filled segments of 2 and 20 MiB (trace)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,17 @@ def estimate(model: Architecture, setting: Setting, usable: int | None = None) -
         setting: the stage.
         usable: bytes of the GPU that a program can have, which Unsloth's SFT loss sizes itself by. None: many.
     """
-    always = _always(model, setting)
+    always, pieces = _always(model, setting), _fragmentation(model, setting)
     moments = []
     if setting.concurrent:
-        moments += [_moment(name, setting, always | parts) for name, parts in _generating(model, setting).items()]
+        moments += [_moment(name, always | parts, pieces) for name, parts in _generating(model, setting).items()]
     if setting.trains:
         training = always | _training(model, setting)
         free = None if usable is None else usable - CONTEXT - sum(training.values())
         logits = activations.logits_bytes(model, setting, free)
-        moments.append(_moment("loss", setting, training | {"logits": logits}))
+        moments.append(_moment("loss", training | {"logits": logits}, pieces))
         layer = activations.layer_bytes(model, setting)
-        moments.append(_moment("backward pass", setting, training | {"layer": layer}))
+        moments.append(_moment("backward pass", training | {"layer": layer}, pieces))
     return Estimate(setting.stage, tuple(moments))
 
 
@@ -101,11 +101,10 @@ def _generating(model: Architecture, setting: Setting) -> dict[str, dict[str, in
     """Parts by moment. The vision tower's forward pass is over before the first layer caches its keys."""
     inputs = {"inputs": rollout.input_bytes(model, setting.concurrent, setting)}
     prompts = rollout.prompt_cache_bytes(model, setting)
-    cache = max(rollout.kv_cache_bytes(model, setting), prompts)
     found = {
         "prefill": {"kv_cache": prompts, "prefill": rollout.prefill_bytes(model, setting)},
         "decoding": {
-            "kv_cache": cache,
+            "kv_cache": rollout.kv_cache_bytes(model, setting),
             "decoding": rollout.decoding_bytes(model, setting),
             "sampling": rollout.sampling_bytes(model, setting),
         },
@@ -115,6 +114,14 @@ def _generating(model: Architecture, setting: Setting) -> dict[str, dict[str, in
     return {name: inputs | parts for name, parts in found.items()}
 
 
-def _moment(name: str, setting: Setting, parts: dict[str, int]) -> Moment:
-    fragmentation = int(FRAGMENTATION[setting.backend] * sum(parts.values()))
+def _moment(name: str, parts: dict[str, int], fragmentation: int) -> Moment:
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
+
+
+def _fragmentation(model: Architecture, setting: Setting) -> int:
+    """What torch's allocator holds and cannot hand out: two blocks of the largest size and small pieces (trace).
+
+    A segment is never joined with another one. So tensors of one phase leave segments that those of the next phase do
+    not fit into, and the largest of them matter: of the tower, of prefill, or of the logits.
+    """
+    return PIECES + 2 * max(rollout.largest_block(model, setting), activations.largest_block(model, setting))

@@ -62,11 +62,11 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
     """
     stack, prompts = model.language, setting.concurrent * setting.row.prompt
     value = setting.stored
-    a_token = value * (2 * stack.width + 3 * stack.inner)
+    a_token = value * (4 * stack.width + 3 * stack.inner)
     if setting.tuning == "lora":
         wide = _lora_value(setting)
         copy = wide * stack.width if wide != value else 0
-        a_token = value * (2 * stack.width + 2 * stack.inner) + copy + 2 * wide * stack.inner
+        a_token = value * (4 * stack.width + 2 * stack.inner) + copy + 2 * wide * stack.inner
     masks = (2 if model.sliding_layers else 1) * setting.concurrent * setting.row.prompt**2
     needed = a_token * prompts + masks
     if setting.eager:
@@ -85,6 +85,19 @@ def decoding_bytes(model: Architecture, setting: Setting) -> int:
 def sampling_bytes(model: Architecture, setting: Setting) -> int:
     """Logits of the next token of every completion, and three tensors of their size in float32."""
     return (setting.stored + 3 * FLOAT) * model.vocabulary * setting.concurrent
+
+
+def largest_block(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of a rollout that is not kept: the inner one of an MLP, or all three projections at once."""
+    if not setting.concurrent:
+        return 0
+    wide = _lora_value(setting) if setting.tuning == "lora" else setting.stored
+    found = wide * model.language.inner * setting.concurrent * setting.row.prompt
+    if (tower := model.vision) is not None:
+        value = setting.tower_value(autocast=setting.backend == "unsloth", layer_norm=tower.layer_norm)
+        width = max(tower.stack.inner, 3 * tower.stack.query)
+        found = max(found, value * width * setting.concurrent * setting.row.patches)
+    return found
 
 
 def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
