@@ -156,13 +156,23 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
         setting: the stage.
         free: bytes of the GPU that nothing takes when the loss begins. None: many.
     """
-    if setting.stage == "sft":
-        if setting.backend == "unsloth":
-            return _fused_loss_bytes(model, setting, free)
-        return sft_logits_bytes(model, setting)
+    if setting.stage == "grpo" and setting.backend == "hf":
+        return grpo_logits_bytes(model, setting)  # outside of autocast, whose copies are gone
+    copies = adapter_copies(model, setting)
+    if setting.stage == "grpo":
+        return copies + _sliced_logps_bytes(model, setting)
     if setting.backend == "unsloth":
-        return _sliced_logps_bytes(model, setting)
-    return grpo_logits_bytes(model, setting)
+        return copies + _fused_loss_bytes(model, setting, free)
+    return copies + sft_logits_bytes(model, setting)
+
+
+def adapter_copies(model: Architecture, setting: Setting) -> int:
+    """The bfloat16 adapter that autocast keeps until its block ends. Without checkpointing the backward pass keeps it
+    too (``weights.adapter_bytes``).
+    """
+    if setting.tuning == "full" or not setting.mixed or not setting.checkpointing:
+        return 0
+    return 2 * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
 
 
 def largest_block(model: Architecture, setting: Setting) -> int:
@@ -185,7 +195,7 @@ def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -
     budget = target - gradient if target > gradient else target
     quarters = positions * model.vocabulary * FUSED_BYTES / budget
     slices = 1 if quarters <= 1 else min(positions, 4 * math.ceil(quarters / 4))
-    return gradient + (setting.value + 4 * FLOAT) * -(-positions // slices) * model.vocabulary
+    return gradient + (setting.value + 3 * FLOAT) * -(-positions // slices) * model.vocabulary
 
 
 def _sliced_logps_bytes(model: Architecture, setting: Setting) -> int:

@@ -14,8 +14,9 @@ from toolkit.plan.memory.setting import Setting
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
 """CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
-PIECES = int(0.45 * GIB)
-"""What torch's allocator holds in small pieces of no use: half-filled segments of 2 and 20 MiB (trace)."""
+PIECES, ROLLOUT_PIECES = int(0.15 * GIB), int(0.45 * GIB)
+"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB: in a stage that
+only trains, and in one that generates, whose cache grows (trace)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +125,5 @@ def _fragmentation(model: Architecture, setting: Setting) -> int:
     A segment is never joined with another one. So tensors of one phase leave segments that those of the next phase do
     not fit into, and the largest of them matter: of the tower, of prefill, or of the logits.
     """
-    return PIECES + 2 * max(rollout.largest_block(model, setting), activations.largest_block(model, setting))
+    pieces = ROLLOUT_PIECES if setting.concurrent else PIECES
+    return pieces + 2 * max(rollout.largest_block(model, setting), activations.largest_block(model, setting))
