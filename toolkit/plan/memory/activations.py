@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from toolkit.plan.architecture import Architecture, Stack
+from toolkit.plan.memory import rollout
 from toolkit.plan.memory.setting import Setting
 from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
 
@@ -125,7 +126,8 @@ def _kept(layers: _Layers, setting: Setting) -> int:
 
 def layer_bytes(model: Architecture, setting: Setting) -> int:
     """What the backward pass of one layer needs while it works: with gradient checkpointing all that the layer keeps,
-    computed anew; its gradients; and a dequantised matrix. The larger of a language layer and a layer of the tower.
+    computed anew; its gradients; and a dequantised matrix. The larger of a language layer and a layer of the tower, or
+    the forward pass of a tower of which nothing is kept.
     """
     found = []
     for layers in _layers_with_a_graph(model, setting):
@@ -134,7 +136,11 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
             each += _kept_a_position(layers, setting)
             again = _scores(layers, setting)
         found.append(each * layers.positions + again)
-    return max(found) + dequantised_bytes(model, setting)
+    largest = max(found) + dequantised_bytes(model, setting)
+    if tower_has_graph(setting):
+        return largest
+    patches = setting.rows * setting.row.patches
+    return max(largest, rollout.tower_bytes(model, setting, patches, autocast=setting.mixed))
 
 
 def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]:

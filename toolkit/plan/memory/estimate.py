@@ -110,8 +110,9 @@ def _generating(model: Architecture, setting: Setting) -> dict[str, dict[str, in
             "sampling": rollout.sampling_bytes(model, setting),
         },
     }
-    if model.vision is not None and setting.row.patches:
-        found = {"vision tower": {"images": rollout.tower_bytes(model, setting)}, **found}
+    patches, autocast = setting.concurrent * setting.row.patches, rollout.samples_under_autocast(setting)
+    if images := rollout.tower_bytes(model, setting, patches, autocast=autocast):
+        found = {"vision tower": {"images": images}, **found}
     return {name: inputs | parts for name, parts in found.items()}
 
 

@@ -30,15 +30,14 @@ def prompt_cache_bytes(model: Architecture, setting: Setting) -> int:
     return 2 * stack.key * setting.stored * stack.layers * length * setting.concurrent
 
 
-def tower_bytes(model: Architecture, setting: Setting) -> int:
-    """What a layer of the vision tower needs while the images of all prompts pass at once, without gradients."""
-    if model.vision is None:
+def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast: bool) -> int:
+    """What a layer of the vision tower needs in a forward pass over so many patches, of which nothing is kept."""
+    if model.vision is None or not patches:
         return 0
-    patches = setting.concurrent * setting.row.patches
-    return _tower_a_patch(model.vision, setting) * patches + dequantised_bytes(model, setting)
+    return _tower_a_patch(model.vision, setting, autocast=autocast) * patches + dequantised_bytes(model, setting)
 
 
-def _tower_a_patch(tower: Tower, setting: Setting) -> int:
+def _tower_a_patch(tower: Tower, setting: Setting, *, autocast: bool) -> int:
     """The larger of the MLP's peak and that of the rotary embedding (trace).
 
     The MLP: four tensors of the layer's width (residual, its sum, the norm's output, the embeddings) and the inner
@@ -46,7 +45,7 @@ def _tower_a_patch(tower: Tower, setting: Setting) -> int:
     float32 queries and keys, and four products.
     """
     stack = tower.stack
-    value = setting.tower_value(autocast=setting.backend == "unsloth", layer_norm=tower.layer_norm)
+    value = setting.tower_value(autocast=autocast, layer_norm=tower.layer_norm)
     mlp = value * (4 * stack.width + tower.inner_tensors * stack.inner)
     if setting.lora_vision:
         mlp += 2 * _lora_value(setting) * stack.inner
@@ -94,7 +93,7 @@ def largest_block(model: Architecture, setting: Setting) -> int:
     wide = _lora_value(setting) if setting.tuning == "lora" else setting.stored
     found = wide * model.language.inner * setting.concurrent * setting.row.prompt
     if (tower := model.vision) is not None:
-        value = setting.tower_value(autocast=setting.backend == "unsloth", layer_norm=tower.layer_norm)
+        value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
         width = max(tower.stack.inner, 3 * tower.stack.query)
         found = max(found, value * width * setting.concurrent * setting.row.patches)
     return found
@@ -110,7 +109,12 @@ def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
 
 def _lora_value(setting: Setting) -> int:
     """Bytes of a number in an adapter: it works in float32 outside of autocast. Unsloth samples under autocast."""
-    return setting.stored if setting.backend == "unsloth" else FLOAT
+    return setting.stored if samples_under_autocast(setting) else FLOAT
+
+
+def samples_under_autocast(setting: Setting) -> bool:
+    """Unsloth generates under autocast, transformers does not."""
+    return setting.backend == "unsloth" and setting.mixed
 
 
 def _static_cache(model: Architecture, setting: Setting) -> bool:
