@@ -191,7 +191,7 @@ def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
     """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
     model, by_unsloth = architecture("medgemma_4b"), replace(SFT, backend="unsloth")
-    gradient, copies = 2 * 566 * 2560, activations.adapter_copies(model, by_unsloth)
+    gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
     sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
     assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
 

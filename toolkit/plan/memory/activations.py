@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from toolkit.plan.architecture import Architecture, Stack
 from toolkit.plan.memory import rollout
 from toolkit.plan.memory.setting import Setting
-from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
+from toolkit.plan.memory.weights import FLOAT, autocast_copies, dequantised_bytes
 
 SLICE, SLICED_BYTES = 128 * 2**20, 8
 """What a slice of SFT's loss takes at most, and its bytes a logit (``backends.sft_loss``)."""
@@ -164,7 +164,8 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
     """
     if setting.stage == "grpo" and setting.backend == "hf":
         return grpo_logits_bytes(model, setting)  # outside of autocast, whose copies are gone
-    copies = adapter_copies(model, setting)
+    # Without checkpointing the backward pass keeps the copies too (``weights.adapter_bytes``).
+    copies = autocast_copies(model, setting) if setting.checkpointing else 0
     if setting.stage == "grpo":
         return copies + _sliced_logps_bytes(model, setting)
     if setting.backend == "unsloth":
@@ -172,23 +173,16 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
     return copies + sft_logits_bytes(model, setting)
 
 
-def adapter_copies(model: Architecture, setting: Setting) -> int:
-    """The bfloat16 adapter that autocast keeps until its block ends. Without checkpointing the backward pass keeps it
-    too (``weights.adapter_bytes``).
-    """
-    if setting.tuning == "full" or not setting.mixed or not setting.checkpointing:
-        return 0
-    return 2 * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
-
-
-def largest_block(model: Architecture, setting: Setting) -> int:
-    """The largest tensor of a training pass that is not kept: an MLP's inner one, or of GRPO all logits of a row."""
-    if not setting.trains:
-        return 0
-    inner = setting.value * model.language.inner * setting.rows * setting.tokens
+def largest_logits(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of the loss that is not kept. That of sliced losses is counted with the slice."""
     if setting.stage == "sft" or setting.backend == "unsloth":
-        return inner
-    return max(inner, FLOAT * setting.rows * setting.answer_tokens * model.vocabulary)
+        return largest_inner(model, setting)
+    return FLOAT * setting.rows * setting.answer_tokens * model.vocabulary
+
+
+def largest_inner(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of a layer's backward pass: the inner one of its MLP."""
+    return setting.value * model.language.inner * setting.rows * setting.tokens
 
 
 def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -> int:

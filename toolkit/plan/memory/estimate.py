@@ -15,8 +15,10 @@ GIB = 2**30
 CONTEXT = int(0.6 * GIB)
 """CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
 PIECES, ROLLOUT_PIECES = int(0.15 * GIB), int(0.45 * GIB)
-"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB: in a stage that
-only trains, and in one that generates, whose cache grows (trace)."""
+"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and where a
+cache grows step by step in segments that do not expand (trace)."""
+BLOCKS = 2
+"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +66,10 @@ def estimate(model: Architecture, setting: Setting, usable: int | None = None) -
         setting: the stage.
         usable: bytes of the GPU that a program can have, which Unsloth's SFT loss sizes itself by. None: many.
     """
-    always, pieces = _always(model, setting), _fragmentation(model, setting)
-    moments = []
-    if setting.concurrent:
-        moments += [_moment(name, always | parts, pieces) for name, parts in _generating(model, setting).items()]
+    always = _always(model, setting)
+    moments = _generating(model, setting, always) if setting.concurrent else []
     if setting.trains:
-        training = always | _training(model, setting)
-        free = None if usable is None else usable - CONTEXT - sum(training.values())
-        logits = activations.logits_bytes(model, setting, free)
-        moments.append(_moment("loss", training | {"logits": logits}, pieces))
-        layer = activations.layer_bytes(model, setting)
-        moments.append(_moment("backward pass", training | {"layer": layer}, pieces))
+        moments += _training(model, setting, always, usable)
     return Estimate(setting.stage, tuple(moments))
 
 
@@ -89,42 +84,52 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
     }
 
 
-def _training(model: Architecture, setting: Setting) -> dict[str, int]:
+def _training(model: Architecture, setting: Setting, always: Mapping[str, int], usable: int | None) -> list[Moment]:
     rows = setting.concurrent or setting.rows  # GRPO keeps the pixels of all completions of a step on the GPU
-    return {
+    kept = {
+        **always,
         "gradients": weights.gradient_bytes(model, setting),
         "activations": activations.kept_bytes(model, setting),
         "inputs": rollout.input_bytes(model, rows, setting),
     }
+    free = None if usable is None else usable - CONTEXT - sum(kept.values())
+    logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
+    return [
+        _moment("loss", setting, {**kept, "logits": logits}, activations.largest_logits(model, setting)),
+        _moment("backward pass", setting, {**kept, "layer": layer}, activations.largest_inner(model, setting)),
+    ]
 
 
-def _generating(model: Architecture, setting: Setting) -> dict[str, dict[str, int]]:
-    """Parts by moment. The vision tower's forward pass is over before the first layer caches its keys."""
-    inputs = {"inputs": rollout.input_bytes(model, setting.concurrent, setting)}
-    prompts = rollout.prompt_cache_bytes(model, setting)
-    found = {
-        "prefill": {"kv_cache": prompts, "prefill": rollout.prefill_bytes(model, setting)},
-        "decoding": {
-            "kv_cache": rollout.kv_cache_bytes(model, setting),
-            "decoding": rollout.decoding_bytes(model, setting),
-            "sampling": rollout.sampling_bytes(model, setting),
-        },
-    }
+def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
+    """The vision tower's forward pass is over before the first layer caches its keys."""
+    kept = {**always, "inputs": rollout.input_bytes(model, setting.concurrent, setting)}
     patches, autocast = setting.concurrent * setting.row.patches, rollout.samples_under_autocast(setting)
-    if images := rollout.tower_bytes(model, setting, patches, autocast=autocast):
-        found = {"vision tower": {"images": images}, **found}
-    return {name: inputs | parts for name, parts in found.items()}
+    copies = weights.autocast_copies(model, setting) if autocast else 0
+    moments = []
+    if model.vision is not None and patches:
+        images = rollout.tower_bytes(model, setting, patches, autocast=autocast)
+        largest = rollout.largest_in_tower(model.vision, setting)
+        moments.append(_moment("vision tower", setting, {**kept, "images": images}, largest))
+    prefill = {
+        "kv_cache": rollout.prompt_cache_bytes(model, setting),
+        "prefill": copies + rollout.prefill_bytes(model, setting),
+    }
+    decoding = {
+        "kv_cache": rollout.kv_cache_bytes(model, setting),
+        "decoding": copies + rollout.decoding_bytes(model, setting),
+        "sampling": rollout.sampling_bytes(model, setting),
+    }
+    largest = rollout.largest_in_prefill(model, setting)
+    return [
+        *moments,
+        _moment("prefill", setting, {**kept, **prefill}, largest),
+        _moment("decoding", setting, {**kept, **decoding}, decoding["decoding"]),
+    ]
 
 
-def _moment(name: str, parts: dict[str, int], fragmentation: int) -> Moment:
-    return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
-
-
-def _fragmentation(model: Architecture, setting: Setting) -> int:
-    """What torch's allocator holds and cannot hand out: two blocks of the largest size and small pieces (trace).
-
-    A segment is never joined with another one. So tensors of one phase leave segments that those of the next phase do
-    not fit into, and the largest of them matter: of the tower, of prefill, or of the logits.
+def _moment(name: str, setting: Setting, parts: Mapping[str, int], largest: int) -> Moment:
+    """With what torch's allocator holds and cannot hand out: small pieces, and blocks of the size of the largest one
+    that lie between others, since tensors of different sizes take turns.
     """
-    pieces = ROLLOUT_PIECES if setting.concurrent else PIECES
-    return pieces + 2 * max(rollout.largest_block(model, setting), activations.largest_block(model, setting))
+    pieces = ROLLOUT_PIECES if setting.concurrent and setting.backend == "hf" else PIECES
+    return Moment(name, {**parts, "fragmentation": pieces + BLOCKS * largest, "context": CONTEXT})

@@ -86,17 +86,17 @@ def sampling_bytes(model: Architecture, setting: Setting) -> int:
     return (setting.stored + 3 * FLOAT) * model.vocabulary * setting.concurrent
 
 
-def largest_block(model: Architecture, setting: Setting) -> int:
-    """The largest tensor of a rollout that is not kept: the inner one of an MLP, or all three projections at once."""
-    if not setting.concurrent:
-        return 0
+def largest_in_tower(tower: Tower, setting: Setting) -> int:
+    """The largest tensor of the tower's pass over all images: the inner one of an MLP, or three projections at once."""
+    value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
+    width = max(tower.stack.inner, 3 * tower.stack.query)
+    return value * width * setting.concurrent * setting.row.patches
+
+
+def largest_in_prefill(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of the pass over the prompts: the inner one of an MLP, or what its adapter adds to it."""
     wide = _lora_value(setting) if setting.tuning == "lora" else setting.stored
-    found = wide * model.language.inner * setting.concurrent * setting.row.prompt
-    if (tower := model.vision) is not None:
-        value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
-        width = max(tower.stack.inner, 3 * tower.stack.query)
-        found = max(found, value * width * setting.concurrent * setting.row.patches)
-    return found
+    return wide * model.language.inner * setting.concurrent * setting.row.prompt
 
 
 def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
