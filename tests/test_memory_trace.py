@@ -86,7 +86,7 @@ def test_the_release_of_an_unknown_block_is_ignored() -> None:
 
 @pytest.mark.parametrize("expandable", [False, True])
 def test_what_is_released_can_be_allocated_again(expandable: bool) -> None:
-    once = [*log(*((number, 0.3 + 3 * number) for number in range(1, 30)))]
+    once = [*log(*((number, 10 + 2 * number) for number in range(1, 30)))]
     again = [*once, *log(*((number, 0) for number in range(1, 30))), *once]
     assert replay(again, expandable=expandable) == replay(once, expandable=expandable)
 
