@@ -146,14 +146,16 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
 
 
 def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None:
-    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
+    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out. In 4 bits under
+    autocast the tower computes in float32, since its LayerNorms do.
+    """
     model = architecture("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
     assert activations.kept_bytes(model, SFT) == activations.kept_bytes(model, blind)
     by_unsloth = replace(SFT, backend="unsloth")
     on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
     kept = activations.kept_bytes(model, on) - activations.kept_bytes(model, replace(on, row=blind.row))
-    assert kept == 4096 * 1152 * (27 * 2 + 8)
+    assert kept == 4096 * 1152 * (27 * 4 + 12)
     assert activations.kept_bytes(model, off) == activations.kept_bytes(model, replace(off, row=blind.row))
     adapted = replace(SFT, lora_vision=True)
     assert activations.kept_bytes(model, adapted) > activations.kept_bytes(model, SFT)
