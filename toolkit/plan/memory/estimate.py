@@ -14,9 +14,9 @@ from toolkit.plan.memory.setting import Setting
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
 """CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
-PIECES, ROLLOUT_PIECES = int(0.15 * GIB), int(0.45 * GIB)
-"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and where a
-cache grows step by step in segments that do not expand (trace)."""
+PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
+"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
+layer adds whose cache grows step by step in segments that do not expand (trace)."""
 BLOCKS = 2
 """Largest blocks of a moment that lie in pieces between others (trace: up to 1.7)."""
 
@@ -85,18 +85,20 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
 
 
 def _training(model: Architecture, setting: Setting, always: Mapping[str, int], usable: int | None) -> list[Moment]:
-    rows = setting.concurrent or setting.rows  # GRPO keeps the pixels of all completions of a step on the GPU
+    # GRPO keeps the pixels of all completions of a step on the GPU, and copies those of a micro-batch.
+    rows = setting.rows + setting.concurrent
     kept = {
         **always,
         "gradients": weights.gradient_bytes(model, setting),
         "activations": activations.kept_bytes(model, setting),
         "inputs": rollout.input_bytes(model, rows, setting),
     }
+    pieces = _pieces(model, setting)
     free = None if usable is None else usable - CONTEXT - sum(kept.values())
     logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
     return [
-        _moment("loss", setting, {**kept, "logits": logits}, activations.largest_logits(model, setting)),
-        _moment("backward pass", setting, {**kept, "layer": layer}, activations.largest_inner(model, setting)),
+        _moment("loss", {**kept, "logits": logits}, pieces + BLOCKS * activations.largest_logits(model, setting)),
+        _moment("backward pass", {**kept, "layer": layer}, pieces + BLOCKS * activations.largest_inner(model, setting)),
     ]
 
 
@@ -105,11 +107,12 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
     kept = {**always, "inputs": rollout.input_bytes(model, setting.concurrent, setting)}
     patches, autocast = setting.concurrent * setting.row.patches, rollout.samples_under_autocast(setting)
     copies = weights.autocast_copies(model, setting) if autocast else 0
+    pieces = _pieces(model, setting)
     moments = []
     if model.vision is not None and patches:
         images = rollout.tower_bytes(model, setting, patches, autocast=autocast)
         largest = rollout.largest_in_tower(model.vision, setting)
-        moments.append(_moment("vision tower", setting, {**kept, "images": images}, largest))
+        moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
     prefill = {
         "kv_cache": rollout.prompt_cache_bytes(model, setting),
         "prefill": copies + rollout.prefill_bytes(model, setting),
@@ -122,14 +125,19 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
     largest = rollout.largest_in_prefill(model, setting)
     return [
         *moments,
-        _moment("prefill", setting, {**kept, **prefill}, largest),
-        _moment("decoding", setting, {**kept, **decoding}, decoding["decoding"]),
+        _moment("prefill", {**kept, **prefill}, pieces + BLOCKS * largest),
+        _moment("decoding", {**kept, **decoding}, pieces + BLOCKS * decoding["decoding"]),
     ]
 
 
-def _moment(name: str, setting: Setting, parts: Mapping[str, int], largest: int) -> Moment:
-    """With what torch's allocator holds and cannot hand out: small pieces, and blocks of the size of the largest one
-    that lie between others, since tensors of different sizes take turns.
+def _pieces(model: Architecture, setting: Setting) -> int:
+    """Small pieces that torch's allocator cannot hand out. Unsloth has its segments expand."""
+    grows = setting.concurrent and setting.backend == "hf"
+    return PIECES + (GROWING * model.language.layers if grows else 0)
+
+
+def _moment(name: str, parts: Mapping[str, int], fragmentation: int) -> Moment:
+    """``fragmentation``: small pieces, and blocks of the size of the moment's largest one that lie between others,
+    since tensors of different sizes take turns.
     """
-    pieces = ROLLOUT_PIECES if setting.concurrent and setting.backend == "hf" else PIECES
-    return Moment(name, {**parts, "fragmentation": pieces + BLOCKS * largest, "context": CONTEXT})
+    return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
