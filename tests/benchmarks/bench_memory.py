@@ -1,12 +1,12 @@
 """The plan's GPU memory against an allocation trace, for every shipped recipe that is for a GPU.
 
     python tests/benchmarks/bench_memory.py [--recipe medgemma_grpo] [--stage grpo] [--dtype bfloat16]
-        [--backend unsloth] [--json OUT] [--counts] [--top 10]
+        [--backend unsloth] [--json OUT] [--again OUT ...] [--counts] [--top 10]
 
-Each stage is traced at the recipe's own sizes in a process of its own (``tests/fake_cuda``), without a GPU: 30 to 120 s
-and up to 4 GB each. Stages with equal settings are traced once. Needs gcc. Prints a table of the parts, one of the
-peaks, and the table of the documentation. Ends with 1 if the plan breaks a limit, or a recipe leaves less than 5 % of
-its GPU.
+Each stage is traced at the recipe's own sizes in a process of its own (``tests/fake_cuda``), without a GPU: one to four
+minutes and up to 2 GB each, on one core. Stages with equal settings are traced once. Needs gcc. Prints the parts, a
+table of the peaks, and the table of the documentation. Ends with 1 if the plan breaks a limit, a stage could not be
+traced, or a recipe leaves less than 5 % of its GPU.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from toolkit.plan.architecture import Architecture
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.gpu import usable_bytes
 from toolkit.plan.loads import memory_settings, planned_backend
-from toolkit.plan.memory import Setting
+from toolkit.plan.memory import Setting, estimate
 from toolkit.plan.memory.estimate import CONTEXT
 from toolkit.plan.tokens import fullest_row
 from toolkit.recipe import load_recipe
@@ -80,6 +80,10 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
                     yield Case(file.stem, stage, dtype, GIGABYTES[shape], fields, model, setting, planned)
 
 
+Found = tuple[Case, Comparison | None]
+NONE = "-"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
@@ -93,80 +97,80 @@ def main() -> int:
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--backend", choices=("hf", "unsloth"))
     parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--again", type=Path, help="compare with the traces of an earlier --json instead of new ones")
+    parser.add_argument(
+        "--again", type=Path, nargs="+", help="trace nothing: compare with the traces of earlier --json"
+    )
     parser.add_argument("--counts", action="store_true", help="print FLOPs, bytes and kernels by phase")
     parser.add_argument("--top", type=int, default=0, help="print the largest storages of each peak")
     chosen = parser.parse_args()
-    known = {} if chosen.again is None else _read(chosen.again)
-    found: list[tuple[Case, Comparison]] = []
-    untraced: list[str] = []
+    known = {key: traced for file in chosen.again or () for key, traced in _read(file).items()}
+    found: list[Found] = []
     for case in cases(chosen):
-        usable = usable_bytes(case.gigabytes)
-        spec = Spec(case.fields, case.setting, usable - CONTEXT, chosen.top)
-        key = _key(case)
-        if key not in known:
-            try:
-                known[key] = trace(spec)
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                untraced.append(f"{_name(case)}: not traced: {str(error).strip().splitlines()[-1]}")
-                print(f"{_name(case)}: {error}", flush=True)
-                continue
-        comparison = compare(case.model, case.setting, usable, known[key])
+        one = _traced(case, known, chosen)
+        comparison = None if one is None else compare(case.model, case.setting, usable_bytes(case.gigabytes), one)
         found.append((case, comparison))
         if chosen.json:
             _write(chosen.json, found)
         print(_describe(case, comparison, chosen), flush=True)
     print("\n" + table(*peaks(found)))
     print("\n" + table(*fits(found)))
-    broken = untraced + [f"{_name(case)}: {text}" for case, one in found for text in one.broken]
-    broken += [
-        f"{_name(case)}: {1 - _filled(case, one):.1%} of the GPU are left"
-        for case, one in found
-        if case.planned and _filled(case, one) > 1 - SPARE
-    ]
+    broken = [text for case, one in found for text in _broken(case, one)]
     print("\n".join(["", *broken]) if broken else "\nall limits hold")
     return bool(broken)
 
 
-def peaks(found: list[tuple[Case, Comparison]]) -> tuple[list[str], list[list[str]]]:
+def _traced(case: Case, known: dict[str, Traced], chosen: argparse.Namespace) -> Traced | None:
+    """The case's trace, an earlier one if there is one. None: it failed, or nothing is to be traced."""
+    key = _key(case)
+    if key not in known and not chosen.again:
+        spec = Spec(case.fields, case.setting, usable_bytes(case.gigabytes) - CONTEXT, chosen.top)
+        try:
+            known[key] = trace(spec)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            print(f"{_name(case)}: {error}", flush=True)
+    return known.get(key)
+
+
+def _broken(case: Case, one: Comparison | None) -> Iterator[str]:
+    """Limits that do not hold."""
+    if one is None:
+        yield f"{_name(case)}: not traced"
+        return
+    yield from (f"{_name(case)}: {text}" for text in one.broken)
+    if case.planned and _filled(case, one) > 1 - SPARE:
+        yield f"{_name(case)}: {1 - _filled(case, one):.1%} of the GPU are left"
+
+
+def peaks(found: list[Found]) -> tuple[list[str], list[list[str]]]:
     """The peaks of every case, traced and planned, in GiB."""
     header = ["recipe", "stage", "backend", "dtype", "rollout", "training", "reserved"]
     rows = []
     for case, one in found:
-        cells = [f"{mine / GIB:.2f} / {plan / GIB:.2f}" for mine, plan in one.pairs()]
+        cells = ["not traced"] * 3
+        if one is not None:
+            cells = [f"{mine / GIB:.2f} / {plan / GIB:.2f}" if mine else NONE for mine, plan in one.pairs()]
         rows.append([case.recipe, case.stage, case.setting.backend, case.dtype, *cells])
     return header, rows
 
 
-def fits(found: list[tuple[Case, Comparison]]) -> tuple[list[str], list[list[str]]]:
+def fits(found: list[Found]) -> tuple[list[str], list[list[str]]]:
     """The documentation's table: what each recipe leaves of its GPU, on the backend that it runs."""
-    header = [
-        "recipe",
-        "stage",
-        "GPU",
-        "rollout (GiB)",
-        "training (GiB)",
-        "reserved, traced",
-        "reserved, planned",
-        "free",
-    ]
+    header = ["recipe", "stage", "GPU", "rollout", "training", "reserved, traced", "reserved, planned", "free"]
     rows = []
     for case, one in found:
-        if case.planned:
-            training = one.traced.moments["training pass"] / GIB
-            rollout = one.traced.moments.get("rollout")
-            rows.append(
-                [
-                    f"`{case.recipe}`",
-                    case.stage,
-                    f"{case.gigabytes} GB",
-                    "-" if rollout is None else f"{rollout / GIB:.2f}",
-                    f"{training:.2f}",
-                    f"{one.traced.reserved / GIB:.2f}",
-                    f"{one.reserved / GIB:.2f}",
-                    f"{1 - _filled(case, one):.0%}",
-                ]
-            )
+        if not case.planned:
+            continue
+        plan = estimate(case.model, case.setting, usable_bytes(case.gigabytes))
+        traced = [NONE, "not traced", "not traced"]
+        free = NONE
+        if one is not None:
+            moments = one.traced.moments
+            sizes = (moments.get("rollout"), moments["training pass"], one.traced.reserved)
+            traced = [NONE if size is None else f"{size / GIB:.2f}" for size in sizes]
+            free = f"{1 - _filled(case, one):.0%}"
+        reserved = max(moment.reserved for moment in plan.moments) / GIB
+        name = f"`{case.recipe}`"
+        rows.append([name, case.stage, f"{case.gigabytes} GB", *traced, f"{reserved:.2f}", free])
     return header, rows
 
 
@@ -186,7 +190,9 @@ def _name(case: Case) -> str:
     return f"{case.recipe} {case.stage} {case.setting.backend} {case.dtype}"
 
 
-def _describe(case: Case, one: Comparison, chosen: argparse.Namespace) -> str:
+def _describe(case: Case, one: Comparison | None, chosen: argparse.Namespace) -> str:
+    if one is None:
+        return f"{_name(case)}: not traced"
     row = case.setting.row
     lines = [f"{_name(case)}: {row.text}+{row.images}+{row.answer} tokens, {one.traced.seconds:.0f} s"]
     lines += [f"    {line}" for line in one.lines()]
@@ -197,7 +203,7 @@ def _describe(case: Case, one: Comparison, chosen: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _write(file: Path, found: list[tuple[Case, Comparison]]) -> None:
+def _write(file: Path, found: list[Found]) -> None:
     written = [
         {
             "recipe": case.recipe,
@@ -214,6 +220,7 @@ def _write(file: Path, found: list[tuple[Case, Comparison]]) -> None:
             "not_traced": list(one.not_traced),
         }
         for case, one in found
+        if one is not None
     ]
     temporary = file.with_suffix(".partial")
     temporary.write_text(json.dumps(written, indent=1), encoding="utf-8")
