@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from fake_cuda import kernels
 from fake_cuda.allocator import MIB, Event, Usage, replay
 from fake_cuda.compare import compare
 from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
@@ -144,6 +146,15 @@ def test_a_rollout_is_replayed_with_every_step_and_ends_with_nothing() -> None:
 def test_decode_steps_that_allocate_differently_are_an_error() -> None:
     with pytest.raises(ValueError):
         grown(decoding(20, odd=True), 20)
+
+
+def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
+    """Fused for a decode step of a few rows; never for float32 from eight rows on, where it has no such kernel."""
+    fused = kernels._chooser((58, 8, 9))
+    assert fused(0, torch.bfloat16, 1, 10240, 2560)
+    assert not fused(0, torch.bfloat16, 1536, 2560, 10240)
+    assert fused(0, torch.float32, 7, 10240, 2560)
+    assert not fused(0, torch.float32, 8, 10240, 2560)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
