@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from toolkit.backends import adapter
+from toolkit.backends.checkpointing import spare_input_gradients
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/plan/shapes"
@@ -128,12 +129,12 @@ def base_model(fields: Mapping[str, Any], precision: str, folder: Path) -> Any:
 
 
 def trainable(model: Any, lora: Lora, *, checkpointing: bool) -> Any:
-    """The model with an adapter, in training mode, as TRL's trainers make it."""
+    """The model with an adapter, in training mode, as the hf backend and TRL's trainers make it."""
     model = adapter.attach(model, lora, 0).train()
     model.config.use_cache = False
+    spare_input_gradients(model)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     return model
 
 

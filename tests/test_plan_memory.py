@@ -12,11 +12,10 @@ from footprint import SHAPES, Allocated, base_model, one_row, shape_fields, smal
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from toolkit import tiny
-from toolkit.backends import adapter
+from toolkit.backends import adapter, sft_loss
 from toolkit.backends.loading import precision_of
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.counting import build_architecture
@@ -146,16 +145,20 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
     assert estimated + layer + gradients > 0.95 * allocated.peak
 
 
-def test_checkpointing_keeps_the_vision_tower_too() -> None:
-    """transformers' hook for adapters asks for gradients of the tower's embeddings; else nothing of it is kept."""
+def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None:
+    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out. In 4 bits under
+    autocast the tower computes in float32, since its LayerNorms do.
+    """
     model = architecture("medgemma_4b")
-    on = activations.kept_bytes(model, SFT)
-    text_alone = activations.kept_bytes(model, replace(SFT, row=replace(ROW, patches=0)))
-    assert on - text_alone == 4096 * 1152 * (27 * 2 + 8)
-    off = replace(SFT, checkpointing=False)
-    assert activations.kept_bytes(model, off) == activations.kept_bytes(
-        model, replace(off, row=replace(ROW, patches=0))
-    )
+    blind = replace(SFT, row=replace(ROW, patches=0))
+    assert activations.kept_bytes(model, SFT) == activations.kept_bytes(model, blind)
+    by_unsloth = replace(SFT, backend="unsloth")
+    on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
+    kept = activations.kept_bytes(model, on) - activations.kept_bytes(model, replace(on, row=blind.row))
+    assert kept == 4096 * 1152 * (27 * 4 + 12)
+    assert activations.kept_bytes(model, off) == activations.kept_bytes(model, replace(off, row=blind.row))
+    adapted = replace(SFT, lora_vision=True)
+    assert activations.kept_bytes(model, adapted) > activations.kept_bytes(model, SFT)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
@@ -177,12 +180,22 @@ def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> N
     assert activations.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
 
 
-def test_sfts_loss_copies_the_output_head() -> None:
-    """Under autocast 6 bytes a number of it (float32 and bfloat16), and 2 a logit of the chunk."""
+def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
+    """The trained positions are those of the answer; a vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
-    assert _CHUNKED_LM_HEAD_CHUNK_SIZE == activations.CHUNK
-    assert activations.sft_logits_bytes(model, SFT) == 6 * 262208 * 2560 + 2 * 256 * 262208
-    assert activations.sft_logits_bytes(model, replace(SFT, precision="32bit")) == 20 * 256 * 262208
+    assert (activations.SLICE, activations.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
+    states = 2 * 2 * 2560
+    assert activations.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
+    longer = replace(SFT, row=replace(ROW, answer=500))
+    assert activations.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
+
+
+def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
+    """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
+    model, by_unsloth = architecture("medgemma_4b"), replace(SFT, backend="unsloth")
+    gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
+    sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
+    assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen3_vl_8b"])
@@ -207,8 +220,9 @@ def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
     assert rollout.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
     long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
     assert rollout.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
-    writing = estimate(model, long_prompt).moments[0]
-    assert writing.parts["kv_cache"] == a_place * 34 * 2000
+    cached = {moment.name: moment.parts.get("kv_cache", 0) for moment in estimate(model, long_prompt).moments}
+    assert (cached["vision tower"], cached["prefill"]) == (0, a_place * 34 * 2000)
+    assert cached["decoding"] == a_place * (5 * 2010 + 29 * 1023)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +246,8 @@ def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, preci
     row = RowSize(300, images, 0, 1, patches)
     setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
     known = build_architecture(fields)
-    parts = (rollout.prompt_cache_bytes, rollout.prefill_bytes, rollout.sampling_bytes)
-    estimated = sum(part(known, setting) for part in parts)
+    layers = rollout.prompt_cache_bytes(known, setting) + rollout.prefill_bytes(known, setting)
+    estimated = max(layers, rollout.tower_bytes(known, setting, answers * patches, autocast=False))
     assert 0.97 * allocated.peak < estimated < 1.15 * allocated.peak
 
 
@@ -282,8 +296,8 @@ def test_moments_are_those_of_the_stage_and_the_peak_is_the_largest() -> None:
     }
     assert names == {
         "sft": ["loss", "backward pass"],
-        "grpo": ["writing answers", "loss", "backward pass"],
-        "evaluate": ["writing answers"],
+        "grpo": ["vision tower", "prefill", "decoding", "loss", "backward pass"],
+        "evaluate": ["vision tower", "prefill", "decoding"],
     }
     found = estimate(model, GRPO)
     assert found.peak.total == max(moment.total for moment in found.moments)

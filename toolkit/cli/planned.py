@@ -19,11 +19,13 @@ NAMES = {
     "activations": "activations that are kept",
     "layer": "one layer at work",
     "logits": "logits",
+    "images": "vision tower's pass over the images",
     "kv_cache": "KV cache of the answers",
     "prefill": "pass over the prompts",
+    "decoding": "one layer of a decode step",
     "sampling": "choice of tokens",
     "inputs": "pixels",
-    "fragmentation": "fragmentation (assumed)",
+    "fragmentation": "fragmentation (traced)",
     "context": "CUDA's own (assumed)",
 }
 """Part of a stage's memory -> what it is called."""
@@ -36,7 +38,9 @@ def lines(plan: "Plan") -> Iterator[str]:
     yield from _titled("tokens a row", _tokens(plan.tokens) if plan.tokens else ())
     yield from _titled("work", _work(plan))
     yield from _titled("model", _model(plan))
-    yield from _titled("memory on a GPU: an estimate from formulas, never compared with a GPU", _memory(plan))
+    yield from _titled(
+        "memory on a GPU: formulas checked against an allocation trace, not against a GPU", _memory(plan)
+    )
     yield from _titled("disk", _disk(plan))
     yield from _titled("versions", _versions(plan))
     yield from _titled("cannot be told", (f"{what}: {why}" for what, why in plan.unknown.items()))

@@ -53,6 +53,12 @@ class Tower:
     """Every picture becomes a square of so many pixels; None: pictures keep their size."""
     tokens: int | None = None
     """Every picture becomes so many tokens; None: by its size."""
+    rotary: bool = False
+    """Positions turn queries and keys, in float32 (Qwen's towers)."""
+    layer_norm: bool = False
+    """Its norms are torch's LayerNorm, whose output autocast makes float32."""
+    inner_tensors: int = 2
+    """Tensors of the MLP's inner width that are alive at once in a forward pass: 3 of a gated one, or of quick_gelu."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
 """A recipe's stages as settings of the memory model."""
 
 from collections.abc import Mapping
-from typing import cast
+from dataclasses import replace
+from typing import Literal, cast
 
+from toolkit.backends.unsloth.limits import refusals
 from toolkit.chat import Length
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.memory import Precision, RowSize, Setting
 from toolkit.plan.memory.setting import Stage
 from toolkit.plan.tokens import Tokens, row_size
 from toolkit.recipe import Model, Recipe
+
+OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
+"""Model types that Unsloth computes in float32 on a GPU without bfloat16 (unsloth_zoo's ``FORCE_FLOAT32``)."""
 
 
 def planned_precision(model: Model, *, cuda: bool) -> Precision:
@@ -18,13 +23,38 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
+def planned_backend(recipe: Recipe, *, unsloth: bool = True) -> Literal["hf", "unsloth"]:
+    """The backend that trains the recipe on a GPU, as ``backends.choice`` chooses it; ``unsloth``: it is installed."""
+    model = recipe.model
+    if model.backend == "unsloth":
+        return "unsloth"
+    if not unsloth:
+        return "hf"
+    named = model.backend == "hf" or model.name == "tiny" or model.tuning != "lora" or model.precision == "32bit"
+    return "hf" if named or refusals(recipe) else "unsloth"
+
+
+def on_gpu(setting: Setting, model: Architecture, *, bf16: bool) -> Setting:
+    """Return the setting on a GPU with or without bfloat16. Unsloth takes float16 in its place, which has the same
+    size, unless the model overflows in it.
+    """
+    halved = setting.backend == "unsloth" and not model.model_type.startswith(OVERFLOWING)
+    return replace(setting, bf16=bf16 or halved)
+
+
 def memory_settings(
-    recipe: Recipe, model: Architecture, tokens: Tokens | None, *, bf16: bool, asked: Tokens | None = None
+    recipe: Recipe,
+    model: Architecture,
+    tokens: Tokens | None,
+    *,
+    bf16: bool,
+    asked: Tokens | None = None,
+    unsloth: bool = True,
 ) -> dict[Stage, Setting]:
     """Stage -> what its memory depends on, on a CUDA device, with the longest of the rows that were counted.
 
     ``tokens`` are of the rows to train on, ``asked`` of those that are evaluated; each stands in for the other. Without
-    tokens a row has none: what the weights take is known all the same.
+    tokens a row has none: what the weights take is known all the same. ``unsloth``: it is installed.
     """
     tokens, asked = tokens or asked, asked or tokens
     tower = model.vision
@@ -57,7 +87,8 @@ def memory_settings(
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
         )
-    return found
+    backend = planned_backend(recipe, unsloth=unsloth)
+    return {stage: on_gpu(replace(one, backend=backend), model, bf16=bf16) for stage, one in found.items()}
 
 
 def _setting(recipe: Recipe, stage: Stage, longest: RowSize, **more: object) -> Setting:

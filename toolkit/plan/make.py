@@ -1,7 +1,8 @@
 """Puts a plan together: what the recipe, its rows, its model, this machine and the Hub's cache say."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from toolkit.errors import ToolkitError
@@ -25,7 +26,7 @@ from toolkit.plan.judge import (
 from toolkit.plan.kept import remembered
 from toolkit.plan.known import Configuration, find_configuration
 from toolkit.plan.loadable import judge_model
-from toolkit.plan.loads import memory_settings, planned_precision
+from toolkit.plan.loads import memory_settings, on_gpu, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
 from toolkit.plan.memory.weights import trained_parameters
 from toolkit.plan.pains import Known, find_warnings
@@ -105,7 +106,10 @@ def make_plan(
     recipe, left_out = leave_out(recipe, facts.config)
     model, tokens = facts.model, facts.tokens
     bf16 = gpu is None or gpu.bf16
-    settings = {} if model is None else memory_settings(recipe, model, tokens, bf16=bf16, asked=facts.asked)
+    unsloth = gpu is None or not gpu.here or find_spec("unsloth") is not None
+    settings: Mapping[Any, Setting] = {}
+    if model is not None:
+        settings = memory_settings(recipe, model, tokens, bf16=bf16, asked=facts.asked, unsloth=unsloth)
     memory = {}
     if model is not None and tokens is not None:
         memory = {str(name): _stage_memory(recipe, model, one, gpu) for name, one in settings.items()}
@@ -183,8 +187,9 @@ def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gp
     side = recipe.images.max_side
     knobs = {size: first_fit(model, setting, usable_bytes(size), side) for size in CARDS}
     here = None if gpu is None else first_fit(model, setting, gpu.memory, side)
-    without = estimate(model, replace(setting, bf16=False))
-    return StageMemory(estimate(model, setting), without, knobs, setting.precision, here)
+    usable = None if gpu is None else gpu.memory
+    without = estimate(model, on_gpu(setting, model, bf16=False), usable)
+    return StageMemory(estimate(model, setting, usable), without, knobs, setting.precision, here)
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:

@@ -6,38 +6,54 @@ values and its output; a gated MLP keeps three inner tensors. A LoRA layer keeps
 layer under it keeps none, since its weights need no gradient.
 """
 
+import math
+from dataclasses import dataclass
+
 from toolkit.plan.architecture import Architecture, Stack
+from toolkit.plan.memory import rollout
 from toolkit.plan.memory.setting import Setting
-from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
+from toolkit.plan.memory.weights import FLOAT, autocast_copies, dequantised_bytes
 
-CHUNK = 256
-"""Positions whose logits SFT computes at once (TRL's ``_CHUNKED_LM_HEAD_CHUNK_SIZE``)."""
+SLICE, SLICED_BYTES = 128 * 2**20, 8
+"""What a slice of SFT's loss takes at most, and its bytes a logit (``backends.sft_loss``)."""
+FUSED_TARGET, FUSED_BYTES = 4 * 2**30, 16
+"""What Unsloth's fused loss takes at most, and the bytes a logit that it reckons with (unsloth_zoo 2026.10.7)."""
 
 
-def kept_a_token(stack: Stack, setting: Setting, *, adapted: tuple[str, ...], trained: bool) -> int:
-    """Bytes a token that one layer keeps for its backward pass.
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Layers of one stack that a training pass goes backward through."""
 
-    Args:
-        stack: the layer's widths.
-        setting: types and dropout.
-        adapted: names of its linear layers that have an adapter.
-        trained: all of its linear layers are trained themselves.
-    """
-    value = setting.value
+    stack: Stack
+    positions: int
+    """Of all rows: tokens, or patches."""
+    length: int
+    """Of one row or image: what attention spans."""
+    adapted: tuple[str, ...]
+    """Names of the linear layers that have an adapter."""
+    value: int
+    """Bytes of an activation."""
+
+
+def _kept_a_position(layers: _Layers, setting: Setting) -> int:
+    """Bytes that one layer keeps of a token or patch for its backward pass."""
+    stack, value = layers.stack, layers.value
     norms = FLOAT * stack.width * stack.norms + (FLOAT * (stack.query + stack.key) if stack.head_norms else 0)
-    key = stack.query if stack.expanded else stack.key
+    repeated = stack.expanded or setting.rows > 1  # a mask is there, for which keys and values meet every head
+    key = stack.query if repeated else stack.key
     attention = value * (2 * stack.query + 2 * key)
     mlp = value * stack.inner * (3 if stack.gated else 2)
-    return norms + attention + mlp + _inputs_a_token(stack, setting, adapted, trained)
+    return norms + attention + mlp + _inputs_a_position(layers, setting)
 
 
-def _inputs_a_token(stack: Stack, setting: Setting, adapted: tuple[str, ...], trained: bool) -> int:
+def _inputs_a_position(layers: _Layers, setting: Setting) -> int:
     """Inputs of linear layers that are trained or have an adapter.
 
     They are shared (queries, keys and values have one) unless each adapter makes a copy of its own: by its dropout,
     which keeps a mask of a byte a number too, or by peft's cast to the adapter's float32 where the layer is not
     quantised.
     """
+    stack, adapted, trained = layers.stack, layers.adapted, setting.tuning == "full"
     widths = {"o_proj": stack.query, "out_proj": stack.query, "proj": stack.query, "down_proj": stack.inner}
     widths |= {"fc2": stack.inner, "linear_fc2": stack.inner}
     each = [widths.get(name, stack.width) for name in adapted]
@@ -52,14 +68,16 @@ def _inputs_a_token(stack: Stack, setting: Setting, adapted: tuple[str, ...], tr
     return 0
 
 
-def scores(stack: Stack, length: int, setting: Setting) -> int:
-    """Attention's scores of one layer and row where it is ``eager``: the float32 softmax and two copies."""
-    return stack.heads * length * length * (FLOAT + 2 * setting.value) if setting.eager else 0
+def _scores(layers: _Layers, setting: Setting) -> int:
+    """Attention's scores of one layer where it is ``eager``: the float32 softmax and two copies."""
+    if not setting.eager:
+        return 0
+    return layers.stack.heads * layers.length * layers.positions * (FLOAT + 2 * setting.value)
 
 
-def transient_a_token(stack: Stack, setting: Setting) -> int:
-    """Bytes a token of the gradients that are alive at once in the MLP's backward pass: two inner tensors, in float32
-    where an adapter casts its input to its own type.
+def _transient_a_position(stack: Stack, setting: Setting) -> int:
+    """Bytes of the gradients that are alive at once in the MLP's backward pass: two inner tensors, in float32 where an
+    adapter casts its input to its own type.
     """
     wide = not setting.mixed or setting.precision not in ("4bit", "8bit")
     return 2 * stack.inner * (FLOAT if wide else 2)
@@ -83,68 +101,118 @@ def tower_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
 def tower_has_graph(setting: Setting) -> bool:
     """Whether a training pass keeps the vision tower for its backward pass.
 
-    Its weights are frozen unless the recipe says so; but with gradient checkpointing transformers' hook for adapters
-    (``enable_input_require_grads``) makes the tower's embeddings ask for gradients too, so that it is kept as well.
+    The hf backend keeps nothing of a frozen tower (``backends.checkpointing.spare_input_gradients``). With Unsloth's
+    checkpointing a hook has the tower's embeddings require gradients (``enable_input_require_grads``).
     """
-    return setting.tuning == "full" or setting.lora_vision or setting.checkpointing
+    hooked = setting.backend == "unsloth" and setting.checkpointing
+    return setting.tuning == "full" or setting.lora_vision or hooked
 
 
 def kept_bytes(model: Architecture, setting: Setting) -> int:
     """What a pass keeps until its backward pass: with gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) the
-    input of every layer, else all that every layer keeps.
+    input of every layer, otherwise all that every layer keeps.
     """
-    return sum(_kept(setting, *layer) for layer in _layers_with_a_graph(model, setting))
+    return sum(_kept(layers, setting) for layers in _layers_with_a_graph(model, setting))
 
 
-def _kept(setting: Setting, stack: Stack, positions: int, length: int, adapted: tuple[str, ...]) -> int:
+def _kept(layers: _Layers, setting: Setting) -> int:
     """Beside the layers' part: the embeddings, the last hidden state, and the last norm's input in float32."""
-    ends = (FLOAT + 2 * setting.value) * stack.width * positions
+    stack = layers.stack
+    ends = (FLOAT + 2 * layers.value) * stack.width * layers.positions
     if setting.checkpointing:
-        return ends + setting.value * stack.width * positions * stack.layers
-    each = kept_a_token(stack, setting, adapted=adapted, trained=setting.tuning == "full")
-    return ends + stack.layers * (each * positions + scores(stack, length, setting) * positions // max(1, length))
+        return ends + layers.value * stack.width * layers.positions * stack.layers
+    return ends + stack.layers * (_kept_a_position(layers, setting) * layers.positions + _scores(layers, setting))
 
 
 def layer_bytes(model: Architecture, setting: Setting) -> int:
     """What the backward pass of one layer needs while it works: with gradient checkpointing all that the layer keeps,
-    computed anew; its gradients; and a dequantised matrix. The larger of a language layer and a layer of the tower.
+    computed anew; its gradients; and a dequantised matrix. The larger of a language layer and a layer of the tower, or
+    the forward pass of a tower of which nothing is kept.
     """
     found = []
-    for stack, positions, length, adapted in _layers_with_a_graph(model, setting):
-        each = transient_a_token(stack, setting)
-        again = 0
+    for layers in _layers_with_a_graph(model, setting):
+        each, again = _transient_a_position(layers.stack, setting), 0
         if setting.checkpointing:
-            each += kept_a_token(stack, setting, adapted=adapted, trained=setting.tuning == "full")
-            again = scores(stack, length, setting) * positions // max(1, length)
-        found.append(each * positions + again)
-    return max(found) + dequantised_bytes(model, setting)
-
-
-def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[tuple[Stack, int, int, tuple[str, ...]]]:
-    tokens = setting.rows * setting.tokens
-    layers = [(model.language, tokens, setting.tokens, language_names(model, setting))]
+            each += _kept_a_position(layers, setting)
+            again = _scores(layers, setting)
+        found.append(each * layers.positions + again)
+    largest = max(found) + dequantised_bytes(model, setting)
+    if tower_has_graph(setting):
+        return largest
     patches = setting.rows * setting.row.patches
-    if model.vision is not None and patches and tower_has_graph(setting):
-        layers.append((model.vision.stack, patches, _longest(setting), tower_names(model, setting)))
-    return layers
+    return max(largest, rollout.tower_bytes(model, setting, patches, autocast=setting.mixed))
 
 
-def _longest(setting: Setting) -> int:
-    """Patches of one picture: attention in the tower stays within a picture."""
-    return setting.row.patches // max(1, setting.row.pictures)
+def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]:
+    tokens, names = setting.rows * setting.tokens, language_names(model, setting)
+    found = [_Layers(model.language, tokens, setting.tokens, names, setting.value)]
+    patches, tower = setting.rows * setting.row.patches, model.vision
+    if tower is not None and patches and tower_has_graph(setting):
+        value = setting.tower_value(autocast=setting.mixed, layer_norm=tower.layer_norm)
+        an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
+        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value))
+    return found
+
+
+def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
+    """The vocabulary's logits and what their loss makes of them, at most at once.
+
+    Args:
+        model: the architecture.
+        setting: the stage.
+        free: bytes of the GPU that nothing takes when the loss begins. None: many.
+    """
+    if setting.stage == "grpo" and setting.backend == "hf":
+        return grpo_logits_bytes(model, setting)  # outside of autocast, whose copies are gone
+    # Without checkpointing the backward pass keeps the copies too (``weights.adapter_bytes``).
+    copies = autocast_copies(model, setting) if setting.checkpointing else 0
+    if setting.stage == "grpo":
+        return copies + _sliced_logps_bytes(model, setting)
+    if setting.backend == "unsloth":
+        return copies + _fused_loss_bytes(model, setting, free)
+    return copies + sft_logits_bytes(model, setting)
+
+
+def largest_logits(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of the loss that is not kept. That of sliced losses is counted with the slice."""
+    if setting.stage == "sft" or setting.backend == "unsloth":
+        return largest_inner(model, setting)
+    return FLOAT * setting.rows * setting.answer_tokens * model.vocabulary
+
+
+def largest_inner(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of a layer's backward pass: the inner one of its MLP."""
+    return setting.value * model.language.inner * setting.rows * setting.tokens
+
+
+def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
+    """Unsloth's fused loss of SFT: all positions, in slices that it sizes by half of the free memory, at most 4 GiB
+    (``fused_losses/cross_entropy_loss.py``), beside the gradient of the hidden states.
+    """
+    positions = setting.rows * setting.tokens
+    gradient = setting.value * positions * model.language.width
+    target = FUSED_TARGET if free is None else min(FUSED_TARGET, max(1, free // 2))
+    budget = target - gradient if target > gradient else target
+    quarters = positions * model.vocabulary * FUSED_BYTES / budget
+    slices = 1 if quarters <= 1 else min(positions, 4 * math.ceil(quarters / 4))
+    return gradient + (setting.value + 3 * FLOAT) * -(-positions // slices) * model.vocabulary
+
+
+def _sliced_logps_bytes(model: Architecture, setting: Setting) -> int:
+    """Unsloth's log-probabilities: float32 logits of every completion token are kept for the backward pass, which makes
+    two more tensors of one slice, a fourth of a row (``chunked_hidden_states_selective_log_softmax``).
+    """
+    a_row = setting.answer_tokens * model.vocabulary
+    return FLOAT * setting.rows * a_row + (setting.value + 2 * FLOAT) * -(-a_row // 4)
 
 
 def sft_logits_bytes(model: Architecture, setting: Setting) -> int:
-    """The loss of SFT in chunks of 256 positions (TRL's ``chunked_nll``).
-
-    Under autocast the output head is copied to float32 and that copy to bfloat16 for every chunk: 6 bytes a number of
-    it beside the chunk's logits; afterwards the bfloat16 copy stays beside four float32 tensors of their size.
+    """SFT's loss over the supervised positions, in slices of at most ``SLICE`` bytes, or of one position; beside it
+    their hidden states and the gradients of these.
     """
-    positions = min(CHUNK, setting.rows * max(1, setting.tokens - 1))
-    logits, head = positions * model.vocabulary, model.vocabulary * model.language.width
-    if setting.mixed:
-        return max(6 * head + 2 * logits, 2 * head + 18 * logits)
-    return 5 * FLOAT * logits
+    positions = setting.rows * setting.row.answer
+    a_slice = min(positions * model.vocabulary * SLICED_BYTES, max(SLICE, model.vocabulary * SLICED_BYTES))
+    return a_slice + 2 * setting.value * positions * model.language.width
 
 
 def grpo_logits_bytes(model: Architecture, setting: Setting) -> int:

@@ -1,7 +1,7 @@
 """The memory of one stage: its parts at each moment that could be the peak, and the peak.
 
-An estimate from formulas. It was never compared with a GPU; its activations were compared with what torch keeps and
-allocates on a CPU for small models of the same architectures.
+Formulas, checked against an allocation trace of the shipped recipes at their real sizes, not against a GPU
+(tests/benchmarks/bench_memory.py has the limits).
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,11 @@ from toolkit.plan.memory.setting import Setting
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
 """CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
-FRAGMENTATION = 0.05
-"""Share of torch's memory that its allocator holds in pieces of no use. An assumption."""
+PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
+"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
+layer adds whose cache grows step by step in segments that do not expand (trace)."""
+BLOCKS = 2
+"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,11 @@ class Moment:
 
     name: str
     parts: Mapping[str, int]
+
+    @property
+    def allocated(self) -> int:
+        """What torch's tensors take: what its peak of allocated memory would be."""
+        return self.reserved - self.parts["fragmentation"]
 
     @property
     def reserved(self) -> int:
@@ -49,18 +57,19 @@ class Estimate:
         return max(self.moments, key=lambda moment: moment.total)
 
 
-def estimate(model: Architecture, setting: Setting) -> Estimate:
-    """The stage's memory: of an evaluation while answers are written, of SFT at the loss and in the backward pass, of
-    GRPO in all three.
+def estimate(model: Architecture, setting: Setting, usable: int | None = None) -> Estimate:
+    """Return a stage's memory: of an evaluation while it generates, of SFT at the loss and in the backward pass, of
+    GRPO in all of these.
+
+    Args:
+        model: the architecture.
+        setting: the stage.
+        usable: bytes of the GPU that a program can have, which Unsloth's SFT loss sizes itself by. None: many.
     """
-    moments = []
-    if setting.concurrent:
-        moments.append(_moment("writing answers", _always(model, setting) | _writing(model, setting)))
+    always = _always(model, setting)
+    moments = _generating(model, setting, always) if setting.concurrent else []
     if setting.trains:
-        training = _always(model, setting) | _training(model, setting)
-        logits = activations.sft_logits_bytes if setting.stage == "sft" else activations.grpo_logits_bytes
-        moments.append(_moment("loss", training | {"logits": logits(model, setting)}))
-        moments.append(_moment("backward pass", training | {"layer": activations.layer_bytes(model, setting)}))
+        moments += _training(model, setting, always, usable)
     return Estimate(setting.stage, tuple(moments))
 
 
@@ -75,24 +84,60 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
     }
 
 
-def _training(model: Architecture, setting: Setting) -> dict[str, int]:
-    rows = setting.concurrent or setting.rows  # GRPO keeps the pixels of all completions of a step on the card
-    return {
+def _training(model: Architecture, setting: Setting, always: Mapping[str, int], usable: int | None) -> list[Moment]:
+    # GRPO keeps the pixels of all completions of a step on the GPU, and copies those of a micro-batch.
+    rows = setting.rows + setting.concurrent
+    kept = {
+        **always,
         "gradients": weights.gradient_bytes(model, setting),
         "activations": activations.kept_bytes(model, setting),
         "inputs": rollout.input_bytes(model, rows, setting),
     }
+    pieces = _pieces(model, setting)
+    free = None if usable is None else usable - CONTEXT - sum(kept.values())
+    logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
+    return [
+        _moment("loss", {**kept, "logits": logits}, pieces + BLOCKS * activations.largest_logits(model, setting)),
+        _moment("backward pass", {**kept, "layer": layer}, pieces + BLOCKS * activations.largest_inner(model, setting)),
+    ]
 
 
-def _writing(model: Architecture, setting: Setting) -> dict[str, int]:
-    return {
-        "kv_cache": max(rollout.kv_cache_bytes(model, setting), rollout.prompt_cache_bytes(model, setting)),
-        "prefill": rollout.prefill_bytes(model, setting),
-        "sampling": rollout.sampling_bytes(model, setting),
-        "inputs": rollout.input_bytes(model, setting.concurrent, setting),
+def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
+    """The vision tower's forward pass is over before the first layer caches its keys."""
+    kept = {**always, "inputs": rollout.input_bytes(model, setting.concurrent, setting)}
+    patches, autocast = setting.concurrent * setting.row.patches, rollout.samples_under_autocast(setting)
+    copies = weights.autocast_copies(model, setting) if autocast else 0
+    pieces = _pieces(model, setting)
+    moments = []
+    if model.vision is not None and patches:
+        images = rollout.tower_bytes(model, setting, patches, autocast=autocast)
+        largest = rollout.largest_in_tower(model.vision, setting)
+        moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
+    prefill = {
+        "kv_cache": rollout.prompt_cache_bytes(model, setting),
+        "prefill": copies + rollout.prefill_bytes(model, setting),
     }
+    decoding = {
+        "kv_cache": rollout.kv_cache_bytes(model, setting),
+        "decoding": copies + rollout.decoding_bytes(model, setting),
+        "sampling": rollout.sampling_bytes(model, setting),
+    }
+    largest = rollout.largest_in_prefill(model, setting)
+    return [
+        *moments,
+        _moment("prefill", {**kept, **prefill}, pieces + BLOCKS * largest),
+        _moment("decoding", {**kept, **decoding}, pieces + BLOCKS * decoding["decoding"]),
+    ]
 
 
-def _moment(name: str, parts: dict[str, int]) -> Moment:
-    fragmentation = int(FRAGMENTATION * sum(parts.values()))
+def _pieces(model: Architecture, setting: Setting) -> int:
+    """Small pieces that torch's allocator cannot hand out. Unsloth has its segments expand."""
+    grows = setting.concurrent and setting.backend == "hf"
+    return PIECES + (GROWING * model.language.layers if grows else 0)
+
+
+def _moment(name: str, parts: Mapping[str, int], fragmentation: int) -> Moment:
+    """``fragmentation``: small pieces, and blocks of the size of the moment's largest one that lie between others,
+    since tensors of different sizes take turns.
+    """
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})

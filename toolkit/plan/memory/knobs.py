@@ -20,7 +20,7 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
     """
 
     def fits(one: Setting) -> bool:
-        return estimate(model, one).peak.total <= usable
+        return estimate(model, one, usable).peak.total <= usable
 
     if fits(setting):
         return ()
@@ -30,7 +30,7 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
     texts: tuple[str, ...] = ()
     for knob in _ORDER:
         for text, changed in knob(model, setting, max_side):
-            if estimate(model, changed).peak.total < estimate(model, setting).peak.total:
+            if estimate(model, changed, usable).peak.total < estimate(model, setting, usable).peak.total:
                 texts, setting = (*texts, text), changed
                 break
         if fits(setting):

@@ -1,15 +1,19 @@
-"""Bytes of writing answers: the KV cache of all answers that are written at once, and the pass over their prompts."""
+"""Bytes of a rollout: the vision tower over all images, the pass over the prompts (prefill), and decoding.
 
-from toolkit.plan.architecture import Architecture, Stack
+The three never meet. The tower has finished before the first layer caches a key, and prefill's intermediate tensors are
+gone when decoding begins. Formulas marked "trace" follow the tensors that are alive at the peak of an allocation trace
+(tests/benchmarks/bench_memory.py).
+"""
+
+from toolkit.plan.architecture import Architecture, Tower
 from toolkit.plan.memory.setting import Setting
 from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
 
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
-    """Keys and values of every layer for prompt and answer of all answers that are written at once.
+    """Keys and values of every layer for prompt and completion of all completions that are generated at once.
 
-    TRL's trainer writes all completions of a step in one batch; a sliding layer keeps the last ``sliding_window - 1``
-    tokens (transformers' ``DynamicSlidingWindowLayer``).
+    A sliding layer keeps the last ``sliding_window - 1`` tokens (transformers' ``DynamicSlidingWindowLayer``).
     """
     stack, length = model.language, setting.row.prompt + setting.answer_tokens
     short = min(length, (model.sliding_window or length + 1) - 1)
@@ -18,47 +22,101 @@ def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def prompt_cache_bytes(model: Architecture, setting: Setting) -> int:
-    """The same for the prompts alone: sliding layers too keep all of a prompt until the first token is written, since
-    what they keep is a view of it.
+    """The cache at the end of prefill. Sliding layers too keep all of a prompt until the first token is generated,
+    since what they keep is a view of it. A static cache (Unsloth) has its full length from the beginning.
     """
     stack = model.language
-    return 2 * stack.key * setting.stored * stack.layers * setting.row.prompt * setting.concurrent
+    length = setting.row.prompt + (setting.answer_tokens if _static_cache(model, setting) else 0)
+    return 2 * stack.key * setting.stored * stack.layers * length * setting.concurrent
+
+
+def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast: bool) -> int:
+    """What a layer of the vision tower needs in a forward pass over so many patches, of which nothing is kept."""
+    if model.vision is None or not patches:
+        return 0
+    return _tower_a_patch(model.vision, setting, autocast=autocast) * patches + dequantised_bytes(model, setting)
+
+
+def _tower_a_patch(tower: Tower, setting: Setting, *, autocast: bool) -> int:
+    """The larger of the MLP's peak and that of the rotary embedding (trace).
+
+    The MLP: four tensors of the layer's width (residual, its sum, the norm's output, the embeddings) and the inner
+    ones. Towers with rotary embeddings turn queries and keys in float32: residual, norm and the three projections, then
+    float32 queries and keys, and four products.
+    """
+    stack = tower.stack
+    value = setting.tower_value(autocast=autocast, layer_norm=tower.layer_norm)
+    mlp = value * (4 * stack.width + tower.inner_tensors * stack.inner)
+    if setting.lora_vision:
+        mlp += 2 * _lora_value(setting) * stack.inner
+    if not tower.rotary:
+        return mlp
+    copies = 2 * FLOAT * stack.query if value != FLOAT else 0
+    return max(mlp, value * (2 * stack.width + 3 * stack.query) + copies + 4 * FLOAT * stack.query)
 
 
 def prefill_bytes(model: Architecture, setting: Setting) -> int:
-    """What a layer needs while all prompts pass at once, without gradients; or the tower's with all their pictures."""
-    prompts = setting.concurrent * setting.row.prompt
-    needed = _forward_a_token(model.language, setting, adapted=setting.tuning == "lora") * prompts
+    """What a language layer needs while all prompts pass at once, without gradients: its MLP, where the adapter of the
+    last projection is added (trace); beside it the masks of the pass, a byte for each pair of tokens.
+    """
+    stack, prompts = model.language, setting.concurrent * setting.row.prompt
+    value = setting.stored
+    a_token = value * (4 * stack.width + 3 * stack.inner)
+    if setting.tuning == "lora":
+        wide = _lora_value(setting)
+        copy = wide * stack.width if wide != value else 0
+        a_token = value * (4 * stack.width + 2 * stack.inner) + copy + 2 * wide * stack.inner
+    masks = (2 if model.sliding_layers else 1) * setting.concurrent * setting.row.prompt**2
+    needed = a_token * prompts + masks
     if setting.eager:
-        needed += setting.concurrent * model.language.heads * setting.row.prompt**2 * (FLOAT + 2 * setting.stored)
-    if model.vision is not None:
-        a_patch = _forward_a_token(model.vision.stack, setting, adapted=setting.lora_vision)
-        needed = max(needed, a_patch * setting.concurrent * setting.row.patches)
+        needed += setting.concurrent * stack.heads * setting.row.prompt**2 * (FLOAT + 2 * value)
     return needed + dequantised_bytes(model, setting)
 
 
+def decoding_bytes(model: Architecture, setting: Setting) -> int:
+    """What a decode step needs beside the cache: one layer's keys and values, repeated for every head because a mask is
+    there (transformers' ``sdpa_attention_forward``).
+    """
+    length = setting.row.prompt + setting.answer_tokens
+    return 2 * model.language.query * setting.stored * length * setting.concurrent + dequantised_bytes(model, setting)
+
+
 def sampling_bytes(model: Architecture, setting: Setting) -> int:
-    """Logits of the next token of every answer, in float32, with the copies that choosing among them makes."""
-    return 4 * FLOAT * model.vocabulary * setting.concurrent
+    """Logits of the next token of every completion, and three tensors of their size in float32."""
+    return (setting.stored + 3 * FLOAT) * model.vocabulary * setting.concurrent
+
+
+def largest_in_tower(tower: Tower, setting: Setting) -> int:
+    """The largest tensor of the tower's pass over all images: the inner one of an MLP, or three projections at once."""
+    value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
+    width = max(tower.stack.inner, 3 * tower.stack.query)
+    return value * width * setting.concurrent * setting.row.patches
+
+
+def largest_in_prefill(model: Architecture, setting: Setting) -> int:
+    """The largest tensor of the pass over the prompts: the inner one of an MLP, or what its adapter adds to it."""
+    wide = _lora_value(setting) if setting.tuning == "lora" else setting.stored
+    return wide * model.language.inner * setting.concurrent * setting.row.prompt
 
 
 def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
-    """Pixels of the pictures in float32, as processors hand them over, for ``rows`` rows."""
+    """Pixels of the images in float32, as processors hand them over, for ``rows`` rows."""
     if model.vision is None:
         return 0
     tower = model.vision
     return FLOAT * tower.channels * tower.frames * tower.patch**2 * setting.row.patches * rows
 
 
-def _forward_a_token(stack: Stack, setting: Setting, *, adapted: bool) -> int:
-    """Residual, norm, and the larger of attention and MLP.
+def _lora_value(setting: Setting) -> int:
+    """Bytes of a number in an adapter: it works in float32 outside of autocast. Unsloth samples under autocast."""
+    return setting.stored if samples_under_autocast(setting) else FLOAT
 
-    An adapter works in float32 outside of autocast: where it widens to the MLP's inner size, its output and the scaled
-    output are there in float32, beside the layer's own, a copy or the sum of that, and the gate.
-    """
-    value = setting.stored
-    attention = value * (2 * stack.query + 2 * stack.key + (2 * stack.query if stack.expanded else 0))
-    mlp = value * stack.inner * (3 if stack.gated else 2)
-    if adapted:
-        mlp = stack.inner * (2 * FLOAT + 3 * value)
-    return 2 * value * stack.width + 2 * FLOAT * stack.width + max(attention, mlp)
+
+def samples_under_autocast(setting: Setting) -> bool:
+    """Unsloth generates under autocast, transformers does not."""
+    return setting.backend == "unsloth" and setting.mixed
+
+
+def _static_cache(model: Architecture, setting: Setting) -> bool:
+    """Unsloth takes a static cache unless image tokens need a mask of their own (``unsloth_base_fast_generate``)."""
+    return setting.backend == "unsloth" and not model.language.expanded

@@ -71,6 +71,7 @@ class Setting:
     """Tokens at most of an answer that the model writes."""
     eager: bool = False
     """Attention holds its scores."""
+    backend: Literal["hf", "unsloth"] = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
     """What a KL term is measured against, as far as it takes memory of its own."""
 
@@ -88,6 +89,12 @@ class Setting:
     def value(self) -> int:
         """Bytes of an activation."""
         return 2 if self.mixed else 4
+
+    def tower_value(self, *, autocast: bool, layer_norm: bool) -> int:
+        """Bytes of an activation of the vision tower. Autocast makes the output of a LayerNorm float32, and a quantised
+        layer answers in the type that it is given (bitsandbytes' ``Linear4bit``), so that all of it becomes float32.
+        """
+        return 4 if autocast and layer_norm and self.precision in QUANTISED else self.stored
 
     @property
     def stored(self) -> int:

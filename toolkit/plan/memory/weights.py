@@ -69,6 +69,13 @@ def adapter_bytes(model: Architecture, setting: Setting) -> int:
     return (FLOAT + copy) * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
 
 
+def autocast_copies(model: Architecture, setting: Setting) -> int:
+    """The bfloat16 adapter that autocast keeps until its block ends (trace)."""
+    if setting.tuning == "full" or not setting.mixed:
+        return 0
+    return 2 * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
+
+
 def gradient_bytes(model: Architecture, setting: Setting) -> int:
     """One number for each trained weight, in the weight's own type."""
     each = setting.stored if setting.tuning == "full" else FLOAT

@@ -1,0 +1,14 @@
+"""``python -m fake_cuda SPEC OUT``: what ``trace.trace`` starts."""
+
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from fake_cuda.trace import read_spec, run
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    traced = run(read_spec(Path(sys.argv[1])))
+    Path(sys.argv[2]).write_text(json.dumps(dataclasses.asdict(traced)), encoding="utf-8")

@@ -1,0 +1,181 @@
+"""The trace of GPU memory: the allocator replayed by hand, decode steps interpolated, the plan within its limits."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fake_cuda import kernels
+from fake_cuda.allocator import MIB, Event, Usage, replay
+from fake_cuda.compare import compare
+from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
+from fake_cuda.log import Allocation
+from fake_cuda.trace import Spec, trace
+
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.gpu import usable_bytes
+from toolkit.plan.memory import RowSize, Setting
+from toolkit.recipe import Lora
+
+SHAPES = Path(__file__).parents[1] / "toolkit/plan/shapes"
+
+
+def log(*lines: tuple[int, float]) -> list[Event]:
+    """Events from (block, MiB); 0 MiB: released."""
+    return [Event(block, int(size * MIB)) for block, size in lines]
+
+
+def test_small_requests_share_a_segment_of_two_mebibytes_in_units_of_512_bytes() -> None:
+    events = [Event(number, 1) for number in range(4096)]
+    assert replay(events) == Usage(reserved=2 * MIB, allocated=4096 * 512)
+    assert replay([*events, Event(4096, 1)]).reserved == 4 * MIB
+
+
+def test_requests_of_less_than_ten_mebibytes_share_segments_of_twenty() -> None:
+    assert replay(log((1, 9), (2, 9))) == Usage(20 * MIB, 18 * MIB)
+    assert replay(log((1, 9), (2, 9), (3, 9))).reserved == 40 * MIB
+    assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # the small pool is another one
+
+
+def test_larger_requests_get_their_size_rounded_up_to_two_mebibytes() -> None:
+    assert replay(log((1, 10))).reserved == 10 * MIB
+    assert replay(log((1, 100.5), (2, 31))) == Usage((102 + 32) * MIB, int(131.5 * MIB))
+
+
+def test_the_best_fit_is_taken_and_split() -> None:
+    """Free are 40 and 30 MiB. 25 takes the 30; 5 takes what is left of it; then 40 takes the other one whole."""
+    events = log((1, 40), (2, 30), (1, 0), (2, 0), (3, 25), (4, 5), (5, 40))
+    assert replay(events) == Usage(70 * MIB, 70 * MIB)
+
+
+def test_a_rest_of_at_most_one_mebibyte_is_not_split_off_a_large_block() -> None:
+    split = log((1, 40), (1, 0), (2, 38), (3, 1.5))
+    assert replay(split).reserved == 40 * MIB
+    unsplit = log((1, 40), (1, 0), (2, 39), (3, 1.5))
+    assert replay(unsplit).reserved == 60 * MIB
+
+
+def test_released_neighbours_merge() -> None:
+    """Three blocks of 6 MiB in one segment of 20. Side by side, two of them make room for 12; with one between, not."""
+    three = ((1, 6), (2, 6), (3, 6))
+    assert replay(log(*three, (1, 0), (2, 0), (4, 9.5))).reserved == 20 * MIB
+    assert replay(log(*three, (1, 0), (3, 0), (4, 9.5))).reserved == 40 * MIB
+
+
+def test_a_cache_that_grows_leaves_pieces_of_no_use_unless_segments_expand() -> None:
+    """Each copy is larger than the one before, which is released after it."""
+    events = []
+    for step in range(8):
+        events.append(Event(step, (100 + 2 * step) * MIB))
+        if step:
+            events.append(Event(step - 1, 0))
+    assert replay(events) == Usage(sum((100, 102, 104, 106, 108, 110, 112, 114)) * MIB, (112 + 114) * MIB)
+    assert replay(events, expandable=True).reserved < 350 * MIB
+
+
+def test_an_expandable_segment_grows_by_pages_and_reuses_its_end() -> None:
+    """100 MiB are five pages of 20. Released, they serve 110 with one page more; a pool of its own has small pages."""
+    assert replay(log((1, 100)), expandable=True).reserved == 100 * MIB
+    assert replay(log((1, 100), (1, 0), (2, 110)), expandable=True).reserved == 120 * MIB
+    assert replay(log((1, 100), (2, 1)), expandable=True).reserved == 102 * MIB
+
+
+def test_the_release_of_an_unknown_block_is_ignored() -> None:
+    assert replay(log((1, 12), (7, 0), (2, 12))) == Usage(24 * MIB, 24 * MIB)
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_what_is_released_can_be_allocated_again(expandable: bool) -> None:
+    once = [*log(*((number, 10 + 2 * number) for number in range(1, 30)))]
+    again = [*once, *log(*((number, 0) for number in range(1, 30))), *once]
+    assert replay(again, expandable=expandable) == replay(once, expandable=expandable)
+
+
+def decoding(steps: int, *, odd: bool = False) -> list[tuple[bool, Allocation]]:
+    """A log of decode steps as a trace has it: a scratch of 100 bytes, and a cache of 1000 that gains 10 a step."""
+    logged: list[tuple[bool, Allocation]] = []
+    number = 0
+
+    def allocate(size: int, phase: str) -> Allocation:
+        nonlocal number
+        number += 1
+        logged.append((True, Allocation(number, size, "", (size,), "uint8", phase)))
+        return logged[-1][1]
+
+    cache = allocate(1000, "prefill")
+    for step, phase in [*enumerate(NEAR), (None, JUMP), *enumerate(FAR, steps - len(FAR)), (None, END)]:
+        before = cache
+        if step is None:
+            logged.append((False, allocate(1, phase)))
+            if phase == JUMP:
+                cache = allocate(1000 + 10 * (steps - len(FAR)), phase)
+        else:
+            scratch = allocate(100 if not odd or phase not in FAR else 90, phase)
+            if odd and phase in FAR:
+                allocate(8, phase)
+            cache = allocate(1010 + 10 * step, phase)
+            logged.append((False, scratch))
+        if before is not cache:
+            logged.append((False, before))
+    logged.append((False, cache))
+    allocate(5, "loss")
+    return logged
+
+
+def test_decode_steps_that_were_not_traced_lie_between_those_that_were() -> None:
+    steps = grown(decoding(20), 20)
+    assert [[event.size for event in step if event.size] for step in steps] == [
+        [100, 1010 + 10 * n] for n in range(3, 20)
+    ]
+    releases = [[event.block for event in step if not event.size] for step in steps]
+    made = [[event.block for event in step if event.size] for step in steps]
+    assert releases[5] == [made[5][0], made[4][1]]  # its own scratch, and the cache of the step before
+
+
+def test_a_rollout_is_replayed_with_every_step_and_ends_with_nothing() -> None:
+    events = with_every_step(decoding(20), 20)
+    sizes = {event.block: event.size for event in events if event.size}
+    assert sorted(size for size in sizes.values() if size >= 1000) == [1000 + 10 * n for n in range(21)]
+    assert [event.size for event in events][-1] == 5
+    alive = set(sizes) - {event.block for event in events if not event.size}
+    assert [sizes[block] for block in alive] == [5]
+
+
+def test_decode_steps_that_allocate_differently_are_an_error() -> None:
+    with pytest.raises(ValueError):
+        grown(decoding(20, odd=True), 20)
+
+
+def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
+    """Fused for a decode step of a few rows; never for float32 from eight rows on, where it has no such kernel."""
+    fused = kernels._chooser((58, 8, 9))
+    assert fused(0, torch.bfloat16, 1, 10240, 2560)
+    assert not fused(0, torch.bfloat16, 1536, 2560, 10240)
+    assert fused(0, torch.float32, 7, 10240, 2560)
+    assert not fused(0, torch.float32, 8, 10240, 2560)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
+def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace() -> None:
+    """Two layers of each stack at their real widths; tests/benchmarks/bench_memory.py has the shipped recipes."""
+    fields = json.loads((SHAPES / "medgemma_4b.json").read_text(encoding="utf-8"))
+    fields["text_config"] |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    fields["vision_config"]["num_hidden_layers"] = 2
+    setting = Setting(
+        "grpo",
+        RowSize(text=250, images=256, answer=0, pictures=1, patches=4096),
+        "4bit",
+        bf16=True,
+        dropout=0.05,
+        targets=tuple(Lora().targets),
+        optimizer="paged_adamw_8bit",
+        concurrent=8,
+        answer_tokens=128,
+    )
+    usable = usable_bytes(16)
+    traced = trace(Spec(fields, setting, usable))
+    assert compare(build_architecture(fields), setting, usable, traced).broken == ()
+    unchecked = dataclasses.replace(setting, concurrent=4)
+    assert compare(build_architecture(fields), unchecked, usable, traced).broken != ()
