@@ -30,7 +30,6 @@ from unsloth.models import rl
 from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
-from unsloth.save import unsloth_generic_save_pretrained_merged
 
 for trainer in ("sft_trainer", "grpo_trainer"):
     rl._patch_trl_rl_trainers_impl(trainer)  # left out at the import where there is no GPU
@@ -72,7 +71,7 @@ def loading() -> dict[str, Any]:
     found = {}
     for precision in ("auto", "4bit", "8bit", "16bit"):
         recipe = small_recipe(FOLDER, {"model": {"name": "a/b", "precision": precision, "revision": "main"}}, "load")
-        for loaded in (options.Loading(True), options.Loading(False), options.Loading(False, mergeable=True)):
+        for loaded in (options.Loading(True), options.Loading(False)):
             keywords = options.load_options(recipe, "a/b", loaded)
             flags = [keywords[f"load_in_{bits}bit"] for bits in (4, 8, 16)]
             found[f"{precision} {loaded}"] = unbound(FastVisionModel.from_pretrained, **keywords), sum(flags)
@@ -114,10 +113,6 @@ def layers() -> dict[str, Any]:
     linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
     theirs = {name for name in linear if re.fullmatch(pattern, name)}
     return {"theirs": len(theirs), "differing": sorted(theirs ^ set(adapter.layers(model, recipe.lora)))[:5]}
-
-
-def saving() -> Any:
-    return unbound(unsloth_generic_save_pretrained_merged, object(), **options.merged_options(FOLDER, None))
 
 
 def settings() -> dict[str, Any]:
@@ -298,7 +293,6 @@ def main() -> None:
         "loading": loading(),
         "adapters": adapters(),
         "layers": layers(),
-        "saving": saving(),
         "settings": settings(),
         "refused": refused(),
         "trainers": trainers(),
