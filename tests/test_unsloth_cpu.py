@@ -65,13 +65,13 @@ def check_run(recipe: Recipe, done: Done) -> None:
 
 
 def test_gemma_3_trains_in_bfloat16_stops_at_a_signal_resumes_and_is_merged(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, "unsloth", {})
-    stopped = run_toolkit(recipe, "L4", stop_at=f"grpo: 1 of {STEPS}")
+    recipe = recipe_of(tmp_path, "unsloth", {"grpo": {"max_steps": 3}})
+    stopped = run_toolkit(recipe, "L4", stop_at="grpo: 1 of 3")
     assert stopped.status == 130, stopped.output[-6000:]
     done = run_toolkit(recipe, "L4")
     check_run(recipe, done)
-    assert RunFolder(recipe.run_folder).record("grpo")["resumed_from"] == "step-00000001"
-    assert len(figures(recipe, "sft", "loss")) == len(figures(recipe, "grpo", "loss")) == STEPS
+    assert RunFolder(recipe.run_folder).record("grpo")["resumed_from"] in ("step-00000001", "step-00000002")
+    assert (len(figures(recipe, "sft", "loss")), len(figures(recipe, "grpo", "loss"))) == (STEPS, 3)
     # The reference is the adapter after SFT: the first step begins at it. Against the base the KL would not be zero.
     first, *_, last = figures(recipe, "grpo", "kl")
     assert first == pytest.approx(0, abs=1e-6)
