@@ -38,7 +38,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         if not torch.cuda.is_available():
             log.warning("precision = %r on a CPU: bitsandbytes' kernels for CPUs are slow, use it for tests", precision)
             options["device_map"] = {"": "cpu"}
-    if torch.cuda.is_available() and precision != "own":
+    if torch.cuda.is_available() and not mergeable:
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(
@@ -56,7 +56,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     _keep_trainable(loaded)
     if precision == "16bit" and loaded.dtype == torch.float32:
         log.warning("16bit: this GPU does not compute in bfloat16, so the weights are in float32, twice the memory")
-    return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
+    return _to_gpu_if_it_fits(loaded) if mergeable else loaded
 
 
 def dequantise(model: Any, source: str) -> Any:
