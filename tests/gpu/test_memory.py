@@ -12,7 +12,7 @@ from training import context_of, small_recipe
 
 from toolkit.backends.base import Sampling
 from toolkit.backends.hf import HfBackend
-from toolkit.backends.ladder.at_once import free
+from toolkit.backends.out_of_memory import free
 from toolkit.errors import TrainingError
 from toolkit.recipe import Recipe
 from toolkit.run import Record

@@ -28,7 +28,6 @@ from toolkit.backends.hf import (
     save_adapter,
     stop_at,
 )
-from toolkit.backends.ladder.policy import RolloutLadder
 from toolkit.backends.loading import refuse_blind_attention, refuse_unmergeable
 from toolkit.backends.meter import meter
 from toolkit.backends.policy_trainer import RolloutTrainer
@@ -102,11 +101,11 @@ class UnslothBackend:
         default makes a Qwen picture 512 pixels wide, and tests the width alone).
         """
         changes = sft_changes(policy, job.recipe)
-        return build_sft(policy, job, Manner(changes, RolloutLadder, watched=False, by_tokens=None))
+        return build_sft(policy, job, Manner(changes, RolloutTrainer, watched=False, by_tokens=None))
 
     def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.grpo_trainer``."""
-        return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutLadder, watched=False))
+        return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutTrainer, watched=False))
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
