@@ -4,7 +4,6 @@ A CPU raises no such error, so one is injected: a hook on the model raises what 
 of the backward pass, if more rows go through than "fit"; an optimizer raises it after it has changed some parameters.
 """
 
-import json
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from test_families import build
-from test_training import StopAfter, adapter_of, only, same
+from test_training import StopAfter, adapter_of, only, same, weights_of
 from training import context_of, small_recipe
 
 from toolkit.backends.base import Sampling, TrainingJob
@@ -137,42 +136,44 @@ def keep_sizes(recipe: Recipe, stage: str, sizes: Sizes) -> None:
 
 
 def recipe_of(stage: str, folder: Path, name: str, **tables: Mapping[str, Any]) -> Recipe:
-    """Steps of 8 rows or completions in two passes of 4, with dropout; checkpoints are written at stops alone."""
+    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written at stops alone."""
     base: dict[str, dict[str, Any]] = {
         "run": {"checkpoint_steps": 100},
-        "sft": {"max_steps": 3, "batch_size": 4, "accumulation": 2},
-        "grpo": {"max_steps": 3, "micro_batch": 4, "max_completion_tokens": 8},
+        "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 2},
+        "grpo": {"max_steps": 2, "generations": 2, "micro_batch": 2, "max_completion_tokens": 8},
     }
     for table, keys in tables.items():
         base[table] = {**base.get(table, {}), **keys}
     return only(stage, folder, name, base)
 
 
-def in_fours(stage: str) -> Sizes:
-    """The recipe's step of 8 in four passes of two."""
-    return Sizes(2, 4, None if stage == "sft" else 8)
+def one_by_one(stage: str) -> Sizes:
+    """The recipe's step of 4 in four passes."""
+    return Sizes(1, 4, None if stage == "sft" else 4)
 
 
-@pytest.mark.parametrize(("stage", "where"), [("sft", "forward"), ("sft", "backward"), ("grpo", "backward")])
+@pytest.mark.parametrize(("stage", "where", "most"), [("sft", "forward", 4), ("grpo", "backward", 2)])
 def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_the_smaller_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str, most: int
 ) -> None:
-    begun, recovered = (recipe_of(stage, tmp_path, name, grpo={"beta": 0.1}) for name in ("begun", "recovered"))
-    begun.run_folder.mkdir(parents=True)
-    smaller = {"sft": {"batch_size": 2, "accumulation": 4}, "grpo": {"micro_batch": 2, "beta": 0.1}}
-    begun = recipe_of(stage, tmp_path, "begun", **{stage: smaller[stage]})
+    ours, theirs = {
+        "sft": ({"batch_size": 4, "accumulation": 1}, {"batch_size": 1, "accumulation": 4}),
+        "grpo": ({"beta": 0.1, "micro_batch": 2}, {"beta": 0.1, "micro_batch": 1}),
+    }[stage]
+    recovered = recipe_of(stage, tmp_path, "recovered", **{stage: ours})
+    begun = recipe_of(stage, tmp_path, "begun", **{stage: theirs})
     run(begun, stage)
-    with small_memory(monkeypatch, fits=2, where=where, gradients=True, spared=1) as memory:  # the second pass fails
+    with small_memory(monkeypatch, fits=1, where=where, gradients=True) as memory:
         record = run(recovered, stage)
-    assert memory.raised == 1
-    assert memory.seen == [4, 4, *[2] * 12]
+    assert memory.seen == [*([4, 2] if most == 4 else [2]), *[1] * 8]  # 4, 2 and 1: two errors in a row
     assert same(adapter_of(recovered, stage), adapter_of(begun, stage))
     assert untold(lines_of(recovered)) == lines_of(begun)
-    assert [line.get("out_of_memory") for line in lines_of(recovered)] == [1, None, None]
-    assert lines_of(recovered)[0]["micro_batch"] == 2
+    errors = memory.raised
+    assert [line.get("out_of_memory") for line in lines_of(recovered)] == [errors, None]
+    assert (lines_of(recovered)[0]["micro_batch"], lines_of(recovered)[0]["accumulation"]) == (1, 4)
     found = record["memory"]
-    assert (found["out_of_memory"], found["micro_batch"], found["accumulation"]) == (1, 2, 4)
-    assert found["recoveries"][0]["continued_from"] == "the start of the stage"
+    assert (found["out_of_memory"], found["micro_batch"], found["accumulation"]) == (errors, 1, 4)
+    assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
     assert record["resumed_from"] is None
 
 
@@ -181,60 +182,55 @@ def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
 ) -> None:
     resumed, recovered = (recipe_of(stage, tmp_path, name) for name in ("resumed", "recovered"))
-    with stop_after(monkeypatch, 2):
+    with stop_after(monkeypatch, 1):
         run(resumed, stage)
-    keep_sizes(resumed, stage, in_fours(stage))
-    assert run(resumed, stage)["resumed_from"] == "step-00000002"
-    # Two steps of two passes go well, and one pass of the third.
-    with small_memory(monkeypatch, fits=2, where=where, gradients=True, spared=5) as memory:
+    keep_sizes(resumed, stage, one_by_one(stage))
+    assert run(resumed, stage)["resumed_from"] == "step-00000001"
+    # A step of two passes goes well, and one pass of the second step.
+    with small_memory(monkeypatch, fits=1, where=where, gradients=True, spared=3) as memory:
         record = run(recovered, stage)
-    assert memory.seen == [*[4] * 6, *[2] * 4]
+    assert memory.seen == [*[2] * 4, *[1] * 4]
     assert same(adapter_of(recovered, stage), adapter_of(resumed, stage))
     assert untold(lines_of(recovered)) == untold(lines_of(resumed))
-    assert [line["step"] for line in lines_of(recovered)] == [1, 2, 3]
-    assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, None, 1]
+    assert [line["step"] for line in lines_of(recovered)] == [1, 2]
+    assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, 1]
     assert record["memory"]["recoveries"] == [
         {
-            "step": 3,
+            "step": 2,
             "during": "pass" if stage == "sft" else "rollout or pass",
-            "micro_batch": 2,
+            "micro_batch": 1,
             "accumulation": 4,
-            "completions_per_generate": in_fours(stage).completions,
-            "continued_from": "step-00000002",
+            "completions_per_generate": one_by_one(stage).completions,
+            "continued_from": "step-00000001",
         }
     ]
-    states = [read_json(path / "trainer_state.json") for path in last_checkpoints(recovered, resumed, stage)]
-    assert [entry["step"] for entry in states[0]["log_history"]] == [1, 2]
-    untimed = [json.dumps(state, sort_keys=True).split('"log_history"')[0] for state in states]
-    assert untimed[0] == untimed[1]
+    ours, theirs = (checkpoints(recipe.run_folder / "stages" / stage)[0] for recipe in (recovered, resumed))
+    assert ours.name == theirs.name == "step-00000001"
+    assert {file.name for file in ours.iterdir()} == {file.name for file in theirs.iterdir()}
+    states = [read_json(path / "trainer_state.json") for path in (ours, theirs)]
+    assert [entry["step"] for entry in states[0]["log_history"]] == [1]
+    for name in ("global_step", "epoch", "num_input_tokens_seen", "total_flos"):
+        assert states[0][name] == states[1][name], name
 
 
-def last_checkpoints(recovered: Recipe, resumed: Recipe, stage: str) -> list[Path]:
-    """The checkpoint that the recovery wrote, and the one that the signal wrote."""
-    found = [checkpoints(recipe.run_folder / "stages" / stage)[0] for recipe in (recovered, resumed)]
-    assert [path.name for path in found] == ["step-00000002"] * 2
-    assert {file.name for file in found[0].iterdir()} == {file.name for file in found[1].iterdir()}
-    return found
-
-
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_out_of_memory_in_the_optimizer_step_falls_back_to_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resumed, recovered = (recipe_of(stage, tmp_path, name, run={"checkpoint_steps": 1}) for name in "ab")
-    recovered = recipe_of(stage, tmp_path, "b", run={"checkpoint_steps": 2}, **{stage: {"max_steps": 4}})
-    resumed = recipe_of(stage, tmp_path, "a", **{stage: {"max_steps": 4}})
-    with stop_after(monkeypatch, 2):
-        run(resumed, stage)
-    keep_sizes(resumed, stage, in_fours(stage))
-    run(resumed, stage)
-    with failing_optimizer(monkeypatch, 4):
-        record = run(recovered, stage)
-    assert same(adapter_of(recovered, stage), adapter_of(resumed, stage))
-    assert [line["step"] for line in lines_of(recovered)] == [1, 2, 3, 4]
+    resumed = recipe_of("sft", tmp_path, "resumed", sft={"max_steps": 3})
+    recovered = recipe_of("sft", tmp_path, "recovered", sft={"max_steps": 3})
+    with stop_after(monkeypatch, 1):
+        run(resumed, "sft")
+    keep_sizes(resumed, "sft", one_by_one("sft"))
+    run(resumed, "sft")
+    with stop_after(monkeypatch, 1):
+        run(recovered, "sft")
+    with failing_optimizer(monkeypatch, 2):  # step 3: step 2 is finished, and saved nowhere
+        record = run(recovered, "sft")
+    assert same(adapter_of(recovered, "sft"), adapter_of(resumed, "sft"))
+    assert [line["step"] for line in lines_of(recovered)] == [1, 2, 3]
     assert untold(lines_of(recovered)) == untold(lines_of(resumed))
     (event,) = record["memory"]["recoveries"]
-    assert (event["step"], event["during"], event["continued_from"]) == (4, "optimizer step", "step-00000002")
+    assert (event["step"], event["during"], event["continued_from"]) == (3, "optimizer step", "step-00000001")
 
 
 @contextmanager
@@ -257,67 +253,52 @@ def failing_optimizer(patch: pytest.MonkeyPatch, call: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("stage", ["sft"])
-def test_two_errors_in_a_row_halve_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    begun = recipe_of("sft", tmp_path, "begun", sft={"batch_size": 1, "accumulation": 8})
-    recovered = recipe_of("sft", tmp_path, "recovered")
-    run(begun, "sft")
-    with small_memory(monkeypatch, fits=1, where="backward") as memory:
-        record = run(recovered, "sft")
-    assert memory.raised == 2
-    assert same(adapter_of(recovered, "sft"), adapter_of(begun, "sft"))
-    assert [one["micro_batch"] for one in record["memory"]["recoveries"]] == [2, 1]
-    assert lines_of(recovered)[0]["out_of_memory"] == 2
-
-
 def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
-    with small_memory(monkeypatch, fits=2, gradients=True, spared=2):
-        record = run(recipe, "sft")
+    resumed, recovered = (recipe_of("sft", tmp_path, name, model={"tuning": "full"}) for name in ("a", "b"))
+    with stop_after(monkeypatch, 1):
+        run(resumed, "sft")
+    keep_sizes(resumed, "sft", one_by_one("sft"))
+    run(resumed, "sft")
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
+        record = run(recovered, "sft")
     assert record["memory"]["recoveries"][0]["continued_from"] == "step-00000001"
-    assert [line["step"] for line in lines_of(recipe)] == [1, 2, 3]
+    assert same(weights_of(recovered, "sft"), weights_of(resumed, "sft"))
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_the_sizes_survive_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    whole, halved = (recipe_of(stage, tmp_path, name) for name in ("whole", "halved"))
-    with small_memory(monkeypatch, fits=2, gradients=True):
-        run(whole, stage)
-    with small_memory(monkeypatch, fits=2, gradients=True), stop_after(monkeypatch, 2):
-        run(halved, stage)
-    with small_memory(monkeypatch, fits=2, gradients=True) as memory:
-        record = run(halved, stage)
+def test_the_sizes_survive_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "halved")
+    with small_memory(monkeypatch, fits=1, gradients=True), stop_after(monkeypatch, 1):
+        run(recipe, "sft")
+    with small_memory(monkeypatch, fits=1, gradients=True) as memory:
+        record = run(recipe, "sft")
     assert memory.raised == 0
-    assert memory.seen == [2] * 4
-    assert (record["memory"]["out_of_memory"], record["memory"]["micro_batch"]) == (1, 2)
-    assert same(adapter_of(halved, stage), adapter_of(whole, stage))
+    assert memory.seen == [1] * 4
+    assert (record["memory"]["out_of_memory"], record["memory"]["micro_batch"]) == (1, 1)
 
 
 def test_a_signal_during_the_recovery_is_obeyed_once_the_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "stopped")
-    with small_memory(monkeypatch, fits=2, gradients=True, spared=2) as memory:
-        fail = memory.fail
 
-        def signalled(*args: Any) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            fail(*args)
+    def signalled(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
-        monkeypatch.setattr(memory, "fail", signalled)
-        with pytest.raises(Interrupted, match="saved after step 1 of 3"):
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=2) as memory:
+        memory.fail = signalled  # type: ignore[method-assign]
+        with pytest.raises(Interrupted, match="saved after step 1 of 2"):
             run(recipe, "sft")
-        monkeypatch.setattr(memory, "fail", fail)
-        assert run(recipe, "sft")["resumed_from"] == "step-00000001"
+    assert [path.name for path in checkpoints(recipe.run_folder / "stages" / "sft")] == ["step-00000001"]
 
 
 def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
     recipe = recipe_of("sft", tmp_path, "other")
     with context_of(recipe) as context:
         keep_sizes(recipe, "sft", Sizes(3, 2))
-        with pytest.raises(RunError, match="3 x 2, and 8 in the recipe"):
+        with pytest.raises(RunError, match="3 x 2, and 4 in the recipe"):
             train_sft(context)
 
 
@@ -325,31 +306,29 @@ def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, recovered = (recipe_of("grpo", tmp_path, name) for name in ("begun", "recovered"))
-    keep_sizes(begun, "grpo", Sizes(4, 2, 2))
-    (begun.run_folder / "log.txt").touch()
-    with context_of(recipe_of("grpo", tmp_path, "begun")) as context:
+    with context_of(begun) as context:
+        keep_sizes(begun, "grpo", Sizes(2, 2, 1))
         train_grpo(context)
     generations = count_generations(monkeypatch)
-    with small_memory(monkeypatch, fits=3, gradients=False, spared=2) as memory:
+    with small_memory(monkeypatch, fits=1, gradients=False, spared=2) as memory:  # look_first's passes have one row
         record = run(recovered, "grpo")
-    # The third token of all 8, then of 4; from there on pairs.
-    assert generations == [8, 4, *[2] * 12]
+    assert generations == [4, 2, *[1] * 8]  # out of memory at the third token of all 4, and at the first of a pair
     assert memory.raised == 2
     assert len(memory.models) == 1  # nothing is loaded again for a rollout
     assert same(adapter_of(recovered, "grpo"), adapter_of(begun, "grpo"))
     assert untold(lines_of(recovered)) == untold(lines_of(begun))
-    assert lines_of(recovered)[0]["completions_per_generate"] == 2
-    assert [one["completions_per_generate"] for one in record["memory"]["recoveries"]] == [4, 2]
-    assert record["memory"]["micro_batch"] == 4
-    assert read_json(recovered.run_folder / "stages" / "grpo" / "sizes.json")["completions_per_generate"] == 2
+    assert lines_of(recovered)[0]["completions_per_generate"] == 1
+    assert [one["completions_per_generate"] for one in record["memory"]["recoveries"]] == [2, 1]
+    assert record["memory"]["micro_batch"] == 2
+    assert read_json(recovered.run_folder / "stages" / "grpo" / "sizes.json")["completions_per_generate"] == 1
 
 
 def test_a_reference_that_does_not_fit_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL computes log-probabilities without gradients in micro-batches too."""
     recipe = recipe_of("grpo", tmp_path, "reference", grpo={"beta": 0.1, "max_steps": 1})
-    monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", too_small_for(2))
+    monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", too_small_for(1))
     record = run(recipe, "grpo")
-    assert [one["micro_batch"] for one in record["memory"]["recoveries"]] == [2]
+    assert [one["micro_batch"] for one in record["memory"]["recoveries"]] == [1]
 
 
 def too_small_for(fits: int) -> Callable[..., Any]:
@@ -389,7 +368,7 @@ def test_a_rollout_of_one_that_does_not_fit_halves_the_micro_batch_and_stops_at_
         run(recipe, "grpo")
     kept = read_json(recipe.run_folder / "stages" / "grpo" / "sizes.json")
     assert (kept["micro_batch"], kept["completions_per_generate"]) == (1, 1)
-    assert len(kept["recoveries"]) == 5  # 8, 4, 2 to 1 completion per call, 4 and 2 to 1 completion per pass
+    assert len(kept["recoveries"]) == 3  # 4 and 2 to 1 completion per call, 2 to 1 completion per pass
 
 
 @contextmanager
@@ -444,7 +423,7 @@ def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
 def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "several")
     monkeypatch.setattr("toolkit.stages.training.world_size", lambda: 2)
-    with small_memory(monkeypatch, fits=2, gradients=True), pytest.raises(TrainingError, match=r"several processes"):
+    with small_memory(monkeypatch, fits=1, gradients=True), pytest.raises(TrainingError, match=r"several processes"):
         run(recipe, "sft")
 
 
@@ -497,13 +476,13 @@ def test_the_preflight_step_leaves_the_training_as_it_was(
     preflight = record["memory"]["preflight"]
     assert preflight["seconds"] > 0
     assert preflight["peak_reserved_bytes"] is None
-    assert memory.seen == [4, 4] * 4  # one whole step, and three
+    assert memory.seen == [2, 2] * 3  # one whole step, and two
     assert len(memory.models) == 2
     assert record["seconds_per_step"] > 0
     assert lines_of(plain) == lines_of(checked)
     assert same(adapter_of(plain, stage), adapter_of(checked, stage))
     if stage == "grpo":
-        assert lengths[0] == [40] * 8  # to the limit
+        assert lengths[0] == [40] * 4  # to the limit
         assert all(min(ones) < 40 for ones in lengths[1:])
 
 
@@ -523,8 +502,8 @@ def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
 def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
     longest = (7, 3, 9, 1, 2, 0)
     sft = preflight_job(job_of("sft", tmp_path, longest), "sft")
-    assert {sft.rows(number) for number in range(sft.count)} == {7, 3, 9, 1}  # those of one micro-batch
-    assert sft.count == 8
+    assert {sft.rows(number) for number in range(sft.count)} == {7, 3}  # those of one micro-batch
+    assert sft.count == 4
     grpo = preflight_job(job_of("grpo", tmp_path, longest), "grpo")
     assert [grpo.rows(number) for number in range(grpo.count)] == [7, 3]
     few = preflight_job(job_of("sft", tmp_path, (5,)), "sft")
@@ -544,17 +523,15 @@ def job_of(stage: str, folder: Path, longest: tuple[int, ...]) -> TrainingJob:
     return TrainingJob(recipe_of(stage, folder, "job"), lambda number: number, 24, folder, longest=longest)  # type: ignore[arg-type,return-value]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_what_the_preflight_step_had_to_halve_stays_halved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
+def test_what_the_preflight_step_had_to_halve_stays_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = "sft"
     recipe = recipe_of(stage, tmp_path, "checked")
-    with small_memory(monkeypatch, fits=2, gradients=True) as memory:
+    with small_memory(monkeypatch, fits=1, gradients=True) as memory:
         record = run(recipe, stage, preflight=True)
-    assert memory.seen == [4, *[2] * 16]
+    assert memory.seen == [2, *[1] * 12]
     (event,) = record["memory"]["recoveries"]
-    assert (event["step"], event["during"], event["micro_batch"]) == (1, "preflight step", 2)
-    assert lines_of(recipe)[0]["micro_batch"] == 2
+    assert (event["step"], event["during"], event["micro_batch"]) == (1, "preflight step", 1)
+    assert lines_of(recipe)[0]["micro_batch"] == 1
 
 
 class FakeCuda:
