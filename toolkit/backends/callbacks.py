@@ -143,13 +143,15 @@ class LastStep(TrainerCallback):
         """
         trainer = self._trainer
         self._random.restore()
-        trainer.state.num_input_tokens_seen, trainer.current_flos = self._tokens, self._flos
+        trainer.state.num_input_tokens_seen = self._tokens
+        trainer.state.total_flos, trainer.current_flos = self._flos, 0
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
     def _keep(self, state: TrainerState) -> None:
         self._random = RandomState.now()
-        self._tokens, self._flos = state.num_input_tokens_seen, self._trainer.current_flos
+        self._tokens = state.num_input_tokens_seen
+        self._flos = state.total_flos + self._trainer.current_flos
 
 
 class Report(TrainerCallback):
