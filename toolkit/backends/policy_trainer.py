@@ -1,6 +1,6 @@
 """The private methods of TRL's GRPOTrainer that are overridden, each with its reason. No other file has any.
 
-Checked against TRL 1.9.2 and 1.13, and ``_generate_single_turn`` against 1.16 too, which gives it one argument more.
+Run with TRL 1.9.2. Signatures compared with TRL 1.13.0, and with 1.16.0, which has more for ``_generate_single_turn``.
 
 ``_get_train_sampler``: a run resumed in a later epoch would get the order of the first epoch again.
 

@@ -37,6 +37,7 @@ class RunFolder:
         results.json           the records of all finished stages and the table of results
         phantom/               practice data, if the recipe asks for them
         stages/<name>/         what a stage keeps: checkpoints, weights, predictions
+        stages/<name>/sizes.json   the sizes of a training stage after an out-of-memory error
         stages/<name>/done.json    its record, written last: a stage is finished when this file is there
 
     Beside the folder stands ``.<name>.lock``, held by the process that works in it.

@@ -37,7 +37,6 @@ from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.sampling import balance
 
 log = logging.getLogger(__name__)
-NO_STEP = "no step had finished"
 
 
 def training_rows(context: Context, stage: str) -> SampleSet:
@@ -104,10 +103,8 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare) -> R
     held = _Held(partial(backend.load, context.recipe, context.weights, trainable=True))
     job, facts = prepare(held.policy)
     start = last_checkpoint(folder)
-    if start and _is_finished(
-        start
-    ):  # only the weights were still to be written; transformers would train one step more
-        backend.restore(held.policy, start)
+    if start and _is_finished(start):
+        backend.restore(held.policy, start)  # only the weights are missing; transformers would train one step more
         record: Record = {"steps": _step_of(start), "seconds": 0.0, "resumed_from": start.name}
     else:
         with _tracked(context, stage):
@@ -160,7 +157,7 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
     while job.longest and measured is None:
         step = _step_of(resumed) + 1
         measured = make_preflight_step(build(held.policy, preflight_job(sized(), stage)))
-        context.stop.check(NO_STEP)
+        context.stop.check(_saved(stage, resumed))
         if measured is None:
             recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
         held.reload()
@@ -168,15 +165,15 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
     while True:
         start = last_checkpoint(folder)
         if start:
-            log.info("%s goes on from %s", stage, start.name)
+            log.info("%s: resuming from %s", stage, start.name)
         outcome = _use_one_trainer(backend, held.policy, build, sized(), start)
         if outcome.fits:
             break
         start = last_checkpoint(folder)  # the one just written, if the step's parameters were whole
         during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.whole else "optimizer step"
-        recovery.shrink(outcome.step + 1, during, start.name if start else None, plan)
+        recovery.shrink(max(outcome.step, _step_of(start)) + 1, during, start.name if start else None, plan)
         _forget_steps(context, stage, _step_of(start))
-        context.stop.check(f"{stage} is saved after step {_step_of(start)} of {outcome.steps}" if start else NO_STEP)
+        context.stop.check(_saved(stage, start))
         held.reload()
     _check_end(context, stage, outcome)
     together.meet()
@@ -222,7 +219,12 @@ def _use_one_trainer(
         trainer.model.zero_grad()
         if last.whole and step > _step_of(start):
             last.save()
+            fits = step == trainer.state.max_steps  # out of memory after the last step: nothing is left to train
     return _Outcome(step, trainer.state.max_steps, last.seconds_per_step, fits, last.whole)
+
+
+def _saved(stage: str, start: Path | None) -> str:
+    return f"{stage} is saved after step {_step_of(start)}" if start else f"no step of {stage} had finished"
 
 
 def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
