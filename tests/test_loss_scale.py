@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from test_oom_recovery import lines_of, recipe_of, run, small_memory
 from test_training import adapter_of
@@ -100,6 +101,7 @@ def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> Non
     reported: list[dict[str, float]] = []
     report = Report(lambda step, steps, figures: reported.append(dict(figures)))
     args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
+    Accelerator(cpu=True)  # its optimizer wants one
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=torch.amp.GradScaler("cpu", init_scale=SCALE))
     for gradient in (math.inf, 1.0):
