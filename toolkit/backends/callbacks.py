@@ -5,7 +5,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,8 @@ class Report(TrainerCallback):
     With float16 a gradient scaler skips the optimizer steps whose gradients overflow, by design, and lowers its scale.
     The loss and gradient norm of such steps are not checked. Non-finite ones are left out of the log, which has
     ``skipped_steps`` and ``loss_scale`` instead.
+
+    TRL counts the tokens of SFT (``num_tokens``) from zero in each start; here they are counted over the whole stage.
     """
 
     def __init__(
@@ -169,6 +171,12 @@ class Report(TrainerCallback):
     ) -> None:
         self.report, self.notes = report, notes
         self._skipped: dict[str, float] = {}
+        self._tokens_before = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer before its first step, with what it loaded from a checkpoint."""
+        counted = state.num_input_tokens_seen > 0  # GRPO's tokens are part of the checkpoint
+        self._tokens_before = 0.0 if counted else _tokens_of_earlier_starts(state.log_history)
 
     def on_optimizer_step(
         self,
@@ -209,12 +217,24 @@ class Report(TrainerCallback):
     ) -> None:
         """Called by the trainer when it logs; its closing summary comes this way too."""
         figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "num_tokens" in figures:
+            figures["num_tokens"] += self._tokens_before
         if self._skipped:
             overflown = [name for name in _CHECKED if not math.isfinite(figures.get(name, 0.0))]
             figures = {name: value for name, value in figures.items() if name not in overflown} | self._skipped
             self._skipped = {}
         _check_finite(figures, state.global_step)
         self.report(state.global_step, state.max_steps, {**figures, **self.notes()})
+
+
+def _tokens_of_earlier_starts(history: Sequence[Mapping[str, Any]]) -> float:
+    """The last count of each start: where the count is lower than the one before, another start began."""
+    total = last = 0.0
+    for count in (float(entry["num_tokens"]) for entry in history if "num_tokens" in entry):
+        if count < last:
+            total += last
+        last = count
+    return total + last
 
 
 _CHECKED = ("loss", "grad_norm")
