@@ -5,7 +5,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,8 @@ class Report(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer before its first step, with what it loaded from a checkpoint."""
         counted = state.num_input_tokens_seen > 0  # GRPO's tokens are part of the checkpoint
-        self._tokens_before = 0.0 if counted else _tokens_of_earlier_starts(state.log_history)
+        earlier = [float(entry["num_tokens"]) for entry in state.log_history if "num_tokens" in entry]
+        self._tokens_before = earlier[-1] if earlier and not counted else 0.0
 
     def on_optimizer_step(
         self,
@@ -219,22 +220,13 @@ class Report(TrainerCallback):
         figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if "num_tokens" in figures:
             figures["num_tokens"] += self._tokens_before
+            state.log_history[-1]["num_tokens"] = figures["num_tokens"]  # a later start counts on from here
         if self._skipped:
             overflown = [name for name in _CHECKED if not math.isfinite(figures.get(name, 0.0))]
             figures = {name: value for name, value in figures.items() if name not in overflown} | self._skipped
             self._skipped = {}
         _check_finite(figures, state.global_step)
         self.report(state.global_step, state.max_steps, {**figures, **self.notes()})
-
-
-def _tokens_of_earlier_starts(history: Sequence[Mapping[str, Any]]) -> float:
-    """The last count of each start: where the count is lower than the one before, another start began."""
-    total = last = 0.0
-    for count in (float(entry["num_tokens"]) for entry in history if "num_tokens" in entry):
-        if count < last:
-            total += last
-        last = count
-    return total + last
 
 
 _CHECKED = ("loss", "grad_norm")
