@@ -26,6 +26,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.run import read_lines
 from toolkit.stages import lengths as lengths_module
+from toolkit.stages import training
 from toolkit.stages.context import Context
 from toolkit.stages.grpo import check_rewards_apply, describe_reference, make_judge, rewards_of, train_grpo
 from toolkit.stages.lengths import check_lengths
@@ -85,12 +86,11 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     whole, halved = only(stage, tmp_path, "whole", changes), only(stage, tmp_path, "halved", changes)
     with context_of(whole) as context:
         work(context)
-    module = sys.modules[work.__module__]
-    plain = module.training_callbacks
+    plain = training.training_callbacks
     with context_of(halved) as context, monkeypatch.context() as patch:
         # Step 3 lies between the checkpoints of steps 2 and 4: the stop itself must save.
-        stop_in_order = lambda ctx, name: [StopAfter(ctx, 3), *plain(ctx, name)]  # noqa: E731
-        patch.setattr(module, "training_callbacks", stop_in_order)
+        stop_in_order = lambda ctx, *rest: [StopAfter(ctx, 3), *plain(ctx, *rest)]  # noqa: E731
+        patch.setattr(training, "training_callbacks", stop_in_order)
         with pytest.raises(Interrupted, match="saved after step 3 of 4"):
             work(context)
     assert not (halved.run_folder / "stages" / stage / "weights").exists()
@@ -108,10 +108,9 @@ def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_un
     whole, halved = only("grpo", tmp_path, "whole", changes), only("grpo", tmp_path, "halved", changes)
     with context_of(whole) as context:
         train_grpo(context)
-    module = sys.modules[train_grpo.__module__]
-    plain = module.training_callbacks
+    plain = training.training_callbacks
     with context_of(halved) as context, monkeypatch.context() as patch:
-        patch.setattr(module, "training_callbacks", lambda ctx, name: [StopAfter(ctx, 3), *plain(ctx, name)])
+        patch.setattr(training, "training_callbacks", lambda ctx, *rest: [StopAfter(ctx, 3), *plain(ctx, *rest)])
         with pytest.raises(Interrupted):
             train_grpo(context)
     with context_of(halved) as context:
@@ -127,9 +126,8 @@ def test_a_run_that_ended_between_its_last_checkpoint_and_its_weights_trains_no_
     whole, broken = (only(stage, tmp_path, name, {"model": {"tuning": tuning}}) for name in ("whole", "broken"))
     with context_of(whole) as context:
         work(context)
-    module = sys.modules[work.__module__]
     with context_of(broken) as context, monkeypatch.context() as patch:
-        patch.setattr(module, "save_weights", _disk_full)
+        patch.setattr(training, "save_weights", _disk_full)
         with pytest.raises(OSError, match="No space left"):
             work(context)
         lines = len(context.run.metrics())

@@ -25,7 +25,6 @@ import unsloth  # noqa: F401
 
 import torch
 import trl
-from test_ladder import SmallMemory
 from training import FEW_STEPS, context_of, small_recipe, with_spread
 from unsloth import FastVisionModel
 from unsloth.models._utils import apply_accepts_loss_kwargs_fix
@@ -35,9 +34,9 @@ from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 from toolkit.backends import vllm
 from toolkit.backends.base import Policy, TrainingJob
 from toolkit.backends.hf import HfBackend
-from toolkit.backends.ladder.policy import RolloutLadder
 from toolkit.backends.policy_trainer import RolloutTrainer
 from toolkit.backends.settings import grpo_settings, sft_settings
+from toolkit.backends.sizes import Sizes, recipe_sizes
 from toolkit.backends.trainers import Manner, build_grpo, build_sft
 from toolkit.backends.unsloth import options
 from toolkit.backends.unsloth.limits import refusals
@@ -168,8 +167,6 @@ def trainers() -> dict[str, Any]:
                 "_generate_and_score_completions",
                 "_get_per_token_logps_and_entropies",
                 "_generate_single_turn",
-                "_prepare_inputs",
-                "_calculate_rewards",
             )
             if not hasattr(generated, name)
         ],
@@ -194,7 +191,7 @@ def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
 
 
 def manner(changes: dict[str, Any]) -> Manner:
-    return Manner(changes, RolloutLadder, watched=False, by_tokens=None)
+    return Manner(changes, RolloutTrainer, watched=False, by_tokens=None)
 
 
 def trained(context: Context) -> dict[str, Any]:
@@ -256,32 +253,31 @@ def blind(context: Context) -> str:
     return "trained without its pictures"
 
 
-def small_memory() -> dict[str, Any]:
-    """A step of both generated trainers, undisturbed and with errors of memory: losses, sizes of gradients, errors."""
+def small_sizes() -> dict[str, Any]:
+    """A step of both generated trainers with the recipe's sizes and with those of OOM recovery."""
     found = {}
     for stage, loss in (("sft", "dapo"), ("grpo", "grpo"), ("grpo", "bnpo")):  # by tokens told, by rows, by all tokens
         section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
         tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": with_spread(FOLDER)}
-        with context_of(small_recipe(FOLDER, tables, f"memory-{stage}-{loss}")) as context:
-            plain, small = (step_with(context, stage, fits) for fits in (None, 1))
+        with context_of(small_recipe(FOLDER, tables, f"sizes-{stage}-{loss}")) as context:
+            sizes = recipe_sizes(context.recipe, stage)
+            plain, small = (step_with(context, stage, one) for one in (sizes, sizes.smaller()))
         found[f"{stage}, {loss}"] = {"plain": plain, "small": small}
     return found
 
 
-def step_with(context: Context, stage: str, fits: int | None) -> dict[str, float]:
-    """One step of a model in whose passes with gradients ``fits`` rows fit (None: all)."""
+def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, float]:
+    """One step of a policy just loaded."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
-    memory = SmallMemory(fits=fits or 1000, gradients=True)
-    memory.put_into(policy.model)
     judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
     rows = prompts.rows(samples, answer=stage == "sft")
-    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{fits}", judge=judge)
+    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", judge=judge, sizes=sizes)
     build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
     trainer = build(policy, job, manner(changes(policy, recipe)))
     trainer.train()
     line = next(line for line in trainer.state.log_history if "loss" in line)
-    return {"loss": line["loss"], "gradient": line["grad_norm"], "errors": trainer.errors}
+    return {"loss": line["loss"], "gradient": line["grad_norm"], "passes": trainer.args.gradient_accumulation_steps}
 
 
 def main() -> None:
@@ -300,7 +296,7 @@ def main() -> None:
     ) as context:
         found["trained"] = trained(context)
         found["blind"] = blind(context)
-    found["memory"] = small_memory()
+    found["sizes"] = small_sizes()
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""A GPU that is too small, made so by a cap on this process: training and answering go on with fewer rows at once."""
+"""A GPU that is too small, made so by a cap on this process: OOM recovery with real errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ from training import context_of, small_recipe
 
 from toolkit.backends.base import Sampling
 from toolkit.backends.hf import HfBackend
-from toolkit.backends.ladder.at_once import free
+from toolkit.backends.out_of_memory import free
 from toolkit.errors import TrainingError
 from toolkit.recipe import Recipe
 from toolkit.run import Record
+from toolkit.stages.grpo import train_grpo
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.sft import train_sft
 
@@ -48,23 +49,25 @@ def wide(folder: Path, name: str, batch: int = 64) -> Recipe:
     return only("sft", folder, name, tables)
 
 
-def trained(recipe: Recipe) -> tuple[Record, list[dict[str, Any]]]:
+def trained(recipe: Recipe, **options: Any) -> tuple[Record, list[dict[str, Any]]]:
     with context_of(recipe) as context:
-        return train_sft(context), [line for line in context.run.metrics() if "loss" in line]
+        return train_sft(context, **options), [line for line in context.run.metrics() if "loss" in line]
 
 
 def test_sft_under_a_cap_makes_the_same_update(tmp_path: Path) -> None:
     record, wanted = trained(wide(tmp_path, "whole"))
     small, _ = trained(wide(tmp_path, "narrow", 16))
-    probe = record["memory"]["probe"]
-    assert probe["out_of_memory"] == 0
-    assert probe["peak_allocated_bytes"] <= probe["peak_reserved_bytes"]
-    # More than 16 rows at once take, and less than 64: the probe has to halve.
+    preflight = record["memory"]["preflight"]
+    assert record["memory"]["out_of_memory"] == 0
+    assert preflight["peak_allocated_bytes"] <= preflight["peak_reserved_bytes"]
+    # More than 16 rows per pass fit, and less than 64: the preflight step has to be made again.
     cap = (small["memory"]["peak_reserved_bytes"] + record["memory"]["peak_allocated_bytes"]) / 2
     with capped(cap):
         capped_record, found = trained(wide(tmp_path, "capped"))
-    assert capped_record["memory"]["probe"]["out_of_memory"] >= 1
-    assert capped_record["memory"]["micro_batch"] < 64
+    memory = capped_record["memory"]
+    assert memory["recoveries"][0]["during"] == "preflight step"
+    assert memory["micro_batch"] < 64
+    assert memory["micro_batch"] * memory["accumulation"] == 64
     for one, other in zip(found, wanted, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
@@ -73,14 +76,46 @@ def test_sft_under_a_cap_makes_the_same_update(tmp_path: Path) -> None:
     assert apart < 1e-2 * sum(float(other[name].square().sum()) for name in one if "lora_B" in name)
 
 
-def test_a_cap_below_one_row_is_told(tmp_path: Path) -> None:
+def test_recovery_in_a_step_frees_the_gpu_and_ends_near_an_undisturbed_run(tmp_path: Path) -> None:
+    """Without a preflight step, so that the error comes within the training."""
+    record, wanted = trained(wide(tmp_path, "whole"), preflight=False)
+    small, _ = trained(wide(tmp_path, "narrow", 16), preflight=False)
+    cap = (small["memory"]["peak_reserved_bytes"] + record["memory"]["peak_allocated_bytes"]) / 2
+    with capped(cap):
+        capped_record, found = trained(wide(tmp_path, "capped"), preflight=False)
+    assert capped_record["memory"]["recoveries"][0]["during"] == "pass"
+    assert [line["step"] for line in found] == [1, 2]
+    for one, other in zip(found, wanted, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_a_cap_below_one_row_stops_with_advice(tmp_path: Path) -> None:
     recipe = wide(tmp_path, "none")
     with context_of(recipe) as context:
         policy = HfBackend().load(recipe, None, trainable=True)
         held = torch.cuda.memory_reserved()
         del policy
-        with capped(held + 2**21), pytest.raises(TrainingError, match="memory must hold one of the"):
+        with capped(held + 2**21), pytest.raises(TrainingError, match="one row at a time"):
             train_sft(context)
+
+
+def test_a_rollout_under_a_cap_is_generated_in_parts(tmp_path: Path) -> None:
+    def recipe(name: str, prompts: int) -> Recipe:
+        grpo = {"max_steps": 1, "prompts_per_step": prompts, "generations": 16, "micro_batch": 1}
+        tables: dict[str, dict[str, Any]] = {
+            "model": {"precision": "32bit"},
+            "grpo": grpo | {"max_completion_tokens": 64},
+        }
+        return only("grpo", tmp_path, name, tables)
+
+    peaks = []
+    for prompts in (1, 8):
+        with context_of(recipe(f"whole-{prompts}", prompts)) as context:
+            peaks.append(train_grpo(context, preflight=False)["memory"]["peak_reserved_bytes"])
+    with capped((peaks[0] + peaks[1]) / 2), context_of(recipe("capped", 8)) as context:
+        memory = train_grpo(context, preflight=False)["memory"]
+    assert memory["completions_per_generate"] < 128
+    assert {one["during"] for one in memory["recoveries"]} == {"rollout"}
 
 
 def test_answers_under_a_cap_are_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from toolkit.backends.ladder.at_once import AtOnce
+from toolkit.backends.out_of_memory import AtOnce
+from toolkit.backends.sizes import Sizes
 from toolkit.chat import Message, TurnEnd
 from toolkit.recipe import Recipe
 
@@ -104,7 +105,13 @@ class TrainingJob:
     judge: Judge | None = None
     """GRPO only."""
     longest: Sequence[int] = ()
-    """Numbers of rows, the longest first, for a probe step before the first one; empty: there is none."""
+    """Numbers of rows, the longest first, for the preflight step; empty: there is none."""
+    sizes: Sizes | None = None
+    """How a step is divided; None: as the recipe says."""
+    rollout: AtOnce = field(default_factory=AtOnce)
+    """GRPO only: completions per ``generate`` call. The trainer halves it after an out-of-memory error."""
+    preflight: bool = False
+    """Whether the trainer is built for the preflight step alone."""
 
 
 class Backend(Protocol):

@@ -8,7 +8,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from toolkit.backends.base import Policy, Row, RowSource
-from toolkit.backends.ladder.cut import PICTURES
 from toolkit.chat import adds_bos, encode_answer, render_prompt
 from toolkit.errors import DataError
 
@@ -24,13 +23,12 @@ class SftCollator:
     rows: RowSource
 
     def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """input_ids, attention_mask and labels of shape (batch, longest row), the pixels, and each row's pictures.
+        """Return input_ids, attention_mask and labels of shape (batch, longest row), and the pixels.
 
         Raises:
             DataError: a row has no answer token to learn from.
         """
-        rows = [self.rows(example["index"]) for example in examples]
-        return {**collate(self.policy, rows), PICTURES: [len(row.images) for row in rows]}
+        return collate(self.policy, [self.rows(example["index"]) for example in examples])
 
 
 def collate(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from toolkit.backends.base import Completion, Policy, Row, Sampling
-from toolkit.backends.ladder.at_once import attempt
+from toolkit.backends.out_of_memory import attempt
 from toolkit.chat import adds_bos, encode_answer, render_prompt
 from toolkit.compute import count as note
 from toolkit.errors import ModelError

@@ -1,31 +1,51 @@
-"""TRL's GRPOTrainer with each sample's own pictures, prompts that keep one BOS, and no dropout while it samples.
+"""The private methods of TRL's GRPOTrainer that are overridden, each with its reason. No other file has any.
 
-``RolloutTrainer`` is what holds whoever trains: where unsloth was imported first, ``trl.GRPOTrainer`` is Unsloth's own
-rewriting of it, which cuts pixels by sample itself. ``PolicyTrainer`` adds that for TRL as it is.
+Run with TRL 1.9.2. Signatures compared with TRL 1.13.0, and with 1.16.0, which has more for ``_generate_single_turn``.
 
-TRL (1.9) cuts the pixels of models without an image grid, such as Gemma 3, as if each sample had one picture; it
-tokenizes rendered prompts a second time with the tokenizer's own BOS before them, so that the mask of picture tokens
-lies one place off; it samples with the adapter's dropout switched on; and a run that goes on in a later epoch gets the
-order of the first one again.
+``_get_train_sampler``: a run resumed in a later epoch would get the order of the first epoch again.
+
+``_generate_and_score_completions``: TRL samples with the adapter's dropout switched on; a model whose images are lost
+would be trained without a word; and pixels have to be shuffled and split by sample, as the texts are.
+
+``_generate_single_turn``: after an out-of-memory error, fewer completions per ``generate`` call.
+
+``_get_per_token_logps_and_entropies``: TRL cuts the pixels of models without an image grid, such as Gemma 3, as if each
+sample had one image.
+
+``RolloutTrainer`` has what is needed whoever trains: if unsloth was imported first, ``trl.GRPOTrainer`` is Unsloth's
+own rewriting of it, which cuts pixels by sample itself. ``PolicyTrainer`` adds the last method for TRL as it is.
+``rollout_processor`` is no override, but cures a fault of the same kind: TRL tokenizes rendered prompts a second time
+with the tokenizer's own BOS before them, so that the mask of image tokens is one position off.
 """
 
 import copy
 import functools
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from toolkit.backends.once import with_memory
+from toolkit.backends.out_of_memory import AtOnce, attempt
+from toolkit.backends.random_state import RandomState
 from toolkit.backends.sight import blindness
 from toolkit.chat import adds_bos, conversation, render_prompt
 from toolkit.errors import TrainingError
 
+log = logging.getLogger(__name__)
+
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
 """Fields with which TRL finds a sample's pixels itself."""
+_BY_IMAGE = ("image_grid_thw", "image_position_ids")
+"""Fields with one entry per image."""
+_NOT_KNOWN = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "video_grid_thw"})
+"""Fields by which a rollout cannot be cut."""
 
 
 def rollout_processor(processor: Any, pictures: int) -> Any:
@@ -116,8 +136,13 @@ class _EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 
 class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
-    """See the module. Its first batch shows whether pictures count in the log-probabilities that are trained on."""
+    """See the module. Its first batch shows whether pictures count in the log-probabilities that are trained on.
 
+    Attributes:
+        rollout: completions per ``generate`` call.
+    """
+
+    rollout: AtOnce
     _looked = False
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -143,6 +168,40 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             # A list is cut and shuffled by sample, as the texts are.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
         return batch
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **options: Any
+    ) -> Any:
+        """Generate in parts; after an out-of-memory error all over again, in parts of half the size.
+
+        The random state is put back first, so that the completions are those of a run that began with the smaller size.
+
+        Raises:
+            torch.OutOfMemoryError: one completion does not fit.
+        """
+        generate = super()._generate_single_turn
+        if self.use_vllm:
+            return generate(prompt_ids, images, multimodal_fields, *more, **options)
+
+        def in_parts(size: int) -> list[list[int]]:
+            completion_ids: list[list[int]] = []
+            for part in _parts(prompt_ids, images, multimodal_fields, size):
+                completion_ids += generate(*part, *more, **options)[0]
+            return completion_ids
+
+        rows, begun = len(prompt_ids), RandomState.now()
+        while (found := attempt(functools.partial(in_parts, self.rollout.of(rows)))) is None:
+            size = self.rollout.of(rows)
+            if not self.rollout.halve(size):
+                raise torch.OutOfMemoryError("one completion does not fit")
+            log.warning(
+                "grpo: step %d: out of memory with %d completions per generate call: %d from here on",
+                self.state.global_step + 1,
+                size,
+                self.rollout.most,
+            )
+            begun.restore()
+        return found, None  # TRL has no log-probabilities of its own from transformers' generate
 
     def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
         for name in ("token_type_ids", "mm_token_type_ids"):
@@ -189,3 +248,73 @@ class PolicyTrainer(RolloutTrainer):
             )
         logps, entropies, losses = zip(*parts, strict=True)
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies), losses[0]
+
+
+_Turn = tuple[Any, Any, dict[str, Any]]
+"""Token ids of prompts, their images, and what the processor made of both: arguments of ``_generate_single_turn``."""
+
+
+def _parts(prompt_ids: Sequence[Any], images: Any, fields: Mapping[str, Any], size: int) -> Iterator[_Turn]:
+    """Cut the rows of a rollout into parts of at most ``size`` rows, each with its own pixels."""
+    rows = len(prompt_ids)
+    if size >= rows:
+        yield prompt_ids, images, dict(fields)
+        return
+    counts = [len(own or ()) for own in images] if images is not None else [0] * rows
+    first_image = [0, *accumulate(counts)]
+    split = _splitter(fields, first_image, rows)
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        own = None if images is None else images[part]
+        yield prompt_ids[part], own if own and any(own) else None, split(part)
+
+
+def _splitter(fields: Mapping[str, Any], first_image: Sequence[int], rows: int) -> Callable[[slice], dict[str, Any]]:
+    """Return a function from a slice of rows to their fields, which families lay out by row, by image or by patch.
+
+    Raises:
+        TrainingError: the pixels of a row cannot be told apart.
+    """
+    whole = {name: value for name, value in fields.items() if value is not None}
+    for name in _NOT_KNOWN & whole.keys():
+        raise _inseparable(name)
+    for name in (*_BY_IMAGE, "pixel_values"):
+        if isinstance(whole.get(name), list):
+            whole[name] = torch.tensor(np.array(whole[name]))
+    first_block = _first_blocks(whole, first_image[-1])
+
+    def split(part: slice) -> dict[str, Any]:
+        start, stop, _ = part.indices(rows)
+        pictured = slice(first_image[start], first_image[stop])
+        found = {}
+        for name, value in whole.items():
+            if name == "pixel_values":
+                found[name] = value[first_block[pictured.start] : first_block[pictured.stop]]
+            elif name in _BY_IMAGE:
+                found[name] = value[pictured]
+            elif len(value) != rows:
+                raise _inseparable(name)
+            else:
+                found[name] = value[part]
+        empty = pictured.start == pictured.stop
+        return {name: value for name, value in found.items() if not (empty and name in (*_BY_IMAGE, "pixel_values"))}
+
+    return split
+
+
+def _first_blocks(fields: Mapping[str, Any], images: int) -> list[int]:
+    """Where the pixels of each image begin: Qwen's patches follow each other without an axis for images."""
+    pixels, grid = fields.get("pixel_values"), fields.get("image_grid_thw")
+    blocks = [1] * images if grid is None else grid.prod(-1).tolist()
+    first = [0, *accumulate(blocks)]
+    if pixels is not None and first[-1] != len(pixels):
+        raise _inseparable("pixel_values")
+    return first
+
+
+def _inseparable(name: str) -> TrainingError:
+    return TrainingError(
+        "a rollout that does not fit the GPU can be cut only if the pixels of each row are known",
+        place=f"grpo, {name}",
+        remedy="Lower prompts_per_step, generations or images.max_side.",
+    )

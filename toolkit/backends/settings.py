@@ -8,6 +8,7 @@ import torch
 
 from toolkit.backends.base import Policy, TrainingJob
 from toolkit.backends.callbacks import PARTIAL
+from toolkit.backends.sizes import recipe_sizes
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo, Optimisation, Recipe, Sft
 from toolkit.run import world_size
@@ -20,12 +21,12 @@ _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 
 def sft_settings(job: TrainingJob) -> dict[str, Any]:
     """Keyword arguments of trl.SFTConfig."""
-    sft = job.recipe.sft or Sft()
+    sft, sizes = job.recipe.sft or Sft(), job.sizes or recipe_sizes(job.recipe, "sft")
     return {
         **_common(job, sft, sft.epochs),
         "learning_rate": sft.learning_rate,
-        "per_device_train_batch_size": sft.batch_size,
-        "gradient_accumulation_steps": _shared(sft.accumulation, "[sft] accumulation"),
+        "per_device_train_batch_size": sizes.micro_batch,
+        "gradient_accumulation_steps": _shared(sizes.accumulation, "[sft] accumulation"),
         "max_grad_norm": sft.max_grad_norm,
         "max_length": None,  # a row that is too long was found before training; cutting one would cut its image
         "loss_type": "chunked_nll",  # the vocabulary's logits are computed for answer tokens alone
@@ -36,14 +37,14 @@ def sft_settings(job: TrainingJob) -> dict[str, Any]:
 
 def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
     """Keyword arguments of trl.GRPOConfig: one update from prompts_per_step * generations completions."""
-    grpo = job.recipe.grpo or Grpo()
+    grpo, sizes = job.recipe.grpo or Grpo(), job.sizes or recipe_sizes(job.recipe, "grpo")
     _shared(grpo.prompts_per_step, "[grpo] prompts_per_step")  # a group of completions stays with one process
-    passes = _shared(grpo.completions_per_step // grpo.micro_batch, "[grpo] forward passes a step")
+    passes = _shared(sizes.accumulation, "[grpo] forward passes a step")
     return {
         **_common(job, grpo, grpo.epochs),
         "learning_rate": grpo.learning_rate,
         "max_grad_norm": grpo.max_grad_norm,
-        "per_device_train_batch_size": grpo.micro_batch,
+        "per_device_train_batch_size": sizes.micro_batch,
         "gradient_accumulation_steps": passes,
         "num_generations": grpo.generations,
         "generation_batch_size": grpo.completions_per_step,
@@ -58,11 +59,17 @@ def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
         "importance_sampling_level": grpo.importance,
         "scale_rewards": grpo.scale_rewards,
         "mask_truncated_completions": grpo.mask_truncated,
-        "generation_kwargs": {"suppress_tokens": list(policy.forbidden)} if policy.forbidden else None,
+        "generation_kwargs": _generation(policy, grpo, preflight=job.preflight) or None,
         "reward_weights": list(job.judge.weights.values()) if job.judge else None,
         "remove_unused_columns": False,
         "log_completions": False,
     }
+
+
+def _generation(policy: Policy, grpo: Grpo, *, preflight: bool) -> dict[str, Any]:
+    """What TRL hands on to ``generate``. The completions of a preflight step are as long as they can be."""
+    settings: dict[str, Any] = {"suppress_tokens": list(policy.forbidden)} if policy.forbidden else {}
+    return {**settings, "min_new_tokens": grpo.max_completion_tokens} if preflight else settings
 
 
 def _shared(count: int, place: str) -> int:
@@ -139,7 +146,7 @@ def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str,
     return {
         "output_dir": str(job.folder / PARTIAL),
         "num_train_epochs": epochs,
-        "max_steps": section.max_steps or -1,
+        "max_steps": 1 if job.preflight else section.max_steps or -1,
         "lr_scheduler_type": section.schedule,
         "warmup_steps": section.warmup_steps,
         "weight_decay": section.weight_decay,
@@ -148,10 +155,10 @@ def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if section.gradient_checkpointing else None,
         "logging_steps": run.log_steps,
         "logging_nan_inf_filter": False,  # a loss of NaN is shown, not replaced by the last good one
-        "save_strategy": "steps",
+        "save_strategy": "no" if job.preflight else "steps",
         "save_steps": run.checkpoint_steps,
         "seed": run.seed,
-        "report_to": list(run.report_to) or "none",
+        "report_to": "none" if job.preflight else list(run.report_to) or "none",
         "run_name": run.name,
         "bf16": mixed_precision(job.recipe),
         "use_cpu": not cuda,

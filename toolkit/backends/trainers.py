@@ -9,17 +9,14 @@ from typing import Any
 
 import datasets
 from transformers import PrinterCallback
-from trl import GRPOConfig, SFTConfig
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from toolkit.backends import sft_loss
 from toolkit.backends.base import Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.backends.collate import SftCollator
-from toolkit.backends.ladder.advice import advice
-from toolkit.backends.ladder.policy import PolicyLadder, RolloutLadder
-from toolkit.backends.ladder.sft import SftLadder
 from toolkit.backends.meter import meter
 from toolkit.backends.one_pass import count_one_pass
-from toolkit.backends.policy_trainer import rollout_processor
+from toolkit.backends.policy_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
 from toolkit.backends.settings import check_settings, grpo_settings, one_device, sft_settings
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo
@@ -33,7 +30,7 @@ class Manner:
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     """What it does otherwise than our settings say, asked for so that nothing is rewritten."""
-    grpo: type[RolloutLadder] = PolicyLadder
+    grpo: type[RolloutTrainer] = PolicyTrainer
     watched: bool = True
     """Whether torch's counter can watch a pass."""
     by_tokens: bool | None = True
@@ -47,7 +44,7 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     """An SFTTrainer; see ``Backend.sft_trainer``."""
     wanted = {**sft_settings(job), **manner.changes}
     with _same_precision(policy.model):
-        trainer = SftLadder(
+        trainer = SFTTrainer(
             model=policy.model,
             args=one_device(SFTConfig(**wanted)),
             train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
@@ -63,8 +60,7 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
         log.warning("sft: each forward pass of a step weighs alike, however many answer tokens it has")
     if trainer.args.loss_type == "chunked_nll":
         sft_loss.install(trainer)
-    trainer.advice, trainer.longest = advice(job.recipe, "sft"), job.longest
-    if manner.watched:
+    if manner.watched and not job.preflight:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)
 
@@ -74,6 +70,9 @@ def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     if job.judge is None:
         raise TrainingError("GRPO must have a judge")
     wanted = {**grpo_settings(policy, job), **manner.changes}
+    if job.preflight and wanted.get("use_vllm"):
+        tokens = (job.recipe.grpo or Grpo()).max_completion_tokens
+        wanted["generation_kwargs"] = {**wanted["generation_kwargs"], "min_tokens": tokens}
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     with _same_precision(policy.model):
@@ -87,8 +86,8 @@ def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
         )
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
         meter(trainer.ref_model)
-    trainer.advice, trainer.longest = advice(job.recipe, "grpo"), job.longest
-    if manner.watched:
+    trainer.rollout = job.rollout
+    if manner.watched and not job.preflight:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)
 

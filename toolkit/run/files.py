@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -42,10 +42,15 @@ def flush_folder(folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
+def write_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
+    """Write one JSON object per line, atomically as ``write_text`` does."""
+    write_text(path, "".join(_line(value) for value in values))
+
+
 def append_line(path: Path, value: Mapping[str, object]) -> None:
     """One JSON object as one more line of ``path``, flushed; NaN and infinities become null."""
     with path.open("a", encoding="utf-8", newline="\n") as handle:
-        handle.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        handle.write(_line(value))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -65,6 +70,10 @@ def cut_torn_line(path: Path) -> int:
     if torn:
         os.truncate(path, len(content) - torn)
     return torn
+
+
+def _line(value: Mapping[str, object]) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: object) -> object:

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run.files import append_line, read_json, read_lines, write_json
+from toolkit.run.files import append_line, read_json, read_lines, write_json, write_lines
 from toolkit.run.machine import now
 
 TRAINING_STAGES = ("sft", "grpo")
@@ -37,6 +37,7 @@ class RunFolder:
         results.json           the records of all finished stages and the table of results
         phantom/               practice data, if the recipe asks for them
         stages/<name>/         what a stage keeps: checkpoints, weights, predictions
+        stages/<name>/sizes.json   the sizes of a training stage after an out-of-memory error
         stages/<name>/done.json    its record, written last: a stage is finished when this file is there
 
     Beside the folder stands ``.<name>.lock``, held by the process that works in it.
@@ -145,6 +146,14 @@ class RunFolder:
     def log_metrics(self, stage: str, step: int, figures: Mapping[str, object]) -> None:
         """Add one line to ``metrics.jsonl``."""
         append_line(self.metrics_file, {"stage": stage, "step": step, "time": now(), **figures})
+
+    def forget_metrics(self, stage: str, step: int) -> int:
+        """Remove the lines of a stage after ``step``, which is trained again from there; return their number."""
+        lines = read_lines(self.metrics_file)
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        if len(kept) < len(lines):
+            write_lines(self.metrics_file, kept)
+        return len(lines) - len(kept)
 
     def metrics(self) -> list[Record]:
         """One record for each stage and step, in the order of their first lines.

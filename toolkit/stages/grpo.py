@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.backends import choose_backend
-from toolkit.backends.base import Completion, Judge, TrainingJob
+from toolkit.backends.base import Completion, Judge, Policy, TrainingJob
 from toolkit.backends.loading import architecture_of
 from toolkit.backends.settings import optimizer_here
 from toolkit.backends.sources import model_source
@@ -21,27 +21,18 @@ from toolkit.stages.lengths import check_lengths
 from toolkit.stages.probe import probe
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.sight import look_first
-from toolkit.stages.training import (
-    last_checkpoint,
-    rows_to_probe,
-    save_weights,
-    tracked,
-    train,
-    training_callbacks,
-    training_rows,
-)
+from toolkit.stages.training import last_checkpoint, rows_for_preflight, train, training_rows
 from toolkit.tasks.base import Task
 
 log = logging.getLogger(__name__)
 STAGE = "grpo"
 
 
-def train_grpo(context: Context, *, probe_step: bool | None = None) -> Record:
+def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     """Probe, train, and leave the weights in the run folder; see ``context.TrainStage`` and ``train_sft``."""
     recipe, samples = context.recipe, training_rows(context, STAGE)
     grpo = recipe.grpo or Grpo()
-    backend = choose_backend(recipe.model)
-    prompts = Prompts.of(recipe, context.images)
+    backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
     table = rewards_of(recipe)
     check_rewards_apply(prompts.task, table, samples)
     if len(samples) < grpo.prompts_per_step:
@@ -52,40 +43,36 @@ def train_grpo(context: Context, *, probe_step: bool | None = None) -> Record:
             remedy="Lower it, or give more rows.",
         )
     check_rollouts(recipe, backend.name, samples)
-    start = context.weights
-    policy = backend.load(recipe, start, trainable=True)
-    most = recipe.model.max_tokens
-    lengths = check_lengths(
-        policy.processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet
-    )
-    look_first(backend, policy, prompts, samples)
-    log.info("grpo: %s", describe_reference(recipe, start))
-    kept = context.run.stage_folder(STAGE) / "probe.json"
-    if is_main() and grpo.probe_prompts and last_checkpoint(context.run.stage_folder(STAGE)) is None:
-        write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
-    job = TrainingJob(
-        recipe=recipe,
-        rows=prompts.rows(samples),
-        count=len(samples),
-        folder=context.run.stage_folder(STAGE),
-        callbacks=training_callbacks(context, STAGE),
-        judge=make_judge(prompts.task, table, samples, grpo.generations),
-        longest=rows_to_probe(lengths, probe_step),
-    )
-    with tracked(context, STAGE):
-        record = train(backend, policy, backend.grpo_trainer(policy, job), context, STAGE)
-    save_weights(backend, policy, context.run.weights_folder(STAGE))
-    left_over = len(samples) % grpo.prompts_per_step
+    folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
+    kept = folder / "probe.json"
+
+    def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
+        processor, most = policy.processor, recipe.model.max_tokens
+        lengths = check_lengths(processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet)
+        look_first(backend, policy, prompts, samples)
+        log.info("grpo: %s", reference)
+        if is_main() and grpo.probe_prompts and last_checkpoint(folder) is None:
+            write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
+        job = TrainingJob(
+            recipe=recipe,
+            rows=prompts.rows(samples),
+            count=len(samples),
+            folder=folder,
+            judge=make_judge(prompts.task, table, samples, grpo.generations),
+            longest=rows_for_preflight(lengths, preflight),
+        )
+        return job, {"lengths": lengths.to_dict()}
+
+    record = train(context, STAGE, backend, prepare)
     return {
         **record,
         "backend": backend.name,
         "optimizer": optimizer_here(grpo),
         "rows": len(samples),
-        "rows_left_out_each_epoch": left_over,
-        "lengths": lengths.to_dict(),
+        "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
         "pictures": context.count_pictures(STAGE),
         "probe": read_json(kept) if kept.is_file() else None,
-        "kl_reference": describe_reference(recipe, start),
+        "kl_reference": reference,
     }
 
 

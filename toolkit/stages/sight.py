@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from toolkit.backends import Backend
 from toolkit.backends.base import Policy
-from toolkit.backends.ladder.at_once import attempt
+from toolkit.backends.out_of_memory import attempt
 from toolkit.backends.sight import check_sight
 from toolkit.sample import Sample
 from toolkit.stages.prompts import Prompts

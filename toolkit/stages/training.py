@@ -1,25 +1,37 @@
-"""What SFT and GRPO share: resume from the last whole checkpoint, stop between steps, weights by a rename."""
+"""What SFT and GRPO share: preflight step, OOM recovery, resume from the last whole checkpoint, weights by a rename."""
 
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from toolkit.backends import Backend, together
-from toolkit.backends.base import Policy
-from toolkit.backends.callbacks import PARTIAL, Checkpoints, Report, StopBetweenSteps, checkpoints, is_whole
-from toolkit.backends.ladder.advice import nothing_left
+from toolkit.backends.base import Policy, TrainingJob
+from toolkit.backends.callbacks import (
+    PARTIAL,
+    Checkpoints,
+    LastStep,
+    Report,
+    StopBetweenSteps,
+    checkpoints,
+    is_whole,
+)
+from toolkit.backends.out_of_memory import attempt, free
 from toolkit.compute import begin_peak, gpu_peaks
 from toolkit.errors import TrainingError
-from toolkit.run import Record, flush_folder, is_main, read_json
+from toolkit.run import Record, flush_folder, is_main, read_json, world_size
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import Lengths
+from toolkit.stages.preflight import make_preflight_step, preflight_job
+from toolkit.stages.recovery import Recovery
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.sampling import balance
@@ -38,22 +50,24 @@ def training_rows(context: Context, stage: str) -> SampleSet:
     return balanced
 
 
-def training_callbacks(context: Context, stage: str) -> list[Any]:
-    """Progress, whole checkpoints, and the stop on a signal."""
+def training_callbacks(
+    context: Context, stage: str, notes: Callable[[], Mapping[str, float]] = dict[str, float]
+) -> list[Any]:
+    """Progress, whole checkpoints, and the stop on a signal. ``notes``: figures to add to the next line of the log."""
     folder = context.run.stage_folder(stage)
 
     def report(step: int, steps: int, figures: Any) -> None:
         context.report(stage, step, steps, figures)
 
     return [
-        Report(report),
+        Report(report, notes),
         StopBetweenSteps(context.stop),
         Checkpoints(folder, context.recipe.run.keep_checkpoints),
     ]
 
 
 @contextmanager
-def tracked(context: Context, stage: str) -> Iterator[None]:
+def _tracked(context: Context, stage: str) -> Iterator[None]:
     """Build and run a trainer inside: TensorBoard's files go to the stage's folder, unless the user chose another.
 
     Left to itself transformers puts them among the checkpoints that are being written.
@@ -68,33 +82,153 @@ def tracked(context: Context, stage: str) -> Iterator[None]:
             del os.environ[name]
 
 
-def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stage: str) -> Record:
-    """Train to the end, from the last complete checkpoint if there is one, and give the stage's figures.
+Prepare = Callable[[Policy], tuple[TrainingJob, Record]]
+"""Checks what must be known before the first step, on a policy just loaded; returns the job, and facts for the record.
+"""
+
+
+def train(context: Context, stage: str, backend: Backend, prepare: Prepare) -> Record:
+    """Train to the end, from the last complete checkpoint if there is one, save the weights, return the figures.
+
+    After an out-of-memory error training continues with smaller sizes; see ``recovery``.
 
     Raises:
         Interrupted: a signal came; the step was finished and saved.
-        TrainingError: the loss became NaN or infinite, or the rows ran out.
+        TrainingError: the loss became NaN or infinite, the rows ran out, or one row does not fit the GPU.
     """
     folder = context.run.stage_folder(stage)
     if is_main() and (folder / PARTIAL).exists():
         shutil.rmtree(folder / PARTIAL)  # what an interruption left half written; nothing is resumed from it
     together.meet()
+    held = _Held(partial(backend.load, context.recipe, context.weights, trainable=True))
+    job, facts = prepare(held.policy)
     start = last_checkpoint(folder)
-    if start:
-        log.info("%s goes on from %s", stage, start.name)
-        state = read_json(start / "trainer_state.json")
-        finished = state["global_step"] >= state["max_steps"]
-        if finished or context.recipe.model.tuning == "full":
-            backend.restore(policy, start)  # transformers looks for other names than it saved, and goes on without
-        if finished:  # only the weights were still to be written; transformers would train one step more
-            return {"steps": state["max_steps"], "seconds": 0.0, "resumed_from": start.name}
-    begun = time.monotonic()
+    if start and _is_finished(start):
+        backend.restore(held.policy, start)  # only the weights are missing; transformers would train one step more
+        record: Record = {"steps": _step_of(start), "seconds": 0.0, "resumed_from": start.name}
+    else:
+        with _tracked(context, stage):
+            record = _train(context, stage, backend, held, job)
+    save_weights(backend, held.policy, context.run.weights_folder(stage))
+    return {**record, **facts}
+
+
+class _Held:
+    """One policy at a time: two of them do not fit a GPU. Nobody else keeps it while another one is loaded."""
+
+    def __init__(self, load: Callable[[], Policy]) -> None:
+        self._load, self._policy = load, load()
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    def reload(self) -> None:
+        """Drop the policy and load it anew."""
+        del self._policy
+        free()
+        self._policy = self._load()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How the work of one trainer ended. ``whole``: the parameters were those of the last finished step."""
+
+    step: int
+    steps: int
+    seconds_per_step: float | None
+    fits: bool
+    whole: bool
+
+
+def _train(context: Context, stage: str, backend: Backend, held: _Held, job: TrainingJob) -> Record:
+    """Preflight, then one trainer after another until one reaches the end."""
+    folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
+    plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
+    resumed, begun = last_checkpoint(folder), time.monotonic()
+    _forget_steps(context, stage, _step_of(resumed))
+    build = backend.sft_trainer if stage == "sft" else backend.grpo_trainer
+    job = replace(job, callbacks=[*job.callbacks, *training_callbacks(context, stage, recovery.figures)])
+
+    def sized() -> TrainingJob:
+        return replace(job, sizes=recovery.sizes, rollout=recovery.rollout())
+
+    measured: Record | None = None
+    while job.longest and measured is None:
+        step = _step_of(resumed) + 1
+        measured = make_preflight_step(build(held.policy, preflight_job(sized(), stage)))
+        context.stop.check(_saved(stage, resumed))
+        if measured is None:
+            recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
+        held.reload()
     begin_peak()
-    try:
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-    except torch.OutOfMemoryError as error:  # outside of a pass: the optimiser's state, for one
-        raise nothing_left(f"step {trainer.state.global_step + 1}", "parts of a step", trainer.advice) from error
-    step, steps = trainer.state.global_step, trainer.state.max_steps
+    while True:
+        start = last_checkpoint(folder)
+        if start:
+            log.info("%s: resuming from %s", stage, start.name)
+        outcome = _use_one_trainer(backend, held.policy, build, sized(), start)
+        if outcome.fits:
+            break
+        start = last_checkpoint(folder)  # the one just written, if the step's parameters were whole
+        during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.whole else "optimizer step"
+        recovery.shrink(max(outcome.step, _step_of(start)) + 1, during, start.name if start else None, plan)
+        _forget_steps(context, stage, _step_of(start))
+        context.stop.check(_saved(stage, start))
+        held.reload()
+    _check_end(context, stage, outcome)
+    together.meet()
+    if is_main():
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    skipped = sum(line.get("skipped_steps", 0) for line in context.run.metrics() if line["stage"] == stage)
+    return {
+        "steps": outcome.steps,
+        "seconds": round(time.monotonic() - begun, 1),
+        "seconds_per_step": outcome.seconds_per_step,
+        "skipped_steps": int(skipped),
+        "resumed_from": resumed.name if resumed else None,
+        "memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
+    }
+
+
+def _use_one_trainer(
+    backend: Backend,
+    policy: Policy,
+    build: Callable[[Policy, TrainingJob], Any],
+    job: TrainingJob,
+    start: Path | None,
+) -> _Outcome:
+    """Train from ``start`` to the end, to a signal, or to an out-of-memory error, with the last step saved.
+
+    Raises:
+        TrainingError: one of several processes is out of memory.
+    """
+    if start and job.recipe.model.tuning == "full":
+        backend.restore(policy, start)  # transformers looks for other names than it saved, and goes on without
+    trainer = build(policy, job)
+    last = LastStep(trainer)
+    fits = attempt(partial(trainer.train, resume_from_checkpoint=str(start) if start else None)) is not None
+    step = trainer.state.global_step
+    if not fits:
+        if world_size() > 1:
+            raise TrainingError(
+                "each of several processes must hold its rows, because they make the same passes",
+                place=f"step {step + 1}",
+                value="out of memory",
+                remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
+            )
+        trainer.model.zero_grad()
+        if last.whole and step > _step_of(start):
+            last.save()
+            fits = step == trainer.state.max_steps  # out of memory after the last step: nothing is left to train
+    return _Outcome(step, trainer.state.max_steps, last.seconds_per_step, fits, last.whole)
+
+
+def _saved(stage: str, start: Path | None) -> str:
+    return f"{stage} is saved after step {_step_of(start)}" if start else f"no step of {stage} had finished"
+
+
+def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
+    step, steps = outcome.step, outcome.steps
     if step < steps:
         context.stop.check(f"{stage} is saved after step {step} of {steps}")
         raise TrainingError(
@@ -103,31 +237,33 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
             value=f"ended after step {step} of {steps}",
             remedy="There are too few rows for a step: lower batch_size or prompts_per_step, or give more rows.",
         )
-    together.meet()
-    if is_main():
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    return {
-        "steps": steps,
-        "seconds": round(time.monotonic() - begun, 1),
-        "resumed_from": start.name if start else None,
-        "memory": _memory_record(trainer, context, stage),
-    }
 
 
-def rows_to_probe(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
-    """The rows for a probe step, the longest first; empty where none is ``wanted`` (None: it is on a GPU)."""
-    return lengths.longest if (torch.cuda.is_available() if wanted is None else wanted) else ()
+def _forget_steps(context: Context, stage: str, step: int) -> None:
+    """Take the steps after ``step``, which are made again, out of metrics.jsonl."""
+    if is_main() and (count := context.run.forget_metrics(stage, step)):
+        log.warning(
+            "%s: %d lines of metrics.jsonl after step %d are removed: these steps are made again", stage, count, step
+        )
 
 
-def _memory_record(trainer: Any, context: Context, stage: str) -> Record:
-    """Peaks of this start, and what was too much for the memory in all starts of the stage."""
-    lines = [line for line in context.run.metrics() if line["stage"] == stage]
-    return {
-        **gpu_peaks(),
-        "out_of_memory": int(sum(line.get("out_of_memory", 0) for line in lines)),
-        "micro_batch": trainer.passes.of(trainer.args.per_device_train_batch_size),
-        "probe": trainer.probe,
-    }
+def _is_finished(checkpoint: Path) -> bool:
+    state = read_json(checkpoint / "trainer_state.json")
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+
+def rows_for_preflight(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
+    """Return the rows for the preflight step, the longest first, or none if it is not ``wanted`` (None: on a GPU).
+
+    Several processes make none: after an out-of-memory error they could not make smaller passes.
+    """
+    if wanted is None:
+        wanted = torch.cuda.is_available()
+    return lengths.longest if wanted and world_size() == 1 else ()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

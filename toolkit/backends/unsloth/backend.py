@@ -24,7 +24,6 @@ from toolkit.backends.hf import (
     make_policy,
     save_adapter,
 )
-from toolkit.backends.ladder.policy import RolloutLadder
 from toolkit.backends.loading import refuse_blind_attention, refuse_unmergeable
 from toolkit.backends.merge import Compared
 from toolkit.backends.meter import meter
@@ -102,13 +101,13 @@ class UnslothBackend:
         default makes a Qwen picture 512 pixels wide, and tests the width alone).
         """
         changes = sft_changes(policy, job.recipe)
-        return build_sft(policy, job, Manner(changes, RolloutLadder, watched=False, by_tokens=None))
+        return build_sft(policy, job, Manner(changes, RolloutTrainer, watched=False, by_tokens=None))
 
     def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.grpo_trainer``."""
         if job.recipe.grpo and job.recipe.grpo.beta > 0 and policy.trained_from is not None:
             adapter.add_reference(policy.model)
-        return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutLadder, watched=False))
+        return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutTrainer, watched=False))
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""

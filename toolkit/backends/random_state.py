@@ -1,4 +1,4 @@
-"""The state of every generator of random numbers that training draws from."""
+"""The state of every random number generator that training draws from."""
 
 import random
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomState:
-    """Python's, numpy's and torch's, the last on the CPU and on the current CUDA device."""
+    """The states of Python's, NumPy's and torch's generators, of torch on the CPU and on the current CUDA device."""
 
     python: Any
     numpy: Any
@@ -19,12 +19,12 @@ class RandomState:
 
     @classmethod
     def now(cls) -> "RandomState":
-        """As it is at this moment."""
+        """Return the present state. It costs microseconds and no synchronisation with the GPU."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
-        """What is drawn from now on is what was drawn after ``now``."""
+        """Put the generators back, so that the numbers drawn after ``now`` are drawn again."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)

@@ -1,0 +1,116 @@
+"""float16 with a gradient scaler: a skipped optimizer step is no divergence; a scale below 1 ends the run.
+
+accelerate makes a scaler on a GPU alone. Here its trainer gets torch's own for the CPU, and overflows are injected into
+gradients.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from test_oom_recovery import lines_of, recipe_of, run, small_memory
+from test_training import adapter_of
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from toolkit.backends.callbacks import Report
+from toolkit.backends.hf import HfBackend
+from toolkit.errors import TrainingError
+
+SCALE = 256.0
+
+
+class Overflow(TrainerCallback):
+    """Makes the gradients of some steps infinite, as float16 does. ``seen``: learning rate and scale of each step."""
+
+    def __init__(self, steps: Collection[int]) -> None:
+        self.steps, self.now = steps, False
+        self.seen: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.now = state.global_step + 1 in self.steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        self.seen.append(lr_scheduler.get_last_lr()[0])
+
+    def hook(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf if self.now else gradient
+
+
+@contextmanager
+def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool = True) -> Iterator[Overflow]:
+    build, overflow = HfBackend.sft_trainer, Overflow(steps)
+
+    def scaled(self: HfBackend, policy: Any, job: Any) -> Any:
+        trainer = build(self, policy, job)
+        if scaler:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+        trainer.add_callback(overflow)
+        next(one for one in policy.model.parameters() if one.requires_grad).register_hook(overflow.hook)
+        return trainer
+
+    with patch.context() as inner:
+        inner.setattr(HfBackend, "sft_trainer", scaled)
+        yield overflow
+
+
+def test_skipped_steps_are_counted_and_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "skipped", sft={"max_steps": 4, "schedule": "linear"})
+    with float16(monkeypatch, {1, 2}) as overflow:
+        record = run(recipe, "sft")
+    lines = lines_of(recipe)
+    assert record["skipped_steps"] == 2
+    assert [line.get("skipped_steps") for line in lines] == [1, 1, None, None]
+    assert [line.get("loss_scale") for line in lines] == [SCALE / 2, SCALE / 4, None, None]
+    assert ["grad_norm" in line for line in lines] == [False, False, True, True]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert overflow.seen[0] == overflow.seen[1] > overflow.seen[2]  # the schedule waits for the steps that are made
+    assert any(value.abs().max() > 0 for name, value in adapter_of(recipe, "sft").items() if "lora_B" in name)
+
+
+def test_without_a_scaler_an_overflow_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        float16(monkeypatch, {2}, scaler=False),
+        pytest.raises(TrainingError, match="step 2: grad_norm must stay finite"),
+    ):
+        run(recipe_of("sft", tmp_path, "overflown"), "sft")
+
+
+def test_a_scale_below_1_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "lost", sft={"max_steps": 12, "batch_size": 1, "accumulation": 1})
+    with float16(monkeypatch, range(1, 13)), pytest.raises(TrainingError, match=r"step 9: .*loss scale.*0\.5"):
+        run(recipe, "sft")
+    assert len(lines_of(recipe)) == 8
+
+
+def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "recovered", sft={"max_steps": 3})
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=2), float16(monkeypatch, {1, 3}):
+        record = run(recipe, "sft")
+    assert record["memory"]["out_of_memory"] == 1
+    assert [line.get("loss_scale") for line in lines_of(recipe)] == [SCALE / 2, None, SCALE / 4]
+    assert record["skipped_steps"] == 2
+
+
+def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> None:
+    reported: list[dict[str, float]] = []
+    report = Report(lambda step, steps, figures: reported.append(dict(figures)))
+    args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
+    Accelerator(cpu=True)  # its optimizer wants one
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=torch.amp.GradScaler("cpu", init_scale=SCALE))
+    for gradient in (math.inf, 1.0):
+        optimizer.scaler.scale(parameter.sum()).backward()
+        parameter.grad = torch.full((2,), gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        report.on_optimizer_step(args, state, control, optimizer=optimizer)
+    report.on_log(args, state, control, logs={"loss": math.inf, "grad_norm": 1.0, "entropy": 0.5})
+    assert reported == [{"grad_norm": 1.0, "entropy": 0.5, "skipped_steps": 1.0, "loss_scale": SCALE / 2}]
+    with pytest.raises(TrainingError, match="loss must stay finite"):  # every step since was made
+        report.on_log(args, state, control, logs={"loss": math.nan})

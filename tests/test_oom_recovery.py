@@ -1,0 +1,792 @@
+"""OOM recovery: smaller sizes, and from there on bit for bit the run that was resumed, or began, with those sizes.
+
+A CPU raises no such error, so one is injected: a hook on the model raises what a GPU raises, forward or in the middle
+of the backward pass, if more rows go through than "fit"; an optimizer raises it after it has changed some parameters.
+
+With TOOLKIT_TEST_BACKEND=unsloth (tests/unsloth_cpu, tests/test_unsloth_oom.py) the same tests run through Unsloth.
+"""
+
+import inspect
+import logging
+import os
+import signal
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_families import build
+from test_training import StopAfter, adapter_of, only, same
+from training import context_of, small_recipe
+
+from toolkit.backends.base import Sampling, TrainingJob
+from toolkit.backends.callbacks import checkpoints
+from toolkit.backends.collate import collate
+from toolkit.backends.hf import HfBackend
+from toolkit.backends.out_of_memory import AtOnce, attempt
+from toolkit.backends.policy_trainer import PolicyTrainer, _parts
+from toolkit.backends.sizes import Sizes
+from toolkit.compute import machine
+from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
+from toolkit.pipeline.rehearsal import rehearsal
+from toolkit.recipe import Recipe, load_recipe
+from toolkit.run import Record, read_json, read_lines, write_json
+from toolkit.stages import training
+from toolkit.stages.context import Context
+from toolkit.stages.grpo import train_grpo
+from toolkit.stages.lengths import check_lengths
+from toolkit.stages.preflight import preflight_job
+from toolkit.stages.prompts import Prompts
+from toolkit.stages.recovery import Recovery, advice
+from toolkit.stages.sft import train_sft
+
+ROOT = Path(__file__).parents[1]
+BY_UNSLOTH = os.environ.get("TOOLKIT_TEST_BACKEND") == "unsloth"
+TRAIN: Mapping[str, Callable[..., Record]] = {"sft": train_sft, "grpo": train_grpo}
+
+
+@dataclass
+class SmallMemory:
+    """Runs out of memory if more rows go through than fit. ``seen``: the rows of each pass that began."""
+
+    fits: int
+    where: str = "forward"
+    gradients: bool | None = None
+    """True: passes with gradients only; False: those without only."""
+    spared: int = 0
+    """The number of passes that go well although they would not fit."""
+    seen: list[int] = field(default_factory=list)
+    raised: int = 0
+    models: list[Any] = field(default_factory=list)
+    """A weak reference to each model that was loaded."""
+
+    def __call__(self, module: torch.nn.Module, args: Any, fields: Mapping[str, Any], output: Any) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        if self.gradients is not None and self.gradients != torch.is_grad_enabled():
+            return
+        self.seen.append(len(hidden))
+        if len(hidden) <= self.fits:
+            return
+        if self.spared:
+            self.spared -= 1
+        elif self.where == "forward":
+            self.fail()
+        else:
+            hidden.register_hook(self.fail)
+
+    def fail(self, *_: Any) -> None:
+        self.raised += 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than fits (injected).")
+
+    def put_into(self, model: Any) -> Any:
+        """Forward: after the decoder. Backward: after its first layer, when those above have their gradients."""
+        decoder = (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
+        place = decoder if self.where == "forward" else decoder.layers[0]
+        return place.register_forward_hook(self, with_kwargs=True)
+
+
+def backend_class() -> Any:
+    """The backend that is tested."""
+    if BY_UNSLOTH:
+        from toolkit.backends.unsloth.backend import UnslothBackend
+
+        return UnslothBackend
+    return HfBackend
+
+
+@contextmanager
+def small_memory(patch: pytest.MonkeyPatch, **how: Any) -> Iterator[SmallMemory]:
+    """Models that are loaded have little memory, and only one of them may exist at a time."""
+    backend = backend_class()
+    memory, load = SmallMemory(**how), backend.load
+
+    def loaded(self: Any, *args: Any, **options: Any) -> Any:
+        assert not any(model() for model in memory.models), "two models would not fit the GPU"
+        policy = load(self, *args, **options)
+        memory.put_into(policy.model)
+        memory.models.append(weakref.ref(policy.model))
+        return policy
+
+    with patch.context() as inner:
+        inner.setattr(backend, "load", loaded)
+        yield memory
+
+
+@contextmanager
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    """A signal comes in ``step``; the run must end with Interrupted."""
+    plain = training.training_callbacks
+    with patch.context() as inner:
+        stopping = lambda context, *rest: [StopAfter(context, step), *plain(context, *rest)]  # noqa: E731
+        inner.setattr(training, "training_callbacks", stopping)
+        with pytest.raises(Interrupted):
+            yield
+
+
+def run(recipe: Recipe, stage: str, **options: Any) -> Record:
+    with context_of(recipe) as context:
+        return TRAIN[stage](context, **{"preflight": False, **options})
+
+
+def lines_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are of steps, as they are in the file, without what depends on the clock."""
+    lines = [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "loss" in line]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
+
+
+def untold(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines without what they say of recovery."""
+    names = {"out_of_memory", "micro_batch", "accumulation", "completions_per_generate"}
+    return [{name: value for name, value in line.items() if name not in names} for line in lines]
+
+
+def keep_sizes(recipe: Recipe, stage: str, sizes: Sizes) -> None:
+    """What a stage leaves that was out of memory before."""
+    kept = {"micro_batch": sizes.micro_batch, "accumulation": sizes.accumulation}
+    file = recipe.run_folder / "stages" / stage / "sizes.json"
+    write_json(file, {**kept, "completions_per_generate": sizes.completions, "recoveries": []})
+
+
+def recipe_of(stage: str, folder: Path, name: str, **tables: Mapping[str, Any]) -> Recipe:
+    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written at stops alone."""
+    base: dict[str, dict[str, Any]] = {
+        "run": {"checkpoint_steps": 100},
+        "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 2},
+        "grpo": {"max_steps": 2, "generations": 2, "micro_batch": 2, "max_completion_tokens": 8},
+    }
+    if BY_UNSLOTH:
+        base["model"] = {"backend": "unsloth", "precision": "4bit", "max_tokens": 600}
+    for table, keys in tables.items():
+        base[table] = {**base.get(table, {}), **keys}
+    return only(stage, folder, name, base)
+
+
+def one_by_one(stage: str) -> Sizes:
+    """The recipe's step of 4 in four passes."""
+    return Sizes(1, 4, None if stage == "sft" else 4)
+
+
+@pytest.mark.parametrize(("stage", "where", "most"), [("sft", "forward", 4), ("grpo", "backward", 2)])
+def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_the_smaller_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str, most: int
+) -> None:
+    ours, theirs = {
+        "sft": ({"batch_size": 4, "accumulation": 1}, {"batch_size": 1, "accumulation": 4}),
+        "grpo": ({"beta": 0.1, "micro_batch": 2}, {"beta": 0.1, "micro_batch": 1}),
+    }[stage]
+    recovered = recipe_of(stage, tmp_path, "recovered", **{stage: ours})
+    begun = recipe_of(stage, tmp_path, "begun", **{stage: theirs})
+    run(begun, stage)
+    with small_memory(monkeypatch, fits=1, where=where, gradients=True) as memory, stop_after(monkeypatch, 1):
+        run(recovered, stage)
+    errors = memory.raised
+    assert memory.seen == [*([4, 2] if most == 4 else [2]), *[1] * 4]  # SFT: 4, 2 and 1, two errors in a row
+    with small_memory(monkeypatch, fits=1, where=where, gradients=True) as memory:
+        record = run(recovered, stage)
+    assert memory.seen == [1] * 4  # the sizes are still known
+    assert same(adapter_of(recovered, stage), adapter_of(begun, stage))
+    assert untold(lines_of(recovered)) == lines_of(begun)
+    assert [line.get("out_of_memory") for line in lines_of(recovered)] == [errors, None]
+    assert (lines_of(recovered)[0]["micro_batch"], lines_of(recovered)[0]["accumulation"]) == (1, 4)
+    found = record["memory"]
+    assert (found["out_of_memory"], found["micro_batch"], found["accumulation"]) == (errors, 1, 4)
+    assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
+    assert record["resumed_from"] == "step-00000001"
+
+
+@pytest.mark.parametrize(("stage", "where"), [("sft", "backward"), ("grpo", "forward")])
+def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from_there_with_the_smaller_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
+) -> None:
+    resumed, recovered = (recipe_of(stage, tmp_path, name) for name in ("resumed", "recovered"))
+    with stop_after(monkeypatch, 1):
+        run(resumed, stage)
+    keep_sizes(resumed, stage, one_by_one(stage))
+    assert run(resumed, stage)["resumed_from"] == "step-00000001"
+    # A step of two passes goes well, and one pass of the second step.
+    with small_memory(monkeypatch, fits=1, where=where, gradients=True, spared=3) as memory:
+        record = run(recovered, stage)
+    assert memory.seen == [*[2] * 4, *[1] * 4]
+    assert same(adapter_of(recovered, stage), adapter_of(resumed, stage))
+    assert untold(lines_of(recovered)) == untold(lines_of(resumed))
+    assert [line["step"] for line in lines_of(recovered)] == [1, 2]
+    assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, 1]
+    assert record["memory"]["recoveries"] == [
+        {
+            "step": 2,
+            "during": "pass" if stage == "sft" else "rollout or pass",
+            "micro_batch": 1,
+            "accumulation": 4,
+            "completions_per_generate": one_by_one(stage).completions,
+            "continued_from": "step-00000001",
+        }
+    ]
+    ours, theirs = (checkpoints(recipe.run_folder / "stages" / stage)[0] for recipe in (recovered, resumed))
+    assert ours.name == theirs.name == "step-00000001"
+    assert {file.name for file in ours.iterdir()} == {file.name for file in theirs.iterdir()}
+    states = [read_json(path / "trainer_state.json") for path in (ours, theirs)]
+    assert [entry["step"] for entry in states[0]["log_history"]] == [1]
+    for name in ("global_step", "epoch", "num_input_tokens_seen", "total_flos"):
+        assert states[0][name] == states[1][name], name
+
+
+def test_out_of_memory_in_the_optimizer_step_falls_back_to_what_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = recipe_of("sft", tmp_path, "begun", sft={"batch_size": 1, "accumulation": 4})
+    recovered = recipe_of("sft", tmp_path, "recovered")
+    run(begun, "sft")
+    with failing_optimizer(monkeypatch, 2):  # step 1 is finished, and saved nowhere
+        record = run(recovered, "sft")
+    assert same(adapter_of(recovered, "sft"), adapter_of(begun, "sft"))
+    assert untold(lines_of(recovered)) == lines_of(begun)  # step 1 was made twice, and is there once
+    assert [line["step"] for line in lines_of(recovered)] == [1, 2]
+    (event,) = record["memory"]["recoveries"]
+    assert (event["step"], event["during"]) == (2, "optimizer step")
+    assert event["continued_from"] == "the start of the stage"
+
+
+@contextmanager
+def failing_optimizer(patch: pytest.MonkeyPatch, call: int) -> Iterator[None]:
+    """Call number ``call`` of ``optimizer.step`` changes every parameter and then runs out of memory."""
+    plain, calls = torch.optim.AdamW.step, []
+
+    def step(self: Any, *args: Any, **options: Any) -> Any:
+        calls.append(call)
+        if len(calls) != call:
+            return plain(self, *args, **options)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(1.0)
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    with patch.context() as inner:
+        inner.setattr(torch.optim.AdamW, "step", step)
+        yield
+
+
+def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
+        record = run(recipe, "sft")
+    assert record["memory"]["recoveries"][0]["continued_from"] == "step-00000001"
+    assert [line["step"] for line in lines_of(recipe)] == [1, 2]
+
+
+def test_a_signal_during_the_recovery_is_obeyed_once_the_step_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("sft", tmp_path, "stopped")
+
+    def signalled(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=2) as memory:
+        memory.fail = signalled  # type: ignore[method-assign]
+        with pytest.raises(Interrupted, match="saved after step 1"):
+            run(recipe, "sft")
+    assert [path.name for path in checkpoints(recipe.run_folder / "stages" / "sft")] == ["step-00000001"]
+
+
+def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
+    recipe = recipe_of("sft", tmp_path, "other")
+    with context_of(recipe) as context:
+        keep_sizes(recipe, "sft", Sizes(3, 2))
+        with pytest.raises(RunError, match="3 x 2, and 4 in the recipe"):
+            train_sft(context)
+
+
+def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_that_began_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, recovered = (recipe_of("grpo", tmp_path, name) for name in ("begun", "recovered"))
+    with context_of(begun) as context:
+        keep_sizes(begun, "grpo", Sizes(2, 2, 1))
+        train_grpo(context)
+    generations = count_generations(monkeypatch)
+    with small_memory(monkeypatch, fits=1, gradients=False, spared=2) as memory:  # look_first's passes have one row
+        record = run(recovered, "grpo")
+    assert generations == [4, 2, *[1] * 8]  # out of memory at the third token of all 4, and at the first of a pair
+    assert memory.raised == 2
+    assert len(memory.models) == 1  # nothing is loaded again for a rollout
+    assert same(adapter_of(recovered, "grpo"), adapter_of(begun, "grpo"))
+    assert untold(lines_of(recovered)) == untold(lines_of(begun))
+    assert lines_of(recovered)[0]["completions_per_generate"] == 1
+    assert [one["completions_per_generate"] for one in record["memory"]["recoveries"]] == [2, 1]
+    assert record["memory"]["micro_batch"] == 2
+    assert read_json(recovered.run_folder / "stages" / "grpo" / "sizes.json")["completions_per_generate"] == 1
+
+
+def test_a_reference_that_does_not_fit_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL computes log-probabilities without gradients in micro-batches too."""
+    recipe = recipe_of("grpo", tmp_path, "reference", grpo={"beta": 0.1, "max_steps": 1})
+    monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", too_small_for(1))
+    record = run(recipe, "grpo")
+    assert [one["micro_batch"] for one in record["memory"]["recoveries"]] == [1]
+
+
+def too_small_for(fits: int) -> Callable[..., Any]:
+    plain = PolicyTrainer._get_per_token_logps_and_entropies
+
+    def measured(self: Any, model: Any, input_ids: Any, *args: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled() and (options.get("batch_size") or 0) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return plain(self, model, input_ids, *args, **options)
+
+    return measured
+
+
+def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"run.folder={tmp_path}"])
+    assert shipped.grpo is not None
+    assert shipped.grpo.micro_batch == 1  # so that no smaller micro-batch could help
+    recipe = rehearsal(shipped, own_rows=False)
+    assert recipe.grpo is not None
+    short = recipe.grpo.model_copy(update={"max_steps": 1, "max_completion_tokens": 8, "probe_prompts": 0})
+    recipe = recipe.model_copy(update={"sft": None, "evaluate": None, "export": None, "grpo": short})
+    with small_memory(monkeypatch, fits=1, gradients=False) as memory:
+        record = run(recipe, "grpo")
+    assert memory.raised > 1
+    assert (record["memory"]["micro_batch"], record["memory"]["completions_per_generate"]) == (1, 1)
+    assert adapter_of(recipe, "grpo")
+
+
+def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("grpo", tmp_path, "none", grpo={"micro_batch": 1})
+    with (
+        small_memory(monkeypatch, fits=0, gradients=False),
+        no_look(monkeypatch),
+        pytest.raises(TrainingError, match="one row at a time"),
+    ):
+        run(recipe, "grpo")
+    kept = read_json(recipe.run_folder / "stages" / "grpo" / "sizes.json")
+    assert (kept["micro_batch"], kept["completions_per_generate"]) == (1, 1)
+    assert [one["during"] for one in kept["recoveries"]] == ["rollout"] * 2  # 4 and 2 completions per call
+
+
+@contextmanager
+def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without the check that images count, whose passes would not fit either."""
+    with patch.context() as inner:
+        inner.setattr("toolkit.stages.grpo.look_first", lambda *_: True)
+        yield
+
+
+def test_if_one_row_does_not_fit_the_error_has_the_advice_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("sft", tmp_path, "none", sft={"batch_size": 1})
+    with context_of(recipe) as context:
+        write_json(context.run.plan_file, PLAN)
+        with small_memory(monkeypatch, fits=0, gradients=True), pytest.raises(TrainingError) as caught:
+            train_sft(context)
+    for change in ("images.max_side = 448", "lora.r = 8"):
+        assert change in caught.value.remedy, change
+    assert "batch_size" not in caught.value.remedy  # it is 1 already
+    assert "224" not in caught.value.remedy  # for a smaller GPU
+
+
+PLAN = {
+    "gpu": {"memory_gb": 15.8},
+    "memory": {
+        "sft": {
+            "fits": {
+                "8": {"fits": False, "knobs": ["images.max_side = 224"]},
+                "12": {"fits": False, "knobs": ["sft.batch_size = 1 (and 4 times sft.accumulation)", "lora.r = 8"]},
+                "16": {"fits": True, "knobs": []},
+                "24": {"fits": True, "knobs": []},
+            }
+        }
+    },
+}
+PLAN["memory"]["sft"]["fits"]["12"]["knobs"].append("images.max_side = 448")  # type: ignore[index]
+
+
+def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
+    recipe = recipe_of("grpo", tmp_path, "advice")
+    assert advice(recipe, "sft", PLAN) != advice(recipe, "sft", None)
+    for plan in (None, {}, PLAN, {"memory": None, "gpu": None}, {"memory": {"grpo": {"fits": {"8": {"knobs": None}}}}}):
+        told = advice(recipe, "grpo", plan)  # the plan knows nothing of GRPO
+        assert "grpo.max_completion_tokens below 8" in told
+        assert "micro_batch" not in told
+
+
+def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "several")
+    monkeypatch.setattr("toolkit.stages.training.world_size", lambda: 2)
+    with small_memory(monkeypatch, fits=1, gradients=True), pytest.raises(TrainingError, match=r"several processes"):
+        run(recipe, "sft")
+
+
+def test_bnpo_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for loss, warned in (("bnpo", True), ("dapo", False)):
+        caplog.clear()
+        recipe = recipe_of("grpo", tmp_path, loss, grpo={"loss": loss})
+        Recovery(tmp_path / loss, recipe, "grpo").shrink(1, "pass", None, None)
+        assert any("bnpo" in line for line in caplog.messages) == warned
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(recipe_of("sft", tmp_path, "broken"), "sft")
+
+
+def test_sizes_halve_to_divisors_of_the_step() -> None:
+    def path(sizes: Sizes) -> list[tuple[int, int]]:
+        found = []
+        while (smaller := sizes.smaller()) is not None:
+            sizes = smaller
+            found.append((sizes.micro_batch, sizes.accumulation))
+        return found
+
+    assert path(Sizes(8, 2)) == [(4, 4), (2, 8), (1, 16)]
+    assert path(Sizes(5, 4)) == [(2, 10), (1, 20)]
+    assert path(Sizes(9, 1)) == [(3, 3), (1, 9)]
+    assert path(Sizes(7, 1)) == [(1, 7)]
+    assert path(Sizes(1, 4)) == []
+    assert Sizes(1, 8, 8).smaller() == Sizes(1, 8, 4)  # nothing else is left to halve
+    assert Sizes(2, 4, 1).smaller() == Sizes(1, 8, 1)
+    assert Sizes(1, 8, 1).smaller() is None
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_preflight_step_leaves_the_training_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    plain, checked = (
+        recipe_of(stage, tmp_path, name, grpo={"max_completion_tokens": 40, "max_steps": 1}, sft={"max_steps": 1})
+        for name in ("plain", "checked")
+    )
+    before, lengths = run(plain, stage), spy_on_completions(monkeypatch)
+    with small_memory(monkeypatch, fits=99, gradients=True) as memory:
+        record = run(checked, stage, preflight=True)
+    assert before["memory"]["preflight"] is None
+    preflight = record["memory"]["preflight"]
+    assert preflight["seconds"] > 0
+    assert preflight["peak_reserved_bytes"] is None
+    assert memory.seen == [2, 2] * 2  # the preflight step is a whole one
+    assert len(memory.models) == 2
+    assert record["seconds_per_step"] > 0
+    assert lines_of(plain) == lines_of(checked)
+    assert same(adapter_of(plain, stage), adapter_of(checked, stage))
+    if stage == "grpo":
+        assert lengths[0] == [40] * 4  # to the limit
+        assert all(min(ones) < 40 for ones in lengths[1:])
+
+
+def test_trl_1_16_may_pass_more_arguments_to_a_rollout() -> None:
+    signature = inspect.signature(PolicyTrainer._generate_single_turn)
+    assert signature.bind(object(), [[0]], None, {}, 4, has_tool_images=False)
+
+
+def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The lengths of the completions of each rollout from now on."""
+    plain, lengths = PolicyTrainer._generate_single_turn, list[list[int]]()
+
+    def spy(self: Any, *args: Any) -> Any:
+        found = plain(self, *args)
+        lengths.append([len(ids) for ids in found[0]])
+        return found
+
+    patch.setattr(PolicyTrainer, "_generate_single_turn", spy)
+    return lengths
+
+
+def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
+    longest = (7, 3, 9, 1, 2, 0)
+    sft = preflight_job(job_of("sft", tmp_path, longest), "sft")
+    assert {sft.rows(number) for number in range(sft.count)} == {7, 3}  # those of one micro-batch
+    assert sft.count == 4
+    grpo = preflight_job(job_of("grpo", tmp_path, longest), "grpo")
+    assert [grpo.rows(number) for number in range(grpo.count)] == [7, 3]
+    few = preflight_job(job_of("sft", tmp_path, (5,)), "sft")
+    assert {few.rows(number) for number in range(few.count)} == {5}
+    with context_of(recipe_of("sft", tmp_path, "counted")) as context:
+        prompts = Prompts.of(context.recipe, context.images)
+        processor = HfBackend().load_reader(context.recipe).processor
+        lengths = check_lengths(processor, prompts, context.data.train, 256)
+        rows = [prompts.row(sample, answer=True) for sample in context.data.train]
+        policy = HfBackend().load_reader(context.recipe)
+        tokens = [collate(policy, [row])["input_ids"].shape[1] for row in rows]
+        assert [tokens[number] for number in lengths.longest] == sorted(tokens, reverse=True)
+
+
+def job_of(stage: str, folder: Path, longest: tuple[int, ...]) -> TrainingJob:
+    """A job whose rows are their own numbers."""
+    return TrainingJob(recipe_of(stage, folder, "job"), lambda number: number, 24, folder, longest=longest)  # type: ignore[arg-type,return-value]
+
+
+def test_what_the_preflight_step_had_to_halve_stays_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = "sft"
+    recipe = recipe_of(stage, tmp_path, "checked", sft={"max_steps": 1})
+    with small_memory(monkeypatch, fits=1, gradients=True) as memory:
+        record = run(recipe, stage, preflight=True)
+    assert memory.seen == [2, *[1] * 8]
+    (event,) = record["memory"]["recoveries"]
+    assert (event["step"], event["during"], event["micro_batch"]) == (1, "preflight step", 1)
+    assert lines_of(recipe)[0]["micro_batch"] == 1
+
+
+class FakeCuda:
+    """torch.cuda's counters of one GPU, which a reset puts to what is held."""
+
+    def __init__(self) -> None:
+        self.peak = self.held = 0
+
+    def hold(self, size: int) -> None:
+        self.held, self.peak = size, max(self.peak, size)
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def max_memory_reserved(self, device: int) -> int:
+        return self.peak
+
+    def max_memory_allocated(self, device: int) -> int:
+        return self.peak // 2
+
+    def reset_peak_memory_stats(self, device: int) -> None:
+        self.peak = self.held
+
+
+def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(machine, "_cuda", lambda: cuda)
+    machine.forget_peak()
+    for size in (90, 10):
+        cuda.hold(size)
+    machine.begin_peak()
+    for size in (40, 10):
+        cuda.hold(size)
+    assert machine.gpu_peaks() == {"peak_allocated_bytes": 20, "peak_reserved_bytes": 40}
+    assert machine.peak_gpu_memory() == 90
+    machine.begin_peak()
+    assert machine.gpu_peaks()["peak_reserved_bytes"] == 10
+    assert machine.peak_gpu_memory() == 90
+    machine.forget_peak()
+    assert machine.peak_gpu_memory() == 10
+
+
+def count_generations(patch: pytest.MonkeyPatch) -> list[int]:
+    """Prompts of each call of a model's ``generate`` from now on."""
+    from transformers import GenerationMixin
+
+    plain, calls = GenerationMixin.generate, []
+
+    def generate(self: Any, *args: Any, **options: Any) -> Any:
+        calls.append(len(options["input_ids"]))
+        return plain(self, *args, **options)
+
+    patch.setattr(GenerationMixin, "generate", generate)
+    return calls
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_a_rollout_is_cut_with_each_rows_images(size: int) -> None:
+    grids = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 4]])
+    fields = {
+        "image_grid_thw": grids.tolist(),
+        "pixel_values": [[float(patch)] for patch in range(28)],  # 4 + 8 + 16 patches
+        "token_type_ids": [[0], [1], [2], [3]],
+    }
+    images = [["a"], None, ["b", "c"], None]
+    parts = list(_parts([[0], [1], [2], [3]], images, fields, size))
+    assert [ids for prompts, _, _ in parts for ids in prompts] == [[0], [1], [2], [3]]
+    assert max(len(prompts) for prompts, _, _ in parts) == min(size, 4)
+    assert [kind for _, _, cut in parts for kind in cut["token_type_ids"]] == [[0], [1], [2], [3]]
+    pixels = [torch.tensor(cut["pixel_values"]) for _, _, cut in parts if "pixel_values" in cut]
+    assert torch.cat(pixels).flatten().tolist() == list(range(28))
+    if size == 1:
+        assert [len(one) for one in pixels] == [4, 24]
+        assert parts[1][1:] == (None, {"token_type_ids": [[1]]})
+        with pytest.raises(TrainingError, match="pixels of each row are known"):
+            list(_parts([[0], [1]], [["a"], ["b"]], {"pixel_values": torch.zeros(3, 1)}, 1))
+        with pytest.raises(TrainingError, match="pixels of each row are known"):
+            list(_parts([[0], [1]], [["a"], ["b"]], {"num_tiles": [1, 1]}, 1))
+
+
+def test_images_of_different_sizes_keep_their_own_patches_in_a_rollout_that_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+) -> None:
+    """Greedy completions do not depend on how many are generated at once, unless one saw another's patches."""
+    tables: dict[str, dict[str, Any]] = {
+        "model": {"name": str(build("qwen2_5_vl", shared_data, tmp_path)), "max_tokens": 600},
+        "images": {"max_side": 84},
+        "grpo": {
+            "max_steps": 1,
+            "prompts_per_step": 3,
+            "generations": 2,
+            "micro_batch": 6,
+            "max_completion_tokens": 8,
+            "top_k": 1,
+        },
+    }
+    whole, cut_up = (recipe_of("grpo", tmp_path, name, **tables) for name in ("whole", "cut"))
+    unequal_pictures(monkeypatch)
+    seen: list[Any] = []
+    plain = PolicyTrainer._generate_single_turn
+
+    def spy(self: Any, *args: Any) -> Any:
+        seen.append(plain(self, *args)[0])
+        return seen[-1], None
+
+    monkeypatch.setattr(PolicyTrainer, "_generate_single_turn", spy)
+    run(whole, "grpo")
+    with small_memory(monkeypatch, fits=3, gradients=False) as memory:
+        run(cut_up, "grpo")
+    assert memory.raised == 1
+    assert seen[0] == seen[1]
+    assert len({str(ids) for ids in seen[0]}) > 1
+
+
+def unequal_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Every third picture has half the height."""
+    plain = Prompts.row
+
+    def row(self: Prompts, sample: Any, *, answer: bool = False) -> Any:
+        found = plain(self, sample, answer=answer)
+        if sum(map(ord, sample.id)) % 3 == 0:
+            for place, image in enumerate(found.images):
+                smaller = image.resize((image.width, image.height // 2))
+                smaller.info["toolkit_key"] = f"half of {image.info['toolkit_key']}"
+                found.images[place] = smaller
+        return found
+
+    patch.setattr(Prompts, "row", row)
+
+
+@contextmanager
+def evaluated(context: Context, fits: int) -> Iterator[tuple[SmallMemory, Any, list[Any]]]:
+    prompts = Prompts.of(context.recipe, context.images)
+    policy = backend_class()().load(context.recipe, None, trainable=False)
+    memory = SmallMemory(fits)
+    hook = memory.put_into(policy.model)
+    yield memory, policy, [prompts.row(sample) for sample in context.data.test]
+    hook.remove()
+
+
+def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with context_of(recipe_of("sft", tmp_path, "asked")) as context, evaluated(context, fits=99) as (_, policy, rows):
+        wanted = backend_class()().generate(policy, rows[:7], Sampling(12))
+        with evaluated(context, fits=3) as (memory, policy, rows), caplog.at_level(logging.WARNING):
+            assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
+            assert memory.raised == 2
+            assert policy.at_once.most == 2
+            assert [line.message for line in caplog.records if line.levelno == logging.WARNING] == [
+                "out of memory with 7 answers at once: 4 from here on",
+                "out of memory with 4 answers at once: 2 from here on",
+            ]
+            assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
+            assert memory.raised == 2  # the smaller batch stays
+
+
+def test_several_answers_to_one_question_are_written_in_turns(tmp_path: Path) -> None:
+    with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=2) as (_, policy, rows):
+        groups = HfBackend().generate(policy, rows[:2], Sampling(8, temperature=1.0, count=5))
+        assert [len(group) for group in groups] == [5, 5]
+        assert policy.at_once.most == 2
+
+
+def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> None:
+    with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=0) as (_, policy, rows):
+        with pytest.raises(ModelError, match=r"one answer at least.*max_side"):
+            HfBackend().generate(policy, rows[:2], Sampling(8))
+        assert not policy.model.training
+
+
+def test_only_a_lack_of_memory_is_caught() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert attempt(lambda: fail(torch.OutOfMemoryError("CUDA out of memory"))) is None
+    assert (
+        attempt(lambda: fail(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))) is None
+    )
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        attempt(lambda: fail(RuntimeError("size mismatch")))
+
+
+def test_halving_ends_at_one() -> None:
+    rows = AtOnce()
+    halved = []
+    while rows.halve(rows.of(13)):
+        halved.append(rows.most)
+    assert halved == [7, 4, 2, 1]
+    assert rows.errors == 5
+
+
+@pytest.mark.parametrize("family", ["tiny", "qwen3_vl"])
+def test_checkpointing_leaves_a_frozen_vision_tower_without_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, request: pytest.FixtureRequest
+) -> None:
+    """And the adapter's gradients are those without checkpointing."""
+    name = family if family == "tiny" else str(build(family, request.getfixturevalue("shared_data"), tmp_path))
+    gradients, needed = {}, []
+    for checkpointing in (False, True):
+        tables = {
+            "model": {"name": name, "max_tokens": 600},
+            "sft": {"max_steps": 1, "gradient_checkpointing": checkpointing},
+        }
+        recipe = recipe_of("sft", tmp_path, f"checkpointing-{checkpointing}", **tables)
+        load = HfBackend.load
+
+        def watched(self: HfBackend, *args: Any, load: Any = load, **options: Any) -> Any:
+            policy = load(self, *args, **options)
+            from toolkit.backends.meter import _tower
+
+            tower = _tower(policy.model.get_base_model())
+            assert tower is not None
+            for module in tower.modules():
+                module.register_forward_hook(lambda *seen: needed.append(_requires(seen[1]) or _requires(seen[2])))
+            return policy
+
+        with monkeypatch.context() as patch:
+            patch.setattr(HfBackend, "load", watched)
+            run(recipe, "sft")
+            (line,) = lines_of(recipe)
+        gradients[checkpointing] = (line["loss"], line["grad_norm"], adapter_of(recipe, "sft"))
+    assert needed
+    assert not any(needed)
+    (loss, norm, plain), (loss_again, norm_again, checkpointed) = gradients[False], gradients[True]
+    assert (loss_again, norm_again) == (pytest.approx(loss), pytest.approx(norm))
+    for key in plain:
+        torch.testing.assert_close(checkpointed[key], plain[key])
+
+
+def _requires(values: Any) -> bool:
+    if isinstance(values, torch.Tensor):
+        return values.requires_grad
+    if isinstance(values, Mapping):
+        return any(map(_requires, values.values()))
+    return isinstance(values, list | tuple) and any(map(_requires, values))
+
+
+def test_rollouts_hang_no_hooks_on_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    load = HfBackend.load
+
+    def loaded(self: HfBackend, *args: Any, **options: Any) -> Any:
+        policy = load(self, *args, **options)
+        kept.append(policy)
+        return policy
+
+    monkeypatch.setattr(HfBackend, "load", loaded)
+    run(recipe_of("grpo", tmp_path, "hooks", grpo={"gradient_checkpointing": True}), "grpo")
+    assert not kept[0].model.get_input_embeddings()._forward_hooks

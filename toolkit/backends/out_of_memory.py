@@ -1,0 +1,66 @@
+"""Out-of-memory (OOM) errors of a GPU: which errors they are, and how many completions to generate per call."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
+_UNTYPED = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""Messages of CUDA's own libraries, which torch raises as a plain RuntimeError."""
+
+
+class AtOnce:
+    """The largest number of completions per ``generate`` call. It only shrinks.
+
+    Attributes:
+        most: the limit; None: there is none yet.
+        errors: the number of out-of-memory errors so far.
+        exhausted: one completion did not fit.
+    """
+
+    def __init__(self, most: int | None = None, notify: Callable[[int], None] | None = None) -> None:
+        self.most, self.errors, self.exhausted = most, 0, False
+        self._notify = notify
+
+    def of(self, rows: int) -> int:
+        """Return the batch size to use for ``rows`` rows."""
+        return rows if self.most is None else min(rows, self.most)
+
+    def halve(self, rows: int) -> bool:
+        """Note that ``rows`` did not fit, and halve the limit. Return False if ``rows`` was 1."""
+        self.errors += 1
+        if rows <= 1:
+            self.exhausted = True
+            return False
+        self.most = (rows + 1) // 2
+        if self._notify is not None:
+            self._notify(self.most)
+        return True
+
+
+def attempt(work: Callable[[], Found]) -> Found | None:
+    """Return the result of ``work``, or None after an out-of-memory error, with the GPU memory given back."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free()  # outside the handler: the error's traceback holds the frames, and the frames hold the activations
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU ran out of memory. Running out of main memory ends a process without an error."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _UNTYPED)
+
+
+def free() -> None:
+    """Give back the GPU memory that torch caches without using it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

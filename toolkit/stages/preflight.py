@@ -1,0 +1,67 @@
+"""The preflight step: one whole optimizer step on the longest rows, before the first one, whose result is thrown away.
+
+An out-of-memory error shows in the first minute, not after hours at the first long row. The step has a trainer and a
+model of its own, which are dropped afterwards: weights, optimizer, random state, order of the rows and metrics of the
+training are those of a run without it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from toolkit.backends.base import Completion, Judge, TrainingJob
+from toolkit.backends.callbacks import LastStep
+from toolkit.backends.out_of_memory import attempt
+from toolkit.backends.sizes import recipe_sizes
+from toolkit.compute import begin_peak, gpu_peaks
+from toolkit.recipe import Grpo
+from toolkit.run import Record
+
+log = logging.getLogger(__name__)
+
+
+def preflight_job(job: TrainingJob, stage: str) -> TrainingJob:
+    """Return the job of one step on the longest rows of ``job``.
+
+    SFT: each micro-batch has rows from among the longest that fill one. GRPO: the longest prompts, with completions
+    that run to the limit and are not judged.
+    """
+    sizes, grpo = job.sizes or recipe_sizes(job.recipe, stage), job.recipe.grpo or Grpo()
+    longest = job.longest[: sizes.micro_batch if stage == "sft" else grpo.prompts_per_step]
+    rows = job.rows
+    return replace(
+        job,
+        rows=lambda number: rows(longest[number % len(longest)]),
+        count=sizes.rows if stage == "sft" else grpo.prompts_per_step,
+        callbacks=(),
+        judge=None if job.judge is None else Judge(job.judge.weights, _unjudged(job.judge.weights)),
+        preflight=True,
+    )
+
+
+def make_preflight_step(trainer: Any) -> Record | None:
+    """Make the one step of a trainer built from a ``preflight_job``.
+
+    Returns:
+        seconds of the step (an upper bound: the longest rows, and whatever is compiled), and the peak of the GPU memory
+        in bytes (None without a GPU); None: out of memory.
+    """
+    last = LastStep(trainer)
+    begin_peak()
+    if attempt(trainer.train) is None:
+        return None
+    found = {"seconds": round(last.seconds[0], 3), **gpu_peaks()}
+    peak = found["peak_reserved_bytes"]
+    memory = "" if peak is None else f", at most {peak / 2**30:.2f} GiB of the GPU reserved"
+    log.info("preflight step: one step on the longest rows took %.1f s%s", found["seconds"], memory)
+    return found
+
+
+def _unjudged(weights: Mapping[str, float]) -> Any:
+    def score(
+        numbers: Sequence[int], completions: Sequence[Completion]
+    ) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
+        return [dict.fromkeys(weights, 0.0) for _ in completions], {}
+
+    return score
