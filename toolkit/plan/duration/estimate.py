@@ -1,0 +1,174 @@
+"""Seconds of an optimizer step and hours of a stage, as a range.
+
+A pass takes the longer of two times: the GPU's work (FLOPs at the rate that matrix products reach, plus bytes at the
+rate that GPU memory reaches), and the host's work (kernel launches at the host's time for each). Passes follow each
+other, so their times add up.
+
+Each rate has a slow and a fast end, a factor of 2 apart, around a middle. Two published runs fit the middle: Unsloth's
+notebook for SFT of Gemma 3 4B on a T4 (20.4 s a step) fits the rate of float32 products, and the MedGemma notebook for
+SFT on an A100 40 GB (18.8 s a step) fits the rate of tensor cores. A completion has from two thirds of its limit to all
+of it. So the upper end of every range is at most 3 times the lower end.
+"""
+
+import math
+from dataclasses import dataclass
+
+from toolkit.plan.architecture import Architecture
+from toolkit.plan.duration.gpus import GpuFigures
+from toolkit.plan.duration.load import Load, Passes
+from toolkit.plan.memory import Setting
+from toolkit.plan.steps import Work
+
+FLOAT32, TENSOR, BANDWIDTH = 0.7, 0.35, 0.75
+"""Fraction of a data sheet's rate that is reached: float32 products, tensor cores, GPU memory."""
+LAUNCH = 15e-6
+"""Seconds of the host for each kernel launch."""
+PIXELS = 25e-9
+"""Seconds of the CPU for each pixel that the processor hands to the vision tower."""
+SPREAD = 2**0.5
+"""The fast end is so many times as fast as the middle, the slow end so many times as slow."""
+SHORTEST = 2 / 3
+"""Length of the longest completion of a batch at the fast end, relative to its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A duration in seconds."""
+
+    low: float
+    high: float
+
+    def __mul__(self, times: float) -> "Range":
+        return Range(self.low * times, self.high * times)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a machine reaches: FLOP/s, bytes/s, seconds for each kernel launch and for each pixel."""
+
+    flops: float
+    moved: float
+    launch: float
+    pixel: float
+
+    def seconds(self, load: Load) -> float:
+        """Return the duration of one kind of pass."""
+        return max(load.flops / self.flops + load.moved / self.moved, load.launches * self.launch)
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What matrix products run in on one GPU."""
+
+    name: str
+    """bfloat16, float16 or float32."""
+
+    @property
+    def value(self) -> int:
+        """Bytes of a number."""
+        return 4 if self.name == "float32" else 2
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Estimated duration of one stage.
+
+    Attributes:
+        step: of an optimizer step, or of one evaluation.
+        steps: optimizer steps of the stage, or evaluations of the run.
+    """
+
+    step: Range
+    steps: int
+
+    @property
+    def total(self) -> Range:
+        """Of all steps."""
+        return self.step * self.steps
+
+
+def speeds(gpu: GpuFigures, arithmetic: Arithmetic) -> tuple[Speed, Speed]:
+    """Return the fast and the slow end for a GPU."""
+    peak = FLOAT32 * gpu.float32 if arithmetic.name == "float32" else TENSOR * gpu.tensor
+    return tuple(  # type: ignore[return-value]  # of two
+        Speed(1e12 * peak * by, 1e9 * BANDWIDTH * gpu.bandwidth * by, LAUNCH / by, PIXELS / by)
+        for by in (SPREAD, 1 / SPREAD)
+    )
+
+
+def arithmetic_of(gpu: GpuFigures, setting: Setting, model_type: str, *, unsloth: bool) -> Arithmetic:
+    """Return what matrix products run in.
+
+    Without bfloat16, the hf backend computes in float32. Unsloth takes float16, but float32 for Gemma 3, whose
+    activations overflow in float16.
+    """
+    if setting.precision == "32bit":
+        return Arithmetic("float32")
+    if gpu.bf16:
+        return Arithmetic("bfloat16")
+    return Arithmetic("float16" if unsloth and not model_type.startswith(("gemma3", "gemma4", "qwen3_5")) else "float32")
+
+
+def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
+    """Return the seconds of an optimizer step of ``rows`` rows in micro-batches of ``setting.rows``."""
+    at_once = min(passes.setting.rows, rows)
+    seconds = speed.seconds(passes.training(at_once, passes.setting.row.answer))
+    return math.ceil(rows / at_once) * seconds + rows * image_seconds(passes, speed)
+
+
+def grpo_step(passes: Passes, speed: Speed, answer: float, at_once: int | None = None) -> float:
+    """Return the seconds of an optimizer step: a rollout of all completions, and an update in micro-batches.
+
+    Args:
+        passes: of the stage.
+        speed: of the machine.
+        answer: tokens of the longest completion, to which the others are padded.
+        at_once: completions of one ``generate`` call. None: all of the step.
+    """
+    setting = passes.setting
+    completions = setting.concurrent
+    calls = math.ceil(completions / (at_once or completions))
+    read, write = passes.rollout(math.ceil(completions / calls), answer)
+    update = speed.seconds(passes.training(setting.rows, answer))
+    if setting.reference != "none":
+        update += speed.seconds(passes.reading(setting.rows, answer))
+    rollout = calls * (speed.seconds(read) + speed.seconds(write))
+    return rollout + completions / setting.rows * update + completions * image_seconds(passes, speed)
+
+
+def evaluation(passes: Passes, speed: Speed, answers: int, answer: float) -> float:
+    """Return the seconds of generating ``answers`` answers in batches of ``setting.concurrent``."""
+    read, write = passes.rollout(min(passes.setting.concurrent, answers), answer)
+    batches = math.ceil(answers / passes.setting.concurrent)
+    return batches * (speed.seconds(read) + speed.seconds(write)) + answers * image_seconds(passes, speed)
+
+
+def image_seconds(passes: Passes, speed: Speed) -> float:
+    """Return the seconds of the CPU for the images of one row."""
+    tower = passes.model.vision
+    return 0.0 if tower is None else passes.setting.row.patches * tower.patch**2 * speed.pixel
+
+
+def stage_time(model: Architecture, setting: Setting, work: Work, gpu: GpuFigures, *, unsloth: bool, times: int = 1) -> StageTime:
+    """Return the duration of a stage on a GPU.
+
+    Args:
+        model: its architecture.
+        setting: of the stage, with a mean row.
+        work: its steps, rows and answers.
+        gpu: its figures.
+        unsloth: whether the backend is Unsloth.
+        times: evaluations of the run, of which ``work`` has the answers of all.
+    """
+    arithmetic = arithmetic_of(gpu, setting, model.model_type, unsloth=unsloth)
+    passes = Passes(model, setting, arithmetic.value)
+    found = []
+    for speed, part in zip(speeds(gpu, arithmetic), (SHORTEST, 1.0), strict=True):
+        answer = part * setting.answer_tokens
+        if setting.stage == "sft":
+            found.append(sft_step(passes, speed, work.samples))
+        elif setting.stage == "grpo":
+            found.append(grpo_step(passes, speed, answer))
+        else:
+            found.append(evaluation(passes, speed, work.answers // times, answer))
+    return StageTime(Range(*found), times if setting.stage == "evaluate" else work.steps)
