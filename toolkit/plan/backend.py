@@ -37,6 +37,16 @@ def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictu
         yield Finding("[grpo] rollouts", text, 'Set rollouts = "transformers".')
 
 
+def plans_unsloth(recipe: Recipe, gpu: Gpu | None) -> bool:
+    """Return whether the run will use Unsloth, which ``auto`` takes for LoRA on a GPU that is not here, too."""
+    model = recipe.model
+    if model.backend != "auto":
+        return model.backend == "unsloth"
+    if gpu is not None and gpu.here:
+        return backend_name(model) == "unsloth"
+    return model.name != "tiny" and model.tuning == "lora" and model.precision != "32bit"
+
+
 def _not_here(recipe: Recipe) -> Iterator[Finding]:
     try:
         backend_name(recipe.model)
@@ -45,8 +55,11 @@ def _not_here(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _machine(gpu: Gpu | None) -> Machine:
-    """The card as vLLM would find it; a described one is taken to be of the Ampere generation."""
+    """The card as vLLM would find it; a described one is taken to be of the Ampere generation, or of
+    the Turing generation if it lacks bfloat16."""
     if gpu is not None and gpu.here:
         return Machine.here()
     installed = find_spec("vllm") is not None
-    return Machine(0.0, (0, 0), installed) if gpu is None else Machine(gpu.memory / 1e9, (8, 0), installed)
+    if gpu is None:
+        return Machine(0.0, (0, 0), installed)
+    return Machine(gpu.memory / 1e9, (8, 0) if gpu.bf16 else (7, 5), installed)

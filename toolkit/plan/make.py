@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 from toolkit.errors import ToolkitError
 from toolkit.images import ImageStore
 from toolkit.plan.architecture import Architecture
-from toolkit.plan.backend import judge_backend
+from toolkit.plan.backend import judge_backend, plans_unsloth
 from toolkit.plan.base import BaseWeights, find_base, judge_base, leave_out
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.disk import judge_disk, plan_disk
+from toolkit.plan.duration import COMMON, StageTime, figures_of, mean_setting, stage_times
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu, usable_bytes
 from toolkit.plan.judge import (
@@ -31,7 +32,7 @@ from toolkit.plan.memory.weights import trained_parameters
 from toolkit.plan.pains import Known, find_warnings
 from toolkit.plan.record import Plan, StageMemory
 from toolkit.plan.rows import look_at, rows_to_ask, rows_to_train
-from toolkit.plan.steps import plan_work, stages
+from toolkit.plan.steps import Work, plan_work, stages
 from toolkit.plan.tested import compare_versions
 from toolkit.plan.tokens import Tokens, fullest_row
 from toolkit.recipe import Recipe
@@ -112,6 +113,7 @@ def make_plan(
     base = find_base(recipe.model, ask)
     disk = None if model is None else plan_disk(recipe, model, settings)
     known_rows = rows.rows if isinstance(rows, Rows) else None
+    work = None if known_rows is None else plan_work(recipe, known_rows)
     findings: list[Finding] = [
         *judge_rows(recipe, rows.rows if isinstance(rows, Rows) else rows),
         *facts.findings,
@@ -135,7 +137,7 @@ def make_plan(
         unknown=facts.unknown,
         data=_data(rows) if isinstance(rows, Rows) else None,
         tokens=tokens,
-        work=None if known_rows is None else plan_work(recipe, known_rows),
+        work=work,
         model_name=recipe.model.name,
         configuration=None if facts.config is None else facts.config.origin,
         architecture=model,
@@ -144,6 +146,7 @@ def make_plan(
         base=base,
         gpu=gpu,
         memory=memory or None,
+        time=_times(recipe, facts, settings, work, gpu),
         disk=disk,
         versions=compare_versions(),
     )
@@ -185,6 +188,27 @@ def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gp
     here = None if gpu is None else first_fit(model, setting, gpu.memory, side)
     without = estimate(model, replace(setting, bf16=False))
     return StageMemory(estimate(model, setting), without, knobs, setting.precision, here)
+
+
+def _times(
+    recipe: Recipe, facts: _Facts, settings: Mapping[Any, Setting], work: Mapping[str, Work] | None, gpu: Gpu | None
+) -> dict[str, dict[str, StageTime]] | None:
+    """GPU -> stage -> duration. What cannot be estimated is noted with its reason."""
+    model, trained, asked = facts.model, facts.tokens, facts.asked or facts.tokens
+    if model is None or trained is None or asked is None or work is None:
+        facts.unknown["time"] = "it follows from the model's configuration and the rows"
+        return None
+    gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures
+    if not gpus:
+        facts.unknown["time"] = f"no data-sheet figures of {'such a GPU' if gpu is None else gpu.name} are known here"
+        return None
+    mean = {
+        str(name): mean_setting(one, model, asked if name == "evaluate" else trained) for name, one in settings.items()
+    }
+    if recipe.grpo is not None and recipe.grpo.rollouts == "vllm":
+        facts.unknown["time of grpo"] = "rollouts by vLLM are not estimated"
+        mean.pop("grpo", None)
+    return stage_times(model, mean, work, gpus, plans_unsloth(recipe, gpu))
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:

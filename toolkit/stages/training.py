@@ -20,6 +20,7 @@ from toolkit.errors import TrainingError
 from toolkit.run import Record, flush_folder, is_main, read_json
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import Lengths
+from toolkit.stages.step_time import StepTimes, step_times
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.sampling import balance
@@ -49,6 +50,7 @@ def training_callbacks(context: Context, stage: str) -> list[Any]:
         Report(report),
         StopBetweenSteps(context.stop),
         Checkpoints(folder, context.recipe.run.keep_checkpoints),
+        StepTimes(context, stage),
     ]
 
 
@@ -111,6 +113,7 @@ def train(backend: Backend, policy: Policy, trainer: Any, context: Context, stag
         "seconds": round(time.monotonic() - begun, 1),
         "resumed_from": start.name if start else None,
         "memory": _memory_record(trainer, context, stage),
+        "seconds_per_step": step_times(trainer).record(),
     }
 
 

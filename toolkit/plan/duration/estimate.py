@@ -6,40 +6,27 @@ other, so their times add up.
 
 Each rate has a slow and a fast end, a factor of 2 apart, around a middle. Two published runs fit the middle: Unsloth's
 notebook for SFT of Gemma 3 4B on a T4 (20.4 s a step) fits the rate of float32 products, and the MedGemma notebook for
-SFT on an A100 40 GB (18.8 s a step) fits the rate of tensor cores. A completion has from two thirds of its limit to all
-of it. So the upper end of every range is at most 3 times the lower end.
+SFT on an A100 40 GB (18.8 s a step) fits the rate of tensor cores. Rates of GPU memory and host are assumptions.
 """
 
 import math
 from dataclasses import dataclass
 
-from toolkit.plan.architecture import Architecture
 from toolkit.plan.duration.gpus import GpuFigures
 from toolkit.plan.duration.load import Load, Passes
 from toolkit.plan.memory import Setting
-from toolkit.plan.steps import Work
 
-FLOAT32, TENSOR, BANDWIDTH = 0.7, 0.35, 0.75
-"""Fraction of a data sheet's rate that is reached: float32 products, tensor cores, GPU memory."""
+FLOAT32, TENSOR, BANDWIDTH = 0.9, 0.36, 0.75
+"""Fraction of a data sheet's rate that is reached: float32 products, tensor cores, GPU memory. The first two are fits,
+so they also absorb what Unsloth's fused kernels save and what the formulas leave out."""
 LAUNCH = 15e-6
 """Seconds of the host for each kernel launch."""
-PIXELS = 25e-9
+PIXEL = 25e-9
 """Seconds of the CPU for each pixel that the processor hands to the vision tower."""
+OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
+"""Model types that Unsloth computes in float32 on a GPU without bfloat16 (unsloth_zoo's ``FORCE_FLOAT32``)."""
 SPREAD = 2**0.5
 """The fast end is so many times as fast as the middle, the slow end so many times as slow."""
-SHORTEST = 2 / 3
-"""Length of the longest completion of a batch at the fast end, relative to its limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A duration in seconds."""
-
-    low: float
-    high: float
-
-    def __mul__(self, times: float) -> "Range":
-        return Range(self.low * times, self.high * times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +42,10 @@ class Speed:
         """Return the duration of one kind of pass."""
         return max(load.flops / self.flops + load.moved / self.moved, load.launches * self.launch)
 
+    def faster(self, times: float) -> "Speed":
+        """Return a machine that is so many times as fast in everything."""
+        return Speed(self.flops * times, self.moved * times, self.launch / times, self.pixel / times)
+
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
@@ -69,44 +60,24 @@ class Arithmetic:
         return 4 if self.name == "float32" else 2
 
 
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """Estimated duration of one stage.
-
-    Attributes:
-        step: of an optimizer step, or of one evaluation.
-        steps: optimizer steps of the stage, or evaluations of the run.
-    """
-
-    step: Range
-    steps: int
-
-    @property
-    def total(self) -> Range:
-        """Of all steps."""
-        return self.step * self.steps
-
-
 def speeds(gpu: GpuFigures, arithmetic: Arithmetic) -> tuple[Speed, Speed]:
     """Return the fast and the slow end for a GPU."""
     peak = FLOAT32 * gpu.float32 if arithmetic.name == "float32" else TENSOR * gpu.tensor
-    return tuple(  # type: ignore[return-value]  # of two
-        Speed(1e12 * peak * by, 1e9 * BANDWIDTH * gpu.bandwidth * by, LAUNCH / by, PIXELS / by)
-        for by in (SPREAD, 1 / SPREAD)
-    )
+    middle = Speed(1e12 * peak, 1e9 * BANDWIDTH * gpu.bandwidth, LAUNCH, PIXEL)
+    return middle.faster(SPREAD), middle.faster(1 / SPREAD)
 
 
 def arithmetic_of(gpu: GpuFigures, setting: Setting, model_type: str, *, unsloth: bool) -> Arithmetic:
     """Return what matrix products run in.
 
-    Without bfloat16, the hf backend computes in float32. Unsloth takes float16, but float32 for Gemma 3, whose
+    Without bfloat16, the hf backend computes in float32. Unsloth computes in float16, but in float32 for models whose
     activations overflow in float16.
     """
     if setting.precision == "32bit":
         return Arithmetic("float32")
     if gpu.bf16:
         return Arithmetic("bfloat16")
-    return Arithmetic("float16" if unsloth and not model_type.startswith(("gemma3", "gemma4", "qwen3_5")) else "float32")
+    return Arithmetic("float16" if unsloth and not model_type.startswith(OVERFLOWING) else "float32")
 
 
 def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
@@ -147,28 +118,3 @@ def image_seconds(passes: Passes, speed: Speed) -> float:
     """Return the seconds of the CPU for the images of one row."""
     tower = passes.model.vision
     return 0.0 if tower is None else passes.setting.row.patches * tower.patch**2 * speed.pixel
-
-
-def stage_time(model: Architecture, setting: Setting, work: Work, gpu: GpuFigures, *, unsloth: bool, times: int = 1) -> StageTime:
-    """Return the duration of a stage on a GPU.
-
-    Args:
-        model: its architecture.
-        setting: of the stage, with a mean row.
-        work: its steps, rows and answers.
-        gpu: its figures.
-        unsloth: whether the backend is Unsloth.
-        times: evaluations of the run, of which ``work`` has the answers of all.
-    """
-    arithmetic = arithmetic_of(gpu, setting, model.model_type, unsloth=unsloth)
-    passes = Passes(model, setting, arithmetic.value)
-    found = []
-    for speed, part in zip(speeds(gpu, arithmetic), (SHORTEST, 1.0), strict=True):
-        answer = part * setting.answer_tokens
-        if setting.stage == "sft":
-            found.append(sft_step(passes, speed, work.samples))
-        elif setting.stage == "grpo":
-            found.append(grpo_step(passes, speed, answer))
-        else:
-            found.append(evaluation(passes, speed, work.answers // times, answer))
-    return StageTime(Range(*found), times if setting.stage == "evaluate" else work.steps)

@@ -90,7 +90,9 @@ def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
     found = [one for one in matching if len(_words(one.model)) == longest]
     if not found or "mig" in given or given & _VARIANTS - _words(found[0].model):
         return None
-    size = next((float(word) for word in given if word.isdigit() and word in {str(one.memory) for one in found}), memory)
+    size = next(
+        (float(word) for word in given if word.isdigit() and word in {str(one.memory) for one in found}), memory
+    )
     return found[0] if size is None else min(found, key=lambda one: abs(one.memory - size))
 
 

@@ -14,14 +14,15 @@ from toolkit.plan.memory.activations import language_names, tower_names
 
 PACKED = 0.53
 """Bytes of a parameter in nf4 with the scales of its block."""
-NORM = 40
-"""Bytes that a root-mean-square norm moves for each number of its input: float32 copies, and a pass an operation."""
+NORM = {2: 40, 4: 28}
+"""Bytes of a value -> bytes that a root-mean-square norm moves for each number of its input: one pass an operation, in
+float32, and copies to and from float32."""
 LAYER_NORM = 8
 """The same for the vision towers' layer norm, which is one kernel."""
 ROTATION, GATE = 30, 10
 """Bytes a number of queries and keys for rotary positions, and a number of the MLP's inner width."""
-LORA_IN, LORA_OUT = 10, 28
-"""Bytes a number of a linear layer's input and output that its adapter moves in float32."""
+LORA_IN, LORA_OUT = {2: 10, 4: 4}, {2: 28, 4: 24}
+"""Bytes of a value -> bytes that a float32 adapter moves for each number of a linear layer's input and output."""
 SCORES = 22
 """Bytes that eager attention moves for each score."""
 DROPOUT, BACKWARD = 1.3, 1.6
@@ -75,12 +76,12 @@ class Layers:
     def bytes_a_position(self, value: int) -> float:
         """Return the bytes that a forward pass moves for each position, besides parameters and attention's scores."""
         stack = self.stack
-        norm = LAYER_NORM if self.vision else NORM
+        norm = LAYER_NORM if self.vision else NORM[value]
         each = norm * stack.width * stack.norms + GATE * stack.inner + ROTATION * (stack.query + stack.key)
         each += norm * (stack.query + stack.key) if stack.head_norms else 0
         found = float(stack.layers * each)
         for one in self.linears:
-            lora = (LORA_IN, LORA_OUT) if one.name in self.adapted else (0, 0)
+            lora = (LORA_IN[value], LORA_OUT[value]) if one.name in self.adapted else (0, 0)
             found += one.count * ((value + lora[0]) * one.inputs + (value + lora[1]) * one.outputs)
         return found
 
@@ -184,9 +185,10 @@ class Passes:
         stack, full = layers.stack, self.setting.tuning == "full"
         read, unpacking = self._parameters(layers, positions)
         backward = Load(
-            layers.weights(self.setting.r, full=full).backward(positions)
-            + 2 * self._attention(stack, positions, seen),
-            BACKWARD * layers.bytes_a_position(self.value) * positions + read + 2 * self._scores(stack, positions, seen),
+            layers.weights(self.setting.r, full=full).backward(positions) + 2 * self._attention(stack, positions, seen),
+            BACKWARD * layers.bytes_a_position(self.value) * positions
+            + read
+            + 2 * self._scores(stack, positions, seen),
             BACKWARD_LAUNCHES * layers.launches(dropout=self.setting.dropout > 0) + unpacking,
         )
         return forward * (2 if self.setting.checkpointing else 1) + backward
