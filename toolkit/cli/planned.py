@@ -128,6 +128,8 @@ def _model(plan: "Plan") -> Iterator[str]:
         yield f"{plan.model_name}: its configuration is not here"
     if plan.trained_parameters is not None:
         yield f"trained: {plan.trained_parameters:,} weights; precision {plan.precision}"
+    if plan.repository is not None:
+        yield f"Unsloth loads {plan.repository.name}, which keeps some layers in 16 bits"
     if plan.base is not None:
         state = {"folder": "in a folder", "cache": "in the Hub's cache", "reachable": "to be downloaded from the Hub"}
         yield f"its weights are {state.get(plan.base.state, 'not to be had: ' + plan.base.reason)}"
@@ -186,6 +188,8 @@ def _disk(plan: "Plan") -> Iterator[str]:
     if plan.disk is not None:
         yield ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in plan.disk.parts.items())
         yield f"{plan.disk.needed / 1e9:.1f} GB at most, {plan.disk.free / 1e9:.1f} GB free"
+        for name, size in plan.disk.downloads.items():
+            yield f"download of {name}: {size / 1e9:.1f} GB into {plan.disk.cache}"
 
 
 def _versions(plan: "Plan") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Puts a plan together: what the recipe, its rows, its model, this machine and the Hub's cache say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from toolkit.plan.architecture import Architecture
 from toolkit.plan.backend import judge_backend, plans_unsloth
 from toolkit.plan.base import BaseWeights, find_base, judge_base, leave_out
 from toolkit.plan.counting import build_architecture
-from toolkit.plan.disk import judge_disk, plan_disk
+from toolkit.plan.disk import Downloads, judge_disk, plan_disk
 from toolkit.plan.duration import COMMON, StageTime, figures_of, mean_setting, stage_times
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu, usable_bytes
@@ -30,6 +30,7 @@ from toolkit.plan.loads import memory_settings, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
 from toolkit.plan.memory.weights import trained_parameters
 from toolkit.plan.pains import Known, find_warnings
+from toolkit.plan.prequantised import KEPT, MOST_KEPT, Ask, Repository, find_repository, keep_some
 from toolkit.plan.record import Plan, StageMemory
 from toolkit.plan.rows import look_at, rows_to_ask, rows_to_train
 from toolkit.plan.steps import Work, plan_work, stages
@@ -69,6 +70,8 @@ class _Facts:
     """Of the rows that are evaluated."""
     findings: list[Finding] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    repository: Repository | None = None
+    """What Unsloth loads in the model's place."""
 
     def tried(self, what: str, find: Callable[[], Found]) -> Found | None:
         try:
@@ -93,6 +96,7 @@ def make_plan(
     rows: Rows | ToolkitError,
     gpu: Gpu | None,
     ask: Callable[[Any], BaseWeights] | None = None,
+    ask_repository: Ask | None = None,
 ) -> Plan:
     """The plan of a recipe.
 
@@ -101,8 +105,10 @@ def make_plan(
         rows: its rows, or why they cannot be read.
         gpu: the card to plan for; None: there is none.
         ask: how the Hub is asked for the model (default: one request); never with ``HF_HUB_OFFLINE=1``.
+        ask_repository: the same for the repository that Unsloth loads in the model's place (default: two requests).
     """
-    facts = _look(recipe, rows)
+    unsloth = plans_unsloth(recipe, gpu)
+    facts = _look(recipe, rows, unsloth, ask_repository)
     recipe, left_out = leave_out(recipe, facts.config)
     model, tokens = facts.model, facts.tokens
     bf16 = gpu is None or gpu.bf16
@@ -111,7 +117,7 @@ def make_plan(
     if model is not None and tokens is not None:
         memory = {str(name): _stage_memory(recipe, model, one, gpu) for name, one in settings.items()}
     base = find_base(recipe.model, ask)
-    disk = None if model is None else plan_disk(recipe, model, settings)
+    disk = None if model is None else plan_disk(recipe, model, settings, Downloads(base.state, facts.repository))
     known_rows = rows.rows if isinstance(rows, Rows) else None
     work = None if known_rows is None else plan_work(recipe, known_rows)
     findings: list[Finding] = [
@@ -144,6 +150,7 @@ def make_plan(
         trained_parameters=_trained(model, settings),
         precision=planned_precision(recipe.model, cuda=gpu is not None),
         base=base,
+        repository=facts.repository,
         gpu=gpu,
         memory=memory or None,
         time=_times(recipe, facts, settings, work, gpu),
@@ -152,11 +159,21 @@ def make_plan(
     )
 
 
-def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
+def _look(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, ask: Ask | None) -> _Facts:
     """Configuration, architecture and tokens, as far as they can be had."""
     facts = _Facts(config=find_configuration(recipe.model))
     if (config := facts.config) is not None:
-        facts.model = facts.tried("model", lambda: _architecture(config))
+        facts.repository = find_repository(recipe.model, ask) if unsloth else None
+        kept, repository = (KEPT if unsloth else ()), facts.repository
+        if repository is not None and repository.kept is not None:
+            kept = repository.kept
+        facts.model = facts.tried("model", lambda: _architecture(config, kept))
+        if repository is not None and repository.kept is None and facts.model is not None:
+            facts.model = keep_some(facts.model, MOST_KEPT)
+            facts.unknown[repository.name] = (
+                f"its config.json, which lists the layers in 16 bits, is not in the Hub's cache: the vision tower and "
+                f"{MOST_KEPT:.0%} of the language model are counted in 16 bits"
+            )
     else:
         where = "neither in a folder, nor in the Hub's cache, nor among those that ship with this package"
         facts.unknown["model"] = f"the config.json of {recipe.model.name} is {where}: parameters, memory, disk"
@@ -171,8 +188,8 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
     return facts
 
 
-def _architecture(config: Configuration) -> Architecture:
-    return remembered(Architecture, config.fields, lambda: build_architecture(config.fields))
+def _architecture(config: Configuration, kept: Sequence[str]) -> Architecture:
+    return remembered(Architecture, [config.fields, list(kept)], lambda: build_architecture(config.fields, kept))
 
 
 def _most_pictures(recipe: Recipe, rows: Rows | ToolkitError) -> int:
@@ -208,7 +225,7 @@ def _times(
     if recipe.grpo is not None and recipe.grpo.rollouts == "vllm":
         facts.unknown["time of grpo"] = "rollouts by vLLM are not estimated"
         mean.pop("grpo", None)
-    return stage_times(model, mean, work, gpus, plans_unsloth(recipe, gpu))
+    return stage_times(model, mean, work, gpus, unsloth=plans_unsloth(recipe, gpu))
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:

@@ -16,13 +16,14 @@ null, and ``unknown`` says why.
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
     work            stage -> steps, samples, completions, answers, answer_tokens, evaluations
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
-                    trained_parameters, precision, base (where the weights are)
+                    trained_parameters, precision, base (where the weights are), loaded (the repository that
+                    Unsloth loads in the model's place; null: the model itself)
     gpu             name, memory_gb, bf16, count, here; null: none
     memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
                     moments (moment -> part -> bytes), fits (card's GB -> fits, knobs)
-    time            null, or assumptions; gpus (GPU -> stage -> seconds_per_step, steps, hours: two ends each, and a step of
+    time            null, or assumptions; gpus (GPU -> stage -> seconds_per_step, steps, hours: two ends each; a step of
                     evaluate is one evaluation); here (the plan's GPU as gpus names it; null: none, or several)
-    disk            parts (bytes), needed_gb, free_gb
+    disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
     versions        package -> installed and tested version, where they differ
 
 GB are 10^9 bytes, but for the cards' nominal sizes. ``reserved_gb`` is what torch would report as its peak: the
@@ -40,6 +41,7 @@ from toolkit.plan.duration import ASSUMPTIONS, StageTime
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu
 from toolkit.plan.memory import Estimate
+from toolkit.plan.prequantised import Repository
 from toolkit.plan.steps import Work
 from toolkit.plan.tokens import Tokens
 
@@ -80,6 +82,8 @@ class Plan:
     trained_parameters: int | None = None
     precision: str = ""
     base: BaseWeights | None = None
+    repository: Repository | None = None
+    """What Unsloth loads in the model's place."""
     gpu: Gpu | None = None
     memory: Mapping[str, StageMemory] | None = None
     time: Mapping[str, Mapping[str, StageTime]] | None = None
@@ -129,6 +133,7 @@ class Plan:
             "trained_parameters": self.trained_parameters,
             "precision": self.precision,
             "base": None if self.base is None else self.base.state,
+            "loaded": None if self.repository is None else self.repository.name,
         }
 
     def _time(self) -> dict[str, Any]:
@@ -179,4 +184,6 @@ def _disk(disk: Disk) -> dict[str, Any]:
         "parts": dict(disk.parts),
         "needed_gb": round(disk.needed / GB, 2),
         "free_gb": round(disk.free / GB, 2),
+        "downloads": dict(disk.downloads),
+        "downloads_free_gb": round(disk.cache_free / GB, 2),
     }

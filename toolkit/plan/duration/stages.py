@@ -113,6 +113,7 @@ def stage_times(
     settings: Mapping[str, Setting],
     work: Mapping[str, Work],
     gpus: Sequence[GpuFigures],
+    *,
     unsloth: bool,
 ) -> dict[str, dict[str, StageTime]]:
     """Return GPU -> stage -> duration, for settings that have mean rows."""
