@@ -62,8 +62,8 @@ FITTED = {
         setting_of("sft", row_of(30, 256, 70, 4096), lora_vision=True),
         lambda passes, speed: sft_step(passes, speed, 4),
     ),
-    # Google's notebook: NCT-CRC, 16 rows a step in micro-batches of 4, eager attention, LoRA on all linear layers. Every
-    # 50 steps it evaluates 200 rows: 6 % more forward passes.
+    # Google's notebook: NCT-CRC, 16 rows a step in micro-batches of 4, eager attention, LoRA on all linear layers. It
+    # evaluates 200 rows every 50 steps: 6 % more forward passes.
     "MedGemma 4B SFT, A100 40 GB": Published(
         18.8,
         "medgemma_4b",

@@ -21,6 +21,7 @@ from toolkit.plan.prequantised import (
     REPLACED,
     Repository,
     find_repository,
+    fraction_kept,
     keep_some,
     stays,
     table_of_names,
@@ -162,11 +163,14 @@ def test_a_kept_layer_counts_in_16_bits() -> None:
         ("unsloth/Qwen3-VL-8B-Instruct-unsloth-bnb-4bit", "qwen3_vl_8b"),
     ],
 )
-def test_without_a_list_the_count_is_not_below_a_repository_of_published_size(name: str, shape: str) -> None:
+def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_fraction(name: str, shape: str) -> None:
     model = build_architecture(shape_fields(shape), KEPT)
-    most = sum(weight_bytes(keep_some(model, MOST_KEPT), BITS))
-    assert sum(weight_bytes(model, BITS)) < 1.01 * DOWNLOADS[name]
-    assert DOWNLOADS[name] <= 1.001 * most < 1.2 * DOWNLOADS[name]
+    fraction = fraction_kept(model, DOWNLOADS[name])
+    assert 0 <= fraction <= MOST_KEPT
+    counted = sum(weight_bytes(keep_some(model, fraction), BITS))
+    assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
+    assert counted >= 0.999 * DOWNLOADS[name]
+    assert fraction_kept(model, None) == MOST_KEPT
 
 
 def test_keeping_some_layers_changes_no_count_but_that_of_quantised_ones() -> None:

@@ -30,7 +30,7 @@ from toolkit.plan.loads import memory_settings, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
 from toolkit.plan.memory.weights import trained_parameters
 from toolkit.plan.pains import Known, find_warnings
-from toolkit.plan.prequantised import KEPT, MOST_KEPT, Ask, Repository, find_repository, keep_some
+from toolkit.plan.prequantised import KEPT, Ask, Repository, find_repository, fraction_kept, keep_some
 from toolkit.plan.record import Plan, StageMemory
 from toolkit.plan.rows import look_at, rows_to_ask, rows_to_train
 from toolkit.plan.steps import Work, plan_work, stages
@@ -169,10 +169,12 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, ask: Ask | N
             kept = repository.kept
         facts.model = facts.tried("model", lambda: _architecture(config, kept))
         if repository is not None and repository.kept is None and facts.model is not None:
-            facts.model = keep_some(facts.model, MOST_KEPT)
+            fraction = fraction_kept(facts.model, repository.size)
+            facts.model = keep_some(facts.model, fraction)
             facts.unknown[repository.name] = (
-                f"its config.json, which lists the layers in 16 bits, is not in the Hub's cache: the vision tower and "
-                f"{MOST_KEPT:.0%} of the language model are counted in 16 bits"
+                "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
+                f"{fraction:.0%} of the language model are counted in 16 bits"
+                + (", as the repository's size says" if repository.size else "")
             )
     else:
         where = "neither in a folder, nor in the Hub's cache, nor among those that ship with this package"

@@ -17,12 +17,15 @@ from pathlib import Path
 from toolkit.errors import ModelError
 from toolkit.plan.architecture import Architecture, Linear
 from toolkit.plan.known import cached_file, read_configuration
+from toolkit.plan.memory.weights import nf4_bytes
 from toolkit.recipe import Model
 
 TIMEOUT = 3.0
 """Seconds that one request to the Hub may take."""
 KEPT = ("lm_head", "multi_modal_projector", "merger", "vision_tower", "visual", "vision_embedder", "embed_vision")
 """Modules of vision-language models that Unsloth leaves in 16 bits (unsloth_zoo's ``SKIP_QUANTIZATION_MODULES``)."""
+HALF = 2
+"""Bytes of a parameter in 16 bits."""
 SUFFIX = "-unsloth-bnb-4bit"
 REPLACED: Mapping[str, str] = {
     f"{owner}/{name}".lower(): f"unsloth/{name}{SUFFIX}"
@@ -46,8 +49,8 @@ DOWNLOADS: Mapping[str, int] = {
 }
 """Bytes of repositories' parameters, as the download bars in Unsloth's published notebooks print them."""
 MOST_KEPT = 1 / 6
-"""Fraction of the language model's layers that is taken to stay in 16 bits if no list is at hand. The sizes in
-``DOWNLOADS`` correspond to 0 to 15 %."""
+"""Fraction of the language model's matrices that is taken to stay in 16 bits if neither list nor size is at hand. The
+sizes in ``DOWNLOADS`` correspond to 0 to 15 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,25 @@ def _present(name: str) -> str:
     return (
         re.sub(r"^model\.", "", name).replace("language_model.model.", "language_model.").replace("vision_model.", "")
     )
+
+
+def fraction_kept(model: Architecture, size: int | None) -> float:
+    """Return the fraction of the language model's quantised matrices that stays in 16 bits, by a repository's size.
+
+    Args:
+        model: with everything quantised that could be.
+        size: bytes of the repository's parameters. None: not known, so ``MOST_KEPT`` is returned.
+    """
+    if size is None:
+        return MOST_KEPT
+    matrices = [one for one in model.linears if one.quantised and not one.vision]
+    packed = sum(one.count * nf4_bytes(one.inputs * one.outputs) for one in matrices)
+    whole = HALF * sum(one.weights for one in matrices)
+    other = sum(
+        one.count * nf4_bytes(one.inputs * one.outputs) for one in model.linears if one.quantised and one.vision
+    )
+    other += HALF * (model.parameters - model.quantised)
+    return min(1.0, max(0.0, (size - other - packed) / (whole - packed)))
 
 
 def keep_some(model: Architecture, fraction: float) -> Architecture:

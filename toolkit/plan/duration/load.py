@@ -151,12 +151,12 @@ class Passes:
 
     @property
     def _tower(self) -> Layers | None:
-        """Layers of the vision tower. What merges patches into tokens is counted as if every patch passed its part."""
+        """Layers of the vision tower. What merges patches into tokens is left out: up to a tenth of the tower."""
         tower = self.model.vision
         if tower is None or not self.setting.row.patches:
             return None
-        linears = tuple(one for one in self.model.linears if one.vision and one.count >= tower.stack.layers)
-        return Layers(tower.stack, linears, frozenset(tower_names(self.model, self.setting)), vision=True)
+        adapted = frozenset(tower_names(self.model, self.setting))
+        return Layers(tower.stack, self.model.tower_linears, adapted, vision=True)
 
     @property
     def _picture(self) -> float:
