@@ -30,10 +30,11 @@ SHORTEST = 2 / 3
 """Tokens of the longest completion of a batch at the fast end, relative to their limit. All of the limit at the slow
 end. With ``SPREAD`` the upper end of a range is at most 3 times the lower end."""
 ASSUMPTIONS = (
-    f"assumed: {FLOAT32:.0%} of the data sheet's float32 rate, {TENSOR:.0%} of its tensor rate, {BANDWIDTH:.0%} of its "
-    f"memory bandwidth, {1e6 * LAUNCH:.0f} microseconds a kernel launch, each within a factor of {SPREAD:.2f}",
-    f"the longest completion of a batch has from {SHORTEST:.0%} of max_completion_tokens to all of it. Shorter answers "
-    "take proportionally less",
+    f"assumed: {100 * FLOAT32:.0f} % of the data sheet's float32 rate, {100 * TENSOR:.0f} % of its tensor rate, "
+    f"{100 * BANDWIDTH:.0f} % of its memory bandwidth, {1e6 * LAUNCH:.0f} microseconds a kernel launch, each within a "
+    f"factor of {SPREAD:.1f}",
+    "the longest completion of a batch has from two thirds of max_completion_tokens to all of it. If completions are "
+    "shorter, the stage takes less",
     "rows have the mean length of those that were counted",
     "not included: download, loading, the first compilation, checkpoints, export",
 )
