@@ -2,16 +2,21 @@
 
 import ast
 import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from footprint import shape_fields
+from safetensors.torch import save_file
+from training import small_recipe
 
 from toolkit.plan import prequantised
+from toolkit.plan.base import State
 from toolkit.plan.counting import build_architecture
+from toolkit.plan.disk import Downloads, plan_disk
 from toolkit.plan.memory import RowSize, Setting
 from toolkit.plan.memory.weights import weight_bytes
 from toolkit.plan.prequantised import (
@@ -26,7 +31,7 @@ from toolkit.plan.prequantised import (
     stays,
     table_of_names,
 )
-from toolkit.recipe import Model
+from toolkit.recipe import Export, Model
 
 ROW = RowSize(1, 0, 0, 0, 0)
 BITS = Setting("evaluate", ROW, "4bit", bf16=True)
@@ -75,15 +80,46 @@ def test_the_list_of_layers_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch
     )
     names = []
 
-    def cached(model: Model, name: str) -> Path:
+    def cached(model: Model, name: str) -> Path | None:
         names.append((model.name, name))
-        return file
+        return file if name == "config.json" else None
 
     monkeypatch.setattr(prequantised, "cached_file", cached)
     found = find_repository(MEDGEMMA)
     assert found is not None
-    assert names == [(NAME, "config.json")]
-    assert (found.kept, found.cached) == (("lm_head", "vision_tower"), True)
+    assert names[0] == (NAME, "config.json")
+    assert (found.kept, found.cached) == (("lm_head", "vision_tower"), False)
+
+
+def test_parameters_in_the_cache_are_not_downloaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+
+    def cached(model: Model, name: str) -> Path | None:
+        return tmp_path / name if model.name == NAME and (tmp_path / name).is_file() else None
+
+    monkeypatch.setattr(prequantised, "cached_file", cached)
+    found = find_repository(MEDGEMMA)
+    assert found is not None
+    assert (found.kept, found.cached) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "export", "expected"),
+    [
+        ("reachable", ("adapter",), {NAME: 5_000_000_000}),
+        ("reachable", ("adapter", "merged"), {NAME: 5_000_000_000, "google/medgemma-4b-it": 8_600_158_944}),
+        ("cache", ("merged",), {NAME: 5_000_000_000}),
+    ],
+)
+def test_a_merged_export_downloads_the_parameters_in_16_bits_too(
+    own: State, export: tuple[Literal["adapter", "merged"], ...], expected: Mapping[str, int], tmp_path: Path
+) -> None:
+    model = build_architecture(shape_fields("medgemma_4b"))
+    changes = {"model": MEDGEMMA, "export": Export(to=export)}
+    recipe = small_recipe(tmp_path).model_copy(update=changes)
+    found = plan_disk(recipe, model, {"evaluate": BITS}, Downloads(own, Repository(NAME, None, 5_000_000_000)))
+    assert found.downloads == expected
 
 
 @UNSLOTH

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from toolkit.errors import ModelError
 from toolkit.plan.architecture import Architecture, Linear
+from toolkit.plan.base import is_complete
 from toolkit.plan.known import cached_file, read_configuration
 from toolkit.plan.memory.weights import nf4_bytes
 from toolkit.recipe import Model
@@ -61,7 +62,7 @@ class Repository:
         name: on the Hub.
         kept: modules that stay in 16 bits. None: the list is not at hand.
         size: bytes of its parameters. None: not known.
-        cached: whether its configuration is in the Hub's cache, and so, very likely, its parameters.
+        cached: whether its parameters are in the Hub's cache.
     """
 
     name: str
@@ -85,9 +86,11 @@ def find_repository(model: Model, ask: Ask | None = None) -> Repository | None:
     name = table_of_names().get(model.name.lower())
     if name is None or not name.endswith("-bnb-4bit"):
         return None
-    file = cached_file(model.model_copy(update={"name": name}), "config.json")
+    other = model.model_copy(update={"name": name})
+    file = cached_file(other, "config.json")
     if file is not None:
-        return Repository(name, kept_modules(read_configuration(file)), DOWNLOADS.get(name), cached=True)
+        cached = is_complete(lambda part: cached_file(other, part))
+        return Repository(name, kept_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
     from huggingface_hub import constants
 
     asked = None if constants.HF_HUB_OFFLINE else (ask or ask_hub)(name)
