@@ -81,7 +81,7 @@ OTHERS = {
         "T4",
         "float32",
         setting_of("grpo", row_of(110, 256, 0, 4096), rows=4, concurrent=8, answer_tokens=1024),
-        lambda passes, speed: grpo_step(passes, speed, longest(271, 8), at_once=4),
+        lambda passes, speed: grpo_step(passes, speed, longest(271, 8)),
     ),
     # Qwen3_VL_(8B)-Vision-GRPO: 1 prompt x 2 completions of 450 tokens on average, float16.
     "Qwen3-VL 8B GRPO, T4": Published(

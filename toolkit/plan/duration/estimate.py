@@ -87,23 +87,21 @@ def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
     return math.ceil(rows / at_once) * seconds + rows * image_seconds(passes, speed)
 
 
-def grpo_step(passes: Passes, speed: Speed, answer: float, at_once: int | None = None) -> float:
-    """Return the seconds of an optimizer step: a rollout of all completions, and an update in micro-batches.
+def grpo_step(passes: Passes, speed: Speed, answer: float) -> float:
+    """Return the seconds of an optimizer step: a rollout of all completions at once, and an update in micro-batches.
 
     Args:
         passes: of the stage.
         speed: of the machine.
         answer: tokens of the longest completion, to which the others are padded.
-        at_once: completions of one ``generate`` call. None: all of the step.
     """
     setting = passes.setting
     completions = setting.concurrent
-    calls = math.ceil(completions / (at_once or completions))
-    read, write = passes.rollout(math.ceil(completions / calls), answer)
+    read, write = passes.rollout(completions, answer)
     update = speed.seconds(passes.training(setting.rows, answer))
     if setting.reference != "none":
         update += speed.seconds(passes.reading(setting.rows, answer))
-    rollout = calls * (speed.seconds(read) + speed.seconds(write))
+    rollout = speed.seconds(read) + speed.seconds(write)
     return rollout + completions / setting.rows * update + completions * image_seconds(passes, speed)
 
 
