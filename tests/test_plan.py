@@ -20,7 +20,7 @@ from transformers import AutoProcessor
 from toolkit.chat import image_tokens
 from toolkit.cli import main
 from toolkit.cli.plan import make, plan_run
-from toolkit.cli.planned import lines
+from toolkit.cli.planned import lines, short_lines
 from toolkit.errors import DataError, ModelError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
@@ -572,7 +572,10 @@ def test_the_time_of_each_stage_is_that_of_common_gpus_or_of_the_named_one(films
     sized = make(recipe, described_gpu(24)).to_json()["time"]
     assert {"L4", "RTX 3090", "RTX 4090"} <= set(sized["gpus"])
     assert sized["here"] is None
-    work = make(recipe, t4).work
+    plan = make(recipe, t4)
+    assert any("time on T4" in line for line in short_lines(plan))
+    assert not any("time on" in line for line in short_lines(make(recipe, described_gpu(24))))
+    work = plan.work
     assert work is not None
     for stage in ("sft", "grpo", "evaluate"):
         one = named["gpus"]["T4"][stage]
