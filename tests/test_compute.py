@@ -24,10 +24,10 @@ from typer.testing import CliRunner
 from tests.training import small_recipe
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Row, Sampling
-from toolkit.backends.meter import Weights, meter
+from toolkit.backends.meter import meter, weights_of
 from toolkit.chat import conversation
 from toolkit.cli.commands import app
-from toolkit.compute import Counts, Usage, count, counts, read_compute, recording, total
+from toolkit.compute import Counts, Usage, Weights, count, counts, read_compute, recording, total
 from toolkit.compute import recorder as recorder_module
 from toolkit.compute.energy import INSTALL
 from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
@@ -50,25 +50,25 @@ def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
     # 3 positions through 10 x 20 weights. Forward 2 n, backward 2 n for the input's gradient and 2 n for the weights'.
     full = nn.Linear(10, 20)
-    assert Weights.of(full) == Weights(200, 200)
-    assert Weights.of(full).forward(3) == 2 * 200 * 3
-    assert Weights.of(full).both(3, checkpointing=False) == 6 * 200 * 3
+    assert weights_of(full) == Weights(200, 200)
+    assert weights_of(full).forward(3) == 2 * 200 * 3
+    assert weights_of(full).both(3, checkpointing=False) == 6 * 200 * 3
     # Frozen, with an adapter of rank 2 beside it: 10 x 2 + 2 x 20 = 60 weights more, which are trained.
     full.requires_grad_(False)
     adapted = nn.ModuleList([full, nn.Linear(10, 2), nn.Linear(2, 20)])
-    assert Weights.of(adapted) == Weights(260, 60)
-    assert Weights.of(adapted).both(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
-    assert Weights.of(adapted).both(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
+    assert weights_of(adapted) == Weights(260, 60)
+    assert weights_of(adapted).both(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
+    assert weights_of(adapted).both(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
 
 
 def test_embeddings_and_norms_are_no_multiplications() -> None:
-    assert Weights.of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == Weights(0, 0)
+    assert weights_of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == Weights(0, 0)
 
 
 def test_where_positions_merge_each_has_a_part_of_the_weights() -> None:
     tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
     # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
-    assert Weights.of(tower, merged=4).all == 16 + 32
+    assert weights_of(tower, merged=4).all == 16 + 32
 
 
 class Attention(nn.Module):

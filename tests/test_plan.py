@@ -20,18 +20,20 @@ from transformers import AutoProcessor
 from toolkit.chat import image_tokens
 from toolkit.cli import main
 from toolkit.cli.plan import make, plan_run
-from toolkit.cli.planned import lines
+from toolkit.cli.planned import lines, short_lines
 from toolkit.errors import DataError, ModelError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.prepare import PHANTOMS
 from toolkit.pipeline.stages import STAGES
-from toolkit.plan import Gpu, Plan, described_gpu, make_plan
+from toolkit.plan import Gpu, Plan, described_gpu, make_plan, named_gpu
 from toolkit.plan.base import BaseWeights, find_base
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.disk import Disk, judge_disk
+from toolkit.plan.duration import COMMON
 from toolkit.plan.gpu import GIB
 from toolkit.plan.known import KNOWN, find_configuration
+from toolkit.plan.prequantised import Repository
 from toolkit.plan.steps import plan_work
 from toolkit.plan.tested import compare_versions
 from toolkit.plan.tokens import picture_tokens
@@ -585,3 +587,55 @@ def test_a_damaged_configuration_is_an_error_that_names_its_file(tmp_path: Path,
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config\.json"):
         find_configuration(Model(name=str(tmp_path)))
+
+
+def test_the_time_of_each_stage_is_that_of_common_gpus_or_of_the_named_one(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_on_files(tmp_path, films, MEDGEMMA)
+    without = make(recipe, None).to_json()["time"]
+    assert list(without["gpus"]) == list(COMMON)
+    assert without["here"] is None
+    t4 = named_gpu("Tesla T4")
+    assert t4 is not None
+    named = make(recipe, t4).to_json()["time"]
+    assert (list(named["gpus"]), named["here"]) == (["T4"], "T4")
+    sized = make(recipe, described_gpu(24)).to_json()["time"]
+    assert {"L4", "RTX 3090", "RTX 4090"} <= set(sized["gpus"])
+    assert sized["here"] is None
+    plan = make(recipe, t4)
+    assert any("time on T4" in line for line in short_lines(plan))
+    assert not any("time on" in line for line in short_lines(make(recipe, described_gpu(24))))
+    work = plan.work
+    assert work is not None
+    for stage in ("sft", "grpo", "evaluate"):
+        one = named["gpus"]["T4"][stage]
+        assert one["steps"] == (work[stage].steps or work[stage].evaluations)
+        for seconds, hours in zip(one["seconds_per_step"], one["hours"], strict=True):
+            assert hours == pytest.approx(seconds * one["steps"] / 3600, rel=0.01)
+
+
+def test_a_gpu_without_figures_and_rollouts_by_vllm_have_no_time_and_a_reason(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_on_files(tmp_path, films, {**MEDGEMMA, "grpo": {"rollouts": "vllm"}})
+    unknown = make(recipe, A5000)
+    assert unknown.time is None
+    assert "RTX A5000" in unknown.unknown["time"]  # which was made without its figures
+    plan = make(recipe, named_gpu("L4"))
+    assert plan.time is not None
+    assert set(plan.time["L4"]) == {"sft", "evaluate"}
+    assert "time of grpo" in plan.unknown
+
+
+def test_memory_counts_the_repository_that_unsloth_loads(films: Path, tmp_path: Path) -> None:
+    recipe = recipe_on_files(tmp_path, films, MEDGEMMA)
+    listed = Repository("unsloth/medgemma-4b-it-unsloth-bnb-4bit", ("lm_head",), 4_000_000_000)
+
+    def peak(backend: str, **model: str) -> float:
+        changed = recipe.model.model_copy(update={"backend": backend, **model})
+        memory = make(recipe.model_copy(update={"model": changed}), named_gpu("L4")).to_json()["memory"]
+        return float(memory["evaluate"]["peak_gb"])
+
+    assert peak("hf") < peak("auto", revision="main") < peak("auto")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.plan.make.find_repository", lambda model, ask: listed)
+        plan = make(recipe, named_gpu("L4"))
+        assert plan.to_json()["model"]["loaded"] == listed.name
+        assert peak("auto") == peak("hf")

@@ -113,7 +113,7 @@ def stop_after_the_first_step(patch: pytest.MonkeyPatch, stop: StopRequest) -> N
 
     module = sys.modules[train_sft.__module__]
     callbacks = module.training_callbacks
-    patch.setattr(module, "training_callbacks", lambda context, stage: [Stop(), *callbacks(context, stage)])
+    patch.setattr(module, "training_callbacks", lambda *given: [Stop(), *callbacks(*given)])
 
 
 @pytest.mark.parametrize("avx512bf16", [False, True])

@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,12 +127,6 @@ class LastStep(TrainerCallback):
         self.seconds.append(time.monotonic() - self._begun)
         self._keep(state)
         self.whole = True
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """The median of the finished steps without the first, which compiles and allocates; None: none finished."""
-        steady = self.seconds[1:] or self.seconds
-        return round(statistics.median(steady), 3) if steady else None
 
     def save(self) -> None:
         """Write a checkpoint of the last finished step, as the trainer does within its loop.

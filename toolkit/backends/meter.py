@@ -1,55 +1,39 @@
 """Counts what a model works through, and its floating-point operations by formula.
 
-For each position that passes, a matrix of n weights takes 2 n operations forward, 2 n backward for the gradient of its
-input, and 2 n more if it is trained (Kaplan et al. 2020, arXiv 2001.08361, 2.1; 6 n in all for full training, a little
-over 4 n for LoRA, whose gradient passes through the frozen weights). Gradient checkpointing takes the forward pass
-once more. Language model, its vocabulary's head, and vision tower are taken apart, each with its own positions.
-Attention's own products are left out, as in 6 n (they grow with the square of the length), and so is what stands
-between tower and language model; torch's counter, beside it in the report, has both.
+The formula is that of ``toolkit.compute.flops``: 6 n for each position in full training, a little over 4 n for LoRA,
+whose gradient passes through the frozen parameters. Language model, its vocabulary's head, and vision tower are taken
+apart, each with its own positions. Attention's own products are left out, as in 6 n (they grow with the square of the
+length), and so is what stands between tower and language model; torch's counter, beside it in the report, has both.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from toolkit.backends.adapter import VISION
-from toolkit.compute import count, note_unseen
+from toolkit.compute import Weights, count, note_unseen
 
 TOLD = 0.05
 """From this share of weights outside linear layers, convolutions and embeddings on, the report tells of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """How many weights of a module a position is multiplied with, and how many of those are trained."""
+def weights_of(module: nn.Module, merged: int = 1) -> Weights:
+    """Return the parameters of linear layers and convolutions; of quantised ones by their shape, since their storage is
+    packed.
 
-    all: int
-    trained: int
-
-    @classmethod
-    def of(cls, module: nn.Module, merged: int = 1) -> "Weights":
-        """Linear layers and convolutions; quantised ones by their shape, since their storage is packed.
-
-        ``merged``: so many positions become one in what is called a merger, and each has that part of its weights.
-        """
-        sizes = [
-            (_size(part) // (merged if "merger" in name else 1), part.weight.requires_grad)
-            for name, part in module.named_modules()
-            if _size(part)
-        ]
-        return cls(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
-
-    def forward(self, positions: int) -> float:
-        """FLOPs of a forward pass."""
-        return 2.0 * self.all * positions
-
-    def both(self, positions: int, *, checkpointing: bool) -> float:
-        """FLOPs of a forward and a backward pass."""
-        again = self.forward(positions) if checkpointing else 0.0
-        return 2 * self.forward(positions) + 2.0 * self.trained * positions + again
+    Args:
+        module: its part.
+        merged: positions that become one in a merger, which each of them passes through with that part of its
+            parameters.
+    """
+    sizes = [
+        (_size(part) // (merged if "merger" in name else 1), part.weight.requires_grad)
+        for name, part in module.named_modules()
+        if _size(part)
+    ]
+    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
 def meter(model: Any) -> None:
@@ -60,18 +44,18 @@ def meter(model: Any) -> None:
         note_unseen("the language model of an architecture that does not name it: no tokens, no FLOPs")
         return
     _tell_left_out(decoder)
-    weights = Weights.of(decoder)
+    weights = weights_of(decoder)
     decoder.register_forward_hook(lambda module, args, output: _language(module, weights, output))
     head = whole.get_output_embeddings()
     if head is not None:
-        head_weights = Weights.of(head)
+        head_weights = weights_of(head)
         head.register_forward_hook(lambda module, args, output: _head(whole, head_weights, output))
         whole.register_forward_pre_hook(
             lambda module, args, fields: _chunked_head(module, head_weights, fields), with_kwargs=True
         )
     tower = _tower(whole)
     if tower is not None:
-        tower_weights = Weights.of(tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2)  # as Qwen's towers merge
+        tower_weights = weights_of(tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2)  # as Qwen's towers merge
         tower.register_forward_hook(
             lambda module, args, fields, output: _vision(module, tower_weights, (args, fields), output),
             with_kwargs=True,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SIZES = 10_000
+"""GB of GPU memory at most that ``--gpu`` takes."""
 PRACTICE = 24
 """Practice rows at most that are made to count the tokens of a recipe that generates its data."""
 
@@ -34,24 +36,48 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
     gpu: Annotated[
-        float | None,
-        typer.Option(min=1, max=10_000, metavar="GIB", help="Plan for a card of so much memory that is not here."),
+        str | None,
+        typer.Option(metavar="NAME|GB", help="Plan for another GPU, by its name (T4) or its memory in GB (16)."),
     ] = None,
 ) -> None:
     """Tell what a run will need before anything is spent: rows, tokens, steps, memory, disk. 1: it cannot work."""
     from toolkit.cli.planned import lines
     from toolkit.cli.progress import hush
-    from toolkit.plan import described_gpu, find_gpu
+    from toolkit.plan import find_gpu
     from toolkit.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings or ())
     hush()
-    found = make(loaded, find_gpu() if gpu is None else described_gpu(gpu))
+    found = make(loaded, find_gpu() if gpu is None else _other_gpu(gpu))
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, default=str))
     else:
         print("\n".join(lines(found)))
     raise typer.Exit(1 if found.problems else 0)
+
+
+def _other_gpu(given: str) -> "Gpu":
+    """The GPU that ``--gpu`` names: a number is its memory in GB.
+
+    Raises:
+        typer.BadParameter: the size cannot be, or no GPU with known figures has this name.
+    """
+    from toolkit.plan import described_gpu, named_gpu
+    from toolkit.plan.duration import GPUS
+
+    try:
+        size = float(given.lower().removesuffix("gb"))
+    except ValueError:
+        if found := named_gpu(given):
+            return found
+        known = ", ".join(one.name for one in GPUS)
+        text = (
+            f"must be a GPU with known figures (got {given!r}). Give its memory in GB, such as 16, or one of: {known}."
+        )
+        raise typer.BadParameter(text, param_hint="--gpu") from None
+    if not 1 <= size <= SIZES:
+        raise typer.BadParameter(f"must be from 1 to {SIZES:,} GB (got {given})", param_hint="--gpu")
+    return described_gpu(size)
 
 
 def plan_run(recipe: "Recipe", *, fresh: bool) -> "Record | None":

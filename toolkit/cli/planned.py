@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toolkit.plan import Plan
+    from toolkit.plan.duration import StageTime
     from toolkit.plan.record import StageMemory
     from toolkit.plan.tokens import Tokens
 
 GIB = 2**30
+UNITS = ((172_800, 86_400, "days"), (5400, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
+"""Seconds from which a unit is used, its own seconds, its name."""
 NAMES = {
     "weights": "weights of the language model",
     "vision_tower": "vision tower",
@@ -41,6 +44,7 @@ def lines(plan: "Plan") -> Iterator[str]:
     yield from _titled(
         "memory on a GPU: formulas checked against an allocation trace, not against a GPU", _memory(plan)
     )
+    yield from _titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
     yield from _titled("disk", _disk(plan))
     yield from _titled("versions", _versions(plan))
     yield from _titled("cannot be told", (f"{what}: {why}" for what, why in plan.unknown.items()))
@@ -62,6 +66,16 @@ def short_lines(plan: "Plan") -> Iterator[str]:
     if plan.gpu is not None and plan.memory is not None:
         peaks = [f"{name} {one.estimate.peak.total / GIB:.1f}" for name, one in plan.memory.items()]
         yield f"plan: estimated peaks in GiB: {', '.join(peaks)}; {plan.gpu.name} has {plan.gpu.memory / GIB:.1f}"
+    yield from _short_time(plan)
+
+
+def _short_time(plan: "Plan") -> Iterator[str]:
+    """The estimated hours on the plan's GPU."""
+    figures = () if plan.gpu is None else plan.gpu.figures
+    if plan.time and len(figures) == 1:
+        found = plan.time[figures[0].name]
+        parts = [f"{name} {span(one.total.low, one.total.high)}" for name, one in found.items()]
+        yield f"plan: estimated time on {figures[0].name}: {', '.join(parts)}"
 
 
 def _titled(title: str, found: "Iterator[str] | Sequence[str] | map[str]") -> Iterator[str]:
@@ -118,6 +132,8 @@ def _model(plan: "Plan") -> Iterator[str]:
         yield f"{plan.model_name}: its configuration is not here"
     if plan.trained_parameters is not None:
         yield f"trained: {plan.trained_parameters:,} weights; precision {plan.precision}"
+    if plan.repository is not None:
+        yield f"Unsloth loads {plan.repository.name}, which keeps some layers in 16 bits"
     if plan.base is not None:
         state = {"folder": "in a folder", "cache": "in the Hub's cache", "reachable": "to be downloaded from the Hub"}
         yield f"its weights are {state.get(plan.base.state, 'not to be had: ' + plan.base.reason)}"
@@ -149,10 +165,35 @@ def _cards(one: "StageMemory") -> Iterator[str]:
             yield f"would fit on {size} GB with {', '.join(knobs)}"
 
 
+def _time(plan: "Plan") -> Iterator[str]:
+    """One line a GPU, then the assumptions."""
+    from toolkit.plan.duration import ASSUMPTIONS
+
+    for gpu, found in (plan.time or {}).items():
+        yield f"{gpu}: {'; '.join(_stage_time(name, one) for name, one in found.items())}"
+    if plan.time:
+        yield from (f"  {text}" for text in ASSUMPTIONS)
+
+
+def _stage_time(name: str, one: "StageTime") -> str:
+    if name == "evaluate":
+        return f"{span(one.step.low, one.step.high)} for each of {one.steps} evaluations"
+    return f"{name} {span(one.step.low, one.step.high)} a step, {span(one.total.low, one.total.high)} in all"
+
+
+def span(low: float, high: float) -> str:
+    """Return a range of seconds in the unit that suits its upper end."""
+    size, unit = next((size, unit) for least, size, unit in UNITS if high >= least)
+    digits = [f"{value / size:.2g}" if value < 10 * size else f"{value / size:,.0f}" for value in (low, high)]
+    return f"{digits[0]} to {digits[1]} {unit}"
+
+
 def _disk(plan: "Plan") -> Iterator[str]:
     if plan.disk is not None:
         yield ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in plan.disk.parts.items())
         yield f"{plan.disk.needed / 1e9:.1f} GB at most, {plan.disk.free / 1e9:.1f} GB free"
+        for name, size in plan.disk.downloads.items():
+            yield f"download of {name}: {size / 1e9:.1f} GB into {plan.disk.cache}"
 
 
 def _versions(plan: "Plan") -> Iterator[str]:

@@ -16,6 +16,8 @@ from rich.progress import Progress as Bars
 from toolkit.run import LOGGER, Progress, hide_secrets, is_main, spell_time
 
 SECONDS_BETWEEN_LINES = 10.0
+MEASURED = 1800.0
+"""Seconds of work that the time left is measured over. rich's own 30 s hold no two optimizer steps of a large model."""
 
 ABOUT_THE_MACHINE = ("torchao", "bitsandbytes")
 """Loggers that tell of kernels that a CPU does not have; nothing here uses them. Their errors are still shown."""
@@ -36,7 +38,7 @@ def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[
     logger.setLevel(logging.INFO if is_main() else logging.ERROR)  # of several processes one speaks
     try:
         if console.is_terminal:
-            with Bars(*_COLUMNS, console=console, transient=True) as bars:
+            with Bars(*_COLUMNS, console=console, transient=True, speed_estimate_period=MEASURED) as bars:
                 yield TerminalBars(bars), tell_signal
         else:
             yield PlainLines(console), tell_signal

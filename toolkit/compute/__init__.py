@@ -1,6 +1,7 @@
 """What runs use: recorded while they work, read again for reports."""
 
 from toolkit.compute.counts import Counts, count, counts, note_unseen
+from toolkit.compute.flops import Weights
 from toolkit.compute.machine import begin_peak, gpu_peaks
 from toolkit.compute.reading import UNFINISHED, ComputeRecord, Stage, Start, read_compute
 from toolkit.compute.recorder import Recorder, recording
@@ -17,6 +18,7 @@ __all__ = [
     "Stage",
     "Start",
     "Usage",
+    "Weights",
     "begin_peak",
     "compute_line",
     "count",

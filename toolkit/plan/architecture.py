@@ -1,5 +1,6 @@
 """What the memory of a model follows from: its layers, its vision tower, and how many weights stand where."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,17 @@ class Architecture:
     def largest(self) -> int:
         """Weights of the largest matrix that bitsandbytes quantises."""
         return max((one.inputs * one.outputs for one in self.linears if one.quantised), default=0)
+
+    @property
+    def tower_linears(self) -> tuple[Linear, ...]:
+        """Linear layers inside the vision tower's layers: shapes that occur at least once a layer. A shape may have two
+        entries, if some of its matrices are quantised and others are not.
+        """
+        if self.vision is None:
+            return ()
+        shapes = [(one.name, one.inputs, one.outputs) for one in self.linears if one.vision for _ in range(one.count)]
+        often = {shape for shape, count in Counter(shapes).items() if count >= self.vision.stack.layers}
+        return tuple(one for one in self.linears if one.vision and (one.name, one.inputs, one.outputs) in often)
 
     def adapted(self, targets: Sequence[str], vision: bool) -> list[Linear]:
         """The linear layers that a LoRA adapter goes on, as the backend chooses them: by the last part of their name in

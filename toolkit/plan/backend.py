@@ -45,8 +45,11 @@ def _not_here(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _machine(gpu: Gpu | None) -> Machine:
-    """The card as vLLM would find it; a described one is taken to be of the Ampere generation."""
+    """The card as vLLM would find it; a described one is taken to be of the Ampere generation, or of
+    the Turing generation if it lacks bfloat16."""
     if gpu is not None and gpu.here:
         return Machine.here()
     installed = find_spec("vllm") is not None
-    return Machine(0.0, (0, 0), installed) if gpu is None else Machine(gpu.memory / 1e9, (8, 0), installed)
+    if gpu is None:
+        return Machine(0.0, (0, 0), installed)
+    return Machine(gpu.memory / 1e9, (8, 0) if gpu.bf16 else (7, 5), installed)

@@ -43,12 +43,12 @@ def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None)
     """
     folder = Path(model_source(model))
     if folder.is_dir():
-        if _whole(lambda name: file if (file := folder / name).is_file() else None):
+        if is_complete(lambda name: file if (file := folder / name).is_file() else None):
             return BaseWeights("folder")
         return BaseWeights("missing", f"{folder} holds no whole weights")
     if is_folder_name(model.name):
         return BaseWeights("missing", f"there is no folder {folder}")
-    if _whole(lambda name: cached_file(model, name)):
+    if is_complete(lambda name: cached_file(model, name)):
         return BaseWeights("cache")
     from huggingface_hub import constants
 
@@ -102,8 +102,12 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
     return recipe.model_copy(update={"export": makeable}), [found]
 
 
-def _whole(find: Callable[[str], Path | None]) -> bool:
-    """Whether one file with all weights is there, or an index and each file that it names."""
+def is_complete(find: Callable[[str], Path | None]) -> bool:
+    """Return whether one file with all parameters is there, or an index and each file that it names.
+
+    Args:
+        find: name of a file -> its place. None: it is not there.
+    """
 
     def whole(name: str) -> bool:
         file = find(name)

@@ -2,12 +2,13 @@
 memory, so that the counts are those of the real model."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.backends.parts import VISION
 from toolkit.errors import ModelError
 from toolkit.plan.architecture import Architecture, Linear, Stack, Tower
+from toolkit.plan.prequantised import stays
 
 FOUR_NORMS = ("gemma2", "gemma3", "gemma3n", "gemma4")
 HEAD_NORMS = ("gemma3", "gemma3n", "gemma4", "qwen3")
@@ -18,8 +19,12 @@ OWN_MASKS = ("gemma3", "gemma3n", "gemma4", "paligemma")
 Shape = tuple[str, int, int, bool, bool]
 
 
-def build_architecture(fields: Mapping[str, Any]) -> Architecture:
+def build_architecture(fields: Mapping[str, Any], kept: Sequence[str] = ()) -> Architecture:
     """The architecture that a configuration (the fields of config.json) describes.
+
+    Args:
+        fields: of config.json.
+        kept: modules that are not quantised besides those that transformers leaves out; see ``prequantised.stays``.
 
     Raises:
         ModelError: transformers knows no such model, or the configuration lacks what the formulas need.
@@ -27,7 +32,7 @@ def build_architecture(fields: Mapping[str, Any]) -> Architecture:
     try:
         config, model = _meta_model(fields)
         text, vision = config.get_text_config(), getattr(config, "vision_config", None)
-        linears = _linears(model)
+        linears = _linears(model, kept)
         return Architecture(
             model_type=str(config.model_type),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -65,8 +70,9 @@ def _meta_model(fields: Mapping[str, Any]) -> tuple[Any, Any]:
     return config, model
 
 
-def _linears(model: Any) -> tuple[Linear, ...]:
-    """All linear layers, equal ones together; which of them bitsandbytes takes is transformers' own rule."""
+def _linears(model: Any, skipped: Sequence[str]) -> tuple[Linear, ...]:
+    """All linear layers, equal ones together; which of them bitsandbytes takes is transformers' own rule, and after it
+    the list of what is ``skipped``."""
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -77,7 +83,7 @@ def _linears(model: Any) -> tuple[Linear, ...]:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        taken = type(module) is torch.nn.Linear and should_convert_module(name, kept)
+        taken = type(module) is torch.nn.Linear and should_convert_module(name, kept) and not stays(name, skipped)
         vision = VISION.search(name) is not None
         shape = (name.rpartition(".")[2], module.in_features, module.out_features, vision, taken)
         found[shape] += 1

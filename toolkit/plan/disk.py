@@ -3,15 +3,17 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.backends.sources import model_source, writes_merged
 from toolkit.llamacpp import forms_of, most_bytes
 from toolkit.plan.architecture import Architecture
+from toolkit.plan.base import State
 from toolkit.plan.findings import Finding
 from toolkit.plan.memory.setting import Setting, Stage
-from toolkit.plan.memory.weights import FLOAT, optimizer_bytes, trained_parameters
+from toolkit.plan.memory.weights import FLOAT, optimizer_bytes, trained_parameters, weight_bytes
+from toolkit.plan.prequantised import Repository
 from toolkit.recipe import Export, Recipe
 
 SPARE = 10**9
@@ -22,10 +24,21 @@ PROCESSOR = 40 * 10**6
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Bytes that the run folder will take at most, by part, and what is free where it lies."""
+    """Bytes that the run folder will take at most, by part, and what is free where it lies.
+
+    Attributes:
+        parts: of the run folder.
+        free: on its disk.
+        downloads: repository -> bytes that are fetched into the Hub's cache.
+        cache: folder of that cache.
+        cache_free: on the cache's disk.
+    """
 
     parts: Mapping[str, int]
     free: int
+    downloads: Mapping[str, int] = field(default_factory=dict)
+    cache: Path = Path()
+    cache_free: int = 0
 
     @property
     def needed(self) -> int:
@@ -33,7 +46,17 @@ class Disk:
         return sum(self.parts.values())
 
 
-def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting]) -> Disk:
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """Where parameters come from: whether the model's own are here, and the repository that stands in for them."""
+
+    own: State
+    repository: Repository | None = None
+
+
+def plan_disk(
+    recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads | None = None
+) -> Disk:
     """Checkpoints, weights of each stage and exports, from the counts of weights.
 
     A checkpoint holds what is trained and its optimiser's state; while one is written, there is one more than
@@ -55,7 +78,32 @@ def plan_disk(recipe: Recipe, model: Architecture, settings: Mapping[Stage, Sett
         parts["export merged"] = 2 * model.parameters + processor
     if "gguf" in forms:
         parts["export gguf"] = most_bytes(model.parameters, section.quant)
-    return Disk(parts, shutil.disk_usage(_existing(recipe.run_folder.absolute())).free)
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    free, cache_free = (
+        shutil.disk_usage(_existing(place)).free for place in (recipe.run_folder.absolute(), cache.absolute())
+    )
+    fetched = _downloads(recipe, model, settings, downloads) if downloads else {}
+    return Disk(parts, free, fetched, cache, cache_free)
+
+
+def _downloads(
+    recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads
+) -> dict[str, int]:
+    """The repository that Unsloth loads, and the model's own parameters in 16 bits, if they are loaded or merged into.
+
+    A repository of unknown size is taken to have what its parameters take on a GPU.
+    """
+    found: dict[str, int] = {}
+    repository, setting = downloads.repository, next(iter(settings.values()), None)
+    if repository is not None and setting is not None and not repository.cached:
+        packed = sum(weight_bytes(model, replace(setting, precision="4bit", bf16=True)))
+        found[repository.name] = repository.size or packed
+    own = downloads.own not in ("folder", "cache", "missing")
+    if own and (repository is None or writes_merged(recipe)):
+        found[recipe.model.name] = 2 * model.parameters
+    return found
 
 
 def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
@@ -70,6 +118,11 @@ def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
         yield Finding(place, told, remedy)
     elif disk.needed + SPARE > disk.free:
         yield Finding(place, f"little room: {told}", remedy, problem=False)
+    fetched = sum(disk.downloads.values())
+    if fetched > disk.cache_free:
+        names = " and ".join(disk.downloads)
+        text = f"{fetched / 1e9:.1f} GB are downloaded ({names}), {disk.cache_free / 1e9:.1f} GB are free"
+        yield Finding(f"disk of {disk.cache}", text, "Make room, or set HF_HOME to another disk.", certain=False)
 
 
 def _trained_bytes(model: Architecture, setting: Setting) -> int:

@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.plan.duration.gpus import GpuFigures, figures_of, gpus_of
+
 GIB = 2**30
 USABLE = 0.92
 """Share of a card's nominal memory that a program can have: a T4 of 16 GB offers 14.7 GiB."""
@@ -24,11 +26,21 @@ class Gpu:
     """Devices of the machine."""
     here: bool = True
     """In this machine, not described."""
+    figures: tuple[GpuFigures, ...] = ()
+    """Data-sheet figures of the GPU, or of all GPUs with the described size. Empty: not known."""
 
 
 def described_gpu(gib: float) -> Gpu:
     """A card of so many GiB that is not here; it is taken to compute in bfloat16."""
-    return Gpu(f"a card of {gib:g} GB", usable_bytes(gib), bf16=True, here=False)
+    return Gpu(f"a card of {gib:g} GB", usable_bytes(gib), bf16=True, here=False, figures=gpus_of(gib))
+
+
+def named_gpu(name: str) -> Gpu | None:
+    """Return a GPU that is not in this machine, by its name. None: the table of data-sheet figures lacks it."""
+    figures = figures_of(name)
+    if figures is None:
+        return None
+    return Gpu(figures.name, usable_bytes(figures.memory), figures.bf16, here=False, figures=(figures,))
 
 
 def usable_bytes(gib: float) -> int:
@@ -46,7 +58,9 @@ def find_gpu() -> Gpu | None:
         return None
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
     bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return Gpu(facts.name, facts.total_memory, bf16, torch.cuda.device_count())
+    figures = figures_of(facts.name, facts.total_memory / 1e9)
+    known = () if figures is None else (figures,)
+    return Gpu(facts.name, facts.total_memory, bf16, torch.cuda.device_count(), figures=known)
 
 
 def has_driver() -> bool:

@@ -24,6 +24,7 @@ CODE = (
     "chat.py",
     "plan/architecture.py",
     "plan/counting.py",
+    "plan/prequantised.py",
     "plan/tokens.py",
     "stages/lengths.py",
 )

@@ -48,12 +48,12 @@ def find_configuration(model: Model) -> Configuration | None:
     """
     folder = Path(model_source(model))
     if (folder / "config.json").is_file():
-        return Configuration(_read(folder / "config.json"), "folder")
+        return Configuration(read_configuration(folder / "config.json"), "folder")
     file = cached_file(model, "config.json")
     if file is not None:
-        return Configuration(_read(file), "cache")
+        return Configuration(read_configuration(file), "cache")
     if model.name in KNOWN:
-        return Configuration(_read(SHAPES / f"{KNOWN[model.name]}.json"), "shipped")
+        return Configuration(read_configuration(SHAPES / f"{KNOWN[model.name]}.json"), "shipped")
     return None
 
 
@@ -69,7 +69,12 @@ def cached_file(model: Model, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def read_configuration(file: Path) -> Mapping[str, Any]:
+    """Return the fields of a config.json.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

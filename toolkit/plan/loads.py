@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, cast
 
+from toolkit.backends.choice import HF, backend_name
 from toolkit.backends.unsloth.limits import refusals
 from toolkit.chat import Length
 from toolkit.plan.architecture import Architecture
@@ -23,15 +24,18 @@ def planned_precision(model: Model, *, cuda: bool) -> Precision:
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
-def planned_backend(recipe: Recipe, *, unsloth: bool = True) -> Literal["hf", "unsloth"]:
-    """The backend that trains the recipe on a GPU, as ``backends.choice`` chooses it; ``unsloth``: it is installed."""
+def planned_backend(recipe: Recipe, *, here: bool = False) -> Literal["hf", "unsloth"]:
+    """Return the backend that trains the recipe on a GPU, as ``backends.choice`` chooses it.
+
+    ``here``: on the GPU of this machine, where Unsloth may be missing. On another GPU it is taken to be installed.
+    """
     model = recipe.model
     if model.backend == "unsloth":
         return "unsloth"
-    if not unsloth:
-        return "hf"
     named = model.backend == "hf" or model.name == "tiny" or model.tuning != "lora" or model.precision == "32bit"
-    return "hf" if named or refusals(recipe) else "unsloth"
+    if named or refusals(recipe):
+        return "hf"
+    return "hf" if here and backend_name(model) == HF else "unsloth"
 
 
 def on_gpu(setting: Setting, model: Architecture, *, bf16: bool) -> Setting:
@@ -49,12 +53,12 @@ def memory_settings(
     *,
     bf16: bool,
     asked: Tokens | None = None,
-    unsloth: bool = True,
+    backend: Literal["hf", "unsloth"] | None = None,
 ) -> dict[Stage, Setting]:
     """Stage -> what its memory depends on, on a CUDA device, with the longest of the rows that were counted.
 
     ``tokens`` are of the rows to train on, ``asked`` of those that are evaluated; each stands in for the other. Without
-    tokens a row has none: what the weights take is known all the same. ``unsloth``: it is installed.
+    tokens a row has none: what the weights take is known all the same. ``backend`` None is ``planned_backend``'s.
     """
     tokens, asked = tokens or asked, asked or tokens
     tower = model.vision
@@ -87,8 +91,8 @@ def memory_settings(
             concurrent=recipe.evaluate.batch_size,
             answer_tokens=recipe.evaluate.max_completion_tokens,
         )
-    backend = planned_backend(recipe, unsloth=unsloth)
-    return {stage: on_gpu(replace(one, backend=backend), model, bf16=bf16) for stage, one in found.items()}
+    chosen = backend or planned_backend(recipe)
+    return {stage: on_gpu(replace(one, backend=chosen), model, bf16=bf16) for stage, one in found.items()}
 
 
 def _setting(recipe: Recipe, stage: Stage, longest: RowSize, **more: object) -> Setting:

@@ -1,8 +1,7 @@
 """Puts a plan together: what the recipe, its rows, its model, this machine and the Hub's cache say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from toolkit.errors import ToolkitError
@@ -11,7 +10,8 @@ from toolkit.plan.architecture import Architecture
 from toolkit.plan.backend import judge_backend
 from toolkit.plan.base import BaseWeights, find_base, judge_base, leave_out
 from toolkit.plan.counting import build_architecture
-from toolkit.plan.disk import judge_disk, plan_disk
+from toolkit.plan.disk import Downloads, judge_disk, plan_disk
+from toolkit.plan.duration import COMMON, StageTime, figures_of, mean_setting, stage_times
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu, usable_bytes
 from toolkit.plan.judge import (
@@ -26,13 +26,14 @@ from toolkit.plan.judge import (
 from toolkit.plan.kept import remembered
 from toolkit.plan.known import Configuration, find_configuration
 from toolkit.plan.loadable import judge_model
-from toolkit.plan.loads import memory_settings, on_gpu, planned_precision
+from toolkit.plan.loads import memory_settings, on_gpu, planned_backend, planned_precision
 from toolkit.plan.memory import Setting, estimate, first_fit
 from toolkit.plan.memory.weights import trained_parameters
 from toolkit.plan.pains import Known, find_warnings
+from toolkit.plan.prequantised import KEPT, Ask, Repository, find_repository, fraction_kept, keep_some
 from toolkit.plan.record import Plan, StageMemory
 from toolkit.plan.rows import look_at, rows_to_ask, rows_to_train
-from toolkit.plan.steps import plan_work, stages
+from toolkit.plan.steps import Work, plan_work, stages
 from toolkit.plan.tested import compare_versions
 from toolkit.plan.tokens import Tokens, fullest_row
 from toolkit.recipe import Recipe
@@ -69,6 +70,8 @@ class _Facts:
     """Of the rows that are evaluated."""
     findings: list[Finding] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    repository: Repository | None = None
+    """What Unsloth loads in the model's place."""
 
     def tried(self, what: str, find: Callable[[], Found]) -> Found | None:
         try:
@@ -93,6 +96,7 @@ def make_plan(
     rows: Rows | ToolkitError,
     gpu: Gpu | None,
     ask: Callable[[Any], BaseWeights] | None = None,
+    ask_repository: Ask | None = None,
 ) -> Plan:
     """The plan of a recipe.
 
@@ -101,21 +105,23 @@ def make_plan(
         rows: its rows, or why they cannot be read.
         gpu: the card to plan for; None: there is none.
         ask: how the Hub is asked for the model (default: one request); never with ``HF_HUB_OFFLINE=1``.
+        ask_repository: the same for the repository that Unsloth loads in the model's place (default: two requests).
     """
-    facts = _look(recipe, rows)
+    backend = planned_backend(recipe, here=gpu is not None and gpu.here)
+    facts = _look(recipe, rows, backend == "unsloth", ask_repository)
     recipe, left_out = leave_out(recipe, facts.config)
     model, tokens = facts.model, facts.tokens
     bf16 = gpu is None or gpu.bf16
-    unsloth = gpu is None or not gpu.here or find_spec("unsloth") is not None
     settings: Mapping[Any, Setting] = {}
     if model is not None:
-        settings = memory_settings(recipe, model, tokens, bf16=bf16, asked=facts.asked, unsloth=unsloth)
+        settings = memory_settings(recipe, model, tokens, bf16=bf16, asked=facts.asked, backend=backend)
     memory = {}
     if model is not None and tokens is not None:
         memory = {str(name): _stage_memory(recipe, model, one, gpu) for name, one in settings.items()}
     base = find_base(recipe.model, ask)
-    disk = None if model is None else plan_disk(recipe, model, settings)
+    disk = None if model is None else plan_disk(recipe, model, settings, Downloads(base.state, facts.repository))
     known_rows = rows.rows if isinstance(rows, Rows) else None
+    work = None if known_rows is None else plan_work(recipe, known_rows)
     findings: list[Finding] = [
         *judge_rows(recipe, rows.rows if isinstance(rows, Rows) else rows),
         *facts.findings,
@@ -139,25 +145,39 @@ def make_plan(
         unknown=facts.unknown,
         data=_data(rows) if isinstance(rows, Rows) else None,
         tokens=tokens,
-        work=None if known_rows is None else plan_work(recipe, known_rows),
+        work=work,
         model_name=recipe.model.name,
         configuration=None if facts.config is None else facts.config.origin,
         architecture=model,
         trained_parameters=_trained(model, settings),
         precision=planned_precision(recipe.model, cuda=gpu is not None),
         base=base,
+        repository=facts.repository,
         gpu=gpu,
         memory=memory or None,
+        time=_times(recipe, facts, settings, work, gpu),
         disk=disk,
         versions=compare_versions(),
     )
 
 
-def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
+def _look(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, ask: Ask | None) -> _Facts:
     """Configuration, architecture and tokens, as far as they can be had."""
     facts = _Facts(config=find_configuration(recipe.model))
     if (config := facts.config) is not None:
-        facts.model = facts.tried("model", lambda: _architecture(config))
+        facts.repository = find_repository(recipe.model, ask) if unsloth else None
+        kept, repository = (KEPT if unsloth else ()), facts.repository
+        if repository is not None and repository.kept is not None:
+            kept = repository.kept
+        facts.model = facts.tried("model", lambda: _architecture(config, kept))
+        if repository is not None and repository.kept is None and facts.model is not None:
+            fraction = fraction_kept(facts.model, repository.size)
+            facts.model = keep_some(facts.model, fraction)
+            facts.unknown[repository.name] = (
+                "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
+                f"{fraction:.0%} of the language model are counted in 16 bits"
+                + (", as the repository's size says" if repository.size else "")
+            )
     else:
         where = "neither in a folder, nor in the Hub's cache, nor among those that ship with this package"
         facts.unknown["model"] = f"the config.json of {recipe.model.name} is {where}: parameters, memory, disk"
@@ -172,8 +192,8 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError) -> _Facts:
     return facts
 
 
-def _architecture(config: Configuration) -> Architecture:
-    return remembered(Architecture, config.fields, lambda: build_architecture(config.fields))
+def _architecture(config: Configuration, kept: Sequence[str]) -> Architecture:
+    return remembered(Architecture, [config.fields, list(kept)], lambda: build_architecture(config.fields, kept))
 
 
 def _most_pictures(recipe: Recipe, rows: Rows | ToolkitError) -> int:
@@ -190,6 +210,27 @@ def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gp
     usable = None if gpu is None else gpu.memory
     without = estimate(model, on_gpu(setting, model, bf16=False), usable)
     return StageMemory(estimate(model, setting, usable), without, knobs, setting.precision, here)
+
+
+def _times(
+    recipe: Recipe, facts: _Facts, settings: Mapping[Any, Setting], work: Mapping[str, Work] | None, gpu: Gpu | None
+) -> dict[str, dict[str, StageTime]] | None:
+    """GPU -> stage -> duration. What cannot be estimated is noted with its reason."""
+    model, trained, asked = facts.model, facts.tokens, facts.asked or facts.tokens
+    if model is None or trained is None or asked is None or work is None:
+        facts.unknown["time"] = "it follows from the model's configuration and the rows"
+        return None
+    gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures
+    if not gpus:
+        facts.unknown["time"] = f"no data-sheet figures of {'such a GPU' if gpu is None else gpu.name} are known here"
+        return None
+    mean = {
+        str(name): mean_setting(one, model, asked if name == "evaluate" else trained) for name, one in settings.items()
+    }
+    if recipe.grpo is not None and recipe.grpo.rollouts == "vllm":
+        facts.unknown["time of grpo"] = "rollouts by vLLM are not estimated"
+        mean.pop("grpo", None)
+    return stage_times(model, mean, work, gpus)
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:

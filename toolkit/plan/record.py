@@ -14,13 +14,16 @@ null, and ``unknown`` says why.
     unknown         what -> why it cannot be told
     data            rows by split, dropped, leaks, announcements, practice (the rows are generated when the run begins)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
-    work            stage -> steps, samples, completions, answers, answer_tokens
+    work            stage -> steps, samples, completions, answers, answer_tokens, evaluations
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
-                    trained_parameters, precision, base (where the weights are)
+                    trained_parameters, precision, base (where the weights are), loaded (the repository that
+                    Unsloth loads in the model's place; null: the model itself)
     gpu             name, memory_gb, bf16, count, here; null: none
     memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
                     moments (moment -> part -> bytes), fits (card's GB -> fits, knobs)
-    disk            parts (bytes), needed_gb, free_gb
+    time            null, or assumptions; gpus (GPU -> stage -> seconds_per_step, steps, hours: two ends each; a step of
+                    evaluate is one evaluation); here (the plan's GPU as gpus names it; null: none, or several)
+    disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
     versions        package -> installed and tested version, where they differ
 
 GB are 10^9 bytes, but for the cards' nominal sizes. ``reserved_gb`` is what torch would report as its peak: the
@@ -34,9 +37,11 @@ from typing import Any
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.base import BaseWeights
 from toolkit.plan.disk import Disk
+from toolkit.plan.duration import ASSUMPTIONS, StageTime
 from toolkit.plan.findings import Finding
 from toolkit.plan.gpu import Gpu
 from toolkit.plan.memory import Estimate
+from toolkit.plan.prequantised import Repository
 from toolkit.plan.steps import Work
 from toolkit.plan.tokens import Tokens
 
@@ -77,8 +82,12 @@ class Plan:
     trained_parameters: int | None = None
     precision: str = ""
     base: BaseWeights | None = None
+    repository: Repository | None = None
+    """What Unsloth loads in the model's place."""
     gpu: Gpu | None = None
     memory: Mapping[str, StageMemory] | None = None
+    time: Mapping[str, Mapping[str, StageTime]] | None = None
+    """GPU -> stage -> duration: of the plan's GPU, of all GPUs of a described size, or of common ones."""
     disk: Disk | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,6 +117,7 @@ class Plan:
             "model": self._model(),
             "gpu": None if self.gpu is None else _gpu(self.gpu),
             "memory": None if self.memory is None else {name: _memory(one) for name, one in self.memory.items()},
+            "time": None if self.time is None else self._time(),
             "disk": None if self.disk is None else _disk(self.disk),
             "versions": dict(self.versions),
         }
@@ -123,6 +133,18 @@ class Plan:
             "trained_parameters": self.trained_parameters,
             "precision": self.precision,
             "base": None if self.base is None else self.base.state,
+            "loaded": None if self.repository is None else self.repository.name,
+        }
+
+    def _time(self) -> dict[str, Any]:
+        figures = () if self.gpu is None else self.gpu.figures
+        gpus = {
+            name: {stage: one.to_json() for stage, one in found.items()} for name, found in (self.time or {}).items()
+        }
+        return {
+            "assumptions": list(ASSUMPTIONS),
+            "here": figures[0].name if len(figures) == 1 else None,
+            "gpus": gpus,
         }
 
 
@@ -162,4 +184,6 @@ def _disk(disk: Disk) -> dict[str, Any]:
         "parts": dict(disk.parts),
         "needed_gb": round(disk.needed / GB, 2),
         "free_gb": round(disk.free / GB, 2),
+        "downloads": dict(disk.downloads),
+        "downloads_free_gb": round(disk.cache_free / GB, 2),
     }

@@ -20,6 +20,8 @@ class Work:
     completions: int = 0
     answers: int = 0
     answer_tokens: int = 0
+    evaluations: int = 0
+    """How often the held-out split is evaluated, with ``answers`` for all of them together."""
 
 
 def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
@@ -40,7 +42,9 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
         found["grpo"] = Work(steps, grpo.prompts_per_step, completions, steps * completions, grpo.max_completion_tokens)
     if recipe.evaluate is not None:
         found["evaluate"] = Work(
-            answers=_questions(recipe, rows) * evaluations(recipe), answer_tokens=recipe.evaluate.max_completion_tokens
+            answers=_questions(recipe, rows) * evaluations(recipe),
+            answer_tokens=recipe.evaluate.max_completion_tokens,
+            evaluations=evaluations(recipe),
         )
     return found
 

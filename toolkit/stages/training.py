@@ -32,6 +32,7 @@ from toolkit.stages.context import Context
 from toolkit.stages.lengths import Lengths
 from toolkit.stages.preflight import make_preflight_step, preflight_job
 from toolkit.stages.recovery import Recovery
+from toolkit.stages.step_time import StepTimes
 from toolkit.tasks import TASKS
 from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.sampling import balance
@@ -136,7 +137,6 @@ class _Outcome:
 
     step: int
     steps: int
-    seconds_per_step: float | None
     fits: bool
     whole: bool
 
@@ -148,7 +148,9 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
     resumed, begun = last_checkpoint(folder), time.monotonic()
     _forget_steps(context, stage, _step_of(resumed))
     build = backend.sft_trainer if stage == "sft" else backend.grpo_trainer
-    job = replace(job, callbacks=[*job.callbacks, *training_callbacks(context, stage, recovery.figures)])
+    times = StepTimes(context, stage)
+    callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
+    job = replace(job, callbacks=callbacks)
 
     def sized() -> TrainingJob:
         return replace(job, sizes=recovery.sizes, rollout=recovery.rollout())
@@ -160,6 +162,8 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
         context.stop.check(_saved(stage, resumed))
         if measured is None:
             recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
+        else:
+            times.note_preflight(measured["seconds"])
         held.reload()
     begin_peak()
     while True:
@@ -183,7 +187,7 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
     return {
         "steps": outcome.steps,
         "seconds": round(time.monotonic() - begun, 1),
-        "seconds_per_step": outcome.seconds_per_step,
+        "seconds_per_step": times.record(),
         "skipped_steps": int(skipped),
         "resumed_from": resumed.name if resumed else None,
         "memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
@@ -220,7 +224,7 @@ def _use_one_trainer(
         if last.whole and step > _step_of(start):
             last.save()
             fits = step == trainer.state.max_steps  # out of memory after the last step: nothing is left to train
-    return _Outcome(step, trainer.state.max_steps, last.seconds_per_step, fits, last.whole)
+    return _Outcome(step, trainer.state.max_steps, fits, last.whole)
 
 
 def _saved(stage: str, start: Path | None) -> str:

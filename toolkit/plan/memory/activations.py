@@ -95,7 +95,7 @@ def tower_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
     """Those of a layer of the vision tower: names that occur as often as it has layers, or more often."""
     if model.vision is None or setting.tuning == "full" or not setting.lora_vision:
         return ()
-    return tuple(one.name for one in model.linears if one.vision and one.count >= model.vision.stack.layers)
+    return tuple(dict.fromkeys(one.name for one in model.tower_linears))
 
 
 def tower_has_graph(setting: Setting) -> bool:

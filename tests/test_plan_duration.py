@@ -1,0 +1,252 @@
+"""The estimated duration of a stage: published runs lie in its range, and it follows from the setting."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+from footprint import shape_fields
+
+from toolkit.plan.architecture import Architecture
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.duration import COMMON, GPUS, figures_of, gpus_of, stage_time
+from toolkit.plan.duration.estimate import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds
+from toolkit.plan.duration.load import Load, Passes
+from toolkit.plan.memory import RowSize, Setting
+from toolkit.plan.prequantised import KEPT
+from toolkit.plan.steps import Work
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MODELS = ("medgemma_4b", "qwen2_5_vl_7b", "qwen3_vl_8b")
+OLD_BITSANDBYTES = 1
+"""Positions up to which the bitsandbytes of 2025 multiplied with packed parameters."""
+
+
+@pytest.fixture(scope="module")
+def models() -> Mapping[str, Architecture]:
+    return {name: build_architecture(shape_fields(name), KEPT) for name in MODELS}
+
+
+def setting_of(stage: str, row: RowSize, **changes: object) -> Setting:
+    base = Setting(stage, row, "4bit", bf16=True, targets=TARGETS)  # type: ignore[arg-type]
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def row_of(text: int, images: int, answer: int, patches: int) -> RowSize:
+    return RowSize(text, images, answer, 1 if images else 0, patches)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published run: seconds of its optimizer step, and the settings that its page shows."""
+
+    seconds: float
+    model: str
+    gpu: str
+    arithmetic: str
+    setting: Setting
+    step: Callable[[Passes, Speed], float]
+
+
+def longest(mean: float, completions: int) -> float:
+    """Expected longest of so many normal lengths with a standard deviation of 35 % of their mean."""
+    return mean * (1 + 0.35 * {2: 0.56, 8: 1.42}[completions])
+
+
+FITTED = {
+    # Unsloth's notebook Gemma3_(4B)-Vision: LaTeX_OCR, LoRA on language model and tower, float32.
+    "Gemma 3 4B SFT, T4": Published(
+        20.4,
+        "medgemma_4b",
+        "T4",
+        "float32",
+        setting_of("sft", row_of(30, 256, 70, 4096), lora_vision=True),
+        lambda passes, speed: sft_step(passes, speed, 4),
+    ),
+    # Google's notebook: NCT-CRC, 16 rows a step in micro-batches of 4, eager attention, LoRA on all linear layers. It
+    # evaluates 200 rows every 50 steps: 6 % more forward passes.
+    "MedGemma 4B SFT, A100 40 GB": Published(
+        18.8,
+        "medgemma_4b",
+        "A100 40 GB",
+        "bfloat16",
+        setting_of("sft", row_of(110, 256, 12, 4096), lora_vision=True, rows=4, eager=True, dropout=0.05),
+        lambda passes, speed: 1.06 * sft_step(passes, speed, 16),
+    ),
+}
+OTHERS = {
+    # Gemma3_(4B)-Vision-GRPO: MathVista at 512 pixels, 2 prompts x 4 completions of 271 tokens on average.
+    "Gemma 3 4B GRPO, T4": Published(
+        130,
+        "medgemma_4b",
+        "T4",
+        "float32",
+        setting_of("grpo", row_of(110, 256, 0, 4096), rows=4, concurrent=8, answer_tokens=1024),
+        lambda passes, speed: grpo_step(passes, speed, longest(271, 8)),
+    ),
+    # Qwen3_VL_(8B)-Vision-GRPO: 1 prompt x 2 completions of 450 tokens on average, float16.
+    "Qwen3-VL 8B GRPO, T4": Published(
+        106,
+        "qwen3_vl_8b",
+        "T4",
+        "float16",
+        setting_of("grpo", row_of(130, 256, 0, 1024), rows=2, concurrent=2, answer_tokens=1024),
+        lambda passes, speed: grpo_step(passes, speed, longest(450, 2)),
+    ),
+    # Qwen3_VL_(8B)-Vision and Qwen2.5_VL_(7B)-Vision: LaTeX_OCR, 8 rows a step in micro-batches of 2.
+    "Qwen3-VL 8B SFT, T4": Published(
+        5.73,
+        "qwen3_vl_8b",
+        "T4",
+        "float16",
+        setting_of("sft", row_of(35, 64, 70, 256), rows=2, lora_vision=True),
+        lambda passes, speed: sft_step(passes, speed, 8),
+    ),
+    "Qwen2.5-VL 7B SFT, T4": Published(
+        5.97,
+        "qwen2_5_vl_7b",
+        "T4",
+        "float16",
+        setting_of("sft", row_of(35, 30, 70, 120), rows=2, lora_vision=True),
+        lambda passes, speed: sft_step(passes, speed, 8),
+    ),
+}
+
+
+def range_of(run: Published, models: Mapping[str, Architecture]) -> tuple[float, float]:
+    gpu, arithmetic = figures_of(run.gpu), Arithmetic(run.arithmetic)
+    assert gpu is not None
+    passes = Passes(models[run.model], run.setting, arithmetic.value, OLD_BITSANDBYTES)
+    low, high = (run.step(passes, speed) for speed in speeds(gpu, arithmetic))
+    return low, high
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_the_middle_of_the_range_is_the_published_figure_that_fits_it(
+    name: str, models: Mapping[str, Architecture]
+) -> None:
+    low, high = range_of(FITTED[name], models)
+    assert (low * high) ** 0.5 == pytest.approx(FITTED[name].seconds, rel=0.05)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_published_runs_without_vllm_that_fit_nothing_lie_in_the_range(
+    name: str, models: Mapping[str, Architecture]
+) -> None:
+    low, high = range_of(OTHERS[name], models)
+    assert low < OTHERS[name].seconds < high
+
+
+def test_a_model_card_without_settings_claims_less_than_the_lower_end(models: Mapping[str, Architecture]) -> None:
+    """A card gives 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
+
+    That is at most 0.38 s a row. The lower end is above it even with a frozen tower and without checkpointing. The card
+    does not show whether its figure was measured.
+    """
+    setting = setting_of("sft", row_of(80, 256, 12, 4096), checkpointing=False)
+    figures = figures_of("L4")
+    assert figures is not None
+    fast, _ = speeds(figures, Arithmetic("bfloat16"))
+    row = sft_step(Passes(models["medgemma_4b"], setting, 2), fast, 8) / 8
+    assert 3600 / 9577 < row < 1.6 * 3600 / 9577
+
+
+def test_flops_and_launches_agree_with_a_traced_grpo_step(models: Mapping[str, Architecture]) -> None:
+    """An allocation trace of MedGemma 4B (2 prompts x 4 completions x 128 tokens) counted 226 TFLOP and 803,000
+    launches."""
+    setting = setting_of("grpo", row_of(250, 256, 0, 4096), concurrent=8, answer_tokens=128, dropout=0.05)
+    passes = Passes(models["medgemma_4b"], setting, 2)
+    read, write = passes.rollout(8, 128)
+    whole = read + write + passes.training(1, 128) * 8
+    assert whole.flops == pytest.approx(226e12, rel=0.03)
+    assert whole.launches == pytest.approx(803_000, rel=0.06)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo", "evaluate"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_upper_end_is_at_most_three_times_the_lower_on_every_gpu(
+    name: str, stage: str, models: Mapping[str, Architecture]
+) -> None:
+    work = Work(10, 8, 8, 80, 128, 2)
+    for text in (10, 2000):
+        setting = setting_of(stage, row_of(text, 256, 60, 1024), concurrent=8, answer_tokens=512)
+        for gpu in GPUS:
+            for backend in ("unsloth", "hf"):
+                found = stage_time(models[name], replace(setting, backend=backend), work, gpu).step
+                assert 0 < found.low < found.high <= 3.0001 * found.low
+
+
+def test_a_pass_takes_the_longer_of_the_work_of_gpu_and_host() -> None:
+    speed = Speed(flops=1e12, moved=1e9, launch=1e-5, pixel=0.0)
+    assert speed.seconds(Load(2e12, 3e9, 1e5)) == pytest.approx(5.0)
+    assert speed.seconds(Load(2e12, 3e9, 1e6)) == pytest.approx(10.0)
+
+
+def test_a_gpu_without_bfloat16_takes_float32_where_float16_overflows() -> None:
+    t4, l4 = figures_of("T4"), figures_of("L4")
+    assert t4 is not None
+    assert l4 is not None
+    hf = setting_of("sft", row_of(1, 1, 1, 1))
+    unsloth = replace(hf, backend="unsloth")
+    assert arithmetic_of(t4, unsloth, "gemma3").name == "float32"
+    assert arithmetic_of(t4, unsloth, "qwen3_vl").name == "float16"
+    assert arithmetic_of(t4, hf, "qwen3_vl").name == "float32"
+    assert arithmetic_of(l4, unsloth, "gemma3").name == "bfloat16"
+    assert arithmetic_of(l4, replace(hf, precision="32bit"), "gemma3").name == "float32"
+
+
+def test_work_that_a_setting_adds_takes_longer(models: Mapping[str, Architecture]) -> None:
+    gpu = figures_of("L4")
+    assert gpu is not None
+    plain = setting_of("grpo", row_of(250, 256, 0, 4096), concurrent=8, answer_tokens=256, checkpointing=False)
+    work = Work(10, 2, 8, 80, 256)
+
+    def low(setting: Setting) -> float:
+        return stage_time(models["medgemma_4b"], setting, work, gpu).step.low
+
+    for more in (
+        {"checkpointing": True},
+        {"lora_vision": True},
+        {"reference": "adapter"},
+        {"answer_tokens": 512},
+        {"eager": True},
+        {"row": row_of(1250, 256, 0, 4096)},
+        {"precision": "32bit"},
+    ):
+        assert low(replace(plain, **more)) > low(plain), more  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [
+        ("Tesla T4", "T4"),
+        ("t4", "T4"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80 GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40 GB"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("rtx 4060ti", "RTX 4060 Ti"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("Tesla V100-SXM2-32GB", "V100 32 GB"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+    ],
+)
+def test_a_gpu_is_found_however_it_is_spelled(spelled: str, name: str) -> None:
+    found = figures_of(spelled)
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["RTX 3090 Ti", "GTX 1080", "A100 MIG 1g.5gb", "a card of 24 GB", "RTX 4090 Laptop GPU"]
+)
+def test_a_gpu_of_another_kind_is_not_taken_for_one_of_the_table(name: str) -> None:
+    assert figures_of(name) is None
+
+
+def test_memory_decides_between_variants_and_a_size_lists_gpus() -> None:
+    found = figures_of("NVIDIA A100", 79.2)
+    assert found is not None
+    assert found.name == "A100 80 GB"
+    assert {"L4", "A10", "RTX 3090", "RTX 4090"} <= {one.name for one in gpus_of(24)}
+    assert all(figures_of(one.name) == one for one in GPUS)
+    assert all(figures_of(name) for name in COMMON)

@@ -1,0 +1,230 @@
+"""The repository that Unsloth loads in a model's place: its name, and which layers it keeps in 16 bits."""
+
+import ast
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from footprint import shape_fields
+from safetensors.torch import save_file
+from training import small_recipe
+
+from toolkit.plan import prequantised
+from toolkit.plan.base import State
+from toolkit.plan.counting import build_architecture
+from toolkit.plan.disk import Downloads, plan_disk
+from toolkit.plan.memory import RowSize, Setting
+from toolkit.plan.memory.weights import weight_bytes
+from toolkit.plan.prequantised import (
+    DOWNLOADS,
+    KEPT,
+    MOST_KEPT,
+    REPLACED,
+    Repository,
+    find_repository,
+    fraction_kept,
+    keep_some,
+    stays,
+    table_of_names,
+)
+from toolkit.recipe import Export, Model
+
+ROW = RowSize(1, 0, 0, 0, 0)
+BITS = Setting("evaluate", ROW, "4bit", bf16=True)
+MEDGEMMA = Model(name="google/medgemma-4b-it", precision="4bit")
+NAME = "unsloth/medgemma-4b-it-unsloth-bnb-4bit"
+HAS_UNSLOTH = find_spec("unsloth") is not None
+UNSLOTH = pytest.mark.skipif(not HAS_UNSLOTH, reason="Unsloth is not installed")
+
+
+def no_answer(name: str) -> Repository | None:
+    return None
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(tmp_path: Path) -> None:
+    found = find_repository(MEDGEMMA, no_answer)
+    assert found is not None
+    assert (found.name, found.kept) == (NAME, None)
+    for changes in ({"revision": "main"}, {"precision": "8bit"}, {"precision": "16bit"}, {"name": str(tmp_path)}):
+        assert find_repository(MEDGEMMA.model_copy(update=changes), no_answer) is None
+    for name in ("google/medgemma-1.5-4b-it", "google/medgemma-27b-it", "tiny"):
+        assert find_repository(Model(name=name, precision="4bit"), no_answer) is None
+
+
+@pytest.mark.usefixtures("online")
+def test_the_hub_is_asked_once_for_the_repository_that_is_loaded() -> None:
+    asked = []
+
+    def ask(name: str) -> Repository:
+        asked.append(name)
+        return Repository(name, ("lm_head",), 5_000_000_000)
+
+    found = find_repository(MEDGEMMA, ask)
+    assert asked == [NAME]
+    assert found == Repository(NAME, ("lm_head",), 5_000_000_000)
+
+
+def test_the_list_of_layers_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps({"quantization_config": {"llm_int8_skip_modules": ["lm_head", "vision_tower"]}}), "utf-8"
+    )
+    names = []
+
+    def cached(model: Model, name: str) -> Path | None:
+        names.append((model.name, name))
+        return file if name == "config.json" else None
+
+    monkeypatch.setattr(prequantised, "cached_file", cached)
+    found = find_repository(MEDGEMMA)
+    assert found is not None
+    assert names[0] == (NAME, "config.json")
+    assert (found.kept, found.cached) == (("lm_head", "vision_tower"), False)
+
+
+def test_parameters_in_the_cache_are_not_downloaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+
+    def cached(model: Model, name: str) -> Path | None:
+        return tmp_path / name if model.name == NAME and (tmp_path / name).is_file() else None
+
+    monkeypatch.setattr(prequantised, "cached_file", cached)
+    found = find_repository(MEDGEMMA)
+    assert found is not None
+    assert (found.kept, found.cached) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "export", "expected"),
+    [
+        ("reachable", ("adapter",), {NAME: 5_000_000_000}),
+        ("reachable", ("adapter", "merged"), {NAME: 5_000_000_000, "google/medgemma-4b-it": 8_600_158_944}),
+        ("cache", ("merged",), {NAME: 5_000_000_000}),
+    ],
+)
+def test_a_merged_export_downloads_the_parameters_in_16_bits_too(
+    own: State, export: tuple[Literal["adapter", "merged"], ...], expected: Mapping[str, int], tmp_path: Path
+) -> None:
+    model = build_architecture(shape_fields("medgemma_4b"))
+    changes = {"model": MEDGEMMA, "export": Export(to=export)}
+    recipe = small_recipe(tmp_path).model_copy(update=changes)
+    found = plan_disk(recipe, model, {"evaluate": BITS}, Downloads(own, Repository(NAME, None, 5_000_000_000)))
+    assert found.downloads == expected
+
+
+@UNSLOTH
+def test_the_shipped_names_are_those_of_the_installed_table() -> None:
+    table = table_of_names()
+    assert {name: table[name] for name in REPLACED} == dict(REPLACED)
+
+
+@UNSLOTH
+def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> None:
+    spec = find_spec("unsloth_zoo")
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "peft_utils.py").read_text(encoding="utf-8"))
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SKIP_QUANTIZATION_MODULES"
+    )
+    assert set(KEPT) <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("module", "listed", "kept"),
+    [
+        ("model.vision_tower.encoder.layers.3.mlp.fc1", "vision_tower", True),
+        ("model.visual.merger.mlp.0", "merger", True),
+        ("model.language_model.layers.1.mlp.down_proj", "language_model.model.layers.1.mlp", True),
+        ("model.language_model.layers.11.mlp.down_proj", "language_model.model.layers.1.mlp", False),
+        ("model.vision_tower.encoder.layers.0.mlp.fc1", "vision_tower.vision_model.encoder.layers.0.mlp", True),
+        ("model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.0.self_attn.q_proj", True),
+        ("lm_head", "lm_head", True),
+        ("model.language_model.layers.0.mlp.up_proj", "visual", False),
+    ],
+)
+def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, kept: bool) -> None:
+    assert stays(module, [listed]) is kept
+
+
+def test_the_counted_bytes_are_those_of_a_model_with_the_listed_layers_left_alone() -> None:
+    """Against transformers' own conversion of the same model, with the listed names written out for it."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    fields = small_fields()
+    listed = ["language_model.model.layers.1.mlp", "vision_tower", "lm_head"]
+    full = ["model.language_model.layers.1.mlp", "model.vision_tower", "lm_head"]
+    model = meta_model(fields)
+    replace_with_bnb_linear(
+        model, modules_to_not_convert=full, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+    )
+    packed = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    quantised = sum(module.in_features * module.out_features for module in packed)
+    assert packed
+    found = build_architecture(fields, listed)
+    assert found.quantised == quantised
+    assert found.quantised_vision == 0
+    assert build_architecture(fields).quantised > quantised
+    assert found.parameters == build_architecture(fields).parameters
+
+
+def test_a_kept_layer_counts_in_16_bits() -> None:
+    fields = small_fields()
+    plain, kept = build_architecture(fields), build_architecture(fields, ["vision_tower"])
+    (language, tower), (same, larger) = weight_bytes(plain, BITS), weight_bytes(kept, BITS)
+    assert same == language
+    assert larger == 2 * plain.vision_parameters > tower
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("unsloth/gemma-3-4b-it-unsloth-bnb-4bit", "medgemma_4b"),
+        ("unsloth/gemma-3-4b-pt-unsloth-bnb-4bit", "medgemma_4b"),
+        ("unsloth/Qwen2.5-VL-7B-Instruct-unsloth-bnb-4bit", "qwen2_5_vl_7b"),
+        ("unsloth/Qwen3-VL-8B-Instruct-unsloth-bnb-4bit", "qwen3_vl_8b"),
+    ],
+)
+def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_fraction(name: str, shape: str) -> None:
+    model = build_architecture(shape_fields(shape), KEPT)
+    fraction = fraction_kept(model, DOWNLOADS[name])
+    assert 0 <= fraction <= MOST_KEPT
+    counted = sum(weight_bytes(keep_some(model, fraction), BITS))
+    assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
+    assert counted >= 0.999 * DOWNLOADS[name]
+    assert fraction_kept(model, None) == MOST_KEPT
+
+
+def test_keeping_some_layers_changes_no_count_but_that_of_quantised_ones() -> None:
+    model = build_architecture(shape_fields("medgemma_4b"), KEPT)
+    some = keep_some(model, MOST_KEPT)
+    assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
+    assert some.quantised == pytest.approx((1 - 6 / 34) * model.quantised)
+
+
+def small_fields() -> dict[str, Any]:
+    fields = json.loads(json.dumps(shape_fields("medgemma_4b")))
+    fields["text_config"] |= {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    fields["vision_config"] |= {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "image_size": 56}
+    return dict(fields) | {"mm_tokens_per_image": 4}
+
+
+def meta_model(fields: dict[str, Any]) -> Any:
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
