@@ -58,7 +58,7 @@ def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[C
     policy.model.eval()
     try:
         with torch.no_grad():  # not inference_mode: what a model keeps of its tensors would be useless in training
-            output = policy.model.generate(**inputs, generation_config=None, **_options(policy, sampling))
+            output = policy.model.generate(**inputs, **_options(policy, sampling))
     finally:
         policy.model.train(was_training)
     answers = output[:, inputs["input_ids"].shape[1] :].cpu()
