@@ -21,6 +21,7 @@ import argparse
 import importlib.metadata
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -116,7 +117,7 @@ class Steps:
 def measure(options: argparse.Namespace) -> Measurement:
     """Measure the stages one after another in this process."""
     from recipes_on_shapes import SHAPE_OF, on_practice_data
-    from shapes import release, write_model
+    from shapes import release
 
     from toolkit.recipe import load_recipe
 
@@ -130,17 +131,41 @@ def measure(options: argparse.Namespace) -> Measurement:
         model = options.model or folder / shape
         if not (model / "config.json").is_file():
             started = time.perf_counter()
-            partial = model.with_name(f"{model.name}.partial")
-            write_model(shape, partial, options.data, small=options.smoke, layers=options.layers)
-            partial.rename(model)
-            facts |= {"seconds_to_write_the_model": round(time.perf_counter() - started, 1)}
-        measurement.facts |= facts | {"layers": layers_of(model)}
+            write_model_apart(model, options) if options.stages else write_model(shape, model, options)
+            measurement.facts["seconds_to_write_the_model"] = round(time.perf_counter() - started, 1)
+        measurement.facts["layers"] = layers_of(model)
         measurement.write()
         for stage in options.stages:
             chosen = on_practice_data(recipe, model, folder / stage, small=False, backend=backend_of(options.way))
             run_stage(stage, shrink(one_stage(chosen, stage, folder / stage, options), options), measurement, options)
             release()
     return measurement
+
+
+def write_model(shape: str, model: Path, options: argparse.Namespace) -> None:
+    """Write the model, under its own name once it is complete."""
+    import shapes
+
+    partial = model.with_name(f"{model.name}.partial")
+    shapes.write_model(shape, partial, options.data, small=options.smoke, layers=options.layers)
+    partial.rename(model)
+
+
+def write_model_apart(model: Path, options: argparse.Namespace) -> None:
+    """The same in a process of its own, in which nothing has rewritten transformers."""
+    words = [
+        sys.executable,
+        __file__,
+        str(options.recipe),
+        "--stages",
+        "--model",
+        str(model),
+        "--data",
+        str(options.data),
+    ]
+    words += ["--shape", options.shape] if options.shape else []
+    words += ["--layers", str(options.layers)] if options.layers else []
+    subprocess.run([*words, *(["--smoke"] if options.smoke else [])], check=True)
 
 
 def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Namespace) -> "Recipe":
