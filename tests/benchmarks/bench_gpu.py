@@ -237,19 +237,30 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
 
 
 def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
-    """What `toolkit plan` says of a stage: GiB allocated and reserved by torch at the peak."""
+    """Return what plan.json says of a stage on this GPU, if it had so many gigabytes.
+
+    The moment of the peak, GiB allocated and reserved by torch, and the two ends of the seconds that a step takes (of
+    an evaluation: a batch of questions).
+    """
     from toolkit.cli.plan import make
     from toolkit.plan import described_gpu, find_gpu
 
-    plan = make(recipe, find_gpu() or described_gpu(gigabytes))
-    if plan.memory is None or stage not in plan.memory:
-        return {"unknown": dict(plan.unknown)}
-    peak = plan.memory[stage].estimate.peak
-    return {
-        "moment": peak.name,
-        "allocated_gib": round((peak.reserved - peak.parts.get("fragmentation", 0)) / GIB, 3),
-        "reserved_gib": round(peak.reserved / GIB, 3),
+    size, here = described_gpu(gigabytes), find_gpu()
+    plan = make(recipe, size if here is None else replace(here, memory=min(here.memory, size.memory))).to_json()
+    if not plan["memory"]:
+        return {"unknown": plan["unknown"]}
+    memory = plan["memory"][stage]
+    fragmentation = memory["moments"][memory["moment"]].get("fragmentation", 0)
+    found = {
+        "moment": memory["moment"],
+        "allocated_gib": round((memory["reserved_gb"] * 1e9 - fragmentation) / GIB, 3),
+        "reserved_gib": round(memory["reserved_gb"] * 1e9 / GIB, 3),
     }
+    time_ = plan.get("time") or {}
+    if stage_time := time_.get("gpus", {}).get(time_.get("here"), {}).get(stage):
+        batches = QUESTIONS // recipe.evaluation.batch_size if stage == "evaluate" else 1
+        found["seconds"] = [seconds / batches for seconds in stage_time["seconds_per_step"]]
+    return found
 
 
 def train_by_toolkit(stage: str) -> Callable[["Context"], Any]:
@@ -341,25 +352,43 @@ def loading(recipe: "Recipe") -> dict[str, Any]:
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
-    """The GPU, what torch may reserve of it from now on, and the versions of what works on it."""
+    """Cap the GPU memory, and return facts about the GPU and the installed versions."""
+    import torch
+
+    found: dict[str, Any] = {"device": "cpu", "versions": versions()}
+    if has_cuda():
+        found |= {
+            "device": torch.cuda.get_device_name(),
+            "capability": list(torch.cuda.get_device_capability()),
+            "memory_gib": round(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB, 2),
+            "gigabytes": options.gigabytes,
+            "cap_gib": round(cap(options.gigabytes) / GIB, 2),
+        }
+    return found
+
+
+def cap(gigabytes: float) -> int:
+    """Let torch reserve no more than a GPU of that size offers beside CUDA's own memory; return these bytes.
+
+    Unsloth sizes its losses and its checkpointing by the free GPU memory, so that has to follow the cap. This comes
+    after Unsloth is imported, which sets up torch's allocator before CUDA starts.
+    """
     import torch
 
     from toolkit.plan import described_gpu
     from toolkit.plan.memory.estimate import CONTEXT
 
-    found: dict[str, Any] = {"device": "cpu", "versions": versions()}
-    if has_cuda():
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        most = min(total, described_gpu(options.gigabytes).memory - CONTEXT)
-        torch.cuda.set_per_process_memory_fraction(most / total)
-        found |= {
-            "device": torch.cuda.get_device_name(),
-            "capability": list(torch.cuda.get_device_capability()),
-            "memory_gib": round(total / GIB, 2),
-            "gigabytes": options.gigabytes,
-            "cap_gib": round(most / GIB, 2),
-        }
-    return found
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    most = min(total, described_gpu(gigabytes).memory - CONTEXT)
+    torch.cuda.set_per_process_memory_fraction(most / total)
+    uncapped = torch.cuda.mem_get_info
+
+    def capped(device: Any = None) -> tuple[int, int]:
+        free, _ = uncapped(device)
+        return max(min(free, most - torch.cuda.memory_reserved(device)), 0), most
+
+    torch.cuda.mem_get_info = torch.cuda.memory.mem_get_info = capped
+    return most
 
 
 def versions() -> dict[str, str]:
