@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -99,6 +101,23 @@ def test_time_that_an_item_leaves_goes_to_the_next(tmp_path: Path) -> None:
     items = [session.Item("quick", 20, python("pass")), session.Item("longer", 1, python("import time; time.sleep(2)"))]
     found = session.run(items, options(tmp_path, "1"))
     assert found["longer"]["state"] == "done"
+
+
+def test_a_session_that_is_stopped_takes_its_item_along(tmp_path: Path) -> None:
+    """The item would hold the GPU."""
+    mark = tmp_path / "alive"
+    code = f"import os, pathlib, time; pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    start = f"import session; session.PARTS = {{'1': (session.Item('long', 60, ('-c', {code!r})),)}}; session.main()"
+    words = [sys.executable, "-c", start, "1", "--out", str(tmp_path / "out"), "--models", str(tmp_path / "models")]
+    running = subprocess.Popen(words, cwd=ROOT / "tests/gpu")
+    while not mark.is_file() or not mark.read_text():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait(20) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+    assert json.loads((tmp_path / "out/session.json").read_text())["long"]["state"] == "running"
 
 
 def test_items_import_from_the_unpacked_wheels(tmp_path: Path) -> None:

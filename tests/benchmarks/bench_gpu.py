@@ -226,7 +226,9 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             forget_peaks()
             later = len(options.stages) - options.stages.index(stage) - 1
             steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
-            RUN[stage, options.way == "trl"](replace(context, progress=steps))
+            result = RUN[stage, options.way == "trl"](replace(context, progress=steps))
+        if options.way != "trl" and stage != "evaluate":
+            measurement.note(stage, record={name: result.get(name) for name in ("backend", "memory")})
         state = "done"
     except Enough:
         state = "stopped"

@@ -81,10 +81,10 @@ PARTS: Mapping[str, tuple[Item, ...]] = {
     "2": (
         bench("write-medgemma", 35, f"{MEDGEMMA} --stages"),
         bench("trl-16gb", 50, f"{MEDGEMMA} --way trl --stages grpo sft --steps 2"),
-        Item("pipeline", 45, tuple(PIPELINE.split())),
+        Item("pipeline", 70, tuple(PIPELINE.split())),
         bench("write-qwen3", 20, f"{QWEN} --stages"),
-        bench("unsloth-24gb", 50, f"{QWEN} --way unsloth --stages grpo --gigabytes 24 --steps 2"),
-        Item("tests", 35, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu and not slow", "tests/gpu")),
+        bench("unsloth-24gb", 45, f"{QWEN} --way unsloth --stages grpo --gigabytes 24 --steps 2"),
+        Item("tests", 15, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu and not slow", "tests/gpu")),
     ),
 }
 """The items of each session, the ones of most worth first."""
@@ -128,8 +128,11 @@ def one(words: Sequence[str], variables: Mapping[str, str], log: IO[bytes], seco
         code = child.wait(max(seconds, 0.1))
         state = "failed" if code else "done"
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        code, state = child.wait(), "out of time"
+        state = "out of time"
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            code = child.wait()
     tail = Path(log.name).read_bytes()[start:].decode(errors="replace").splitlines()[-TAIL:]
     return {"state": state, "seconds": round(time.monotonic() - begun, 1), "exit": code, "tail": tail}
 
@@ -253,6 +256,7 @@ def main() -> int:
             print("\n".join(f"{part}  {item.name:16} {item.seconds:4} s  {' '.join(item.command)}" for item in items))
         return int(not options.list)
     options.models.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running item ends too
     items = chosen(options.parts)
     found = run(items, options)
     print(table(options.out, items))
