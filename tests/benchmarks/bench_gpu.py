@@ -153,16 +153,8 @@ def write_model(shape: str, model: Path, options: argparse.Namespace) -> None:
 
 def write_model_apart(model: Path, options: argparse.Namespace) -> None:
     """The same in a process of its own, in which nothing has rewritten transformers."""
-    words = [
-        sys.executable,
-        __file__,
-        str(options.recipe),
-        "--stages",
-        "--model",
-        str(model),
-        "--data",
-        str(options.data),
-    ]
+    words = [sys.executable, __file__, str(options.recipe), "--stages"]
+    words += ["--model", str(model), "--data", str(options.data)]
     words += ["--shape", options.shape] if options.shape else []
     words += ["--layers", str(options.layers)] if options.layers else []
     subprocess.run([*words, *(["--smoke"] if options.smoke else [])], check=True)
@@ -216,7 +208,7 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
     from rival import context_of
 
     state, started = "failed", time.perf_counter()
-    measurement.note(stage, state="running")
+    measurement.note(stage, state="running", allocated_before_gib=allocated())
     try:
         measurement.note(stage, planned=planned(recipe, stage, options.gigabytes))
     except FAILURES as error:
@@ -425,6 +417,13 @@ def peaks() -> dict[str, float | None]:
     names = {"allocated_gib": "peak_allocated_bytes", "reserved_gib": "peak_reserved_bytes"}
     found = gpu_peaks()
     return {name: None if (size := found[key]) is None else round(size / GIB, 3) for name, key in names.items()}
+
+
+def allocated() -> float | None:
+    """Return the GiB of GPU memory that tensors hold now: of a stage that has not begun, what the last one kept."""
+    import torch
+
+    return round(torch.cuda.memory_allocated() / GIB, 3) if has_cuda() else None
 
 
 def forget_peaks() -> None:
