@@ -33,7 +33,7 @@ class _Injector:
     def meet(self, place: str) -> None:
         self.seen[place] += 1
         if self.seen[place] in self.wanted.get(place, ()):
-            print(f"injected: out of memory in {place} {self.seen[place]}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"injected: out of memory in {place} {self.seen[place]}\n")
             raise torch.OutOfMemoryError(f"CUDA out of memory (injected in {place} {self.seen[place]})")
 
     def enter(self, module: Any, inputs: Any) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
 from unsloth_cpu.gpu import Gpu
 
 ENVIRONMENT: Mapping[str, str] = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling for a CPU takes minutes
     "UNSLOTH_ENABLE_FLEX_ATTENTION": "0",  # flex attention needs torch.compile
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # a mode of torch is in force in one thread, and transformers loads in several
     "TRITON_LIBCUDA_PATH": os.devnull,  # otherwise `import unsloth` calls ldconfig to find libcuda
 }
 """Settings of libraries that must be there before they are imported."""
