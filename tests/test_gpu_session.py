@@ -162,10 +162,20 @@ def test_the_shell_script_lists_every_item() -> None:
 
 def test_packed_are_the_dependencies_that_a_machine_lacks() -> None:
     roots = ["trl>=1.9", "numpy>=1.26", "pillow>=10", "opencv-python>=4.9", "tomli-w; sys_platform == 'win32'"]
-    there = {"numpy": "1.0", "pillow": "10.5", "opencv-python-headless": "", "torch": "", "transformers": ""}
-    found = pack_wheels.missing(roots, there, "3.12")
-    assert {"trl", "numpy", "datasets", "dill"} <= set(found)
-    assert not {"pillow", "opencv-python", "tomli-w", "transformers", "tokenizers"} & set(found)
+    there = {"numpy": "1.0", "pillow": "10.5", "opencv-python-headless": "", "torch": ""}
+    found = pack_wheels.missing(roots, there, {}, "3.12")
+    assert {"trl", "numpy", "datasets", "dill", "transformers"} <= set(found)
+    assert not {"pillow", "opencv-python", "tomli-w", "torch"} & set(found)
+
+
+def test_a_library_that_unsloth_rewrites_is_packed_unless_it_is_there_in_the_tested_version() -> None:
+    tested = {"transformers": "5.15.0", "numpy": "2.4.6"}
+    needs = ["transformers>=5.2", "numpy>=1.26"]
+
+    def packed(version: str) -> bool:
+        return "transformers" in pack_wheels.missing(needs, {"numpy": "2.5.2", "transformers": version}, tested, "3.12")
+
+    assert [packed(version) for version in ("5.15.0", "5.17.0", "")] == [False, True, True]
 
 
 def test_a_packed_wheel_keeps_its_metadata_and_loses_other_cudas() -> None:

@@ -5,9 +5,11 @@
     tests/gpu/run_all.sh 1 --wheels wheels.zip              # on the GPU machine again
 
 The list follows from pyproject.toml: the toolkit's dependencies and theirs, as far as they are not installed there in a
-version that is allowed. Versions are those of constraints.txt. Run it in an environment with the toolkit's
-dependencies, whose metadata say what each package needs. The wheels are for x86-64 Linux. Left out: Unsloth's web
-studio, and bitsandbytes' libraries for other CUDA versions than ``--cuda``.
+version that is allowed. Versions are those of constraints.txt. The libraries that Unsloth rewrites are packed unless
+they are there in exactly that version, because Unsloth silently rewrites less of another one.
+
+Run it in an environment with the toolkit's dependencies, whose metadata say what each package needs. The wheels are for
+x86-64 Linux. Left out: Unsloth's web studio, and bitsandbytes' libraries for other CUDA versions than ``--cuda``.
 """
 
 import argparse
@@ -32,16 +34,19 @@ INSTEAD = {"opencv-python": "opencv-python-headless"}
 """Package -> another one that provides the same modules."""
 WITHOUT = ("xformers",)
 """Built for one version of torch. Unsloth uses torch's own attention if it is not there."""
+EXACT = ("transformers", "tokenizers", "trl", "peft", "accelerate", "unsloth", "unsloth-zoo")
+"""With transformers 5.17, Unsloth 2026.10.7 leaves Gemma 3 its own loss, which holds the logits of all tokens."""
 DEAD_WEIGHT = ("studio/", "unsloth_cli/", "unsloth_studio/")
 
 
-def missing(roots: Sequence[str], there: Mapping[str, str], python: str) -> list[str]:
-    """The packages to pack, by name.
+def missing(roots: Sequence[str], there: Mapping[str, str], tested: Mapping[str, str], python: str) -> list[str]:
+    """Return the names of the packages to pack.
 
     Args:
         roots: requirements as in pyproject.toml.
-        there: canonical name -> version of what the GPU machine has; an empty version counts as allowed.
-        python: its Python, such as 3.12.
+        there: canonical name -> version of what the GPU machine has. An empty version counts as allowed.
+        tested: canonical name -> version of constraints.txt.
+        python: the GPU machine's, such as 3.12.
     """
     machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "extra": ""}
     machine |= {"platform_machine": "x86_64", "platform_system": "Linux", "os_name": "posix"}
@@ -53,7 +58,11 @@ def missing(roots: Sequence[str], there: Mapping[str, str], python: str) -> list
         if name in found or name in WITHOUT or (need.marker is not None and not need.marker.evaluate(machine)):
             continue
         version = there.get(name, there.get(INSTEAD.get(name, "")))
-        if version is not None and (not version or need.specifier.contains(version, prereleases=True)):
+        if name in EXACT:
+            is_there = version is not None and version == tested.get(name)
+        else:
+            is_there = version is not None and (not version or need.specifier.contains(version, prereleases=True))
+        if is_there:
             continue
         found.append(name)
         waiting += requires(name) or []
@@ -105,7 +114,8 @@ def main() -> int:
     options = parser.parse_args()
     roots = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     with options.installed.open(encoding="utf-8") as lines, (ROOT / "constraints.txt").open(encoding="utf-8") as pinned:
-        names, tested = missing(roots, versions(lines), options.python), versions(pinned)
+        there, tested = versions(lines), versions(pinned)
+    names = missing(roots, there, tested, options.python)
     if options.list:
         print("\n".join(f"{name}=={tested.get(name, '')}" for name in names))
         return 0
