@@ -13,7 +13,7 @@ from shapes import write_model
 from training import context_of
 
 from toolkit.phantoms import write_chest
-from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.recipe import Evaluate, Export, Phantom, Recipe, load_recipe
 from toolkit.stages.grpo import train_grpo
 from toolkit.stages.sft import train_sft
 
@@ -101,6 +101,17 @@ def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, 
         if (section := getattr(recipe, name)) is not None
     }
     return recipe.model_copy(update={**changed, "evaluate": None, "export": None})
+
+
+def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Recipe:
+    """The recipe as ``small`` makes it, on Unsloth in its own precision, with evaluations and verified exports."""
+    small = on_practice_data(recipe, model, folder, small=True, backend="unsloth")
+    changes = {
+        "model": small.model.model_copy(update={"precision": recipe.model.precision}),
+        "evaluate": Evaluate(limit=2, max_completion_tokens=4, batch_size=2, before=False, bootstrap=100),
+        "export": Export(to=("adapter", "merged"), verify=2),
+    }
+    return small.model_copy(update=changes)
 
 
 def _practice(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:

@@ -226,8 +226,8 @@ def test_unsloth_without_a_gpu_is_a_problem(films: Path) -> None:
 
 
 def test_what_unsloth_would_do_otherwise_is_a_problem_where_it_is_named(films: Path) -> None:
-    tables = {"model": {"backend": "unsloth", "max_tokens": 256}, "grpo": {"beta": 0.1}}
-    assert "measured against the base model" in problems(make(recipe_of(films, tables), A5000))
+    tables = {"model": {"backend": "unsloth", "max_tokens": 256}, "grpo": {"loss": "dr_grpo"}}
+    assert "would switch grpo.scale_rewards off" in problems(make(recipe_of(films, tables), A5000))
     tables["model"]["backend"] = "auto"
     assert make(recipe_of(films, tables), A5000).problems == []
 

@@ -1,7 +1,7 @@
 """Run by tests/test_unsloth_contract.py in a process of its own: what the installed Unsloth and TRL make of our calls.
 
-Unsloth is imported first, allowed to do so without a GPU; its SFT and GRPO trainers are generated as on a GPU. Prints
-one JSON object: what was looked at -> what was found.
+Unsloth is imported first, on the pretended GPU of ``unsloth_cpu``: a T4, so that what is trained in float32 stays so.
+Prints one JSON object: what was looked at -> what was found.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
-    "UNSLOTH_ALLOW_CPU": "1",
-    "UNSLOTH_COMPILE_LOCATION": str(Path(sys.argv[1]) / "compiled"),
-    "TORCHDYNAMO_DISABLE": "1",  # the trainers' losses as they are written: compiling them for a CPU takes minutes
-}
+from unsloth_cpu.gpu import GPUS
+from unsloth_cpu.stand_ins import install
+
+install(GPUS["T4"])
+os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(sys.argv[1]) / "compiled")
 
 import unsloth  # noqa: F401
 
@@ -25,18 +25,12 @@ import unsloth  # noqa: F401
 
 import torch
 import trl
+from test_ladder import SmallMemory
+from training import FEW_STEPS, context_of, small_recipe, with_spread
 from unsloth import FastVisionModel
-from unsloth.models import rl
 from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
-from unsloth.save import unsloth_generic_save_pretrained_merged
-
-for trainer in ("sft_trainer", "grpo_trainer"):
-    rl._patch_trl_rl_trainers_impl(trainer)  # left out at the import where there is no GPU
-
-from test_ladder import SmallMemory
-from training import FEW_STEPS, context_of, small_recipe, with_spread
 
 from toolkit.backends import vllm
 from toolkit.backends.base import Policy, TrainingJob
@@ -55,6 +49,7 @@ from toolkit.stages.prompts import Prompts
 from toolkit.stages.sight import look_first
 
 FOLDER = Path(sys.argv[1])
+IN_FLOAT32 = {"model": {"precision": "32bit"}}
 
 
 def unbound(function: Any, *args: Any, **keywords: Any) -> str | None:
@@ -72,7 +67,7 @@ def loading() -> dict[str, Any]:
     found = {}
     for precision in ("auto", "4bit", "8bit", "16bit"):
         recipe = small_recipe(FOLDER, {"model": {"name": "a/b", "precision": precision, "revision": "main"}}, "load")
-        for loaded in (options.Loading(True), options.Loading(False), options.Loading(False, mergeable=True)):
+        for loaded in (options.Loading(True), options.Loading(False)):
             keywords = options.load_options(recipe, "a/b", loaded)
             flags = [keywords[f"load_in_{bits}bit"] for bits in (4, 8, 16)]
             found[f"{precision} {loaded}"] = unbound(FastVisionModel.from_pretrained, **keywords), sum(flags)
@@ -114,10 +109,6 @@ def layers() -> dict[str, Any]:
     linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
     theirs = {name for name in linear if re.fullmatch(pattern, name)}
     return {"theirs": len(theirs), "differing": sorted(theirs ^ set(adapter.layers(model, recipe.lora)))[:5]}
-
-
-def saving() -> Any:
-    return unbound(unsloth_generic_save_pretrained_merged, object(), **options.merged_options(FOLDER, None))
 
 
 def settings() -> dict[str, Any]:
@@ -203,7 +194,7 @@ def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
 
 
 def manner(changes: dict[str, Any]) -> Manner:
-    return Manner({**changes, "use_cpu": True}, RolloutLadder, watched=False, by_tokens=None)
+    return Manner(changes, RolloutLadder, watched=False, by_tokens=None)
 
 
 def trained(context: Context) -> dict[str, Any]:
@@ -270,7 +261,7 @@ def small_memory() -> dict[str, Any]:
     found = {}
     for stage, loss in (("sft", "dapo"), ("grpo", "grpo"), ("grpo", "bnpo")):  # by tokens told, by rows, by all tokens
         section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
-        tables = {**FEW_STEPS, "grpo": section, "rewards": with_spread(FOLDER)}
+        tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": with_spread(FOLDER)}
         with context_of(small_recipe(FOLDER, tables, f"memory-{stage}-{loss}")) as context:
             plain, small = (step_with(context, stage, fits) for fits in (None, 1))
         found[f"{stage}, {loss}"] = {"plain": plain, "small": small}
@@ -298,14 +289,15 @@ def main() -> None:
         "loading": loading(),
         "adapters": adapters(),
         "layers": layers(),
-        "saving": saving(),
         "settings": settings(),
         "refused": refused(),
         "trainers": trainers(),
         "vllm": sorted(vllm.ARCHITECTURES - set(VLLM_SUPPORTED_VLM)),
         "names": [get_model_name("google/medgemma-4b-it", load_in_4bit=bits) for bits in (True, False)],
     }
-    with context_of(small_recipe(FOLDER, {**FEW_STEPS, "rewards": with_spread(FOLDER)}, "trained")) as context:
+    with context_of(
+        small_recipe(FOLDER, {**FEW_STEPS, **IN_FLOAT32, "rewards": with_spread(FOLDER)}, "trained")
+    ) as context:
         found["trained"] = trained(context)
         found["blind"] = blind(context)
     found["memory"] = small_memory()

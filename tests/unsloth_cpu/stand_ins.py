@@ -152,7 +152,6 @@ QUERIES = (
         "an empty library, for libcuda.so.1 alone",
         _constant(None),
         applies=lambda self, name=None, *args, **options: name == "libcuda.so.1",
-        essential=True,
     ),
 )
 PLACES = (

@@ -83,6 +83,19 @@ def restore(model: Any, folder: Path) -> None:
         raise ModelError(rule, place=folder, value=wrong[:3], remedy="Begin anew with --fresh.")
 
 
+def add_reference(model: Any) -> None:
+    """Add a frozen copy of the adapter named ``ref``: GRPO's KL term is measured to it.
+
+    TRL adds it by itself. Unsloth's trainer leaves that out, and uses the copy if the model has one.
+    """
+    model.add_adapter("ref", model.peft_config["default"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ref." in name:
+                parameter.copy_(model.get_parameter(name.replace(".ref.", ".default.")))
+                parameter.requires_grad_(False)
+
+
 def differences(model: Any, lora: Lora) -> str:
     """Where a loaded adapter is not what ``[lora]`` describes, as words; empty where it is.
 

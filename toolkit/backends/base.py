@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from toolkit.backends.ladder.at_once import AtOnce
 from toolkit.chat import Message, TurnEnd
 from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from toolkit.backends.merge import Compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +161,12 @@ class Backend(Protocol):
     def save(self, policy: Policy, folder: Path) -> None:
         """The adapter (or the whole model after full fine-tuning) with its processor."""
 
-    def save_merged(self, policy: Policy, folder: Path) -> None:
-        """The adapter merged into the base weights, with the processor, loadable by transformers alone.
+    def save_merged(self, policy: Policy, folder: Path) -> "Compared | None":
+        """Write the adapter merged into the base weights, with the processor, loadable by transformers alone.
 
-        The policy is used up.
+        The policy is used up. Returns what the comparison of each written matrix with base + scale * B A found; None
+        if there is no adapter, or if its merge can only be verified by the model's answers.
 
         Raises:
-            ModelError: the base is quantised; load it ``mergeable``.
+            ModelError: the base is quantised (load it ``mergeable``), or a written matrix is wrong.
         """

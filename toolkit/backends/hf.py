@@ -20,6 +20,7 @@ from toolkit.backends.base import Completion, Original, Policy, Row, Sampling, T
 from toolkit.backends.checkpointing import spare_input_gradients
 from toolkit.backends.generate import generate, log_probs
 from toolkit.backends.loading import bits_of, dequantise, load_model, not_found, refuse_unmergeable, restore_weights
+from toolkit.backends.merge import Compared, compare_merged, plan_merge, write_merged
 from toolkit.backends.meter import meter
 from toolkit.backends.sight import answer_loss
 from toolkit.backends.sources import model_source, public_name
@@ -105,7 +106,7 @@ class HfBackend:
             return
         save_adapter(policy, folder)
 
-    def save_merged(self, policy: Policy, folder: Path) -> None:
+    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
         """See ``Backend.save_merged``."""
         if policy.bits < 16:
             raise ModelError(
@@ -113,8 +114,16 @@ class HfBackend:
                 value=f"{policy.bits} bits",
                 remedy="Name a model stored in 16 bits or more, or set export.allow_dequantised = true.",
             )
-        merged = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
-        _save_whole(merged, policy, folder)
+        if not isinstance(policy.model, PeftModel):
+            _save_whole(policy.model, policy, folder)
+            return None
+        merge = None if policy.dequantised else plan_merge(policy.model)
+        if merge is None:
+            _save_whole(policy.model.merge_and_unload(), policy, folder)
+            return None
+        write_merged(merge, folder)
+        _save_beside(policy, folder)
+        return compare_merged(merge, folder)
 
 
 @contextmanager
@@ -196,16 +205,35 @@ def stop_at(generation: Any, end: TurnEnd) -> None:
 
 
 def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
-    original = original_of(policy)
     trained = model.config, model.generation_config
-    model.config, model.generation_config = original.config, copy.deepcopy(original.generation)
-    stop_at(model.generation_config, policy.turn_end)
+    model.config, model.generation_config = original_of(policy).config, _stopping(policy)
     try:
         model.save_pretrained(str(folder))
     finally:
         model.config, model.generation_config = trained
-    original.processor.save_pretrained(str(folder))
-    add_sentencepiece(original.processor.tokenizer, folder)
+    _save_processor(policy, folder)
+
+
+def _save_beside(policy: Policy, folder: Path) -> None:
+    """What a whole model has beside its weights."""
+    original_of(policy).config.save_pretrained(str(folder))
+    if generation := _stopping(policy):
+        generation.save_pretrained(str(folder))
+    _save_processor(policy, folder)
+
+
+def _save_processor(policy: Policy, folder: Path) -> None:
+    processor = original_of(policy).processor
+    processor.save_pretrained(str(folder))
+    add_sentencepiece(processor.tokenizer, folder)
+
+
+def _stopping(policy: Policy) -> Any:
+    """The files' generation settings (None: the model has none), which stop at the turn end."""
+    generation = copy.deepcopy(original_of(policy).generation)
+    if generation is not None:
+        stop_at(generation, policy.turn_end)
+    return generation
 
 
 def add_sentencepiece(tokenizer: Any, folder: Path) -> None:

@@ -33,7 +33,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTISED:
         options["quantization_config"] = _quantisation(precision)
-    if torch.cuda.is_available() and precision != "own":
+    if torch.cuda.is_available() and not mergeable:
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(
@@ -50,7 +50,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         raise not_found(source, error) from error
     if precision == "16bit" and loaded.dtype == torch.float32:
         log.warning("16bit: this GPU does not compute in bfloat16, so the weights are in float32, twice the memory")
-    return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
+    return _to_gpu_if_it_fits(loaded) if mergeable else loaded
 
 
 def dequantise(model: Any, source: str) -> Any:

@@ -3,7 +3,6 @@
 ``start.start`` must have been called: this module's imports bring transformers, trl and peft.
 """
 
-import copy
 import gc
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,16 +19,14 @@ from toolkit.backends.base import Completion, Policy, Row, Sampling, TrainingJob
 from toolkit.backends.generate import generate, log_probs
 from toolkit.backends.hf import (
     HfBackend,
-    add_sentencepiece,
     base_source,
     load_processor,
     make_policy,
-    original_of,
     save_adapter,
-    stop_at,
 )
 from toolkit.backends.ladder.policy import RolloutLadder
 from toolkit.backends.loading import refuse_blind_attention, refuse_unmergeable
+from toolkit.backends.merge import Compared
 from toolkit.backends.meter import meter
 from toolkit.backends.policy_trainer import RolloutTrainer
 from toolkit.backends.sight import answer_loss
@@ -41,7 +38,6 @@ from toolkit.backends.unsloth.options import (
     grpo_changes,
     half_precision,
     lora_options,
-    merged_options,
     sft_changes,
 )
 from toolkit.compute import note_unseen
@@ -70,6 +66,10 @@ class UnslothBackend:
         """See ``Backend.load``."""
         if trainable:
             refuse(recipe)
+        if mergeable:
+            # Unsloth loads all 16-bit weights onto the GPU, where a 7B does not fit into 16 GB, and its own merge loses
+            # the vision tower's update on Gemma 3 (unsloth_zoo/saving_utils.py finds files by the modules' names).
+            return self._hf.load(recipe, weights, trainable=trainable, mergeable=True)
         gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
         torch.cuda.empty_cache()
         adapted = weights if weights is not None and adapter.is_adapter(weights) else None
@@ -77,7 +77,7 @@ class UnslothBackend:
         refuse_blind_attention(source, recipe.model)
         if trainable:
             refuse_unmergeable(source, recipe)
-        model = load_model(recipe, source, adapted, Loading(trainable, mergeable))
+        model = load_model(recipe, source, adapted, Loading(trainable))
         if adapted is not None and trainable and (note := adapter.differences(model, recipe.lora)):
             log.warning("the adapter in %s keeps its own shape, and [lora] is not used: %s", weights, note)
         elif adapted is None and trainable:
@@ -106,20 +106,28 @@ class UnslothBackend:
 
     def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
         """See ``Backend.grpo_trainer``."""
+        if job.recipe.grpo and job.recipe.grpo.beta > 0 and policy.trained_from is not None:
+            adapter.add_reference(policy.model)
         return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutLadder, watched=False))
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
+        if _is_hfs(policy):
+            return self._hf.generate(policy, rows, sampling)
         with _asking(policy.model):
             return generate(policy, rows, sampling)
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""
+        if _is_hfs(policy):
+            return self._hf.answer_loss(policy, row)
         with _computing(policy):
             return answer_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""
+        if _is_hfs(policy):
+            return self._hf.log_probs(policy, rows, answers)
         with _computing(policy):
             return log_probs(policy, rows, answers)
 
@@ -134,19 +142,14 @@ class UnslothBackend:
         else:
             self._hf.save(policy, folder)
 
-    def save_merged(self, policy: Policy, folder: Path) -> None:
-        """See ``Backend.save_merged``. Unsloth merges into the 16-bit weights as the Hub or the folder holds them."""
-        if policy.bits < 16 or not isinstance(policy.model, PeftModel):
-            self._hf.save_merged(policy, folder)
-            return
-        original = original_of(policy)
-        policy.model.save_pretrained_merged(**merged_options(folder, copy.deepcopy(original.processor)))
-        _refuse_pickles(folder)
-        original.processor.save_pretrained(str(folder))
-        add_sentencepiece(original.processor.tokenizer, folder)
-        generation = copy.deepcopy(original.generation)
-        stop_at(generation, policy.turn_end)
-        generation.save_pretrained(str(folder))
+    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
+        """See ``Backend.save_merged``: as the hf backend does it, which loaded the policy."""
+        return self._hf.save_merged(policy, folder)
+
+
+def _is_hfs(policy: Policy) -> bool:
+    """Whether hf loaded the model, to merge it; on those that it loads Unsloth puts this method."""
+    return not hasattr(policy.model, "for_inference")
 
 
 @contextmanager
@@ -185,10 +188,3 @@ def _attach(model: Any, recipe: Recipe) -> Any:
             remedy='Set backend = "hf", and report it with the model\'s name.',
         )
     return adapted
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if not list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")):
-        raise ModelError(
-            "merged weights must be safetensors", place=folder, value=sorted(p.name for p in folder.iterdir())
-        )

@@ -43,9 +43,6 @@ def _grpo(recipe: Recipe) -> list[str]:
     reasons = []
     if grpo.loss == "dr_grpo" and grpo.scale_rewards == "group":
         reasons.append('loss = "dr_grpo" would switch grpo.scale_rewards off: write scale_rewards = "none"')
-    if grpo.beta > 0 and (recipe.sft or recipe.model.adapter):
-        # Its trainer leaves out TRL's frozen copy of the adapter (models/rl.py): the reference is always the base.
-        reasons.append("grpo.beta > 0 would be measured against the base model, not the model that GRPO begins with")
     if grpo.temperature >= 10:
         reasons.append("grpo.temperature must be below 10")
     return reasons

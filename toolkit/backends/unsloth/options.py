@@ -4,7 +4,6 @@ tests/test_unsloth_contract.py binds these very dictionaries to the signatures o
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ class Loading:
     """What a model is loaded for, besides what the recipe says."""
 
     trainable: bool
-    mergeable: bool = False
     exact: bool = False
     """Load this very repository or folder, not the one that Unsloth's table of names puts in its place."""
 
@@ -30,7 +28,7 @@ def load_options(recipe: Recipe, name: str, loading: Loading) -> dict[str, Any]:
     overflows in float16.
     """
     model = recipe.model
-    precision = "16bit" if loading.mergeable else "4bit" if model.precision == "auto" else model.precision
+    precision = "4bit" if model.precision == "auto" else model.precision
     options: dict[str, Any] = {
         "model_name": name,
         "max_seq_length": model.max_tokens,
@@ -73,20 +71,6 @@ def lora_options(recipe: Recipe, layers: list[str]) -> dict[str, Any]:
         "finetune_mlp_modules": True,
         "use_gradient_checkpointing": "unsloth" if wants_checkpointing(recipe) else False,
         "random_state": recipe.run.seed,
-    }
-
-
-def merged_options(folder: Path, processor: Any) -> dict[str, Any]:
-    """Keyword arguments of ``model.save_pretrained_merged``.
-
-    ``safe_serialization`` True is a pickle on machines of two cores; only None keeps safetensors there (save.py). A
-    relative folder would be moved to /tmp on Kaggle.
-    """
-    return {
-        "save_directory": str(folder.absolute()),
-        "tokenizer": processor,
-        "save_method": "merged_16bit",
-        "safe_serialization": None,
     }
 
 

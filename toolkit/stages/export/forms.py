@@ -38,10 +38,8 @@ def export_form(job: Job, form: str, place: Place) -> Record:
         ModelError: the reloaded weights answer otherwise; they stay in ``FORM.differs`` beside its place.
         Interrupted: a signal came; nothing has the form's final name that had it not before.
     """
-    before, bits, dequantised = _write(job, form, place.partial)
-    record: Record = {"bits": bits, "questions": 0, "differing": 0}
-    if dequantised:
-        record["dequantised"] = True
+    before, record = _write(job, form, place.partial)
+    bits: int = record["bits"]
     if job.questions.rows:
         job.check(f"{form} was not asked yet")
         policy = job.backend.load(job.recipe, place.partial, trainable=False, mergeable=form == "merged")
@@ -64,17 +62,24 @@ def megabytes(path: Path) -> float:
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
 
 
-def _write(job: Job, form: str, target: Path) -> tuple[Asked, int, bool]:
-    """The answers before writing, the bits of the base weights, and whether these were dequantised.
+def _write(job: Job, form: str, target: Path) -> tuple[Asked, Record]:
+    """The answers before writing, and the record: the base weights' bits, and how the merged matrices compare.
 
     The model leaves memory before the next comes.
     """
     policy = job.backend.load(job.recipe, job.weights, trainable=False, mergeable=form == "merged")
     expected = ask(job.backend, policy, job.questions)
-    bits, dequantised = policy.bits, policy.dequantised
-    (job.backend.save_merged if form == "merged" else job.backend.save)(policy, target)
+    record: Record = {"bits": policy.bits, "questions": 0, "differing": 0}
+    if policy.dequantised:
+        record["dequantised"] = True
+    if form == "merged":
+        if compared := job.backend.save_merged(policy, target):
+            record["compared"] = compared.to_record()
+            log.info("export: %d merged matrices are base + scale * B A, within rounding", compared.matrices)
+    else:
+        job.backend.save(policy, target)
     name_base(target)
-    return expected, bits, dequantised
+    return expected, record
 
 
 def _keep_apart(place: Place, before: Asked, after: Asked, compared: Comparison, bound: Bound) -> None:

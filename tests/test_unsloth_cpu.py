@@ -1,0 +1,167 @@
+"""`toolkit run` through Unsloth's own Python on a CPU (tests/unsloth_cpu): the cases of the gate.
+
+tests/long has the other model families and the shipped recipes.
+"""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shapes import write_model
+from training import Tables, small_recipe, with_spread
+from unsloth_cpu.process import Done, figures, run_program, run_toolkit
+from unsloth_cpu.stand_ins import STAND_INS
+
+from toolkit.backends.hf import HfBackend
+from toolkit.phantoms import write_chest
+from toolkit.recipe import Phantom, Recipe, dump_recipe
+from toolkit.run import RunFolder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("unsloth") is None, reason="unsloth is not installed here"),
+]
+
+STEPS = 2
+
+
+def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
+    """SFT, GRPO with a KL term, evaluation and a verified merge, of two steps each."""
+    few: dict[str, dict[str, Any]] = {
+        "run": {"checkpoint_steps": 1, "log_steps": 1},
+        "model": {"backend": backend, "precision": "4bit"},
+        "lora": {"dropout": 0.0, "vision": True},
+        "data": {"phantom": {"kind": "chest", "train": 16, "test": 4, "size": 64}},
+        "sft": {"max_steps": STEPS, "batch_size": 2, "accumulation": 2},
+        "grpo": {"max_steps": STEPS, "max_completion_tokens": 8, "beta": 0.04},
+        "evaluate": {"batch_size": 4, "max_completion_tokens": 8, "before": False},
+        "export": {"to": ("adapter", "merged"), "verify": 2},
+        "rewards": with_spread(folder),
+    }
+    for table, keys in tables.items():
+        few.setdefault(table, {}).update(keys)
+    return small_recipe(folder, few, name=backend)
+
+
+def export_of(recipe: Recipe) -> dict[str, Any]:
+    return dict(RunFolder(recipe.run_folder).record("export"))
+
+
+def check_run(recipe: Recipe, done: Done) -> None:
+    """The run finished, every adapted matrix was compared, and the essential stand-ins were used."""
+    assert done.status == 0, done.output[-6000:]
+    run = RunFolder(recipe.run_folder)
+    assert {run.record(stage)["backend"] for stage in ("sft", "grpo")} == {"unsloth"}
+    adapter = json.loads((run.path / "stages/export/adapter/adapter_config.json").read_text())
+    assert adapter["r"] == recipe.lora.r
+    merged = export_of(recipe)["merged"]
+    assert merged["compared"]["matrices"] > 0
+    assert merged["questions"] == 2
+    assert set(done.counts) == {one.name for one in STAND_INS}
+    assert [one.name for one in STAND_INS if one.essential and not done.counts[one.name]] == []
+
+
+def test_gemma_3_trains_in_bfloat16_stops_at_a_signal_resumes_and_is_merged(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "unsloth", {"grpo": {"max_steps": 3}})
+    stopped = run_toolkit(recipe, "L4", stop_at="grpo: 1 of 3")
+    assert stopped.status == 130, stopped.output[-6000:]
+    done = run_toolkit(recipe, "L4")
+    check_run(recipe, done)
+    assert RunFolder(recipe.run_folder).record("grpo")["resumed_from"] in ("step-00000001", "step-00000002")
+    assert (len(figures(recipe, "sft", "loss")), len(figures(recipe, "grpo", "loss"))) == (STEPS, 3)
+    # The reference is the adapter after SFT: the first step begins at it. Against the base the KL would not be zero.
+    first, *_, last = figures(recipe, "grpo", "kl")
+    assert first == pytest.approx(0, abs=1e-6)
+    assert last > 1e-6
+    towers = sum("vision" in name for name in adapted_names(recipe))
+    assert 0 < towers < export_of(recipe)["merged"]["compared"]["matrices"]
+
+
+def adapted_names(recipe: Recipe) -> list[str]:
+    from safetensors import safe_open
+
+    file = RunFolder(recipe.run_folder).path / "stages/export/adapter/adapter_model.safetensors"
+    with safe_open(file, "np") as opened:
+        return [name for name in opened.keys() if "lora_A" in name]  # noqa: SIM118
+
+
+def test_gemma_3_trains_in_float32_on_a_gpu_without_bfloat16(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "unsloth", {})
+    done = run_toolkit(recipe, "T4")
+    check_run(recipe, done)
+    assert "computes in float32" in done.output
+
+
+def write_pairs(folder: Path) -> dict[str, Any]:
+    """A [data] table of questions with two images each: a radiograph and another one of the same split."""
+    files = write_chest(folder, Phantom(kind="chest", train=16, test=4, size=56), 0)
+    for file in files.values():
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        images = sorted({row["ImagePath"][0] for row in rows.values()})
+        for row in rows.values():
+            own = row["ImagePath"][0]
+            row["ImagePath"] = [own, images[images.index(own) - 1]]
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    named = {split: str(file) for split, file in files.items()}
+    return {"task": "mcq", "phantom": None, "image_root": folder, **named}
+
+
+def test_qwen_trains_in_bfloat16_with_two_images_a_prompt(tmp_path: Path, shared_data: Path) -> None:
+    model = tmp_path / "qwen2_5_vl_3b"
+    write_model("qwen2_5_vl_3b", model, shared_data, small=True)
+    tables = {
+        "model": {"name": str(model), "max_tokens": 400},
+        "data": write_pairs(tmp_path / "pairs"),
+        "images": {"max_side": 56},
+    }
+    recipe = recipe_of(tmp_path, "unsloth", tables)
+    done = run_toolkit(recipe, "L4")
+    check_run(recipe, done)
+
+
+def trained_adapter(folder: Path) -> Path:
+    """An adapter away from zero, which both backends start from."""
+    policy = HfBackend().load(small_recipe(folder, {"lora": {"vision": True}}, name="start"), None, trainable=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in policy.model.named_parameters():
+            if "lora_B" in name:
+                value.copy_(0.02 * torch.randn(value.shape, generator=generator))
+    HfBackend().save(policy, folder / "adapter")
+    return folder / "adapter"
+
+
+def test_both_backends_give_the_same_log_probabilities_losses_and_rewards(tmp_path: Path) -> None:
+    """The same recipe, rows, seed and adapter, in float32 on a GPU without bfloat16.
+
+    The weights are those of the files on both backends, so what remains is the order of sums, and Unsloth's rollout:
+    it runs under float16 autocast there. The completions are greedy (top_k = 1), and the same tokens earn the same
+    rewards. In bfloat16 the rounding of two implementations would hide a difference of a few percent.
+    """
+    start = trained_adapter(tmp_path)
+    found = {}
+    for backend in ("hf", "unsloth"):
+        tables = {
+            "model": {"precision": "16bit", "adapter": start},
+            "grpo": {"top_k": 1, "beta": 0.0},
+            "evaluate": {"before": True},
+        }
+        recipe = recipe_of(tmp_path / backend, backend, tables)
+        (tmp_path / backend).mkdir(exist_ok=True)
+        file, out = tmp_path / backend / "recipe.toml", tmp_path / backend / "found.json"
+        file.write_text(dump_recipe(recipe), encoding="utf-8")
+        done = run_program(["-m", "unsloth_cpu.agree", str(file), str(out)], tmp_path / "counts.json", "T4")
+        assert done.status == 0, done.output[-6000:]
+        found[backend] = json.loads(out.read_text(encoding="utf-8"))
+    hf, unsloth = found["hf"], found["unsloth"]
+    for theirs, ours in zip(unsloth["log_probs"], hf["log_probs"], strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-3)
+    for stage, names in (("sft", ("loss", "grad_norm")), ("grpo", ("reward",))):
+        assert len(unsloth[stage]) == len(hf[stage]) == STEPS
+        for theirs, ours in zip(unsloth[stage], hf[stage], strict=True):
+            assert {name: theirs[name] for name in names} == pytest.approx(
+                {name: ours[name] for name in names}, rel=1e-3
+            ), stage

@@ -1,0 +1,52 @@
+"""What one backend makes of a recipe, as JSON: compared between hf and unsloth by tests/test_unsloth_cpu.py.
+
+    python tests/unsloth_cpu/run.py -m unsloth_cpu.agree RECIPE FILE
+
+Both backends start from the adapter in ``model.adapter``, on the same rows with the same seed. GRPO samples with
+``top_k = 1`` and so writes the most likely tokens.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from toolkit.backends import choose_backend, preload
+from toolkit.recipe import load_recipe
+from toolkit.run import StopRequest, silent, start_run
+
+
+def main(file: Path, out: Path) -> None:
+    """Write log-probabilities of reference answers, SFT's losses, and GRPO's losses and rewards."""
+    recipe = load_recipe(file)
+    with start_run(recipe) as run, StopRequest() as stop:
+        preload(recipe, run.path)  # before what follows imports transformers
+        from toolkit.backends.base import TrainingJob
+        from toolkit.pipeline.prepare import prepare
+        from toolkit.stages.context import Context
+        from toolkit.stages.grpo import make_judge, rewards_of
+        from toolkit.stages.prompts import Prompts
+
+        data, images = prepare(recipe, run, silent)
+        context = Context(recipe, run, data, images, stop)
+        backend, prompts, samples = choose_backend(recipe.model), Prompts.of(recipe, images), data.train
+        rows = [prompts.row(sample, answer=True) for sample in samples[:4]]
+        asked = backend.load(recipe, context.weights, trainable=False)
+        found: dict[str, Any] = {"log_probs": backend.log_probs(asked, rows, [row.answer or "" for row in rows])}
+        for stage in ("sft", "grpo"):
+            judge = make_judge(prompts.task, rewards_of(recipe), samples, 4) if stage == "grpo" else None
+            job = TrainingJob(
+                recipe, prompts.rows(samples, answer=stage == "sft"), len(samples), run.path / stage, judge=judge
+            )
+            policy = backend.load(recipe, context.weights, trainable=True)
+            trainer = getattr(backend, f"{stage}_trainer")(policy, job)
+            trainer.train()
+            lines = [line for line in trainer.state.log_history if "loss" in line]
+            found[stage] = [
+                {name: line[name] for name in ("loss", "grad_norm", "reward") if name in line} for line in lines
+            ]
+    out.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,297 @@
+"""Merging a LoRA adapter into the base's own files, shard by shard, and comparing what was written.
+
+No second model is built: one shard of the base is in memory at a time, on the CPU, so a 16-bit base that does not fit
+the GPU is merged too. Names, dtypes and the division into shards stay those of the base's files. transformers' table of
+renamings says which stored tensor a layer of the model is loaded from (Gemma 3: ``vision_tower.encoder`` is loaded from
+``vision_tower.vision_model.encoder``).
+
+peft's own ``merge_and_unload`` remains for what this module does not do: adapters beyond plain LoRA on linear layers,
+bases without safetensors, and bases that were dequantised.
+"""
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from toolkit.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "default"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""What safetensors calls a dtype."""
+NAMED = 3
+"""Matrices that an error names."""
+FLOAT32 = 2e-6
+"""What the order of float32 sums may change, relative to the sum of absolute values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """A LoRA update of one matrix: ``scale * b @ a``, with a of shape (r, in) and b of shape (out, r)."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    def update(self) -> torch.Tensor:
+        """Return the update in float32, of shape (out, in)."""
+        return self.scale * (self.b.float() @ self.a.float())
+
+    def magnitude(self) -> torch.Tensor:
+        """Return the sum of the absolute values that each element of the update adds up."""
+        return abs(self.scale) * (self.b.float().abs() @ self.a.float().abs())
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """An adapter on the files of its base. Keys are names of tensors in these files."""
+
+    folder: Path
+    files: tuple[str, ...]
+    factors: Mapping[str, Factors]
+    replaced: Mapping[str, torch.Tensor]
+    """Whole tensors that the adapter brings (peft's ``modules_to_save``)."""
+    dtype: torch.dtype | None
+    """What floating-point tensors are written in; None: as they are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison of merged weights found; ``deviation`` and ``change`` are the largest absolute ones."""
+
+    matrices: int
+    deviation: float
+    change: float
+
+    def to_record(self) -> dict[str, Any]:
+        """For the stage's record."""
+        return {
+            "matrices": self.matrices,
+            "largest_deviation": float(f"{self.deviation:.3g}"),
+            "largest_change": float(f"{self.change:.3g}"),
+        }
+
+
+def plan_merge(model: PeftModel) -> Merge | None:
+    """Return how the adapter goes into the base's files; None, with the reason in the log: peft must merge it.
+
+    Raises:
+        ModelError: an adapted layer is not in the base's files.
+    """
+    base = model.get_base_model()
+    try:
+        folder, files = _base_files(base.config)
+        adapted = dict(_factors(base))
+        brought = dict(_brought(base))
+    except _NotPlainError as reason:
+        log.warning("export: peft merges in memory, and matrices are not compared one by one: %s", reason)
+        return None
+    stored = _stored_names(base, folder, files)
+    missing = sorted(name for name in (*adapted, *brought) if name not in stored)
+    if missing:
+        raise ModelError(
+            "every adapted matrix must be in the base's files",
+            place=folder,
+            value=missing[:NAMED],
+            remedy="Report it with the model's name and the version of transformers.",
+        )
+    return Merge(
+        folder,
+        files,
+        {stored[name]: factors for name, factors in adapted.items()},
+        {stored[name]: tensor for name, tensor in brought.items()},
+        None if base.dtype == _main_dtype(folder, files) else base.dtype,
+    )
+
+
+def write_merged(merge: Merge, folder: Path) -> None:
+    """Write the merged weights into ``folder`` under the names of the base's files; each has its name once whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for file in merge.files:
+        shard = {name: _merged(merge, name, tensor) for name, tensor in _tensors(merge.folder / file)}
+        partial = folder / f"{file}.partial"
+        save_file(shard, partial, metadata={"format": "pt"})
+        partial.replace(folder / file)
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if (merge.folder / INDEX).is_file():
+        index = json.loads((merge.folder / INDEX).read_text(encoding="utf-8"))
+        index.setdefault("metadata", {})["total_size"] = total
+        (folder / f"{INDEX}.partial").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (folder / f"{INDEX}.partial").replace(folder / INDEX)
+
+
+def compare_merged(merge: Merge, folder: Path) -> Compared:
+    """Compare the safetensors in ``folder`` with the base and the adapter, tensor by tensor.
+
+    An adapted matrix must be base + scale * B A within the rounding of its dtype, and every other tensor the base's.
+
+    Raises:
+        ModelError: a matrix is missing, unchanged or wrong; the first few are named.
+    """
+    written = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
+    wrong: list[str] = []
+    deviation = change = 0.0
+    for file in merge.files:
+        for name, base in _tensors(merge.folder / file):
+            if name not in written:
+                if name in merge.factors or name in merge.replaced:
+                    wrong.append(f"{name} (missing)")
+                continue
+            found = _tensor(written[name], name)
+            if name not in merge.factors:
+                expected = merge.replaced.get(name, base)
+                if not torch.equal(found, expected.to(found.dtype)):
+                    wrong.append(f"{name} (changed, and no part of the adapter)")
+                continue
+            update, bound = _expectation(merge.factors[name], base, found.dtype)
+            gap = (found.float() - (base.float() + update)).abs()
+            change = max(change, float(update.abs().max()))
+            deviation = max(deviation, float(gap.max()))
+            if not bool((gap <= bound).all()):  # a NaN is no small gap
+                same = torch.equal(found, base.to(found.dtype))
+                wrong.append(f"{name} ({'unchanged' if same else f'off by up to {float(gap.max()):.2g}'})")
+    if wrong:
+        raise ModelError(
+            "merged matrices must be base + scale * B A",
+            place=folder,
+            value=f"{len(wrong)} wrong, {len(merge.factors)} adapted: {', '.join(wrong[:NAMED])}",
+            remedy="The merge lost a part of the adapter. Export the adapter alone, and report it with the model's "
+            "name and the versions of peft and transformers.",
+        )
+    return Compared(len(merge.factors), deviation, change)
+
+
+class _NotPlainError(Exception):
+    """Why an adapter or a base is left to peft."""
+
+
+def _expectation(factors: Factors, base: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The update of a stored tensor, and by how much each written element may differ from base + update."""
+    update = factors.update().reshape(base.shape)
+    half = torch.finfo(dtype).eps / 2
+    order = FLOAT32 * (base.float().abs() + factors.magnitude().reshape(base.shape))
+    bound = half * (base.float() + update).abs() * 1.001 + order + torch.finfo(dtype).smallest_normal
+    return update, bound
+
+
+def _merged(merge: Merge, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    dtype = merge.dtype if merge.dtype is not None and tensor.is_floating_point() else tensor.dtype
+    if name in merge.replaced:
+        return merge.replaced[name].to(dtype).contiguous()
+    if name in merge.factors:
+        tensor = tensor.float() + merge.factors[name].update().reshape(tensor.shape)
+    return tensor.to(dtype)
+
+
+def _base_files(config: Any) -> tuple[Path, tuple[str, ...]]:
+    source = str(getattr(config, "_name_or_path", ""))
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            revision = getattr(config, "_commit_hash", None)
+            folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, ValueError) as error:
+            raise _NotPlainError(f"the files of {source} are not on this disk") from error
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return folder, tuple(sorted(set(index["weight_map"].values())))
+    if (folder / SINGLE).is_file():
+        return folder, (SINGLE,)
+    raise _NotPlainError(f"{folder} holds no {SINGLE}")
+
+
+def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:
+    """Name of an adapted parameter of the model, without peft's wrapping -> its update, on the CPU."""
+    for name, part in base.named_modules():
+        if not isinstance(part, LoraLayer):
+            continue
+        layer = part.get_base_layer()
+        if not isinstance(layer, torch.nn.Linear) or ADAPTER not in part.lora_A:
+            raise _NotPlainError(f"{name} is adapted, and is a {type(layer).__name__}")
+        if part.use_dora.get(ADAPTER) or part.lora_bias.get(ADAPTER) or getattr(part, "fan_in_fan_out", False):
+            raise _NotPlainError(f"{name} has more than a plain LoRA update")
+        a, b = part.lora_A[ADAPTER].weight, part.lora_B[ADAPTER].weight
+        yield f"{name}.weight", Factors(a.detach().cpu(), b.detach().cpu(), float(part.scaling[ADAPTER]))
+
+
+def _brought(base: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, part in base.named_modules():
+        if isinstance(part, ModulesToSaveWrapper):
+            for key, tensor in part.modules_to_save[ADAPTER].state_dict().items():
+                yield f"{name}.{key}", tensor.detach().cpu()
+        elif type(part).__name__ == "TrainableTokensWrapper":
+            raise _NotPlainError(f"{name} has trained tokens")
+
+
+def _stored_names(base: Any, folder: Path, files: tuple[str, ...]) -> dict[str, str]:
+    """Name of a parameter of the model -> name of the stored tensor that it is loaded from, as transformers loads it.
+
+    Parameters that are computed from several stored tensors, or otherwise than by a change of shape, are left out.
+    """
+    inside = (".base_layer.", ".original_module.")
+    known = {_unwrapped(name, inside): value for name, value in base.state_dict().items() if "lora_" not in name}
+    table = getattr(base, "_weight_conversions", None) or get_model_conversion_mapping(base)
+    renamings = [one for one in table if isinstance(one, WeightRenaming)]
+    converters = [one for one in table if isinstance(one, WeightConverter)]
+    found: dict[str, str] = {}
+    for stored in (name for file in files for name in _names(folder / file)):
+        name, converted = rename_source_key(stored, renamings, converters, base.base_model_prefix, known)
+        if name not in known and stored in known:
+            name, converted = stored, None
+        if converted is None:
+            found[name] = stored
+    return found
+
+
+def _unwrapped(name: str, inside: tuple[str, ...]) -> str:
+    for part in inside:
+        name = name.replace(part, ".")
+    return name
+
+
+def _main_dtype(folder: Path, files: tuple[str, ...]) -> torch.dtype | None:
+    """The floating-point dtype that most elements are stored in; None: another one than ``DTYPES`` has."""
+    counted: Counter[str] = Counter()
+    for file in files:
+        with safe_open(folder / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                part = opened.get_slice(name)
+                counted[part.get_dtype()] += math.prod(part.get_shape())
+    return DTYPES.get(counted.most_common(1)[0][0])
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            yield name, opened.get_tensor(name)
