@@ -46,12 +46,14 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 """Part of a configuration -> what makes it small, where it has such a field."""
 
 
-def write_model(name: str, folder: Path, data: Path, *, small: bool) -> None:
+def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int | None = None) -> None:
     """Write the model ``name`` of ``SHAPES`` with weights of 16 bits (``small``: of a few layers), and its processor.
 
-    ``data`` holds processors.tar.gz, for Qwen models.
+    ``data`` holds processors.tar.gz, for Qwen models. ``layers`` keeps only the first layers of the language model.
     """
     fields = json.loads((SHAPES / f"{name}.json").read_text(encoding="utf-8"))
+    if layers is not None:
+        fields["text_config"]["num_hidden_layers"] = layers
     if small:
         _shrink(fields)
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)

@@ -1,163 +1,336 @@
-"""SFT and GRPO steps of models of the real size on a CUDA device, three ways: with Unsloth, with hf, and as plain TRL.
+"""Time and GPU memory of a shipped recipe's stages on a model of the real size, beside what the plan says.
 
-    python tests/benchmarks/bench_gpu.py [medgemma_4b qwen2_5_vl_3b] [--steps 4] [--out gpu.json]
+    python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --way unsloth --gigabytes 16
 
-Nothing is downloaded: a configuration of toolkit/plan/shapes gets random weights, which take the time and memory of
-trained ones. Their answers never end, so each runs to the token limit: 128 and 512 tokens, 4 for each of 2 prompts. A
-MedGemma picture has 896 x 896 pixels and 256 tokens, a Qwen picture about 1,003,520 pixels. Each way runs in a process
-of its own, since Unsloth rewrites TRL, and so that memory is its own; the first step of a training is left out. Plain
-TRL is a script with 4-bit transformers, peft and TRL's own collator. Needs 10 GB of disk for a model of 4B. Prints a
-table and one JSON object; ends with 1 where nothing could be measured. ``--smoke`` runs the same code with a model of a
-few layers on any device, without Unsloth where there is no CUDA device.
+Nothing is downloaded. A configuration of toolkit/plan/shapes gets random parameters, which take the time and memory of
+trained ones. Their completions never end, so each has max_completion_tokens. The recipe's data set is replaced by
+synthetic data of the same layout, and a reward for length gives the groups a variance. Everything else is the recipe's.
+
+``--way`` is unsloth, hf, or trl: a plain script with 4-bit transformers, peft, TRL's trainers and TRL's own collator.
+Each way needs a process of its own, because Unsloth rewrites TRL. ``--gigabytes`` caps what torch may reserve to what a
+GPU of that size offers. ``--layers`` keeps the first layers of the language model. The plan's figures are then those of
+the smaller model too.
+
+Each stage trains ``--steps`` optimizer steps. It stops earlier, but not before the second step, when ``--seconds`` of
+this process have passed except for the time of later stages. The file records such a stage as "stopped". A stage that
+fails does not stop the next. The JSON file is replaced after each step, so that a process that is ended from outside
+leaves what it has measured. The process ends with 1 if a stage has failed.
 """
 
 import argparse
-import json
+import importlib.metadata
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.errors import ToolkitError
+from toolkit.run import write_json
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/benchmarks")]
 
 if TYPE_CHECKING:
     from toolkit.backends.base import TrainingJob
+    from toolkit.recipe import Recipe
     from toolkit.stages.context import Context
 
-DEFAULT = ("medgemma_4b", "qwen2_5_vl_3b")
-WAYS = ("unsloth", "hf", "plain TRL")
-SHARED_DATA = Path(os.environ.get("TOOLKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-SIDE = {"medgemma_4b": 896}
-"""Longest side of a picture in pixels; of others ``SQUARE``."""
-SQUARE = 1002
-"""1002 x 1002 is Qwen's 1,003,520 pixels."""
-TOKENS = (128, 512)
-PROMPTS, GENERATIONS, ACCUMULATION = 2, 4, 8
+WAYS = ("unsloth", "hf", "trl")
+STAGES = ("grpo", "sft", "evaluate")
+RECIPE = ROOT / "recipes/medgemma_sft_grpo.toml"
+QUESTIONS, ANSWER_TOKENS = 16, 32
+"""Of the evaluation: two batches of short answers."""
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "triton")
+GIB = 2**30
+RESERVE = 15
+"""Seconds that a stage leaves to each of those after it."""
+BEGUN = time.perf_counter()
+"""When this process began, as far as it can be known here."""
+FAILURES = (ToolkitError, ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError)
+FAILURES += (ValueError,)
+"""What a stage may raise: recorded with its traceback, since the next stage's figures do not depend on it."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """A training's median step but the first.
-
-    ``seconds``, of which ``data_wait`` for rows and pictures; ``tokens`` a second: SFT's prompt and answer tokens,
-    GRPO's written ones; ``reserved``: GiB at most that torch held of the device (None: no CUDA); ``estimated``: what
-    `toolkit plan` tells for it, CUDA's own memory left out, which torch does not reserve.
-    """
-
-    seconds: float
-    tokens: float
-    data_wait: float
-    reserved: float | None
-    estimated: float | None = None
+class Enough(Exception):
+    """The stage has used its seconds."""
 
 
-def measure(way: str, name: str, model: Path, options: argparse.Namespace) -> dict[str, Cost]:
-    """In a process of its own: SFT, then GRPO with each number of tokens, on the same model."""
+@dataclass
+class Measurement:
+    """The JSON file: facts about this process, and the figures of each stage."""
+
+    file: Path | None
+    facts: dict[str, Any]
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, stage: str, **figures: Any) -> None:
+        """Add figures of a stage and replace the file."""
+        self.stages.setdefault(stage, {}).update(figures)
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file."""
+        if self.file is not None:
+            write_json(self.file, {**self.facts, "stages": self.stages})
+
+
+@dataclass
+class Steps:
+    """Records the end of each step of a stage, and raises ``Enough`` once ``until`` is over and two steps are done."""
+
+    stage: str
+    measurement: Measurement
+    until: float
+    begun: float = field(default_factory=time.perf_counter)
+    ends: list[float] = field(default_factory=list)
+    last: int = 0
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Take in that ``done`` of ``total`` steps are done (in an evaluation: of the questions)."""
+        if not what.startswith(self.stage) or done <= self.last:
+            return  # other work, or the summary after the last step
+        synchronize()
+        self.last = done
+        self.ends.append(time.perf_counter())
+        spans = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        self.measurement.note(
+            self.stage,
+            steps=len(self.ends),
+            seconds_until_first_step=round(self.ends[0] - self.begun, 2),
+            step_seconds=[round(span, 3) for span in spans],
+            seconds_a_step=round(statistics.median(spans), 3) if spans else None,
+            **peaks(),
+        )
+        if self.stage == "evaluate" and len(self.ends) == 1:
+            forget_peaks()  # loading is over, whose peak belongs to no batch
+        if len(self.ends) > 1 and done < total and self.ends[-1] > self.until:
+            raise Enough
+
+
+def measure(options: argparse.Namespace) -> Measurement:
+    """Measure the stages one after another in this process."""
+    from recipes_on_shapes import SHAPE_OF, on_practice_data
+    from shapes import release
+
+    from toolkit.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    shape = options.shape or SHAPE_OF[recipe.model.name]
+    facts = {"way": options.way, "recipe": options.recipe.name, "shape": shape, "smoke": options.smoke}
+    measurement = Measurement(options.out, facts | machine(options))
+    measurement.write()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        if way == "unsloth":
-            from toolkit.backends.unsloth.start import start
-
-            start(folder)
-        from rival import context_of, make_recipe
-
-        found: dict[str, Cost] = {}
-        for limit in (4,) if options.smoke else TOKENS:
-            recipe = make_recipe(folder / str(limit), tables(way, name, model, limit, options))
-            with context_of(recipe) as context:
-                sft, grpo = trainers(way, context, str(model))
-                if not found:
-                    found["SFT"] = replace(train(sft), estimated=estimate(recipe, "sft"))
-                found[f"GRPO {limit}"] = replace(train(grpo), estimated=estimate(recipe, "grpo"))
-        return found
+        model = options.model or folder / shape
+        if not (model / "config.json").is_file():
+            started = time.perf_counter()
+            write_model_apart(model, options) if options.stages else write_model(shape, model, options)
+            measurement.facts["seconds_to_write_the_model"] = round(time.perf_counter() - started, 1)
+        measurement.facts["layers"] = layers_of(model)
+        measurement.write()
+        for stage in options.stages:
+            chosen = on_practice_data(recipe, model, folder / stage, small=False, backend=backend_of(options.way))
+            run_stage(stage, shrink(one_stage(chosen, stage, folder / stage, options), options), measurement, options)
+            release()
+    return measurement
 
 
-def estimate(recipe: Any, stage: str) -> float | None:
-    """GiB that a plan tells for a stage on a card with bfloat16, without CUDA's own."""
+def write_model(shape: str, model: Path, options: argparse.Namespace) -> None:
+    """Write the model, under its own name once it is complete."""
+    import shapes
+
+    partial = model.with_name(f"{model.name}.partial")
+    shapes.write_model(shape, partial, options.data, small=options.smoke, layers=options.layers)
+    partial.rename(model)
+
+
+def write_model_apart(model: Path, options: argparse.Namespace) -> None:
+    """The same in a process of its own, in which nothing has rewritten transformers."""
+    words = [sys.executable, __file__, str(options.recipe), "--stages"]
+    words += ["--model", str(model), "--data", str(options.data)]
+    words += ["--shape", options.shape] if options.shape else []
+    words += ["--layers", str(options.layers)] if options.layers else []
+    subprocess.run([*words, *(["--smoke"] if options.smoke else [])], check=True)
+
+
+def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Namespace) -> "Recipe":
+    """The recipe with this stage alone, and a reward under which sampled completions differ."""
+    from training import with_spread
+
+    from toolkit.recipe import Evaluate
+
+    folder.mkdir(parents=True, exist_ok=True)
+    changes: dict[str, Any] = {name: None for name in ("sft", "grpo") if name != stage}
+    if stage == "evaluate":
+        changes["evaluate"] = Evaluate(limit=QUESTIONS, batch_size=QUESTIONS // 2, max_completion_tokens=ANSWER_TOKENS)
+        rows = recipe.data.phantom.model_copy(update={"test": QUESTIONS}) if recipe.data.phantom else None
+        changes["data"] = recipe.data.model_copy(update={"phantom": rows})
+    else:
+        changes[stage] = getattr(recipe, stage).model_copy(update={"max_steps": options.steps})
+        changes["rewards"] = recipe.rewards.model_copy(update=with_spread(folder))
+    return recipe.model_copy(update=changes)
+
+
+def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
+    """For ``--smoke``: small images, short completions, few rows. In 32 bits if there is no GPU."""
+    if not options.smoke:
+        return recipe
+    from recipes_on_shapes import SMALLER
+
+    from toolkit.recipe import Phantom
+
+    changes: dict[str, Any] = {"images": recipe.images.model_copy(update={"max_side": 112})}
+    if recipe.data.phantom is not None:
+        rows = Phantom(kind=recipe.data.phantom.kind, **{**SMALLER, "test": recipe.data.phantom.test})
+        changes["data"] = recipe.data.model_copy(update={"phantom": rows})
+    cheap: dict[str, Any] = {} if has_cuda() else {"optimizer": "adamw_torch"}
+    if recipe.sft is not None:
+        changes["sft"] = recipe.sft.model_copy(update={**cheap, "accumulation": 2})
+    if recipe.grpo is not None:
+        fewer = {"prompts_per_step": 1, "generations": 4, "max_completion_tokens": 4}
+        changes["grpo"] = recipe.grpo.model_copy(update={**cheap, **fewer})
+    if recipe.evaluate is not None:
+        changes["evaluate"] = recipe.evaluate.model_copy(update={"max_completion_tokens": 4})
+    if not has_cuda():
+        changes["model"] = recipe.model.model_copy(update={"precision": "32bit"})
+    return recipe.model_copy(update=changes)
+
+
+def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: argparse.Namespace) -> None:
+    """Plan a stage and run it; whatever happens is in the file afterwards."""
+    from rival import context_of
+
+    state, started = "failed", time.perf_counter()
+    measurement.note(stage, state="running", allocated_before_gib=allocated())
+    try:
+        measurement.note(stage, planned=planned(recipe, stage, options.gigabytes))
+    except FAILURES as error:
+        measurement.note(stage, planned={"error": describe(error)})
+    try:
+        with context_of(recipe) as context:
+            forget_peaks()
+            later = len(options.stages) - options.stages.index(stage) - 1
+            steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
+            result = RUN[stage, options.way == "trl"](replace(context, progress=steps))
+        if options.way != "trl" and stage != "evaluate":
+            measurement.note(stage, record={name: result.get(name) for name in ("backend", "memory")})
+        state = "done"
+    except Enough:
+        state = "stopped"
+    except FAILURES as error:
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        measurement.note(stage, error=describe(error))
+    measurement.note(stage, state=state, seconds=round(time.perf_counter() - started, 1))
+
+
+def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
+    """Return what plan.json says of a stage on this GPU, if it had so many gigabytes.
+
+    The moment of the peak, GiB allocated and reserved by torch, and the two ends of the seconds that a step takes (of
+    an evaluation: a batch of questions).
+    """
     from toolkit.cli.plan import make
-    from toolkit.plan import described_gpu
+    from toolkit.plan import described_gpu, find_gpu
 
-    memory = make(recipe, described_gpu(80)).memory
-    return None if memory is None or stage not in memory else memory[stage].estimate.peak.reserved / 2**30
-
-
-def tables(way: str, name: str, model: Path, limit: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The settings of recipes/medgemma_sft_grpo.toml for a few steps."""
-    cuda = has_cuda()
-    common = {
-        "max_steps": options.steps,
-        "gradient_checkpointing": not options.smoke,
-        "optimizer": "paged_adamw_8bit" if cuda else "adamw_torch",
+    size, here = described_gpu(gigabytes), find_gpu()
+    plan = make(recipe, size if here is None else replace(here, memory=min(here.memory, size.memory))).to_json()
+    if not plan["memory"]:
+        return {"unknown": plan["unknown"]}
+    memory = plan["memory"][stage]
+    fragmentation = memory["moments"][memory["moment"]].get("fragmentation", 0)
+    found = {
+        "moment": memory["moment"],
+        "allocated_gib": round((memory["reserved_gb"] * 1e9 - fragmentation) / GIB, 3),
+        "reserved_gib": round(memory["reserved_gb"] * 1e9 / GIB, 3),
     }
-    grpo = {"prompts_per_step": PROMPTS, "generations": GENERATIONS, "micro_batch": 1, "max_completion_tokens": limit}
-    return {
-        "model": {
-            "name": str(model),
-            "precision": "4bit" if cuda else "32bit",
-            "backend": "unsloth" if way == "unsloth" else "hf",
-        },
-        "lora": {"dropout": 0.0},
-        "data": {"phantom": {"kind": "chest", "train": ACCUMULATION * options.steps + 8, "test": 2, "size": 1024}},
-        "images": {"max_side": 112 if options.smoke else SIDE.get(name, SQUARE), "disk_cache": False},
-        "sft": {"batch_size": 1, "accumulation": ACCUMULATION, **common},
-        "grpo": {**grpo, **common},
-    }
+    time_ = plan.get("time") or {}
+    if stage_time := time_.get("gpus", {}).get(time_.get("here"), {}).get(stage):
+        batches = QUESTIONS // recipe.evaluation.batch_size if stage == "evaluate" else 1
+        found["seconds"] = [seconds / batches for seconds in stage_time["seconds_per_step"]]
+    return found
 
 
-def trainers(way: str, context: "Context", source: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What builds the two trainers of a way, on one model."""
-    from toolkit.backends import choose_backend
+def train_by_toolkit(stage: str) -> Callable[["Context"], Any]:
+    """The toolkit's own stage."""
 
-    recipe, (sft, grpo) = context.recipe, jobs(context)
-    if way != "plain TRL":
-        backend = choose_backend(recipe.model)
-        policy = backend.load(recipe, None, trainable=True)
-        return lambda: backend.sft_trainer(policy, sft), lambda: backend.grpo_trainer(policy, grpo)
-    from rival import plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
+    def run(context: "Context") -> Any:
+        from toolkit.stages.evaluate import evaluate
+        from toolkit.stages.grpo import train_grpo
+        from toolkit.stages.sft import train_sft
 
-    from toolkit.backends.settings import grpo_settings, sft_settings
+        if stage == "evaluate":
+            return evaluate(context, "bench", None, ())
+        return {"sft": train_sft, "grpo": train_grpo}[stage](context)
 
-    model = plain_model(source, recipe.lora, recipe.run.seed, **loading())
-    reader = plain_policy(source)
-    sft, grpo = (replace(job, rows=plain_rows(job.rows)) for job in (sft, grpo))
-    return (
-        lambda: plain_sft(model, reader.processor, sft, sft_settings(sft)),
-        lambda: plain_grpo(model, reader.processor, grpo, grpo_settings(reader, grpo), length),
-    )
+    return run
 
 
-def jobs(context: "Context") -> tuple["TrainingJob", "TrainingJob"]:
-    """What SFT and GRPO work on."""
+def train_by_trl(stage: str) -> Callable[["Context"], Any]:
+    """The same rows and settings in plain TRL."""
+
+    def run(context: "Context") -> Any:
+        from rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
+        from transformers import PrinterCallback
+
+        from toolkit.backends.settings import grpo_settings, sft_settings
+
+        recipe = context.recipe
+        source = recipe.model.name
+        model, reader = plain_model(source, recipe.lora, recipe.run.seed, **loading(recipe)), plain_policy(source)
+        job = plain_job(context, stage)
+        job = replace(job, rows=plain_rows(job.rows))
+        if stage == "sft":
+            trainer = plain_sft(model, reader.processor, job, sft_settings(job))
+        else:
+            trainer = plain_grpo(model, reader.processor, job, grpo_settings(reader, job), length)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(TellSteps(stage, context.progress))
+        forget_peaks()
+        return trainer.train()
+
+    return run
+
+
+RUN: Mapping[tuple[str, bool], Callable[["Context"], Any]] = {
+    **{(stage, False): train_by_toolkit(stage) for stage in STAGES},
+    **{(stage, True): train_by_trl(stage) for stage in ("grpo", "sft")},
+}
+"""(stage, whether by plain TRL) -> what runs it."""
+
+
+def plain_job(context: "Context", stage: str) -> "TrainingJob":
+    """The toolkit's rows, for a trainer that is not the toolkit's."""
     from toolkit.backends.base import Judge, TrainingJob
     from toolkit.stages.prompts import Prompts
 
     prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
-    sft = TrainingJob(context.recipe, prompts.rows(samples, answer=True), len(samples), context.run.stage_folder("sft"))
-    grpo = replace(sft, rows=prompts.rows(samples), folder=context.run.stage_folder("grpo"))
-    return sft, replace(grpo, judge=Judge({"length": 1.0}, score))
+    rows = prompts.rows(samples, answer=stage == "sft")
+    job = TrainingJob(context.recipe, rows, len(samples), context.run.stage_folder(stage))
+    return job if stage == "sft" else replace(job, judge=Judge({"length": 1.0}, score))
 
 
 def score(numbers: Sequence[int], completions: Sequence[Any]) -> tuple[list[dict[str, float]], dict[str, float]]:
-    return [{"length": min(len(one.text), 500) / 500} for one in completions], {}
+    """Never called: the plain trainer has ``length``. The settings take the weights from the judge that this is in."""
+    raise NotImplementedError
 
 
 def length(completions: list[Any], **_: Any) -> list[float]:
-    return [min(len(one[0]["content"]), 500) / 500 for one in completions]
+    return [min(len(one[0]["content"]), 200) / 200 for one in completions]
 
 
-def loading() -> dict[str, Any]:
+def loading(recipe: "Recipe") -> dict[str, Any]:
     """What a script gives from_pretrained for four bits."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not has_cuda():
+    if recipe.model.precision != "4bit":
         return {"dtype": torch.float32}
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -172,46 +345,98 @@ def loading() -> dict[str, Any]:
     }
 
 
-def train(make: Callable[[], Any]) -> Cost:
-    """Build, train, and give the median step's cost."""
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    """Cap the GPU memory, and return facts about the GPU and the installed versions."""
     import torch
-    from rival import timed
-    from shapes import release
 
-    release()
+    found: dict[str, Any] = {"device": "cpu", "versions": versions()}
     if has_cuda():
-        torch.cuda.reset_peak_memory_stats()
-    trainer = make()
-    waits, trained = watch(trainer)
-    steps = timed(trainer).seconds
-    seconds = statistics.median(steps)
-    written = [line["completions/mean_length"] for line in trainer.state.log_history if "reward" in line]
-    a_step = statistics.median(written) * PROMPTS * GENERATIONS if written else sum(trained) / trainer.state.global_step
-    reserved = torch.cuda.max_memory_reserved() / 2**30 if has_cuda() else None
-    return Cost(seconds, a_step / seconds, statistics.median(waits[1:]), reserved)
+        found |= {
+            "device": torch.cuda.get_device_name(),
+            "capability": list(torch.cuda.get_device_capability()),
+            "memory_gib": round(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB, 2),
+            "gigabytes": options.gigabytes,
+            "cap_gib": round(cap(options.gigabytes) / GIB, 2),
+        }
+    return found
 
 
-def watch(trainer: Any) -> tuple[list[float], list[int]]:
-    """Seconds that each step waits for its rows, and the tokens of each pass that is trained on."""
+def cap(gigabytes: float) -> int:
+    """Let torch reserve no more than a GPU of that size offers beside CUDA's own memory; return these bytes.
+
+    Unsloth sizes its losses and its checkpointing by the free GPU memory, so that has to follow the cap. This comes
+    after Unsloth is imported, which sets up torch's allocator before CUDA starts.
+    """
     import torch
 
-    waits: list[float] = []
-    trained: list[int] = []
-    fetch = trainer.get_batch_samples
+    from toolkit.plan import described_gpu
+    from toolkit.plan.memory.estimate import CONTEXT
 
-    def timed_fetch(*args: Any, **options: Any) -> Any:
-        started = time.perf_counter()
-        found = fetch(*args, **options)
-        waits.append(time.perf_counter() - started)
-        return found
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    most = min(total, described_gpu(gigabytes).memory - CONTEXT)
+    torch.cuda.set_per_process_memory_fraction(most / total)
+    uncapped = torch.cuda.mem_get_info
 
-    def count(module: Any, args: Any, fields: Mapping[str, Any]) -> None:
-        if torch.is_grad_enabled() and fields.get("input_ids") is not None:
-            trained.append(fields["input_ids"].numel())
+    def capped(device: Any = None) -> tuple[int, int]:
+        free, _ = uncapped(device)
+        return max(min(free, most - torch.cuda.memory_reserved(device)), 0), most
 
-    trainer.get_batch_samples = timed_fetch
-    trainer.model.register_forward_pre_hook(count, with_kwargs=True)
-    return waits, trained
+    torch.cuda.mem_get_info = torch.cuda.memory.mem_get_info = capped
+    return most
+
+
+def versions() -> dict[str, str]:
+    """Package -> installed version, of those of ``PACKAGES`` that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def layers_of(model: Path) -> int:
+    from toolkit.run import read_json
+
+    return int(read_json(model / "config.json")["text_config"]["num_hidden_layers"])
+
+
+def backend_of(way: str) -> str:
+    return "unsloth" if way == "unsloth" else "hf"
+
+
+def describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:2000]
+
+
+def peaks() -> dict[str, float | None]:
+    """GiB at most that tensors took and that torch reserved, since ``forget_peaks`` or the stage's first step."""
+    from toolkit.compute import gpu_peaks
+
+    names = {"allocated_gib": "peak_allocated_bytes", "reserved_gib": "peak_reserved_bytes"}
+    found = gpu_peaks()
+    return {name: None if (size := found[key]) is None else round(size / GIB, 3) for name, key in names.items()}
+
+
+def allocated() -> float | None:
+    """Return the GiB of GPU memory that tensors hold now: of a stage that has not begun, what the last one kept."""
+    import torch
+
+    return round(torch.cuda.memory_allocated() / GIB, 3) if has_cuda() else None
+
+
+def forget_peaks() -> None:
+    from toolkit.compute import begin_peak
+
+    begin_peak()
+
+
+def synchronize() -> None:
+    import torch
+
+    if has_cuda():
+        torch.cuda.synchronize()
 
 
 def has_cuda() -> bool:
@@ -220,71 +445,48 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def compare(name: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Write the model once and run every way on it, each in a process of its own."""
-    from shapes import write_model
-
-    found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        model = Path(place) / name
-        started = time.perf_counter()
-        write_model(name, model, SHARED_DATA, small=options.smoke)
-        print(f"{name}: written in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        for way in WAYS:
-            if way == "unsloth" and not has_cuda():
-                print(f"{name}: Unsloth is left out: there is no CUDA device", file=sys.stderr)
-                continue
-            command = [sys.executable, __file__, name, "--way", way, "--model", str(model)]
-            command += ["--steps", str(options.steps), *(["--smoke"] if options.smoke else [])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                print(f"{name}, {way}: ended with {done.returncode}", file=sys.stderr)
-                continue
-            found[way] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def show(measurement: Measurement) -> None:
+    """Print one line for each stage."""
+    for stage, figures in measurement.stages.items():
+        seconds, plan = figures.get("seconds_a_step"), figures.get("planned", {})
+        memory = f"{figures.get('reserved_gib')} GiB reserved (plan: {plan.get('reserved_gib')})"
+        print(f"{stage}: {figures['state']}, {seconds} s a step, {memory} {figures.get('error', '')}")
 
 
-def show(results: Mapping[str, Mapping[str, Mapping[str, Any]]], device: str) -> None:
-    """The table."""
-    head = f"{'model':<16}{'training':<11}{'way':<11}{'step':>9}{'tokens/s':>10}{'reserved':>11}"
-    print(f"{head}{'estimated':>11}{'data wait':>11}   on {device}")
-    for name, ways in results.items():
-        for way, trainings in ways.items():
-            for training, cost in trainings.items():
-                held = f"{cost['reserved']:.1f} GiB" if cost["reserved"] is not None else "-"
-                told = f"{cost['estimated']:.1f} GiB" if cost["estimated"] is not None else "-"
-                line = f"{name:<16}{training:<11}{way:<11}{cost['seconds']:>8.2f}s{cost['tokens']:>10.1f}"
-                print(f"{line}{held:>11}{told:>11}{cost['data_wait']:>10.3f}s")
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
+    parser.add_argument("--way", choices=WAYS, default="hf")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=["grpo", "sft"], help="none: write the model")
+    parser.add_argument("--shape", help="a name in toolkit/plan/shapes; default: that of the recipe's model")
+    parser.add_argument("--layers", type=int, help="of the language model; default: all")
+    parser.add_argument("--gigabytes", type=float, default=16, help="the GPU's nominal size; default: 16")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=600, help="of this process, imports included; default: 600")
+    parser.add_argument("--model", type=Path, help="the model's folder, which is written if it is not there")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--data", type=Path, help="has processors.tar.gz, which Qwen models need")
+    parser.add_argument("--smoke", action="store_true", help="two layers and small images, on any device: does it run?")
+    options = parser.parse_args(arguments)
+    options.data = options.data or Path(os.environ.get("TOOLKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if options.way == "trl" and "evaluate" in options.stages:
+        parser.error("plain TRL has no evaluation")
+    return options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = sorted(file.stem for file in (ROOT / "toolkit/plan/shapes").glob("*.json"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: {' '.join(DEFAULT)}")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--out", type=Path, help="write the JSON object there too")
-    parser.add_argument("--smoke", action="store_true", help="a few layers, on any device: does it run?")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.way:
-        found = measure(options.way, options.names[0], options.model, options)
-        print(json.dumps({training: asdict(cost) for training, cost in found.items()}))
-        return 0
-    if not has_cuda() and not options.smoke:
-        print("a CUDA device is needed (or --smoke)", file=sys.stderr)
-        return 1
-    import torch
+    options = parse()
+    with tempfile.TemporaryDirectory() as compiled:
+        if options.way == "unsloth":
+            from toolkit.backends.unsloth.start import start
 
-    results = {name: compare(name, options) for name in options.names or DEFAULT}
-    device = torch.cuda.get_device_name() if has_cuda() else "cpu"
-    show(results, device)
-    settings = {"device": device, "torch": torch.__version__, "steps": options.steps, "smoke": options.smoke}
-    text = json.dumps({"benchmark": Path(__file__).stem, **settings, "results": results})
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    return 0 if all(results.values()) else 1
+            start(Path(compiled))
+        if not (has_cuda() or options.smoke):
+            print("a CUDA device is needed (or --smoke)", file=sys.stderr)
+            return 1
+        measurement = measure(options)
+    show(measurement)
+    return int(any(figures["state"] == "failed" for figures in measurement.stages.values()))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from toolkit.backends.base import Policy, RowSource, TrainingJob
 from toolkit.backends.hf import make_policy
 from toolkit.pipeline.prepare import prepare
 from toolkit.recipe import Lora, Recipe
-from toolkit.run import StopRequest, silent, start_run
+from toolkit.run import Progress, StopRequest, silent, start_run
 from toolkit.stages.context import Context
 
 transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
@@ -124,6 +124,16 @@ class StepTimes(TrainerCallback):
             self.seconds.append(now[0] - self._last[0])
             self.cpu.append(now[1] - self._last[1])
         self._last = now
+
+
+class TellSteps(TrainerCallback):
+    """Calls ``progress`` after each optimizer step of a stage, as the toolkit's own stages do."""
+
+    def __init__(self, stage: str, progress: Progress) -> None:
+        self.stage, self.progress = stage, progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress(self.stage, state.global_step, state.max_steps)
 
 
 def timed(trainer: Any) -> StepTimes:
