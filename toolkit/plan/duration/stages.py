@@ -117,9 +117,7 @@ def stage_times(
     """Return GPU -> stage -> duration, for settings that have mean rows."""
     return {
         gpu.name: {
-            name: stage_time(model, setting, work[name], gpu)
-            for name, setting in settings.items()
-            if name in work
+            name: stage_time(model, setting, work[name], gpu) for name, setting in settings.items() if name in work
         }
         for gpu in gpus
     }
