@@ -116,9 +116,11 @@ def kept_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def _kept(layers: _Layers, setting: Setting) -> int:
-    """Beside the layers' part: the embeddings, the last hidden state, and the last norm's input in float32."""
+    """Beside the layers' part: the embeddings, the last hidden state, the last norm's input in float32, and the sines
+    and cosines of the positions.
+    """
     stack = layers.stack
-    ends = (FLOAT + 2 * layers.value) * stack.width * layers.positions
+    ends = ((FLOAT + 2 * layers.value) * stack.width + 2 * FLOAT * stack.head_width) * layers.positions
     if setting.checkpointing:
         return ends + layers.value * stack.width * layers.positions * stack.layers
     return ends + stack.layers * (_kept_a_position(layers, setting) * layers.positions + _scores(layers, setting))
