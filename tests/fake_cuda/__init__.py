@@ -15,10 +15,11 @@ What it assumes:
 - Generation. A loop of prefill and decode steps stands in for transformers' ``generate``, with its float32 copy of the
   logits, suppressed tokens, softmax and draw. The first steps and the last ones are traced. The steps between are
   interpolated, because each allocation grows linearly with the length.
-- Optimizer. State is allocated as bitsandbytes and torch do, without running their kernels. Paged state counts as
-  GPU memory.
+- Optimizer. State has the tensors of bitsandbytes or torch and is there before the first pass, as in every step but
+  the first. Paged state counts as GPU memory.
 - One stream. Replayed segments are never given back to the driver, so the reserved figure is an upper bound.
-- Unsloth. Its losses and its setting of the allocator (expandable segments) are traced. Its compiled modules, its
-  Triton kernels and its offloaded checkpointing are not: checkpoints count as kept on the GPU, and its losses run
-  without torch.compile, which saves some of their intermediate tensors.
+- Unsloth. Its losses, its setting of the allocator (expandable segments), its autocast while sampling and its static
+  cache are traced. Its compiled modules, Triton kernels and offloaded checkpointing are not: checkpoints count as
+  kept on the GPU, and its losses run without torch.compile, which saves some of their intermediate tensors.
+- Limits. 8-bit weights (their products have no fake kernel) and vLLM cannot be traced.
 """

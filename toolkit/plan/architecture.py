@@ -58,6 +58,10 @@ class Tower:
     """Positions turn queries and keys, in float32 (Qwen's towers)."""
     layer_norm: bool = False
     """Its norms are torch's LayerNorm, whose output autocast makes float32."""
+    hooked: bool = False
+    """transformers finds its embeddings, and has them require gradients (``enable_input_require_grads``)."""
+    deep: int = 0
+    """Layers whose features go to the language model beside the last one's (Qwen3-VL)."""
     inner_tensors: int = 2
     """Tensors of the MLP's inner width that are alive at once in a forward pass: 3 of a gated one, or of quick_gelu."""
 

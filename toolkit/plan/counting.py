@@ -42,7 +42,7 @@ def build_architecture(fields: Mapping[str, Any], kept: Sequence[str] = ()) -> A
             vocabulary=int(text.vocab_size),
             sliding_window=getattr(text, "sliding_window", None),
             sliding_layers=sum(kind == "sliding_attention" for kind in getattr(text, "layer_types", None) or ()),
-            vision=None if vision is None else _tower(config, vision, _has_layer_norm(model)),
+            vision=None if vision is None else _tower(config, vision, model),
         )
     except (LookupError, AttributeError, ValueError, TypeError, ImportError, ArithmeticError, _invalid()) as error:
         raise ModelError(
@@ -109,13 +109,27 @@ def _language(model_type: str, text: Any) -> Stack:
     )
 
 
+def _vision_parts(model: Any) -> list[Any]:
+    return [part for name, part in model.named_modules() if VISION.search(f"{name}.")]
+
+
 def _has_layer_norm(model: Any) -> bool:
     import torch
 
-    return any(isinstance(part, torch.nn.LayerNorm) and VISION.search(name) for name, part in model.named_modules())
+    return any(isinstance(part, torch.nn.LayerNorm) for part in _vision_parts(model))
 
 
-def _tower(config: Any, vision: Any, layer_norm: bool) -> Tower:
+def _is_hooked(model: Any) -> bool:
+    for part in _vision_parts(model):
+        try:
+            if hasattr(part, "get_input_embeddings") and part.get_input_embeddings() is not None:
+                return True
+        except NotImplementedError:
+            continue
+    return False
+
+
+def _tower(config: Any, vision: Any, model: Any) -> Tower:
     width = int(getattr(vision, "embed_dim", None) or vision.hidden_size)
     heads = int(getattr(vision, "num_attention_heads", None) or vision.num_heads)
     inner = int(getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio)
@@ -138,6 +152,8 @@ def _tower(config: Any, vision: Any, layer_norm: bool) -> Tower:
         side=None if by_size else int(vision.image_size),
         tokens=getattr(config, "mm_tokens_per_image", None),
         rotary=by_size,
-        layer_norm=layer_norm,
+        layer_norm=_has_layer_norm(model),
+        hooked=_is_hooked(model),
+        deep=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
         inner_tensors=3 if stack.gated or getattr(vision, "hidden_act", None) == "quick_gelu" else 2,
     )

@@ -9,7 +9,7 @@ layer under it keeps none, since its weights need no gradient.
 import math
 from dataclasses import dataclass
 
-from toolkit.plan.architecture import Architecture, Stack
+from toolkit.plan.architecture import Architecture, Stack, Tower
 from toolkit.plan.memory import rollout
 from toolkit.plan.memory.setting import Setting
 from toolkit.plan.memory.weights import FLOAT, autocast_copies, dequantised_bytes
@@ -98,13 +98,13 @@ def tower_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.name for one in model.tower_linears))
 
 
-def tower_has_graph(setting: Setting) -> bool:
+def tower_has_graph(tower: Tower, setting: Setting) -> bool:
     """Whether a training pass keeps the vision tower for its backward pass.
 
     The hf backend keeps nothing of a frozen tower (``backends.checkpointing.spare_input_gradients``). With Unsloth's
-    checkpointing a hook has the tower's embeddings require gradients (``enable_input_require_grads``).
+    checkpointing a hook has the tower's embeddings require gradients, if transformers finds them.
     """
-    hooked = setting.backend == "unsloth" and setting.checkpointing
+    hooked = setting.backend == "unsloth" and setting.checkpointing and tower.hooked
     return setting.tuning == "full" or setting.lora_vision or hooked
 
 
@@ -116,9 +116,11 @@ def kept_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def _kept(layers: _Layers, setting: Setting) -> int:
-    """Beside the layers' part: the embeddings, the last hidden state, and the last norm's input in float32."""
+    """Beside the layers' part: the embeddings, the last hidden state, the last norm's input in float32, and the sines
+    and cosines of the positions.
+    """
     stack = layers.stack
-    ends = (FLOAT + 2 * layers.value) * stack.width * layers.positions
+    ends = ((FLOAT + 2 * layers.value) * stack.width + 2 * FLOAT * stack.head_width) * layers.positions
     if setting.checkpointing:
         return ends + layers.value * stack.width * layers.positions * stack.layers
     return ends + stack.layers * (_kept_a_position(layers, setting) * layers.positions + _scores(layers, setting))
@@ -137,7 +139,7 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
             again = _scores(layers, setting)
         found.append(each * layers.positions + again)
     largest = max(found) + dequantised_bytes(model, setting)
-    if tower_has_graph(setting):
+    if model.vision is None or tower_has_graph(model.vision, setting):
         return largest
     patches = setting.rows * setting.row.patches
     return max(largest, rollout.tower_bytes(model, setting, patches, autocast=setting.mixed))
@@ -147,7 +149,7 @@ def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]
     tokens, names = setting.rows * setting.tokens, language_names(model, setting)
     found = [_Layers(model.language, tokens, setting.tokens, names, setting.value)]
     patches, tower = setting.rows * setting.row.patches, model.vision
-    if tower is not None and patches and tower_has_graph(setting):
+    if tower is not None and patches and tower_has_graph(tower, setting):
         value = setting.tower_value(autocast=setting.mixed, layer_norm=tower.layer_norm)
         an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
         found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value))

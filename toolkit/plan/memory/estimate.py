@@ -115,7 +115,7 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
         moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
     prefill = {
         "kv_cache": rollout.prompt_cache_bytes(model, setting),
-        "prefill": copies + rollout.prefill_bytes(model, setting),
+        "prefill": copies + rollout.prefill_bytes(model, setting) + rollout.features_bytes(model, setting),
     }
     decoding = {
         "kv_cache": rollout.kv_cache_bytes(model, setting),

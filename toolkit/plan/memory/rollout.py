@@ -73,6 +73,18 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
     return needed + dequantised_bytes(model, setting)
 
 
+def features_bytes(model: Architecture, setting: Setting) -> int:
+    """What a tower with deep features leaves while the prompts pass: its last hidden state, and the features of each
+    level with a copy of the last ones (trace). Others leave nothing.
+    """
+    tower = model.vision
+    if tower is None or not tower.deep:
+        return 0
+    value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
+    features = (value * (1 + tower.deep) + setting.stored) * setting.row.images * model.language.width
+    return setting.concurrent * (features + value * setting.row.patches * tower.stack.width)
+
+
 def decoding_bytes(model: Architecture, setting: Setting) -> int:
     """What a decode step needs beside the cache: one layer's keys and values, repeated for every head because a mask is
     there (transformers' ``sdpa_attention_forward``).
