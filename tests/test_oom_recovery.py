@@ -270,6 +270,41 @@ def failing_optimizer(patch: pytest.MonkeyPatch, call: int) -> Iterator[None]:
         yield
 
 
+def test_errors_of_every_kind_in_one_stage_of_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward pass of 8 rows, the optimizer's first step, and a forward pass of 2 rows in the second step."""
+    recipe = recipe_of("sft", tmp_path, "many", sft={"batch_size": 8, "accumulation": 1})
+    with (
+        small_memory(monkeypatch, fits=4, where="backward", gradients=True),
+        failing_optimizer(monkeypatch, 1),
+        small_memory(monkeypatch, fits=1, gradients=True, spared=7) as memory,  # 8; 4, 4; 2, 2, 2, 2 in step 1
+    ):
+        record = run(recipe, "sft")
+    start = "the start of the stage"
+    assert [(one["step"], one["during"], one["continued_from"]) for one in record["memory"]["recoveries"]] == [
+        (1, "pass", start),
+        (1, "optimizer step", start),
+        (2, "pass", "step-00000001"),
+    ]
+    assert record["memory"]["micro_batch"] == 1
+    assert memory.seen[-8:] == [1] * 8
+    assert [line["step"] for line in lines_of(recipe)] == [1, 2]
+
+
+def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout of 4 completions, and a pass of 2 in the second step."""
+    recipe = recipe_of("grpo", tmp_path, "many")
+    with (
+        small_memory(monkeypatch, fits=2, gradients=False),
+        small_memory(monkeypatch, fits=1, gradients=True, spared=2),
+    ):
+        record = run(recipe, "grpo")
+    events = record["memory"]["recoveries"]
+    assert [one["during"] for one in events] == ["rollout", "rollout or pass"]
+    assert events[1]["continued_from"] == "step-00000001"
+    assert (record["memory"]["completions_per_generate"], record["memory"]["micro_batch"]) == (2, 1)
+    assert [line["step"] for line in lines_of(recipe)] == [1, 2]
+
+
 def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
