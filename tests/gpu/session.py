@@ -52,6 +52,10 @@ PIPELINE = f"""-m toolkit run recipes/quickstart.toml --fresh --set run.folder={
     --set sft.max_steps=20 --set sft.gradient_checkpointing=true
     --set grpo.max_steps=4 --set grpo.gradient_checkpointing=true --set grpo.probe_on_failure=report"""
 """All stages of a run with the tiny model, through Unsloth."""
+SHORTER = """--set data.phantom.train=40 --set data.phantom.test=8 --set evaluate.limit=8 --set export.verify=4
+    --set sft.max_steps=2 --set sft.batch_size=4
+    --set grpo.max_steps=2 --set grpo.prompts_per_step=2 --set grpo.micro_batch=8"""
+"""What makes that run short enough for a pretended GPU."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def command(item: Item, seconds: float, folder: Path, options: argparse.Namespac
 def in_harness(words: Sequence[str]) -> list[str]:
     """The same command for the harness that pretends to have a GPU."""
     if words[:2] == ["-m", "toolkit"]:
-        return list(words[2:])
+        return [*words[2:], *SHORTER.split()]
     return ["-m", words[0].removeprefix("tests/").removesuffix(".py").replace("/", "."), *words[1:]]
 
 
