@@ -166,7 +166,8 @@ def _look(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, ask: Ask | N
     facts = _Facts(config=find_configuration(recipe.model))
     if (config := facts.config) is not None:
         facts.repository = find_repository(recipe.model, ask) if unsloth else None
-        kept, repository = (KEPT if unsloth else ()), facts.repository
+        repository = facts.repository
+        kept: Sequence[str] = KEPT if unsloth else ()
         if repository is not None and repository.kept is not None:
             kept = repository.kept
         facts.model = facts.tried("model", lambda: _architecture(config, kept))
