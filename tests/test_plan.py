@@ -189,10 +189,14 @@ def test_a_configuration_that_transformers_does_not_know_is_told(films: Path, tm
     assert "never_heard_of" in plan.unknown["model"]
 
 
-def test_four_bits_need_a_card(films: Path, tmp_path: Path) -> None:
-    recipe = recipe_on_files(tmp_path, films, {"model": {"precision": "4bit", "max_tokens": 256}})
-    assert "needs a CUDA device" in texts(make(recipe, None))
-    assert make(recipe, A5000).problems == []
+def test_four_bits_on_a_cpu_are_a_warning(films: Path, tmp_path: Path) -> None:
+    tables = {"model": {"precision": "4bit", "max_tokens": 256}, "sft": {"optimizer": "paged_adamw_8bit"}}
+    recipe = recipe_on_files(tmp_path, films, tables)
+    plan = make(recipe, None)
+    assert plan.problems == []
+    places = {finding.place for finding in plan.warnings}
+    assert {"[model] precision", "[sft] optimizer"} <= places
+    assert "[model] precision" not in {finding.place for finding in make(recipe, A5000).warnings}
 
 
 def test_rows_over_max_tokens_are_a_problem_that_names_them(films: Path, tmp_path: Path) -> None:

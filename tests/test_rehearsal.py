@@ -136,7 +136,7 @@ def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> 
     assert derived.run.report_to == ()
     assert derived.grpo is not None
     # 2 prompts x 4 completions: of the 6 a forward pass, what divides 8.
-    assert (derived.grpo.optimizer, derived.grpo.micro_batch) == ("adamw_torch", 2)
+    assert (derived.grpo.optimizer, derived.grpo.micro_batch) == ("adamw_8bit", 2)
     assert derived.export is not None
     only_export = make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[evaluate]\n[export]\n')
     assert rehearsal(only_export).export is None  # there is nothing to export without the adapter
@@ -272,6 +272,7 @@ def test_a_rehearsal_takes_some_of_its_own_rows_through_every_stage(
     run = find_run(chest / "runs" / "one.rehearsal")
     assert run.record("data")["rows"] == {"train": 16, "validation": 0, "test": 8}
     assert run.record("grpo")["steps"] == STEPS
+    assert run.recipe().model.precision == "4bit"
     assert run.recipe().grpo is not None
     assert run.recipe().grpo.generations == 2  # type: ignore[union-attr]
     assert (chest / "runs" / "one" / "mine.txt").is_file()

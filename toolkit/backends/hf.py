@@ -1,4 +1,4 @@
-"""The hf backend: transformers and peft on any device; 4-bit and 8-bit through bitsandbytes where CUDA is."""
+"""The hf backend: transformers and peft on any device, in 4 and 8 bits through bitsandbytes."""
 
 import copy
 import gc

@@ -17,6 +17,8 @@ from toolkit.recipe import Model, Recipe
 log = logging.getLogger(__name__)
 
 QUANTISED = ("4bit", "8bit")
+REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of ``bitsandbytes.nn.Linear4bit``."""
 ROOM = 1.25
 """A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
 
@@ -33,6 +35,9 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTISED:
         options["quantization_config"] = _quantisation(precision)
+        if not torch.cuda.is_available():
+            log.warning("precision = %r on a CPU: bitsandbytes' kernels for CPUs are slow, use it for tests", precision)
+            options["device_map"] = {"": "cpu"}
     if torch.cuda.is_available() and precision != "own":
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
@@ -48,6 +53,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise not_found(source, error) from error
+    _keep_trainable(loaded)
     if precision == "16bit" and loaded.dtype == torch.float32:
         log.warning("16bit: this GPU does not compute in bfloat16, so the weights are in float32, twice the memory")
     return _to_gpu_if_it_fits(loaded) if precision == "own" else loaded
@@ -189,10 +195,13 @@ def show_downloads_only() -> None:
 
 
 def _dtype(precision: str) -> torch.dtype | str:
-    """bfloat16 where the device computes in it. Gemma 3 overflows in float16, so that is never chosen."""
+    """bfloat16 where the device computes in it. Gemma 3 overflows in float16, so that is never chosen.
+
+    Quantised weights are multiplied in float32 on a CPU: bfloat16 is many times slower there without AVX512-BF16.
+    """
     if precision == "own":
         return "auto"
-    if precision == "32bit":
+    if precision == "32bit" or (precision in QUANTISED and not torch.cuda.is_available()):
         return torch.float32
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
@@ -200,13 +209,6 @@ def _dtype(precision: str) -> torch.dtype | str:
 
 
 def _quantisation(precision: str) -> BitsAndBytesConfig:
-    if not torch.cuda.is_available():
-        raise ModelError(
-            "4bit and 8bit need a CUDA device",
-            place="[model] precision",
-            value=precision,
-            remedy='Set precision = "auto", which takes 32bit on a CPU.',
-        )
     if precision == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -215,6 +217,18 @@ def _quantisation(precision: str) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_dtype(precision),
     )
+
+
+def _keep_trainable(model: Any) -> None:
+    """Have bitsandbytes keep its layout of 4-bit weights, from which gradients can be computed.
+
+    On CPUs with AVX512-BF16, bitsandbytes (0.50) packs the weights of a layer anew in its first evaluation, for a
+    faster kernel that has no backward pass and whose scales are rounded to bfloat16. Each layer has an attribute for
+    whether the CPU can do so.
+    """
+    for module in model.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
 
 
 def _attention(model: Model) -> str | None:

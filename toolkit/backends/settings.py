@@ -1,5 +1,6 @@
 """The recipe's SFT and GRPO sections as TRL's settings, and the check that nobody rewrote one."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from toolkit.backends.callbacks import PARTIAL
 from toolkit.errors import TrainingError
 from toolkit.recipe import Grpo, Optimisation, Recipe, Sft
 from toolkit.run import world_size
+
+log = logging.getLogger(__name__)
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """TRL normalises how these are written."""
@@ -110,6 +113,14 @@ def one_device(settings: Any) -> Any:
     return settings
 
 
+def optimizer_here(section: Optimisation) -> str:
+    """Return the optimizer that trains on this machine: paging moves state from GPU memory, so a CPU has none.
+
+    The update is that of the optimizer without paging.
+    """
+    return section.optimizer if torch.cuda.is_available() else section.optimizer.removeprefix("paged_")
+
+
 def mixed_precision(recipe: Recipe) -> bool:
     """Whether training computes in bfloat16: on a CUDA device that can, unless the recipe says 32bit."""
     if not torch.cuda.is_available() or recipe.model.precision == "32bit":
@@ -119,6 +130,11 @@ def mixed_precision(recipe: Recipe) -> bool:
 
 def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, Any]:
     run = job.recipe.run
+    optimizer = optimizer_here(section)
+    if optimizer != section.optimizer:
+        log.warning(
+            "optimizer = %r on a CPU: there is no GPU memory to page, so %r is used", section.optimizer, optimizer
+        )
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(job.folder / PARTIAL),
@@ -127,7 +143,7 @@ def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str,
         "lr_scheduler_type": section.schedule,
         "warmup_steps": section.warmup_steps,
         "weight_decay": section.weight_decay,
-        "optim": section.optimizer,
+        "optim": optimizer,
         "gradient_checkpointing": section.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if section.gradient_checkpointing else None,
         "logging_steps": run.log_steps,

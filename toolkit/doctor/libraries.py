@@ -162,7 +162,7 @@ def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
     if outcome.facts.get("cuda"):
         return Finding("bitsandbytes", "good", f"{_took(outcome)}, with its CUDA library: 4 and 8 bits work")
     if not gpu:
-        text = f"{_took(outcome)}, with its CPU library, since there is no GPU; 4 and 8 bits need one"
+        text = f"{_took(outcome)}, with its CPU library, since there is no GPU; 4 and 8 bits work, slowly"
         return Finding("bitsandbytes", "good", text)
     cause = find_cause(error, "bitsandbytes")
     text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason told'}): no 4 or 8 bits"

@@ -1,6 +1,7 @@
 """What of a plan's facts means that the run cannot work, or must be known before."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from toolkit.errors import MissingExtraError, ToolkitError
 from toolkit.llamacpp import require_for
@@ -68,16 +69,23 @@ def judge_questions(recipe: Recipe, asked: Tokens) -> Iterator[Finding]:
 
 
 def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
-    """Precisions that need a CUDA device where there is none."""
-    if gpu is None and recipe.model.precision in ("4bit", "8bit"):
-        text = f'"{recipe.model.precision}" needs a CUDA device, and there is none here'
-        remedy = (
-            'Run it on a machine with a GPU (`toolkit plan RECIPE --gpu 16` plans for one), or set precision = "auto".'
-        )
-        yield Finding("[model] precision", text, remedy)
-    if gpu is None and "8bit" in {section.optimizer[-4:] for section in (recipe.sft, recipe.grpo) if section}:
-        text = "an optimiser with 8-bit state needs a CUDA device, and there is none here"
-        yield Finding("[sft], [grpo] optimizer", text, 'Set optimizer = "adamw_torch".', certain=False)
+    """What bitsandbytes computes slowly on a CPU, or cannot compute because it is not installed."""
+    if gpu is not None:
+        return
+    wanted = {"[model] precision": recipe.model.precision} if recipe.model.precision in ("4bit", "8bit") else {}
+    for name, section in (("[sft]", recipe.sft), ("[grpo]", recipe.grpo)):
+        if section is not None and section.optimizer.endswith("8bit"):
+            wanted[f"{name} optimizer"] = section.optimizer
+    installed = find_spec("bitsandbytes") is not None
+    for place, value in wanted.items():
+        if not installed:
+            yield Finding(place, f'"{value}" needs bitsandbytes, which is not installed', "pip install bitsandbytes.")
+        elif value.startswith("paged_"):
+            text = f'"{value}" pages GPU memory, and there is no CUDA device here'
+            yield warning(place, text, f'"{value.removeprefix("paged_")}" is used, which makes the same updates.')
+        elif place == "[model] precision":
+            text = f'"{value}" is slow on a CPU, and there is no CUDA device here'
+            yield warning(place, text, "Run it on a machine with a GPU (`toolkit plan RECIPE --gpu 16` plans for one).")
 
 
 def judge_export(recipe: Recipe) -> Iterator[Finding]:

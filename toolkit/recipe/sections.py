@@ -92,7 +92,7 @@ class Model(Section):
     """``auto`` is unsloth for LoRA on a CUDA device where it is installed, except for ``tiny``, 32bit and several
     processes; else hf: transformers and peft."""
     precision: Literal["auto", "4bit", "8bit", "16bit", "32bit"] = "auto"
-    """4bit is bitsandbytes nf4 (CUDA only). ``auto``: 4bit for LoRA on CUDA, else 32bit."""
+    """4bit is bitsandbytes nf4, slow on a CPU. ``auto``: 4bit for LoRA on CUDA, otherwise 32bit."""
     tuning: Literal["lora", "full"] = "lora"
     adapter: Path | None = None
     """An earlier run's folder, or an adapter's, to start from."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Completion, Judge, TrainingJob
 from toolkit.backends.loading import architecture_of
+from toolkit.backends.settings import optimizer_here
 from toolkit.backends.sources import model_source
 from toolkit.backends.vllm import Machine, vllm_refusals
 from toolkit.errors import ModelError, TrainingError
@@ -78,6 +79,7 @@ def train_grpo(context: Context, *, probe_step: bool | None = None) -> Record:
     return {
         **record,
         "backend": backend.name,
+        "optimizer": optimizer_here(grpo),
         "rows": len(samples),
         "rows_left_out_each_epoch": left_over,
         "lengths": lengths.to_dict(),

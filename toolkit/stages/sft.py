@@ -4,6 +4,8 @@ import logging
 
 from toolkit.backends import choose_backend
 from toolkit.backends.base import TrainingJob
+from toolkit.backends.settings import optimizer_here
+from toolkit.recipe import Sft
 from toolkit.run import Record
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import check_lengths
@@ -48,6 +50,7 @@ def train_sft(context: Context, *, probe_step: bool | None = None) -> Record:
     return {
         **record,
         "backend": backend.name,
+        "optimizer": optimizer_here(recipe.sft or Sft()),
         "rows": len(samples),
         "lengths": lengths.to_dict(),
         "pictures": context.count_pictures(STAGE),

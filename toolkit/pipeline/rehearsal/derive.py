@@ -33,19 +33,26 @@ Changes = dict[str, Any]
 """Dotted key -> new value."""
 
 
-def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True) -> Recipe:
+def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
     """The recipe that is run in place of ``recipe`` to rehearse it; ``changed_keys`` tells what is different.
 
     Args:
         recipe: any recipe; it stays as it is.
         own_rows: work with some of its own rows; False: with practice data of its task.
         gguf: whether a GGUF can be written here; False: it is left out.
+        quantised: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
 
     Raises:
         RecipeError: places are to be written as the model's family does, and its name is of no family that is known.
     """
     rows = _rows(recipe) if own_rows else practice_changes(recipe, ROWS)
-    changes = {**_run(recipe), **_model(recipe), **rows, **_training(recipe), **_answers(recipe, gguf=gguf)}
+    changes = {
+        **_run(recipe),
+        **_model(recipe, quantised=quantised),
+        **rows,
+        **_training(recipe, quantised=quantised),
+        **_answers(recipe, gguf=gguf),
+    }
     settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
     return Recipe.model_validate(merge(recipe.model_dump(), settings))
 
@@ -58,7 +65,7 @@ def _run(recipe: Recipe) -> Changes:
     }
 
 
-def _model(recipe: Recipe) -> Changes:
+def _model(recipe: Recipe, *, quantised: bool) -> Changes:
     model, lora = recipe.model, recipe.lora
     low, high = TOKENS
     longest = max(low, min(high, TOKENS_A_TOKEN * model.max_tokens))
@@ -67,7 +74,7 @@ def _model(recipe: Recipe) -> Changes:
         "model.name": "tiny",
         "model.revision": None,
         "model.backend": "hf",
-        "model.precision": "32bit",
+        "model.precision": model.precision if quantised and model.precision in ("4bit", "8bit") else "32bit",
         "model.adapter": None,
         "model.max_tokens": model.max_tokens if model.name == "tiny" else longest,
         "model.attention": "auto" if model.attention == "flash_attention_2" else model.attention,
@@ -100,18 +107,19 @@ def _rows(recipe: Recipe) -> Changes:
     return changes | {f"data.limit_{split}": _least(getattr(data, f"limit_{split}"), ROWS[split]) for split in splits}
 
 
-def _training(recipe: Recipe) -> Changes:
+def _training(recipe: Recipe, *, quantised: bool) -> Changes:
     changes: Changes = {}
     if (sft := recipe.sft) is not None:
-        changes |= {**_optimisation("sft", sft), **_sft(sft)}
+        changes |= {**_optimisation("sft", sft, quantised=quantised), **_sft(sft)}
     if (grpo := recipe.grpo) is not None:
-        changes |= {**_optimisation("grpo", grpo), **_grpo(grpo)}
+        changes |= {**_optimisation("grpo", grpo, quantised=quantised), **_grpo(grpo)}
     return changes
 
 
-def _optimisation(name: str, section: Optimisation) -> Changes:
-    plain = section.optimizer if section.optimizer.startswith("adamw_torch") else "adamw_torch"
-    return {f"{name}.max_steps": _least(section.max_steps, STEPS), f"{name}.optimizer": plain}
+def _optimisation(name: str, section: Optimisation, *, quantised: bool) -> Changes:
+    kept = quantised or not section.optimizer.endswith("8bit")
+    optimizer = section.optimizer.removeprefix("paged_") if kept else "adamw_torch"  # a CPU has no GPU memory to page
+    return {f"{name}.max_steps": _least(section.max_steps, STEPS), f"{name}.optimizer": optimizer}
 
 
 def _sft(sft: Sft) -> Changes:

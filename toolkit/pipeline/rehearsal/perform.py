@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -72,7 +73,8 @@ def rehearse(
     no_rows, lacking = _look_for(recipe)
     no_gguf = _missing_extra(recipe)
     lacking = (*lacking, *no_gguf)
-    derived = rehearsal(recipe, own_rows=not no_rows, gguf=not no_gguf)
+    quantised = find_spec("bitsandbytes") is not None
+    derived = rehearsal(recipe, own_rows=not no_rows, gguf=not no_gguf, quantised=quantised)
     _refuse_nothing(derived)
 
     def prepare(wanted: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
