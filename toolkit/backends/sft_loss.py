@@ -116,7 +116,8 @@ def sliced_cross_entropy(  # noqa: PLR0913 (TRL's signature)
     hidden, targets = hidden_states[positions], shift_labels[positions]
     head = _Head(lm_head_weight, lm_head_bias, logit_scale, final_logit_softcapping)
     needed = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, *head[:2]))
-    loss, correct, entropy = _SlicedCrossEntropy.apply(hidden, *head, targets, needed)
+    sums = _SlicedCrossEntropy.apply(hidden, *head, targets, needed)  # type: ignore[no-untyped-call]
+    loss, correct, entropy = sums
     count = supervised.sum()
     if len(targets):  # otherwise the loss is 0, whatever it is divided by
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)

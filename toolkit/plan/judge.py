@@ -72,14 +72,18 @@ def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
     """What bitsandbytes computes slowly on a CPU, or cannot compute because it is not installed."""
     if gpu is not None:
         return
-    wanted = {"[model] precision": recipe.model.precision} if recipe.model.precision in ("4bit", "8bit") else {}
+    wanted: dict[str, str] = {}
+    if recipe.model.precision in ("4bit", "8bit"):
+        wanted["[model] precision"] = recipe.model.precision
     for name, section in (("[sft]", recipe.sft), ("[grpo]", recipe.grpo)):
         if section is not None and section.optimizer.endswith("8bit"):
             wanted[f"{name} optimizer"] = section.optimizer
     installed = find_spec("bitsandbytes") is not None
     for place, value in wanted.items():
         if not installed:
-            yield Finding(place, f'"{value}" needs bitsandbytes, which is not installed', "pip install bitsandbytes.")
+            yield Finding(
+                place, f'"{value}" needs bitsandbytes, which is not installed', "Install it: pip install bitsandbytes."
+            )
         elif value.startswith("paged_"):
             text = f'"{value}" pages GPU memory, and there is no CUDA device here'
             yield warning(place, text, f'"{value.removeprefix("paged_")}" is used, which makes the same updates.')
