@@ -175,8 +175,15 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
     return copies + sft_logits_bytes(model, setting)
 
 
+def fused_slice_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
+    """One float32 tensor of a slice of Unsloth's fused loss. Others do not slice, or in smaller pieces: 0."""
+    if setting.stage != "sft" or setting.backend != "unsloth":
+        return 0
+    return FLOAT * _fused_slice(model, setting, free) * model.vocabulary
+
+
 def largest_logits(model: Architecture, setting: Setting) -> int:
-    """The largest tensor of the loss that is not kept. That of sliced losses is counted with the slice."""
+    """The largest tensor of the loss that is not kept."""
     if setting.stage == "sft" or setting.backend == "unsloth":
         return largest_inner(model, setting)
     return FLOAT * setting.rows * setting.answer_tokens * model.vocabulary
@@ -188,8 +195,14 @@ def largest_inner(model: Architecture, setting: Setting) -> int:
 
 
 def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -> int:
-    """Unsloth's fused loss of SFT: all positions, in slices that it sizes by half of the free memory, at most 4 GiB
-    (``fused_losses/cross_entropy_loss.py``), beside the gradient of the hidden states.
+    """Unsloth's fused loss of SFT: all positions in slices, beside the gradient of the hidden states."""
+    gradient = setting.value * setting.rows * setting.tokens * model.language.width
+    return gradient + (setting.value + 3 * FLOAT) * _fused_slice(model, setting, free) * model.vocabulary
+
+
+def _fused_slice(model: Architecture, setting: Setting, free: int | None) -> int:
+    """Positions of a slice, which Unsloth sizes by half of the free memory, at most 4 GiB
+    (``fused_losses/cross_entropy_loss.py``).
     """
     positions = setting.rows * setting.tokens
     gradient = setting.value * positions * model.language.width
@@ -197,7 +210,7 @@ def _fused_loss_bytes(model: Architecture, setting: Setting, free: int | None) -
     budget = target - gradient if target > gradient else target
     quarters = positions * model.vocabulary * FUSED_BYTES / budget
     slices = 1 if quarters <= 1 else min(positions, 4 * math.ceil(quarters / 4))
-    return gradient + (setting.value + 3 * FLOAT) * -(-positions // slices) * model.vocabulary
+    return -(-positions // slices)
 
 
 def _sliced_logps_bytes(model: Architecture, setting: Setting) -> int:

@@ -96,8 +96,12 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
     pieces = _pieces(model, setting)
     free = None if usable is None else usable - CONTEXT - sum(kept.values())
     logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
+    # Slices of equal size follow each other: one of their blocks lies between others.
+    stray = max(
+        BLOCKS * activations.largest_logits(model, setting), activations.fused_slice_bytes(model, setting, free)
+    )
     return [
-        _moment("loss", {**kept, "logits": logits}, pieces + BLOCKS * activations.largest_logits(model, setting)),
+        _moment("loss", {**kept, "logits": logits}, pieces + stray),
         _moment("backward pass", {**kept, "layer": layer}, pieces + BLOCKS * activations.largest_inner(model, setting)),
     ]
 
