@@ -6,7 +6,6 @@ replace that answer, so that both paths are taken on any machine.
 
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Model, Recipe
 from toolkit.run import StopRequest
+from toolkit.stages import training
 from toolkit.stages.context import Context
 from toolkit.stages.grpo import make_judge, rewards_of
 from toolkit.stages.prompts import Prompts
@@ -111,9 +111,8 @@ def stop_after_the_first_step(patch: pytest.MonkeyPatch, stop: StopRequest) -> N
         def on_step_end(self, *_: Any, **__: Any) -> None:
             stop.join(signal.SIGINT)
 
-    module = sys.modules[train_sft.__module__]
-    callbacks = module.training_callbacks
-    patch.setattr(module, "training_callbacks", lambda *given: [Stop(), *callbacks(*given)])
+    plain = training.training_callbacks
+    patch.setattr(training, "training_callbacks", lambda *given: [Stop(), *plain(*given)])
 
 
 @pytest.mark.parametrize("avx512bf16", [False, True])
