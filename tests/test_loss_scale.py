@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,21 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
     assert record["memory"]["out_of_memory"] == 1
     assert [line.get("loss_scale") for line in lines_of(recipe)] == [SCALE / 2, None, SCALE / 4]
     assert record["skipped_steps"] == 2
+
+
+def test_a_skipped_step_that_is_made_again_counts_once() -> None:
+    """An error inside ``optimizer.step`` falls back to a checkpoint before steps that no line of the log has yet."""
+    reported: list[dict[str, float]] = []
+    report = Report(lambda step, steps, figures: reported.append(dict(figures)))
+    args, control = TrainingArguments(report_to="none", use_cpu=True), TrainerControl()
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    skipped = SimpleNamespace(step_was_skipped=True, scaler=scaler)
+    report.on_optimizer_step(args, TrainerState(global_step=1), control, optimizer=skipped)  # step 2
+    report.on_train_begin(args, TrainerState(global_step=1), control)
+    report.on_optimizer_step(args, TrainerState(global_step=1), control, optimizer=skipped)
+    report.on_optimizer_step(args, TrainerState(global_step=2), control, optimizer=skipped)
+    report.on_log(args, TrainerState(global_step=3), control, logs={"loss": 1.0})
+    assert reported[0]["skipped_steps"] == 2
 
 
 def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> None:

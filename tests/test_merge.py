@@ -130,8 +130,10 @@ def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path)
         compare_merged(merge, tmp_path)
 
 
-def test_an_adapter_beyond_plain_lora_is_left_to_peft() -> None:
-    assert plan_merge(adapted(tiny.FOLDER, use_dora=True)) is None
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])
+def test_an_adapter_beyond_plain_lora_is_left_to_peft(settings: dict[str, Any]) -> None:
+    """It changes the base's biases or weights in memory, which the base's files do not have."""
+    assert plan_merge(adapted(tiny.FOLDER, **settings)) is None
 
 
 @pytest.mark.parametrize("shape", sorted(set(SHAPE_OF.values())))

@@ -9,6 +9,7 @@ With TOOLKIT_TEST_BACKEND=unsloth (tests/unsloth_cpu, tests/test_unsloth_oom.py)
 import inspect
 import logging
 import os
+import shutil
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import torch
 from test_families import build
 from test_training import StopAfter, adapter_of, only, same
 from training import context_of, small_recipe
+from transformers import AutoModelForImageTextToText, Trainer
 
 from toolkit.backends.base import Sampling, TrainingJob
 from toolkit.backends.callbacks import checkpoints
@@ -196,6 +198,13 @@ def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_th
     assert (found["out_of_memory"], found["micro_batch"], found["accumulation"]) == (errors, 1, 4)
     assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
     assert record["resumed_from"] == "step-00000001"
+    assert "train_loss" in closing_of(begun)
+    assert "train_loss" not in closing_of(recovered)  # it would be that of the last start, divided by all steps
+
+
+def closing_of(recipe: Recipe) -> dict[str, Any]:
+    """The closing summary of the last start in metrics.jsonl."""
+    return [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "train_runtime" in line][-1]
 
 
 @pytest.mark.parametrize(("stage", "where"), [("sft", "backward"), ("grpo", "forward")])
@@ -539,6 +548,65 @@ def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
 
     patch.setattr(PolicyTrainer, "_generate_single_turn", spy)
     return lengths
+
+
+def test_a_checkpoint_that_was_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of("sft", tmp_path, "saved", run={"checkpoint_steps": 1})
+    plain, saved = Trainer._save_checkpoint, []
+
+    def save(self: Any, *args: Any, **options: Any) -> None:
+        saved.append(self.state.global_step)
+        plain(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
+        record = run(recipe, "sft")
+    assert record["memory"]["recoveries"][0]["continued_from"] == "step-00000001"
+    assert saved == [1, 2]
+
+
+def test_steps_that_recovery_leaves_out_of_the_log_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of("sft", tmp_path, "seldom", run={"log_steps": 2}, sft={"max_steps": 4})
+    with small_memory(monkeypatch, fits=1, gradients=True, spared=6):  # step 4 does not fit
+        run(recipe, "sft")
+    assert any("steps 3 to 3" in message for message in caplog.messages)
+    assert [line["step"] for line in lines_of(recipe)] == [2, 4]
+
+
+def test_a_stage_whose_weights_alone_are_missing_keeps_the_record_of_its_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("sft", tmp_path, "unwritten")
+    with small_memory(monkeypatch, fits=1, gradients=True):
+        first = run(recipe, "sft")
+    weights = adapter_of(recipe, "sft")
+    shutil.rmtree(recipe.run_folder / "stages" / "sft" / "weights")
+    record = run(recipe, "sft")
+    assert same(adapter_of(recipe, "sft"), weights)
+    assert record["resumed_from"] == "step-00000002"
+    assert record["memory"]["recoveries"] == first["memory"]["recoveries"]
+    assert record.keys() == first.keys()
+
+
+def test_errors_that_metrics_jsonl_lacks_are_in_its_next_line(tmp_path: Path) -> None:
+    recipe = recipe_of("sft", tmp_path, "unlogged")
+    Recovery(tmp_path, recipe, "sft").shrink(1, "pass", None, None)
+    again = Recovery(tmp_path, recipe, "sft")  # the run was interrupted before a line was written
+    assert again.figures()["out_of_memory"] == 1
+    assert again.figures() == {}
+
+
+def test_a_model_that_does_not_fit_the_gpu_is_an_error_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", fail)
+    with pytest.raises(ModelError, match=r"must hold the model.*4bit"):
+        HfBackend().load(recipe_of("sft", tmp_path, "large"), None, trainable=True)
 
 
 def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:

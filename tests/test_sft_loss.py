@@ -124,6 +124,14 @@ def test_a_batch_without_supervision_in_a_step_without_any_has_a_loss_of_zero() 
     assert all(not gradient.any() for gradient in made.values())
 
 
+def test_the_trainer_of_several_processes_may_scale_the_loss_in_place() -> None:
+    given = inputs(torch.float32)
+    loss, *_ = sft_loss.sliced_cross_entropy(**given, chunk_size=256, labels=targets("none"))
+    loss *= 2
+    loss.backward()
+    assert given["hidden_states"].grad is not None
+
+
 def test_parts_divided_by_the_positions_of_the_step_add_up_to_the_whole() -> None:
     given, labels = inputs(torch.float32), targets("all")
     count = ROWS * (LENGTH - 1)

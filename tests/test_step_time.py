@@ -62,7 +62,7 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    clock = iter([0.0, 50.0, 60.0, 70.0, 75.0, 95.0])
+    clock = iter([0.0, 0.0, 50.0, 60.0, 80.0, 580.0, 600.0])
     monkeypatch.setattr(step_time, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with context_of(small_recipe(tmp_path)) as context:
         times = StepTimes(replace(context, progress=lambda what, done, total, note="": notes.append(note)), "sft")
@@ -70,13 +70,12 @@ def test_the_preflight_step_replaces_the_plan_until_a_step_is_measured(
         begin(times, step=4, steps=10)
         assert len(notes) == 1
         assert "2 min 0 s" in notes[0]  # 6 steps of 20 s
-        for _ in range(3):
-            times.on_step_begin(*given(4, 10))
+        for _ in range(4):
             times.on_step_end(*given(4, 10))
         begin(times, step=4, steps=10)  # another trainer continues
     assert len(notes) == 1
-    assert times.measured == 15.0  # 10 and 20: the first step, which took 50, may have compiled
-    assert times.record() == {"planned": None, "preflight": 20.0, "measured": 15.0}
+    assert times.measured == 20.0  # of 10, 20 and 500: the first step, which took 50, may have compiled
+    assert times.record() == {"planned": None, "preflight": 20.0, "measured": 20.0}
 
 
 def refuse(what: str, done: int, total: int, note: str = "") -> None:

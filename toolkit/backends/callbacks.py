@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,23 +97,17 @@ class LastStep(TrainerCallback):
 
     Attributes:
         whole: the parameters are those of the last finished step, not changed by half of the next one.
-        seconds: how long each finished step took.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self.whole, self.seconds = True, list[float]()
-        self._begun = 0.0
+        self.whole = True
         self._keep(trainer.state)
         trainer.add_callback(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer before its first step, with what it loaded from a checkpoint."""
         self._keep(state)
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer before a step's first pass."""
-        self._begun = time.monotonic()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -124,7 +117,6 @@ class LastStep(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after ``optimizer.step`` and the scheduler's."""
-        self.seconds.append(time.monotonic() - self._begun)
         self._keep(state)
         self.whole = True
 
@@ -155,6 +147,7 @@ class Report(TrainerCallback):
     ``skipped_steps`` and ``loss_scale`` instead.
 
     TRL counts the tokens of SFT (``num_tokens``) from zero in each start; here they are counted over the whole stage.
+    The closing summary of a resumed training has no means: transformers divides the sums of this start by all steps.
     """
 
     def __init__(
@@ -163,14 +156,18 @@ class Report(TrainerCallback):
         notes: Callable[[], Mapping[str, float]] = dict[str, float],
     ) -> None:
         self.report, self.notes = report, notes
-        self._skipped: dict[str, float] = {}
+        self._skipped: dict[int, float] = {}
+        """Skipped steps that the log does not have yet -> the scale from there on."""
         self._tokens_before = 0.0
+        self._resumed = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer before its first step, with what it loaded from a checkpoint."""
         counted = state.num_input_tokens_seen > 0  # GRPO's tokens are part of the checkpoint
         earlier = [float(entry["num_tokens"]) for entry in state.log_history if "num_tokens" in entry]
         self._tokens_before = earlier[-1] if earlier and not counted else 0.0
+        self._skipped = {step: scale for step, scale in self._skipped.items() if step <= state.global_step}
+        self._resumed = state.global_step > 0
 
     def on_optimizer_step(
         self,
@@ -188,7 +185,7 @@ class Report(TrainerCallback):
         if not getattr(optimizer, "step_was_skipped", False):
             return
         step, scale = state.global_step + 1, float(optimizer.scaler.get_scale())
-        self._skipped = {"skipped_steps": self._skipped.get("skipped_steps", 0.0) + 1, "loss_scale": scale}
+        self._skipped[step] = scale
         log.info(
             "step %d: gradients overflow in float16, optimizer step skipped; loss scale %g from here on", step, scale
         )
@@ -214,15 +211,19 @@ class Report(TrainerCallback):
         if "num_tokens" in figures:
             figures["num_tokens"] += self._tokens_before
             state.log_history[-1]["num_tokens"] = figures["num_tokens"]  # a later start counts on from here
+        if self._resumed:
+            figures = {name: value for name, value in figures.items() if name not in _MEANS}
         if self._skipped:
             overflown = [name for name in _CHECKED if not math.isfinite(figures.get(name, 0.0))]
-            figures = {name: value for name, value in figures.items() if name not in overflown} | self._skipped
+            figures = {name: value for name, value in figures.items() if name not in overflown}
+            figures |= {"skipped_steps": float(len(self._skipped)), "loss_scale": self._skipped[max(self._skipped)]}
             self._skipped = {}
         _check_finite(figures, state.global_step)
         self.report(state.global_step, state.max_steps, {**figures, **self.notes()})
 
 
 _CHECKED = ("loss", "grad_norm")
+_MEANS = ("train_loss", "train_samples_per_second", "train_steps_per_second")
 
 
 def _check_finite(figures: Mapping[str, float], step: int) -> None:

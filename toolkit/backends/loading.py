@@ -27,7 +27,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     """The weights in ``source`` as ``precision_of`` says, on the GPU where there is one.
 
     Raises:
-        ModelError: they cannot be had, or not in this precision on this machine.
+        ModelError: they cannot be had, or not in this precision on this machine, or they do not fit the GPU.
     """
     show_downloads_only()
     refuse_blind_attention(source, model)
@@ -51,6 +51,8 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             value=str(error).strip().splitlines()[0][:200],
             remedy="Install it, or choose another precision or attention.",
         ) from error
+    except torch.OutOfMemoryError as error:
+        raise too_large(source) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise not_found(source, error) from error
     _keep_trainable(loaded)
@@ -157,6 +159,16 @@ def not_found(source: str, error: Exception) -> ModelError:
         place=f"[model] name = {source!r}",
         value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
         remedy="Check the name; a gated model needs `hf auth login`; offline, download it once and give its folder.",
+    )
+
+
+def too_large(source: str) -> ModelError:
+    """Return the error for a model that does not fit the GPU."""
+    return ModelError(
+        "the GPU must hold the model",
+        place=f"[model] name = {source!r}",
+        value="out of memory while loading it",
+        remedy='End other programs that use the GPU, set model.precision = "4bit", or take a smaller model.',
     )
 
 

@@ -1,9 +1,9 @@
 """Merging a LoRA adapter into the base's own files, shard by shard, and comparing what was written.
 
 No second model is built: one shard of the base is in memory at a time, on the CPU, so a 16-bit base that does not fit
-the GPU is merged too. Names, dtypes and the division into shards stay those of the base's files. transformers' table of
-renamings says which stored tensor a layer of the model is loaded from (Gemma 3: ``vision_tower.encoder`` is loaded from
-``vision_tower.vision_model.encoder``).
+the GPU is merged too. Names and the division into shards stay those of the base's files, and dtypes unless the recipe
+loads the base in another precision. transformers' table of renamings says which stored tensor a layer of the model is
+loaded from (Gemma 3: ``vision_tower.encoder`` is loaded from ``vision_tower.vision_model.encoder``).
 
 peft's own ``merge_and_unload`` remains for what this module does not do: adapters beyond plain LoRA on linear layers,
 bases without safetensors, and bases that were dequantised.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
@@ -40,6 +40,8 @@ DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float1
 """What safetensors calls a dtype."""
 NAMED = 3
 """Matrices that an error names."""
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+"""Values of ``init_lora_weights`` with which peft leaves the base's parameters as they are."""
 FLOAT32 = 2e-6
 """What the order of float32 sums may change, relative to the sum of absolute values."""
 
@@ -99,6 +101,7 @@ def plan_merge(model: PeftModel) -> Merge | None:
     """
     base = model.get_base_model()
     try:
+        _check_plain(model.peft_config[ADAPTER])
         folder, files = _base_files(base.config)
         adapted = dict(_factors(base))
         brought = dict(_brought(base))
@@ -201,6 +204,16 @@ def _merged(merge: Merge, name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name in merge.factors:
         tensor = tensor.float() + merge.factors[name].update().reshape(tensor.shape)
     return tensor.to(dtype)
+
+
+def _check_plain(config: Any) -> None:
+    """Raise if the adapter changes more of the base than the products B A: that would be missing from the files."""
+    if config.peft_type != PeftType.LORA:
+        raise _NotPlainError(f"the adapter is {config.peft_type.value}, not LoRA")
+    if config.bias != "none":
+        raise _NotPlainError(f"the adapter trains biases (bias = {config.bias!r})")
+    if config.init_lora_weights not in PLAIN_STARTS:
+        raise _NotPlainError(f"peft changes the base for init_lora_weights = {config.init_lora_weights!r}")
 
 
 def _base_files(config: Any) -> tuple[Path, tuple[str, ...]]:

@@ -16,11 +16,10 @@ class AtOnce:
     Attributes:
         most: the limit; None: there is none yet.
         errors: the number of out-of-memory errors so far.
-        exhausted: one completion did not fit.
     """
 
     def __init__(self, most: int | None = None, notify: Callable[[int], None] | None = None) -> None:
-        self.most, self.errors, self.exhausted = most, 0, False
+        self.most, self.errors = most, 0
         self._notify = notify
 
     def of(self, rows: int) -> int:
@@ -31,7 +30,6 @@ class AtOnce:
         """Note that ``rows`` did not fit, and halve the limit. Return False if ``rows`` was 1."""
         self.errors += 1
         if rows <= 1:
-            self.exhausted = True
             return False
         self.most = (rows + 1) // 2
         if self._notify is not None:

@@ -136,7 +136,7 @@ class _EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 
 class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
-    """See the module. Its first batch shows whether pictures count in the log-probabilities that are trained on.
+    """See the module. Its first batch shows whether images count in the log-probabilities that are trained on.
 
     Attributes:
         rollout: completions per ``generate`` call.

@@ -184,7 +184,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 here = made if made.hidden is None else made._replace(hidden=made.hidden[part])
                 sums += _slice(_Head(weight, bias, scale, cap), hidden[part], targets[part, None], here)
         ctx.save_for_backward(*made)
-        loss, correct, entropy = sums.unbind()
+        loss, correct, entropy = (one.clone() for one in sums)  # a view must not be changed in place by the trainer
         ctx.mark_non_differentiable(correct, entropy)
         return loss, correct, entropy
 

@@ -30,7 +30,10 @@ class Recovery:
     Attributes:
         sizes: those in force.
         errors: one record per error: step, during, the sizes since, and where training continued.
+        logged: the number of errors that metrics.jsonl has.
     """
+
+    logged = 0
 
     def __init__(self, folder: Path, recipe: Recipe, stage: str) -> None:
         self.recipe, self.stage = recipe, stage
@@ -38,7 +41,6 @@ class Recovery:
         self.sizes, self.errors = recipe_sizes(recipe, stage), list[Record]()
         if self._file.is_file():
             self._read(read_json(self._file))
-        self._logged = len(self.errors)
 
     def rollout(self) -> AtOnce:
         """Return the limit of completions per ``generate`` call, which notes here each time that it is halved."""
@@ -81,7 +83,7 @@ class Recovery:
 
     def figures(self) -> dict[str, float]:
         """Return what the next line of metrics.jsonl must say: nothing, or the new errors and the sizes in force."""
-        new, self._logged = len(self.errors) - self._logged, len(self.errors)
+        new, self.logged = len(self.errors) - self.logged, len(self.errors)
         if not new:
             return {}
         sizes = {name: float(value) for name, value in _to_json(self.sizes).items() if value is not None}

@@ -1,5 +1,6 @@
 """Seconds of an optimizer step in a training stage: planned, of the preflight step, and measured."""
 
+import statistics
 import time
 from typing import Any
 
@@ -25,17 +26,21 @@ class StepTimes(TrainerCallback):
 
     That time comes from the plan, and from the preflight step once it was made. With the first finished step the
     progress bar measures on its own.
+
+    A step is measured from the end of the one before. Its rows are opened before the trainer announces it, and a GPU
+    still works on it when the trainer announces its end.
     """
 
     def __init__(self, context: Context, stage: str) -> None:
         self.context, self.stage = context, stage
         self.planned = planned_seconds(context.run, stage)
         self.preflight: float | None = None
-        self._begun: float | None = None
+        self._since = time.monotonic()
         self._steps: list[float] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer before its first step."""
+        self._since = time.monotonic()
         left = state.max_steps - state.global_step
         if self._steps:
             return  # another trainer continues after an out-of-memory error
@@ -48,14 +53,11 @@ class StepTimes(TrainerCallback):
             return
         self.context.progress(self.stage, state.global_step, state.max_steps, note)
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer before each optimizer step."""
-        self._begun = time.monotonic()
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after each optimizer step, before it saves a checkpoint."""
-        if self._begun is not None:
-            self._steps.append(time.monotonic() - self._begun)
+        now = time.monotonic()
+        self._steps.append(now - self._since)
+        self._since = now
 
     def note_preflight(self, seconds: float) -> None:
         """Take the duration of the preflight step, which is one whole step on the longest rows."""
@@ -63,9 +65,9 @@ class StepTimes(TrainerCallback):
 
     @property
     def measured(self) -> float | None:
-        """Mean seconds of the steps of this start. The first one, which may compile, counts only if it is alone."""
+        """Median seconds of the steps of this start. The first one, which may compile, counts only if it is alone."""
         steps = self._steps[1:] or self._steps
-        return sum(steps) / len(steps) if steps else None
+        return statistics.median(steps) if steps else None
 
     def record(self) -> Record:
         """Return ``planned`` (two ends), ``preflight`` and ``measured``, each null if it is not known."""

@@ -106,7 +106,7 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare) -> R
     start = last_checkpoint(folder)
     if start and _is_finished(start):
         backend.restore(held.policy, start)  # only the weights are missing; transformers would train one step more
-        record: Record = {"steps": _step_of(start), "seconds": 0.0, "resumed_from": start.name}
+        record = _trained_earlier(context, stage, start)
     else:
         with _tracked(context, stage):
             record = _train(context, stage, backend, held, job)
@@ -141,12 +141,29 @@ class _Outcome:
     whole: bool
 
 
+def _trained_earlier(context: Context, stage: str, last: Path) -> Record:
+    """Return the record of a stage that was interrupted after its last step, before its weights were written."""
+    unmeasured = dict.fromkeys(gpu_peaks())
+    return {
+        "steps": _step_of(last),
+        "seconds": 0.0,
+        "seconds_per_step": StepTimes(context, stage).record(),
+        "skipped_steps": _logged(context, stage, "skipped_steps"),
+        "resumed_from": last.name,
+        "memory": {
+            **unmeasured,
+            **Recovery(context.run.stage_folder(stage), context.recipe, stage).to_record(),
+            "preflight": None,
+        },
+    }
+
+
 def _train(context: Context, stage: str, backend: Backend, held: _Held, job: TrainingJob) -> Record:
     """Preflight, then one trainer after another until one reaches the end."""
     folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
     plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
     resumed, begun = last_checkpoint(folder), time.monotonic()
-    _forget_steps(context, stage, _step_of(resumed))
+    _forget_steps(context, stage, _step_of(resumed), recovery)
     build = backend.sft_trainer if stage == "sft" else backend.grpo_trainer
     times = StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
@@ -176,19 +193,18 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
         start = last_checkpoint(folder)  # the one just written, if the step's parameters were whole
         during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.whole else "optimizer step"
         recovery.shrink(max(outcome.step, _step_of(start)) + 1, during, start.name if start else None, plan)
-        _forget_steps(context, stage, _step_of(start))
+        _forget_steps(context, stage, _step_of(start), recovery)
         context.stop.check(_saved(stage, start))
         held.reload()
     _check_end(context, stage, outcome)
     together.meet()
     if is_main():
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    skipped = sum(line.get("skipped_steps", 0) for line in context.run.metrics() if line["stage"] == stage)
     return {
         "steps": outcome.steps,
         "seconds": round(time.monotonic() - begun, 1),
         "seconds_per_step": times.record(),
-        "skipped_steps": int(skipped),
+        "skipped_steps": _logged(context, stage, "skipped_steps"),
         "resumed_from": resumed.name if resumed else None,
         "memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
     }
@@ -222,9 +238,21 @@ def _use_one_trainer(
             )
         trainer.model.zero_grad()
         if last.whole and step > _step_of(start):
-            last.save()
-            fits = step == trainer.state.max_steps  # out of memory after the last step: nothing is left to train
+            if _step_of(last_checkpoint(job.folder)) < step:
+                _warn_unlogged(trainer, start)
+                last.save()
+            fits = step == trainer.state.max_steps
+            if fits:
+                log.warning("step %d: out of memory after the last optimizer step, which is saved", step)
     return _Outcome(step, trainer.state.max_steps, fits, last.whole)
+
+
+def _warn_unlogged(trainer: Any, start: Path | None) -> None:
+    """Warn if ``run.log_steps`` is above 1 and the last finished steps are in no line of metrics.jsonl."""
+    lines = [int(line["step"]) for line in trainer.state.log_history]
+    logged, step = max([_step_of(start), *lines]), trainer.state.global_step
+    if logged < step:
+        log.warning("steps %d to %d: their figures are not logged, and num_tokens lacks them", logged + 1, step)
 
 
 def _saved(stage: str, start: Path | None) -> str:
@@ -243,12 +271,18 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
         )
 
 
-def _forget_steps(context: Context, stage: str, step: int) -> None:
+def _forget_steps(context: Context, stage: str, step: int, recovery: Recovery) -> None:
     """Take the steps after ``step``, which are made again, out of metrics.jsonl."""
     if is_main() and (count := context.run.forget_metrics(stage, step)):
         log.warning(
             "%s: %d lines of metrics.jsonl after step %d are removed: these steps are made again", stage, count, step
         )
+    recovery.logged = _logged(context, stage, "out_of_memory")
+
+
+def _logged(context: Context, stage: str, name: str) -> int:
+    """Return the sum of a count over the stage's lines of metrics.jsonl."""
+    return int(sum(line.get(name, 0) for line in context.run.metrics() if line["stage"] == stage))
 
 
 def _is_finished(checkpoint: Path) -> bool:

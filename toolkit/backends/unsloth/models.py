@@ -16,7 +16,7 @@ from unsloth import FastVisionModel
 from unsloth.models.loader_utils import get_model_name
 
 from toolkit.backends import adapter
-from toolkit.backends.loading import not_found, show_downloads_only
+from toolkit.backends.loading import not_found, show_downloads_only, too_large
 from toolkit.backends.unsloth.options import Loading, load_options
 from toolkit.errors import ModelError
 from toolkit.recipe import Recipe
@@ -51,8 +51,8 @@ def load_model(recipe: Recipe, source: str, adapted: Path | None, loading: Loadi
 def _load(recipe: Recipe, name: str, source: str, loading: Loading) -> Any:
     try:
         model, _ = FastVisionModel.from_pretrained(**load_options(recipe, name, loading))
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise too_large(source) from error
     except (OSError, ValueError, RuntimeError, ImportError, NotImplementedError) as error:
         raise not_found(source, error) from error
     loaded = str(getattr(model.config, "_name_or_path", source))
