@@ -15,6 +15,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("contract"),  # one process of pytest has the fixture, which takes a minute
     pytest.mark.skipif(find_spec("unsloth") is None, reason="unsloth is not installed here"),
 ]
 

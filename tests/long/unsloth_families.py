@@ -49,7 +49,6 @@ def qwen3_5(folder: Path, data: Path) -> Path:
 def small_images(model: Path, **more: Any) -> dict[str, dict[str, Any]]:
     return {
         "model": {"name": str(model), "max_tokens": 400, **more},
-        "data": {"phantom": {"kind": "chest", "train": 16, "test": 4, "size": 56}},
         "images": {"max_side": 56},
     }
 

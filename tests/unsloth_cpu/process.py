@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from toolkit.run import RunFolder
 RUN = Path(__file__).with_name("run.py")
 ROOT = RUN.parents[2]
 MOST_SECONDS = 1800
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,13 @@ class Done:
     counts: Mapping[str, int]
 
 
-def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: str = "", oom: str = "") -> Done:
+def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: Path | None = None, oom: str = "") -> Done:
     """Run the recipe's stages on the pretended GPU.
 
     Args:
         recipe: what to run; it is written beside its run folder.
         gpu: a key of ``gpu.GPUS``.
-        stop_at: the process gets SIGINT once it prints this.
+        stop_at: the process gets SIGINT once this file or folder exists.
         oom: errors of GPU memory to inject, as ``oom`` takes them.
     """
     recipe.run.folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: str = "", oom: str = "") -
     return run_program(["run", str(file)], recipe.run.folder / "counts.json", gpu, stop_at=stop_at, oom=oom)
 
 
-def run_program(arguments: list[str], counts: Path, gpu: str, *, stop_at: str = "", oom: str = "") -> Done:
+def run_program(arguments: list[str], counts: Path, gpu: str, *, stop_at: Path | None = None, oom: str = "") -> Done:
     """Run ``run.py`` with these arguments; ``counts`` receives the stand-ins' counts. See ``run_toolkit``."""
     environment = {
         **os.environ,
@@ -52,24 +54,30 @@ def run_program(arguments: list[str], counts: Path, gpu: str, *, stop_at: str = 
         "HF_HUB_OFFLINE": "1",
     }
     counts.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-u", str(RUN), *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if stop_at and stop_at in line:
-            process.send_signal(signal.SIGINT)
-            stop_at = ""
-    status = process.wait(timeout=MOST_SECONDS)
+    printed = counts.with_suffix(".out")
+    with printed.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(RUN), *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out
+        )
+        try:
+            status = _wait(process, stop_at)
+        finally:
+            process.kill()
     found = json.loads(counts.read_text(encoding="utf-8")) if counts.is_file() else {}
-    return Done(status, "".join(lines), found)
+    return Done(status, printed.read_text(encoding="utf-8", errors="replace"), found)
+
+
+def _wait(process: subprocess.Popen[bytes], stop_at: Path | None) -> int:
+    """Return the exit status; SIGINT is sent when ``stop_at`` appears."""
+    end = time.monotonic() + MOST_SECONDS
+    while (status := process.poll()) is None:
+        if time.monotonic() > end:
+            raise subprocess.TimeoutExpired(process.args, MOST_SECONDS)
+        if stop_at is not None and stop_at.exists():
+            process.send_signal(signal.SIGINT)
+            stop_at = None
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return status
 
 
 def figures(recipe: Recipe, stage: str, name: str) -> list[float]:

@@ -5,6 +5,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,21 +113,24 @@ class UnslothBackend:
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
         if _is_hfs(policy):
-            return self._hf.generate(policy, rows, sampling)
+            with _rewritten(policy):
+                return self._hf.generate(policy, rows, sampling)
         with _asking(policy.model):
             return generate(policy, rows, sampling)
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""
         if _is_hfs(policy):
-            return self._hf.answer_loss(policy, row)
+            with _rewritten(policy):
+                return self._hf.answer_loss(policy, row)
         with _computing(policy):
             return answer_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""
         if _is_hfs(policy):
-            return self._hf.log_probs(policy, rows, answers)
+            with _rewritten(policy):
+                return self._hf.log_probs(policy, rows, answers)
         with _computing(policy):
             return log_probs(policy, rows, answers)
 
@@ -168,6 +172,18 @@ def _computing(policy: Policy) -> Iterator[None]:
     """As ``_asking``, in the half precision that training computes in."""
     half = half_precision(policy)
     with _asking(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
+        yield
+
+
+@contextmanager
+def _rewritten(policy: Policy) -> Iterator[None]:
+    """As a model that transformers loaded must compute after Unsloth has rewritten its classes.
+
+    Once Unsloth has loaded a Gemma 3 on a GPU without bfloat16, the norms of every Gemma 3 in the process give float16,
+    which a layer in another dtype only takes under autocast. Unsloth generates so itself.
+    """
+    forced = os.environ.get("UNSLOTH_FORCE_FLOAT32") == "1"
+    with torch.autocast(policy.model.device.type, torch.float16, enabled=forced):
         yield
 
 
