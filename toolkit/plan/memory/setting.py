@@ -90,12 +90,6 @@ class Setting:
         """Bytes of an activation."""
         return 2 if self.mixed else 4
 
-    def tower_value(self, *, autocast: bool, layer_norm: bool) -> int:
-        """Bytes of an activation of the vision tower. Autocast makes the output of a LayerNorm float32, and a quantised
-        layer answers in the type that it is given (bitsandbytes' ``Linear4bit``), so that all of it becomes float32.
-        """
-        return 4 if autocast and layer_norm and self.precision in QUANTISED else self.stored
-
     @property
     def stored(self) -> int:
         """Bytes of a weight that is not quantised: bfloat16, or float32 without it (``backends.loading``)."""

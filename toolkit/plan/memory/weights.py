@@ -43,6 +43,20 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
     return parts[0], parts[1]
 
 
+def quantises_tower(model: Architecture, setting: Setting) -> bool:
+    """Whether layers of the vision tower are quantised."""
+    return setting.precision in QUANTISED and model.tower_quantised
+
+
+def tower_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
+    """Bytes of an activation of the vision tower. Autocast makes the output of a LayerNorm float32. A layer in 16 bits
+    casts that back; a quantised one answers in the type that it is given (bitsandbytes' ``Linear4bit``), so that all
+    of the tower becomes float32.
+    """
+    normed = autocast and model.vision is not None and model.vision.layer_norm
+    return FLOAT if normed and quantises_tower(model, setting) else setting.stored
+
+
 def dequantised_bytes(model: Architecture, setting: Setting) -> int:
     """Bytes of the largest quantised matrix in the type that it is multiplied in: bitsandbytes makes it anew for each
     product (``MatMul4Bit``).
