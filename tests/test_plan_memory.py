@@ -294,6 +294,8 @@ def test_a_card_without_bfloat16_takes_float32_beside_the_four_bits() -> None:
     model = architecture("medgemma_4b")
     with_it, without = (sum(weights.weight_bytes(model, replace(SFT, bf16=bf16))) for bf16 in (True, False))
     assert without - with_it == 2 * (model.parameters - model.quantised)
+    by_unsloth = replace(SFT, backend="unsloth", bf16=False)
+    assert sum(weights.weight_bytes(model, by_unsloth)) == with_it
 
 
 def test_a_kl_reference_is_a_second_adapter_or_a_second_model() -> None:

@@ -69,9 +69,9 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
             tokens = fullest_row(recipe, model)
             asked = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
             for dtype in DTYPES:
+                if (backend, dtype) == ("unsloth", "float32"):
+                    continue  # float16 takes the same bytes; where Gemma overflows, modules of Unsloth's own run
                 settings = memory_settings(asked, model, tokens, bf16=dtype == "bfloat16")
-                if dtype == "float32" and settings == memory_settings(asked, model, tokens, bf16=True):
-                    continue  # float16 in the place of bfloat16: the same bytes
                 for stage, setting in settings.items():
                     if not setting.trains or chosen.stage not in (None, stage):
                         continue

@@ -92,8 +92,15 @@ class Setting:
 
     @property
     def stored(self) -> int:
-        """Bytes of a weight that is not quantised: bfloat16, or float32 without it (``backends.loading``)."""
+        """Bytes of a number outside of autocast: bfloat16, or float32 without it (``backends.loading``)."""
         return 2 if self.mixed else 4
+
+    @property
+    def held(self) -> int:
+        """Bytes of a weight that is not quantised. Unsloth holds float16 where it computes in float32
+        (``patch_model_and_tokenizer`` of unsloth_zoo 2026.10.7).
+        """
+        return 2 if self.backend == "unsloth" and self.precision != "32bit" else self.stored
 
     @property
     def tokens(self) -> int:
