@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fake_cuda.trace import Spec, trace
 from toolkit.plan.counting import build_architecture
 from toolkit.plan.gpu import usable_bytes
 from toolkit.plan.memory import RowSize, Setting
+from toolkit.plan.prequantised import KEPT
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/plan/shapes"
@@ -158,8 +160,11 @@ def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
-def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace() -> None:
-    """Two layers of each stack at their real widths; tests/benchmarks/bench_memory.py has the shipped recipes."""
+@pytest.mark.parametrize(("backend", "kept"), [("hf", ()), ("unsloth", KEPT)])
+def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
+    """Two layers of each stack at their real widths, with a vision tower in 4 bits on hf and in 16 on unsloth;
+    tests/benchmarks/bench_memory.py has the shipped recipes.
+    """
     fields = json.loads((SHAPES / "medgemma_4b.json").read_text(encoding="utf-8"))
     fields["text_config"] |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
     fields["vision_config"]["num_hidden_layers"] = 2
@@ -173,9 +178,11 @@ def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace() -> N
         optimizer="paged_adamw_8bit",
         concurrent=8,
         answer_tokens=128,
+        backend=backend,
     )
     usable = usable_bytes(16)
     traced = trace(Spec(fields, setting, usable))
-    assert compare(build_architecture(fields), setting, usable, traced).broken == ()
-    unchecked = dataclasses.replace(setting, concurrent=4)
-    assert compare(build_architecture(fields), unchecked, usable, traced).broken != ()
+    model = build_architecture(fields, kept)
+    assert compare(model, setting, usable, traced).broken == ()
+    fewer = dataclasses.replace(setting, concurrent=4)
+    assert compare(model, fewer, usable, traced).broken != ()

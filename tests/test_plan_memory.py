@@ -23,6 +23,7 @@ from toolkit.plan.gpu import usable_bytes
 from toolkit.plan.loads import planned_precision
 from toolkit.plan.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
 from toolkit.plan.memory.knobs import _completions, _pictures
+from toolkit.plan.prequantised import KEPT
 from toolkit.recipe import Lora, Model
 
 TARGETS = Lora().targets
@@ -34,6 +35,11 @@ GRPO = replace(SFT, stage="grpo", concurrent=8, answer_tokens=128)
 
 def architecture(name: str) -> Architecture:
     return build_architecture(shape_fields(name))
+
+
+def by_unsloths_rule(name: str) -> Architecture:
+    """With the vision tower in 16 bits."""
+    return build_architecture(shape_fields(name), KEPT)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +117,21 @@ def test_a_model_in_four_bits_takes_the_bytes_that_transformers_loads(tmp_path: 
     assert sum(weights.weight_bytes(build_architecture(fields), SFT)) == loaded + scales
 
 
+@pytest.mark.parametrize(
+    ("name", "unsloth", "quantised"), [("medgemma_4b", 2, 4), ("qwen2_vl_2b", 2, 4), ("qwen2_5_vl_3b", 2, 2)]
+)
+def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
+    name: str, unsloth: int, quantised: int
+) -> None:
+    """A layer in 16 bits casts what the LayerNorm gives it. Qwen2.5-VL's norms keep the type themselves."""
+    kept, packed = by_unsloths_rule(name), architecture(name)
+    assert (weights.quantises_tower(kept, SFT), weights.quantises_tower(packed, SFT)) == (False, True)
+    assert weights.tower_value(kept, SFT, autocast=True) == unsloth
+    assert weights.tower_value(packed, SFT, autocast=True) == quantised
+    assert {weights.tower_value(model, SFT, autocast=False) for model in (kept, packed)} == {2}
+    assert weights.weight_bytes(kept, SFT)[1] == 2 * kept.vision_parameters
+
+
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("precision", ["16bit", "32bit"])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
@@ -146,16 +167,14 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
 
 
 def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None:
-    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out. In 4 bits under
-    autocast the tower computes in float32, since its LayerNorms do.
-    """
-    model = architecture("medgemma_4b")
+    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
+    model = by_unsloths_rule("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
     assert activations.kept_bytes(model, SFT) == activations.kept_bytes(model, blind)
     by_unsloth = replace(SFT, backend="unsloth")
     on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
     kept = activations.kept_bytes(model, on) - activations.kept_bytes(model, replace(on, row=blind.row))
-    assert kept == 4096 * (1152 * (27 * 4 + 12) + 8 * 72)
+    assert kept == 4096 * (1152 * (27 * 2 + 8) + 8 * 72)
     assert activations.kept_bytes(model, off) == activations.kept_bytes(model, replace(off, row=blind.row))
     adapted = replace(SFT, lora_vision=True)
     assert activations.kept_bytes(model, adapted) > activations.kept_bytes(model, SFT)
@@ -192,7 +211,7 @@ def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
 
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
     """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
-    model, by_unsloth = architecture("medgemma_4b"), replace(SFT, backend="unsloth")
+    model, by_unsloth = by_unsloths_rule("medgemma_4b"), replace(SFT, backend="unsloth")
     gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
     sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
     assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
@@ -275,6 +294,8 @@ def test_a_card_without_bfloat16_takes_float32_beside_the_four_bits() -> None:
     model = architecture("medgemma_4b")
     with_it, without = (sum(weights.weight_bytes(model, replace(SFT, bf16=bf16))) for bf16 in (True, False))
     assert without - with_it == 2 * (model.parameters - model.quantised)
+    by_unsloth = replace(SFT, backend="unsloth", bf16=False)
+    assert sum(weights.weight_bytes(model, by_unsloth)) == with_it
 
 
 def test_a_kl_reference_is_a_second_adapter_or_a_second_model() -> None:

@@ -31,6 +31,7 @@ from toolkit.plan.gpu import usable_bytes
 from toolkit.plan.loads import memory_settings, planned_backend
 from toolkit.plan.memory import Setting, estimate
 from toolkit.plan.memory.estimate import CONTEXT
+from toolkit.plan.prequantised import KEPT
 from toolkit.plan.tokens import fullest_row
 from toolkit.recipe import load_recipe
 
@@ -63,14 +64,14 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
             continue
         shape = SHAPE_OF[recipe.model.name]
         fields = json.loads((SHAPES / f"{shape}.json").read_text(encoding="utf-8"))
-        model = build_architecture(fields)
-        tokens = fullest_row(recipe, model)
-        for backend in ("hf", "unsloth"):
+        for backend, kept in (("hf", ()), ("unsloth", KEPT)):
+            model = build_architecture(fields, kept)
+            tokens = fullest_row(recipe, model)
             asked = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
             for dtype in DTYPES:
+                if (backend, dtype) == ("unsloth", "float32"):
+                    continue  # float16 takes the same bytes; where Gemma overflows, modules of Unsloth's own run
                 settings = memory_settings(asked, model, tokens, bf16=dtype == "bfloat16")
-                if dtype == "float32" and settings == memory_settings(asked, model, tokens, bf16=True):
-                    continue  # float16 in the place of bfloat16: the same bytes
                 for stage, setting in settings.items():
                     if not setting.trains or chosen.stage not in (None, stage):
                         continue
@@ -175,7 +176,9 @@ def fits(found: list[Found]) -> tuple[list[str], list[list[str]]]:
 
 
 def _key(case: Case) -> str:
-    return json.dumps([case.model.model_type, case.model.parameters, case.gigabytes, dataclasses.asdict(case.setting)])
+    model = case.model
+    facts = [model.model_type, model.parameters, model.quantised, case.gigabytes, dataclasses.asdict(case.setting)]
+    return json.dumps(facts)
 
 
 def _read(file: Path) -> dict[str, Traced]:

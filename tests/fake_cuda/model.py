@@ -1,6 +1,6 @@
 """A model of the real size on the pretended device, as the toolkit loads it: quantised, frozen, with its adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import bitsandbytes
@@ -15,6 +15,7 @@ from fake_cuda.log import DEVICE, AllocationLog
 from toolkit.backends import adapter
 from toolkit.backends.parts import VISION
 from toolkit.plan.memory import Setting
+from toolkit.plan.prequantised import KEPT, stays
 from toolkit.recipe import Lora
 
 
@@ -45,7 +46,7 @@ def build(fields: Mapping[str, Any], setting: Setting, log: AllocationLog) -> An
         model = AutoModelForImageTextToText.from_config(config, dtype=kind)
     model.tie_weights()
     if setting.precision == "4bit":
-        _quantise(model, kind)
+        _quantise(model, kind, KEPT if setting.backend == "unsloth" else ())
     elif setting.precision == "8bit":
         raise NotImplementedError("8-bit products have no fake kernel in bitsandbytes")
     model.requires_grad_(False)
@@ -80,8 +81,10 @@ def tower_bytes(model: Any) -> int:
     return total
 
 
-def _quantise(model: Any, kind: torch.dtype) -> None:
+def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
+    """Quantise the linear layers that transformers hands to bitsandbytes, except ``skipped`` modules."""
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    kept += [name for name, _ in model.named_modules() if stays(name, skipped)]
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
     )

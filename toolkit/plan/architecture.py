@@ -130,6 +130,11 @@ class Architecture:
         often = {shape for shape, count in Counter(shapes).items() if count >= self.vision.stack.layers}
         return tuple(one for one in self.linears if one.vision and (one.name, one.inputs, one.outputs) in often)
 
+    @property
+    def tower_quantised(self) -> bool:
+        """Whether bitsandbytes quantises layers of the vision tower. Unsloth keeps them in 16 bits."""
+        return any(one.quantised for one in self.tower_linears)
+
     def adapted(self, targets: Sequence[str], vision: bool) -> list[Linear]:
         """The linear layers that a LoRA adapter goes on, as the backend chooses them: by the last part of their name in
         the language model, and, if asked, all of the vision tower.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from toolkit.plan.architecture import Architecture, Stack, Tower
 from toolkit.plan.memory import rollout
-from toolkit.plan.memory.setting import Setting
-from toolkit.plan.memory.weights import FLOAT, autocast_copies, dequantised_bytes
+from toolkit.plan.memory.setting import QUANTISED, Setting
+from toolkit.plan.memory.weights import FLOAT, autocast_copies, dequantised_bytes, quantises_tower, tower_value
 
 SLICE, SLICED_BYTES = 128 * 2**20, 8
 """What a slice of SFT's loss takes at most, and its bytes a logit (``backends.sft_loss``)."""
@@ -33,6 +33,7 @@ class _Layers:
     """Names of the linear layers that have an adapter."""
     value: int
     """Bytes of an activation."""
+    quantised: bool
 
 
 def _kept_a_position(layers: _Layers, setting: Setting) -> int:
@@ -58,7 +59,7 @@ def _inputs_a_position(layers: _Layers, setting: Setting) -> int:
     widths |= {"fc2": stack.inner, "linear_fc2": stack.inner}
     each = [widths.get(name, stack.width) for name in adapted]
     ranks = setting.value * setting.r * len(adapted)
-    own_copies = setting.dropout or (setting.mixed and setting.precision not in ("4bit", "8bit"))
+    own_copies = setting.dropout or (setting.mixed and not layers.quantised)
     if adapted and own_copies:
         mask = 1 if setting.dropout else 0
         return sum((setting.value + mask) * width for width in each) + ranks
@@ -75,12 +76,12 @@ def _scores(layers: _Layers, setting: Setting) -> int:
     return layers.stack.heads * layers.length * layers.positions * (FLOAT + 2 * setting.value)
 
 
-def _transient_a_position(stack: Stack, setting: Setting) -> int:
+def _transient_a_position(layers: _Layers, setting: Setting) -> int:
     """Bytes of the gradients that are alive at once in the MLP's backward pass: two inner tensors, in float32 where an
     adapter casts its input to its own type.
     """
-    wide = not setting.mixed or setting.precision not in ("4bit", "8bit")
-    return 2 * stack.inner * (FLOAT if wide else 2)
+    wide = not setting.mixed or not layers.quantised
+    return 2 * layers.stack.inner * (FLOAT if wide else 2)
 
 
 def language_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
@@ -133,7 +134,7 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
     """
     found = []
     for layers in _layers_with_a_graph(model, setting):
-        each, again = _transient_a_position(layers.stack, setting), 0
+        each, again = _transient_a_position(layers, setting), 0
         if setting.checkpointing:
             each += _kept_a_position(layers, setting)
             again = _scores(layers, setting)
@@ -147,12 +148,13 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
 
 def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]:
     tokens, names = setting.rows * setting.tokens, language_names(model, setting)
-    found = [_Layers(model.language, tokens, setting.tokens, names, setting.value)]
+    packed = setting.precision in QUANTISED
+    found = [_Layers(model.language, tokens, setting.tokens, names, setting.value, packed)]
     patches, tower = setting.rows * setting.row.patches, model.vision
     if tower is not None and patches and tower_has_graph(tower, setting):
-        value = setting.tower_value(autocast=setting.mixed, layer_norm=tower.layer_norm)
+        value, packed = tower_value(model, setting, autocast=setting.mixed), quantises_tower(model, setting)
         an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
-        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value))
+        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value, packed))
     return found
 
 

@@ -7,7 +7,7 @@ gone when decoding begins. Formulas marked "trace" follow the tensors that are a
 
 from toolkit.plan.architecture import Architecture, Tower
 from toolkit.plan.memory.setting import Setting
-from toolkit.plan.memory.weights import FLOAT, dequantised_bytes
+from toolkit.plan.memory.weights import FLOAT, dequantised_bytes, quantises_tower, tower_value
 
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
@@ -34,10 +34,12 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
     """What a layer of the vision tower needs in a forward pass over so many patches, of which nothing is kept."""
     if model.vision is None or not patches:
         return 0
-    return _tower_a_patch(model.vision, setting, autocast=autocast) * patches + dequantised_bytes(model, setting)
+    matrix = dequantised_bytes(model, setting) if quantises_tower(model, setting) else 0
+    value = tower_value(model, setting, autocast=autocast)
+    return _tower_a_patch(model.vision, setting, value) * patches + matrix
 
 
-def _tower_a_patch(tower: Tower, setting: Setting, *, autocast: bool) -> int:
+def _tower_a_patch(tower: Tower, setting: Setting, value: int) -> int:
     """The larger of the MLP's peak and that of the rotary embedding (trace).
 
     The MLP: four tensors of the layer's width (residual, its sum, the norm's output, the embeddings) and the inner
@@ -45,7 +47,6 @@ def _tower_a_patch(tower: Tower, setting: Setting, *, autocast: bool) -> int:
     float32 queries and keys, and four products.
     """
     stack = tower.stack
-    value = setting.tower_value(autocast=autocast, layer_norm=tower.layer_norm)
     mlp = value * (4 * stack.width + tower.inner_tensors * stack.inner)
     if setting.lora_vision:
         mlp += 2 * _lora_value(setting) * stack.inner
@@ -80,7 +81,7 @@ def features_bytes(model: Architecture, setting: Setting) -> int:
     tower = model.vision
     if tower is None or not tower.deep:
         return 0
-    value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
+    value = tower_value(model, setting, autocast=samples_under_autocast(setting))
     features = (value * (1 + tower.deep) + setting.stored) * setting.row.images * model.language.width
     return setting.concurrent * (features + value * setting.row.patches * tower.stack.width)
 
@@ -98,10 +99,12 @@ def sampling_bytes(model: Architecture, setting: Setting) -> int:
     return (setting.stored + 3 * FLOAT) * model.vocabulary * setting.concurrent
 
 
-def largest_in_tower(tower: Tower, setting: Setting) -> int:
+def largest_in_tower(model: Architecture, setting: Setting) -> int:
     """The largest tensor of the tower's pass over all images: the inner one of an MLP, or three projections at once."""
-    value = setting.tower_value(autocast=samples_under_autocast(setting), layer_norm=tower.layer_norm)
-    width = max(tower.stack.inner, 3 * tower.stack.query)
+    if model.vision is None:
+        return 0
+    value = tower_value(model, setting, autocast=samples_under_autocast(setting))
+    width = max(model.vision.stack.inner, 3 * model.vision.stack.query)
     return value * width * setting.concurrent * setting.row.patches
 
 

@@ -90,16 +90,17 @@ class Setting:
         """Bytes of an activation."""
         return 2 if self.mixed else 4
 
-    def tower_value(self, *, autocast: bool, layer_norm: bool) -> int:
-        """Bytes of an activation of the vision tower. Autocast makes the output of a LayerNorm float32, and a quantised
-        layer answers in the type that it is given (bitsandbytes' ``Linear4bit``), so that all of it becomes float32.
-        """
-        return 4 if autocast and layer_norm and self.precision in QUANTISED else self.stored
-
     @property
     def stored(self) -> int:
-        """Bytes of a weight that is not quantised: bfloat16, or float32 without it (``backends.loading``)."""
+        """Bytes of a number outside of autocast: bfloat16, or float32 without it (``backends.loading``)."""
         return 2 if self.mixed else 4
+
+    @property
+    def held(self) -> int:
+        """Bytes of a weight that is not quantised. Unsloth holds float16 where it computes in float32
+        (``patch_model_and_tokenizer`` of unsloth_zoo 2026.10.7).
+        """
+        return 2 if self.backend == "unsloth" and self.precision != "32bit" else self.stored
 
     @property
     def tokens(self) -> int:

@@ -26,8 +26,8 @@ def int8_bytes(inputs: int, outputs: int) -> int:
 def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
     """Bytes of the language model with all that is not the vision tower, and of the vision tower.
 
-    Quantised are the linear layers that transformers hands to bitsandbytes, those of the tower among them; embeddings,
-    the output head, norms, biases and convolutions stay in 16 bits (in 32 where the card has no bfloat16).
+    Quantised are the linear layers that transformers hands to bitsandbytes, on the hf backend those of the tower among
+    them. Embeddings, the output head, norms, biases and convolutions take ``Setting.held`` bytes a weight.
     """
     parts = []
     for vision, all_weights in ((False, model.parameters - model.vision_parameters), (True, model.vision_parameters)):
@@ -39,8 +39,22 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
                     four = setting.precision == "4bit"
                     each = nf4_bytes(one.inputs * one.outputs) if four else int8_bytes(one.inputs, one.outputs)
                     packed += one.count * each
-        parts.append(packed + kept * setting.stored)
+        parts.append(packed + kept * setting.held)
     return parts[0], parts[1]
+
+
+def quantises_tower(model: Architecture, setting: Setting) -> bool:
+    """Whether layers of the vision tower are quantised."""
+    return setting.precision in QUANTISED and model.tower_quantised
+
+
+def tower_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
+    """Bytes of an activation of the vision tower. Autocast makes the output of a LayerNorm float32. A layer in 16 bits
+    casts that back; a quantised one answers in the type that it is given (bitsandbytes' ``Linear4bit``), so that all
+    of the tower becomes float32.
+    """
+    normed = autocast and model.vision is not None and model.vision.layer_norm
+    return FLOAT if normed and quantises_tower(model, setting) else setting.stored
 
 
 def dequantised_bytes(model: Architecture, setting: Setting) -> int:
