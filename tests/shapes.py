@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from real_processors import unpack_processors
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
 
 from toolkit import tiny
@@ -46,6 +47,17 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 """Part of a configuration -> what makes it small, where it has such a field."""
 
 
+MERGES = 4000
+"""Merges that a small model's byte-level tokenizer keeps."""
+QWEN_TOKENS: Mapping[str, str] = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+"""Field of a Qwen configuration -> the token whose number it holds."""
+
+
 def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int | None = None) -> None:
     """Write the model ``name`` of ``SHAPES`` with weights of 16 bits (``small``: of a few layers), and its processor.
 
@@ -57,13 +69,15 @@ def write_model(name: str, folder: Path, data: Path, *, small: bool, layers: int
     if small:
         _shrink(fields)
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
-    processor = _processor(fields["model_type"], folder.parent, config, data)
+    processor = _processor(fields["model_type"], folder.parent, config, data, small=small)
     if fields["model_type"] == "gemma3":  # the tiny model's tokenizer has its own numbers for the tokens of a picture
         for token in ("boi", "eoi", "image"):
             setattr(config, f"{token}_token_index", getattr(processor.tokenizer, f"{token}_token_id"))
         config.eos_token_id = processor.tokenizer.eos_token_id
         if small:  # most of a few layers would be rows for tokens that this tokenizer does not have
             config.text_config.vocab_size = len(processor.tokenizer)
+    elif small:
+        _renumber(config, processor.tokenizer)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
@@ -91,7 +105,7 @@ def _shrink(fields: dict[str, Any]) -> None:
         fields["vision_config"]["hidden_size"] = WIDTH
 
 
-def _processor(model_type: str, folder: Path, config: Any, data: Path) -> Any:
+def _processor(model_type: str, folder: Path, config: Any, data: Path, *, small: bool) -> Any:
     if model_type == "gemma3":
         processor = AutoProcessor.from_pretrained(tiny.FOLDER)
         side = config.vision_config.image_size
@@ -104,4 +118,30 @@ def _processor(model_type: str, folder: Path, config: Any, data: Path) -> Any:
         )
     unpack_processors(data, folder)
     kept = model_type if model_type == "qwen3_vl" else "qwen2_vl"
+    if small:
+        _shorten(folder / "processors" / kept / "tokenizer.json")
     return AutoProcessor.from_pretrained(folder / "processors" / kept)
+
+
+def _shorten(file: Path) -> None:
+    """Keep the first merges of a byte-level tokenizer and number its special tokens behind what is left.
+
+    152,000 rows of a vocabulary's head would be nearly all of a small model, and nearly all of its time on a CPU.
+    """
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    model = tokenizer["model"]
+    model["merges"] = model["merges"][:MERGES]
+    kept = {*ByteLevel.alphabet(), *(first + second for first, second in model["merges"])}
+    model["vocab"] = {token: number for number, token in enumerate(sorted(kept, key=model["vocab"].__getitem__))}
+    for number, token in enumerate(tokenizer["added_tokens"], start=len(kept)):
+        token["id"] = number
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def _renumber(config: Any, tokenizer: Any) -> None:
+    """Give a Qwen configuration the tokenizer's own numbers of its special tokens."""
+    for field, token in QWEN_TOKENS.items():
+        setattr(config, field, tokenizer.convert_tokens_to_ids(token))
+    text = config.text_config
+    text.vocab_size = len(tokenizer)
+    text.bos_token_id, text.eos_token_id, text.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
