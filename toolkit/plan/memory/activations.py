@@ -34,6 +34,8 @@ class _Layers:
     value: int
     """Bytes of an activation."""
     quantised: bool
+    casts: bool = False
+    """Its LayerNorms answer in float32, which its layers in 16 bits cast."""
 
 
 def _kept_a_position(layers: _Layers, setting: Setting) -> int:
@@ -113,15 +115,21 @@ def kept_bytes(model: Architecture, setting: Setting) -> int:
     """What a pass keeps until its backward pass: with gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) the
     input of every layer, otherwise all that every layer keeps.
     """
-    return sum(_kept(layers, setting) for layers in _layers_with_a_graph(model, setting))
+    kept = sum(_kept(layers, setting) for layers in _layers_with_a_graph(model, setting))
+    tower = model.vision
+    if tower is None or not setting.row.patches or not tower_has_graph(tower, setting):
+        return kept
+    an_image_token = FLOAT * tower.stack.width + setting.value * model.language.width  # into the projector, and out
+    return kept + an_image_token * setting.rows * setting.row.images
 
 
 def _kept(layers: _Layers, setting: Setting) -> int:
-    """Beside the layers' part: the embeddings, the last hidden state, the last norm's input in float32, and the sines
-    and cosines of the positions.
+    """Beside the layers' part: the embeddings, the last hidden state, the last norm's input in float32 (and its output
+    where that is another float32 tensor), and the sines and cosines of the positions.
     """
     stack = layers.stack
-    ends = ((FLOAT + 2 * layers.value) * stack.width + 2 * FLOAT * stack.head_width) * layers.positions
+    norm = 2 * FLOAT if layers.casts else FLOAT
+    ends = ((norm + 2 * layers.value) * stack.width + 2 * FLOAT * stack.head_width) * layers.positions
     if setting.checkpointing:
         return ends + layers.value * stack.width * layers.positions * stack.layers
     return ends + stack.layers * (_kept_a_position(layers, setting) * layers.positions + _scores(layers, setting))
@@ -153,8 +161,9 @@ def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]
     patches, tower = setting.rows * setting.row.patches, model.vision
     if tower is not None and patches and tower_has_graph(tower, setting):
         value, packed = tower_value(model, setting, autocast=setting.mixed), quantises_tower(model, setting)
+        casts = setting.mixed and tower.layer_norm and not packed
         an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
-        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value, packed))
+        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value, packed, casts))
     return found
 
 
