@@ -172,6 +172,7 @@ def check_agreement(hf: dict[str, Any], unsloth: dict[str, Any], log_prob: float
 def test_both_backends_give_the_same_log_probabilities_losses_and_rewards(tmp_path: Path) -> None:
     """On a GPU without bfloat16: float32, with Unsloth's norms in float16 and its rollout under float16 autocast.
 
-    The completions are greedy (top_k = 1), and the same tokens earn the same rewards.
+    The completions are greedy (top_k = 1), and the same tokens earn the same rewards. The bounds are 4 to 5 times what
+    was measured: 0.024 in log-probabilities, 0.0003 in losses, 0.001 in gradient norms, 0 in rewards.
     """
-    check_agreement(*both_backends(tmp_path, "T4"), log_prob=1e-3, relative=1e-3)
+    check_agreement(*both_backends(tmp_path, "T4"), log_prob=0.1, relative=5e-3)
