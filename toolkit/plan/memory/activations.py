@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from toolkit.plan.architecture import Architecture, Stack, Tower
 from toolkit.plan.memory import rollout
 from toolkit.plan.memory.setting import QUANTISED, Setting
-from toolkit.plan.memory.weights import FLOAT, autocast_copies, dequantised_bytes, quantises_tower, tower_value
+from toolkit.plan.memory.weights import (
+    FLOAT,
+    autocast_copies,
+    dequantised_bytes,
+    norm_value,
+    quantises_tower,
+    tower_value,
+)
 
 SLICE, SLICED_BYTES = 128 * 2**20, 8
 """What a slice of SFT's loss takes at most, and its bytes a logit (``backends.sft_loss``)."""
@@ -35,7 +42,7 @@ class _Layers:
     """Bytes of an activation."""
     quantised: bool
     casts: bool = False
-    """Its LayerNorms answer in float32, which its layers in 16 bits cast."""
+    """Its norms return float32, which its layers in 16 bits cast."""
 
 
 def _kept_a_position(layers: _Layers, setting: Setting) -> int:
@@ -161,7 +168,7 @@ def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]
     patches, tower = setting.rows * setting.row.patches, model.vision
     if tower is not None and patches and tower_has_graph(tower, setting):
         value, packed = tower_value(model, setting, autocast=setting.mixed), quantises_tower(model, setting)
-        casts = setting.mixed and tower.layer_norm and not packed
+        casts = norm_value(model, setting, autocast=setting.mixed) > value
         an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
         found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value, packed, casts))
     return found

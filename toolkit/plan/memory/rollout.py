@@ -7,7 +7,7 @@ gone when decoding begins. Formulas marked "trace" follow the tensors that are a
 
 from toolkit.plan.architecture import Architecture, Tower
 from toolkit.plan.memory.setting import Setting
-from toolkit.plan.memory.weights import FLOAT, dequantised_bytes, quantises_tower, tower_value
+from toolkit.plan.memory.weights import FLOAT, dequantised_bytes, norm_value, quantises_tower, tower_value
 
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
@@ -35,11 +35,11 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
     if model.vision is None or not patches:
         return 0
     matrix = dequantised_bytes(model, setting) if quantises_tower(model, setting) else 0
-    value = tower_value(model, setting, autocast=autocast)
-    return _tower_a_patch(model.vision, setting, value) * patches + matrix
+    value, norm = tower_value(model, setting, autocast=autocast), norm_value(model, setting, autocast=autocast)
+    return _tower_a_patch(model.vision, setting, value, norm) * patches + matrix
 
 
-def _tower_a_patch(tower: Tower, setting: Setting, value: int) -> int:
+def _tower_a_patch(tower: Tower, setting: Setting, value: int, norm: int) -> int:
     """The larger of the MLP's peak and that of the rotary embedding (trace).
 
     The MLP: four tensors of the layer's width (residual, its sum, the norm's output, the embeddings) and the inner
@@ -47,13 +47,14 @@ def _tower_a_patch(tower: Tower, setting: Setting, value: int) -> int:
     float32 queries and keys, and four products.
     """
     stack = tower.stack
-    mlp = value * (4 * stack.width + tower.inner_tensors * stack.inner)
+    mlp = norm * stack.width + value * (3 * stack.width + tower.inner_tensors * stack.inner)
     if setting.lora_vision:
         mlp += 2 * _lora_value(setting) * stack.inner
     if not tower.rotary:
         return mlp
     copies = 2 * FLOAT * stack.query if value != FLOAT else 0
-    return max(mlp, value * (2 * stack.width + 3 * stack.query) + copies + 4 * FLOAT * stack.query)
+    rotary = (norm + value) * stack.width + 3 * value * stack.query + copies + 4 * FLOAT * stack.query
+    return max(mlp, rotary)
 
 
 def prefill_bytes(model: Architecture, setting: Setting) -> int:

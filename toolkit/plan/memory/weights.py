@@ -48,13 +48,16 @@ def quantises_tower(model: Architecture, setting: Setting) -> bool:
     return setting.precision in QUANTISED and model.tower_quantised
 
 
+def norm_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
+    """Bytes of a number that a norm of the vision tower returns. Autocast makes the output of a LayerNorm float32."""
+    return FLOAT if autocast and model.vision is not None and model.vision.layer_norm else setting.stored
+
+
 def tower_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
-    """Bytes of an activation of the vision tower. Autocast makes the output of a LayerNorm float32. A layer in 16 bits
-    casts that back; a quantised one answers in the type that it is given (bitsandbytes' ``Linear4bit``), so that all
-    of the tower becomes float32.
+    """Bytes of another activation of the vision tower. A layer in 16 bits casts what the norm returns; a quantised one
+    computes in the type that it is given (bitsandbytes' ``Linear4bit``), so that all of the tower becomes float32.
     """
-    normed = autocast and model.vision is not None and model.vision.layer_norm
-    return FLOAT if normed and quantises_tower(model, setting) else setting.stored
+    return norm_value(model, setting, autocast=autocast) if quantises_tower(model, setting) else setting.stored
 
 
 def dequantised_bytes(model: Architecture, setting: Setting) -> int:
