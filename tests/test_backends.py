@@ -170,12 +170,6 @@ def test_full_tuning_trains_every_weight(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device can load 4bit")
-def test_four_bits_without_cuda_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"CUDA"):
-        HfBackend().load(small_recipe(tmp_path, {"model": {"precision": "4bit"}}), None, trainable=False)
-
-
 def test_the_tiny_model_is_small_and_has_the_hubs_tensor_names() -> None:
     from safetensors import safe_open
 
