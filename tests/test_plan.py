@@ -635,15 +635,16 @@ def test_memory_counts_the_repository_that_unsloth_loads(films: Path, tmp_path: 
     recipe = recipe_on_files(tmp_path, films, MEDGEMMA)
     listed = Repository("unsloth/medgemma-4b-it-unsloth-bnb-4bit", ("lm_head",), 4_000_000_000)
 
-    def peak(backend: str, **model: str) -> float:
+    def loaded(backend: str, **model: str) -> int:
+        """Bytes of all parameters."""
         changed = recipe.model.model_copy(update={"backend": backend, **model})
-        memory = make(recipe.model_copy(update={"model": changed}), named_gpu("L4")).to_json()["memory"]
-        return float(memory["evaluate"]["peak_gb"])
+        memory = make(recipe.model_copy(update={"model": changed}), named_gpu("L4")).memory
+        assert memory is not None
+        parts = memory["evaluate"].estimate.peak.parts
+        return parts["weights"] + parts["vision_tower"]
 
-    pinned = peak("auto", revision="main")
-    assert peak("hf") < pinned < peak("auto")
+    assert loaded("hf") < loaded("auto", revision="main") < loaded("auto")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolkit.plan.make.find_repository", lambda model, ask: listed)
-        plan = make(recipe, named_gpu("L4"))
-        assert plan.to_json()["model"]["loaded"] == listed.name
-        assert peak("auto") < pinned  # whose vision tower stays in 16 bits
+        assert make(recipe, named_gpu("L4")).to_json()["model"]["loaded"] == listed.name
+        assert loaded("auto") == loaded("hf")
