@@ -267,7 +267,7 @@ def small_sizes() -> dict[str, Any]:
 
 
 def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, float]:
-    """One step of a policy just loaded."""
+    """One step of a policy just loaded. ``alike``: each pass weighs alike, however many tokens it has."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
     judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
@@ -277,7 +277,12 @@ def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, fl
     trainer = build(policy, job, manner(changes(policy, recipe)))
     trainer.train()
     line = next(line for line in trainer.state.log_history if "loss" in line)
-    return {"loss": line["loss"], "gradient": line["grad_norm"], "passes": trainer.args.gradient_accumulation_steps}
+    return {
+        "loss": line["loss"],
+        "gradient": line["grad_norm"],
+        "passes": trainer.args.gradient_accumulation_steps,
+        "alike": stage == "sft" and not trainer.model_accepts_loss_kwargs,
+    }
 
 
 def main() -> None:
