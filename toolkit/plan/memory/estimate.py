@@ -115,6 +115,7 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
     moments = []
     if model.vision is not None and patches:
         images = rollout.tower_bytes(model, setting, patches, autocast=autocast)
+        images += rollout.embedding_bytes(model, setting)
         largest = rollout.largest_in_tower(model, setting)
         moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
     prefill = {

@@ -39,6 +39,11 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
     return _tower_a_patch(model.vision, setting, value, norm) * patches + matrix
 
 
+def embedding_bytes(model: Architecture, setting: Setting) -> int:
+    """The embedded prompts, which the vision tower's output is written into (trace)."""
+    return setting.stored * model.language.width * setting.concurrent * setting.row.prompt
+
+
 def _tower_a_patch(tower: Tower, setting: Setting, value: int, norm: int) -> int:
     """The larger of the MLP's peak and that of the rotary embedding (trace).
 
