@@ -9,6 +9,9 @@ from toolkit.plan.architecture import Architecture, Tower
 from toolkit.plan.memory.setting import Setting
 from toolkit.plan.memory.weights import FLOAT, dequantised_bytes, norm_value, quantises_tower, tower_value
 
+IDS = 5 * 8
+"""Bytes of a prompt's token: ids, attention mask, token kinds and copies of them, each in 64 bits."""
+
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
     """Keys and values of every layer for prompt and completion of all completions that are generated at once.
@@ -40,8 +43,8 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
 
 
 def embedding_bytes(model: Architecture, setting: Setting) -> int:
-    """The embedded prompts, which the vision tower's output is written into (trace)."""
-    return setting.stored * model.language.width * setting.concurrent * setting.row.prompt
+    """The embedded prompts, which the vision tower's output is written into, with their ids, kinds and masks (trace)."""
+    return (setting.stored * model.language.width + IDS) * setting.concurrent * setting.row.prompt
 
 
 def _tower_a_patch(tower: Tower, setting: Setting, value: int, norm: int) -> int:
