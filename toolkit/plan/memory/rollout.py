@@ -43,7 +43,7 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
 
 
 def embedding_bytes(model: Architecture, setting: Setting) -> int:
-    """The embedded prompts, which the vision tower's output is written into, with their ids, kinds and masks (trace)."""
+    """The embedded prompts, into which the tower's output is written, with their ids, kinds and masks (trace)."""
     return (setting.stored * model.language.width + IDS) * setting.concurrent * setting.row.prompt
 
 
