@@ -52,11 +52,14 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
 """model_type -> its processor, what its rotary positions need, what its vision tower needs."""
 
 
-def build(family: str, shared_data: Path, folder: Path) -> Path:
-    """The family's architecture in small with random weights, and its processor, in one folder."""
+def build(family: str, shared_data: Path, folder: Path, **more: float) -> Path:
+    """The family's architecture in small with random weights, and its processor, in one folder.
+
+    ``more`` goes into the language model's configuration.
+    """
     processor, rope, vision = FAMILIES[family]
     unpack_processors(shared_data, folder)
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, **rope}}
+    text = {**TEXT, **more, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, **rope}}
     if family == "qwen3_vl":
         text["head_dim"] = 16
     config = CONFIG_MAPPING[family].from_dict(

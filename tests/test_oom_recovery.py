@@ -730,7 +730,8 @@ def test_images_of_different_sizes_keep_their_own_patches_in_a_rollout_that_is_c
 ) -> None:
     """Greedy completions do not depend on how many are generated at once, unless one saw another's patches."""
     tables: dict[str, dict[str, Any]] = {
-        "model": {"name": str(build("qwen2_5_vl", shared_data, tmp_path)), "max_tokens": 600},
+        # Weights this large, or the last token of the prompt alone decides what follows.
+        "model": {"name": str(build("qwen2_5_vl", shared_data, tmp_path, initializer_range=0.5)), "max_tokens": 600},
         "images": {"max_side": 84},
         "grpo": {
             "max_steps": 1,
