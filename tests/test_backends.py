@@ -1,4 +1,4 @@
-"""The backend protocol on hf: prompts, labels, generation, rewritten settings, one image once, adapters that reload."""
+"""What every backend does with prompts, labels, settings and images, and the tiny model's files."""
 
 import copy
 import shutil
@@ -15,9 +15,10 @@ from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from toolkit import chat, tiny
+from toolkit.backends import Backend
 from toolkit.backends.base import Policy, Row, TrainingJob
 from toolkit.backends.collate import IGNORED, collate
-from toolkit.backends.hf import HfBackend, make_policy
+from toolkit.backends.hf import make_policy
 from toolkit.backends.loading import load_model
 from toolkit.backends.marks import mark
 from toolkit.backends.once import ImageMemory
@@ -35,8 +36,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
 
 
 @pytest.fixture(scope="module")
-def policy(context: Context) -> Policy:
-    return HfBackend().load(context.recipe, None, trainable=False)
+def policy(backend: Backend, context: Context) -> Policy:
+    return backend.load(context.recipe, None, trainable=False)
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +166,8 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
         check_settings({"per_device_train_batch_size": 1, "beta": 0.0}, Built())
 
 
-def test_full_tuning_trains_every_weight(tmp_path: Path) -> None:
-    model = HfBackend().load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
+def test_full_tuning_trains_every_weight(backend: Backend, tmp_path: Path) -> None:
+    model = backend.load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -1,19 +1,36 @@
-"""What one backend makes of a recipe, as JSON: compared between hf and unsloth by tests/test_unsloth_cpu.py.
+"""What one backend makes of a recipe, as JSON: compared between hf and unsloth by tests/long/unsloth_agreement.py.
 
     python tests/unsloth_cpu/run.py -m unsloth_cpu.agree RECIPE FILE
 
-Both backends start from the adapter in ``model.adapter``, on the same rows with the same seed. GRPO samples with
-``top_k = 1`` and so writes the most likely tokens.
+Both backends start from the adapter in ``model.adapter``, on the same rows with the same seed. Each call of
+``generate`` seeds torch, so that GRPO samples the same tokens as long as the probabilities agree.
 """
 
+import functools
+import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from toolkit.backends import choose_backend, preload
 from toolkit.recipe import load_recipe
 from toolkit.run import StopRequest, silent, start_run
+
+
+def seeded(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``generate`` with torch seeded by the number of its call."""
+    calls = itertools.count()
+
+    @functools.wraps(generate)
+    def call(*args: Any, **options: Any) -> Any:
+        torch.manual_seed(next(calls))
+        return generate(*args, **options)
+
+    return call
 
 
 def main(file: Path, out: Path) -> None:
@@ -39,6 +56,7 @@ def main(file: Path, out: Path) -> None:
                 recipe, prompts.rows(samples, answer=stage == "sft"), len(samples), run.path / stage, judge=judge
             )
             policy = backend.load(recipe, context.weights, trainable=True)
+            policy.model.generate = seeded(policy.model.generate)
             trainer = getattr(backend, f"{stage}_trainer")(policy, job)
             trainer.train()
             lines = [line for line in trainer.state.log_history if "loss" in line]

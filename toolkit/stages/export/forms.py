@@ -76,6 +76,10 @@ def _write(job: Job, form: str, target: Path) -> tuple[Asked, Record]:
         if compared := job.backend.save_merged(policy, target):
             record["compared"] = compared.to_record()
             log.info("export: %d merged matrices are base + scale * B A, within rounding", compared.matrices)
+        elif policy.dequantised:
+            log.warning(
+                "export: the merged matrices were not compared with base + scale * B A: the base is dequantised"
+            )
     else:
         job.backend.save(policy, target)
     name_base(target)
