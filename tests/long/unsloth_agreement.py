@@ -1,6 +1,8 @@
 """Log-probabilities, losses, gradient norms and rewards of one recipe on hf and on Unsloth. See tests/long/run."""
 
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +49,35 @@ def both_backends(folder: Path, gpu: str) -> tuple[dict[str, Any], dict[str, Any
     return found["hf"], found["unsloth"]
 
 
-@pytest.mark.parametrize(("gpu", "log_prob", "relative"), [("T4", 0.1, 5e-3), ("L4", 0.1, 5e-3)])
-def test_both_backends_agree(tmp_path: Path, gpu: str, log_prob: float, relative: float) -> None:
-    """On a T4: float32, with Unsloth's norms in float16 and its rollout under float16 autocast. On an L4: bfloat16.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Allowed differences, two to four times what was measured: absolute for log-probabilities, otherwise relative."""
 
-    The bounds are about four times what was measured.
-    """
+    log_prob: float
+    loss: float
+    grad_norm: float
+    sampled: int
+    """GRPO steps in which both sample the same tokens. In later ones another token may have the larger probability."""
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bounds"),
+    [
+        # float32, with Unsloth's norms in float16 and its rollout under float16 autocast.
+        ("T4", Bounds(log_prob=0.1, loss=2e-3, grad_norm=1e-2, sampled=STEPS)),
+        # bfloat16: its rounding moves the hf backend's own losses by 0.3 %.
+        ("L4", Bounds(log_prob=0.4, loss=4e-3, grad_norm=4e-2, sampled=1)),
+    ],
+    ids=["T4", "L4"],
+)
+def test_both_backends_agree(tmp_path: Path, gpu: str, bounds: Bounds) -> None:
     hf, unsloth = both_backends(tmp_path, gpu)
-    print(json.dumps({"hf": hf, "unsloth": unsloth}))  # noqa: T201  # shown by pytest -s and when it fails
+    sys.stdout.write(f"\n{json.dumps({'hf': hf, 'unsloth': unsloth})}\n")  # shown by pytest -s and when it fails
     for theirs, ours in zip(unsloth["log_probs"], hf["log_probs"], strict=True):
-        assert theirs == pytest.approx(ours, abs=log_prob)
-    for stage in ("sft", "grpo"):
-        assert len(unsloth[stage]) == len(hf[stage]) == STEPS
-        for theirs, ours in zip(unsloth[stage], hf[stage], strict=True):
-            assert theirs == pytest.approx(ours, rel=relative), stage
+        assert theirs == pytest.approx(ours, abs=bounds.log_prob)
+    assert len(unsloth["sft"]) == len(hf["sft"]) == len(unsloth["grpo"]) == len(hf["grpo"]) == STEPS
+    pairs = [*zip(unsloth["sft"], hf["sft"], strict=True), *zip(unsloth["grpo"], hf["grpo"], strict=True)]
+    for theirs, ours in pairs[: STEPS + bounds.sampled]:
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=bounds.loss)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=bounds.grad_norm)
+        assert theirs.get("reward") == ours.get("reward")  # of equal tokens
