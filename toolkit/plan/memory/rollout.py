@@ -12,6 +12,10 @@ from toolkit.plan.memory.weights import FLOAT, dequantised_bytes, norm_value, qu
 IDS = 5 * 8
 """Bytes of a prompt's token: ids, attention mask, token kinds and copies of them, each in 64 bits."""
 
+ROTARY_SETS = 3
+"""Cosines and sines of a token's position, each of a head's width: Qwen2-VL and Qwen2.5-VL have one set for each of three
+axes, Gemma 3 one for each of two kinds of layers, others one."""
+
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
     """Keys and values of every layer for prompt and completion of all completions that are generated at once.
@@ -67,7 +71,8 @@ def _tower_a_patch(tower: Tower, setting: Setting, value: int, norm: int) -> int
 
 def prefill_bytes(model: Architecture, setting: Setting) -> int:
     """What a language layer needs while all prompts pass at once, without gradients: its MLP, where the adapter of the
-    last projection is added (trace); beside it the masks of the pass, a byte for each pair of tokens.
+    last projection is added (trace); beside it the masks of the pass, a byte for each pair of tokens, and the rotary
+    embedding of the positions.
     """
     stack, prompts = model.language, setting.concurrent * setting.row.prompt
     value = setting.stored
@@ -77,7 +82,7 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
         copy = wide * stack.width if wide != value else 0
         a_token = value * (4 * stack.width + 2 * stack.inner) + copy + 2 * wide * stack.inner
     masks = (2 if model.sliding_layers else 1) * setting.concurrent * setting.row.prompt**2
-    needed = a_token * prompts + masks
+    needed = (a_token + 2 * value * ROTARY_SETS * stack.head_width) * prompts + masks
     if setting.eager:
         needed += setting.concurrent * stack.heads * setting.row.prompt**2 * (FLOAT + 2 * value)
     return needed + dequantised_bytes(model, setting)
