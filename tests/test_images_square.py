@@ -1,5 +1,6 @@
 """Fixed windows and square images: pydicom's CT, hand-made files, and what earlier policies must keep."""
 
+import doctest
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from toolkit import recipe
 from toolkit.errors import RecipeError
 from toolkit.imagegen.images import image_policies, image_stores
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, load, reduced_size
+from toolkit.images import render as render_module
 from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.sample import ImageRef
@@ -261,3 +263,9 @@ def test_each_modality_has_its_window_and_all_have_the_same_square() -> None:
 def test_modalities_with_one_policy_share_a_store() -> None:
     stores = image_stores(Imagegen(ratings=("a.csv",)), recipe.Images(disk_cache=False))
     assert len({id(store) for store in stores.values()}) == 1
+
+
+def test_the_examples_in_docstrings_hold() -> None:
+    result = doctest.testmod(render_module)
+    assert result.attempted
+    assert not result.failed
