@@ -1,8 +1,10 @@
 """Splits of rated images by patient or image, stratified by rating level and modality.
 
-After iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10), with two differences: whole
-groups are assigned, and the strata are visited once, from the rarest. Ties are broken by a hash of seed and group, so
-the same ratings and seed give the same splits on every machine, whatever the order of the rows.
+A greedy assignment as in iterative stratification (Sechidis et al. 2011, doi:10.1007/978-3-642-23808-6_10), with two
+differences. Whole groups are assigned, those with the rarest ratings first. Each goes to the split whose chi-squared
+distance from its wanted numbers of ratings (by modality and level, by level, by modality, and in all) it lowers most.
+Order among equals is a hash of seed and group, so the same ratings and seed give the same splits on every machine,
+whatever the order of the rows.
 """
 
 import hashlib
@@ -10,10 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from toolkit.errors import DataError
-from toolkit.imagegen.ratings import RatedImage, Ratings
+from toolkit.imagegen.ratings import Ratings
 
 Stratum = tuple[str, int]
-"""Modality and rating level."""
+"""Modality and rating level. Empty: all modalities."""
+
+ANY_LEVEL = -1
 
 
 def partition(ratings: Ratings, fractions: Mapping[str, float], seed: int) -> Mapping[str, Ratings]:
@@ -21,7 +25,7 @@ def partition(ratings: Ratings, fractions: Mapping[str, float], seed: int) -> Ma
 
     Args:
         ratings: the rated images.
-        fractions: split -> fraction of the ratings. They are scaled to a sum of 1.
+        fractions: split -> fraction of the ratings, above 0. They are scaled to a sum of 1.
         seed: another seed gives other splits.
 
     Returns:
@@ -73,41 +77,39 @@ def _lacking(ratings: Ratings) -> list[str]:
 
 
 def _groups(ratings: Ratings) -> Mapping[str, Counter[Stratum]]:
-    """Group -> number of its ratings by stratum."""
+    """Group -> number of its ratings by stratum, by level, by modality, and in all."""
     groups: dict[str, Counter[Stratum]] = {}
     for image in ratings.images:
-        groups.setdefault(image.group, Counter()).update(_strata(image))
+        counts = groups.setdefault(image.group, Counter())
+        for level in image.levels:
+            counts.update(((image.modality, level), ("", level), (image.modality, ANY_LEVEL), ("", ANY_LEVEL)))
     return groups
 
 
-def _strata(image: RatedImage) -> Counter[Stratum]:
-    return Counter((image.modality, level) for level in image.levels)
-
-
 def _assign(groups: Mapping[str, Counter[Stratum]], fractions: Mapping[str, float], seed: int) -> Mapping[str, str]:
-    totals: Counter[Stratum] = sum(groups.values(), Counter())
+    totals: Counter[Stratum] = Counter()
+    for counts in groups.values():
+        totals.update(counts)
     scale = sum(fractions.values())
     wanted = {split: {key: n * part / scale for key, n in totals.items()} for split, part in fractions.items()}
-    open_groups = sorted(groups, key=lambda group: _digest(seed, group))
+    left = {split: dict(needs) for split, needs in wanted.items()}
+
+    def rarest(group: str) -> tuple[int, bytes]:
+        return min(totals[key] for key in groups[group]), _digest(seed, group)
+
     split_of: dict[str, str] = {}
-    for stratum in sorted(totals, key=lambda key: (totals[key], key)):
-        for group in [one for one in open_groups if stratum in groups[one]]:
-            split = _neediest(wanted, stratum)
-            split_of[group] = split
-            for key, n in groups[group].items():
-                wanted[split][key] -= n
-        open_groups = [group for group in open_groups if group not in split_of]
+    for group in sorted(groups, key=rarest):
+        counts = groups[group]
+        split = min(fractions, key=lambda name: _cost(counts, left[name], wanted[name]))
+        split_of[group] = split
+        for key, n in counts.items():
+            left[split][key] -= n
     return _without_empty_splits(split_of, list(fractions))
 
 
-def _neediest(wanted: Mapping[str, Mapping[Stratum, float]], stratum: Stratum) -> str:
-    """The split that lacks most ratings of the stratum, then of the level, then of all."""
-
-    def need(split: str) -> tuple[float, float, float]:
-        left = wanted[split]
-        return left[stratum], sum(n for key, n in left.items() if key[1] == stratum[1]), sum(left.values())
-
-    return max(wanted, key=need)
+def _cost(counts: Counter[Stratum], left: Mapping[Stratum, float], wanted: Mapping[Stratum, float]) -> float:
+    """How much a split's chi-squared distance from what it should hold grows with these ratings."""
+    return sum(((left[key] - n) ** 2 - left[key] ** 2) / wanted[key] for key, n in counts.items())
 
 
 def _without_empty_splits(split_of: dict[str, str], splits: Sequence[str]) -> Mapping[str, str]:
