@@ -85,6 +85,8 @@ def test_any_rising_rating_range_of_two_levels_or_more_is_accepted(levels: list[
         {"ratings": []},
         {"synthetic": {}},
         {"ratings": [], "synthetic": {}, "image_root": "images"},
+        {"ratings": [], "synthetic": {}, "modalities": ["CT", "MRI"]},
+        {"ratings": [], "synthetic": {}, "expert_levels": [1, 2]},
         {"ratings": ["a.csv", "a.csv"]},
         {"modalities": []},
         {"modalities": ["CT", "CT"]},

@@ -130,18 +130,19 @@ class Ratings:
         return replace(self, images=tuple(images), rows=sum(len(image.ratings) for image in images), dropped=())
 
 
-def load_ratings(section: Imagegen) -> Ratings:
-    """Read all files of ``section.ratings``.
+def load_ratings(section: Imagegen, files: Sequence[str] | None = None) -> Ratings:
+    """Read all ratings.
 
     Args:
         section: files, image root, rating levels, modalities, expert levels, and the allowed fraction of unusable rows.
+        files: read these instead of ``section.ratings``, such as the file of synthetic ratings.
 
     Raises:
         DataError: a file or a column is missing, no row can be used, or more rows than ``max_dropped`` cannot.
     """
     rows: list[_Row] = []
     tallies: list[Dropped] = []
-    for source in section.ratings:
+    for source in section.ratings if files is None else files:
         found, dropped = _read_file(source, section)
         rows += found
         tallies += dropped

@@ -16,6 +16,11 @@ from toolkit.recipe.base import Section
 MAX_SIDE = 2048
 FRACTIONS_MUST_SUM_TO_1 = 1e-9
 
+SYNTHETIC_MODALITIES = ("OCT", "CT", "X-Ray", "MRI")
+"""Modalities of synthetic images."""
+SYNTHETIC_EXPERT_LEVELS = (1, 2, 3)
+"""Levels of the simulated experts."""
+
 IMAGEGEN_PATHS: frozenset[tuple[str, ...]] = frozenset({("imagegen", "ratings"), ("imagegen", "image_root")})
 """Keys whose values are paths, which loading makes absolute."""
 
@@ -374,6 +379,13 @@ def _source_rules(section: Imagegen) -> Iterator[str]:
         yield f"must have either ratings, or [imagegen.synthetic] (got {found})"
     if section.synthetic is not None and section.image_root is not None:
         yield f"image_root belongs to ratings, not to [imagegen.synthetic] (got {section.image_root})"
+    if section.synthetic is None:
+        return
+    if missing := [name for name in SYNTHETIC_MODALITIES if name not in section.modalities]:
+        yield f"modalities must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)} (without {missing})"
+    if missing_levels := [level for level in SYNTHETIC_EXPERT_LEVELS if level not in section.expert_levels]:
+        levels = list(SYNTHETIC_EXPERT_LEVELS)
+        yield f"expert_levels must have those of [imagegen.synthetic], {levels} (without {missing_levels})"
 
 
 def _list_rules(section: Imagegen) -> Iterator[str]:
