@@ -6,19 +6,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from toolkit import recipe
 from toolkit.errors import RecipeError
-from toolkit.imagegen.images import image_policies, image_stores
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, load, reduced_size
 from toolkit.images import render as render_module
-from toolkit.images.policy import FIXED_WINDOWS
-from toolkit.recipe.imagegen import Imagegen
 from toolkit.sample import ImageRef
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -153,8 +149,6 @@ def test_squares_are_cut_from_the_upright_image(tmp_path: Path, orientation: int
     exif[0x0112] = orientation
     turned = tmp_path / "turned.png"
     image.save(turned, exif=exif)
-    from PIL import ImageOps
-
     with Image.open(turned) as opened:
         upright = np.asarray(ImageOps.exif_transpose(opened))
     policy = ImagePolicy(16, resample="bilinear", square=square)
@@ -243,26 +237,6 @@ def test_margins_survive_the_disk_cache(tmp_path: Path) -> None:
 def test_a_fixed_window_needs_centre_and_width(window: str, centre: float | None, width: float | None) -> None:
     with pytest.raises(RecipeError):
         ImagePolicy(window=window, centre=centre, width=width)
-
-
-def test_each_modality_has_its_window_and_all_have_the_same_square() -> None:
-    section = Imagegen(
-        ratings=("a.csv",),
-        window="fixed",
-        windows={"CT": {"preset": "ct_lung"}, "MRI": {"centre": 300.0, "width": 500.0}},
-        size=64,
-    )
-    policies = image_policies(section, recipe.Images(resample="lanczos"))
-    assert set(policies) == set(section.modalities)
-    assert (policies["CT"].centre, policies["CT"].width) == FIXED_WINDOWS["ct_lung"]
-    assert policies["MRI"].fixed_window == (50, 550)
-    assert policies["OCT"].window == "auto"
-    assert {(one.max_side, one.square, one.resample) for one in policies.values()} == {(64, "pad", "lanczos")}
-
-
-def test_modalities_with_one_policy_share_a_store() -> None:
-    stores = image_stores(Imagegen(ratings=("a.csv",)), recipe.Images(disk_cache=False))
-    assert len({id(store) for store in stores.values()}) == 1
 
 
 def test_the_examples_in_docstrings_hold() -> None:
