@@ -1,6 +1,7 @@
 """The section [imagegen]: defaults that stand, rules that hold, descriptions for every key."""
 
 import json
+import tomllib
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -61,6 +62,38 @@ def test_a_section_survives_its_own_dump() -> None:
     )
     again = Imagegen.model_validate_json(json.dumps(imagegen.model_dump(mode="json", exclude_none=True)), strict=True)
     assert again == imagegen
+
+
+TOML = """
+[imagegen]
+ratings = ["medical_ratings.csv"]
+rating_range = [1, 2, 3]
+window = "fixed"
+size = 512
+[imagegen.windows]
+CT = { preset = "ct_soft_tissue" }
+[imagegen.selector]
+target_precision = 0.9
+[imagegen.generator]
+model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+lora = { r = 16, alpha = 32 }
+[imagegen.update]
+methods = ["sft", "ddpo"]
+[imagegen.judge.fractions]
+selector = 0.5
+judge = 0.3
+test = 0.2
+[imagegen.guards]
+action = "log"
+"""
+
+
+def test_a_table_of_a_recipe_is_read() -> None:
+    imagegen = Imagegen.model_validate_json(json.dumps(tomllib.loads(TOML)["imagegen"]), strict=True)
+    assert imagegen.windows["CT"].preset == "ct_soft_tissue"
+    assert (imagegen.generator.lora.r, imagegen.generator.lora.alpha) == (16, 32)
+    assert imagegen.update.methods == ("sft", "ddpo")
+    assert imagegen.judge.fractions.judge == 0.3
 
 
 def test_sections_are_frozen_and_unknown_keys_are_rejected() -> None:

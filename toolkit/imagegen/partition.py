@@ -66,7 +66,7 @@ def require_all_levels(splits: Mapping[str, Ratings], training: Sequence[str]) -
         raise DataError(
             "every training split must have every rating level of imagegen.rating_range",
             place="imagegen.ratings",
-            value="; ".join(broken),
+            value=", ".join(broken),
             remedy="Add images with these ratings, or remove the levels from imagegen.rating_range.",
         )
     return tuple(f"{line}, so its figures say nothing about these ratings" for line in lines.values())

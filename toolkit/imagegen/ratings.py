@@ -342,4 +342,4 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[Dropped]) ->
 
 def _lines(dropped: Sequence[Dropped]) -> Iterator[str]:
     for one in dropped:
-        yield f"\n  {one.count:,} rows of {one.source}: {one.reason} (got {'; '.join(one.examples)})"
+        yield f"\n  {one.count:,} rows of {one.source}: {one.reason} (got {', '.join(one.examples)})"

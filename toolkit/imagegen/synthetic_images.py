@@ -129,7 +129,7 @@ def draw(modality: str, finding: str, size: int, rng: Rng) -> Light:
 
 
 def _posed(light: Light, rng: Rng) -> Light:
-    """The picture slightly turned, scaled and moved."""
+    """The image slightly turned, scaled and moved."""
     side = len(light)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.normal(0, 2.5), rng.uniform(0.94, 1.05))
     turn[:, 2] += rng.normal(0, 0.012 * side, 2)
