@@ -1,17 +1,25 @@
 """How a picture becomes 8-bit RGB: one frozen policy, and the record of what it did to one picture."""
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit import recipe
 from toolkit.errors import Problem, RecipeError
 
-Window = Literal["auto", "range", "percentile", "dicom"]
+Window = Literal["auto", "range", "percentile", "dicom", "fixed"]
 Resample = Literal["area", "bilinear", "bicubic", "lanczos", "nearest"]
-WindowSource = Literal["none", "range", "percentile", "dicom"]
+Square = Literal["off", "pad", "crop"]
+WindowSource = Literal["none", "range", "percentile", "dicom", "fixed"]
+
+FIXED_WINDOWS: Mapping[str, tuple[float, float]] = {"ct_lung": (-600.0, 1500.0), "ct_soft_tissue": (40.0, 400.0)}
+"""Name of a common CT window -> its centre and width in Hounsfield units."""
 
 RENDERING = 1
 """Raised whenever the same file and policy would give other pixels, so that cached pictures are made again."""
@@ -21,10 +29,15 @@ PLACEHOLDER_GREY = 128
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
-    """Everything that decides the pixels of a picture; the fields are those of the recipe's ``[images]``.
+    """Everything that decides the pixels of a picture; the first five fields are those of the recipe's ``[images]``.
 
     Pictures of 8 bits are left as they are, whatever ``window`` says (only a DICOM file's own window applies to
-    them). ``dicom`` refuses deeper pictures that bring no window; ``auto`` takes their data range.
+    them). ``dicom`` refuses deeper pictures that bring no window; ``auto`` takes their data range. ``fixed`` maps
+    ``centre`` - ``width`` / 2 to black and ``centre`` + ``width`` / 2 to white (LINEAR_EXACT of PS3.3 C.11.2.1.3.2), in
+    the file's units after DICOM's rescale.
+
+    With ``square``, every picture becomes ``max_side`` x ``max_side``, and smaller ones are enlarged: ``pad`` adds
+    black margins, which the record tells from the picture, and ``crop`` takes the central square.
     """
 
     max_side: int = 896
@@ -32,12 +45,26 @@ class ImagePolicy:
     percentiles: tuple[float, float] = (0.5, 99.5)
     resample: Resample = "area"
     max_pixels: int = 120_000_000
+    centre: float | None = None
+    width: float | None = None
+    square: Square = "off"
 
     def __post_init__(self) -> None:
+        self._check_fixed_window()
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             text = f"two rising percentages within 0 to 100 are needed (found {self.percentiles})"
             raise RecipeError([Problem("images.percentiles", text)])
+
+    def _check_fixed_window(self) -> None:
+        centre, width = self.centre, self.width
+        if self.window != "fixed":
+            if (centre, width) != (None, None):
+                text = f'centre and width belong to window = "fixed" (got "{self.window}", {centre} and {width})'
+                raise RecipeError([Problem("images.window", text)])
+        elif centre is None or width is None or not (math.isfinite(centre) and 0 < width < math.inf):
+            text = f'window = "fixed" needs a finite centre and a width above 0 (got {centre} and {width})'
+            raise RecipeError([Problem("images.window", text)])
 
     @classmethod
     def of(cls, images: recipe.Images) -> "ImagePolicy":
@@ -52,13 +79,31 @@ class ImagePolicy:
     def key(self) -> str:
         """16 hex digits that change with everything that changes pixels, and with nothing else."""
         percentiles = self.percentiles if self.window == "percentile" else None
-        facts = repr((RENDERING, self.max_side, self.window, percentiles, self.resample))
-        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+        facts: tuple[object, ...] = (RENDERING, self.max_side, self.window, percentiles, self.resample)
+        # Later fields enter only where they are used, so that pictures cached before they existed are still found.
+        if self.window == "fixed":
+            facts += self.fixed_window
+        if self.square != "off":
+            facts += (self.square,)
+        return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+    @property
+    def fixed_window(self) -> tuple[float, float]:
+        """(low, high) of ``window = "fixed"``."""
+        centre, width = self.centre or 0.0, self.width or 0.0
+        return centre - width / 2, centre + width / 2
 
     def reduced(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) after reduction: the longest side at most ``max_side``, never enlarged, at least 1."""
+        """(width, height) of the result: the longest side at most ``max_side``, never enlarged, at least 1.
+
+        With ``square``, both sides are ``max_side``.
+        """
+        return self.fitted(size) if self.square == "off" else (self.max_side, self.max_side)
+
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of a picture of this size inside the result, without the margins of ``square``."""
         longest = max(size)
-        if longest <= self.max_side:
+        if longest <= self.max_side and self.square == "off":
             return size
         width, height = (max(1, round(side * self.max_side / longest)) for side in size)
         return width, height
@@ -80,6 +125,8 @@ class ImageRecord:
         orientation: EXIF's or TIFF's number (1 to 8); the result is upright.
         transparent: share of the pixels that were not opaque; they were laid over black.
         placeholder: a grey picture stands here because the file could not be read; ``reason`` says why.
+        content: x1, y1, x2, y2 of the picture inside the result (x2 and y2 exclusive); what surrounds it is the black
+            margin of ``square = "pad"``. None: there is no margin.
     """
 
     format: str
@@ -95,11 +142,21 @@ class ImageRecord:
     transparent: float = 0.0
     placeholder: bool = False
     reason: str = ""
+    content: tuple[int, int, int, int] | None = None
 
     @property
     def scale(self) -> tuple[float, float]:
-        """(x, y) factors that take a point of the upright original to the result."""
-        return self.size[0] / self.source_size[0], self.size[1] / self.source_size[1]
+        """(x, y) factors that take a point of the upright original to the result, or to its ``content``."""
+        x1, y1, x2, y2 = self.content or (0, 0, *self.size)
+        return (x2 - x1) / self.source_size[0], (y2 - y1) / self.source_size[1]
+
+    def content_mask(self) -> NDArray[np.bool_]:
+        """(height, width) True inside the picture, False in the margins of ``square = "pad"``."""
+        width, height = self.size
+        x1, y1, x2, y2 = self.content or (0, 0, width, height)
+        mask = np.zeros((height, width), dtype=np.bool_)
+        mask[y1:y2, x1:x2] = True
+        return mask
 
     @property
     def clipped(self) -> float:
@@ -119,7 +176,8 @@ class ImageRecord:
         """
         if values["window_from"] not in get_args(WindowSource):
             raise ValueError(values["window_from"])
-        pairs = {name: tuple(values[name]) for name in ("source_size", "size", "window") if values[name] is not None}
+        listed = ("source_size", "size", "window", "content")
+        pairs = {name: tuple(values[name]) for name in listed if values.get(name) is not None}
         return cls(**{**values, **pairs})
 
 

@@ -63,17 +63,43 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
         ImageError: the policy asks for DICOM's own window and a deep picture has none, or the crop leaves the picture.
     """
     window = choose_window(pixels, policy, ref.path)
+    if policy.square == "crop":
+        ref = replace(ref, crop=central_square(ref.crop or (0, 0, *header.size)))
     turn = None if header.upright else UPRIGHT.get(header.orientation)
     if ref.crop is not None:
         pixels, turn = _cut(pixels, turn, ref), None
     height, width = pixels.values.shape[:2]
-    small = _to_8_bits(pixels, window, policy.reduced((width, height)), policy.resample)
+    small = _to_8_bits(pixels, window, policy.fitted((width, height)), policy.resample)
     if pixels.bgr:
         small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
     if turn is not None:
         small = np.ascontiguousarray(turn(small))
     shown = crop_size(ref.crop) if ref.crop else header.size
-    return Reduced(small, _record(pixels, header, shown, window, small))
+    small, content = _padded(small, policy)
+    return Reduced(small, replace(_record(pixels, header, shown, window, small), content=content))
+
+
+def central_square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The largest square in the middle of x1, y1, x2, y2.
+
+    >>> central_square((0, 0, 7, 4))
+    (1, 0, 5, 4)
+    """
+    width, height = crop_size(box)
+    side = min(width, height)
+    x, y = box[0] + (width - side) // 2, box[1] + (height - side) // 2
+    return x, y, x + side, y + side
+
+
+def _padded(small: Array, policy: ImagePolicy) -> tuple[Array, tuple[int, int, int, int] | None]:
+    """The picture in the middle of a black square, and its place there; None: it fills the result."""
+    height, width = small.shape[:2]
+    if policy.square != "pad" or width == height:
+        return small, None
+    x, y = (policy.max_side - width) // 2, (policy.max_side - height) // 2
+    square = np.zeros((policy.max_side, policy.max_side, *small.shape[2:]), small.dtype)
+    square[y : y + height, x : x + width] = small
+    return square, (x, y, x + width, y + height)
 
 
 def crop_size(crop: tuple[int, int, int, int]) -> tuple[int, int]:
@@ -155,11 +181,16 @@ def _fractions(pixels: Pixels, window: Windowed | None) -> Array:
 
 
 def resize(values: Array, size: tuple[int, int], how: Resample) -> Array:
-    """``values`` reduced to ``size`` (width, height) without aliasing (but for ``nearest``); float32 or as it was."""
+    """``values`` at ``size`` (width, height), reduced without aliasing (but for ``nearest``); float32 or as it was.
+
+    ``area`` enlarges by bilinear interpolation: the mean over a fraction of one pixel is that pixel.
+    """
     if values.shape[1::-1] == size:
         return values
     if how in OPENCV_FILTER:
-        small: Array = cv2.resize(values, size, interpolation=OPENCV_FILTER[how])
+        enlarged = max(size) > max(values.shape[:2])
+        method = cv2.INTER_LINEAR if enlarged and how == "area" else OPENCV_FILTER[how]
+        small: Array = cv2.resize(values, size, interpolation=method)
         return small
     if values.dtype == np.uint8:
         return np.asarray(Image.fromarray(values).resize(size, PILLOW_FILTER[how]))

@@ -60,7 +60,7 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
 
     ``range`` runs from the least to the largest finite value, ``percentile`` between two order statistics (the
     inverted distribution function, so both are values of the picture). Channels share one window. What is hidden or
-    wholly transparent is not measured.
+    wholly transparent is not measured. ``fixed`` is the policy's own window.
 
     Raises:
         ImageError: the policy asks for DICOM's own window and a picture of more than 8 bits has none.
@@ -77,6 +77,8 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
         raise ImageError("a picture must have at least one finite value", place=place, remedy="Repair the file.")
     if not values.size:
         return Windowed(0.0, 0.0, "range")
+    if policy.window == "fixed":
+        return _counted(pixels, *policy.fixed_window, "fixed")
     if policy.window == "percentile":
         low, high = _order_statistics(values, policy.percentiles)
         return _counted(pixels, low, high, "percentile")

@@ -1,5 +1,6 @@
 """The recipe: one TOML file as frozen sections, loaded with every problem at once."""
 
+from toolkit.recipe.base import Section
 from toolkit.recipe.checks import PHANTOM_TASKS, Finding, absent
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
@@ -20,7 +21,6 @@ from toolkit.recipe.sections import (
     Recipe,
     Rewards,
     Run,
-    Section,
     Sft,
     Split,
     Steps,

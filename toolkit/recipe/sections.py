@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from toolkit.recipe.base import Section
+
 REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
     "vqa": {"exact": 1.0, "token_f1": 1.0, "format": 0.1},
@@ -45,12 +47,6 @@ SPLITS = ("train", "validation", "test")
 """The splits, in the order in which they give up what they share with a later one."""
 
 Share = Field(ge=0, le=1)
-
-
-class Section(BaseModel):
-    """A table of the recipe: frozen, unknown keys and numbers that are not finite refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Run(Section):

@@ -1,0 +1,59 @@
+"""Images of [imagegen]: one policy for each modality, and a scan that reports all bad files together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rated import rated, ratings_of, write_images
+
+from toolkit import recipe
+from toolkit.errors import ImageError
+from toolkit.imagegen.images import image_policies, image_stores, scan_images
+from toolkit.imagegen.ratings import Ratings
+from toolkit.images.policy import FIXED_WINDOWS
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.sample import ImageRef
+
+
+def test_each_modality_has_its_window_and_all_have_the_same_square() -> None:
+    section = Imagegen(
+        ratings=("a.csv",),
+        window="fixed",
+        windows={"CT": {"preset": "ct_lung"}, "MRI": {"centre": 300.0, "width": 500.0}},
+        size=64,
+    )
+    policies = image_policies(section, recipe.Images(resample="lanczos"))
+    assert set(policies) == set(section.modalities)
+    assert (policies["CT"].centre, policies["CT"].width) == FIXED_WINDOWS["ct_lung"]
+    assert policies["MRI"].fixed_window == (50, 550)
+    assert policies["OCT"].window == "auto"
+    assert {(one.max_side, one.square, one.resample) for one in policies.values()} == {(64, "pad", "lanczos")}
+
+
+def test_modalities_with_one_policy_share_a_store() -> None:
+    stores = image_stores(Imagegen(ratings=("a.csv",)), recipe.Images(disk_cache=False))
+    assert len({id(store) for store in stores.values()}) == 1
+
+
+def on_disk(folder: Path, names: dict[str, str]) -> Ratings:
+    write_images(folder, list(names))
+    images = [replace(rated(name, [1], modality), image=ImageRef(folder / name)) for name, modality in names.items()]
+    return ratings_of(images)
+
+
+def test_the_scan_reads_every_image_through_its_modalitys_policy(tmp_path: Path) -> None:
+    section = Imagegen(ratings=("a.csv",), window="fixed", windows={"CT": {"preset": "ct_lung"}}, size=16)
+    stores = image_stores(section, recipe.Images(disk_cache=False))
+    reports = scan_images(on_disk(tmp_path, {"a.png": "CT", "b.png": "MRI", "c.png": "OCT"}), stores)
+    assert sorted(report.checked for report in reports) == [1, 2]
+
+
+def test_unreadable_images_of_all_modalities_are_reported_together(tmp_path: Path) -> None:
+    section = Imagegen(ratings=("a.csv",), window="fixed", windows={"CT": {"preset": "ct_lung"}}, size=16)
+    ratings = on_disk(tmp_path, {"a.png": "CT", "b.png": "MRI", "c.png": "MRI"})
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"not an image")
+    with pytest.raises(ImageError) as caught:
+        scan_images(ratings, image_stores(section, recipe.Images(disk_cache=False)))
+    assert all(name in str(caught.value) for name in ("a.png", "b.png"))
+    assert "c.png" not in str(caught.value)

@@ -1,0 +1,438 @@
+"""The section [imagegen] and its tables: RLHF for a medical image generator.
+
+A ratings file with ``image_path, rating, modality, expert_level, prompt`` trains a selector (image quality), a policy
+(agreement of image and prompt) and a judge, which is never a reward. The generator is then updated by their rewards.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from toolkit.recipe.base import Section
+
+MAX_SIDE = 2048
+FRACTIONS_MUST_SUM_TO_1 = 1e-9
+
+SYNTHETIC_MODALITIES = ("OCT", "CT", "X-Ray", "MRI")
+"""Modalities of synthetic images."""
+SYNTHETIC_EXPERT_LEVELS = (1, 2, 3)
+"""Levels of the simulated experts."""
+
+IMAGEGEN_PATHS: frozenset[tuple[str, ...]] = frozenset({("imagegen", "ratings"), ("imagegen", "image_root")})
+"""Keys whose values are paths, which loading makes absolute."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+class ImagegenSection(Section):
+    """A table of [imagegen], whose keys carry their docstrings as descriptions."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class FixedWindow(ImagegenSection):
+    """The window of one modality, in the file's units after DICOM's rescale (Hounsfield units for CT)."""
+
+    preset: Literal["ct_lung", "ct_soft_tissue"] | None = None
+    """A common CT window: ``ct_lung`` (centre -600, width 1500) or ``ct_soft_tissue`` (centre 40, width 400)."""
+    centre: float | None = None
+    """The value that becomes mid-grey."""
+    width: float | None = Field(None, gt=0)
+    """The range of values from black to white."""
+
+    @model_validator(mode="after")
+    def _preset_or_numbers(self) -> "FixedWindow":
+        numbers = (self.centre is not None, self.width is not None)
+        if any(numbers) if self.preset else not all(numbers):
+            raise ValueError(
+                f"must have either preset, or centre and width "
+                f"(got preset {self.preset}, centre {self.centre}, width {self.width})"
+            )
+        return self
+
+
+class SyntheticRatings(ImagegenSection):
+    """Synthetic images and simulated expert ratings, generated instead of reading files."""
+
+    images: int = Field(600, ge=12)
+    """Number of rated images."""
+    raters_per_image: int = Field(2, ge=1, le=6)
+    """Simulated experts who rate each image, of six: two for each expert level."""
+    degraded: Fraction = 0.6
+    """Fraction of the images with noise, stripes, blur, low contrast or a finding other than the prompt's."""
+
+
+class Selector(ImagegenSection):
+    """The quality model: an image to a score in [0, 1], by a vision encoder and a CORN ordinal head."""
+
+    encoder: Name = "openai/clip-vit-large-patch14"
+    """A Hub name or folder of a Transformers vision tower, ``biomedclip`` (needs open_clip), or ``tiny``."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub encoder."""
+    tuning: Literal["frozen", "lora", "full"] = "frozen"
+    """Which encoder parameters are trained. The head always is."""
+    layers: int = Field(4, ge=1)
+    """Hidden layers, evenly spaced up to the last, whose features are concatenated."""
+    crops: int = Field(4, ge=0)
+    """Crops at the encoder's own size beside the whole image: resizing removes the noise that an expert rates."""
+    heads: int = Field(3, ge=2)
+    """Ordinal heads with different seeds. The reward is their mean minus one standard deviation."""
+    hidden: int = Field(256, ge=1)
+    """Width of each head's hidden layer."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout in the heads during training."""
+    epochs: int = Field(20, ge=1)
+    """Passes over the selector's training ratings."""
+    batch_size: int = Field(32, ge=1)
+    """Rated images in an optimizer step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW learning rate of the heads and of trained encoder parameters."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+    augment: bool = False
+    """Flip training images horizontally. The policy is never augmented: its prompts can name a side."""
+    validation: PositiveFraction = 0.15
+    """Fraction of the selector's groups that is held out to select the threshold."""
+    target_precision: PositiveFraction = 0.8
+    """The threshold is the lowest score at which this fraction of passed validation images is rated well."""
+    good_rating: float | None = None
+    """The lowest rating that counts as rated well. Default: the highest of ``rating_range``."""
+
+
+class Policy(ImagegenSection):
+    """The agreement model: an image and a prompt to a score in [0, 1]. It is a reward model, not the RL policy."""
+
+    encoder: Name = "openai/clip-vit-large-patch14"
+    """A Hub name or folder of a dual tower (image and text), ``biomedclip`` (needs open_clip), or ``tiny``."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub encoder."""
+    tuning: Literal["frozen", "lora", "full"] = "frozen"
+    """Which encoder parameters are trained. The fusion layers always are."""
+    hidden: int = Field(512, ge=1)
+    """Width of the fusion layer over [image, text, image * text, |image - text|]."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout in the fusion layers during training."""
+    target: Literal["match", "rating"] = "match"
+    """The target of an image with its own prompt: 1, or its normalised rating. A mismatched prompt has target 0."""
+    same_modality: Fraction = 0.5
+    """Fraction of mismatched prompts from the same modality (hard negatives). Equal texts are never a mismatch."""
+    epochs: int = Field(20, ge=1)
+    """Passes over the policy's training ratings."""
+    batch_size: int = Field(32, ge=1)
+    """Images in an optimizer step, each with one matched and one mismatched prompt."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+
+
+class GeneratorLora(ImagegenSection):
+    """The adapter on the generator's attention layers."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    alpha: int = Field(16, ge=1)
+    """Scale: the update is multiplied by alpha / r."""
+
+
+class Generator(ImagegenSection):
+    """The image generator and how it samples."""
+
+    model: Name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """A Hub name or folder of a Stable Diffusion 1.x or 2.x pipeline, or ``tiny`` (shipped, 32 px, for CPUs)."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub pipeline."""
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the network predicts. ``auto``: as the scheduler's configuration says."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Data type of the frozen parameters and of autocast. ``auto``: 16 bits on a GPU, float32 on a CPU."""
+    tuning: Literal["lora", "full"] = "lora"
+    """Train an adapter, or all of the network's parameters."""
+    lora: GeneratorLora = GeneratorLora()
+    """The adapter."""
+    steps: int = Field(20, ge=2, le=1000)
+    """DDIM steps of an image."""
+    guidance_scale: float = Field(5.0, ge=1)
+    """Classifier-free guidance. 1 switches it off, which halves the time."""
+    batch_size: int = Field(8, ge=1)
+    """Images that are generated at once."""
+    gradient_checkpointing: bool = False
+    """Saves 14 to 33 % of the GPU memory of an update for 30 to 35 % more time."""
+    vae_slicing: bool = True
+    """Decode images one by one, which saves GPU memory."""
+
+
+class Refresh(ImagegenSection):
+    """Retraining of selector and policy between rounds on images that the selector passed."""
+
+    enabled: bool = False
+    """Retrain after each round. It is rolled back if held-out agreement drops."""
+    anchors_fraction: float = Field(0.5, gt=0, lt=1)
+    """Fraction of low-rated images from the ratings in each batch. Without them, a selector forgets what is bad."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the passed images of a round."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """AdamW learning rate, usually lower than in stage 1."""
+
+
+class Update(ImagegenSection):
+    """How the generator is updated. Each method starts from the base and is a row of the results table."""
+
+    methods: tuple[Literal["sft", "ddpo"], ...] = ("sft",)
+    """``sft``: fine-tuning on rated images that the selector passes, weighted. ``ddpo``: group-normalised policy
+    gradient on the DDIM trajectory (Black et al. 2023, arXiv 2305.13301)."""
+    control: bool = True
+    """Add a row for ``sft`` on as many randomly selected images, with the same number of optimizer steps."""
+    sft_steps: int = Field(1000, ge=1)
+    """Optimizer steps of ``sft`` and of its control."""
+    sft_learning_rate: float = Field(1e-4, gt=0)
+    """AdamW learning rate of ``sft`` and of its control."""
+    sft_batch_size: int = Field(16, ge=1)
+    """Images in an optimizer step of ``sft``."""
+    rounds: int = Field(10, ge=1)
+    """Rounds of ``ddpo``: generate, score, update, evaluate."""
+    prompts_per_round: int = Field(32, ge=1)
+    """Prompts of a round."""
+    images_per_prompt: int = Field(8, ge=2)
+    """Images of one prompt: the group in which rewards are normalised."""
+    updates_per_round: int = Field(2, ge=1)
+    """Optimizer steps of a round. Each uses an equal part of the round's images."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """AdamW learning rate of ``ddpo``."""
+    clip_range: float = Field(1e-4, gt=0, lt=1)
+    """Clip range of the ratio of probabilities (means over dimensions, so it is small)."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the base."""
+    selector_power: float = Field(1.0, ge=0)
+    """The reward is selector ** selector_power * policy ** policy_power."""
+    policy_power: float = Field(1.0, ge=0)
+    """See ``selector_power``."""
+    micro_batch: int = Field(4, ge=1)
+    """Images in a forward and backward pass. Gradients are accumulated up to an optimizer step."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    refresh: Refresh = Refresh()
+    """Retraining of selector and policy between rounds."""
+
+    @property
+    def images_per_round(self) -> int:
+        """Images that one round generates."""
+        return self.prompts_per_round * self.images_per_prompt
+
+    @model_validator(mode="after")
+    def _methods_are_distinct(self) -> "Update":
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must name at least one method, each once (got {list(self.methods)})")
+        return self
+
+    @model_validator(mode="after")
+    def _control_has_its_method(self) -> "Update":
+        if self.control and "sft" not in self.methods:
+            raise ValueError('control = true compares with "sft", which methods must name. Set control = false')
+        return self
+
+    @model_validator(mode="after")
+    def _reward_depends_on_something(self) -> "Update":
+        if not (self.selector_power or self.policy_power):
+            raise ValueError("selector_power and policy_power must not both be 0: every reward would be 1")
+        return self
+
+    @model_validator(mode="after")
+    def _a_round_divides_into_updates(self) -> "Update":
+        if self.images_per_round % self.updates_per_round:
+            raise ValueError(
+                f"updates_per_round (={self.updates_per_round}) must divide prompts_per_round * images_per_prompt "
+                f"(={self.images_per_round})"
+            )
+        return self
+
+
+class Fractions(ImagegenSection):
+    """Fractions of the patients (or images) that train the selector, train the judge, and test both."""
+
+    selector: PositiveFraction = 0.4
+    """Trains selector and policy."""
+    judge: PositiveFraction = 0.4
+    """Trains the judge."""
+    test: PositiveFraction = 0.2
+    """Tests selector, policy and judge."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "Fractions":
+        total = self.selector + self.judge + self.test
+        if abs(total - 1) > FRACTIONS_MUST_SUM_TO_1:
+            raise ValueError(f"selector + judge + test must be 1 (got {total:g})")
+        return self
+
+    @property
+    def by_split(self) -> Mapping[str, float]:
+        """Split -> fraction, in the order of the table."""
+        return {"selector": self.selector, "judge": self.judge, "test": self.test}
+
+
+class Judge(ImagegenSection):
+    """The model that scores generated images and is never a reward."""
+
+    seed: int = Field(1, ge=0, lt=2**31)
+    """Seed of the judge's initialisation and data order. It must differ from ``run.seed``."""
+    encoder: Name = "facebook/dinov2-base"
+    """The judge's vision tower. It must differ from ``selector.encoder``."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub encoder."""
+    tuning: Literal["frozen", "lora", "full"] = "frozen"
+    """Which encoder parameters are trained."""
+    epochs: int = Field(20, ge=1)
+    """Passes over the judge's training ratings."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW learning rate."""
+    fractions: Fractions = Fractions()
+    """How the ratings are divided."""
+    images: int = Field(384, ge=2)
+    """Generated images of an evaluation. All methods share prompts and noise. 384 resolve a difference of 0.02."""
+    features: int = Field(64, ge=1, le=64)
+    """Features of the extractor for FID and KID. FID needs at least four images for each of them."""
+    bootstrap: int = Field(2000, ge=100)
+    """Bootstrap samples for intervals, drawn by prompt."""
+
+
+class Guards(ImagegenSection):
+    """Limits that an update must keep. Each is logged in every round."""
+
+    action: Literal["stop", "log"] = "stop"
+    """``stop``: end the update and restore the best checkpoint. ``log``: only report it."""
+    judge_evaluations: int = Field(2, ge=1)
+    """Fires if the judge's score falls by more than its interval over this number of evaluations."""
+    min_diversity: Fraction = 0.6
+    """Fires if the diversity of generated images is below this fraction of the real images'."""
+    max_kl: float = Field(1.0, gt=0)
+    """Fires if the KL divergence from the base is above this value."""
+    copy_quantile: Fraction = 0.01
+    """Fires if nearest-neighbour distances to real images fall below this quantile of those between real images."""
+    advantage_clip: float = Field(5.0, gt=0)
+    """Group-normalised rewards are clipped to plus and minus this value."""
+
+
+class Imagegen(ImagegenSection):
+    """RLHF for a medical image generator from expert ratings."""
+
+    ratings: tuple[Name, ...] = ()
+    """Files (.csv .jsonl .json .parquet) with image_path, rating, modality, expert_level and prompt. Optional columns:
+    patient_id and rater_id. An image can have several ratings."""
+    synthetic: SyntheticRatings | None = None
+    """Generate synthetic images and ratings instead of reading files."""
+    image_root: Path | None = None
+    """Relative image paths start here and none may leave it. Default: the folder of the ratings file."""
+    rating_range: tuple[float, ...] = (1, 2, 3)
+    """All rating levels, rising from the worst to the best."""
+    modalities: tuple[Name, ...] = ("OCT", "Fundus", "CT", "X-Ray", "MRI")
+    """All modalities. A row with another modality cannot be used."""
+    expert_levels: tuple[int, ...] = (1, 2, 3)
+    """All expert levels, from the lowest to the highest."""
+    expert_weight: Literal["linear", "table", "precision"] = "linear"
+    """Weight of a rating in the loss by its expert level. It never changes the rating. ``linear``: level / highest
+    level. ``table``: from ``expert_table``. ``precision``: the inverse variance, estimated from images with several
+    ratings."""
+    expert_table: dict[str, float] = Field(default_factory=dict)
+    """Expert level -> weight for ``expert_weight = "table"``, such as { 1 = 0.2, 2 = 0.5, 3 = 1.0 }."""
+    max_dropped: Fraction = 0.05
+    """A larger fraction of unusable rows stops the run."""
+    window: Literal["auto", "fixed"] = "auto"
+    """``auto``: DICOM's own window, otherwise the data range. ``fixed``: the window of ``windows`` by modality. Images
+    of 8 bits are left as they are."""
+    windows: dict[str, FixedWindow] = Field(default_factory=dict)
+    """Modality -> window for ``window = "fixed"``. Modalities without an entry use ``auto``."""
+    square: Literal["pad", "crop"] = "pad"
+    """How an image becomes square: black margins, or its central square."""
+    size: int = Field(512, ge=16, le=MAX_SIDE)
+    """Side of all images in pixels. Smaller images are enlarged."""
+    prompts: dict[str, tuple[Name, ...]] = Field(default_factory=dict)
+    """Modality -> prompts that images are generated for. Default: the distinct prompts of the ratings."""
+    selector: Selector = Selector()
+    """The quality model."""
+    policy: Policy = Policy()
+    """The agreement model."""
+    generator: Generator = Generator()
+    """The image generator."""
+    update: Update = Update()
+    """How the generator is updated."""
+    judge: Judge = Judge()
+    """The model that scores the result."""
+    guards: Guards = Guards()
+    """Limits that an update must keep."""
+
+    @model_validator(mode="after")
+    def _all_rules_hold(self) -> "Imagegen":
+        broken = [*_source_rules(self), *_list_rules(self), *_weight_rules(self), *_modality_rules(self)]
+        if broken:
+            raise ValueError(". ".join(broken))
+        return self
+
+
+def _source_rules(section: Imagegen) -> Iterator[str]:
+    if bool(section.ratings) == (section.synthetic is not None):
+        found = "both" if section.ratings else "neither"
+        yield f"must have either ratings, or [imagegen.synthetic] (got {found})"
+    if section.synthetic is not None and section.image_root is not None:
+        yield f"image_root belongs to ratings, not to [imagegen.synthetic] (got {section.image_root})"
+    if section.synthetic is None:
+        return
+    if missing := [name for name in SYNTHETIC_MODALITIES if name not in section.modalities]:
+        yield f"modalities must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)} (without {missing})"
+    if missing_levels := [level for level in SYNTHETIC_EXPERT_LEVELS if level not in section.expert_levels]:
+        levels = list(SYNTHETIC_EXPERT_LEVELS)
+        yield f"expert_levels must have those of [imagegen.synthetic], {levels} (without {missing_levels})"
+
+
+def _list_rules(section: Imagegen) -> Iterator[str]:
+    levels = section.rating_range
+    if len(levels) < 2 or not _rises(levels):
+        yield f"rating_range must be at least two rising numbers (got {_numbers(levels)})"
+    if section.selector.good_rating is not None and section.selector.good_rating not in levels[1:]:
+        rule = f"selector.good_rating must be one of the ratings above the lowest, {_numbers(levels[1:])}"
+        yield f"{rule} (got {section.selector.good_rating:g})"
+    experts = section.expert_levels
+    if not experts or experts[0] < 1 or not _rises(experts):
+        yield f"expert_levels must be rising whole numbers from 1 (got {list(experts)})"
+    for name in ("ratings", "modalities"):
+        listed = getattr(section, name)
+        if len(set(listed)) < len(listed) or (name == "modalities" and not listed):
+            yield f"{name} must name each entry once (got {list(listed)})"
+
+
+def _rises(levels: Sequence[float]) -> bool:
+    return all(low < high for low, high in pairwise(levels))
+
+
+def _numbers(levels: Sequence[float]) -> str:
+    return f"[{', '.join(f'{level:g}' for level in levels)}]"
+
+
+def _weight_rules(section: Imagegen) -> Iterator[str]:
+    table, levels = section.expert_table, [str(level) for level in section.expert_levels]
+    if section.expert_weight != "table":
+        if table:
+            yield f'expert_table belongs to expert_weight = "table" (got "{section.expert_weight}")'
+        return
+    if sorted(table) != sorted(levels):
+        yield f"expert_table must have a weight for each of expert_levels {levels} (got {sorted(table)})"
+    if any(weight < 0 for weight in table.values()) or not any(table.values()):
+        yield f"expert_table must have weights of at least 0, and one above 0 (got {table})"
+
+
+def _modality_rules(section: Imagegen) -> Iterator[str]:
+    for name in ("windows", "prompts"):
+        for modality in getattr(section, name):
+            if modality not in section.modalities:
+                yield f"{name} must name modalities of {list(section.modalities)} (got {modality!r})"
+    if section.window == "fixed" and not section.windows:
+        yield 'window = "fixed" needs at least one modality in [imagegen.windows]'
+    if section.window == "auto" and section.windows:
+        yield f'windows belongs to window = "fixed" (got window = "auto" and {sorted(section.windows)})'
+    empty = [modality for modality, prompts in section.prompts.items() if not prompts]
+    if empty:
+        yield f"prompts must have at least one prompt for each modality it names (got none for {empty})"
