@@ -13,8 +13,8 @@ IDS = 5 * 8
 """Bytes of a prompt's token: ids, attention mask, token kinds and copies of them, each in 64 bits."""
 
 ROTARY_SETS = 3
-"""Cosines and sines of a token's position, each of a head's width: Qwen2-VL and Qwen2.5-VL have one set for each of three
-axes, Gemma 3 one for each of two kinds of layers, others one."""
+"""Cosines and sines of a token's position, each of a head's width: Qwen2-VL and Qwen2.5-VL have one set for each of
+three axes, Gemma 3 one for each of two kinds of layers, others one."""
 
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
@@ -33,8 +33,7 @@ def prompt_cache_bytes(model: Architecture, setting: Setting) -> int:
     since what they keep is a view of it. A static cache (Unsloth) has its full length from the beginning.
     """
     stack = model.language
-    length = setting.row.prompt + (setting.answer_tokens if _static_cache(model, setting) else 0)
-    return 2 * stack.key * setting.stored * stack.layers * length * setting.concurrent
+    return 2 * stack.key * setting.stored * stack.layers * _cached_tokens(model, setting) * setting.concurrent
 
 
 def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast: bool) -> int:
@@ -81,7 +80,8 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
         wide = _lora_value(setting)
         copy = wide * stack.width if wide != value else 0
         a_token = value * (4 * stack.width + 2 * stack.inner) + copy + 2 * wide * stack.inner
-    masks = (2 if model.sliding_layers else 1) * setting.concurrent * setting.row.prompt**2
+    pairs = setting.row.prompt * _cached_tokens(model, setting)
+    masks = (2 if model.sliding_layers else 1) * setting.concurrent * pairs
     needed = (a_token + 2 * value * ROTARY_SETS * stack.head_width) * prompts + masks
     if setting.eager:
         needed += setting.concurrent * stack.heads * setting.row.prompt**2 * (FLOAT + 2 * value)
@@ -89,13 +89,15 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def features_bytes(model: Architecture, setting: Setting) -> int:
-    """What a tower with deep features leaves while the prompts pass: its last hidden state, and the features of each
-    level with a copy of the last ones (trace). Others leave nothing.
+    """What the tower leaves while the prompts pass: its features, and with deep features its last hidden state and the
+    features of each level with a copy of the last ones (trace).
     """
     tower = model.vision
-    if tower is None or not tower.deep:
+    if tower is None:
         return 0
     value = tower_value(model, setting, autocast=samples_under_autocast(setting))
+    if not tower.deep:
+        return setting.concurrent * value * setting.row.images * model.language.width
     features = (value * (1 + tower.deep) + setting.stored) * setting.row.images * model.language.width
     return setting.concurrent * (features + value * setting.row.patches * tower.stack.width)
 
@@ -144,6 +146,11 @@ def _lora_value(setting: Setting) -> int:
 def samples_under_autocast(setting: Setting) -> bool:
     """Unsloth generates under autocast, transformers does not."""
     return setting.backend == "unsloth" and setting.mixed
+
+
+def _cached_tokens(model: Architecture, setting: Setting) -> int:
+    """Tokens of a row for which prefill has room in the cache, and a place in its masks."""
+    return setting.row.prompt + (setting.answer_tokens if _static_cache(model, setting) else 0)
 
 
 def _static_cache(model: Architecture, setting: Setting) -> bool:
