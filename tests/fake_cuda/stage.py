@@ -68,7 +68,6 @@ class Stage:
             with self.log.during(f"backward{suffix}"):
                 value.backward()
             del value, batch
-            gc.collect()  # what is left in reference cycles depends on when Python collects them, and is not counted
 
     def autocast(self) -> Any:
         """Return mixed precision as the trainers use it."""

@@ -85,6 +85,7 @@ def run(spec: Spec) -> Traced:
     from fake_cuda.device import patch_torch, pretend_devices
 
     patch_torch(bf16=spec.setting.bf16)
+    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from fake_cuda.log import AllocationLog
@@ -93,7 +94,8 @@ def run(spec: Spec) -> Traced:
     from fake_cuda.stage import Stage
 
     setting, log = spec.setting, AllocationLog()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # The engine's thread would release what a pass has saved as soon as it gets Python's lock, some operations later.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.set_multithreading_enabled(False):
         pretend_devices(64)
         with log:
             model = build(spec.fields, setting, log)
