@@ -17,8 +17,9 @@ CONTEXT = int(0.6 * GIB)
 PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
 """What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
 layer adds whose cache grows step by step in segments that do not expand (trace)."""
-BLOCKS = 2
-"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7)."""
+BLOCKS, RIGID_BLOCKS = 2, 4
+"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), and those of a training pass in
+segments that do not expand (up to 3.7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,14 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
     pieces = _pieces(model, setting)
     free = None if usable is None else usable - CONTEXT - sum(kept.values())
     logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
+    blocks = RIGID_BLOCKS if setting.backend == "hf" else BLOCKS
     # Slices of equal size follow each other: one of their blocks lies between others.
     stray = max(
-        BLOCKS * activations.largest_logits(model, setting), activations.fused_slice_bytes(model, setting, free)
+        blocks * activations.largest_logits(model, setting), activations.fused_slice_bytes(model, setting, free)
     )
     return [
         _moment("loss", {**kept, "logits": logits}, pieces + stray),
-        _moment("backward pass", {**kept, "layer": layer}, pieces + BLOCKS * activations.largest_inner(model, setting)),
+        _moment("backward pass", {**kept, "layer": layer}, pieces + blocks * activations.largest_inner(model, setting)),
     ]
 
 
