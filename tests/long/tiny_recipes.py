@@ -1,0 +1,30 @@
+"""The tiny recipes as a user runs them, with the figures of the documentation. See tests/long/run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+PAIRS = {
+    "quickstart": (("sft", "baseline"), ("grpo", "sft")),
+    "lesions_tiny": (("sft", "baseline"), ("grpo", "sft")),
+    "steps_tiny": (("sft", "baseline"),),
+}
+"""Recipe -> evaluations whose paired difference must lie above 0 (after, before)."""
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_tiny_recipe_learns(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "toolkit", "run", str(RECIPES / f"{name}.toml")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    sys.stdout.write(f"\n{done.stdout}\n")  # the tables, shown by pytest -s
+    stages: dict[str, Any] = json.loads((tmp_path / "runs" / name / "results.json").read_text())["stages"]
+    for after, before in PAIRS[name]:
+        difference = stages[f"evaluate-{after}"]["differences"][before]["difference"]
+        assert difference["low"] > 0, (after, before, difference)
+    assert stages["export"]
