@@ -115,9 +115,9 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
     copies = weights.autocast_copies(model, setting) if autocast else 0
     pieces = _pieces(model, setting)
     moments = []
-    if model.vision is not None and patches:
-        images = rollout.tower_bytes(model, setting, patches, autocast=autocast)
-        images += rollout.embedding_bytes(model, setting)
+    tower = rollout.tower_bytes(model, setting, patches, autocast=autocast)
+    if tower:
+        images = tower + rollout.embedding_bytes(model, setting)
         largest = rollout.largest_in_tower(model, setting)
         moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
     prefill = {
@@ -129,10 +129,12 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
         "decoding": copies + rollout.decoding_bytes(model, setting),
         "sampling": rollout.sampling_bytes(model, setting),
     }
-    largest = rollout.largest_in_prefill(model, setting)
+    stray = BLOCKS * rollout.largest_in_prefill(model, setting)
+    if setting.backend == "hf":  # the cache takes the tower's blocks. The others are too small for prefill's tensors
+        stray += max(0, tower - prefill["kv_cache"])
     return [
         *moments,
-        _moment("prefill", {**kept, **prefill}, pieces + BLOCKS * largest),
+        _moment("prefill", {**kept, **prefill}, pieces + stray),
         _moment("decoding", {**kept, **decoding}, pieces + BLOCKS * decoding["decoding"]),
     ]
 
