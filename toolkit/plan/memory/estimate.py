@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.memory import activations, rollout, weights
 from toolkit.plan.memory.setting import Setting
+from toolkit.plan.memory.weights import FLOAT
 
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
@@ -17,9 +18,9 @@ CONTEXT = int(0.6 * GIB)
 PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
 """What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
 layer adds whose cache grows step by step in segments that do not expand (trace)."""
-BLOCKS, RIGID_BLOCKS = 2, 4
-"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), and those of a training pass in
-segments that do not expand (up to 3.7)."""
+BLOCKS, UNIFORM_BLOCKS, RIGID_BLOCKS = 2, 1.5, 4
+"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), of a rollout in float32 (1.4), and
+of a training pass in segments that do not expand (3.7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +130,14 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
         "decoding": copies + rollout.decoding_bytes(model, setting),
         "sampling": rollout.sampling_bytes(model, setting),
     }
-    stray = BLOCKS * rollout.largest_in_prefill(model, setting)
-    if setting.backend == "hf":  # the cache takes the tower's blocks. The others are too small for prefill's tensors
+    # In 16 bits the adapter's float32 takes turns with tensors of half its size.
+    mixed = setting.stored < FLOAT
+    stray = (BLOCKS if mixed else UNIFORM_BLOCKS) * rollout.largest_in_prefill(model, setting)
+    if mixed and setting.backend == "hf":  # the cache takes the tower's blocks, the rest is too small for prefill
         stray += max(0, tower - prefill["kv_cache"])
     return [
         *moments,
-        _moment("prefill", {**kept, **prefill}, pieces + stray),
+        _moment("prefill", {**kept, **prefill}, pieces + int(stray)),
         _moment("decoding", {**kept, **decoding}, pieces + BLOCKS * decoding["decoding"]),
     ]
 
