@@ -1,0 +1,1 @@
+"""RLHF for medical image generators: ratings, reward models, generator updates, and a judge that is never a reward."""
