@@ -1,8 +1,8 @@
 """A plain diffusion transformer (DiT) in pixel space: about one million parameters, made for CPUs.
 
 Differences to the DiT paper: prompts are words of a fixed vocabulary instead of class labels, and the network predicts
-noise or velocity only, no variance. The attention's linear layers are named as in diffusers (to_q, to_k, to_v, to_out.0),
-so that the LoRA settings of Stable Diffusion apply unchanged.
+noise or velocity only, no variance. The attention's linear layers are named as in diffusers (to_q, to_k, to_v,
+to_out.0), so that the LoRA settings of Stable Diffusion apply unchanged.
 """
 
 import difflib
@@ -188,7 +188,8 @@ class _Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
         tokens = tokens_NLD + gate * self._attend(self.norm_attention(tokens_NLD) * (1 + scale) + shift)
         hidden = self.mlp_in(self.norm_mlp(tokens) * (1 + mlp_scale) + mlp_shift)
-        return tokens + mlp_gate * self.mlp_out(functional.gelu(hidden, approximate="tanh"))
+        out: Tensor = tokens + mlp_gate * self.mlp_out(functional.gelu(hidden, approximate="tanh"))
+        return out
 
     def _attend(self, tokens_NLD: Tensor) -> Tensor:
         query, key, value = (
