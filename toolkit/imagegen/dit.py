@@ -41,7 +41,8 @@ class DitConfig:
         layers: transformer layers.
         heads: attention heads.
         prompt_words: largest number of words in a prompt.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: "v_prediction" or "epsilon". Velocity stays well defined at pure noise, where this
+            schedule begins. There an error in the predicted noise would be amplified 20,000 times.
         beta_schedule: a beta schedule of diffusers' schedulers.
     """
 
@@ -53,7 +54,7 @@ class DitConfig:
     layers: int = 3
     heads: int = 4
     prompt_words: int = 24
-    prediction_type: str = "epsilon"
+    prediction_type: str = "v_prediction"
     beta_schedule: str = "squaredcos_cap_v2"
 
     @property

@@ -118,7 +118,7 @@ def encode_training_images(generator: Generator, images: SftImages, batch_size: 
         TrainingError: there is no image, or a weight is negative or all are zero.
     """
     generator.check_prompts(images.prompts)
-    weights_N = torch.tensor(images.weights)
+    weights_N = torch.tensor(images.weights, dtype=torch.float32)
     if not images.numbers or bool((weights_N < 0).any()) or not float(weights_N.sum()) > 0:
         raise TrainingError(
             "supervised fine-tuning needs images whose weights are not negative and not all zero",
