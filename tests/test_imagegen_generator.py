@@ -8,7 +8,7 @@ import pytest
 import torch
 from imagegen_models import CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
 
-from toolkit.errors import DataError, ModelError
+from toolkit.errors import DataError, ImageError, ModelError
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
 from toolkit.imagegen.lora import (
@@ -167,6 +167,30 @@ def test_latents_of_stable_diffusion_are_the_vaes_scaled_posterior(tiny: Path) -
     factor = generator.pipeline.vae.config.scaling_factor
     assert torch.allclose(mean, posterior.mean * factor, atol=1e-6)
     assert torch.allclose(std, posterior.std * factor, atol=1e-6)
+
+
+def test_training_images_of_another_size_are_an_error(generator: Generator) -> None:
+    side = generator.image_size
+    assert generator.decode(torch.zeros(1, *generator.latent_shape)).shape == (1, 3, side, side)
+    generator.encode_images(torch.rand(1, 3, side, side))
+    for shape in ((1, 3, side, 2 * side), (1, 1, side, side), (3, side, side)):
+        with pytest.raises(ImageError):
+            generator.encode_images(torch.rand(shape))
+
+
+def test_a_base_in_the_hubs_cache_loads_offline_with_its_commit(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789" * 4
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    generator = stable_diffusion(Path("someone/tiny"))
+    assert generator.base.name == "someone/tiny"
+    assert generator.base.revision == commit
 
 
 def test_a_prompt_too_long_for_the_text_encoder_is_an_error_with_its_count(tiny: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from toolkit.errors import ModelError
 from toolkit.imagegen.ddim import make_scheduler
 from toolkit.imagegen.dit import CONFIG, KIND, WEIGHTS, Dit, encode_words, load_dit
-from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, digest, guided_prediction
+from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, check_images, digest, guided_prediction
 from toolkit.imagegen.lora import (
     adapter_metadata,
     attach_lora,
@@ -46,6 +46,11 @@ class DitGenerator:
         config = self.network.config
         return config.channels, config.image_size, config.image_size
 
+    @property
+    def image_size(self) -> int:
+        """Return the side of an image in pixels."""
+        return self.network.config.image_size
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise a DataError for a prompt with an unknown word or too many words."""
         encode_words(self.network.config, prompts)
@@ -62,7 +67,12 @@ class DitGenerator:
             return guided_prediction(self.network, (latents, timesteps, condition), empty, scale)
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pixels in [-1, 1], and zeros. A grey model takes the mean of the colours."""
+        """Return pixels in [-1, 1], and zeros. A grey model takes the mean of the colours.
+
+        Raises:
+            ImageError: the images have another size than the generator's.
+        """
+        check_images(images, self.image_size)
         pixels = images.float().mean(1, keepdim=True) if self.network.config.channels == 1 else images.float()
         return 2 * pixels - 1, torch.zeros_like(pixels)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ImageError
 from toolkit.imagegen.lora import LoraSettings
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class Generator(Protocol):
         """Return channels, height and width of a latent."""
 
     @property
+    def image_size(self) -> int:
+        """Return the side of an image in pixels."""
+
+    @property
     def device(self) -> torch.device:
         """Return where the network is."""
 
@@ -91,7 +96,11 @@ class Generator(Protocol):
         """Return what the network predicts, with guidance if ``guided``, in float32."""
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the images' latents, in float32 on the CPU."""
+        """Return mean and standard deviation of the images' latents, in float32 on the CPU.
+
+        Raises:
+            ImageError: the images have another size than the generator's.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents."""
@@ -148,6 +157,21 @@ def guided_prediction(
     both = call(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([empty, condition])).float()
     without, conditional = both.chunk(2)
     return without + scale * (conditional - without)
+
+
+def check_images(images: Tensor, side: int) -> None:
+    """Check that images are (N, 3, side, side).
+
+    Raises:
+        ImageError: they are not.
+    """
+    if images.ndim != 4 or images.shape[1:] != (3, side, side):
+        raise ImageError(
+            f"training images must be RGB of {side} x {side} pixels, as this generator makes them",
+            place="imagegen.generator",
+            value=tuple(images.shape),
+            remedy="Resize the images to the generator's size.",
+        )
 
 
 def digest(files: Sequence[Path]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import DataError, ModelError
 from toolkit.imagegen.ddim import make_scheduler
-from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, digest, guided_prediction
+from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, check_images, digest, guided_prediction
 from toolkit.imagegen.lora import (
     adapter_metadata,
     attach_lora,
@@ -56,6 +56,12 @@ class StableDiffusionGenerator:
         unet: nn.Module = self.pipeline.unet
         return unet
 
+    @property
+    def image_size(self) -> int:
+        """Return the side of an image in pixels."""
+        size: int = self.latent_shape[1] * self.pipeline.vae_scale_factor
+        return size
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise a DataError that lists prompts longer than the text encoder takes, with their token counts."""
         limit: int = self.pipeline.tokenizer.model_max_length
@@ -87,7 +93,12 @@ class StableDiffusionGenerator:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the scaled latents, in float32 on the CPU."""
+        """Return mean and standard deviation of the scaled latents, in float32 on the CPU.
+
+        Raises:
+            ImageError: the images have another size than the generator's.
+        """
+        check_images(images, self.image_size)
         vae = self.pipeline.vae
         posterior = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist
         factor = vae.config.scaling_factor
