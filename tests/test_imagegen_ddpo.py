@@ -157,6 +157,26 @@ def test_gradient_equals_that_of_the_formula(tmp_path: Path, monkeypatch: pytest
         torch.testing.assert_close(ours[name], gradient, atol=1e-7, rtol=1e-4)
 
 
+def test_kl_to_the_base_equals_that_of_torchs_normals(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, denoising_steps=4, micro_batch=32)
+    state = start(dit_generator(random_dit_folder(tmp_path, replace(CONFIG, beta_schedule="linear"))))
+    base = dit_generator(tmp_path)
+    randomise_lora(state.generator.network)
+    rollout = roll_out(state.generator, settings, PROMPTS, brightness, 0)
+    scheduler, chunk = base.scheduler, rollout.chunks[0]
+    schedule, total = make_schedule(scheduler, 4), 0.0
+    for step in schedule.stochastic:
+        normals = []
+        for generator in (state.generator, base):
+            before, time = chunk.latents_TNCHW[step], schedule.timesteps_S[step]
+            with torch.no_grad():
+                output = generator.predict(before, time.expand(len(before)), chunk.condition)
+            mean = scheduler.step(output, time, before, eta=1.0, variance_noise=torch.zeros_like(before)).prev_sample
+            normals.append(torch.distributions.Normal(mean, schedule.std_S[step]))
+        total += float(torch.distributions.kl_divergence(*normals).mean())
+    assert update_policy(state, settings, rollout).kl_to_base == pytest.approx(total, rel=1e-3)
+
+
 def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
     rewards = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.9, 0.3])
     prompts = ["a", "a", "b", "c", "c", "b"]

@@ -3,6 +3,7 @@
 The formulas are those of ``diffusers.DDIMScheduler.step(eta=1)``, in float32. One difference to the paper on denoising
 diffusion policy optimisation (DDPO): steps of zero variance are left out of the policy, because their density is
 undefined. With Stable Diffusion's own scheduler (``set_alpha_to_one`` false) the last step has a positive variance.
+In this file, "step" is a denoising step.
 """
 
 import math

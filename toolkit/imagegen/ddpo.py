@@ -2,7 +2,8 @@
 
 Differences to the paper (Black et al. 2023) and its code: rewards are normalised within the images of one prompt, as
 in GRPO, instead of by a running mean per prompt. Rollout and update use the same rows in one pass, so that the ratio
-of the first pass is 1 to the bit in half precision as well.
+of the first pass is 1 to the bit in half precision as well. "Optimizer step" is written in full here, and "step"
+alone is a denoising step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -88,8 +89,8 @@ class DdpoRound:
         first_ratio_deviation: largest abs(ratio - 1) before the first optimizer step.
         clip_fraction: fraction of ratios outside the clip range.
         loss: mean loss.
-        kl_to_base: KL divergence of the first chunk's trajectories to the base, before the update, in nats per latent
-            dimension, summed over steps.
+        kl_to_base: KL divergence of the trajectories to the base, before the update, in nats per latent dimension,
+            summed over denoising steps.
         gradient_norm: mean norm before clipping, of the steps that were not skipped (0 if all were).
         optimizer_steps: optimizer steps, without skipped ones.
         skipped_steps: optimizer steps that float16 overflow skipped.
@@ -187,7 +188,7 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
     schedule = make_schedule(state.generator.scheduler, settings.denoising_steps).to(state.generator.device)
     advantages_N, flat, groups = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
     advantages = advantages_N.split(settings.micro_batch)
-    kl = _kl_to_base(state.generator, schedule, rollout.chunks[0])
+    kl = _kl_to_base(state.generator, schedule, rollout.chunks)
     records: list[_PassRecord] = []
     outcomes: list[StepOutcome] = []
     first_deviation = 0.0
@@ -288,13 +289,16 @@ def _base_mean(generator: Generator, schedule: DdimSchedule, rows: _Rows) -> Ten
 
 
 @torch.no_grad()
-def _kl_to_base(generator: Generator, schedule: DdimSchedule, chunk: Trajectory) -> float:
-    total = 0.0
-    for step in schedule.stochastic:
-        rows = _Rows(chunk, step, torch.empty(0))
+def _kl_to_base(generator: Generator, schedule: DdimSchedule, chunks: Sequence[Trajectory]) -> float:
+    """Return the KL divergence of the trajectories, with every chunk and every step looked at, but not every pair."""
+    steps = schedule.stochastic
+    values: dict[int, list[float]] = {step: [] for step in steps}
+    for number in range(max(len(chunks), len(steps))):
+        step = steps[number % len(steps)]
+        rows = _Rows(chunks[number % len(chunks)], step, torch.empty(0))
         mean, std = _distribution(generator, schedule, rows)
-        total += float(kl_divergence(mean, _base_mean(generator, schedule, rows), std).mean())
-    return total
+        values[step].append(float(kl_divergence(mean, _base_mean(generator, schedule, rows), std).mean()))
+    return sum(_mean(own) for own in values.values())
 
 
 def _check_first_ratios(deviation: float, clip_range: float) -> None:
