@@ -1,1 +1,1 @@
-"""RLHF for medical image generators: expert ratings, selector, policy, generator updates and their judge."""
+"""RLHF for medical image generators: ratings, reward models, generator, updates, judge and guards."""

@@ -1,0 +1,40 @@
+"""Generators that are small enough for tests."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from toolkit.imagegen.dit import Dit, DitConfig, save_dit
+from toolkit.imagegen.dit_generator import DitGenerator, load_dit_generator
+from toolkit.imagegen.generator import GeneratorSettings
+from toolkit.imagegen.lora import LoraSettings, lora_parameters
+
+CPU = torch.device("cpu")
+PROMPTS = ("oct normal", "oct fluid", "chest ct normal", "chest ct nodule")
+WORDS = ("oct", "normal", "fluid", "chest", "ct", "nodule")
+CONFIG = DitConfig(WORDS, image_size=8, patch_size=4, width=32, layers=2, heads=2, prompt_words=6)
+LORA = LoraSettings(rank=4, alpha=8)
+
+
+def random_dit_folder(folder: Path, config: DitConfig = CONFIG) -> Path:
+    """A base whose zero-initialised layers are random, so that every layer matters."""
+    torch.manual_seed(0)
+    model = Dit(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    save_dit(folder, model, torch.float32)
+    return folder
+
+
+def dit_generator(folder: Path, **changes: object) -> DitGenerator:
+    settings = GeneratorSettings(str(folder), lora=LORA)
+    return load_dit_generator(replace(settings, **changes), CPU)  # type: ignore[arg-type]
+
+
+def randomise_lora(network: torch.nn.Module, scale: float = 0.1) -> None:
+    """Give both factors random values, so that the LoRA changes the output."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in lora_parameters(network).values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * scale

@@ -1,0 +1,275 @@
+"""DDPO: it learns, its ratios begin at 1, its gradients reach the LoRA, and it resumes to the bit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from imagegen_models import CONFIG, CPU, LORA, PROMPTS, dit_generator, random_dit_folder, randomise_lora
+from torch import Tensor
+
+from toolkit.errors import DataError, RewardError, TrainingError
+from toolkit.imagegen import ddpo
+from toolkit.imagegen.ddim import make_schedule
+from toolkit.imagegen.ddpo import (
+    DdpoRound,
+    DdpoSettings,
+    Rollout,
+    choose_prompts,
+    ddpo_round,
+    group_advantages,
+    roll_out,
+    update_policy,
+)
+from toolkit.imagegen.generator import Generator, GeneratorSettings, load_generator
+from toolkit.imagegen.lora import copy_lora, lora_parameters
+from toolkit.imagegen.optimization import UpdateState, dump_state, restore_state, start_update
+from toolkit.imagegen.sampling import generate
+from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+
+SETTINGS = DdpoSettings(
+    prompts_per_round=4,
+    generations=8,
+    denoising_steps=5,
+    micro_batch=16,
+    minibatches=2,
+    learning_rate=3e-3,
+    clip_range=1e-3,
+)
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_dit_folder(tmp_path_factory.mktemp("dit"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    save_tiny_pipeline(folder)
+    return folder
+
+
+def start(generator: Generator, settings: DdpoSettings = SETTINGS) -> UpdateState:
+    return start_update(generator, settings.learning_rate)
+
+
+def tiny_generator(folder: Path, **changes: object) -> Generator:
+    return load_generator(GeneratorSettings(str(folder), lora=LORA, **changes), CPU)  # type: ignore[arg-type]
+
+
+def test_a_few_rounds_raise_a_toy_reward_paired_by_prompt_and_noise(dit: Path) -> None:
+    settings = replace(SETTINGS, learning_rate=1e-2)
+    state = start(dit_generator(dit), settings)
+    schedule = make_schedule(state.generator.scheduler, SETTINGS.denoising_steps)
+    prompts = list(PROMPTS) * 16
+    before = brightness(generate(state.generator, schedule, prompts, 99, 64), prompts)
+    rounds = [ddpo_round(state, settings, PROMPTS, brightness) for _ in range(12)]
+    after = brightness(generate(state.generator, schedule, prompts, 99, 64), prompts)
+    difference = after - before
+    assert float(difference.mean() / (difference.std() / len(prompts) ** 0.5)) > 10
+    assert float(difference.mean()) > float(before.std())
+    assert rounds[0].kl_to_base == 0 < rounds[-1].kl_to_base
+    assert [one.round for one in rounds] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_ratios_of_the_first_pass_are_1_in_every_precision(tiny: Path, precision: str) -> None:
+    settings = replace(SETTINGS, generations=2, denoising_steps=2, micro_batch=4, clip_range=1e-4, prompts_per_round=2)
+    state = start(tiny_generator(tiny, precision=precision, guidance_scale=2.0))
+    for _ in range(2):
+        measured = ddpo_round(state, settings, PROMPTS, brightness)
+        assert measured.first_ratio_deviation < 1e-6
+        assert measured.optimizer_steps + measured.skipped_steps == settings.minibatches
+
+
+def test_a_rollout_of_other_parameters_is_an_error(dit: Path) -> None:
+    state = start(dit_generator(dit))
+    rollout = roll_out(state.generator, SETTINGS, PROMPTS, brightness, 0)
+    randomise_lora(state.generator.network, 0.3)
+    before = copy_lora(state.generator.network)
+    with pytest.raises(TrainingError) as caught:
+        update_policy(state, SETTINGS, rollout)
+    assert isinstance(caught.value.value, float)
+    assert caught.value.value > SETTINGS.clip_range / 10
+    assert all(torch.equal(before[name], value) for name, value in copy_lora(state.generator.network).items())
+
+
+def gradients(generator: Generator, settings: DdpoSettings, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """The LoRA gradients of one optimizer step, which is not taken."""
+    randomise_lora(generator.network)
+    state = start(generator)
+    caught: dict[str, Tensor] = {}
+
+    def catch(state: UpdateState, max_norm: float) -> ddpo.StepOutcome:
+        parameters = lora_parameters(state.generator.network)
+        caught.update({name: value.grad.clone() for name, value in parameters.items() if value.grad is not None})
+        return ddpo.StepOutcome(0.0, skipped=False)
+
+    monkeypatch.setattr(ddpo, "optimizer_step", catch)
+    ddpo_round(state, settings, PROMPTS, brightness)
+    assert caught.keys() == lora_parameters(generator.network).keys()
+    return caught
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_with_a_kl_penalty_leaves_every_gradient(
+    tiny: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(
+        SETTINGS, generations=2, denoising_steps=2, micro_batch=4, minibatches=1, kl_weight=0.5, prompts_per_round=2
+    )
+    plain = gradients(tiny_generator(tiny, precision=precision), settings, monkeypatch)
+    generator = tiny_generator(tiny, precision=precision, gradient_checkpointing=True)
+    assert generator.network.is_gradient_checkpointing  # type: ignore[truthy-function]
+    recomputed = gradients(generator, settings, monkeypatch)
+    for name, gradient in plain.items():
+        assert float(gradient.abs().max()) > 0, name
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-3)
+
+
+def test_gradient_equals_that_of_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At ratio 1 the gradient is that of -mean(advantage * log-probability), here from torch's own distributions."""
+    settings = replace(SETTINGS, minibatches=1, micro_batch=32)
+    generator = dit_generator(random_dit_folder(tmp_path, replace(CONFIG, beta_schedule="linear")))
+    ours = gradients(generator, settings, monkeypatch)
+    monkeypatch.undo()
+    rollout = roll_out(generator, settings, PROMPTS, brightness, 0)
+    advantages, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    scheduler = generator.scheduler
+    schedule = make_schedule(scheduler, settings.denoising_steps)
+    chunk, total = rollout.chunks[0], torch.tensor(0.0)
+    for step in schedule.stochastic:
+        time = schedule.timesteps_S[step]
+        before, after = chunk.latents_TNCHW[step], chunk.latents_TNCHW[step + 1]
+        output = generator.predict(before, time.expand(len(before)), chunk.condition)
+        mean = scheduler.step(output, time, before, eta=1.0, variance_noise=torch.zeros_like(before)).prev_sample
+        normal = torch.distributions.Normal(mean, schedule.std_S[step])
+        total = total - (advantages * normal.log_prob(after).mean((1, 2, 3))).mean() / len(schedule.stochastic)
+    parameters = lora_parameters(generator.network)
+    theirs = torch.autograd.grad(total, list(parameters.values()))
+    for name, gradient in zip(parameters, theirs, strict=True):
+        torch.testing.assert_close(ours[name], gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_kl_to_the_base_equals_that_of_torchs_normals(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, denoising_steps=4, micro_batch=32)
+    state = start(dit_generator(random_dit_folder(tmp_path, replace(CONFIG, beta_schedule="linear"))))
+    base = dit_generator(tmp_path)
+    randomise_lora(state.generator.network)
+    rollout = roll_out(state.generator, settings, PROMPTS, brightness, 0)
+    scheduler, chunk = base.scheduler, rollout.chunks[0]
+    schedule, total = make_schedule(scheduler, 4), 0.0
+    for step in schedule.stochastic:
+        normals = []
+        for generator in (state.generator, base):
+            before, time = chunk.latents_TNCHW[step], schedule.timesteps_S[step]
+            with torch.no_grad():
+                output = generator.predict(before, time.expand(len(before)), chunk.condition)
+            mean = scheduler.step(output, time, before, eta=1.0, variance_noise=torch.zeros_like(before)).prev_sample
+            normals.append(torch.distributions.Normal(mean, schedule.std_S[step]))
+        total += float(torch.distributions.kl_divergence(*normals).mean())
+    assert update_policy(state, settings, rollout).kl_to_base == pytest.approx(total, rel=1e-3)
+
+
+def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
+    rewards = torch.tensor([0.1, 0.7, 0.4, 0.9, 0.9, 0.3])
+    prompts = ["a", "a", "b", "c", "c", "b"]
+    advantages, flat, groups = group_advantages(rewards, prompts, 5.0)
+    assert (flat, groups) == (1, 3)
+    for prompt in "abc":
+        rows = [row for row, own in enumerate(prompts) if own == prompt]
+        group = rewards[rows].numpy()
+        expected = (group - group.mean()) / (group.std() + 1e-4)
+        torch.testing.assert_close(advantages[rows], torch.from_numpy(expected))
+    clipped, _, _ = group_advantages(rewards, prompts, 0.5)
+    assert float(clipped.abs().max()) == 0.5
+
+
+def test_every_prompt_has_its_turn_and_equal_rounds_choose_alike() -> None:
+    settings = replace(SETTINGS, prompts_per_round=3, generations=2)
+    prompts = [f"p{number}" for number in range(6)]
+    two_rounds = [choose_prompts(prompts, settings, finished) for finished in (0, 1)]
+    assert sorted(set(two_rounds[0] + two_rounds[1])) == prompts
+    assert all(chosen[0::2] == chosen[1::2] for chosen in two_rounds)
+    assert choose_prompts(prompts, settings, 1) == two_rounds[1]
+    assert choose_prompts(prompts, replace(settings, seed=1), 0) != two_rounds[0]
+
+
+def test_a_round_of_equal_rewards_changes_nothing_but_is_counted(dit: Path) -> None:
+    state = start(dit_generator(dit), replace(SETTINGS, learning_rate=1.0))
+    measured = ddpo_round(state, SETTINGS, PROMPTS, lambda images, _: torch.full((len(images),), 0.5))
+    assert measured.zero_variance_groups == measured.groups == 4
+    assert measured.gradient_norm == 0
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.full((32,), float("nan"))])
+def test_rewards_that_are_not_one_finite_number_per_image_are_an_error(dit: Path, wrong: Tensor) -> None:
+    with pytest.raises(RewardError):
+        ddpo_round(start(dit_generator(dit)), SETTINGS, PROMPTS, lambda *_: wrong)
+
+
+def test_a_prompt_that_the_generator_cannot_take_is_an_error_before_any_image(dit: Path) -> None:
+    def never(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise AssertionError
+
+    with pytest.raises(DataError):
+        ddpo_round(start(dit_generator(dit)), SETTINGS, [*PROMPTS, "mri"], never)
+
+
+def test_kl_penalty_holds_the_policy_near_the_base(dit: Path) -> None:
+    def run(kl_weight: float) -> DdpoRound:
+        settings = replace(SETTINGS, kl_weight=kl_weight)
+        state = start(dit_generator(dit))
+        return [ddpo_round(state, settings, PROMPTS, brightness) for _ in range(5)][-1]
+
+    assert 0 < run(30.0).kl_to_base < 0.7 * run(0.0).kl_to_base
+
+
+def test_float16_overflow_skips_the_step_and_lowers_the_scale(tiny: Path) -> None:
+    settings = replace(SETTINGS, generations=2, denoising_steps=2, micro_batch=4, minibatches=1, prompts_per_round=2)
+    state = start(tiny_generator(tiny, precision="float16"))
+    state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 1e30})
+    before = copy_lora(state.generator.network)
+    measured = ddpo_round(state, settings, PROMPTS, brightness)
+    assert (measured.optimizer_steps, measured.skipped_steps) == (0, 1)
+    assert state.scaler.get_scale() < 1e30
+    assert all(torch.equal(before[name], value) for name, value in copy_lora(state.generator.network).items())
+    state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 65536.0})
+    assert ddpo_round(state, settings, PROMPTS, brightness).optimizer_steps == 1
+
+
+def test_float32_gradients_that_are_not_finite_are_an_error(dit: Path) -> None:
+    state = start(dit_generator(dit))
+    rollout = roll_out(state.generator, SETTINGS, PROMPTS, brightness, 0)
+    broken = Rollout(rollout.prompts, rollout.chunks, rollout.images_NCHW, rollout.rewards_N * 1e38 * 10)
+    with pytest.raises(TrainingError):
+        update_policy(state, SETTINGS, broken)
+
+
+def test_stopped_and_resumed_rounds_equal_undisturbed_ones_to_the_bit(dit: Path, tmp_path: Path) -> None:
+    whole = start(dit_generator(dit))
+    undisturbed = [ddpo_round(whole, SETTINGS, PROMPTS, brightness) for _ in range(4)]
+
+    first = start(dit_generator(dit))
+    table = [ddpo_round(first, SETTINGS, PROMPTS, brightness) for _ in range(2)]
+    torch.save(dump_state(first), tmp_path / "state.pt")
+    torch.randn(3)
+    second = start(dit_generator(dit, seed=5))
+    restore_state(second, torch.load(tmp_path / "state.pt", weights_only=True))
+    table += [ddpo_round(second, SETTINGS, PROMPTS, brightness) for _ in range(2)]
+
+    assert table == undisturbed
+    ours, theirs = copy_lora(second.generator.network), copy_lora(whole.generator.network)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_state_of_another_base_is_rejected(dit: Path, tmp_path: Path) -> None:
+    other = random_dit_folder(tmp_path, replace(CONFIG, layers=1))
+    with pytest.raises(TrainingError):
+        restore_state(start(dit_generator(dit)), dump_state(start(dit_generator(other))))

@@ -1,0 +1,168 @@
+"""Checkpoints: ``checkpoints/<run timestamp>/epoch_<n>/``, each complete or absent, the newest ones kept."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from toolkit.errors import RunError
+from toolkit.run.files import flush_folder
+
+SYNTHETIC = "synthetic_checkpoint.pt"
+"""The generator's update: LoRA, optimizer, random states and round."""
+
+_EPOCH = re.compile(r"epoch_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The epochs of one run.
+
+    Attributes:
+        folder: ``checkpoints/<run timestamp>``.
+        keep_last: number of newest epochs that are kept, at least 1.
+    """
+
+    folder: Path
+    keep_last: int
+
+    def epochs(self) -> list[int]:
+        """Return the numbers of the saved epochs in ascending order."""
+        return sorted(_numbers(self.folder))
+
+    def path(self, epoch: int) -> Path:
+        """Return the folder of an epoch."""
+        return self.folder / f"epoch_{epoch}"
+
+
+def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:
+    """Return the run's checkpoints: those that exist below ``root``, or a new folder named by ``now``.
+
+    A run has one timestamp, however often it is resumed. Parts that an interrupted save left are removed.
+
+    Raises:
+        RunError: several runs have checkpoints in ``root``.
+    """
+    existing = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if len(existing) > 1:
+        raise RunError(
+            "a run must have one folder of checkpoints",
+            place=root,
+            value=[path.name for path in existing],
+            remedy="Move the folders of other runs away.",
+        )
+    folder = existing[0] if existing else root / now.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder, keep_last)
+    _recover(checkpoints)
+    return checkpoints
+
+
+def save_epoch(
+    checkpoints: Checkpoints,
+    epoch: int,
+    parts: Mapping[str, Mapping[str, Any]],
+    write_files: Callable[[Path], None] | None = None,
+) -> Path:
+    """Save an epoch as a whole, then delete epochs beyond the newest ``keep_last``.
+
+    Args:
+        checkpoints: of the run.
+        epoch: its number. An epoch that exists is replaced.
+        parts: file name to plain objects, as ``torch.load(weights_only=True)`` accepts them.
+        write_files: writes further files into the folder that it gets, such as a generator's ``save_lora``.
+
+    Returns:
+        The epoch's folder.
+
+    Raises:
+        TypeError: a part holds what ``weights_only`` rejects, for example a NumPy number.
+    """
+    final = checkpoints.path(epoch)
+    temporary, old = (checkpoints.folder / f".epoch_{epoch}.{suffix}" for suffix in ("partial", "old"))
+    _remove((temporary, old))
+    temporary.mkdir(parents=True)
+    for name, content in parts.items():
+        torch.save(dict(content), temporary / name)
+        _check_loadable(temporary / name)
+    if write_files is not None:
+        write_files(temporary)
+    flush_folder(temporary)
+    if final.exists():  # A folder that is not empty cannot be replaced in one step.
+        final.rename(old)
+    temporary.rename(final)
+    _sync(checkpoints.folder)
+    _remove([old, *(checkpoints.path(number) for number in checkpoints.epochs()[: -checkpoints.keep_last])])
+    return final
+
+
+def load_part(checkpoints: Checkpoints, epoch: int, name: str) -> dict[str, Any]:
+    """Return a part of an epoch, with its tensors on the CPU. Nothing but plain objects is loaded.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    path = checkpoints.path(epoch) / name
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise RunError(
+            "a checkpoint must be complete",
+            place=path,
+            value=str(error).partition("\n")[0],
+            remedy=f"Delete {path.parent.name}. The run then resumes from the epoch before.",
+        ) from error
+    return loaded
+
+
+def newest_epoch(checkpoints: Checkpoints, names: Iterable[str]) -> int | None:
+    """Return the newest epoch that has all files ``names``, or None."""
+    wanted = list(names)
+    complete = [
+        epoch for epoch in checkpoints.epochs() if all((checkpoints.path(epoch) / name).is_file() for name in wanted)
+    ]
+    return complete[-1] if complete else None
+
+
+def _recover(checkpoints: Checkpoints) -> None:
+    """Undo a save that was interrupted, also between its two renames."""
+    for old in checkpoints.folder.glob(".epoch_*.old"):
+        final = checkpoints.folder / old.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            old.rename(final)
+    _remove(checkpoints.folder.glob(".epoch_*"))
+
+
+def _numbers(folder: Path) -> list[int]:
+    matches = (_EPOCH.fullmatch(path.name) for path in folder.iterdir())
+    return [int(match[1]) for match in matches if match]
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _check_loadable(path: Path) -> None:
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except UnpicklingError as error:
+        raise TypeError(f"{path.name} must hold plain objects only: {str(error).partition(chr(10))[0]}") from error
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
