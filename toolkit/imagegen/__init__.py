@@ -1,0 +1,1 @@
+"""RLHF for medical image generators: ratings, selector, policy, judge, generator updates, metrics and guards."""
