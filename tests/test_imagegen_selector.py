@@ -148,7 +148,7 @@ def test_a_frozen_tower_is_neither_trained_nor_stored_nor_put_into_train_mode(cl
     fitting = start_fitting(selector, rated(48, 1), None)
     fitting.run()
     assert all(torch.equal(before[name], value) for name, value in selector.tower.state_dict().items())
-    assert {name.partition(".")[0] for name in fitting.state_dict()["model"]} == {"heads"}
+    assert {name.partition(".")[0] for name in fitting.state_dict()["model"]} == {"heads", "standardise"}
     selector.train()
     assert not any(module.training for module in selector.tower.backbone.modules())
 

@@ -30,22 +30,35 @@ class Scored:
     levels_N: Tensor | None = None
 
 
-class HeadEnsemble(nn.Module):
-    """Heads with different random parameters on standardised features.
-
-    The features are standardised by the mean and standard deviation of the training features, which ``standardise``
-    sets once before training.
-    """
+class Standardise(nn.Module):
+    """Features minus their training mean, divided by their training standard deviation. As they are before ``fit``."""
 
     mean_F: Tensor
     std_F: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_F", torch.zeros(n_features))
+        self.register_buffer("std_F", torch.ones(n_features))
+
+    def fit(self, features_NF: Tensor) -> None:
+        """Take the mean and standard deviation of the training features. A constant feature is only centred."""
+        self.mean_F.copy_(features_NF.mean(dim=0))
+        std_F = features_NF.std(dim=0, unbiased=False)
+        self.std_F.copy_(torch.where(std_F > 1e-6, std_F, torch.ones_like(std_F)))
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        """Return standardised features_NF."""
+        return (features_NF - self.mean_F) / self.std_F
+
+
+class HeadEnsemble(nn.Module):
+    """Heads with different random parameters on the same features."""
 
     def __init__(self, n_features: int, n_outputs: int, settings: HeadSettings, seed: int) -> None:
         super().__init__()
         if settings.count < 1:
             raise ValueError(f"there must be a head or more, got {settings.count}")
-        self.register_buffer("mean_F", torch.zeros(n_features))
-        self.register_buffer("std_F", torch.ones(n_features))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleList(
@@ -53,16 +66,9 @@ class HeadEnsemble(nn.Module):
                 for _ in range(settings.count)
             )
 
-    def standardise(self, features_NF: Tensor) -> None:
-        """Take the mean and standard deviation of the training features. A constant feature is only centred."""
-        self.mean_F.copy_(features_NF.mean(dim=0))
-        std_F = features_NF.std(dim=0, unbiased=False)
-        self.std_F.copy_(torch.where(std_F > 1e-6, std_F, torch.ones_like(std_F)))
-
     def forward(self, features_NF: Tensor) -> Tensor:
         """Return logits_HNK: heads x rows x outputs."""
-        standard_NF = (features_NF - self.mean_F) / self.std_F
-        return torch.stack([head(standard_NF) for head in self.heads])
+        return torch.stack([head(features_NF) for head in self.heads])
 
 
 def head_weights(groups: Sequence[str], n_heads: int, seed: int) -> Tensor:

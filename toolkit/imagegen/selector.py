@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.imagegen.corn import corn_exceedance, corn_loss
 from toolkit.imagegen.fitting import FitSettings, Fitting
-from toolkit.imagegen.heads import HeadEnsemble, HeadSettings, Scored, head_weights, lower_bound
+from toolkit.imagegen.heads import HeadEnsemble, HeadSettings, Scored, Standardise, head_weights, lower_bound
 from toolkit.imagegen.rated import RatedImages, check_training_levels
 from toolkit.imagegen.towers import TowerSettings, build_tower
 from toolkit.imagegen.training_features import training_features
@@ -38,11 +38,16 @@ class Selector(nn.Module):
         super().__init__()
         self.settings, self.n_levels = settings, n_levels
         self.tower = build_tower(settings.tower, image_size, settings.seed)
+        self.standardise = Standardise(self.tower.num_features)
         self.heads = HeadEnsemble(self.tower.num_features, n_levels - 1, settings.heads, settings.seed + 1)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return logits_HNK: heads x images x (levels - 1)."""
-        logits_HNK: Tensor = self.heads(self.tower(images_NCHW))
+        return self.head_logits(self.tower(images_NCHW))
+
+    def head_logits(self, features_NF: Tensor) -> Tensor:
+        """Return logits_HNK of the tower's features."""
+        logits_HNK: Tensor = self.heads(self.standardise(features_NF))
         return logits_HNK
 
     def head_scores(self, images_NCHW: Tensor) -> Tensor:
@@ -52,7 +57,7 @@ class Selector(nn.Module):
     @torch.no_grad()
     def score(self, images_NCHW: Tensor) -> Scored:
         """Score images in eval mode, a batch at a time."""
-        was_training, device = self.training, self.heads.mean_F.device
+        was_training, device = self.training, self.standardise.mean_F.device
         self.eval()
         parts = [
             corn_exceedance(self(batch.to(device))).cpu()
@@ -75,15 +80,15 @@ def start_fitting(selector: Selector, train: RatedImages, validation: RatedImage
         DataError: A level has no training row.
     """
     check_training_levels(train.levels_N, selector.n_levels)
-    settings, device = selector.settings, selector.heads.mean_F.device
+    settings, device = selector.settings, selector.standardise.mean_F.device
     head_HN = head_weights(train.groups, settings.heads.count, settings.fit.seed).to(device)
     weights_HN = head_HN * train.weights_N.to(device)
     levels_N = train.levels_N.to(device)
     features, plain_NF = training_features(selector.tower, train.images_NCHW, settings.augment)
-    selector.heads.standardise(plain_NF)
+    selector.standardise.fit(plain_NF)
 
     def loss(rows_B: Tensor, generator: torch.Generator) -> Tensor:
-        logits_HBK = selector.heads(features(rows_B, generator))
+        logits_HBK = selector.head_logits(features(rows_B, generator))
         losses = [
             corn_loss(logits_BK, levels_N[rows_B], weights_B)
             for logits_BK, weights_B in zip(logits_HBK, weights_HN[:, rows_B], strict=True)
@@ -97,7 +102,7 @@ def start_fitting(selector: Selector, train: RatedImages, validation: RatedImage
 @torch.no_grad()
 def rating_loss(selector: Selector, rated: RatedImages) -> float:
     """Return the CORN loss on some ratings, the mean of the heads' losses."""
-    device = selector.heads.mean_F.device
+    device = selector.standardise.mean_F.device
     logits_HNK = torch.cat([selector(batch.to(device)).cpu() for batch in rated.images_NCHW.split(SCORING_BATCH)], 1)
     losses = [float(corn_loss(logits_NK, rated.levels_N, rated.weights_N)) for logits_NK in logits_HNK]
     return sum(losses) / len(losses)

@@ -6,9 +6,7 @@ of its layers, because texture is in the early ones and content in the late ones
 default. The two small ones, "cnn" and "tiny-clip", start from random parameters and are trained.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from toolkit.errors import MissingExtraError, ModelError
+from toolkit.imagegen.loading import load_half
 
 CNN = "cnn"
 TINY_CLIP = "tiny-clip"
@@ -237,42 +236,19 @@ def _tiny_clip(settings: TowerSettings) -> Backbone:
 
 def _pretrained(settings: TowerSettings) -> Backbone:
     """A vision model of Transformers: one of its own, or the vision half of a CLIP or SigLIP model."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor
 
     name = settings.encoder
+    model, config = load_half(name, settings.revision, "vision_config", "vision")
     try:
-        config = AutoConfig.from_pretrained(name, revision=settings.revision)
-        config = getattr(config, "vision_config", config)
-        # Of a CLIP or SigLIP model only the vision half is loaded. The log would list each parameter of the other half.
-        with _quiet("transformers.modeling_utils"):
-            model, found = AutoModel.from_pretrained(
-                name, config=config, revision=settings.revision, use_safetensors=True, output_loading_info=True
-            )
         processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "the encoder must be a vision model with safetensors and a preprocessor_config.json",
-            place=name,
-            remedy=f"Correct the name, or download it first. Transformers says: {str(error).splitlines()[0]}",
-        ) from error
-    if found["missing_keys"]:
-        raise ModelError("parameters are missing", place=name, value=sorted(found["missing_keys"])[:3])
+        raise ModelError("the encoder must have a preprocessor_config.json", place=name) from error
     if getattr(config, "image_size", None) is None or getattr(config, "num_hidden_layers", None) is None:
         raise ModelError("the encoder's config must have image_size and num_hidden_layers", place=name)
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     layers = _chosen_layers(settings, config.num_hidden_layers)
     return Backbone(HiddenStates(model, layers), size, tuple(processor.image_mean), tuple(processor.image_std))
-
-
-@contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
-    logger = logging.getLogger(logger_name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _open_clip_backbone(settings: TowerSettings) -> Backbone:
