@@ -111,8 +111,21 @@ class Policy(nn.Module):
         return torch.cat(parts, dim=1) if parts else torch.zeros(len(self.heads.heads), 0)
 
 
-def start_policy_fitting(policy: Policy, train: RatedImages, validation: RatedImages | None, n_levels: int) -> Fitting:
+def start_policy_fitting(
+    policy: Policy,
+    train: RatedImages,
+    validation: RatedImages | None,
+    n_levels: int,
+    refresh: FitSettings | None = None,
+) -> Fitting:
     """Return the training of a policy on images with their prompts.
+
+    Args:
+        policy: What is trained, in place.
+        train: Training rows.
+        validation: Rows whose loss decides which epoch is kept. The last one without such rows.
+        n_levels: Number of levels of the ratings, which are targets if the settings say so.
+        refresh: Settings to train an already fitted policy further. The scale of its features stays as it is.
 
     Raises:
         DataError: There is only one distinct prompt.
@@ -121,8 +134,9 @@ def start_policy_fitting(policy: Policy, train: RatedImages, validation: RatedIm
     settings, device = policy.settings, policy.image_standard.mean_F.device
     pool = MismatchPool(train.prompts, train.modalities)
     features, plain_NF = training_features(policy.tower, train.images_NCHW, settings.augment)
-    policy.image_standard.fit(plain_NF)
-    if policy.text.frozen:
+    if refresh is None:
+        policy.image_standard.fit(plain_NF)
+    if refresh is None and policy.text.frozen:
         policy.text_standard.fit(policy.text(pool.distinct))
     weights_HN = head_weights(train.groups, settings.heads.count, settings.fit.seed) * train.weights_N
     weights_HN, targets_N = weights_HN.to(device), _matched_targets(train, n_levels, settings).to(device)
@@ -138,7 +152,7 @@ def start_policy_fitting(policy: Policy, train: RatedImages, validation: RatedIm
     check = None
     if validation is not None and len(validation):
         check = _validation(policy, validation, pool, _matched_targets(validation, n_levels, settings).to(device))
-    return Fitting(policy, len(train), loss, settings.fit, check)
+    return Fitting(policy, len(train), loss, refresh or settings.fit, check)
 
 
 def _validation(policy: Policy, rated: RatedImages, pool: MismatchPool, targets_N: Tensor) -> "_Check":

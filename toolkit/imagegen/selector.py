@@ -71,21 +71,31 @@ class Selector(nn.Module):
         return Scored(scores_HN.mean(dim=0), lower_bound(scores_HN), levels_N)
 
 
-def start_fitting(selector: Selector, train: RatedImages, validation: RatedImages | None) -> Fitting:
+def start_fitting(
+    selector: Selector, train: RatedImages, validation: RatedImages | None, refresh: FitSettings | None = None
+) -> Fitting:
     """Return the training of a selector on ratings.
 
     The features of a frozen tower are computed once, for each image and its mirror image.
 
+    Args:
+        selector: What is trained, in place.
+        train: Training rows.
+        validation: Rows whose loss decides which epoch is kept. The last one without such rows.
+        refresh: Settings to train an already fitted selector further. The scale of its features stays as it is.
+
     Raises:
-        DataError: A level has no training row.
+        DataError: A level has no training row, except in a refresh.
     """
-    check_training_levels(train.levels_N, selector.n_levels)
+    if refresh is None:
+        check_training_levels(train.levels_N, selector.n_levels)
     settings, device = selector.settings, selector.standardise.mean_F.device
     head_HN = head_weights(train.groups, settings.heads.count, settings.fit.seed).to(device)
     weights_HN = head_HN * train.weights_N.to(device)
     levels_N = train.levels_N.to(device)
     features, plain_NF = training_features(selector.tower, train.images_NCHW, settings.augment)
-    selector.standardise.fit(plain_NF)
+    if refresh is None:
+        selector.standardise.fit(plain_NF)
 
     def loss(rows_B: Tensor, generator: torch.Generator) -> Tensor:
         logits_HBK = selector.head_logits(features(rows_B, generator))
@@ -96,7 +106,7 @@ def start_fitting(selector: Selector, train: RatedImages, validation: RatedImage
         return torch.stack(losses).mean()
 
     check = None if validation is None or not len(validation) else lambda: rating_loss(selector, validation)
-    return Fitting(selector, len(train), loss, settings.fit, check)
+    return Fitting(selector, len(train), loss, refresh or settings.fit, check)
 
 
 @torch.no_grad()
