@@ -50,14 +50,14 @@ class Fitted:
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
     selector_rows, judge_rows = rated(192, 1), rated(192, 2)
-    selector_settings = SelectorSettings(tower=TowerSettings(width=8), fit=FitSettings(8, 32, 4e-3))
+    selector_settings = SelectorSettings(tower=TowerSettings(width=4), fit=FitSettings(8, 32, 4e-3))
     judge_settings = SelectorSettings(tower=TowerSettings("tiny-clip"), fit=FitSettings(20, 32, 4e-3), seed=1)
     check_independent(selector_settings, judge_settings, ["a"], ["b"])
     selector, judge = (Selector(each, 3, SIDE) for each in (selector_settings, judge_settings))
     start_fitting(selector, selector_rows, None).run()
     start_fitting(judge, judge_rows, None).run()
     policy_settings = PolicySettings(
-        tower=TowerSettings(width=8), text=TextSettings(width=8), fit=FitSettings(12, 32, 4e-3)
+        tower=TowerSettings(width=4), text=TextSettings(width=8), fit=FitSettings(12, 32, 4e-3)
     )
     policy = Policy(policy_settings, vocabulary_of(selector_rows.prompts), SIDE)
     start_policy_fitting(policy, selector_rows, None, 3).run()

@@ -12,7 +12,15 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from rated_images import SIDE, drawn, rated
 from sklearn.metrics import roc_auc_score
-from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+)
 
 from toolkit.errors import DataError, ModelError, TrainingError
 from toolkit.imagegen import mismatches, text_towers
@@ -136,6 +144,27 @@ def test_a_pretrained_text_tower_reads_each_prompt_as_if_it_were_alone(bert_fold
     assert torch.equal(together[0], together[2])
     assert not tower.training
     assert trained_state(tower) == {}
+
+
+def test_the_text_half_of_a_clip_model_is_read_with_its_tokenizer(tmp_path: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz:"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: code for code, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = vocabulary["<|endoftext|>"]
+    text = {**sizes, "vocab_size": len(words), "eos_token_id": end, "bos_token_id": end - 1, "pad_token_id": end}
+    model = CLIPModel(CLIPConfig(vision_config={**sizes, "image_size": 16, "patch_size": 4}, text_config=text)).eval()
+    model.save_pretrained(tmp_path)
+    tower = build_text_tower(TextSettings(str(tmp_path)), (), seed=0)
+    prompts = ["oct: normal", "ct: a nodule"]
+    for prompt, features in zip(prompts, tower(prompts), strict=True):
+        with torch.no_grad():
+            expected = model.text_model(**tokenizer(prompt, return_tensors="pt")).pooler_output[0]
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError):
+        tower(["x" * 76])
 
 
 def test_a_prompt_that_is_too_long_is_an_error(bert_folder: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
+from toolkit.imagegen import towers
 from toolkit.imagegen.fitting import FitSettings, trained_state
 from toolkit.imagegen.heads import HeadSettings, head_weights, lower_bound
 from toolkit.imagegen.rated import RatedImages
@@ -186,6 +187,26 @@ def test_an_encoder_of_open_clip_names_its_extra(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MissingExtraError) as error:
         build_tower(TowerSettings("open_clip:hf-hub:microsoft/BiomedCLIP"), 224, seed=0)
     assert "imagegen-biomedclip" in error.value.remedy
+
+
+def test_a_timm_trunk_pools_its_blocks() -> None:
+    # Runs only where the extra imagegen-biomedclip is installed.
+    timm = pytest.importorskip("timm")
+    trunk = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=4, pretrained=False).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = towers.TimmLayers(trunk, (2, 4))(images)
+        patches = trunk.get_intermediate_layers(images, n=[1, 3])
+        expected = [part for each in patches for part in (each.mean(1), (each.var(1, unbiased=False) + 1e-6).sqrt())]
+        torch.testing.assert_close(features[:, : 4 * 192], torch.cat(expected, dim=1))
+        torch.testing.assert_close(features[:, 4 * 192 :], trunk.forward_features(images)[:, 0])
+
+
+def test_an_open_clip_model_without_pretrained_parameters_is_an_error() -> None:
+    pytest.importorskip("open_clip")
+    for name in ("ViT-B-16-SigLIP", "hf-hub:no/such-model"):
+        with pytest.raises(ModelError):
+            build_tower(TowerSettings(f"open_clip:{name}"), 224, seed=0)
 
 
 # What training does

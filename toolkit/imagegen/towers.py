@@ -206,7 +206,7 @@ class HiddenStates(nn.Module):
 
 
 class TimmLayers(nn.Module):
-    """A timm vision transformer, as in open_clip: mean and standard deviation over the patches of some blocks."""
+    """A timm vision transformer, as in open_clip: its first token, and mean and deviation over patches of blocks."""
 
     def __init__(self, trunk: nn.Module, layers: Sequence[int]) -> None:
         super().__init__()
@@ -216,7 +216,8 @@ class TimmLayers(nn.Module):
         """Return features_NF."""
         trunk: Any = self.trunk
         last, maps = trunk.forward_intermediates(images_NCHW, indices=self.indices)
-        return torch.cat([*(_moments(each.flatten(2)) for each in maps), last[:, 0]], dim=1)
+        pooled = last[:, 0] if trunk.num_prefix_tokens else last.mean(dim=1)
+        return torch.cat([*(_moments(each.flatten(2)) for each in maps), pooled], dim=1)
 
 
 def _tiny_clip(settings: TowerSettings) -> Backbone:
@@ -261,7 +262,17 @@ def _open_clip_backbone(settings: TowerSettings) -> Backbone:
     except ImportError as error:
         raise MissingExtraError("open-clip-torch", "imagegen-biomedclip", f"The encoder {settings.encoder}") from error
     name = settings.encoder.removeprefix(OPEN_CLIP)
-    visual = open_clip.create_model(name).visual
+    if settings.revision is not None:
+        raise ModelError("open_clip takes no revision", place=name, value=settings.revision, remedy="Remove it.")
+    try:
+        # Without require_pretrained open_clip only warns and keeps random parameters.
+        visual = open_clip.create_model(name, require_pretrained=True, weights_only=True).visual
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            "the encoder must be a pretrained model that open_clip can load",
+            place=name,
+            remedy=f"Correct the name, or download it first. open_clip says: {str(error).splitlines()[0]}",
+        ) from error
     trunk: Any = getattr(visual, "trunk", None)
     if not hasattr(trunk, "forward_intermediates"):
         raise ModelError("the open_clip model must have a timm vision trunk", place=name)
