@@ -1,0 +1,189 @@
+"""Evaluation of generated images: one row of the table of results."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from toolkit.imagegen.arms import ImageKey
+from toolkit.imagegen.copies import CopyFigures, copy_figures
+from toolkit.imagegen.distribution import (
+    DistributionFigures,
+    DistributionSettings,
+    FeatureSet,
+    distribution_figures,
+)
+from toolkit.imagegen.diversity import DiversityFigures, diversity_figures, prompt_pairs
+from toolkit.imagegen.extractor import Extractor
+from toolkit.imagegen.figure import Bootstrap
+from toolkit.imagegen.guards import Evaluation
+from toolkit.imagegen.policy import Policy
+from toolkit.imagegen.selector import Selector
+from toolkit.metrics import Estimate, bootstrap_mean, share
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEvaluationSettings:
+    """``max_pairs`` of images per prompt enter the diversity. ``seed`` draws them and the halves of the real images."""
+
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    max_pairs: int = 28
+    copy_quantile: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GeneratedImages:
+    """Images in [0, 1] with the prompt and the noise of each."""
+
+    images_NCHW: Tensor
+    keys: tuple[ImageKey, ...]
+
+    def __post_init__(self) -> None:
+        """Check that there is a distinct key for each image."""
+        if len(self.images_NCHW) != len(self.keys) or len(set(self.keys)) != len(self.keys):
+            raise ValueError("each generated image must have its own prompt and noise")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt of each image."""
+        return tuple(key.prompt for key in self.keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What is known of the real images: computed once by ``make_reference``."""
+
+    features: FeatureSet
+    diversity: DiversityFigures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scorers:
+    """The models that score, with the thresholds at which judge and selector pass an image."""
+
+    judge: Selector
+    judge_threshold: float
+    selector: Selector
+    selector_threshold: float
+    policy: Policy | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetrics:
+    """The metrics of ``n`` generated images.
+
+    Attributes:
+        n: Number of images.
+        keys: Prompt and noise of each image.
+        judge_scores: The judge's score of each image, for paired differences.
+        judge: Mean judge score, with a bootstrap over prompts like all intervals here.
+        judge_pass_rate: Proportion of images that the judge passes.
+        selector: Mean selector score. The reward contains it, so that it is no evidence.
+        selector_pass_rate: Proportion of images that the selector passes.
+        agreement: Mean agreement with the prompt by the policy. None without a policy.
+        distribution: KID and FID.
+        diversity: Within prompts.
+        real_diversity: The same of the real images.
+        copies: Distance to the nearest training image.
+    """
+
+    n: int
+    keys: tuple[ImageKey, ...]
+    judge_scores: tuple[float, ...]
+    judge: Estimate
+    judge_pass_rate: Estimate
+    selector: Estimate
+    selector_pass_rate: Estimate
+    agreement: Estimate | None
+    distribution: DistributionFigures
+    diversity: DiversityFigures
+    real_diversity: DiversityFigures
+    copies: CopyFigures
+
+    @property
+    def judge_by_key(self) -> Mapping[ImageKey, float]:
+        """The judge's score of each image by its key, as ``compare_arms`` takes it."""
+        return dict(zip(self.keys, self.judge_scores, strict=True))
+
+
+def make_reference(
+    extractor: Extractor,
+    images_NCHW: Tensor,
+    prompts: Sequence[str],
+    groups: Sequence[str],
+    settings: ImageEvaluationSettings,
+) -> Reference:
+    """Return features and diversity of the real images that the generator was trained on.
+
+    Args:
+        extractor: A fitted extractor.
+        images_NCHW: Real images in [0, 1].
+        prompts: Prompt of each image.
+        groups: Patient of each image, or the image itself.
+        settings: As for the generated images.
+    """
+    features_NF = extractor.features(images_NCHW)
+    pairs = prompt_pairs(prompts, settings.max_pairs, settings.seed)
+    diversity = diversity_figures(images_NCHW, features_NF, pairs, settings.bootstrap)
+    return Reference(FeatureSet(features_NF, tuple(groups)), diversity)
+
+
+def evaluate_images(
+    generated: GeneratedImages,
+    scorers: Scorers,
+    extractor: Extractor,
+    reference: Reference,
+    settings: ImageEvaluationSettings,
+) -> ImageMetrics:
+    """Score generated images and compare them with the real ones."""
+    images_NCHW, prompts, bootstrap = generated.images_NCHW, generated.prompts, settings.bootstrap
+    judged = scorers.judge.score(images_NCHW).scores_N.double().tolist()
+    selected = scorers.selector.score(images_NCHW).scores_N.double().tolist()
+    features = FeatureSet(extractor.features(images_NCHW), prompts)
+    pairs = prompt_pairs(prompts, settings.max_pairs, settings.seed)
+    return ImageMetrics(
+        n=len(prompts),
+        keys=generated.keys,
+        judge_scores=tuple(judged),
+        judge=_mean(judged, prompts, bootstrap),
+        judge_pass_rate=_pass_rate(judged, scorers.judge_threshold, prompts, bootstrap),
+        selector=_mean(selected, prompts, bootstrap),
+        selector_pass_rate=_pass_rate(selected, scorers.selector_threshold, prompts, bootstrap),
+        agreement=_agreement(generated, scorers.policy, bootstrap),
+        distribution=distribution_figures(features, reference.features, DistributionSettings(bootstrap, settings.seed)),
+        diversity=diversity_figures(images_NCHW, features.features_NF, pairs, bootstrap),
+        real_diversity=reference.diversity,
+        copies=copy_figures(features, reference.features, bootstrap, settings.copy_quantile),
+    )
+
+
+def to_guards(
+    metrics: ImageMetrics, round_number: int, kl: float | None, clipped_advantages: float | None
+) -> Evaluation:
+    """Return what the guards look at after a round of updates."""
+    return Evaluation(
+        round=round_number,
+        judge_scores=metrics.judge_by_key,
+        diversity=metrics.diversity.distance.value,
+        real_diversity=metrics.real_diversity.distance.value,
+        kl=kl,
+        below_floor=metrics.copies.below_floor.value,
+        clipped_advantages=clipped_advantages,
+    )
+
+
+def _agreement(generated: GeneratedImages, policy: Policy | None, bootstrap: Bootstrap) -> Estimate | None:
+    if policy is None:
+        return None
+    scores = policy.score(generated.images_NCHW, generated.prompts).scores_N.double().tolist()
+    return _mean(scores, generated.prompts, bootstrap)
+
+
+def _mean(values: Sequence[float], prompts: Sequence[str], bootstrap: Bootstrap) -> Estimate:
+    return bootstrap_mean(values, prompts, bootstrap.resamples, bootstrap.seed, bootstrap.confidence)
+
+
+def _pass_rate(scores: Sequence[float], threshold: float, prompts: Sequence[str], bootstrap: Bootstrap) -> Estimate:
+    passed = [float(score >= threshold) for score in scores]
+    return share(passed, prompts, bootstrap.resamples, bootstrap.seed, bootstrap.confidence)

@@ -1,0 +1,118 @@
+"""The selector: from an image to its quality in [0, 1], learned from expert ratings.
+
+A vision tower, and an ensemble of heads with CORN logits. The judge is another selector with its own seed, encoder and
+partition of the ratings (see judge.py).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.imagegen.corn import corn_exceedance, corn_loss
+from toolkit.imagegen.fitting import FitSettings, Fitting
+from toolkit.imagegen.heads import HeadEnsemble, HeadSettings, Scored, Standardise, head_weights, lower_bound
+from toolkit.imagegen.rated import RatedImages, check_training_levels
+from toolkit.imagegen.towers import TowerSettings, build_tower
+from toolkit.imagegen.training_features import training_features
+
+SCORING_BATCH = 64
+"""Images that are scored at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorSettings:
+    """Architecture and training of a selector. ``augment`` mirrors and shifts training images."""
+
+    tower: TowerSettings = field(default_factory=TowerSettings)
+    heads: HeadSettings = field(default_factory=HeadSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    augment: bool = True
+    seed: int = 0
+
+
+class Selector(nn.Module):
+    """A vision tower and heads with one logit fewer than there are levels."""
+
+    def __init__(self, settings: SelectorSettings, n_levels: int, image_size: int) -> None:
+        super().__init__()
+        self.settings, self.n_levels = settings, n_levels
+        self.tower = build_tower(settings.tower, image_size, settings.seed)
+        self.standardise = Standardise(self.tower.num_features)
+        self.heads = HeadEnsemble(self.tower.num_features, n_levels - 1, settings.heads, settings.seed + 1)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return logits_HNK: heads x images x (levels - 1)."""
+        return self.head_logits(self.tower(images_NCHW))
+
+    def head_logits(self, features_NF: Tensor) -> Tensor:
+        """Return logits_HNK of the tower's features."""
+        logits_HNK: Tensor = self.heads(self.standardise(features_NF))
+        return logits_HNK
+
+    def head_scores(self, images_NCHW: Tensor) -> Tensor:
+        """Return scores_HN in [0, 1], differentiable in the images."""
+        return corn_exceedance(self(images_NCHW)).mean(dim=-1)
+
+    @torch.no_grad()
+    def score(self, images_NCHW: Tensor) -> Scored:
+        """Score images in eval mode, a batch at a time."""
+        was_training, device = self.training, self.standardise.mean_F.device
+        self.eval()
+        parts = [
+            corn_exceedance(self(batch.to(device))).cpu()
+            for batch in images_NCHW.split(SCORING_BATCH)
+            if len(images_NCHW)
+        ]
+        self.train(was_training)
+        exceedance_HNK = torch.cat(parts, dim=1) if parts else torch.zeros(len(self.heads.heads), 0, self.n_levels - 1)
+        scores_HN = exceedance_HNK.mean(dim=-1)
+        levels_N = (exceedance_HNK.mean(dim=0) > 0.5).sum(dim=-1)
+        return Scored(scores_HN.mean(dim=0), lower_bound(scores_HN), levels_N)
+
+
+def start_fitting(
+    selector: Selector, train: RatedImages, validation: RatedImages | None, refresh: FitSettings | None = None
+) -> Fitting:
+    """Return the training of a selector on ratings.
+
+    The features of a frozen tower are computed once, for each image and its mirror image.
+
+    Args:
+        selector: What is trained, in place.
+        train: Training rows.
+        validation: Rows whose loss decides which epoch is kept. The last one without such rows.
+        refresh: Settings to train an already fitted selector further. The scale of its features stays as it is.
+
+    Raises:
+        DataError: A level has no training row, except in a refresh.
+    """
+    if refresh is None:
+        check_training_levels(train.levels_N, selector.n_levels)
+    settings, device = selector.settings, selector.standardise.mean_F.device
+    head_HN = head_weights(train.groups, settings.heads.count, settings.fit.seed).to(device)
+    weights_HN = head_HN * train.weights_N.to(device)
+    levels_N = train.levels_N.to(device)
+    features, plain_NF = training_features(selector.tower, train.images_NCHW, settings.augment)
+    if refresh is None:
+        selector.standardise.fit(plain_NF)
+
+    def loss(rows_B: Tensor, generator: torch.Generator) -> Tensor:
+        logits_HBK = selector.head_logits(features(rows_B, generator))
+        losses = [
+            corn_loss(logits_BK, levels_N[rows_B], weights_B)
+            for logits_BK, weights_B in zip(logits_HBK, weights_HN[:, rows_B], strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    check = None if validation is None or not len(validation) else lambda: rating_loss(selector, validation)
+    return Fitting(selector, len(train), loss, refresh or settings.fit, check)
+
+
+@torch.no_grad()
+def rating_loss(selector: Selector, rated: RatedImages) -> float:
+    """Return the CORN loss on some ratings, the mean of the heads' losses."""
+    device = selector.standardise.mean_F.device
+    logits_HNK = torch.cat([selector(batch.to(device)).cpu() for batch in rated.images_NCHW.split(SCORING_BATCH)], 1)
+    losses = [float(corn_loss(logits_NK, rated.levels_N, rated.weights_N)) for logits_NK in logits_HNK]
+    return sum(losses) / len(losses)

@@ -1,0 +1,307 @@
+"""Vision towers: from images to feature vectors that keep what an expert rates.
+
+A tower resizes the whole image to the size its backbone was trained at, and can add crops at the image's own
+resolution, because resizing removes the noise and the fine structure that a rating is about. A backbone pools several
+of its layers, because texture is in the early ones and content in the late ones. Pretrained backbones are frozen by
+default. The two small ones, "cnn" and "tiny-clip", start from random parameters and are trained.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from toolkit.errors import MissingExtraError, ModelError
+from toolkit.imagegen.loading import load_half
+
+CNN = "cnn"
+TINY_CLIP = "tiny-clip"
+FROM_SCRATCH = (CNN, TINY_CLIP)
+OPEN_CLIP = "open_clip:"
+"""Prefix of an encoder that open_clip loads, such as
+``open_clip:hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224``."""
+
+TINY_SIZE = 32
+"""Side of the images that the tiny CLIP tower takes, in pixels."""
+
+_N_LAYERS = 4
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class TowerSettings:
+    """Which backbone looks at the images, and how.
+
+    ``encoder`` is "cnn", "tiny-clip", the folder or Hub name of a Transformers vision model, or ``open_clip:`` and a
+    name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block; if empty,
+    four evenly spaced ones that end with the last. ``crop_grid`` adds that many times that many crops at the image's
+    own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the CNN's first layer.
+    """
+
+    encoder: str = CNN
+    revision: str | None = None
+    layers: tuple[int, ...] = ()
+    crop_grid: int = 0
+    frozen: bool | None = None
+    width: int = 16
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the backbone's parameters stay as they are."""
+        return self.encoder not in FROM_SCRATCH if self.frozen is None else self.frozen
+
+
+class Tower(nn.Module):
+    """A backbone with its image size and normalisation.
+
+    Attributes:
+        image_size: Side of the images it takes, in pixels.
+        num_features: Length of a feature vector.
+        frozen: Whether the backbone is never trained.
+    """
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(self, backbone: "Backbone", image_size: int, crop_grid: int, frozen: bool) -> None:
+        super().__init__()
+        self.backbone, self.image_size, self.crop_grid, self.frozen = backbone.module, image_size, crop_grid, frozen
+        self.size = backbone.size
+        self.register_buffer("mean_C", torch.tensor(backbone.mean), persistent=False)
+        self.register_buffer("std_C", torch.tensor(backbone.std), persistent=False)
+        if frozen:
+            self.backbone.requires_grad_(False)
+        self.eval()
+        with torch.no_grad():
+            self.num_features = int(self(torch.zeros(1, 3, image_size, image_size)).shape[1])
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Set train mode, except for a frozen backbone: its dropout stays off."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return features_NF of images in [0, 1] with 1 or 3 channels.
+
+        With crops these are the features of the whole image, the mean of the crops' features and their maximum.
+        """
+        side = self.image_size
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] not in (1, 3) or images_NCHW.shape[2:] != (side, side):
+            raise ValueError(f"images must be N x 1 or 3 x {side} x {side}, got {tuple(images_NCHW.shape)}")
+        images_NCHW = images_NCHW.expand(-1, 3, -1, -1)
+        whole_NF = self._features(_resized(images_NCHW, self.size))
+        if not self.crop_grid:
+            return whole_NF
+        crops_GNF = torch.stack([self._features(crop) for crop in self._crops(images_NCHW)])
+        return torch.cat([whole_NF, crops_GNF.mean(dim=0), crops_GNF.amax(dim=0)], dim=1)
+
+    def _crops(self, images_NCHW: Tensor) -> Iterator[Tensor]:
+        spare, grid = self.image_size - self.size, self.crop_grid
+        starts = [spare // 2] if grid == 1 else [round(spare * index / (grid - 1)) for index in range(grid)]
+        for top in starts:
+            for left in starts:
+                yield images_NCHW[:, :, top : top + self.size, left : left + self.size]
+
+    def _features(self, images_NCHW: Tensor) -> Tensor:
+        mean, std = self.mean_C[:, None, None], self.std_C[:, None, None]
+        features: Tensor = self.backbone((images_NCHW - mean) / std)
+        return features
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A module from normalised images of ``size`` pixels to features, with the normalisation it was trained with."""
+
+    module: nn.Module
+    size: int
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+
+def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
+    """Return the tower for images of ``image_size`` pixels. ``seed`` is used for random parameters only.
+
+    Raises:
+        ModelError: The model cannot be loaded, or a setting does not fit it.
+        MissingExtraError: The encoder needs open_clip, which is not installed.
+    """
+    if settings.encoder in FROM_SCRATCH and settings.is_frozen:
+        raise ModelError(
+            "an encoder with random parameters must be trained",
+            place=settings.encoder,
+            value="frozen = true",
+            remedy="Set frozen to false, or name a pretrained encoder.",
+        )
+    backbone = _backbone(settings, image_size, seed)
+    if settings.crop_grid and image_size <= backbone.size:
+        raise ModelError(
+            f"crops need images larger than the encoder's {backbone.size} pixels",
+            place=settings.encoder,
+            value=f"{image_size} pixels",
+            remedy="Set crop_grid to 0.",
+        )
+    return Tower(backbone, image_size, settings.crop_grid, settings.is_frozen)
+
+
+def _backbone(settings: TowerSettings, image_size: int, seed: int) -> Backbone:
+    if settings.encoder.startswith(OPEN_CLIP):
+        return _open_clip_backbone(settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.encoder == CNN:
+            return Backbone(SmallCnn(settings.width, image_size), image_size)
+        if settings.encoder == TINY_CLIP:
+            return _tiny_clip(settings)
+    return _pretrained(settings)
+
+
+class SmallCnn(nn.Module):
+    """Convolutions that halve the image down to 4 pixels or less; mean and standard deviation of each layer's maps.
+
+    A 3 x 3 convolution, GroupNorm and GELU per layer. The first convolution is pooled before GroupNorm as well, which
+    would remove the contrast of the image.
+    """
+
+    def __init__(self, width: int, image_size: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        widths, side = [width], image_size
+        while side > 4:
+            side = -(-side // 2)
+            widths.append(min(2 * widths[-1], 4 * width))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.GELU(), nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after))
+            for before, after in pairwise(widths)
+        )
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return features_NF."""
+        maps_NCHW = self.stem(images_NCHW)
+        pooled = [_moments(maps_NCHW.flatten(2))]
+        for block in self.blocks:
+            maps_NCHW = block(maps_NCHW)
+            pooled.append(_moments(nn.functional.gelu(maps_NCHW).flatten(2)))
+        return torch.cat(pooled, dim=1)
+
+
+class HiddenStates(nn.Module):
+    """A Transformers vision model: its own pooling, and mean and deviation over the tokens of some hidden states."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.layers = model, tuple(layers)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return features_NF."""
+        output = self.model(pixel_values=images_NCHW, output_hidden_states=True)
+        parts = [_moments(_channels_first(output.hidden_states[layer])) for layer in self.layers]
+        pooled = getattr(output, "pooler_output", None)
+        return torch.cat(parts if pooled is None else [*parts, pooled.flatten(1)], dim=1)
+
+
+class TimmLayers(nn.Module):
+    """A timm vision transformer, as in open_clip: its first token, and mean and deviation over patches of blocks."""
+
+    def __init__(self, trunk: nn.Module, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.trunk, self.indices = trunk, [layer - 1 for layer in layers]
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return features_NF."""
+        trunk: Any = self.trunk
+        last, maps = trunk.forward_intermediates(images_NCHW, indices=self.indices)
+        pooled = last[:, 0] if trunk.num_prefix_tokens else last.mean(dim=1)
+        return torch.cat([*(_moments(each.flatten(2)) for each in maps), pooled], dim=1)
+
+
+def _tiny_clip(settings: TowerSettings) -> Backbone:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=TINY_SIZE,
+        patch_size=8,
+    )
+    model = CLIPVisionModel(config)
+    return Backbone(HiddenStates(model, _chosen_layers(settings, config.num_hidden_layers)), TINY_SIZE)
+
+
+def _pretrained(settings: TowerSettings) -> Backbone:
+    """A vision model of Transformers: one of its own, or the vision half of a CLIP or SigLIP model."""
+    from transformers import AutoImageProcessor
+
+    name = settings.encoder
+    model, config = load_half(name, settings.revision, "vision_config", "vision")
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError("the encoder must have a preprocessor_config.json", place=name) from error
+    if getattr(config, "image_size", None) is None or getattr(config, "num_hidden_layers", None) is None:
+        raise ModelError("the encoder's config must have image_size and num_hidden_layers", place=name)
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    layers = _chosen_layers(settings, config.num_hidden_layers)
+    return Backbone(HiddenStates(model, layers), size, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _open_clip_backbone(settings: TowerSettings) -> Backbone:
+    """The vision half of an open_clip model with a timm trunk, such as BiomedCLIP.
+
+    open_clip's text half loads its config from the Hub, so that an offline machine needs the Hub's cache filled before.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtraError("open-clip-torch", "imagegen-biomedclip", f"The encoder {settings.encoder}") from error
+    name = settings.encoder.removeprefix(OPEN_CLIP)
+    if settings.revision is not None:
+        raise ModelError("open_clip takes no revision", place=name, value=settings.revision, remedy="Remove it.")
+    try:
+        # Without require_pretrained open_clip only warns and keeps random parameters.
+        visual = open_clip.create_model(name, require_pretrained=True, weights_only=True).visual
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            "the encoder must be a pretrained model that open_clip can load",
+            place=name,
+            remedy=f"Correct the name, or download it first. open_clip says: {str(error).splitlines()[0]}",
+        ) from error
+    trunk: Any = getattr(visual, "trunk", None)
+    if not hasattr(trunk, "forward_intermediates"):
+        raise ModelError("the open_clip model must have a timm vision trunk", place=name)
+    layers = _chosen_layers(settings, len(trunk.blocks))
+    size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+    return Backbone(TimmLayers(trunk, layers), size, tuple(visual.image_mean), tuple(visual.image_std))
+
+
+def _chosen_layers(settings: TowerSettings, n_layers: int) -> tuple[int, ...]:
+    if not settings.layers:
+        count = min(_N_LAYERS, n_layers)
+        return tuple(round(n_layers * (index + 1) / count) for index in range(count))
+    if not all(1 <= layer <= n_layers for layer in settings.layers):
+        raise ModelError(f"layers must be from 1 to {n_layers}", place=settings.encoder, value=settings.layers)
+    return settings.layers
+
+
+def _channels_first(hidden: Tensor) -> Tensor:
+    """N x channels x positions, of N x tokens x channels (transformers) or N x channels x H x W (convolutions)."""
+    return hidden.flatten(2) if hidden.ndim == 4 else hidden.transpose(1, 2)
+
+
+def _moments(maps_NCP: Tensor) -> Tensor:
+    """Mean and standard deviation over positions, side by side: N x 2C."""
+    variance_NC = maps_NCP.var(dim=2, unbiased=False)
+    return torch.cat([maps_NCP.mean(dim=2), (variance_NC + _EPSILON).sqrt()], dim=1)
+
+
+def _resized(images_NCHW: Tensor, size: int) -> Tensor:
+    if images_NCHW.shape[-1] == size:
+        return images_NCHW
+    return interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True, align_corners=False)
