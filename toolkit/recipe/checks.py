@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.problems import found, nearest
 from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps
 
@@ -31,6 +32,22 @@ _CUSTOM_REWARD = re.compile(r".+\.py:[A-Za-z_]\w*")
 def is_folder_name(model: str) -> bool:
     """Whether ``model.name`` means a folder (it starts with ``./``, ``../``, ``~`` or ``/``) and not a Hub name."""
     return model in (".", "..") or model.startswith(("./", "../", "~")) or Path(model).is_absolute()
+
+
+def for_language_models(recipe: Recipe, command: str) -> Recipe:
+    """Return the recipe, if it is one of a vision-language model.
+
+    Args:
+        recipe: of a command that cannot work on image generators yet.
+        command: how the user calls it.
+
+    Raises:
+        RecipeError: the recipe has [imagegen].
+    """
+    if recipe.imagegen is not None:
+        text = f"{command} works on vision-language models, and this recipe is for image generation ([imagegen])"
+        raise RecipeError([Problem(recipe.run.name, f"{text}. `toolkit run` trains and evaluates image generators")])
+    return recipe
 
 
 def something_to_do(recipe: Recipe) -> Iterator[Finding]:

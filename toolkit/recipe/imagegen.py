@@ -27,6 +27,13 @@ IMAGEGEN_PATHS: frozenset[tuple[str, ...]] = frozenset({("imagegen", "ratings"),
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Tuning = Literal["auto", "frozen", "full"]
+
+BIOMEDCLIP = "biomedclip"
+TINY_ENCODERS = ("tiny", "tiny-wide", "tiny-vit")
+"""Encoders of random parameters, which are trained."""
+TINY_GENERATOR = "tiny"
+"""The generator that ships with the package."""
 
 
 class ImagegenSection(Section):
@@ -71,21 +78,21 @@ class Selector(ImagegenSection):
     """The quality model: an image to a score in [0, 1], by a vision encoder and a CORN ordinal head."""
 
     encoder: Name = "openai/clip-vit-large-patch14"
-    """A Hub name or folder of a Transformers vision tower, ``biomedclip`` (needs open_clip), or ``tiny``."""
+    """A Hub name or folder of a Transformers vision tower, ``biomedclip`` (needs open_clip), or one of random
+    parameters that is trained: ``tiny`` and ``tiny-wide`` (convolutions), ``tiny-vit`` (a transformer)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub encoder."""
-    tuning: Literal["frozen", "lora", "full"] = "frozen"
-    """Which encoder parameters are trained. The head always is."""
+    tuning: Tuning = "auto"
+    """Whether the encoder is trained. The heads always are. ``auto``: only an encoder of random parameters."""
     layers: int = Field(4, ge=1)
     """Hidden layers, evenly spaced up to the last, whose features are concatenated."""
-    crops: int = Field(4, ge=0)
-    """Crops at the encoder's own size beside the whole image: resizing removes the noise that an expert rates."""
+    crop_grid: int = Field(2, ge=0)
+    """This many times this many crops at the encoder's own size beside the whole image, because resizing removes the
+    noise that an expert rates. Images as small as the encoder's own size have none."""
     heads: int = Field(3, ge=2)
     """Ordinal heads with different seeds. The reward is their mean minus one standard deviation."""
     hidden: int = Field(256, ge=1)
     """Width of each head's hidden layer."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout in the heads during training."""
     epochs: int = Field(20, ge=1)
     """Passes over the selector's training ratings."""
     batch_size: int = Field(32, ge=1)
@@ -95,7 +102,8 @@ class Selector(ImagegenSection):
     weight_decay: float = Field(0.01, ge=0)
     """AdamW weight decay."""
     augment: bool = False
-    """Flip training images horizontally. The policy is never augmented: its prompts can name a side."""
+    """Mirror and shift training images of selector and judge. The policy is never augmented: a prompt can name a
+    side."""
     validation: PositiveFraction = 0.15
     """Fraction of the selector's groups that is held out to select the threshold."""
     target_precision: PositiveFraction = 0.8
@@ -108,23 +116,22 @@ class Policy(ImagegenSection):
     """The agreement model: an image and a prompt to a score in [0, 1]. It is a reward model, not the RL policy."""
 
     encoder: Name = "openai/clip-vit-large-patch14"
-    """A Hub name or folder of a dual tower (image and text), ``biomedclip`` (needs open_clip), or ``tiny``."""
+    """A Hub name or folder of a dual tower (image and text), or ``tiny`` (convolutions and word embeddings)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub encoder."""
-    tuning: Literal["frozen", "lora", "full"] = "frozen"
-    """Which encoder parameters are trained. The fusion layers always are."""
-    hidden: int = Field(512, ge=1)
-    """Width of the fusion layer over [image, text, image * text, |image - text|]."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout in the fusion layers during training."""
+    tuning: Tuning = "auto"
+    """Whether the towers are trained. The fusion layers always are. ``auto``: only towers of random parameters."""
+    projection: int = Field(64, ge=1)
+    """Length of the projected image and text, which are fused as [image, text, image * text, |image - text|]."""
+    hidden: int = Field(256, ge=1)
+    """Width of the hidden layer over the fused features."""
     target: Literal["match", "rating"] = "match"
     """The target of an image with its own prompt: 1, or its normalised rating. A mismatched prompt has target 0."""
-    same_modality: Fraction = 0.5
-    """Fraction of mismatched prompts from the same modality (hard negatives). Equal texts are never a mismatch."""
     epochs: int = Field(20, ge=1)
     """Passes over the policy's training ratings."""
     batch_size: int = Field(32, ge=1)
-    """Images in an optimizer step, each with one matched and one mismatched prompt."""
+    """Images in an optimizer step, each with one matched and one mismatched prompt. Half of the mismatched prompts are
+    of the image's modality (hard negatives), and none is its own text."""
     learning_rate: float = Field(1e-3, gt=0)
     """AdamW learning rate."""
     weight_decay: float = Field(0.01, ge=0)
@@ -147,12 +154,8 @@ class Generator(ImagegenSection):
     """A Hub name or folder of a Stable Diffusion 1.x or 2.x pipeline, or ``tiny`` (shipped, 32 px, for CPUs)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub pipeline."""
-    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
-    """What the network predicts. ``auto``: as the scheduler's configuration says."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Data type of the frozen parameters and of autocast. ``auto``: 16 bits on a GPU, float32 on a CPU."""
-    tuning: Literal["lora", "full"] = "lora"
-    """Train an adapter, or all of the network's parameters."""
     lora: GeneratorLora = GeneratorLora()
     """The adapter."""
     steps: int = Field(20, ge=2, le=1000)
@@ -163,8 +166,6 @@ class Generator(ImagegenSection):
     """Images that are generated at once."""
     gradient_checkpointing: bool = False
     """Saves 14 to 33 % of the GPU memory of an update for 30 to 35 % more time."""
-    vae_slicing: bool = True
-    """Decode images one by one, which saves GPU memory."""
 
 
 class Refresh(ImagegenSection):
@@ -284,8 +285,8 @@ class Judge(ImagegenSection):
     """The judge's vision tower. It must differ from ``selector.encoder``."""
     revision: str | None = None
     """Commit, tag or branch of a Hub encoder."""
-    tuning: Literal["frozen", "lora", "full"] = "frozen"
-    """Which encoder parameters are trained."""
+    tuning: Tuning = "auto"
+    """Whether the encoder is trained. ``auto``: only an encoder of random parameters."""
     epochs: int = Field(20, ge=1)
     """Passes over the judge's training ratings."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -367,7 +368,13 @@ class Imagegen(ImagegenSection):
 
     @model_validator(mode="after")
     def _all_rules_hold(self) -> "Imagegen":
-        broken = [*_source_rules(self), *_list_rules(self), *_weight_rules(self), *_modality_rules(self)]
+        broken = [
+            *_source_rules(self),
+            *_list_rules(self),
+            *_weight_rules(self),
+            *_modality_rules(self),
+            *_encoder_rules(self),
+        ]
         if broken:
             raise ValueError(". ".join(broken))
         return self
@@ -402,6 +409,16 @@ def _list_rules(section: Imagegen) -> Iterator[str]:
         listed = getattr(section, name)
         if len(set(listed)) < len(listed) or (name == "modalities" and not listed):
             yield f"{name} must name each entry once (got {list(listed)})"
+
+
+def _encoder_rules(section: Imagegen) -> Iterator[str]:
+    """Encoders of random parameters must be trained, and a policy needs a text tower."""
+    for name in ("selector", "policy", "judge"):
+        model = getattr(section, name)
+        if model.encoder in TINY_ENCODERS and model.tuning == "frozen":
+            yield f'{name}.tuning must be "auto" or "full" with encoder = "{model.encoder}" (got "frozen")'
+    if section.policy.encoder in (BIOMEDCLIP, *TINY_ENCODERS[1:]):
+        yield f'policy.encoder must be a dual tower of Transformers, or "tiny" (got "{section.policy.encoder}")'
 
 
 def _rises(levels: Sequence[float]) -> bool:

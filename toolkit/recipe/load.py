@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages
+from toolkit.recipe.imagegen import IMAGEGEN_PATHS
+from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
 from toolkit.recipe.overrides import merge, parse_settings
 from toolkit.recipe.problems import Key, Places, schema_problems, section_in
 from toolkit.recipe.sections import REWARD_WEIGHTS, SPLITS, Recipe
@@ -22,8 +24,15 @@ Table = dict[str, Any]
 Kind = TypeVar("Kind", bound=BaseModel)
 
 _PATHS: frozenset[Key] = frozenset(
-    {("model", "adapter"), ("data", "image_root"), ("data", "lesion", "labels")} | {("data", split) for split in SPLITS}
+    {("model", "adapter"), ("data", "image_root"), ("data", "lesion", "labels")}
+    | {("data", split) for split in SPLITS}
+    | IMAGEGEN_PATHS
 )
+_MODELS: frozenset[Key] = frozenset(
+    {("model", "name"), ("imagegen", "generator", "model")}
+    | {("imagegen", part, "encoder") for part in ("selector", "policy", "judge")}
+)
+"""Keys that hold a Hub name or a folder."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
@@ -53,9 +62,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool 
 def dump_recipe(recipe: Recipe) -> str:
     """``recipe`` as TOML with every default written out; loading it gives an equal recipe.
 
-    What is None is left out, since None is the default wherever it is allowed.
+    What is None is left out, since None is the default wherever it is allowed. So are sections that [imagegen] rejects.
     """
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    sections = None if recipe.imagegen is None else set(SECTIONS)
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, include=sections))
 
 
 def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -108,8 +118,10 @@ def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
         return {name: _resolve(inner, base, (*key, name)) for name, inner in value.items()}
     if key == ("rewards", "custom") and isinstance(value, list):
         return [_absolute_reward(name, base) for name in value]
+    if key in _PATHS and isinstance(value, list):
+        return [_resolve(path, base, key) for path in value]
     is_path = key in _PATHS and isinstance(value, str) and value and not value.startswith("hub:")
-    is_folder = key == ("model", "name") and isinstance(value, str) and is_folder_name(value)
+    is_folder = key in _MODELS and isinstance(value, str) and is_folder_name(value)
     return _absolute(value, base) if is_path or is_folder else value
 
 
@@ -142,9 +154,17 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
         problems = schema_problems(error.errors(include_url=False), places)
         broken = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
         recipe = _sound_part(raw, broken)
-    checks = [check for sections, check in CHECKS if not sections & broken]
+    if "imagegen" in raw:
+        problems += [Problem(places.of(_split(key)), text) for key, text in only_imagegen_stages(raw)]
+    elif "data" not in raw:
+        problems.append(Problem(places.of(("data",)), "the section [data] is missing"))
+        broken.add("data")
+    table, absent = (
+        (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
+    )
+    checks = [check for sections, check in table if not sections & broken]
     if files and not broken:
-        checks += [missing_files, missing_packages]
+        checks += [absent, missing_packages]
     for check in checks:
         problems += [Problem(places.of(_split(key)), text) for key, text in check(recipe)]
     return (None if problems else recipe), problems

@@ -89,16 +89,26 @@ def _unknown(key: Key) -> str:
     table, name = key[:-1], key[-1]
     here = f"[{'.'.join(table)}]" if table else "a recipe"
     rule = f"is not a section of {here}" if not table else f"is not a key of {here}"
-    homes = [".".join(path) for path, keys in TABLES.items() if name in keys and path]
+    homes = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
     if homes:
         return f"{rule}; {name} belongs to " + " or ".join(f"[{home}]" for home in homes)
     if name in FOREIGN:
         return f"{rule}; here it is called {FOREIGN[name]}"
-    return rule + (nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name))
+    return rule + (nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name, table))
 
 
-def _nearest_elsewhere(name: str) -> str:
-    homes = {known: f"{'.'.join(path)}.{known}" for path, keys in TABLES.items() for known in keys if path}
+def _same_kind(path: Key, table: Key) -> bool:
+    """Whether both are tables of [imagegen], or neither is: the two kinds of recipes share only [run] and [images]."""
+    return (path[0] == "imagegen") == (table[:1] == ("imagegen",))
+
+
+def _nearest_elsewhere(name: str, table: Key) -> str:
+    homes = {
+        known: f"{'.'.join(path)}.{known}"
+        for path, keys in TABLES.items()
+        for known in keys
+        if path and _same_kind(path, table)
+    }
     close = get_close_matches(name, homes, n=1, cutoff=0.75)
     return f"; nearest: {homes[close[0]]}" if close else ""
 

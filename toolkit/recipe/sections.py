@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toolkit.recipe.base import Section
+from toolkit.recipe.imagegen import Imagegen
 
 REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
@@ -374,13 +375,20 @@ class Export(Section):
     """Merge into the dequantised weights of a base that is stored quantised: its rounding stays in them."""
 
 
+NO_ROWS = Data(task="vqa")
+"""Placeholder beside [imagegen], which has data of its own. ``for_language_models`` keeps it from being read."""
+
+
 class Recipe(Section):
-    """A whole run. A stage whose section is absent is off."""
+    """A whole run. A stage whose section is absent is off.
+
+    Loading requires ``data``, except beside ``imagegen``, which has only ``run`` and ``images`` beside it.
+    """
 
     run: Run
     model: Model = Model()
     lora: Lora = Lora()
-    data: Data
+    data: Data = NO_ROWS
     images: Images = Images()
     prompt: Prompt = Prompt()
     sft: Sft | None = None
@@ -388,6 +396,7 @@ class Recipe(Section):
     rewards: Rewards = Rewards()
     evaluate: Evaluate | None = None
     export: Export | None = None
+    imagegen: Imagegen | None = None
 
     @property
     def run_folder(self) -> Path:
