@@ -22,7 +22,7 @@ from toolkit.backends import Backend
 from toolkit.errors import DataError, ModelError, RowProblem
 from toolkit.images import ImagePolicy, ImageStore, look
 from toolkit.llamacpp import is_gguf
-from toolkit.recipe import Data, Evaluate, Model, Recipe, Run, load_recipe
+from toolkit.recipe import Data, Evaluate, Model, Recipe, Run, for_language_models, load_recipe
 from toolkit.run import current_weights, find_run, find_weights, read_json
 from toolkit.sample import ImageRef, Sample
 from toolkit.stages.answers import read_reply
@@ -157,6 +157,8 @@ def load_model_for_inference(
     run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
     weights = path if is_gguf(path) else find_weights(path) if path != run else None
     own = load_recipe(recipe) if recipe is not None else find_run(run).recipe() if run is not None else None
+    if own is not None:
+        for_language_models(own, "load_predictor")
     asked = _named(own or _default(path, base_model_name, weights), base_model_name)
     carrying(asked)
     TASKS[asked.data.task].settings(asked, "predict")  # an unknown family of models is told before the model is loaded

@@ -79,6 +79,11 @@ def run(
     from toolkit.run import is_main
 
     loaded = load_recipe(recipe, settings or (), files=True)
+    if loaded.imagegen is not None:
+        from toolkit.cli import imagegen
+
+        imagegen.run_recipe(loaded, fresh=fresh)
+        return
     with telling() as (progress, notify):
         planned = plan_run(loaded, fresh=fresh) if is_main() else None
         results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
@@ -243,9 +248,9 @@ def inspect(
     from toolkit.cli import show
     from toolkit.cli.progress import telling
     from toolkit.pipeline.prepare import inspect_data
-    from toolkit.recipe import load_recipe
+    from toolkit.recipe import for_language_models, load_recipe
 
-    loaded = load_recipe(recipe, settings or (), files=True)
+    loaded = for_language_models(load_recipe(recipe, settings or (), files=True), "toolkit data inspect")
     with telling() as (progress, _):
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
@@ -268,10 +273,11 @@ def reward_test(
 ) -> None:
     """Score given completions with a recipe's rewards and say why each scored what it did."""
     from toolkit.cli import show
-    from toolkit.recipe import load_recipe
+    from toolkit.recipe import for_language_models, load_recipe
     from toolkit.stages.reward_test import score_file
 
-    show.scored(score_file(load_recipe(recipe, settings or ()), completions))
+    loaded = for_language_models(load_recipe(recipe, settings or ()), "toolkit reward test")
+    show.scored(score_file(loaded, completions))
 
 
 app.command()(doctor)

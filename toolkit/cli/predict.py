@@ -55,9 +55,11 @@ class Which:
             ModelError: the recipe's backend cannot be had.
         """
         from toolkit.backends import preload
+        from toolkit.recipe import for_language_models
         from toolkit.run import find_exported, locate
 
         run, weights = locate(self.path)
+        for_language_models(run.recipe(), "toolkit predict")
         if self.model is not None:
             weights = find_exported(run, self.model).weights
         preload(run.recipe(), run.path, weights)

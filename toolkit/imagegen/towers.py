@@ -28,7 +28,6 @@ OPEN_CLIP = "open_clip:"
 TINY_SIZE = 32
 """Side of the images that the tiny CLIP tower takes, in pixels."""
 
-_N_LAYERS = 4
 _EPSILON = 1e-6
 
 
@@ -38,13 +37,14 @@ class TowerSettings:
 
     ``encoder`` is "cnn", "tiny-clip", the folder or Hub name of a Transformers vision model, or ``open_clip:`` and a
     name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block; if empty,
-    four evenly spaced ones that end with the last. ``crop_grid`` adds that many times that many crops at the image's
-    own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the CNN's first layer.
+    ``layer_count`` evenly spaced ones that end with the last. ``crop_grid`` adds that many times that many crops at the
+    image's own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the CNN's first layer.
     """
 
     encoder: str = CNN
     revision: str | None = None
     layers: tuple[int, ...] = ()
+    layer_count: int = 4
     crop_grid: int = 0
     frozen: bool | None = None
     width: int = 16
@@ -283,7 +283,7 @@ def _open_clip_backbone(settings: TowerSettings) -> Backbone:
 
 def _chosen_layers(settings: TowerSettings, n_layers: int) -> tuple[int, ...]:
     if not settings.layers:
-        count = min(_N_LAYERS, n_layers)
+        count = min(settings.layer_count, n_layers)
         return tuple(round(n_layers * (index + 1) / count) for index in range(count))
     if not all(1 <= layer <= n_layers for layer in settings.layers):
         raise ModelError(f"layers must be from 1 to {n_layers}", place=settings.encoder, value=settings.layers)

@@ -12,7 +12,7 @@ from toolkit.errors import RunError
 from toolkit.llamacpp import forms_of, is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
 from toolkit.pipeline.steps import DATA, Stages, Step, require_export, run_step, stopping
-from toolkit.recipe import Export, Recipe, changed_keys, load_recipe
+from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.run import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, reopen_run, silent
 from toolkit.stages.context import Context, EvaluationRecord
 
@@ -145,7 +145,7 @@ def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], d
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
     """The run's recipe with the section switched on and ``settings`` put in."""
-    own = run.recipe()
+    own = for_language_models(run.recipe(), f"toolkit {section}")
     switch_on = [f"{section}={{}}"] if getattr(own, section) is None else []
     recipe = load_recipe(run.recipe_file, [*switch_on, *settings])
     others = [key for key in changed_keys(own, recipe) if key.partition(".")[0] != section]

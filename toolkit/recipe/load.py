@@ -159,9 +159,7 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
     elif "data" not in raw:
         problems.append(Problem(places.of(("data",)), "the section [data] is missing"))
         broken.add("data")
-    table, absent = (
-        (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
-    )
+    table, absent = (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
     checks = [check for sections, check in table if not sections & broken]
     if files and not broken:
         checks += [absent, missing_packages]

@@ -10,7 +10,7 @@ from toolkit.report import tables
 from toolkit.report.figures import figures, per_thousand, shares
 from toolkit.report.ledger import Ledger, RunUse
 from toolkit.report.machines import accuracy, machines, versions_of
-from toolkit.report.setup import model_name, training_of
+from toolkit.report.setup import model_name, task_name, training_of
 from toolkit.run import hide_secrets, write_json, write_text
 
 
@@ -81,7 +81,7 @@ def _run_figures(run: RunUse) -> dict[str, Any]:
         "purpose": run.purpose,
         "finished": run.finished,
         "starts": [start.outcome for start in run.record.starts],
-        "task": run.recipe.data.task if run.recipe else None,
+        "task": task_name(run.recipe) if run.recipe else None,
         "rows": dict(run.rows) or None,
         "model": model_name(run.recipe),
         "training": training_of(run.recipe),

@@ -1,12 +1,22 @@
 """What a recipe trains, in a few words for a table; a model in a folder is called by the folder's own name."""
 
+from pathlib import Path
+
 from toolkit.recipe import Grpo, Recipe, Sft
+
+
+def task_name(recipe: Recipe) -> str:
+    """The task of a recipe's rows, or that it is one of image generation."""
+    return recipe.data.task if recipe.imagegen is None else "image generation"
 
 
 def model_name(recipe: Recipe | None) -> str | None:
     """The model with its precision and tuning; None where the recipe cannot be read."""
     if recipe is None:
         return None
+    if recipe.imagegen is not None:
+        generator = recipe.imagegen.generator
+        return f"{Path(generator.model).name}, {generator.precision}, LoRA r {generator.lora.r}"
     model = recipe.model
     name = model.name.rstrip("/").rpartition("/")[2] if model.name.startswith(("/", "./", "../", "~")) else model.name
     tuning = f"LoRA r {recipe.lora.r}" if model.tuning == "lora" else "full"
@@ -17,6 +27,8 @@ def training_of(recipe: Recipe | None) -> str | None:
     """SFT and GRPO with length, batch and learning rate; None: nothing is trained, or the recipe cannot be read."""
     if recipe is None:
         return None
+    if recipe.imagegen is not None:
+        return ", ".join(recipe.imagegen.update.methods)
     parts = [_sft(recipe.sft)] if recipe.sft else []
     parts += [_grpo(recipe.grpo)] if recipe.grpo else []
     return "; ".join(parts) or None

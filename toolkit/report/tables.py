@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from toolkit.compute import HOUR, UNKNOWN, Usage, energy, figure
 from toolkit.report.figures import per_thousand, shares
 from toolkit.report.ledger import Ledger, RunUse
-from toolkit.report.setup import model_name, training_of
+from toolkit.report.setup import model_name, task_name, training_of
 
 NOTES = (
     "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
@@ -91,7 +91,7 @@ def runs(ledger: Ledger) -> str:
 def _run_row(run: RunUse) -> list[str]:
     used, recipe = run.record.used, run.recipe
     rows = ", ".join(f"{name} {number:,}" for name, number in run.rows.items() if number)
-    about = [f"{recipe.data.task}; {rows or 'rows not read'}" if recipe else UNKNOWN, model_name(recipe) or UNKNOWN]
+    about = [f"{task_name(recipe)}; {rows or 'rows not read'}" if recipe else UNKNOWN, model_name(recipe) or UNKNOWN]
     about.append(training_of(recipe) or "none")
     if not run.record.starts:
         return [run.name, run.purpose, *about, UNKNOWN, *[UNKNOWN] * 7]

@@ -1,0 +1,151 @@
+"""What the arms of a run (base, control, sft, ddpo) share: the generator, evaluations on paired noise, checkpoints."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.imagegen.arms import ImageKey
+from toolkit.imagegen.checkpoints import SYNTHETIC, Checkpoints, save_epoch
+from toolkit.imagegen.ddim import make_schedule
+from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch
+from toolkit.imagegen.fitting import load_trained_state, trained_state
+from toolkit.imagegen.generator import Generator
+from toolkit.imagegen.image_evaluation import (
+    GeneratedImages,
+    ImageMetrics,
+    Reference,
+    Scorers,
+    evaluate_images,
+    make_reference,
+)
+from toolkit.imagegen.optimization import UpdateState, dump_state, restore_state
+from toolkit.imagegen.oracle import load_oracle
+from toolkit.imagegen.rating_stage import PreparedRatings
+from toolkit.imagegen.ratings import RatedImage
+from toolkit.imagegen.sampling import derive_seed, generate
+from toolkit.imagegen.scorer_stage import ScoringModels, all_prompts, load_models, passing_level
+from toolkit.imagegen.settings import evaluation_settings, seed_of
+from toolkit.imagegen.workplace import Workplace
+from toolkit.metrics import Estimate, bootstrap_mean
+
+log = logging.getLogger(__name__)
+
+TABLE, ROUNDS = "table", "rounds"
+"""Noise of the table of results, and of the evaluations after each round, of which the best round is chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFigures:
+    """An arm's images for the table.
+
+    Attributes:
+        metrics: of ``judge.images`` images on the noise of the table, which all arms share.
+        oracle: mean score by the oracle of synthetic data. It is shown beside the judge's and decides nothing.
+    """
+
+    metrics: ImageMetrics
+    oracle: Estimate | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Studio:
+    """A generator with everything that scores its images."""
+
+    place: Workplace
+    prepared: PreparedRatings
+    models: ScoringModels
+    scorers: Scorers
+    generator: Generator
+    reference: Reference
+    checkpoints: Checkpoints
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts that images are generated for: the recipe's, otherwise those of the ratings."""
+        own = [prompt for prompts in self.place.section.prompts.values() for prompt in prompts]
+        return tuple(own) if own else tuple(sorted(all_prompts(self.place, self.prepared)))
+
+    def evaluate(self, noise: str) -> ImageMetrics:
+        """Generate and score the images of an evaluation.
+
+        Args:
+            noise: ``TABLE`` or ``ROUNDS``. The same one gives the same prompts and noise for every arm.
+        """
+        return self._measure(self._generate(noise))
+
+    def figures(self) -> ArmFigures:
+        """Return the arm's figures of the table, by the scorers of stage 1."""
+        load_models(self.place, self.models)  # a refresh may have changed them
+        generated = self._generate(TABLE)
+        metrics = self._measure(generated)
+        oracle = None
+        if self.place.section.synthetic is not None and not self.place.section.prompts:
+            scores = load_oracle().score(generated.images_NCHW, generated.prompts).tolist()
+            boot = evaluation_settings(self.place.recipe).bootstrap
+            oracle = bootstrap_mean(scores, generated.prompts, boot.resamples, boot.seed, boot.confidence)
+        return ArmFigures(metrics, oracle)
+
+    def _generate(self, noise: str) -> GeneratedImages:
+        section, prompts = self.place.section, self.prompts
+        wanted = [prompts[number % len(prompts)] for number in range(section.judge.images)]
+        schedule = make_schedule(self.generator.scheduler, section.generator.steps)
+        seed = derive_seed(seed_of(self.place.recipe, "evaluation"), noise)
+        images = generate(self.generator, schedule, wanted, seed, section.generator.batch_size)
+        return GeneratedImages(images, tuple(ImageKey(prompt, number) for number, prompt in enumerate(wanted)))
+
+    def _measure(self, generated: GeneratedImages) -> ImageMetrics:
+        settings = evaluation_settings(self.place.recipe)
+        return evaluate_images(generated, self.scorers, self.models.extractor, self.reference, settings)
+
+
+def well_rated(place: Workplace, prepared: PreparedRatings) -> tuple[RatedImage, ...]:
+    """Return the rated images whose mean rating is nearer to a good one than to the level below.
+
+    KID, FID, diversity and copy distance compare with them. If fewer than a quarter of all images are rated well, all
+    images are returned.
+    """
+    least = passing_level(place) - 0.5
+    images = prepared.ratings.images
+    good = tuple(image for image in images if sum(image.levels) / len(image.levels) >= least)
+    if 4 * len(good) >= len(images):
+        return good
+    log.warning("%d of %d images are rated well: reference figures use all images", len(good), len(images))
+    return images
+
+
+def reference_of(place: Workplace, prepared: PreparedRatings, models: ScoringModels) -> Reference:
+    """Return features and diversity of the reference images."""
+    chosen = well_rated(place, prepared)
+    return make_reference(
+        models.extractor,
+        prepared.images(chosen),
+        [image.prompt for image in chosen],
+        [image.group for image in chosen],
+        evaluation_settings(place.recipe),
+    )
+
+
+def save_round(studio: Studio, arm: str, state: UpdateState, more: Mapping[str, Any]) -> None:
+    """Save a round of an arm as the run's next epoch."""
+    epoch = last_epoch(studio.checkpoints) + 1
+    common = {"epoch": epoch, "stage": 2}
+    parts = {
+        SELECTOR: {**common, "model": trained_state(studio.models.selector)},
+        POLICY: {**common, "model": trained_state(studio.models.policy)},
+        SYNTHETIC: {**common, "arm": arm, "update": dump_state(state), **more},
+    }
+    save_epoch(studio.checkpoints, epoch, parts, studio.generator.save_lora)
+
+
+def resume_round(studio: Studio, arm: str, state: UpdateState) -> dict[str, Any] | None:
+    """Continue an arm from its newest epoch. None: the arm has no epoch yet."""
+    epoch = last_epoch(studio.checkpoints)
+    saved = load_epoch(studio.checkpoints, epoch, SYNTHETIC) if epoch else {}
+    if saved.get("arm") != arm:
+        return None
+    restore_state(state, saved["update"])
+    for model, part in ((studio.models.selector, SELECTOR), (studio.models.policy, POLICY)):
+        load_trained_state(model, load_epoch(studio.checkpoints, epoch, part)["model"])
+    log.info("%s: resumed after round %d", arm, state.round)
+    return saved

@@ -1,0 +1,248 @@
+"""The stage ``ddpo``: rounds of generating, gating, rewarding, updating and evaluating, watched by guards.
+
+The best round is chosen by the judge on noise of its own. The table is made on other noise, so that the choice does not
+flatter it.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from toolkit.errors import TrainingError
+from toolkit.imagegen.arm import ROUNDS, ArmFigures, Studio, resume_round, save_round
+from toolkit.imagegen.ddpo import DdpoRound, DdpoSettings, Rollout, group_advantages, roll_out, update_policy
+from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards
+from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
+from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
+from toolkit.imagegen.optimization import UpdateState, start_update
+from toolkit.imagegen.refresh import RefreshOutcome
+from toolkit.imagegen.refresh_stage import refresh_scorers
+from toolkit.imagegen.reward import RewardSettings, passes, rewards
+from toolkit.imagegen.scorer_stage import load_models
+from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
+from toolkit.metrics import Estimate
+
+log = logging.getLogger(__name__)
+
+ARM = "ddpo"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """One round of ``ddpo``, evaluated after its update. Round 0 is the base.
+
+    Attributes:
+        round: number.
+        update: measurements of the update. None for round 0.
+        passed: fraction of the round's images that the selector passed. None for round 0.
+        judge: mean judge score of the evaluation.
+        selector: mean selector score of the evaluation.
+        diversity: distance of features within prompts.
+        real_diversity: the same of the reference images.
+        evaluation: what the guards look at.
+        verdicts: of the guards.
+        refreshed: outcomes of the refresh of selector and policy, if it is enabled.
+    """
+
+    round: int
+    update: DdpoRound | None
+    passed: float | None
+    judge: Estimate
+    selector: Estimate
+    diversity: float | None
+    real_diversity: float | None
+    evaluation: "RoundScores"
+    verdicts: tuple[Verdict, ...] = ()
+    refreshed: tuple[RefreshOutcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundScores:
+    """An ``Evaluation`` as JSON has it: the judge's scores in the order of the evaluation's images."""
+
+    judge_scores: tuple[float, ...]
+    kl: float | None
+    below_floor: float | None
+    clipped_advantages: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DdpoResult:
+    """What ``ddpo`` found.
+
+    Attributes:
+        rounds: all rounds, from round 0, the base.
+        best_round: the round whose parameters the arm ends with.
+        stopped: the verdicts that stopped the update before its last round.
+        figures: of the best round, for the table.
+    """
+
+    rounds: tuple[RoundResult, ...]
+    best_round: int
+    stopped: tuple[Verdict, ...]
+    figures: ArmFigures
+
+
+_ROUNDS = TypeAdapter(tuple[RoundResult, ...])
+
+
+def train_ddpo(studio: Studio) -> DdpoResult:
+    """Update the base by DDPO, and evaluate its best round.
+
+    Raises:
+        TrainingError: the selector passes no image of a round, or gradients are not finite.
+        Interrupted: a signal came. The last finished round is saved.
+    """
+    place, generator = studio.place, studio.generator
+    load_models(place, studio.models)
+    reset_lora(generator.network, seed_of(place.recipe, "generator"))
+    settings = ddpo_settings(place.recipe)
+    state = start_update(generator, settings.learning_rate)
+    saved = resume_round(studio, ARM, state)
+    progress = _Progress.read(saved) if saved else _begin(studio)
+    total = place.section.update.rounds
+    while state.round < total and not progress.stopped:
+        place.stop.check(f"round {state.round} of {ARM} is saved")
+        progress = _round(studio, state, settings, progress)
+        save_round(studio, ARM, state, progress.write())
+        _report(studio, progress.rounds[-1], total)
+    restore_lora(generator.network, progress.best)
+    generator.save_lora(place.run.weights_folder(ARM))
+    return DdpoResult(progress.rounds, progress.best_round, progress.stopped, studio.figures())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Progress:
+    """The rounds so far, and the LoRA of the best one."""
+
+    rounds: tuple[RoundResult, ...]
+    best: dict[str, Tensor]
+    best_round: int
+
+    @property
+    def stopped(self) -> tuple[Verdict, ...]:
+        """The guards that stop the update."""
+        return tuple(verdict for verdict in self.rounds[-1].verdicts if verdict.stops)
+
+    def write(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        rounds = _ROUNDS.dump_json(self.rounds).decode()
+        return {"rounds": rounds, "best": self.best, "best_round": self.best_round}
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> "_Progress":
+        """Return what ``write`` gave."""
+        return cls(_ROUNDS.validate_json(saved["rounds"]), saved["best"], saved["best_round"])
+
+
+def _begin(studio: Studio) -> _Progress:
+    metrics = studio.evaluate(ROUNDS)
+    first = _result(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
+    return _Progress((first,), copy_lora(studio.generator.network), 0)
+
+
+def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
+    """Generate, score, update, evaluate, and check the guards."""
+    place, gate = studio.place, _Gate(studio)
+    rollout = roll_out(state.generator, settings, studio.prompts, gate, state.round)
+    if not gate.passed:
+        raise TrainingError(
+            f"round {state.round + 1} of ddpo needs at least one image that the selector passes",
+            place="imagegen.selector.target_precision",
+            value=f"0 of {len(rollout.prompts)} images score {studio.scorers.selector_threshold:.3f} or more",
+            remedy="Lower imagegen.selector.target_precision, or generate more images per round.",
+        )
+    update = update_policy(state, settings, rollout)
+    refreshed = ()
+    if place.section.update.refresh.enabled:
+        refreshed = refresh_scorers(studio, rollout.images_NCHW, rollout.prompts, state.round)
+    metrics = studio.evaluate(ROUNDS)
+    scores = RoundScores(
+        metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
+    )
+    history = [_evaluation(one, metrics) for one in progress.rounds]
+    last = to_guards(metrics, state.round, scores.kl, scores.clipped_advantages)
+    history.append(last)
+    verdicts = check_guards(history, guard_settings(place.recipe))
+    result = _result(state.round, metrics, scores, update, gate.passed / len(rollout.prompts), verdicts, refreshed)
+    if best_evaluation(history) is last:
+        return _Progress((*progress.rounds, result), copy_lora(state.generator.network), state.round)
+    return _Progress((*progress.rounds, result), progress.best, progress.best_round)
+
+
+class _Gate:
+    """The reward of a rollout. Images that the selector does not pass have the reward 0."""
+
+    def __init__(self, studio: Studio) -> None:
+        keys = studio.place.section.update
+        self._models, self._threshold = studio.models, studio.scorers.selector_threshold
+        self._settings = RewardSettings(keys.selector_power, keys.policy_power)
+        self.passed = 0
+
+    def __call__(self, images_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return rewards_N, and count the images that pass."""
+        selected = self._models.selector.score(images_NCHW)
+        agreed = self._models.policy.score(images_NCHW, prompts)
+        passed_N = passes(selected, self._threshold)
+        self.passed += int(passed_N.sum())
+        return torch.where(passed_N, rewards(selected, agreed, self._settings), torch.zeros(()))
+
+
+def _clipped(rollout: Rollout, settings: DdpoSettings) -> float:
+    """Return the fraction of advantages beyond the clip."""
+    advantages_N, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, float("inf"))
+    return float((advantages_N.abs() > settings.advantage_clip).float().mean())
+
+
+def _result(number: int, metrics: ImageMetrics, scores: RoundScores, *update: Any) -> RoundResult:
+    measured, passed, verdicts, refreshed = update or (None, None, (), ())
+    return RoundResult(
+        round=number,
+        update=measured,
+        passed=passed,
+        judge=metrics.judge,
+        selector=metrics.selector,
+        diversity=metrics.diversity.distance.value,
+        real_diversity=metrics.real_diversity.distance.value,
+        evaluation=scores,
+        verdicts=verdicts,
+        refreshed=refreshed,
+    )
+
+
+def _evaluation(result: RoundResult, same_keys: ImageMetrics) -> Evaluation:
+    """What the guards look at, of an earlier round. All evaluations have the same prompts and noise."""
+    scores = result.evaluation
+    return Evaluation(
+        result.round,
+        dict(zip(same_keys.keys, scores.judge_scores, strict=True)),
+        result.diversity,
+        result.real_diversity,
+        scores.kl,
+        scores.below_floor,
+        scores.clipped_advantages,
+    )
+
+
+def _report(studio: Studio, result: RoundResult, total: int) -> None:
+    """Log the round's figures and every guard that fired."""
+    figures = {"judge": result.judge.value, "selector": result.selector.value, "diversity": result.diversity}
+    if result.update is not None:
+        figures |= {
+            "reward_mean": result.update.reward_mean,
+            "pass_rate": result.passed,
+            "kl": result.update.kl_to_base,
+            "ratio_deviation": result.update.first_ratio_deviation,
+            "loss": result.update.loss,
+        }
+    shown = {name: value for name, value in figures.items() if value is not None}
+    studio.place.report(ARM, result.round, total, shown)
+    for verdict in result.verdicts:
+        if verdict.status == "fired":
+            what = "stops the update" if verdict.stops else "only logs"
+            log.warning("ddpo round %d: guard %s fired and %s: %s", result.round, verdict.guard, what, verdict.text)

@@ -1,0 +1,94 @@
+"""Retraining selector and policy between rounds on passed images, with anchors, and rolling back what got worse."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from toolkit.imagegen.arm import Studio
+from toolkit.imagegen.figure import Figure
+from toolkit.imagegen.fitting import FitSettings, load_trained_state, trained_state
+from toolkit.imagegen.mismatches import MismatchPool
+from toolkit.imagegen.policy import start_policy_fitting
+from toolkit.imagegen.rated import RatedImages
+from toolkit.imagegen.refresh import RefreshOutcome, RefreshSettings, decide, with_anchors
+from toolkit.imagegen.reward import passes
+from toolkit.imagegen.sampling import derive_seed
+from toolkit.imagegen.scorer_evaluation import evaluate_policy, evaluate_selector
+from toolkit.imagegen.scorer_stage import passing_level
+from toolkit.imagegen.selector import start_fitting
+from toolkit.imagegen.settings import bootstrap_of, policy_settings, seed_of, selector_settings
+
+_SEED_RANGE = 2**31
+
+
+def refresh_scorers(
+    studio: Studio, images_NCHW: Tensor, prompts: Sequence[str], round_number: int
+) -> tuple[RefreshOutcome, ...]:
+    """Train selector and policy on the passed images of a round and as many low-rated anchors as the recipe says.
+
+    A passed image counts as rated at the level that the selector predicts, but at least at the passing level. What
+    lowers the agreement with validation ratings is rolled back.
+
+    Returns:
+        The outcomes for selector and policy. Empty if no image passed.
+    """
+    place, keys = studio.place, studio.place.section.update.refresh
+    passed = _passed(studio, images_NCHW, prompts)
+    if not len(passed):
+        return ()
+    seed = derive_seed(seed_of(place.recipe, "ddpo"), "refresh", round_number) % _SEED_RANGE
+    settings = RefreshSettings(keys.anchors_fraction, seed=seed)
+    rows = with_anchors(passed, _in_colour(studio.prepared.rows("train")), passing_level(place), settings)
+    batch = {
+        "selector": selector_settings(place.recipe).fit.batch_size,
+        "policy": policy_settings(place.recipe).fit.batch_size,
+    }
+    fits = {name: FitSettings(keys.epochs, size, keys.learning_rate, seed=seed) for name, size in batch.items()}
+    validation, models = studio.prepared.rows("validation"), studio.models
+    levels = len(place.section.rating_range)
+    before = _agreement(studio, validation)
+    states = {name: dict(trained_state(models.by_name[name])) for name in fits}
+    states = {name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()}
+    start_fitting(models.selector, rows, None, fits["selector"]).run()
+    start_policy_fitting(models.policy, rows, None, levels, fits["policy"]).run()
+    after = _agreement(studio, validation)
+    outcomes = {name: decide(before[name], after[name], settings) for name in fits}
+    for name, outcome in outcomes.items():
+        if not outcome.kept:
+            load_trained_state(models.by_name[name], states[name])
+    return tuple(outcomes.values())
+
+
+def _passed(studio: Studio, images_NCHW: Tensor, prompts: Sequence[str]) -> RatedImages:
+    scored = studio.models.selector.score(images_NCHW)
+    rows = passes(scored, studio.scorers.selector_threshold).nonzero()[:, 0].tolist()
+    levels_N = torch.zeros(len(images_NCHW), dtype=torch.long) if scored.levels_N is None else scored.levels_N
+    modality_of = {image.prompt: image.modality for image in studio.prepared.ratings.images}
+    modality_of |= {text: name for name, texts in studio.place.section.prompts.items() for text in texts}
+    chosen = [prompts[row] for row in rows]
+    return RatedImages(
+        images_NCHW[rows],
+        levels_N[rows].clamp_min(passing_level(studio.place)),
+        torch.ones(len(rows)),
+        tuple(chosen),
+        tuple(modality_of[prompt] for prompt in chosen),
+        tuple(f"generated {row}" for row in rows),
+    )
+
+
+def _in_colour(rated: RatedImages) -> RatedImages:
+    """Three channels, as generated images have."""
+    return replace(rated, images_NCHW=rated.images_NCHW.expand(-1, 3, -1, -1))
+
+
+def _agreement(studio: Studio, validation: RatedImages) -> dict[str, Figure]:
+    """The selector's rank correlation with validation ratings, and the policy's AUROC on their prompts."""
+    models, bootstrap = studio.models, bootstrap_of(studio.place.recipe)
+    images = studio.prepared.ratings.images
+    pool = MismatchPool([image.prompt for image in images], [image.modality for image in images])
+    return {
+        "selector": evaluate_selector(models.selector, validation, bootstrap).overall.spearman,
+        "policy": evaluate_policy(models.policy, validation, pool, bootstrap).overall.auroc,
+    }

@@ -1,0 +1,280 @@
+"""The stage ``scorers``: stage 1 of the description. It trains selector, policy, judge and feature extractor.
+
+Selector and policy are trained epoch by epoch together, so that each checkpoint holds both. The judge has its own
+ratings, and the extractor sees no rating. Training is deterministic, so that an interrupted judge or extractor is
+trained again from its start, and a finished one is read.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from toolkit.imagegen.agreement_metrics import AgreementMetrics
+from toolkit.imagegen.checkpoints import Checkpoints, save_epoch
+from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch, stage_one_part
+from toolkit.imagegen.extractor import Extractor, fit_extractor
+from toolkit.imagegen.fitting import EpochRecord, Fitting, load_trained_state, trained_state
+from toolkit.imagegen.image_evaluation import Scorers
+from toolkit.imagegen.judge import check_independent
+from toolkit.imagegen.mismatches import MismatchPool
+from toolkit.imagegen.policy import Policy, start_policy_fitting
+from toolkit.imagegen.rating_metrics import RatingMetrics
+from toolkit.imagegen.rating_stage import PreparedRatings
+from toolkit.imagegen.scorer_evaluation import evaluate_policy, evaluate_selector, selector_threshold
+from toolkit.imagegen.selector import Selector, start_fitting
+from toolkit.imagegen.settings import (
+    bootstrap_of,
+    extractor_settings,
+    judge_settings,
+    policy_settings,
+    selector_settings,
+)
+from toolkit.imagegen.text_towers import vocabulary_of
+from toolkit.imagegen.threshold import Threshold, ThresholdSettings
+from toolkit.imagegen.workplace import Workplace, load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+STAGE = "scorers"
+_FEWEST_PASSED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ScorersResult:
+    """What the stage ``scorers`` found, on ratings that no scorer was trained on.
+
+    Attributes:
+        selector: agreement of the selector with held-out ratings.
+        judge: the same of the judge. Read the judge's scores of generated images with it.
+        policy: how well the policy tells matched from mismatched prompts.
+        selector_threshold: from which score on the selector passes an image, chosen on validation ratings.
+        judge_threshold: the same of the judge.
+        explained: fraction of the variance that the extractor's features keep.
+        selector_epochs, policy_epochs, judge_epochs: the losses of each epoch.
+    """
+
+    selector: RatingMetrics
+    judge: RatingMetrics
+    policy: AgreementMetrics
+    selector_threshold: Threshold
+    judge_threshold: Threshold
+    explained: float
+    selector_epochs: tuple[EpochRecord, ...]
+    policy_epochs: tuple[EpochRecord, ...]
+    judge_epochs: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoringModels:
+    """All models of stage 1, on the device."""
+
+    selector: Selector
+    policy: Policy
+    judge: Selector
+    extractor: Extractor
+
+    @property
+    def by_name(self) -> Mapping[str, nn.Module]:
+        """Name -> model."""
+        return {"selector": self.selector, "policy": self.policy, "judge": self.judge, "extractor": self.extractor}
+
+    def scorers(self, result: ScorersResult) -> Scorers:
+        """Return the models that score images, with their thresholds."""
+        return Scorers(
+            self.judge, result.judge_threshold.value, self.selector, result.selector_threshold.value, self.policy
+        )
+
+
+def build_models(place: Workplace, prepared: PreparedRatings) -> ScoringModels:
+    """Return the untrained models.
+
+    Raises:
+        ModelError: an encoder cannot be loaded, or the judge is not independent.
+        DataError: the judge and the selector share ratings.
+    """
+    recipe, section = place.recipe, place.section
+    own, judges = (_groups(prepared, *names) for names in (("train", "validation"), ("judge_train",)))
+    check_independent(selector_settings(recipe), judge_settings(recipe), own, judges)
+    levels, size, device = len(section.rating_range), section.size, place.device
+    # All prompts, not only those of the training ratings, so that every word of a prompt is in the vocabulary.
+    vocabulary = vocabulary_of(all_prompts(place, prepared))
+    return ScoringModels(
+        Selector(selector_settings(recipe), levels, size).to(device),
+        Policy(policy_settings(recipe), vocabulary, size).to(device),
+        Selector(judge_settings(recipe), levels, size).to(device),
+        Extractor(extractor_settings(recipe), size).to(device),
+    )
+
+
+def all_prompts(place: Workplace, prepared: PreparedRatings) -> tuple[str, ...]:
+    """Return all distinct prompts of the ratings and of the recipe."""
+    own = [prompt for prompts in place.section.prompts.values() for prompt in prompts]
+    return tuple(dict.fromkeys([*own, *(image.prompt for image in prepared.ratings.images)]))
+
+
+def train_scorers(
+    place: Workplace,
+    prepared: PreparedRatings,
+    models: ScoringModels,
+    checkpoints: Checkpoints,
+    base: Mapping[str, Any],
+) -> ScorersResult:
+    """Train all models, save them in the stage's folder, and evaluate them on held-out ratings.
+
+    Args:
+        place: surroundings.
+        prepared: the ratings.
+        models: what is trained, in place.
+        checkpoints: of the run.
+        base: id and digest of the generator's base, which the checkpoints name.
+
+    Raises:
+        DataError: ratings of a level are missing, or images are too few.
+        TrainingError: a loss is not finite.
+        Interrupted: a signal came. The last finished epoch is saved.
+    """
+    selector_epochs, policy_epochs = _train_rewards(place, prepared, models, checkpoints, base)
+    judge_epochs = _train_judge(place, prepared, models.judge)
+    _train_extractor(place, prepared, models.extractor)
+    for name in ("selector", "policy"):
+        save_model(place, name, models.by_name[name])
+    bootstrap, test = bootstrap_of(place.recipe), prepared.rows("test")
+    pool = MismatchPool(*_prompts_of(prepared))
+    return ScorersResult(
+        selector=evaluate_selector(models.selector, test, bootstrap),
+        judge=evaluate_selector(models.judge, test, bootstrap),
+        policy=evaluate_policy(models.policy, test, pool, bootstrap),
+        selector_threshold=_threshold(place, prepared, models.selector, "validation"),
+        judge_threshold=_threshold(place, prepared, models.judge, "judge_validation"),
+        explained=float(models.extractor.explained),
+        selector_epochs=selector_epochs,
+        policy_epochs=policy_epochs,
+        judge_epochs=judge_epochs,
+    )
+
+
+def load_models(place: Workplace, models: ScoringModels) -> None:
+    """Set the models to those that the finished stage saved."""
+    for name, model in models.by_name.items():
+        _load_model(place, name, model)
+
+
+def save_model(place: Workplace, name: str, model: nn.Module) -> None:
+    """Save a trained model in the stage's folder, without frozen parameters."""
+    save_tensors(place.run.stage_folder(STAGE) / f"{name}.pt", {"model": trained_state(model)})
+
+
+def _load_model(place: Workplace, name: str, model: nn.Module) -> None:
+    load_trained_state(model, load_tensors(place.run.stage_folder(STAGE) / f"{name}.pt")["model"])
+    model.eval()
+
+
+def _train_rewards(
+    place: Workplace,
+    prepared: PreparedRatings,
+    models: ScoringModels,
+    checkpoints: Checkpoints,
+    base: Mapping[str, Any],
+) -> tuple[tuple[EpochRecord, ...], tuple[EpochRecord, ...]]:
+    """Train selector and policy, with a checkpoint after each epoch."""
+    train, validation = prepared.rows("train"), prepared.rows("validation")
+    fittings = {
+        "selector": start_fitting(models.selector, train, validation),
+        "policy": start_policy_fitting(models.policy, train, validation, len(place.section.rating_range)),
+    }
+    epoch = last_epoch(checkpoints)
+    if epoch:
+        for name, part in (("selector", SELECTOR), ("policy", POLICY)):
+            fittings[name].load_state_dict(load_epoch(checkpoints, epoch, part)["fitting"])
+        log.info("scorers: resumed after epoch %d", epoch)
+    total = max(fitting.settings.epochs for fitting in fittings.values())
+    while not all(fitting.is_finished for fitting in fittings.values()):
+        place.stop.check(f"epoch {epoch} of stage 1 is saved")
+        epoch += 1
+        figures = _run_epoch(fittings)
+        parts = {f"{name}_checkpoint.pt": _part(epoch, fitting) for name, fitting in fittings.items()}
+        save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
+        place.report(STAGE, epoch, total, figures)
+    for fitting in fittings.values():
+        fitting.finish()
+    return tuple(fittings["selector"].records), tuple(fittings["policy"].records)
+
+
+def _run_epoch(fittings: Mapping[str, Fitting]) -> dict[str, float]:
+    figures = {}
+    for name, fitting in fittings.items():
+        if fitting.is_finished:
+            continue
+        record = fitting.run_epoch()
+        figures[f"{name}_loss"] = record.loss
+        if record.validation_loss is not None:
+            figures[f"{name}_validation_loss"] = record.validation_loss
+    return figures
+
+
+def _part(epoch: int, fitting: Fitting) -> dict[str, Any]:
+    return {"epoch": epoch, "stage": 1, "fitting": fitting.state_dict()}
+
+
+def _train_judge(place: Workplace, prepared: PreparedRatings, judge: Selector) -> tuple[EpochRecord, ...]:
+    path = place.run.stage_folder(STAGE) / "judge.pt"
+    if path.is_file():
+        saved = load_tensors(path)
+        load_trained_state(judge, saved["model"])
+        judge.eval()
+        return tuple(EpochRecord(**record) for record in saved["records"])
+    fitting = start_fitting(judge, prepared.rows("judge_train"), prepared.rows("judge_validation"))
+    while not fitting.is_finished:
+        place.stop.check("selector and policy are saved")
+        record = fitting.run_epoch()
+        place.report("judge", record.epoch + 1, fitting.settings.epochs, {"loss": record.loss})
+    fitting.finish()
+    state = fitting.state_dict()
+    save_tensors(path, {"model": trained_state(judge), "records": state["records"]})
+    return tuple(fitting.records)
+
+
+def _train_extractor(place: Workplace, prepared: PreparedRatings, extractor: Extractor) -> None:
+    """Fit the extractor on all rated images with their modalities as labels, or read it."""
+    path = place.run.stage_folder(STAGE) / "extractor.pt"
+    if path.is_file():
+        _load_model(place, "extractor", extractor)
+        return
+    place.stop.check("selector, policy and judge are saved")
+    images = prepared.ratings.images
+    modalities = {image.modality for image in images}
+    # One modality teaches nothing, and prompts differ in what they show.
+    labels = [image.modality if len(modalities) > 1 else image.prompt for image in images]
+    fit_extractor(extractor, prepared.images(images), labels)
+    save_model(place, "extractor", extractor)
+
+
+def _threshold(place: Workplace, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
+    """Choose a threshold on validation ratings, and warn if it misses the target precision."""
+    keys = place.section.selector
+    rated = prepared.rows(split)
+    settings = ThresholdSettings(keys.target_precision, min(_FEWEST_PASSED, len(rated)))
+    threshold = selector_threshold(selector, rated, passing_level(place), settings)
+    if not threshold.reached:
+        rule = "no threshold reaches the target precision of %g on %s ratings. The best one, %.3f, has %s"
+        log.warning(rule, keys.target_precision, split, threshold.value, threshold.precision)
+    return threshold
+
+
+def passing_level(place: Workplace) -> int:
+    """Return the lowest level that counts as rated well."""
+    section = place.section
+    good = section.selector.good_rating
+    return len(section.rating_range) - 1 if good is None else section.rating_range.index(good)
+
+
+def _prompts_of(prepared: PreparedRatings) -> tuple[list[str], list[str]]:
+    images = prepared.ratings.images
+    return [image.prompt for image in images], [image.modality for image in images]
+
+
+def _groups(prepared: PreparedRatings, *splits: str) -> list[str]:
+    return [image.group for split in splits for image in prepared.splits[split].images]

@@ -1,0 +1,105 @@
+"""The stages ``sft`` and ``control``: fine-tuning on images that the selector passes, and on as many random ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from toolkit.errors import TrainingError
+from toolkit.imagegen.arm import ArmFigures, Studio, resume_round, save_round
+from toolkit.imagegen.lora import reset_lora
+from toolkit.imagegen.optimization import start_update
+from toolkit.imagegen.ratings import RatedImage
+from toolkit.imagegen.reward import RewardSettings, passes, rewards
+from toolkit.imagegen.scorer_stage import load_models
+from toolkit.imagegen.settings import seed_of, sft_settings
+from toolkit.imagegen.sft import SftImages, SftRound, encode_training_images, random_control, sft_round
+
+_ROUNDS = TypeAdapter(tuple[SftRound, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class SftResult:
+    """What ``sft`` or its control found.
+
+    Attributes:
+        images: training images.
+        pool: rated images that the judge was not trained on, of which they were chosen.
+        rounds: losses.
+        figures: of the table.
+    """
+
+    images: int
+    pool: int
+    rounds: tuple[SftRound, ...]
+    figures: ArmFigures
+
+
+def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
+    """Fine-tune the base and evaluate it.
+
+    Images that the judge was trained on are left out: a generator that imitates them would please the judge by that.
+
+    Raises:
+        TrainingError: the selector passes no image, or gradients are not finite.
+        Interrupted: a signal came. The last finished round is saved.
+    """
+    place, generator = studio.place, studio.generator
+    load_models(place, studio.models)
+    reset_lora(generator.network, seed_of(place.recipe, "generator"))
+    settings = sft_settings(place.recipe)
+    state = start_update(generator, settings.learning_rate)
+    saved = resume_round(studio, arm, state)
+    done = list(_ROUNDS.validate_json(saved["rounds"])) if saved else []
+    pool = studio.prepared.unseen_by_judge
+    images = _training_images(studio, pool, arm)
+    total = place.section.update.sft_steps // settings.steps_per_round
+    encoded = encode_training_images(generator, images, place.section.generator.batch_size)
+    while state.round < total:
+        place.stop.check(f"round {state.round} of {arm} is saved")
+        done.append(sft_round(state, settings, encoded))
+        save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
+        place.report(arm, state.round, total, {"loss": done[-1].loss, "gradient_norm": done[-1].gradient_norm})
+    generator.save_lora(place.run.weights_folder(arm))
+    return SftResult(len(images.numbers), len(pool), tuple(done), studio.figures())
+
+
+def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> SftImages:
+    """The images that the selector passes with the reward as their weight, or for ``control`` as many random ones."""
+
+    def load(numbers: Sequence[int]) -> Tensor:
+        return studio.prepared.images([pool[number] for number in numbers]).expand(-1, 3, -1, -1)
+
+    weights_N, passed_N = _weights(studio, pool)
+    numbers = passed_N.nonzero()[:, 0].tolist()
+    if not numbers:
+        raise TrainingError(
+            "sft needs at least one image that the selector passes",
+            place="imagegen.selector.target_precision",
+            value=f"0 of {len(pool)} images score {studio.scorers.selector_threshold:.3f} or more",
+            remedy="Lower imagegen.selector.target_precision, or rate more images.",
+        )
+    prompts = [image.prompt for image in pool]
+    images = SftImages(
+        load, tuple(numbers), tuple(prompts[number] for number in numbers), tuple(weights_N[passed_N].tolist())
+    )
+    if arm == "sft":
+        return images
+    everything = SftImages(load, tuple(range(len(pool))), tuple(prompts), (1.0,) * len(pool))
+    return random_control(images, everything, seed_of(studio.place.recipe, "sft"))
+
+
+def _weights(studio: Studio, pool: tuple[RatedImage, ...]) -> tuple[Tensor, Tensor]:
+    """Each image's reward times the mean weight of its experts, and whether the selector passes the image."""
+    keys, images_NCHW = studio.place.section.update, studio.prepared.images(pool)
+    selected = studio.models.selector.score(images_NCHW)
+    agreed = studio.models.policy.score(images_NCHW, [image.prompt for image in pool])
+    rewards_N = rewards(selected, agreed, RewardSettings(keys.selector_power, keys.policy_power))
+    weights = studio.prepared.weights
+    experts_N = torch.tensor(
+        [sum(weights[one.expert_level] for one in image.ratings) / len(image.ratings) for image in pool]
+    )
+    return rewards_N * experts_N, passes(selected, studio.scorers.selector_threshold)

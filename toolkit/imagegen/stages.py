@@ -1,0 +1,145 @@
+"""The stages of [imagegen] in order, with resume: ratings, scorers, base, control, sft, ddpo."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+from toolkit.imagegen.arm import Studio, reference_of
+from toolkit.imagegen.checkpoints import Checkpoints
+from toolkit.imagegen.ddpo_stage import train_ddpo
+from toolkit.imagegen.epochs import open_run_checkpoints
+from toolkit.imagegen.generator import Generator, load_generator
+from toolkit.imagegen.lora import reset_lora
+from toolkit.imagegen.rating_stage import PreparedRatings, RatingsResult, prepare_ratings
+from toolkit.imagegen.scorer_stage import (
+    STAGE,
+    ScorersResult,
+    ScoringModels,
+    all_prompts,
+    build_models,
+    load_models,
+    train_scorers,
+)
+from toolkit.imagegen.settings import generator_settings, seed_of
+from toolkit.imagegen.sft_stage import train_sft
+from toolkit.imagegen.text_towers import TextReader
+from toolkit.imagegen.workplace import Workplace, keep, kept
+from toolkit.recipe.imagegen import Imagegen
+
+log = logging.getLogger(__name__)
+
+RATINGS, BASE = "ratings", "base"
+
+
+def stage_names(section: Imagegen) -> tuple[str, ...]:
+    """Return the stages of a recipe in their order."""
+    arms = [method for method in ("sft", "ddpo") if method in section.update.methods]
+    if section.update.control:
+        arms.insert(0, "control")
+    return (RATINGS, STAGE, BASE, *arms)
+
+
+@dataclass(eq=False)
+class Session:
+    """One start of a run. What several stages need is made once, when the first of them needs it."""
+
+    place: Workplace
+    result: RatingsResult | None = field(default=None, init=False)
+
+    @cached_property
+    def prepared(self) -> PreparedRatings:
+        """The ratings."""
+        prepared, self.result = prepare_ratings(self.place)
+        return prepared
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The generator with a new LoRA."""
+        return load_generator(generator_settings(self.place.recipe, self.place.device), self.place.device)
+
+    @cached_property
+    def models(self) -> ScoringModels:
+        """The scoring models, not yet trained or loaded."""
+        return build_models(self.place, self.prepared)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        return open_run_checkpoints(self.place.run, self.place.recipe.run.keep_checkpoints)
+
+    @cached_property
+    def studio(self) -> Studio:
+        """The generator with everything that scores its images."""
+        load_models(self.place, self.models)
+        result = kept(self.place.run, STAGE, ScorersResult)
+        reference = reference_of(self.place, self.prepared, self.models)
+        scorers = self.models.scorers(result)
+        return Studio(self.place, self.prepared, self.models, scorers, self.generator, reference, self.checkpoints)
+
+
+def check_inputs(session: Session) -> None:
+    """Check before any training what every stage will need: ratings, base, scorers, and the length of prompts.
+
+    Raises:
+        DataError: ratings cannot be used, or a prompt is too long for the generator.
+        ImageError: an image cannot be read.
+        ModelError: a model cannot be loaded, or a prompt is too long for the policy.
+    """
+    prompts = all_prompts(session.place, session.prepared)
+    session.generator.check_prompts(prompts)
+    reader = session.models.policy.text.reader
+    if isinstance(reader, TextReader):
+        reader.check(prompts)
+
+
+def run_stage(session: Session, name: str) -> None:
+    """Run one stage and keep its result.
+
+    Raises:
+        ToolkitError: what the stage raises. Finished epochs and rounds are saved.
+    """
+    result = _WORK[name](session)
+    keep(session.place.run, name, result)
+
+
+def _ratings(session: Session) -> object:
+    check_inputs(session)
+    result = session.result
+    for warning in result.warnings if result else ():
+        log.warning("ratings: %s", warning)
+    for dropped in result.dropped if result else ():
+        log.warning("left out: %s", dropped)
+    return result
+
+
+def _scorers(session: Session) -> object:
+    check_inputs(session)
+    base = session.generator.base
+    named: Mapping[str, Any] = {"name": base.name, "revision": base.revision, "sha256": base.sha256}
+    return train_scorers(session.place, session.prepared, session.models, session.checkpoints, named)
+
+
+def _base(session: Session) -> object:
+    studio = session.studio
+    reset_lora(studio.generator.network, seed_of(session.place.recipe, "generator"))
+    return studio.figures()
+
+
+def _sft(session: Session, arm: Any) -> object:
+    return train_sft(session.studio, arm)
+
+
+def _ddpo(session: Session) -> object:
+    return train_ddpo(session.studio)
+
+
+_WORK: Mapping[str, Callable[[Session], object]] = {
+    RATINGS: _ratings,
+    STAGE: _scorers,
+    BASE: _base,
+    "control": partial(_sft, arm="control"),
+    "sft": partial(_sft, arm="sft"),
+    "ddpo": _ddpo,
+}

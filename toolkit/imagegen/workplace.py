@@ -1,0 +1,105 @@
+"""What the stages of [imagegen] share: recipe, run folder, device, and how they report, stop and keep results."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from toolkit.errors import RunError
+from toolkit.imagegen.settings import imagegen_of
+from toolkit.recipe import Recipe
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.run import Progress, RunFolder, StopRequest, silent
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """The surroundings of a stage."""
+
+    recipe: Recipe
+    run: RunFolder
+    stop: StopRequest
+    progress: Progress = silent
+
+    @property
+    def section(self) -> Imagegen:
+        """The section [imagegen]."""
+        return imagegen_of(self.recipe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Report a finished epoch or round: a line in metrics.jsonl, in the log and in the progress bar."""
+        self.run.log_metrics(stage, step, figures)
+        note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.debug("%s %d of %d: %s", stage, step, steps, note)
+        self.progress(stage, step, steps, note)
+
+
+def keep(run: RunFolder, stage: str, result: object) -> None:
+    """Save the result of a finished stage.
+
+    Args:
+        run: the run folder.
+        stage: name of the stage.
+        result: a dataclass of plain values and dataclasses.
+    """
+    run.mark_done(stage, asdict(result))  # type: ignore[call-overload]  # any dataclass
+
+
+def kept(run: RunFolder, stage: str, kind: type[Result]) -> Result:
+    """Return the result of a finished stage.
+
+    Raises:
+        RunError: the stage has not finished, or its record is of another version.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(run.record(stage))
+    except ValidationError as error:
+        raise RunError(
+            f"the record of the stage {stage} must be of this version of the toolkit",
+            place=run.stage_folder(stage) / "done.json",
+            value=str(error).splitlines()[0],
+            remedy="Start again with --fresh. The old folder is kept under another name.",
+        ) from error
+
+
+def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Save plain objects and tensors so that a crash leaves the old file, the new one, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Return what ``save_tensors`` saved, on the CPU.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise RunError(
+            "the parameters of a finished stage must be readable",
+            place=path,
+            value=str(error).partition("\n")[0],
+            remedy="Restore the file, or start again with --fresh. The old folder is kept under another name.",
+        ) from error
+    return loaded

@@ -1,0 +1,77 @@
+"""A recipe with [imagegen]: its stages in order with resume, and results.json."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from toolkit.compute import recording, summarise_compute
+from toolkit.pipeline.peaks import gpu_peaks
+from toolkit.recipe import Recipe
+from toolkit.run import Progress, RunFolder, StopRequest, read_json, silent, spell_time, start_run, write_json
+
+if TYPE_CHECKING:  # imagegen imports torch
+    from toolkit.imagegen.results import ImagegenResult
+
+log = logging.getLogger(__name__)
+
+
+def run_imagegen(
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    progress: Progress = silent,
+    notify: Callable[[int], None] = lambda number: None,
+) -> "tuple[RunFolder, ImagegenResult]":
+    """Run every stage that has not finished, and return the run folder and the results.
+
+    Args:
+        recipe: a recipe with [imagegen].
+        fresh: start again. An old run of this name is moved aside.
+        progress: called after each epoch and round.
+        notify: called with the number of the signal that asks the run to stop.
+
+    Raises:
+        ToolkitError: what ends the run. Interrupted after a signal, with the state saved.
+    """
+    from toolkit.imagegen.settings import imagegen_of
+    from toolkit.imagegen.stages import Session, run_stage, stage_names
+    from toolkit.imagegen.workplace import Workplace
+
+    with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
+        session = Session(Workplace(recipe, run, stop, progress))
+        with recording(run, recipe.run, "run") as recorder:
+            for name in stage_names(imagegen_of(recipe)):
+                if run.is_done(name):
+                    log.info("%s: finished before, skipped", name)
+                    continue
+                stop.check(f"{name} has not begun, and the stages before it are finished")
+                log.info("%s begins", name)
+                started = time.monotonic()
+                with recorder.stage(name):
+                    run_stage(session, name)
+                write_imagegen_results(run, recipe)
+                log.info("%s is finished (%s)", name, spell_time(time.monotonic() - started))
+        return run, write_imagegen_results(run, recipe)
+
+
+def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":
+    """Write results.json from the finished stages, and return the results."""
+    from toolkit.imagegen.results import SCHEMA_VERSION, read_result
+    from toolkit.imagegen.settings import bootstrap_of
+
+    result = read_result(run, bootstrap_of(recipe))
+    state = {key: value for key, value in read_json(run.run_file).items() if key in ("seed", "fingerprints")}
+    write_json(
+        run.results_file,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "run": run.name,
+            **state,
+            "imagegen": asdict(result),
+            "compute": summarise_compute(run.compute_file),
+            "gpu_memory": gpu_peaks(run),
+        },
+    )
+    return result
