@@ -7,6 +7,7 @@ images. It is never the judge, and no model is trained on its parameters.
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,45 @@ from toolkit.errors import ModelError
 from toolkit.imagegen.heads import Standardise
 from toolkit.imagegen.synthetic import Oracle
 from toolkit.imagegen.synthetic_images import MISMATCH, PROMPTS, SyntheticImage, synthetic_image
-from toolkit.imagegen.towers import SmallCnn
 
 ORACLE_FILE = Path(__file__).parent / "oracle.safetensors"
 SIDE = 32
 """Pixels of the renders it is trained on."""
 FINDINGS = tuple(prompt for findings in PROMPTS.values() for prompt in findings.values())
 """The prompt of each finding of each modality: the classes."""
-_WIDTH, _HIDDEN, _BATCH = 24, 96, 256
+_WIDTHS, _HIDDEN, _BATCH = (24, 48, 96, 96), 96, 256
+_EPSILON = 1e-6
+
+
+class _Backbone(nn.Module):
+    """Four convolutions from 32 to 4 pixels. Mean and deviation of each one's maps are the features.
+
+    It does not use the towers of the scorers, whose architecture may change while the shipped parameters stay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, _WIDTHS[0], 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.GELU(), nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after))
+            for before, after in pairwise(_WIDTHS)
+        )
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return features_NF."""
+        maps_NCHW = self.stem(images_NCHW)
+        pooled = [_moments(maps_NCHW)]
+        for block in self.blocks:
+            maps_NCHW = block(maps_NCHW)
+            pooled.append(_moments(nn.functional.gelu(maps_NCHW)))
+        return torch.cat(pooled, dim=1)
+
+
+def _moments(maps_NCHW: Tensor) -> Tensor:
+    values_NCP = maps_NCHW.flatten(2)
+    mean_NC1 = values_NCP.mean(dim=2, keepdim=True)
+    variance_NC = (values_NCP - mean_NC1).square().mean(dim=2)
+    return torch.cat([mean_NC1[:, :, 0], (variance_NC + _EPSILON).sqrt()], dim=1)
 
 
 class OracleNetwork(nn.Module):
@@ -33,9 +65,8 @@ class OracleNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = SmallCnn(_WIDTH, SIDE)
-        with torch.no_grad():
-            width = self.backbone(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
+        self.backbone = _Backbone()
+        width = 2 * sum(_WIDTHS)
         self.standardise = Standardise(width)
         self.hidden = nn.Linear(width, _HIDDEN)
         self.out = nn.Linear(_HIDDEN, 1 + len(FINDINGS))

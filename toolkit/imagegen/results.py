@@ -1,4 +1,4 @@
-"""The table of results: base, control and each method, with paired differences and what each figure is compared with."""
+"""The table of results: base, control and each method, with paired differences and reference figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = OracleSettings(steps=chosen.steps)
     network = train_oracle(draw_renders(0, settings.images), settings)
-    save_file(network.state_dict(), chosen.out)
+    halves = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    save_file(halves, chosen.out)
     LOG.info("Saved the oracle to %s: %s on held-out renders.", chosen.out, figures(network, _held_out(settings)))
 
 
