@@ -59,11 +59,8 @@ class Selector(nn.Module):
         """Score images in eval mode, a batch at a time."""
         was_training, device = self.training, self.standardise.mean_F.device
         self.eval()
-        parts = [
-            corn_exceedance(self(batch.to(device))).cpu()
-            for batch in images_NCHW.split(SCORING_BATCH)
-            if len(images_NCHW)
-        ]
+        batches = images_NCHW.split(SCORING_BATCH) if len(images_NCHW) else ()
+        parts = [corn_exceedance(self(batch.to(device))).cpu() for batch in batches]
         self.train(was_training)
         exceedance_HNK = torch.cat(parts, dim=1) if parts else torch.zeros(len(self.heads.heads), 0, self.n_levels - 1)
         scores_HN = exceedance_HNK.mean(dim=-1)
