@@ -651,9 +651,14 @@ def test_notebooks_are_known_by_their_variables(
     assert notebook() == place
 
 
+def model_of(table: dict[str, Any]) -> str:
+    name: str = table["model"]["name"] if "model" in table else table["imagegen"]["generator"]["model"]
+    return name
+
+
 def test_the_recipes_that_need_no_gpu_are_those_of_the_tiny_model() -> None:
     tables = {path.name: tomllib.loads(path.read_text()) for path in (ROOT / "recipes").glob("*.toml")}
-    tiny = {f"recipes/{name}" for name, table in tables.items() if table["model"]["name"] == "tiny"}
+    tiny = {f"recipes/{name}" for name, table in tables.items() if model_of(table) == "tiny"}
     assert tiny == set(TINY)
 
 

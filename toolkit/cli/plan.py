@@ -47,6 +47,9 @@ def plan(
     from toolkit.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings or ())
+    if loaded.imagegen is not None:
+        _tell_imagegen(loaded, as_json=as_json)
+        return
     hush()
     found = make(loaded, find_gpu() if gpu is None else _other_gpu(gpu))
     if as_json:
@@ -54,6 +57,19 @@ def plan(
     else:
         print("\n".join(lines(found)))
     raise typer.Exit(1 if found.problems else 0)
+
+
+def _tell_imagegen(recipe: "Recipe", *, as_json: bool) -> None:
+    """Print the plan of a recipe with [imagegen]."""
+    from dataclasses import asdict
+
+    from toolkit.plan.imagegen import plan_imagegen, plan_lines
+
+    found = plan_imagegen(recipe)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(plan_lines(found)))
 
 
 def _other_gpu(given: str) -> "Gpu":

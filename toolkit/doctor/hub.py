@@ -18,7 +18,7 @@ VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 def asked_model(recipe: Recipe | None) -> str:
     """The Hub name to ask for; empty: the recipe's model is no Hub name."""
-    name = USUAL if recipe is None else recipe.model.name
+    name = USUAL if recipe is None else _model_of(recipe)
     return "" if name == "tiny" or is_folder_name(name) else name
 
 
@@ -28,8 +28,12 @@ def check_hub(recipe: Recipe | None, outcome: Outcome, environment: Mapping[str,
     yield _token(holder)
     if name := asked_model(recipe):
         yield _reachable(name, outcome, holder is not None, "warning" if recipe is None else "problem")
-    elif recipe is not None:
+    elif recipe is not None and recipe.imagegen is None:
         yield _local(recipe.model.name)
+
+
+def _model_of(recipe: Recipe) -> str:
+    return recipe.model.name if recipe.imagegen is None else recipe.imagegen.generator.model
 
 
 def token_holder(environment: Mapping[str, str]) -> str | None:

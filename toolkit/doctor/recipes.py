@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from toolkit.doctor.finding import Finding, joined
 from toolkit.recipe import Recipe
+from toolkit.recipe.imagegen import TINY_GENERATOR
 
 TINY = (
     "recipes/quickstart.toml",
     "recipes/ham10000_tiny.toml",
     "recipes/lesions_tiny.toml",
     "recipes/steps_tiny.toml",
+    "recipes/imagegen_tiny.toml",
 )
 """The shipped recipes of the tiny model; a test holds the list."""
 
@@ -35,6 +37,8 @@ def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) ->
 
 
 def _named(recipe: Recipe, gpu: bool) -> Finding:
+    if recipe.imagegen is not None:
+        return _image_generator(recipe.run.name, recipe.imagegen.generator.model, gpu)
     model = recipe.model
     name = f"{recipe.run.name} ({model.name}, {model.precision})"
     if gpu:
@@ -51,4 +55,14 @@ def _named(recipe: Recipe, gpu: bool) -> Finding:
         return Finding(
             "recipes", "warning", f"{name} runs on the CPU", "A 4B model takes minutes a step there: use a GPU."
         )
+    return Finding("recipes", "good", f"{name} runs on the CPU")
+
+
+def _image_generator(run: str, model: str, gpu: bool) -> Finding:
+    name = f"{run} ({model})"
+    if gpu:
+        return Finding("recipes", "good", f"{name} can begin; whether it fits is not looked at")
+    if model != TINY_GENERATOR:
+        remedy = "Stable Diffusion takes minutes an image there: use a GPU."
+        return Finding("recipes", "warning", f"{name} runs on the CPU", remedy)
     return Finding("recipes", "good", f"{name} runs on the CPU")
