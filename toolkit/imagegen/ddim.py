@@ -64,20 +64,26 @@ class DdimSchedule:
         )
 
 
-def make_scheduler(config: Mapping[str, object], *, clip_sample: bool) -> "DDIMScheduler":
+def make_scheduler(
+    config: Mapping[str, object], *, clip_sample: bool, prediction: Prediction | None = None
+) -> "DDIMScheduler":
     """Return the DDIM scheduler of a pipeline whose own scheduler (PNDM, for example) has ``config``.
 
     Args:
         config: the configuration of any diffusers scheduler.
         clip_sample: whether the predicted clean sample is clipped. It is explicit because DDIM's default is true, a
             PNDM configuration does not hold it, and clipping changes the log-probability.
+        prediction: replaces the configuration's own, if it is wrong.
 
     Raises:
         ModelError: the configuration has dynamic thresholding, or predicts neither noise nor velocity.
     """
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(dict(config), clip_sample=clip_sample)
+    changes: dict[str, object] = {"clip_sample": clip_sample}
+    if prediction is not None:
+        changes["prediction_type"] = prediction
+    scheduler = DDIMScheduler.from_config(dict(config), **changes)
     if scheduler.config.thresholding:
         raise ModelError(
             "dynamic thresholding must be off, because it is not part of the log-probability",
