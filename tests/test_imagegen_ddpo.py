@@ -191,6 +191,18 @@ def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
     assert float(clipped.abs().max()) == 0.5
 
 
+def test_every_chunk_and_step_is_used_once_in_each_epoch(dit: Path) -> None:
+    schedule = make_schedule(dit_generator(dit).scheduler, 5)
+    for wanted, count in ((1, 1), (4, 4), (7, 7), (100, 12)):
+        settings = replace(SETTINGS, minibatches=wanted, epochs=2)
+        parts = list(ddpo._minibatches(settings, schedule, 3, 0))
+        assert len(parts) == 2 * count
+        assert all(parts)
+        epochs = [[pair for part in half for pair in part] for half in (parts[:count], parts[count:])]
+        assert [sorted(epoch) for epoch in epochs] == [[(c, s) for c in range(3) for s in schedule.stochastic]] * 2
+        assert epochs[0] != epochs[1]
+
+
 def test_every_prompt_has_its_turn_and_equal_rounds_choose_alike() -> None:
     settings = replace(SETTINGS, prompts_per_round=3, generations=2)
     prompts = [f"p{number}" for number in range(6)]
@@ -205,7 +217,15 @@ def test_a_round_of_equal_rewards_changes_nothing_but_is_counted(dit: Path) -> N
     state = start(dit_generator(dit), replace(SETTINGS, learning_rate=1.0))
     measured = ddpo_round(state, SETTINGS, PROMPTS, lambda images, _: torch.full((len(images),), 0.5))
     assert measured.zero_variance_groups == measured.groups == 4
-    assert measured.gradient_norm == 0
+    assert measured.gradient_norm == measured.clipped_advantages == 0
+
+
+def test_clipped_advantages_are_counted(dit: Path) -> None:
+    def one_in_eight(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([1.0, *[0.0] * 7] * 4)
+
+    settings = replace(SETTINGS, advantage_clip=2.0)  # The one is at +2.6 and the others at -0.4.
+    assert ddpo_round(start(dit_generator(dit)), settings, PROMPTS, one_in_eight).clipped_advantages == 1 / 8
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.full((32,), float("nan"))])
