@@ -158,7 +158,7 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
             remedy="Lower imagegen.selector.target_precision, or generate more images per round.",
         )
     update = update_policy(state, settings, rollout)
-    refreshed = ()
+    refreshed: tuple[RefreshOutcome, ...] = ()
     if place.section.update.refresh.enabled:
         refreshed = refresh_scorers(studio, rollout.images_NCHW, rollout.prompts, state.round)
     metrics = studio.evaluate(ROUNDS)

@@ -76,7 +76,11 @@ def _ratings(section: Imagegen) -> str:
 
 def _lora(section: Imagegen) -> int:
     rank = section.generator.lora.r
-    return _TINY_LORA_PARAMETERS_OF_RANK_1 * rank if section.generator.model == "tiny" else _SD_LORA_PARAMETERS_OF_RANK_1 * rank
+    return (
+        _TINY_LORA_PARAMETERS_OF_RANK_1 * rank
+        if section.generator.model == "tiny"
+        else _SD_LORA_PARAMETERS_OF_RANK_1 * rank
+    )
 
 
 def plan_lines(plan: ImagegenPlan) -> Iterator[str]:
