@@ -1,4 +1,4 @@
-"""Runs of [imagegen] that are small enough for tests: a recipe in TOML, started in this process or in one of its own."""
+"""Runs of [imagegen] that are small enough for tests: a recipe in TOML, run here or in a process of its own."""
 
 import json
 import os
