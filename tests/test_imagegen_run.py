@@ -20,6 +20,7 @@ from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.pipeline.again import evaluate_again, export_again
 from toolkit.pipeline.imagegen import run_imagegen
+from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
 
@@ -142,6 +143,13 @@ def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_pa
     assert max(one.update.first_ratio_deviation for one in result.ddpo.rounds if one.update) < 1e-3
     weights = tmp_path / "runs" / "sd" / "stages" / "sft" / "weights" / "pytorch_lora_weights.safetensors"
     assert weights.is_file()
+
+
+def test_the_dry_run_of_a_recipe_for_a_gpu_runs_every_stage_without_its_models_and_ratings(tmp_path: Path) -> None:
+    real = load_recipe(RECIPE.parent / "minim_rlhf.toml", [f"run.folder={tmp_path / 'runs'}"])
+    run, result = dry_run_imagegen(real)
+    assert run.name == "minim_rlhf.rehearsal"
+    assert [row.arm for row in result.rows] == ["base", "control", "sft", "ddpo"]
 
 
 def ratings_recipe(folder: Path, base: Path, source: Path, change: Callable[[list[str]], list[str]]) -> Recipe:

@@ -238,6 +238,7 @@ def _report(studio: Studio, result: RoundResult, total: int) -> None:
             "kl": result.update.kl_to_base,
             "ratio_deviation": result.update.first_ratio_deviation,
             "loss": result.update.loss,
+            "learning_rate": result.update.learning_rate,
         }
     shown = {name: value for name, value in figures.items() if value is not None}
     studio.place.report(ARM, result.round, total, shown)
