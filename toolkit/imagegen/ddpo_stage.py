@@ -46,7 +46,7 @@ class RoundResult:
     """One round of ``ddpo``, evaluated after its update. Round 0 is the base.
 
     Attributes:
-        round: number.
+        round: its number.
         update: measurements of the update. None for round 0.
         passed: fraction of the round's images that the selector passed. None for round 0.
         judge: mean judge score of the evaluation.
@@ -151,7 +151,7 @@ class _Progress:
 
 def _begin(studio: Studio) -> _Progress:
     metrics = studio.evaluate(ROUNDS)
-    first = _result(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
+    first = _evaluated(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
     return _Progress((first,), copy_lora(studio.generator.network), 0)
 
 
@@ -175,10 +175,18 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
     last = to_guards(metrics, state.round, scores.kl, scores.clipped_advantages)
     history.append(last)
     verdicts = check_guards(history, guard_settings(place.recipe))
-    result = _result(state.round, metrics, scores, update, float(passed_N.float().mean()), verdicts, refreshed)
-    if best_evaluation(history) is last:
-        return _Progress((*progress.rounds, result), copy_lora(state.generator.network), state.round)
-    return _Progress((*progress.rounds, result), progress.best, progress.best_round)
+    result = replace(
+        _evaluated(state.round, metrics, scores),
+        update=update,
+        passed=float(passed_N.float().mean()),
+        verdicts=verdicts,
+        refreshed=refreshed,
+    )
+    rounds = (*progress.rounds, result)
+    # A round that a guard stops is never the best one, whatever the judge says about it.
+    if best_evaluation(history) is last and not any(verdict.stops for verdict in verdicts):
+        return _Progress(rounds, copy_lora(state.generator.network), state.round)
+    return _Progress(rounds, progress.best, progress.best_round)
 
 
 def _reward(studio: Studio) -> Score:
@@ -198,19 +206,16 @@ def _clipped(rollout: Rollout, settings: DdpoSettings) -> float:
     return float((advantages_N.abs() > settings.advantage_clip).float().mean())
 
 
-def _result(number: int, metrics: ImageMetrics, scores: RoundScores, *update: Any) -> RoundResult:
-    measured, passed, verdicts, refreshed = update or (None, None, (), ())
+def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> RoundResult:
     return RoundResult(
         round=number,
-        update=measured,
-        passed=passed,
+        update=None,
+        passed=None,
         judge=metrics.judge,
         selector=metrics.selector,
         diversity=metrics.diversity.distance.value,
         real_diversity=metrics.real_diversity.distance.value,
         evaluation=scores,
-        verdicts=verdicts,
-        refreshed=refreshed,
     )
 
 
