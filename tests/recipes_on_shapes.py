@@ -110,7 +110,7 @@ def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Re
     small = on_practice_data(recipe, model, folder, small=True, backend="unsloth")
     changes = {
         "model": small.model.model_copy(update={"precision": recipe.model.precision}),
-        "evaluate": Evaluate(limit=2, max_completion_tokens=4, batch_size=2, before=False, bootstrap=100),
+        "evaluate": Evaluate(limit=VERIFIED, max_completion_tokens=4, batch_size=VERIFIED, before=False, bootstrap=100),
         "export": Export(to=("adapter", "merged"), verify=VERIFIED),
     }
     return small.model_copy(update=changes)
