@@ -100,6 +100,19 @@ def test_a_rollout_of_other_parameters_is_an_error(dit: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in copy_lora(state.generator.network).items())
 
 
+def test_images_that_the_gate_holds_back_are_never_reinforced(dit: Path) -> None:
+    settings = replace(SETTINGS, minibatches=1)
+    state = start(dit_generator(dit), settings)
+    rollout = roll_out(state.generator, settings, PROMPTS, brightness, 0)
+    advantages_N, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    for passed_N in (torch.zeros(32).bool(), torch.arange(32) % 2 == 0, torch.ones(32).bool()):
+        state = start(dit_generator(dit), settings)
+        measured = update_policy(state, settings, replace(rollout, passed_N=passed_N))
+        # The ratio is 1 in the only optimizer step, so that the loss is minus the mean advantage.
+        kept = torch.where(passed_N, advantages_N, advantages_N.clamp_max(0))
+        assert measured.loss == pytest.approx(-float(kept.mean()), abs=1e-6)
+
+
 def gradients(generator: Generator, settings: DdpoSettings, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """The LoRA gradients of one optimizer step, which is not taken."""
     randomise_lora(generator.network)
