@@ -13,11 +13,15 @@ import torch
 from imagegen_models import random_dit_folder
 from imagegen_runs import RECIPE, SMALL, numbers, results
 
-from toolkit.errors import DataError, ImageError, ModelError, ToolkitError, TrainingError
+from toolkit.cli.predict import Which
+from toolkit.errors import DataError, ImageError, ModelError, RecipeError, ToolkitError, TrainingError
 from toolkit.imagegen.dit import DitConfig, split_words
 from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.pipeline.again import evaluate_again, export_again
 from toolkit.pipeline.imagegen import run_imagegen
+from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
+from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
@@ -118,6 +122,18 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_table(
     assert [row.arm for row in second.rows] == ["base", "sft"]
 
 
+def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base: Path) -> None:
+    small = recipe(tmp_path, base, "other", ['imagegen.prompts.CT=["CT: unknownword"]'])
+    with pytest.raises(DataError):
+        run_imagegen(small)  # leaves a run folder
+    run = tmp_path / "runs" / "other"
+    for again in (evaluate_again, export_again):
+        with pytest.raises(RecipeError, match="vision-language"):
+            again(run, STAGES_OF_LANGUAGE_MODELS)
+    with pytest.raises(RecipeError, match="toolkit predict"):
+        Which(run).ready()
+
+
 def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_path: Path) -> None:
     save_tiny_pipeline(tmp_path / "sd")
     settings = ["imagegen.generator.guidance_scale=2.0", "imagegen.update.clip_range=0.01", "imagegen.update.rounds=1"]
@@ -127,6 +143,13 @@ def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_pa
     assert max(one.update.first_ratio_deviation for one in result.ddpo.rounds if one.update) < 1e-3
     weights = tmp_path / "runs" / "sd" / "stages" / "sft" / "weights" / "pytorch_lora_weights.safetensors"
     assert weights.is_file()
+
+
+def test_the_dry_run_of_a_recipe_for_a_gpu_runs_every_stage_without_its_models_and_ratings(tmp_path: Path) -> None:
+    real = load_recipe(RECIPE.parent / "minim_rlhf.toml", [f"run.folder={tmp_path / 'runs'}"])
+    run, result = dry_run_imagegen(real)
+    assert run.name == "minim_rlhf.rehearsal"
+    assert [row.arm for row in result.rows] == ["base", "control", "sft", "ddpo"]
 
 
 def ratings_recipe(folder: Path, base: Path, source: Path, change: Callable[[list[str]], list[str]]) -> Recipe:

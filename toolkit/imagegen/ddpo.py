@@ -67,12 +67,14 @@ class Rollout:
         chunks: trajectories of consecutive images.
         images_NCHW: the images.
         rewards_N: their rewards.
+        passed_N: whether each image may be reinforced. The advantage of the others is at most 0. None: all of them.
     """
 
     prompts: tuple[str, ...]
     chunks: tuple[Trajectory, ...]
     images_NCHW: Tensor
     rewards_N: Tensor
+    passed_N: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,8 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
     """Update the LoRA on a rollout of its present parameters."""
     schedule = make_schedule(state.generator.scheduler, settings.denoising_steps).to(state.generator.device)
     advantages_N, flat, groups = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    if rollout.passed_N is not None:
+        advantages_N = torch.where(rollout.passed_N, advantages_N, advantages_N.clamp_max(0))
     advantages = advantages_N.split(settings.micro_batch)
     kl = _kl_to_base(state.generator, schedule, rollout.chunks)
     records: list[_PassRecord] = []

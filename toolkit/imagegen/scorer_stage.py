@@ -209,7 +209,7 @@ def _run_epoch(fittings: Mapping[str, Fitting]) -> dict[str, float]:
         if fitting.is_finished:
             continue
         record = fitting.run_epoch()
-        figures[f"{name}_loss"] = record.loss
+        figures |= {f"{name}_loss": record.loss, f"{name}_learning_rate": record.learning_rate}
         if record.validation_loss is not None:
             figures[f"{name}_validation_loss"] = record.validation_loss
     return figures
