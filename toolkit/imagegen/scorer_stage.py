@@ -204,7 +204,7 @@ def _train_rewards(
 
 
 def _run_epoch(fittings: Mapping[str, Fitting]) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for name, fitting in fittings.items():
         if fitting.is_finished:
             continue

@@ -28,7 +28,7 @@ def tracking(settings: Run, run: RunFolder) -> Iterator[tuple[Log, ...]]:
 def _open_tensorboard(run: RunFolder) -> tuple[Log, Callable[[], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: Any = SummaryWriter(str(_folder(run, "tensorboard")))  # type: ignore[no-untyped-call]
+    writer: Any = SummaryWriter(str(_folder(run, "tensorboard")))
 
     def log(stage: str, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
