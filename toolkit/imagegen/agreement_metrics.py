@@ -1,4 +1,4 @@
-"""How well a policy tells an image's own prompt from others: AUROC and recall@k, with bootstrap intervals by group."""
+"""How well a policy distinguishes an image's own prompt from others: AUROC and recall@k, with bootstrap intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class AgreementScores:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Proportion of images whose own prompt is among the best ``k``, and that of a random order."""
+    """Fraction of images whose own prompt is among the best ``k``, and that of a random order."""
 
     k: int
     figure: Figure
@@ -83,7 +83,7 @@ class AgreementMetrics:
 
 
 def agreement_metrics(scores: AgreementScores, bootstrap: Bootstrap) -> AgreementMetrics:
-    """Return how well the policy tells matched prompts from others."""
+    """Return how well the policy distinguishes matched from mismatched prompts."""
     by_modality = {}
     for modality in sorted(set(scores.modalities)):
         rows = [row for row, name in enumerate(scores.modalities) if name == modality]

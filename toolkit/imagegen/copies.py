@@ -26,7 +26,7 @@ class CopyFigures:
         real_median: Median distance from a real image to the nearest one of another group.
         generated_median: Median distance from a generated image to the nearest real one.
         nearest: Smallest distance of a generated image.
-        below_floor: Proportion of the generated images whose distance is at most the floor. Real images have
+        below_floor: Fraction of the generated images whose distance is at most the floor. Real images have
             ``quantile`` by definition.
     """
 

@@ -105,8 +105,8 @@ def make_schedule(scheduler: "DDIMScheduler", steps: int) -> DdimSchedule:
     """Return the ``steps`` denoising steps of ``scheduler`` at eta 1. The scheduler's own timesteps are set, too.
 
     Raises:
-        ModelError: the scheduler cannot take so many steps. Or the schedule begins at a signal-to-noise ratio of zero
-            and the network predicts noise, from which no clean sample follows.
+        ModelError: the scheduler cannot take this number of steps, or the schedule begins at a signal-to-noise ratio of
+            zero and the network predicts noise, from which no clean sample follows.
     """
     timesteps_S = _timesteps(scheduler, steps)
     alphas_T = scheduler.alphas_cumprod.float()

@@ -297,7 +297,7 @@ def _base_mean(generator: Generator, schedule: DdimSchedule, rows: _Rows) -> Ten
 
 @torch.no_grad()
 def _kl_to_base(generator: Generator, schedule: DdimSchedule, chunks: Sequence[Trajectory]) -> float:
-    """Return the KL divergence of the trajectories, with every chunk and every step looked at, but not every pair."""
+    """Return the KL divergence of the trajectories, over every chunk and every step, but not over every pair."""
     steps = schedule.stochastic
     values: dict[int, list[float]] = {step: [] for step in steps}
     for number in range(max(len(chunks), len(steps))):

@@ -1,9 +1,9 @@
 """The feature extractor of KID, FID, diversity and copy distance: a vision tower reduced to at most 64 features.
 
 Inception features need a download and say little about medical images, and FID needs several times as many images as
-features. A pretrained tower is used as it is. A tower with random parameters is first trained to tell the real images'
-labels apart. The tower's standardised features are then projected on their principal components over the real images.
-Neither ratings nor generated images are used, so that the extractor is no part of a reward.
+features. A pretrained tower is used as it is. A tower with random parameters is first trained to classify the real
+images by their labels. The tower's standardised features are then projected on their principal components over the real
+images. Neither ratings nor generated images are used, so that the extractor is no part of a reward.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class ExtractorSettings:
 
 
 class Extractor(nn.Module):
-    """Images to features. ``num_features`` is what torchmetrics asks of a module that it is given.
+    """Images to features. torchmetrics requires ``num_features`` of a feature module.
 
     Attributes:
         num_features: Length of a feature vector.
-        explained: Proportion of the variance of the tower's features that the principal components keep.
+        explained: Fraction of the variance of the tower's features that the principal components keep.
     """
 
     components_FK: Tensor
@@ -80,9 +80,9 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     """Train the tower if it has random parameters, then set the principal components.
 
     Args:
-        extractor: What is fitted.
+        extractor: The extractor to fit.
         images_NCHW: Real images in [0, 1].
-        labels: What the tower learns to tell apart, such as the prompts or the modalities.
+        labels: What the tower learns to distinguish, such as the prompts or the modalities.
 
     Returns:
         The records of the tower's training. Empty for a frozen tower.

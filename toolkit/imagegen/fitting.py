@@ -45,7 +45,7 @@ class Fitting:
     """A training of ``module``, one epoch per call.
 
     Args:
-        module: What is trained. Its parameters without gradient are left alone.
+        module: The module to train. Parameters without gradient are not changed.
         n_rows: Number of training rows.
         loss: Loss of a batch of rows.
         settings: Epochs, batches, optimizer and seed.

@@ -1,7 +1,7 @@
 """Guards against over-optimisation: pure functions from the evaluations of a run to typed verdicts.
 
-A generator that is optimised against a selector first gets better and then learns the selector's errors. What is then
-seen is that the judge's score falls, images of a prompt become alike, the generator moves far from its base, or it
+A generator that is optimised against a selector first gets better and then learns the selector's errors. Signs of
+it are that the judge's score falls, images of a prompt become alike, the generator moves far from its base, or it
 reproduces training images. Each guard either stops the update or only logs, as the recipe says.
 """
 
@@ -56,8 +56,8 @@ class Evaluation:
         diversity: Mean distance of features between generated images of a prompt.
         real_diversity: The same for real images.
         kl: Divergence from the base generator.
-        below_floor: Proportion of images at most as far from a training image as the floor (``copies.CopyFigures``).
-        clipped_advantages: Proportion of the round's advantages that were clipped.
+        below_floor: Fraction of images at most as far from a training image as the floor (``copies.CopyFigures``).
+        clipped_advantages: Fraction of the round's advantages that were clipped.
     """
 
     round: int
@@ -171,8 +171,8 @@ def _above(guard: GuardName, last: Evaluation, value: float | None, limit: float
 
 _WHAT: Mapping[GuardName, str] = {
     "kl": "divergence from the base",
-    "copies": "proportion of images close to a training image",
-    "advantage_clip": "proportion of clipped advantages",
+    "copies": "fraction of images close to a training image",
+    "advantage_clip": "fraction of clipped advantages",
 }
 
 

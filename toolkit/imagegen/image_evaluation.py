@@ -52,7 +52,7 @@ class GeneratedImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What is known of the real images: computed once by ``make_reference``."""
+    """Features and diversity of the real images, computed once by ``make_reference``."""
 
     features: FeatureSet
     diversity: DiversityFigures
@@ -78,9 +78,9 @@ class ImageMetrics:
         keys: Prompt and noise of each image.
         judge_scores: The judge's score of each image, for paired differences.
         judge: Mean judge score, with a bootstrap over prompts like all intervals here.
-        judge_pass_rate: Proportion of images that the judge passes.
+        judge_pass_rate: Fraction of images that the judge passes.
         selector: Mean selector score. The reward contains it, so that it is no evidence.
-        selector_pass_rate: Proportion of images that the selector passes.
+        selector_pass_rate: Fraction of images that the selector passes.
         agreement: Mean agreement with the prompt by the policy. None without a policy.
         distribution: KID and FID.
         diversity: Within prompts.

@@ -121,7 +121,7 @@ def start_policy_fitting(
     """Return the training of a policy on images with their prompts.
 
     Args:
-        policy: What is trained, in place.
+        policy: The model to train, in place.
         train: Training rows.
         validation: Rows whose loss decides which epoch is kept. The last one without such rows.
         n_levels: Number of levels of the ratings, which are targets if the settings say so.

@@ -39,7 +39,7 @@ def selector_threshold(
 def evaluate_policy(
     policy: Policy, held_out: RatedImages, pool: MismatchPool, bootstrap: Bootstrap
 ) -> AgreementMetrics:
-    """Return how well a policy tells each held-out image's prompt from others.
+    """Return how well a policy distinguishes each held-out image's prompt from others.
 
     Args:
         policy: The policy.

@@ -49,7 +49,7 @@ class ScorersResult:
     Attributes:
         selector: agreement of the selector with held-out ratings.
         judge: the same of the judge. Read the judge's scores of generated images with it.
-        policy: how well the policy tells matched from mismatched prompts.
+        policy: how well the policy distinguishes matched from mismatched prompts.
         selector_threshold: from which score on the selector passes an image, chosen on validation ratings.
         judge_threshold: the same of the judge.
         explained: fraction of the variance that the extractor's features keep.
@@ -125,9 +125,9 @@ def train_scorers(
     """Train all models, save them in the stage's folder, and evaluate them on held-out ratings.
 
     Args:
-        place: surroundings.
+        place: the context of the stage.
         prepared: the ratings.
-        models: what is trained, in place.
+        models: the models to train, in place.
         checkpoints: of the run.
         base: id and digest of the generator's base, which the checkpoints name.
 

@@ -76,7 +76,7 @@ def start_fitting(
     The features of a frozen tower are computed once, for each image and its mirror image.
 
     Args:
-        selector: What is trained, in place.
+        selector: The model to train, in place.
         train: Training rows.
         validation: Rows whose loss decides which epoch is kept. The last one without such rows.
         refresh: Settings to train an already fitted selector further. The scale of its features stays as it is.

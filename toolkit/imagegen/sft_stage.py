@@ -41,7 +41,7 @@ class SftResult:
 def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
     """Fine-tune the base and evaluate it.
 
-    Images that the judge was trained on are left out: a generator that imitates them would please the judge by that.
+    Images that the judge was trained on are left out: the judge would score a generator that imitates them too well.
 
     Raises:
         TrainingError: the selector passes no image, or gradients are not finite.

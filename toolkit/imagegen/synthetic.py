@@ -23,7 +23,7 @@ Oracle = Callable[[Sequence[SyntheticImage]], Sequence[float]]
 
 RATINGS_FILE = "ratings.csv"
 TRUTH_FILE = "truth.csv"
-"""What is known about each image. No model is trained on it."""
+"""Ground truth of each image. No model is trained on it."""
 TRUTH_COLUMNS = ("image_path", "finding", "degradation", "severity", "quality", "agrees", "score")
 
 IMAGES_PER_PATIENT = 2

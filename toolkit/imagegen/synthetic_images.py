@@ -54,14 +54,14 @@ OVERSAMPLING = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SyntheticImage:
-    """An image and what is known about it.
+    """An image and its ground truth.
 
     Attributes:
         pixels: (size, size) float32 in [0, 1].
         modality: one of ``PROMPTS``.
         finding: what the image shows.
         prompt: what it should show. Another finding's prompt if the degradation is ``wrong finding``.
-        degradation: what is wrong with the image.
+        degradation: kind of the image's defect.
         severity: 0 (clean) to 1.
     """
 

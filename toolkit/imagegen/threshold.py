@@ -25,10 +25,10 @@ class Threshold:
         value: Images with at least this score pass.
         reached: Whether the target precision is reached. If not, this is the threshold with the highest precision.
         target: The target precision.
-        precision: Proportion of good images among those that pass, with Wilson's interval.
-        recall: Proportion of the good images that pass.
-        pass_rate: Proportion of all images that pass.
-        base_rate: Proportion of good images: the precision if everything passes.
+        precision: Fraction of good images among those that pass, with Wilson's interval.
+        recall: Fraction of the good images that pass.
+        pass_rate: Fraction of all images that pass.
+        base_rate: Fraction of good images: the precision if everything passes.
     """
 
     value: float

@@ -33,12 +33,13 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class TowerSettings:
-    """Which backbone looks at the images, and how.
+    """Which backbone encodes the images, and how.
 
     ``encoder`` is "cnn", "tiny-clip", the folder or Hub name of a Transformers vision model, or ``open_clip:`` and a
-    name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block; if empty,
-    ``layer_count`` evenly spaced ones that end with the last. ``crop_grid`` adds that many times that many crops at the
-    image's own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the CNN's first layer.
+    name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block. If it is
+    empty, ``layer_count`` evenly spaced ones that end with the last are pooled. ``crop_grid`` adds that many times that
+    many crops at the image's own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the
+    CNN's first layer.
     """
 
     encoder: str = CNN
@@ -162,7 +163,7 @@ def _backbone(settings: TowerSettings, image_size: int, seed: int) -> Backbone:
 
 
 class SmallCnn(nn.Module):
-    """Convolutions that halve the image down to 4 pixels or less; mean and standard deviation of each layer's maps.
+    """Convolutions that halve the image down to 4 pixels or less. Pools mean and standard deviation of their maps.
 
     A 3 x 3 convolution, GroupNorm and ReLU per layer. The first convolution has no GroupNorm, which would remove the
     contrast of the image.

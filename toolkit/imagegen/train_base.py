@@ -103,7 +103,7 @@ def train_base(draw: Draw, settings: BaseSettings, config: DitConfig | None = No
 
 
 def save_grid(path: Path, images_NCHW: Tensor, columns: int) -> None:
-    """Save images as one picture, enlarged four times, ``columns`` in a row."""
+    """Save images as one image, enlarged four times, ``columns`` in a row."""
     rows = [torch.cat(list(row), dim=2) for row in images_NCHW.split(columns)]
     grid = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
     large = cv2.resize(grid, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
@@ -111,7 +111,7 @@ def save_grid(path: Path, images_NCHW: Tensor, columns: int) -> None:
 
 
 def sample_grid(folder: Path, prompts: Sequence[str], columns: int, path: Path) -> None:
-    """Save a picture with ``columns`` samples of each prompt, one prompt per row."""
+    """Save an image with ``columns`` samples of each prompt, one prompt per row."""
     generator = load_dit_generator(GeneratorSettings(str(folder)), torch.device("cpu"))
     schedule = make_schedule(generator.scheduler, 20)
     repeated = [prompt for prompt in prompts for _ in range(columns)]
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=BaseSettings().images)
     parser.add_argument("--seed", type=int, default=BaseSettings().seed)
     parser.add_argument("--draw", default=DRAW, metavar="MODULE:FUNCTION", help="draws the images")
-    parser.add_argument("--grid", type=Path, help="picture of samples of each prompt")
+    parser.add_argument("--grid", type=Path, help="image of samples of each prompt")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     module, _, name = chosen.draw.partition(":")

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """The surroundings of a stage."""
+    """The context of a stage."""
 
     recipe: Recipe
     run: RunFolder

@@ -41,7 +41,7 @@ def run_imagegen(
         recipe: a recipe with [imagegen].
         fresh: start again. An old run of this name is moved aside.
         progress: called after each epoch and round.
-        notify: called with the number of the signal that asks the run to stop.
+        notify: called with the number of the signal that requests a stop.
 
     Raises:
         ToolkitError: what ends the run. Interrupted after a signal, with the state saved.

@@ -1,4 +1,4 @@
-"""What a recipe of [imagegen] will do, as far as it is known before it runs: images, steps, disk, and what is not."""
+"""The plan of a recipe with [imagegen]: images, optimizer steps and disk, and the figures that are not planned yet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class ImagegenPlan:
         sft_steps: optimizer steps of sft and its control together.
         ddpo_steps: optimizer steps of ddpo.
         checkpoint_bytes: size of the checkpoints that are kept, without trained encoders.
-        unknown: what this plan does not say.
+        unknown: figures that this plan does not have.
     """
 
     ratings: str

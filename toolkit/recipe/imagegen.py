@@ -313,9 +313,9 @@ class Guards(ImagegenSection):
     max_kl: float = Field(1.0, gt=0)
     """Fires if the KL divergence from the base is above this value."""
     copy_quantile: Fraction = 0.01
-    """Fires if nearest-neighbour distances to real images fall below this quantile of those between real images."""
+    """Quantile of the distances between real images. Fires if over 5 % of the generated images are closer to one."""
     advantage_clip: float = Field(5.0, gt=0)
-    """Group-normalised rewards are clipped to plus and minus this value."""
+    """Group-normalised rewards are clipped to plus and minus this value. The guard only logs."""
 
 
 class Imagegen(ImagegenSection):
