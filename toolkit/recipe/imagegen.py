@@ -147,6 +147,8 @@ class Generator(ImagegenSection):
     """A Hub name or folder of a Stable Diffusion 1.x or 2.x pipeline, or ``tiny`` (shipped, 32 px, for CPUs)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub pipeline."""
+    licence: Name | None = None
+    """Licence of the base, such as ``creativeml-openrail-m``, for bases other than Stable Diffusion 1.x and 2.x."""
     prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
     """What the network predicts. ``auto``: as the scheduler's configuration says."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
