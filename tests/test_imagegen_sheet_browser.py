@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sheets import PROMPTS, make_sheet, sheet_items, sheet_section
 
+from toolkit.imagegen.collect import collect_ratings
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.repeats import intra_rater_agreement
 from toolkit.imagegen.sheet import Sheet
@@ -241,6 +242,7 @@ def test_pages_of_a_sheet_share_the_rater_and_nothing_else(tmp_path: Path, desk:
     assert first.rated == 2
     first.press("1")
     files = [tab.download(tmp_path / "sheet") for tab in (first, second)]
+    assert collect_ratings(files, sheet.key, tmp_path / "sheet" / "ratings.csv") == 6
     section = sheet_section(max_dropped=0)
     ratings = load_ratings(section, [str(file) for file in files])
     assert [image.levels for image in ratings.images] == [(0,), (1,), (0,), (2,), (2,), (2,)]
