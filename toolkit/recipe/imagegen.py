@@ -154,6 +154,8 @@ class Generator(ImagegenSection):
     """A Hub name or folder of a Stable Diffusion 1.x or 2.x pipeline, or ``tiny`` (shipped, 32 px, for CPUs)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub pipeline."""
+    licence: Name | None = None
+    """Licence of the base, such as ``creativeml-openrail-m``, for bases other than Stable Diffusion 1.x and 2.x."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Data type of the frozen parameters and of autocast. ``auto``: 16 bits on a GPU, float32 on a CPU."""
     lora: GeneratorLora = GeneratorLora()
