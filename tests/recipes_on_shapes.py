@@ -14,6 +14,7 @@ from training import context_of
 
 from toolkit.phantoms import write_chest
 from toolkit.recipe import Evaluate, Export, Phantom, Recipe, load_recipe
+from toolkit.regions.coordinates import choose_coordinates
 from toolkit.stages.grpo import train_grpo
 from toolkit.stages.sft import train_sft
 
@@ -79,7 +80,7 @@ def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, 
     changes: dict[str, dict[str, Any]] = {
         "run": {"folder": folder / "runs", "checkpoint_steps": STEPS},
         "model": {"name": str(model), "adapter": None, "backend": backend},
-        "data": _practice(recipe, folder, SMALLER if small else TRUE),
+        "data": _practice(recipe, folder, SMALLER if small else TRUE) | _coordinates(recipe),
         "images": {"disk_cache": False},
     }
     stage = {"max_steps": STEPS, "warmup_steps": 0}
@@ -116,6 +117,17 @@ def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Re
         "export": Export(to=("adapter", "merged"), verify=VERIFIED),
     }
     return small.model_copy(update=changes)
+
+
+def _coordinates(recipe: Recipe) -> dict[str, Any]:
+    """The convention of the recipe's model, which the name of another folder does not tell."""
+    chosen = choose_coordinates("auto", recipe.model.name).name
+    sections = {name: getattr(recipe.data, name) for name in ("lesion", "steps")}
+    return {
+        name: section.model_copy(update={"coordinates": chosen})
+        for name, section in sections.items()
+        if section is not None and section.coordinates == "auto"
+    }
 
 
 def _practice(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:

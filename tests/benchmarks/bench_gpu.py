@@ -27,7 +27,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,13 +236,16 @@ def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
     """Return what plan.json says of a stage on this GPU, if it had so many gigabytes.
 
     The moment of the peak, GiB allocated and reserved by torch, and the two ends of the seconds that a step takes (of
-    an evaluation: a batch of questions).
+    an evaluation: a batch of questions). The plan is made in a process of its own, as by ``toolkit run``: it imports
+    the model's module of transformers, and Unsloth then no longer rewrites it.
     """
     from toolkit.cli.plan import make
     from toolkit.plan import described_gpu, find_gpu
 
     size, here = described_gpu(gigabytes), find_gpu()
-    plan = make(recipe, size if here is None else replace(here, memory=min(here.memory, size.memory))).to_json()
+    gpu = size if here is None else replace(here, memory=min(here.memory, size.memory))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        plan = apart.submit(make, recipe, gpu).result().to_json()
     if not plan["memory"]:
         return {"unknown": plan["unknown"]}
     memory = plan["memory"][stage]
