@@ -137,7 +137,7 @@ def _fits(one: "ImagegenStageMemory") -> str:
 
 
 def _ram(plan: "ImagegenPlan") -> Iterator[str]:
-    shown = [f"{part} {size / 1e9:.2f} GB" for part, size in plan.ram.items() if size]
+    shown = [f"{part} {_size(size)}" for part, size in plan.ram.items() if size]
     if shown:
         yield ", ".join(shown)
 
@@ -159,7 +159,11 @@ def _total(found: "Mapping[str, Range]") -> str:
 def _disk(plan: "ImagegenPlan") -> Iterator[str]:
     if plan.disk is None:
         return
-    yield ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in plan.disk.parts.items())
-    yield f"{plan.disk.needed / 1e9:.1f} GB at most, {plan.disk.free / 1e9:.1f} GB free"
+    yield ", ".join(f"{part} {_size(size)}" for part, size in plan.disk.parts.items())
+    yield f"{_size(plan.disk.needed)} at most, {plan.disk.free / 1e9:.1f} GB free"
     for name, size in plan.disk.downloads.items():
         yield f"download of {name}: {size / 1e9:.1f} GB into {plan.disk.cache}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

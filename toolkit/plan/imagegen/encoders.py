@@ -1,13 +1,15 @@
 """The encoders of the scoring models: their shapes, and what a scoring pass takes. They compute in float32."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.plan.duration.load import Load
-from toolkit.plan.imagegen.layout import TextEncoder
+from toolkit.plan.findings import Finding
+from toolkit.plan.imagegen.layout import TextEncoder, text_encoder_of
+from toolkit.plan.imagegen.pipeline import cached
 from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_ENCODERS, Imagegen
 
 FLOAT = 4
@@ -75,6 +77,7 @@ class Scorer:
         encoder: its shapes. None: of random parameters, or not known.
         views: of an image: the whole, and its crops.
         local: whether the shapes come from files in this machine.
+        revision: of a Hub encoder.
     """
 
     key: str
@@ -82,6 +85,7 @@ class Scorer:
     encoder: Encoder | None
     views: int = 1
     local: bool = False
+    revision: str | None = None
 
     @property
     def known(self) -> bool:
@@ -133,12 +137,28 @@ def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
     return most + SCORING_BATCH * FLOAT * 3 * side**2 if most else 0
 
 
+def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
+    """Yield what keeps an encoder from being loaded: pickles only, or a machine that is offline and lacks it."""
+    from huggingface_hub import constants
+
+    if scorer.name in (*TINY_ENCODERS, BIOMEDCLIP):
+        return
+    place, folder = f"[imagegen] {scorer.key}", Path(scorer.name)
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")):
+            text = f"the encoder must be stored as safetensors, because a pickle can run code (got {folder})"
+            yield Finding(place, text, "Choose a revision with safetensors, or convert it with save_pretrained.")
+    elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
+        text = f"the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1 (got {scorer.name})"
+        yield Finding(place, text, "Download it, or unset HF_HUB_OFFLINE.")
+
+
 def _scorer(key: str, name: str, revision: str | None, views: int) -> Scorer:
     if name in TINY_ENCODERS:
         return Scorer(key, name, None)
     fields = _local_fields(name, revision)
     found = None if fields is None else read_encoder(fields)
-    return Scorer(key, name, found or KNOWN.get(name), views, local=found is not None)
+    return Scorer(key, name, found or KNOWN.get(name), views, found is not None, revision)
 
 
 def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:
@@ -151,16 +171,12 @@ def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:
         vit = Vit(width, inner, int(vision["num_hidden_layers"]), int(vision["patch_size"]), int(vision["image_size"]))
         if text is None:
             return Encoder(vit)
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
-        standard = dict(zip(names, (512, 2048, 12, 49_408, 77), strict=True))  # config.json leaves defaults out
-        return Encoder(vit, TextEncoder(*(int(text.get(name, standard[name])) for name in names)))
+        return Encoder(vit, text_encoder_of(text))
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _local_fields(name: str, revision: str | None) -> Mapping[str, Any] | None:
-    from toolkit.plan.imagegen.pipeline import cached
-
     file = Path(name) / "config.json" if Path(name).is_dir() else cached(name, "config.json", revision)
     if file is None or not file.is_file():
         return None

@@ -17,8 +17,10 @@ from toolkit.plan.imagegen.ratings import RatingsFacts
 from toolkit.plan.imagegen.work import StageWork
 from toolkit.recipe.imagegen import Imagegen
 
+FAST, SLOW = 1.5, 0.51
+"""Speeds of both ends of a range, relative to the middle of other recipes."""
 ASSUMPTIONS = (
-    "assumed: the rates of the data sheet as for other recipes, from 1.4 times as fast to half as fast as the middle",
+    f"assumed: {FAST} times and {SLOW} times the speed that is the middle of the range for other recipes",
     "the selector passes every image that sft can be trained on, and no guard stops a method",
     "not included: download, loading, reading of images, training of the scorers' heads, checkpoints",
 )
@@ -130,9 +132,8 @@ class Hours:
 
 
 def _speeds(gpu: GpuFigures, arithmetic: Arithmetic) -> tuple[Speed, Speed]:
-    """The fast end of other recipes, and half of their middle."""
-    fast, slow = speeds(gpu, arithmetic)
-    return fast, slow.faster(1 / SPREAD)
+    middle = speeds(gpu, arithmetic)[0].faster(1 / SPREAD)
+    return middle.faster(FAST), middle.faster(SLOW)
 
 
 def _sum(*ranges: Range) -> Range:

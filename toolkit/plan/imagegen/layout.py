@@ -9,8 +9,6 @@ from typing import Any
 
 from toolkit.errors import ModelError
 
-PIXELS_A_LATENT = 8
-"""Side of the square of pixels that one position of a latent stands for, with the VAE of Stable Diffusion."""
 PARTS = ("unet", "vae", "text_encoder")
 """The subfolders with parameters, in the order of ``Layout``."""
 
@@ -36,7 +34,7 @@ class Transformer:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """The convolution that halves the resolution of a level, or that follows the doubling of the next one's."""
+    """The convolution that halves a resolution, or that follows its doubling. The level is that of its output."""
 
     width: int
     level: int
@@ -92,7 +90,7 @@ class Unet:
                 if self.attends[level]:
                     yield Transformer(width, level)
             if level < len(self.channels) - 1:
-                yield Sampler(width, level)
+                yield Sampler(width, level + 1)
 
     def _middle(self) -> Iterator[Block]:
         width, level = self.channels[-1], len(self.channels) - 1
@@ -210,6 +208,16 @@ class Layout:
     text: TextEncoder = field(default_factory=TextEncoder)
 
     @property
+    def factor(self) -> int:
+        """Side of the square of pixels that one position of a latent stands for."""
+        return 2 ** (len(self.vae.channels) - 1)
+
+    @property
+    def unit(self) -> int:
+        """An image's side is a multiple of so many pixels."""
+        return self.factor * 2 ** (len(self.unet.channels) - 1)
+
+    @property
     def parameters(self) -> int:
         """Number of parameters of all parts."""
         return self.unet.parameters + self.vae.parameters + self.text.parameters
@@ -237,9 +245,10 @@ def read_layout(folder: Path) -> Layout:
     """
     unet, vae, text = (_fields(folder / part / "config.json") for part in PARTS)
     try:
-        return Layout(_unet(unet), _vae(vae), _text(text))
+        return Layout(_unet(unet), _vae(vae), text_encoder_of(text))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError("the pipeline must have the layout of Stable Diffusion 1.x or 2.x", folder, error) from error
+        rule = "the pipeline must have the layout of Stable Diffusion 1.x or 2.x"
+        raise ModelError(rule, place=folder, value=repr(error)) from error
 
 
 def _unet(fields: Mapping[str, Any]) -> Unet:
@@ -256,9 +265,16 @@ def _vae(fields: Mapping[str, Any]) -> Vae:
     return Vae(channels, int(fields.get("layers_per_block", 1)), int(fields["latent_channels"]))
 
 
-def _text(fields: Mapping[str, Any]) -> TextEncoder:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
-    return TextEncoder(*(int(fields[name]) for name in names))
+def text_encoder_of(fields: Mapping[str, Any]) -> TextEncoder:
+    """Return the shape of a CLIP text model, whose config.json can leave CLIP's defaults out."""
+    standard = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "vocab_size": 49_408,
+        "max_position_embeddings": 77,
+    }
+    return TextEncoder(*(int(fields.get(name, value)) for name, value in standard.items()))
 
 
 def _fields(file: Path) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ FLOPs are sums over convolutions, linear layers and attention. Bytes and launche
 on Stable Diffusion 1.5, and follow the bytes that a forward pass keeps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toolkit.plan.duration.load import Load
 from toolkit.plan.imagegen.layout import Block, Layout, Resnet, Sampler, Transformer, Vae
@@ -74,7 +74,7 @@ class ImagegenLoads:
 
     @property
     def _kept(self) -> float:
-        plain = ImagegenSetting(self.setting.side, self.setting.value)
+        plain = replace(self.setting, checkpointing=False)
         return kept_bytes(self.layout.unet, plain)
 
     @property
@@ -87,7 +87,7 @@ class ImagegenLoads:
         unet, tokens = self.layout.unet, self.layout.text.tokens
         products = attention = 0.0
         for block in unet.blocks:
-            positions = (self.setting.latent / 2**block.level) ** 2
+            positions = _area(self.setting.latent, block.level)
             if isinstance(block, Transformer):
                 width = block.width
                 lora = 12 * width * self.setting.rank
@@ -101,7 +101,7 @@ class ImagegenLoads:
         side, vae = self.setting.side, self.layout.vae
         flops = moved = 0.0
         for block in blocks:
-            positions = (side / 2**block.level) ** 2
+            positions = _area(side, block.level)
             flops += _convolutions(block, positions)
             width = block.inputs if isinstance(block, Resnet) else _width(block)
             moved += VAE_MOVED * self.setting.value * width * positions
@@ -112,13 +112,17 @@ def _convolutions(block: Block, positions: float) -> float:
     if isinstance(block, Resnet):
         shortcut = block.inputs * block.outputs if block.inputs != block.outputs else 0
         return 2 * positions * (9 * block.outputs * (block.inputs + block.outputs) + shortcut)
-    # The convolution that halves a level computes a quarter of its positions.
     return 2 * positions * 9 * _width(block) ** 2
 
 
 def _middle_attention(vae: Vae, side: int) -> float:
-    width, positions = vae.channels[-1], (side / 2 ** (len(vae.channels) - 1)) ** 2
+    width, positions = vae.channels[-1], _area(side, len(vae.channels) - 1)
     return 8 * positions * width**2 + 4 * positions**2 * width
+
+
+def _area(side: int, level: int) -> float:
+    """Positions of a level."""
+    return float((side / 2**level) ** 2)
 
 
 def _width(block: Block) -> int:

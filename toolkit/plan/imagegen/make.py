@@ -8,8 +8,9 @@ from toolkit.plan.duration import COMMON, Range, figures_of
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import GIB, Gpu, usable_bytes
 from toolkit.plan.imagegen.disk import judge_imagegen_disk, plan_imagegen_disk
-from toolkit.plan.imagegen.encoders import FLOAT, Scorer, scorers_of, scoring_bytes
+from toolkit.plan.imagegen.encoders import FLOAT, Scorer, judge_encoder, scorers_of, scoring_bytes
 from toolkit.plan.imagegen.hours import Hours
+from toolkit.plan.imagegen.layout import Layout
 from toolkit.plan.imagegen.load import ImagegenLoads
 from toolkit.plan.imagegen.memory import ImagegenMemory, ImagegenSetting
 from toolkit.plan.imagegen.pipeline import Base, find_pipeline, judge_prompts
@@ -25,6 +26,7 @@ SIZES = (8, 12, 16, 24)
 """Nominal GB of GPUs that a plan names."""
 LARGEST = 256
 """Images at most that a search for the largest batch tries."""
+SMALLER = "Choose smaller encoders, a smaller imagegen.size or a larger GPU."
 FID_IMAGES = 4
 """Images that FID needs for each feature."""
 
@@ -41,10 +43,9 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
         raise ValueError("the recipe must have the section [imagegen]")
     ratings, findings = look_at_ratings(recipe, section)
     base, scorers = find_pipeline(section), scorers_of(section)
-    prompts, untried = judge_prompts(base, () if ratings is None else ratings.prompts)
+    prompts, untried = judge_prompts(section, base, () if ratings is None else ratings.prompts)
     work = plan_work(section, ratings)
-    setting = imagegen_setting(section, scorers)
-    memory = None if base.layout is None else ImagegenMemory(base.layout, setting)
+    memory = None if base.layout is None else imagegen_memory(section, base.layout, scorers)
     stages = None if memory is None else _stage_moments(section, memory)
     disk = plan_imagegen_disk(recipe, section, base, scorers, ratings)
     ram = _ram(section, base, ratings)
@@ -75,10 +76,10 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
     )
 
 
-def imagegen_setting(section: Imagegen, scorers: Mapping[str, Scorer]) -> ImagegenSetting:
-    """Return what the memory of the recipe depends on."""
+def imagegen_memory(section: Imagegen, layout: Layout, scorers: Mapping[str, Scorer]) -> ImagegenMemory:
+    """Return the formulas for a recipe's pipeline and settings."""
     keys, update = section.generator, section.update
-    return ImagegenSetting(
+    setting = ImagegenSetting(
         side=section.size,
         value=4 if keys.precision == "float32" else 2,
         rank=keys.lora.r,
@@ -89,7 +90,9 @@ def imagegen_setting(section: Imagegen, scorers: Mapping[str, Scorer]) -> Imageg
         scorers=sum(one.bytes for one in scorers.values()),
         scoring=scoring_bytes(scorers, section.size),
         prompts=update.images_per_round,
+        factor=layout.factor,
     )
+    return ImagegenMemory(layout, setting)
 
 
 def _stage_moments(section: Imagegen, memory: ImagegenMemory) -> dict[str, ImagegenStageMemory]:
@@ -155,7 +158,7 @@ def _generator(section: Imagegen, base: Base, gpu: Gpu | None) -> GeneratorFacts
 def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[str, int]:
     """Bytes of RAM by part: images are float32 with three channels at most, trajectories are float32 latents."""
     image, keys = 3 * FLOAT * section.size**2, section.update
-    channels, side = (base.layout.unet.latent, section.size // 8) if base.layout else (1, section.size)
+    channels, side = (base.layout.unet.latent, section.size // base.layout.factor) if base.layout else (1, section.size)
     rounds = keys.images_per_round if "ddpo" in keys.methods else 0
     return {
         "rated images": 0 if ratings is None else ratings.images * image * 5 // 4,
@@ -166,6 +169,8 @@ def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[st
 
 def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
     """What the scoring models reject when they are built or fitted."""
+    for one in {one.key: one for one in scorers.values()}.values():
+        yield from judge_encoder(one)
     for one in {one.key: one for one in scorers.values() if one.views > 1}.values():
         if one.encoder is not None and section.size <= one.encoder.vision.size:
             text = f"crops need images larger than {one.name}'s {one.encoder.vision.size} pixels (got {section.size})"
@@ -193,29 +198,37 @@ def _judge_memory(
         text = f"the generator's parameters take {fixed / GIB:.1f} GiB, {offered}"
         yield Finding("GPU memory", text, "Choose a smaller model or a larger GPU.")
         return
+    above: dict[str, tuple[Moment, list[str]]] = {}
     for name, one in stages.items():
-        if one.peak.total > gpu.memory:
-            text = f"about {one.peak.total / GIB:.1f} GiB are needed ({one.peak.name}), {offered}"
-            yield Finding(f"memory of {name}", text, _remedy(name, memory, gpu.memory), certain=False)
+        for moment in one.moments:
+            if moment.total > gpu.memory:
+                above.setdefault(moment.name, (moment, []))[1].append(name)
+    for moment, names in above.values():
+        text = f"about {moment.total / GIB:.1f} GiB are needed ({moment.name}), {offered}"
+        yield Finding(f"memory of {', '.join(names)}", text, _remedy(moment.name, memory, gpu.memory), certain=False)
 
 
-def _remedy(stage: str, memory: ImagegenMemory, usable: int) -> str:
-    """What makes an update fit: a smaller micro-batch, then gradient checkpointing beside it."""
+def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
+    """Return what makes a moment fit: for an update a smaller micro-batch, then gradient checkpointing beside it."""
+    if moment == "rollout" or moment == "encoding":
+        most = _most(lambda images: [memory.rollout(images), memory.encode(images)], usable)
+        return f"Set generator.batch_size to {most}." if most else SMALLER
+    if not moment.endswith("update"):
+        return SMALLER
     for checkpointing in (memory.setting.checkpointing, True):
         setting = replace(memory.setting, checkpointing=checkpointing)
 
         def update(images: int, setting: ImagegenSetting = setting) -> list[Moment]:
             own = ImagegenMemory(memory.layout, replace(setting, micro_batch=images))
-            return [own.ddpo() if stage == "ddpo" else own.sft()]
+            return [own.ddpo() if moment.startswith("ddpo") else own.sft()]
 
         if most := _most(update, usable):
-            beside = (
-                " and generator.gradient_checkpointing = true" if checkpointing != memory.setting.checkpointing else ""
-            )
+            switched = checkpointing != memory.setting.checkpointing
+            beside = " and generator.gradient_checkpointing to true" if switched else ""
             return (
-                f"Set update.micro_batch to {min(most, memory.setting.micro_batch)}{beside}, or a smaller batch_size."
+                f"Set update.micro_batch to {min(most, memory.setting.micro_batch)}{beside}, or use smaller encoders."
             )
-    return "Choose smaller encoders, a smaller size or a larger GPU."
+    return SMALLER
 
 
 def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:

@@ -6,10 +6,11 @@ Attention keeps no scores (flash or memory-efficient kernels). Checked against a
 1.5 at its real size in 512 and 768 pixels, not against a GPU. Formulas are at the trace or up to 10 % above it.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from toolkit.plan.imagegen.layout import PIXELS_A_LATENT, Layout, Resnet, Sampler, Transformer, Unet
+from toolkit.plan.imagegen.layout import Layout, Resnet, Sampler, Transformer, Unet
 from toolkit.plan.memory.estimate import CONTEXT, Moment
 
 FLOAT = 4
@@ -50,6 +51,7 @@ class ImagegenSetting:
         scorers: bytes of the scoring models, which stay on the GPU in all stages.
         scoring: bytes of a scoring pass.
         prompts: prompts whose states stay on the GPU during a round.
+        factor: pixels for one position of a latent, in each direction.
     """
 
     side: int = 512
@@ -62,11 +64,12 @@ class ImagegenSetting:
     scorers: int = 0
     scoring: int = 0
     prompts: int = 0
+    factor: int = 8
 
     @property
     def latent(self) -> int:
         """Side of a latent."""
-        return self.side // PIXELS_A_LATENT
+        return self.side // self.factor
 
     def rows(self, images: int) -> int:
         """Return the rows of a pass of the UNet for some images."""
@@ -118,7 +121,7 @@ class ImagegenMemory:
     def score(self) -> Moment:
         """Return a pass of the scoring models."""
         scoring = self.setting.scoring
-        return _moment("scoring", {**self._always(trains=False), "scoring": scoring}, int(PASS_PIECES * scoring))
+        return _moment("scoring", {**self._always(trains=False), "scoring": scoring}, int(TRAINING_PIECES * scoring))
 
     @property
     def _prompts(self) -> int:
@@ -192,7 +195,7 @@ def _inputs(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
 
 
 def _positions(setting: ImagegenSetting, level: int) -> int:
-    side = -(-setting.latent // 2**level)
+    side = math.ceil(setting.latent / 2**level)
     return side * side
 
 

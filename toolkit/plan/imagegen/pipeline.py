@@ -1,16 +1,17 @@
 """The generator's base before it is loaded: where it is, whether it can be loaded, and whether prompts are too long."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.errors import ToolkitError
 from toolkit.plan.findings import Finding
-from toolkit.plan.imagegen.layout import KNOWN, PARTS, PIXELS_A_LATENT, Layout, read_layout
+from toolkit.plan.imagegen.layout import KNOWN, PARTS, Layout, read_layout
 from toolkit.recipe.checks import is_folder_name
-from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
+from toolkit.recipe.imagegen import TINY_ENCODERS, TINY_GENERATOR, Imagegen
 
 INDEX = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"
@@ -18,6 +19,7 @@ DIT = "toolkit-dit"
 """``model_type`` of the DiT that ships with the package."""
 PLACE = "[imagegen.generator] model"
 SHOWN = 3
+CLIP_POSITIONS = 77
 
 State = Literal["shipped", "folder", "cache", "reachable", "missing"]
 
@@ -77,18 +79,39 @@ def cached(name: str, file: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def judge_prompts(base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
-    """Return prompts that the text encoder cannot take, and what was not tried."""
+def judge_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
+    """Return prompts that the generator's or the policy's text encoder cannot take, and what was not tried."""
     if not prompts:
-        return [], {"prompts": "not tried: prompts are generated when the run begins"}
-    try:
-        if base.kind == "dit" and base.folder is not None:
-            return _dit_prompts(base.folder, prompts), {}
-        if base.folder is not None and (base.folder / "tokenizer").is_dir():
-            return _long_prompts(base.folder, prompts), {}
-    except (ToolkitError, OSError, ValueError) as error:
-        return [], {"prompts": f"not tried: the tokenizer cannot be loaded ({str(error).splitlines()[0]})"}
-    return [], {"prompts": "not tried: the tokenizer is not downloaded"}
+        return [], {"prompts": "not tried: they come with the ratings"}
+    findings: list[Finding] = []
+    untried: dict[str, str] = {}
+    policy = _encoder_folder(section.policy.encoder, section.policy.revision)
+    tries: dict[str, Callable[[], list[Finding]] | None] = {"prompts": None, "prompts of the policy": None}
+    if base.kind == "dit" and base.folder is not None:
+        tries["prompts"] = partial(_dit_prompts, base.folder, prompts)
+    elif base.folder is not None and (base.folder / "tokenizer").is_dir():
+        tries["prompts"] = partial(_long_prompts, base.folder / "tokenizer", base.folder / "text_encoder", prompts)
+    if section.policy.encoder in TINY_ENCODERS:
+        del tries["prompts of the policy"]
+    elif policy is not None:
+        tries["prompts of the policy"] = partial(_long_prompts, policy, policy, prompts)
+    for what, find in tries.items():
+        if find is None:
+            untried[what] = "not tried: the tokenizer is not downloaded"
+            continue
+        try:
+            findings += find()
+        except (ToolkitError, OSError, ValueError) as error:
+            untried[what] = f"not tried: the tokenizer cannot be loaded ({str(error).splitlines()[0]})"
+    return findings, untried
+
+
+def _encoder_folder(name: str, revision: str | None) -> Path | None:
+    """The folder of an encoder with its tokenizer, if it is in this machine."""
+    if Path(name).is_dir():
+        return Path(name)
+    file = cached(name, "tokenizer_config.json", revision)
+    return None if file is None else file.parent
 
 
 def _look(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) -> Base:
@@ -123,7 +146,7 @@ def _judge_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
 
 
 def _judge_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
-    unit = PIXELS_A_LATENT * 2 ** (len(layout.unet.channels) - 1)
+    unit = layout.unit
     if section.size % unit:
         nearest = max(unit, round(section.size / unit) * unit)
         text = f"must be a multiple of {unit} pixels for this base (got {section.size})"
@@ -133,15 +156,15 @@ def _judge_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
         yield _problem(text, "Choose a text-to-image base, not one for inpainting or editing.")
 
 
-def _long_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
-    from transformers import CLIPTokenizer
+def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> list[Finding]:
+    """Prompts beyond the positions of a text encoder, or of the text half of a dual tower."""
+    from transformers import AutoTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    limit = min(
-        int(tokenizer.model_max_length),
-        int(_fields(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)),
-    )
-    lengths = {text: len(tokenizer(text, verbose=False).input_ids) for text in dict.fromkeys(prompts)}
+    loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    fields = _fields(encoder / "config.json")
+    positions = fields.get("text_config", fields).get("max_position_embeddings", CLIP_POSITIONS)
+    limit = min(int(loaded.model_max_length), int(positions))
+    lengths = {text: len(loaded(text, verbose=False).input_ids) for text in dict.fromkeys(prompts)}
     long = sorted((text for text in lengths if lengths[text] > limit), key=lambda text: -lengths[text])
     if not long:
         return []
