@@ -119,7 +119,7 @@ def test_unusable_rows_are_counted_and_too_many_of_them_are_a_problem(write: Wri
 
 
 def test_a_prompt_beyond_the_text_encoder_is_a_certain_problem(write: Write) -> None:
-    plan = make_imagegen_plan(write(prompt="CT " + "nodule " * 40), None)
+    plan = make_imagegen_plan(write(prompt="CT:" + " nodule" * 40), None)
     assert list(places(plan)) == [("[imagegen] prompts", True)]
 
 

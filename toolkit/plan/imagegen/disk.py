@@ -89,8 +89,12 @@ def _lora(section: Imagegen, layout: Layout | None) -> int:
 
 def _trained(section: Imagegen, scorer: Scorer) -> int:
     """Parameters of heads or fusion layers, and of an encoder that is trained."""
-    keys = {"selector.encoder": section.selector, "policy.encoder": section.policy, "judge.encoder": section.judge}
-    full = keys[scorer.key].tuning == "full"
+    tunings = {
+        "selector.encoder": section.selector.tuning,
+        "policy.encoder": section.policy.tuning,
+        "judge.encoder": section.judge.tuning,
+    }
+    full = tunings[scorer.key] == "full"
     if scorer.encoder is None:
         return TINY_SCORER if scorer.name in TINY_ENCODERS else 0
     vision = scorer.encoder.vision

@@ -210,12 +210,12 @@ class Layout:
     @property
     def factor(self) -> int:
         """Side of the square of pixels that one position of a latent stands for."""
-        return 2 ** (len(self.vae.channels) - 1)
+        return 1 << (len(self.vae.channels) - 1)
 
     @property
     def unit(self) -> int:
         """An image's side is a multiple of so many pixels."""
-        return self.factor * 2 ** (len(self.unet.channels) - 1)
+        return self.factor << (len(self.unet.channels) - 1)
 
     @property
     def parameters(self) -> int:

@@ -122,7 +122,8 @@ def _middle_attention(vae: Vae, side: int) -> float:
 
 def _area(side: int, level: int) -> float:
     """Positions of a level."""
-    return float((side / 2**level) ** 2)
+    across = side / (1 << level)
+    return across * across
 
 
 def _width(block: Block) -> int:

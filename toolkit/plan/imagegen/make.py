@@ -117,18 +117,18 @@ def _fits(moments: list[Moment], usable: int) -> bool:
 def _largest(section: Imagegen, memory: ImagegenMemory, usable: int) -> dict[str, int]:
     """Recipe key -> the largest value that fits. 0: not even one image fits."""
 
-    def with_images(images: int) -> ImagegenMemory:
-        return ImagegenMemory(memory.layout, replace(memory.setting, micro_batch=images, batch=images))
+    def generating(images: int) -> list[Moment]:
+        return [memory.rollout(images), memory.encode(images)]
 
-    moments: dict[str, Callable[[int], list[Moment]]] = {
-        "generator.batch_size": lambda images: [memory.rollout(images), memory.encode(images)],
+    def updating(images: int) -> list[Moment]:
+        own = ImagegenMemory(memory.layout, replace(memory.setting, micro_batch=images))
+        return [own.ddpo() if method == "ddpo" else own.sft() for method in section.update.methods]
+
+    finds: dict[str, Callable[[int], list[Moment]]] = {
+        "generator.batch_size": generating,
+        "update.micro_batch": updating,
     }
-    updates = [
-        *([lambda images: with_images(images).sft()] if "sft" in section.update.methods else []),
-        *([lambda images: with_images(images).ddpo()] if "ddpo" in section.update.methods else []),
-    ]
-    moments["update.micro_batch"] = lambda images: [update(images) for update in updates]
-    return {key: _most(find, usable) for key, find in moments.items()}
+    return {key: _most(find, usable) for key, find in finds.items()}
 
 
 def _most(find: Callable[[int], list[Moment]], usable: int) -> int:

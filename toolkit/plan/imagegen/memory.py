@@ -23,7 +23,7 @@ PROMPT = 4
 """Tensors of a prompt's keys and values that each transformer block keeps."""
 BACKWARD = {2: 32, 4: 44}
 """Bytes of a backward pass at its peak for each number of the finest level."""
-UNCHECKPOINTED = 0.4
+UNCHECKPOINTED = 0.41
 """Fraction that gradient checkpointing leaves on the GPU, besides the blocks' inputs, as a first trace had it. A second
 trace and allocations counted on a CPU were near 0 instead, so that the estimate is on the safe side."""
 WORKING = {2: 15, 4: 16}
@@ -195,7 +195,7 @@ def _inputs(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
 
 
 def _positions(setting: ImagegenSetting, level: int) -> int:
-    side = math.ceil(setting.latent / 2**level)
+    side = math.ceil(setting.latent / (1 << level))
     return side * side
 
 

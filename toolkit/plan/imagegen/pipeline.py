@@ -175,14 +175,16 @@ def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> lis
 
 def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
     """A DiT knows the words of its vocabulary, and takes a number of them."""
+    from pydantic import TypeAdapter
+
     from toolkit.errors import DataError
     from toolkit.imagegen.dit import DitConfig, encode_words
 
     fields = _fields(folder / "config.json")
     if not fields:
         return []
-    names = set(DitConfig.__dataclass_fields__)
-    config = DitConfig(**{key: tuple(one) if key == "words" else one for key, one in fields.items() if key in names})
+    names = DitConfig.__dataclass_fields__.keys()
+    config = TypeAdapter(DitConfig).validate_python({key: one for key, one in fields.items() if key in names})
     try:
         encode_words(config, list(prompts))
     except DataError as error:
