@@ -108,9 +108,11 @@ def on_practice_data(recipe: Recipe, model: Path, folder: Path, *, small: bool, 
 def on_synthetic_data_to_export(recipe: Recipe, model: Path, folder: Path) -> Recipe:
     """The recipe as ``small`` makes it, on Unsloth in its own precision, with evaluations and verified exports."""
     small = on_practice_data(recipe, model, folder, small=True, backend="unsloth")
+    few = {"max_tasks": 4} if recipe.data.task == "steps" else {"limit": VERIFIED}
+    answers = {"max_completion_tokens": 4, "batch_size": VERIFIED, "before": False, "bootstrap": 100}
     changes = {
         "model": small.model.model_copy(update={"precision": recipe.model.precision}),
-        "evaluate": Evaluate(limit=2, max_completion_tokens=4, batch_size=2, before=False, bootstrap=100),
+        "evaluate": Evaluate.model_validate(few | answers),
         "export": Export(to=("adapter", "merged"), verify=VERIFIED),
     }
     return small.model_copy(update=changes)

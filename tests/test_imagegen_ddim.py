@@ -119,6 +119,21 @@ def test_noise_prediction_from_zero_signal_is_rejected() -> None:
         make_schedule(make_scheduler(config, clip_sample=False), 10)
 
 
+def test_every_number_of_steps_gives_a_schedule_or_a_clear_error() -> None:
+    for config in (SD15, CONFIGS["linspace"][0], CONFIGS["trailing"][0]):
+        scheduler = make_scheduler(config, clip_sample=False)
+        made = 0
+        for steps in (0, 1, 2, 499, 500, 501, 1000, 1001):
+            try:
+                schedule = make_schedule(scheduler, steps)
+            except ModelError:
+                continue
+            made += 1
+            assert len(schedule) == steps
+            assert bool(torch.isfinite(schedule.std_S).all())
+        assert made >= 4
+
+
 def test_schedule_moves_as_a_whole() -> None:
     schedule = make_schedule(make_scheduler(SD15, clip_sample=False), 5)
     moved = schedule.to(torch.device("meta"))

@@ -100,6 +100,19 @@ def test_a_rollout_of_other_parameters_is_an_error(dit: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in copy_lora(state.generator.network).items())
 
 
+def test_images_that_the_gate_holds_back_are_never_reinforced(dit: Path) -> None:
+    settings = replace(SETTINGS, minibatches=1)
+    state = start(dit_generator(dit), settings)
+    rollout = roll_out(state.generator, settings, PROMPTS, brightness, 0)
+    advantages_N, _, _ = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    for passed_N in (torch.zeros(32).bool(), torch.arange(32) % 2 == 0, torch.ones(32).bool()):
+        state = start(dit_generator(dit), settings)
+        measured = update_policy(state, settings, replace(rollout, passed_N=passed_N))
+        # The ratio is 1 in the only optimizer step, so that the loss is minus the mean advantage.
+        kept = torch.where(passed_N, advantages_N, advantages_N.clamp_max(0))
+        assert measured.loss == pytest.approx(-float(kept.mean()), abs=1e-6)
+
+
 def gradients(generator: Generator, settings: DdpoSettings, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """The LoRA gradients of one optimizer step, which is not taken."""
     randomise_lora(generator.network)
@@ -191,6 +204,18 @@ def test_advantages_are_normalised_within_the_images_of_a_prompt() -> None:
     assert float(clipped.abs().max()) == 0.5
 
 
+def test_every_chunk_and_step_is_used_once_in_each_epoch(dit: Path) -> None:
+    schedule = make_schedule(dit_generator(dit).scheduler, 5)
+    for wanted, count in ((1, 1), (4, 4), (7, 7), (100, 12)):
+        settings = replace(SETTINGS, minibatches=wanted, epochs=2)
+        parts = list(ddpo._minibatches(settings, schedule, 3, 0))
+        assert len(parts) == 2 * count
+        assert all(parts)
+        epochs = [[pair for part in half for pair in part] for half in (parts[:count], parts[count:])]
+        assert [sorted(epoch) for epoch in epochs] == [[(c, s) for c in range(3) for s in schedule.stochastic]] * 2
+        assert epochs[0] != epochs[1]
+
+
 def test_every_prompt_has_its_turn_and_equal_rounds_choose_alike() -> None:
     settings = replace(SETTINGS, prompts_per_round=3, generations=2)
     prompts = [f"p{number}" for number in range(6)]
@@ -205,7 +230,15 @@ def test_a_round_of_equal_rewards_changes_nothing_but_is_counted(dit: Path) -> N
     state = start(dit_generator(dit), replace(SETTINGS, learning_rate=1.0))
     measured = ddpo_round(state, SETTINGS, PROMPTS, lambda images, _: torch.full((len(images),), 0.5))
     assert measured.zero_variance_groups == measured.groups == 4
-    assert measured.gradient_norm == 0
+    assert measured.gradient_norm == measured.clipped_advantages == 0
+
+
+def test_clipped_advantages_are_counted(dit: Path) -> None:
+    def one_in_eight(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([1.0, *[0.0] * 7] * 4)
+
+    settings = replace(SETTINGS, advantage_clip=2.0)  # The one is at +2.6 and the others at -0.4.
+    assert ddpo_round(start(dit_generator(dit)), settings, PROMPTS, one_in_eight).clipped_advantages == 1 / 8
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.full((32,), float("nan"))])

@@ -251,8 +251,21 @@ def test_an_image_size_that_the_unet_cannot_halve_is_an_error(tiny: Path) -> Non
         stable_diffusion(tiny, image_size=34)
 
 
+def test_prediction_and_slicing_are_settings_of_stable_diffusion(tiny: Path) -> None:
+    generator = stable_diffusion(tiny, prediction="v_prediction", vae_slicing=False)
+    assert make_schedule(generator.scheduler, 3).prediction == "v_prediction"
+    latents = torch.randn(3, *generator.latent_shape)
+    assert not generator.pipeline.vae.use_slicing
+    assert torch.allclose(generator.decode(latents), stable_diffusion(tiny).decode(latents), atol=1e-5)
+
+
 def test_settings_that_a_dit_cannot_have_are_errors(dit: Path) -> None:
-    for changes in ({"image_size": 16}, {"gradient_checkpointing": True}, {"lora": LoraSettings(targets=("to_z",))}):
+    for changes in (
+        {"image_size": 16},
+        {"prediction": "epsilon"},
+        {"gradient_checkpointing": True},
+        {"lora": LoraSettings(targets=("to_z",))},
+    ):
         with pytest.raises(ModelError):
             dit_generator(dit, **changes)
 

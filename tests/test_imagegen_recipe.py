@@ -2,10 +2,13 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from toolkit.errors import RecipeError
+from toolkit.recipe import changed_keys, dump_recipe, for_language_models, load_recipe
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen, ImagegenSection
 from toolkit.recipe.imagegen_checks import independent_judge, only_imagegen_stages
 from toolkit.recipe.problems import section_in
@@ -173,7 +176,7 @@ def test_all_broken_rules_are_reported_together() -> None:
     assert all(key in message for key in ("ratings", "rating_range", "expert_levels"))
 
 
-@pytest.mark.parametrize("name", ["sft", "grpo", "evaluate"])
+@pytest.mark.parametrize("name", ["sft", "grpo", "evaluate", "export", "data", "model", "rewards"])
 def test_stages_of_language_models_are_rejected_beside_imagegen(name: str) -> None:
     assert [key for key, _ in only_imagegen_stages({"run", "imagegen", name})] == [name]
     assert list(only_imagegen_stages({"run", name})) == []
@@ -188,3 +191,77 @@ def test_a_judge_has_its_own_seed_and_encoder() -> None:
 
 def test_paths_are_keys_of_the_section() -> None:
     assert all(path[0] == "imagegen" and path[1] in Imagegen.model_fields for path in IMAGEGEN_PATHS)
+
+
+WHOLE = """
+[run]
+name = "one"
+[imagegen]
+ratings = ["data/ratings.csv"]
+image_root = "data"
+[imagegen.generator]
+model = "./base"
+[imagegen.selector]
+encoder = "./tower"
+"""
+
+
+def written(folder: Path, text: str = WHOLE) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def keys_of(path: Path, *settings: str, files: bool = False) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, settings, files=files)
+    return [problem.place.removeprefix(f"{path}: ").removeprefix("--set ") for problem in caught.value.problems]
+
+
+def test_relative_paths_start_at_the_recipe(tmp_path: Path) -> None:
+    imagegen = load_recipe(written(tmp_path)).imagegen
+    assert imagegen is not None
+    assert imagegen.ratings == (str(tmp_path / "data" / "ratings.csv"),)
+    assert imagegen.image_root == tmp_path / "data"
+    assert imagegen.generator.model == str(tmp_path / "base")
+    assert imagegen.selector.encoder == str(tmp_path / "tower")
+    assert imagegen.judge.encoder == "facebook/dinov2-base"
+
+
+def test_a_dumped_recipe_loads_to_an_equal_one(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path))
+    again = load_recipe(written(tmp_path, dump_recipe(recipe)))
+    assert again == recipe
+    assert changed_keys(recipe, again) == {}
+
+
+def test_files_that_do_not_exist_are_reported_together(tmp_path: Path) -> None:
+    keys = ["imagegen.ratings", "imagegen.image_root", "imagegen.selector.encoder", "imagegen.generator.model"]
+    assert keys_of(written(tmp_path), files=True) == keys
+
+
+def test_other_sections_and_a_judge_that_is_not_independent_are_reported_together(tmp_path: Path) -> None:
+    found = keys_of(written(tmp_path), "sft.epochs=1.0", "imagegen.judge.seed=3407", "imagegen.judge.encoder=a/b")
+    assert found == ["sft", "imagegen.judge.seed"]
+
+
+def test_without_imagegen_the_section_data_is_required(tmp_path: Path) -> None:
+    assert keys_of(written(tmp_path, '[run]\nname = "one"\n[sft]\n')) == ["data"]
+
+
+def test_an_unknown_key_names_the_nearest_one_of_its_own_kind_of_recipe(tmp_path: Path) -> None:
+    assert keys_of(written(tmp_path), "imagegen.update.roundz=3") == ["imagegen.update.roundz"]
+
+
+def test_commands_for_language_models_reject_a_recipe_of_image_generation(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="toolkit export"):
+        for_language_models(load_recipe(written(tmp_path)), "toolkit export")
+
+
+def test_the_shipped_recipes_load() -> None:
+    folder = Path(__file__).resolve().parents[1] / "recipes"
+    tiny, real = (load_recipe(folder / f"{name}.toml").imagegen for name in ("imagegen_tiny", "minim_rlhf"))
+    assert tiny is not None
+    assert real is not None
+    assert (tiny.size, tiny.generator.model) == (32, "tiny")
+    assert (real.size, real.generator.lora.r, real.generator.gradient_checkpointing) == (512, 16, False)

@@ -131,9 +131,9 @@ def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Co
     trained = backend.load(context.recipe, None, trainable=True)
     rows = job_of(context, "sft", tmp_path).rows
     before = sum(backend.answer_loss(trained, rows(number)) for number in range(8))
+    assert trained.model.training
     backend.sft_trainer(trained, job_of(context, "sft", tmp_path)).train()
     assert sum(backend.answer_loss(trained, rows(number)) for number in range(8)) < before
-    assert trained.model.training
 
 
 def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from real_processors import unpack_processors
-from recipes_on_shapes import CASES, on_synthetic_data_to_export
+from recipes_on_shapes import CASES, RECIPES, on_synthetic_data_to_export
 from shapes import write_model
 from test_families import TEXT, TOKENS, VISION
 from test_unsloth_cpu import check_run, recipe_of
@@ -70,6 +70,15 @@ def test_max_tokens_above_512_runs_with_unsloths_checkpointing(tmp_path: Path) -
     tables = {"model": {"max_tokens": 600}, "sft": checkpointed, "grpo": checkpointed}
     recipe = recipe_of(tmp_path, "unsloth", tables)
     check_run(recipe, run_toolkit(recipe, "L4"))
+
+
+def test_medgemma_grpo_finishes_after_an_out_of_memory_error_in_its_rollout(tmp_path: Path, shared_data: Path) -> None:
+    model = tmp_path / "medgemma_4b"
+    write_model("medgemma_4b", model, shared_data, small=True)
+    recipe = on_synthetic_data_to_export(load_recipe(RECIPES / "medgemma_grpo.toml"), model, tmp_path)
+    done = run_toolkit(recipe, "L4", oom="rollout:2")
+    assert done.status == 0, done.output[-6000:]
+    assert RunFolder(recipe.run_folder).record("grpo")["memory"]["out_of_memory"] == 1
 
 
 @pytest.mark.parametrize("gpu", ["L4", "T4"])

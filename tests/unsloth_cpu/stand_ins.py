@@ -19,6 +19,7 @@ from unsloth_cpu.gpu import Gpu
 ENVIRONMENT: Mapping[str, str] = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling for a CPU takes minutes
     "UNSLOTH_ENABLE_FLEX_ATTENTION": "0",  # flex attention needs torch.compile
+    "UNSLOTH_DISABLE_VENDORED_FLA": "1",  # kernels in Triton for linear attention (Qwen3.5). transformers has its own
     "HF_DEACTIVATE_ASYNC_LOAD": "1",  # a mode of torch is in force in one thread, and transformers loads in several
     "TRITON_LIBCUDA_PATH": os.devnull,  # otherwise `import unsloth` calls ldconfig to find libcuda
 }

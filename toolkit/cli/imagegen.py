@@ -31,6 +31,17 @@ def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
     show(run, result)
 
 
+def dry_run_recipe(recipe: "Recipe") -> None:
+    """Run the dry run of a recipe with [imagegen], and print its tables and what they show."""
+    from toolkit.cli.progress import telling
+    from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
+
+    with telling() as (progress, notify):
+        run, result = dry_run_imagegen(recipe, progress=progress, notify=notify)
+    show(run, result)
+    print("the dry run passed: every stage works with tiny random networks, and the figures above say nothing")
+
+
 def show(run: "RunFolder", result: "ImagegenResult") -> None:
     """Print the table of results, the agreement of the scorers with experts, and the rounds of ddpo."""
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from toolkit.plan.imagegen import ImagegenPlan
     from toolkit.plan.imagegen.record import ImagegenStageMemory
     from toolkit.plan.imagegen.work import StageWork
+    from toolkit.plan.memory.estimate import Moment
 
 NAMES = {
     "unet": "UNet",
@@ -119,14 +120,25 @@ def _generator(plan: "ImagegenPlan") -> Iterator[str]:
 
 
 def _memory(plan: "ImagegenPlan") -> Iterator[str]:
-    for name, one in (plan.memory or {}).items():
-        peak = one.peak
-        yield f"{name}: about {peak.total / GIB:.1f} GiB ({peak.name}), {_fits(one)}"
-        shown = sorted(((size, part) for part, size in peak.parts.items() if size >= LEAST), reverse=True)
+    """Each moment with the stages that have it, the largest first."""
+    if plan.memory is None:
+        return
+    stages: dict[str, list[str]] = {}
+    moments: dict[str, Moment] = {}
+    for name, one in plan.memory.items():
+        for moment in one.moments:
+            # Rollouts of a round and of an evaluation have different batch sizes.
+            if moment.name not in moments or moment.total > moments[moment.name].total:
+                moments[moment.name] = moment
+            if name not in (listed := stages.setdefault(moment.name, [])):
+                listed.append(name)
+    for moment in sorted(moments.values(), key=lambda one: -one.total):
+        yield f"{moment.name} ({', '.join(stages[moment.name])}): about {moment.total / GIB:.1f} GiB"
+        shown = sorted(((size, part) for part, size in moment.parts.items() if size >= LEAST), reverse=True)
         yield "  " + ", ".join(f"{NAMES[part]} {size / GIB:.2f}" for size, part in shown)
-    if plan.memory:
-        gpu = plan.gpu
-        yield f"this plan's GPU: {gpu.name}, {gpu.memory / GIB:.1f} GiB" if gpu else "this machine has no CUDA device"
+    yield from (f"{name}: {_fits(one)}" for name, one in plan.memory.items())
+    gpu = plan.gpu
+    yield f"this plan's GPU: {gpu.name}, {gpu.memory / GIB:.1f} GiB" if gpu else "this machine has no CUDA device"
     for key, most in plan.largest.items():
         yield f"largest {key} that fits: {most or 'none'}"
 

@@ -15,10 +15,15 @@ def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
     from toolkit.cli.progress import telling
     from toolkit.pipeline.rehearsal import rehearse
     from toolkit.pipeline.stages import STAGES
-    from toolkit.recipe import for_language_models, load_recipe
+    from toolkit.recipe import load_recipe
     from toolkit.run import is_main
 
-    loaded = for_language_models(load_recipe(recipe, settings), "toolkit run --rehearse")
+    loaded = load_recipe(recipe, settings)
+    if loaded.imagegen is not None:
+        from toolkit.cli import imagegen
+
+        imagegen.dry_run_recipe(loaded)
+        return
     with telling() as (progress, notify):
         done = rehearse(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
     if is_main():

@@ -64,20 +64,26 @@ class DdimSchedule:
         )
 
 
-def make_scheduler(config: Mapping[str, object], *, clip_sample: bool) -> "DDIMScheduler":
+def make_scheduler(
+    config: Mapping[str, object], *, clip_sample: bool, prediction: Prediction | None = None
+) -> "DDIMScheduler":
     """Return the DDIM scheduler of a pipeline whose own scheduler (PNDM, for example) has ``config``.
 
     Args:
         config: the configuration of any diffusers scheduler.
         clip_sample: whether the predicted clean sample is clipped. It is explicit because DDIM's default is true, a
             PNDM configuration does not hold it, and clipping changes the log-probability.
+        prediction: replaces the configuration's own, if it is wrong.
 
     Raises:
         ModelError: the configuration has dynamic thresholding, or predicts neither noise nor velocity.
     """
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(dict(config), clip_sample=clip_sample)
+    changes: dict[str, object] = {"clip_sample": clip_sample}
+    if prediction is not None:
+        changes["prediction_type"] = prediction
+    scheduler = DDIMScheduler.from_config(dict(config), **changes)
     if scheduler.config.thresholding:
         raise ModelError(
             "dynamic thresholding must be off, because it is not part of the log-probability",
@@ -99,11 +105,10 @@ def make_schedule(scheduler: "DDIMScheduler", steps: int) -> DdimSchedule:
     """Return the ``steps`` denoising steps of ``scheduler`` at eta 1. The scheduler's own timesteps are set, too.
 
     Raises:
-        ModelError: the schedule begins at a signal-to-noise ratio of zero and the network predicts noise, from which
-            no clean sample follows.
+        ModelError: the scheduler cannot take so many steps. Or the schedule begins at a signal-to-noise ratio of zero
+            and the network predicts noise, from which no clean sample follows.
     """
-    scheduler.set_timesteps(steps)
-    timesteps_S = scheduler.timesteps.cpu().long()
+    timesteps_S = _timesteps(scheduler, steps)
     alphas_T = scheduler.alphas_cumprod.float()
     previous_S = timesteps_S - scheduler.config.num_train_timesteps // steps
     final = torch.as_tensor(scheduler.final_alpha_cumprod, dtype=torch.float32)
@@ -171,3 +176,23 @@ def log_probability(value_NCHW: Tensor, mean_NCHW: Tensor, std_N111: Tensor) -> 
 def kl_divergence(mean_NCHW: Tensor, base_mean_NCHW: Tensor, std_N111: Tensor) -> Tensor:
     """Return the KL divergence (N) of two steps with one standard deviation, averaged over dimensions, in nats."""
     return ((mean_NCHW - base_mean_NCHW) ** 2 / (2 * std_N111**2)).flatten(1).mean(1)
+
+
+def _timesteps(scheduler: "DDIMScheduler", steps: int) -> Tensor:
+    """Return the timesteps of a sampler, from the noisiest.
+
+    Not every number of steps is possible: with an offset the first timestep may lie after the last one of training,
+    and "trailing" may round to one timestep too many.
+    """
+    total: int = scheduler.config.num_train_timesteps
+    if 1 <= steps <= total:
+        scheduler.set_timesteps(steps)
+        timesteps_S: Tensor = scheduler.timesteps.cpu().long()
+        if len(timesteps_S) == steps and int(timesteps_S.min()) >= 0 and int(timesteps_S.max()) < total:
+            return timesteps_S
+    raise ModelError(
+        "the scheduler must have one training timestep per denoising step",
+        place="imagegen.generator.steps",
+        value=steps,
+        remedy="Use 20 to 50.",
+    )

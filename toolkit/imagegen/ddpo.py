@@ -34,7 +34,7 @@ class DdpoSettings:
         generations: images per prompt.
         denoising_steps: DDIM steps of a rollout.
         micro_batch: images in one forward pass, in rollout and update.
-        minibatches: optimizer steps per pass over the round's images and steps.
+        minibatches: optimizer steps per pass over the round's images and steps, at most one per forward pass.
         epochs: passes over the round's images and steps.
         learning_rate: of AdamW.
         clip_range: the ratio is clipped to 1 +- this.
@@ -67,12 +67,14 @@ class Rollout:
         chunks: trajectories of consecutive images.
         images_NCHW: the images.
         rewards_N: their rewards.
+        passed_N: whether each image may be reinforced. The advantage of the others is at most 0. None: all of them.
     """
 
     prompts: tuple[str, ...]
     chunks: tuple[Trajectory, ...]
     images_NCHW: Tensor
     rewards_N: Tensor
+    passed_N: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class DdpoRound:
         zero_variance_groups: prompts whose images all have one reward. They give no gradient.
         groups: distinct prompts of the round.
         first_ratio_deviation: largest abs(ratio - 1) before the first optimizer step.
+        clipped_advantages: fraction of advantages that were clipped.
         clip_fraction: fraction of ratios outside the clip range.
         loss: mean loss.
         kl_to_base: KL divergence of the trajectories to the base, before the update, in nats per latent dimension,
@@ -104,6 +107,7 @@ class DdpoRound:
     zero_variance_groups: int
     groups: int
     first_ratio_deviation: float
+    clipped_advantages: float
     clip_fraction: float
     loss: float
     kl_to_base: float
@@ -187,6 +191,8 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
     """Update the LoRA on a rollout of its present parameters."""
     schedule = make_schedule(state.generator.scheduler, settings.denoising_steps).to(state.generator.device)
     advantages_N, flat, groups = group_advantages(rollout.rewards_N, rollout.prompts, settings.advantage_clip)
+    if rollout.passed_N is not None:
+        advantages_N = torch.where(rollout.passed_N, advantages_N, advantages_N.clamp_max(0))
     advantages = advantages_N.split(settings.micro_batch)
     kl = _kl_to_base(state.generator, schedule, rollout.chunks)
     records: list[_PassRecord] = []
@@ -214,6 +220,7 @@ def update_policy(state: UpdateState, settings: DdpoSettings, rollout: Rollout) 
         zero_variance_groups=flat,
         groups=groups,
         first_ratio_deviation=first_deviation,
+        clipped_advantages=float((advantages_N.abs() >= settings.advantage_clip).float().mean()),
         clip_fraction=_mean([one.clip_fraction for one in records]),
         loss=_mean([one.loss for one in records]),
         kl_to_base=kl,
@@ -248,7 +255,7 @@ def _minibatches(
     for epoch in range(settings.epochs):
         generator = torch.Generator().manual_seed(derive_seed(settings.seed, "order", finished_rounds, epoch))
         order = torch.randperm(len(pairs), generator=generator)
-        for part in order.chunk(settings.minibatches):
+        for part in order.tensor_split(min(settings.minibatches, len(pairs))):
             yield [pairs[position] for position in part.tolist()]
 
 

@@ -1,21 +1,30 @@
 """The stage ``ddpo``: rounds of generating, gating, rewarding, updating and evaluating, watched by guards.
 
+The gate: an image that the selector does not pass is never reinforced. It can still be discouraged, so that a weak base
+has something to learn from.
+
 The best round is chosen by the judge on noise of its own. The table is made on other noise, so that the choice does not
 flatter it.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from toolkit.errors import TrainingError
 from toolkit.imagegen.arm import ROUNDS, ArmFigures, Studio, resume_round, save_round
-from toolkit.imagegen.ddpo import DdpoRound, DdpoSettings, Rollout, group_advantages, roll_out, update_policy
+from toolkit.imagegen.ddpo import (
+    DdpoRound,
+    DdpoSettings,
+    Rollout,
+    Score,
+    group_advantages,
+    roll_out,
+    update_policy,
+)
 from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards
 from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
 from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
@@ -37,7 +46,7 @@ class RoundResult:
     """One round of ``ddpo``, evaluated after its update. Round 0 is the base.
 
     Attributes:
-        round: number.
+        round: its number.
         update: measurements of the update. None for round 0.
         passed: fraction of the round's images that the selector passed. None for round 0.
         judge: mean judge score of the evaluation.
@@ -95,7 +104,7 @@ def train_ddpo(studio: Studio) -> DdpoResult:
     """Update the base by DDPO, and evaluate its best round.
 
     Raises:
-        TrainingError: the selector passes no image of a round, or gradients are not finite.
+        TrainingError: gradients are not finite.
         Interrupted: a signal came. The last finished round is saved.
     """
     place, generator = studio.place, studio.generator
@@ -142,23 +151,20 @@ class _Progress:
 
 def _begin(studio: Studio) -> _Progress:
     metrics = studio.evaluate(ROUNDS)
-    first = _result(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
+    first = _evaluated(0, metrics, RoundScores(metrics.judge_scores, None, metrics.copies.below_floor.value, None))
     return _Progress((first,), copy_lora(studio.generator.network), 0)
 
 
 def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
     """Generate, score, update, evaluate, and check the guards."""
-    place, gate = studio.place, _Gate(studio)
-    rollout = roll_out(state.generator, settings, studio.prompts, gate, state.round)
-    if not gate.passed:
-        raise TrainingError(
-            f"round {state.round + 1} of ddpo needs at least one image that the selector passes",
-            place="imagegen.selector.target_precision",
-            value=f"0 of {len(rollout.prompts)} images score {studio.scorers.selector_threshold:.3f} or more",
-            remedy="Lower imagegen.selector.target_precision, or generate more images per round.",
-        )
+    place = studio.place
+    rollout = roll_out(state.generator, settings, studio.prompts, _reward(studio), state.round)
+    passed_N = passes(studio.models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
+    if not bool(passed_N.any()):
+        log.warning("ddpo round %d: the selector passes no image, so that none is reinforced", state.round + 1)
+    rollout = replace(rollout, passed_N=passed_N)
     update = update_policy(state, settings, rollout)
-    refreshed = ()
+    refreshed: tuple[RefreshOutcome, ...] = ()
     if place.section.update.refresh.enabled:
         refreshed = refresh_scorers(studio, rollout.images_NCHW, rollout.prompts, state.round)
     metrics = studio.evaluate(ROUNDS)
@@ -169,28 +175,29 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
     last = to_guards(metrics, state.round, scores.kl, scores.clipped_advantages)
     history.append(last)
     verdicts = check_guards(history, guard_settings(place.recipe))
-    result = _result(state.round, metrics, scores, update, gate.passed / len(rollout.prompts), verdicts, refreshed)
-    if best_evaluation(history) is last:
-        return _Progress((*progress.rounds, result), copy_lora(state.generator.network), state.round)
-    return _Progress((*progress.rounds, result), progress.best, progress.best_round)
+    result = replace(
+        _evaluated(state.round, metrics, scores),
+        update=update,
+        passed=float(passed_N.float().mean()),
+        verdicts=verdicts,
+        refreshed=refreshed,
+    )
+    rounds = (*progress.rounds, result)
+    # A round that a guard stops is never the best one, whatever the judge says about it.
+    if best_evaluation(history) is last and not any(verdict.stops for verdict in verdicts):
+        return _Progress(rounds, copy_lora(state.generator.network), state.round)
+    return _Progress(rounds, progress.best, progress.best_round)
 
 
-class _Gate:
-    """The reward of a rollout. Images that the selector does not pass have the reward 0."""
+def _reward(studio: Studio) -> Score:
+    """Return the reward of a rollout: selector and policy, each by its lower bound."""
+    keys, models = studio.place.section.update, studio.models
+    settings = RewardSettings(keys.selector_power, keys.policy_power)
 
-    def __init__(self, studio: Studio) -> None:
-        keys = studio.place.section.update
-        self._models, self._threshold = studio.models, studio.scorers.selector_threshold
-        self._settings = RewardSettings(keys.selector_power, keys.policy_power)
-        self.passed = 0
+    def reward(images_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        return rewards(models.selector.score(images_NCHW), models.policy.score(images_NCHW, prompts), settings)
 
-    def __call__(self, images_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return rewards_N, and count the images that pass."""
-        selected = self._models.selector.score(images_NCHW)
-        agreed = self._models.policy.score(images_NCHW, prompts)
-        passed_N = passes(selected, self._threshold)
-        self.passed += int(passed_N.sum())
-        return torch.where(passed_N, rewards(selected, agreed, self._settings), torch.zeros(()))
+    return reward
 
 
 def _clipped(rollout: Rollout, settings: DdpoSettings) -> float:
@@ -199,19 +206,16 @@ def _clipped(rollout: Rollout, settings: DdpoSettings) -> float:
     return float((advantages_N.abs() > settings.advantage_clip).float().mean())
 
 
-def _result(number: int, metrics: ImageMetrics, scores: RoundScores, *update: Any) -> RoundResult:
-    measured, passed, verdicts, refreshed = update or (None, None, (), ())
+def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> RoundResult:
     return RoundResult(
         round=number,
-        update=measured,
-        passed=passed,
+        update=None,
+        passed=None,
         judge=metrics.judge,
         selector=metrics.selector,
         diversity=metrics.diversity.distance.value,
         real_diversity=metrics.real_diversity.distance.value,
         evaluation=scores,
-        verdicts=verdicts,
-        refreshed=refreshed,
     )
 
 
@@ -239,6 +243,7 @@ def _report(studio: Studio, result: RoundResult, total: int) -> None:
             "kl": result.update.kl_to_base,
             "ratio_deviation": result.update.first_ratio_deviation,
             "loss": result.update.loss,
+            "learning_rate": result.update.learning_rate,
         }
     shown = {name: value for name, value in figures.items() if value is not None}
     studio.place.report(ARM, result.round, total, shown)

@@ -119,6 +119,13 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
             value=settings.image_size,
             remedy="Leave the key out.",
         )
+    if settings.prediction not in (None, network.config.prediction_type):
+        raise ModelError(
+            f"this base predicts {network.config.prediction_type}",
+            place="imagegen.generator.prediction",
+            value=settings.prediction,
+            remedy="Leave the key out.",
+        )
     if settings.gradient_checkpointing:
         raise ModelError(
             "a DiT must run without gradient checkpointing",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ImageError
+from toolkit.imagegen.ddim import Prediction
 from toolkit.imagegen.lora import LoraSettings
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class GeneratorSettings:
         precision: of the base's parameters and of autocast. The LoRA is always float32.
         guidance_scale: classifier-free guidance. 1 switches it off.
         image_size: side of the generated image in pixels, or None for the base's own.
+        prediction: what the network predicts, or None for what the scheduler's configuration says.
         clip_sample: whether DDIM clips the predicted clean sample to [-1, 1].
+        vae_slicing: decode images one by one, which saves GPU memory.
         gradient_checkpointing: recompute activations in the backward pass.
         lora: the trainable part.
         seed: of the LoRA's initial parameters.
@@ -40,7 +43,9 @@ class GeneratorSettings:
     precision: Precision = "float32"
     guidance_scale: float = 1.0
     image_size: int | None = None
+    prediction: Prediction | None = None
     clip_sample: bool = False
+    vae_slicing: bool = True
     gradient_checkpointing: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     seed: int = 0

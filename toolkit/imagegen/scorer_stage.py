@@ -39,7 +39,8 @@ from toolkit.imagegen.workplace import Workplace, load_tensors, save_tensors
 log = logging.getLogger(__name__)
 
 STAGE = "scorers"
-_FEWEST_PASSED = 5
+_FEWEST_PASSED, _LEAST_PASSED = 5, 0.1
+"""Validation ratings that a threshold must pass, and their fraction. The precision of fewer says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +205,12 @@ def _train_rewards(
 
 
 def _run_epoch(fittings: Mapping[str, Fitting]) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for name, fitting in fittings.items():
         if fitting.is_finished:
             continue
         record = fitting.run_epoch()
-        figures[f"{name}_loss"] = record.loss
+        figures |= {f"{name}_loss": record.loss, f"{name}_learning_rate": record.learning_rate}
         if record.validation_loss is not None:
             figures[f"{name}_validation_loss"] = record.validation_loss
     return figures
@@ -256,7 +257,8 @@ def _threshold(place: Workplace, prepared: PreparedRatings, selector: Selector, 
     """Choose a threshold on validation ratings, and warn if it misses the target precision."""
     keys = place.section.selector
     rated = prepared.rows(split)
-    settings = ThresholdSettings(keys.target_precision, min(_FEWEST_PASSED, len(rated)))
+    fewest = max(_FEWEST_PASSED, round(_LEAST_PASSED * len(rated)))
+    settings = ThresholdSettings(keys.target_precision, min(fewest, len(rated)))
     threshold = selector_threshold(selector, rated, passing_level(place), settings)
     if not threshold.reached:
         rule = "no threshold reaches the target precision of %g on %s ratings. The best one, %.3f, has %s"

@@ -62,7 +62,9 @@ def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
         place.stop.check(f"round {state.round} of {arm} is saved")
         done.append(sft_round(state, settings, encoded))
         save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
-        place.report(arm, state.round, total, {"loss": done[-1].loss, "gradient_norm": done[-1].gradient_norm})
+        last = done[-1]
+        figures = {"loss": last.loss, "gradient_norm": last.gradient_norm, "learning_rate": last.learning_rate}
+        place.report(arm, state.round, total, figures)
     generator.save_lora(place.run.weights_folder(arm))
     return SftResult(len(images.numbers), len(pool), tuple(done), studio.figures())
 

@@ -106,7 +106,7 @@ class StableDiffusionGenerator:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (N, 3, H, W) in [0, 1], decoded one by one.
+        """Return images (N, 3, H, W) in [0, 1].
 
         Raises:
             ModelError: the decoder overflows in half precision.
@@ -166,13 +166,15 @@ def load_stable_diffusion(settings: GeneratorSettings, device: torch.device) -> 
         raise _unusable(folder, error) from error
     _freeze(pipeline, device)
     shape = _latent_shape(pipeline, settings)
+    if settings.vae_slicing:
+        pipeline.vae.enable_slicing()
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     attach_lora(pipeline.unet, settings.lora, settings.seed)
     return StableDiffusionGenerator(
         BaseModel(settings.base, _revision(folder), digest(list((folder / "unet").glob("*.safetensors")))),
         pipeline,
-        make_scheduler(pipeline.scheduler.config, clip_sample=settings.clip_sample),
+        make_scheduler(pipeline.scheduler.config, clip_sample=settings.clip_sample, prediction=settings.prediction),
         device,
         precision,
         settings.guidance_scale,
@@ -232,7 +234,6 @@ def _freeze(pipeline: "StableDiffusionPipeline", device: torch.device) -> None:
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
-    pipeline.vae.enable_slicing()
     # Without a limit of its own the tokenizer pads to 1e30 tokens.
     limit = pipeline.text_encoder.config.max_position_embeddings
     pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, limit)

@@ -35,10 +35,8 @@ RATINGS, BASE = "ratings", "base"
 
 def stage_names(section: Imagegen) -> tuple[str, ...]:
     """Return the stages of a recipe in their order."""
-    arms = [method for method in ("sft", "ddpo") if method in section.update.methods]
-    if section.update.control:
-        arms.insert(0, "control")
-    return (RATINGS, STAGE, BASE, *arms)
+    control = ("control",) if section.update.control else ()
+    return (RATINGS, STAGE, BASE, *control, *(name for name in ("sft", "ddpo") if name in section.update.methods))
 
 
 @dataclass(eq=False)

@@ -10,19 +10,29 @@ if TYPE_CHECKING:
 
 SIDE = 32
 """Pixels of its images."""
+TOKENS = 77
+"""Tokens of a prompt, as CLIP's text encoder has."""
 
 
-def save_tiny_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> None:
-    """Write a pipeline with random parameters (2 MB): UNet, VAE, CLIP text encoder, byte tokenizer, PNDM scheduler."""
+def save_tiny_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", tokens: int = TOKENS) -> None:
+    """Write a pipeline with random parameters (2 MB): UNet, VAE, CLIP text encoder, byte tokenizer, PNDM scheduler.
+
+    Args:
+        folder: where to write.
+        seed: of the parameters.
+        prediction_type: "epsilon" or "v_prediction".
+        tokens: bytes of the longest prompt, with its start and end. The default is CLIP's limit.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = _byte_tokenizer()
+        tokenizer = _byte_tokenizer(tokens)
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
+            max_position_embeddings=tokens,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -66,11 +76,13 @@ def save_tiny_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "e
     pipeline.save_pretrained(folder)
 
 
-def _byte_tokenizer() -> "CLIPTokenizer":
+def _byte_tokenizer(tokens_of_a_prompt: int) -> "CLIPTokenizer":
     """Return a CLIP tokenizer without merges: one token per byte."""
     from tokenizers.pre_tokenizers import ByteLevel  # type: ignore[import-untyped]
     from transformers import CLIPTokenizer
 
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer({token: number for number, token in enumerate(tokens)}, [], model_max_length=77)
+    return CLIPTokenizer(
+        {token: number for number, token in enumerate(tokens)}, [], model_max_length=tokens_of_a_prompt
+    )

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolkit.errors import RunError
 from toolkit.imagegen.settings import imagegen_of
+from toolkit.imagegen.trackers import Log
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.run import Progress, RunFolder, StopRequest, silent
@@ -29,6 +30,7 @@ class Workplace:
     run: RunFolder
     stop: StopRequest
     progress: Progress = silent
+    trackers: tuple[Log, ...] = ()
 
     @property
     def section(self) -> Imagegen:
@@ -41,8 +43,10 @@ class Workplace:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Report a finished epoch or round: a line in metrics.jsonl, in the log and in the progress bar."""
+        """Report a finished epoch or round: in metrics.jsonl, the log, the progress bar, and the recipe's trackers."""
         self.run.log_metrics(stage, step, figures)
+        for track in self.trackers:
+            track(stage, step, figures)
         note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.debug("%s %d of %d: %s", stage, step, steps, note)
         self.progress(stage, step, steps, note)

@@ -7,9 +7,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from toolkit.compute import recording, summarise_compute
+from toolkit.errors import RunError
 from toolkit.pipeline.peaks import gpu_peaks
 from toolkit.recipe import Recipe
-from toolkit.run import Progress, RunFolder, StopRequest, read_json, silent, spell_time, start_run, write_json
+from toolkit.run import (
+    Progress,
+    RunFolder,
+    StopRequest,
+    read_json,
+    silent,
+    spell_time,
+    start_run,
+    world_size,
+    write_json,
+)
 
 if TYPE_CHECKING:  # imagegen imports torch
     from toolkit.imagegen.results import ImagegenResult
@@ -35,13 +46,15 @@ def run_imagegen(
     Raises:
         ToolkitError: what ends the run. Interrupted after a signal, with the state saved.
     """
+    _require_one_process()
     from toolkit.imagegen.settings import imagegen_of
     from toolkit.imagegen.stages import Session, run_stage, stage_names
+    from toolkit.imagegen.trackers import tracking
     from toolkit.imagegen.workplace import Workplace
 
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
-        session = Session(Workplace(recipe, run, stop, progress))
-        with recording(run, recipe.run, "run") as recorder:
+        with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
+            session = Session(Workplace(recipe, run, stop, progress, trackers))
             for name in stage_names(imagegen_of(recipe)):
                 if run.is_done(name):
                     log.info("%s: finished before, skipped", name)
@@ -54,6 +67,16 @@ def run_imagegen(
                 write_imagegen_results(run, recipe)
                 log.info("%s is finished (%s)", name, spell_time(time.monotonic() - started))
         return run, write_imagegen_results(run, recipe)
+
+
+def _require_one_process() -> None:
+    if world_size() > 1:
+        raise RunError(
+            "image generation runs in one process",
+            place="accelerate launch",
+            value=f"{world_size()} processes",
+            remedy="Start it with toolkit run.",
+        )
 
 
 def write_imagegen_results(run: RunFolder, recipe: Recipe) -> "ImagegenResult":

@@ -33,6 +33,9 @@ HARMLESS = frozenset(
         "images.scan",
         "images.memory_cache_mb",
         "images.disk_cache",
+        "imagegen.ratings",
+        "imagegen.image_root",
+        "imagegen.max_dropped",
     }
 )
 """Keys that may change while a run goes on: they change neither the weights nor the answers. Where the data lie may

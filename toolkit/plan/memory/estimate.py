@@ -18,9 +18,11 @@ CONTEXT = int(0.6 * GIB)
 PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
 """What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
 layer adds whose cache grows step by step in segments that do not expand (trace)."""
-BLOCKS, UNIFORM_BLOCKS, RIGID_BLOCKS = 2, 1.5, 4
-"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), of a rollout in float32 (1.4), and
-of a training pass in segments that do not expand (3.7)."""
+BLOCKS, RIGID_BLOCKS = 2, 4
+"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), and of a training pass in segments
+that do not expand (3.7)."""
+IDLE_BLOCKS = 2.2
+"""Largest blocks of the vision tower's pass that prefill has no use for, in float32 (trace: up to 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +132,23 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
         "decoding": copies + rollout.decoding_bytes(model, setting),
         "sampling": rollout.sampling_bytes(model, setting),
     }
-    # In 16 bits the adapter's float32 takes turns with tensors of half its size.
-    mixed = setting.stored < FLOAT
-    stray = (BLOCKS if mixed else UNIFORM_BLOCKS) * rollout.largest_in_prefill(model, setting)
-    if mixed and setting.backend == "hf":  # the cache takes the tower's blocks, the rest is too small for prefill
-        stray += max(0, tower - prefill["kv_cache"])
+    stray = _stray_in_prefill(model, setting, max(0, tower - prefill["kv_cache"]))
     return [
         *moments,
-        _moment("prefill", {**kept, **prefill}, pieces + int(stray)),
+        _moment("prefill", {**kept, **prefill}, pieces + stray),
         _moment("decoding", {**kept, **decoding}, pieces + BLOCKS * decoding["decoding"]),
     ]
+
+
+def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
+    """Blocks that lie in pieces between others. ``idle``: what the tower leaves and the cache does not take. In 16 bits
+    the adapter's float32 takes turns with tensors of half its size. In float32 they have one size, and what the tower
+    leaves is too small for them (trace).
+    """
+    largest = rollout.largest_in_prefill(model, setting)
+    if setting.stored == FLOAT:
+        return largest // 2 + int(IDLE_BLOCKS * rollout.largest_in_tower(model, setting))
+    return BLOCKS * largest + (idle if setting.backend == "hf" else 0)
 
 
 def _pieces(model: Architecture, setting: Setting) -> int:

@@ -1,0 +1,121 @@
+"""The dry run of a recipe with [imagegen]: every stage with few steps, tiny random networks and images of 32 pixels.
+
+It shows that the ratings can be read and that every stage runs. It does not load the recipe's models, and its figures
+say nothing.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.cache import cache_folder
+from toolkit.pipeline.imagegen import run_imagegen
+from toolkit.recipe import REHEARSAL, Recipe, changed_keys
+from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen_checks import missing_imagegen_files
+from toolkit.recipe.overrides import merge
+from toolkit.run import Progress, RunFolder, silent
+
+if TYPE_CHECKING:  # imagegen imports torch
+    from toolkit.imagegen.results import ImagegenResult
+
+log = logging.getLogger(__name__)
+
+SIDE, PROMPT_BYTES, IMAGES = 32, 512, 150
+
+Changes = dict[str, Any]
+"""Dotted key -> new value."""
+
+
+def dry_run_imagegen(
+    recipe: Recipe, *, progress: Progress = silent, notify: Callable[[int], None] = lambda number: None
+) -> "tuple[RunFolder, ImagegenResult]":
+    """Run the dry run of a recipe from its beginning, in a folder of its own that the next dry run replaces.
+
+    Raises:
+        ToolkitError: what would end a run.
+    """
+    lacking = [
+        text for key, text in missing_imagegen_files(recipe) if key in ("imagegen.ratings", "imagegen.image_root")
+    ]
+    derived = derive_dry_run(recipe, tiny_pipeline(), own_ratings=not lacking)
+    for line in lacking:
+        log.warning("dry run: synthetic ratings, because the recipe's own are missing: %s", line)
+    log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders stand in for the recipe's models")
+    for key, (old, new) in changed_keys(recipe, derived).items():
+        log.debug("dry run: %s: %s -> %s", key, old, new)
+    return run_imagegen(derived, fresh=True, progress=progress, notify=notify)
+
+
+def tiny_pipeline() -> Path:
+    """Return the folder of a tiny random pipeline, which is written into the cache first."""
+    folder = cache_folder() / "imagegen" / f"tiny-pipeline-{PROMPT_BYTES}"
+    if not folder.is_dir():
+        from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_tiny_pipeline(partial, tokens=PROMPT_BYTES)
+        partial.rename(folder)
+    return folder
+
+
+def derive_dry_run(recipe: Recipe, pipeline: Path, *, own_ratings: bool) -> Recipe:
+    """Return the recipe of the dry run. ``changed_keys`` shows the differences.
+
+    Args:
+        recipe: any recipe with [imagegen]. It stays as it is.
+        pipeline: folder of the pipeline that is used instead.
+        own_ratings: use the recipe's ratings. False: synthetic ones.
+    """
+    section = recipe.imagegen
+    if section is None:
+        raise ValueError("the recipe must have the section [imagegen]")
+    changes: Changes = {
+        "run.name": recipe.run.name.removesuffix(REHEARSAL) + REHEARSAL,
+        "run.purpose": "rehearsal",
+        "run.checkpoint_steps": 2,
+        "imagegen.size": SIDE,
+        **{f"imagegen.{key}": value for key, value in _smaller(section, pipeline)},
+    }
+    raw = recipe.model_dump()
+    if not own_ratings or section.synthetic is not None:
+        changes |= _synthetic(section)
+        raw["imagegen"] |= {"windows": {}, "window": "auto", "prompts": {}, "image_root": None, "ratings": ()}
+        raw["imagegen"] |= {"expert_weight": "linear", "expert_table": {}}
+    return Recipe.model_validate(merge(raw, [(tuple(key.split(".")), value) for key, value in changes.items()]))
+
+
+def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
+    for name, encoder in (("selector", "tiny"), ("policy", "tiny"), ("judge", "tiny-wide")):
+        yield f"{name}.encoder", encoder
+        yield f"{name}.revision", None
+        yield f"{name}.tuning", "auto"
+        yield f"{name}.epochs", 1
+    yield "selector.target_precision", 0.1  # a selector that has learned nothing must pass something
+    yield "judge.images", 24
+    yield "judge.features", 8
+    yield "judge.bootstrap", 100
+    yield "generator.model", str(pipeline)
+    yield "generator.revision", None
+    yield "generator.steps", 3
+    yield "generator.batch_size", min(4, section.generator.batch_size)
+    yield "update.sft_steps", 2
+    yield "update.sft_batch_size", 2
+    yield "update.rounds", 1
+    yield "update.prompts_per_round", 2
+    yield "update.images_per_prompt", 2
+    yield "update.updates_per_round", 1
+    yield "update.micro_batch", 2
+    yield "update.clip_range", max(1e-3, section.update.clip_range)
+    yield "guards.action", "log"
+
+
+def _synthetic(section: Imagegen) -> Changes:
+    return {
+        "imagegen.synthetic": {"images": IMAGES},
+        "imagegen.modalities": tuple(dict.fromkeys([*section.modalities, *SYNTHETIC_MODALITIES])),
+        "imagegen.expert_levels": tuple(sorted({*section.expert_levels, *SYNTHETIC_EXPERT_LEVELS})),
+    }
