@@ -26,8 +26,8 @@ def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
     from toolkit.pipeline.imagegen import run_imagegen
 
     with telling() as (progress, notify):
-        plan_run(recipe, fresh=fresh)
-        run, result = run_imagegen(recipe, fresh=fresh, progress=progress, notify=notify)
+        planned = plan_run(recipe, fresh=fresh)
+        run, result = run_imagegen(recipe, fresh=fresh, plan=planned, progress=progress, notify=notify)
     show(run, result)
 
 
