@@ -21,11 +21,13 @@ WIDTH = 150
 
 def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
     """Run a recipe with [imagegen] and print its tables."""
+    from toolkit.cli.plan import plan_run
     from toolkit.cli.progress import telling
     from toolkit.pipeline.imagegen import run_imagegen
 
     with telling() as (progress, notify):
-        run, result = run_imagegen(recipe, fresh=fresh, progress=progress, notify=notify)
+        planned = plan_run(recipe, fresh=fresh)
+        run, result = run_imagegen(recipe, fresh=fresh, plan=planned, progress=progress, notify=notify)
     show(run, result)
 
 

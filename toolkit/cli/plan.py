@@ -48,8 +48,7 @@ def plan(
 
     loaded = load_recipe(recipe, settings or ())
     if loaded.imagegen is not None:
-        _tell_imagegen(loaded, as_json=as_json)
-        return
+        _tell_imagegen(loaded, find_gpu() if gpu is None else _other_gpu(gpu), as_json=as_json)
     hush()
     found = make(loaded, find_gpu() if gpu is None else _other_gpu(gpu))
     if as_json:
@@ -59,17 +58,18 @@ def plan(
     raise typer.Exit(1 if found.problems else 0)
 
 
-def _tell_imagegen(recipe: "Recipe", *, as_json: bool) -> None:
-    """Print the plan of a recipe with [imagegen]."""
-    from dataclasses import asdict
+def _tell_imagegen(recipe: "Recipe", gpu: "Gpu | None", *, as_json: bool) -> None:
+    """Print the plan of a recipe with [imagegen], and exit."""
+    from toolkit.cli.planned_imagegen import lines
+    from toolkit.plan.imagegen import make_imagegen_plan
 
-    from toolkit.plan.imagegen import plan_imagegen, plan_lines
-
-    found = plan_imagegen(recipe)
+    with _quiet():
+        found = make_imagegen_plan(recipe, gpu)
     if as_json:
-        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, default=str))
     else:
-        print("\n".join(plan_lines(found)))
+        print("\n".join(lines(found)))
+    raise typer.Exit(1 if found.problems else 0)
 
 
 def _other_gpu(given: str) -> "Gpu":
@@ -138,6 +138,8 @@ def _make_first(recipe: "Recipe") -> Told:
     """
     from toolkit.backends import backend_name
 
+    if recipe.imagegen is not None:
+        return tell_imagegen(recipe)
     if backend_name(recipe.model) == "hf":
         return tell(recipe)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
@@ -155,6 +157,22 @@ def tell(recipe: "Recipe") -> Told:
         lines=tuple(short_lines(found)),
         warnings=tuple(str(finding) for finding in found.findings if not finding.certain),
         certain=tuple(map(str, certain)),
+        record=found.to_json(),
+    )
+
+
+def tell_imagegen(recipe: "Recipe") -> Told:
+    """The plan of a recipe with [imagegen] for the GPU that is here, as a run tells it."""
+    from toolkit.cli.planned_imagegen import short_lines
+    from toolkit.plan import find_gpu
+    from toolkit.plan.imagegen import make_imagegen_plan
+
+    with _quiet():
+        found = make_imagegen_plan(recipe, find_gpu())
+    return Told(
+        lines=tuple(short_lines(found)),
+        warnings=tuple(str(finding) for finding in found.findings if finding not in found.certain),
+        certain=tuple(map(str, found.certain)),
         record=found.to_json(),
     )
 

@@ -12,6 +12,7 @@ from toolkit.pipeline.peaks import gpu_peaks
 from toolkit.recipe import Recipe
 from toolkit.run import (
     Progress,
+    Record,
     RunFolder,
     StopRequest,
     read_json,
@@ -32,6 +33,7 @@ def run_imagegen(
     recipe: Recipe,
     *,
     fresh: bool = False,
+    plan: Record | None = None,
     progress: Progress = silent,
     notify: Callable[[int], None] = lambda number: None,
 ) -> "tuple[RunFolder, ImagegenResult]":
@@ -40,6 +42,7 @@ def run_imagegen(
     Args:
         recipe: a recipe with [imagegen].
         fresh: start again. An old run of this name is moved aside.
+        plan: what the run is expected to need, kept as plan.json. None: nothing new.
         progress: called after each epoch and round.
         notify: called with the number of the signal that requests a stop.
 
@@ -53,6 +56,8 @@ def run_imagegen(
     from toolkit.imagegen.workplace import Workplace
 
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
+        if plan is not None:
+            write_json(run.plan_file, plan)
         with recording(run, recipe.run, "run") as recorder, tracking(recipe.run, run) as trackers:
             session = Session(Workplace(recipe, run, stop, progress, trackers))
             for name in stage_names(imagegen_of(recipe)):
