@@ -129,7 +129,7 @@ def _precision(precision: str, device: torch.device) -> Precision:
         return precision  # type: ignore[return-value]  # the same literals
     if device.type != "cuda":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def sft_settings(recipe: Recipe) -> SftSettings:
