@@ -141,14 +141,14 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
 
 
 def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
-    """Blocks that lie in pieces between others. ``idle``: what the tower leaves and the cache does not take. In 16 bits
-    the adapter's float32 takes turns with tensors of half its size. In float32 they have one size, and what the tower
-    leaves is too small for them (trace).
+    """Blocks that lie in pieces between others. ``idle``: what the tower leaves and the cache does not take. It lies
+    idle if its blocks are smaller than prefill's tensors. In 16 bits the adapter's float32 takes turns with tensors of
+    half its size. In float32 all have one size, and the tower's largest blocks lie idle (trace).
     """
-    largest = rollout.largest_in_prefill(model, setting)
+    largest, of_tower = rollout.largest_in_prefill(model, setting), rollout.largest_in_tower(model, setting)
     if setting.stored == FLOAT:
-        return largest // 2 + int(IDLE_BLOCKS * rollout.largest_in_tower(model, setting))
-    return BLOCKS * largest + (idle if setting.backend == "hf" else 0)
+        return largest // 2 + int(IDLE_BLOCKS * of_tower)
+    return BLOCKS * largest + (idle if setting.backend == "hf" and of_tower < largest // 2 else 0)
 
 
 def _pieces(model: Architecture, setting: Setting) -> int:
