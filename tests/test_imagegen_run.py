@@ -16,13 +16,16 @@ from imagegen_runs import RECIPE, SMALL, numbers, results
 from toolkit.cli.predict import Which
 from toolkit.errors import DataError, ImageError, ModelError, RecipeError, ToolkitError, TrainingError
 from toolkit.imagegen.dit import DitConfig, split_words
+from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
 from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
+from toolkit.imagegen.workplace import Workplace
 from toolkit.pipeline.again import evaluate_again, export_again
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
+from toolkit.run import StopRequest, start_run
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
@@ -249,3 +252,29 @@ def test_a_selector_that_passes_nothing_is_an_error_that_keeps_what_was_trained(
     run_imagegen(strict)  # goes on, with the scorers of the first start
     assert (tmp_path / "runs" / "strict" / "stages" / "scorers" / "done.json").read_bytes() == before
     assert all((tmp_path / "runs" / "strict" / "stages" / name / "done.json").is_file() for name in STAGES)
+
+
+def test_a_refresh_between_rounds_says_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
+    more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
+    _, found = run_imagegen(recipe(tmp_path, base, "refreshed", [*more, "imagegen.selector.target_precision=0.01"]))
+    assert found.ddpo is not None
+    outcomes = [outcome for one in found.ddpo.rounds for outcome in one.refreshed]
+    assert outcomes
+    for outcome in outcomes:
+        if outcome.kept:
+            assert outcome.before.value is not None
+            assert outcome.after.value is not None
+            assert outcome.after.value >= outcome.before.value
+
+
+def test_ratings_of_weight_0_are_reported_and_a_level_without_a_weight_is_an_error(tmp_path: Path, base: Path) -> None:
+    more = ['imagegen.expert_weight="table"', "imagegen.expert_table={ 1 = 0.0, 2 = 0.5, 3 = 1.0 }"]
+    wanted = recipe(tmp_path, base, "unweighted", more)
+    with start_run(wanted) as run, StopRequest() as stop:
+        prepared, found = prepare_ratings(Workplace(wanted, run, stop))
+    count = sum(rating.expert_level == 1 for _, rating in prepared.ratings.pairs)
+    assert count > 0
+    assert any(f"{count:,} ratings of expert level 1" in warning for warning in found.warnings)
+    with pytest.raises(DataError) as raised:
+        unweighted(prepared.ratings, {2: 0.5, 3: 1.0})
+    assert raised.value.value == {1: count}

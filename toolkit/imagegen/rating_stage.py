@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.errors import DataError
 from toolkit.imagegen.agreement import Agreement, agreement
 from toolkit.imagegen.images import image_stores, scan_images
 from toolkit.imagegen.oracle import network_scores
@@ -137,9 +139,31 @@ def prepare_ratings(place: Workplace) -> tuple[PreparedRatings, RatingsResult]:
     }
     warnings = require_all_levels(splits, TRAINING)
     weights = expert_weights(section, own["train"])
-    weights = {level: weights.get(level, 0.0) for level in section.expert_levels}
+    warnings += unweighted(ratings, weights)
     prepared = PreparedRatings(ratings, splits, weights, stores)
     return prepared, _result(place, prepared, warnings)
+
+
+def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[str, ...]:
+    """Return a warning for each expert level whose ratings have weight 0.
+
+    Raises:
+        DataError: the training split has no rating of an expert level, so that ``precision`` gives it no weight.
+    """
+    counts = Counter(rating.expert_level for _, rating in ratings.pairs)
+    missing = sorted(counts.keys() - weights.keys())
+    if missing:
+        raise DataError(
+            "the training split must have ratings of every expert level that occurs",
+            place="imagegen.expert_weight",
+            value={level: counts[level] for level in missing},
+            remedy='Use expert_weight = "linear" or "table", or collect more ratings of these levels.',
+        )
+    return tuple(
+        f"{count:,} ratings of expert level {level} have weight 0 and are left out of training and tests"
+        for level, count in sorted(counts.items())
+        if not weights[level]
+    )
 
 
 def _synthetic_files(place: Workplace) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """Retraining selector and policy between rounds on passed images, with anchors, and rolling back what got worse."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from toolkit.imagegen.scorer_evaluation import evaluate_policy, evaluate_selecto
 from toolkit.imagegen.scorer_stage import passing_level
 from toolkit.imagegen.selector import start_fitting
 from toolkit.imagegen.settings import bootstrap_of, policy_settings, seed_of, selector_settings
+
+log = logging.getLogger(__name__)
 
 _SEED_RANGE = 2**31
 
@@ -58,6 +61,11 @@ def refresh_scorers(
     for name, outcome in outcomes.items():
         if not outcome.kept:
             load_trained_state(models.by_name[name], states[name])
+        what = "kept" if outcome.kept else "rolled back"
+        found = [
+            figure.value if figure.value is not None else figure.reason for figure in (outcome.before, outcome.after)
+        ]
+        log.info("refresh in round %d: %s %s, held-out agreement %s, then %s", round_number, name, what, *found)
     return tuple(outcomes.values())
 
 

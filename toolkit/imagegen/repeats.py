@@ -1,5 +1,6 @@
 """Intra-rater agreement: how consistently a rater rates the same image twice, as a rating sheet shows some images."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.imagegen.ratings import RatedImage, Ratings
+from toolkit.imagegen.weighted import kappa_of_counts
 from toolkit.metrics.resampling import drawn_sums, percentile_interval
 
 Floats = NDArray[np.float64]
@@ -110,9 +112,5 @@ def _figures(pairs: Sequence[_Pair], size: int, resamples: int, seed: int) -> In
 
 
 def _kappa(counts_KK: Floats) -> float | None:
-    levels = np.arange(len(counts_KK))
-    distance_KK = (levels[:, None] - levels) ** 2
-    expected = float((np.outer(counts_KK.sum(1), counts_KK.sum(0)) * distance_KK).sum())
-    if not expected:
-        return None
-    return float(1 - counts_KK.sum() * (counts_KK * distance_KK).sum() / expected)
+    kappa = float(kappa_of_counts(counts_KK[None])[0])
+    return None if math.isnan(kappa) else kappa

@@ -34,11 +34,15 @@ def auroc(scores_N: np.ndarray, positive_N: np.ndarray, weights_RN: np.ndarray) 
 def quadratic_kappa(true_N: np.ndarray, predicted_N: np.ndarray, n_levels: int, weights_RN: np.ndarray) -> np.ndarray:
     """Return Cohen's kappas with quadratic weights. Undefined if all levels, true and predicted, are the same."""
     cells = np.eye(n_levels * n_levels)[true_N * n_levels + predicted_N]
-    observed_RKK = (weights_RN @ cells).reshape(-1, n_levels, n_levels)
+    return kappa_of_counts((weights_RN @ cells).reshape(-1, n_levels, n_levels))
+
+
+def kappa_of_counts(observed_RKK: np.ndarray) -> np.ndarray:
+    """Return Cohen's kappas with quadratic weights of matrices that count pairs of levels. NaN: undefined."""
     expected_RKK = observed_RKK.sum(axis=2, keepdims=True) * observed_RKK.sum(axis=1, keepdims=True)
-    levels = np.arange(n_levels)
+    levels = np.arange(observed_RKK.shape[-1])
     distance_KK = (levels[:, None] - levels) ** 2
-    total_R = weights_RN.sum(axis=1)
+    total_R = observed_RKK.sum(axis=(1, 2))
     disagreement_R = (observed_RKK * distance_KK).sum(axis=(1, 2)) * total_R
     kappa_R: np.ndarray = 1 - _ratio(disagreement_R, (expected_RKK * distance_KK).sum(axis=(1, 2)))
     return kappa_R
