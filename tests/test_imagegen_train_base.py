@@ -1,5 +1,6 @@
 """The script that trains the shipped base: its loss falls, its file is reproducible, its samples follow the prompt."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,3 +68,13 @@ def test_command_line_writes_model_and_picture(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / "base").iterdir()) < 5e6
     assert cv2.imread(str(tmp_path / "grid.png")).shape == (2 * 128, 10 * 128, 3)
     assert not any(parameter.dtype != torch.float32 for parameter in model.parameters())
+
+
+def test_the_shipped_files_are_those_that_the_documented_figures_are_of() -> None:
+    folder = Path(__file__).resolve().parents[1] / "toolkit" / "imagegen"
+    digests = {
+        "tiny_base/model.safetensors": "7a42635b4e680f19a89a43ebbf705f168d301070f5e72e6147e77de3fe4f1101",
+        "oracle.safetensors": "01eb6394c9d12322a9129b78f31cf893ade8659dd3a2f4c5516007e8b6a65ddd",
+    }
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in digests}
+    assert found == digests, "Retrain with train_base or train_oracle, and renew the README's figures with it"
