@@ -89,13 +89,13 @@ def test_fid_needs_four_images_per_feature() -> None:
 def test_kid_equals_a_direct_mmd(shift: float) -> None:
     real, generated = feature_set(30, 0), feature_set(30, 1, shift)
     expected = direct_kid(real.features_NF.numpy(), generated.features_NF.numpy())
-    found = kid(real, generated, BOOTSTRAP)
+    found = kid(real, generated)
     assert found.value == pytest.approx(expected, abs=1e-9)
     weighted = squared_mmd(real.features_NF.numpy(), generated.features_NF.numpy(), np.ones((1, 30)), np.ones((1, 30)))
     assert weighted[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_bootstrap_sample_of_kid_leaves_out_pairs_of_an_image_with_itself() -> None:
+def test_a_weighted_mmd_leaves_out_pairs_of_an_image_with_itself() -> None:
     first, second = feature_set(12, 0).features_NF.numpy(), feature_set(10, 1).features_NF.numpy()
     rng = np.random.default_rng(0)
     weights = rng.integers(0, 3, 12), rng.integers(0, 3, 10)
@@ -112,8 +112,8 @@ def test_a_bootstrap_sample_of_kid_leaves_out_pairs_of_an_image_with_itself() ->
 
 
 def test_the_interval_of_kid_covers_0_for_one_distribution_and_not_for_two() -> None:
-    same = kid(feature_set(150, 0), feature_set(150, 1), BOOTSTRAP).estimate
-    other = kid(feature_set(150, 0), feature_set(150, 1, shift=1.0), BOOTSTRAP).estimate
+    same = kid(feature_set(150, 0), feature_set(150, 1)).estimate
+    other = kid(feature_set(150, 0), feature_set(150, 1, shift=1.0)).estimate
     assert same.low is not None
     assert same.high is not None
     assert other.low is not None
@@ -121,9 +121,26 @@ def test_the_interval_of_kid_covers_0_for_one_distribution_and_not_for_two() -> 
     assert other.low > 0
 
 
+def test_the_interval_of_kid_has_the_width_of_repeated_draws_and_holds_the_value() -> None:
+    rng = np.random.default_rng(0)
+
+    def clustered(shift: float) -> FeatureSet:
+        """15 groups of 6 images, which are alike within a group."""
+        centres = rng.normal(shift, 1, (15, 1, 4))
+        features = (centres + 0.3 * rng.normal(size=(15, 6, 4))).reshape(90, 4)
+        return FeatureSet(torch.from_numpy(features), tuple(str(group) for group in range(15) for _ in range(6)))
+
+    found = [kid(clustered(0.0), clustered(0.8)).estimate for _ in range(120)]
+    assert all(one.low <= one.value <= one.high for one in found)
+    assert {one.method for one in found} == {"jackknife by group"}
+    spread = np.std([one.value for one in found])
+    widths = np.array([one.high - one.low for one in found]) / (2 * 1.96)
+    assert 0.75 < np.sqrt(np.mean(widths**2)) / spread < 1.4
+
+
 def test_real_images_are_compared_with_real_images_at_the_same_n() -> None:
     real, generated = feature_set(200, 0), feature_set(300, 1, shift=1.0)
-    found = distribution_figures(generated, real, DistributionSettings(BOOTSTRAP))
+    found = distribution_figures(generated, real, DistributionSettings())
     assert (found.n, found.num_features) == (100, 8)
     figures = (found.kid, found.fid, found.real_kid, found.real_fid)
     assert {figure.estimate.n for figure in figures} == {100}
@@ -136,20 +153,20 @@ def test_the_halves_of_the_real_images_share_no_patient() -> None:
     rng = np.random.default_rng(0)
     patients = rng.normal(size=(40, 4))
     real = FeatureSet(torch.tensor(np.repeat(patients, 10, axis=0)), tuple(f"p{i // 10}" for i in range(400)))
-    found = distribution_figures(real, real, DistributionSettings(BOOTSTRAP))
+    found = distribution_figures(real, real, DistributionSettings())
     assert found.n == 200
     assert found.real_fid.value > 0.02
 
 
 def test_a_single_image_has_no_kid() -> None:
-    found = distribution_figures(feature_set(1, 0), feature_set(20, 1), DistributionSettings(BOOTSTRAP))
+    found = distribution_figures(feature_set(1, 0), feature_set(20, 1), DistributionSettings())
     assert (found.kid.value, found.fid.value) == (None, None)
     assert found.kid.reason
 
 
 def test_metrics_leave_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    kid(feature_set(20, 0), feature_set(20, 1), BOOTSTRAP)
+    kid(feature_set(20, 0), feature_set(20, 1))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -192,7 +209,7 @@ def test_spoiled_images_are_farther_from_real_ones(extractor: Extractor) -> None
     groups = tuple(map(str, range(300)))
     real = FeatureSet(extractor.features(images[best]), groups)
     generated = FeatureSet(extractor.features(images[worst]), groups[:150])
-    found = distribution_figures(generated, real, DistributionSettings(BOOTSTRAP))
+    found = distribution_figures(generated, real, DistributionSettings())
     assert found.kid.estimate.low > found.real_kid.estimate.high
     assert found.fid.value > 3 * found.real_fid.value
 

@@ -7,13 +7,14 @@ read against the figure of real images.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, undefined
+from toolkit.imagegen.figure import Figure, undefined
 from toolkit.metrics import Estimate
 from toolkit.metrics.resampling import count_groups
 
@@ -25,8 +26,8 @@ IMAGES_PER_FEATURE = 4
 class DistributionSettings:
     """``seed`` splits the real images into two halves and draws ``n`` images of each set."""
 
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
     seed: int = 0
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class DistributionFigures:
         n: Images of each side.
         num_features: Features of the extractor.
         kid: KID (squared maximum mean discrepancy, unbiased, cubic kernel) of generated against real images, with a
-            bootstrap over the groups of both. It may be below 0.
+            jackknife interval over the groups of both. It may be below 0.
         fid: FID of generated against real images, without an interval.
         real_kid: KID of one half of the real images against the other.
         real_fid: The same for FID.
@@ -82,26 +83,33 @@ def distribution_figures(
     return DistributionFigures(
         n=n,
         num_features=real.features_NF.shape[1],
-        kid=kid(first, generated, settings.bootstrap),
-        fid=fid(first, generated, settings.bootstrap.confidence),
-        real_kid=kid(first, second, settings.bootstrap),
-        real_fid=fid(first, second, settings.bootstrap.confidence),
+        kid=kid(first, generated, settings.confidence),
+        fid=fid(first, generated, settings.confidence),
+        real_kid=kid(first, second, settings.confidence),
+        real_fid=fid(first, second, settings.confidence),
     )
 
 
-def kid(real: FeatureSet, generated: FeatureSet, bootstrap: Bootstrap) -> Figure:
-    """Return KID of equally many images, with an interval that draws the groups of both sets."""
+def kid(real: FeatureSet, generated: FeatureSet, confidence: float = 0.95) -> Figure:
+    """Return KID of equally many images, with an interval from the jackknife over the groups of both sets.
+
+    Not from the bootstrap: a group that is drawn twice is compared with its own copy, which raises KID above the value
+    of the data. The variance is the sum over both sets of ``(G - 1) / G`` times the squared deviations of the values
+    without one of the G groups (Efron and Stein 1981).
+    """
     n, n_groups = len(generated.groups), count_groups(generated.groups)
     if n < 2:
-        return undefined("fewer than 2 images", n, n_groups, bootstrap.confidence)
-    drawn_R = squared_mmd(
-        real.features_NF.double().numpy(),
-        generated.features_NF.double().numpy(),
-        sample_weights(real.groups, bootstrap),
-        sample_weights(generated.groups, Bootstrap(bootstrap.resamples, bootstrap.seed + 1, bootstrap.confidence)),
-    )
-    drawn_R[0] = _torchmetrics_kid(real.features_NF.double(), generated.features_NF.double())
-    return from_samples(drawn_R, generated.groups, "undefined", bootstrap)
+        return undefined("fewer than 2 images", n, n_groups, confidence)
+    value = _torchmetrics_kid(real.features_NF.double(), generated.features_NF.double())
+    arrays = real.features_NF.double().numpy(), generated.features_NF.double().numpy()
+    without_real, without_generated = _without_each(real.groups), _without_each(generated.groups)
+    all_real, all_generated = np.ones((len(without_generated), n)), np.ones((len(without_real), n))
+    variance = _jackknife(squared_mmd(*arrays, without_real, all_generated))
+    variance += _jackknife(squared_mmd(*arrays, all_real, without_generated))
+    if not np.isfinite(variance):  # one group, or one image beside it
+        return Figure(Estimate(value, n, None, None, "none", n_groups, confidence))
+    margin = NormalDist().inv_cdf((1 + confidence) / 2) * variance**0.5
+    return Figure(Estimate(value, n, value - margin, value + margin, "jackknife by group", n_groups, confidence))
 
 
 def fid(real: FeatureSet, generated: FeatureSet, confidence: float = 0.95) -> Figure:
@@ -119,14 +127,28 @@ def squared_mmd(
 ) -> np.ndarray:
     """Return the unbiased squared maximum mean discrepancies of weighted images, with the kernel (x y / F + 1)^3.
 
-    A pair of an image with itself is left out, also if its weight is 2: copies of a bootstrap sample would otherwise
-    raise the discrepancy.
+    A pair of an image with itself is left out, also if its weight is 2.
     """
     within = _within(first_NF, first_weights_RN) + _within(second_MF, second_weights_RM)
     total_R = first_weights_RN.sum(axis=1) * second_weights_RM.sum(axis=1)
     across_R = ((first_weights_RN @ _kernel(first_NF, second_MF)) * second_weights_RM).sum(axis=1) / total_R
     discrepancy_R: np.ndarray = within - 2 * across_R
     return discrepancy_R
+
+
+def _without_each(groups: Sequence[str]) -> np.ndarray:
+    """Return weights_GN: row g has 0 for the images of group g and 1 for all others."""
+    codes = {group: code for code, group in enumerate(dict.fromkeys(groups))}
+    index_N = np.array([codes[group] for group in groups])
+    weights_GN: np.ndarray = (np.arange(len(codes))[:, None] != index_N[None]).astype(float)
+    return weights_GN
+
+
+def _jackknife(values_G: np.ndarray) -> float:
+    """Return the jackknife's variance of a statistic, from its values without each group."""
+    if len(values_G) < 2:
+        return float("nan")
+    return float((len(values_G) - 1) * np.var(values_G))
 
 
 class _Given(nn.Module):

@@ -151,7 +151,9 @@ def evaluate_images(
         selector=_mean(selected, prompts, bootstrap),
         selector_pass_rate=_pass_rate(selected, scorers.selector_threshold, prompts, bootstrap),
         agreement=_agreement(generated, scorers.policy, bootstrap),
-        distribution=distribution_figures(features, reference.features, DistributionSettings(bootstrap, settings.seed)),
+        distribution=distribution_figures(
+            features, reference.features, DistributionSettings(settings.seed, bootstrap.confidence)
+        ),
         diversity=diversity_figures(images_NCHW, features.features_NF, pairs, bootstrap),
         real_diversity=reference.diversity,
         copies=copy_figures(features, reference.features, bootstrap, settings.copy_quantile),

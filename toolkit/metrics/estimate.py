@@ -16,7 +16,7 @@ class Estimate:
 
     ``value`` is None where n is 0, ``low`` and ``high`` where no interval can be told (n is 0, or a bootstrap over one
     group): a figure that is not a number is never shown. ``method`` is one of "wilson", "wilson by group",
-    "wilson by class", "wilson of no change", "bootstrap by group" and "none".
+    "wilson by class", "wilson of no change", "bootstrap by group", "jackknife by group" and "none".
     """
 
     value: float | None
