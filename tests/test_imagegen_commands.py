@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from imagegen_runs import RECIPE, SMALL
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from toolkit.cli.commands import app
 from toolkit.errors import DataError, ModelError, RecipeError, RunError
@@ -24,7 +23,7 @@ from toolkit.imagegen.finished import load_selector, open_finished
 from toolkit.imagegen.sheet import read_key
 from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import load_recipe
+from toolkit.recipe import Recipe, load_recipe
 from toolkit.run import read_json
 
 LUNGS = "CT: clear lungs"
@@ -104,8 +103,9 @@ def test_the_same_seed_gives_the_same_files_and_methods_differ(run: Path, tmp_pa
         method = [] if "--method" in more else ["--method", "ddpo"]
         done("generate", run, "--prompt", LUNGS, *more, *method, "--out", tmp_path / name)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "same")
-    first = {name: pixels_of(tmp_path / name)[0].tobytes() for name in ("one", "fewer", "seed", "base", "sft")}
-    assert first["one"] == first["fewer"]
+    first = {name: pixels_of(tmp_path / name)[0].tobytes() for name in ("one", "seed", "base", "sft")}
+    one, fewer = (pixels_of(tmp_path / name)[0].astype(int) for name in ("one", "fewer"))
+    assert np.abs(one - fewer).max() <= 1  # the sums of another batch size are rounded differently
     assert len({first[name] for name in ("one", "seed", "base", "sft")}) == 4
 
 
@@ -275,25 +275,22 @@ def test_collected_ratings_train_the_next_run(run: Path, tmp_path: Path) -> None
     assert f"{2 * (150 + shown_twice)} ratings of 150 images" in shown
     assert re.search(r"ddpo +│ +\d", shown)
     assert str(ratings) in shown.replace("\n", "")
-    _, result = run_imagegen(load_recipe(next_recipe(tmp_path, ratings), files=True))
+    _, result = run_imagegen(next_recipe(tmp_path, ratings))
     assert result.ratings is not None
     assert (result.ratings.images, result.ratings.dropped) == (150, ())
     assert [row.arm for row in result.rows] == ["base", "sft"]
 
 
-def next_recipe(folder: Path, ratings: Path) -> Path:
+def next_recipe(folder: Path, ratings: Path) -> Recipe:
     """The tiny recipe on a file of ratings."""
     text = RECIPE.read_text(encoding="utf-8").split("[imagegen.synthetic]")
     rest = text[1][text[1].index("[imagegen.selector]") :]
-    own = [setting for setting in SMALL if "synthetic" not in setting]
     file = folder / "next.toml"
     file.write_text(text[0].replace("[imagegen]", f'[imagegen]\nratings = ["{ratings}"]') + rest, encoding="utf-8")
-    more = [*own, 'imagegen.update.methods=["sft"]', "imagegen.update.control=false"]
-    more += ["run.name=next", f"run.folder={folder / 'runs'}"]
-    from toolkit.recipe import dump_recipe
-
-    file.write_text(dump_recipe(load_recipe(file, more)), encoding="utf-8")
-    return file
+    own = [setting for setting in SMALL if "synthetic" not in setting]
+    names = ["run.name=next", f"run.folder={folder / 'runs'}"]
+    more = ['imagegen.update.methods=["sft"]', "imagegen.update.control=false"]
+    return load_recipe(file, [*own, *more, *names], files=True)
 
 
 def test_ratings_of_other_sheets_and_missing_images_leave_no_file(run: Path, tmp_path: Path) -> None:

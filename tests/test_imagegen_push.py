@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard, constants
 from imagegen_runs import RECIPE, SMALL
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError

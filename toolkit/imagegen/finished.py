@@ -9,13 +9,14 @@ import torch
 from toolkit.errors import ModelError, RunError
 from toolkit.imagegen.fitting import load_trained_state
 from toolkit.imagegen.generator import Generator, load_generator
+from toolkit.imagegen.lora import reset_lora
 from toolkit.imagegen.lora_card import read_lora_record
 from toolkit.imagegen.rating_stage import SYNTHETIC_FOLDER
 from toolkit.imagegen.ratings import load_ratings
 from toolkit.imagegen.results import BASE, arm_figures
 from toolkit.imagegen.scorer_stage import STAGE
 from toolkit.imagegen.selector import Selector
-from toolkit.imagegen.settings import generator_settings, selector_settings
+from toolkit.imagegen.settings import generator_settings, seed_of, selector_settings
 from toolkit.imagegen.synthetic import RATINGS_FILE
 from toolkit.imagegen.workplace import load_tensors
 from toolkit.recipe import Recipe, for_image_generators
@@ -109,13 +110,14 @@ def load_base(finished: FinishedRun) -> Generator:
 
 
 def use_method(finished: FinishedRun, generator: Generator, method: str) -> None:
-    """Set the LoRA of a new generator to that of a finished method. The base stays as it is.
+    """Set the generator's LoRA to that of a finished method, or for the base to one that changes nothing.
 
     Raises:
         ModelError: the base is not the one that the LoRA was trained on, or the LoRA cannot be read.
         RunError: the record of the LoRA is missing.
     """
     if method == BASE:
+        reset_lora(generator.network, seed_of(finished.recipe, "generator"))
         return
     record = read_lora_record(finished.run, method)
     if record.base_sha256 != generator.base.sha256:

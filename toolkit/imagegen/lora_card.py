@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
 
 from toolkit.backends.sources import public_name
 from toolkit.errors import ModelError, RunError
@@ -96,8 +97,12 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     """
     licence, folder = required_licence(section), run.weights_folder(arm)
     if licence is None:
-        rule = "only the LoRA of a Stable Diffusion model can be passed on, because diffusers can load it"
-        raise ModelError(rule, place="imagegen.generator.model", value=public_name(section.generator.model))
+        raise ModelError(
+            "only the LoRA of a Stable Diffusion model can be passed on, because diffusers can load it",
+            place="imagegen.generator.model",
+            value=public_name(section.generator.model),
+            remedy="Train on a Stable Diffusion base.",
+        )
     if missing := sorted(name for name in FILES if not (folder / name).is_file()):
         remedy = "Restore them. Without a copy of the licence in this package, save its text as LICENSE."
         raise ModelError(
@@ -121,10 +126,19 @@ def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord
     text = copy.read_text(encoding="utf-8")
     if not text.strip() or own not in (None, text):
         raise ModelError(f"the file must be the text of the licence {licence.name}", place=copy, remedy=restore)
-    named = ModelCard.load(folder / CARD).data.license
+    named = _licence_in(folder / CARD)
     if named != licence.id:
         rule = f"the card must name the licence of the base model, {licence.id}"
         raise ModelError(rule, place=folder / CARD, value=named, remedy=restore)
+
+
+def _licence_in(card: Path) -> str | None:
+    """The licence in the header of a card, which its owner may have completed."""
+    try:
+        named: str | None = ModelCard.load(card).data.license
+    except (ValueError, YAMLError):
+        return None
+    return named
 
 
 def _card(

@@ -12,6 +12,7 @@ from toolkit.imagegen.collect import collect_ratings
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.finished import FinishedRun, load_base, prompts_by_modality, use_method
 from toolkit.imagegen.generated_files import check_folder, to_pixels
+from toolkit.imagegen.generator import Generator
 from toolkit.imagegen.images import image_stores
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.repeats import IntraRater, intra_rater_agreement
@@ -84,18 +85,20 @@ def write_run_sheet(
         raise DataError(rule, place=key_file, value=folder.name, remedy=remedy)
     prompts = [(prompt, modality) for modality, own in prompts_by_modality(finished).items() for prompt in own]
     wanted = [prompts[number % len(prompts)] for number in range(images)]
-    items: list[SheetItem] = []
+    generator, items = load_base(finished), list[SheetItem]()
     for done, method in enumerate(methods, start=1):
-        items += _items(finished, method, wanted, options.seed)
+        use_method(finished, generator, method)
+        items += _items(finished, generator, method, wanted, options.seed)
         progress("methods", done, len(methods))
     stores = image_stores(finished.section, finished.recipe.images)
     return write_sheet(items, finished.section, stores, folder, key_file, options), key_file
 
 
-def _items(finished: FinishedRun, method: str, wanted: Sequence[tuple[str, str]], seed: int) -> list[SheetItem]:
+def _items(
+    finished: FinishedRun, generator: Generator, method: str, wanted: Sequence[tuple[str, str]], seed: int
+) -> list[SheetItem]:
     """Images of one method. Noise differs between methods, so that no two images of a sheet resemble each other."""
-    generator, keys = load_base(finished), finished.section.generator
-    use_method(finished, generator, method)
+    keys = finished.section.generator
     schedule = make_schedule(generator.scheduler, keys.steps)
     own = derive_seed(seed, "sheet", method)
     pixels = to_pixels(generate(generator, schedule, [prompt for prompt, _ in wanted], own, keys.batch_size))

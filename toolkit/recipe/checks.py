@@ -47,7 +47,9 @@ def for_language_models(recipe: Recipe, command: str) -> Recipe:
     """
     if recipe.imagegen is not None:
         text = f"{command} works on vision-language models, and this recipe is for image generation ([imagegen])"
-        raise RecipeError([Problem(recipe.run.name, f"{text}. `toolkit run` trains and evaluates image generators")])
+        raise RecipeError(
+            [Problem(recipe.run.name, f"{text}. `toolkit run` and `toolkit imagegen` work on image generators")]
+        )
     return recipe
 
 
