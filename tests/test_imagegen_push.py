@@ -147,6 +147,7 @@ def test_a_repository_with_files_is_refused_unless_forced(run: Path, hub: FakeHu
         ("README.md", None),
         ("README.md", "---\nlicense: apache-2.0\n---\n\n# A LoRA\n"),
         ("README.md", "no header"),
+        ("README.md", "---\nlicense: [\n---\n"),
         ("LICENSE", None),
         ("LICENSE", "Apache License 2.0"),
         ("pytorch_lora_weights.safetensors", "other parameters"),

@@ -220,3 +220,9 @@ def test_the_command_pushes_and_prints_the_address_and_no_token(recipe: Recipe, 
 def test_public_alone_is_refused(recipe: Recipe) -> None:
     found = CliRunner().invoke(app, ["export", str(recipe.run_folder), "--public"])
     assert found.exit_code == 2
+
+
+def test_a_method_is_named_for_image_generators_only(recipe: Recipe, hub: FakeHub) -> None:
+    found = CliRunner().invoke(app, ["export", str(recipe.run_folder), "--push", "anna/small", "--method", "sft"])
+    assert found.exit_code == 2
+    assert hub.calls == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 from pydantic import TypeAdapter, ValidationError
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from toolkit.backends.sources import public_name
 from toolkit.errors import ModelError, RunError
