@@ -199,6 +199,15 @@ def test_scoring_models_stay_on_the_gpu_and_count() -> None:
     assert memory.score().parts["scoring"] > 64 * 3 * 512**2 * 4
 
 
+def test_only_encoders_smaller_than_the_images_have_crops() -> None:
+    """DINOv2 takes 518 pixels. The stage enlarges images of 512 pixels and gives them no crops."""
+    scorers = scorers_of(Imagegen(ratings=("ratings.csv",), size=512))
+    assert {name: one.views for name, one in scorers.items()} == {
+        "selector": 5, "policy": 1, "judge": 1, "extractor": 1
+    }  # fmt: skip
+    assert scorers_of(Imagegen(ratings=("ratings.csv",), size=520))["judge"].views == 5
+
+
 def test_an_encoder_is_read_from_its_config() -> None:
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
     text = {"hidden_size": 768, "intermediate_size": 3072}

@@ -1,11 +1,13 @@
 """Vision towers: from images to feature vectors that keep what an expert rates.
 
-A tower resizes the whole image to the size its backbone was trained at, and can add crops at the image's own
-resolution, because resizing removes the noise and the fine structure that a rating is about. A backbone pools several
+A tower resizes the whole image to the size its backbone was trained at, so that position embeddings stay as they are.
+It can add crops at the image's own resolution, because resizing removes the noise and the fine structure that a rating
+is about. Images as small as the backbone's own size or smaller are enlarged and have no crops. A backbone pools several
 of its layers, because texture is in the early ones and content in the late ones. Pretrained backbones are frozen by
 default. The two small ones, "cnn" and "tiny-clip", start from random parameters and are trained.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +19,8 @@ from torch.nn.functional import interpolate
 
 from toolkit.errors import MissingExtraError, ModelError
 from toolkit.imagegen.loading import load_half
+
+log = logging.getLogger(__name__)
 
 CNN = "cnn"
 TINY_CLIP = "tiny-clip"
@@ -38,8 +42,8 @@ class TowerSettings:
     ``encoder`` is "cnn", "tiny-clip", the folder or Hub name of a Transformers vision model, or ``open_clip:`` and a
     name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block. If it is
     empty, ``layer_count`` evenly spaced ones that end with the last are pooled. ``crop_grid`` adds that many times that
-    many crops at the image's own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the
-    CNN's first layer.
+    many crops at the image's own resolution, if images are larger than the backbone takes. ``frozen`` of None freezes
+    what is pretrained. ``width`` is that of the CNN's first layer.
     """
 
     encoder: str = CNN
@@ -140,14 +144,13 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
             remedy="Set frozen to false, or name a pretrained encoder.",
         )
     backbone = _backbone(settings, image_size, seed)
-    if settings.crop_grid and image_size <= backbone.size:
-        raise ModelError(
-            f"crops need images larger than the encoder's {backbone.size} pixels",
-            place=settings.encoder,
-            value=f"{image_size} pixels",
-            remedy="Set crop_grid to 0.",
-        )
-    return Tower(backbone, image_size, settings.crop_grid, settings.is_frozen)
+    crop_grid = settings.crop_grid
+    if crop_grid and image_size <= backbone.size:
+        # The whole image loses nothing by being enlarged, so that crops would add nothing.
+        rule = "%s: no crops, because it takes images of %d pixels and these have %d"
+        log.info(rule, settings.encoder, backbone.size, image_size)
+        crop_grid = 0
+    return Tower(backbone, image_size, crop_grid, settings.is_frozen)
 
 
 def _backbone(settings: TowerSettings, image_size: int, seed: int) -> Backbone:

@@ -88,7 +88,7 @@ class Selector(ImagegenSection):
     """Hidden layers, evenly spaced up to the last, whose features are concatenated."""
     crop_grid: int = Field(2, ge=0)
     """This many times this many crops at the encoder's own size beside the whole image, because resizing removes the
-    noise that an expert rates. Images as small as the encoder's own size have none."""
+    noise that an expert rates. Images no larger than the encoder's own size are enlarged and have none."""
     heads: int = Field(3, ge=2)
     """Ordinal heads with different seeds. The reward is their mean minus one standard deviation."""
     hidden: int = Field(256, ge=1)

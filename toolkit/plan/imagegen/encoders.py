@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,16 @@ class Scorer:
 
 def scorers_of(section: Imagegen) -> Mapping[str, Scorer]:
     """Return selector, policy, judge and extractor. Each has an encoder of its own on the GPU."""
-    crops = section.selector.crop_grid**2
-    return {
-        "selector": _scorer("selector.encoder", section.selector.encoder, section.selector.revision, 1 + crops),
-        "policy": _scorer("policy.encoder", section.policy.encoder, section.policy.revision, 1),
-        "judge": _scorer("judge.encoder", section.judge.encoder, section.judge.revision, 1 + crops),
-        "extractor": _scorer("judge.encoder", section.judge.encoder, section.judge.revision, 1),
+    selector, policy, judge = section.selector, section.policy, section.judge
+    found = {
+        "selector": _scorer("selector.encoder", selector.encoder, selector.revision),
+        "policy": _scorer("policy.encoder", policy.encoder, policy.revision),
+        "judge": _scorer("judge.encoder", judge.encoder, judge.revision),
+        "extractor": _scorer("judge.encoder", judge.encoder, judge.revision),
+    }
+    views = 1 + selector.crop_grid**2
+    return found | {
+        name: replace(found[name], views=views) for name in ("selector", "judge") if _has_crops(section, found[name])
     }
 
 
@@ -153,12 +157,17 @@ def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
         yield Finding(place, text, "Download it, or unset HF_HUB_OFFLINE.")
 
 
-def _scorer(key: str, name: str, revision: str | None, views: int) -> Scorer:
+def _scorer(key: str, name: str, revision: str | None) -> Scorer:
     if name in TINY_ENCODERS:
         return Scorer(key, name, None)
     fields = _local_fields(name, revision)
     found = None if fields is None else read_encoder(fields)
-    return Scorer(key, name, found or KNOWN.get(name), views, found is not None, revision)
+    return Scorer(key, name, found or KNOWN.get(name), 1, found is not None, revision)
+
+
+def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
+    """Whether images are larger than the encoder takes, as ``imagegen.towers.build_tower`` requires for crops."""
+    return scorer.encoder is not None and section.size > scorer.encoder.vision.size
 
 
 def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:

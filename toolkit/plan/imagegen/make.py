@@ -171,11 +171,6 @@ def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: Ra
     """What the scoring models reject when they are built or fitted."""
     for one in {one.key: one for one in scorers.values()}.values():
         yield from judge_encoder(one)
-    for one in {one.key: one for one in scorers.values() if one.views > 1}.values():
-        if one.encoder is not None and section.size <= one.encoder.vision.size:
-            text = f"crops need images larger than {one.name}'s {one.encoder.vision.size} pixels (got {section.size})"
-            remedy = f"Set selector.crop_grid to 0, or choose another {one.key}."
-            yield Finding(f"[imagegen] {one.key}", text, remedy, certain=one.local)
     if ratings is None:
         return
     if ratings.images <= section.judge.features:
