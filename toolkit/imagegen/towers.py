@@ -9,7 +9,7 @@ default. The two small ones, "cnn" and "tiny-clip", start from random parameters
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from toolkit.errors import MissingExtraError, ModelError
+from toolkit.imagegen.batches import scoring_batch
 from toolkit.imagegen.loading import load_half
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Tower(nn.Module):
         image_size: Side of the images it takes, in pixels.
         num_features: Length of a feature vector.
         frozen: Whether the backbone is never trained.
+        batch_size: Images of a pass without gradients.
+        known: Digest of an image -> its features on the CPU, of a frozen backbone (``training_features``).
     """
 
     mean_C: Tensor
@@ -75,7 +78,8 @@ class Tower(nn.Module):
     def __init__(self, backbone: "Backbone", image_size: int, crop_grid: int, frozen: bool) -> None:
         super().__init__()
         self.backbone, self.image_size, self.crop_grid, self.frozen = backbone.module, image_size, crop_grid, frozen
-        self.size = backbone.size
+        self.size, self.batch_size = backbone.size, scoring_batch(backbone.size)
+        self.known: dict[bytes, Tensor] = {}
         self.register_buffer("mean_C", torch.tensor(backbone.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(backbone.std), persistent=False)
         if frozen:
@@ -129,8 +133,18 @@ class Backbone:
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
 
 
-def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
-    """Return the tower for images of ``image_size`` pixels. ``seed`` is used for random parameters only.
+FrozenBackbones = dict[TowerSettings, Backbone]
+"""Loaded backbones that are never trained. Towers that differ only in their crops share one."""
+
+
+def build_tower(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones | None = None) -> Tower:
+    """Return the tower for images of ``image_size`` pixels.
+
+    Args:
+        settings: Backbone, layers and crops.
+        image_size: Side of the images.
+        seed: Of random parameters.
+        shared: Where a frozen backbone is found, or put when it is loaded.
 
     Raises:
         ModelError: The model cannot be loaded, or a setting does not fit it.
@@ -143,7 +157,7 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
             value="frozen = true",
             remedy="Set frozen to false, or name a pretrained encoder.",
         )
-    backbone = _backbone(settings, image_size, seed)
+    backbone = _backbone(settings, image_size, seed, {} if shared is None else shared)
     crop_grid = settings.crop_grid
     if crop_grid and image_size <= backbone.size:
         # The whole image loses nothing by being enlarged, so that crops would add nothing.
@@ -153,16 +167,20 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
     return Tower(backbone, image_size, crop_grid, settings.is_frozen)
 
 
-def _backbone(settings: TowerSettings, image_size: int, seed: int) -> Backbone:
-    if settings.encoder.startswith(OPEN_CLIP):
-        return _open_clip_backbone(settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if settings.encoder == CNN:
-            return Backbone(SmallCnn(settings.width, image_size), image_size)
-        if settings.encoder == TINY_CLIP:
+def _backbone(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones) -> Backbone:
+    if settings.encoder in FROM_SCRATCH:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if settings.encoder == CNN:
+                return Backbone(SmallCnn(settings.width, image_size), image_size)
             return _tiny_clip(settings)
-    return _pretrained(settings)
+    load = _open_clip_backbone if settings.encoder.startswith(OPEN_CLIP) else _pretrained
+    if not settings.is_frozen:
+        return load(settings)
+    key = replace(settings, crop_grid=0, frozen=True)
+    if key not in shared:
+        shared[key] = load(settings)
+    return shared[key]
 
 
 class SmallCnn(nn.Module):
