@@ -17,9 +17,11 @@ from toolkit.cli.predict import Which
 from toolkit.errors import DataError, ImageError, ModelError, RecipeError, ToolkitError, TrainingError
 from toolkit.imagegen.dit import DitConfig, split_words
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
+from toolkit.imagegen.sft_stage import SftResult
+from toolkit.imagegen.stages import Session
 from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.imagegen.workplace import Workplace
+from toolkit.imagegen.workplace import Workplace, kept
 from toolkit.pipeline.again import evaluate_again, export_again
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
@@ -260,12 +262,43 @@ def test_a_selector_that_passes_nothing_is_an_error_that_keeps_what_was_trained(
     assert all((tmp_path / "runs" / "strict" / "stages" / name / "done.json").is_file() for name in STAGES)
 
 
+def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, base: Path) -> None:
+    small = recipe(tmp_path, base, "apart", ['imagegen.update.methods=["sft"]'])
+    run_imagegen(small)
+    with start_run(small) as run, StopRequest() as stop:
+        session = Session(Workplace(small, run, stop))
+        splits = session.prepared.splits
+        own = [image for name in ("train", "validation") for image in splits[name].images]
+        others = {image.group for name in ("judge_train", "judge_validation", "test") for image in splits[name].images}
+        assert session.prepared.images(own).dtype == torch.uint8
+        reference = session.studio.reference
+        assert set(reference.features.groups) <= others
+        assert reference.training.groups == tuple(image.group for image in own)
+        assert not others & set(reference.training.groups)
+        assert kept(run, "sft", SftResult).pool == kept(run, "control", SftResult).pool == len(own)
+
+
+def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) -> None:
+    # The learning rate is so small that agreement stays as it is, and the refresh is kept.
+    more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
+    more += ["imagegen.selector.target_precision=0.01", "imagegen.update.refresh.learning_rate=1e-12"]
+    _, found = run_imagegen(recipe(tmp_path, base, "kept", more))
+    assert found.ddpo is not None
+    assert found.scorers is not None
+    first = found.scorers.selector_threshold.value
+    rounds = found.ddpo.rounds[1:]
+    assert [one.refreshed[0].kept for one in rounds] == [True, True]
+    assert [one.threshold for one in rounds] == pytest.approx([first, first], abs=1e-4)
+
+
 def test_a_refresh_between_rounds_says_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
     more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
     _, found = run_imagegen(recipe(tmp_path, base, "refreshed", [*more, "imagegen.selector.target_precision=0.01"]))
     assert found.ddpo is not None
     outcomes = [outcome for one in found.ddpo.rounds for outcome in one.refreshed]
     assert outcomes
+    for one in found.ddpo.rounds:
+        assert (one.threshold is not None) == bool(one.refreshed and one.refreshed[0].kept)
     for outcome in outcomes:
         if outcome.kept:
             assert outcome.before.value is not None

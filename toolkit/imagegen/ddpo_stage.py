@@ -8,6 +8,7 @@ flatter it.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,11 +31,12 @@ from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
 from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.optimization import UpdateState, start_update
 from toolkit.imagegen.refresh import RefreshOutcome
-from toolkit.imagegen.refresh_stage import refresh_scorers
+from toolkit.imagegen.refresh_stage import Refreshed, refresh_scorers
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_stage import load_models
 from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
 from toolkit.metrics import Estimate
+from toolkit.recipe.imagegen import most_clipped
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class RoundResult:
         evaluation: what the guards look at.
         verdicts: of the guards.
         refreshed: outcomes of the refresh of selector and policy, if it is enabled.
+        threshold: from which score on the selector passes an image, if a refresh of this round chose it again.
     """
 
     round: int
@@ -68,6 +71,7 @@ class RoundResult:
     evaluation: "RoundScores"
     verdicts: tuple[Verdict, ...] = ()
     refreshed: tuple[RefreshOutcome, ...] = ()
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,11 @@ class _Progress:
     best_round: int
 
     @property
+    def threshold(self) -> float | None:
+        """The threshold that the last refresh chose. None: that of stage 1."""
+        return next((one.threshold for one in reversed(self.rounds) if one.threshold is not None), None)
+
+    @property
     def stopped(self) -> tuple[Verdict, ...]:
         """The guards that stop the update."""
         return tuple(verdict for verdict in self.rounds[-1].verdicts if verdict.stops)
@@ -157,22 +166,30 @@ def _begin(studio: Studio) -> _Progress:
 
 def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
     """Generate, score, update, evaluate, and check the guards."""
-    place = studio.place
+    place, models = studio.place, studio.models
+    if progress.threshold is not None:
+        studio = _with_threshold(studio, progress.threshold)
     rollout = roll_out(state.generator, settings, studio.prompts, _reward(studio), state.round)
-    passed_N = passes(studio.models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
+    with models.resident("selector"):
+        passed_N = passes(models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
     if not bool(passed_N.any()):
         log.warning("ddpo round %d: the selector passes no image, so that none is reinforced", state.round + 1)
     rollout = replace(rollout, passed_N=passed_N)
     update = update_policy(state, settings, rollout)
-    refreshed: tuple[RefreshOutcome, ...] = ()
+    refreshed = Refreshed()
     if place.section.update.refresh.enabled:
         refreshed = refresh_scorers(studio, rollout.images_NCHW, rollout.prompts, state.round)
+    if refreshed.threshold is not None:
+        studio = _with_threshold(studio, refreshed.threshold.value)
     metrics = studio.evaluate(ROUNDS)
     scores = RoundScores(
         metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
     )
     history = [_evaluation(one, metrics) for one in progress.rounds]
-    last = to_guards(metrics, state.round, scores.kl, scores.clipped_advantages)
+    last = replace(
+        to_guards(metrics, state.round, scores.kl, scores.clipped_advantages),
+        most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
+    )
     history.append(last)
     verdicts = check_guards(history, guard_settings(place.recipe))
     result = replace(
@@ -180,7 +197,8 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
         update=update,
         passed=float(passed_N.float().mean()),
         verdicts=verdicts,
-        refreshed=refreshed,
+        refreshed=refreshed.outcomes,
+        threshold=None if refreshed.threshold is None else refreshed.threshold.value,
     )
     rounds = (*progress.rounds, result)
     # A round that a guard stops is never the best one, whatever the judge says about it.
@@ -189,13 +207,18 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
     return _Progress(rounds, progress.best, progress.best_round)
 
 
+def _with_threshold(studio: Studio, value: float) -> Studio:
+    return replace(studio, scorers=replace(studio.scorers, selector_threshold=value))
+
+
 def _reward(studio: Studio) -> Score:
     """Return the reward of a rollout: selector and policy, each by its lower bound."""
     keys, models = studio.place.section.update, studio.models
     settings = RewardSettings(keys.selector_power, keys.policy_power)
 
     def reward(images_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        return rewards(models.selector.score(images_NCHW), models.policy.score(images_NCHW, prompts), settings)
+        with models.resident("selector", "policy"):
+            return rewards(models.selector.score(images_NCHW), models.policy.score(images_NCHW, prompts), settings)
 
     return reward
 
