@@ -1,0 +1,62 @@
+"""Trackers of an image generation run: what arrives, and what a tracker that cannot start says."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from imagegen_runs import RECIPE
+
+from toolkit.errors import MissingExtraError
+from toolkit.imagegen.trackers import tracking
+from toolkit.pipeline.imagegen import run_imagegen
+from toolkit.recipe import load_recipe
+from toolkit.run import RunFolder, start_run
+
+FIGURES = {"selector_loss": 0.5, "selector_learning_rate": 1e-3}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunFolder]:
+    with start_run(load_recipe(RECIPE, ["run.name=tracked", f"run.folder={tmp_path / 'runs'}"])) as run:
+        yield run
+
+
+def test_wandb_offline_gets_the_figures(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]'])
+    for step in (1, 2):  # the second start resumes the first one's curves
+        with tracking(recipe.run, run) as logs:
+            for log in logs:
+                log("scorers", step, FIGURES)
+    files = sorted((run.path / "wandb").rglob("run-*.wandb"))
+    assert len(files) == 2
+    assert len({file.name for file in files}) == 1
+    for file in files:
+        content = file.read_bytes()
+        assert all(f"scorers/{name}".encode() in content for name in FIGURES)
+
+
+def test_runs_of_one_name_have_curves_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]', "run.name=tracked", f"run.folder={tmp_path / 'runs'}"])
+    for _ in range(2):
+        with start_run(recipe, fresh=True) as run, tracking(recipe.run, run):
+            pass
+    files = list((tmp_path / "runs").rglob("run-*.wandb"))
+    assert len({file.name for file in files}) == 2
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_an_error_before_the_first_stage(
+    tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, tracker, None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    recipe = load_recipe(RECIPE, [f'run.report_to=["{tracker}"]', "run.name=lost", f"run.folder={tmp_path / 'runs'}"])
+    with pytest.raises(MissingExtraError, match=tracker) as caught:
+        run_imagegen(recipe)
+    assert "tracking" in str(caught.value.remedy)
+    assert not (tmp_path / "runs" / "lost" / "stages").exists()
