@@ -6,7 +6,6 @@ method of the package.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -84,7 +83,8 @@ def update(studio: Studio, action: str) -> Course:
     reset_lora(studio.generator.network, 1)
     state = start_update(studio.generator, SETTINGS.learning_rate)
     metrics = studio.evaluate(ROUNDS)
-    history, selector, verdicts = [to_guards(metrics, 0, None, None)], [metrics.selector.value or 0.0], [()]
+    history, selector = [to_guards(metrics, 0, None, None)], [metrics.selector.value or 0.0]
+    verdicts: list[tuple[Verdict, ...]] = [()]
     best = copy_lora(studio.generator.network)
     while state.round < TOTAL and not any(verdict.stops for verdict in verdicts[-1]):
         sft_round(state, SETTINGS, weighted_images(studio, state.round))
