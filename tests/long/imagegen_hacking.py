@@ -29,27 +29,36 @@ from toolkit.recipe import load_recipe
 from toolkit.run import StopRequest, start_run
 
 WEAK = (
-    "imagegen.synthetic.images=300",
+    "imagegen.synthetic.images=500",
     "imagegen.selector.epochs=10",
     "imagegen.policy.epochs=1",
-    "imagegen.judge.epochs=15",
+    "imagegen.judge.fractions.selector=0.15",
+    "imagegen.judge.fractions.judge=0.65",
     "imagegen.judge.images=96",
     "imagegen.judge.features=8",
     "imagegen.judge.bootstrap=200",
-    "imagegen.generator.steps=6",
 )
-"""A selector of few ratings, which errs enough to be exploited."""
-TOTAL, IMAGES, TEMPERATURE = 12, 128, 0.1
-SETTINGS = SftSettings(steps_per_round=12, batch_size=64, micro_batch=64, learning_rate=2e-3)
+"""A selector of few ratings, whose errors can be exploited, and a judge of many."""
+TOTAL, IMAGES, TEMPERATURE = 8, 256, 0.02
+SETTINGS = SftSettings(steps_per_round=12, batch_size=64, micro_batch=64, learning_rate=4e-3)
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What an arm went through: evaluations from round 0 on, the verdicts on each, and the restored best round."""
+    """What an arm went through.
+
+    Attributes:
+        history: evaluations, from round 0, the base.
+        selector: mean selector score of each.
+        verdicts: of the guards on each.
+        oracle: mean oracle score of the base and after the last round.
+        restored: the evaluation after the best round was restored.
+    """
 
     history: tuple[Evaluation, ...]
     selector: tuple[float, ...]
     verdicts: tuple[tuple[Verdict, ...], ...]
+    oracle: tuple[float, float]
     restored: Evaluation
 
 
@@ -64,6 +73,14 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
             run_stage(session, stage)
         yield session.studio
     torch.set_num_threads(before)
+
+
+def oracle_score(studio: Studio) -> float:
+    """Return what simulated experts without errors would say. Nothing is trained on it or chosen by it."""
+    oracle = studio.figures().oracle
+    assert oracle is not None
+    assert oracle.value is not None
+    return oracle.value
 
 
 def weighted_images(studio: Studio, number: int) -> EncodedImages:
@@ -81,7 +98,7 @@ def update(studio: Studio, action: str) -> Course:
     """Update the base until the last round, or until a guard stops it, and restore the best round."""
     guards = guard_settings(load_recipe(RECIPE, [*WEAK, f'imagegen.guards.action="{action}"']))
     reset_lora(studio.generator.network, 1)
-    state = start_update(studio.generator, SETTINGS.learning_rate)
+    state, oracle = start_update(studio.generator, SETTINGS.learning_rate), oracle_score(studio)
     metrics = studio.evaluate(ROUNDS)
     history, selector = [to_guards(metrics, 0, None, None)], [metrics.selector.value or 0.0]
     verdicts: list[tuple[Verdict, ...]] = [()]
@@ -94,9 +111,10 @@ def update(studio: Studio, action: str) -> Course:
         verdicts.append(check_guards(history, guards))
         if is_best(history, verdicts[-1]):
             best = copy_lora(studio.generator.network)
+    oracles = (oracle, oracle_score(studio))
     restore_lora(studio.generator.network, best)
     restored = to_guards(studio.evaluate(ROUNDS), state.round, None, None)
-    return Course(tuple(history), tuple(selector), tuple(verdicts), restored)
+    return Course(tuple(history), tuple(selector), tuple(verdicts), oracles, restored)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +128,13 @@ def test_without_guards_the_judge_ends_below_its_best_by_more_than_the_interval(
     fall = compare_arms(best.judge_scores, last.judge_scores, Bootstrap(), min_pairs=1).difference
     print(f"\njudge {[round(one.judge, 3) for one in unguarded.history]}")
     print(f"selector {[round(one, 3) for one in unguarded.selector]}")
+    print(f"oracle, base and last {[round(one, 3) for one in unguarded.oracle]}")
     print(f"last minus best (round {best.round}): {fall.value:+.3f} [{fall.low:+.3f} to {fall.high:+.3f}]")
     assert fall.high is not None
     assert fall.high < 0
-    assert unguarded.selector[-1] > unguarded.selector[best.round]  # the selector saw no fall
+    # The reward says that the images are better than the base's, and the oracle that they are worse.
+    assert unguarded.selector[-1] > unguarded.selector[0]
+    assert unguarded.oracle[1] < unguarded.oracle[0]
     assert any(verdict.status == "fired" for verdict in unguarded.verdicts[-1])
 
 
