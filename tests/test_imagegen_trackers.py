@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from imagegen_runs import RECIPE
 
-from toolkit.errors import MissingExtraError
+from toolkit.errors import MissingExtraError, RunError
 from toolkit.imagegen.trackers import tracking
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
@@ -47,6 +47,20 @@ def test_runs_of_one_name_have_curves_of_their_own(tmp_path: Path, monkeypatch: 
             pass
     files = list((tmp_path / "runs").rglob("run-*.wandb"))
     assert len({file.name for file in files}) == 2
+
+
+def test_wandb_without_a_login_is_an_error_with_a_remedy(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # without the login of whoever runs the test
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]'])
+    with pytest.raises(RunError, match="wandb must start") as caught, tracking(recipe.run, run):
+        pass
+    assert "WANDB_MODE=offline" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
