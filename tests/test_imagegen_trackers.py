@@ -1,13 +1,16 @@
 """Trackers of an image generation run: what arrives, and what a tracker that cannot start says."""
 
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from imagegen_runs import RECIPE
 
-from toolkit.errors import MissingExtraError, RunError
+from toolkit.errors import MissingExtraError
 from toolkit.imagegen.trackers import tracking
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
@@ -27,6 +30,7 @@ def test_wandb_offline_gets_the_figures(run: RunFolder, monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_MODE", "offline")
     recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]'])
     for step in (1, 2):  # the second start resumes the first one's curves
+        time.sleep(1.1)  # wandb names its folders by the second
         with tracking(recipe.run, run) as logs:
             for log in logs:
                 log("scorers", step, FIGURES)
@@ -49,18 +53,31 @@ def test_runs_of_one_name_have_curves_of_their_own(tmp_path: Path, monkeypatch: 
     assert len({file.name for file in files}) == 2
 
 
-def test_wandb_without_a_login_is_an_error_with_a_remedy(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_without_a_login_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # without the login of whoever runs the test
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    recipe = load_recipe(RECIPE, ['run.report_to=["wandb"]'])
-    with pytest.raises(RunError, match="wandb must start") as caught, tracking(recipe.run, run):
-        pass
-    assert "WANDB_MODE=offline" in str(caught.value.remedy)
+    # In a process of its own, because wandb reads its environment once.
+    program = """
+from toolkit.imagegen.trackers import tracking
+from toolkit.recipe import load_recipe
+from toolkit.run import start_run
+import sys
+recipe = load_recipe(sys.argv[1], ['run.report_to=["wandb"]', f"run.folder={sys.argv[2]}"])
+with start_run(recipe) as run, tracking(recipe.run, run):
+    pass
+"""
+    hidden = {"WANDB_MODE", "WANDB_API_KEY"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(RECIPE), str(tmp_path / "runs")],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "RunError: run.report_to: the tracker wandb must start" in ended.stderr
+    assert "WANDB_MODE=offline" in ended.stderr
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
