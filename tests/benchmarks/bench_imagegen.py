@@ -111,13 +111,12 @@ def compare(seeds: Sequence[Seed], arm: str, other: str) -> Paired:
     )
 
 
-def summary(seeds: Sequence[Seed]) -> Iterator[str]:
-    """Yield the differences of all seeds, with the lowest and the highest seed."""
+def differences(seeds: Sequence[Seed]) -> Iterator[str]:
+    """Yield the paired differences over the images of some seeds."""
     for arm, other in COMPARED:
         change = compare(seeds, arm, other).difference
-        own = [seed.judge(arm) - seed.judge(other) for seed in seeds]
-        interval = f"{change.value:+.3f} [{change.low:+.3f} to {change.high:+.3f}] on {change.n} pairs"
-        yield f"{arm} minus {other}: {interval}, seeds {min(own):+.3f} to {max(own):+.3f}"
+        interval = f"{change.value:+.3f} [{change.low:+.3f} to {change.high:+.3f}]"
+        yield f"{arm} minus {other} {interval} on {change.n} pairs"
 
 
 def failures(seeds: Sequence[Seed]) -> Iterator[str]:
@@ -151,8 +150,9 @@ def main() -> None:
         print("\n".join(line(number, row) for row in seed.result.rows))
         spearman = seed.result.scorers.judge.overall.spearman.value if seed.result.scorers else None
         held_out = "undefined" if spearman is None else f"{spearman:.3f}"
+        print("\n".join(f"{number:>4} {text}" for text in differences([seed])))
         print(f"{number:>4} judge's held-out Spearman {held_out}; {time.monotonic() - started:.0f} s", flush=True)
-    print("\n".join(summary(seeds)))
+    print("\n".join(f" all {text}" for text in differences(seeds)))
     found = [] if given.smoke else list(failures(seeds))
     passed = "a smoke run: the figures say nothing" if given.smoke else "sft and ddpo are above every control"
     print("\n".join(found) or passed)
