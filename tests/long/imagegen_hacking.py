@@ -39,8 +39,8 @@ WEAK = (
     "imagegen.judge.bootstrap=200",
 )
 """A selector of few ratings, whose errors can be exploited, and a judge of many."""
-TOTAL, IMAGES, TEMPERATURE = 8, 256, 0.02
-SETTINGS = SftSettings(steps_per_round=12, batch_size=64, micro_batch=64, learning_rate=4e-3)
+TOTAL, IMAGES, TEMPERATURE = 6, 192, 0.04
+SETTINGS = SftSettings(steps_per_round=16, batch_size=64, micro_batch=64, learning_rate=6e-3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,7 @@ def _open(name: str, run: RunFolder) -> tuple[Log, Callable[[], None]]:
         return _OPEN[name](run)
     except ImportError as error:
         raise MissingExtraError(name, "tracking", f"run.report_to = [{name!r}]") from error
-    # Each tracker has exceptions of its own, and importing them would need the tracker.
-    except (OSError, RuntimeError, ValueError, *_errors_of_wandb()) as error:
+    except _failures() as error:
         raise RunError(
             f"the tracker {name} must start",
             place="run.report_to",
@@ -49,9 +48,10 @@ def _open(name: str, run: RunFolder) -> tuple[Log, Callable[[], None]]:
         ) from error
 
 
-def _errors_of_wandb() -> tuple[type[Exception], ...]:
-    errors = getattr(sys.modules.get("wandb"), "errors", None)  # loaded only if the recipe names it
-    return (errors.Error,) if errors else ()
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a tracker raises if it cannot start. wandb has its own error, and is loaded only if it is named."""
+    errors = getattr(sys.modules.get("wandb"), "errors", None)
+    return (OSError, RuntimeError, ValueError, *((errors.Error,) if errors else ()))
 
 
 def _open_tensorboard(run: RunFolder) -> tuple[Log, Callable[[], None]]:
