@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from imagegen_models import prompts_dit_folder
-from imagegen_runs import RECIPE, SMALL, changes
+from imagegen_runs import LICENCE, RECIPE, SMALL, changes
 
 from toolkit.cli import main
 from toolkit.errors import DataError
@@ -137,7 +137,7 @@ def test_a_prompt_that_is_too_long_ends_the_command_and_a_shorter_one_is_taken(
 ) -> None:
     assert "words" in error_of(capsys, RECIPE, settings(tmp_path, base, [LONG]))
     save_tiny_pipeline(tmp_path / "sd")
-    assert "tokens" in error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LONG]))
+    assert "tokens" in error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LONG, LICENCE]))
     # Python's function has no plan, so that its run folder exists when the prompt is found.
     with pytest.raises(DataError, match="words"):
         run_imagegen(load_recipe(RECIPE, settings(tmp_path, base, [LONG])))
@@ -153,7 +153,7 @@ def test_a_model_folder_with_pickles_only_ends_the_command(tmp_path: Path, capsy
     for file in (tmp_path / "sd").rglob("*.safetensors"):
         torch.save({}, file.with_suffix(".bin"))
         file.unlink()
-    error = error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd"))
+    error = error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LICENCE]))
     assert "[imagegen.generator] model: every part must be stored as safetensors" in error
     assert "unet" in error
     assert not (tmp_path / "runs" / "bad").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from imagegen_models import prompts_dit_folder
-from imagegen_runs import RECIPE, SMALL, numbers, results
+from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
 from toolkit.cli.predict import Which
 from toolkit.errors import DataError, RecipeError
@@ -24,7 +24,6 @@ from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.run import StopRequest, find_run, start_run
 
-LICENCE = "imagegen.generator.licence=creativeml-openrail-m"
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
 
