@@ -26,7 +26,7 @@ from toolkit.imagegen.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards
+from toolkit.imagegen.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
 from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.optimization import UpdateState, start_update
@@ -122,8 +122,9 @@ def train_ddpo(studio: Studio) -> DdpoResult:
     while state.round < total and not progress.stopped:
         place.stop.check(f"round {state.round} of {ARM} is saved")
         progress = _round(studio, state, settings, progress)
-        save_round(studio, ARM, state, progress.write())
+        # Before the save, so that no round is missing from the metrics, whenever the run is killed.
         _report(studio, progress.rounds[-1], total)
+        save_round(studio, ARM, state, progress.write())
     restore_lora(generator.network, progress.best)
     generator.save_lora(place.run.weights_folder(ARM))
     return DdpoResult(progress.rounds, progress.best_round, progress.stopped, studio.figures())
@@ -186,11 +187,12 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
         metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
     )
     history = [_evaluation(one, metrics) for one in progress.rounds]
-    last = replace(
-        to_guards(metrics, state.round, scores.kl, scores.clipped_advantages),
-        most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
+    history.append(
+        replace(
+            to_guards(metrics, state.round, scores.kl, scores.clipped_advantages),
+            most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
+        )
     )
-    history.append(last)
     verdicts = check_guards(history, guard_settings(place.recipe))
     result = replace(
         _evaluated(state.round, metrics, scores),
@@ -201,8 +203,7 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
         threshold=None if refreshed.threshold is None else refreshed.threshold.value,
     )
     rounds = (*progress.rounds, result)
-    # A round that a guard stops is never the best one, whatever the judge says about it.
-    if best_evaluation(history) is last and not any(verdict.stops for verdict in verdicts):
+    if is_best(history, verdicts):
         return _Progress(rounds, copy_lora(state.generator.network), state.round)
     return _Progress(rounds, progress.best, progress.best_round)
 

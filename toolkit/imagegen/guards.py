@@ -131,6 +131,14 @@ def best_evaluation(history: Sequence[Evaluation]) -> Evaluation:
     return max(history, key=lambda evaluation: (evaluation.judge, -evaluation.round))
 
 
+def is_best(history: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> bool:
+    """Return whether the last evaluation is the best one.
+
+    A round that a guard stops never is, whatever the judge says about it.
+    """
+    return best_evaluation(history) is history[-1] and not any(verdict.stops for verdict in verdicts)
+
+
 def _judge(history: Sequence[Evaluation], settings: GuardSettings) -> Verdict:
     last, count = history[-1], settings.judge_evaluations
     if len(history) <= count:

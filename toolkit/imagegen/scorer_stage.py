@@ -223,8 +223,9 @@ def _train_rewards(
         epoch += 1
         figures = _run_epoch(fittings)
         parts = {f"{name}_checkpoint.pt": _part(epoch, fitting) for name, fitting in fittings.items()}
-        save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
+        # Before the save, so that no epoch is missing from the metrics, whenever the run is killed.
         place.report(STAGE, epoch, total, figures)
+        save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
     for fitting in fittings.values():
         fitting.finish()
     return tuple(fittings["selector"].records), tuple(fittings["policy"].records)

@@ -66,10 +66,13 @@ def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
     while state.round < total:
         place.stop.check(f"round {state.round} of {arm} is saved")
         done.append(sft_round(state, settings, encoded))
-        save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
         last = done[-1]
         figures = {"loss": last.loss, "gradient_norm": last.gradient_norm, "learning_rate": last.learning_rate}
+        if arm == "sft":
+            figures["pass_rate"] = len(images.numbers) / len(pool)
+        # Before the save, so that no round is missing from the metrics, whenever the run is killed.
         place.report(arm, state.round, total, figures)
+        save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
     generator.save_lora(place.run.weights_folder(arm))
     return SftResult(len(images.numbers), len(pool), tuple(done), studio.figures())
 
@@ -87,7 +90,7 @@ def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> 
             "sft needs at least one image that the selector passes",
             place="imagegen.selector.target_precision",
             value=f"0 of {len(pool)} images score {studio.scorers.selector_threshold:.3f} or more",
-            remedy="Lower imagegen.selector.target_precision, or rate more images.",
+            remedy="Start a new run with a lower imagegen.selector.target_precision, or rate more images.",
         )
     prompts = [image.prompt for image in pool]
     images = SftImages(
