@@ -46,7 +46,9 @@ def for_language_models(recipe: Recipe, command: str) -> Recipe:
     """
     if recipe.imagegen is not None:
         text = f"{command} works on vision-language models, and this recipe is for image generation ([imagegen])"
-        raise RecipeError([Problem(recipe.run.name, f"{text}. `toolkit run` trains and evaluates image generators")])
+        raise RecipeError(
+            [Problem("", f"{text}. `toolkit run` trains and evaluates image generators", recipe.run.name)]
+        )
     return recipe
 
 

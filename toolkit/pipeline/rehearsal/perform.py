@@ -120,7 +120,7 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
 def _look_for(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Why there are no own rows, and all that the real run would not find."""
     found = absent(recipe)
-    if refused := [Problem(key, text) for key, text in found if key in NEEDED]:
+    if refused := [Problem("", text, key) for key, text in found if key in NEEDED]:
         raise RecipeError(refused)
     no_rows = [*filter(_is_of_the_rows, found), *_of_the_hub(recipe)]
     return tuple(map(_sentence, no_rows)), tuple(map(_sentence, found))
@@ -152,7 +152,7 @@ def _sentence(finding: Finding) -> str:
 def _refuse_nothing(derived: Recipe) -> None:
     if not (derived.sft or derived.grpo or derived.evaluate or derived.export):
         rule = "has nothing to rehearse: it only exports an adapter that a rehearsal does not have"
-        raise RecipeError([Problem("--rehearse", rule)])
+        raise RecipeError([Problem("", rule, "--rehearse")])
 
 
 def _tell(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequence[str]) -> None:
