@@ -2,12 +2,13 @@
 
 import json
 import logging
+import pickle
 
 import pytest
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import main
-from toolkit.errors import DataError, Problem, RecipeError, warn
+from toolkit.errors import DataError, Interrupted, MissingExtraError, PlanError, Problem, RecipeError, warn
 
 
 def test_an_error_reads_place_rule_value_remedy() -> None:
@@ -32,6 +33,19 @@ def test_a_warning_carries_its_problem(caplog: pytest.LogCaptureFixture) -> None
         warn("export.not_verified", "the exported weights are not verified", place="export")
     (problem,) = warnings_in(caplog)
     assert (problem.code, problem.place) == ("export.not_verified", "export")
+
+
+def test_an_error_is_the_same_in_another_process() -> None:
+    errors = [
+        DataError("data.answer_not_text", "the answer must be text", place="a.csv, row 2", remedy="Quote it."),
+        PlanError([Problem("plan.a", "must", "a"), Problem("plan.b", "must", "b", 1)]),
+        MissingExtraError("pydicom", "dicom", "reading DICOM"),
+        Interrupted(15, "The state is saved."),
+    ]
+    for error in errors:
+        found = pickle.loads(pickle.dumps(error))
+        assert type(found) is type(error)
+        assert (str(found), found.problems, found.exit_code) == (str(error), error.problems, error.exit_code)
 
 
 def test_json_output_has_the_codes_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,12 +18,20 @@ Codes are ``area.what_is_wrong`` in lower case (``data.answer_not_text``). Scrip
 values. The wording may change in any release.
 """
 
+import copyreg
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from enum import Enum
+from typing import Any, Final
 
-NOTHING: Final = object()
+
+class _Nothing(Enum):  # its member stays the same object when a problem comes from another process
+    NOTHING = "nothing"
+
+
+NOTHING: Final = _Nothing.NOTHING
 """The value of a problem that has none: nothing was found at its place."""
 
 CODE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
@@ -89,6 +97,10 @@ class ToolkitError(Exception):
             code, rule = "", code
         self.problem = Problem(code, rule, str(place), value, remedy)
         super().__init__(str(self.problem))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to rebuild the error in another process without its constructor, which subclasses change."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     @property
     def problems(self) -> list[Problem]:
@@ -172,7 +184,18 @@ class TrainingError(ToolkitError):
 
 
 class PlanError(ToolkitError):
-    """A run that its plan shows cannot work: every such problem at once."""
+    """A run that its plan shows cannot work. ``problems`` has every problem that is certain."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self._problems = list(problems)
+        lines = "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
+        remedy = "`toolkit plan RECIPE` prints the whole plan."
+        super().__init__("plan.run_cannot_work", f"the run cannot work:\n{lines}", remedy=remedy)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return every certain problem of the plan."""
+        return list(self._problems)
 
 
 class RunError(ToolkitError):
