@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import Stages
@@ -221,8 +222,9 @@ def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_qu
         ("again-2", "sft", (), 2),
         ("mine", "sft", ("before", "sft"), None),
     ]
-    with pytest.raises(RunError, match="an evaluation of this name is there"):
+    with raises(RunError, "evaluate.name_taken") as caught:
         evaluate_again(path, fake_stages(calls), name="mine")
+    assert caught.problem.value == "mine"
     # The run's own table is as it was.
     assert [row["label"] for row in read_json(path / "results.json")["table"]] == [
         "majority baseline",
@@ -240,12 +242,14 @@ def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) 
 
 def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Path) -> None:
     path = finished_run(tmp_path)
-    with pytest.raises(RunError, match=r"only \[evaluate\] may be changed .*sft\.epochs"):
+    with raises(RunError, "run.setting_not_changeable") as caught:
         evaluate_again(path, fake_stages([]), ["sft.epochs=2"])
+    assert (caught.problem.place, caught.problem.value) == ("--set", "sft.epochs")
 
 
 @pytest.mark.parametrize("name", ["before", "baseline", "../../evil", "..", "a/b", "é", "", "x" * 101])
 def test_an_evaluations_name_is_a_plain_word_of_its_own(tmp_path: Path, name: str) -> None:
     path = finished_run(tmp_path)
-    with pytest.raises(RunError, match="--name: an evaluation's name is letters"):
+    with raises(RunError, "evaluate.name_invalid") as caught:
         evaluate_again(path, fake_stages([]), name=name)
+    assert (caught.problem.place, caught.problem.value) == ("--name", name)
