@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import Stages
@@ -113,7 +113,9 @@ def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_s
         assert (len(data.train), len(data.test)) == (6, 4)
         (dropped,) = run.record("data")["dropped"]
     assert (dropped["reason"], dropped["count"]) == ("a picture cannot be used", 2)
-    assert "left out" in caplog.text
+    (warned,) = (one for one in warnings_in(caplog) if one.code == "data.image_unusable")
+    assert warned.rule.startswith("2 rows")
+    assert Path(warned.place).name == "train.json"
     film(chest, 0).unlink()
     with start_run(recipe) as run, pytest.raises(RunError, match="the unusable pictures changed"):
         prepare(recipe, run, silent)
@@ -123,8 +125,9 @@ def test_a_split_without_a_usable_picture_is_an_error(chest: Path, tmp_path: Pat
     for number in (4, 5):
         film(chest, number).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
-    with start_run(recipe) as run, pytest.raises(DataError, match="at least one row must have pictures"):
+    with raises(DataError, "data.no_usable_rows") as caught, start_run(recipe) as run:
         prepare(recipe, run, silent)
+    assert caught.problem.place == "[data] test"
 
 
 def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Path) -> None:
