@@ -162,7 +162,11 @@ def _tell(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequ
         log.info("  %s: %s -> %s", key, _value(old), _value(new))
     if no_rows:
         lines = "".join(f"\n  {line}" for line in no_rows)
-        warn("run.dry_run_rows_synthetic", f"the dry run uses synthetic data instead of the recipe's rows:{lines}")
+        warn(
+            "run.dry_run_rows_synthetic",
+            f"the dry run uses synthetic data instead of the recipe's rows:{lines}",
+            place="[data]",
+        )
     for line in lacking:
         if line not in no_rows:
             warn("run.would_not_start", f"the real run would not start: {line}")
@@ -177,7 +181,7 @@ def _about_the_tiny_model(error: DataError) -> DataError:
     return DataError(
         "data.row_too_long_in_dry_run",
         error.rule,
-        place=f"{error.place} of the rehearsal",
+        place=f"{error.place} of the dry run",
         value=error.problem.value,
         remedy="Shorten the rows, or use other rows in the dry run, such as --set data.limit_train=100. These are "
         "tokens of the tiny model, whose tokenizer needs two to three times as many as a real one.",
