@@ -207,15 +207,15 @@ def test_four_bits_on_a_cpu_are_a_warning(films: Path, tmp_path: Path) -> None:
     plan = make(recipe, None)
     assert plan.problems == []
     found = {finding.code: (finding.place, finding.details.value) for finding in plan.warnings}
-    assert found["plan.quantized_on_cpu"] == ("[model] precision", "4bit")
-    assert found["plan.paged_optimizer_without_gpu"] == ("[sft] optimizer", "paged_adamw_8bit")
+    assert found["model.quantised_on_cpu"] == ("[model] precision", "4bit")
+    assert found["training.optimizer_not_paged"] == ("[sft] optimizer", "paged_adamw_8bit")
     on_gpu = codes(make(recipe, A5000))
-    assert not {"plan.quantized_on_cpu", "plan.paged_optimizer_without_gpu"} & set(on_gpu)
+    assert not {"model.quantised_on_cpu", "training.optimizer_not_paged"} & set(on_gpu)
 
 
 def test_rows_over_max_tokens_are_a_problem_that_names_them(films: Path, tmp_path: Path) -> None:
     plan = make(recipe_on_files(tmp_path, films, {"model": {"max_tokens": 100}}), None)
-    found = one_of(plan, "plan.row_too_long")
+    found = one_of(plan, "data.row_too_long")
     assert found.problem
     assert found.certain
     assert (found.place, found.details.value) == ("[model] max_tokens", 100)
@@ -243,7 +243,7 @@ def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: P
 
 def test_too_few_rows_for_a_step_are_a_problem(films: Path, tmp_path: Path) -> None:
     tables = {"grpo": {"prompts_per_step": 100, "micro_batch": 4}}
-    found = one_of(make(recipe_on_files(tmp_path, films, tables), None), "plan.too_few_rows")
+    found = one_of(make(recipe_on_files(tmp_path, films, tables), None), "training.too_few_prompts")
     assert found.problem
     assert (found.place, found.details.value) == ("[grpo] prompts_per_step", 100)
     assert "24" in found.details.rule
@@ -333,11 +333,11 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["merged"]}}
-    assert "plan.merge_base_quantized" in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
+    assert "model.base_stored_quantised" in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
     tables["export"] = {"to": ["gguf"], "verify": 0}
-    assert "plan.merge_base_quantized" in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
+    assert "model.base_stored_quantised" in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
     tables["export"] = {"to": ["merged"], "allow_dequantised": True}
-    assert "plan.merge_base_quantized" not in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
+    assert "model.base_stored_quantised" not in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
 
 
 def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
@@ -351,8 +351,8 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["adapter"], "optional": ["gguf"]}}
     plan = make(recipe_on_files(tmp_path, films, tables), A5000)
-    assert one_of(plan, "plan.gguf_left_out").place == "[export] optional"
-    assert "plan.merge_base_quantized" not in codes(plan)
+    assert one_of(plan, "export.gguf_left_out").place == "[export] optional"
+    assert "model.base_stored_quantised" not in codes(plan)
     assert plan.disk is not None
     assert not {"export merged", "export gguf"} & set(plan.disk.parts)
 
@@ -412,51 +412,51 @@ def plan_targets() -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("tables", "gpu", "code", "place", "value"),
     [
-        (MEDGEMMA, T4, "no_bfloat16", "Tesla T4", NOTHING),
+        (MEDGEMMA, T4, "plan.no_bfloat16", "Tesla T4", NOTHING),
         (
             {**MEDGEMMA, "sft": {"gradient_checkpointing": False}},
             A5000,
-            "no_gradient_checkpointing",
+            "plan.no_gradient_checkpointing",
             "[sft] gradient_checkpointing",
             False,
         ),
         (
             {**MEDGEMMA, "lora": {"vision": True}, "export": {"to": ["adapter"]}},
             A5000,
-            "vision_adapter_not_servable",
+            "plan.vision_adapter_not_servable",
             "[lora] vision",
             NOTHING,
         ),
-        ({"grpo": {"beta": 0.04}}, None, "kl_reference_is_adapter", "[grpo] beta", NOTHING),
+        ({"grpo": {"beta": 0.04}}, None, "plan.kl_reference_is_adapter", "[grpo] beta", NOTHING),
         (
             {"rewards": {"explanation": 0, "evidence": 0, "format": 0, "brevity": 0}},
             None,
-            "rewards_all_or_nothing",
+            "plan.rewards_all_or_nothing",
             "[rewards]",
             ["letter"],
         ),
         (
             {"evaluate": {"max_completion_tokens": 8}},
             None,
-            "answers_cut_off",
+            "plan.answers_cut_off",
             "[evaluate] max_completion_tokens",
             8,
         ),
-        ({}, Gpu("T4", 15 * GIB, bf16=False, count=2), "gpus_unused", "GPU", 2),
+        ({}, Gpu("T4", 15 * GIB, bf16=False, count=2), "model.one_gpu_used", "GPU", 2),
         (
             {"model": {"tuning": "full", "precision": "16bit"}},
             A5000,
-            "small_updates_lost",
+            "plan.small_updates_lost",
             "[model] precision",
             "16bit",
         ),
-        ({"model": {"trust_remote_code": True}}, None, "remote_code", "[model] trust_remote_code", NOTHING),
+        ({"model": {"trust_remote_code": True}}, None, "plan.remote_code", "[model] trust_remote_code", NOTHING),
     ],
 )
 def test_a_known_pain_is_warned_of_where_it_applies(
     tables: Mapping[str, Any], gpu: Gpu | None, code: str, place: str, value: object, films: Path, tmp_path: Path
 ) -> None:
-    told = (f"plan.{code}", place, value)
+    told = (code, place, value)
     plain = make(recipe_on_files(tmp_path / "plain", films), A5000 if gpu is not None else None)
     plan = make(recipe_on_files(tmp_path, films, tables), gpu)
     assert told in [(one.code, one.place, one.details.value) for one in plan.warnings]
@@ -536,13 +536,13 @@ def test_the_command_prints_the_plan_and_leaves_with_its_answer(
     assert "[plan.training_prompt_too_long]" in capsys.readouterr().out
     in_four_bits = ["plan", str(file), "--set", "model.max_tokens=300", "--set", "model.precision=4bit"]
     assert call(in_four_bits) == 0
-    assert "[plan.quantized_on_cpu]" in capsys.readouterr().out
+    assert "[model.quantised_on_cpu]" in capsys.readouterr().out
     assert call([*in_four_bits, "--json"]) == 0
     (warned,) = json.loads(capsys.readouterr().out)["warnings"]
     assert list(warned) == ["code", "place", "value", "rule", "remedy"]
-    assert (warned["code"], warned["value"]) == ("plan.quantized_on_cpu", "'4bit'")
+    assert (warned["code"], warned["value"]) == ("model.quantised_on_cpu", "'4bit'")
     assert call([*in_four_bits, "--gpu", "16"]) == 0
-    assert "[plan.quantized_on_cpu]" not in capsys.readouterr().out
+    assert "[model.quantised_on_cpu]" not in capsys.readouterr().out
     assert call(["plan", str(file), "--set", "grpo.generations=1"]) == 2
 
 
@@ -554,7 +554,7 @@ def test_a_run_that_cannot_work_ends_before_anything_is_written(
     file.write_text(f"{head}[model]\nmax_tokens = 100\n[images]\nmax_side = 112\n[sft]\n")
     assert call(["run", str(file)]) == 1
     error = capsys.readouterr().err
-    assert "[plan.row_too_long]" in error
+    assert "[data.row_too_long]" in error
     assert error.endswith("[plan.run_cannot_work]\n")
     assert not (tmp_path / "runs").exists()
 
@@ -562,7 +562,7 @@ def test_a_run_that_cannot_work_ends_before_anything_is_written(
 def test_a_plan_error_has_every_certain_problem_with_its_code(films: Path, tmp_path: Path) -> None:
     tables = {"model": {"max_tokens": 100}, "grpo": {"prompts_per_step": 100, "max_completion_tokens": 16}}
     recipe = recipe_on_files(tmp_path, films, tables)
-    expected = ["plan.too_few_rows", "plan.row_too_long", "plan.training_prompt_too_long"]
+    expected = ["training.too_few_prompts", "data.row_too_long", "plan.training_prompt_too_long"]
     with raises(PlanError, *expected, "plan.evaluation_prompt_too_long") as caught:
         plan_run(recipe, fresh=False)
     assert (caught.problem.place, caught.problem.value) == ("[grpo] prompts_per_step", 100)

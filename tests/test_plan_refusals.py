@@ -138,7 +138,7 @@ def test_without_rows_nothing_is_said_of_their_tokens(films: Path) -> None:
 def test_a_file_that_the_recipe_names_must_be_there(
     films: Path, tables: Mapping[str, Mapping[str, Any]], place: str
 ) -> None:
-    found = one_of(make(recipe_of(films, tables), None), "plan.file_missing")
+    found = one_of(make(recipe_of(films, tables), None), "recipe.file_missing")
     assert found.place == place
     assert "/nowhere/" in str(found)
 
@@ -230,7 +230,7 @@ def test_code_of_a_models_authors_may_know_its_type(films: Path) -> None:
 
 def test_layers_that_the_model_does_not_have_are_a_problem_as_they_are_for_the_run(films: Path) -> None:
     recipe = recipe_of(films, {"lora": {"targets": ["q_proj", "qkv"]}}, evaluate=None)
-    found = one_of(make(recipe, None), "plan.lora_targets_unknown")
+    found = one_of(make(recipe, None), "model.lora_target_unknown")
     assert (found.place, found.value) == ("[lora] targets", ["qkv"])
     assert "down_proj" in found.remedy
     with pytest.raises(ModelError, match=r"lora\.targets"):
@@ -239,7 +239,7 @@ def test_layers_that_the_model_does_not_have_are_a_problem_as_they_are_for_the_r
 
 def test_attention_that_leaves_out_what_pictures_need_is_a_problem(films: Path) -> None:
     tables = {"model": {"attention": "flash_attention_2", "max_tokens": 256}}
-    found = one_of(make(recipe_of(films, tables), A5000), "plan.attention_unsupported")
+    found = one_of(make(recipe_of(films, tables), A5000), "model.attention_ignores_image_blocks")
     assert (found.place, found.value) == ("[model] attention", "flash_attention_2")
 
 
@@ -255,7 +255,7 @@ def test_unsloth_without_a_gpu_is_a_problem(films: Path) -> None:
 
 def test_what_unsloth_would_do_otherwise_is_a_problem_where_it_is_named(films: Path) -> None:
     tables = {"model": {"backend": "unsloth", "max_tokens": 256}, "grpo": {"loss": "dr_grpo"}}
-    found = one_of(make(recipe_of(films, tables), A5000), "plan.unsloth_cannot_train")
+    found = one_of(make(recipe_of(films, tables), A5000), "model.unsloth_cannot_train")
     assert found.place == "[model] backend"
     assert "grpo.scale_rewards" in found.rule
     tables["model"]["backend"] = "auto"
@@ -264,18 +264,18 @@ def test_what_unsloth_would_do_otherwise_is_a_problem_where_it_is_named(films: P
 
 def test_vllm_is_refused_with_every_reason(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"grpo": {"rollouts": "vllm"}, "model": {"max_tokens": 256}}
-    found = one_of(make(recipe_of(films, tables), None), "plan.vllm_cannot_generate")
+    found = one_of(make(recipe_of(films, tables), None), "training.vllm_unsupported")
     assert found.place == "[grpo] rollouts"
     reasons = found.rule.split("; ")
     for word in ("installed", "24 GB", "backend", "[sft]"):
         assert sum(word in reason for reason in reasons) == 1
     monkeypatch.setattr("toolkit.plan.backend.find_spec", lambda name: object())
     assert make(recipe_of(films, tables, sft=None), described_gpu(24)).problems == []
-    small = one_of(make(recipe_of(films, tables, sft=None), described_gpu(16)), "plan.vllm_cannot_generate")
+    small = one_of(make(recipe_of(films, tables, sft=None), described_gpu(16)), "training.vllm_unsupported")
     assert "24 GB" in small.rule
     rows = json.loads((films / "train.json").read_text())
     change_row(films / "train.json", ImagePath=[row["ImagePath"][0] for row in list(rows.values())[:4:2]])
-    several = one_of(make(recipe_of(films, tables, sft=None), described_gpu(24)), "plan.vllm_cannot_generate")
+    several = one_of(make(recipe_of(films, tables, sft=None), described_gpu(24)), "training.vllm_unsupported")
     assert several.rule.split("; ")[0].endswith(" 2")
     assert len(several.rule.split("; ")) == 1
 

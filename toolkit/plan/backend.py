@@ -28,7 +28,7 @@ def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictu
         for reason in refusals(recipe):
             rule = f"Unsloth cannot train this recipe: {reason}"
             remedy = 'Change the recipe, or set backend = "hf".'
-            yield Finding(Problem("plan.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
+            yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
     reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), pictures)
@@ -37,7 +37,7 @@ def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictu
     if reasons:
         rule = f"vLLM cannot generate the completions: {'; '.join(reasons)}"
         remedy = 'Set rollouts = "transformers".'
-        yield Finding(Problem("plan.vllm_cannot_generate", rule, "[grpo] rollouts", remedy=remedy))
+        yield Finding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
 
 
 def _not_here(recipe: Recipe) -> Iterator[Finding]:

@@ -93,7 +93,7 @@ def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
         rule = "the base model of merged weights must be stored in 16 bits or more, not quantized"
         remedy = 'Name the unquantized base (precision = "4bit" quantizes it while loading), or set '
         remedy += 'export.to = ["adapter"] or export.allow_dequantised = true.'
-        yield Finding(Problem("plan.merge_base_quantized", rule, place, name, remedy))
+        yield Finding(Problem("model.base_stored_quantised", rule, place, name, remedy))
 
 
 def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
@@ -105,7 +105,7 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
         return recipe, []
     rule = "no GGUF file will be exported, because it needs merged weights and the base model is stored quantized"
     remedy = "Set export.allow_dequantised = true, or name the unquantized base in model.name."
-    found = Problem("plan.gguf_left_out", rule, "[export] optional", remedy=remedy)
+    found = Problem("export.gguf_left_out", rule, "[export] optional", remedy=remedy)
     return recipe.model_copy(update={"export": makeable}), [warning(found)]
 
 

@@ -23,7 +23,7 @@ def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterat
     elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
         rule, value = f"must be at most the number of training rows ({rows['train']})", recipe.grpo.prompts_per_step
         remedy = "Lower it, or add training rows."
-        yield Finding(Problem("plan.too_few_rows", rule, "[grpo] prompts_per_step", value, remedy))
+        yield Finding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
 
 
 def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
@@ -34,7 +34,7 @@ def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
     for key, text in absent(recipe):
         section, _, name = key.partition(".")
         if key != "model.name" and (data or section != "data"):
-            code = "plan.package_missing" if key == "run.report_to" else "plan.file_missing"
+            code = "recipe.tracker_not_installed" if key == "run.report_to" else "recipe.file_missing"
             yield Finding(Problem(code, text, f"[{section}] {name}"))
 
 
@@ -48,7 +48,7 @@ def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
     if recipe.sft is not None and over:
         named = f" ({'; '.join(tokens.too_long[:SHOWN])})" if tokens.too_long else ""
         rule = f"must hold every row, and {over} {looked} are longer{named}"
-        yield Finding(Problem("plan.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
+        yield Finding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:
         room = tokens.limit - recipe.grpo.max_completion_tokens
         over = sum(one.text + one.images > room for one in tokens.lengths)
@@ -87,14 +87,14 @@ def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
     for place, value in wanted.items():
         if not installed:
             rule, remedy = "needs bitsandbytes, which is not installed", "Install it: pip install bitsandbytes."
-            yield Finding(Problem("plan.bitsandbytes_missing", rule, place, value, remedy))
+            yield Finding(Problem("model.library_missing", rule, place, value, remedy))
         elif value.startswith("paged_"):
             rule = f'needs a CUDA device, so "{value.removeprefix("paged_")}" is used, which makes the same updates'
-            yield warning(Problem("plan.paged_optimizer_without_gpu", rule, place, value))
+            yield warning(Problem("training.optimizer_not_paged", rule, place, value))
         elif place == "[model] precision":
             rule = "quantized weights are slow on a CPU, and no CUDA device is available"
             remedy = "Use a machine with a GPU. `toolkit plan RECIPE --gpu 16` plans for one."
-            yield warning(Problem("plan.quantized_on_cpu", rule, place, value, remedy))
+            yield warning(Problem("model.quantised_on_cpu", rule, place, value, remedy))
 
 
 def judge_export(recipe: Recipe) -> Iterator[Finding]:

@@ -60,7 +60,7 @@ def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
     there = {one.name for one in model.linears if not one.vision}
     if missing := sorted(set(recipe.lora.targets) - there):
         rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(there))}."
-        yield Finding(Problem("plan.lora_targets_unknown", rule, "[lora] targets", missing, remedy))
+        yield Finding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
 
 
 def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
@@ -68,4 +68,6 @@ def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Findi
     if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
         rule = "must support the bidirectional attention between the model's image tokens"
         remedy = 'Set attention = "sdpa" or "eager".'
-        yield Finding(Problem("plan.attention_unsupported", rule, "[model] attention", model.attention, remedy))
+        yield Finding(
+            Problem("model.attention_ignores_image_blocks", rule, "[model] attention", model.attention, remedy)
+        )

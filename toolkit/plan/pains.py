@@ -45,7 +45,7 @@ def _several_cards(known: Known) -> Iterator[Finding]:
     if known.gpu is not None and known.gpu.count > 1:
         rule = "the run uses only one of the available GPUs"
         remedy = "Run `accelerate launch --num_processes 2 -m toolkit run RECIPE` to use two."
-        yield warning(Problem("plan.gpus_unused", rule, "GPU", known.gpu.count, remedy))
+        yield warning(Problem("model.one_gpu_used", rule, "GPU", known.gpu.count, remedy))
 
 
 def _vision_adapter(known: Known) -> Iterator[Finding]:
