@@ -843,7 +843,8 @@ def test_this_machine_with_its_real_libraries(tmp_path: Path) -> None:
     loads = [name for name in TESTED if name not in ("unsloth", "unsloth_zoo")]
     assert [name for name in loads if "loads in" not in found[name]["found"]] == []
     if found["GPU"]["code"] == "doctor.gpu_none":
-        assert (found["unsloth"]["state"], found["unsloth"]["code"]) == ("good", "doctor.unsloth_without_gpu")
+        assert found["unsloth"]["state"] == "good"
+        assert "GPU" in found["unsloth"]["found"]
     assert list((tmp_path / "work").iterdir()) == []
     assert done.returncode == (1 if json.loads(done.stdout)["problems"] else 0)
 
