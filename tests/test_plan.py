@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from safetensors.numpy import save_file
 from training import recipe_on_files, small_recipe
 from transformers import AutoProcessor
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.chat import image_tokens
 from toolkit.cli import main
 from toolkit.cli.plan import make, plan_run
 from toolkit.cli.planned import lines, short_lines
-from toolkit.errors import DataError, ModelError
+from toolkit.errors import NOTHING, DataError, ModelError, PlanError
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.prepare import PHANTOMS
 from toolkit.pipeline.stages import STAGES
-from toolkit.plan import Gpu, Plan, described_gpu, make_plan, named_gpu
+from toolkit.plan import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.base import BaseWeights, find_base
 from toolkit.plan.counting import build_architecture
@@ -56,8 +58,14 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def texts(plan: Plan) -> str:
-    return "\n".join(map(str, plan.findings))
+def codes(plan: Plan) -> list[str]:
+    return [finding.code for finding in plan.findings]
+
+
+def one_of(plan: Plan, code: str) -> Finding:
+    """The only finding with this code."""
+    (found,) = (finding for finding in plan.findings if finding.code == code)
+    return found
 
 
 def call(arguments: list[str]) -> int:
@@ -198,50 +206,68 @@ def test_four_bits_on_a_cpu_are_a_warning(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, tables)
     plan = make(recipe, None)
     assert plan.problems == []
-    places = {finding.place for finding in plan.warnings}
-    assert {"[model] precision", "[sft] optimizer"} <= places
-    assert "[model] precision" not in {finding.place for finding in make(recipe, A5000).warnings}
+    found = {finding.code: (finding.place, finding.details.value) for finding in plan.warnings}
+    assert found["model.quantised_on_cpu"] == ("[model] precision", "4bit")
+    assert found["training.optimizer_not_paged"] == ("[sft] optimizer", "paged_adamw_8bit")
+    on_gpu = codes(make(recipe, A5000))
+    assert not {"model.quantised_on_cpu", "training.optimizer_not_paged"} & set(on_gpu)
 
 
 def test_rows_over_max_tokens_are_a_problem_that_names_them(films: Path, tmp_path: Path) -> None:
     plan = make(recipe_on_files(tmp_path, films, {"model": {"max_tokens": 100}}), None)
-    found = [problem for problem in plan.problems if "more than 100 tokens" in problem.text]
-    assert len(found) == 1
-    assert found[0].certain
-    assert "film" in found[0].text
+    found = one_of(plan, "data.row_too_long")
+    assert found.problem
+    assert found.certain
+    assert (found.place, found.details.value) == ("[model] max_tokens", 100)
+    assert "24 of 24 rows" in found.details.rule
+    assert "film" in found.details.rule
 
 
 def test_a_prompt_without_room_for_a_completion_is_a_problem(films: Path, tmp_path: Path) -> None:
     tables = {"model": {"max_tokens": 200}, "grpo": {"max_completion_tokens": 150}}
-    assert "no room for grpo.max_completion_tokens" in texts(make(recipe_on_files(tmp_path, films, tables), None))
+    found = one_of(make(recipe_on_files(tmp_path, films, tables), None), "plan.training_prompt_too_long")
+    assert found.problem
+    assert (found.place, found.details.value) == ("[model] max_tokens", 200)
 
 
 def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: Path, films: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     plan = make(recipe, None)
-    assert "nothing" in texts(plan)
     assert plan.architecture is not None
-    assert plan.problems
+    (problem,) = plan.problems
+    with pytest.raises(DataError) as raised:
+        run_recipe(recipe, STAGES)
+    assert problem.details == replace(raised.value.problem, place=raised.value.place or "[data]")
+    assert "nothing" in str(problem)
 
 
 def test_too_few_rows_for_a_step_are_a_problem(films: Path, tmp_path: Path) -> None:
     tables = {"grpo": {"prompts_per_step": 100, "micro_batch": 4}}
-    assert "there are 24 training rows" in texts(make(recipe_on_files(tmp_path, films, tables), None))
+    found = one_of(make(recipe_on_files(tmp_path, films, tables), None), "training.too_few_prompts")
+    assert found.problem
+    assert (found.place, found.details.value) == ("[grpo] prompts_per_step", 100)
+    assert "24" in found.details.rule
 
 
 def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tmp_path: Path) -> None:
     tables = {**MEDGEMMA, "sft": {"batch_size": 32, "gradient_checkpointing": False}}
     plan = make(recipe_on_files(tmp_path, films, tables), described_gpu(16))
     (found,) = (problem for problem in plan.problems if problem.place == "memory of sft")
+    assert found.code == "plan.gpu_memory_too_small"
     assert not found.certain
-    assert "sft.batch_size" in found.remedy
+    assert plan.memory is not None
+    assert found.details.value == pytest.approx(plan.memory["sft"].estimate.peak.total / GIB, abs=0.06)
+    assert "sft.batch_size" in found.details.remedy
 
 
 def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
     plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": {"to": ["merged"]}}), A5000)
-    (found,) = (problem for problem in plan.problems if "cannot be had" in problem.text)
+    found = one_of(plan, "plan.weights_not_cached")
+    assert found.problem
     assert found.certain
-    assert "merged into" in found.text
+    assert (found.place, found.details.value) == ("[model] name", "google/medgemma-4b-it")
+    alone = one_of(make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000), "plan.weights_not_cached")
+    assert found.details.rule != alone.details.rule  # it adds that merging needs them too
 
 
 def test_the_hub_is_asked_once_and_not_at_all_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +300,7 @@ def test_a_gated_model_without_a_token_is_told_with_the_remedy(
     plan = make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000)
     assert plan.base is not None
     assert plan.base.state == "gated"
-    assert "hf auth login" in texts(plan)
+    assert "hf auth login" in one_of(plan, "plan.model_gated").details.rule
 
 
 def test_a_hub_that_does_not_answer_is_no_certain_problem(
@@ -288,7 +314,7 @@ def test_a_hub_that_does_not_answer_is_no_certain_problem(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     plan = make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000)
-    assert [problem.certain for problem in plan.problems] == [False]
+    assert [(problem.code, problem.certain) for problem in plan.problems] == [("plan.hub_unreachable", False)]
 
 
 def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
@@ -307,11 +333,11 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["merged"]}}
-    assert "stored quantised" in texts(make(recipe_on_files(tmp_path, films, tables), A5000))
+    assert "model.base_stored_quantised" in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
     tables["export"] = {"to": ["gguf"], "verify": 0}
-    assert "stored quantised" in texts(make(recipe_on_files(tmp_path, films, tables), A5000))
+    assert "model.base_stored_quantised" in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
     tables["export"] = {"to": ["merged"], "allow_dequantised": True}
-    assert "stored quantised" not in texts(make(recipe_on_files(tmp_path, films, tables), A5000))
+    assert "model.base_stored_quantised" not in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
 
 
 def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
@@ -325,8 +351,8 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
     (folder / "model.safetensors").touch()
     tables = {"model": {"name": str(folder), "max_tokens": 2048}, "export": {"to": ["adapter"], "optional": ["gguf"]}}
     plan = make(recipe_on_files(tmp_path, films, tables), A5000)
-    assert "stored quantised" in texts(plan)
-    assert "merged weights need a base" not in "\n".join(map(str, plan.problems))
+    assert one_of(plan, "export.gguf_left_out").place == "[export] optional"
+    assert "model.base_stored_quantised" not in codes(plan)
     assert plan.disk is not None
     assert not {"export merged", "export gguf"} & set(plan.disk.parts)
 
@@ -334,9 +360,12 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
 def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films)
     found = {free: list(judge_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
-    assert [[(one.problem, one.certain) for one in findings] for findings in found.values()] == [
-        [(True, True)],
-        [(False, True)],
+    told = [
+        [(one.code, one.details.value, one.problem, one.certain) for one in findings] for findings in found.values()
+    ]
+    assert told == [
+        [("plan.disk_too_small", 9.0, True, True)],
+        [("plan.disk_nearly_full", 10.0, False, True)],
         [],
     ]
 
@@ -367,12 +396,13 @@ def test_a_gguf_that_cannot_be_written_here_is_a_problem(
     recipe = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
-    assert "gguf" not in texts(make(recipe, None))
+    assert "install.extra_missing" not in codes(make(recipe, None))
     monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: False)
-    assert "asking a GGUF" in texts(make(recipe, None))
-    assert make(recipe, None).problems
+    found = one_of(make(recipe, None), "install.extra_missing")
+    assert found.problem
+    assert found.place == "[export] to"
     unverified = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"], "verify": 0}})
-    assert "gguf" not in texts(make(unverified, None))
+    assert "install.extra_missing" not in codes(make(unverified, None))
 
 
 def plan_targets() -> tuple[str, ...]:
@@ -380,26 +410,57 @@ def plan_targets() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("tables", "gpu", "words"),
+    ("tables", "gpu", "code", "place", "value"),
     [
-        (MEDGEMMA, T4, "float32"),
-        ({**MEDGEMMA, "sft": {"gradient_checkpointing": False}}, A5000, "every layer keeps its activations"),
-        ({**MEDGEMMA, "lora": {"vision": True}, "export": {"to": ["adapter"]}}, A5000, "vLLM"),
-        ({"grpo": {"beta": 0.04}}, None, "the adapter that GRPO goes on from"),
-        ({"rewards": {"explanation": 0, "evidence": 0, "format": 0, "brevity": 0}}, None, "every reward that counts"),
-        ({"evaluate": {"max_completion_tokens": 8}}, None, "is 8, and 5 %"),
-        ({}, Gpu("T4", 15 * GIB, bf16=False, count=2), "2 GPUs are here, one is used"),
-        ({"model": {"tuning": "full", "precision": "16bit"}}, A5000, "rounding"),
-        ({"model": {"trust_remote_code": True}}, None, "with your rights"),
+        (MEDGEMMA, T4, "plan.no_bfloat16", "Tesla T4", NOTHING),
+        (
+            {**MEDGEMMA, "sft": {"gradient_checkpointing": False}},
+            A5000,
+            "plan.no_gradient_checkpointing",
+            "[sft] gradient_checkpointing",
+            False,
+        ),
+        (
+            {**MEDGEMMA, "lora": {"vision": True}, "export": {"to": ["adapter"]}},
+            A5000,
+            "plan.vision_adapter_not_servable",
+            "[lora] vision",
+            NOTHING,
+        ),
+        ({"grpo": {"beta": 0.04}}, None, "plan.kl_reference_is_adapter", "[grpo] beta", NOTHING),
+        (
+            {"rewards": {"explanation": 0, "evidence": 0, "format": 0, "brevity": 0}},
+            None,
+            "plan.rewards_all_or_nothing",
+            "[rewards]",
+            ["letter"],
+        ),
+        (
+            {"evaluate": {"max_completion_tokens": 8}},
+            None,
+            "plan.answers_cut_off",
+            "[evaluate] max_completion_tokens",
+            8,
+        ),
+        ({}, Gpu("T4", 15 * GIB, bf16=False, count=2), "model.one_gpu_used", "GPU", 2),
+        (
+            {"model": {"tuning": "full", "precision": "16bit"}},
+            A5000,
+            "plan.small_updates_lost",
+            "[model] precision",
+            "16bit",
+        ),
+        ({"model": {"trust_remote_code": True}}, None, "plan.remote_code", "[model] trust_remote_code", NOTHING),
     ],
 )
 def test_a_known_pain_is_warned_of_where_it_applies(
-    tables: Mapping[str, Any], gpu: Gpu | None, words: str, films: Path, tmp_path: Path
+    tables: Mapping[str, Any], gpu: Gpu | None, code: str, place: str, value: object, films: Path, tmp_path: Path
 ) -> None:
+    told = (code, place, value)
     plain = make(recipe_on_files(tmp_path / "plain", films), A5000 if gpu is not None else None)
     plan = make(recipe_on_files(tmp_path, films, tables), gpu)
-    assert words in "\n".join(map(str, plan.warnings))
-    assert words not in "\n".join(map(str, plain.warnings))
+    assert told in [(one.code, one.place, one.details.value) for one in plan.warnings]
+    assert told not in [(one.code, one.place, one.details.value) for one in plain.warnings]
 
 
 def test_versions_are_compared_with_those_that_were_tested() -> None:
@@ -470,14 +531,18 @@ def test_the_command_prints_the_plan_and_leaves_with_its_answer(
     head = f'[run]\nname = "one"\nfolder = "{tmp_path}/runs"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n'
     file.write_text(f"{head}[images]\nmax_side = 112\n[grpo]\n[evaluate]\n")
     assert call(["plan", str(file), "--set", "model.max_tokens=300"]) == 0
-    assert "no problem found" in capsys.readouterr().out
+    assert "[plan.training_prompt_too_long]" not in capsys.readouterr().out
     assert call(["plan", str(file), "--set", "model.max_tokens=150"]) == 1
-    assert "the run cannot work as it is" in capsys.readouterr().out
+    assert "[plan.training_prompt_too_long]" in capsys.readouterr().out
     in_four_bits = ["plan", str(file), "--set", "model.max_tokens=300", "--set", "model.precision=4bit"]
     assert call(in_four_bits) == 0
-    assert "slow on a CPU" in capsys.readouterr().out
+    assert "[model.quantised_on_cpu]" in capsys.readouterr().out
+    assert call([*in_four_bits, "--json"]) == 0
+    (warned,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert list(warned) == ["code", "place", "value", "rule", "remedy"]
+    assert (warned["code"], warned["value"]) == ("model.quantised_on_cpu", "'4bit'")
     assert call([*in_four_bits, "--gpu", "16"]) == 0
-    assert "slow on a CPU" not in capsys.readouterr().out
+    assert "[model.quantised_on_cpu]" not in capsys.readouterr().out
     assert call(["plan", str(file), "--set", "grpo.generations=1"]) == 2
 
 
@@ -489,9 +554,19 @@ def test_a_run_that_cannot_work_ends_before_anything_is_written(
     file.write_text(f"{head}[model]\nmax_tokens = 100\n[images]\nmax_side = 112\n[sft]\n")
     assert call(["run", str(file)]) == 1
     error = capsys.readouterr().err
-    assert "the run cannot work" in error
-    assert "Raise model.max_tokens" in error
+    assert "[data.row_too_long]" in error
+    assert error.endswith("[plan.run_cannot_work]\n")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_error_has_every_certain_problem_with_its_code(films: Path, tmp_path: Path) -> None:
+    tables = {"model": {"max_tokens": 100}, "grpo": {"prompts_per_step": 100, "max_completion_tokens": 16}}
+    recipe = recipe_on_files(tmp_path, films, tables)
+    expected = ["training.too_few_prompts", "data.row_too_long", "plan.training_prompt_too_long"]
+    with raises(PlanError, *expected, "plan.evaluation_prompt_too_long") as caught:
+        plan_run(recipe, fresh=False)
+    assert (caught.problem.place, caught.problem.value) == ("[grpo] prompts_per_step", 100)
+    assert caught.error.code == "plan.run_cannot_work"
 
 
 def test_an_estimate_above_the_card_only_warns_a_run(
@@ -502,7 +577,7 @@ def test_an_estimate_above_the_card_only_warns_a_run(
         found = plan_run(recipe_on_files(tmp_path, films), fresh=False)
     assert found is not None
     assert not found["ok"]
-    assert "memory of sft" in caplog.text
+    assert ("plan.gpu_memory_too_small", "memory of sft") in [(one.code, one.place) for one in warnings_in(caplog)]
 
 
 def test_rows_that_cannot_be_read_are_left_to_the_run(films: Path, tmp_path: Path) -> None:
@@ -561,18 +636,18 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
     ],
 )
 def test_rows_that_fill_a_shipped_recipe_fit_its_card(name: str, card: int) -> None:
-    lost = DataError("the file of rows is not there")
+    lost = DataError("data.file_missing", "the file of rows must exist")
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
     elsewhere = named_gpu("Tesla T4")  # where Unsloth is taken to be installed
     assert elsewhere is not None
     for gpu in (described_gpu(card), *([T4, elsewhere] if card == 16 else [])):
         plan = make_plan(recipe, lost, gpu, ask=lambda _: BaseWeights("cache"))
         assert plan.memory is not None
-        assert "memory of" not in texts(plan), gpu.name
+        assert "plan.gpu_memory_too_small" not in codes(plan), gpu.name
 
 
 def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
-    lost = DataError("the file of rows is not there")
+    lost = DataError("data.file_missing", "the file of rows must exist")
     steps = make_plan(
         load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
     )
@@ -586,14 +661,15 @@ def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None
     assert plan.tokens.longest.images == 256  # Gemma's
     assert plan.memory is not None
     assert {"sft", "grpo"} <= set(plan.memory)
-    assert [problem for problem in plan.problems if "data" in str(problem)]
+    assert one_of(plan, "data.file_missing").place == "[data]"
 
 
-@pytest.mark.parametrize("text", ["{half", "[]"])
-def test_a_damaged_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(("text", "code"), [("{half", "model.config_not_json"), ("[]", "model.config_not_object")])
+def test_a_damaged_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with raises(ModelError, code) as caught:
         find_configuration(Model(name=str(tmp_path)))
+    assert caught.problem.place == str(tmp_path / "config.json")
 
 
 def test_the_time_of_each_stage_is_that_of_common_gpus_or_of_the_named_one(films: Path, tmp_path: Path) -> None:

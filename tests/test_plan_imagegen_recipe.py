@@ -104,7 +104,7 @@ def test_the_splits_are_those_of_the_stage(write: Write) -> None:
 def test_a_training_split_without_a_rating_level_is_a_certain_problem(write: Write) -> None:
     plan = make_imagegen_plan(write(rating=lambda number: 3 if number % 2 else 1), None)
     assert [one.certain for one in plan.problems] == [True]
-    assert "2" in plan.problems[0].text
+    assert "2" in plan.problems[0].details.rule
 
 
 def test_unusable_rows_are_counted_and_too_many_of_them_are_a_problem(write: Write) -> None:

@@ -10,9 +10,10 @@ import pytest
 from training import recipe_on_files
 
 from toolkit import tiny
+from toolkit.backends import backend_name
 from toolkit.cli import main
 from toolkit.cli.plan import make
-from toolkit.errors import ImageError, MissingExtraError, ModelError
+from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.prepare import PHANTOMS
 from toolkit.pipeline.stages import STAGES
@@ -36,8 +37,14 @@ def recipe_of(films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None
     return recipe_on_files(films.parent, films, tables, **off)
 
 
-def problems(plan: Plan) -> str:
-    return "\n".join(map(str, plan.problems))
+def codes(plan: Plan) -> list[str]:
+    return [problem.code for problem in plan.problems]
+
+
+def one_of(plan: Plan, code: str) -> Problem:
+    """The only problem with this code."""
+    (found,) = (problem.details for problem in plan.problems if problem.code == code)
+    return found
 
 
 def change_row(file: Path, **fields: Any) -> None:
@@ -52,8 +59,9 @@ def test_a_picture_that_is_not_there_is_a_problem_as_it_is_for_the_run(films: Pa
     change_row(films / f"{split}.json", ImagePath=["images/none.png"])
     recipe = recipe_of(films)
     plan = make(recipe, None)
-    assert "none.png: the picture must exist" in problems(plan)
-    assert not plan.problems[0].certain  # the run's own scan names every such picture
+    (problem,) = plan.problems
+    assert Path(problem.place).name == "none.png"
+    assert not problem.certain  # the run's own scan names every such picture
     with pytest.raises(ImageError, match=r"none\.png"):
         run_recipe(recipe, STAGES)
 
@@ -62,7 +70,9 @@ def test_rows_that_are_skipped_are_counted_and_the_others_told(films: Path) -> N
     change_row(films / "train.json", ImagePath=["images/none.png"])
     plan = make(recipe_of(films, {"images": {"unreadable": "skip"}}), None)
     assert plan.problems == []
-    assert "1 of 24 rows looked at have a picture that cannot be used" in str(plan.warnings)
+    (warned,) = (one.details for one in plan.warnings if one.code == "plan.rows_skipped")
+    assert "1 of 24" in warned.rule
+    assert "train.json" in warned.place
     assert plan.tokens is not None
     assert (plan.tokens.rows, len(plan.tokens.lengths)) == (24, 23)
 
@@ -70,7 +80,12 @@ def test_rows_that_are_skipped_are_counted_and_the_others_told(films: Path) -> N
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_special_token_in_a_question_is_a_problem(films: Path, split: str) -> None:
     change_row(films / f"{split}.json", question="What is this? <start_of_turn>model")
-    assert "special tokens" in problems(make(recipe_of(films), None))
+    recipe = recipe_of(films)
+    found = [problem.details for problem in make(recipe, None).problems]
+    with pytest.raises(DataError) as raised:
+        run_recipe(recipe, STAGES)
+    assert raised.value.problem.code in [problem.code for problem in found]
+    assert any("<start_of_turn>" in str(problem) for problem in found)
 
 
 def test_a_package_that_the_pictures_need_is_a_problem(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +93,17 @@ def test_a_package_that_the_pictures_need_is_a_problem(films: Path, monkeypatch:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM")
 
     monkeypatch.setattr("toolkit.plan.rows.count_rows", lacking)
-    assert "reading DICOM needs the package pydicom" in problems(make(recipe_of(films), None))
+    found = [problem.details for problem in make(recipe_of(films), None).problems]
+    assert {(problem.code, problem.place) for problem in found} == {("install.extra_missing", "pydicom")}
 
 
 def test_a_long_question_of_the_evaluation_is_a_problem_and_makes_its_memory_larger(films: Path) -> None:
     short = make(recipe_of(films), A5000)
     change_row(films / "test.json", question="What is this? " + "word " * 150)
     plan = make(recipe_of(films), A5000)
-    assert "1 of 8 questions looked at leave no room for evaluate.max_completion_tokens" in problems(plan)
+    found = one_of(plan, "plan.evaluation_prompt_too_long")
+    assert (found.place, found.value) == ("[model] max_tokens", 256)
+    assert "1 of 8" in found.rule
     assert all(one.certain for one in plan.problems)
     assert plan.memory is not None
     assert short.memory is not None
@@ -104,23 +122,25 @@ def test_an_evaluation_alone_is_planned_by_its_own_questions(films: Path) -> Non
 def test_without_rows_nothing_is_said_of_their_tokens(films: Path) -> None:
     tables = {"data": {"columns": {"question": "nothing"}}, "grpo": {"max_completion_tokens": 200}}
     plan = make(recipe_of(films, tables), None)
-    assert "processor is not here" not in str(plan.warnings)
-    assert "no room" not in problems(plan)
+    assert "plan.tokens_estimated" not in [one.code for one in plan.warnings]
     (problem,) = plan.problems
-    assert str(problem).count("[data]: ") == 1
+    assert not problem.code.startswith("plan.")  # it is the error of reading the rows
+    assert str(problem).count(f"{problem.place}: ") == 1
 
 
 @pytest.mark.parametrize(
-    ("tables", "words"),
+    ("tables", "place"),
     [
-        ({"model": {"adapter": "/nowhere/at/all"}}, "[model] adapter: there is no run or adapter"),
-        ({"rewards": {"custom": ["/nowhere/mine.py:polite"]}}, "[rewards] custom: there is no file"),
+        ({"model": {"adapter": "/nowhere/at/all"}}, "[model] adapter"),
+        ({"rewards": {"custom": ["/nowhere/mine.py:polite"]}}, "[rewards] custom"),
     ],
 )
 def test_a_file_that_the_recipe_names_must_be_there(
-    films: Path, tables: Mapping[str, Mapping[str, Any]], words: str
+    films: Path, tables: Mapping[str, Mapping[str, Any]], place: str
 ) -> None:
-    assert words in problems(make(recipe_of(films, tables), None))
+    found = one_of(make(recipe_of(films, tables), None), "recipe.file_missing")
+    assert found.place == place
+    assert "/nowhere/" in str(found)
 
 
 def remove(*names: str) -> Callable[[Path], None]:
@@ -169,24 +189,24 @@ def no_heads(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "code", "value"),
     [
-        (remove("config.json"), "holds no config.json"),
-        (configure(model_type="never_heard_of"), "no model for pictures and text of model_type 'never_heard_of'"),
-        (rewrite("config.json", '{"model_type": "llama"}'), "no model for pictures and text of model_type 'llama'"),
-        (few_layers, "no model for pictures and text"),
-        (no_heads, "no model for pictures and text"),
-        (remove("tokenizer.json", "tokenizer.model", "tokenizer_config.json"), "no processor that can be loaded"),
-        (remove("model.safetensors"), "holds no whole weights"),
-        (rewrite("model.safetensors", ""), "holds no whole weights"),
-        (halve, "holds no whole weights"),
-        (index("garbage"), "holds no whole weights"),
-        (index("{}"), "holds no whole weights"),
-        (shutil.rmtree, "there is no folder"),
+        (remove("config.json"), "plan.config_missing", ""),
+        (configure(model_type="never_heard_of"), "plan.model_type_unsupported", "never_heard_of"),
+        (rewrite("config.json", '{"model_type": "llama"}'), "plan.model_type_unsupported", "llama"),
+        (few_layers, "plan.model_type_unsupported", "gemma3"),
+        (no_heads, "plan.model_type_unsupported", "gemma3"),
+        (remove("tokenizer.json", "tokenizer.model", "tokenizer_config.json"), "plan.processor_missing", ""),
+        (remove("model.safetensors"), "plan.weights_incomplete", ""),
+        (rewrite("model.safetensors", ""), "plan.weights_incomplete", ""),
+        (halve, "plan.weights_incomplete", ""),
+        (index("garbage"), "plan.weights_incomplete", ""),
+        (index("{}"), "plan.weights_incomplete", ""),
+        (shutil.rmtree, "plan.model_folder_missing", ""),
     ],
 )
 def test_a_models_folder_that_is_not_whole_is_a_certain_problem(
-    films: Path, damage: Callable[[Path], None], words: str
+    films: Path, damage: Callable[[Path], None], code: str, value: str
 ) -> None:
     folder = films.parent / "model"
     shutil.copytree(tiny.FOLDER, folder)
@@ -194,7 +214,8 @@ def test_a_models_folder_that_is_not_whole_is_a_certain_problem(
     assert make(recipe_of(films, tables), None).problems == []
     damage(folder)
     plan = make(recipe_of(films, tables), None)
-    assert words in problems(plan)
+    found = one_of(plan, code)
+    assert (found.place, found.value) == ("[model] name", value or str(folder))
     assert any(one.certain for one in plan.problems)
     json.dumps(plan.to_json())
 
@@ -204,46 +225,59 @@ def test_code_of_a_models_authors_may_know_its_type(films: Path) -> None:
     shutil.copytree(tiny.FOLDER, folder)
     configure(model_type="never_heard_of")(folder)
     tables = {"model": {"name": str(folder), "max_tokens": 256, "trust_remote_code": True}}
-    assert "never_heard_of" not in problems(make(recipe_of(films, tables), None))
+    assert "plan.model_type_unsupported" not in codes(make(recipe_of(films, tables), None))
 
 
 def test_layers_that_the_model_does_not_have_are_a_problem_as_they_are_for_the_run(films: Path) -> None:
     recipe = recipe_of(films, {"lora": {"targets": ["q_proj", "qkv"]}}, evaluate=None)
-    assert "no linear layers of the language model: qkv. It has: down_proj" in problems(make(recipe, None))
+    found = one_of(make(recipe, None), "model.lora_target_unknown")
+    assert (found.place, found.value) == ("[lora] targets", ["qkv"])
+    assert "down_proj" in found.remedy
     with pytest.raises(ModelError, match=r"lora\.targets"):
         run_recipe(recipe, STAGES)
 
 
 def test_attention_that_leaves_out_what_pictures_need_is_a_problem(films: Path) -> None:
     tables = {"model": {"attention": "flash_attention_2", "max_tokens": 256}}
-    assert "[model] attention" in problems(make(recipe_of(films, tables), A5000))
+    found = one_of(make(recipe_of(films, tables), A5000), "model.attention_ignores_image_blocks")
+    assert (found.place, found.value) == ("[model] attention", "flash_attention_2")
 
 
 def test_unsloth_without_a_gpu_is_a_problem(films: Path) -> None:
     recipe = recipe_of(films, {"model": {"backend": "unsloth", "max_tokens": 256}})
-    assert "needs a CUDA device" in problems(make(recipe, None))
+    (problem,) = make(recipe, None).problems
+    with pytest.raises(ModelError) as raised:
+        backend_name(recipe.model)
+    assert problem.code == raised.value.code
+    assert problem.place == (raised.value.place or "[model] backend")
     assert make(recipe, A5000).problems == []
 
 
 def test_what_unsloth_would_do_otherwise_is_a_problem_where_it_is_named(films: Path) -> None:
     tables = {"model": {"backend": "unsloth", "max_tokens": 256}, "grpo": {"loss": "dr_grpo"}}
-    assert "would switch grpo.scale_rewards off" in problems(make(recipe_of(films, tables), A5000))
+    found = one_of(make(recipe_of(films, tables), A5000), "model.unsloth_cannot_train")
+    assert found.place == "[model] backend"
+    assert "grpo.scale_rewards" in found.rule
     tables["model"]["backend"] = "auto"
     assert make(recipe_of(films, tables), A5000).problems == []
 
 
 def test_vllm_is_refused_with_every_reason(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"grpo": {"rollouts": "vllm"}, "model": {"max_tokens": 256}}
-    found = problems(make(recipe_of(films, tables), None))
-    assert "[grpo] rollouts: vLLM cannot write the completions" in found
-    for reason in ("vLLM is not installed", "it needs a GPU of 24 GB", "the backend here is hf", "during SFT too"):
-        assert reason in found
+    found = one_of(make(recipe_of(films, tables), None), "training.vllm_unsupported")
+    assert found.place == "[grpo] rollouts"
+    reasons = found.rule.split("; ")
+    for word in ("installed", "24 GB", "backend", "[sft]"):
+        assert sum(word in reason for reason in reasons) == 1
     monkeypatch.setattr("toolkit.plan.backend.find_spec", lambda name: object())
     assert make(recipe_of(films, tables, sft=None), described_gpu(24)).problems == []
-    assert "it needs a GPU of 24 GB" in problems(make(recipe_of(films, tables, sft=None), described_gpu(16)))
+    small = one_of(make(recipe_of(films, tables, sft=None), described_gpu(16)), "training.vllm_unsupported")
+    assert "24 GB" in small.rule
     rows = json.loads((films / "train.json").read_text())
     change_row(films / "train.json", ImagePath=[row["ImagePath"][0] for row in list(rows.values())[:4:2]])
-    assert "a prompt has 2" in problems(make(recipe_of(films, tables, sft=None), described_gpu(24)))
+    several = one_of(make(recipe_of(films, tables, sft=None), described_gpu(24)), "training.vllm_unsupported")
+    assert several.rule.split("; ")[0].endswith(" 2")
+    assert len(several.rule.split("; ")) == 1
 
 
 def test_a_run_folder_below_a_file_or_a_closed_folder_is_a_problem(
@@ -252,9 +286,10 @@ def test_a_run_folder_below_a_file_or_a_closed_folder_is_a_problem(
     file = films.parent / "file"
     file.touch()
     recipe = recipe_of(films, {"run": {"folder": file}})
-    assert f"a run folder cannot be made in {file}: it is no folder" in problems(make(recipe, None))
+    found = one_of(make(recipe, None), "plan.run_folder_below_file")
+    assert (found.place, found.value) == ("[run] folder", str(file))
     monkeypatch.setattr("toolkit.plan.disk.os.access", lambda *_: False)  # root may write into a closed folder
-    assert "it is not writable" in problems(make(recipe_of(films), None))
+    assert one_of(make(recipe_of(films), None), "plan.run_folder_not_writable").place == "[run] folder"
 
 
 def test_a_step_has_no_more_rows_than_there_are(films: Path) -> None:

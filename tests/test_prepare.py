@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import Stages
@@ -112,7 +113,9 @@ def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_s
         assert (len(data.train), len(data.test)) == (6, 4)
         (dropped,) = run.record("data")["dropped"]
     assert (dropped["reason"], dropped["count"]) == ("a picture cannot be used", 2)
-    assert "left out" in caplog.text
+    (warned,) = (one for one in warnings_in(caplog) if one.code == "data.image_unusable")
+    assert warned.rule.startswith("2 rows")
+    assert Path(warned.place).name == "train.json"
     film(chest, 0).unlink()
     with start_run(recipe) as run, pytest.raises(RunError, match="the unusable pictures changed"):
         prepare(recipe, run, silent)
@@ -122,8 +125,9 @@ def test_a_split_without_a_usable_picture_is_an_error(chest: Path, tmp_path: Pat
     for number in (4, 5):
         film(chest, number).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
-    with start_run(recipe) as run, pytest.raises(DataError, match="at least one row must have pictures"):
+    with raises(DataError, "data.no_usable_rows") as caught, start_run(recipe) as run:
         prepare(recipe, run, silent)
+    assert caught.problem.place == "[data] test"
 
 
 def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Path) -> None:
@@ -221,8 +225,9 @@ def test_an_evaluation_is_done_again_under_a_free_name_and_compared_where_the_qu
         ("again-2", "sft", (), 2),
         ("mine", "sft", ("before", "sft"), None),
     ]
-    with pytest.raises(RunError, match="an evaluation of this name is there"):
+    with raises(RunError, "evaluate.name_taken") as caught:
         evaluate_again(path, fake_stages(calls), name="mine")
+    assert caught.problem.value == "mine"
     # The run's own table is as it was.
     assert [row["label"] for row in read_json(path / "results.json")["table"]] == [
         "majority baseline",
@@ -240,12 +245,14 @@ def test_a_run_without_evaluation_or_export_can_have_both_later(tmp_path: Path) 
 
 def test_only_its_own_section_may_change_when_a_stage_is_done_again(tmp_path: Path) -> None:
     path = finished_run(tmp_path)
-    with pytest.raises(RunError, match=r"only \[evaluate\] may be changed .*sft\.epochs"):
+    with raises(RunError, "run.setting_not_changeable") as caught:
         evaluate_again(path, fake_stages([]), ["sft.epochs=2"])
+    assert (caught.problem.place, caught.problem.value) == ("--set", "sft.epochs")
 
 
 @pytest.mark.parametrize("name", ["before", "baseline", "../../evil", "..", "a/b", "é", "", "x" * 101])
 def test_an_evaluations_name_is_a_plain_word_of_its_own(tmp_path: Path, name: str) -> None:
     path = finished_run(tmp_path)
-    with pytest.raises(RunError, match="--name: an evaluation's name is letters"):
+    with raises(RunError, "evaluate.name_invalid") as caught:
         evaluate_again(path, fake_stages([]), name=name)
+    assert (caught.problem.place, caught.problem.value) == ("--name", name)

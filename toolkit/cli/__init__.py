@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it: ``toolkit --help`` answers 
 """
 
 import errno
+import json
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ToolkitError as error:
         from toolkit.run import hide_secrets
 
-        print(f"toolkit: {hide_secrets(str(error))}", file=sys.stderr)
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})))
+        print(f"toolkit: {hide_secrets(str(error))} [{error.code}]", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("toolkit: stopped by Ctrl-C before any work had begun", file=sys.stderr)

@@ -48,7 +48,8 @@ def as_text(found: "Examination") -> str:
     width = max(len(one.name) for one in found.findings)
     lines = []
     for one in found.findings:
-        lines.append(f"{one.state:<8} {one.name:<{width}}  {' '.join(one.found.split())}")
+        code = "" if one.state == "good" else f" [{one.code}]"
+        lines.append(f"{one.state:<8} {one.name:<{width}}  {' '.join(one.found.split())}{code}")
         if one.remedy:
             lines.append(f"{'':<8} {'':<{width}}  -> {one.remedy}")
     problems, warnings = found.count("problem"), found.count("warning")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.errors import PlanError, ToolkitError
+from toolkit.errors import PlanError, Problem, ToolkitError, warn
 
 if TYPE_CHECKING:
     from toolkit.plan import Gpu, Plan, Rows
@@ -117,11 +117,10 @@ def plan_run(recipe: "Recipe", *, fresh: bool) -> "Record | None":
     found = _make_first(recipe)
     for line in found.lines:
         log.info("%s", line)
-    for warning in found.warnings:
-        log.warning("plan: %s", warning)
+    for one in found.warnings:
+        warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     if found.certain:
-        rule = "\n  ".join(["the run cannot work:", *found.certain]).rstrip(".")
-        raise PlanError(rule, remedy="\n`toolkit plan RECIPE` tells more")
+        raise PlanError(found.certain)
     return dict(found.record)
 
 
@@ -130,8 +129,8 @@ class Told:
     """What a run says of its plan, in plain values: lines, warnings, problems that end it, and the whole as JSON."""
 
     lines: tuple[str, ...]
-    warnings: tuple[str, ...]
-    certain: tuple[str, ...]
+    warnings: tuple[Problem, ...]
+    certain: tuple[Problem, ...]
     record: "Record"
 
 
@@ -160,8 +159,8 @@ def tell(recipe: "Recipe") -> Told:
     certain = [problem for problem in found.problems if problem.certain] if "data" not in found.unknown else []
     return Told(
         lines=tuple(short_lines(found)),
-        warnings=tuple(str(finding) for finding in found.findings if not finding.certain),
-        certain=tuple(map(str, certain)),
+        warnings=tuple(finding.details for finding in found.findings if not finding.certain),
+        certain=tuple(problem.details for problem in certain),
         record=found.to_json(),
     )
 
@@ -176,8 +175,8 @@ def tell_imagegen(recipe: "Recipe") -> Told:
         found = make_imagegen_plan(recipe, find_gpu())
     return Told(
         lines=tuple(short_lines(found)),
-        warnings=tuple(str(finding) for finding in found.findings if finding not in found.certain),
-        certain=tuple(map(str, found.certain)),
+        warnings=tuple(finding.details for finding in found.findings if finding not in found.certain),
+        certain=tuple(finding.details for finding in found.certain),
         record=found.to_json(),
     )
 

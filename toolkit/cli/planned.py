@@ -48,8 +48,8 @@ def lines(plan: "Plan") -> Iterator[str]:
     yield from _titled("disk", _disk(plan))
     yield from _titled("versions", _versions(plan))
     yield from _titled("cannot be told", (f"{what}: {why}" for what, why in plan.unknown.items()))
-    yield from _titled("warnings", map(str, plan.warnings))
-    yield from _titled("problems", map(str, plan.problems))
+    yield from _titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
+    yield from _titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
     yield "the run cannot work as it is" if plan.problems else "no problem found"
 
 

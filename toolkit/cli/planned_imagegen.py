@@ -45,8 +45,8 @@ def lines(plan: "ImagegenPlan") -> Iterator[str]:
     yield from _titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
     yield from _titled("disk", _disk(plan))
     yield from _titled("not tried or not estimated", [f"{what}: {why}" for what, why in plan.unknown.items()])
-    yield from _titled("warnings", [str(one) for one in plan.warnings])
-    yield from _titled("problems", [str(one) for one in plan.problems])
+    yield from _titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
+    yield from _titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
     yield "the run cannot work as it is" if plan.problems else "no problem found"
 
 

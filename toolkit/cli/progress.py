@@ -125,7 +125,8 @@ class _ScreenHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self.console.print(hide_secrets(prefix + record.getMessage()), style=style, markup=False)
+        suffix = f" [{record.problem.code}]" if hasattr(record, "problem") else ""
+        self.console.print(hide_secrets(prefix + record.getMessage() + suffix), style=style, markup=False)
 
 
 def _is_told_twice(complete: set[str], what: str, done: int, total: int) -> bool:

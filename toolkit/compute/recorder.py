@@ -5,7 +5,6 @@ carries the start's sums so far and those of the stage that is open: of a start,
 line counts.
 """
 
-import logging
 import threading
 import time
 import uuid
@@ -19,11 +18,9 @@ from toolkit.compute import machine
 from toolkit.compute.counts import counts, unseen
 from toolkit.compute.energy import INSTALL, EnergyMeter, Reading, is_there
 from toolkit.compute.usage import Usage, highest
-from toolkit.errors import Interrupted
+from toolkit.errors import Interrupted, warn
 from toolkit.recipe import Run
 from toolkit.run import RunFolder, append_line, hide_secrets, now, versions, world_size
-
-log = logging.getLogger(__name__)
 
 BEAT = 30.0
 """Seconds between two lines; a killed process has told all but the last of them."""
@@ -117,7 +114,7 @@ class Recorder:
 
     def _without_energy(self, why: str) -> None:
         """Told once, in the record and in the log; time, memory and counts go on."""
-        log.warning("energy and CO2 of this run are not measured: %s", why)
+        warn("run.energy_not_measured", f"energy and CO2 of this run are not measured: {why}")
         self.learn(energy_problem=hide_secrets(why))
 
     def _used(self) -> Usage:
@@ -151,7 +148,8 @@ class Recorder:
             append_line(self._file, line)
         except OSError as error:
             if self._writable:  # a run is worth more than its bookkeeping
-                log.warning("what this run uses cannot be recorded: %s", error.strerror or error)
+                rule = "the usage record of this run cannot be written"
+                warn("run.usage_not_recorded", rule, place=self._file, value=error.strerror or str(error))
             self._writable = False
 
 

@@ -31,7 +31,7 @@ def hub_home(environment: Mapping[str, str]) -> Path:
 def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     """The Hub's cache, the toolkit's cache, the working folder."""
     yield check_folder(
-        "Hub cache", hub_cache(environment), 10, "a 4B model in 16 bits is 8.6 GB", "another folder in HF_HOME"
+        "Hub cache", hub_cache(environment), 10, "models: a 4B model in 16 bits has 8.6 GB", "another folder in HF_HOME"
     )
     yield _own_cache(environment)
     yield check_folder(
@@ -39,7 +39,7 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
         Path.cwd(),
         20,
         "checkpoints, and merged weights of a 4B model (8.6 GB)",
-        "another one, or run.folder in the recipe",
+        "another one, such as run.folder in the recipe",
     )
 
 
@@ -48,8 +48,8 @@ def _own_cache(environment: Mapping[str, str]) -> Finding:
     try:
         folder = cache_folder(environment)
     except ToolkitError as error:
-        return Finding(name, "problem", error.rule, error.remedy)
-    return check_folder(name, folder, 5, "rows and reduced pictures", "another folder in TOOLKIT_CACHE")
+        return Finding("doctor.cache_unknown", name, "problem", error.rule, error.remedy)
+    return check_folder(name, folder, 5, "rows and resized images", "another folder in TOOLKIT_CACHE")
 
 
 def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str) -> Finding:
@@ -67,16 +67,16 @@ def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str)
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free / GIB
     except OSError as error:
-        text = f"{folder} cannot be written ({error.strerror or error})"
-        return Finding(name, "problem", text, f"Make it writable, or name {other}.")
+        text = f"{folder} is not writable ({error.strerror or error})"
+        return Finding("doctor.folder_not_writable", name, "problem", text, f"Make it writable, or set {other}.")
     text = f"{folder}, {free:,.1f} GiB free"
     if free < FULL:
-        return Finding(name, "problem", text, f"Make room, or name {other}: it holds {holds}.")
+        remedy = f"Free disk space, or set {other}. The folder stores {holds}."
+        return Finding("doctor.disk_full", name, "problem", text, remedy)
     if free < wanted:
-        return Finding(
-            name, "warning", text, f"{wanted:.0f} GiB are wanted: it holds {holds}. Make room, or name {other}."
-        )
-    return Finding(name, "good", text)
+        remedy = f"Free disk space up to {wanted:.0f} GiB, or set {other}. The folder stores {holds}."
+        return Finding("doctor.disk_low", name, "warning", text, remedy)
+    return Finding("doctor.folder", name, "good", text)
 
 
 def _expanded(folder: str) -> Path:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import __version__
@@ -35,8 +35,8 @@ class Examination:
     def to_json(self) -> dict[str, Any]:
         """One object: toolkit (version), seconds, problems, warnings, and findings.
 
-        Each finding has name, state ("good", "warning", "problem"), found and remedy; all are text, and the remedy is
-        empty where there is nothing to do.
+        Each finding has code (stable), name, state ("good", "warning", "problem"), found and remedy. All are text, and
+        the remedy is empty if there is nothing to do.
         """
         return {
             "toolkit": __version__,
@@ -80,4 +80,4 @@ def _findings(
 
 
 def _without_secrets(finding: Finding) -> Finding:
-    return Finding(finding.name, finding.state, hide_secrets(finding.found), hide_secrets(finding.remedy))
+    return replace(finding, found=hide_secrets(finding.found), remedy=hide_secrets(finding.remedy))

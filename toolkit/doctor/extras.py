@@ -27,11 +27,12 @@ def check_extras(outcomes: Mapping[str, Outcome], environment: Mapping[str, str]
 def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
     found = installed("vllm")
     if found is None and outcome.end == "missing":
-        return Finding("vLLM", "good", "not installed; generation is by transformers")
+        return Finding("doctor.vllm_absent", "vLLM", "good", "not installed, so transformers generates")
     if outcome.end != "loaded":
         cause = find_cause(outcome.error, "vllm")
-        remedy = f"Uninstall it (pip uninstall -y vllm): generation is then by transformers. Or: {cause.remedy}"
-        return Finding("vLLM", "warning", f"{found}, does not load: {outcome.cause or outcome.end}", remedy)
+        remedy = f"Uninstall it to generate with transformers (pip uninstall -y vllm). Or: {cause.remedy}"
+        text = f"{found}, does not load: {outcome.cause or outcome.end}"
+        return Finding("doctor.vllm_not_loaded", "vLLM", "warning", text, remedy)
     able = [
         device
         for device in torch.facts.get("devices", ())
@@ -39,10 +40,9 @@ def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
     ]
     text = f"{found}, loads in {outcome.seconds:.1f} s"
     if able:
-        return Finding("vLLM", "good", text)
-    return Finding(
-        "vLLM", "good", f"{text}; no GPU here has the 24 GB and capability 7.0 that it takes beside training"
-    )
+        return Finding("doctor.vllm", "vLLM", "good", text)
+    text += ", but no GPU here has the 24 GB and compute capability 7.0 that it needs beside training"
+    return Finding("doctor.vllm_gpu_too_small", "vLLM", "good", text)
 
 
 def _llama(environment: Mapping[str, str]) -> Finding:
@@ -52,7 +52,8 @@ def _llama(environment: Mapping[str, str]) -> Finding:
     folder = Path(named or os.path.expanduser("~/.unsloth/llama.cpp"))  # noqa: PTH111  # Path's own raises without a home
     built = [f"Unsloth's build in {folder}"] if folder.is_dir() else []
     if named and not built:
-        text = f"UNSLOTH_LLAMA_CPP_PATH names {named}, where no folder is"
-        return Finding("llama.cpp", "warning", text, "Correct it, or unset it.")
+        text = f"UNSLOTH_LLAMA_CPP_PATH is {named}, which is not a folder"
+        return Finding("doctor.llama_folder_missing", "llama.cpp", "warning", text, "Correct or unset the variable.")
     parts = packages + programs + built
-    return Finding("llama.cpp", "good", ", ".join(parts) or "not installed; needed only for GGUF files")
+    text = ", ".join(parts) or "not installed, only needed for GGUF files"
+    return Finding("doctor.llama", "llama.cpp", "good", text)

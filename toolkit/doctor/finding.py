@@ -11,8 +11,9 @@ STATES: tuple[State, ...] = ("good", "warning", "problem")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``remedy`` is empty where there is nothing to do."""
+    """``code`` is the stable identifier of what was found. ``remedy`` is empty if there is nothing to do."""
 
+    code: str
     name: str
     state: State
     found: str
@@ -30,8 +31,10 @@ def worse(one: State, other: State) -> State:
 
 
 def joined(first: Finding, second: Finding) -> Finding:
-    """Two findings on one thing as one of the first's name, with the worse state and both remedies."""
+    """Return two findings on one thing as one of the first's name, with the code of the worse and both remedies."""
+    code = first.code if worse(first.state, second.state) == first.state else second.code
     return Finding(
+        code,
         first.name,
         worse(first.state, second.state),
         "; ".join(filter(None, (first.found, second.found))),

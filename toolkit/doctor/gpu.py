@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.doctor.finding import Finding, State, worse
+from toolkit.doctor.finding import Finding, State
 from toolkit.doctor.probes import Outcome
 
 GIB = 2**30
@@ -38,7 +38,7 @@ def ask_driver() -> Driver:
     except FileNotFoundError:
         return Driver(_kernel_module())
     except subprocess.TimeoutExpired:
-        return Driver(_kernel_module(), problem=f"nvidia-smi does not answer within {WAIT:.0f} s")
+        return Driver(_kernel_module(), problem=f"nvidia-smi did not answer within {WAIT:.0f} s")
     except OSError as error:
         return Driver(_kernel_module(), problem=f"nvidia-smi cannot be run: {error.strerror}")
     rows = [line.split(",", 1) for line in done.stdout.splitlines() if "," in line]
@@ -51,53 +51,50 @@ def ask_driver() -> Driver:
 def check_driver(driver: Driver) -> Finding:
     """The driver."""
     if driver.problem:
-        remedy = "Restart the machine; if that does not help, install the driver again. In a container: --gpus all."
-        return Finding("driver", "problem" if driver.version else "warning", driver.problem, remedy)
+        remedy = "Restart the machine. If that does not help, reinstall the driver. In a container, use --gpus all."
+        state: State = "problem" if driver.version else "warning"
+        return Finding("doctor.driver_failed", "driver", state, driver.problem, remedy)
     if driver.version is None:
-        return Finding("driver", "good", "no NVIDIA driver, and no NVIDIA GPU that would need one")
-    return Finding("driver", "good", f"NVIDIA {driver.version}")
+        return Finding("doctor.driver_none", "driver", "good", "no NVIDIA driver, and no NVIDIA GPU that needs one")
+    return Finding("doctor.driver", "driver", "good", f"NVIDIA {driver.version}")
 
 
 def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
     """What torch can use."""
     devices: Sequence[Mapping[str, Any]] = torch.facts.get("devices", ())
     if torch.end != "loaded":
-        text = "not known, since torch does not load"
-        yield Finding("GPU", "warning", text, "See torch.")
+        yield Finding("doctor.gpu_unknown", "GPU", "warning", "unknown, because torch does not load", "Repair torch.")
     elif not devices:
         yield _none(torch.facts, driver)
     for index, device in enumerate(devices):
         yield _device(index, device)
     if len(devices) > 1:
-        text = (
-            f"{len(devices)} GPUs; one is used, the first; CUDA_VISIBLE_DEVICES=1 before the command takes the second"
-        )
-        yield Finding("several GPUs", "good", text)
+        text = f"{len(devices)} GPUs, of which a run uses the first. CUDA_VISIBLE_DEVICES=1 selects the second"
+        yield Finding("doctor.gpus_several", "several GPUs", "good", text)
 
 
 def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
     if not driver.gpus and driver.version is None:
-        return Finding("GPU", "warning", "none", NO_GPU)
+        return Finding("doctor.gpu_none", "GPU", "warning", "none", NO_GPU)
     names = ", ".join(driver.gpus) or "a driver without a GPU"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         text = f"{names}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}"
-        return Finding("GPU", "warning", text, "Unset CUDA_VISIBLE_DEVICES to use it.")
+        return Finding("doctor.gpu_hidden", "GPU", "warning", text, "Unset CUDA_VISIBLE_DEVICES to use it.")
     if not facts.get("cuda"):
-        text = f"{names}, and torch {facts.get('version')} is a build without CUDA"
+        text = f"{names}, but torch {facts.get('version')} is a build without CUDA"
         return Finding(
+            "doctor.torch_without_cuda",
             "GPU",
             "problem",
             text,
             "Install torch with CUDA: pip install --force-reinstall -c constraints.txt torch torchvision.",
         )
     said = " ".join(" ".join(facts.get("warnings", ())).split())[:300]
-    text = f"{names}, and torch (CUDA {facts['cuda']}) cannot use it" + (f": {said}" if said else "")
+    text = f"{names}, but torch (CUDA {facts['cuda']}) cannot use it" + (f": {said}" if said else "")
     remedy = f"Update the driver to one for CUDA {facts['cuda']} or later"
-    remedy += (
-        ", or install a torch that was built for an older CUDA." if re.search("too old", said) else "; then restart."
-    )
-    return Finding("GPU", "problem", text, remedy)
+    remedy += ", or install a torch build for an older CUDA." if re.search("too old", said) else ", then restart."
+    return Finding("doctor.gpu_unusable", "GPU", "problem", text, remedy)
 
 
 def _device(index: int, device: Mapping[str, Any]) -> Finding:
@@ -108,27 +105,25 @@ def _device(index: int, device: Mapping[str, Any]) -> Finding:
     text += ", bfloat16" if device.get("bf16") else ", no bfloat16"
     name = f"GPU {index}"
     if device.get("error"):
-        remedy = "Choose a torch that has kernels for this GPU, or another GPU; end what else uses it (nvidia-smi)."
-        return Finding(
-            name, "problem", f"{text}; it computes nothing: {' '.join(device['error'].split())[:300]}", remedy
-        )
-    state: State = "good"
-    remedies = []
+        remedy = "Install a torch build with kernels for this GPU, use another GPU, or end other processes on it."
+        text += f", and computing fails: {' '.join(device['error'].split())[:300]}"
+        return Finding("doctor.gpu_computes_nothing", name, "problem", text, remedy)
+    remedies = {}
     if not device.get("bf16"):
-        remedies.append(
-            "Without bfloat16 weights that are not quantised are held in float32: slower, and twice the memory."
+        remedies["doctor.gpu_no_bfloat16"] = (
+            "Quantize the weights. Without bfloat16, unquantized weights are float32: slower, and twice the memory."
         )
     if total < ENOUGH:
-        remedies.append(
-            "A 4B model is meant for 16 to 24 GB: take a smaller model, smaller pictures or fewer generations."
+        remedies["doctor.gpu_memory_small"] = (
+            "Use a smaller model, smaller images or fewer generations. A 4B model needs 16 to 24 GB."
         )
     if free < FREE_SHARE * total:
-        remedies.append(
-            "Another process holds a part of its memory: nvidia-smi tells which; in a notebook, restart the kernel."
+        remedies["doctor.gpu_memory_in_use"] = (
+            "End the other process that uses its memory (nvidia-smi shows it). In a notebook, restart the kernel."
         )
     if remedies:
-        state = worse(state, "warning")
-    return Finding(name, state, text, " ".join(remedies))
+        return Finding(next(iter(remedies)), name, "warning", text, " ".join(remedies.values()))
+    return Finding("doctor.gpu", name, "good", text)
 
 
 def _kernel_module() -> str | None:

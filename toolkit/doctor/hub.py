@@ -50,39 +50,45 @@ def token_holder(environment: Mapping[str, str]) -> str | None:
 
 def _token(holder: str | None) -> Finding:
     if holder is not None:
-        return Finding("Hub token", "good", f"one is in {holder}")
+        return Finding("doctor.token", "Hub token", "good", f"found in {holder}")
     how = {
         "Kaggle": "add it as a secret, and put it into os.environ['HF_TOKEN'] in a cell before",
         "Colab": "add it as a secret named HF_TOKEN, and put it into os.environ['HF_TOKEN'] in a cell before",
     }.get(notebook() or "", "run hf auth login once, or set HF_TOKEN")
-    return Finding("Hub token", "warning", "none; gated models such as MedGemma need one", f"For a gated model: {how}.")
+    text = "none, but gated models such as MedGemma need one"
+    return Finding("doctor.token_none", "Hub token", "warning", text, f"For a gated model, {how}.")
 
 
 def _local(name: str) -> Finding:
     folder = tiny.FOLDER if name == "tiny" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
-        return Finding(
-            "model", "problem", f"{name}: no config.json in {folder}", "Name a model's folder, or a Hub name."
-        )
+        text = f"{name}: {folder} has no config.json"
+        remedy = "Name a model folder, or a Hub name."
+        return Finding("doctor.model_config_missing", "model", "problem", text, remedy)
     if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-        text = f"{name}: no weights in {folder}"
-        return Finding("model", "problem", text, "Name a folder with the whole model, or a Hub name.")
-    return Finding("model", "good", "tiny, shipped with the package" if name == "tiny" else f"{name}, a folder")
+        text = f"{name}: {folder} has no weights"
+        remedy = "Name a complete model folder, or a Hub name."
+        return Finding("doctor.model_weights_missing", "model", "problem", text, remedy)
+    text = "tiny, shipped with the package" if name == "tiny" else f"{name}, a folder"
+    return Finding("doctor.model_local", "model", "good", text)
 
 
 def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Finding:
     """``otherwise``: the state where it cannot be had."""
     if outcome.end != "loaded":
         remedy = "Install it again: pip install --force-reinstall -c constraints.txt huggingface_hub."
-        return Finding("model", otherwise, f"{name}: the Hub cannot be asked ({outcome.end}: {outcome.cause})", remedy)
+        text = f"{name}: huggingface_hub cannot be used ({outcome.end}: {outcome.cause})"
+        return Finding("doctor.hub_not_queried", "model", otherwise, text, remedy)
     facts = outcome.facts
     if facts["cached"]:
-        return Finding("model", "good", f"{name}, with all its weights in the Hub cache")
+        return Finding("doctor.model_cached", "model", "good", f"{name}, with all its weights in the Hub cache")
     if facts["offline"]:
-        text = f"{name}: not whole in the Hub cache, and HF_HUB_OFFLINE forbids asking for it"
-        return Finding("model", otherwise, text, f"Unset HF_HUB_OFFLINE and run hf download {name} once.")
+        text = f"{name}: incomplete or missing in the Hub cache, and HF_HUB_OFFLINE forbids a download"
+        remedy = f"Unset HF_HUB_OFFLINE and run hf download {name} once."
+        return Finding("doctor.model_not_cached", "model", otherwise, text, remedy)
     if "error" not in facts:
-        return Finding("model", "good", f"{name}: the Hub answers and lets its files be had; not downloaded yet")
+        text = f"{name}: the Hub grants access to its files, which are not downloaded yet"
+        return Finding("doctor.model_reachable", "model", "good", text)
     return _refused(name, facts["kinds"], str(facts["error"]), token, otherwise)
 
 
@@ -91,16 +97,19 @@ def _refused(name: str, kinds: list[str], error: str, token: bool, otherwise: St
     page = f"https://huggingface.co/{name}"
     log_in = "" if token else "run hf auth login with a token of that account, and "
     if "GatedRepoError" in kinds:
-        who = "this token's account" if token else "this machine, which has no token,"
-        text = f"{name}: gated, and the Hub does not let {who} have it"
-        return Finding("model", otherwise, text, f"Accept its terms at {page}, {log_in}try again.")
-    if "RepositoryNotFoundError" in kinds:
+        who = "this token's account" if token else "this machine, which has no token"
+        text = f"{name}: gated, and the Hub denies access to {who}"
         return Finding(
-            "model", otherwise, f"{name}: there is no such model, or it is private", "Check model.name, or log in."
+            "doctor.model_gated", "model", otherwise, text, f"Accept its terms at {page}, {log_in}try again."
         )
+    if "RepositoryNotFoundError" in kinds:
+        text = f"{name}: the model does not exist or is private"
+        return Finding("doctor.model_not_found", "model", otherwise, text, "Check model.name, or log in.")
     if "EntryNotFoundError" in kinds:
-        text = f"{name}: it has no config.json, so it is no model for transformers"
-        return Finding("model", otherwise, text, "Check model.name; GGUF files cannot be trained.")
+        text = f"{name}: it has no config.json, so transformers cannot load it"
+        remedy = "Check model.name. GGUF files cannot be trained."
+        return Finding("doctor.model_not_transformers", "model", otherwise, text, remedy)
     first = " ".join(error.split())[:200] or kinds[0]
-    remedy = "Check network and proxy; on Kaggle, switch the internet on. Or download it elsewhere and name its folder."
-    return Finding("model", otherwise, f"{name}: the Hub cannot be reached ({first})", remedy)
+    remedy = "Check network and proxy. On Kaggle, switch the internet on. Or download the model elsewhere and name its "
+    remedy += "folder."
+    return Finding("doctor.hub_unreachable", "model", otherwise, f"{name}: the Hub is unreachable ({first})", remedy)

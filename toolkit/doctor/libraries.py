@@ -40,9 +40,10 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
     ranges = allowed()
     if ranges is None:
         yield Finding(
+            "doctor.ranges_unknown",
             "allowed versions",
             "warning",
-            "the package toolkit is not installed, so nothing says which versions it allows",
+            "the package toolkit is not installed, so the versions that it allows are unknown",
             "Install it: pip install -e . -c constraints.txt.",
         )
     for package in TESTED:
@@ -61,10 +62,11 @@ def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
         special = {"xformers": _xformers, "bitsandbytes": _bitsandbytes, "torchvision": _torchvision}
         if package in special:
             return special[package](outcome, gpu)
-        return Finding(package, "good", _took(outcome))
+        return Finding("doctor.loads", package, "good", _took(outcome))
     if outcome.end == "untried":
         remedy = "Raise the limit: toolkit doctor --time-limit 600."
-        return Finding(package, "warning", "not tried, since the time for all libraries was used up", remedy)
+        text = "not tried, because the time for all libraries was used up"
+        return Finding("doctor.load_not_tried", package, "warning", text, remedy)
     if package == "unsloth" and re.search(NO_GPU, outcome.error):
         return _unsloth_without_gpu(gpu)
     return _broken(package, outcome, gpu)
@@ -77,48 +79,48 @@ def _version(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool)
     if package == "opencv-python":
         several = [one for one in OPENCV if installed(one)]
         if len(several) > 1:
-            text = f"{found}, and {' and '.join(several[1:])} besides, which write into the same folder"
-            return Finding(
-                package, "warning", text, f"Keep one of them: pip uninstall -y {' '.join(several)}; then {HEADLESS}"
-            )
+            text = f"{found}, and also {' and '.join(several[1:])}, which install into the same folder"
+            remedy = f"Keep one of them: pip uninstall -y {' '.join(several)}, then {HEADLESS}"
+            return Finding("doctor.opencv_several", package, "warning", text, remedy)
     if found is None:
         needed = ranges is None or package.replace("_", "-") in ranges
         remedy = f"pip install '{package}=={TESTED[package]}'."
-        return Finding(
-            package, _severity(package, gpu) if needed and package != "xformers" else "warning", "not installed", remedy
-        )
+        state: State = _severity(package, gpu) if needed and package != "xformers" else "warning"
+        return Finding("doctor.not_installed", package, state, "not installed", remedy)
     return check_version(package, found, ranges)
 
 
 def _other_opencv() -> Finding:
     for other in OPENCV[1:]:
         if found := installed(other):
-            return Finding("opencv-python", "good", f"{found} as {other}, which has the same module")
+            text = f"{found} as {other}, which has the same module"
+            return Finding("doctor.opencv_other", "opencv-python", "good", text)
     remedy = f"pip install 'opencv-python=={TESTED['opencv-python']}'."
-    return Finding("opencv-python", "problem", "not installed", remedy)
+    return Finding("doctor.not_installed", "opencv-python", "problem", "not installed", remedy)
 
 
 def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
     """An import that raised, died or hung."""
     cause = find_cause(outcome.error, package)
-    said = {"hung": "hangs", "died": "takes the process with it", "missing": "cannot be imported"}
+    said = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
     text = f"{said.get(outcome.end, 'fails to load')}: {outcome.cause}"
     if cause.meaning and outcome.end != "hung":
         text += f" ({cause.meaning})"
     if outcome.where:
         text += f", at {outcome.where}"
     if package == "torchvision" and (pair := pair_problem()):
-        text += f"; {pair}"
-    remedy = cause.remedy
+        text += f". {pair}"
+    code, remedy = cause.code, cause.remedy
     if outcome.end == "hung":
-        remedy = f"Try once more with more time (toolkit doctor --time-limit 600); if it hangs again: {remedy}"
+        code = "doctor.load_hung"
+        remedy = f"Try again with more time (toolkit doctor --time-limit 600). If it hangs again: {remedy}"
     if package != "torchvision" and re.search(TORCHVISION, outcome.error, re.DOTALL):
-        remedy = "See torchvision: with it, this is solved too."
+        remedy = "Repair torchvision, which also repairs this package."
     if package == "xformers" and outcome.end == "failed":
-        return Finding(package, "warning", f"{text}; {SDPA}", remedy)
+        return Finding(code, package, "warning", f"{text}. {SDPA}", remedy)
     if gpu and package in INSTEAD:
         remedy += f" Meanwhile: {INSTEAD[package]}."
-    return Finding(package, _severity(package, gpu), text, remedy)
+    return Finding(code, package, _severity(package, gpu), text, remedy)
 
 
 def _severity(package: str, gpu: bool) -> State:
@@ -133,38 +135,43 @@ def _torchvision(outcome: Outcome, gpu: bool) -> Finding:
     """Numbers that do not fit are a problem even where the import went well: other parts of it are missing."""
     problem = pair_problem()
     if problem:
-        return Finding("torchvision", "problem", f"{_took(outcome)}, but {problem}", pair_remedy())
-    return Finding("torchvision", "good", f"{_took(outcome)}, fits torch")
+        text = f"{_took(outcome)}, but {problem}"
+        return Finding("doctor.torchvision_for_other_torch", "torchvision", "problem", text, pair_remedy())
+    return Finding("doctor.loads", "torchvision", "good", f"{_took(outcome)}, matches torch")
 
 
 def _unsloth_without_gpu(gpu: bool) -> Finding:
     if gpu:
-        remedy = "Run it alone and read what it says: python -c 'import unsloth'."
-        return Finding("unsloth", "problem", "says that there is no GPU, and torch has one", remedy)
-    return Finding("unsloth", "good", "refuses to load without a GPU, as it should; nothing uses it here")
+        remedy = "Import it alone and read its output: python -c 'import unsloth'."
+        text = "finds no GPU, but torch finds one"
+        return Finding("doctor.unsloth_finds_no_gpu", "unsloth", "problem", text, remedy)
+    text = "does not load without a GPU, which is expected. Nothing uses it here"
+    return Finding("doctor.unsloth_without_gpu", "unsloth", "good", text)
 
 
 def _xformers(outcome: Outcome, gpu: bool) -> Finding:
     error = outcome.facts.get("error")
     if error:
         first = " ".join(str(error).split())[:300]
-        text = f"its compiled part cannot be used ({first}); {SDPA}"
+        text = f"its compiled extension cannot be used ({first}). {SDPA}"
         remedy = "Install the one for your torch (unsloth install-kernels xformers), or pip uninstall -y xformers."
-        return Finding("xformers", "warning", text, remedy)
+        return Finding("doctor.xformers_extension_unusable", "xformers", "warning", text, remedy)
     if outcome.facts.get("ran"):
-        return Finding("xformers", "good", f"{_took(outcome)}, its attention runs on the GPU; Unsloth uses it")
-    text = f"{_took(outcome)}, its compiled part too" + ("" if gpu else "; nothing uses it without a GPU")
-    return Finding("xformers", "good", text)
+        text = f"{_took(outcome)}, and its attention runs on the GPU. Unsloth uses it"
+        return Finding("doctor.loads", "xformers", "good", text)
+    text = f"{_took(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
+    return Finding("doctor.loads", "xformers", "good", text)
 
 
 def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
     error = str(outcome.facts.get("error") or "")
     if outcome.facts.get("cuda"):
-        return Finding("bitsandbytes", "good", f"{_took(outcome)}, with its CUDA library: 4 and 8 bits work")
+        text = f"{_took(outcome)} with its CUDA library: 4 and 8 bits work"
+        return Finding("doctor.loads", "bitsandbytes", "good", text)
     if not gpu:
-        text = f"{_took(outcome)}, with its CPU library, since there is no GPU; 4 and 8 bits work, slowly"
-        return Finding("bitsandbytes", "good", text)
+        text = f"{_took(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
+        return Finding("doctor.bitsandbytes_on_cpu", "bitsandbytes", "good", text)
     cause = find_cause(error, "bitsandbytes")
-    text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason told'}): no 4 or 8 bits"
-    remedy = f"Read what python -m bitsandbytes says. {cause.remedy} Meanwhile: {INSTEAD['bitsandbytes']}."
-    return Finding("bitsandbytes", "problem", text, remedy)
+    text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason given'}): no 4 or 8 bits"
+    remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {INSTEAD['bitsandbytes']}."
+    return Finding("doctor.bitsandbytes_without_cuda", "bitsandbytes", "problem", text, remedy)

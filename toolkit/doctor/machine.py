@@ -23,7 +23,7 @@ def check_machine() -> Iterator[Finding]:
     yield _python()
     yield _system()
     if place := notebook():
-        yield Finding("notebook", "good", NOTEBOOKS[place])
+        yield Finding("doctor.notebook", "notebook", "good", NOTEBOOKS[place])
     yield _cores()
     yield _memory()
     if sys.platform == "linux":
@@ -32,8 +32,8 @@ def check_machine() -> Iterator[Finding]:
 
 
 NOTEBOOKS = {
-    "Kaggle": "Kaggle: restart the kernel after an installation; only /kaggle/working is kept (20 GB)",
-    "Colab": "Colab: restart the session after an installation; nothing is kept but what is copied away",
+    "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
+    "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
 }
 """Where one is -> what to know there."""
 
@@ -49,17 +49,18 @@ def _python() -> Finding:
     found = platform.python_version()
     wanted = allowed_python()
     if wanted is not None and not wanted.contains(found, prereleases=True):
-        return Finding("Python", "problem", f"{found}, which is not allowed ({wanted})", "Use Python 3.11 to 3.13.")
-    tested = "tested" if found.startswith(f"{TESTED_PYTHON}.") else f"allowed; most tests run on {TESTED_PYTHON}"
-    return Finding("Python", "good", f"{found}, {tested}")
+        text = f"{found}, which is not allowed ({wanted})"
+        return Finding("doctor.python_not_allowed", "Python", "problem", text, "Use Python 3.11 to 3.13.")
+    tested = "tested" if found.startswith(f"{TESTED_PYTHON}.") else f"allowed, but most tests run on {TESTED_PYTHON}"
+    return Finding("doctor.python", "Python", "good", f"{found}, {tested}")
 
 
 def _system() -> Finding:
     text = f"{platform.system()} {platform.release()}, {platform.machine()}"
     if sys.platform == "linux" and platform.machine() == "x86_64":
-        return Finding("system", "good", text)
-    remedy = "Unsloth and xformers are left out here; the tiny model's recipes run."
-    return Finding("system", "warning", f"{text}; tested on Linux x86_64", remedy)
+        return Finding("doctor.system", "system", "good", text)
+    remedy = "Run the tiny model's recipes here. Unsloth and xformers are not installed on this system."
+    return Finding("doctor.system_not_tested", "system", "warning", f"{text}, tested on Linux x86_64", remedy)
 
 
 def _cores() -> Finding:
@@ -67,8 +68,9 @@ def _cores() -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
     text = f"{there} cores" if usable == there else f"{usable} of {there} cores"
     if usable >= 2:
-        return Finding("CPU", "good", text)
-    return Finding("CPU", "warning", text, "Give it two: pictures are read while the model computes.")
+        return Finding("doctor.cpu", "CPU", "good", text)
+    remedy = "Use at least two cores: images are read while the model computes."
+    return Finding("doctor.cpu_one_core", "CPU", "warning", text, remedy)
 
 
 def _memory() -> Finding:
@@ -77,16 +79,12 @@ def _memory() -> Finding:
     if limit is not None and (total is None or limit < total):
         total, free = limit, limit - (used or 0) if free is None else min(free, limit - (used or 0))
     if total is None or free is None:
-        return Finding("memory", "good", "not told by this system")
+        return Finding("doctor.memory_unknown", "memory", "good", "not reported by this system")
     text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free" + (", the container's limit" if total == limit else "")
     if free / GIB >= LITTLE_MEMORY:
-        return Finding("memory", "good", text)
-    return Finding(
-        "memory",
-        "warning",
-        text,
-        f"End other programs: below {LITTLE_MEMORY:.0f} GiB a run may be ended by the system.",
-    )
+        return Finding("doctor.memory", "memory", "good", text)
+    remedy = f"End other programs. Below {LITTLE_MEMORY:.0f} GiB, the system may end a run."
+    return Finding("doctor.memory_low", "memory", "warning", text, remedy)
 
 
 def _system_memory() -> tuple[int | None, int | None]:
@@ -118,17 +116,17 @@ def _shared_memory() -> Finding:
         with tempfile.NamedTemporaryFile(dir=SHARED):
             status = os.statvfs(SHARED)
     except OSError as error:
-        text = f"{SHARED} cannot be written ({error.strerror})"
-        return Finding(
-            "shared memory", "warning", text, "toolkit data prepare needs it; in a container: --shm-size=1g."
-        )
-    return Finding("shared memory", "good", f"{status.f_bavail * status.f_frsize / GIB:.1f} GiB free in {SHARED}")
+        text = f"{SHARED} is not writable ({error.strerror})"
+        remedy = "Make it writable for toolkit data prepare. In a container, use --shm-size=1g."
+        return Finding("doctor.shared_memory_not_writable", "shared memory", "warning", text, remedy)
+    text = f"{status.f_bavail * status.f_frsize / GIB:.1f} GiB free in {SHARED}"
+    return Finding("doctor.shared_memory", "shared memory", "good", text)
 
 
 def _encoding() -> Finding:
     """Tables have lines and file names have letters that only UTF-8 can write."""
     files, screen = locale.getpreferredencoding(False), getattr(sys.stdout, "encoding", None) or "none"
     if all(name.lower().replace("-", "") == "utf8" for name in (files, screen)):
-        return Finding("text encoding", "good", "UTF-8")
-    text = f"{files} for files, {screen} for the screen"
-    return Finding("text encoding", "warning", text, "Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, before the command.")
+        return Finding("doctor.encoding", "text encoding", "good", "UTF-8")
+    text, remedy = f"{files} for files, {screen} for the screen", "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
+    return Finding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)

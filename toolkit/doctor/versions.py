@@ -72,13 +72,16 @@ def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] |
     try:
         given = Version(found)
     except InvalidVersion:
-        return Finding(package, "warning", f"{found}, which is no version that can be compared", remedy)
+        text = f"{found}, which cannot be compared with the tested version"
+        return Finding("doctor.version_unreadable", package, "warning", text, remedy)
     wanted = (ranges or {}).get(canonicalize_name(package), SpecifierSet())
     if not wanted.contains(given, prereleases=True):
-        return Finding(package, "problem", f"{found}, which is not allowed ({wanted}); tested: {tested}", remedy)
+        text = f"{found}, which is not allowed ({wanted}, tested: {tested})"
+        return Finding("doctor.version_not_allowed", package, "problem", text, remedy)
     if given.public != tested:
-        return Finding(package, "warning", f"{found}, not tested (tested: {tested})", remedy)
-    return Finding(package, "good", f"{found}, tested")
+        text = f"{found}, not tested (tested: {tested})"
+        return Finding("doctor.version_not_tested", package, "warning", text, remedy)
+    return Finding("doctor.version_tested", package, "good", f"{found}, tested")
 
 
 def pair_problem() -> str:
@@ -100,7 +103,7 @@ def pair_remedy() -> str:
     (low, lowest), (high, highest) = pairs[0], pairs[-1]
     line = f"pip install 'torchvision=={TORCHVISION_OF[known]}.*'" if known in TORCHVISION_OF else TOGETHER
     return (
-        f"Install a pair that fits: {line} (torch {low} to {high} go with torchvision {lowest} to {highest}, in this "
-        "order). Where the numbers fit, one is a CPU build and the other a CUDA build: install both from one index, "
+        f"Install a matching pair: {line} (torch {low} to {high} match torchvision {lowest} to {highest}, in this "
+        "order). If the versions match, one is a CPU build and the other a CUDA build: install both from one index, "
         "with --force-reinstall."
     )

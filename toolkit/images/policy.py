@@ -54,17 +54,17 @@ class ImagePolicy:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             text = f"two rising percentages within 0 to 100 are needed (found {self.percentiles})"
-            raise RecipeError([Problem("images.percentiles", text)])
+            raise RecipeError([Problem("", text, "images.percentiles")])
 
     def _check_fixed_window(self) -> None:
         centre, width = self.centre, self.width
         if self.window != "fixed":
             if (centre, width) != (None, None):
                 text = f'centre and width belong to window = "fixed" (got "{self.window}", {centre} and {width})'
-                raise RecipeError([Problem("images.window", text)])
+                raise RecipeError([Problem("", text, "images.window")])
         elif centre is None or width is None or not (math.isfinite(centre) and 0 < width < math.inf):
             text = f'window = "fixed" needs a finite centre and a width above 0 (got {centre} and {width})'
-            raise RecipeError([Problem("images.window", text)])
+            raise RecipeError([Problem("", text, "images.window")])
 
     @classmethod
     def of(cls, images: recipe.Images) -> "ImagePolicy":

@@ -66,7 +66,8 @@ def evaluate_again(
         asked = find_exported(run, model) if model is not None else None
         name = _free_name(run, asked) if name is None else _checked(name)
         if run.is_done(EVALUATE + name):
-            raise RunError("an evaluation of this name is there", place=run.path, value=name, remedy="Choose another.")
+            rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
+            raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
         earlier = evaluations(run) if _same_questions(run.recipe(), recipe) else []
 
         def work(context: Context) -> EvaluationRecord:
@@ -110,8 +111,8 @@ def export_again(
         form = prepare_push(run, recipe, delivery.push)
         again = form.open or delivery.out
         if again and recipe.export and not recipe.export.verify:
-            rule, remedy = "only what was proven is pushed", "Leave out --no-verify (export.verify = 0)."
-            raise RunError(rule, place="--push", value="nothing is verified", remedy=remedy)
+            rule, remedy = "only verified exports can be pushed", "Leave out --no-verify (export.verify = 0)."
+            raise RunError("push.not_verified", rule, place="--push", remedy=remedy)
         record = _do(run, recipe, stages, step, told, kept=kept) if again else run.record(EXPORT)
         push = Push(delivery.push, delivery.public, delivery.force)
         return {**record, "pushed": push_export(run, record, form.name, push)}
@@ -136,11 +137,12 @@ def _do(
 
 def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
     if "gguf" not in forms_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
-        raise RunError("only a GGUF is quantised, and none is exported", place="--quant", remedy="Add --to gguf.")
+        rule = "only GGUF files can be quantized, and none is exported"
+        raise RunError("export.quant_without_gguf", rule, place="--quant", remedy="Add --to gguf.")
     own = (run.path / "stages" / EXPORT).resolve()
     if delivery.out and delivery.out.resolve().is_relative_to(own):
-        rule = "this is the run's own folder of exports, whose record an export elsewhere leaves as it is"
-        raise RunError(rule, place="--out", value=str(delivery.out), remedy="Leave --out away, or name another folder.")
+        rule, remedy = "must be outside the run's own export folder", "Leave out --out, or name another folder."
+        raise RunError("export.out_in_run_folder", rule, place="--out", value=str(delivery.out), remedy=remedy)
 
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
@@ -151,10 +153,11 @@ def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Reci
     others = [key for key in changed_keys(own, recipe) if key.partition(".")[0] != section]
     if others:
         raise RunError(
-            f"only [{section}] may be changed for a run that is there",
+            "run.setting_not_changeable",
+            f"an existing run accepts only [{section}] settings",
             place="--set",
             value=", ".join(others),
-            remedy="Another recipe needs a run of its own.",
+            remedy="Start a new run with another run.name.",
         )
     return recipe
 
@@ -167,9 +170,11 @@ def _without_backend(recipe: Recipe) -> Recipe:
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name) or name in (*LABELS, "baseline"):
         raise RunError(
-            "an evaluation's name is letters, digits, dots, dashes and underscores, and none of the run's own",
+            "evaluate.name_invalid",
+            "must have only letters, digits, dots, dashes and underscores, and not be a name of the run's own stages",
             place="--name",
             value=name,
+            remedy="Choose another name.",
         )
     return name
 

@@ -80,9 +80,10 @@ def run_imagegen(
 def _require_one_process() -> None:
     if world_size() > 1:
         raise RunError(
-            "image generation runs in one process",
+            "imagegen.several_processes",
+            "the number of processes must be 1 for image generation",
             place="accelerate launch",
-            value=f"{world_size()} processes",
+            value=world_size(),
             remedy="Start it with toolkit run.",
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cache import cache_folder
+from toolkit.errors import warn
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import REHEARSAL, Recipe, changed_keys
 from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
@@ -38,11 +39,13 @@ def dry_run_imagegen(
         ToolkitError: what would end a run.
     """
     lacking = [
-        text for key, text in missing_imagegen_files(recipe) if key in ("imagegen.ratings", "imagegen.image_root")
+        (key, text)
+        for key, text in missing_imagegen_files(recipe)
+        if key in ("imagegen.ratings", "imagegen.image_root")
     ]
     derived = derive_dry_run(recipe, tiny_pipeline(), own_ratings=not lacking)
-    for line in lacking:
-        log.warning("dry run: synthetic ratings, because the recipe's own are missing: %s", line)
+    for key, text in lacking:
+        warn("imagegen.dry_run_ratings_synthetic", f"the dry run uses synthetic ratings, because {text}", place=key)
     log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders stand in for the recipe's models")
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.debug("dry run: %s: %s -> %s", key, old, new)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.curate.practice import write_lesions
-from toolkit.errors import DataError
+from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.phantoms import write_chest, write_chest_vqa, write_steps
 from toolkit.recipe import SPLITS, Phantom, Recipe
@@ -46,7 +46,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
         fingerprints["rewards"] = fingerprint_rewards(recipe)
     check_fingerprints(run, fingerprints)
     for line in data.announcements:
-        log.warning("%s", line)
+        warn("data.announced", line)
     images = image_store(recipe, data)
     report = scan_pictures(recipe, data, images, progress)
     log.info("%s", describe_scan(report))
@@ -147,10 +147,11 @@ def without_bad_pictures(recipe: Recipe, data: DataSplits, report: ScanReport) -
             continue
         examples = tuple(samples[i].id for i in bad[:EXAMPLES])
         dropped.append(Dropped(str(samples.source.file), "a picture cannot be used", len(bad), examples))
-        log.warning("left out: %s", dropped[-1])
+        rule = f"{len(bad):,} rows are skipped, because an image is unusable (for example {'; '.join(examples)})"
+        warn("data.image_unusable", rule, place=samples.source.file)
         splits[name] = samples.take(np.delete(samples.rows, bad))
         if not len(splits[name]):
-            raise DataError("at least one row must have pictures that can be used", place=f"[data] {name}")
+            raise DataError("data.no_usable_rows", "at least one row must have usable images", place=f"[data] {name}")
     return replace(data, **splits, dropped=tuple(dropped))  # type: ignore[arg-type]  # the splits are fields of DataSplits
 
 

@@ -30,8 +30,8 @@ def prepare_push(run: RunFolder, recipe: Recipe, repo: str) -> Form:
     check_push(Push(repo))
     forms = recipe.export.to if recipe.export else ()
     if len(forms) != 1:
-        rule, remedy = "a repository holds one form", "Name it, such as --to merged."
-        raise RunError(rule, place="--push", value=", ".join(forms), remedy=remedy)
+        rule, remedy = "exactly one format must be pushed to a repository", "Name it, such as --to merged."
+        raise RunError("push.one_format_only", rule, place="--push", value=", ".join(forms), remedy=remedy)
     weights = current_weights(run, recipe)
     return Form(forms[0], open=weights is None or not is_proven(run, weights, forms[0]))
 
@@ -43,5 +43,6 @@ def push_export(run: RunFolder, record: Mapping[str, Any], form: str, push: Push
         ModelError, RunError: as ``push_form``.
     """
     if form not in record:
-        raise RunError("this form was not written", place="--push", value=form)
+        rule, remedy = "the format must be exported before it is pushed", "Export it first."
+        raise RunError("push.format_not_exported", rule, place="--push", value=form, remedy=remedy)
     return push_form(run.path / Path(record[form]["folder"]), record[form], push)

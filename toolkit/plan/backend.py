@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from toolkit.backends import backend_name
 from toolkit.backends.unsloth.limits import refusals
 from toolkit.backends.vllm import ARCHITECTURES, Machine, vllm_refusals
-from toolkit.errors import ModelError
-from toolkit.plan.findings import Finding
+from toolkit.errors import ModelError, Problem
+from toolkit.plan.findings import Finding, from_error
 from toolkit.plan.gpu import Gpu
 from toolkit.recipe import Recipe
 
@@ -26,22 +26,25 @@ def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictu
         if here:
             yield from _not_here(recipe)
         for reason in refusals(recipe):
-            yield Finding("[model] backend", f"Unsloth cannot train this: {reason}", 'Or set backend = "hf".')
+            rule = f"Unsloth cannot train this recipe: {reason}"
+            remedy = 'Change the recipe, or set backend = "hf".'
+            yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
     reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), pictures)
     if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
         reasons.append("it goes through Unsloth, and the backend here is hf")
     if reasons:
-        text = f"vLLM cannot write the completions: {'; '.join(reasons)}"
-        yield Finding("[grpo] rollouts", text, 'Set rollouts = "transformers".')
+        rule = f"vLLM cannot generate the completions: {'; '.join(reasons)}"
+        remedy = 'Set rollouts = "transformers".'
+        yield Finding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
 
 
 def _not_here(recipe: Recipe) -> Iterator[Finding]:
     try:
         backend_name(recipe.model)
     except ModelError as error:
-        yield Finding(error.place, str(error).removeprefix(f"{error.place}: "))
+        yield from_error(error, "[model] backend")
 
 
 def _machine(gpu: Gpu | None) -> Machine:

@@ -9,6 +9,7 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from toolkit.backends.sources import model_source, writes_merged
+from toolkit.errors import Problem
 from toolkit.llamacpp import mergeable_forms
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.known import Configuration, cached_file
@@ -25,10 +26,11 @@ State = Literal["folder", "cache", "reachable", "offline", "gated", "missing", "
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """Where the model's own weights are. ``reason``: why they cannot be had."""
+    """Where the model's own weights are. ``reason`` and ``code``: why they are not available, and its identifier."""
 
     state: State
     reason: str = ""
+    code: str = ""
 
     @property
     def there(self) -> bool:
@@ -45,15 +47,16 @@ def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None)
     if folder.is_dir():
         if is_complete(lambda name: file if (file := folder / name).is_file() else None):
             return BaseWeights("folder")
-        return BaseWeights("missing", f"{folder} holds no whole weights")
+        return BaseWeights("missing", f"the weights in {folder} are missing or incomplete", "plan.weights_incomplete")
     if is_folder_name(model.name):
-        return BaseWeights("missing", f"there is no folder {folder}")
+        return BaseWeights("missing", f"the folder {folder} does not exist", "plan.model_folder_missing")
     if is_complete(lambda name: cached_file(model, name)):
         return BaseWeights("cache")
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return BaseWeights("offline", "HF_HUB_OFFLINE=1, and the weights are not in the Hub's cache")
+        reason = "they are not in the Hub cache, and HF_HUB_OFFLINE=1 forbids downloads"
+        return BaseWeights("offline", reason, "plan.weights_not_cached")
     return (ask or ask_hub)(model)
 
 
@@ -66,28 +69,31 @@ def ask_hub(model: Model) -> BaseWeights:
     try:
         get_hf_file_metadata(hf_hub_url(model.name, "config.json", revision=model.revision), timeout=TIMEOUT)
     except GatedRepoError:
-        return BaseWeights("gated", "its terms must be accepted on the Hub, and `hf auth login` done once")
+        reason = "the model is gated, so accept its terms on the Hub and run `hf auth login` once"
+        return BaseWeights("gated", reason, "plan.model_gated")
     except (RepositoryNotFoundError, HFValidationError):
-        return BaseWeights("missing", "the Hub has no such model, or it is private and `hf auth login` was not done")
+        reason = "the Hub has no such model, or it is private and needs `hf auth login`"
+        return BaseWeights("missing", reason, "plan.model_not_found")
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        return BaseWeights("unreachable", f"the Hub does not answer ({type(error).__name__})")
+        return BaseWeights("unreachable", f"the Hub does not answer ({type(error).__name__})", "plan.hub_unreachable")
     return BaseWeights("reachable")
 
 
 def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
     """What is wrong with the base weights, for loading and for merging."""
-    place = f"[model] name = {recipe.model.name!r}"
+    place, name = "[model] name", recipe.model.name
     merges = writes_merged(recipe)
     dequantises = recipe.export is not None and recipe.export.allow_dequantised
     if not base.there:
-        text = f"the model's weights cannot be had: {base.reason}"
-        text += "; they are also what the adapter is merged into at the end" if merges else ""
-        remedy = "Download the model once (`hf download NAME`) and give its folder, or correct the name."
-        yield Finding(place, text, remedy, certain=base.state != "unreachable")
+        purpose = "loading, and for merging the adapter" if merges else "loading"
+        rule = f"the model weights must be available for {purpose}: {base.reason}"
+        remedy = "Download the model once (`hf download NAME`) and set its folder, or correct the name."
+        yield Finding(Problem(base.code, rule, place, name, remedy), certain=base.state != "unreachable")
     if merges and not dequantises and config is not None and config.fields.get("quantization_config"):
-        text = "merged weights need a base that is stored in 16 bits or more; this one is stored quantised"
-        remedy = 'Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-        yield Finding(place, text, remedy + 'export.to = ["adapter"] or export.allow_dequantised = true.')
+        rule = "the base model of merged weights must be stored in 16 bits or more, not quantized"
+        remedy = 'Name the unquantized base (precision = "4bit" quantizes it while loading), or set '
+        remedy += 'export.to = ["adapter"] or export.allow_dequantised = true.'
+        yield Finding(Problem("model.base_stored_quantised", rule, place, name, remedy))
 
 
 def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
@@ -97,9 +103,10 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
     makeable = mergeable_forms(recipe.export, quantised=bool(config.fields.get("quantization_config")))
     if makeable == recipe.export:
         return recipe, []
-    text = "no GGUF will be written: it is made from merged weights, and this base is stored quantised"
-    found = warning("[export] optional", text, "Set export.allow_dequantised = true, or name the base that is not.")
-    return recipe.model_copy(update={"export": makeable}), [found]
+    rule = "no GGUF file will be exported, because it needs merged weights and the base model is stored quantized"
+    remedy = "Set export.allow_dequantised = true, or name the unquantized base in model.name."
+    found = Problem("export.gguf_left_out", rule, "[export] optional", remedy=remedy)
+    return recipe.model_copy(update={"export": makeable}), [warning(found)]
 
 
 def is_complete(find: Callable[[str], Path | None]) -> bool:

@@ -46,6 +46,7 @@ def build_architecture(fields: Mapping[str, Any], kept: Sequence[str] = ()) -> A
         )
     except (LookupError, AttributeError, ValueError, TypeError, ImportError, ArithmeticError, _invalid()) as error:
         raise ModelError(
+            "model.config_unsupported",
             "the configuration must be one that the installed transformers knows",
             place=f"config.json, model_type = {fields.get('model_type')!r}",
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],

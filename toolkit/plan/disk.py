@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.backends.sources import model_source, writes_merged
+from toolkit.errors import Problem
 from toolkit.llamacpp import forms_of, most_bytes
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.base import State
@@ -110,19 +111,23 @@ def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
     """A place that cannot be written, too little room, or little of it."""
     place, above = f"disk of {recipe.run_folder.parent}", _existing(recipe.run_folder.absolute())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-        text = f"a run folder cannot be made in {above}: it is {'not writable' if above.is_dir() else 'no folder'}"
-        yield Finding("[run] folder", text, "Choose another run.folder.")
-    told = f"{disk.needed / 1e9:.1f} GB are needed, {disk.free / 1e9:.1f} GB are free"
-    remedy = "Make room, lower run.keep_checkpoints, export fewer forms, or choose another run.folder."
+        code = "plan.run_folder_not_writable" if above.is_dir() else "plan.run_folder_below_file"
+        rule = f"the folder above the run folder must be {'writable' if above.is_dir() else 'a folder, not a file'}"
+        yield Finding(Problem(code, rule, "[run] folder", str(above), "Choose another run.folder."))
+    free = round(disk.free / 1e9, 1)
+    remedy = "Free disk space, lower run.keep_checkpoints, export fewer formats, or choose another run.folder."
     if disk.needed > disk.free:
-        yield Finding(place, told, remedy)
+        rule = f"{disk.needed / 1e9:.1f} GB must be free"
+        yield Finding(Problem("plan.disk_too_small", rule, place, free, remedy))
     elif disk.needed + SPARE > disk.free:
-        yield Finding(place, f"little room: {told}", remedy, problem=False)
+        rule = f"the run needs {disk.needed / 1e9:.1f} GB, and {SPARE / 1e9:.0f} GB more should be free"
+        yield Finding(Problem("plan.disk_nearly_full", rule, place, free, remedy), problem=False)
     fetched = sum(disk.downloads.values())
     if fetched > disk.cache_free:
-        names = " and ".join(disk.downloads)
-        text = f"{fetched / 1e9:.1f} GB are downloaded ({names}), {disk.cache_free / 1e9:.1f} GB are free"
-        yield Finding(f"disk of {disk.cache}", text, "Make room, or set HF_HOME to another disk.", certain=False)
+        rule = f"{fetched / 1e9:.1f} GB must be free to download {' and '.join(disk.downloads)}"
+        place, free = f"disk of {disk.cache}", round(disk.cache_free / 1e9, 1)
+        remedy = "Free disk space, or set HF_HOME to a folder on another disk."
+        yield Finding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
 
 
 def _trained_bytes(model: Architecture, setting: Setting) -> int:

@@ -1,25 +1,55 @@
-"""What a plan has to say of a run: problems that it cannot work with, and warnings."""
+"""What a plan reports of a run: problems that stop it from working, and warnings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from toolkit.errors import Problem, ToolkitError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Finding:
-    """One problem or warning: ``place`` is a recipe's key or a folder."""
+    """One problem or warning.
 
-    place: str
-    text: str
-    remedy: str = ""
-    problem: bool = True
-    """The run cannot work, as far as the plan can tell; else a warning."""
-    certain: bool = True
-    """Known, not estimated: `toolkit run` stops for it."""
+    Attributes:
+        details: code, rule, place, value and remedy. The place is a recipe's key, a folder, a row or an image.
+        problem: the run cannot work, as far as the plan can tell. False: a warning.
+        certain: known, not estimated. `toolkit run` aborts for it.
+    """
+
+    details: Problem
+    problem: bool
+    certain: bool
+
+    def __init__(
+        self, details: Problem | str, text: str = "", remedy: str = "", *, problem: bool = True, certain: bool = True
+    ) -> None:
+        if isinstance(details, str):  # place, text and remedy, until the findings of [imagegen] have codes
+            details = Problem("plan.imagegen", text, details, remedy=remedy)
+        for name, value in (("details", details), ("problem", problem), ("certain", certain)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def code(self) -> str:
+        """Return the stable identifier."""
+        return self.details.code
+
+    @property
+    def place(self) -> str:
+        """Return the key, folder, row or image that the finding is about."""
+        return self.details.place
 
     def __str__(self) -> str:
-        remedy = f". {self.remedy}" if self.remedy else ""
-        return f"{self.place}: {self.text}{remedy}"
+        return str(self.details)
+
+    def to_json(self) -> dict[str, object]:
+        """Return code, place, value, rule and remedy, and for a problem whether it is certain."""
+        return {**self.details.to_json(), **({"certain": self.certain} if self.problem else {})}
 
 
-def warning(place: str, text: str, remedy: str = "") -> Finding:
-    """Something to know of; the run can work."""
-    return Finding(place, text, remedy, problem=False, certain=False)
+def warning(details: Problem | str, text: str = "", remedy: str = "") -> Finding:
+    """Return a finding that the run can work with."""
+    return Finding(details, text, remedy, problem=False, certain=False)
+
+
+def from_error(error: ToolkitError, place: str, *, certain: bool = True) -> Finding:
+    """Return an error as a finding. It keeps its code, and gets ``place`` if it has none."""
+    return Finding(replace(error.problem, place=error.place or place), certain=certain)

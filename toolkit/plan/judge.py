@@ -1,11 +1,12 @@
 """What of a plan's facts means that the run cannot work, or must be known before."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 
-from toolkit.errors import MissingExtraError, ToolkitError
+from toolkit.errors import MissingExtraError, Problem, ToolkitError
 from toolkit.llamacpp import require_for
-from toolkit.plan.findings import Finding, warning
+from toolkit.plan.findings import Finding, from_error, warning
 from toolkit.plan.gpu import Gpu
 from toolkit.plan.memory import GIB
 from toolkit.plan.record import StageMemory
@@ -18,11 +19,11 @@ SHOWN = 5
 def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
     """Rows that cannot be read, or are too few for a step."""
     if isinstance(rows, ToolkitError):
-        place = rows.place or "[data]"
-        yield Finding(place, str(rows).removeprefix(f"{place}: "))
+        yield from_error(rows, "[data]")
     elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
-        text = f"a step has {recipe.grpo.prompts_per_step} prompts, and there are {rows['train']} training rows"
-        yield Finding("[grpo] prompts_per_step", text, "Lower it, or give more rows.")
+        rule, value = f"must be at most the number of training rows ({rows['train']})", recipe.grpo.prompts_per_step
+        remedy = "Lower it, or add training rows."
+        yield Finding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
 
 
 def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
@@ -33,7 +34,8 @@ def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
     for key, text in absent(recipe):
         section, _, name = key.partition(".")
         if key != "model.name" and (data or section != "data"):
-            yield Finding(f"[{section}] {name}", text)
+            code = "recipe.tracker_not_installed" if key == "run.report_to" else "recipe.file_missing"
+            yield Finding(Problem(code, text, f"[{section}] {name}"))
 
 
 def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
@@ -41,31 +43,34 @@ def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
     if not tokens.rows:
         return
     place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
-    looked = f"of {len(tokens.lengths)} rows looked at"
+    looked = f"of {len(tokens.lengths)} rows checked"
     over = sum(one.total > tokens.limit for one in tokens.lengths)
     if recipe.sft is not None and over:
         named = f" ({'; '.join(tokens.too_long[:SHOWN])})" if tokens.too_long else ""
-        text = f"{over} {looked} need more than {tokens.limit} tokens{named}"
-        yield Finding(place, text, remedy, certain=tokens.exact)
+        rule = f"must hold every row, and {over} {looked} are longer{named}"
+        yield Finding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:
         room = tokens.limit - recipe.grpo.max_completion_tokens
         over = sum(one.text + one.images > room for one in tokens.lengths)
         if over:
-            text = f"{over} {looked} leave no room for grpo.max_completion_tokens in {tokens.limit} tokens"
-            yield Finding(place, text, remedy, certain=tokens.exact)
+            rule = f"must hold the prompt and grpo.max_completion_tokens, and {over} {looked} have longer prompts"
+            found = Problem("plan.training_prompt_too_long", rule, place, tokens.limit, remedy)
+            yield Finding(found, certain=tokens.exact)
     if not tokens.exact:
-        text = "the model's processor is not here: text tokens are estimated from characters"
-        yield warning("tokens", text, "They are counted once the model is downloaded.")
+        rule = "text tokens are estimated from characters, because the model's processor is not available"
+        yield warning(Problem("plan.tokens_estimated", rule, "tokens", remedy="Download the model to count them."))
 
 
 def judge_questions(recipe: Recipe, asked: Tokens) -> Iterator[Finding]:
     """Questions of the evaluation that leave no room for an answer; an evaluation after training finds them late."""
     room = asked.limit - recipe.evaluation.max_completion_tokens
     if over := sum(one.text + one.images > room for one in asked.lengths):
-        text = f"{over} of {len(asked.lengths)} questions looked at leave no room for evaluate.max_completion_tokens"
+        rule = "must hold the prompt and evaluate.max_completion_tokens, and "
+        rule += f"{over} of {len(asked.lengths)} questions checked have longer prompts"
         remedy = "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
         certain = asked.exact and recipe.evaluation.max_tasks is None
-        yield Finding("[model] max_tokens", f"{text} in {asked.limit} tokens", remedy, certain=certain)
+        found = Problem("plan.evaluation_prompt_too_long", rule, "[model] max_tokens", asked.limit, remedy)
+        yield Finding(found, certain=certain)
 
 
 def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
@@ -81,15 +86,15 @@ def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
     installed = find_spec("bitsandbytes") is not None
     for place, value in wanted.items():
         if not installed:
-            yield Finding(
-                place, f'"{value}" needs bitsandbytes, which is not installed', "Install it: pip install bitsandbytes."
-            )
+            rule, remedy = "needs bitsandbytes, which is not installed", "Install it: pip install bitsandbytes."
+            yield Finding(Problem("model.library_missing", rule, place, value, remedy))
         elif value.startswith("paged_"):
-            text = f'"{value}" pages GPU memory, and there is no CUDA device here'
-            yield warning(place, text, f'"{value.removeprefix("paged_")}" is used, which makes the same updates.')
+            rule = f'needs a CUDA device, so "{value.removeprefix("paged_")}" is used, which makes the same updates'
+            yield warning(Problem("training.optimizer_not_paged", rule, place, value))
         elif place == "[model] precision":
-            text = f'"{value}" is slow on a CPU, and there is no CUDA device here'
-            yield warning(place, text, "Run it on a machine with a GPU (`toolkit plan RECIPE --gpu 16` plans for one).")
+            rule = "quantized weights are slow on a CPU, and no CUDA device is available"
+            remedy = "Use a machine with a GPU. `toolkit plan RECIPE --gpu 16` plans for one."
+            yield warning(Problem("model.quantised_on_cpu", rule, place, value, remedy))
 
 
 def judge_export(recipe: Recipe) -> Iterator[Finding]:
@@ -100,7 +105,7 @@ def judge_export(recipe: Recipe) -> Iterator[Finding]:
     try:
         require_for(section.quant, verify=section.verify > 0)
     except MissingExtraError as error:
-        yield Finding('[export] to = "gguf"', error.rule, error.remedy)
+        yield Finding(replace(error.problem, place="[export] to"))
 
 
 def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
@@ -109,14 +114,13 @@ def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator
         if gpu is None or one.estimate.peak.total <= gpu.memory:
             continue
         peak = one.estimate.peak
-        text = (
-            f"about {peak.total / GIB:.1f} GiB are needed ({peak.name}), {gpu.name} offers {gpu.memory / GIB:.1f} GiB"
-        )
-        yield Finding(f"memory of {name}", text, describe_knobs(one.here), certain=False)
+        rule = f"the estimated peak in GiB ({peak.name}) must fit the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
+        place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), describe_knobs(one.here)
+        yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
 def describe_knobs(knobs: tuple[str, ...] | None) -> str:
     """What would make a stage fit, as a sentence."""
     if knobs is None:
-        return "No setting that is known here makes it fit: take a smaller model or a larger card."
-    return f"It would fit with {', '.join(knobs)}."
+        return "Use a smaller model or a larger GPU: no known setting makes the stage fit."
+    return f"Set {', '.join(knobs)} to make it fit."

@@ -78,7 +78,10 @@ def read_configuration(file: Path) -> Mapping[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError("a model's configuration must be readable JSON", place=file, value=error) from error
+        raise ModelError(
+            "model.config_not_json", "a model's configuration must be readable JSON", place=file, value=error
+        ) from error
     if not isinstance(fields, Mapping):
-        raise ModelError("a model's configuration must be a JSON object", place=file, value=type(fields).__name__)
+        rule = "a model's configuration must be a JSON object"
+        raise ModelError("model.config_not_object", rule, place=file, value=type(fields).__name__)
     return fields

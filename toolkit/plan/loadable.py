@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.backends.parts import IMAGE_BLOCKS
+from toolkit.errors import Problem
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding
 from toolkit.plan.known import Configuration
@@ -16,17 +17,20 @@ def judge_model(
     recipe: Recipe, config: Configuration | None, model: Architecture | None, tokens: Tokens | None
 ) -> Iterator[Finding]:
     """A folder without configuration or processor, an architecture that cannot be loaded, layers that are not there."""
-    place = f"[model] name = {recipe.model.name!r}"
+    place = "[model] name"
     folder = Path(recipe.model.name) if is_folder_name(recipe.model.name) else None
     if folder is not None and folder.is_dir():
         if config is None:
-            yield Finding(place, f"{folder} holds no config.json", "Name a folder with a whole model.")
+            rule = "the model folder must contain config.json"
+            yield Finding(Problem("plan.config_missing", rule, place, str(folder), "Name a complete model folder."))
         elif tokens is not None and tokens.rows and not tokens.exact:
-            text = f"{folder} holds no processor that can be loaded (tokenizer, picture processor)"
-            yield Finding(place, text, "Copy the files of the model's processor there.")
+            rule = "the model folder must contain a processor that loads: tokenizer and image processor"
+            remedy = "Copy the files of the model's processor into the folder."
+            yield Finding(Problem("plan.processor_missing", rule, place, str(folder), remedy))
     if config is not None and model is None and not _can_be_built(config, recipe.model):
-        text = f"the installed transformers has no model for pictures and text of model_type {config.model_type!r}"
-        yield Finding(place, text, "Name another model, or install a transformers that knows it.")
+        rule = "the model_type must be one that the installed transformers loads for images and text"
+        remedy = "Name another model, or install a version of transformers that supports it."
+        yield Finding(Problem("plan.model_type_unsupported", rule, place, config.model_type, remedy))
     if config is not None and model is not None:
         yield from _judge_layers(recipe, model)
         yield from _judge_attention(recipe.model, model)
@@ -55,12 +59,15 @@ def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
         return
     there = {one.name for one in model.linears if not one.vision}
     if missing := sorted(set(recipe.lora.targets) - there):
-        text = f"no linear layers of the language model: {', '.join(missing)}"
-        yield Finding("[lora] targets", text, f"It has: {', '.join(sorted(there))}.")
+        rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(there))}."
+        yield Finding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
 
 
 def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
     """As ``backends.loading.refuse_blind_attention``."""
     if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
-        text = "picture tokens of this model see each other both ways, and flash_attention_2 leaves that out"
-        yield Finding("[model] attention", text, 'Set attention = "sdpa" or "eager".')
+        rule = "must support the bidirectional attention between the model's image tokens"
+        remedy = 'Set attention = "sdpa" or "eager".'
+        yield Finding(
+            Problem("model.attention_ignores_image_blocks", rule, "[model] attention", model.attention, remedy)
+        )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from toolkit.backends.sources import writes_merged
+from toolkit.errors import Problem
 from toolkit.plan.architecture import Architecture
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import Gpu
@@ -33,17 +34,18 @@ def _no_bfloat16(known: Known) -> Iterator[Finding]:
     """unsloth#2040, #2818: Gemma 3 overflows in float16."""
     if known.gpu is None or known.gpu.bf16 or known.recipe.model.precision == "32bit":
         return
-    text = "does not compute in bfloat16 (T4, V100 and older do not): all that is not quantised is float32, slower and "
-    text += "twice the memory; the estimate counts it"
-    remedy = "MedGemma and Gemma 3 overflow in float16; a smaller model, or a card of the Ampere generation or later."
-    yield warning(known.gpu.name, text, remedy)
+    rule = "the GPU does not support bfloat16, so unquantized weights are float32, which is slower and doubles their "
+    rule += "memory (included in the estimate). MedGemma and Gemma 3 overflow in float16"
+    remedy = "Use a smaller model, or a GPU of the Ampere generation or later."
+    yield warning(Problem("plan.no_bfloat16", rule, known.gpu.name, remedy=remedy))
 
 
 def _several_cards(known: Known) -> Iterator[Finding]:
     """unsloth#431, #2467."""
     if known.gpu is not None and known.gpu.count > 1:
-        text = f"{known.gpu.count} GPUs are here, one is used"
-        yield warning("GPU", text, "`accelerate launch --num_processes 2 -m toolkit run RECIPE` uses two.")
+        rule = "the run uses only one of the available GPUs"
+        remedy = "Run `accelerate launch --num_processes 2 -m toolkit run RECIPE` to use two."
+        yield warning(Problem("model.one_gpu_used", rule, "GPU", known.gpu.count, remedy))
 
 
 def _vision_adapter(known: Known) -> Iterator[Finding]:
@@ -51,8 +53,9 @@ def _vision_adapter(known: Known) -> Iterator[Finding]:
     recipe = known.recipe
     exports_adapter_alone = recipe.export is not None and not writes_merged(recipe)
     if recipe.lora.vision and recipe.model.tuning == "lora" and recipe.model.name != "tiny" and exports_adapter_alone:
-        text = "vLLM does not load an adapter with layers of the vision tower, or leaves them out in silence"
-        yield warning("[lora] vision", text, 'Add "merged" to export.to for it.')
+        rule = "vLLM does not load an adapter with vision-tower layers, or silently ignores them"
+        remedy = 'Add "merged" to export.to to serve the model with vLLM.'
+        yield warning(Problem("plan.vision_adapter_not_servable", rule, "[lora] vision", remedy=remedy))
 
 
 def _kl_reference(known: Known) -> Iterator[Finding]:
@@ -62,10 +65,9 @@ def _kl_reference(known: Known) -> Iterator[Finding]:
         and recipe.grpo.beta > 0
         and (recipe.sft is not None or recipe.model.adapter is not None)
     ):
-        text = (
-            "the KL term is measured against the adapter that GRPO goes on from, a second copy of which is kept, not "
-        )
-        yield warning("[grpo] beta", text + "against the base model; every step has one forward pass more")
+        rule = "the KL term uses the adapter that GRPO starts from as its reference, not the base model. "
+        rule += "A second copy of the adapter is kept, and every optimizer step needs one more forward pass"
+        yield warning(Problem("plan.kl_reference_is_adapter", rule, "[grpo] beta"))
 
 
 def _flat_rewards(known: Known) -> Iterator[Finding]:
@@ -75,11 +77,9 @@ def _flat_rewards(known: Known) -> Iterator[Finding]:
         return
     counted = {name for name, weight in recipe.reward_weights.items() if weight > 0}
     if counted and counted <= ALL_OR_NOTHING:
-        text = (
-            f"every reward that counts is 0 or 1 ({', '.join(sorted(counted))}): groups in which all answers earn the "
-        )
-        text += "same teach nothing"
-        yield warning("[rewards]", text, "Weight a reward with partial credit too; the probe before step 1 tells.")
+        rule = "every weighted reward is all or nothing, and zero-variance groups have no gradient"
+        remedy = "Add weight to a reward with partial credit. The probe before step 1 reports these groups."
+        yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))
 
 
 def _answers_cut_off(known: Known) -> Iterator[Finding]:
@@ -89,8 +89,10 @@ def _answers_cut_off(known: Known) -> Iterator[Finding]:
     usual = known.tokens.spread("answer")["p95"]
     for name, section in (("grpo", known.recipe.grpo), ("evaluate", known.recipe.evaluate)):
         if section is not None and section.max_completion_tokens < usual:
-            text = f"is {section.max_completion_tokens}, and 5 % of the reference answers have {usual} tokens or more"
-            yield warning(f"[{name}] max_completion_tokens", text, "Longer answers are cut off and count as wrong.")
+            rule = f"should be at least {usual}, the 95th percentile of the tokens of the reference answers"
+            place, value = f"[{name}] max_completion_tokens", section.max_completion_tokens
+            remedy = "Raise it. Longer answers are truncated and count as wrong."
+            yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
 
 
 def _no_checkpointing(known: Known) -> Iterator[Finding]:
@@ -98,20 +100,23 @@ def _no_checkpointing(known: Known) -> Iterator[Finding]:
     for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
         on_a_card = known.gpu is not None and recipe.model.name != "tiny"
         if section is not None and not section.gradient_checkpointing and on_a_card:
-            text = "is off: every layer keeps its activations"
-            yield warning(f"[{name}] gradient_checkpointing", text, "It saves most of them for a third more time.")
+            rule, place = "every layer keeps its activations", f"[{name}] gradient_checkpointing"
+            remedy = "Set it to true to free most of their memory for about a third more time."
+            yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
 
 
 def _rounded_steps(known: Known) -> Iterator[Finding]:
     model = known.recipe.model
     if model.tuning == "full" and model.precision == "16bit":
-        text = "full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost"
-        yield warning("[model] precision", text, 'Take "32bit", or tuning = "lora".')
+        rule = "full fine-tuning in 16 bits loses updates that are smaller than the rounding of the weights"
+        remedy = 'Set precision = "32bit", or tuning = "lora".'
+        yield warning(Problem("plan.small_updates_lost", rule, "[model] precision", model.precision, remedy))
 
 
 def _remote_code(known: Known) -> Iterator[Finding]:
     if known.recipe.model.trust_remote_code:
-        yield warning("[model] trust_remote_code", "Python code of the model's authors runs with your rights")
+        rule = "Python code of the model's authors runs with your permissions"
+        yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code"))
 
 
 _CHECKS: tuple[Callable[[Known], Iterator[Finding]], ...] = (

@@ -5,12 +5,12 @@ null, and ``unknown`` says why.
 
 ::
 
-    format          1
+    format          2
     run             run.name
     stages          the stages in their order
     ok              no problem was found
-    problems        place, text, remedy, certain (false: by an estimate)
-    warnings        place, text, remedy
+    problems        code, place, value, rule, remedy, certain (false: by an estimate)
+    warnings        code, place, value, rule, remedy
     unknown         what -> why it cannot be told
     data            rows by split, dropped, leaks, announcements, practice (the rows are generated when the run begins)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
@@ -45,7 +45,7 @@ from toolkit.plan.prequantised import Repository
 from toolkit.plan.steps import Work
 from toolkit.plan.tokens import Tokens
 
-FORMAT = 1
+FORMAT = 2
 GB = 1e9
 
 
@@ -108,8 +108,8 @@ class Plan:
             "run": self.run,
             "stages": list(self.stages),
             "ok": not self.problems,
-            "problems": [_finding(one) | {"certain": one.certain} for one in self.problems],
-            "warnings": [_finding(one) for one in self.warnings],
+            "problems": [one.to_json() for one in self.problems],
+            "warnings": [one.to_json() for one in self.warnings],
             "unknown": dict(self.unknown),
             "data": self.data,
             "tokens": None if self.tokens is None else _tokens(self.tokens),
@@ -146,10 +146,6 @@ class Plan:
             "here": figures[0].name if len(figures) == 1 else None,
             "gpus": gpus,
         }
-
-
-def _finding(one: Finding) -> dict[str, Any]:
-    return {"place": one.place, "text": one.text, "remedy": one.remedy}
 
 
 def _tokens(tokens: Tokens) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from huggingface_hub.errors import StrictDataclassError
 
-from toolkit.errors import DataError, ImageError, MissingExtraError, ToolkitError
+from toolkit.errors import DataError, ImageError, MissingExtraError, Problem, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.plan.architecture import Architecture
-from toolkit.plan.findings import Finding, warning
+from toolkit.plan.findings import Finding, from_error, warning
 from toolkit.plan.tokens import COUNTED, Tokens, count_rows
 from toolkit.recipe import Recipe
 from toolkit.sample import Sample
@@ -56,7 +56,7 @@ def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Archi
         ImageError,
         MissingExtraError,
     ) as error:  # not certain: the run looks at every row, and names all that are bad
-        return Looked(findings=(Finding(place, str(error), certain=False),), unknown=str(error))
+        return Looked(findings=(from_error(error, place, certain=False),), unknown=str(error))
     except (
         ToolkitError,
         StrictDataclassError,
@@ -84,7 +84,8 @@ def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
 
 def _describe_left_out(place: str, count: int, looked: int) -> Iterator[Finding]:
     if count == looked:
-        yield Finding(place, f"none of {looked} rows looked at has pictures that can be used", certain=False)
+        rule = f"at least one of the {looked} rows checked must have usable images"
+        yield Finding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
     elif count:
-        text = f"{count} of {looked} rows looked at have a picture that cannot be used, and are left out"
-        yield warning(place, text)
+        rule = f"{count} of {looked} rows checked have an unusable image and will be skipped"
+        yield warning(Problem("plan.rows_skipped", rule, place))

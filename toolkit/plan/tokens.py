@@ -173,7 +173,7 @@ def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
     """
     tower = architecture.vision
     if tower is None:
-        raise ToolkitError("the model must have a vision tower", value=architecture.model_type)
+        raise ToolkitError("model.no_vision_tower", "the model must have a vision tower", value=architecture.model_type)
     if tower.tokens is not None:
         return tower.tokens
     cell = tower.patch * tower.merge
@@ -187,7 +187,8 @@ def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
 
 def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | None) -> Length:
     if architecture is None:
-        raise ModelError("neither the model's processor nor its configuration is here, so tokens cannot be told")
+        rule = "counting tokens needs the model's processor or its configuration, and neither is available"
+        raise ModelError("model.tokens_unknown", rule)
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
     pictures = sum(picture_tokens(shown_size(ref, prompts.images), architecture) for ref in sample.images)
     return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)

@@ -48,7 +48,7 @@ def for_language_models(recipe: Recipe, command: str) -> Recipe:
     if recipe.imagegen is not None:
         text = f"{command} works on vision-language models, and this recipe is for image generation ([imagegen])"
         raise RecipeError(
-            [Problem(recipe.run.name, f"{text}. `toolkit run` and `toolkit imagegen` work on image generators")]
+            [Problem("", f"{text}. `toolkit run` and `toolkit imagegen` work on image generators", recipe.run.name)]
         )
     return recipe
 

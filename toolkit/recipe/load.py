@@ -88,17 +88,17 @@ def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def _read(path: Path) -> Table:
     if path.is_dir():
-        raise RecipeError([Problem(str(path), "is a folder; a recipe is a TOML file")])
+        raise RecipeError([Problem("", "is a folder; a recipe is a TOML file", str(path))])
     if not path.is_file():
         close = get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1)
         hint = f"; nearest: {path.parent / close[0]}" if close else ""
-        raise RecipeError([Problem(str(path), f"there is no such file{hint}")])
+        raise RecipeError([Problem("", f"there is no such file{hint}", str(path))])
     try:
         # An editor on Windows may have put a byte order mark in front, which TOML does not know.
         text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
-        raise RecipeError([Problem(str(path), f"must be UTF-8 text (byte {error.start} is not)")]) from error
+        raise RecipeError([Problem("", f"must be UTF-8 text (byte {error.start} is not)", str(path))]) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError([_syntax_problem(path, text, str(error))]) from error
 
@@ -106,10 +106,10 @@ def _read(path: Path) -> Table:
 def _syntax_problem(path: Path, text: str, message: str) -> Problem:
     at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", message)
     if at is None or at[1] is None:
-        return Problem(str(path), f"is not valid TOML: {message}")
+        return Problem("", f"is not valid TOML: {message}", str(path))
     line = text.splitlines()[int(at[1]) - 1].strip() if int(at[1]) <= len(text.splitlines()) else ""
     rule = message.replace(at[0], "").rstrip(".")
-    return Problem(f"{path}, line {at[1]}, column {at[2]}", f"is not valid TOML: {rule}: {line}")
+    return Problem("", f"is not valid TOML: {rule}: {line}", f"{path}, line {at[1]}, column {at[2]}")
 
 
 def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
@@ -155,16 +155,16 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
         broken = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
         recipe = _sound_part(raw, broken)
     if "imagegen" in raw:
-        problems += [Problem(places.of(_split(key)), text) for key, text in only_imagegen_stages(raw)]
+        problems += [Problem("", text, places.of(_split(key))) for key, text in only_imagegen_stages(raw)]
     elif "data" not in raw:
-        problems.append(Problem(places.of(("data",)), "the section [data] is missing"))
+        problems.append(Problem("", "the section [data] is missing", places.of(("data",))))
         broken.add("data")
     table, absent = (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
     checks = [check for sections, check in table if not sections & broken]
     if files and not broken:
         checks += [absent, missing_packages]
     for check in checks:
-        problems += [Problem(places.of(_split(key)), text) for key, text in check(recipe)]
+        problems += [Problem("", text, places.of(_split(key))) for key, text in check(recipe)]
     return (None if problems else recipe), problems
 
 

@@ -43,14 +43,14 @@ def _parse(text: str) -> Setting | Problem:
     name, equals, value = text.partition("=")
     keys = _parse_key(name)
     if not equals or keys is None:
-        return Problem(f"--set {text}", "must be key=value, such as grpo.learning_rate=1e-6")
+        return Problem("", "must be key=value, such as grpo.learning_rate=1e-6", f"--set {text}")
     if "\n" in value:
         return keys, value
     try:
         return keys, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:
         if value.lstrip().startswith(("[", "{", '"', "'")):
-            return Problem(f"--set {name}", f"{value} is not a TOML value: {error}")
+            return Problem("", f"{value} is not a TOML value: {error}", f"--set {name}")
         return keys, value
 
 

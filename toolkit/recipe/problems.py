@@ -72,12 +72,12 @@ def _problem(error: ErrorDetails, places: Places) -> Problem:
     key = tuple(str(part) for part in error["loc"])
     kind = error["type"]
     if kind == "extra_forbidden":
-        return Problem(places.of(key), _unknown(key))
+        return Problem("", _unknown(key), places.of(key))
     if kind == "missing":
-        return Problem(places.of(key), _missing(key))
+        return Problem("", _missing(key), places.of(key))
     rule = _RULES[kind](error.get("ctx", {})) if kind in _RULES else error["msg"]
     value = "" if isinstance(error["input"], dict) else found(error["input"])
-    return Problem(places.of(key), rule + value)
+    return Problem("", rule + value, places.of(key))
 
 
 def _missing(key: Key) -> str:

@@ -56,7 +56,7 @@ def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coo
         if re.search(pattern, model.lower()):
             return COORDINATES[name]
     rule = f"the coordinates of {model!r} are not known: name one of {', '.join(COORDINATES)}"
-    raise RecipeError([Problem(key, rule)])
+    raise RecipeError([Problem("", rule, key)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,9 +112,10 @@ def _runs_in(path: Path) -> list[RunFolder]:
     inside = sorted(child for child in path.iterdir() if _is_run(child))
     if not inside:
         raise RunError(
-            "this is neither a run folder nor a folder with runs in it",
+            "run.none_in_folder",
+            "must be a run folder or a folder that contains runs",
             place=path,
-            remedy="Name runs, or the folder that they lie in, such as runs.",
+            remedy="Name run folders, or the folder that contains them, such as runs.",
         )
     return [find_run(child) for child in inside]
 

@@ -25,7 +25,8 @@ def write_report(ledger: Ledger, file: Path) -> None:
     elif file.suffix == ".md":
         write_text(file, as_markdown(ledger))
     else:
-        raise RunError("a report's file ends in .md or .json", place="--out", value=file)
+        rule, remedy = "the report file must end in .md or .json", "Choose another file name."
+        raise RunError("run.report_format_unknown", rule, place="--out", value=str(file), remedy=remedy)
 
 
 def as_markdown(ledger: Ledger) -> str:

@@ -94,7 +94,9 @@ def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str],
     given = {**REWARD_WEIGHTS[task], **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
     problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
     if not problems and not any(given.values()):
-        problems.append(Problem("rewards", "all weights are 0, so there is nothing to train with; give one a weight"))
+        problems.append(
+            Problem("", "all weights are 0, so there is nothing to train with; give one a weight", "rewards")
+        )
     if problems:
         raise RecipeError(problems)
     used = {name: reward for name, reward in rewards.items() if given[name] > 0}
@@ -108,12 +110,14 @@ def _load_all(
     for position, entry in enumerate(custom):
         place, name = f"rewards.custom[{position}]", custom_name(entry)
         if name in RESERVED or name in taken or name in map(custom_name, custom[:position]):
-            problems.append(Problem(place, f"the name {name} is taken; give the function another one (found {entry})"))
+            problems.append(
+                Problem("", f"the name {name} is taken; give the function another one (found {entry})", place)
+            )
             continue
         try:
             loaded[name] = load_custom(entry, base)
         except RewardError as error:
-            problems.append(Problem(place, str(error)))
+            problems.append(Problem("", str(error), place))
     return loaded
 
 
@@ -122,11 +126,11 @@ def _weight_problem(name: str, weight: float, known: list[str]) -> Problem | Non
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
-        return Problem(place, f"there is no reward of this name; {hint}")
+        return Problem("", f"there is no reward of this name; {hint}", place)
     if not math.isfinite(weight):
-        return Problem(place, f"a weight must be finite (found {weight})")
+        return Problem("", f"a weight must be finite (found {weight})", place)
     if weight < 0:
-        return Problem(place, f"a weight must not be negative (found {weight}); a penalty is written as 1 minus it")
+        return Problem("", f"a weight must not be negative (found {weight}); a penalty is written as 1 minus it", place)
     return None
 
 

@@ -37,6 +37,7 @@ class PlainFormatter(logging.Formatter):
         """One line, or several with a traceback."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
         text = f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {level}{record.getMessage()}"
+        text += f" [{record.problem.code}]" if hasattr(record, "problem") else ""
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
         return hide_secrets(text)

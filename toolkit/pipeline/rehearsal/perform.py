@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
-from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError
+from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
 from toolkit.pipeline.rehearsal.derive import rehearsal
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.steps import Stages, require_export, run_recipe
@@ -90,7 +90,7 @@ def rehearse(
     try:
         results = run_recipe(derived, replace(stages, prepare=prepare), fresh=True, progress=progress, notify=notify)
     except Interrupted as error:
-        raise Interrupted(error.exit_code - 128, "the next rehearsal begins anew", remedy="") from error
+        raise Interrupted(error.exit_code - 128, "The next dry run starts from the beginning", remedy="") from error
     except DataError as error:
         from toolkit.stages.lengths import TOO_LONG
 
@@ -120,7 +120,7 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
 def _look_for(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Why there are no own rows, and all that the real run would not find."""
     found = absent(recipe)
-    if refused := [Problem(key, text) for key, text in found if key in NEEDED]:
+    if refused := [Problem("recipe.file_missing", text, key) for key, text in found if key in NEEDED]:
         raise RecipeError(refused)
     no_rows = [*filter(_is_of_the_rows, found), *_of_the_hub(recipe)]
     return tuple(map(_sentence, no_rows)), tuple(map(_sentence, found))
@@ -131,7 +131,7 @@ def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
     try:
         require_export(recipe)
     except MissingExtraError as error:
-        return (_sentence(("export.to", str(error))),)
+        return (str(replace(error.problem, place="export.to")),)
     return ()
 
 
@@ -151,8 +151,9 @@ def _sentence(finding: Finding) -> str:
 
 def _refuse_nothing(derived: Recipe) -> None:
     if not (derived.sft or derived.grpo or derived.evaluate or derived.export):
-        rule = "has nothing to rehearse: it only exports an adapter that a rehearsal does not have"
-        raise RecipeError([Problem("--rehearse", rule)])
+        rule = "the recipe must have a stage that a dry run can run, and it only exports an existing adapter"
+        remedy = "Add [sft], [grpo] or [evaluate]."
+        raise RecipeError([Problem("recipe.nothing_to_dry_run", rule, "--rehearse", remedy=remedy)])
 
 
 def _tell(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequence[str]) -> None:
@@ -160,10 +161,15 @@ def _tell(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequ
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.info("  %s: %s -> %s", key, _value(old), _value(new))
     if no_rows:
-        log.warning("practice data take the place of the recipe's own rows:\n  %s", "\n  ".join(no_rows))
+        lines = "".join(f"\n  {line}" for line in no_rows)
+        warn(
+            "run.dry_run_rows_synthetic",
+            f"the dry run uses synthetic data instead of the recipe's rows:{lines}",
+            place="[data]",
+        )
     for line in lacking:
         if line not in no_rows:
-            log.warning("the real run would not begin: %s", line)
+            warn("run.would_not_start", f"the real run would not start: {line}")
 
 
 def _value(value: object) -> str:
@@ -173,8 +179,10 @@ def _value(value: object) -> str:
 def _about_the_tiny_model(error: DataError) -> DataError:
     """Rows that are too long are too long in the tiny model's tokens, which are many."""
     return DataError(
+        "data.row_too_long_in_dry_run",
         error.rule,
-        place=f"{error.place} of the rehearsal",
-        remedy="These are tokens of the tiny model, whose tokenizer cuts a text into two to three times those of a "
-        "real one's: shorten the rows, or rehearse with others, such as --set data.limit_train=100.",
+        place=f"{error.place} of the dry run",
+        value=error.problem.value,
+        remedy="Shorten the rows, or use other rows in the dry run, such as --set data.limit_train=100. These are "
+        "tokens of the tiny model, whose tokenizer needs two to three times as many as a real one.",
     )

@@ -5,13 +5,13 @@ null, and ``unknown`` says why.
 
 ::
 
-    format          1
+    format          2
     kind            "imagegen"
     run             run.name
     stages          the stages in their order
     ok              no problem was found
-    problems        place, text, remedy, certain (false: by an estimate)
-    warnings        place, text, remedy
+    problems        code, place, value, rule, remedy, certain (false: by an estimate)
+    warnings        code, place, value, rule, remedy
     unknown         what -> why it was not tried or cannot be estimated
     ratings         rows, images, prompts, synthetic, dropped, splits (split -> images, ratings, levels)
     work            stage -> steps, images_per_step, rounds, evaluations, generated, updated, encoded
@@ -39,7 +39,7 @@ from toolkit.plan.imagegen.ratings import RatingsFacts
 from toolkit.plan.imagegen.work import StageWork
 from toolkit.plan.memory.estimate import Moment
 
-FORMAT = 1
+FORMAT = 2
 GB = 1e9
 
 
@@ -110,8 +110,8 @@ class ImagegenPlan:
             "run": self.run,
             "stages": list(self.stages),
             "ok": not self.problems,
-            "problems": [_finding(one) | {"certain": one.certain} for one in self.problems],
-            "warnings": [_finding(one) for one in self.warnings],
+            "problems": [one.to_json() for one in self.problems],
+            "warnings": [one.to_json() for one in self.warnings],
             "unknown": dict(self.unknown),
             "ratings": None if self.ratings is None else _ratings(self.ratings),
             "work": {name: asdict(one) for name, one in self.work.items()},
@@ -124,10 +124,6 @@ class ImagegenPlan:
             "disk": None if self.disk is None else _disk(self.disk),
             "versions": {name: dict(one) for name, one in self.versions.items()},
         }
-
-
-def _finding(one: Finding) -> dict[str, object]:
-    return {"place": one.place, "text": one.text, "remedy": one.remedy}
 
 
 def _ratings(one: RatingsFacts) -> dict[str, object]:
