@@ -38,7 +38,9 @@ def dry_run_imagegen(
         ToolkitError: what would end a run.
     """
     lacking = [
-        text for key, text in missing_imagegen_files(recipe) if key in ("imagegen.ratings", "imagegen.image_root")
+        problem
+        for problem in missing_imagegen_files(recipe)
+        if problem.place in ("imagegen.ratings", "imagegen.image_root")
     ]
     derived = derive_dry_run(recipe, tiny_pipeline(), own_ratings=not lacking)
     for line in lacking:

@@ -1,6 +1,7 @@
 """What of a plan's facts means that the run cannot work, or must be known before."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 
 from toolkit.errors import MissingExtraError, ToolkitError
@@ -30,10 +31,10 @@ def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
 
     ``data``: the rows could be read; else what is wrong with them is told already, as is a model's folder.
     """
-    for key, text in absent(recipe):
-        section, _, name = key.partition(".")
-        if key != "model.name" and (data or section != "data"):
-            yield Finding(f"[{section}] {name}", text)
+    for problem in absent(recipe):
+        section, _, name = problem.place.partition(".")
+        if problem.place != "model.name" and (data or section != "data"):
+            yield Finding(f"[{section}] {name}", str(replace(problem, place="", remedy="")), problem.remedy)
 
 
 def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
