@@ -333,5 +333,7 @@ def test_what_cuts_tasks_or_asks_in_no_way_is_refused(tmp_path: Path, setting: s
 def test_other_tasks_have_neither_tasks_nor_memories(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "mcq.toml"
     file.write_text('[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "t.json"\ntest = "t.json"\n[evaluate]\n')
-    with pytest.raises(RecipeError, match='belongs to the task "steps"'):
+    with pytest.raises(RecipeError) as caught:
         load_recipe(file, [setting])
+    assert [problem.code for problem in caught.value.problems] == ["recipe.key_of_other_task"]
+    assert caught.value.problems[0].place == f"--set {setting.partition('=')[0]}"

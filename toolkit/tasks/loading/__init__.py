@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, DataProblems
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.splits import LeakReport
@@ -74,8 +74,9 @@ def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     else:
         found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
     if "train" not in found:
-        rule = "training rows are needed: name a file in data.train"
-        raise DataError(rule, place=folder or "[data]", remedy="Or let [data.phantom] generate practice data.")
+        rule = "the data must have training rows"
+        remedy = "Set data.train to a file, or add [data.phantom] to generate synthetic data."
+        raise DataError("data.no_training_rows", rule, place=folder or "[data]", remedy=remedy)
     return found
 
 
@@ -89,7 +90,8 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise DataError("\n".join(["the data cannot be used:", *map(str, problems)]))
+        found = [problem for error in problems for problem in error.problems]
+        raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
     return loaded
 
 

@@ -88,11 +88,13 @@ def handle_leaks(
         kept[name] = parts[name].without(marked)
         if marked.any():
             examples = tuple(parts[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
-            reason = f"the group or an image stands in {' or '.join(SPLITS[position + 1 :])} too"
-            removed.append(Dropped(name, reason, int(marked.sum()), examples))
+            later_splits = " or ".join(SPLITS[position + 1 :])
+            reason = f"the group and the images must not be in {later_splits} too"
+            removed.append(Dropped(name, reason, int(marked.sum()), examples, "data.row_leaks"))
     if not len(kept["train"]):
         rule = 'data.on_leak = "drop" must leave training rows'
-        raise DataError(rule, place="[data]", value=str(report), remedy="Delete data.test to split by group instead.")
+        remedy = "Remove data.test to split data.train by group instead."
+        raise DataError("data.leaks_leave_no_rows", rule, place="[data]", value=str(report), remedy=remedy)
     return {name: kept[name] for name in SPLITS}, LeakReport(), tuple(removed)
 
 
@@ -105,8 +107,9 @@ def describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
 def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
     lines = (f"\n  {describe_leak(leak, parts)}" for leak in report.leaks)
     return DataError(
-        f"no group, image or question may stand in two splits:{''.join(lines)}\n",
+        "data.splits_leak",
+        f"no group, image or question must be in two splits:{''.join(lines)}\n",
         place="[data]",
         remedy='Set data.on_leak to "drop" to remove the training rows, or to "report" to keep and report them. '
-        "Without data.test the rows of data.train are split by group.",
+        "Without data.test, the rows of data.train are split by group.",
     )

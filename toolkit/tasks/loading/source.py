@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import Recipe
 from toolkit.rows import Dropped, RowIndex, open_index, source_folder
 from toolkit.rows.tally import total
@@ -118,9 +118,11 @@ def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], colu
 def _check_columns(task: Task, wanted: Wanted, index: RowIndex, image_root: Path | None) -> None:
     _, problems = resolve_columns(task, wanted, index.columns)
     if image_root is None and index.image_root is None:
-        problems.append("the rows name pictures by paths: set data.image_root to the folder that the paths start from")
+        rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
+        problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
-        raise DataError("\n  ".join(["the columns do not fit:", *problems]), place=index.source)
+        rule = "the recipe must fit the columns of the rows"
+        raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
 
 
 def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, most: float) -> None:
@@ -129,10 +131,11 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, mos
         return
     reasons = "".join(f"\n  {one.count:,} rows: {one.reason} ({'; '.join(one.examples)})" for one in dropped)
     raise DataError(
-        f"at most {most:.1%} of the rows may be unusable (data.max_dropped), and at least one must be usable",
+        "data.too_many_unusable_rows",
+        f"at least one row must be usable, and unusable rows must be at most {most:.1%} (data.max_dropped)",
         place=index.source,
         value=f"{lost:,} of {lost + usable:,}",
-        remedy=f"Correct the rows or the column map, or raise data.max_dropped:{reasons}",
+        remedy=f"Correct the rows or data.columns, or raise data.max_dropped:{reasons}",
     )
 
 

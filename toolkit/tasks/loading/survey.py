@@ -66,7 +66,7 @@ class Surveyor:
         try:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
-            self._tally.add(problem.reason, name)
+            self._tally.add(problem.reason, name, problem.code)
             self._lasts &= not isinstance(problem, MissingPicture)
             return
         for note in self.task.notes(sample) if self.task.notes else ():

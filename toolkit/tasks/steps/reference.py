@@ -66,8 +66,10 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
     named_action = form.predicted.action or truth.predicted.action or ""
     action = known_action(named_action, settings)
     if action is None:
-        reason = "an action that data.steps.actions does not name" if named_action.strip() else "no action"
-        raise RowProblem(reason, place=where, value=named_action)
+        if not named_action.strip():
+            raise RowProblem("tasks.steps.action_missing", "the row must have an action", place=where)
+        rule = "the action must be one of data.steps.actions"
+        raise RowProblem("tasks.steps.action_unknown", rule, place=where, value=named_action)
     if truth.predicted.action and known_action(truth.predicted.action, settings) != action:
         notes.append("Output and Grounding name different actions (Output counts)")
     target = text_of(form.predicted.target) or text_of(truth.predicted.target) or None
@@ -100,7 +102,8 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
     output = _finite(output)
     form, faults = read_form(output)
     if faults:
-        raise RowProblem("a part of Output has a wrong type", place=where, value=faults)
+        rule = "the parts of Output must have the right types"
+        raise RowProblem("tasks.steps.output_wrong_type", rule, place=where, value=faults)
     text_of(compact(output))  # refuses halves of surrogate pairs
     return output, form, notes
 
@@ -115,9 +118,11 @@ def _table(row: Mapping[str, Any], origin: RowOrigin, name: str, where: str) -> 
         try:
             value, mend = mended(value)
         except ValueError:
-            raise RowProblem(f"{name.capitalize()} is no JSON", place=where, value=value) from None
+            rule = f"{name.capitalize()} must be JSON"
+            raise RowProblem(f"tasks.steps.{name}_not_json", rule, place=where, value=value) from None
     if not isinstance(value, dict):
-        raise RowProblem(f"{name.capitalize()} is no JSON object", place=where, value=value)
+        rule = f"{name.capitalize()} must be a JSON object"
+        raise RowProblem(f"tasks.steps.{name}_not_object", rule, place=where, value=value)
     return value, [f"the JSON in {name.capitalize()} had to be mended"] if mend else []
 
 
@@ -167,18 +172,21 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
     try:
         numbers = read_place(value)
     except ValueError:
-        raise RowProblem("a place must be [x, y] or [x1, y1, x2, y2]", place=where, value=value) from None
+        rule = "coordinates must be [x, y] or [x1, y1, x2, y2]"
+        raise RowProblem("tasks.steps.coordinates_malformed", rule, place=where, value=value) from None
     if numbers is None:
         return None
     if settings.places.top is None and max(numbers) <= 1 and any(number != int(number) for number in numbers):
-        remedy = 'Set data.steps.places to "unit".'
-        raise RowProblem("a place is written in shares of the screen", place=where, value=value, remedy=remedy)
+        rule, remedy = "coordinates must not be fractions of the screen", 'Set data.steps.places to "unit".'
+        raise RowProblem("tasks.steps.coordinates_are_fractions", rule, place=where, value=value, remedy=remedy)
     place = Frame(size, size, settings.places).read(numbers)
     if any(not 0 <= number <= side for number, side in zip(place, size * 2, strict=False)):
-        raise RowProblem("a place lies outside the screenshot", place=where, value=f"{value} of {size}")
+        rule = "coordinates must be inside the screenshot"
+        raise RowProblem("tasks.steps.coordinates_outside_screenshot", rule, place=where, value=f"{value} of {size}")
     if len(place) == 4:
         if list(order_box(*place)) != place:
-            raise RowProblem("a box must be [x1, y1, x2, y2]", place=where, value=value)
+            rule = "a box must be [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2"
+            raise RowProblem("tasks.steps.box_corners_reversed", rule, place=where, value=value)
         if place[0] == place[2] or place[1] == place[3]:
             return [(place[0] + place[2]) / 2, (place[1] + place[3]) / 2]
     return place
@@ -206,4 +214,5 @@ def _opened(value: Any, where: str) -> Any:
     try:
         return mended(value)[0]
     except ValueError:
-        raise RowProblem("a memory is no JSON", place=where, value=value) from None
+        rule = "an agent memory must be JSON"
+        raise RowProblem("tasks.steps.memory_not_json", rule, place=where, value=value) from None
