@@ -54,8 +54,9 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = exported_too_early(tmp_path)
-    with pytest.raises(RunError, match=r"trained on since \(found 'made from stages/sft/weights'\)"):
+    with pytest.raises(RunError) as caught:
         find_exported(run, "merged")
+    assert (caught.value.code, caught.value.value) == ("run.exported_weights_outdated", "made from stages/sft/weights")
     show.results(read_results(run))
     told = capsys.readouterr().out
     assert "weights from before the last training (stages/sft/weights)" in told
