@@ -66,7 +66,10 @@ def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (28, 4, 8)
     assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
     assert not data.leaks
-    assert any("test: 8 rows of 4 groups" in line and "first image" in line for line in data.announcements)
+    found = {one.place: one for one in data.notices}
+    assert {one.code for one in data.notices} == {"data.split_by_group"}
+    assert "8 rows of 4 groups" in found["test"].rule
+    assert "first image" in found["test"].rule
 
 
 def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
@@ -98,7 +101,9 @@ def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
         assert part in text
     kept = load_data(recipe(train=train, test=test, on_leak="report"))
     assert (len(kept.train), kept.leaks.count("image"), kept.leaks.count("question")) == (40, 1, 1)
-    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in kept.announcements
+    rules = [one.rule for one in kept.notices if one.code == "data.splits_leak"]
+    assert len(rules) == len(kept.leaks.leaks)
+    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in rules
     fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
     assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
     assert not fewer.leaks
@@ -118,9 +123,9 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     data = load_data(recipe(train=write(tmp_path / "train.json", rows)))
     found = {one.code: (one.count, one.examples) for one in data.dropped}
     assert found == {"data.question_missing": (2, ("r97", "r99")), "tasks.mcq.answer_not_an_option": (1, ("r98",))}
-    assert all(any(line.endswith(str(one)) for line in data.announcements) for one in data.dropped)
-    assert "2 rows" in str(data.dropped[0])
-    assert "r97; r99" in str(data.dropped[0])
+    assert [one.code for one in data.notices][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
+    assert "2 rows left out" in data.notices[0].rule
+    assert "r97; r99" in data.notices[0].rule
 
 
 def test_too_many_unusable_rows_stop_and_none_usable_stops_always(tmp_path: Path) -> None:
@@ -190,14 +195,11 @@ def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.json", rows)
     columns = {"impression": "Summary"}
     data = load_data(recipe(train=file, columns=columns, prompt={"context": ["Indication", "Findings", "Summary"]}))
-    told = [line for line in data.announcements if "holds the answer" in line]
-    assert [name for name in ("Indication", "Findings", "Summary") if any(name in line for line in told)] == [
-        "Findings",
-        "Summary",
-    ]
+    found = [one.value for one in data.notices if one.code == "data.context_has_answer"]
+    assert found == ["Findings", "Summary"]
     assert data.train[0].fields["Indication"] == "Cough"
     plain = load_data(recipe(train=file, columns=columns))
-    assert not any("holds the answer" in line for line in plain.announcements)
+    assert "data.context_has_answer" not in [one.code for one in plain.notices]
     assert "A mass" not in json.dumps(dict(plain.train[0].fields))
 
 
@@ -208,9 +210,9 @@ def test_trimmed_values_and_repeated_ids_are_announced(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = load_data(recipe("vqa", train=str(tmp_path / "rows.json"), split={"test": 0}))
     assert ids(data.train) == ["1", "1#2"]
-    told = "\n".join(data.announcements)
-    assert "blanks around 2 values of answer_type were removed" in told
-    assert "ids that rows repeat: 1 (1)" in told
+    found = {one.code: one for one in data.notices}
+    assert "2 values of answer_type" in found["data.blanks_removed"].rule
+    assert found["data.ids_repeated"].value == "1 repeated, such as 1"
 
 
 def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
@@ -238,7 +240,9 @@ def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
     assert ids(first.train) == ids(again.train)
     assert len(first.train) == 10
     assert ids(first.train) != ids(load_data(other).train)
-    assert "train: 10 of 40 rows, drawn by the seed" in first.announcements
+    (limited,) = first.notices
+    assert (limited.code, limited.place) == ("data.rows_limited", "train")
+    assert "10 of 40 rows" in limited.rule
 
 
 def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_path: Path, train: str) -> None:

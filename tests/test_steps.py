@@ -50,6 +50,12 @@ def told(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | None 
     return "\n".join(load_data(steps_recipe(folder, steps, max_dropped=1, **data)).announcements)
 
 
+def noted(folder: Path, rows: list[dict[str, Any]], steps: dict[str, Any] | None = None) -> dict[str, str]:
+    """Code -> rule of the warnings about rows that can be used."""
+    write_csv(folder, rows)
+    return {one.code: one.rule for one in load_data(steps_recipe(folder, steps, max_dropped=1)).notices}
+
+
 def dropped(folder: Path, rows: list[dict[str, Any]]) -> dict[str, int]:
     """Code -> rows that are left out because of it."""
     write_csv(folder, rows)
@@ -118,7 +124,7 @@ def test_mended_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -
             other.reference["place"],
         )
     assert mended[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
-    assert "4 rows: the JSON in Output had to be mended" in told(tmp_path / "mended", task_rows(1, write))
+    assert noted(tmp_path / "mended", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
 
 
 def test_jsonl_and_parquet_hold_the_same_steps(tmp_path: Path) -> None:
@@ -217,7 +223,7 @@ def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: P
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
     text = told(tmp_path, rows)
     assert "1 task with missing steps (for example task 2 lacks step 2)" in text
-    assert f"left out: {tmp_path / 'task_results.csv'}: 1 row: " in text
+    assert f"{tmp_path / 'task_results.csv'}: 1 row left out: " in text
     assert dropped(tmp_path, rows) == {"tasks.steps.memory_unknown": 1}
     kept = load_data(steps_recipe(tmp_path, max_dropped=1)).train
     assert [one.fields["place"] for one in kept if one.group == "2"] == [1, 4]
@@ -228,7 +234,7 @@ def test_a_gap_can_be_shown_an_empty_memory_and_costs_nothing_where_no_memory_is
     rows = [one for one in task_rows(2) if one["Image_id"] != "2_2"]
     empty = samples(tmp_path, rows, {"on_gap": "empty"})
     assert [one.fields["memory"] == EMPTY for one in empty] == [True, True, False]
-    assert "1 row: the agent memory for this step is unknown" in told(tmp_path, rows, {"on_gap": "empty"})
+    assert noted(tmp_path, rows, {"on_gap": "empty"})["tasks.steps.memory_shown_empty"].startswith("1 row: ")
     assert len(samples(tmp_path, rows, {"sections": ["goal", "image"]})) == 3
 
 
@@ -313,10 +319,10 @@ def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is
     # An explicit null means no place.
     assert (second.reference["action"], second.reference["place"]) == ("ZOOM", None)
     assert third.reference["place"] == [300, 50]
-    text = told(tmp_path, [bare, other, far])
-    assert "2 rows: the row lacks parts that data.steps.answer names" in text
-    assert "1 row: Output and Grounding name different actions (Output counts)" in text
-    assert "1 row: the point of Output lies outside the box of Grounding" in text
+    found = noted(tmp_path, [bare, other, far])
+    assert found["tasks.steps.answer_part_missing"].startswith("2 rows: ")
+    assert found["tasks.steps.actions_differ"].startswith("1 row: ")
+    assert found["tasks.steps.point_outside_box"].startswith("1 row: ")
 
 
 def test_places_may_be_written_in_shares_or_thousandths(tmp_path: Path) -> None:
@@ -348,7 +354,7 @@ def test_a_missing_screen_is_looked_for_again(tmp_path: Path) -> None:
     screen.unlink()
     loaded = load_data(steps_recipe(tmp_path, max_dropped=1))
     assert [(one.code, one.examples) for one in loaded.dropped] == [("tasks.steps.screenshot_missing", ("2",))]
-    assert any(line.endswith(str(loaded.dropped[0])) for line in loaded.announcements)
+    assert loaded.dropped[0].notice("left out") in loaded.notices
     screen.write_bytes(kept)
     assert len(load_data(steps_recipe(tmp_path)).train) == 4
 

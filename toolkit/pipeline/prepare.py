@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.curate.practice import write_lesions
-from toolkit.errors import DataError
+from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.phantoms import write_chest, write_chest_vqa, write_steps
 from toolkit.recipe import SPLITS, Phantom, Recipe
@@ -45,8 +45,8 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
     check_fingerprints(run, fingerprints)
-    for line in data.announcements:
-        log.warning("%s", line)
+    for one in data.notices:
+        warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     images = image_store(recipe, data)
     report = scan_pictures(recipe, data, images, progress)
     log.info("%s", describe_scan(report))

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.errors import Problem
+
 MAX_EXAMPLES = 5
 
 
@@ -18,9 +20,14 @@ class Dropped:
     code: str = ""
     """Stable identifier of the reason, such as ``tasks.mcq.answer_not_an_option``."""
 
+    def notice(self, verb: str = "") -> Problem:
+        """Return the warning about these rows. ``verb`` says what happens to them, such as ``left out``."""
+        rows = f"{self.count:,} {'row' if self.count == 1 else 'rows'}{f' {verb}' if verb else ''}"
+        rule = f"{rows}: {self.reason} (for example {'; '.join(self.examples)})"
+        return Problem(self.code or "data.rows_counted", rule, self.source)
+
     def __str__(self) -> str:
-        rows = "row" if self.count == 1 else "rows"
-        return f"{self.source}: {self.count:,} {rows}: {self.reason} (for example {'; '.join(self.examples)})"
+        return str(self.notice())
 
 
 class Tally:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, Problem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.rows.tally import MAX_EXAMPLES
@@ -40,8 +40,8 @@ class Part:
         return Part(self.loaded, self.chosen[~marked])
 
 
-def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
-    """The rows of each split, and a sentence for each that was split off from train by group."""
+def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str, Part], list[Problem]]:
+    """Return the rows of each split, and a notice for each that was split off from train by group."""
     train = loaded["train"]
     everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
     nothing = Part(train, np.arange(0))
@@ -57,13 +57,14 @@ def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str,
         if recipe.data.group
         else f"{TASKS[recipe.data.task].grouped_by} (data.group names no column)"
     )
-    lines = [
-        f"{name}: {len(everything[name]):,} rows of {len(np.unique(everything[name].keys.groups)):,} groups were split "
-        f"off from train; the group is {by}"
-        for name in shares
-        if name != "train"
-    ]
-    return {name: everything.get(name, nothing) for name in SPLITS}, lines
+    notices = [_split_off(name, everything[name], by) for name in shares if name != "train"]
+    return {name: everything.get(name, nothing) for name in SPLITS}, notices
+
+
+def _split_off(name: str, part: Part, by: str) -> Problem:
+    groups = len(np.unique(part.keys.groups))
+    rule = f"{len(part):,} rows of {groups:,} groups were split off from train. The group is {by}"
+    return Problem("data.split_by_group", rule, name)
 
 
 def handle_leaks(

@@ -10,7 +10,7 @@ from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.cells import cell, extra_fields, frame_of, number_of, picture_size, read_group, text_of
 from toolkit.tasks.links import GAP, REPEATED, Link, link_of
 from toolkit.tasks.steps.memory import EMPTY, Memory, thin
-from toolkit.tasks.steps.reference import memory_after, read_reference
+from toolkit.tasks.steps.reference import Note, memory_after, read_reference
 from toolkit.tasks.steps.screens import find_screen
 from toolkit.tasks.steps.settings import StepSettings
 
@@ -85,7 +85,7 @@ def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
     return task if origin.group is None else read_group(row, origin, ())
 
 
-def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[str, ...]]:
+def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
     """The memory before a step: what the step before left; nothing at the first one.
 
     Raises:
@@ -100,7 +100,7 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[st
     if settings.on_gap == "drop":
         remedy = 'Set data.steps.on_gap to "empty" to prompt such steps with an empty agent memory.'
         raise RowProblem(*NO_MEMORY, place=where, remedy=remedy)
-    return EMPTY, ("the agent memory for this step is unknown: the prompt has an empty one",)
+    return EMPTY, (("tasks.steps.memory_shown_empty", "the agent memory is unknown, so the prompt has an empty one"),)
 
 
 def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
