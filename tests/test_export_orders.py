@@ -67,8 +67,10 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     assert (run.path / "stages/export/gguf.comparison.jsonl.old-1").is_file()
     assert "merged was not made from these weights, or not finished; it is merged.old-1 now" in caplog.text
     assert find_exported(run, "adapter").name == "adapter"
-    with pytest.raises(RunError, match="Exported are: adapter "):
+    with pytest.raises(RunError) as caught:
         find_exported(run, "merged")
+    assert caught.value.code == "run.exported_weights_missing"
+    assert "(adapter)" in caught.value.remedy
 
 
 def card(run: RunFolder, form: str) -> str:

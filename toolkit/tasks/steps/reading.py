@@ -54,9 +54,9 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     if link.state == REPEATED:
         raise RowProblem(*AGAIN, place=where)
     task, goal = number_of(cell(row, origin, "task")), text_of(cell(row, origin, "question"))
-    for text, name, what in ((task, "task", "a task id"), (goal, "goal", "a goal")):
+    for text, part, what in ((task, "task", "a task id"), (goal, "goal", "a goal")):
         if not text:
-            raise RowProblem(f"tasks.steps.{name}_missing", f"the row must have {what}", place=where)
+            raise RowProblem(f"tasks.steps.{part}_missing", f"the row must have {what}", place=where)
     image = find_screen(cell(row, origin, "image"), origin, where)
     size = picture_size(row, origin, image, where)
     known = read_reference(row, origin, size, where)
