@@ -1,7 +1,7 @@
 """What must hold between sections, and which files a recipe points to must be there."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def _of_task(task: str, key: str, found: str) -> Problem:
     )
 
 
-def _repeated(key: str, listed: list[str]) -> Problem:
+def _repeated(key: str, listed: Sequence[str]) -> Problem:
     rule = "must have at least one entry, each once"
     return Problem("recipe.list_empty_or_repeated", rule, key, listed, "Correct the list.")
 
