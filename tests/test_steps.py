@@ -384,7 +384,11 @@ def test_no_split_goes_through_a_task(tmp_path: Path) -> None:
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     assert [len(data.train), len(data.validation), len(data.test)] == [56, 8, 16]
     assert all(len(part) % 4 == 0 for part in (data.train, data.validation, data.test))
-    assert "the group is the task" in "\n".join(data.announcements)
+    assert [(one.code, one.place) for one in data.notices] == [
+        ("data.split_by_group", "test"),
+        ("data.split_by_group", "validation"),
+    ]
+    assert all("group is the task" in one.rule for one in data.notices)
 
 
 def test_a_range_of_tasks_has_both_ends_and_holds_for_training_rows_alone(tmp_path: Path) -> None:
