@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import main
 from toolkit.curate import Request, prepare_ham10000, split_rows
 from toolkit.curate.ham10000 import read_metadata
@@ -28,7 +29,7 @@ from toolkit.curate.pool import PARTIAL
 from toolkit.curate.sheet import Layout, choose_rows
 from toolkit.curate.stratify import join_names
 from toolkit.curate.tables import read_table
-from toolkit.errors import DataError, Interrupted, RunError
+from toolkit.errors import NOTHING, DataError, Interrupted, RunError
 from toolkit.rows import Tally
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -82,13 +83,15 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
 
 def test_pictures_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"  # 224 x 224 against 600 x 450
-    with pytest.raises(DataError, match="600 x 450, the picture 224 x 224"):
+    with raises(DataError, "data.files_unusable") as caught:
         prepare_ham10000(
             [folder / "images_224"],
             folder / "masks_600x450",
             folder / "HAM10000_metadata.csv",
             Request(tmp_path / "out"),
         )
+    assert "600 x 450" in caught.problem.rule
+    assert "224 x 224" in caught.problem.rule
     assert not names_in(tmp_path / "out") & OUTPUT
 
 
@@ -228,8 +231,9 @@ def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
 
 
 def test_shares_that_leave_no_training_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="leave something for training"):
+    with raises(DataError, "data.no_training_fraction") as caught:
         Request(tmp_path, validation=0.5, test=0.5)
+    assert caught.problem.value == (0.5, 0.5)
 
 
 # Strange masks and pictures
@@ -274,13 +278,14 @@ def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) ->
     (download.masks / "text_segmentation.png").write_text("no picture")
     download.add("cut")
     (download.images / "cut.jpg").write_bytes((download.images / "cut.jpg").read_bytes()[:200])
-    with pytest.raises(DataError, match="3 pictures or masks") as raised:
+    with raises(DataError, "data.files_unusable") as caught:
         download.prepare()
+    assert caught.problem.place == str(download.out)
     problems = (download.out / "problems.txt").read_text()
     assert problems.count("\n") == 3
     for words in ("square_segmentation.png", "text_segmentation.png", "cut.jpg"):
         assert words in problems
-        assert words in str(raised.value)
+        assert words in caught.problem.rule
     for name in ("square", "text"):
         (download.masks / f"{name}_segmentation.png").unlink()
     (download.images / "cut.jpg").unlink()
@@ -328,27 +333,43 @@ def test_a_table_is_read_however_it_was_saved(tmp_path: Path, separator: str) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "code", "place", "value"),
     [
-        (b"image_id,age\nx,1\n", "a column lesion_id; dx .it has image_id, age"),
-        (b"", "first line"),
-        (b"lesion_id,image_id,dx\nl,a\n", "as many cells"),
-        (b"lesion_id,image_id,dx\n,a,nv\n", "line 2: every row must have a lesion_id"),
-        (b"lesion_id,image_id,dx\nl,a,nv\nl,a,nv\n", "one row"),
-        ("lesion_id,image_id,dx\nl,ä,nv\n".encode("latin-1"), "UTF-8"),
+        (b"image_id,age\nx,1\n", "column_missing", "", "image_id, age"),
+        (b"", "csv_header_invalid", "", NOTHING),
+        (b"lesion_id,image_id,dx\nl,a\n", "csv_cell_count", ", line 2", 2),
+        (b"lesion_id,image_id,dx\n,a,nv\n", "cell_empty", ", line 2", NOTHING),
+        (b"lesion_id,image_id,dx\nl,a,nv\nl,a,nv\n", "image_in_two_rows", ", image_id", "a"),
+        (
+            "lesion_id,image_id,dx\nl,ä,nv\n".encode("latin-1"),
+            "not_utf8",
+            "",
+            "invalid continuation byte",
+        ),
     ],
 )
-def test_what_is_wrong_with_the_metadata_is_told(tmp_path: Path, content: bytes, words: str) -> None:
+def test_what_is_wrong_with_the_metadata_is_reported(
+    tmp_path: Path, content: bytes, code: str, place: str, value: object
+) -> None:
     (tmp_path / "m.csv").write_bytes(content)
-    with pytest.raises(DataError, match=words):
+    with raises(DataError, f"data.{code}") as caught:
         read_metadata(tmp_path / "m.csv", Tally())
+    assert (caught.problem.place, caught.problem.value) == (f"{tmp_path / 'm.csv'}{place}", value)
 
 
-def test_no_picture_at_all_is_an_error_that_names_what_was_looked_for(download: Download) -> None:
+def test_the_columns_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("image_id,age\nx,1\n")
+    with raises(DataError, "data.column_missing") as caught:
+        read_metadata(tmp_path / "m.csv", Tally())
+    assert "lesion_id; dx" in caught.problem.rule
+
+
+def test_no_image_at_all_is_an_error_with_the_name_that_was_looked_for(download: Download) -> None:
     download.add("ISIC_1")
     (download.images / "ISIC_1.jpg").unlink()
-    with pytest.raises(DataError, match=r"ISIC_1\.jpg"):
+    with raises(DataError, "data.no_image_of_table") as caught:
         download.prepare()
+    assert "ISIC_1.jpg" in caught.problem.rule
 
 
 # Interruptions
@@ -361,8 +382,9 @@ def test_after_ctrl_c_the_same_call_goes_on(download: Download, caplog: pytest.L
         if done == 40:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="of 100 pictures are measured"):
+    with raises(Interrupted, "run.interrupted") as caught:
         download.prepare(progress=press, workers=2)
+    assert "of 100" in caught.problem.rule
     lines = (download.out / PARTIAL).read_text().splitlines()
     assert len(lines) == 40
     # A crash in the middle of a line, and a mask that changes before the next call.
@@ -389,17 +411,19 @@ def test_a_worker_that_is_killed_is_told_and_the_same_call_goes_on(download: Dow
             for child in multiprocessing.active_children():
                 os.kill(child.pid or 0, signal.SIGKILL)
 
-    with pytest.raises(RunError, match="has ended"):
+    with raises(RunError, "data.worker_ended"):
         download.prepare(progress=kill, workers=2)
     assert (download.out / PARTIAL).exists()
     assert download.prepare().rows == 100
 
 
-def test_a_damaged_file_of_what_was_measured_is_made_anew(download: Download) -> None:
+def test_a_damaged_file_of_partial_results_is_made_again(download: Download, caplog: pytest.LogCaptureFixture) -> None:
     fill(download, 3)
     download.out.mkdir()
     (download.out / PARTIAL).write_text('{"key": 1}\nnonsense\n')
     assert download.prepare().rows == 3
+    (found,) = warnings_in(caplog)
+    assert (found.code, found.place) == ("data.partial_results_damaged", str(download.out / PARTIAL))
 
 
 # The sheet

@@ -10,6 +10,7 @@ import pytest
 from downloads import box_mask, isic, note
 from skimage import measure as sk
 
+from tests.helpers.problems import raises
 from toolkit.curate import Prepared, Request, prepare_isic
 from toolkit.errors import DataError
 
@@ -153,15 +154,16 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
 
 def test_where_nothing_is_recognised_the_message_lists_what_is_there_and_what_was_looked_for(tmp_path: Path) -> None:
     source = isic(tmp_path, ["photo"], things="colour,taste\nred,sweet\n")
-    with pytest.raises(DataError) as raised:
+    with raises(DataError, "data.isic_not_recognized") as caught:
         prepare_isic(source, 1, Request(tmp_path / "out"))
     for words in ("photo.jpg", "things.csv: colour,taste", "isic_id", "diagnosis_1", "AKIEC", "_segmentation.png"):
-        assert words in str(raised.value)
+        assert words in str(caught.error)
 
 
 def test_tables_whose_pictures_are_elsewhere_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name 2 pictures, and none of them is there"):
+    with raises(DataError, "data.isic_not_recognized") as caught:
         prepare_isic(isic(tmp_path, ["other"], truth=ONE_HOT_2018), 1, Request(tmp_path / "out"))
+    assert "name 2 images" in caught.problem.remedy
 
 
 def test_what_was_written_below_the_source_is_not_read_again(tmp_path: Path) -> None:
@@ -169,5 +171,6 @@ def test_what_was_written_below_the_source_is_not_read_again(tmp_path: Path) -> 
     first = prepare_isic(source, 1, Request(source / "out"))
     again = prepare_isic(source, 1, Request(source / "out"))
     assert again == first
-    with pytest.raises(DataError, match="another folder than the source"):
+    with raises(DataError, "data.output_is_source") as caught:
         prepare_isic(source, 1, Request(source))
+    assert caught.problem.value == str(source)

@@ -55,8 +55,9 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = exported_too_early(tmp_path)
-    with pytest.raises(RunError, match=r"trained on since \(found 'made from stages/sft/weights'\)"):
+    with pytest.raises(RunError) as caught:
         find_exported(run, "merged")
+    assert (caught.value.code, caught.value.value) == ("run.exported_weights_outdated", "made from stages/sft/weights")
     show.results(read_results(run))
     told = capsys.readouterr().out
     assert "weights from before the last training (stages/sft/weights)" in told
@@ -67,8 +68,10 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     assert (run.path / "stages/export/gguf.comparison.jsonl.old-1").is_file()
     assert "merged was not made from these weights, or not finished; it is merged.old-1 now" in caplog.text
     assert find_exported(run, "adapter").name == "adapter"
-    with pytest.raises(RunError, match="Exported are: adapter "):
+    with pytest.raises(RunError) as caught:
         find_exported(run, "merged")
+    assert caught.value.code == "run.exported_weights_missing"
+    assert "(adapter)" in caught.value.remedy
 
 
 def card(run: RunFolder, form: str) -> str:

@@ -184,7 +184,7 @@ def test_all_broken_rules_are_reported_together() -> None:
 
 @pytest.mark.parametrize("name", ["sft", "grpo", "evaluate", "export", "data", "model", "rewards"])
 def test_stages_of_language_models_are_rejected_beside_imagegen(name: str) -> None:
-    assert [key for key, _ in only_imagegen_stages({"run", "imagegen", name})] == [name]
+    assert [problem.place for problem in only_imagegen_stages({"run", "imagegen", name})] == [name]
     assert list(only_imagegen_stages({"run", name})) == []
     assert list(only_imagegen_stages({"run", "imagegen", "images"})) == []
 
@@ -192,7 +192,10 @@ def test_stages_of_language_models_are_rejected_beside_imagegen(name: str) -> No
 def test_a_judge_has_its_own_seed_and_encoder() -> None:
     assert list(independent_judge(section(), 3407)) == []
     same = section(judge={"encoder": "a/b"}, selector={"encoder": "a/b"})
-    assert [key for key, _ in independent_judge(same, 1)] == ["imagegen.judge.seed", "imagegen.judge.encoder"]
+    assert [problem.place for problem in independent_judge(same, 1)] == [
+        "imagegen.judge.seed",
+        "imagegen.judge.encoder",
+    ]
 
 
 def test_paths_are_keys_of_the_section() -> None:

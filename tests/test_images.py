@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
+from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.errors import ImageError, RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, load, reduced_size
@@ -313,8 +314,9 @@ def test_nan_and_infinities_are_counted_and_do_not_move_the_window(tmp_path):
 
 
 def test_a_picture_of_nothing_but_nan_is_refused(tmp_path):
-    with pytest.raises(ImageError, match=r"a\.tif: a picture must have at least one finite value"):
+    with raises(ImageError, "images.no_finite_value") as caught:
         load(put(tmp_path, "a.tif", tiff_bytes(np.full((4, 4), np.nan, np.float32))), AS_IT_IS)
+    assert caught.problem.place == str(tmp_path / "a.tif")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -352,10 +354,10 @@ def test_percentiles_keep_a_marker_from_darkening_the_film(tmp_path):
 
 def test_the_dicom_window_is_refused_to_a_deep_picture_that_brings_none(tmp_path):
     ref = put(tmp_path, "a.png", np.arange(64, dtype=np.uint16).reshape(8, 8))
-    with pytest.raises(ImageError, match=r'"dicom" needs a picture that brings its own window.*16 bits') as caught:
+    with raises(ImageError, "images.window_missing") as caught:
         load(ref, ImagePolicy(window="dicom"))
-    assert caught.value.place == str(ref.path)
-    assert "auto" in caught.value.remedy
+    assert (caught.problem.place, caught.problem.value) == (str(ref.path), "16 bits without a window")
+    assert "auto" in caught.problem.remedy
 
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (1000, 3), (3, 1000), (33, 33), (896, 10)])
@@ -408,8 +410,9 @@ def test_each_page_of_a_tiff_is_a_frame(tmp_path, deep):
         loaded = load(ImageRef(tmp_path / "a.tif", frame), AS_IT_IS)
         assert np.asarray(loaded.image)[1, 1, 0] == (255 if deep else value)
         assert loaded.record.window == ((0.0, float(value)) if deep else None)
-    with pytest.raises(ImageError, match=r"3 page\(s\), so page 3"):
+    with raises(ImageError, "images.frame_missing") as caught:
         load(ImageRef(tmp_path / "a.tif", 3), AS_IT_IS)
+    assert caught.problem.value == "frame 3 of 3"
 
 
 def test_frames_of_a_gif_are_told_apart_and_a_png_has_one(tmp_path):
@@ -417,7 +420,7 @@ def test_frames_of_a_gif_are_told_apart_and_a_png_has_one(tmp_path):
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     assert grey(ImageRef(tmp_path / "a.gif", 1)).max() == 200
     ref = put(tmp_path, "a.png", np.zeros((4, 4), np.uint8))
-    with pytest.raises(ImageError):
+    with raises(ImageError, "images.not_decodable"):
         load(ImageRef(ref.path, 1), AS_IT_IS)
 
 
@@ -451,8 +454,9 @@ def test_the_policys_key_changes_with_pixels_and_with_nothing_else():
 
 
 def test_percentiles_that_do_not_rise_are_a_problem_of_the_recipe():
-    with pytest.raises(RecipeError, match=r"images\.percentiles"):
+    with raises(RecipeError, "recipe.percentiles_not_rising") as caught:
         ImagePolicy.of(recipe.Images(percentiles=(99, 1)))
+    assert (caught.problem.place, caught.problem.value) == ("images.percentiles", [99, 1])
 
 
 @given(

@@ -12,6 +12,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, g
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, SecondaryCaptureImageStorage, generate_uid
 
+from tests.helpers.problems import raises
 from toolkit.errors import ImageError, MissingExtraError
 from toolkit.images import ImagePolicy, ImageStore, load, reduced_size, scan
 from toolkit.sample import ImageRef
@@ -139,7 +140,7 @@ def test_the_policy_range_ignores_the_files_window():
 def test_a_window_without_width_is_none(tmp_path, elements):
     ref = made(tmp_path, RAMP, **elements)
     assert load(ref, AUTO).record.window_from == "range"
-    with pytest.raises(ImageError, match="own window"):
+    with raises(ImageError, "images.window_missing"):
         load(ref, ImagePolicy(window="dicom"))
 
 
@@ -205,8 +206,9 @@ def test_each_frame_is_its_own_picture_and_no_more_frames_are_there():
     assert not np.array_equal(np.asarray(first.image), np.asarray(last.image))
     expected = pixel_array(path_of("examples_ybr_color.dcm"), index=29)
     assert np.array_equal(np.asarray(last.image), expected)
-    with pytest.raises(ImageError, match=r"30 frame\(s\), so frame 30"):
+    with raises(ImageError, "images.frame_missing") as caught:
         load(example("examples_ybr_color.dcm", 30), AUTO)
+    assert caught.problem.value == "frame 30 of 30"
 
 
 def test_an_enhanced_file_keeps_a_window_for_each_frame_in_its_groups(tmp_path):
@@ -250,16 +252,18 @@ def test_reduction_and_scale_are_those_of_other_formats():
     assert loaded.image.size == (100, 44) == reduced_size(example("examples_palette.dcm"), policy)
 
 
-@pytest.mark.parametrize("name", ["MR_truncated.dcm", "JPEG-lossy.dcm"])
-def test_damaged_files_are_refused(name):
-    with pytest.raises(ImageError):
+@pytest.mark.parametrize(
+    ("name", "code"), [("MR_truncated.dcm", "images.truncated"), ("JPEG-lossy.dcm", "images.not_decodable")]
+)
+def test_damaged_files_are_rejected(name, code):
+    with raises(ImageError, code):
         load(example(name), AUTO)
 
 
 @pytest.mark.parametrize("name", ["test-SR.dcm", "rtplan.dcm", "DICOMDIR-nopatient"])
 def test_a_dicom_file_without_a_picture_is_refused_and_not_skipped_over(name):
     report = scan([example(name)], ImageStore(AUTO), "header")
-    assert len(report.bad) == 1
+    assert [bad.error.code for bad in report.bad] == ["images.dicom_without_image"]
 
 
 def test_words_of_the_file_about_the_patient_do_not_reach_the_message(tmp_path):
@@ -272,19 +276,25 @@ def test_words_of_the_file_about_the_patient_do_not_reach_the_message(tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(ImageError) as caught:
         load(ImageRef(path), AUTO)
+    assert caught.value.code.startswith("images.")
     assert "CompressedSamples" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_without_pydicom_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(MissingExtraError, match=r"pydicom.*\[dicom\]"):
+    with raises(MissingExtraError, "install.extra_missing") as caught:
         load(example("CT_small.dcm"), AUTO)
-    with pytest.raises(MissingExtraError):
+    assert caught.problem.place == "pydicom"
+    assert "[dicom]" in caught.problem.remedy
+    with raises(MissingExtraError, "install.extra_missing"):
         scan([example("CT_small.dcm")], ImageStore(AUTO, "placeholder"))
 
 
 def test_without_a_decoder_for_the_compression_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(type(get_decoder(JPEG2000Lossless)), "is_available", False)
-    with pytest.raises(MissingExtraError, match=r"JPEG 2000.*pylibjpeg.*\[dicom\]"):
+    with raises(MissingExtraError, "install.extra_missing") as caught:
         load(example("JPEG2000.dcm"), AUTO)
+    assert caught.problem.place == "pylibjpeg"
+    assert "JPEG 2000" in caught.problem.rule
+    assert "[dicom]" in caught.problem.remedy

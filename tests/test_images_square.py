@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from tests.helpers.problems import raises
 from toolkit.errors import RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, load, reduced_size
 from toolkit.images import render as render_module
@@ -235,7 +236,8 @@ def test_margins_survive_the_disk_cache(tmp_path: Path) -> None:
     [("fixed", None, 400), ("fixed", 40, None), ("fixed", 40, 0), ("fixed", float("nan"), 1), ("auto", 40, 400)],
 )
 def test_a_fixed_window_needs_centre_and_width(window: str, centre: float | None, width: float | None) -> None:
-    with pytest.raises(RecipeError):
+    code = "images.fixed_window_malformed" if window == "fixed" else "images.window_not_fixed"
+    with raises(RecipeError, code):
         ImagePolicy(window=window, centre=centre, width=width)
 
 

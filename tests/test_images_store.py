@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.cache import cache_folder
 from toolkit.errors import ImageError
@@ -255,13 +256,14 @@ def test_each_rule_for_unreadable_files_does_what_it_says_and_counts(tmp_path):
     missing = ImageRef(tmp_path / "none.png")
     stop, skip, grey = (ImageStore(POLICY, rule) for rule in ("stop", "skip", "placeholder"))
     for store in (stop, skip):
-        with pytest.raises(ImageError, match="must exist"):
+        with raises(ImageError, "images.missing") as caught:
             store.get(missing)
+        assert caught.problem.place == str(missing.path)
     loaded = grey.load(missing)
     assert np.unique(np.asarray(loaded.image)).tolist() == [128]
     assert loaded.image.size == (64, 64)
     assert loaded.record.placeholder
-    assert "must exist" in loaded.record.reason
+    assert loaded.record.reason == str(caught.error)
     assert [(s.report().skipped, s.report().placeholders) for s in (stop, skip, grey)] == [(0, 0), (1, 0), (0, 1)]
 
 
@@ -375,16 +377,17 @@ def test_auto_is_full_for_few_pictures_and_header_for_many(tmp_path, monkeypatch
 def test_all_bad_pictures_are_told_in_one_error_the_first_twenty_by_name(tmp_path):
     refs = [ImageRef(tmp_path / f"{i:03}.png") for i in range(33)]
     report = scan(refs, ImageStore(POLICY))
-    with pytest.raises(ImageError) as caught:
+    assert {bad.error.code for bad in report.bad} == {"images.missing"}
+    with raises(ImageError, "images.unusable") as caught:
         report.raise_if_bad()
-    text = str(caught.value)
-    assert "33 of 33 pictures cannot be used" in text
+    text = str(caught.error)
+    assert "33 of 33" in text
     assert "\n. " not in text
     assert all(f"{i:03}.png" in text for i in range(20))
     assert "020.png" not in text
     assert "and 13 more" in text
-    assert 'images.unreadable to "skip"' in caught.value.remedy
-    assert caught.value.remedy.count("Repair") == 1
+    assert 'images.unreadable to "skip"' in caught.problem.remedy
+    assert caught.problem.remedy.count("Repair") == 1
     scan([film(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()
 
 

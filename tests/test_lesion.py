@@ -14,7 +14,8 @@ from isic_challenge_scoring.confusion import create_binary_confusion_matrix
 from isic_challenge_scoring.metrics import binary_dice, binary_jaccard, binary_threshold_jaccard
 from PIL import Image
 
-from toolkit.errors import DataError, RowProblem
+from tests.helpers.problems import raises
+from toolkit.errors import NOTHING, DataError, RowProblem
 from toolkit.images import ImagePolicy, load
 from toolkit.recipe import Recipe
 from toolkit.regions import GRIDS, mask_iou, read_mask
@@ -129,27 +130,27 @@ def test_the_layout_of_stage_2_is_read_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "code"),
     [
-        ({"dx": "lupus"}, "a diagnosis that the table of labels does not have"),
-        ({"boxes": "[[1, 2, 3]]"}, "a box must be"),
-        ({"boxes": [[1, 2, 3, "4"]]}, "a box must be"),
-        ({"boxes": [[10, 10, 10, 40]]}, "a box must have an area inside the picture"),
-        ({"boxes": [[700, 10, 800, 40]]}, "a box must have an area inside the picture"),
-        ({"polygons": [[[1, 2], [3]]]}, "polygons must be"),
-        ({"polygons": "outline"}, "polygons must be"),
-        ({"mask": "nowhere.png"}, "the mask is missing"),
-        ({"mask": "../secret.png"}, "a mask's path leaves"),
-        ({"image": ""}, "no image path"),
-        ({"width": "wide"}, "width and height must be numbers"),
-        ({"width": None}, "no width and height, and the picture cannot be opened"),
-        ({"dx": "", "boxes": None, "bbox": None, "polygons": None}, "the row knows nothing"),
+        ({"dx": "lupus"}, "tasks.lesion.diagnosis_unknown"),
+        ({"boxes": "[[1, 2, 3]]"}, "tasks.lesion.box_malformed"),
+        ({"boxes": [[1, 2, 3, "4"]]}, "tasks.lesion.box_malformed"),
+        ({"boxes": "everywhere"}, "tasks.lesion.boxes_not_list"),
+        ({"boxes": [[10, 10, 10, 40]]}, "tasks.lesion.box_without_area"),
+        ({"boxes": [[700, 10, 800, 40]]}, "tasks.lesion.box_without_area"),
+        ({"polygons": [[[1, 2], [3]]]}, "tasks.lesion.polygons_malformed"),
+        ({"polygons": "outline"}, "tasks.lesion.polygons_malformed"),
+        ({"mask": "nowhere.png"}, "tasks.lesion.mask_missing"),
+        ({"mask": "../secret.png"}, "tasks.lesion.mask_outside_root"),
+        ({"image": ""}, "data.image_path_missing"),
+        ({"width": "wide"}, "data.image_size_not_number"),
+        ({"width": None}, "data.image_size_unknown"),
+        ({"dx": "", "boxes": None, "bbox": None, "polygons": None}, "tasks.lesion.answer_parts_missing"),
     ],
 )
-def test_rows_that_cannot_be_used_say_why(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(RowProblem) as caught:
+def test_rows_that_cannot_be_used_say_why(change: dict[str, Any], code: str) -> None:
+    with raises(RowProblem, code):
         read({**ROW, **change})
-    assert reason in caught.value.reason
 
 
 def test_swapped_corners_and_edges_outside_are_put_right() -> None:
@@ -270,15 +271,22 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     file.write_text('[[label]]\ncode = "scc"\nname = "squamous cell carcinoma"\nsynonyms = ["SCC in situ"]\n')
     sample = read({**ROW, "dx": "Squamous cell carcinoma"}, labels=str(file))
     assert rewards(sample, "<diagnosis>SCC in situ</diagnosis>")["diagnosis"] == 1
-    for text, rule in {
-        "x = [": "readable TOML",
-        "": "at least one",
-        '[[label]]\ncode = "a"\n': "a code and a name",
-        '[[label]]\ncode = "a"\nname = "b"\n[[label]]\ncode = "b"\nname = "c"\n': "one name cannot stand for",
-    }.items():
+    for text, code, place, value in (
+        ("x = [", "labels_not_readable", "", None),
+        ("", "labels_empty", "", NOTHING),
+        ('[[label]]\ncode = "a"\n', "label_incomplete", ", label 1", {"code": "a"}),
+        (
+            '[[label]]\ncode = "a"\nname = "b"\n[[label]]\ncode = "b"\nname = "c"\n',
+            "label_name_repeated",
+            "",
+            "b",
+        ),
+    ):
         file.write_text(text)
-        with pytest.raises(DataError, match=rule):
+        with raises(DataError, f"tasks.lesion.{code}") as caught:
             load_labels(file)
+        assert caught.problem.place == f"{file}{place}"
+        assert value is None or caught.problem.value == value
 
 
 @given(st.text(max_size=80) | st.text("<>/bboxdiagnosisplygn[]{}(),:\"'0123456789.-e \n", max_size=120))
@@ -415,7 +423,7 @@ def test_a_file_of_rows_splits_by_lesion_and_counts_what_it_leaves_out(tmp_path:
     train, test = ({sample.group for sample in part} for part in (data.train, data.test))
     assert not train & test
     assert len(data.train) + len(data.test) == 59
-    assert data.dropped[0].reason == "a diagnosis that the table of labels does not have"
+    assert (data.dropped[0].code, data.dropped[0].count) == ("tasks.lesion.diagnosis_unknown", 1)
 
 
 def test_held_out_rows_are_read_with_their_own_splits_settings(tmp_path: Path) -> None:

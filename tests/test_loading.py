@@ -11,7 +11,8 @@ from typing import Any
 import pandas
 import pytest
 
-from toolkit.errors import DataError
+from tests.helpers.problems import raises
+from toolkit.errors import NOTHING, DataError
 from toolkit.phantoms.chest import write_chest
 from toolkit.recipe import Images, Phantom, Recipe
 from toolkit.tasks.loading import DataSplits, load_data, read_file, survey
@@ -65,7 +66,10 @@ def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (28, 4, 8)
     assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
     assert not data.leaks
-    assert any("test: 8 rows of 4 groups" in line and "first image" in line for line in data.announcements)
+    found = {one.place: one for one in data.notices}
+    assert {one.code for one in data.notices} == {"data.split_by_group"}
+    assert "8 rows of 4 groups" in found["test"].rule
+    assert "first image" in found["test"].rule
 
 
 def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
@@ -90,23 +94,26 @@ def test_leaks_stop_are_reported_or_dropped(tmp_path: Path, train: str) -> None:
     # Film 0 is in both, with the same question once: "question 0 ?" differs from "Question 0?" more than in blanks.
     rows = [row(0, question=" question  0?"), row(100), row(1, question="Another?")]
     test = write(tmp_path / "test.json", rows, "t")
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "data.splits_leak") as caught:
         load_data(recipe(train=train, test=test))
-    text = str(caught.value)
+    text = str(caught.error)
     for part in ("1 group of test", "1 image of test", "1 (image, question) pair of test", "r0 and t0", "on_leak"):
         assert part in text
     kept = load_data(recipe(train=train, test=test, on_leak="report"))
     assert (len(kept.train), kept.leaks.count("image"), kept.leaks.count("question")) == (40, 1, 1)
-    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in kept.announcements
+    rules = [one.rule for one in kept.notices if one.code == "data.splits_leak"]
+    assert len(rules) == len(kept.leaks.leaks)
+    assert "1 image of test also in train, in 2 rows of train (for example r0 and t0)" in rules
     fewer = load_data(recipe(train=train, test=test, on_leak="drop"))
     assert ids(fewer.train) == [f"r{i}" for i in range(2, 40)]
     assert not fewer.leaks
     (removed,) = fewer.dropped
+    assert removed.code == "data.row_leaks"
     assert (removed.source, removed.count, removed.examples) == ("train", 2, ("r0", "r1"))
 
 
 def test_dropping_every_training_row_is_an_error(train: str) -> None:
-    with pytest.raises(DataError, match="must leave training rows"):
+    with raises(DataError, "data.leaks_leave_no_rows"):
         load_data(recipe(train=train, test=train, on_leak="drop"))
 
 
@@ -114,24 +121,26 @@ def test_unusable_rows_are_counted_by_reason_with_examples(tmp_path: Path) -> No
     rows = [row(i) for i in range(97)]
     rows += [row(97, question=""), row(98, correct_answer="C"), row(99, question="")]
     data = load_data(recipe(train=write(tmp_path / "train.json", rows)))
-    found = {one.reason: (one.count, one.examples) for one in data.dropped}
-    assert found == {"no question": (2, ("r97", "r99")), "the answer is not among the options": (1, ("r98",))}
-    assert any(
-        "left out" in line and "2 rows: no question (for example r97; r99)" in line for line in data.announcements
-    )
+    found = {one.code: (one.count, one.examples) for one in data.dropped}
+    assert found == {"data.question_missing": (2, ("r97", "r99")), "tasks.mcq.answer_not_an_option": (1, ("r98",))}
+    assert [one.code for one in data.notices][:2] == ["data.question_missing", "tasks.mcq.answer_not_an_option"]
+    assert "2 rows left out" in data.notices[0].rule
+    assert "r97; r99" in data.notices[0].rule
 
 
 def test_too_many_unusable_rows_stop_and_none_usable_stops_always(tmp_path: Path) -> None:
     some = write(tmp_path / "some.json", [row(0), *(row(i, correct_answer="Z") for i in range(1, 4))])
-    with pytest.raises(
-        DataError, match=r"3 of 4[\s\S]*3 rows: the answer is not among the options \(r1; r2; r3\)"
-    ) as caught:
+    with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(train=some))
-    assert "max_dropped" in str(caught.value)
+    assert (caught.problem.place, caught.problem.value) == (some, "3 of 4")
+    assert "data.max_dropped" in caught.problem.remedy
+    assert "3 rows" in caught.problem.remedy
+    assert "r1; r2; r3" in caught.problem.remedy
     assert len(read_file(recipe(train=some, max_dropped=0.75), some).samples) == 1
     none = write(tmp_path / "none.json", [row(1, question="")])
-    with pytest.raises(DataError, match="at least one must be usable"):
+    with raises(DataError, "data.too_many_unusable_rows") as caught:
         load_data(recipe(train=none, max_dropped=1.0))
+    assert caught.problem.value == "1 of 1"
 
 
 def test_all_problems_with_columns_are_told_at_once_with_the_nearest_names(tmp_path: Path) -> None:
@@ -146,25 +155,26 @@ def test_all_problems_with_columns_are_told_at_once_with_the_nearest_names(tmp_p
     )
     with pytest.raises(DataError) as caught:
         load_data(wanted)
+    found = {problem.place: (problem.code, problem.value, problem.remedy) for problem in caught.value.problems}
+    assert found["data.columns.explanaton"] == ("data.field_unknown", NOTHING, 'Did you mean "explanation"?')
+    assert found["data.columns.answer"] == ("data.column_missing", "Answr", 'Did you mean "Answer"?')
+    assert found["data.group"] == ("data.column_missing", "PatientId", 'Did you mean "PatientID"?')
+    assert found["prompt.context"][:2] == ("data.column_missing", "Indikation")
+    assert found["evaluate.by"][:2] == ("data.column_missing", "Sex")
+    assert found["data.columns.image"][0] == "data.field_without_column"
+    # Neither question_type, a field of the task that this source lacks, nor the field question, which has its column.
+    assert len(caught.value.problems) == len(found) == 6
     text = str(caught.value)
-    for part in (
-        'data.columns.explanaton is not a field of the task mcq; nearest: "explanation"',
-        'data.columns.answer names the column "Answr", which is not there; nearest: "Answer"',
-        "no column for the field image (looked for ImagePath, image, images, image_name, img_name)",
-        'data.group names the column "PatientId", which is not there; nearest: "PatientID"',
-        'prompt.context names the column "Indikation"',
-        'evaluate.by names the column "Sex"',
-    ):
-        assert part in text
-    assert "question_type" not in text  # a field of the task that this source lacks
-    assert "field question" not in text
+    assert all(str(problem) in text for problem in caught.value.problems)
+    assert "ImagePath, image, images, image_name, img_name" in text
+    assert caught.value.place == file
 
 
 def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        load_data(recipe(train=str(tmp_path / "a.json"), test=str(tmp_path / "b.json")))
-    assert "a.json" in str(caught.value)
-    assert "b.json" in str(caught.value)
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    with raises(DataError, "data.file_missing", "data.file_missing") as caught:
+        load_data(recipe(train=files[0], test=files[1]))
+    assert [problem.place for problem in caught.error.problems] == files
 
 
 def test_columns_are_found_without_regard_to_case_and_underscores(tmp_path: Path) -> None:
@@ -185,14 +195,11 @@ def test_context_that_holds_the_answer_is_announced(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.json", rows)
     columns = {"impression": "Summary"}
     data = load_data(recipe(train=file, columns=columns, prompt={"context": ["Indication", "Findings", "Summary"]}))
-    told = [line for line in data.announcements if "holds the answer" in line]
-    assert [name for name in ("Indication", "Findings", "Summary") if any(name in line for line in told)] == [
-        "Findings",
-        "Summary",
-    ]
+    found = [one.value for one in data.notices if one.code == "data.context_has_answer"]
+    assert found == ["Findings", "Summary"]
     assert data.train[0].fields["Indication"] == "Cough"
     plain = load_data(recipe(train=file, columns=columns))
-    assert not any("holds the answer" in line for line in plain.announcements)
+    assert "data.context_has_answer" not in [one.code for one in plain.notices]
     assert "A mass" not in json.dumps(dict(plain.train[0].fields))
 
 
@@ -203,9 +210,9 @@ def test_trimmed_values_and_repeated_ids_are_announced(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = load_data(recipe("vqa", train=str(tmp_path / "rows.json"), split={"test": 0}))
     assert ids(data.train) == ["1", "1#2"]
-    told = "\n".join(data.announcements)
-    assert "blanks around 2 values of answer_type were removed" in told
-    assert "ids that rows repeat: 1 (1)" in told
+    found = {one.code: one for one in data.notices}
+    assert "2 values of answer_type" in found["data.blanks_removed"].rule
+    assert found["data.ids_repeated"].value == "1 repeated, such as 1"
 
 
 def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
@@ -216,8 +223,11 @@ def test_an_id_column_can_be_mapped(tmp_path: Path) -> None:
 
 def test_absolute_image_paths_are_read_below_the_image_root_only(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.json", [row(0, ImagePath="/films/a.png")])
-    with pytest.raises(DataError, match=r"leaves the folder data\.image_root"):
+    with raises(DataError, "data.too_many_unusable_rows"):
         load_data(recipe(train=file))
+    two = write(tmp_path / "two.json", [row(0, ImagePath="/films/a.png"), row(1, ImagePath="b.png")])
+    found = read_file(recipe(train=two, max_dropped=0.5), two).dropped
+    assert [(one.code, one.examples) for one in found] == [("data.image_outside_root", ("r0",))]
     for root, group in (("/", "films/a.png"), ("/films/x/..", "a.png")):
         (sample,) = read_file(recipe(train=file, image_root=root), file).samples
         assert (sample.images[0].path, sample.group) == (Path("/films/a.png"), group)
@@ -230,7 +240,9 @@ def test_limits_are_drawn_by_the_seed_and_announced(train: str) -> None:
     assert ids(first.train) == ids(again.train)
     assert len(first.train) == 10
     assert ids(first.train) != ids(load_data(other).train)
-    assert "train: 10 of 40 rows, drawn by the seed" in first.announcements
+    (limited,) = first.notices
+    assert (limited.code, limited.place) == ("data.rows_limited", "train")
+    assert "10 of 40 rows" in limited.rule
 
 
 def test_the_fingerprint_follows_content_rows_and_columns_but_not_the_place(tmp_path: Path, train: str) -> None:
@@ -308,8 +320,9 @@ def test_practice_films_load_from_their_folder(tmp_path: Path) -> None:
 
 
 def test_data_without_training_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="training rows are needed"):
+    with raises(DataError, "data.no_training_rows") as caught:
         load_data(recipe(), tmp_path)
+    assert caught.problem.place == str(tmp_path)
 
 
 @pytest.fixture
@@ -331,8 +344,9 @@ def test_vqa_rad_loads_whole_and_its_known_leaks_are_found(rad: Row) -> None:
     assert (len(data.train), len(data.test), data.dropped) == (3064, 451, ())
     assert (data.leaks.count("image"), data.leaks.count("question")) == (203, 14)
     assert all(sample.images[0].path.is_file() for sample in data.test)
-    with pytest.raises(DataError, match=r"203 images of test also in train"):
+    with raises(DataError, "data.splits_leak") as caught:
         load_rad(rad)
+    assert "203 images of test also in train" in caught.problem.rule
 
 
 def test_vqa_rad_can_be_split_without_leaks(rad: Row) -> None:
@@ -361,9 +375,7 @@ def test_the_recipe_says_how_many_pictures_a_question_may_have(tmp_path: Path) -
     two = load_data(recipe(train=file, **settings))
     one = load_data(recipe(train=file, **settings).model_copy(update={"images": Images(max_per_question=1)}))
     assert (ids(two.train), ids(one.train)) == (["r0", "r1"], ["r0"])
-    assert [(dropped.reason, dropped.count) for dropped in one.dropped] == [
-        ("more pictures than images.max_per_question", 1)
-    ]
+    assert [(dropped.code, dropped.count) for dropped in one.dropped] == [("data.too_many_images", 1)]
 
 
 def test_a_patients_number_is_the_same_whether_a_table_holds_it_as_int_or_float(tmp_path: Path) -> None:
@@ -374,5 +386,6 @@ def test_a_patients_number_is_the_same_whether_a_table_holds_it_as_int_or_float(
         table["pat"] = pandas.Series(range(10), dtype=kind)
         table.to_parquet(tmp_path / f"{name}.parquet")
     paths = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
-    with pytest.raises(DataError, match="10 groups of test also in train"):
+    with raises(DataError, "data.splits_leak") as caught:
         load_data(recipe(group="pat", **paths))
+    assert "10 groups of test also in train" in caught.problem.rule

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.problems import raises
 from toolkit.errors import RowProblem
 from toolkit.sample import ImageRef, Sample
 from toolkit.tasks import TASKS, RowOrigin
@@ -131,47 +132,59 @@ def test_texts_that_merely_begin_with_a_letter_are_not_labelled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "code"),
     [
-        ({"question": " "}, "no question"),
-        ({"options": None}, "fewer than two options"),
-        ({"options": ["A. Normal"]}, "fewer than two options"),
-        ({"options": "Normal; Pneumonia"}, "options are neither a list nor a table"),
-        ({"options": ["A. Normal", "A. Pneumonia"]}, "two options have the same letter"),
-        ({"options": {"a": "x", "A": "y"}}, "two options have the same letter"),
-        ({"options": {"first": "x", "second": "y"}}, "an option's key is not a letter"),
-        ({"options": ["Normal", ""]}, "an option is empty"),
-        ({"options": [f"o{i}" for i in range(27)]}, "more than 26 options"),
-        ({"options": ["A. Normal", "B. Mass", "C. Mass"]}, "the right option stands there twice"),
-        (
-            {"options": ["A. Normal", "B. </solution>"]},
-            "a tag of the answer's format stands in an option or explanation",
-        ),
-        ({"correct_answer": None}, "no answer"),
-        ({"correct_answer": float("nan")}, "no answer"),
-        ({"correct_answer": "E"}, "the answer is not among the options"),
-        ({"correct_answer": "Mass"}, "the answer is not among the options"),
-        ({"correct_answer": 1}, "the answer is a number"),
-        ({"correct_answer": "B. Normal"}, "the answer's letter and text disagree"),
-        ({"ImagePath": []}, "no image path"),
-        ({"ImagePath": ""}, "no image path"),
-        ({"ImagePath": [f"{i}.png" for i in range(9)]}, "more pictures than images.max_per_question"),
-        ({"ImagePath": ["a.png", None]}, "no image path"),
-        ({"ImagePath": "../a.png"}, "an image path leaves the folder data.image_root"),
-        ({"ImagePath": ["a.png", "/etc/passwd"]}, "an image path leaves the folder data.image_root"),
+        ({"question": " "}, "data.question_missing"),
+        ({"options": None}, "tasks.mcq.too_few_options"),
+        ({"options": ["A. Normal"]}, "tasks.mcq.too_few_options"),
+        ({"options": "Normal; Pneumonia"}, "tasks.mcq.options_not_list"),
+        ({"options": ["A. Normal", "A. Pneumonia"]}, "tasks.mcq.option_letter_repeated"),
+        ({"options": {"a": "x", "A": "y"}}, "tasks.mcq.option_letter_repeated"),
+        ({"options": {"first": "x", "second": "y"}}, "tasks.mcq.option_key_not_letter"),
+        ({"options": ["Normal", ""]}, "tasks.mcq.option_empty"),
+        ({"options": [f"o{i}" for i in range(27)]}, "tasks.mcq.too_many_options"),
+        ({"options": ["A. Normal", "B. Mass", "C. Mass"]}, "tasks.mcq.correct_option_repeated"),
+        ({"options": ["A. Normal", "B. </solution>"]}, "tasks.mcq.tag_in_text"),
+        ({"correct_answer": None}, "data.answer_missing"),
+        ({"correct_answer": float("nan")}, "data.answer_missing"),
+        ({"correct_answer": "E"}, "tasks.mcq.answer_not_an_option"),
+        ({"correct_answer": "Mass"}, "tasks.mcq.answer_not_an_option"),
+        ({"correct_answer": 1}, "tasks.mcq.answer_is_number"),
+        ({"correct_answer": "B. Normal"}, "tasks.mcq.answer_contradicts_itself"),
+        ({"ImagePath": []}, "data.image_path_missing"),
+        ({"ImagePath": ""}, "data.image_path_missing"),
+        ({"ImagePath": [f"{i}.png" for i in range(9)]}, "data.too_many_images"),
+        ({"ImagePath": ["a.png", None]}, "data.image_path_missing"),
+        ({"ImagePath": "../a.png"}, "data.image_outside_root"),
+        ({"ImagePath": ["a.png", "/etc/passwd"]}, "data.image_outside_root"),
     ],
 )
-def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], reason: str) -> None:
+def test_a_row_that_cannot_be_used_says_why(change: dict[str, Any], code: str) -> None:
+    with raises(RowProblem, code) as caught:
+        read({**REXVQA, **change})
+    assert caught.problem.place == f"{ROOT}/rows.json: r1"
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"options": [f"o{i}" for i in range(27)]}, 27),
+        ({"options": ["A. Normal", "B. Mass", "C. Mass"]}, "Mass"),
+        ({"correct_answer": "E"}, "E"),
+        ({"ImagePath": [f"{i}.png" for i in range(9)]}, 9),
+        ({"ImagePath": ["a.png", "/etc/passwd"]}, "/etc/passwd"),
+    ],
+)
+def test_the_value_that_makes_a_row_unusable_is_reported(change: dict[str, Any], value: object) -> None:
     with pytest.raises(RowProblem) as caught:
         read({**REXVQA, **change})
-    assert caught.value.reason == reason
-    assert "rows.json: r1" in str(caught.value)
+    assert caught.value.value == value
 
 
 def test_an_empty_group_is_a_problem_when_the_recipe_names_its_column() -> None:
-    with pytest.raises(RowProblem) as caught:
+    with raises(RowProblem, "data.group_missing") as caught:
         read({**REXVQA, "PatientID": ""}, group="PatientID")
-    assert caught.value.reason == "no group"
+    assert caught.problem.value == ""
 
 
 def test_question_and_completion_read_as_in_the_old_scripts() -> None:
@@ -224,7 +237,7 @@ def test_a_reference_completion_is_read_back_as_its_reference(texts: list[str], 
     try:
         sample = read(row)
     except RowProblem as problem:
-        event(problem.reason)
+        event(problem.code)
         return
     answer = MCQ.parse(MCQ.target(sample), sample)
     assert answer.problem is None
@@ -454,16 +467,16 @@ def test_signs_tell_options_apart(answer: str) -> None:
     wrong = MCQ.parse(f"<SOLUTION>{answer}</SOLUTION>", sample)
     assert "the letter A stands with the text of B" in (wrong.problem or "")
     assert MCQ.parse("<SOLUTION>B - > 5 mm</SOLUTION>", sample).values["letter"] == "B"
-    with pytest.raises(RowProblem, match="letter and text disagree"):
+    with raises(RowProblem, "tasks.mcq.answer_contradicts_itself"):
         fresh({"question": "Size?", "options": options, "answer": answer, "image": "a.png"})
 
 
 def test_a_ninth_option_column_is_not_left_out_in_silence() -> None:
     columns = {f"option_{letter}": letter * 3 for letter in "abcdefghi"}
-    with pytest.raises(RowProblem, match="more options in columns of their own"):
+    with raises(RowProblem, "tasks.mcq.too_many_option_columns"):
         fresh({"question": "Which?", **columns, "answer": "A", "image": "a.png"})
 
 
 def test_half_a_character_is_a_row_that_cannot_be_used() -> None:
-    with pytest.raises(RowProblem, match="surrogate"):
+    with raises(RowProblem, "data.text_not_unicode"):
         fresh({"question": "bad \ud800 x", "options": ["a", "b"], "answer": "A", "image": "a.png"})

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 from collections import Counter
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.helpers.problems import raises
 from toolkit.curate import Request, prepare_ham10000, prepare_isic
 from toolkit.errors import DataError
 from toolkit.phantoms import write_ham10000, write_isic
@@ -228,32 +230,38 @@ def test_a_folder_asked_for_otherwise_is_as_if_it_were_new(write: object, change
 
 def test_a_folder_of_real_pictures_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "HAM10000_images_part_1").mkdir()
-    with pytest.raises(DataError, match="empty or holds practice data"):
+    with raises(DataError, "synthetic.folder_of_other_data") as caught:
         write_ham10000(tmp_path, 3, seed=1)
+    assert caught.problem.place == str(tmp_path)
+    assert "HAM10000_images_part_1" in str(caught.problem.value)
     assert [path.name for path in tmp_path.iterdir()] == ["HAM10000_images_part_1"]
     other = tmp_path / "isic"
     write_isic(other, 2, seed=1)
-    with pytest.raises(DataError, match="of something else than ham10000"):
+    with raises(DataError, "synthetic.folder_of_other_data") as caught:
         write_ham10000(other, 3, seed=1)
+    assert "ham10000" in str(caught.problem.value)
     (other / MARKER).write_text("{")
-    with pytest.raises(DataError, match="no JSON"):
+    with raises(DataError, "synthetic.folder_of_other_data") as caught:
         write_isic(other, 2, seed=1)
+    assert "JSON" in str(caught.problem.value)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "code", "value"),
     [
-        ({"images": 0}, "at least one picture"),
-        ({"seed": -1}, "must not be negative"),
-        ({"size": (300, 20)}, "at least 64"),
-        ({"frequencies": {"nv": 1, "wart": 1}}, "wart"),
-        ({"frequencies": {"nv": 0}}, "not all 0"),
-        ({"frequencies": {"nv": float("nan")}}, "not all 0"),
+        ({"images": 0}, "no_images", 0),
+        ({"seed": -1}, "seed_negative", -1),
+        ({"size": (300, 20)}, "size_too_small", (300, 20)),
+        ({"frequencies": {"nv": 1, "wart": 1}}, "class_unknown", "wart"),
+        ({"frequencies": {"nv": 0}}, "frequencies_out_of_range", {"nv": 0}),
+        ({"frequencies": {"nv": math.nan}}, "frequencies_out_of_range", {"nv": math.nan}),
     ],
 )
-def test_arguments_out_of_range_are_told(wrong: dict, words: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=words):
+def test_arguments_out_of_range_are_rejected(wrong: dict, code: str, value: object, tmp_path: Path) -> None:
+    with raises(DataError, f"synthetic.{code}") as caught:
         write_ham10000(tmp_path / "set", **({"images": 2, "seed": 1} | wrong))
+    assert caught.problem.place == next(iter(wrong))
+    assert caught.problem.value == value
     assert not (tmp_path / "set").exists()
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.phantoms import write_steps
 from toolkit.phantoms.icons import ICONS
@@ -313,6 +314,7 @@ def test_screens_of_any_size_can_be_drawn(seed: int, size: int) -> None:
 
 def test_screens_too_small_to_be_read_are_refused(tmp_path: Path) -> None:
     assert SMALLEST["steps"][0] == LEAST_SIDE
-    with pytest.raises(DataError, match="at least 112 pixels"):
+    with raises(DataError, "synthetic.size_too_small") as caught:
         write_steps(tmp_path, Phantom(kind="steps", train=4, test=4, size=111), seed=1)
+    assert (caught.problem.place, caught.problem.value) == ("size", 111)
     assert not (tmp_path / "train.csv").exists()

@@ -271,8 +271,9 @@ def test_changed_data_end_a_resumed_run_before_any_stage(tmp_path: Path) -> None
     with pytest.raises(TrainingError):
         run_recipe(recipe, FakeStages(fail={"sft": TrainingError("training.failed", "x")}).table())
     changed = FakeStages(fingerprint="other")
-    with pytest.raises(RunError, match="the data changed"):
+    with pytest.raises(RunError) as caught:
         run_recipe(recipe, changed.table())
+    assert (caught.value.code, caught.value.value) == ("run.inputs_changed", "changed: data")
     assert changed.calls == [("prepare",)]
 
 

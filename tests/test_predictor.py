@@ -14,6 +14,7 @@ from stepping import task_rows, write_csv
 from test_cli import call
 from training import context_of, small_recipe
 
+from tests.helpers.problems import raises
 from toolkit import tiny
 from toolkit.backends.base import Completion, Policy, Row, Sampling
 from toolkit.backends.hf import HfBackend
@@ -170,14 +171,14 @@ def test_rows_that_cannot_be_asked_are_told_and_those_behind_them_wait(
     (tmp_path / "images" / "31_2.png").unlink()
     lines = predicted(run, file, tmp_path / "out.jsonl", Scripted(right))
     assert [(line["Task_id"], line["step"]) for line in lines] == [("31", 1), *(("32", n) for n in (1, 2, 3, 4))]
-    assert "no picture of this id" in caplog.text
+    assert "an image with this id must exist" in caplog.text
     assert "2 rows stand behind a missing step" in caplog.text
 
 
 def test_columns_that_lack_are_named(run: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "asked.csv"
     file.write_text("Task_id,Image_id\n1,1_1\n")
-    with pytest.raises(DataError, match="no column for the field question"):
+    with pytest.raises(DataError, match="a column for the field question"):
         predicted(run, file, tmp_path / "out.jsonl", Saying())
 
 
@@ -217,7 +218,7 @@ def test_what_cannot_be_asked_is_refused_with_its_reason(run: RunFolder, tmp_pat
     predictor = load_model_for_inference(run.path, backend=Saying())
     with pytest.raises(ImageError, match="nowhere"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
-    with pytest.raises(DataError, match="no goal"):
+    with pytest.raises(DataError, match="must have a goal"):
         predictor.predict_step(screen(tmp_path), " ")
     with pytest.raises(DataError, match="short_term_memory: a memory is an object that JSON can hold"):
         predictor.predict_step(screen(tmp_path), "Load", {"seen": {1, 2}})
@@ -233,7 +234,7 @@ def test_only_steps_have_a_next_step(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match="the task steps do"):
         load_model_for_inference(recipe.run_folder, backend=Saying())
-    with pytest.raises(RunError, match="neither a run folder nor a folder of weights"):
+    with raises(RunError, "run.folder_without_weights"):
         load_model_for_inference(tmp_path, backend=Saying())
 
 
@@ -281,7 +282,7 @@ def test_weights_outside_a_run_say_their_base_and_take_the_defaults_which_is_tol
     assert json.loads(settings.read_text())["base_model_name_or_path"] == str(tiny.FOLDER)
     merged = tmp_path / "merged"
     shutil.copytree(run.path / "stages/export/merged", merged)
-    with pytest.raises(RecipeError, match="coordinates"):
+    with raises(RecipeError, "recipe.coordinates_unknown"):
         load_model_for_inference(merged, backend=backend)  # a folder's name tells no family
     load_model_for_inference(merged, "tiny", backend=backend)
     assert backend.loaded == [("tiny", tmp_path / "adapter"), (str(merged), None)]

@@ -61,8 +61,9 @@ def test_a_row_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path:
         rows = json.loads((chest / "train.json").read_text())
         next(iter(rows.values()))["Indication"] = "Something else."
         (chest / "train.json").write_text(json.dumps(rows))
-        with pytest.raises(RunError, match="the data changed since this run began"):
+        with raises(RunError, "run.inputs_changed") as caught:
             prepare(recipe, run, silent)
+    assert caught.problem.value == "changed: data"
 
 
 def test_a_reward_file_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path: Path) -> None:
@@ -72,8 +73,9 @@ def test_a_reward_file_that_changed_is_noticed_when_a_run_goes_on(chest: Path, t
     with start_run(recipe) as run:
         prepare(recipe, run, silent)
         own.write_text("def polite(sample, answer):\n    return 0.5\n")
-        with pytest.raises(RunError, match="the rewards changed since this run began"):
+        with raises(RunError, "run.inputs_changed") as caught:
             prepare(recipe, run, silent)
+    assert caught.problem.value == "changed: rewards"
 
 
 def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
@@ -92,12 +94,12 @@ def test_all_unusable_pictures_of_the_rows_that_are_used_stop_a_run_at_once(ches
     film(chest, 2).write_bytes(b"no picture")
     film(chest, 4).unlink()
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
-    with start_run(recipe) as run, pytest.raises(ImageError) as caught:
+    with start_run(recipe) as run, raises(ImageError, "images.unusable") as caught:
         prepare(recipe, run, silent)
     # Film 4 belongs to the test rows, which this recipe does not use.
-    assert "2 of 4 pictures cannot be used" in str(caught.value)
-    assert "film000000.png" in str(caught.value)
-    assert "film000002.png" in str(caught.value)
+    assert "2 of 4" in caught.problem.rule
+    assert "film000000.png" in caught.problem.rule
+    assert "film000002.png" in caught.problem.rule
 
 
 def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_says_skip(
@@ -117,8 +119,9 @@ def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_s
     assert warned.rule.startswith("2 rows")
     assert Path(warned.place).name == "train.json"
     film(chest, 0).unlink()
-    with start_run(recipe) as run, pytest.raises(RunError, match="the unusable pictures changed"):
+    with start_run(recipe) as run, raises(RunError, "run.inputs_changed") as caught:
         prepare(recipe, run, silent)
+    assert caught.problem.value == "changed: unusable pictures"
 
 
 def test_a_split_without_a_usable_picture_is_an_error(chest: Path, tmp_path: Path) -> None:
@@ -186,8 +189,10 @@ def test_what_was_exported_is_evaluated_under_its_own_name(tmp_path: Path) -> No
     assert [row.label for row in results.rows] == ["majority baseline", "before", "after SFT", "merged"]
     evaluate_again(path, fake_stages(calls), model=str(merged))
     assert calls == [("merged", "export", ("before", "sft"), None), ("merged-2", "export", ("before", "sft"), None)]
-    with pytest.raises(RunError, match=r"--model q8_0.*Exported are: merged"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         evaluate_again(path, fake_stages(calls), model="q8_0")
+    assert caught.problem.place == "--model q8_0"
+    assert "merged" in caught.problem.remedy
 
 
 def test_an_export_elsewhere_leaves_the_runs_record_as_it_was(tmp_path: Path) -> None:

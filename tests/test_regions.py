@@ -15,6 +15,7 @@ from torchvision.ops import box_iou as torch_iou
 from torchvision.ops import generalized_box_iou
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, RecipeError
 from toolkit.regions import (
     COORDINATES,
@@ -121,13 +122,14 @@ def test_a_mask_that_is_empty_missing_or_no_picture(tmp_path: Path) -> None:
     assert not read_mask(tmp_path / "empty.png").any()
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "nothing.png").touch()
-    for name, rule in {
-        "text.png": "must be a picture",
-        "nothing.png": "must be a picture",
-        "x.png": "readable",
+    for name, code in {
+        "text.png": "data.mask_not_image",
+        "nothing.png": "data.mask_not_image",
+        "x.png": "data.mask_not_readable",
     }.items():
-        with pytest.raises(DataError, match=rule):
+        with raises(DataError, code) as caught:
             read_mask(tmp_path / name)
+        assert caught.problem.place == str(tmp_path / name)
 
 
 def test_boxes_and_polygons_are_drawn_where_they_are() -> None:
@@ -244,9 +246,12 @@ def test_each_family_has_its_convention(model: str, name: str) -> None:
     assert choose_coordinates("unit", model).name == "unit"
 
 
-def test_an_unknown_family_must_be_told() -> None:
-    with pytest.raises(RecipeError, match=r"data\.lesion\.coordinates.*'acme/vision'.*thousand"):
+def test_an_unknown_family_needs_its_coordinates() -> None:
+    with raises(RecipeError, "recipe.coordinates_unknown") as caught:
         choose_coordinates("auto", "acme/vision", "data.lesion.coordinates")
+    assert (caught.problem.place, caught.problem.value) == ("data.lesion.coordinates", "auto")
+    assert "acme/vision" in caught.problem.rule
+    assert "thousand" in caught.problem.rule
 
 
 @pytest.mark.parametrize("name", COORDINATES)

@@ -315,23 +315,29 @@ def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tm
 
 
 @pytest.mark.parametrize(
-    ("setting", "rule"),
+    ("setting", "code", "value"),
     [
-        ("evaluate.limit=3", "evaluate.limit: cuts through tasks"),
-        ("data.limit_test=3", "data.limit_test: cuts through the tasks"),
-        ('evaluate.memory=["own"]', 'evaluate.memory: must hold "reference"'),
-        ('evaluate.memory=["reference","reference"]', "each name once"),
+        ("evaluate.limit=3", "recipe.limit_cuts_tasks", 3),
+        ("data.limit_test=3", "recipe.limit_cuts_tasks", 3),
+        ('evaluate.memory=["own"]', "recipe.evaluated_memory_invalid", ["own"]),
+        ('evaluate.memory=["reference","reference"]', "recipe.evaluated_memory_invalid", ["reference"] * 2),
     ],
 )
-def test_what_cuts_tasks_or_asks_in_no_way_is_refused(tmp_path: Path, setting: str, rule: str) -> None:
+def test_what_cuts_tasks_or_evaluates_nothing_is_rejected(
+    tmp_path: Path, setting: str, code: str, value: object
+) -> None:
     rolling_recipe(tmp_path)
-    with pytest.raises(RecipeError, match=rule):
+    with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "rolling.toml", [setting])
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.place, problem.value) == (code, f"--set {setting.partition('=')[0]}", value)
 
 
 @pytest.mark.parametrize("setting", ["evaluate.max_tasks=2", 'evaluate.memory=["reference"]'])
 def test_other_tasks_have_neither_tasks_nor_memories(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "mcq.toml"
     file.write_text('[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "t.json"\ntest = "t.json"\n[evaluate]\n')
-    with pytest.raises(RecipeError, match='belongs to the task "steps"'):
+    with pytest.raises(RecipeError) as caught:
         load_recipe(file, [setting])
+    assert [problem.code for problem in caught.value.problems] == ["recipe.key_of_other_task"]
+    assert caught.value.problems[0].place == f"--set {setting.partition('=')[0]}"

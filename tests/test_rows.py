@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.errors import DataError
+from tests.helpers.problems import raises
+from toolkit.errors import NOTHING, DataError
 from toolkit.rows import RowIndex, json_stream, open_index
 from toolkit.rows.json_stream import stream_json
 
@@ -94,26 +95,26 @@ def test_a_byte_order_mark_nan_and_escapes_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "rule"),
+    ("text", "place", "code"),
     [
-        ('{"a": {"x": 1},\n "b": {"x": 1 "y"}}', "line 2, column 15", "',' delimiter"),
-        ('{"a": {"x": 1}\n "b": {"x": 1}}', "line 1, column 15", "comma"),
-        ('{"a": {"x": 1},\n}', "line 1, column 16", "key"),
-        ('[{"x": 1}, {"x": ', "line 1, column 18", "Expecting value"),
-        ('[{"x": "open}]', "line 1, column 8", "Unterminated string"),
-        ('{"a": {"x": 1}}\n{"a": {"x": 1}}', "line 2, column 1", "nothing may follow"),
-        ("{]", "line 1, column 2", "key"),
-        ("[ }", "line 1, column 3", "Expecting value"),
-        ("", "line 1, column 1", "one JSON object"),
-        ('"text"', "line 1, column 1", "one JSON object"),
-        ("[" * 100_000, "line 1, column 2", "nested too deeply"),
-        ('[{"x": ' + "9" * 5000 + "}]", "line 1, column 2", "cannot be read"),
+        ('{"a": {"x": 1},\n "b": {"x": 1 "y"}}', "line 2, column 15", "json_invalid"),
+        ('{"a": {"x": 1}\n "b": {"x": 1}}', "line 1, column 15", "json_comma_expected"),
+        ('{"a": {"x": 1},\n}', "line 1, column 16", "json_key_expected"),
+        ('[{"x": 1}, {"x": ', "line 1, column 18", "json_invalid"),
+        ('[{"x": "open}]', "line 1, column 8", "json_invalid"),
+        ('{"a": {"x": 1}}\n{"a": {"x": 1}}', "line 2, column 1", "json_text_after_end"),
+        ("{]", "line 1, column 2", "json_key_expected"),
+        ("[ }", "line 1, column 3", "json_invalid"),
+        ("", "line 1, column 1", "json_not_records"),
+        ('"text"', "line 1, column 1", "json_not_records"),
+        ("[" * 100_000, "line 1, column 2", "json_nested_too_deeply"),
+        ('[{"x": ' + "9" * 5000 + "}]", "line 1, column 2", "json_not_readable"),
     ],
 )
-def test_broken_json_says_line_and_column(tmp_path: Path, text: str, place: str, rule: str) -> None:
-    with pytest.raises(DataError, match=rule) as caught:
+def test_broken_json_says_line_and_column(tmp_path: Path, text: str, place: str, code: str) -> None:
+    with raises(DataError, f"data.{code}") as caught:
         open_index(write(tmp_path, "rows.json", text))
-    assert caught.value.place.endswith(place)
+    assert caught.problem.place.endswith(place)
 
 
 def test_a_missing_quotation_mark_in_a_long_file_does_not_read_it_all_into_memory(
@@ -122,26 +123,28 @@ def test_a_missing_quotation_mark_in_a_long_file_does_not_read_it_all_into_memor
     monkeypatch.setattr(json_stream, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(json_stream, "MAX_RECORD_CHARS", 10_000)
     source = write(tmp_path, "rows.json", '{"a": {"x": "' + "y" * 50_000)
-    with pytest.raises(DataError, match="quotation mark"):
+    with raises(DataError, "data.json_record_too_long"):
         open_index(source)
 
 
 def test_text_that_is_not_utf8_is_told_with_its_byte(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must be UTF-8") as caught:
+    with raises(DataError, "data.not_utf8") as caught:
         open_index(write(tmp_path, "rows.json", b'{"a": {"x": "\xe4"}}'))
-    assert caught.value.place.endswith("near byte 13")
+    assert caught.problem.place.endswith("near byte 13")
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "LATIN1")])
 def test_a_csv_that_is_not_utf8_is_told_how_it_is_converted(tmp_path: Path, encoding: str, name: str) -> None:
-    with pytest.raises(DataError, match=f"iconv -f {name} -t UTF-8"):
+    with raises(DataError, "data.not_utf8") as caught:
         open_index(write(tmp_path, "rows.csv", "id,x\n1,größer\n".encode(encoding)))
+    assert f"iconv -f {name} -t UTF-8" in caught.problem.remedy
 
 
 @pytest.mark.parametrize("sign", [";", "\t"])
 def test_a_csv_with_other_separators_is_refused_by_name(tmp_path: Path, sign: str) -> None:
-    with pytest.raises(DataError, match="separated by commas"):
+    with raises(DataError, "data.csv_separator") as caught:
         open_index(write(tmp_path, "rows.csv", f"id{sign}x\n1{sign}a, b\n"))
+    assert caught.problem.value == sign
 
 
 def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
@@ -192,36 +195,42 @@ def test_records_that_are_no_objects_are_counted(tmp_path: Path) -> None:
     index = open_index(write(tmp_path, "rows.json", '{"version": 1.0, "a": {"x": 1}, "b": null}'))
     assert [name for name, _ in index] == ["a"]
     (skipped,) = index.skipped
+    assert skipped.code == "data.record_not_object"
     assert (skipped.count, skipped.examples) == (2, ("version: 1.0", "b: null"))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"question": ["a", "b"]}', '{"version": 1}'])
 def test_a_source_without_records_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError, match="holds no record"):
+    with raises(DataError, "data.no_records"):
         open_index(write(tmp_path, "rows.json", text))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "rule"),
+    ("name", "content", "code", "place", "value"),
     [
-        ("rows.jsonl", '{"x": 1}\n{"x": \n', "line 2"),
-        ("rows.csv", "a,b\n1\n", "line 2"),
-        ("rows.csv", "a,a\n1,2\n", "each once"),
-        ("rows.csv", 'a,b\n"1,2\n', "broken"),
-        ("rows.parquet", b"PAR1 nonsense", "Parquet"),
-        ("rows.xml", "<a/>", "rows are read from"),
+        ("rows.jsonl", '{"x": 1}\n{"x": \n', "json_line_invalid", ", line 2", '{"x":'),
+        ("rows.csv", "a,b\n1\n", "csv_cell_count", ", line 2", 1),
+        ("rows.csv", "a,a\n1,2\n", "csv_header_invalid", "", ["a"]),
+        ("rows.csv", 'a,b\n"1,2\n', "csv_invalid", ", line 2", NOTHING),
+        ("rows.parquet", b"PAR1 nonsense", "parquet_invalid", "", NOTHING),
+        ("rows.xml", "<a/>", "file_type_unknown", "", ".xml"),
     ],
 )
-def test_other_broken_files_say_what_is_wrong(tmp_path: Path, name: str, content: str | bytes, rule: str) -> None:
-    with pytest.raises(DataError, match=rule):
+def test_other_broken_files_say_what_is_wrong(
+    tmp_path: Path, name: str, content: str | bytes, code: str, place: str, value: object
+) -> None:
+    with raises(DataError, f"data.{code}") as caught:
         open_index(write(tmp_path, name, content))
+    assert (caught.problem.place, caught.problem.value) == (f"{tmp_path / name}{place}", value)
 
 
-def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not there"):
+def test_a_missing_file_and_an_empty_folder_are_rejected(tmp_path: Path) -> None:
+    with raises(DataError, "data.file_missing") as caught:
         open_index(str(tmp_path / "rows.json"))
-    with pytest.raises(DataError, match="no file of rows"):
+    assert caught.problem.place == str(tmp_path / "rows.json")
+    with raises(DataError, "data.folder_without_rows") as caught:
         open_index(str(tmp_path))
+    assert caught.problem.place == str(tmp_path)
 
 
 def test_a_second_opening_reads_no_row(tmp_path: Path) -> None:
@@ -262,15 +271,16 @@ def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str) -> None:
 def test_a_failed_indexing_leaves_nothing_that_could_be_opened(tmp_path: Path, private_cache: Path) -> None:
     source = write(tmp_path, "rows.json", '{"a": {"x": 1}, "b": ')
     for _ in range(2):
-        with pytest.raises(DataError):
+        with raises(DataError, "data.json_invalid"):
             open_index(source)
     assert list((private_cache / "rows").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOOLKIT_CACHE", write(tmp_path, "file", "not a folder"))
-    with pytest.raises(DataError, match="TOOLKIT_CACHE"):
+    with raises(DataError, "data.index_not_writable") as caught:
         open_index(write(tmp_path, "rows.json", RECORDS))
+    assert "TOOLKIT_CACHE" in caught.problem.remedy
 
 
 def test_an_index_can_be_pickled(tmp_path: Path) -> None:
@@ -307,16 +317,19 @@ def test_a_hub_data_set_is_loaded_by_name_and_split(tmp_path: Path, monkeypatch:
     index = open_index("hub:owner/name#test")
     assert list(index) == [("7", {"id": 7, "question": "q"})]
     assert index.image_root is None
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with raises(DataError, "data.hub_not_loaded") as caught:
         open_index("hub:owner/name#other")
+    assert caught.problem.place == "hub:owner/name#other"
 
 
 def test_a_hub_data_set_that_is_not_there_and_a_wrong_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with raises(DataError, "data.hub_not_loaded") as caught:
         open_index("hub:nobody/nothing-of-that-name")
-    with pytest.raises(DataError, match="hub:owner/name"):
+    assert caught.problem.place == "hub:nobody/nothing-of-that-name"
+    with raises(DataError, "data.hub_name_malformed") as caught:
         open_index("hub:justaname")
+    assert caught.problem.value == "hub:justaname"
 
 
 def test_rows_import_neither_datasets_nor_torch() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import Interrupted, RunError
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.run import (
@@ -61,8 +62,9 @@ def test_a_new_run_keeps_the_resolved_recipe_seed_versions_and_a_log(recipe: Rec
 def test_a_finished_stage_stays_finished_and_its_record_is_kept(recipe: Recipe) -> None:
     with start_run(recipe) as run:
         assert not run.is_done("sft")
-        with pytest.raises(RunError, match="the stage sft has not finished"):
+        with raises(RunError, "run.stage_not_finished") as caught:
             run.record("sft")
+        assert (caught.problem.place, caught.problem.value) == (str(run.path), "sft")
         run.mark_done("sft", {"steps": 3, "loss": float("nan"), "weights": Path("stages/sft/weights")})
         run.mark_done("evaluate-sft", {})
     with start_run(recipe) as run:
@@ -76,10 +78,11 @@ def test_a_changed_recipe_is_refused_key_by_key_with_the_ways_out(recipe: Recipe
     with start_run(recipe) as run:
         pass
     changed = make_recipe(tmp_path, "sft.epochs=2", "grpo={}", "run.log_steps=5")
-    with pytest.raises(RunError) as caught, start_run(changed):
+    with raises(RunError, "run.recipe_changed") as caught, start_run(changed):
         pass
-    message = str(caught.value)
-    assert "What changed:\n  grpo: off -> on\n  sft.epochs: 1.0 -> 2.0\nRun" in message
+    message = str(caught.error)
+    assert caught.problem.place == str(run.path)
+    assert ":\n  grpo: off -> on\n  sft.epochs: 1.0 -> 2.0\nRun" in message
     assert "log_steps" not in message
     assert "--fresh" in message
     assert "run.name" in message
@@ -140,10 +143,12 @@ def test_fresh_moves_the_old_run_aside_and_never_over_another(recipe: Recipe, tm
 def test_a_folder_with_other_things_in_it_is_not_taken_for_a_run(recipe: Recipe) -> None:
     recipe.run_folder.mkdir(parents=True)
     (recipe.run_folder / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match="not empty and not a run"), start_run(recipe):
+    with raises(RunError, "run.folder_of_other_files") as caught, start_run(recipe):
         pass
-    with pytest.raises(RunError, match="not a run folder"):
+    assert caught.problem.place == str(recipe.run_folder)
+    with raises(RunError, "run.not_a_run_folder") as caught:
         find_run(recipe.run_folder)
+    assert caught.problem.place == str(recipe.run_folder)
 
 
 def test_changed_data_are_refused_on_resume(recipe: Recipe) -> None:
@@ -151,8 +156,9 @@ def test_changed_data_are_refused_on_resume(recipe: Recipe) -> None:
         check_fingerprints(run, {"data": "abc"})
     with start_run(recipe) as run:
         check_fingerprints(run, {"data": "abc", "rewards": "1"})
-        with pytest.raises(RunError, match="the data changed since this run began"):
+        with raises(RunError, "run.inputs_changed") as caught:
             check_fingerprints(run, {"data": "abd", "rewards": "1"})
+        assert caught.problem.value == "changed: data"
     assert read_json(run.run_file)["fingerprints"] == {"data": "abc", "rewards": "1"}
 
 
@@ -169,13 +175,13 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock
     """)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match="another process is working"), start_run(recipe):
+    with raises(RunError, "run.folder_in_use"), start_run(recipe):
         pass
-    with pytest.raises(RunError, match="another process is working"), start_run(recipe, fresh=True):
+    with raises(RunError, "run.folder_in_use"), start_run(recipe, fresh=True):
         pass
     holder.kill()
     holder.communicate()
-    with start_run(recipe), pytest.raises(RunError, match="another process is working"), reopen_run(recipe.run_folder):
+    with start_run(recipe), raises(RunError, "run.folder_in_use"), reopen_run(recipe.run_folder):
         pass
 
 
@@ -213,7 +219,7 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_weights_are_found_in_a_run_and_in_a_folder_of_their_own(recipe: Recipe, tmp_path: Path) -> None:
     with start_run(recipe) as run:
         assert run.trained_weights() is None
-        with pytest.raises(RunError, match="no training stage"):
+        with raises(RunError, "run.no_stage_finished"):
             find_weights(run.path)
         for stage in ("sft", "grpo"):
             run.weights_folder(stage).mkdir(parents=True)
@@ -221,8 +227,9 @@ def test_weights_are_found_in_a_run_and_in_a_folder_of_their_own(recipe: Recipe,
         assert find_weights(run.path) == run.weights_folder("sft")
         run.mark_done("grpo", {})
         assert find_weights(run.path) == run.weights_folder("grpo")
-    with pytest.raises(RunError, match="neither a run folder nor a folder of weights"):
+    with raises(RunError, "run.folder_without_weights") as caught:
         find_weights(tmp_path)
+    assert caught.problem.place == str(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert find_weights(tmp_path) == tmp_path
 
@@ -269,9 +276,10 @@ def test_the_first_signal_is_noted_and_the_old_handler_comes_back() -> None:
         stop.check("nothing happened")
         os.kill(os.getpid(), signal.SIGTERM)
         assert (stop.requested, noted) == (True, [signal.SIGTERM])
-        with pytest.raises(Interrupted, match="step 3 is saved") as caught:
+        with raises(Interrupted, "run.interrupted") as caught:
             stop.check("step 3 is saved")
-    assert caught.value.exit_code == 143  # 128 + 15, as shells say it
+    assert "step 3 is saved" in caught.problem.rule
+    assert caught.error.exit_code == 143  # 128 + 15, as shells say it
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -306,19 +314,36 @@ def test_a_damaged_run_json_is_told(tmp_path: Path, text: str) -> None:
     with start_run(recipe) as run:
         pass
     run.run_file.write_text(text)
-    with pytest.raises(RunError, match=r"run\.json.*must be what the run wrote.*--fresh"), start_run(recipe):
+    with raises(RunError, "run.state_damaged") as caught, start_run(recipe):
         pass
+    assert caught.problem.place == str(run.run_file)
+    assert "--fresh" in caught.problem.remedy
 
 
 def test_weights_that_are_gone_are_told(tmp_path: Path) -> None:
     with start_run(make_recipe(tmp_path)) as run:
         run.mark_done("sft", {})
-        with pytest.raises(RunError, match="weights of a finished stage must be there"):
+        with raises(RunError, "run.weights_missing") as caught:
             run.trained_weights()
+        assert caught.problem.place == str(run.weights_folder("sft"))
 
 
 def test_a_run_folder_below_a_file_is_told(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     recipe.run_folder.parent.write_text("a file")
-    with pytest.raises(RunError, match="a run folder cannot be made here"), start_run(recipe):
+    with raises(RunError, "run.folder_not_made") as caught, start_run(recipe):
         pass
+    assert caught.problem.place == str(recipe.run_folder)
+
+
+def test_a_library_of_another_version_is_reported_on_resume(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    with start_run(recipe) as run:
+        pass
+    state = read_json(run.run_file)
+    state["sessions"][-1]["versions"]["numpy"] = "1.0"
+    write_json(run.run_file, state)
+    with start_run(recipe):
+        pass
+    (found,) = warnings_in(caplog)
+    assert (found.code, found.place, found.value) == ("run.version_changed", "numpy", versions()["numpy"])
+    assert "1.0" in found.rule

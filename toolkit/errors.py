@@ -3,6 +3,7 @@
 ToolkitError
 ├── RecipeError        the recipe: all problems at once
 ├── DataError          rows, columns, splits, leaks
+│   ├── DataProblems   several of them, reported together
 │   └── RowProblem     one row that cannot be used (counted, never shown as a crash)
 │       └── MissingPicture  because its image is missing
 ├── ImageError         one image that cannot be read
@@ -21,7 +22,7 @@ values. The wording may change in any release.
 import copyreg
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -141,8 +142,8 @@ class RecipeError(ToolkitError):
     def __init__(self, problems: list[Problem]) -> None:
         self._problems = list(problems)
         count = f"{len(problems)} problem" + ("s" if len(problems) != 1 else "")
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__("recipe.invalid", f"the recipe has {count}:\n{lines}")
+        rule = f"the recipe has {count}:\n{list_problems(problems)}"
+        super().__init__("recipe.invalid", rule, remedy="Correct the recipe.")
 
     @property
     def problems(self) -> list[Problem]:
@@ -152,6 +153,19 @@ class RecipeError(ToolkitError):
 
 class DataError(ToolkitError):
     """Rows, columns, splits or leaks that make a data set unusable."""
+
+
+class DataProblems(DataError):
+    """Several problems of the data, reported together."""
+
+    def __init__(self, code: str, rule: str, problems: list[Problem], *, place: object = "") -> None:
+        self._problems = list(problems)
+        super().__init__(code, f"{rule}:\n{list_problems(problems)}", place=place)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return every problem of the data."""
+        return list(self._problems)
 
 
 class RowProblem(DataError):
@@ -234,6 +248,11 @@ def warn(code: str, rule: str, *, place: object = "", value: object = NOTHING, r
     """
     problem = Problem(code, rule, str(place), value, remedy)
     _LOG.warning("%s", problem, extra={"problem": problem}, stacklevel=2)
+
+
+def list_problems(problems: Iterable[Problem]) -> str:
+    """Return one line for each problem, with its code."""
+    return "".join(f"  {problem} [{problem.code}]\n" for problem in problems)
 
 
 def shorten(value: object, limit: int = 120) -> str:

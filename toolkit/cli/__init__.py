@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from toolkit.cli.commands import app
-from toolkit.errors import ToolkitError
+from toolkit.errors import RunError, ToolkitError
 
 _DISK_FULL = ("No space left on device", "os error 28", "enforce fail at inline_container")
 """How the operating system, safetensors and torch.save say it."""
@@ -25,6 +25,15 @@ def _is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in _DISK_FULL)
 
 
+def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
+    from toolkit.run import hide_secrets
+
+    if "--json" in (sys.argv[1:] if arguments is None else arguments):
+        print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})))
+    print(f"toolkit: {hide_secrets(str(error))} [{error.code}]", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command (default: that of the process) and leave with its exit code.
 
@@ -34,22 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(args=arguments)
     except ToolkitError as error:
-        from toolkit.run import hide_secrets
-
-        if "--json" in (sys.argv[1:] if arguments is None else arguments):
-            print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})))
-        print(f"toolkit: {hide_secrets(str(error))} [{error.code}]", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error, arguments)
     except KeyboardInterrupt:
-        print("toolkit: stopped by Ctrl-C before any work had begun", file=sys.stderr)
+        print("toolkit: stopped by Ctrl-C before any work began [run.interrupted]", file=sys.stderr)
         sys.exit(130)
     except _errors_of_writing() as error:
         if not _is_disk_full(error):
             raise
-        print(
-            f"toolkit: the disk is full ({error}). What was finished before is kept: make room, and run the same "
-            "command again to go on.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        remedy = "Finished work is kept. Free disk space, and run the same command again to resume."
+        _fail(RunError("run.disk_full", "the disk must have free space", value=str(error), remedy=remedy), arguments)
     sys.exit(0)

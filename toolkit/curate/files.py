@@ -63,7 +63,8 @@ def catalogue(folders: Sequence[Path], without: Iterable[Path] = ()) -> Catalogu
     found, left_out = Catalogue(), {folder.resolve() for folder in without}
     for folder in folders:
         if not folder.is_dir():
-            raise DataError("the folder must be there", place=folder, remedy="Correct the path.")
+            rule = "the folder must exist"
+            raise DataError("data.folder_missing", rule, place=folder, remedy="Correct the path.")
         for file in sorted(_walk(folder.resolve(), left_out), key=_order):
             found.add(file)
     return found
@@ -79,7 +80,8 @@ def common_root(folders: Iterable[Path]) -> Path:
     try:
         return Path(os.path.commonpath(paths))
     except ValueError:
-        raise DataError("pictures and masks must be on one drive", value=paths) from None
+        rule, remedy = "images and masks must be on one drive", "Copy them to one drive."
+        raise DataError("data.folders_on_two_drives", rule, value=paths, remedy=remedy) from None
 
 
 def _walk(folder: Path, without: set[Path]) -> Iterator[Path]:

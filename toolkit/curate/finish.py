@@ -83,7 +83,7 @@ def finish(rows: list[dict[str, Any]], root: Path, names: Names, request: Reques
         DataError: there is no row.
     """
     if not rows:
-        raise DataError("no row is left", remedy=_told(tally))
+        raise DataError("data.no_rows_left", "at least one row must be usable", value=_told(tally))
     groups = [str(row[names.group]) for row in rows]
     classes = [str(row.get(names.layout.diagnosis) or "") for row in rows]
     for first in mixed_groups(groups, classes):
@@ -127,8 +127,9 @@ def _stop_at(problems: Sequence[str], out: Path) -> None:
     write_text(out / PROBLEMS, "\n".join(problems) + "\n")
     shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
     more = f"\n  and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-    remedy = f"All are in {out / PROBLEMS}. Repair, replace or remove these files: one that is missing is only counted"
-    raise DataError(f"{len(problems):,} pictures or masks cannot be used:\n{shown}{more}", remedy=f"{remedy}.")
+    rule = f"all images and masks must be usable, and {len(problems):,} are not:\n{shown}{more}\n"
+    remedy = f"{out / PROBLEMS} lists all. Repair, replace or remove these files. Missing files are only counted."
+    raise DataError("data.files_unusable", rule, place=out, remedy=remedy)
 
 
 def _told(tally: Tally) -> str:

@@ -43,7 +43,8 @@ def prepare_ham10000(images: Sequence[Path], masks: Path | None, metadata: Path,
     if not jobs:
         folders = ", ".join(map(str, images))
         example = f"{next(iter(records), 'ISIC_0024306')}.jpg"
-        raise DataError("no picture of the metadata is there", place=folders, value=f"looked for names like {example}")
+        rule = f"the folders must have the images of the metadata, with names like {example}"
+        raise DataError("data.no_image_of_table", rule, place=folders, remedy="Correct --images.")
     _count_unknown([records[name] for name in jobs], tally)
     found = measure_pictures(list(jobs), list(jobs.values()), request, tally)
     root = common_root([*images, *([masks] if masks else [])])
@@ -62,7 +63,8 @@ def read_metadata(file: Path, tally: Tally) -> dict[str, dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {}
     for record in _records(table, tally):
         if record["image_id"] in records:
-            raise DataError("a picture must have one row", place=f"{file}, image_id", value=record["image_id"])
+            rule, place, remedy = "an image must have one row", f"{file}, image_id", "Remove the others."
+            raise DataError("data.image_in_two_rows", rule, place=place, value=record["image_id"], remedy=remedy)
         records[record["image_id"]] = record
     return records
 
@@ -71,7 +73,8 @@ def _records(table: Table, tally: Tally) -> Iterator[dict[str, Any]]:
     for number, texts in enumerate(table.records(KNOWN), start=2):
         for name in NEEDED:
             if not texts[name]:
-                raise DataError(f"every row must have a {name}", place=f"{table.file}, line {number:,}", value="")
+                rule, place = f"every row must have a {name}", f"{table.file}, line {number:,}"
+                raise DataError("data.cell_empty", rule, place=place, remedy="Add it, or remove the row.")
         yield {name: _value(name, texts, tally) for name in KNOWN}
 
 

@@ -42,7 +42,8 @@ def prepare_isic(source: Path, stage: Stage, request: Request) -> Prepared:
         RunError: a worker process ended.
     """
     if request.out.resolve() == source.resolve():
-        raise DataError("the rows must go into another folder than the source", place="--out", value=str(request.out))
+        rule, remedy = "the output folder must not be the source", "Choose another folder."
+        raise DataError("data.output_is_source", rule, place="--out", value=str(request.out), remedy=remedy)
     tally = Tally()
     found = catalogue([source], without=[request.out])
     archive = read_archive(found.tables, tally)
@@ -70,13 +71,13 @@ def _stop_at_nothing(source: Path, found: Catalogue, archive: Archive) -> None:
     more = f" and {len(found.seen) - SHOWN:,} more" if len(found.seen) > SHOWN else ""
     columns = "; ".join(f"{file.name}: {_first_line(file)}" for file in archive.unread[:SHOWN])
     raise DataError(
-        f"the folder must hold pictures with a table or masks of ISIC's; it holds {files}{more}",
+        "data.isic_not_recognized",
+        "the folder must have images and a table or masks of the ISIC archive",
         place=source,
+        value=f"{files}{more}",
         remedy=f"Looked for: {looked_for()}; masks NAME_segmentation.png."
-        + (f" Tables that fit none of it: {columns}." if columns else "")
-        + (
-            f" The tables name {len(archive.records):,} pictures, and none of them is there." if archive.records else ""
-        ),
+        + (f" Tables of unknown kind: {columns}." if columns else "")
+        + (f" The tables name {len(archive.records):,} images, and none of them exists." if archive.records else ""),
     )
 
 

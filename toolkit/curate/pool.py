@@ -16,7 +16,7 @@ import cv2
 
 from toolkit.curate.masks import Job, Measured, measure
 from toolkit.curate.request import Request, usable_cores
-from toolkit.errors import RunError
+from toolkit.errors import RunError, warn
 from toolkit.run import StopRequest, cut_torn_line, read_lines
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,9 @@ def _measured(jobs: Sequence[Job], request: Request, stop: StopRequest) -> Gener
             yield from batch
     except BrokenProcessPool as error:
         stop.check("what was measured is kept")
-        remedy = "Run the same command again to go on; with --workers 1 the picture at fault can be found."
-        raise RunError(f"a process that measures masks has ended ({error})", remedy=remedy) from error
+        rule = "a worker process that measures masks must not end early"
+        remedy = "Run the same command again to resume. Use --workers 1 to find the image that causes it."
+        raise RunError("data.worker_ended", rule, value=str(error), remedy=remedy) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -121,6 +122,7 @@ def _read_partial(partial: Path) -> dict[str, Measured]:
     try:
         return {line["key"]: Measured(**line["measured"]) for line in read_lines(partial)}
     except (ValueError, TypeError, KeyError) as error:
-        log.warning("%s is damaged (%s): everything is measured anew", partial, error)
+        rule = "the partial results must be readable, so all images are measured again"
+        warn("data.partial_results_damaged", rule, place=partial, value=str(error))
         partial.unlink()
         return {}

@@ -38,8 +38,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
-            rule = "the shares of validation and test must leave something for training"
-            raise DataError(rule, place="--validation and --test", value=(self.validation, self.test))
+            rule = "the fractions must be at least 0 and their sum less than 1"
+            place, value = "--validation and --test", (self.validation, self.test)
+            raise DataError("data.no_training_fraction", rule, place=place, value=value, remedy="Lower one of them.")
 
     @property
     def shares(self) -> Mapping[str, float]:

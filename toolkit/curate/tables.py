@@ -40,9 +40,12 @@ def read_table(file: Path) -> Table:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError("a table must be UTF-8", place=file, value=error.reason, remedy="Save it as UTF-8.") from None
+        rule, remedy = "a table must be UTF-8", "Save it as UTF-8."
+        raise DataError("data.not_utf8", rule, place=file, value=error.reason, remedy=remedy) from None
     except OSError as error:
-        raise DataError(f"a table must be readable ({error.strerror or error})", place=file) from None
+        rule, remedy = "a table must be readable", "Correct the path, or change its permissions."
+        value = error.strerror or str(error)
+        raise DataError("data.file_not_readable", rule, place=file, value=value, remedy=remedy) from None
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(text.splitlines(keepends=True), delimiter=separator)
@@ -53,11 +56,14 @@ def read_table(file: Path) -> Table:
                 rows.append(tuple(_plain(cell) for cell in cells))
                 if len(cells) != len(rows[0]):
                     rule = f"a row must have as many cells as the first line ({len(rows[0])})"
-                    raise DataError(rule, place=f"{file}, line {reader.line_num:,}", value=len(cells))
+                    place, remedy = f"{file}, line {reader.line_num:,}", "Correct the line."
+                    raise DataError("data.csv_cell_count", rule, place=place, value=len(cells), remedy=remedy)
     except csv.Error as error:
-        raise DataError(f"the CSV is broken: {error}", place=f"{file}, line {reader.line_num:,}") from None
+        rule, place = f"the CSV must be valid: {error}", f"{file}, line {reader.line_num:,}"
+        raise DataError("data.csv_invalid", rule, place=place, remedy="Correct the file.") from None
     if not rows:
-        raise DataError("a table must have a first line with the names of its columns", place=file)
+        rule, remedy = "a table must have a first line with the names of its columns", "Add this line."
+        raise DataError("data.csv_header_invalid", rule, place=file, remedy=remedy)
     return Table(file, tuple(rows[0]), tuple(rows[1:]))
 
 
@@ -71,7 +77,8 @@ def require_columns(table: Table, fields: Mapping[str, Sequence[str]]) -> None:
     if missing:
         wanted = "; ".join(" or ".join(names) for names in missing)
         there = ", ".join(table.header)
-        raise DataError(f"the table must have a column {wanted} (it has {there})", place=table.file)
+        rule, remedy = f"the table must have a column {wanted}", "Add it, or rename a column."
+        raise DataError("data.column_missing", rule, place=table.file, value=there, remedy=remedy)
 
 
 def read_number(text: str) -> float | None:

@@ -28,7 +28,8 @@ def decode(data: bytes, header: Header, ref: ImageRef) -> Pixels:
         ImageError: damaged, or of a kind that neither library decodes faithfully.
     """
     if header.format == "PNG" and not _chunks_fit(data):
-        raise broken(ref.path, "the PNG file must be decodable; its chunks do not fit into it")
+        rule = "the chunks of a PNG file must fit into the file"
+        raise broken(ref.path, "images.png_chunks_damaged", rule)
     return _with_opencv(data, header, ref) if header.decoder == "opencv" else _with_pillow(data, header, ref)
 
 
@@ -49,9 +50,9 @@ def _with_opencv(data: bytes, header: Header, ref: ImageRef) -> Pixels:
     try:
         values = _opencv_values(data, ref.frame)
     except cv2.error as error:
-        raise broken(ref.path, f"the {header.format} file must be decodable ({words(error)})") from error
+        raise broken(ref.path, *_not_decodable(header.format), words(error)) from error
     if values is None:
-        raise broken(ref.path, f"the {header.format} file must be decodable; its pixel data are damaged or cut off")
+        raise broken(ref.path, *_not_decodable(header.format), "damaged or truncated pixel data")
     _require_what_was_announced(values, header, ref)
     inverted = header.page is not None and header.page.photometric == tiff.WHITE_IS_ZERO
     if values.ndim == 3 and values.shape[2] == 4:
@@ -76,8 +77,8 @@ def _require_plain_page(page: tiff.TiffPage, ref: ImageRef) -> None:
     if page.samples not in samples or (page.separate and page.samples > 1):
         rule = f"a TIFF of {page.bits} bits must be grey, RGB or RGB with alpha, its channels pixel by pixel"
         planes = " in separate planes" if page.separate else ""
-        found = f"it has {page.samples} channels{planes} and photometric interpretation {page.photometric}"
-        raise broken(ref.path, f"{rule}; {found}")
+        found = f"{page.samples} channels{planes} and photometric interpretation {page.photometric}"
+        raise broken(ref.path, "images.tiff_layout_unsupported", rule, found)
 
 
 def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) -> None:
@@ -88,8 +89,9 @@ def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) ->
     shape = header.size[::-1] if header.orientation < 5 or header.upright else header.size
     if (values.dtype.kind, values.dtype.itemsize, values.shape[:2]) != (kind, size, shape):
         got = f"{values.dtype} {values.shape[1]} x {values.shape[0]}"
-        rule = f"the {header.format} file must decode to what its header says ({kind}{size * 8}); it decodes to {got}"
-        raise broken(ref.path, rule)
+        width, height = shape[::-1]
+        rule = f"the {header.format} file must decode to what its header says ({kind}{size * 8} {width} x {height})"
+        raise broken(ref.path, "images.decoded_unlike_header", rule, got)
 
 
 def _alpha(channel: Array, header: Header) -> Array | None:
@@ -109,7 +111,11 @@ def _with_pillow(data: bytes, header: Header, ref: ImageRef) -> Pixels:
     except ImageError:
         raise
     except MALFORMED_BY_PILLOW as error:
-        raise broken(ref.path, f"the {header.format} file must be decodable ({words(error)})") from error
+        raise broken(ref.path, *_not_decodable(header.format), words(error)) from error
+
+
+def _not_decodable(file_format: str) -> tuple[str, str]:
+    return "images.not_decodable", f"the {file_format} file must be decodable"
 
 
 def _pillow_pixels(image: Image.Image, bits: int) -> Pixels:

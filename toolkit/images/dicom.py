@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from toolkit.errors import MissingExtraError
-from toolkit.images.files import broken
+from toolkit.images.files import NO_FRAME, TRUNCATED, broken
 from toolkit.images.pixels import Array, Pixels
 from toolkit.sample import ImageRef
 
@@ -50,11 +50,12 @@ def read_facts(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int], int]:
         complete = _pixels_are_there(pydicom, data, stream)
     except _malformed(pydicom) as error:
         # Only the kind of error is told: pydicom's words may quote what the file says about the patient.
-        raise broken(ref.path, f"the DICOM file must hold a picture ({type(error).__name__})") from error
+        rule = "the DICOM file must have an image"
+        raise broken(ref.path, "images.dicom_without_image", rule, type(error).__name__) from error
     if not complete:
-        raise broken(ref.path, "the DICOM file must be complete; its pixel data are missing or cut off (truncated)")
+        raise broken(ref.path, *TRUNCATED)
     if ref.frame >= frames:
-        raise broken(ref.path, f"the DICOM file has {frames} frame(s), so frame {ref.frame} (from 0) is not there")
+        raise broken(ref.path, *NO_FRAME, f"frame {ref.frame} of {frames}")
     return size, int(bits)
 
 
@@ -80,7 +81,8 @@ def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
         return _colour(pydicom, stored, data) or _grey(pydicom, stored, data, own_window)
     except _malformed(pydicom) as error:
         first = (str(error) or type(error).__name__).splitlines()
-        raise broken(ref.path, f"the DICOM picture must be decodable ({' '.join(first[:2])[:240]})") from error
+        rule = "the DICOM file must be decodable"
+        raise broken(ref.path, "images.not_decodable", rule, " ".join(first[:2])[:240]) from error
 
 
 def _pydicom() -> ModuleType:

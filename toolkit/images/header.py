@@ -10,7 +10,7 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import dicom, tiff
-from toolkit.images.files import broken
+from toolkit.images.files import NO_FRAME, TRUNCATED, broken
 from toolkit.sample import ImageRef
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -55,17 +55,19 @@ def read_header(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
     header = _sniff(stream, ref, max_pixels)
     width, height = header.size
     if width < 1 or height < 1:
-        raise broken(ref.path, f"a picture must have at least one pixel; its header says {width} x {height}")
+        rule = "an image must have at least one pixel by its header"
+        raise broken(ref.path, "images.no_pixels", rule, f"{width} x {height}")
     if width * height > max_pixels:
         raise _too_large(ref, max_pixels, f"{width} x {height}")
     if not _has_its_end(stream, header):
-        raise broken(ref.path, f"the {header.format} file must be complete; its end is missing (truncated)")
+        raise broken(ref.path, *TRUNCATED)
     return header
 
 
 def _too_large(ref: ImageRef, max_pixels: int, size: str) -> ImageError:
-    rule = f"a picture must have at most {max_pixels:,} pixels; its header says {size}"
-    return ImageError(rule, place=ref.path, remedy="If the file can be trusted, raise images.max_pixels.")
+    rule = f"an image must have at most {max_pixels:,} pixels by its header"
+    remedy = "If you trust the file, raise images.max_pixels."
+    return ImageError("images.too_many_pixels", rule, place=ref.path, value=size, remedy=remedy)
 
 
 def _sniff(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
@@ -84,8 +86,11 @@ def _sniff(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
 def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
     try:
         page = tiff.read_page(stream, ref.frame)
+    except tiff.NoSuchPageError as error:
+        raise broken(ref.path, *NO_FRAME, f"frame {ref.frame} of {error.pages}") from error
     except ValueError as error:
-        raise broken(ref.path, str(error)) from error
+        rule = "the TIFF directory must be complete"
+        raise broken(ref.path, "images.tiff_directory_damaged", rule, str(error)) from error
     size = page.size[::-1] if page.orientation >= 5 else page.size
     decoder: Decoder = "opencv" if page.deep else "pillow"
     return Header("TIFF", size, page.bits, decoder, page.orientation, True, page)
@@ -102,7 +107,8 @@ def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: i
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(ref, max_pixels, "far more") from None
     except MALFORMED_BY_PILLOW as error:
-        raise broken(ref.path, f"the file must be a picture of a known format ({words(error)})") from error
+        rule = "the file must be an image of a known format"
+        raise broken(ref.path, "images.format_unknown", rule, words(error)) from error
     bits = png_bits or (16 if mode.startswith("I;16") else BITS_OF_MODE.get(mode, 8))
     fast = bits == 16 if name == "PNG" and bits != 8 else plain and name in ("PNG", "JPEG")
     return Header(name, size, bits, "opencv" if fast and not ref.frame else "pillow", orientation)

@@ -53,18 +53,21 @@ class ImagePolicy:
         self._check_fixed_window()
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
-            text = f"two rising percentages within 0 to 100 are needed (found {self.percentiles})"
-            raise RecipeError([Problem("", text, "images.percentiles")])
+            rule, remedy = "must be two numbers, 0 <= lower < upper <= 100", "Correct the numbers."
+            value = list(self.percentiles)
+            raise RecipeError([Problem("recipe.percentiles_not_rising", rule, "images.percentiles", value, remedy)])
 
     def _check_fixed_window(self) -> None:
         centre, width = self.centre, self.width
         if self.window != "fixed":
             if (centre, width) != (None, None):
-                text = f'centre and width belong to window = "fixed" (got "{self.window}", {centre} and {width})'
-                raise RecipeError([Problem("", text, "images.window")])
+                rule, remedy = 'must be "fixed" with centre and width', 'Set window = "fixed".'
+                raise RecipeError([Problem("images.window_not_fixed", rule, "images.window", self.window, remedy)])
         elif centre is None or width is None or not (math.isfinite(centre) and 0 < width < math.inf):
-            text = f'window = "fixed" needs a finite centre and a width above 0 (got {centre} and {width})'
-            raise RecipeError([Problem("", text, "images.window")])
+            rule = 'must have a finite centre and a width above 0 with window = "fixed"'
+            raise RecipeError(
+                [Problem("images.fixed_window_malformed", rule, "images.window", (centre, width), "Correct them.")]
+            )
 
     @classmethod
     def of(cls, images: recipe.Images) -> "ImagePolicy":

@@ -115,8 +115,8 @@ def _cut(pixels: Pixels, turn: Callable[[Array], Array] | None, ref: ImageRef) -
         upright = values if turn is None else turn(values)
         height, width = upright.shape[:2]
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            rule = f"the part that is shown must lie inside the picture of {width} x {height} pixels"
-            raise ImageError(rule, place=ref.path, value=ref.crop)
+            rule = f"the crop must be inside the image of {width} x {height} pixels"
+            raise ImageError("images.crop_outside_image", rule, place=ref.path, value=ref.crop)
         return np.ascontiguousarray(upright[y1:y2, x1:x2])
 
     alpha, hidden = (None if one is None else part(one) for one in (pixels.alpha, pixels.hidden))

@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
-from toolkit.errors import ImageError
+from toolkit.errors import ImageError, list_problems
 from toolkit.images.policy import ImageRecord
 from toolkit.images.store import ImageStore
 from toolkit.sample import ImageRef
@@ -64,18 +64,19 @@ class ScanReport:
         object.__setattr__(self, "bad_refs", frozenset(one.ref for one in self.bad))
 
     def raise_if_bad(self) -> None:
-        """Tell of all bad pictures in one message, the first 20 by name.
+        """Report all unusable images in one error, the first 20 by name.
 
         Raises:
             ImageError: there is at least one.
         """
         if not self.bad:
             return
-        lines = [f"  {one.error.place}: {one.error.rule}" for one in self.bad[:SHOWN]]
-        more = [f"  and {len(self.bad) - SHOWN:,} more"] if len(self.bad) > SHOWN else []
-        rule = f"{len(self.bad):,} of {self.checked:,} pictures cannot be used:\n" + "\n".join(lines + more) + "\n"
+        lines = list_problems(replace(one.error.problem, remedy="") for one in self.bad[:SHOWN])
+        more = f"  and {len(self.bad) - SHOWN:,} more\n" if len(self.bad) > SHOWN else ""
+        counts = f"{len(self.bad):,} of {self.checked:,}"
+        rule = f"all images must be usable, and {counts} are not:\n{lines}{more}"
         remedies = " ".join(dict.fromkeys(one.error.remedy for one in self.bad if one.error.remedy))
-        raise ImageError(rule, remedy=remedies)
+        raise ImageError("images.unusable", rule, remedy=remedies)
 
 
 def scan(

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from toolkit.images import dicom
 from toolkit.images.decode import decode
-from toolkit.images.files import broken, file_facts
+from toolkit.images.files import NOT_READABLE, broken, file_facts
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, LoadedImage
 from toolkit.images.render import Reduced, crop_size, render
@@ -81,4 +81,4 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as stream:
             yield stream
     except OSError as error:
-        raise broken(path, f"the picture must be readable ({error.strerror or error})") from error
+        raise broken(path, *NOT_READABLE, error.strerror or str(error)) from error

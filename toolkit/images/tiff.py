@@ -46,11 +46,20 @@ class TiffPage:
         return self.bits > 8 or self.sample_format != UNSIGNED
 
 
+class NoSuchPageError(ValueError):
+    """A file with fewer pages, ``pages``."""
+
+    def __init__(self, pages: int) -> None:
+        super().__init__(f"the TIFF has {pages} pages")
+        self.pages = pages
+
+
 def read_page(stream: BinaryIO, frame: int) -> TiffPage:
     """The page ``frame``, counted from 0.
 
     Raises:
-        ValueError: the file has no such page, or its directory is incomplete.
+        NoSuchPageError: the file has fewer pages.
+        ValueError: its directory is incomplete.
     """
     try:
         tags = _tags(stream, frame)
@@ -85,7 +94,7 @@ def _tags(stream: BinaryIO, frame: int) -> dict[int, tuple[int, ...]]:
     (at,) = struct.unpack_from(order + link_form, head, 8 if big else 4)
     for page in range(frame + 1):
         if not at:
-            raise ValueError(f"the TIFF has {page} page(s), so page {frame} (counted from 0) is not there")
+            raise NoSuchPageError(page)
         stream.seek(at)
         (count,) = struct.unpack(order + count_form, stream.read(struct.calcsize(count_form)))
         entry = struct.Struct(order + entry_form)

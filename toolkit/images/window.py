@@ -70,11 +70,13 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
     if pixels.is_8_bit:
         return None
     if policy.window == "dicom":
-        rule = f'images.window = "dicom" needs a picture that brings its own window, and this one of {pixels.bits} bits'
-        raise ImageError(f"{rule} has none", place=place, remedy='Set images.window to "auto".')
+        rule = 'an image of more than 8 bits must have a window of its own with images.window = "dicom"'
+        value, remedy = f"{pixels.bits} bits without a window", 'Set images.window to "auto".'
+        raise ImageError("images.window_missing", rule, place=place, value=value, remedy=remedy)
     values, nonfinite = _measured(pixels)
     if not values.size and nonfinite:
-        raise ImageError("a picture must have at least one finite value", place=place, remedy="Repair the file.")
+        rule = "an image must have at least one finite value"
+        raise ImageError("images.no_finite_value", rule, place=place, remedy="Repair the file.")
     if not values.size:
         return Windowed(0.0, 0.0, "range")
     if policy.window == "fixed":

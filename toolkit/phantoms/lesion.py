@@ -141,14 +141,16 @@ def _one_of(texts: Sequence[str], rng: Rng) -> str:
 
 def _check(images: int, seed: int, frequencies: Mapping[str, float]) -> None:
     if images < 1:
-        raise DataError("there must be at least one picture", place="images", value=images)
+        raise DataError("synthetic.no_images", "must be at least 1", place="images", value=images)
     if seed < 0:
-        raise DataError("the seed must not be negative", place="seed", value=seed)
+        raise DataError("synthetic.seed_negative", "must be at least 0", place="seed", value=seed)
     if unknown := sorted(frequencies.keys() - STYLES.keys()):
-        raise DataError(f"classes must be among {', '.join(STYLES)}", place="frequencies", value=", ".join(unknown))
+        rule, remedy = f"must name classes among {', '.join(STYLES)}", "Correct the names."
+        raise DataError("synthetic.class_unknown", rule, place="frequencies", value=", ".join(unknown), remedy=remedy)
     values = list(frequencies.values())
     if not all(0 <= value < float("inf") for value in values) or not sum(values) > 0:
-        raise DataError("frequencies must be 0 or more, and not all 0", place="frequencies", value=dict(frequencies))
+        rule, value = "must be finite and at least 0, with one above 0", dict(frequencies)
+        raise DataError("synthetic.frequencies_out_of_range", rule, place="frequencies", value=value)
 
 
 def name_of(number: int) -> str:

@@ -114,7 +114,8 @@ Asked = dict[str, Any]
 
 def _asked(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Asked:
     if min(size) < LEAST_SIDE:
-        raise DataError(f"pictures must have sides of at least {LEAST_SIDE} pixels", place="size", value=size)
+        rule = f"sides must be at least {LEAST_SIDE} pixels"
+        raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
     return {
         "images": images,
         "seed": seed,
@@ -176,8 +177,8 @@ def _read(marker: Path, layout: _Layout) -> Asked:
 
 
 def _other_data(folder: Path, found: str) -> DataError:
-    rule = "practice data need a folder that is empty or holds practice data of this layout"
-    return DataError(rule, place=folder, value=found, remedy="Name another folder.")
+    rule = "the folder must be empty or have synthetic data of this layout"
+    return DataError("synthetic.folder_of_other_data", rule, place=folder, value=found, remedy="Name another folder.")
 
 
 def _table(rows: list[dict[str, object]]) -> str:
@@ -191,7 +192,7 @@ def _table(rows: list[dict[str, object]]) -> str:
 def _encode(path: Path, pixels: NDArray[Any], settings: list[int]) -> None:
     done, encoded = cv2.imencode(path.suffix, pixels, settings)
     if not done:
-        raise DataError(f"a picture must be encodable as {path.suffix}", place=path)
+        raise DataError("synthetic.image_not_encoded", f"OpenCV must be able to write {path.suffix}", place=path)
     _replace(path, encoded.tobytes())
 
 

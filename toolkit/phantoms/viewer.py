@@ -35,7 +35,8 @@ def draw_screen(layout: Layout, size: int, rng: Rng) -> Screen:
         DataError: the side is below ``LEAST_SIDE``.
     """
     if size < LEAST_SIDE:
-        raise DataError(f"screens must have sides of at least {LEAST_SIDE} pixels", place="size", value=size)
+        rule = f"sides must be at least {LEAST_SIDE} pixels"
+        raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
     image = Image.new("RGB", (size, size), (layout.shade,) * 3)
     draw = ImageDraw.Draw(image)
     font = _font(round(LETTER_HEIGHT * size))

@@ -39,13 +39,14 @@ def dry_run_imagegen(
         ToolkitError: what would end a run.
     """
     lacking = [
-        (key, text)
-        for key, text in missing_imagegen_files(recipe)
-        if key in ("imagegen.ratings", "imagegen.image_root")
+        problem
+        for problem in missing_imagegen_files(recipe)
+        if problem.place in ("imagegen.ratings", "imagegen.image_root")
     ]
     derived = derive_dry_run(recipe, tiny_pipeline(), own_ratings=not lacking)
-    for key, text in lacking:
-        warn("imagegen.dry_run_ratings_synthetic", f"the dry run uses synthetic ratings, because {text}", place=key)
+    for problem in lacking:
+        rule = f"the dry run uses synthetic ratings, because the recipe's {problem.rule}"
+        warn("imagegen.dry_run_ratings_synthetic", rule, place=problem.place, value=problem.value)
     log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders stand in for the recipe's models")
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.debug("dry run: %s: %s -> %s", key, old, new)

@@ -45,8 +45,8 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
     check_fingerprints(run, fingerprints)
-    for line in data.announcements:
-        warn("data.announced", line)
+    for one in data.notices:
+        warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     images = image_store(recipe, data)
     report = scan_pictures(recipe, data, images, progress)
     log.info("%s", describe_scan(report))

@@ -31,11 +31,10 @@ def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
 
     ``data``: the rows could be read; else what is wrong with them is told already, as is a model's folder.
     """
-    for key, text in absent(recipe):
-        section, _, name = key.partition(".")
-        if key != "model.name" and (data or section != "data"):
-            code = "recipe.tracker_not_installed" if key == "run.report_to" else "recipe.file_missing"
-            yield Finding(Problem(code, text, f"[{section}] {name}"))
+    for problem in absent(recipe):
+        section, _, name = problem.place.partition(".")
+        if problem.place != "model.name" and (data or section != "data"):
+            yield Finding(replace(problem, place=f"[{section}] {name}"))
 
 
 def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:

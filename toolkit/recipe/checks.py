@@ -1,19 +1,17 @@
 """What must hold between sections, and which files a recipe points to must be there."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.recipe.problems import found, nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps
+from toolkit.recipe.problems import nearest
+from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Phantom, Recipe, Steps
 
-Finding = tuple[str, str]
-"""A dotted key and what is wrong with it."""
-
-Check = Callable[[Recipe], Iterator[Finding]]
+Check = Callable[[Recipe], Iterator[Problem]]
+"""Yields problems whose place is a dotted key of the recipe."""
 
 PHANTOM_TASKS: Mapping[str, str] = {
     "chest": "mcq",
@@ -46,10 +44,9 @@ def for_language_models(recipe: Recipe, command: str) -> Recipe:
         RecipeError: the recipe has [imagegen].
     """
     if recipe.imagegen is not None:
-        text = f"{command} works on vision-language models, and this recipe is for image generation ([imagegen])"
-        raise RecipeError(
-            [Problem("", f"{text}. `toolkit run` and `toolkit imagegen` work on image generators", recipe.run.name)]
-        )
+        rule = f"{command} needs the recipe of a vision-language model, and this one has [imagegen]"
+        remedy = "Use `toolkit run` or `toolkit imagegen`, which work on image generators."
+        raise RecipeError([Problem("recipe.not_vision_language", rule, recipe.run.name, remedy=remedy)])
     return recipe
 
 
@@ -64,218 +61,274 @@ def for_image_generators(recipe: Recipe, command: str) -> Imagegen:
         RecipeError: the recipe is one of a vision-language model.
     """
     if recipe.imagegen is None:
-        text = f"{command} works on image generators, and this recipe has no section [imagegen]"
-        raise RecipeError([Problem(recipe.run.name, f"{text}. Choose the run of a recipe with [imagegen]")])
+        rule = f"{command} needs the recipe of an image generator, and this one has no section [imagegen]"
+        remedy = "Choose the run of a recipe with [imagegen]."
+        raise RecipeError([Problem("recipe.not_image_generator", rule, recipe.run.name, remedy=remedy)])
     return recipe.imagegen
 
 
-def something_to_do(recipe: Recipe) -> Iterator[Finding]:
+def something_to_do(recipe: Recipe) -> Iterator[Problem]:
     """At least one stage."""
     if not (recipe.sft or recipe.grpo or recipe.evaluate or recipe.export):
-        yield "", "has nothing to do: add a section [sft], [grpo], [evaluate] or [export]"
+        rule = "must have at least one of [sft], [grpo], [evaluate] and [export]"
+        yield Problem("recipe.nothing_to_do", rule, remedy="Add one of these sections.")
 
 
-def one_source_of_rows(recipe: Recipe) -> Iterator[Finding]:
+def one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
     """Files or practice data, not both, not neither."""
     data = recipe.data
     if data.phantom is None and data.train is None:
-        yield "data", "needs rows: name a file in data.train, or add [data.phantom] for practice data"
+        remedy = "Set data.train to a file, or add [data.phantom] for synthetic data."
+        yield Problem("recipe.no_rows", "must have a source of rows", "data", remedy=remedy)
     for name in ("train", "validation", "test", "image_root"):
         value = getattr(data, name)
         if data.phantom is not None and value is not None:
-            yield f"data.{name}", f"cannot stand beside [data.phantom], which writes its own rows{found(str(value))}"
+            rule = "must not be set beside [data.phantom], which generates rows"
+            yield Problem("recipe.two_sources_of_rows", rule, f"data.{name}", str(value), "Remove one of them.")
         if value is not None and not str(value):
-            yield f"data.{name}", "must not be empty"
-    if data.phantom is not None and data.phantom.kind in SMALLEST:
-        least, shown = SMALLEST[data.phantom.kind]
-        if data.phantom.size < least:
-            yield "data.phantom.size", f"must be at least {least} for {shown}{found(data.phantom.size)}"
-    if data.phantom is not None and data.task != PHANTOM_TASKS[data.phantom.kind]:
-        wanted = PHANTOM_TASKS[data.phantom.kind]
-        yield "data.task", f'must be "{wanted}" with [data.phantom] kind = "{data.phantom.kind}"{found(data.task)}'
+            remedy = "Set a path, or remove the key."
+            yield Problem("recipe.path_empty", "must not be empty", f"data.{name}", "", remedy)
+    if data.phantom is not None:
+        yield from _phantom_fits(data.phantom, data.task)
 
 
-def loss_fits(recipe: Recipe) -> Iterator[Finding]:
+def _phantom_fits(phantom: Phantom, task: str) -> Iterator[Problem]:
+    if phantom.kind in SMALLEST:
+        least, shown = SMALLEST[phantom.kind]
+        if phantom.size < least:
+            rule = f"must be at least {least} for {shown}"
+            yield Problem("recipe.synthetic_size_too_small", rule, "data.phantom.size", phantom.size, "Raise it.")
+    if task != (wanted := PHANTOM_TASKS[phantom.kind]):
+        rule = f'must be "{wanted}" with [data.phantom] kind = "{phantom.kind}"'
+        yield Problem("recipe.synthetic_task_mismatch", rule, "data.task", task, "Change one of them.")
+
+
+def loss_fits(recipe: Recipe) -> Iterator[Problem]:
     """CISPO caps the ratio itself, which is 1 on policy; GSPO is the sequence ratio under GRPO's own loss."""
     grpo = recipe.grpo
     if grpo is None:
         return
     if grpo.loss == "cispo" and (grpo.epsilon_high is None or grpo.epsilon_high < 1):
-        rule = 'must be at least 1 with loss = "cispo", which caps the ratio at it (arXiv 2506.13585 takes 5)'
-        yield "grpo.epsilon_high", f"{rule}{found(grpo.epsilon_high)}"
+        rule = 'must be at least 1 with loss = "cispo", which caps the ratio at epsilon_high'
+        remedy = "Set it to 5, as in arXiv 2506.13585."
+        yield Problem("recipe.cispo_cap_too_low", rule, "grpo.epsilon_high", grpo.epsilon_high, remedy)
     if grpo.importance == "sequence" and grpo.loss != "grpo":
-        yield "grpo.loss", f'must be "grpo" with importance = "sequence" (GSPO){found(grpo.loss)}'
+        rule, remedy = 'must be "grpo" with importance = "sequence" (GSPO)', 'Set loss = "grpo".'
+        yield Problem("recipe.gspo_loss_mismatch", rule, "grpo.loss", grpo.loss, remedy)
 
 
-def lesion_settings_fit(recipe: Recipe) -> Iterator[Finding]:
+def lesion_settings_fit(recipe: Recipe) -> Iterator[Problem]:
     """[data.lesion] belongs to its task, and asks for something."""
     data = recipe.data
+    listed = list(data.lesion.answer)
     if data.task != "lesion":
         if data.lesion != Lesion():
-            yield "data.lesion", f'belongs to the task "lesion"{found(data.task)}'
+            yield _of_task("lesion", "data.lesion", data.task)
         if data.sampling == "balanced":
-            yield "data.sampling", f'must be "natural": only the task "lesion" has classes to balance{found(data.task)}'
-    elif not {"diagnosis", "location", "bbox", "polygon"} & set(data.lesion.answer):
-        yield "data.lesion.answer", f"must hold diagnosis, location, bbox or polygon{found(list(data.lesion.answer))}"
-    elif len(set(data.lesion.answer)) < len(data.lesion.answer):
-        yield "data.lesion.answer", f"must name each part once{found(list(data.lesion.answer))}"
+            rule = 'must be "natural", because only the task "lesion" has classes to balance'
+            yield Problem("recipe.sampling_needs_lesion", rule, "data.sampling", data.sampling, "Remove it.")
+    elif not {"diagnosis", "location", "bbox", "polygon"} & set(listed):
+        rule = "must have at least one of diagnosis, location, bbox and polygon"
+        yield Problem("recipe.lesion_answer_incomplete", rule, "data.lesion.answer", listed, "Add one of them.")
+    elif len(set(listed)) < len(listed):
+        yield _repeated("data.lesion.answer", listed)
 
 
-def step_settings_fit(recipe: Recipe) -> Iterator[Finding]:
+def _of_task(task: str, key: str, found: str) -> Problem:
+    return Problem(
+        "recipe.key_of_other_task", f'must not be set for a task other than "{task}"', key, found, f"Remove {key}."
+    )
+
+
+def _repeated(key: str, listed: Sequence[str]) -> Problem:
+    rule = "must have at least one entry, each once"
+    return Problem("recipe.list_empty_or_repeated", rule, key, listed, "Correct the list.")
+
+
+def step_settings_fit(recipe: Recipe) -> Iterator[Problem]:
     """[data.steps] belongs to its task, shows something, and asks for an action."""
     steps = recipe.data.steps
     if recipe.data.task != "steps":
         if steps != Steps():
-            yield "data.steps", f'belongs to the task "steps"{found(recipe.data.task)}'
+            yield _of_task("steps", "data.steps", recipe.data.task)
         return
     for name in ("sections", "answer", "actions"):
-        listed = getattr(steps, name)
+        listed = list(getattr(steps, name))
         if not listed or len(set(listed)) < len(listed):
-            yield f"data.steps.{name}", f"must name at least one, and each once{found(list(listed))}"
+            yield _repeated(f"data.steps.{name}", listed)
     if "predicted" not in steps.answer:
-        yield "data.steps.answer", f'must hold "predicted": the action is what is judged{found(list(steps.answer))}'
-    if steps.drop_memory + steps.corrupt_memory > 1:
-        both = steps.drop_memory + steps.corrupt_memory
-        yield "data.steps.corrupt_memory", f"and drop_memory must be at most 1 together{found(both)}"
-    if (steps.drop_memory or steps.corrupt_memory) and not {"short_term", "long_term"} & set(steps.sections):
-        yield "data.steps.sections", f"must hold a memory where some are dropped{found(list(steps.sections))}"
+        rule, remedy = 'must have "predicted", the action that is evaluated', 'Add "predicted".'
+        yield Problem("recipe.steps_answer_incomplete", rule, "data.steps.answer", list(steps.answer), remedy)
     if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
-        yield "data.steps.task_end", f"must be at least task_start (={steps.task_start}){found(steps.task_end)}"
+        rule = f"must be at least task_start (={steps.task_start})"
+        yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
+    yield from _dropped_memories_fit(steps)
 
 
-def whole_tasks_are_evaluated(recipe: Recipe) -> Iterator[Finding]:
+def _dropped_memories_fit(steps: Steps) -> Iterator[Problem]:
+    both = steps.drop_memory + steps.corrupt_memory
+    if both > 1:
+        rule = "drop_memory + corrupt_memory must be at most 1"
+        yield Problem(
+            "recipe.memory_fractions_too_large", rule, "data.steps.corrupt_memory", both, "Lower one of them."
+        )
+    if both and not {"short_term", "long_term"} & set(steps.sections):
+        rule = "must have short_term or long_term if drop_memory or corrupt_memory is above 0"
+        remedy = "Add one of them, or set both fractions to 0."
+        yield Problem("recipe.no_memory_to_drop", rule, "data.steps.sections", list(steps.sections), remedy)
+
+
+def whole_tasks_are_evaluated(recipe: Recipe) -> Iterator[Problem]:
     """Steps are held out by whole tasks and asked with memories; nothing else has either."""
     section = recipe.evaluate
     if recipe.data.task != "steps":
         if section and section.max_tasks is not None:
-            yield "evaluate.max_tasks", f'belongs to the task "steps"; use evaluate.limit{found(recipe.data.task)}'
+            rule, remedy = 'must not be set for a task other than "steps"', "Use evaluate.limit instead."
+            yield Problem("recipe.key_of_other_task", rule, "evaluate.max_tasks", recipe.data.task, remedy)
         if section and section.memory != Evaluate().memory:
-            yield "evaluate.memory", f'belongs to the task "steps"{found(recipe.data.task)}'
+            yield _of_task("steps", "evaluate.memory", recipe.data.task)
         return
     if section is None:
         return
-    if section.limit is not None:
-        rule = "cuts through tasks, which are judged whole: use evaluate.max_tasks"
-        yield "evaluate.limit", rule + found(section.limit)
-    if (most := getattr(recipe.data, f"limit_{section.split}")) is not None:
-        rule = "cuts through the tasks of [evaluate], which are judged whole: use evaluate.max_tasks"
-        yield f"data.limit_{section.split}", rule + found(most)
-    if "reference" not in section.memory or len(set(section.memory)) < len(section.memory):
-        yield "evaluate.memory", f'must hold "reference", and each name once{found(list(section.memory))}'
+    limits = {"evaluate.limit": section.limit}
+    limits[f"data.limit_{section.split}"] = getattr(recipe.data, f"limit_{section.split}")
+    for key, most in limits.items():
+        if most is not None:
+            rule = "must not be set, because it cuts through tasks that are evaluated as a whole"
+            yield Problem("recipe.limit_cuts_tasks", rule, key, most, "Use evaluate.max_tasks instead.")
+    listed = list(section.memory)
+    if "reference" not in listed or len(set(listed)) < len(listed):
+        rule, remedy = 'must have "reference", and each entry once', "Correct the list."
+        yield Problem("recipe.evaluated_memory_invalid", rule, "evaluate.memory", listed, remedy)
 
 
-def checkpoints_are_looked_at(recipe: Recipe) -> Iterator[Finding]:
+def checkpoints_are_looked_at(recipe: Recipe) -> Iterator[Problem]:
     """A loss that is not finite is seen in the log; a checkpoint between two lines of it could hold one."""
     run = recipe.run
     if run.checkpoint_steps % run.log_steps:
-        yield "run.log_steps", f"must divide run.checkpoint_steps (={run.checkpoint_steps}){found(run.log_steps)}"
+        rule, remedy = f"must divide run.checkpoint_steps (={run.checkpoint_steps})", "Change one of them."
+        yield Problem("recipe.log_steps_not_divisor", rule, "run.log_steps", run.log_steps, remedy)
 
 
-def skipped_pictures_are_known(recipe: Recipe) -> Iterator[Finding]:
+def skipped_pictures_are_known(recipe: Recipe) -> Iterator[Problem]:
     """What is to be skipped must be known before training."""
     if recipe.images.unreadable == "skip" and recipe.images.scan in ("header", "off"):
-        rule = 'must be "auto" or "full" with unreadable = "skip": only decoding shows what must be skipped'
-        yield "images.scan", f"{rule}{found(recipe.images.scan)}"
+        rule = 'must be "auto" or "full" with unreadable = "skip", because only decoding finds unreadable images'
+        yield Problem("recipe.scan_finds_no_unreadable", rule, "images.scan", recipe.images.scan, 'Set scan = "auto".')
 
 
-def shares_leave_training_rows(recipe: Recipe) -> Iterator[Finding]:
+def shares_leave_training_rows(recipe: Recipe) -> Iterator[Problem]:
     """The held-out shares sum to less than 1."""
     split = recipe.data.split
-    if split.validation + split.test >= 1:
-        yield "data.split", f"validation + test must be less than 1{found(split.validation + split.test)}"
+    if (held_out := split.validation + split.test) >= 1:
+        rule = "validation + test must be less than 1"
+        yield Problem("recipe.no_training_fraction", rule, "data.split", held_out, "Lower one of them.")
 
 
-def evaluated_split_exists(recipe: Recipe) -> Iterator[Finding]:
+def evaluated_split_exists(recipe: Recipe) -> Iterator[Problem]:
     """The split that [evaluate] names has a file, practice rows or a share."""
     if recipe.evaluate is None:
         return
     name, data = recipe.evaluate.split, recipe.data
     generated = getattr(data.phantom, name) if data.phantom else 0
     if getattr(data, name) is None and not getattr(data.split, name) and not generated:
-        remedy = f"set data.{name} to a file, or data.split.{name} to a share of the rows"
-        yield "evaluate.split", f'names "{name}", and the data have none: {remedy}'
+        rule = "must name a split that the data have"
+        remedy = f"Set data.{name} to a file, or data.split.{name} to a fraction of the rows."
+        yield Problem("recipe.evaluated_split_missing", rule, "evaluate.split", name, remedy)
 
 
-def known_rewards(recipe: Recipe) -> Iterator[Finding]:
+def known_rewards(recipe: Recipe) -> Iterator[Problem]:
     """Reward names belong to the task or to the user's own rewards; weights are not negative."""
     own = [name.rpartition(":")[2] for name in recipe.rewards.custom]
     known = (*REWARD_WEIGHTS[recipe.data.task], *own)
     for name, weight in recipe.rewards.weights.items():
         if name not in known:
-            rule = f'is not a reward of the task "{recipe.data.task}" ({", ".join(known)}) nor one of rewards.custom'
-            yield f"rewards.{name}", rule + nearest(name, known)
+            rule = f'must be a reward of the task "{recipe.data.task}" ({", ".join(known)}) or one of rewards.custom'
+            remedy = nearest(name, known) or "Remove it."
+            yield Problem("recipe.reward_unknown", rule, f"rewards.{name}", remedy=remedy)
         if weight < 0:
-            yield f"rewards.{name}", f"must be at least 0{found(weight)}"
+            yield Problem("recipe.out_of_range", "must be at least 0", f"rewards.{name}", weight, "Raise it.")
 
 
-def well_formed_custom_rewards(recipe: Recipe) -> Iterator[Finding]:
+def well_formed_custom_rewards(recipe: Recipe) -> Iterator[Problem]:
     """``file.py:function``, each function name once and none of the task's own."""
     taken = set(REWARD_WEIGHTS[recipe.data.task])
     for text in recipe.rewards.custom:
         name = text.rpartition(":")[2]
         if not _CUSTOM_REWARD.fullmatch(text):
-            yield "rewards.custom", f"must be file.py:function, such as my_rewards.py:polite{found(text)}"
+            rule, remedy = "must be file.py:function", "Write it as my_rewards.py:polite."
+            yield Problem("recipe.custom_reward_malformed", rule, "rewards.custom", text, remedy)
         elif name in taken:
-            yield "rewards.custom", f"the name {name} is taken: call the function differently{found(text)}"
+            rule = f"the name {name} must not be that of another reward"
+            yield Problem("recipe.custom_reward_name_taken", rule, "rewards.custom", text, "Rename the function.")
         taken.add(name)
 
 
-def something_to_reward(recipe: Recipe) -> Iterator[Finding]:
+def something_to_reward(recipe: Recipe) -> Iterator[Problem]:
     """GRPO has at least one reward that counts."""
     if recipe.grpo and not any(weight > 0 for weight in recipe.reward_weights.values()):
-        yield "rewards", "every weight is 0: [grpo] needs at least one reward above 0"
+        rule = "must have a weight above 0 for [grpo]"
+        yield Problem("recipe.rewards_all_zero", rule, "rewards", remedy="Raise at least one weight.")
 
 
-def trainable_weights(recipe: Recipe) -> Iterator[Finding]:
+def trainable_weights(recipe: Recipe) -> Iterator[Problem]:
     """What is to be trained can be trained."""
     model, lora = recipe.model, recipe.lora
     if model.tuning == "full" and model.precision in ("4bit", "8bit"):
-        yield "model.precision", f'must be "16bit" or "32bit" when model.tuning is "full"{found(model.precision)}'
+        rule, remedy = 'must be "16bit" or "32bit" with tuning = "full"', 'Change it, or set tuning = "lora".'
+        yield Problem("recipe.full_tuning_of_quantized", rule, "model.precision", model.precision, remedy)
     if model.tuning == "full" and model.adapter is not None:
-        remedy = 'name the merged weights as model.name instead, or set tuning = "lora"'
-        yield "model.adapter", f'cannot be used when model.tuning is "full": {remedy}{found(str(model.adapter))}'
+        rule = 'must not be set with tuning = "full"'
+        remedy = 'Set model.name to the merged weights, or tuning = "lora".'
+        yield Problem("recipe.full_tuning_with_adapter", rule, "model.adapter", str(model.adapter), remedy)
     if model.tuning == "lora" and not lora.targets and not lora.vision:
-        yield "lora.targets", "names no layer, and lora.vision is false: nothing would be trained"
+        rule = "must name at least one layer if lora.vision is false"
+        remedy = "Name layers, or set lora.vision = true."
+        yield Problem("recipe.no_layer_to_train", rule, "lora.targets", list(lora.targets), remedy)
 
 
-def named_model(recipe: Recipe) -> Iterator[Finding]:
+def named_model(recipe: Recipe) -> Iterator[Problem]:
     """A model's name is ``tiny``, a folder or a Hub name; only a Hub name has revisions."""
     name, revision = recipe.model.name, recipe.model.revision
     if not is_folder_name(name) and not _HUB_NAME.fullmatch(name):
         rule = "must be tiny, a Hub name (owner/name) or a folder that starts with ./, ../, ~ or /"
-        yield "model.name", rule + found(name)
+        yield Problem("recipe.model_name_malformed", rule, "model.name", name, "Correct the name.")
     if revision is not None and (name == "tiny" or is_folder_name(name)):
-        yield "model.revision", f"belongs to a Hub name, and model.name is {name}{found(revision)}"
+        rule = f"must not be set, because model.name (={name}) is not a Hub name"
+        yield Problem("recipe.revision_without_hub", rule, "model.revision", revision, "Remove it.")
 
 
-def something_to_export(recipe: Recipe) -> Iterator[Finding]:
+def something_to_export(recipe: Recipe) -> Iterator[Problem]:
     """Exported weights come from a training stage or an earlier adapter."""
     if recipe.export is None:
         return
     if not (recipe.sft or recipe.grpo or recipe.model.adapter):
-        yield "export", "has nothing to export: add [sft] or [grpo], or name an earlier run in model.adapter"
-    if not recipe.export.to:
-        yield "export.to", 'is empty: name "adapter", "merged", "gguf" or several'
-    if not recipe.export.quant:
-        yield "export.quant", 'is empty: name at least one, such as "q8_0"'
+        rule, remedy = "must have weights to export", "Add [sft] or [grpo], or set model.adapter to an earlier run."
+        yield Problem("recipe.nothing_to_export", rule, "export", remedy=remedy)
+    for name, remedy in (("to", 'Name "adapter", "merged" or "gguf".'), ("quant", 'Name one, such as "q8_0".')):
+        if not getattr(recipe.export, name):
+            yield Problem("recipe.list_empty", "must have at least one entry", f"export.{name}", [], remedy)
 
 
-def room_for_the_prompt(recipe: Recipe) -> Iterator[Finding]:
+def room_for_the_prompt(recipe: Recipe) -> Iterator[Problem]:
     """A completion leaves room for its prompt."""
     for name, section in (("grpo", recipe.grpo), ("evaluate", recipe.evaluate)):
         if section and section.max_completion_tokens >= recipe.model.max_tokens:
-            rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which holds the prompt too"
-            yield f"{name}.max_completion_tokens", rule + found(section.max_completion_tokens)
+            rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which includes the prompt"
+            key, value = f"{name}.max_completion_tokens", section.max_completion_tokens
+            yield Problem("recipe.no_room_for_prompt", rule, key, value, "Change one of them.")
 
 
-def ordered_pairs(recipe: Recipe) -> Iterator[Finding]:
+def ordered_pairs(recipe: Recipe) -> Iterator[Problem]:
     """Lower bounds stand below upper bounds."""
     low, high = recipe.images.percentiles
     if not 0 <= low < high <= 100:
-        yield "images.percentiles", f"must be two numbers, 0 <= lower < upper <= 100{found([low, high])}"
+        rule, remedy = "must be two numbers, 0 <= lower < upper <= 100", "Correct the numbers."
+        yield Problem("recipe.percentiles_not_rising", rule, "images.percentiles", [low, high], remedy)
     grpo = recipe.grpo
     if grpo and grpo.epsilon_high is not None and grpo.epsilon_high < grpo.epsilon:
-        yield "grpo.epsilon_high", f"must be at least grpo.epsilon (={grpo.epsilon:g}){found(grpo.epsilon_high)}"
+        rule = f"must be at least grpo.epsilon (={grpo.epsilon:g})"
+        yield Problem("recipe.epsilons_reversed", rule, "grpo.epsilon_high", grpo.epsilon_high, "Raise it.")
 
 
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
@@ -301,33 +354,44 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
 """The sections a check looks at, and the check: it is left out while one of them has problems of its own."""
 
 
-def absent(recipe: Recipe) -> list[Finding]:
+def absent(recipe: Recipe) -> list[Problem]:
     """Files, folders and packages that the recipe names and that are not there: loading refuses them if asked to."""
     return [*missing_files(recipe), *missing_packages(recipe)]
 
 
-def missing_files(recipe: Recipe) -> Iterator[Finding]:
+def missing_files(recipe: Recipe) -> Iterator[Problem]:
     """Files and folders that the recipe names and that are not there."""
     for name in ("train", "validation", "test"):
         source = getattr(recipe.data, name)
         if source is not None and not source.startswith("hub:") and not Path(source).exists():
-            yield f"data.{name}", f"there is no file or folder {source}"
+            yield missing("recipe.rows_missing", "must be an existing file or folder", f"data.{name}", source)
     if recipe.data.image_root is not None and not recipe.data.image_root.is_dir():
-        yield "data.image_root", f"there is no folder {recipe.data.image_root}"
+        rule = "must be an existing folder"
+        yield missing("recipe.folder_missing", rule, "data.image_root", recipe.data.image_root)
     if recipe.data.lesion.labels is not None and not recipe.data.lesion.labels.is_file():
-        yield "data.lesion.labels", f"there is no file {recipe.data.lesion.labels}"
+        yield missing(
+            "recipe.file_missing", "must be an existing file", "data.lesion.labels", recipe.data.lesion.labels
+        )
     if recipe.model.adapter is not None and not recipe.model.adapter.exists():
-        yield "model.adapter", f"there is no run or adapter {recipe.model.adapter}"
+        yield missing(
+            "recipe.adapter_missing", "must be an existing run or adapter", "model.adapter", recipe.model.adapter
+        )
     if is_folder_name(recipe.model.name) and not Path(recipe.model.name).is_dir():
-        yield "model.name", f"there is no folder {recipe.model.name}"
+        yield missing("recipe.folder_missing", "must be an existing folder", "model.name", recipe.model.name)
     for reward in recipe.rewards.custom:
         file = Path(reward.rpartition(":")[0])
         if not file.is_file():
-            yield "rewards.custom", f"there is no file {file}"
+            yield missing("recipe.file_missing", "must be an existing file", "rewards.custom", file)
 
 
-def missing_packages(recipe: Recipe) -> Iterator[Finding]:
+def missing(code: str, rule: str, key: str, path: Path | str) -> Problem:
+    """Return the problem of a path that does not exist."""
+    return Problem(code, rule, key, str(path), "Correct the path.")
+
+
+def missing_packages(recipe: Recipe) -> Iterator[Problem]:
     """Experiment trackers that are not installed."""
     for package in recipe.run.report_to:
         if find_spec(package) is None:
-            yield "run.report_to", f"{package} is not installed: pip install -e '.[tracking]' -c constraints.txt"
+            remedy = "Install it with: pip install -e '.[tracking]' -c constraints.txt"
+            yield Problem("recipe.tracker_not_installed", "must be installed", "run.report_to", package, remedy)

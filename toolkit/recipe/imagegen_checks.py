@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from toolkit.recipe.checks import Check, Finding, is_folder_name
+from toolkit.errors import Problem
+from toolkit.recipe.checks import Check, is_folder_name, missing
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.sections import Recipe
 
@@ -11,7 +12,7 @@ SECTIONS = ("run", "images", "imagegen")
 """The sections of a recipe with [imagegen]."""
 
 
-def only_imagegen_stages(sections: Collection[str]) -> Iterator[Finding]:
+def only_imagegen_stages(sections: Collection[str]) -> Iterator[Problem]:
     """Reject sections for vision-language models beside [imagegen].
 
     Args:
@@ -21,21 +22,24 @@ def only_imagegen_stages(sections: Collection[str]) -> Iterator[Finding]:
         return
     for name in sections:
         if name in Recipe.model_fields and name not in SECTIONS:
-            rule = f"[{name}] is for vision-language models and cannot be beside [imagegen]"
-            yield name, f"{rule}. Remove it, or use a recipe of its own"
+            rule = f"[{name}] is for vision-language models and must not be beside [imagegen]"
+            remedy = "Remove it, or use a recipe of its own."
+            yield Problem("recipe.section_beside_imagegen", rule, name, remedy=remedy)
 
 
-def independent_judge(imagegen: Imagegen, run_seed: int) -> Iterator[Finding]:
+def independent_judge(imagegen: Imagegen, run_seed: int) -> Iterator[Problem]:
     """Require that the judge differs from the selector: another seed and another encoder."""
     judge, selector = imagegen.judge, imagegen.selector
     if judge.seed == run_seed:
-        yield "imagegen.judge.seed", f"must differ from run.seed, which the selector uses (got {judge.seed})"
+        rule, remedy = "must differ from run.seed, which the selector uses", "Change one of them."
+        yield Problem("recipe.judge_shares_seed", rule, "imagegen.judge.seed", judge.seed, remedy)
     if (judge.encoder, judge.revision) == (selector.encoder, selector.revision):
-        rule = "must differ from imagegen.selector.encoder: a judge that shares it shares its errors"
-        yield "imagegen.judge.encoder", f"{rule} (got {judge.encoder!r})"
+        rule = "must differ from imagegen.selector.encoder, because a judge that shares it shares its errors"
+        remedy = "Choose another encoder or revision."
+        yield Problem("recipe.judge_shares_encoder", rule, "imagegen.judge.encoder", judge.encoder, remedy)
 
 
-def _judge_differs(recipe: Recipe) -> Iterator[Finding]:
+def _judge_differs(recipe: Recipe) -> Iterator[Problem]:
     if recipe.imagegen is not None:
         yield from independent_judge(recipe.imagegen, recipe.run.seed)
 
@@ -44,17 +48,18 @@ IMAGEGEN_CHECKS: tuple[tuple[frozenset[str], Check], ...] = ((frozenset({"run", 
 """As ``CHECKS``, for a recipe with [imagegen]."""
 
 
-def missing_imagegen_files(recipe: Recipe) -> Iterator[Finding]:
+def missing_imagegen_files(recipe: Recipe) -> Iterator[Problem]:
     """Files and folders that [imagegen] names and that do not exist."""
     section = recipe.imagegen
     if section is None:
         return
     for source in section.ratings:
         if not source.startswith("hub:") and not Path(source).exists():
-            yield "imagegen.ratings", f"must exist (got {source}). Correct the path"
+            yield missing("recipe.rows_missing", "must be an existing file or folder", "imagegen.ratings", source)
     if section.image_root is not None and not section.image_root.is_dir():
-        yield "imagegen.image_root", f"must be a folder (got {section.image_root}). Correct the path"
+        rule = "must be an existing folder"
+        yield missing("recipe.folder_missing", rule, "imagegen.image_root", section.image_root)
     models = {f"imagegen.{name}.encoder": getattr(section, name).encoder for name in ("selector", "policy", "judge")}
     for key, name in {**models, "imagegen.generator.model": section.generator.model}.items():
         if is_folder_name(name) and not Path(name).is_dir():
-            yield key, f"must be an existing folder (got {name}). Correct the path"
+            yield missing("recipe.folder_missing", "must be an existing folder", key, name)

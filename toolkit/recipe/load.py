@@ -17,7 +17,7 @@ from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS
 from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
 from toolkit.recipe.overrides import merge, parse_settings
-from toolkit.recipe.problems import Key, Places, schema_problems, section_in
+from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
 from toolkit.recipe.sections import REWARD_WEIGHTS, SPLITS, Recipe
 
 Table = dict[str, Any]
@@ -88,28 +88,33 @@ def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def _read(path: Path) -> Table:
     if path.is_dir():
-        raise RecipeError([Problem("", "is a folder; a recipe is a TOML file", str(path))])
+        rule, remedy = "must be a TOML file, not a folder", "Name a file in it."
+        raise RecipeError([Problem("recipe.is_folder", rule, str(path), remedy=remedy)])
     if not path.is_file():
         close = get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1)
-        hint = f"; nearest: {path.parent / close[0]}" if close else ""
-        raise RecipeError([Problem("", f"there is no such file{hint}", str(path))])
+        remedy = f"Did you mean {path.parent / close[0]}?" if close else "Correct the path."
+        raise RecipeError([Problem("recipe.not_found", "must be an existing file", str(path), remedy=remedy)])
     try:
         # An editor on Windows may have put a byte order mark in front, which TOML does not know.
         text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
-        raise RecipeError([Problem("", f"must be UTF-8 text (byte {error.start} is not)", str(path))]) from error
+        rule = f"must be UTF-8 text, and byte {error.start} is not"
+        problem = Problem("recipe.not_utf8", rule, str(path), remedy="Save it as UTF-8.")
+        raise RecipeError([problem]) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError([_syntax_problem(path, text, str(error))]) from error
 
 
 def _syntax_problem(path: Path, text: str, message: str) -> Problem:
     at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", message)
+    remedy = "Correct the syntax."
     if at is None or at[1] is None:
-        return Problem("", f"is not valid TOML: {message}", str(path))
-    line = text.splitlines()[int(at[1]) - 1].strip() if int(at[1]) <= len(text.splitlines()) else ""
-    rule = message.replace(at[0], "").rstrip(".")
-    return Problem("", f"is not valid TOML: {rule}: {line}", f"{path}, line {at[1]}, column {at[2]}")
+        return Problem("recipe.not_toml", f"must be valid TOML: {message}", str(path), remedy=remedy)
+    lines = text.splitlines()
+    line = lines[int(at[1]) - 1].strip() if int(at[1]) <= len(lines) else ""
+    rule = f"must be valid TOML: {message.replace(at[0], '').rstrip('.')}"
+    return Problem("recipe.not_toml", rule, f"{path}, line {at[1]}, column {at[2]}", line, remedy)
 
 
 def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
@@ -155,16 +160,16 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
         broken = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
         recipe = _sound_part(raw, broken)
     if "imagegen" in raw:
-        problems += [Problem("", text, places.of(_split(key))) for key, text in only_imagegen_stages(raw)]
+        problems += places.of_all(only_imagegen_stages(raw))
     elif "data" not in raw:
-        problems.append(Problem("", "the section [data] is missing", places.of(("data",))))
+        problems.append(missing_section("data", places))
         broken.add("data")
     table, absent = (IMAGEGEN_CHECKS, missing_imagegen_files) if "imagegen" in raw else (CHECKS, missing_files)
     checks = [check for sections, check in table if not sections & broken]
     if files and not broken:
         checks += [absent, missing_packages]
     for check in checks:
-        problems += [Problem("", text, places.of(_split(key))) for key, text in check(recipe)]
+        problems += places.of_all(check(recipe))
     return (None if problems else recipe), problems
 
 
@@ -181,10 +186,6 @@ def _sound_part(raw: Table, broken: set[str]) -> Recipe:
         if name in raw and name not in broken and kind is not None:
             sections[name] = _strict(kind, raw[name])
     return Recipe.model_construct(**sections)  # type: ignore[arg-type]
-
-
-def _split(key: str) -> tuple[str, ...]:
-    return tuple(key.split(".")) if key else ()
 
 
 def _flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -43,14 +43,16 @@ def _parse(text: str) -> Setting | Problem:
     name, equals, value = text.partition("=")
     keys = _parse_key(name)
     if not equals or keys is None:
-        return Problem("", "must be key=value, such as grpo.learning_rate=1e-6", f"--set {text}")
+        remedy = "Write it as grpo.learning_rate=1e-6."
+        return Problem("recipe.set_malformed", "must be key=value", f"--set {text}", remedy=remedy)
     if "\n" in value:
         return keys, value
     try:
         return keys, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:
         if value.lstrip().startswith(("[", "{", '"', "'")):
-            return Problem("", f"{value} is not a TOML value: {error}", f"--set {name}")
+            rule = f"must be a TOML value: {error}"
+            return Problem("recipe.set_value_not_toml", rule, f"--set {name}", value, "Correct the syntax.")
         return keys, value
 
 

@@ -1,23 +1,23 @@
-"""What pydantic found wrong, as plain sentences with file, key, rule, value and the nearest known key."""
+"""The errors of pydantic as problems with a code, a place, the value found and a suggestion."""
 
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from toolkit.errors import Problem
+from toolkit.errors import NOTHING, Problem
 from toolkit.recipe.sections import Recipe
 
 Key = tuple[str, ...]
 """A key path: ``("grpo", "learning_rate")``."""
 
 FOREIGN: Mapping[str, str] = {
-    "per_device_train_batch_size": "sft.batch_size, or grpo.micro_batch",
-    "gradient_accumulation_steps": "sft.accumulation; in [grpo] it follows from prompts_per_step * generations",
+    "per_device_train_batch_size": "sft.batch_size or grpo.micro_batch",
+    "gradient_accumulation_steps": "sft.accumulation (in [grpo], it follows from prompts_per_step * generations)",
     "num_generations": "grpo.generations",
     "max_completion_length": "grpo.max_completion_tokens",
     "max_seq_length": "model.max_tokens",
@@ -50,6 +50,10 @@ class Places:
         on_command_line = any(override[: len(key)] == key[: len(override)] for override in self.overridden)
         return f"--set {'.'.join(key)}" if on_command_line else f"{self.file}: {'.'.join(key)}"
 
+    def of_all(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Return the problems, each at the place where its dotted key was written."""
+        return [replace(one, place=self.of(tuple(one.place.split(".")) if one.place else ())) for one in problems]
+
 
 def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
     """One Problem for each of pydantic's errors about a Recipe, in pydantic's order."""
@@ -57,44 +61,54 @@ def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Prob
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``; nearest: <known word>``, or an empty string when none resembles ``word``."""
+    """Return ``Did you mean <known word>?``, or an empty string if none resembles ``word``."""
     close = get_close_matches(word, list(known), n=1)
-    return f"; nearest: {close[0]}" if close else ""
+    return f"Did you mean {close[0]}?" if close else ""
 
 
-def found(value: object) -> str:
-    """`` (found <value>)``, shortened."""
-    text = repr(value)
-    return f" (found {text if len(text) <= 80 else text[:79] + '…'})"
+def missing_section(name: str, places: Places) -> Problem:
+    """Return the problem of a recipe without the section ``name``."""
+    return Problem("recipe.section_missing", f"must have a section [{name}]", places.of((name,)), remedy="Add it.")
 
 
 def _problem(error: ErrorDetails, places: Places) -> Problem:
     key = tuple(str(part) for part in error["loc"])
     kind = error["type"]
     if kind == "extra_forbidden":
-        return Problem("", _unknown(key), places.of(key))
+        return _unknown(key, places)
     if kind == "missing":
-        return Problem("", _missing(key), places.of(key))
-    rule = _RULES[kind](error.get("ctx", {})) if kind in _RULES else error["msg"]
-    value = "" if isinstance(error["input"], dict) else found(error["input"])
-    return Problem("", rule + value, places.of(key))
+        return _missing(key, places)
+    code, rule_of = _RULES.get(kind, ("recipe.value_invalid", None))
+    rule = error["msg"] if rule_of is None else rule_of(error.get("ctx", {}))
+    value = NOTHING if isinstance(error["input"], dict) else error["input"]
+    return Problem(code, rule, places.of(key), value)
 
 
-def _missing(key: Key) -> str:
-    return f"the section [{key[0]}] is missing" if len(key) == 1 else "is missing and has no default"
+def _missing(key: Key, places: Places) -> Problem:
+    if len(key) == 1:
+        return missing_section(key[0], places)
+    return Problem("recipe.key_missing", "must be set, because it has no default", places.of(key), remedy="Set it.")
 
 
-def _unknown(key: Key) -> str:
-    """Where an unknown key should have stood, as far as its name tells."""
+def _unknown(key: Key, places: Places) -> Problem:
+    """Return the problem of an unknown key, with the known key that it resembles or belongs to."""
     table, name = key[:-1], key[-1]
-    here = f"[{'.'.join(table)}]" if table else "a recipe"
-    rule = f"is not a section of {here}" if not table else f"is not a key of {here}"
+    if table:
+        return Problem(
+            "recipe.key_unknown", f"must be a key of [{'.'.join(table)}]", places.of(key), remedy=_suggest(table, name)
+        )
+    return Problem(
+        "recipe.section_unknown", "must be a section of a recipe", places.of(key), remedy=_suggest(table, name)
+    )
+
+
+def _suggest(table: Key, name: str) -> str:
     homes = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
     if homes:
-        return f"{rule}; {name} belongs to " + " or ".join(f"[{home}]" for home in homes)
+        return f"Move it to {' or '.join(f'[{home}]' for home in homes)}."
     if name in FOREIGN:
-        return f"{rule}; here it is called {FOREIGN[name]}"
-    return rule + (nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name, table))
+        return f"Use {FOREIGN[name]} instead."
+    return nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name, table) or "Remove it."
 
 
 def _same_kind(path: Key, table: Key) -> bool:
@@ -110,7 +124,7 @@ def _nearest_elsewhere(name: str, table: Key) -> str:
         if path and _same_kind(path, table)
     }
     close = get_close_matches(name, homes, n=1, cutoff=0.75)
-    return f"; nearest: {homes[close[0]]}" if close else ""
+    return f"Did you mean {homes[close[0]]}?" if close else ""
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
@@ -130,23 +144,23 @@ def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tup
 TABLES: Mapping[Key, tuple[str, ...]] = dict(_tables(Recipe))
 """Every table of a recipe, by its path, and the keys it may hold."""
 
-_RULES: Mapping[str, Callable[[dict[str, Any]], str]] = {
-    "literal_error": lambda rule: f"must be {rule['expected']}",
-    "greater_than": lambda rule: f"must be greater than {rule['gt']:g}",
-    "greater_than_equal": lambda rule: f"must be at least {rule['ge']:g}",
-    "less_than": lambda rule: f"must be less than {rule['lt']:,}",
-    "less_than_equal": lambda rule: f"must be at most {rule['le']:g}",
-    "finite_number": lambda rule: "must be a finite number",
-    "int_type": lambda rule: "must be a whole number",
-    "float_type": lambda rule: "must be a number",
-    "bool_type": lambda rule: "must be true or false",
-    "string_type": lambda rule: "must be text, in quotes",
-    "string_pattern_mismatch": lambda rule: f"must match {rule['pattern']}",
-    "path_type": lambda rule: "must be a path, in quotes",
-    "tuple_type": lambda rule: 'must be a list, such as ["a", "b"]',
-    "too_long": lambda rule: f"must have {rule['max_length']} entries",
-    "dict_type": lambda rule: 'must be a table, such as { key = "value" }',
-    "model_type": lambda rule: "must be a table with keys of its own",
-    "value_error": lambda rule: str(rule["error"]),
+_RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "literal_error": ("recipe.choice_unknown", lambda rule: f"must be {rule['expected']}"),
+    "greater_than": ("recipe.out_of_range", lambda rule: f"must be greater than {rule['gt']:g}"),
+    "greater_than_equal": ("recipe.out_of_range", lambda rule: f"must be at least {rule['ge']:g}"),
+    "less_than": ("recipe.out_of_range", lambda rule: f"must be less than {rule['lt']:,}"),
+    "less_than_equal": ("recipe.out_of_range", lambda rule: f"must be at most {rule['le']:g}"),
+    "finite_number": ("recipe.not_finite", lambda rule: "must be a finite number"),
+    "int_type": ("recipe.wrong_type", lambda rule: "must be a whole number"),
+    "float_type": ("recipe.wrong_type", lambda rule: "must be a number"),
+    "bool_type": ("recipe.wrong_type", lambda rule: "must be true or false"),
+    "string_type": ("recipe.wrong_type", lambda rule: "must be text, in quotes"),
+    "string_pattern_mismatch": ("recipe.pattern_mismatch", lambda rule: f"must match {rule['pattern']}"),
+    "path_type": ("recipe.wrong_type", lambda rule: "must be a path, in quotes"),
+    "tuple_type": ("recipe.wrong_type", lambda rule: 'must be a list, such as ["a", "b"]'),
+    "too_long": ("recipe.too_many_entries", lambda rule: f"must have {rule['max_length']} entries"),
+    "dict_type": ("recipe.wrong_type", lambda rule: 'must be a table, such as { key = "value" }'),
+    "model_type": ("recipe.wrong_type", lambda rule: "must be a table with keys of its own"),
+    "value_error": ("recipe.conflict", lambda rule: str(rule["error"])),
 }
-"""pydantic's error type -> our rule, from the error's context."""
+"""pydantic's error type -> code, and rule from the error's context."""

@@ -55,8 +55,8 @@ def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coo
     for pattern, name in FAMILIES.items():
         if re.search(pattern, model.lower()):
             return COORDINATES[name]
-    rule = f"the coordinates of {model!r} are not known: name one of {', '.join(COORDINATES)}"
-    raise RecipeError([Problem("", rule, key)])
+    rule, remedy = f"must be one of {', '.join(COORDINATES)} for {model}", "Look them up in the model card."
+    raise RecipeError([Problem("recipe.coordinates_unknown", rule, key, wanted, remedy)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,13 @@ def read_mask(path: Path) -> Mask:
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise DataError(f"a mask must be readable ({error.strerror or error})", place=path) from error
+        rule, value = "a mask must be readable", error.strerror or str(error)
+        remedy = "Correct the path, or change its permissions."
+        raise DataError("data.mask_not_readable", rule, place=path, value=value, remedy=remedy) from error
     values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if values is None:
-        raise DataError("a mask must be a picture", place=path, remedy="Copy the file anew.")
+        rule, remedy = "a mask must be an image", "Copy the file again."
+        raise DataError("data.mask_not_image", rule, place=path, remedy=remedy)
     if values.ndim == 3:
         values = values[..., :3].max(axis=2)  # a fourth channel is opacity
     mask: Mask = values > values.max() / 2

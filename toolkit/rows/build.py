@@ -57,8 +57,9 @@ def build_index(source: Source, target: Path, pictures: PictureStore, visit: Vis
             aside.unlink(missing_ok=True)
         facts_file(target).write_text(json.dumps(dataclasses.asdict(facts)), encoding="utf-8")
     except OSError as error:
-        remedy = "Name a folder with room for a copy of the rows in the environment variable TOOLKIT_CACHE."
-        raise DataError(f"the index of the rows cannot be written: {error}", place=target, remedy=remedy) from error
+        rule = "the folder of the row index must be writable and have room for a copy of the rows"
+        remedy = "Set the environment variable TOOLKIT_CACHE to another folder."
+        raise DataError("data.index_not_writable", rule, place=target, value=str(error), remedy=remedy) from error
     return facts
 
 
@@ -85,7 +86,8 @@ def _write(source: Source, aside: Path, pictures: PictureStore, visit: Visit | N
     with _Batches(aside) as batches:
         for name, row, text in stream_source(source, pictures):
             if not isinstance(row, dict):
-                skipped.add("the record is not an object", f"{name}: {json.dumps(row)[:40]}")
+                rule = "a record must be an object with named fields"
+                skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
                 continue
             if not row.keys() <= columns.keys():
                 columns.update(dict.fromkeys(row))
@@ -95,10 +97,10 @@ def _write(source: Source, aside: Path, pictures: PictureStore, visit: Visit | N
                 visit(number, own, row)
             number += 1
     if not number:
-        remedy = "; ".join(map(str, skipped.of(source.name)))
-        raise DataError(
-            "the source holds no record that is an object with named fields", place=source.name, value=remedy
-        )
+        rule = "the source must have at least one record that is an object with named fields"
+        found = "; ".join(map(str, skipped.of(source.name))) or "no record"
+        remedy = "Name another file in [data]."
+        raise DataError("data.no_records", rule, place=source.name, value=found, remedy=remedy)
     return Facts(
         rows=number,
         columns=tuple(columns),

@@ -33,7 +33,8 @@ def stream_hub(source: str, pictures: PictureStore) -> Iterator[Record]:
 def _load(source: str) -> Any:
     found = _NAME.fullmatch(source)
     if found is None:
-        raise DataError("a Hub data set is written hub:owner/name or hub:owner/name#split", value=source)
+        rule = "the name of a Hub dataset must be hub:owner/name or hub:owner/name#split"
+        raise DataError("data.hub_name_malformed", rule, value=source, remedy="Correct the name.")
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -42,7 +43,9 @@ def _load(source: str) -> Any:
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"the data set cannot be loaded: {reason}",
+            "data.hub_not_loaded",
+            "the Hub dataset must be available",
             place=source,
-            remedy="Check name, split and network (HF_HUB_OFFLINE), or name a file that lies on this machine.",
+            value=reason,
+            remedy="Check name, split and network (HF_HUB_OFFLINE), or name a local file.",
         ) from error

@@ -45,7 +45,7 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
     while separator == ",":
         text, name = window.text, key.match(window.text, window.at)
         if name is None:
-            window.fill(window.at, "a key in quotation marks and a colon must stand here")
+            window.fill(window.at, "data.json_key_expected", "a key in quotation marks and a colon must follow")
             continue
         begin = name.end()
         try:
@@ -55,7 +55,7 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
             continue
         after = following.match(text, end)
         if after is None:
-            window.fill(end, "a comma or the closing bracket must stand here")
+            window.fill(end, "data.json_comma_expected", "a comma or the closing bracket must follow")
             continue
         window.at, separator = after.end(), after[1]
         yield (_key_text(name[1]) if opener == "{" else None), value, text[begin:end]
@@ -81,7 +81,8 @@ class _Window:
     def start(self) -> tuple[str, bool]:
         """The opening bracket, and whether nothing stands between it and the closing one."""
         while (found := _START.match(self.text)) is None or (found.end() == len(self.text) and not self._ended):
-            self.fill(0, "the file must hold one JSON object (id -> record) or one list of records")
+            rule = "the file must be one JSON object (id -> record) or one list of records"
+            self.fill(0, "data.json_not_records", rule)
         is_empty = self.text.startswith(_CLOSING[found[1]], found.end())
         self.at = found.end() + is_empty
         return found[1], is_empty
@@ -90,29 +91,30 @@ class _Window:
         """Nothing but blanks may follow."""
         while True:
             if rest := self.text[self.at :].lstrip(" \t\n\r"):
-                self._fail(len(self.text) - len(rest), "nothing may follow the closing bracket", _LINES)
+                self._fail(len(self.text) - len(rest), "data.json_text_after_end", _AFTER, _LINES)
             if self._ended:
                 return
             self._read()
 
-    def fill(self, failed_at: int, rule: str) -> None:
+    def fill(self, failed_at: int, code: str, rule: str) -> None:
         """Read on where a record was cut off at the window's end; fail where the text is broken."""
         if self._ended or len(self.text) - failed_at > LOOK_AHEAD:
-            self._fail(failed_at, rule)
+            self._fail(failed_at, code, rule)
         self._read()
 
     def fill_after(self, error: ValueError | RecursionError, begin: int) -> None:
         """The same for a record that could not be parsed."""
         if isinstance(error, RecursionError):
-            self._fail(begin, "the record is nested too deeply")
+            self._fail(begin, "data.json_nested_too_deeply", "a record must not be nested deeper than Python can read")
         if not isinstance(error, json.JSONDecodeError):
-            self._fail(begin, f"the record cannot be read: {error}")
+            self._fail(begin, "data.json_not_readable", f"a record must be readable: {error}")
         elif error.msg.startswith("Unterminated string") and not self._ended:
             if len(self.text) - begin > MAX_RECORD_CHARS:
-                self._fail(error.pos, "a record is longer than 64 million characters: is a quotation mark missing?")
+                rule, remedy = "a record must have at most 64 million characters", "Look for a missing quotation mark."
+                self._fail(error.pos, "data.json_record_too_long", rule, remedy)
             self._read()
         else:
-            self.fill(error.pos, f"the JSON is broken: {error.msg}")
+            self.fill(error.pos, "data.json_invalid", f"the JSON must be valid: {error.msg}")
 
     def _read(self) -> None:
         """Forget what lies before ``at`` and append a chunk."""
@@ -121,6 +123,7 @@ class _Window:
             more = self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             raise DataError(
+                "data.not_utf8",
                 "the file must be UTF-8",
                 place=f"{self._place}, near byte {self._bytes + error.start:,}",
                 value=error.object[error.start : error.end],
@@ -138,11 +141,12 @@ class _Window:
             return self._lines, self._column + at
         return self._lines + self.text.count("\n", 0, at), at - newline - 1
 
-    def _fail(self, at: int, rule: str, remedy: str = "") -> None:
+    def _fail(self, at: int, code: str, rule: str, remedy: str = "Correct the file.") -> None:
         line, column = self._position(at)
         place = f"{self._place}, line {line + 1:,}, column {column + 1:,}"
         found = self.text[at : at + 40]
-        raise DataError(rule, place=place, value=found or "the end of the file", remedy=remedy)
+        raise DataError(code, rule, place=place, value=found or "the end of the file", remedy=remedy)
 
 
+_AFTER = "nothing must follow the closing bracket"
 _LINES = "If each line is a record of its own, name the file .jsonl."

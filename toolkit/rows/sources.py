@@ -57,14 +57,18 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
     if path.is_dir():
         files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS and _is_shown(file))
         if not files:
-            raise DataError(f"the folder holds no file of rows ({_KINDS})", place=path)
+            rule = f"the folder must have a file of rows ({_KINDS})"
+            raise DataError("data.folder_without_rows", rule, place=path, remedy="Name another folder in [data].")
         return Source(name, files, id_column)
     if not path.is_file():
-        raise DataError("the file of rows is not there", place=path, remedy=f"Correct the path in {key}.")
+        rule = "the file of rows must exist"
+        raise DataError("data.file_missing", rule, place=path, remedy=f"Correct the path in {key}.")
     if not os.access(path, os.R_OK):
-        raise DataError("the file of rows must be readable", place=path, remedy="Change its permissions.")
+        rule = "the file of rows must be readable"
+        raise DataError("data.file_not_readable", rule, place=path, remedy="Change its permissions.")
     if path.suffix.lower() not in READERS:
-        raise DataError(f"rows are read from {_KINDS}", place=path, value=path.suffix)
+        rule, remedy = f"a file of rows must be one of {_KINDS}", "Convert the file."
+        raise DataError("data.file_type_unknown", rule, place=path, value=path.suffix, remedy=remedy)
     return Source(name, (path,), id_column)
 
 
@@ -115,7 +119,8 @@ def _decode(line: bytes, file: Path, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError("the file must be UTF-8", place=f"{file}, line {number}", value=error.reason) from None
+        place, remedy = f"{file}, line {number}", _CONVERT.format("LATIN1")
+        raise DataError(*_NOT_UTF8, place=place, value=error.reason, remedy=remedy) from None
 
 
 def _parse_line(text: str, file: Path, number: int) -> Any:
@@ -123,8 +128,12 @@ def _parse_line(text: str, file: Path, number: int) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         place = f"{file}, line {number:,}"
-        raise DataError(f"each line must be one JSON record: {error}", place=place, value=text[:40]) from None
+        rule, remedy = f"each line must be one JSON record: {error}", "Correct the line."
+        raise DataError("data.json_line_invalid", rule, place=place, value=text[:40], remedy=remedy) from None
 
+
+_NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
+_CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
 
 _SEPARATORS = (";", "\t", "|")
 
@@ -139,19 +148,21 @@ def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
                 if cells:
                     yield None, _cells(header, cells, f"{file}, line {rows.line_num:,}"), None
         except UnicodeDecodeError as error:
-            remedy = f"Convert it, for example with: iconv -f {_encoding(file)} -t UTF-8."
-            raise DataError("the file must be UTF-8", place=file, value=error.reason, remedy=remedy) from None
+            remedy = _CONVERT.format(_encoding(file))
+            raise DataError(*_NOT_UTF8, place=file, value=error.reason, remedy=remedy) from None
         except csv.Error as error:
-            raise DataError(f"the CSV is broken: {error}", place=f"{file}, line {rows.line_num:,}") from None
+            rule, place = f"the CSV must be valid: {error}", f"{file}, line {rows.line_num:,}"
+            raise DataError("data.csv_invalid", rule, place=place, remedy="Correct the file.") from None
 
 
 def _header(names: list[str], file: Path) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
-        rule = "the first line must name the columns, each once"
-        raise DataError(rule, place=file, value=twice or names)
+        rule, remedy = "the first line must name the columns, each once", "Correct the first line."
+        raise DataError("data.csv_header_invalid", rule, place=file, value=twice or names, remedy=remedy)
     if len(names) == 1 and (other := next((sign for sign in _SEPARATORS if sign in names[0]), None)):
-        raise DataError("the columns of a CSV must be separated by commas", place=file, value=other)
+        rule, remedy = "the columns of a CSV must be separated by commas", "Convert the file."
+        raise DataError("data.csv_separator", rule, place=file, value=other, remedy=remedy)
     return names
 
 
@@ -164,7 +175,8 @@ def _encoding(file: Path) -> str:
 def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
     if len(cells) != len(header):
         rule = f"a row must have as many cells as the header ({len(header)})"
-        raise DataError(rule, place=place, value=len(cells), remedy="Quote cells that hold a comma.")
+        remedy = "Put cells that have a comma in quotation marks."
+        raise DataError("data.csv_cell_count", rule, place=place, value=len(cells), remedy=remedy)
     return dict(zip(header, cells, strict=True))
 
 
@@ -175,7 +187,8 @@ def _read_parquet(file: Path, pictures: PictureStore) -> Iterator[Record]:
                 for row in plain_rows(batch, pictures):
                     yield None, row, None
     except pa.ArrowInvalid as error:
-        raise DataError(f"the Parquet file is broken: {error}", place=file) from None
+        rule = f"the Parquet file must be valid: {error}"
+        raise DataError("data.parquet_invalid", rule, place=file, remedy="Copy the file again.") from None
 
 
 READERS: dict[str, Callable[[Path, PictureStore], Iterator[Record]]] = {

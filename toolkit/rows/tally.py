@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.errors import Problem
+
 MAX_EXAMPLES = 5
 
 
@@ -15,30 +17,41 @@ class Dropped:
     reason: str
     count: int
     examples: tuple[str, ...]
+    code: str = ""
+    """Stable identifier of the reason, such as ``tasks.mcq.answer_not_an_option``."""
+
+    def notice(self, verb: str = "") -> Problem:
+        """Return the warning about these rows. ``verb`` says what happens to them, such as ``left out``."""
+        rows = f"{self.count:,} {'row' if self.count == 1 else 'rows'}{f' {verb}' if verb else ''}"
+        rule = f"{rows}: {self.reason} (for example {'; '.join(self.examples)})"
+        return Problem(self.code or "data.rows_counted", rule, self.source)
 
     def __str__(self) -> str:
-        rows = "row" if self.count == 1 else "rows"
-        return f"{self.source}: {self.count:,} {rows}: {self.reason} (for example {'; '.join(self.examples)})"
+        return str(self.notice())
 
 
 class Tally:
     """Counts reasons in the order in which they first come up."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[str]] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+        self._examples: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, reason: str, example: str) -> None:
+    def add(self, reason: str, example: str, code: str = "") -> None:
         """Count one more."""
-        if reason not in self._counts:
-            self._counts[reason], self._examples[reason] = 0, []
-        self._counts[reason] += 1
-        if len(self._examples[reason]) < MAX_EXAMPLES:
-            self._examples[reason].append(example)
+        key = (code, reason)
+        if key not in self._counts:
+            self._counts[key], self._examples[key] = 0, []
+        self._counts[key] += 1
+        if len(self._examples[key]) < MAX_EXAMPLES:
+            self._examples[key].append(example)
 
     def of(self, source: str) -> tuple[Dropped, ...]:
         """What was counted, the most frequent reason first."""
-        found = (Dropped(source, reason, n, tuple(self._examples[reason])) for reason, n in self._counts.items())
+        found = (
+            Dropped(source, reason, count, tuple(self._examples[code, reason]), code)
+            for (code, reason), count in self._counts.items()
+        )
         return tuple(sorted(found, key=lambda dropped: -dropped.count))
 
 

@@ -44,17 +44,19 @@ def find_exported(run: RunFolder, model: str) -> Exported:
     if weights is None or not weights.exists():
         there = [name for name, path in found.items() if path.exists()]
         raise RunError(
-            "these weights must be there",
+            "run.exported_weights_missing",
+            "the weights must exist",
             place=f"--model {model}",
             value=str(weights or "no GGUF"),
-            remedy=f"Exported are: {', '.join(there) or 'none'} (toolkit export writes more); or name a path.",
+            remedy=f"Choose an exported format ({', '.join(there) or 'none'}), run toolkit export, or name a path.",
         )
     if model in found and (older := outdated(run)):
         raise RunError(
-            "exported weights must be made from the run's last ones, and the run has trained on since",
+            "run.exported_weights_outdated",
+            "exported weights must be those of the run's last training stage",
             place=f"--model {model}",
             value=f"made from {older}",
-            remedy="Export again with toolkit export, or name the path of the older ones.",
+            remedy="Export again with toolkit export, or name the path of the outdated weights.",
         )
     return Exported(model if model in found else _name_of(weights, found), weights)
 

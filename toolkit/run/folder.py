@@ -16,7 +16,7 @@ TRAINING_STAGES = ("sft", "grpo")
 EXPORT = "export"
 """The stage that writes weights for other programs."""
 
-_GONE = "Bring them back, or begin anew with --fresh (the old folder is kept under another name)."
+_GONE = "Restore them, or start over with --fresh (the old folder is kept under another name)."
 
 Record = dict[str, Any]
 """What a stage leaves for the results: plain JSON, paths relative to the run folder."""
@@ -114,7 +114,8 @@ class RunFolder:
             RunError: the stage has not finished.
         """
         if not self.is_done(stage):
-            raise RunError(f"the stage {stage} has not finished", place=self.path, remedy="Run its recipe first.")
+            rule, remedy = "the stage must have finished", "Run the recipe first."
+            raise RunError("run.stage_not_finished", rule, place=self.path, value=stage, remedy=remedy)
         record: Record = read_json(self.stage_folder(stage) / "done.json")["record"]
         return record
 
@@ -136,7 +137,8 @@ class RunFolder:
         """
         done = [self.weights_folder(stage) for stage in TRAINING_STAGES if self.is_done(stage)]
         if done and not done[-1].is_dir():
-            raise RunError("the weights of a finished stage must be there", place=done[-1], remedy=_GONE)
+            rule = "the weights of a finished stage must exist"
+            raise RunError("run.weights_missing", rule, place=done[-1], remedy=_GONE)
         return done[-1] if done else None
 
     def relative(self, path: Path) -> str:
@@ -176,7 +178,8 @@ def find_run(path: Path | str) -> RunFolder:
     run = RunFolder(Path(path).absolute())
     if not _is_run(run):
         raise RunError(
-            "this is not a run folder: it has no run.json and recipe.toml",
+            "run.not_a_run_folder",
+            "a run folder must have run.json and recipe.toml",
             place=path,
             remedy="Name the folder that `toolkit run` made, such as runs/quickstart.",
         )
@@ -202,12 +205,15 @@ def find_weights(path: Path) -> Path:
     if _is_run(RunFolder(path)):
         weights = RunFolder(path).trained_weights()
         if weights is None:
-            raise RunError("no training stage of this run has finished", place=path, remedy="Finish it first.")
+            rule = "at least one training stage of the run must have finished"
+            raise RunError("run.no_stage_finished", rule, place=path, remedy="Finish the run first.")
         return weights
     if not any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise RunError(
-            "this is neither a run folder nor a folder of weights: no run.json, adapter_config.json or config.json",
+            "run.folder_without_weights",
+            "the folder must be a run or have weights (run.json, adapter_config.json or config.json)",
             place=path,
+            remedy="Name another folder.",
         )
     return path
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from toolkit.errors import RecipeError, RunError, ToolkitError
+from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
 from toolkit.run.files import cut_torn_line, read_json, write_json, write_text
 from toolkit.run.folder import Record, RunFolder, find_run
@@ -40,6 +40,9 @@ HARMLESS = frozenset(
 )
 """Keys that may change while a run goes on: they change neither the weights nor the answers. Where the data lie may
 change since what they hold is compared by fingerprint."""
+
+_FRESH = "start over with --fresh (the old folder is kept under another name)"
+_NOT_MADE = ("run.folder_not_made", "it must be possible to make the run folder")
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +102,10 @@ def read_state(run: RunFolder) -> Record:
     except (ValueError, KeyError, TypeError):
         pass
     raise RunError(
-        "run.json must be what the run wrote",
+        "run.state_damaged",
+        "run.json must be as the run wrote it",
         place=run.run_file,
-        remedy="Bring it back, or begin anew with --fresh (the old folder is kept under another name).",
+        remedy=f"Restore it, or {_FRESH}.",
     )
 
 
@@ -120,10 +124,11 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
     changed = [name for name, digest in fingerprints.items() if known.get(name, digest) != digest]
     if changed:
         raise RunError(
-            f"the {' and '.join(changed)} changed since this run began, so it cannot be continued with them",
+            "run.inputs_changed",
+            "the inputs of a run must be those that it began with",
             place=run.path,
-            remedy="Bring back what it began with, begin anew with --fresh (the old folder is kept under another "
-            "name), or choose another run.name.",
+            value=f"changed: {', '.join(changed)}",
+            remedy=f"Restore them, {_FRESH}, or choose another run.name.",
         )
     write_json(run.run_file, {**state, "fingerprints": {**known, **fingerprints}})
 
@@ -141,9 +146,10 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise RunError(
-            "another process is working in this run folder",
+            "run.folder_in_use",
+            "only one process must use a run folder at a time",
             place=path,
-            remedy="Wait for it, or choose another name with --set run.name=...",
+            remedy="Wait for the other process, or choose another name with --set run.name=...",
         ) from error
     except OSError as error:
         raise _cannot_be_made(path, error) from error
@@ -154,8 +160,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _cannot_be_made(path: Path, error: OSError) -> RunError:
-    rule = f"a run folder cannot be made here ({error.strerror or error})"
-    return RunError(rule, place=path, remedy="Choose another run.name or run.folder.")
+    value = error.strerror or str(error)
+    return RunError(*_NOT_MADE, place=path, value=value, remedy="Choose another run.name or run.folder.")
 
 
 def _name_for_old(path: Path) -> Path:
@@ -174,9 +180,10 @@ def _remove_rehearsal(old: RunFolder) -> None:
         replaceable = False
     if not replaceable:
         raise RunError(
-            "a rehearsal replaces an earlier rehearsal, and this run is none, or cannot be read",
+            "run.not_a_dry_run",
+            "a dry run must not replace a run that is not a dry run or cannot be read",
             place=old.path,
-            remedy="Rehearse under another name with --set run.name=...",
+            remedy="Choose another name with --set run.name=...",
         )
     # Renamed first, so that no half of a run stays under its name.
     doomed = old.path.with_name(f".{old.name}.removed")
@@ -188,10 +195,11 @@ def _remove_rehearsal(old: RunFolder) -> None:
 
 def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
-        raise RunError("a run folder cannot be made here: this is a file", place=path)
+        raise RunError(*_NOT_MADE, place=path, value="a file", remedy="Choose another run.name or run.folder.")
     if path.is_dir() and any(file.name != "log.txt" for file in path.iterdir()):
         raise RunError(
-            "this folder is not empty and not a run: it has no run.json",
+            "run.folder_of_other_files",
+            "a run folder must be empty or have run.json",
             place=path,
             remedy="Choose another run.name or run.folder.",
         )
@@ -204,10 +212,10 @@ def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
     lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key not in HARMLESS]
     if lines and _is_bound(run, recipe):
         raise RunError(
-            "the recipe differs from the one this run began with",
+            "run.recipe_changed",
+            "\n  ".join(["the recipe must be the one that the run began with:", *lines]) + "\n",
             place=run.path,
-            remedy="\n  ".join(["What changed:", *lines]) + "\nRun the old recipe, begin anew with --fresh (the old "
-            "folder is kept under another name), or choose another name with --set run.name=...",
+            remedy=f"Run the old recipe, {_FRESH}, or choose another name with --set run.name=...",
         )
     for key, (old, new) in changed.items():
         log.info("the recipe changed where it may: %s: %s -> %s", key, old, new)
@@ -248,7 +256,8 @@ def _begin_session(run: RunFolder, recipe: Recipe) -> None:
 def _tell_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            log.warning("%s changed since the run was last started: %s -> %s", name, old.get(name), new.get(name))
+            rule = f"the version should be that of the run's last session, {old.get(name)}"
+            warn("run.version_changed", rule, place=name, value=new.get(name))
 
 
 class _LogFailure:

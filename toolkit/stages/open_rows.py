@@ -96,7 +96,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
     wanted = Wanted(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
     column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, there)
     if problems:
-        raise DataError("\n  ".join(["the columns do not fit:", *problems]), place=index.source)
+        raise DataError("\n  ".join(["the columns do not fit:", *map(str, problems)]), place=index.source)
     root = (image_root or source_folder(index.source) or Path()).absolute()
     return RowOrigin(Path(index.source), root, column, context=recipe.prompt.context, settings=settings)
 

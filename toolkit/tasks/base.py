@@ -56,7 +56,7 @@ class Task:
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
         settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
         link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
-        notes: Sample -> what must be told of a row that can be used, in short constant sentences, counted as such.
+        notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         carried: what goes from one question to the next; None: each question stands alone.
         grouped_by: what makes a group where ``data.group`` names no column.
     """
@@ -80,6 +80,6 @@ class Task:
     stratum: Callable[[Sample], str] | None = None
     settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
     link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
-    notes: Callable[[Sample], Iterable[str]] | None = None
+    notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     carried: Carried | None = None
     grouped_by: str = "each row's first image"

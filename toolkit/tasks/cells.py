@@ -22,9 +22,11 @@ _WHOLE = re.compile(r"\d+\.0+")
 MOST_BRACKETS = 128
 """In a text that is mended; a step's answer has about ten."""
 
-NO_IMAGE = "no image path"
-TOO_MANY_IMAGES = "more pictures than images.max_per_question"
-IMAGE_OUTSIDE = "an image path leaves the folder data.image_root"
+NO_QUESTION = ("data.question_missing", "the row must have a question")
+NO_ANSWER = ("data.answer_missing", "the row must have an answer")
+NO_IMAGE = ("data.image_path_missing", "the row must have an image path")
+IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the folder data.image_root")
+"""Code and rule of problems that several tasks have."""
 
 
 def text_of(value: Any) -> str:
@@ -35,7 +37,8 @@ def text_of(value: Any) -> str:
     """
     if isinstance(value, str):
         if not value.isascii() and _HALF.search(value):
-            raise RowProblem("a text holds half of a surrogate pair, which is no character", value=ascii(value))
+            rule = "a text must not have half of a surrogate pair, which is not a character"
+            raise RowProblem("data.text_not_unicode", rule, value=ascii(value))
         return value.strip()
     if value is None or value != value:  # only NaN differs from itself
         return ""
@@ -131,12 +134,13 @@ def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, pla
         try:
             return int(float(width)), int(float(height))
         except (ValueError, OverflowError):
-            raise RowProblem("width and height must be numbers", place=place, value=(width, height)) from None
+            rule = "width and height must be numbers"
+            raise RowProblem("data.image_size_not_number", rule, place=place, value=(width, height)) from None
     try:
         return _size(image.path)
     except ImageError as error:
-        reason = "no width and height, and the picture cannot be opened"
-        raise MissingPicture(reason, place=place, value=error) from None
+        rule = "the row must have width and height, or an image that can be opened"
+        raise MissingPicture("data.image_size_unknown", rule, place=place, value=str(error)) from None
 
 
 def frame_of(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
@@ -158,16 +162,18 @@ def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[I
     value = decoded(cell(row, source, "image"))
     texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
     if not texts or "" in texts:
-        raise RowProblem(NO_IMAGE, place=f"{source.file}: {name}", value=value)
+        raise RowProblem(*NO_IMAGE, place=f"{source.file}: {name}", value=value)
     if len(texts) > source.max_images:
-        remedy = "Raise images.max_per_question if the model is to see them all."
-        raise RowProblem(TOO_MANY_IMAGES, place=f"{source.file}: {name}", value=len(texts), remedy=remedy)
+        rule, remedy = "the row must have at most images.max_per_question images", "Raise images.max_per_question."
+        where = f"{source.file}: {name}"
+        raise RowProblem("data.too_many_images", rule, place=where, value=len(texts), remedy=remedy)
     root = str(source.image_root)
     try:
         return tuple([_image(text, root) for text in texts])
     except ImageError as error:
         remedy = "Set data.image_root to the folder that all images are in."
-        raise RowProblem(IMAGE_OUTSIDE, place=f"{source.file}: {name}", value=error.value, remedy=remedy) from None
+        where = f"{source.file}: {name}"
+        raise RowProblem(*IMAGE_OUTSIDE, place=where, value=error.value, remedy=remedy) from None
 
 
 @lru_cache(maxsize=1 << 14)
@@ -186,7 +192,8 @@ def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef
         return str(images[0].path).removeprefix(str(source.image_root)).lstrip(os.sep).replace(os.sep, "/")
     if group := name_of(row.get(source.group)):
         return group
-    raise RowProblem("no group", place=f"{source.file}", value=row.get(source.group))
+    rule = "the row must have a value in the column of data.group"
+    raise RowProblem("data.group_missing", rule, place=f"{source.file}", value=row.get(source.group))
 
 
 def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, R
 from toolkit.pipeline.rehearsal.derive import rehearsal
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.steps import Stages, require_export, run_recipe
-from toolkit.recipe import SPLITS, Finding, Recipe, absent, changed_keys
+from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
 from toolkit.rewards import reward_table
 from toolkit.run import Progress, RunFolder, silent
 from toolkit.sample import Sample
@@ -120,10 +120,10 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
 def _look_for(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Why there are no own rows, and all that the real run would not find."""
     found = absent(recipe)
-    if refused := [Problem("recipe.file_missing", text, key) for key, text in found if key in NEEDED]:
+    if refused := [problem for problem in found if problem.place in NEEDED]:
         raise RecipeError(refused)
     no_rows = [*filter(_is_of_the_rows, found), *_of_the_hub(recipe)]
-    return tuple(map(_sentence, no_rows)), tuple(map(_sentence, found))
+    return tuple(map(str, no_rows)), tuple(map(str, found))
 
 
 def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
@@ -135,18 +135,18 @@ def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
     return ()
 
 
-def _is_of_the_rows(finding: Finding) -> bool:
-    return finding[0] in OF_THE_ROWS
+def _is_of_the_rows(problem: Problem) -> bool:
+    return problem.place in OF_THE_ROWS
 
 
-def _of_the_hub(recipe: Recipe) -> list[Finding]:
+def _of_the_hub(recipe: Recipe) -> list[Problem]:
     sources = {f"data.{split}": getattr(recipe.data, split) for split in SPLITS}
-    rule = "rows of the Hub are not downloaded for a rehearsal; `toolkit data inspect` reads them"
-    return [(key, f"{rule} ({source})") for key, source in sources.items() if source and source.startswith("hub:")]
-
-
-def _sentence(finding: Finding) -> str:
-    return f"{finding[0]}: {finding[1]}"
+    rule, remedy = "a dry run does not download rows of the Hub", "Read them with `toolkit data inspect`."
+    return [
+        Problem("data.hub_rows_not_downloaded", rule, key, source, remedy)
+        for key, source in sources.items()
+        if source and source.startswith("hub:")
+    ]
 
 
 def _refuse_nothing(derived: Recipe) -> None:

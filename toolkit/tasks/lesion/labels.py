@@ -95,25 +95,33 @@ def load_labels(path: Path) -> LabelTable:
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("label", [])
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"a table of labels must be readable TOML: {error}", place=path) from error
+        rule = "a table of labels must be a readable TOML file"
+        raise DataError(
+            "tasks.lesion.labels_not_readable", rule, place=path, value=str(error), remedy="Correct the file."
+        ) from error
     table = LabelTable(tuple(_entry(entry, f"{path}, label {number}") for number, entry in enumerate(entries, 1)))
     if not table.labels:
-        raise DataError("a table of labels must have at least one", place=path, remedy=_LAYOUT)
+        rule = "a table of labels must have at least one label"
+        raise DataError("tasks.lesion.labels_empty", rule, place=path, remedy=_LAYOUT)
     taken: dict[str, str] = {}
     for label in table.labels:
         for name in _names_of(label):
             if taken.setdefault(name, label.code) != label.code:
-                raise DataError(f"one name cannot stand for {taken[name]} and {label.code}", place=path, value=name)
+                rule = f"a name must belong to one label, not to {taken[name]} and {label.code}"
+                remedy = "Remove it from one of them."
+                raise DataError("tasks.lesion.label_name_repeated", rule, place=path, value=name, remedy=remedy)
     return table
 
 
 def _entry(entry: object, place: str) -> Label:
     if not isinstance(entry, dict):
-        raise DataError("a label must be a table", place=place, value=entry, remedy=_LAYOUT)
+        rule = "a label must be a table"
+        raise DataError("tasks.lesion.label_not_table", rule, place=place, value=entry, remedy=_LAYOUT)
     code, name, synonyms = entry.get("code"), entry.get("name"), entry.get("synonyms", [])
     texts = isinstance(synonyms, list) and all(isinstance(text, str) for text in synonyms)
     if not (isinstance(code, str) and isinstance(name, str) and _fold(code) and _fold(name) and texts):
-        raise DataError("a label must have a code and a name, and synonyms must be texts", place=place, remedy=_LAYOUT)
+        rule = "a label must have a code and a name, and synonyms must be texts"
+        raise DataError("tasks.lesion.label_incomplete", rule, place=place, value=entry, remedy=_LAYOUT)
     return Label(code, name, tuple(synonyms))
 
 

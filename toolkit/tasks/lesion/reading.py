@@ -74,7 +74,8 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     }
     asked = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
     if not asked:
-        raise RowProblem("the row knows nothing of what data.lesion.answer asks for", place=place)
+        rule = "the row must have at least one part of data.lesion.answer"
+        raise RowProblem("tasks.lesion.answer_parts_missing", rule, place=place)
     question = choose_question(asked, Random(f"{settings.seed}/{name}/question"))
     fields = {"question": question, "asked": asked, "size": size, "picture": picture, "settings": settings}
     fields["frame"] = settings.frame(size)
@@ -129,7 +130,8 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
         return None
     code = settings.labels.find(text)
     if code is None and "diagnosis" in settings.answer:
-        raise RowProblem("a diagnosis that the table of labels does not have", place=place, value=text)
+        rule = "the diagnosis must be in the table of labels"
+        raise RowProblem("tasks.lesion.diagnosis_unknown", rule, place=place, value=text)
     return code
 
 
@@ -138,17 +140,19 @@ def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) ->
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
     listed = many if _given(many) else [one] if _given(one) else []
     if not isinstance(listed, list):
-        raise RowProblem("boxes must be a list of [x1, y1, x2, y2]", place=place, value=listed)
+        rule = "boxes must be a list of [x1, y1, x2, y2]"
+        raise RowProblem("tasks.lesion.boxes_not_list", rule, place=place, value=listed)
     return [_box(box, size, place) for box in listed]
 
 
 def _box(values: Any, size: Size, place: str) -> Box:
     numbers = _numbers(values)
     if numbers is None or len(numbers) != 4:
-        raise RowProblem("a box must be [x1, y1, x2, y2]", place=place, value=values)
+        raise RowProblem("tasks.lesion.box_malformed", "a box must be [x1, y1, x2, y2]", place=place, value=values)
     box = clip_box(order_box(*numbers), size)
     if box[0] >= box[2] or box[1] >= box[3]:
-        raise RowProblem("a box must have an area inside the picture", place=place, value=values)
+        rule = "a box must have an area inside the image"
+        raise RowProblem("tasks.lesion.box_without_area", rule, place=place, value=values)
     return box
 
 
@@ -158,7 +162,8 @@ def _polygons(row: Mapping[str, Any], origin: RowOrigin, place: str) -> list[Pol
         return []
     polygons = [_polygon(points) for points in value] if isinstance(value, list) else [None]
     if None in polygons:
-        raise RowProblem("polygons must be lists of [x, y]", place=place, value=value)
+        rule = "polygons must be lists of [x, y]"
+        raise RowProblem("tasks.lesion.polygons_malformed", rule, place=place, value=value)
     return [polygon for polygon in polygons if polygon]
 
 
@@ -188,9 +193,10 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
     try:
         ref = image_ref(text, str(origin.image_root), "")
     except ImageError as error:
-        raise RowProblem("a mask's path leaves the folder data.image_root", place=place, value=error.value) from None
+        rule = "a mask's path must not leave the folder data.image_root"
+        raise RowProblem("tasks.lesion.mask_outside_root", rule, place=place, value=error.value) from None
     if not ref.path.is_file():
-        raise MissingPicture("the mask is missing", place=place, value=text)
+        raise MissingPicture("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
     return ref
 
 

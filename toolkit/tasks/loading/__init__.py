@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.splits import LeakReport
@@ -28,10 +28,15 @@ class DataSplits:
     """Rows that could not be used, and rows removed because they leak, by source and reason."""
     leaks: LeakReport
     """What stands in two splits all the same."""
-    announcements: tuple[str, ...]
-    """Sentences for the user, the gravest first."""
+    notices: tuple[Problem, ...]
+    """Warnings, the gravest first."""
     fingerprint: str
     """Hash of task, columns, and the rows of each split: the same data have the same on every machine."""
+
+    @property
+    def announcements(self) -> tuple[str, ...]:
+        """Return the warnings as sentences."""
+        return tuple(map(str, self.notices))
 
 
 def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
@@ -46,19 +51,18 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
         DataError: a source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
     loaded = _read_sources(_sources(recipe, folder), recipe, folder)
-    parts, split_lines = split_parts(loaded, recipe)
+    parts, split_off = split_parts(loaded, recipe)
     parts, leaks, removed = handle_leaks(parts, recipe.data.on_leak)
     sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
-    lines = [describe_leak(leak, parts) for leak in leaks.leaks]
-    lines += [line for source in loaded.values() for line in source.announcements]
-    lines += [*(f"left out: {one}" for one in removed), *split_lines]
-    lines += [
-        f"{name}: {len(sets[name]):,} of {len(part):,} rows, drawn by the seed"
-        for name, part in parts.items()
-        if len(sets[name]) < len(part)
-    ]
+    notices = [Problem("data.splits_leak", describe_leak(leak, parts), "[data]") for leak in leaks.leaks]
+    notices += [notice for source in loaded.values() for notice in source.notices]
+    notices += [*(one.notice("left out") for one in removed), *split_off]
+    for name, part in parts.items():
+        if len(sets[name]) < len(part):
+            rule = f"{len(sets[name]):,} of {len(part):,} rows are used, drawn by the seed"
+            notices.append(Problem("data.rows_limited", rule, name))
     dropped = (*(one for source in loaded.values() for one in source.dropped), *removed)
-    return DataSplits(**sets, dropped=dropped, leaks=leaks, announcements=tuple(lines), fingerprint=_fingerprint(sets))
+    return DataSplits(**sets, dropped=dropped, leaks=leaks, notices=tuple(notices), fingerprint=_fingerprint(sets))
 
 
 def practice_rows(folder: Path, split: str) -> Path | None:
@@ -74,8 +78,9 @@ def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     else:
         found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
     if "train" not in found:
-        rule = "training rows are needed: name a file in data.train"
-        raise DataError(rule, place=folder or "[data]", remedy="Or let [data.phantom] generate practice data.")
+        rule = "the data must have training rows"
+        remedy = "Set data.train to a file, or add [data.phantom] to generate synthetic data."
+        raise DataError("data.no_training_rows", rule, place=folder or "[data]", remedy=remedy)
     return found
 
 
@@ -89,7 +94,8 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise DataError("\n".join(["the data cannot be used:", *map(str, problems)]))
+        found = [problem for error in problems for problem in error.problems]
+        raise DataProblems("data.unusable", "the data must be usable", found, place="[data]")
     return loaded
 
 

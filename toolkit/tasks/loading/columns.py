@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from toolkit.errors import Problem
 from toolkit.tasks.base import Task
 from toolkit.tasks.cells import fold
 
@@ -21,8 +22,8 @@ class Wanted:
     settings: Any = None
 
 
-def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Field -> column for the columns that are there, and a sentence for each thing that does not fit.
+def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
+    """Return field -> column for the columns that exist, and a problem for each thing that does not fit.
 
     A field that the recipe does not map is looked for under its usual names, first to the letter, then without case,
     blanks and underscores.
@@ -52,35 +53,41 @@ def _usual(names: Sequence[str], there: Sequence[str], taken: set[str]) -> str |
     return next((folded[fold(name)] for name in names if fold(name) in folded), None)
 
 
-def _wrong_fields(task: Task, wanted: Wanted) -> Iterator[str]:
+def _wrong_fields(task: Task, wanted: Wanted) -> Iterator[Problem]:
     known = ("id", *task.columns)
     for field in wanted.columns:
         if field not in known:
-            yield f"data.columns.{field} is not a field of the task {task.name}{_nearest(field, known)}"
+            rule = f"must be a field of the task {task.name}"
+            yield Problem("data.field_unknown", rule, f"data.columns.{field}", remedy=_nearest(field, known))
 
 
-def _missing(task: Task, wanted: Wanted, found: Mapping[str, str], there: Sequence[str]) -> Iterator[str]:
+def _missing(task: Task, wanted: Wanted, found: Mapping[str, str], there: Sequence[str]) -> Iterator[Problem]:
     for field, column in wanted.columns.items():
         if (field == "id" or field in task.columns) and column not in there:
-            yield f'data.columns.{field} names the column "{column}", which is not there{_nearest(column, there)}'
+            yield _no_column(f"data.columns.{field}", column, there)
     for choice in sorted(task.required):
         fields = choice.split("|")
         if not any(field in found or field in wanted.columns for field in fields):
             names = [name for field in fields for name in task.columns[field]]
-            hint = _nearest(names[0], there, field=fields[0])
-            yield f"no column for the field {fields[0]} (looked for {', '.join(names)}){hint}"
+            rule = f"the rows must have a column for the field {fields[0]}, such as {', '.join(names)}"
+            remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], there)}"
+            yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
     by = [column for column in wanted.by if column not in task.columns]
     named = {"data.group": filter(None, [wanted.group]), "prompt.context": wanted.context, "evaluate.by": by}
     for key, columns in named.items():
         for column in columns:
             if column not in there:
-                yield f'{key} names the column "{column}", which is not there{_nearest(column, there)}'
+                yield _no_column(key, column, there)
 
 
-def _nearest(word: str, names: Sequence[str], field: str = "") -> str:
-    """The column that was probably meant, else all there are; with a field, how to name it in the recipe."""
+def _no_column(key: str, column: str, there: Sequence[str]) -> Problem:
+    return Problem("data.column_missing", "must be a column of the rows", key, column, _nearest(column, there))
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    """Return a question for the column that was probably meant, or a sentence with all columns."""
     by_fold = {fold(column): column for column in names}
     close = get_close_matches(fold(word), by_fold, n=1, cutoff=0.6)
     if close:
-        return f'; nearest: "{by_fold[close[0]]}"' + (f" (name it in data.columns.{field})" if field else "")
-    return f"; there are: {', '.join(names)}" + (f" (name one in data.columns.{field})" if field else "")
+        return f'Did you mean "{by_fold[close[0]]}"?'
+    return f"Choose one of: {', '.join(names)}."

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, Problem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.rows import Dropped
 from toolkit.rows.tally import MAX_EXAMPLES
@@ -40,8 +40,8 @@ class Part:
         return Part(self.loaded, self.chosen[~marked])
 
 
-def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str, Part], list[str]]:
-    """The rows of each split, and a sentence for each that was split off from train by group."""
+def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str, Part], list[Problem]]:
+    """Return the rows of each split, and a notice for each that was split off from train by group."""
     train = loaded["train"]
     everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
     nothing = Part(train, np.arange(0))
@@ -57,13 +57,14 @@ def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str,
         if recipe.data.group
         else f"{TASKS[recipe.data.task].grouped_by} (data.group names no column)"
     )
-    lines = [
-        f"{name}: {len(everything[name]):,} rows of {len(np.unique(everything[name].keys.groups)):,} groups were split "
-        f"off from train; the group is {by}"
-        for name in shares
-        if name != "train"
-    ]
-    return {name: everything.get(name, nothing) for name in SPLITS}, lines
+    notices = [_split_off(name, everything[name], by) for name in shares if name != "train"]
+    return {name: everything.get(name, nothing) for name in SPLITS}, notices
+
+
+def _split_off(name: str, part: Part, by: str) -> Problem:
+    groups = len(np.unique(part.keys.groups))
+    rule = f"{len(part):,} rows of {groups:,} groups were split off from train. The group is {by}"
+    return Problem("data.split_by_group", rule, name)
 
 
 def handle_leaks(
@@ -88,11 +89,13 @@ def handle_leaks(
         kept[name] = parts[name].without(marked)
         if marked.any():
             examples = tuple(parts[name].id(int(row)) for row in np.flatnonzero(marked)[:MAX_EXAMPLES])
-            reason = f"the group or an image stands in {' or '.join(SPLITS[position + 1 :])} too"
-            removed.append(Dropped(name, reason, int(marked.sum()), examples))
+            later_splits = " or ".join(SPLITS[position + 1 :])
+            reason = f"the group and the images must not be in {later_splits} too"
+            removed.append(Dropped(name, reason, int(marked.sum()), examples, "data.row_leaks"))
     if not len(kept["train"]):
         rule = 'data.on_leak = "drop" must leave training rows'
-        raise DataError(rule, place="[data]", value=str(report), remedy="Delete data.test to split by group instead.")
+        remedy = "Remove data.test to split data.train by group instead."
+        raise DataError("data.leaks_leave_no_rows", rule, place="[data]", value=str(report), remedy=remedy)
     return {name: kept[name] for name in SPLITS}, LeakReport(), tuple(removed)
 
 
@@ -105,8 +108,9 @@ def describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
 def _stop(parts: Mapping[str, Part], report: LeakReport) -> DataError:
     lines = (f"\n  {describe_leak(leak, parts)}" for leak in report.leaks)
     return DataError(
-        f"no group, image or question may stand in two splits:{''.join(lines)}\n",
+        "data.splits_leak",
+        f"no group, image or question must be in two splits:{''.join(lines)}\n",
         place="[data]",
         remedy='Set data.on_leak to "drop" to remove the training rows, or to "report" to keep and report them. '
-        "Without data.test the rows of data.train are split by group.",
+        "Without data.test, the rows of data.train are split by group.",
     )

@@ -1,12 +1,12 @@
 """One source of rows, opened for a task: its index, its columns, and the survey of its rows."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import Recipe
 from toolkit.rows import Dropped, RowIndex, open_index, source_folder
 from toolkit.rows.tally import total
@@ -28,7 +28,8 @@ class Loaded:
     samples: SampleSet
     keys: RowKeys
     dropped: tuple[Dropped, ...]
-    announcements: tuple[str, ...]
+    notices: tuple[Problem, ...]
+    """Warnings, the gravest first."""
 
 
 def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
@@ -44,9 +45,9 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split
     index, row_source, survey = _open(task, wanted, source, image_root or recipe.data.image_root)
     dropped = (*index.skipped, *survey.dropped)
     _check_dropped(dropped, index, len(survey.rows), recipe.data.max_dropped)
-    announcements = _announce(task, wanted, row_source, index, survey)
+    notices = tuple(_notices(task, wanted, row_source, index, survey))
     samples = SampleSet(task.name, index, row_source, survey.rows, survey.links)
-    return Loaded(samples, survey.keys, dropped, announcements)
+    return Loaded(samples, survey.keys, dropped, notices)
 
 
 def wanted_columns(recipe: Recipe, split: str = "train") -> Wanted:
@@ -118,9 +119,11 @@ def _row_source(task: Task, wanted: Wanted, where: tuple[str, Path | None], colu
 def _check_columns(task: Task, wanted: Wanted, index: RowIndex, image_root: Path | None) -> None:
     _, problems = resolve_columns(task, wanted, index.columns)
     if image_root is None and index.image_root is None:
-        problems.append("the rows name pictures by paths: set data.image_root to the folder that the paths start from")
+        rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
+        problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
     if problems:
-        raise DataError("\n  ".join(["the columns do not fit:", *problems]), place=index.source)
+        rule = "the recipe must fit the columns of the rows"
+        raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
 
 
 def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, most: float) -> None:
@@ -129,24 +132,28 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, mos
         return
     reasons = "".join(f"\n  {one.count:,} rows: {one.reason} ({'; '.join(one.examples)})" for one in dropped)
     raise DataError(
-        f"at most {most:.1%} of the rows may be unusable (data.max_dropped), and at least one must be usable",
+        "data.too_many_unusable_rows",
+        f"at least one row must be usable, and unusable rows must be at most {most:.1%} (data.max_dropped)",
         place=index.source,
         value=f"{lost:,} of {lost + usable:,}",
-        remedy=f"Correct the rows or the column map, or raise data.max_dropped:{reasons}",
+        remedy=f"Correct the rows or data.columns, or raise data.max_dropped:{reasons}",
     )
 
 
-def _announce(task: Task, wanted: Wanted, source: RowOrigin, index: RowIndex, survey: Survey) -> tuple[str, ...]:
+def _notices(task: Task, wanted: Wanted, source: RowOrigin, index: RowIndex, survey: Survey) -> Iterator[Problem]:
     name, facts = index.source, index.facts
-    lines = [
-        f"{name}: the column {column} is put into the prompt and holds the answer: scores say nothing about the images"
-        for column in leaking_context(task, wanted, source.column)
-    ]
-    lines += survey.links.notes if survey.links else ()
-    lines += [f"left out: {one}" for one in (*index.skipped, *survey.dropped)]
-    lines += map(str, survey.noted)
+    for column in leaking_context(task, wanted, source.column):
+        rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
+        yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
+    for note in survey.links.notes if survey.links else ():
+        yield Problem("tasks.steps.order_irregular", note)
+    for one in (*index.skipped, *survey.dropped):
+        yield one.notice("left out")
+    for one in survey.noted:
+        yield one.notice()
     if facts.duplicates:
-        examples = ", ".join(facts.duplicate_examples)
-        lines.append(f"{name}: ids that rows repeat: {facts.duplicates:,} ({examples}); they are kept as id#2, id#3, …")
-    lines += [f"{name}: blanks around {n:,} values of {column} were removed" for column, n in survey.trimmed.items()]
-    return tuple(lines)
+        rule = "ids should be unique: repeated ids are kept as id#2, id#3, …"
+        value = f"{facts.duplicates:,} repeated, such as {', '.join(facts.duplicate_examples)}"
+        yield Problem("data.ids_repeated", rule, name, value)
+    for column, count in survey.trimmed.items():
+        yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)

@@ -66,11 +66,11 @@ class Surveyor:
         try:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
-            self._tally.add(problem.reason, name)
+            self._tally.add(problem.reason, name, problem.code)
             self._lasts &= not isinstance(problem, MissingPicture)
             return
-        for note in self.task.notes(sample) if self.task.notes else ():
-            self._notes.add(note, name)
+        for code, rule in self.task.notes(sample) if self.task.notes else ():
+            self._notes.add(rule, name, code)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
 

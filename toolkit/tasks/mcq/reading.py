@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.errors import RowProblem
+from toolkit.errors import NOTHING, RowProblem
 from toolkit.sample import Sample
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, decoded, extra_fields, read_group, read_images, text_of
+from toolkit.tasks.cells import NO_ANSWER, NO_QUESTION, cell, decoded, extra_fields, read_group, read_images, text_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
@@ -28,6 +28,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 _LABEL = re.compile(r"\(?([A-Za-z])(?:\)|[.:]|\s+-)\s*(.*)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 
+_NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of the options")
+_LETTER_REPEATED = ("tasks.mcq.option_letter_repeated", "each option must have a letter of its own")
 
 MOST_COLUMNS = 8
 """Options in columns of their own: option_a to option_h."""
@@ -45,12 +47,13 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
     problem = _Problems(source, name)
     question = text_of(cell(row, source, "question"))
     if not question:
-        raise problem("no question")
+        raise problem(*NO_QUESTION)
     options = read_options(row, source, problem)
     letter = read_letter(row, source, options, problem)
     explanation = text_of(cell(row, source, "explanation"))
     if _holds_tag("\n".join((explanation, *options.values()))):
-        raise problem("a tag of the answer's format stands in an option or explanation")
+        rule = "options and explanation must not have a tag of the answer's format"
+        raise problem("tasks.mcq.tag_in_text", rule)
     images = read_images(name, row, source)
     fields: dict[str, Any] = {"question": question, "options": options}
     if question_type := text_of(cell(row, source, "question_type")):
@@ -76,19 +79,18 @@ def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems"
     if value is None:
         found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:MOST_COLUMNS]}
         if any(fold(column) == f"option {LETTERS[MOST_COLUMNS].lower()}" for column in row):
-            raise problem(
-                "more options in columns of their own than a to h", remedy="Put them into one column, options."
-            )
+            rule, remedy = "options in separate columns must be a to h", "Put all options into one column, options."
+            raise problem("tasks.mcq.too_many_option_columns", rule, remedy=remedy)
         value = {letter: text for letter, text in found.items() if text_of(text)}
     if not isinstance(value, list | dict):
-        raise problem("options are neither a list nor a table", value)
+        raise problem("tasks.mcq.options_not_list", "options must be a list or a table", value)
     if len(value) < 2:
-        raise problem("fewer than two options", value)
+        raise problem("tasks.mcq.too_few_options", "the row must have at least two options", value)
     if len(value) > len(LETTERS):
-        raise problem("more than 26 options", len(value))
+        raise problem("tasks.mcq.too_many_options", "the row must have at most 26 options", len(value))
     options = _from_table(value, problem) if isinstance(value, dict) else _from_list(value, problem)
     if not all(options.values()):
-        raise problem("an option is empty", value)
+        raise problem("tasks.mcq.option_empty", "an option must not be empty", value)
     return options
 
 
@@ -100,11 +102,13 @@ def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str,
         letter = _at_index(text_of(cell(row, source, "answer_index")), options, problem)
     if letter is None and answer.isdecimal():
         remedy = "Name the column as answer_index in data.columns if it counts the options from 0."
-        raise problem("the answer is a number", answer, remedy)
+        rule = "the answer must be a letter or the text of an option, not a number"
+        raise problem("tasks.mcq.answer_is_number", rule, answer, remedy)
     if letter is None:
-        raise problem("the answer is not among the options" if answer else "no answer", answer)
+        raise problem(*_NOT_AN_OPTION, answer) if answer else problem(*NO_ANSWER)
     if len(set(options.values())) < len(options) and list(options.values()).count(options[letter]) > 1:
-        raise problem("the right option stands there twice", options[letter])
+        rule = "the correct option must be listed once"
+        raise problem("tasks.mcq.correct_option_repeated", rule, options[letter])
     return letter
 
 
@@ -133,16 +137,16 @@ class _Problems:
     def __init__(self, source: RowOrigin, name: str) -> None:
         self._source, self._name = source, name
 
-    def __call__(self, reason: str, value: Any = "", remedy: str = "") -> RowProblem:
-        return RowProblem(reason, place=f"{self._source.file}: {self._name}", value=value, remedy=remedy)
+    def __call__(self, code: str, rule: str, value: Any = NOTHING, remedy: str = "") -> RowProblem:
+        return RowProblem(code, rule, place=f"{self._source.file}: {self._name}", value=value, remedy=remedy)
 
 
 def _from_table(table: Mapping[str, Any], problem: _Problems) -> dict[str, str]:
     options = {str(key).strip().upper(): _one_line(text) for key, text in table.items()}
     if not all(len(key) == 1 and key in LETTERS for key in options):
-        raise problem("an option's key is not a letter", list(table))
+        raise problem("tasks.mcq.option_key_not_letter", "the keys of options must be letters", list(table))
     if len(options) < len(table):
-        raise problem("two options have the same letter", list(table))
+        raise problem(*_LETTER_REPEATED, list(table))
     return options
 
 
@@ -153,7 +157,7 @@ def _from_list(texts: list[Any], problem: _Problems) -> dict[str, str]:
     if len(letters) < len(options) or "A" not in letters:
         return dict(zip(LETTERS, options, strict=False))
     if len(set(letters)) < len(letters):
-        raise problem("two options have the same letter", texts)
+        raise problem(*_LETTER_REPEATED, texts)
     return {letter: label[2] for letter, label in zip(letters, labels, strict=True) if label is not None}
 
 
@@ -173,7 +177,7 @@ def _find_letter(answer: str, options: Mapping[str, str], problem: _Problems) ->
         return None
     letter = label[1].upper()
     if fold(label[2]) != fold(options[letter]):
-        raise problem("the answer's letter and text disagree", answer)
+        raise problem("tasks.mcq.answer_contradicts_itself", "the answer's letter and text must agree", answer)
     return letter
 
 
@@ -185,7 +189,7 @@ def _at_index(index: str, options: Mapping[str, str], problem: _Problems) -> str
         return list(options)[int(number)]
     if (alone := _LETTER.fullmatch(index)) and alone[1].upper() in options:
         return alone[1].upper()
-    raise problem("the answer is not among the options", index)
+    raise problem(*_NOT_AN_OPTION, index)
 
 
 def _holds_tag(text: str) -> bool:

@@ -136,16 +136,20 @@ def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list
     numbers = {task: task_number(task) for task in lines}
     unnumbered = [task for task, number in numbers.items() if number is None]
     if unnumbered:
-        rule = "data.steps.task_start and task_end need tasks whose ids have a number"
-        raise DataError(rule, place=origin.file, value=unnumbered[:MOST_EXAMPLES])
+        rule = "task ids must have a number with data.steps.task_start and task_end"
+        value, remedy = unnumbered[:MOST_EXAMPLES], "Remove task_start and task_end."
+        raise DataError("tasks.steps.task_without_number", rule, place=origin.file, value=value, remedy=remedy)
     low, high = -1 if start is None else start, float("inf") if end is None else end
     outside = {task for task, number in numbers.items() if number is not None and not low <= number <= high}
     if len(outside) == len(lines):
         known = [number for number in numbers.values() if number is not None]
+        there = f"tasks {min(known)} to {max(known)}" if known else "no task"
         raise DataError(
-            "at least one task must be in the range data.steps.task_start to task_end",
+            "tasks.steps.no_task_in_range",
+            f"at least one task must be in the range of data.steps.task_start and task_end, {start} to {end}",
             place=origin.file,
-            value=f"{start} to {end}; the tasks are {min(known)} to {max(known)}" if known else "no task at all",
+            value=there,
+            remedy="Correct the range.",
         )
     for task in outside:
         found.chosen[lines[task].rows] = False
@@ -169,28 +173,31 @@ def _original(value: Any) -> Mapping[str, Any]:
 def _refuse_hidden(origin: RowOrigin) -> None:
     if taken := sorted(OWN & {*origin.context, *origin.by}):
         raise DataError(
-            "columns of prompt.context and evaluate.by must not be called as what a step knows of itself",
+            "tasks.steps.column_name_reserved",
+            "columns of prompt.context and evaluate.by must not have the name of a field of the sample",
             place=origin.file,
             value=taken,
-            remedy="Give the column another name.",
+            remedy="Rename the column.",
         )
     hidden = {origin.column[name] for name in HIDDEN if name in origin.column}
     if shown := sorted(hidden & set(origin.context)):
         raise DataError(
+            "tasks.steps.context_shows_reference",
             "prompt.context must not name a column of the reference",
             place=origin.file,
             value=shown,
-            remedy="The step that is asked for stands there.",
+            remedy="Remove it, because it holds the answer.",
         )
 
 
 def _refuse_cut_tasks(lines: Mapping[str, _Line], origin: RowOrigin) -> None:
     if cut := [task for task, line in lines.items() if len(line.groups) > 1]:
         raise DataError(
-            f'the column "{origin.group}" of data.group must have one value in each task: no split goes through a task',
+            "tasks.steps.group_splits_task",
+            f'the column "{origin.group}" of data.group must have one value in each task',
             place=origin.file,
             value=f"several in {len(cut):,} tasks, such as {cut[0]}",
-            remedy="Leave data.group out (the task is the group), or name a column that holds whole tasks.",
+            remedy="Remove data.group (the task is the group), or name a column that has whole tasks.",
         )
 
 

@@ -10,7 +10,7 @@ from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.cells import cell, extra_fields, frame_of, number_of, picture_size, read_group, text_of
 from toolkit.tasks.links import GAP, REPEATED, Link, link_of
 from toolkit.tasks.steps.memory import EMPTY, Memory, thin
-from toolkit.tasks.steps.reference import memory_after, read_reference
+from toolkit.tasks.steps.reference import Note, memory_after, read_reference
 from toolkit.tasks.steps.screens import find_screen
 from toolkit.tasks.steps.settings import StepSettings
 
@@ -33,8 +33,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "height": ("height",),
 }
 
-NO_MEMORY = "the step before is missing or says no memory, so the memory before this one is not known"
-AGAIN = "its task has this step already (the first row stays)"
+NO_MEMORY = ("tasks.steps.memory_unknown", "the step before must exist and have the agent memory for this step")
+AGAIN = ("tasks.steps.step_repeated", "a step of a task must have one row (the first is used)")
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
@@ -52,11 +52,11 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     settings: StepSettings = origin.settings
     where, link = f"{origin.file}: {name}", link_of(row)
     if link.state == REPEATED:
-        raise RowProblem(AGAIN, place=where)
+        raise RowProblem(*AGAIN, place=where)
     task, goal = number_of(cell(row, origin, "task")), text_of(cell(row, origin, "question"))
-    for text, reason in ((task, "no task id"), (goal, "no goal")):
+    for text, part, what in ((task, "task", "a task id"), (goal, "goal", "a goal")):
         if not text:
-            raise RowProblem(reason, place=where)
+            raise RowProblem(f"tasks.steps.{part}_missing", f"the row must have {what}", place=where)
     image = find_screen(cell(row, origin, "image"), origin, where)
     size = picture_size(row, origin, image, where)
     known = read_reference(row, origin, size, where)
@@ -85,7 +85,7 @@ def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
     return task if origin.group is None else read_group(row, origin, ())
 
 
-def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[str, ...]]:
+def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
     """The memory before a step: what the step before left; nothing at the first one.
 
     Raises:
@@ -98,9 +98,9 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[st
     if left is not None or not settings.shows_memory:
         return left or EMPTY, ()
     if settings.on_gap == "drop":
-        remedy = 'Set data.steps.on_gap to "empty" to show such steps an empty memory.'
-        raise RowProblem(NO_MEMORY, place=where, remedy=remedy)
-    return EMPTY, (f"{NO_MEMORY}: it is shown as empty",)
+        remedy = 'Set data.steps.on_gap to "empty" to prompt such steps with an empty agent memory.'
+        raise RowProblem(*NO_MEMORY, place=where, remedy=remedy)
+    return EMPTY, (("tasks.steps.memory_shown_empty", "the agent memory is unknown, so the prompt has an empty one"),)
 
 
 def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:

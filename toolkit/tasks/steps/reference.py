@@ -19,12 +19,16 @@ _COLUMNS = ("next_short_term", "next_long_term", "reason", "action", "target", "
 """Fields that say what ``Output`` says, where a source has columns of their own."""
 
 
+Note = tuple[str, str]
+"""Code and rule of a warning about a row that can be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """The reference of a row.
 
     ``place``: a point (2 numbers) or box (4) in pixels, None where the action has none; ``box``: the box that the point
-    must lie in; ``parts``: the parts of an answer in the order of the row; ``notes``: what must be told of the row.
+    must lie in; ``parts``: the parts of an answer in the order of the row; ``notes``: warnings about the row.
     """
 
     action: str
@@ -33,7 +37,7 @@ class Known:
     box: list[float] | None
     form: StepForm
     parts: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As ``Sample.reference`` has it."""
@@ -62,21 +66,27 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
     truth, more = _grounding(row, origin, where)
     notes += more
     if unknown_keys(output):
-        notes.append("Output has keys that are no part of an answer; they are not trained")
+        rule = "Output should have only keys of an answer: the others are not trained"
+        notes.append(("tasks.steps.output_key_unknown", rule))
     named_action = form.predicted.action or truth.predicted.action or ""
     action = known_action(named_action, settings)
     if action is None:
-        reason = "an action that data.steps.actions does not name" if named_action.strip() else "no action"
-        raise RowProblem(reason, place=where, value=named_action)
+        if not named_action.strip():
+            raise RowProblem("tasks.steps.action_missing", "the row must have an action", place=where)
+        rule = "the action must be one of data.steps.actions"
+        raise RowProblem("tasks.steps.action_unknown", rule, place=where, value=named_action)
     if truth.predicted.action and known_action(truth.predicted.action, settings) != action:
-        notes.append("Output and Grounding name different actions (Output counts)")
+        rule = "Output and Grounding should have the same action: that of Output is used"
+        notes.append(("tasks.steps.actions_differ", rule))
     target = text_of(form.predicted.target) or text_of(truth.predicted.target) or None
     place, box = _place(row, origin, (form, truth), size, where)
     if place is not None and box is not None and len(place) == 2 and not _inside(place, box):
-        notes.append("the point of Output lies outside the box of Grounding")
+        rule = "the point of Output should be inside the box of Grounding"
+        notes.append(("tasks.steps.point_outside_box", rule))
     parts = tuple(dict.fromkeys((*order_of(output), "predicted")))
     if set(settings.answer) - set(parts):
-        notes.append("the row lacks parts that data.steps.answer names; its target is written without them")
+        rule = "the row should have all parts of data.steps.answer: its target has only the others"
+        notes.append(("tasks.steps.answer_part_missing", rule))
     return Known(action, target, place, box, form, parts, tuple(notes))
 
 
@@ -91,7 +101,7 @@ def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
     return Memory(form.short_term or {}, form.long_term or {})
 
 
-def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[str]]:
+def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[Note]]:
     """``Output``, or what columns of their own say, as it stands there and as a form; and notes."""
     output, notes = _table(row, origin, "output", where)
     if output is None:
@@ -100,12 +110,15 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
     output = _finite(output)
     form, faults = read_form(output)
     if faults:
-        raise RowProblem("a part of Output has a wrong type", place=where, value=faults)
+        rule = "the parts of Output must have the right types"
+        raise RowProblem("tasks.steps.output_wrong_type", rule, place=where, value=faults)
     text_of(compact(output))  # refuses halves of surrogate pairs
     return output, form, notes
 
 
-def _table(row: Mapping[str, Any], origin: RowOrigin, name: str, where: str) -> tuple[dict[str, Any] | None, list[str]]:
+def _table(
+    row: Mapping[str, Any], origin: RowOrigin, name: str, where: str
+) -> tuple[dict[str, Any] | None, list[Note]]:
     """A cell's JSON object, and a note where it had to be mended; None where the cell is empty."""
     value = cell(row, origin, name)
     if value is None or value != value or value == "":
@@ -115,13 +128,17 @@ def _table(row: Mapping[str, Any], origin: RowOrigin, name: str, where: str) -> 
         try:
             value, mend = mended(value)
         except ValueError:
-            raise RowProblem(f"{name.capitalize()} is no JSON", place=where, value=value) from None
+            rule = f"{name.capitalize()} must be JSON"
+            raise RowProblem(f"tasks.steps.{name}_not_json", rule, place=where, value=value) from None
     if not isinstance(value, dict):
-        raise RowProblem(f"{name.capitalize()} is no JSON object", place=where, value=value)
-    return value, [f"the JSON in {name.capitalize()} had to be mended"] if mend else []
+        rule = f"{name.capitalize()} must be a JSON object"
+        raise RowProblem(f"tasks.steps.{name}_not_object", rule, place=where, value=value)
+    return value, [
+        (f"tasks.steps.{name}_repaired", f"{name.capitalize()} should be JSON: it was repaired")
+    ] if mend else []
 
 
-def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[str]]:
+def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[Note]]:
     """Action, target and box of ``Grounding``; the box as the action's coords."""
     value, notes = _table(row, origin, "grounding", where)
     truth = _inner(_finite(value or {}), "ground_truth")
@@ -167,18 +184,21 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
     try:
         numbers = read_place(value)
     except ValueError:
-        raise RowProblem("a place must be [x, y] or [x1, y1, x2, y2]", place=where, value=value) from None
+        rule = "coordinates must be [x, y] or [x1, y1, x2, y2]"
+        raise RowProblem("tasks.steps.coordinates_malformed", rule, place=where, value=value) from None
     if numbers is None:
         return None
     if settings.places.top is None and max(numbers) <= 1 and any(number != int(number) for number in numbers):
-        remedy = 'Set data.steps.places to "unit".'
-        raise RowProblem("a place is written in shares of the screen", place=where, value=value, remedy=remedy)
+        rule, remedy = "coordinates must not be fractions of the screen", 'Set data.steps.places to "unit".'
+        raise RowProblem("tasks.steps.coordinates_are_fractions", rule, place=where, value=value, remedy=remedy)
     place = Frame(size, size, settings.places).read(numbers)
     if any(not 0 <= number <= side for number, side in zip(place, size * 2, strict=False)):
-        raise RowProblem("a place lies outside the screenshot", place=where, value=f"{value} of {size}")
+        rule = "coordinates must be inside the screenshot"
+        raise RowProblem("tasks.steps.coordinates_outside_screenshot", rule, place=where, value=f"{value} of {size}")
     if len(place) == 4:
         if list(order_box(*place)) != place:
-            raise RowProblem("a box must be [x1, y1, x2, y2]", place=where, value=value)
+            rule = "a box must be [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2"
+            raise RowProblem("tasks.steps.box_corners_reversed", rule, place=where, value=value)
         if place[0] == place[2] or place[1] == place[3]:
             return [(place[0] + place[2]) / 2, (place[1] + place[3]) / 2]
     return place
@@ -206,4 +226,5 @@ def _opened(value: Any, where: str) -> Any:
     try:
         return mended(value)[0]
     except ValueError:
-        raise RowProblem("a memory is no JSON", place=where, value=value) from None
+        rule = "an agent memory must be JSON"
+        raise RowProblem("tasks.steps.memory_not_json", rule, place=where, value=value) from None

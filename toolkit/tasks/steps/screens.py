@@ -14,9 +14,8 @@ from toolkit.tasks.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of, number_of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
 """Endings of pictures, tried in lower and in upper case."""
 
-MANY = "a step has one screenshot"
-NOT_THERE = "no picture of this id below data.image_root"
-SEVERAL = "several pictures of this id below data.image_root"
+NOT_THERE = ("tasks.steps.screenshot_missing", "an image with this id must exist in data.image_root")
+SEVERAL = ("tasks.steps.screenshot_ambiguous", "only one image in data.image_root must have this id")
 
 
 def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
@@ -26,20 +25,21 @@ def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
         RowProblem: the cell is empty, the path leaves the image root, or the id has no picture or several.
     """
     if isinstance(value, list) and len(value) > 1:
-        raise RowProblem(MANY, place=place, value=len(value))
+        rule = "a step must have one screenshot"
+        raise RowProblem("tasks.steps.several_screenshots", rule, place=place, value=len(value))
     text = name_of(value[0] if value else None) if isinstance(value, list) else name_of(value)
     if not text:
-        raise RowProblem(NO_IMAGE, place=place, value=value)
+        raise RowProblem(*NO_IMAGE, place=place, value=value)
     try:
         return _find(text, str(origin.image_root))
     except ImageError as error:
-        raise RowProblem(IMAGE_OUTSIDE, place=place, value=error.value) from None
+        raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value) from None
     except _NotFound as problem:
-        raise MissingPicture(problem.args[0], place=place, value=text) from None
+        raise MissingPicture(*problem.args, place=place, value=text) from None
 
 
 class _NotFound(Exception):
-    """An id without exactly one picture; its first argument says why."""
+    """An id without exactly one image. Its arguments are code and rule."""
 
 
 @lru_cache(maxsize=1 << 14)
@@ -56,5 +56,5 @@ def _find(text: str, root: str) -> ImageRef:
     if not found and (number := number_of(text)) != text:
         return _find(number, root)
     if len(found) != 1:
-        raise _NotFound(SEVERAL if found else NOT_THERE)
+        raise _NotFound(*(SEVERAL if found else NOT_THERE))
     return image_ref(str(next(iter(found.values()))), root, "")

@@ -6,7 +6,7 @@ from typing import Any
 from toolkit.errors import RowProblem
 from toolkit.sample import Sample
 from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, extra_fields, read_group, read_images, text_of
+from toolkit.tasks.cells import NO_ANSWER, NO_QUESTION, cell, extra_fields, read_group, read_images, text_of
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "question": ("question",),
@@ -31,9 +31,9 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
         RowProblem: there is no question, answer, group or image, or an image path leaves the image root.
     """
     question, answer = text_of(cell(row, source, "question")), _answer(cell(row, source, "answer"))
-    for text, reason in ((question, "no question"), (answer, "no answer")):
+    for text, code_and_rule in ((question, NO_QUESTION), (answer, NO_ANSWER)):
         if not text:
-            raise RowProblem(reason, place=f"{source.file}: {name}")
+            raise RowProblem(*code_and_rule, place=f"{source.file}: {name}")
     images = read_images(name, row, source)
     answer_type = _answer_type(text_of(cell(row, source, "answer_type")), answer)
     fields = {"question": question, "answer_type": answer_type}
