@@ -21,7 +21,8 @@ from toolkit.stages.reward_test import score_file
 from toolkit.tasks.loading import load_data
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 Block = tuple[str, str, str]
 """The comment in the line before (or empty), the language, and the text of a fenced block."""
