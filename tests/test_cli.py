@@ -41,7 +41,18 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
     assert call(["--help"]) == 0
     text = capsys.readouterr().out
     commands = re.findall(r"^│ (\w+) ", text[text.index("Commands") :], flags=re.MULTILINE)
-    assert commands == ["run", "plan", "evaluate", "export", "predict", "doctor", "data", "reward", "report"]
+    assert commands == [
+        "run",
+        "plan",
+        "evaluate",
+        "export",
+        "predict",
+        "doctor",
+        "data",
+        "reward",
+        "report",
+        "imagegen",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.run import StopRequest, start_run
 
+LICENCE = "imagegen.generator.licence=creativeml-openrail-m"
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
 
@@ -139,7 +140,12 @@ def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base:
 
 def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_path: Path) -> None:
     save_tiny_pipeline(tmp_path / "sd")
-    settings = ["imagegen.generator.guidance_scale=2.0", "imagegen.update.clip_range=0.01", "imagegen.update.rounds=1"]
+    settings = [
+        "imagegen.generator.guidance_scale=2.0",
+        "imagegen.update.clip_range=0.01",
+        "imagegen.update.rounds=1",
+        LICENCE,
+    ]
     _, result = run_imagegen(recipe(tmp_path, tmp_path / "sd", "sd", settings))
     assert [row.arm for row in result.rows] == ["base", "control", "sft", "ddpo"]
     assert result.ddpo is not None
@@ -225,7 +231,7 @@ def test_prompts_that_are_too_long_or_unknown_are_an_error_before_training(tmp_p
         run_imagegen(recipe(tmp_path, base, "long", [f'imagegen.prompts.CT=["CT: {long}"]']))
     save_tiny_pipeline(tmp_path / "sd")
     with pytest.raises(DataError, match="tokens"):
-        run_imagegen(recipe(tmp_path, tmp_path / "sd", "tokens", [f'imagegen.prompts.CT=["CT: {long}"]']))
+        run_imagegen(recipe(tmp_path, tmp_path / "sd", "tokens", [f'imagegen.prompts.CT=["CT: {long}"]', LICENCE]))
     assert not list((tmp_path / "runs").glob("*/stages/scorers"))
 
 
@@ -235,7 +241,7 @@ def test_a_folder_with_pickles_only_is_an_error_before_training(tmp_path: Path) 
         torch.save({}, file.with_suffix(".bin"))
         file.unlink()
     with pytest.raises(ModelError, match="safetensors"):
-        run_imagegen(recipe(tmp_path, tmp_path / "sd", "pickles"))
+        run_imagegen(recipe(tmp_path, tmp_path / "sd", "pickles", [LICENCE]))
 
 
 def test_a_selector_that_passes_nothing_is_an_error_that_keeps_what_was_trained(

@@ -28,7 +28,7 @@ Write = Callable[..., Recipe]
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pipeline")
+    folder = tmp_path_factory.mktemp("pipeline") / "stable-diffusion-v1-5"  # a name whose licence is known
     save_tiny_pipeline(folder)
     return folder
 
@@ -124,7 +124,7 @@ def test_a_prompt_beyond_the_text_encoder_is_a_certain_problem(write: Write) -> 
 
 
 def test_a_folder_of_pickles_is_a_certain_problem(write: Write, pipeline: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pickled"
+    folder = tmp_path / "stable-diffusion-v1-5"
     for path in pipeline.rglob("*"):
         if path.is_file():
             target = folder / path.relative_to(pipeline)

@@ -1,17 +1,15 @@
 """Pushing: what was proven, private unless said, into no repository of others. The Hub's side is a fake."""
 
-import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from fake_hub import TOKEN, FakeHub, response
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 from training import small_recipe
 from typer.testing import CliRunner
 
@@ -28,54 +26,6 @@ from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.push import Push, check_push, is_proven, push_form
 
 NOTHING = Stages(*[lambda *_: pytest.fail("a stage began")] * 6)
-TOKEN = "hf_" + "PlantedPlantedPlanted"
-
-
-def response(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("POST", "https://hub.invalid"))
-
-
-@dataclass
-class FakeHub:
-    """The network's other side: repositories with files, and every call bound to HfApi's own signature."""
-
-    repos: dict[str, dict[str, Any]] = field(default_factory=dict)
-    calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    refuses: Exception | None = None
-
-    def _bind(self, name: str, *arguments: Any, **named: Any) -> Mapping[str, Any]:
-        bound = inspect.signature(getattr(HfApi, name)).bind(self, *arguments, **named).arguments
-        self.calls.append((name, {key: value for key, value in bound.items() if key != "self"}))
-        return bound
-
-    def repo_info(self, *arguments: Any, **named: Any) -> Any:
-        repo = self._bind("repo_info", *arguments, **named)["repo_id"]
-        if repo not in self.repos:
-            raise RepositoryNotFoundError("404", response=response(404))
-        return SimpleNamespace(private=self.repos[repo]["private"])
-
-    def list_repo_files(self, *arguments: Any, **named: Any) -> list[str]:
-        repo = self._bind("list_repo_files", *arguments, **named)["repo_id"]
-        return sorted(self.repos[repo]["files"])
-
-    def create_repo(self, *arguments: Any, **named: Any) -> None:
-        bound = self._bind("create_repo", *arguments, **named)
-        if self.refuses:
-            raise self.refuses
-        if bound["repo_id"] in self.repos:
-            assert bound["exist_ok"]
-        else:
-            self.repos[bound["repo_id"]] = {"private": bound["private"], "files": {".gitattributes"}}
-
-    def upload_folder(self, *arguments: Any, **named: Any) -> Any:
-        bound = self._bind("upload_folder", *arguments, **named)
-        files = {file.name for file in Path(bound["folder_path"]).iterdir()}
-        self.repos[bound["repo_id"]]["files"] |= files
-        return SimpleNamespace(commit_url=f"https://hub.invalid/{bound['repo_id']}/commit/1")
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
 
 
 @pytest.fixture
@@ -270,3 +220,9 @@ def test_the_command_pushes_and_prints_the_address_and_no_token(recipe: Recipe, 
 def test_public_alone_is_refused(recipe: Recipe) -> None:
     found = CliRunner().invoke(app, ["export", str(recipe.run_folder), "--public"])
     assert found.exit_code == 2
+
+
+def test_a_method_is_named_for_image_generators_only(recipe: Recipe, hub: FakeHub) -> None:
+    found = CliRunner().invoke(app, ["export", str(recipe.run_folder), "--push", "anna/small", "--method", "sft"])
+    assert found.exit_code == 2
+    assert hub.calls == []

@@ -7,13 +7,15 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
+from toolkit.cli.imagegen_commands import Method, imagegen_app
 from toolkit.cli.plan import plan, plan_run
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.rehearse import rehearse_run
 from toolkit.cli.report import report_app
 
 app = typer.Typer(
-    help="Fine-tune medical vision-language models: data, SFT, GRPO, evaluation and export from one TOML recipe.",
+    help="Fine-tune medical vision-language models (SFT, GRPO), and train medical image generators from expert ratings "
+    "(SFT, DDPO): data, training, evaluation and export from one TOML recipe.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +27,7 @@ app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
 app.add_typer(report_app, name="report")
+app.add_typer(imagegen_app, name="imagegen")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
@@ -64,10 +67,14 @@ def run(
     ] = False,
     rehearse: Annotated[
         bool,
-        typer.Option("--rehearse", help="Try every stage on a few rows with the tiny model, in NAME.rehearsal."),
+        typer.Option("--rehearse", help="Run every stage on a few rows with tiny models, in NAME.rehearsal."),
     ] = False,
 ) -> None:
-    """Run all stages of a recipe, or go on where it stopped: data, evaluation, SFT, GRPO, export."""
+    """Run all stages of a recipe, or resume where it stopped.
+
+    Vision-language model: data, evaluation, SFT, GRPO, export. Image generator, if the recipe has the
+    section imagegen: ratings, scorers, base, control, SFT, DDPO.
+    """
     if rehearse:
         rehearse_run(recipe, settings or ())
         return
@@ -133,17 +140,30 @@ def export(
         bool,
         typer.Option("--force", help="Rename what stands in --out to NAME.old-1; push beside files that are there."),
     ] = False,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="Image generation, with --push: whose LoRA; default: the one with the best judge score."),
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Write a run's weights for other programs; --set may change its section export."""
+    """Write a run's weights for other programs; --set may change its section export.
+
+    The run of an image generator has its LoRA in stages/METHOD/weights already, and --push uploads it.
+    """
     from toolkit.cli import show
-    from toolkit.cli.exports import export_settings
+    from toolkit.cli.exports import export_settings, is_for_generators
     from toolkit.cli.progress import telling
     from toolkit.pipeline.again import Delivery, export_again
     from toolkit.pipeline.stages import STAGES
 
     if public and push is None:
         raise typer.BadParameter("has a meaning only with --push", param_hint="--public")
+    others = {"--to": to, "--quant": quant, "--out": out, "--no-verify": no_verify, "--set": settings}
+    if is_for_generators(run_folder, push, method, {name for name, value in others.items() if value}):
+        from toolkit.cli.imagegen_commands import push_lora
+
+        push_lora(run_folder, push or "", method, public=public, force=force)
+        return
     chosen = [*export_settings(to or (), quant or (), verify=not no_verify), *(settings or ())]
     delivery = Delivery(out, push, public, force)
     with telling() as told:

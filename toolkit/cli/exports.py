@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import typer
 from rich.table import Table
 
 
@@ -16,6 +18,33 @@ def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool) ->
             settings.append(f"export.{key}={json.dumps(names)}")
             settings += ["export.optional=[]"] if key == "to" else []  # what is named is what is written
     return settings if verify else [*settings, "export.verify=0"]
+
+
+def is_for_generators(run_folder: Path, push: str | None, method: str | None, others: set[str]) -> bool:
+    """Return whether an export is of an image generator, whose LoRA can only be pushed.
+
+    Args:
+        run_folder: the run.
+        push: of ``--push``.
+        method: of ``--method``.
+        others: further options that were given.
+
+    Raises:
+        typer.BadParameter: an option does not apply to this kind of run.
+        RunError: no run is there.
+    """
+    from toolkit.run import find_run
+
+    if find_run(run_folder).recipe().imagegen is None:
+        if method is not None:
+            raise typer.BadParameter("must be left out for a vision-language model", param_hint="--method")
+        return False
+    if push is None:
+        place = "The LoRA of an image generator is in stages/METHOD/weights of its run already."
+        raise typer.BadParameter(f"must be given for an image generator. {place}", param_hint="--push")
+    if others:
+        raise typer.BadParameter("must be left out for an image generator", param_hint=", ".join(sorted(others)))
+    return True
 
 
 def gguf_table(record: Mapping[str, Any]) -> Table:

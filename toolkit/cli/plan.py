@@ -40,7 +40,12 @@ def plan(
         typer.Option(metavar="NAME|GB", help="Plan for another GPU, by its name (T4) or its memory in GB (16)."),
     ] = None,
 ) -> None:
-    """Tell what a run will need before anything is spent: rows, tokens, steps, memory, disk. 1: it cannot work."""
+    """Print what a run will need before anything is spent. Exit code 1: it cannot work.
+
+    Vision-language model: rows, tokens, steps, GPU memory, time, disk. Image generator, if the recipe has the
+    section imagegen: ratings and their
+    splits, optimizer steps, images to generate, GPU memory, time, disk.
+    """
     from toolkit.cli.planned import lines
     from toolkit.cli.progress import hush
     from toolkit.plan import find_gpu

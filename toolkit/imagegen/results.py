@@ -83,10 +83,10 @@ class ImagegenResult:
 
 def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
     """Return what the finished stages of a run found."""
-    figures = _figures(run)
+    figures = arm_figures(run)
     ratings = kept(run, "ratings", RatingsResult) if run.is_done("ratings") else None
     return ImagegenResult(
-        rows=tuple(_row(arm, figures, bootstrap) for arm in figures),
+        rows=tuple(arm_row(arm, figures, bootstrap) for arm in figures),
         real_diversity=next((one.metrics.real_diversity for one in figures.values()), None),
         ratings=ratings,
         scorers=kept(run, "scorers", ScorersResult) if run.is_done("scorers") else None,
@@ -95,8 +95,8 @@ def read_result(run: RunFolder, bootstrap: Bootstrap) -> ImagegenResult:
     )
 
 
-def _figures(run: RunFolder) -> dict[str, ArmFigures]:
-    """Arm -> figures, of the finished ones in the order of the table."""
+def arm_figures(run: RunFolder) -> dict[str, ArmFigures]:
+    """Return the figures of each finished arm, in the order of the table."""
     kinds: dict[str, type[SftResult | DdpoResult]] = {"control": SftResult, "sft": SftResult, "ddpo": DdpoResult}
     found: dict[str, ArmFigures] = {BASE: kept(run, BASE, ArmFigures)} if run.is_done(BASE) else {}
     for arm, kind in kinds.items():
@@ -105,7 +105,8 @@ def _figures(run: RunFolder) -> dict[str, ArmFigures]:
     return found
 
 
-def _row(arm: str, figures: Mapping[str, ArmFigures], bootstrap: Bootstrap) -> ArmRow:
+def arm_row(arm: str, figures: Mapping[str, ArmFigures], bootstrap: Bootstrap) -> ArmRow:
+    """Return an arm's row, with its differences to the arms that are in ``figures``."""
     metrics = figures[arm].metrics
 
     def against(other: str) -> Paired | None:

@@ -80,7 +80,12 @@ def sample(generator: Generator, schedule: DdimSchedule, prompts: Sequence[str],
 
 
 def generate(
-    generator: Generator, schedule: DdimSchedule, prompts: Sequence[str], seed: int, batch_size: int
+    generator: Generator,
+    schedule: DdimSchedule,
+    prompts: Sequence[str],
+    seed: int,
+    batch_size: int,
+    number: int = 0,
 ) -> Tensor:
     """Return one image per prompt (N, 3, H, W). Equal prompts get different images.
 
@@ -90,12 +95,14 @@ def generate(
         prompts: one per image.
         seed: the images of two generators with the same seed and prompts are paired.
         batch_size: images in one pass.
+        number: of the first image. Its noise depends on the seed and this number.
     """
     generator.check_prompts(prompts)
     images = []
     for first in range(0, len(prompts), batch_size):
         rows = range(first, min(first + batch_size, len(prompts)))
-        noise = draw_noise(seed, rows, len(schedule), generator.latent_shape)
+        numbers = range(number + rows.start, number + rows.stop)
+        noise = draw_noise(seed, numbers, len(schedule), generator.latent_shape)
         trajectory = sample(generator, schedule, [prompts[row] for row in rows], noise)
         images.append(generator.decode(trajectory.latents_TNCHW[-1]))
     return torch.cat(images)

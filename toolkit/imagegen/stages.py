@@ -8,10 +8,11 @@ from typing import Any
 
 from toolkit.imagegen.arm import Studio, reference_of
 from toolkit.imagegen.checkpoints import Checkpoints
-from toolkit.imagegen.ddpo_stage import train_ddpo
+from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
 from toolkit.imagegen.epochs import open_run_checkpoints
 from toolkit.imagegen.generator import Generator, load_generator
 from toolkit.imagegen.lora import reset_lora
+from toolkit.imagegen.lora_card import describe_lora
 from toolkit.imagegen.rating_stage import PreparedRatings, RatingsResult, prepare_ratings
 from toolkit.imagegen.scorer_stage import (
     STAGE,
@@ -23,7 +24,7 @@ from toolkit.imagegen.scorer_stage import (
     train_scorers,
 )
 from toolkit.imagegen.settings import generator_settings, seed_of
-from toolkit.imagegen.sft_stage import train_sft
+from toolkit.imagegen.sft_stage import SftResult, train_sft
 from toolkit.imagegen.text_towers import TextReader
 from toolkit.imagegen.workplace import Workplace, keep, kept
 from toolkit.recipe.imagegen import Imagegen
@@ -99,6 +100,8 @@ def run_stage(session: Session, name: str) -> None:
         ToolkitError: what the stage raises. Finished epochs and rounds are saved.
     """
     result = _WORK[name](session)
+    if isinstance(result, SftResult | DdpoResult):
+        describe_lora(session.place, session.generator.base, name, result.figures)
     keep(session.place.run, name, result)
 
 

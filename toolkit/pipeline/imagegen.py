@@ -50,11 +50,14 @@ def run_imagegen(
         ToolkitError: what ends the run. Interrupted after a signal, with the state saved.
     """
     _require_one_process()
+    from toolkit.imagegen.lora_card import required_licence
     from toolkit.imagegen.settings import imagegen_of
     from toolkit.imagegen.stages import Session, run_stage, stage_names
     from toolkit.imagegen.trackers import tracking
     from toolkit.imagegen.workplace import Workplace
 
+    # Before the run folder exists, so that naming the licence is no change of a run's recipe.
+    required_licence(imagegen_of(recipe))
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
             write_json(run.plan_file, plan)

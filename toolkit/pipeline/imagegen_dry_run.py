@@ -100,6 +100,7 @@ def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
     yield "judge.bootstrap", 100
     yield "generator.model", str(pipeline)
     yield "generator.revision", None
+    yield "generator.licence", _licence(section)
     yield "generator.steps", 3
     yield "generator.batch_size", min(4, section.generator.batch_size)
     yield "update.sft_steps", 2
@@ -111,6 +112,15 @@ def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
     yield "update.micro_batch", 2
     yield "update.clip_range", max(1e-3, section.update.clip_range)
     yield "guards.action", "log"
+
+
+def _licence(section: Imagegen) -> str:
+    """The licence of the recipe's base, with which the card of the dry run is written."""
+    from toolkit.imagegen.licence import OPEN_RAIL
+    from toolkit.imagegen.lora_card import required_licence
+
+    known = required_licence(section)
+    return OPEN_RAIL.id if known is None else known.name if known.id == "other" else known.id
 
 
 def _synthetic(section: Imagegen) -> Changes:

@@ -1,7 +1,7 @@
 """The recipe: one TOML file as frozen sections, loaded with every problem at once."""
 
 from toolkit.recipe.base import Section
-from toolkit.recipe.checks import PHANTOM_TASKS, Finding, absent, for_language_models
+from toolkit.recipe.checks import PHANTOM_TASKS, Finding, absent, for_image_generators, for_language_models
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
     REHEARSAL,
@@ -53,6 +53,7 @@ __all__ = [
     "absent",
     "changed_keys",
     "dump_recipe",
+    "for_image_generators",
     "for_language_models",
     "load_recipe",
 ]

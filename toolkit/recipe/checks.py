@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.errors import Problem, RecipeError
+from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import found, nearest
 from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps
 
@@ -46,8 +47,26 @@ def for_language_models(recipe: Recipe, command: str) -> Recipe:
     """
     if recipe.imagegen is not None:
         text = f"{command} works on vision-language models, and this recipe is for image generation ([imagegen])"
-        raise RecipeError([Problem(recipe.run.name, f"{text}. `toolkit run` trains and evaluates image generators")])
+        raise RecipeError(
+            [Problem(recipe.run.name, f"{text}. `toolkit run` and `toolkit imagegen` work on image generators")]
+        )
     return recipe
+
+
+def for_image_generators(recipe: Recipe, command: str) -> Imagegen:
+    """Return the section [imagegen] of a recipe.
+
+    Args:
+        recipe: of a command that works on image generators only.
+        command: how the user calls it.
+
+    Raises:
+        RecipeError: the recipe is one of a vision-language model.
+    """
+    if recipe.imagegen is None:
+        text = f"{command} works on image generators, and this recipe has no section [imagegen]"
+        raise RecipeError([Problem(recipe.run.name, f"{text}. Choose the run of a recipe with [imagegen]")])
+    return recipe.imagegen
 
 
 def something_to_do(recipe: Recipe) -> Iterator[Finding]:

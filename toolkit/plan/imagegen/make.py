@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from toolkit.errors import ModelError
+from toolkit.imagegen.licence import KEY, licence_of
 from toolkit.plan.duration import COMMON, Range, figures_of
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import GIB, Gpu, usable_bytes
@@ -51,6 +53,7 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
     ram = _ram(section, base, ratings)
     findings += [
         *base.findings,
+        *_judge_licence(section, base),
         *prompts,
         *_judge_scorers(section, scorers, ratings),
         *_judge_memory(stages, memory, gpu),
@@ -229,6 +232,16 @@ def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
                 f"Set update.micro_batch to {min(most, memory.setting.micro_batch)}{beside}, or use smaller encoders."
             )
     return SMALLER
+
+
+def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
+    """A Stable Diffusion base whose licence is not known: a run ends before training."""
+    if base.kind != "pipeline":
+        return
+    try:
+        licence_of(section.generator.model, section.generator.licence)
+    except ModelError as error:
+        yield Finding(KEY, f"{error.rule} (got {error.value})", error.remedy)
 
 
 def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:

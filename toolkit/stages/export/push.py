@@ -74,6 +74,21 @@ def push_form(folder: Path, proof: Mapping[str, Any], push: Push, api: HfApi | N
         RunError: the Hub refuses, or its repository is public or has files, and that was not said.
     """
     _refuse_unproven(folder, proof)
+    return upload(folder, f"Weights as {folder.name}, with their card", push, api)
+
+
+def upload(folder: Path, message: str, push: Push, api: HfApi | None = None) -> str:
+    """Upload a folder that was checked, and return the address of the commit.
+
+    Args:
+        folder: all of its files are uploaded.
+        message: of the commit.
+        push: where to, and how.
+        api: as in ``push_form``.
+
+    Raises:
+        RunError: the Hub refuses, or its repository is public or has files, and that was not said.
+    """
     api = api or HfApi()
     try:
         _refuse_repository(api, push)
@@ -82,7 +97,7 @@ def push_form(folder: Path, proof: Mapping[str, Any], push: Push, api: HfApi | N
             repo_id=push.repo,
             folder_path=folder,
             repo_type="model",
-            commit_message=f"Weights as {folder.name}, with their card",
+            commit_message=message,
         )
     except (httpx.HTTPError, OSError) as error:
         raise RunError(

@@ -1,0 +1,198 @@
+"""The commands for finished runs of image generation: generate images, write rating sheets, collect ratings."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from toolkit.imagegen.generated_files import GeneratedFile
+    from toolkit.imagegen.next_round import Collected
+    from toolkit.imagegen.repeats import IntraRater
+    from toolkit.imagegen.sheet import Sheet
+
+imagegen_app = typer.Typer(
+    help="Image generation: images and rating sheets of a finished run, and the ratings that experts return.",
+    no_args_is_help=True,
+)
+
+
+class Method(StrEnum):
+    """Whose images. Typer takes no list of literals."""
+
+    BASE = "base"
+    SFT = "sft"
+    DDPO = "ddpo"
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/imagegen_tiny.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same images and the same order.")]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write. It must be new or empty.")]
+
+MOST_SHOWN = 10
+
+
+@imagegen_app.command()
+def generate(
+    run_folder: RunPath,
+    out: Out,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What the images show. Repeat it for several prompts.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
+    best_of: Annotated[
+        int, typer.Option("--best-of", metavar="N", min=1, help="Generate N images for each, keep the selector's best.")
+    ] = 1,
+    method: Annotated[
+        Method | None, typer.Option(help="Whose images; default: the method with the best judge score.")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Modality of the prompts. Without --prompt: all of the run's prompts of it.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Generate PNG files from a finished run, with images.csv: prompt, method, seed and selector score of each."""
+    from toolkit.cli.progress import telling
+    from toolkit.run import StopRequest
+
+    with telling() as (progress, notify), StopRequest(notify) as stop:
+        from toolkit.imagegen.finished import open_finished
+        from toolkit.imagegen.generated_files import ImageRequest, find_prompts, write_images
+
+        finished = open_finished(run_folder, "toolkit imagegen generate")
+        chosen = str(method) if method else finished.best_method()
+        prompts = find_prompts(finished, prompt or (), modality)
+        request = ImageRequest(prompts, count, best_of, seed, chosen)
+        files = write_images(finished, request, out, stop, progress)
+    _show_files(files, out)
+
+
+@imagegen_app.command()
+def sheet(
+    run_folder: RunPath,
+    out: Out,
+    method: Annotated[
+        list[Method] | None, typer.Option(help="Source of images. Repeat it; default: base and all methods of the run.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of each method.")] = 50,
+    per_page: Annotated[
+        int, typer.Option("--per-page", min=2, max=100, help="Images of a page, repeats included.")
+    ] = 100,
+    repeated: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Fraction shown twice, for intra-rater agreement.")
+    ] = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Write a rating sheet of a finished run's images: pages for experts, blinded to the source of each image."""
+    from toolkit.cli.progress import telling
+
+    with telling() as (progress, _):
+        from toolkit.imagegen.finished import open_finished
+        from toolkit.imagegen.next_round import write_run_sheet
+        from toolkit.imagegen.sheet_order import SheetOptions
+
+        finished = open_finished(run_folder, "toolkit imagegen sheet")
+        options = SheetOptions(seed, repeated, per_page)
+        sources = [str(one) for one in method or finished.methods]
+        written, key_file = write_run_sheet(finished, sources, images, options, out, progress)
+    _show_sheet(written, key_file, run_folder, out)
+
+
+@imagegen_app.command()
+def collect(
+    run_folder: RunPath,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="CSV", help="What experts downloaded from the pages.", exists=True, dir_okay=False),
+    ],
+    sheet_folder: Annotated[Path, typer.Option("--sheet", metavar="FOLDER", help="The sheet's folder.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The CSV to write; default: ratings.csv in the sheet's folder.")
+    ] = None,
+) -> None:
+    """Join the CSV files that experts returned into ratings for the next run, and print intra-rater agreement."""
+    from toolkit.cli.progress import telling
+
+    with telling():
+        from toolkit.imagegen.finished import open_finished
+        from toolkit.imagegen.next_round import collect_run_sheet
+
+        finished = open_finished(run_folder, "toolkit imagegen collect")
+        collected = collect_run_sheet(finished, files, sheet_folder, out)
+    _show_collected(collected, sheet_folder)
+
+
+def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, force: bool) -> None:
+    """Push the LoRA of a run and print its address."""
+    from toolkit.cli.progress import telling
+
+    with telling():
+        from toolkit.pipeline.imagegen_push import push_generator
+        from toolkit.stages.export.push import Push
+
+        pushed = push_generator(run_folder, Push(repo, public, force), method)
+    print(f"LoRA of {pushed.method}, licence {pushed.licence}\npushed: {pushed.url}")
+
+
+def _console() -> Console:
+    from toolkit.cli.imagegen import WIDTH
+
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def _show_files(files: "tuple[GeneratedFile, ...]", out: Path) -> None:
+    table = Table(title=f"synthetic images by {files[0].method}, seed {files[0].seed}")
+    for name in ("file", "prompt", "noise", "selector score"):
+        table.add_column(name, justify="left" if name in ("file", "prompt") else "right", overflow="fold")
+    for file in files[:MOST_SHOWN]:
+        table.add_row(file.image_path, file.prompt, str(file.noise), f"{file.selector_score:.3f}")
+    console = _console()
+    console.print(table)
+    mean = sum(file.selector_score for file in files) / len(files)
+    kept = f", each the best of {files[0].candidates}" if files[0].candidates > 1 else ""
+    console.print(f"{len(files):,} images{kept}, mean selector score {mean:.3f}: {out / 'images.csv'}", markup=False)
+
+
+def _show_sheet(sheet: "Sheet", key_file: Path, run_folder: Path, out: Path) -> None:
+    repeated = sum(len(entry.positions) > 1 for entry in sheet.key.images)
+    sources: dict[str, int] = {}
+    for entry in sheet.key.images:
+        sources[entry.source] = sources.get(entry.source, 0) + 1
+    print(f"sheet {sheet.id}: {len(sheet.key.images):,} images, {repeated:,} of them shown twice")
+    print(f"sources: {', '.join(f'{source} {number:,}' for source, number in sources.items())}")
+    print(f"for experts: {out} ({len(sheet.pages)} pages, {sheet.pages[0].name} is the first)")
+    print(f"key, which names the sources and stays here: {key_file}")
+    print(f"then: toolkit imagegen collect {run_folder} ratings_*.csv --sheet {out}")
+
+
+def _show_collected(collected: "Collected", sheet_folder: Path) -> None:
+    console = _console()
+    table = Table(title="ratings by source")
+    for name in ("source", "ratings", "mean (0 to 1)", "best rating"):
+        table.add_column(name, justify="left" if name == "source" else "right")
+    for source, found in collected.by_source.items():
+        table.add_row(source, f"{found.ratings:,}", f"{found.mean:.3f}", f"{found.best:.1%}")
+    console.print(table)
+    console.print(f"intra-rater agreement: {_agreement(collected.agreement)}", markup=False)
+    for rater, own in collected.agreement.by_rater.items() if len(collected.agreement.by_rater) > 1 else ():
+        console.print(f"  {rater}: {_agreement(own)}", markup=False)
+    console.print(f"{collected.ratings:,} ratings of {collected.images:,} images: {collected.file}", markup=False)
+    if collected.missing:
+        console.print(f"warning: {collected.missing:,} images of the sheet have no rating", markup=False)
+    console.print("\nfor the next recipe, beside the earlier files:\n\n[imagegen]", markup=False)
+    console.print(f"ratings = [{json.dumps(str(collected.file), ensure_ascii=False)}]", markup=False, soft_wrap=True)
+    if collected.file.parent != sheet_folder.absolute():
+        root = json.dumps(str(sheet_folder.absolute()), ensure_ascii=False)
+        console.print(f"image_root = {root}", markup=False, soft_wrap=True)
+
+
+def _agreement(found: "IntraRater") -> str:
+    if found.kappa is None:
+        return f"undefined, because {found.reason} (n {found.n})"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:.3f} to {found.high:.3f}]"
+    return f"kappa {found.kappa:.3f}{interval}, {found.equal:.1%} equal, n {found.n}"

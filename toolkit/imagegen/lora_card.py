@@ -1,0 +1,207 @@
+"""What goes with the LoRA of a run: its identity, and for Stable Diffusion its card and licence.
+
+``stages/<arm>/lora.json`` identifies base and LoRA. The card and the copy of the licence are beside the LoRA.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from toolkit.backends.sources import public_name
+from toolkit.errors import ModelError, RunError
+from toolkit.imagegen.arm import ArmFigures
+from toolkit.imagegen.card import CARD, LICENCE_COPY, GeneratorCard, write_card
+from toolkit.imagegen.dit_generator import is_dit
+from toolkit.imagegen.generator import BaseModel, digest
+from toolkit.imagegen.licence import GeneratorLicence, licence_of
+from toolkit.imagegen.lora import LORA_FILE
+from toolkit.imagegen.results import ArmRow, arm_figures, arm_row
+from toolkit.imagegen.settings import bootstrap_of
+from toolkit.imagegen.workplace import Workplace
+from toolkit.metrics import Estimate
+from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
+from toolkit.run import RunFolder, read_json, versions, write_json
+
+RECORD = "lora.json"
+FILES = frozenset({CARD, LICENCE_COPY, LORA_FILE})
+"""What the folder of a LoRA holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRecord:
+    """A LoRA and its base. ``base_sha256`` is of the parameters that the LoRA changes."""
+
+    sha256: str
+    base: str
+    revision: str | None
+    base_sha256: str
+
+
+def required_licence(section: Imagegen) -> GeneratorLicence | None:
+    """Return the licence of the recipe's generator. None: a DiT of this toolkit, which is no Stable Diffusion model.
+
+    Raises:
+        ModelError: the licence of a Stable Diffusion model is not known, or the named one is wrong.
+    """
+    keys = section.generator
+    if keys.model == TINY_GENERATOR or is_dit(Path(keys.model)):
+        return None
+    return licence_of(keys.model, keys.licence)
+
+
+def describe_lora(place: Workplace, base: BaseModel, arm: str, figures: ArmFigures) -> None:
+    """Write the record of an arm's LoRA, and for Stable Diffusion its card and the copy of its licence.
+
+    Args:
+        place: the context of the stage.
+        base: the base that was trained on.
+        arm: control, sft or ddpo, with its LoRA saved.
+        figures: what the arm found. Those of the arms before it are in the run.
+    """
+    folder = place.run.weights_folder(arm)
+    record = LoraRecord(digest([folder / LORA_FILE]), public_name(base.name), base.revision, base.sha256)
+    write_json(place.run.stage_folder(arm) / RECORD, asdict(record))
+    licence = required_licence(place.section)
+    if licence is not None:
+        write_card(folder, _card(place, base, licence, arm, {**arm_figures(place.run), arm: figures}))
+
+
+def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
+    """Return the record of an arm's LoRA.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    path = run.path / "stages" / arm / RECORD
+    try:
+        return TypeAdapter(LoraRecord).validate_python(read_json(path))
+    except (OSError, ValueError, ValidationError) as error:
+        raise RunError(
+            "the record of the LoRA must be what the run wrote",
+            place=path,
+            value=str(error).splitlines()[0],
+            remedy="Restore it, or start again with --fresh. The old folder is kept under another name.",
+        ) from error
+
+
+def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
+    """Return the folder of an arm's LoRA if it can be passed on: unchanged, with its card and its licence.
+
+    Raises:
+        ModelError: the generator is no Stable Diffusion model, or a file is missing, changed or unknown.
+        RunError: the record of the LoRA is missing.
+    """
+    licence, folder = required_licence(section), run.weights_folder(arm)
+    if licence is None:
+        raise ModelError(
+            "only the LoRA of a Stable Diffusion model can be passed on, because diffusers can load it",
+            place="imagegen.generator.model",
+            value=public_name(section.generator.model),
+            remedy="Train on a Stable Diffusion base.",
+        )
+    if missing := sorted(name for name in FILES if not (folder / name).is_file()):
+        remedy = "Restore them. Without a copy of the licence in this package, save its text as LICENSE."
+        raise ModelError(
+            "a LoRA must have its card and a copy of its licence", place=folder, value=missing, remedy=remedy
+        )
+    if unknown := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
+        remedy = "Move other files away."
+        raise ModelError(
+            "the folder must hold the LoRA, its card and its licence only", place=folder, value=unknown, remedy=remedy
+        )
+    _check_unchanged(folder, licence, read_lora_record(run, arm))
+    return folder
+
+
+def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord) -> None:
+    restore = "Restore the file that the run wrote."
+    if digest([folder / LORA_FILE]) != record.sha256:
+        raise ModelError("the LoRA must be the one that the run trained", place=folder / LORA_FILE, remedy=restore)
+    copy = folder / LICENCE_COPY
+    own = None if licence.file is None else licence.file.read_text(encoding="utf-8")
+    text = copy.read_text(encoding="utf-8")
+    if not text.strip() or own not in (None, text):
+        raise ModelError(f"the file must be the text of the licence {licence.name}", place=copy, remedy=restore)
+    named = _licence_in(folder / CARD)
+    if named != licence.id:
+        rule = f"the card must name the licence of the base model, {licence.id}"
+        raise ModelError(rule, place=folder / CARD, value=named, remedy=restore)
+
+
+def _licence_in(card: Path) -> str | None:
+    """The licence in the header of a card, which its owner may have completed."""
+    try:
+        named: str | None = ModelCard.load(card).data.license
+    except (ValueError, YAMLError):
+        return None
+    return named
+
+
+def _card(
+    place: Workplace, base: BaseModel, licence: GeneratorLicence, arm: str, figures: Mapping[str, ArmFigures]
+) -> GeneratorCard:
+    section = place.section
+    rows = [
+        arm_row(name, figures, bootstrap_of(place.recipe))
+        for name in dict.fromkeys(("base", "control", arm))
+        if name in figures
+    ]
+    return GeneratorCard(
+        name=f"{place.run.name}, {arm}",
+        base=base.name,
+        revision=base.revision or f"sha256:{base.sha256}",
+        licence=licence,
+        method=arm,
+        rank=section.generator.lora.r,
+        alpha=section.generator.lora.alpha,
+        modalities=section.modalities,
+        training=dict(_training(section, arm)),
+        results="\n".join(_results(section, rows)),
+        versions=versions(),
+    )
+
+
+def _training(section: Imagegen, arm: str) -> Iterator[tuple[str, str]]:
+    keys, sampling = section.update, section.generator
+    yield "Ratings", "synthetic, by simulated experts" if section.synthetic is not None else "by experts"
+    if arm == "ddpo":
+        images = f"{keys.prompts_per_round} prompts with {keys.images_per_prompt} images each"
+        yield "Rounds", f"at most {keys.rounds} of {images}. The LoRA is that of the best round by the judge"
+        yield "Learning rate", f"{keys.learning_rate:g}"
+    else:
+        chosen = "rated images that the selector passes" if arm == "sft" else "random rated images, as a control"
+        yield "Images", chosen
+        yield "Optimizer steps", f"{keys.sft_steps} of {keys.sft_batch_size} images"
+        yield "Learning rate", f"{keys.sft_learning_rate:g}"
+    yield "Image size", f"{section.size} pixels"
+    yield "Sampling", f"DDIM, eta 1, {sampling.steps} steps, guidance scale {sampling.guidance_scale:g}"
+
+
+def _results(section: Imagegen, rows: list[ArmRow]) -> Iterator[str]:
+    yield (
+        f"Mean score of {rows[0].judge.n} images of each generator by the judge, from 0 to 1, with 95 % bootstrap "
+        "intervals over prompts. The judge is a model of expert ratings that never was a reward. Prompts and noise are "
+        "the same for all generators."
+    )
+    yield ""
+    yield "| generator | judge score | difference to the base |"
+    yield "|---|---|---|"
+    for row in rows:
+        change = "" if row.to_base is None else _interval(row.to_base.difference, "+.3f")
+        yield f"| {row.label} | {_interval(row.judge, '.3f')} | {change} |"
+    if section.synthetic is not None:
+        yield ""
+        yield "The ratings were synthetic. These figures show that the software works, not that the images are good."
+
+
+def _interval(found: Estimate, form: str) -> str:
+    if found.value is None:
+        return "not defined"
+    text = format(found.value, form)
+    if found.low is None or found.high is None:
+        return text
+    return f"{text} [{format(found.low, form)} to {format(found.high, form)}]"

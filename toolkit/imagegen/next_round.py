@@ -1,0 +1,154 @@
+"""The next round of ratings: a rating sheet of a finished run's images, and the files that experts return.
+
+The key of a sheet stays in the run, below ``sheets/``, and is found by the sheet's id.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import DataError, ToolkitError
+from toolkit.imagegen.collect import collect_ratings
+from toolkit.imagegen.ddim import make_schedule
+from toolkit.imagegen.finished import FinishedRun, load_base, prompts_by_modality, use_method
+from toolkit.imagegen.generated_files import check_folder, to_pixels
+from toolkit.imagegen.generator import Generator
+from toolkit.imagegen.images import image_stores
+from toolkit.imagegen.ratings import Ratings, load_ratings
+from toolkit.imagegen.repeats import IntraRater, intra_rater_agreement
+from toolkit.imagegen.sampling import derive_seed, generate
+from toolkit.imagegen.sheet import Sheet, SheetItem, SheetKey, ratings_by_source, read_key, write_sheet
+from toolkit.imagegen.sheet_order import SheetOptions
+from toolkit.run import Progress, RunFolder, silent
+
+KEYS = "sheets"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRatings:
+    """Ratings of the images of one source: their number, their mean from 0 to 1, and how many are the best rating."""
+
+    ratings: int
+    mean: float
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What experts returned.
+
+    Attributes:
+        file: for ``imagegen.ratings``.
+        ratings: number of ratings.
+        images: rated images.
+        missing: images of the sheet without a rating.
+        agreement: of experts with themselves.
+        by_source: source -> its ratings.
+    """
+
+    file: Path
+    ratings: int
+    images: int
+    missing: int
+    agreement: IntraRater
+    by_source: Mapping[str, SourceRatings]
+
+
+def write_run_sheet(
+    finished: FinishedRun,
+    methods: Sequence[str],
+    images: int,
+    options: SheetOptions,
+    folder: Path,
+    progress: Progress = silent,
+) -> tuple[Sheet, Path]:
+    """Generate images by each method and write a rating sheet of them. Return it with the file of its key.
+
+    Args:
+        finished: the run.
+        methods: sources of the images.
+        images: of each method. They are divided evenly among the run's prompts.
+        options: order and size of the sheet. The images depend on its seed too.
+        folder: goes to the experts. It must be absent or empty.
+        progress: called after each method.
+
+    Raises:
+        DataError: a path exists, or the ratings with the prompts cannot be read.
+        ModelError: the base cannot be loaded, or is another one.
+        RunError: a method has not finished.
+    """
+    methods = [finished.require(method) for method in dict.fromkeys(methods)]
+    key_file = finished.run.path / KEYS / f"{folder.absolute().name}.json"
+    check_folder(folder.absolute())
+    if key_file.exists():
+        rule, remedy = "the run must not have a sheet of this name yet", "Choose another name for the folder."
+        raise DataError(rule, place=key_file, value=folder.name, remedy=remedy)
+    prompts = [(prompt, modality) for modality, own in prompts_by_modality(finished).items() for prompt in own]
+    wanted = [prompts[number % len(prompts)] for number in range(images)]
+    generator, items = load_base(finished), list[SheetItem]()
+    for done, method in enumerate(methods, start=1):
+        use_method(finished, generator, method)
+        items += _items(finished, generator, method, wanted, options.seed)
+        progress("methods", done, len(methods))
+    stores = image_stores(finished.section, finished.recipe.images)
+    return write_sheet(items, finished.section, stores, folder, key_file, options), key_file
+
+
+def _items(
+    finished: FinishedRun, generator: Generator, method: str, wanted: Sequence[tuple[str, str]], seed: int
+) -> list[SheetItem]:
+    """Images of one method. Noise differs between methods, so that no two images of a sheet resemble each other."""
+    keys = finished.section.generator
+    schedule = make_schedule(generator.scheduler, keys.steps)
+    own = derive_seed(seed, "sheet", method)
+    pixels = to_pixels(generate(generator, schedule, [prompt for prompt, _ in wanted], own, keys.batch_size))
+    return [SheetItem(image, *texts, method) for image, texts in zip(pixels, wanted, strict=True)]
+
+
+def collect_run_sheet(finished: FinishedRun, files: Sequence[Path], sheet: Path, out: Path | None = None) -> Collected:
+    """Join the files that experts returned, and compare the experts with themselves and the sources with each other.
+
+    Args:
+        finished: the run that the sheet is of.
+        files: CSV files of one sheet, of any pages and raters.
+        sheet: the sheet's folder, with its images.
+        out: must be absent. None: ``ratings.csv`` in the sheet's folder, where its paths need no image root.
+
+    Raises:
+        DataError: a file is of another sheet or was changed, files contradict each other, an image is missing, or
+            ``out`` exists.
+    """
+    key, folder = _find_key(finished.run, sheet), sheet.absolute()
+    out = folder / "ratings.csv" if out is None else out.absolute()
+    count = collect_ratings(files, key, out)
+    try:
+        section = finished.section.model_copy(update={"image_root": folder, "max_dropped": 0.0})
+        ratings = load_ratings(section, (str(out),))
+        sources = ratings_by_source(ratings, key)
+    except ToolkitError:
+        out.unlink()
+        raise
+    by_source = {source: _of_source(own) for source, own in sources.items() if own.count}
+    missing = len(key.images) - len(ratings.images)
+    return Collected(out, count, len(ratings.images), missing, intra_rater_agreement(ratings), by_source)
+
+
+def _find_key(run: RunFolder, sheet: Path) -> SheetKey:
+    """The key whose images the folder of a sheet has."""
+    if not sheet.is_dir():
+        raise DataError(
+            "the sheet's folder must exist", place=sheet, remedy="Name the folder that was sent to experts."
+        )
+    keys = [read_key(file) for file in sorted((run.path / KEYS).glob("*.json"))]
+    for key in keys:
+        if all((sheet / entry.image_path).is_file() for entry in key.images):
+            return key
+    rule = "the folder must have all images of a sheet of this run"
+    remedy = "Name the run that the sheet is of, and the folder as it was written."
+    raise DataError(rule, place=sheet, value=f"{len(keys)} sheets in {run.path / KEYS}", remedy=remedy)
+
+
+def _of_source(ratings: Ratings) -> SourceRatings:
+    levels = [level for image in ratings.images for level in image.levels]
+    top = len(ratings.rating_range) - 1
+    return SourceRatings(len(levels), ratings.normalised(sum(levels) / len(levels)), levels.count(top) / len(levels))
