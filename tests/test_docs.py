@@ -1,9 +1,10 @@
-"""The README against the code: commands, options, keys, recipes, files, and the worked example of a reward."""
+"""README and docs/ against the code: commands, options, keys, recipes, files, links, and the example of a reward."""
 
 import json
 import re
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,37 +22,51 @@ from toolkit.stages.reward_test import score_file
 from toolkit.tasks.loading import load_data
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 Block = tuple[str, str, str]
 """The comment in the line before (or empty), the language, and the text of a fenced block."""
 
 
-def fenced() -> list[Block]:
-    found = re.findall(r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [(name, language, text) for name, language, text in found]
+def page(name: str) -> str:
+    """Return the text of a page below docs/."""
+    return (DOCS / name).read_text(encoding="utf-8")
 
 
-def marked(name: str) -> str:
-    (text,) = (text for comment, _, text in fenced() if comment == name)
-    return text
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "\n".join(file.read_text(encoding="utf-8") for file in PAGES)
 
 
-def prose() -> str:
-    return re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+def fenced(text: str = TEXT) -> list[Block]:
+    found = re.findall(r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(name, language, block) for name, language, block in found]
 
 
-def spans() -> list[str]:
+def between(text: str, name: str) -> str:
+    """Return what is between the comments NAME:begin and NAME:end."""
+    return text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+
+
+def marked(text: str, name: str) -> str:
+    """Return the fenced block after the comment NAME."""
+    (found,) = (block for comment, _, block in fenced(text) if comment == name)
+    return found
+
+
+def prose(text: str = TEXT) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def spans(text: str = TEXT) -> list[str]:
     """Inline code."""
-    return re.findall(r"`([^`\n]+)`", prose())
+    return re.findall(r"`([^`\n]+)`", prose(text))
 
 
-def shell_lines() -> list[list[str]]:
-    """Words of every command in shell blocks, indented lines and inline code; comments are left out."""
-    blocks = [line for _, language, text in fenced() if language == "bash" for line in text.splitlines()]
-    indented = re.findall(r"^    (.*)$", prose(), re.MULTILINE)
-    commands = [part for line in [*blocks, *indented, *spans()] for part in line.split("&&")]
+def shell_lines(text: str = TEXT) -> list[list[str]]:
+    """Words of every command in shell blocks and inline code. Comments are left out."""
+    blocks = [line for _, language, block in fenced(text) if language == "bash" for line in block.splitlines()]
+    commands = [part for line in [*blocks, *spans(text)] for part in line.split("&&")]
     return [words for line in commands if (words := _words(line))]
 
 
@@ -90,13 +105,34 @@ def command_of(words: list[str]) -> tuple[str, ...]:
     return path
 
 
-def toolkit_lines() -> Iterator[list[str]]:
-    yield from (words[1:] for words in shell_lines() if words[0] == "toolkit" and len(words) > 1)
+def toolkit_lines(text: str = TEXT) -> Iterator[list[str]]:
+    yield from (words[1:] for words in shell_lines(text) if words[0] == "toolkit" and len(words) > 1)
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_every_command_has_an_example(path: tuple[str, ...]) -> None:
-    assert path in {command_of(words) for words in toolkit_lines()}
+    examples = "\n".join(
+        f"```bash\n{block}```" for _, language, block in fenced(page("reference/cli.md")) if language == "bash"
+    )
+    assert path in {command_of(words) for words in toolkit_lines(examples)}
+
+
+def test_the_table_of_commands_names_every_command() -> None:
+    table = re.findall(r"^\| `toolkit ([a-z ]+)` \|", page("reference/cli.md"), re.MULTILINE)
+    assert sorted(table) == sorted(" ".join(path) for path in LEAVES)
+
+
+def test_the_gate_runs_the_first_commands_of_the_readme() -> None:
+    (first, *_) = (block for _, language, block in fenced(README) if language == "bash")
+    gate = (
+        (ROOT / ".ci" / "run")
+        .read_text(encoding="utf-8")
+        .replace("--quiet ", "")
+        .replace('"$root/', "")
+        .replace('"', "")
+    )
+    commands = [part.strip() for line in first.splitlines() for part in line.split("&&")]
+    assert [command for command in commands if command not in gate] == []
 
 
 def test_every_command_and_option_that_is_named_exists() -> None:
@@ -167,23 +203,23 @@ def test_every_recipe_loads(text: str, tmp_path: Path) -> None:
     pytest.fail("\n".join(problems))
 
 
-def test_the_explained_recipe_has_every_section(tmp_path: Path) -> None:
-    tables = tomllib.loads(max(TOML, key=len))
+def test_the_explained_recipe_has_every_section() -> None:
+    text = page("reference/recipe.md")
+    (example,) = (block for _, language, block in fenced(text) if language == "toml")
     # [imagegen] rejects most other sections, so it has an example of its own.
-    assert list(tables) == [name for name in Recipe.model_fields if name != "imagegen"]
-    assert any("imagegen" in tomllib.loads(text) for text in TOML)
+    assert list(tomllib.loads(example)) == [name for name in Recipe.model_fields if name != "imagegen"]
+    assert any("imagegen" in tomllib.loads(block) for block in TOML)
     for section in Recipe.model_fields:
-        assert f"`[{section}]`" in README
+        assert f"`[{section}]`" in text
 
 
 def test_every_shipped_recipe_is_named() -> None:
-    for file in (ROOT / "recipes").glob("*.toml"):
-        assert f"`recipes/{file.name}`" in README
+    table = re.findall(r"^\| `(recipes/\w+\.toml)` \|", page("reference/recipes.md"), re.MULTILINE)
+    assert sorted(table) == sorted(f"recipes/{file.name}" for file in (ROOT / "recipes").glob("*.toml"))
 
 
 def test_reward_weights_are_those_of_the_code() -> None:
-    table = README[README.index("| task | reward | weight |") :]
-    rows = re.findall(r"^\| *(\w*) *\| `(\w+)` \| ([\d.]+) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| *(\w*) *\| `(\w+)` \| ([\d.]+) \|", page("reference/rewards.md"), re.MULTILINE)
     found: dict[str, dict[str, float]] = {}
     for task, name, weight in rows:
         found.setdefault(task or list(found)[-1], {})[name] = float(weight)
@@ -191,14 +227,15 @@ def test_reward_weights_are_those_of_the_code() -> None:
 
 
 def test_the_worked_example_of_a_reward_prints_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = page("guides/custom_reward.md")
     for name in ("my_rewards.py", "my.toml", "completions.jsonl"):
-        (tmp_path / name).write_text(marked(f"file: {name}"), encoding="utf-8")
+        (tmp_path / name).write_text(marked(text, f"file: {name}"), encoding="utf-8")
     show.scored(score_file(load_recipe(tmp_path / "my.toml"), tmp_path / "completions.jsonl"))
-    assert capsys.readouterr().out.startswith(marked("output: reward test"))
+    assert capsys.readouterr().out.startswith(marked(text, "output: reward test"))
 
 
 def test_the_rows_that_are_shown_can_be_read(tmp_path: Path) -> None:
-    (text,) = (text for comment, language, text in fenced() if language == "json" and not comment)
+    (text,) = (block for _, language, block in fenced(page("reference/data_formats.md")) if language == "json")
     (tmp_path / "rows.json").write_text(text, encoding="utf-8")
     recipe = '[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "rows.json"\nsplit = { test = 0 }\n[sft]\n'
     (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
@@ -206,44 +243,74 @@ def test_the_rows_that_are_shown_can_be_read(tmp_path: Path) -> None:
     assert [(sample.id, sample.reference["letter"]) for sample in data.train] == [("case-1", "B")]
 
 
-def tree() -> dict[str, str]:
-    """Path -> description, from indentation by two."""
-    found: dict[str, str] = {}
-    parents: list[str] = []
-    for line in marked("tree").splitlines():
-        name, _, what = line.strip().partition(" ")
-        depth = (len(line) - len(line.lstrip())) // 2
-        parents[depth:] = [name.rstrip("/")]
-        found["/".join(parents)] = what.strip()
-    return found
-
-
-def test_what_the_tree_names_is_there() -> None:
-    assert [path for path in tree() if not list(ROOT.glob(path))] == []
-
-
-def test_the_tree_names_every_module_with_a_description() -> None:
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "toolkit").rglob("*.py")}
-    named = {path for path, what in tree().items() if what}
-    assert modules - named == set()
-
-
 def test_every_benchmark_is_named() -> None:
     for file in (ROOT / "tests" / "benchmarks").glob("bench_*.py"):
-        assert f"`python tests/benchmarks/{file.name}`" in README
+        assert f"`python tests/benchmarks/{file.name}`" in page("development/benchmarks.md")
 
 
 def test_files_that_the_text_names_are_there() -> None:
-    starts = ("toolkit/", "tests/", "recipes/", ".ci/")
+    starts = ("toolkit/", "tests/", "recipes/", "docs/", ".ci/")
     named = {span for span in spans() if span.startswith(starts) and " " not in span and "NAME" not in span}
     assert len(named) > 10
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_links_within_the_page_lead_somewhere() -> None:
-    titles = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in _titles()}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= titles
+def slugs(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and myst make them."""
+    found: Counter[str] = Counter()
+    anchors = set()
+    for title in re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE):
+        slug = re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-")
+        anchors.add(f"{slug}-{found[slug]}" if found[slug] else slug)
+        found[slug] += 1
+    return anchors
 
 
-def _titles() -> list[str]:
-    return re.findall(r"^#+ (.*)$", prose(), re.MULTILINE)
+def broken_links(file: Path) -> list[str]:
+    """Relative links of a page whose file or anchor does not exist."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(file.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = file.parent / name if name else file
+        if not target.is_file() or (anchor and anchor not in slugs(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_relative_links_and_anchors_resolve(file: Path) -> None:
+    assert broken_links(file) == []
+
+
+def test_a_link_to_a_missing_page_or_anchor_is_found(tmp_path: Path) -> None:
+    (tmp_path / "one.md").write_text("# One\n\n## Two words\n\n## Two words\n", encoding="utf-8")
+    file = tmp_path / "two.md"
+    file.write_text(
+        "[a](one.md#two-words-1) [b](one.md#three) [c](three.md) [d](#one) [e](https://a.b/c)", encoding="utf-8"
+    )
+    assert broken_links(file) == ["one.md#three", "three.md", "#one"]
+
+
+def test_the_index_links_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)\)", page("index.md")))
+    assert linked == {file.relative_to(DOCS).as_posix() for file in DOCS.rglob("*.md")} - {"index.md"}
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_every_page_has_one_title(file: Path) -> None:
+    assert len(re.findall(r"^# ", prose(file.read_text(encoding="utf-8")), re.MULTILINE)) == 1
+
+
+def test_the_readme_has_at_most_200_lines() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_readmes_results_are_those_of_the_quickstart() -> None:
+    printed = between(page("tutorials/quickstart.md"), "quickstart")
+    rows = [line.strip("│|") for line in (*printed.splitlines(), *between(README, "results").splitlines())]
+    cells = [[cell.strip() for cell in re.split("[│|]", row)] for row in rows if "%" in row and "intervals" not in row]
+    shown = [[name, *figures] for name, n, *figures in cells[:4] if n == "1,000"]
+    assert len(shown) == 4
+    assert cells[4:] == shown
