@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from toolkit.imagegen.dit import Dit, DitConfig, save_dit
+from toolkit.imagegen.dit import Dit, DitConfig, save_dit, split_words
 from toolkit.imagegen.dit_generator import DitGenerator, load_dit_generator
 from toolkit.imagegen.generator import GeneratorSettings
 from toolkit.imagegen.lora import LoraSettings, lora_parameters
+from toolkit.imagegen.synthetic_images import PROMPTS as SYNTHETIC_PROMPTS
 
 CPU = torch.device("cpu")
 PROMPTS = ("oct normal", "oct fluid", "chest ct normal", "chest ct nodule")
@@ -26,6 +27,13 @@ def random_dit_folder(folder: Path, config: DitConfig = CONFIG) -> Path:
             parameter.add_(torch.randn_like(parameter) * 0.05)
     save_dit(folder, model, torch.float32)
     return folder
+
+
+def prompts_dit_folder(folder: Path) -> Path:
+    """A random base that knows the prompts of synthetic images."""
+    prompts = [prompt for findings in SYNTHETIC_PROMPTS.values() for prompt in findings.values()]
+    words = tuple(sorted({word for prompt in prompts for word in split_words(prompt)}))
+    return random_dit_folder(folder, DitConfig(words, width=32, layers=1, heads=2))
 
 
 def dit_generator(folder: Path, **changes: object) -> DitGenerator:

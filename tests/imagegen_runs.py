@@ -35,6 +35,10 @@ SMALL = (
 """Changes of the tiny recipe for a run in seconds that learns nothing: a test of wiring."""
 
 
+LICENCE = "imagegen.generator.licence=creativeml-openrail-m"
+"""Setting of a folder with a Stable Diffusion pipeline, whose licence no name tells."""
+
+
 def changes(settings: Sequence[str]) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 

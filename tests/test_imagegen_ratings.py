@@ -281,3 +281,11 @@ def test_experts_who_always_agree_get_the_rounding_variance() -> None:
 def test_precision_that_cannot_be_estimated_is_an_error_that_names_linear(images: list) -> None:
     with pytest.raises(DataError, match="linear"):
         expert_weights(section("a", expert_weight="precision"), ratings_of(images))
+
+
+def test_a_missing_file_names_itself_and_the_key(tmp_path: Path) -> None:
+    missing = tmp_path / "none.csv"
+    with pytest.raises(DataError) as caught:
+        load_ratings(section(str(missing)))
+    assert caught.value.place == str(missing)
+    assert "imagegen.ratings" in caught.value.remedy

@@ -1,15 +1,21 @@
 """The section [imagegen]: defaults that stand, rules that hold, descriptions for every key."""
 
 import json
+import math
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import RecipeError
+from toolkit.imagegen.arms import ImageKey
+from toolkit.imagegen.ddpo import group_advantages
+from toolkit.imagegen.guards import Evaluation, GuardSettings, check_guards
+from toolkit.imagegen.settings import guard_settings
 from toolkit.recipe import changed_keys, dump_recipe, for_language_models, load_recipe
-from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen, ImagegenSection
+from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen, ImagegenSection, most_clipped
 from toolkit.recipe.imagegen_checks import independent_judge, only_imagegen_stages
 from toolkit.recipe.problems import section_in
 
@@ -256,6 +262,39 @@ def test_an_unknown_key_names_the_nearest_one_of_its_own_kind_of_recipe(tmp_path
 def test_commands_for_language_models_reject_a_recipe_of_image_generation(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="toolkit export"):
         for_language_models(load_recipe(written(tmp_path)), "toolkit export")
+
+
+def test_the_limits_of_copies_and_clipped_advantages_reach_the_guards(tmp_path: Path) -> None:
+    default = guard_settings(load_recipe(written(tmp_path)))
+    assert (default.max_copies, default.max_clipped) == (GuardSettings().max_copies, GuardSettings().max_clipped)
+    changes = ["imagegen.guards.max_copies=0.2", "imagegen.guards.max_clipped=0.3"]
+    found = guard_settings(load_recipe(written(tmp_path), changes))
+    assert (found.max_copies, found.max_clipped) == (0.2, 0.3)
+
+
+@pytest.mark.parametrize("group", [2, 3, 8, 26, 27, 64])
+@pytest.mark.parametrize("clip", [0.9, 1.5, 2.0, 5.0])
+def test_no_group_has_more_advantages_beyond_the_clip_than_the_bound(group: int, clip: float) -> None:
+    bound, largest = most_clipped(clip, group), 0.0
+    for extreme in range(group // 2 + 1):  # the most extreme groups: some at 1, as many or none at -1, the rest at 0
+        for low in (0, extreme):
+            rewards = torch.tensor([1.0] * extreme + [-1.0] * low + [0.0] * (group - extreme - low))
+            advantages, _, _ = group_advantages(rewards, ["prompt"] * group, float("inf"))
+            largest = max(largest, float((advantages.abs() > clip).float().mean()))
+    assert largest <= bound + 1e-6
+    assert (bound == 0) == (clip >= math.sqrt(group - 1))
+
+
+def test_a_guard_that_cannot_fire_says_so() -> None:
+    scores = {ImageKey("a", 0): 0.5}
+
+    def text(clip: float, group: int) -> str:
+        last = Evaluation(0, scores, clipped_advantages=0.0, most_clipped=most_clipped(clip, group))
+        return next(one.text for one in check_guards([last], GuardSettings()) if one.guard == "advantage_clip")
+
+    assert "cannot fire" in text(5.0, 8)
+    assert "cannot fire" in text(5.0, 256)
+    assert "cannot fire" not in text(2.0, 8)
 
 
 def test_the_shipped_recipes_load() -> None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,24 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from imagegen_models import random_dit_folder
-from imagegen_runs import RECIPE, SMALL, numbers, results
+from imagegen_models import prompts_dit_folder
+from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
 from toolkit.cli.predict import Which
-from toolkit.errors import DataError, ImageError, ModelError, RecipeError, ToolkitError, TrainingError
-from toolkit.imagegen.dit import DitConfig, split_words
+from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
-from toolkit.imagegen.synthetic_images import PROMPTS
+from toolkit.imagegen.sft_stage import SftResult
+from toolkit.imagegen.stages import Session
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.imagegen.workplace import Workplace
+from toolkit.imagegen.workplace import Workplace, kept
 from toolkit.pipeline.again import evaluate_again, export_again
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import StopRequest, start_run
+from toolkit.run import StopRequest, find_run, start_run
 
-LICENCE = "imagegen.generator.licence=creativeml-openrail-m"
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 
 
@@ -41,11 +39,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random DiT that knows the synthetic prompts."""
-    prompts = [prompt for findings in PROMPTS.values() for prompt in findings.values()]
-    words = tuple(sorted({word for prompt in prompts for word in split_words(prompt)}))
-    config = DitConfig(words, width=32, layers=1, heads=2)
-    return random_dit_folder(tmp_path_factory.mktemp("dit") / "base", config)
+    return prompts_dit_folder(tmp_path_factory.mktemp("dit") / "base")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """The folder of an undisturbed run named whole, with a tracker."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_imagegen(recipe(folder, base, "whole", ['run.report_to=["tensorboard"]']))
+    return folder
 
 
 def recipe(folder: Path, base: Path, name: str, more: Sequence[str] = ()) -> Recipe:
@@ -89,8 +91,9 @@ def _arm(name: str, calls: int) -> None:
             setattr(module, name, lethal(getattr(module, name)))
 
 
-def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(tmp_path: Path, base: Path) -> None:
-    run_imagegen(recipe(tmp_path, base, "whole"))
+def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(
+    tmp_path: Path, base: Path, whole: Path
+) -> None:
     killed = recipe(tmp_path, base, "killed")
     # Epoch 1 of stage 1; the judge; the end of stage 1; the base; then the first round of each arm, and the last one.
     deaths = [("save_epoch", 1), ("save_tensors", 1), ("keep", 1), ("keep", 1), *[("save_epoch", 1)] * 3]
@@ -98,7 +101,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(t
         assert run_until_death(killed, dies) == -signal.SIGKILL
     assert run_until_death(killed, ("save_epoch", 2)) in (-signal.SIGKILL, 0)
     run_imagegen(killed)
-    undisturbed, resumed = results(tmp_path, "whole"), results(tmp_path, "killed")
+    undisturbed, resumed = results(whole, "whole"), results(tmp_path, "killed")
     assert numbers(resumed) == pytest.approx(numbers(undisturbed), abs=1e-6)
     assert [row["arm"] for row in resumed["rows"]] == ["base", "control", "sft", "ddpo"]
     assert_checkpoints_follow_the_layout(tmp_path / "runs" / "killed" / "checkpoints")
@@ -116,14 +119,34 @@ def assert_checkpoints_follow_the_layout(folder: Path) -> None:
 
 
 def test_a_finished_run_is_not_run_again_and_gives_the_same_table(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = recipe(tmp_path, base, "once", ['imagegen.update.methods=["sft"]', "imagegen.update.control=false"])
-    _, first = run_imagegen(small)
+    before = results(whole, "whole")
     monkeypatch.setattr("toolkit.imagegen.stages.run_stage", None)
-    _, second = run_imagegen(small)
-    assert second == first
-    assert [row.arm for row in second.rows] == ["base", "sft"]
+    _, again = run_imagegen(recipe(whole, base, "whole"))
+    assert results(whole, "whole") == before
+    assert [row.arm for row in again.rows] == ["base", "control", "sft", "ddpo"]
+
+
+def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = find_run(whole / "runs" / "whole")
+    (file,) = (run.path / "tensorboard").iterdir()
+    events = EventAccumulator(str(file))
+    events.Reload()
+    arrived = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    logged = {
+        (f"{line['stage']}/{name}", line["step"]): value
+        for line in run.metrics()
+        for name, value in line.items()
+        if name not in ("stage", "step", "time")
+    }
+    assert arrived == {key: pytest.approx(value, rel=1e-6) for key, value in logged.items()}
+    losses = {f"scorers/{name}_{what}" for name in ("selector", "policy") for what in ("loss", "learning_rate")}
+    passes = {"sft/pass_rate", "ddpo/pass_rate", *(f"table/{arm}_judge_pass_rate" for arm in STAGES[2:])}
+    others = {"judge/loss", "control/loss", "sft/learning_rate", "ddpo/learning_rate", "ddpo/judge", "table/ddpo_judge"}
+    assert {tag for tag, _ in arrived} >= losses | passes | others
 
 
 def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base: Path) -> None:
@@ -161,111 +184,44 @@ def test_the_dry_run_of_a_recipe_for_a_gpu_runs_every_stage_without_its_models_a
     assert [row.arm for row in result.rows] == ["base", "control", "sft", "ddpo"]
 
 
-def ratings_recipe(folder: Path, base: Path, source: Path, change: Callable[[list[str]], list[str]]) -> Recipe:
-    """The recipe on files of ratings: those of a synthetic dataset, changed."""
-    data = folder / "data"
-    shutil.copytree(source, data)
-    lines = (data / "ratings.csv").read_text().splitlines()
-    (data / "ratings.csv").write_text("\n".join([lines[0], *change(lines[1:])]) + "\n")
-    text = RECIPE.read_text().split("[imagegen.synthetic]")
-    rest = text[1][text[1].index("[imagegen.selector]") :]
-    file = folder / "recipe.toml"
-    file.write_text(text[0].replace("[imagegen]", '[imagegen]\nratings = ["data/ratings.csv"]') + rest)
-    own = [setting for setting in SMALL if "synthetic" not in setting]
-    names = [f"imagegen.generator.model={base}", "run.name=bad", f"run.folder={folder / 'runs'}"]
-    return load_recipe(file, [*own, *names], files=True)
+def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, base: Path) -> None:
+    small = recipe(tmp_path, base, "apart", ['imagegen.update.methods=["sft"]'])
+    run_imagegen(small)
+    with start_run(small) as run, StopRequest() as stop:
+        session = Session(Workplace(small, run, stop))
+        splits = session.prepared.splits
+        own = [image for name in ("train", "validation") for image in splits[name].images]
+        others = {image.group for name in ("judge_train", "judge_validation", "test") for image in splits[name].images}
+        assert session.prepared.images(own).dtype == torch.uint8
+        reference = session.studio.reference
+        assert set(reference.features.groups) <= others
+        assert reference.training.groups == tuple(image.group for image in own)
+        assert not others & set(reference.training.groups)
+        assert kept(run, "sft", SftResult).pool == kept(run, "control", SftResult).pool == len(own)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    from toolkit.imagegen.synthetic import write_synthetic
-
-    folder = tmp_path_factory.mktemp("synthetic")
-    section = recipe(folder, base, "x", ["imagegen.synthetic.images=90"]).imagegen
-    assert section is not None
-    write_synthetic(folder, section, seed=1)
-    return folder
-
-
-def column(lines: list[str], index: int, value: str, rows: int) -> list[str]:
-    changed = [line.split(",") for line in lines]
-    for cells in changed[:rows]:
-        cells[index] = value
-    return [",".join(cells) for cells in changed]
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "named"),
-    [
-        (lambda lines: column(lines, 0, "images/none.png", 40), DataError, "images/none.png"),
-        (lambda lines: column(lines, 1, "9", 40), DataError, "rating must be one of 1, 2, 3"),
-        (lambda lines: column(lines, 2, "PET", 40), DataError, "modality must be one of"),
-        (lambda lines: [line for line in lines if line.split(",")[1] != "3"], DataError, "no rating 3"),
-    ],
-)
-def test_ratings_that_cannot_be_used_give_one_clear_error_before_training(
-    tmp_path: Path,
-    base: Path,
-    dataset: Path,
-    change: Callable[[list[str]], list[str]],
-    kind: type[ToolkitError],
-    named: str,
-) -> None:
-    broken = ratings_recipe(tmp_path, base, dataset, change)
-    with pytest.raises(kind, match=named) as caught:
-        run_imagegen(broken)
-    assert caught.value.remedy
-    assert not (tmp_path / "runs" / "bad" / "stages" / "scorers").exists()
-
-
-def test_an_image_that_cannot_be_read_is_an_error_before_training(tmp_path: Path, base: Path, dataset: Path) -> None:
-    broken = ratings_recipe(tmp_path, base, dataset, lambda lines: lines)
-    (tmp_path / "data" / "images" / "000003.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"000003\.png"):
-        run_imagegen(broken)
-
-
-def test_prompts_that_are_too_long_or_unknown_are_an_error_before_training(tmp_path: Path, base: Path) -> None:
-    long = " ".join(["lungs"] * 40)
-    with pytest.raises(DataError, match="words"):
-        run_imagegen(recipe(tmp_path, base, "long", [f'imagegen.prompts.CT=["CT: {long}"]']))
-    save_tiny_pipeline(tmp_path / "sd")
-    with pytest.raises(DataError, match="tokens"):
-        run_imagegen(recipe(tmp_path, tmp_path / "sd", "tokens", [f'imagegen.prompts.CT=["CT: {long}"]', LICENCE]))
-    assert not list((tmp_path / "runs").glob("*/stages/scorers"))
-
-
-def test_a_folder_with_pickles_only_is_an_error_before_training(tmp_path: Path) -> None:
-    save_tiny_pipeline(tmp_path / "sd")
-    for file in (tmp_path / "sd").rglob("*.safetensors"):
-        torch.save({}, file.with_suffix(".bin"))
-        file.unlink()
-    with pytest.raises(ModelError, match="safetensors"):
-        run_imagegen(recipe(tmp_path, tmp_path / "sd", "pickles", [LICENCE]))
-
-
-def test_a_selector_that_passes_nothing_is_an_error_that_keeps_what_was_trained(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from toolkit.imagegen import sft_stage
-
-    monkeypatch.setattr(sft_stage, "passes", lambda scored, threshold: torch.zeros(len(scored.scores_N)).bool())
-    strict = recipe(tmp_path, base, "strict")
-    with pytest.raises(TrainingError, match="at least one image that the selector passes"):
-        run_imagegen(strict)
-    monkeypatch.undo()
-    before = (tmp_path / "runs" / "strict" / "stages" / "scorers" / "done.json").read_bytes()
-    run_imagegen(strict)  # goes on, with the scorers of the first start
-    assert (tmp_path / "runs" / "strict" / "stages" / "scorers" / "done.json").read_bytes() == before
-    assert all((tmp_path / "runs" / "strict" / "stages" / name / "done.json").is_file() for name in STAGES)
+def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) -> None:
+    # The learning rate is so small that agreement stays as it is, and the refresh is kept.
+    more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
+    more += ["imagegen.selector.target_precision=0.01", "imagegen.update.refresh.learning_rate=1e-12"]
+    _, found = run_imagegen(recipe(tmp_path, base, "kept", more))
+    assert found.ddpo is not None
+    assert found.scorers is not None
+    first = found.scorers.selector_threshold.value
+    rounds = found.ddpo.rounds[1:]
+    assert [one.refreshed[0].kept for one in rounds] == [True, True]
+    assert [one.threshold for one in rounds] == pytest.approx([first, first], abs=1e-4)
 
 
 def test_a_refresh_between_rounds_says_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
     more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
     _, found = run_imagegen(recipe(tmp_path, base, "refreshed", [*more, "imagegen.selector.target_precision=0.01"]))
+    assert [row.arm for row in found.rows] == ["base", "ddpo"]
     assert found.ddpo is not None
     outcomes = [outcome for one in found.ddpo.rounds for outcome in one.refreshed]
     assert outcomes
+    for one in found.ddpo.rounds:
+        assert (one.threshold is not None) == bool(one.refreshed and one.refreshed[0].kept)
     for outcome in outcomes:
         if outcome.kept:
             assert outcome.before.value is not None

@@ -1,6 +1,7 @@
 """Vision towers and the selector: what they see, what training does to a rating, and resume."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ from transformers import (
 
 from toolkit.errors import DataError, MissingExtraError, ModelError, TrainingError
 from toolkit.imagegen import towers
+from toolkit.imagegen.batches import scoring_batch
 from toolkit.imagegen.fitting import FitSettings, trained_state
 from toolkit.imagegen.heads import HeadSettings, head_weights, lower_bound
-from toolkit.imagegen.rated import RatedImages
+from toolkit.imagegen.offload import on_device
+from toolkit.imagegen.rated import RatedImages, as_floats
 from toolkit.imagegen.selector import Selector, SelectorSettings, start_fitting
-from toolkit.imagegen.towers import TowerSettings, build_tower
+from toolkit.imagegen.towers import FrozenBackbones, Tower, TowerSettings, build_tower
+from toolkit.imagegen.training_features import all_features
 
 torch.set_num_threads(1)
 
@@ -142,6 +146,25 @@ def test_other_vision_towers_load(family: str, tmp_path: Path) -> None:
     assert features.std(dim=0).max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
+def test_images_no_larger_than_the_encoder_takes_are_enlarged_and_have_no_crops(
+    family: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    # The sizes of DINOv2 (518) and of the recipe's images (512) to scale: patches of 4 pixels, no multiple of them.
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 148, "patch_size": 4}
+    if family == "siglip":
+        SiglipVisionModel(SiglipVisionConfig(intermediate_size=64, **sizes)).save_pretrained(tmp_path)
+    elif family == "dinov2":
+        Dinov2Model(Dinov2Config(mlp_ratio=2, **sizes)).save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    name, own = (str(clip_folder), 16) if family == "clip" else (str(tmp_path), 148)
+    for side in (own - 2, own):
+        plain, cropped = (build_tower(TowerSettings(name, crop_grid=grid), side, seed=0) for grid in (0, 2))
+        images = drawn(2, 0, side=side)[0]
+        torch.testing.assert_close(cropped(images), plain(images))
+    assert build_tower(TowerSettings(name, crop_grid=2), own + 2, seed=0).num_features == 3 * plain.num_features
+
+
 def test_a_frozen_tower_is_neither_trained_nor_stored_nor_put_into_train_mode(clip_folder: Path) -> None:
     settings = SelectorSettings(tower=TowerSettings(str(clip_folder)), fit=FitSettings(epochs=2))
     selector = Selector(settings, n_levels=3, image_size=SIDE)
@@ -168,8 +191,6 @@ def test_a_model_that_cannot_be_loaded_is_an_error(clip_folder: Path, tmp_path: 
         build_tower(TowerSettings(str(tmp_path)), SIDE, seed=0)
     with pytest.raises(ModelError):
         build_tower(TowerSettings(str(clip_folder), layers=(7,)), SIDE, seed=0)
-    with pytest.raises(ModelError):
-        build_tower(TowerSettings(str(clip_folder), crop_grid=2), 16, seed=0)
     with pytest.raises(ModelError):
         build_tower(TowerSettings("cnn", frozen=True), SIDE, seed=0)
     pickled = tmp_path / "pickled"
@@ -207,6 +228,95 @@ def test_an_open_clip_model_without_pretrained_parameters_is_an_error() -> None:
     for name in ("ViT-B-16-SigLIP", "hf-hub:no/such-model"):
         with pytest.raises(ModelError):
             build_tower(TowerSettings(f"open_clip:{name}"), 224, seed=0)
+
+
+# What frozen towers share and keep
+
+
+def test_frozen_towers_of_one_encoder_share_its_backbone_and_a_trained_one_has_its_own(clip_folder: Path) -> None:
+    shared: FrozenBackbones = {}
+    plain, cropped, explicit, trained, other = (
+        build_tower(TowerSettings(str(clip_folder), **more), SIDE, seed=0, shared=shared)  # type: ignore[arg-type]
+        for more in ({}, {"crop_grid": 2}, {"frozen": True}, {"frozen": False}, {"layers": (1,)})
+    )
+    assert plain.backbone is cropped.backbone is explicit.backbone
+    assert len({id(one.backbone) for one in (plain, trained, other)}) == 3
+    images = drawn(2, 0)[0]
+    alone = build_tower(TowerSettings(str(clip_folder), crop_grid=2), SIDE, seed=0)
+    assert torch.equal(cropped(images), alone(images))
+
+
+def test_models_return_from_a_device_with_their_own_tensors_and_shared_tensors_stay_until_the_outer_context_ends() -> (
+    None
+):
+    backbone = nn.Linear(2, 2).requires_grad_(False)
+    own = nn.Linear(2, 2).requires_grad_(False)
+    first, second = nn.ModuleList([backbone]), nn.ModuleList([backbone, own])
+    before = [id(parameter) for parameter in second.parameters()]
+    meta = torch.device("meta")
+    with on_device(meta, first):
+        with on_device(meta, second):
+            assert all(parameter.is_meta for parameter in second.parameters())
+        assert backbone.weight.is_meta
+        assert not own.weight.is_meta
+    assert [id(parameter) for parameter in second.parameters()] == before
+    with pytest.raises(RuntimeError, match="stop"), on_device(meta, second):
+        raise RuntimeError("stop")
+    assert [id(parameter) for parameter in second.parameters()] == before
+
+
+def encoded_images(tower: Tower) -> list[int]:
+    """A list to which each pass of the backbone adds its number of images."""
+    counts: list[int] = []
+    tower.backbone.register_forward_hook(lambda module, given, output: counts.append(len(given[0])))
+    return counts
+
+
+def in_bytes(rows: RatedImages) -> RatedImages:
+    return replace(rows, images_NCHW=(rows.images_NCHW * 255).round().to(torch.uint8))
+
+
+def test_a_frozen_tower_encodes_each_rated_image_once(clip_folder: Path) -> None:
+    settings = SelectorSettings(TowerSettings(str(clip_folder)), fit=FitSettings(epochs=4), augment=False)
+    selector = Selector(settings, n_levels=3, image_size=SIDE)
+    counts = encoded_images(selector.tower)
+    train, validation = in_bytes(rated(48, 1)), in_bytes(rated(24, 2))
+    twice = train.take([*range(48), *range(48)])  # two ratings of each image
+    fitting = start_fitting(selector, twice, validation)
+    fitting.run()
+    assert sum(counts) == 48 + 24
+    first = selector.score(validation.images_NCHW).scores_N
+    assert sum(counts) == 48 + 24
+    direct = selector.score(as_floats(validation.images_NCHW)).scores_N
+    assert sum(counts) == 48 + 24 + 24
+    assert torch.equal(first, direct)
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "clip_folder"])
+def test_images_in_bytes_train_the_same_selector_as_floats(encoder: str, request: pytest.FixtureRequest) -> None:
+    name = str(request.getfixturevalue(encoder)) if encoder == "clip_folder" else encoder
+    train, validation = in_bytes(rated(48, 1)), in_bytes(rated(24, 2))
+    found = []
+    for rows, held in (
+        (train, validation),
+        tuple(replace(one, images_NCHW=as_floats(one.images_NCHW)) for one in (train, validation)),
+    ):
+        settings = SelectorSettings(TowerSettings(name, width=4), fit=FitSettings(epochs=2, batch_size=16))
+        selector = Selector(settings, n_levels=3, image_size=SIDE)
+        records = start_fitting(selector, rows, held).run()
+        found.append((records, trained_state(selector)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
+
+
+def test_the_batch_follows_the_pixels_and_does_not_change_a_feature(clip_folder: Path) -> None:
+    tower = build_tower(TowerSettings(str(clip_folder), crop_grid=2), SIDE, seed=0)
+    assert tower.batch_size == scoring_batch(16) == 64
+    assert [scoring_batch(side) for side in (32, 128, 224, 518, 2048)] == [64, 64, 20, 3, 1]
+    images = drawn(10, 0)[0]
+    whole = all_features(tower, images)
+    tower.batch_size = 3
+    torch.testing.assert_close(all_features(tower, images), whole)
 
 
 # What training does

@@ -201,6 +201,16 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(write: Write) -> None:
     assert peaks(most) <= gpu.memory < peaks(most + 1)
 
 
+def test_a_chosen_limit_of_clipped_advantages_that_can_never_act_is_a_warning(write: Write) -> None:
+    def warned(guards: str) -> list[str]:
+        plan = make_imagegen_plan(write(guards=f"guards = {{ {guards} }}"), None)
+        return [one.place for one in plan.warnings]
+
+    assert warned("max_clipped = 0.04, advantage_clip = 5.0") == ["[imagegen.guards] advantage_clip, max_clipped"]
+    assert warned("advantage_clip = 16.0") == ["[imagegen.guards] advantage_clip"]
+    assert warned("advantage_clip = 2.0") == warned("max_copies = 0.1") == []
+
+
 def test_the_plan_is_json(write: Write) -> None:
     plan = make_imagegen_plan(write(), named_gpu("T4"))
     read = json.loads(json.dumps(plan.to_json()))

@@ -86,6 +86,37 @@ def test_a_changed_recipe_is_refused_key_by_key_with_the_ways_out(recipe: Recipe
     assert run.recipe() == recipe
 
 
+def test_a_recipe_of_image_generation_binds_the_run_when_its_first_stage_has_finished(tmp_path: Path) -> None:
+    def load(size: int) -> Recipe:
+        tiny = Path(__file__).resolve().parent.parent / "recipes" / "imagegen_tiny.toml"
+        return load_recipe(tiny, [f"imagegen.size={size}", f"run.seed={size}", f"run.folder={tmp_path / 'runs'}"])
+
+    with start_run(load(32)) as run:
+        check_fingerprints(run, {"ratings": "abc"})
+    with start_run(load(64)) as run:
+        assert run.recipe() == load(64)
+        assert read_json(run.run_file)["seed"] == 64
+        check_fingerprints(run, {"ratings": "corrected"})
+        run.mark_done("ratings", {})
+    with pytest.raises(RunError, match="differs"), start_run(load(32)):
+        pass
+    with start_run(load(64)) as run, pytest.raises(RunError, match="changed since this run began"):
+        check_fingerprints(run, {"ratings": "abc"})
+
+
+def test_temporary_files_of_a_killed_run_are_removed(recipe: Recipe) -> None:
+    with start_run(recipe) as run:
+        kept = run.stage_folder("sft") / "predictions.partial.jsonl"
+        for file in (
+            run.path / ".results.json.1234.partial",
+            run.stage_folder("sft") / ".done.json.1234.partial",
+            kept,
+        ):
+            file.write_text("{")
+    with start_run(recipe):
+        assert [path.name for path in run.path.rglob("*partial*")] == [kept.name]
+
+
 def test_harmless_keys_may_change_and_the_resolved_copy_follows(recipe: Recipe, tmp_path: Path) -> None:
     with start_run(recipe):
         pass

@@ -1,13 +1,14 @@
 """What the arms of a run (base, control, sft, ddpo) share: the generator, evaluations on paired noise, checkpoints."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.checkpoints import SYNTHETIC, Checkpoints, save_epoch
 from toolkit.imagegen.ddim import make_schedule
+from toolkit.imagegen.distribution import FeatureSet
 from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch
 from toolkit.imagegen.fitting import load_trained_state, trained_state
 from toolkit.imagegen.generator import Generator
@@ -99,31 +100,36 @@ class Studio:
         return evaluate_images(generated, self.scorers, self.models.extractor, self.reference, settings)
 
 
-def well_rated(place: Workplace, prepared: PreparedRatings) -> tuple[RatedImage, ...]:
-    """Return the rated images whose mean rating is nearer to a good one than to the level below.
+def well_rated(place: Workplace, images: Sequence[RatedImage]) -> tuple[RatedImage, ...]:
+    """Return the images whose mean rating is nearer to a good one than to the level below.
 
-    KID, FID, diversity and copy distance compare with them. If fewer than a quarter of all images are rated well, all
-    images are returned.
+    If fewer than a quarter of the images are rated well, all images are returned.
     """
     least = passing_level(place) - 0.5
-    images = prepared.ratings.images
     good = tuple(image for image in images if sum(image.levels) / len(image.levels) >= least)
     if 4 * len(good) >= len(images):
         return good
     log.warning("%d of %d images are rated well: reference figures use all images", len(good), len(images))
-    return images
+    return tuple(images)
 
 
 def reference_of(place: Workplace, prepared: PreparedRatings, models: ScoringModels) -> Reference:
-    """Return features and diversity of the reference images."""
-    chosen = well_rated(place, prepared)
-    return make_reference(
-        models.extractor,
-        prepared.images(chosen),
-        [image.prompt for image in chosen],
-        [image.group for image in chosen],
-        evaluation_settings(place.recipe),
-    )
+    """Return what KID, FID, diversity and copy distance compare generated images with.
+
+    KID, FID and diversity take well-rated images of the judge's splits and of the test split, which no method is
+    trained on. Copies are searched among the selector's images, on which ``sft`` and its control are trained.
+    """
+    chosen, own = well_rated(place, prepared.unseen), prepared.trainable
+    with models.resident("extractor"):
+        features_NF = models.extractor.features(prepared.images(own))
+        return make_reference(
+            models.extractor,
+            prepared.images(chosen),
+            [image.prompt for image in chosen],
+            [image.group for image in chosen],
+            evaluation_settings(place.recipe),
+            FeatureSet(features_NF, tuple(image.group for image in own)),
+        )
 
 
 def save_round(studio: Studio, arm: str, state: UpdateState, more: Mapping[str, Any]) -> None:

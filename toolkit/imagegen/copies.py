@@ -39,7 +39,7 @@ class CopyFigures:
 
 
 def copy_figures(generated: FeatureSet, real: FeatureSet, bootstrap: Bootstrap, quantile: float = 0.01) -> CopyFigures:
-    """Compare generated images with the real images that the generator was trained on.
+    """Compare generated images with the real images that the generator may have been trained on.
 
     Args:
         generated: Features of generated images, grouped by prompt.

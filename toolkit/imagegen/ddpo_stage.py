@@ -8,6 +8,7 @@ flatter it.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,16 +26,17 @@ from toolkit.imagegen.ddpo import (
     roll_out,
     update_policy,
 )
-from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards
+from toolkit.imagegen.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
 from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
 from toolkit.imagegen.optimization import UpdateState, start_update
 from toolkit.imagegen.refresh import RefreshOutcome
-from toolkit.imagegen.refresh_stage import refresh_scorers
+from toolkit.imagegen.refresh_stage import Refreshed, refresh_scorers
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_stage import load_models
 from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
 from toolkit.metrics import Estimate
+from toolkit.recipe.imagegen import most_clipped
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class RoundResult:
         evaluation: what the guards look at.
         verdicts: of the guards.
         refreshed: outcomes of the refresh of selector and policy, if it is enabled.
+        threshold: from which score on the selector passes an image, if a refresh of this round chose it again.
     """
 
     round: int
@@ -68,6 +71,7 @@ class RoundResult:
     evaluation: "RoundScores"
     verdicts: tuple[Verdict, ...] = ()
     refreshed: tuple[RefreshOutcome, ...] = ()
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,9 @@ def train_ddpo(studio: Studio) -> DdpoResult:
     while state.round < total and not progress.stopped:
         place.stop.check(f"round {state.round} of {ARM} is saved")
         progress = _round(studio, state, settings, progress)
-        save_round(studio, ARM, state, progress.write())
+        # Before the save, so that no round is missing from the metrics, whenever the run is killed.
         _report(studio, progress.rounds[-1], total)
+        save_round(studio, ARM, state, progress.write())
     restore_lora(generator.network, progress.best)
     generator.save_lora(place.run.weights_folder(ARM))
     return DdpoResult(progress.rounds, progress.best_round, progress.stopped, studio.figures())
@@ -132,6 +137,11 @@ class _Progress:
     rounds: tuple[RoundResult, ...]
     best: dict[str, Tensor]
     best_round: int
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold that the last refresh chose. None: that of stage 1."""
+        return next((one.threshold for one in reversed(self.rounds) if one.threshold is not None), None)
 
     @property
     def stopped(self) -> tuple[Verdict, ...]:
@@ -157,36 +167,49 @@ def _begin(studio: Studio) -> _Progress:
 
 def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress: _Progress) -> _Progress:
     """Generate, score, update, evaluate, and check the guards."""
-    place = studio.place
+    place, models = studio.place, studio.models
+    if progress.threshold is not None:
+        studio = _with_threshold(studio, progress.threshold)
     rollout = roll_out(state.generator, settings, studio.prompts, _reward(studio), state.round)
-    passed_N = passes(studio.models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
+    with models.resident("selector"):
+        passed_N = passes(models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
     if not bool(passed_N.any()):
         log.warning("ddpo round %d: the selector passes no image, so that none is reinforced", state.round + 1)
     rollout = replace(rollout, passed_N=passed_N)
     update = update_policy(state, settings, rollout)
-    refreshed: tuple[RefreshOutcome, ...] = ()
+    refreshed = Refreshed()
     if place.section.update.refresh.enabled:
         refreshed = refresh_scorers(studio, rollout.images_NCHW, rollout.prompts, state.round)
+    if refreshed.threshold is not None:
+        studio = _with_threshold(studio, refreshed.threshold.value)
     metrics = studio.evaluate(ROUNDS)
     scores = RoundScores(
         metrics.judge_scores, update.kl_to_base, metrics.copies.below_floor.value, _clipped(rollout, settings)
     )
     history = [_evaluation(one, metrics) for one in progress.rounds]
-    last = to_guards(metrics, state.round, scores.kl, scores.clipped_advantages)
-    history.append(last)
+    history.append(
+        replace(
+            to_guards(metrics, state.round, scores.kl, scores.clipped_advantages),
+            most_clipped=most_clipped(settings.advantage_clip, max(Counter(rollout.prompts).values())),
+        )
+    )
     verdicts = check_guards(history, guard_settings(place.recipe))
     result = replace(
         _evaluated(state.round, metrics, scores),
         update=update,
         passed=float(passed_N.float().mean()),
         verdicts=verdicts,
-        refreshed=refreshed,
+        refreshed=refreshed.outcomes,
+        threshold=None if refreshed.threshold is None else refreshed.threshold.value,
     )
     rounds = (*progress.rounds, result)
-    # A round that a guard stops is never the best one, whatever the judge says about it.
-    if best_evaluation(history) is last and not any(verdict.stops for verdict in verdicts):
+    if is_best(history, verdicts):
         return _Progress(rounds, copy_lora(state.generator.network), state.round)
     return _Progress(rounds, progress.best, progress.best_round)
+
+
+def _with_threshold(studio: Studio, value: float) -> Studio:
+    return replace(studio, scorers=replace(studio.scorers, selector_threshold=value))
 
 
 def _reward(studio: Studio) -> Score:
@@ -195,7 +218,8 @@ def _reward(studio: Studio) -> Score:
     settings = RewardSettings(keys.selector_power, keys.policy_power)
 
     def reward(images_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        return rewards(models.selector.score(images_NCHW), models.policy.score(images_NCHW, prompts), settings)
+        with models.resident("selector", "policy"):
+            return rewards(models.selector.score(images_NCHW), models.policy.score(images_NCHW, prompts), settings)
 
     return reward
 

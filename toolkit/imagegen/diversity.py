@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from toolkit.imagegen.figure import Bootstrap, Figure, undefined
+from toolkit.imagegen.rated import as_floats
 from toolkit.metrics import bootstrap_mean
 
 _BATCH = 128
@@ -104,8 +105,8 @@ def pair_ms_ssim(images_NCHW: Tensor, pairs: Pairs, setting: MsSsimSetting) -> T
     for start in range(0, len(pairs.first), _BATCH):
         first, second = (list(each[start : start + _BATCH]) for each in (pairs.first, pairs.second))
         found = multiscale_structural_similarity_index_measure(
-            images_NCHW[first],
-            images_NCHW[second],
+            as_floats(images_NCHW[first]),
+            as_floats(images_NCHW[second]),
             kernel_size=setting.kernel_size,
             sigma=setting.sigma,
             betas=setting.betas,

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from toolkit.errors import DataError, ModelError
 from toolkit.imagegen.fitting import EpochRecord, FitSettings, Fitting
 from toolkit.imagegen.heads import Standardise
-from toolkit.imagegen.towers import TowerSettings, build_tower
+from toolkit.imagegen.towers import FrozenBackbones, TowerSettings, build_tower
 from toolkit.imagegen.training_features import all_features, training_features
 
 MAX_FEATURES = 64
@@ -33,7 +33,7 @@ class ExtractorSettings:
 
 
 class Extractor(nn.Module):
-    """Images to features. torchmetrics requires ``num_features`` of a feature module.
+    """Images to features. torchmetrics requires ``num_features`` of a feature module. ``shared``: backbones to share.
 
     Attributes:
         num_features: Length of a feature vector.
@@ -43,14 +43,14 @@ class Extractor(nn.Module):
     components_FK: Tensor
     explained: Tensor
 
-    def __init__(self, settings: ExtractorSettings, image_size: int) -> None:
+    def __init__(self, settings: ExtractorSettings, image_size: int, shared: FrozenBackbones | None = None) -> None:
         super().__init__()
         if not 1 <= settings.num_features <= MAX_FEATURES:
             raise ModelError(
                 f"num_features must be from 1 to {MAX_FEATURES}", place="extractor", value=settings.num_features
             )
         self.settings, self.num_features = settings, settings.num_features
-        self.tower = build_tower(settings.tower, image_size, settings.seed)
+        self.tower = build_tower(settings.tower, image_size, settings.seed, shared)
         if self.tower.num_features < settings.num_features:
             raise ModelError(
                 f"num_features must be at most the tower's {self.tower.num_features}",

@@ -6,7 +6,7 @@ reproduces training images. Each guard either stops the update or only logs, as 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from toolkit.imagegen.arms import ImageKey, compare_arms
@@ -58,6 +58,7 @@ class Evaluation:
         kl: Divergence from the base generator.
         below_floor: Fraction of images at most as far from a training image as the floor (``copies.CopyFigures``).
         clipped_advantages: Fraction of the round's advantages that were clipped.
+        most_clipped: The largest fraction that can be clipped (``recipe.imagegen.most_clipped``).
     """
 
     round: int
@@ -67,6 +68,7 @@ class Evaluation:
     kl: float | None = None
     below_floor: float | None = None
     clipped_advantages: float | None = None
+    most_clipped: float | None = None
 
     @property
     def judge(self) -> float:
@@ -120,13 +122,21 @@ def check_guards(history: Sequence[Evaluation], settings: GuardSettings) -> tupl
         _diversity(last, settings),
         _above("kl", last, last.kl, settings.max_kl, settings.kl),
         _above("copies", last, last.below_floor, settings.max_copies, settings.copies),
-        _above("advantage_clip", last, last.clipped_advantages, settings.max_clipped, settings.advantage_clip),
+        _clipped(last, settings),
     )
 
 
 def best_evaluation(history: Sequence[Evaluation]) -> Evaluation:
     """Return the evaluation with the highest mean judge score, the earliest of equal ones."""
     return max(history, key=lambda evaluation: (evaluation.judge, -evaluation.round))
+
+
+def is_best(history: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> bool:
+    """Return whether the last evaluation is the best one.
+
+    A round that a guard stops never is, whatever the judge says about it.
+    """
+    return best_evaluation(history) is history[-1] and not any(verdict.stops for verdict in verdicts)
 
 
 def _judge(history: Sequence[Evaluation], settings: GuardSettings) -> Verdict:
@@ -167,6 +177,15 @@ def _above(guard: GuardName, last: Evaluation, value: float | None, limit: float
     return Verdict(
         guard, last.round, status, action, value, limit, f"{_WHAT[guard]} {value:.4g}, the limit is {limit:g}"
     )
+
+
+def _clipped(last: Evaluation, settings: GuardSettings) -> Verdict:
+    """The verdict says so if the guard can never fire: advantages of a group have a standard deviation of 1."""
+    found = _above("advantage_clip", last, last.clipped_advantages, settings.max_clipped, settings.advantage_clip)
+    if last.most_clipped is None or last.most_clipped > settings.max_clipped:
+        return found
+    reason = f"It cannot fire, because at most {last.most_clipped:.2g} of the advantages can be beyond the clip"
+    return replace(found, text=f"{found.text}. {reason}")
 
 
 _WHAT: Mapping[GuardName, str] = {

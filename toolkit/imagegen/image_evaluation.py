@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from toolkit.imagegen.arms import ImageKey
@@ -17,9 +18,12 @@ from toolkit.imagegen.diversity import DiversityFigures, diversity_figures, prom
 from toolkit.imagegen.extractor import Extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.guards import Evaluation
+from toolkit.imagegen.offload import on_device
 from toolkit.imagegen.policy import Policy
 from toolkit.imagegen.selector import Selector
 from toolkit.metrics import Estimate, bootstrap_mean, share
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +56,29 @@ class GeneratedImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """Features and diversity of the real images, computed once by ``make_reference``."""
+    """What generated images are compared with, computed once by ``make_reference``.
+
+    Attributes:
+        features: Of real images that no generator is trained on, for KID and FID.
+        diversity: Of the same images.
+        training: Features of the images that a generator may be trained on, for the copy distance.
+    """
 
     features: FeatureSet
     diversity: DiversityFigures
+    training: FeatureSet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scorers:
-    """The models that score, with the thresholds at which judge and selector pass an image."""
+    """The models that score, with the thresholds at which judge and selector pass an image, and where they compute."""
 
     judge: Selector
     judge_threshold: float
     selector: Selector
     selector_threshold: float
     policy: Policy | None
+    device: torch.device = _CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ class ImageMetrics:
         agreement: Mean agreement with the prompt by the policy. None without a policy.
         distribution: KID and FID.
         diversity: Within prompts.
-        real_diversity: The same of the real images.
+        real_diversity: The same of real images that no generator is trained on.
         copies: Distance to the nearest training image.
     """
 
@@ -113,20 +125,26 @@ def make_reference(
     prompts: Sequence[str],
     groups: Sequence[str],
     settings: ImageEvaluationSettings,
+    training: FeatureSet | None = None,
 ) -> Reference:
-    """Return features and diversity of the real images that the generator was trained on.
+    """Return features and diversity of real images.
+
+    They must not be images that a generator is trained on. A generator that imitates its training images would
+    otherwise be nearer to the reference than one that learned the distribution.
 
     Args:
-        extractor: A fitted extractor.
-        images_NCHW: Real images in [0, 1].
+        extractor: A fitted extractor, on the device where it computes.
+        images_NCHW: Real images in uint8 or in [0, 1].
         prompts: Prompt of each image.
         groups: Patient of each image, or the image itself.
         settings: As for the generated images.
+        training: Features of the training images. None: the real images are searched for copies.
     """
     features_NF = extractor.features(images_NCHW)
     pairs = prompt_pairs(prompts, settings.max_pairs, settings.seed)
     diversity = diversity_figures(images_NCHW, features_NF, pairs, settings.bootstrap)
-    return Reference(FeatureSet(features_NF, tuple(groups)), diversity)
+    features = FeatureSet(features_NF, tuple(groups))
+    return Reference(features, diversity, features if training is None else training)
 
 
 def evaluate_images(
@@ -138,9 +156,12 @@ def evaluate_images(
 ) -> ImageMetrics:
     """Score generated images and compare them with the real ones."""
     images_NCHW, prompts, bootstrap = generated.images_NCHW, generated.prompts, settings.bootstrap
-    judged = scorers.judge.score(images_NCHW).scores_N.double().tolist()
-    selected = scorers.selector.score(images_NCHW).scores_N.double().tolist()
-    features = FeatureSet(extractor.features(images_NCHW), prompts)
+    with on_device(scorers.device, scorers.judge):
+        judged = scorers.judge.score(images_NCHW).scores_N.double().tolist()
+    with on_device(scorers.device, scorers.selector):
+        selected = scorers.selector.score(images_NCHW).scores_N.double().tolist()
+    with on_device(scorers.device, extractor):
+        features = FeatureSet(extractor.features(images_NCHW), prompts)
     pairs = prompt_pairs(prompts, settings.max_pairs, settings.seed)
     return ImageMetrics(
         n=len(prompts),
@@ -150,13 +171,13 @@ def evaluate_images(
         judge_pass_rate=_pass_rate(judged, scorers.judge_threshold, prompts, bootstrap),
         selector=_mean(selected, prompts, bootstrap),
         selector_pass_rate=_pass_rate(selected, scorers.selector_threshold, prompts, bootstrap),
-        agreement=_agreement(generated, scorers.policy, bootstrap),
+        agreement=_agreement(generated, scorers, bootstrap),
         distribution=distribution_figures(
             features, reference.features, DistributionSettings(settings.seed, bootstrap.confidence)
         ),
         diversity=diversity_figures(images_NCHW, features.features_NF, pairs, bootstrap),
         real_diversity=reference.diversity,
-        copies=copy_figures(features, reference.features, bootstrap, settings.copy_quantile),
+        copies=copy_figures(features, reference.training, bootstrap, settings.copy_quantile),
     )
 
 
@@ -175,10 +196,11 @@ def to_guards(
     )
 
 
-def _agreement(generated: GeneratedImages, policy: Policy | None, bootstrap: Bootstrap) -> Estimate | None:
-    if policy is None:
+def _agreement(generated: GeneratedImages, scorers: Scorers, bootstrap: Bootstrap) -> Estimate | None:
+    if scorers.policy is None:
         return None
-    scores = policy.score(generated.images_NCHW, generated.prompts).scores_N.double().tolist()
+    with on_device(scorers.device, scorers.policy):
+        scores = scorers.policy.score(generated.images_NCHW, generated.prompts).scores_N.double().tolist()
     return _mean(scores, generated.prompts, bootstrap)
 
 

@@ -5,7 +5,7 @@ the generator. An image tower and a text tower, whose features i and t are fused
 ensemble of heads. It is trained on matched prompts against mismatched ones, which are drawn anew in each epoch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,11 +18,11 @@ from toolkit.imagegen.heads import HeadEnsemble, HeadSettings, Scored, Standardi
 from toolkit.imagegen.mismatches import MismatchPool
 from toolkit.imagegen.rated import RatedImages
 from toolkit.imagegen.text_towers import TextSettings, build_text_tower
-from toolkit.imagegen.towers import TowerSettings, build_tower
-from toolkit.imagegen.training_features import all_features, training_features
+from toolkit.imagegen.towers import FrozenBackbones, TowerSettings, build_tower
+from toolkit.imagegen.training_features import all_features, held_out_features, training_features
 
 SCORING_BATCH = 64
-"""Pairs of an image and a prompt that are scored at a time."""
+"""Pairs of an image's features and a prompt that are scored at a time."""
 
 _VALIDATION_SEED = 20_251
 
@@ -48,13 +48,20 @@ class PolicySettings:
 class Policy(nn.Module):
     """Two towers, a projection of each, and heads with one logit.
 
-    ``vocabulary`` is that of the training prompts (``vocabulary_of``), which word embeddings need.
+    ``vocabulary`` is that of the training prompts (``vocabulary_of``), which word embeddings need. ``shared`` are
+    backbones to share.
     """
 
-    def __init__(self, settings: PolicySettings, vocabulary: Sequence[str], image_size: int) -> None:
+    def __init__(
+        self,
+        settings: PolicySettings,
+        vocabulary: Sequence[str],
+        image_size: int,
+        shared: FrozenBackbones | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
-        self.tower = build_tower(settings.tower, image_size, settings.seed)
+        self.tower = build_tower(settings.tower, image_size, settings.seed, shared)
         self.text = build_text_tower(settings.text, vocabulary, settings.seed + 1)
         self.image_standard = Standardise(self.tower.num_features)
         self.text_standard = Standardise(self.text.num_features)
@@ -158,7 +165,7 @@ def start_policy_fitting(
 def _validation(policy: Policy, rated: RatedImages, pool: MismatchPool, targets_N: Tensor) -> "_Check":
     generator = torch.Generator().manual_seed(_VALIDATION_SEED)
     wrong = pool.draw(rated.prompts, rated.modalities, generator).prompts
-    return _Check(policy, rated, wrong, targets_N)
+    return _Check(policy, rated, held_out_features(policy.tower, rated.images_NCHW), wrong, targets_N)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,11 +174,12 @@ class _Check:
 
     policy: Policy
     rated: RatedImages
+    features: Callable[[], Tensor]
     wrong: tuple[str, ...]
     targets_N: Tensor
 
     def __call__(self) -> float:
-        features_NF = all_features(self.policy.tower, self.rated.images_NCHW)
+        features_NF = self.features()
         texts = self.policy.text([*self.rated.prompts, *self.wrong])
         logits_H2N = self.policy.fused_logits(features_NF.repeat(2, 1), texts)
         weights_N = self.rated.weights_N.to(logits_H2N)

@@ -14,7 +14,7 @@ class RatedImages:
     """Ratings with their images, one row per rating.
 
     Attributes:
-        images_NCHW: Images in [0, 1] with 1 or 3 channels.
+        images_NCHW: Images with 1 or 3 channels, in uint8 or in [0, 1]. ``as_floats`` gives both as floats.
         levels_N: Rank of each rating in the range of ratings, 0 for the lowest.
         weights_N: Weight of each rating, above 0.
         prompts: The prompt of each image.
@@ -37,7 +37,8 @@ class RatedImages:
             raise ValueError(f"{n} images, but levels, weights, prompts, modalities and groups number {sizes}")
         if self.levels_N.is_floating_point():
             raise ValueError(f"levels must be integer ranks, got {self.levels_N.dtype}")
-        if n and not (float(self.images_NCHW.min()) >= 0 and float(self.images_NCHW.max()) <= 1):
+        as_bytes = self.images_NCHW.dtype == torch.uint8
+        if n and not as_bytes and not (float(self.images_NCHW.min()) >= 0 and float(self.images_NCHW.max()) <= 1):
             raise ValueError("images must be in [0, 1]")
         if n and not (torch.isfinite(self.weights_N).all() and float(self.weights_N.min()) > 0):
             raise ValueError("weights must be finite and above 0")
@@ -57,6 +58,11 @@ class RatedImages:
             tuple(self.modalities[row] for row in chosen),
             tuple(self.groups[row] for row in chosen),
         )
+
+
+def as_floats(images_NCHW: Tensor) -> Tensor:
+    """Return images in [0, 1] of images in uint8. Call it for a batch at a time: floats take four times the memory."""
+    return images_NCHW.float() / 255 if images_NCHW.dtype == torch.uint8 else images_NCHW
 
 
 def check_training_levels(levels_N: Tensor, n_levels: int) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SYNTHETIC_FOLDER = "synthetic"
 TRAINING = ("train", "judge_train")
+SELECTOR_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,12 @@ class PreparedRatings:
     stores: Mapping[str, ImageStore]
 
     def images(self, images: Sequence[RatedImage]) -> Tensor:
-        """Return images (N, 1 or 3, side, side) in [0, 1]. One channel if all of them are grey."""
+        """Return images (N, 1 or 3, side, side) in uint8. One channel if all of them are grey."""
         arrays = [np.asarray(self.stores[image.modality].get(image.image)) for image in images]
         if all((array == array[:, :, :1]).all() for array in arrays):
             arrays = [array[:, :, :1] for array in arrays]
         pixels_NHWC = np.stack(arrays) if arrays else np.zeros((0, 1, 1, 1), np.uint8)
-        return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2)
 
     def rows(self, *splits: str) -> RatedImages:
         """Return one row for each rating of some splits. Ratings of weight 0 are left out."""
@@ -108,9 +109,17 @@ class PreparedRatings:
         )
 
     @property
-    def unseen_by_judge(self) -> tuple[RatedImage, ...]:
-        """The images that the judge is not trained on: what a generator may be trained on."""
-        return tuple(image for split in ("train", "validation", "test") for image in self.splits[split].images)
+    def trainable(self) -> tuple[RatedImage, ...]:
+        """The images of the selector: what a generator may be trained on."""
+        return self._images_of(SELECTOR_SPLITS)
+
+    @property
+    def unseen(self) -> tuple[RatedImage, ...]:
+        """The images that no generator is trained on: those of the judge and of the test split."""
+        return self._images_of([split for split in self.splits if split not in SELECTOR_SPLITS])
+
+    def _images_of(self, splits: Sequence[str]) -> tuple[RatedImage, ...]:
+        return tuple(image for split in splits for image in self.splits[split].images)
 
 
 def prepare_ratings(place: Workplace) -> tuple[PreparedRatings, RatingsResult]:

@@ -167,7 +167,7 @@ class _Row:
 
 def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Dropped, ...]]:
     pictures = PictureStore(row_cache() / "pictures")
-    records = [record for _, record, _ in stream_source(find_source(source), pictures)]
+    records = [record for _, record, _ in stream_source(find_source(source, key="imagegen.ratings"), pictures)]
     _require_columns(source, records)
     # Images inside the file (Parquet) were written to the cache, whatever the image root is.
     root = pictures.folder if pictures.used else section.image_root or source_folder(source)

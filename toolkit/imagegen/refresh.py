@@ -11,7 +11,7 @@ import torch
 
 from toolkit.errors import DataError
 from toolkit.imagegen.figure import Figure
-from toolkit.imagegen.rated import RatedImages
+from toolkit.imagegen.rated import RatedImages, as_floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ def with_anchors(
 
 
 def joined(first: RatedImages, second: RatedImages) -> RatedImages:
-    """Return the rows of both."""
+    """Return the rows of both, with images as floats."""
     return RatedImages(
-        torch.cat([first.images_NCHW, second.images_NCHW]),
+        torch.cat([as_floats(first.images_NCHW), as_floats(second.images_NCHW)]),
         torch.cat([first.levels_N, second.levels_N]),
         torch.cat([first.weights_N, second.weights_N]),
         first.prompts + second.prompts,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,30 +17,45 @@ from toolkit.imagegen.refresh import RefreshOutcome, RefreshSettings, decide, wi
 from toolkit.imagegen.reward import passes
 from toolkit.imagegen.sampling import derive_seed
 from toolkit.imagegen.scorer_evaluation import evaluate_policy, evaluate_selector
-from toolkit.imagegen.scorer_stage import passing_level
+from toolkit.imagegen.scorer_stage import choose_threshold_of, passing_level
 from toolkit.imagegen.selector import start_fitting
 from toolkit.imagegen.settings import bootstrap_of, policy_settings, seed_of, selector_settings
+from toolkit.imagegen.threshold import Threshold
 
 log = logging.getLogger(__name__)
 
 _SEED_RANGE = 2**31
 
 
-def refresh_scorers(
-    studio: Studio, images_NCHW: Tensor, prompts: Sequence[str], round_number: int
-) -> tuple[RefreshOutcome, ...]:
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a refresh found.
+
+    Attributes:
+        outcomes: of selector and policy. Empty if no image passed.
+        threshold: of the refreshed selector. None if the selector is as it was.
+    """
+
+    outcomes: tuple[RefreshOutcome, ...] = ()
+    threshold: Threshold | None = None
+
+
+def refresh_scorers(studio: Studio, images_NCHW: Tensor, prompts: Sequence[str], round_number: int) -> Refreshed:
     """Train selector and policy on the passed images of a round and as many low-rated anchors as the recipe says.
 
     A passed image counts as rated at the level that the selector predicts, but at least at the passing level. What
-    lowers the agreement with validation ratings is rolled back.
-
-    Returns:
-        The outcomes for selector and policy. Empty if no image passed.
+    lowers the agreement with validation ratings is rolled back. A refreshed selector has another scale, so that its
+    threshold is chosen again on the same validation ratings.
     """
+    with studio.models.resident("selector", "policy"):
+        return _refresh(studio, images_NCHW, prompts, round_number)
+
+
+def _refresh(studio: Studio, images_NCHW: Tensor, prompts: Sequence[str], round_number: int) -> Refreshed:
     place, keys = studio.place, studio.place.section.update.refresh
     passed = _passed(studio, images_NCHW, prompts)
     if not len(passed):
-        return ()
+        return Refreshed()
     seed = derive_seed(seed_of(place.recipe, "ddpo"), "refresh", round_number) % _SEED_RANGE
     settings = RefreshSettings(keys.anchors_fraction, seed=seed)
     rows = with_anchors(passed, _in_colour(studio.prepared.rows("train")), passing_level(place), settings)
@@ -66,7 +81,11 @@ def refresh_scorers(
             figure.value if figure.value is not None else figure.reason for figure in (outcome.before, outcome.after)
         ]
         log.info("refresh in round %d: %s %s, held-out agreement %s, then %s", round_number, name, what, *found)
-    return tuple(outcomes.values())
+    threshold = None
+    if outcomes["selector"].kept:
+        threshold = choose_threshold_of(place, studio.prepared, models.selector, "validation")
+        log.info("refresh in round %d: the selector's threshold is now %.3f", round_number, threshold.value)
+    return Refreshed(tuple(outcomes.values()), threshold)
 
 
 def _passed(studio: Studio, images_NCHW: Tensor, prompts: Sequence[str]) -> RatedImages:

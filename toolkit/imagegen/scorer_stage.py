@@ -7,9 +7,11 @@ trained again from its start, and a finished one is read.
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from toolkit.imagegen.agreement_metrics import AgreementMetrics
@@ -20,6 +22,7 @@ from toolkit.imagegen.fitting import EpochRecord, Fitting, load_trained_state, t
 from toolkit.imagegen.image_evaluation import Scorers
 from toolkit.imagegen.judge import check_independent
 from toolkit.imagegen.mismatches import MismatchPool
+from toolkit.imagegen.offload import on_device
 from toolkit.imagegen.policy import Policy, start_policy_fitting
 from toolkit.imagegen.rating_metrics import RatingMetrics
 from toolkit.imagegen.rating_stage import PreparedRatings
@@ -34,6 +37,7 @@ from toolkit.imagegen.settings import (
 )
 from toolkit.imagegen.text_towers import vocabulary_of
 from toolkit.imagegen.threshold import Threshold, ThresholdSettings
+from toolkit.imagegen.towers import FrozenBackbones
 from toolkit.imagegen.workplace import Workplace, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -70,22 +74,32 @@ class ScorersResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoringModels:
-    """All models of stage 1, on the device."""
+    """All models of stage 1. They are in RAM, except in ``resident``, and share frozen backbones that are the same."""
 
     selector: Selector
     policy: Policy
     judge: Selector
     extractor: Extractor
+    device: torch.device
 
     @property
     def by_name(self) -> Mapping[str, nn.Module]:
         """Name -> model."""
         return {"selector": self.selector, "policy": self.policy, "judge": self.judge, "extractor": self.extractor}
 
+    def resident(self, *names: str) -> AbstractContextManager[None]:
+        """Return a context in which some models are on the device."""
+        return on_device(self.device, *(self.by_name[name] for name in names))
+
     def scorers(self, result: ScorersResult) -> Scorers:
         """Return the models that score images, with their thresholds."""
         return Scorers(
-            self.judge, result.judge_threshold.value, self.selector, result.selector_threshold.value, self.policy
+            self.judge,
+            result.judge_threshold.value,
+            self.selector,
+            result.selector_threshold.value,
+            self.policy,
+            self.device,
         )
 
 
@@ -99,14 +113,16 @@ def build_models(place: Workplace, prepared: PreparedRatings) -> ScoringModels:
     recipe, section = place.recipe, place.section
     own, judges = (_groups(prepared, *names) for names in (("train", "validation"), ("judge_train",)))
     check_independent(selector_settings(recipe), judge_settings(recipe), own, judges)
-    levels, size, device = len(section.rating_range), section.size, place.device
+    levels, size = len(section.rating_range), section.size
+    shared: FrozenBackbones = {}
     # All prompts, not only those of the training ratings, so that every word of a prompt is in the vocabulary.
     vocabulary = vocabulary_of(all_prompts(place, prepared))
     return ScoringModels(
-        Selector(selector_settings(recipe), levels, size).to(device),
-        Policy(policy_settings(recipe), vocabulary, size).to(device),
-        Selector(judge_settings(recipe), levels, size).to(device),
-        Extractor(extractor_settings(recipe), size).to(device),
+        Selector(selector_settings(recipe), levels, size, shared),
+        Policy(policy_settings(recipe), vocabulary, size, shared),
+        Selector(judge_settings(recipe), levels, size, shared),
+        Extractor(extractor_settings(recipe), size, shared),
+        place.device,
     )
 
 
@@ -137,19 +153,29 @@ def train_scorers(
         TrainingError: a loss is not finite.
         Interrupted: a signal came. The last finished epoch is saved.
     """
-    selector_epochs, policy_epochs = _train_rewards(place, prepared, models, checkpoints, base)
-    judge_epochs = _train_judge(place, prepared, models.judge)
-    _train_extractor(place, prepared, models.extractor)
+    with models.resident("selector", "policy"):
+        selector_epochs, policy_epochs = _train_rewards(place, prepared, models, checkpoints, base)
+    with models.resident("judge"):
+        judge_epochs = _train_judge(place, prepared, models.judge)
+    with models.resident("extractor"):
+        _train_extractor(place, prepared, models.extractor)
     for name in ("selector", "policy"):
         save_model(place, name, models.by_name[name])
     bootstrap, test = bootstrap_of(place.recipe), prepared.rows("test")
     pool = MismatchPool(*_prompts_of(prepared))
+    with models.resident("selector", "policy"):
+        selector = evaluate_selector(models.selector, test, bootstrap)
+        policy = evaluate_policy(models.policy, test, pool, bootstrap)
+        chosen = choose_threshold_of(place, prepared, models.selector, "validation")
+    with models.resident("judge"):
+        judge = evaluate_selector(models.judge, test, bootstrap)
+        judge_chosen = choose_threshold_of(place, prepared, models.judge, "judge_validation")
     return ScorersResult(
-        selector=evaluate_selector(models.selector, test, bootstrap),
-        judge=evaluate_selector(models.judge, test, bootstrap),
-        policy=evaluate_policy(models.policy, test, pool, bootstrap),
-        selector_threshold=_threshold(place, prepared, models.selector, "validation"),
-        judge_threshold=_threshold(place, prepared, models.judge, "judge_validation"),
+        selector=selector,
+        judge=judge,
+        policy=policy,
+        selector_threshold=chosen,
+        judge_threshold=judge_chosen,
         explained=float(models.extractor.explained),
         selector_epochs=selector_epochs,
         policy_epochs=policy_epochs,
@@ -197,8 +223,9 @@ def _train_rewards(
         epoch += 1
         figures = _run_epoch(fittings)
         parts = {f"{name}_checkpoint.pt": _part(epoch, fitting) for name, fitting in fittings.items()}
-        save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
+        # Before the save, so that no epoch is missing from the metrics, whenever the run is killed.
         place.report(STAGE, epoch, total, figures)
+        save_epoch(checkpoints, epoch, {**parts, **stage_one_part(epoch, base)})
     for fitting in fittings.values():
         fitting.finish()
     return tuple(fittings["selector"].records), tuple(fittings["policy"].records)
@@ -253,7 +280,7 @@ def _train_extractor(place: Workplace, prepared: PreparedRatings, extractor: Ext
     save_model(place, "extractor", extractor)
 
 
-def _threshold(place: Workplace, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
+def choose_threshold_of(place: Workplace, prepared: PreparedRatings, selector: Selector, split: str) -> Threshold:
     """Choose a threshold on validation ratings, and warn if it misses the target precision."""
     keys = place.section.selector
     rated = prepared.rows(split)

@@ -4,6 +4,7 @@ A vision tower, and an ensemble of heads with CORN logits. The judge is another 
 partition of the ratings (see judge.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,11 +14,11 @@ from toolkit.imagegen.corn import corn_exceedance, corn_loss
 from toolkit.imagegen.fitting import FitSettings, Fitting
 from toolkit.imagegen.heads import HeadEnsemble, HeadSettings, Scored, Standardise, head_weights, lower_bound
 from toolkit.imagegen.rated import RatedImages, check_training_levels
-from toolkit.imagegen.towers import TowerSettings, build_tower
-from toolkit.imagegen.training_features import training_features
+from toolkit.imagegen.towers import FrozenBackbones, TowerSettings, build_tower
+from toolkit.imagegen.training_features import all_features, held_out_features, training_features
 
 SCORING_BATCH = 64
-"""Images that are scored at a time."""
+"""Images whose features the heads take at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,14 @@ class SelectorSettings:
 
 
 class Selector(nn.Module):
-    """A vision tower and heads with one logit fewer than there are levels."""
+    """A vision tower and heads with one logit fewer than there are levels. ``shared`` are backbones to share."""
 
-    def __init__(self, settings: SelectorSettings, n_levels: int, image_size: int) -> None:
+    def __init__(
+        self, settings: SelectorSettings, n_levels: int, image_size: int, shared: FrozenBackbones | None = None
+    ) -> None:
         super().__init__()
         self.settings, self.n_levels = settings, n_levels
-        self.tower = build_tower(settings.tower, image_size, settings.seed)
+        self.tower = build_tower(settings.tower, image_size, settings.seed, shared)
         self.standardise = Standardise(self.tower.num_features)
         self.heads = HeadEnsemble(self.tower.num_features, n_levels - 1, settings.heads, settings.seed + 1)
 
@@ -57,10 +60,10 @@ class Selector(nn.Module):
     @torch.no_grad()
     def score(self, images_NCHW: Tensor) -> Scored:
         """Score images in eval mode, a batch at a time."""
-        was_training, device = self.training, self.standardise.mean_F.device
+        was_training = self.training
         self.eval()
-        batches = images_NCHW.split(SCORING_BATCH) if len(images_NCHW) else ()
-        parts = [corn_exceedance(self(batch.to(device))).cpu() for batch in batches]
+        batches = all_features(self.tower, images_NCHW).split(SCORING_BATCH) if len(images_NCHW) else ()
+        parts = [corn_exceedance(self.head_logits(features_BF)).cpu() for features_BF in batches]
         self.train(was_training)
         exceedance_HNK = torch.cat(parts, dim=1) if parts else torch.zeros(len(self.heads.heads), 0, self.n_levels - 1)
         scores_HN = exceedance_HNK.mean(dim=-1)
@@ -102,14 +105,17 @@ def start_fitting(
         ]
         return torch.stack(losses).mean()
 
-    check = None if validation is None or not len(validation) else lambda: rating_loss(selector, validation)
+    check = None if validation is None or not len(validation) else _validation(selector, validation)
     return Fitting(selector, len(train), loss, refresh or settings.fit, check)
 
 
-@torch.no_grad()
-def rating_loss(selector: Selector, rated: RatedImages) -> float:
-    """Return the CORN loss on some ratings, the mean of the heads' losses."""
-    device = selector.standardise.mean_F.device
-    logits_HNK = torch.cat([selector(batch.to(device)).cpu() for batch in rated.images_NCHW.split(SCORING_BATCH)], 1)
-    losses = [float(corn_loss(logits_NK, rated.levels_N, rated.weights_N)) for logits_NK in logits_HNK]
-    return sum(losses) / len(losses)
+def _validation(selector: Selector, rated: RatedImages) -> Callable[[], float]:
+    """Return the CORN loss on some ratings as a function of the present parameters: the mean of the heads' losses."""
+    features = held_out_features(selector.tower, rated.images_NCHW)
+
+    def check() -> float:
+        logits = [selector.head_logits(features_BF).cpu() for features_BF in features().split(SCORING_BATCH)]
+        losses = [float(corn_loss(logits_NK, rated.levels_N, rated.weights_N)) for logits_NK in torch.cat(logits, 1)]
+        return sum(losses) / len(losses)
+
+    return check

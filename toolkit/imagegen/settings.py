@@ -197,5 +197,7 @@ def guard_settings(recipe: Recipe) -> GuardSettings:
         kl=keys.action,
         max_kl=keys.max_kl,
         copies=keys.action,
+        max_copies=keys.max_copies,
+        max_clipped=keys.max_clipped,
         bootstrap=bootstrap_of(recipe),
     )

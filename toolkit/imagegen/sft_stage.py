@@ -1,4 +1,10 @@
-"""The stages ``sft`` and ``control``: fine-tuning on images that the selector passes, and on as many random ones."""
+"""The stages ``sft`` and ``control``: fine-tuning on images that the selector passes, and on as many random ones.
+
+Both are trained on images of the selector's splits (``train`` and ``validation``) alone. The judge's images would
+flatter a generator that imitates them, because the judge was trained on them. The test split is where the judge itself
+is tested, and with the judge's images it is the reference of KID, FID and diversity. No evaluation therefore knows an
+image that a generator was trained on, except the distance to copies, which is searched for among the training images.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +18,7 @@ from toolkit.errors import TrainingError
 from toolkit.imagegen.arm import ArmFigures, Studio, resume_round, save_round
 from toolkit.imagegen.lora import reset_lora
 from toolkit.imagegen.optimization import start_update
+from toolkit.imagegen.rated import as_floats
 from toolkit.imagegen.ratings import RatedImage
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_stage import load_models
@@ -27,7 +34,7 @@ class SftResult:
 
     Attributes:
         images: training images.
-        pool: rated images that the judge was not trained on, of which they were chosen.
+        pool: images of the selector's splits, of which they were chosen.
         rounds: losses.
         figures: of the table.
     """
@@ -39,9 +46,7 @@ class SftResult:
 
 
 def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
-    """Fine-tune the base and evaluate it.
-
-    Images that the judge was trained on are left out: the judge would score a generator that imitates them too well.
+    """Fine-tune the base on images of the selector's splits, and evaluate it.
 
     Raises:
         TrainingError: the selector passes no image, or gradients are not finite.
@@ -54,17 +59,20 @@ def train_sft(studio: Studio, arm: Literal["sft", "control"]) -> SftResult:
     state = start_update(generator, settings.learning_rate)
     saved = resume_round(studio, arm, state)
     done = list(_ROUNDS.validate_json(saved["rounds"])) if saved else []
-    pool = studio.prepared.unseen_by_judge
+    pool = studio.prepared.trainable
     images = _training_images(studio, pool, arm)
     total = place.section.update.sft_steps // settings.steps_per_round
     encoded = encode_training_images(generator, images, place.section.generator.batch_size)
     while state.round < total:
         place.stop.check(f"round {state.round} of {arm} is saved")
         done.append(sft_round(state, settings, encoded))
-        save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
         last = done[-1]
         figures = {"loss": last.loss, "gradient_norm": last.gradient_norm, "learning_rate": last.learning_rate}
+        if arm == "sft":
+            figures["pass_rate"] = len(images.numbers) / len(pool)
+        # Before the save, so that no round is missing from the metrics, whenever the run is killed.
         place.report(arm, state.round, total, figures)
+        save_round(studio, arm, state, {"rounds": _ROUNDS.dump_json(tuple(done)).decode()})
     generator.save_lora(place.run.weights_folder(arm))
     return SftResult(len(images.numbers), len(pool), tuple(done), studio.figures())
 
@@ -73,7 +81,7 @@ def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> 
     """The images that the selector passes with the reward as their weight, or for ``control`` as many random ones."""
 
     def load(numbers: Sequence[int]) -> Tensor:
-        return studio.prepared.images([pool[number] for number in numbers]).expand(-1, 3, -1, -1)
+        return as_floats(studio.prepared.images([pool[number] for number in numbers])).expand(-1, 3, -1, -1)
 
     weights_N, passed_N = _weights(studio, pool)
     numbers = passed_N.nonzero()[:, 0].tolist()
@@ -82,7 +90,7 @@ def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> 
             "sft needs at least one image that the selector passes",
             place="imagegen.selector.target_precision",
             value=f"0 of {len(pool)} images score {studio.scorers.selector_threshold:.3f} or more",
-            remedy="Lower imagegen.selector.target_precision, or rate more images.",
+            remedy="Start a new run with a lower imagegen.selector.target_precision, or rate more images.",
         )
     prompts = [image.prompt for image in pool]
     images = SftImages(
@@ -97,8 +105,9 @@ def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> 
 def _weights(studio: Studio, pool: tuple[RatedImage, ...]) -> tuple[Tensor, Tensor]:
     """Each image's reward times the mean weight of its experts, and whether the selector passes the image."""
     keys, images_NCHW = studio.place.section.update, studio.prepared.images(pool)
-    selected = studio.models.selector.score(images_NCHW)
-    agreed = studio.models.policy.score(images_NCHW, [image.prompt for image in pool])
+    with studio.models.resident("selector", "policy"):
+        selected = studio.models.selector.score(images_NCHW)
+        agreed = studio.models.policy.score(images_NCHW, [image.prompt for image in pool])
     rewards_N = rewards(selected, agreed, RewardSettings(keys.selector_power, keys.policy_power))
     weights = studio.prepared.weights
     experts_N = torch.tensor(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from toolkit.imagegen.arm import Studio, reference_of
+from toolkit.imagegen.arm import ArmFigures, Studio, reference_of
 from toolkit.imagegen.checkpoints import Checkpoints
 from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
 from toolkit.imagegen.epochs import open_run_checkpoints
@@ -102,7 +102,26 @@ def run_stage(session: Session, name: str) -> None:
     result = _WORK[name](session)
     if isinstance(result, SftResult | DdpoResult):
         describe_lora(session.place, session.generator.base, name, result.figures)
+    _report_figures(session.place, name, result)
     keep(session.place.run, name, result)
+
+
+def _report_figures(place: Workplace, name: str, result: object) -> None:
+    """Report an arm's figures of the table, to the log and to trackers."""
+    figures = result.figures if isinstance(result, SftResult | DdpoResult) else result
+    if not isinstance(figures, ArmFigures):
+        return
+    arms = stage_names(place.section)[2:]
+    metrics = figures.metrics
+    shown = {
+        f"{name}_judge": metrics.judge.value,
+        f"{name}_judge_pass_rate": metrics.judge_pass_rate.value,
+        f"{name}_selector": metrics.selector.value,
+        f"{name}_selector_pass_rate": metrics.selector_pass_rate.value,
+        f"{name}_diversity": metrics.diversity.distance.value,
+    }
+    values = {key: value for key, value in shown.items() if value is not None}
+    place.report("table", arms.index(name) + 1, len(arms), values)
 
 
 def _ratings(session: Session) -> object:

@@ -1,13 +1,15 @@
 """Vision towers: from images to feature vectors that keep what an expert rates.
 
-A tower resizes the whole image to the size its backbone was trained at, and can add crops at the image's own
-resolution, because resizing removes the noise and the fine structure that a rating is about. A backbone pools several
+A tower resizes the whole image to the size its backbone was trained at, so that position embeddings stay as they are.
+It can add crops at the image's own resolution, because resizing removes the noise and the fine structure that a rating
+is about. Images as small as the backbone's own size or smaller are enlarged and have no crops. A backbone pools several
 of its layers, because texture is in the early ones and content in the late ones. Pretrained backbones are frozen by
 default. The two small ones, "cnn" and "tiny-clip", start from random parameters and are trained.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from toolkit.errors import MissingExtraError, ModelError
+from toolkit.imagegen.batches import scoring_batch
 from toolkit.imagegen.loading import load_half
+
+log = logging.getLogger(__name__)
 
 CNN = "cnn"
 TINY_CLIP = "tiny-clip"
@@ -38,8 +43,8 @@ class TowerSettings:
     ``encoder`` is "cnn", "tiny-clip", the folder or Hub name of a Transformers vision model, or ``open_clip:`` and a
     name that open_clip knows. ``layers`` are the hidden states to pool, 1 for the output of the first block. If it is
     empty, ``layer_count`` evenly spaced ones that end with the last are pooled. ``crop_grid`` adds that many times that
-    many crops at the image's own resolution. ``frozen`` of None freezes what is pretrained. ``width`` is that of the
-    CNN's first layer.
+    many crops at the image's own resolution, if images are larger than the backbone takes. ``frozen`` of None freezes
+    what is pretrained. ``width`` is that of the CNN's first layer.
     """
 
     encoder: str = CNN
@@ -63,6 +68,8 @@ class Tower(nn.Module):
         image_size: Side of the images it takes, in pixels.
         num_features: Length of a feature vector.
         frozen: Whether the backbone is never trained.
+        batch_size: Images of a pass without gradients.
+        known: Digest of an image -> its features on the CPU, of a frozen backbone (``training_features``).
     """
 
     mean_C: Tensor
@@ -71,7 +78,8 @@ class Tower(nn.Module):
     def __init__(self, backbone: "Backbone", image_size: int, crop_grid: int, frozen: bool) -> None:
         super().__init__()
         self.backbone, self.image_size, self.crop_grid, self.frozen = backbone.module, image_size, crop_grid, frozen
-        self.size = backbone.size
+        self.size, self.batch_size = backbone.size, scoring_batch(backbone.size)
+        self.known: dict[bytes, Tensor] = {}
         self.register_buffer("mean_C", torch.tensor(backbone.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(backbone.std), persistent=False)
         if frozen:
@@ -125,8 +133,18 @@ class Backbone:
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
 
 
-def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
-    """Return the tower for images of ``image_size`` pixels. ``seed`` is used for random parameters only.
+FrozenBackbones = dict[TowerSettings, Backbone]
+"""Loaded backbones that are never trained. Towers that differ only in their crops share one."""
+
+
+def build_tower(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones | None = None) -> Tower:
+    """Return the tower for images of ``image_size`` pixels.
+
+    Args:
+        settings: Backbone, layers and crops.
+        image_size: Side of the images.
+        seed: Of random parameters.
+        shared: Where a frozen backbone is found, or put when it is loaded.
 
     Raises:
         ModelError: The model cannot be loaded, or a setting does not fit it.
@@ -139,27 +157,30 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int) -> Tower:
             value="frozen = true",
             remedy="Set frozen to false, or name a pretrained encoder.",
         )
-    backbone = _backbone(settings, image_size, seed)
-    if settings.crop_grid and image_size <= backbone.size:
-        raise ModelError(
-            f"crops need images larger than the encoder's {backbone.size} pixels",
-            place=settings.encoder,
-            value=f"{image_size} pixels",
-            remedy="Set crop_grid to 0.",
-        )
-    return Tower(backbone, image_size, settings.crop_grid, settings.is_frozen)
+    backbone = _backbone(settings, image_size, seed, {} if shared is None else shared)
+    crop_grid = settings.crop_grid
+    if crop_grid and image_size <= backbone.size:
+        # The whole image loses nothing by being enlarged, so that crops would add nothing.
+        rule = "%s: no crops, because it takes images of %d pixels and these have %d"
+        log.info(rule, settings.encoder, backbone.size, image_size)
+        crop_grid = 0
+    return Tower(backbone, image_size, crop_grid, settings.is_frozen)
 
 
-def _backbone(settings: TowerSettings, image_size: int, seed: int) -> Backbone:
-    if settings.encoder.startswith(OPEN_CLIP):
-        return _open_clip_backbone(settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if settings.encoder == CNN:
-            return Backbone(SmallCnn(settings.width, image_size), image_size)
-        if settings.encoder == TINY_CLIP:
+def _backbone(settings: TowerSettings, image_size: int, seed: int, shared: FrozenBackbones) -> Backbone:
+    if settings.encoder in FROM_SCRATCH:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if settings.encoder == CNN:
+                return Backbone(SmallCnn(settings.width, image_size), image_size)
             return _tiny_clip(settings)
-    return _pretrained(settings)
+    load = _open_clip_backbone if settings.encoder.startswith(OPEN_CLIP) else _pretrained
+    if not settings.is_frozen:
+        return load(settings)
+    key = replace(settings, crop_grid=0, frozen=True)
+    if key not in shared:
+        shared[key] = load(settings)
+    return shared[key]
 
 
 class SmallCnn(nn.Module):

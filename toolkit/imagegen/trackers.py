@@ -1,12 +1,15 @@
 """Experiment trackers of ``run.report_to``: losses, pass rates, learning rates and scores. No image is uploaded."""
 
+import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import MissingExtraError, RunError
 from toolkit.recipe import Run
-from toolkit.run import RunFolder
+from toolkit.run import RunFolder, read_json
 
 PROJECT = "toolkit"
 
@@ -16,13 +19,39 @@ Log = Callable[[str, int, Mapping[str, float]], None]
 
 @contextmanager
 def tracking(settings: Run, run: RunFolder) -> Iterator[tuple[Log, ...]]:
-    """Return a function for each tracker of ``run.report_to``. They are closed when the block ends."""
-    opened = [_OPEN[name](run) for name in settings.report_to]
+    """Return a function for each tracker of ``run.report_to``. They are closed when the block ends.
+
+    Raises:
+        MissingExtraError: a tracker is not installed.
+        RunError: a tracker cannot be started.
+    """
+    with ExitStack() as opened:
+        logs = []
+        for name in settings.report_to:
+            log, close = _open(name, run)
+            opened.callback(close)
+            logs.append(log)
+        yield tuple(logs)
+
+
+def _open(name: str, run: RunFolder) -> tuple[Log, Callable[[], None]]:
     try:
-        yield tuple(log for log, _ in opened)
-    finally:
-        for _, close in opened:
-            close()
+        return _OPEN[name](run)
+    except ImportError as error:
+        raise MissingExtraError(name, "tracking", f"run.report_to = [{name!r}]") from error
+    except _failures() as error:
+        raise RunError(
+            f"the tracker {name} must start",
+            place="run.report_to",
+            value=str(error).partition("\n")[0],
+            remedy="Log in to it, set WANDB_MODE=offline for wandb, or remove it from run.report_to.",
+        ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a tracker raises if it cannot start. wandb has its own error, and is loaded only if it is named."""
+    errors = getattr(sys.modules.get("wandb"), "errors", None)
+    return (OSError, RuntimeError, ValueError, *((errors.Error,) if errors else ()))
 
 
 def _open_tensorboard(run: RunFolder) -> tuple[Log, Callable[[], None]]:
@@ -40,8 +69,8 @@ def _open_tensorboard(run: RunFolder) -> tuple[Log, Callable[[], None]]:
 def _open_wandb(run: RunFolder) -> tuple[Log, Callable[[], None]]:
     import wandb  # type: ignore[import-not-found, unused-ignore]
 
-    # One id per run, so that a resumed run continues its curves.
-    session = wandb.init(project=PROJECT, name=run.name, id=run.name, resume="allow", dir=str(_folder(run, "wandb")))
+    folder = str(_folder(run, "wandb"))
+    session = wandb.init(project=PROJECT, name=run.name, id=_run_id(run), resume="allow", dir=folder)
 
     def log(stage: str, step: int, figures: Mapping[str, float]) -> None:
         # wandb's own step must rise through all stages, so each stage has a step of its own.
@@ -50,10 +79,16 @@ def _open_wandb(run: RunFolder) -> tuple[Log, Callable[[], None]]:
     return log, session.finish
 
 
+def _run_id(run: RunFolder) -> str:
+    """Return one id per run, so that a resumed run continues its curves and a fresh one of its name does not."""
+    began = read_json(run.run_file)["sessions"][0]["started"]
+    return hashlib.sha256(f"{run.name}/{began}".encode()).hexdigest()[:16]
+
+
 def _open_trackio(run: RunFolder) -> tuple[Log, Callable[[], None]]:
     import trackio  # type: ignore[import-not-found, unused-ignore]
 
-    trackio.init(project=PROJECT, name=run.name)
+    trackio.init(project=PROJECT, name=f"{run.name}-{_run_id(run)}", resume="allow")
 
     def log(stage: str, step: int, figures: Mapping[str, float]) -> None:
         trackio.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in figures.items()}})

@@ -1,17 +1,17 @@
-"""Features of training images: computed once for a frozen tower, and in each batch for a trained one."""
+"""Features of images: computed once for a frozen tower, and in each batch for a trained one."""
 
+import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from toolkit.imagegen.augment import augmented
+from toolkit.imagegen.rated import as_floats
 from toolkit.imagegen.towers import Tower
 
 Features = Callable[[Tensor, torch.Generator], Tensor]
 """Features of some training rows, given as indices. The generator is for augmentation."""
-
-_BATCH = 64
 
 
 def training_features(tower: Tower, images_NCHW: Tensor, augment: bool) -> tuple[Features, Tensor]:
@@ -22,21 +22,50 @@ def training_features(tower: Tower, images_NCHW: Tensor, augment: bool) -> tuple
         return _views(torch.stack([plain_NF, *mirrored_VNF])), plain_NF
 
     def features(rows_B: Tensor, generator: torch.Generator) -> Tensor:
-        batch = images_NCHW[rows_B]
+        batch = as_floats(images_NCHW[rows_B])
         found: Tensor = tower((augmented(batch, generator) if augment else batch).to(device))
         return found
 
     return features, plain_NF
 
 
+def held_out_features(tower: Tower, images_NCHW: Tensor) -> Callable[[], Tensor]:
+    """Return a function that gives features_NF by the tower's present parameters. A frozen tower runs once."""
+    if tower.frozen:
+        fixed_NF = all_features(tower, images_NCHW)
+        return lambda: fixed_NF
+    return lambda: all_features(tower, images_NCHW)
+
+
 @torch.no_grad()
 def all_features(tower: Tower, images_NCHW: Tensor) -> Tensor:
-    """Return features_NF of all images in eval mode, a batch at a time."""
-    was_training, device = tower.training, tower.mean_C.device
+    """Return features_NF of all images in eval mode, a batch at a time.
+
+    A frozen tower keeps the features of images in uint8, which are the rated ones, and encodes each image once.
+    """
+    was_training = tower.training
     tower.eval()
-    features_NF = torch.cat([tower(batch.to(device)) for batch in images_NCHW.split(_BATCH)])
+    remembers = tower.frozen and images_NCHW.dtype == torch.uint8 and len(images_NCHW) > 0
+    features_NF = (_remembered if remembers else _encoded)(tower, images_NCHW)
     tower.train(was_training)
     return features_NF
+
+
+def _encoded(tower: Tower, images_NCHW: Tensor) -> Tensor:
+    device = tower.mean_C.device
+    return torch.cat([tower(as_floats(batch).to(device)) for batch in images_NCHW.split(tower.batch_size)])
+
+
+def _remembered(tower: Tower, images_NCHW: Tensor) -> Tensor:
+    keys = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images_NCHW]
+    new: dict[bytes, int] = {}
+    for row, key in enumerate(keys):
+        if key not in tower.known:
+            new.setdefault(key, row)
+    if new:
+        found_NF = _encoded(tower, images_NCHW[list(new.values())])
+        tower.known.update(zip(new, found_NF.cpu(), strict=True))
+    return torch.stack([tower.known[key] for key in keys]).to(tower.mean_C.device)
 
 
 def _views(features_VNF: Tensor) -> Features:

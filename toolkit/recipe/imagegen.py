@@ -4,6 +4,7 @@ A ratings file with ``image_path, rating, modality, expert_level, prompt`` train
 (agreement of image and prompt) and a judge, which is never a reward. The generator is then updated by their rewards.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -88,7 +89,7 @@ class Selector(ImagegenSection):
     """Hidden layers, evenly spaced up to the last, whose features are concatenated."""
     crop_grid: int = Field(2, ge=0)
     """This many times this many crops at the encoder's own size beside the whole image, because resizing removes the
-    noise that an expert rates. Images as small as the encoder's own size have none."""
+    noise that an expert rates. Images no larger than the encoder's own size are enlarged and have none."""
     heads: int = Field(3, ge=2)
     """Ordinal heads with different seeds. The reward is their mean minus one standard deviation."""
     hidden: int = Field(256, ge=1)
@@ -315,9 +316,29 @@ class Guards(ImagegenSection):
     max_kl: float = Field(1.0, gt=0)
     """Fires if the KL divergence from the base is above this value."""
     copy_quantile: Fraction = 0.01
-    """Quantile of the distances between real images. Fires if over 5 % of the generated images are closer to one."""
+    """Quantile of the distances between training images that counts as suspiciously close."""
+    max_copies: Fraction = 0.05
+    """Fires if a larger fraction of the generated images is that close to a training image."""
     advantage_clip: float = Field(5.0, gt=0)
-    """Group-normalised rewards are clipped to plus and minus this value. The guard only logs."""
+    """Group-normalised rewards are clipped to plus and minus this value. In a group of G images none is beyond
+    sqrt(G - 1), so that with 26 images of a prompt or fewer the default never clips."""
+    max_clipped: Fraction = 0.1
+    """Fires if a larger fraction of the rewards is clipped. It only logs. No more than 1 / advantage_clip ** 2 of them
+    can be clipped, so that it needs an ``advantage_clip`` below 3.16 for the default."""
+
+
+def most_clipped(clip: float, group: int) -> float:
+    """Return an upper bound of the fraction of a group's advantages that are beyond plus and minus ``clip``.
+
+    Their mean is 0 and their standard deviation 1, so that the largest is at most sqrt(group - 1), and k of them beyond
+    the clip need k * clip ** 2 <= group.
+
+    >>> most_clipped(5.0, 26), most_clipped(2.0, 8), most_clipped(5.0, 100)
+    (0.0, 0.25, 0.04)
+    """
+    if clip >= math.sqrt(group - 1):
+        return 0.0
+    return min(group, math.floor(group / clip**2)) / group
 
 
 class Imagegen(ImagegenSection):

@@ -40,8 +40,13 @@ class Source:
         return self.name if self.is_hub else str(Path(self.name).expanduser().absolute())
 
 
-def find_source(name: str, id_column: str | None = None) -> Source:
-    """The files behind a name of the recipe.
+def find_source(name: str, id_column: str | None = None, key: str = "[data]") -> Source:
+    """Return the files behind a name of the recipe.
+
+    Args:
+        name: a file, a folder, or a Hub dataset.
+        id_column: the column that names a row.
+        key: the section or key of the recipe that has the name, for messages.
 
     Raises:
         DataError: nothing is there, or nothing of a kind that can be read.
@@ -55,7 +60,7 @@ def find_source(name: str, id_column: str | None = None) -> Source:
             raise DataError(f"the folder holds no file of rows ({_KINDS})", place=path)
         return Source(name, files, id_column)
     if not path.is_file():
-        raise DataError("the file of rows is not there", place=path, remedy="Correct the path in [data].")
+        raise DataError("the file of rows is not there", place=path, remedy=f"Correct the path in {key}.")
     if not os.access(path, os.R_OK):
         raise DataError("the file of rows must be readable", place=path, remedy="Change its permissions.")
     if path.suffix.lower() not in READERS:

@@ -202,7 +202,7 @@ def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
         return
     changed = changed_keys(run.recipe(), recipe)
     lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key not in HARMLESS]
-    if lines:
+    if lines and _is_bound(run, recipe):
         raise RunError(
             "the recipe differs from the one this run began with",
             place=run.path,
@@ -213,7 +213,23 @@ def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
         log.info("the recipe changed where it may: %s: %s -> %s", key, old, new)
 
 
+def _is_bound(run: RunFolder, recipe: Recipe) -> bool:
+    """Return whether something in the run depends on its recipe and data.
+
+    The first stage of [imagegen] only checks them. Until it has finished, a corrected recipe or ratings file continues.
+    """
+    return recipe.imagegen is None or bool(run.finished_stages())
+
+
+def _remove_unfinished(run: RunFolder) -> None:
+    """Remove temporary files of writes that a kill interrupted. The lock is held, so that no other process writes."""
+    for file in run.path.rglob(".*.partial"):
+        if file.is_file():
+            file.unlink()
+
+
 def _begin_session(run: RunFolder, recipe: Recipe) -> None:
+    _remove_unfinished(run)
     torn = cut_torn_line(run.metrics_file)
     if torn:
         log.info("metrics.jsonl ended in an unfinished line of %d bytes, which was cut off", torn)
@@ -225,7 +241,8 @@ def _begin_session(run: RunFolder, recipe: Recipe) -> None:
     state = read_state(run)
     log.info("run %s goes on in %s", run.name, run.path)
     _tell_changed_versions(state["sessions"][-1]["versions"], session["versions"])
-    write_json(run.run_file, {**state, "sessions": [*state["sessions"], session]})
+    bound = {} if _is_bound(run, recipe) else {"seed": recipe.run.seed, "fingerprints": {}}
+    write_json(run.run_file, {**state, **bound, "sessions": [*state["sessions"], session]})
 
 
 def _tell_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:

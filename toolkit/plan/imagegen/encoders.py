@@ -1,11 +1,12 @@
 """The encoders of the scoring models: their shapes, and what a scoring pass takes. They compute in float32."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.imagegen.batches import scoring_batch
 from toolkit.plan.duration.load import Load
 from toolkit.plan.findings import Finding
 from toolkit.plan.imagegen.layout import TextEncoder, text_encoder_of
@@ -13,8 +14,6 @@ from toolkit.plan.imagegen.pipeline import cached
 from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_ENCODERS, Imagegen
 
 FLOAT = 4
-SCORING_BATCH = 64
-"""Images of a scoring pass (``imagegen.policy``)."""
 LAUNCHES = 14
 """Kernels of a layer."""
 
@@ -109,20 +108,53 @@ class Scorer:
         """Return the load of scoring some images."""
         if self.encoder is None:
             return Load()
-        batches = images / SCORING_BATCH
+        batches = images / scoring_batch(self.encoder.vision.size)
         launches = LAUNCHES * self.encoder.vision.layers * self.views * batches
         return Load(self.flops * images, 3.0 * self.bytes * self.views * batches, launches)
 
 
 def scorers_of(section: Imagegen) -> Mapping[str, Scorer]:
-    """Return selector, policy, judge and extractor. Each has an encoder of its own on the GPU."""
-    crops = section.selector.crop_grid**2
-    return {
-        "selector": _scorer("selector.encoder", section.selector.encoder, section.selector.revision, 1 + crops),
-        "policy": _scorer("policy.encoder", section.policy.encoder, section.policy.revision, 1),
-        "judge": _scorer("judge.encoder", section.judge.encoder, section.judge.revision, 1 + crops),
-        "extractor": _scorer("judge.encoder", section.judge.encoder, section.judge.revision, 1),
+    """Return selector, policy, judge and extractor."""
+    selector, policy, judge = section.selector, section.policy, section.judge
+    found = {
+        "selector": _scorer("selector.encoder", selector.encoder, selector.revision),
+        "policy": _scorer("policy.encoder", policy.encoder, policy.revision),
+        "judge": _scorer("judge.encoder", judge.encoder, judge.revision),
+        "extractor": _scorer("judge.encoder", judge.encoder, judge.revision),
     }
+    views = 1 + selector.crop_grid**2
+    return found | {
+        name: replace(found[name], views=views) for name in ("selector", "judge") if _has_crops(section, found[name])
+    }
+
+
+RESIDENT = (("selector", "policy"), ("judge",), ("extractor",))
+"""Scoring models that are on the GPU at the same time (``imagegen.scorer_stage``). Otherwise they are in RAM."""
+
+
+def resident_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> int:
+    """Return the bytes of the scoring models that are on the GPU at the same time, at most.
+
+    Args:
+        scorers: of ``scorers_of``.
+        shared: names of the scorers whose vision tower is frozen. Those with the same encoder share it.
+    """
+    return max(_together([(name, scorers[name]) for name in names], shared) for names in RESIDENT)
+
+
+def stored_bytes(scorers: Mapping[str, Scorer], shared: Collection[str]) -> int:
+    """Return the bytes of all scoring models, which are in RAM."""
+    return _together(list(scorers.items()), shared)
+
+
+def _together(scorers: Sequence[tuple[str, Scorer]], shared: Collection[str]) -> int:
+    towers: dict[object, int] = {}
+    total = 0
+    for name, one in scorers:
+        vision = 0 if one.encoder is None else FLOAT * one.encoder.vision.parameters
+        towers[(one.name, one.revision) if name in shared else name] = vision
+        total += one.bytes - vision
+    return total + sum(towers.values())
 
 
 def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
@@ -133,8 +165,9 @@ def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
             continue
         vit = one.encoder.vision
         states = (vit.layers + 1) * vit.width + 2 * vit.inner + 4 * vit.width
-        most = max(most, SCORING_BATCH * FLOAT * (vit.tokens * states + 3 * vit.size**2))
-    return most + SCORING_BATCH * FLOAT * 3 * side**2 if most else 0
+        pixels = 3 * (vit.size**2 + side**2)
+        most = max(most, scoring_batch(vit.size) * FLOAT * (vit.tokens * states + pixels))
+    return most
 
 
 def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
@@ -153,12 +186,17 @@ def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
         yield Finding(place, text, "Download it, or unset HF_HUB_OFFLINE.")
 
 
-def _scorer(key: str, name: str, revision: str | None, views: int) -> Scorer:
+def _scorer(key: str, name: str, revision: str | None) -> Scorer:
     if name in TINY_ENCODERS:
         return Scorer(key, name, None)
     fields = _local_fields(name, revision)
     found = None if fields is None else read_encoder(fields)
-    return Scorer(key, name, found or KNOWN.get(name), views, found is not None, revision)
+    return Scorer(key, name, found or KNOWN.get(name), 1, found is not None, revision)
+
+
+def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
+    """Whether images are larger than the encoder takes, as ``imagegen.towers.build_tower`` requires for crops."""
+    return scorer.encoder is not None and section.size > scorer.encoder.vision.size
 
 
 def read_encoder(fields: Mapping[str, Any]) -> Encoder | None:

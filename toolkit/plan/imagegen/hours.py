@@ -98,16 +98,16 @@ class Hours:
         return _sum(total, update, encoding)
 
     def _scorers_stage(self, ratings: RatingsFacts) -> Range:
-        """Features of the training images once, those of the validation images in each epoch."""
+        """Features of training and validation images once, and of the mirror images that augmentation draws."""
         section = self.section
         mirrored = 2 if section.selector.augment else 1
-        own, judges = ratings.ratings_of("train"), ratings.ratings_of("judge_train")
-        held, judged = ratings.ratings_of("validation"), ratings.ratings_of("judge_validation")
-        test = ratings.ratings_of("test")
+        own, judges = ratings.images_of("train"), ratings.images_of("judge_train")
+        held, judged = ratings.images_of("validation"), ratings.images_of("judge_validation")
+        test = ratings.images_of("test")
         images = {
-            "selector": own * mirrored + held * (section.selector.epochs + 1) + test,
-            "policy": own + held * section.policy.epochs + test,
-            "judge": judges * mirrored + judged * (section.judge.epochs + 1) + test,
+            "selector": own * mirrored + held + test,
+            "policy": own + held + test,
+            "judge": judges * mirrored + judged + test,
             "extractor": ratings.images,
         }
         return self._range([], [self.scorers[name].load(count) for name, count in images.items()])

@@ -10,7 +10,15 @@ from toolkit.plan.duration import COMMON, Range, figures_of
 from toolkit.plan.findings import Finding, warning
 from toolkit.plan.gpu import GIB, Gpu, usable_bytes
 from toolkit.plan.imagegen.disk import judge_imagegen_disk, plan_imagegen_disk
-from toolkit.plan.imagegen.encoders import FLOAT, Scorer, judge_encoder, scorers_of, scoring_bytes
+from toolkit.plan.imagegen.encoders import (
+    FLOAT,
+    Scorer,
+    judge_encoder,
+    resident_bytes,
+    scorers_of,
+    scoring_bytes,
+    stored_bytes,
+)
 from toolkit.plan.imagegen.hours import Hours
 from toolkit.plan.imagegen.layout import Layout
 from toolkit.plan.imagegen.load import ImagegenLoads
@@ -22,7 +30,7 @@ from toolkit.plan.imagegen.work import StageWork, imagegen_stages, plan_work
 from toolkit.plan.memory.estimate import Moment
 from toolkit.plan.tested import compare_versions
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen
+from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen, most_clipped
 
 SIZES = (8, 12, 16, 24)
 """Nominal GB of GPUs that a plan names."""
@@ -50,7 +58,7 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
     memory = None if base.layout is None else imagegen_memory(section, base.layout, scorers)
     stages = None if memory is None else _stage_moments(section, memory)
     disk = plan_imagegen_disk(recipe, section, base, scorers, ratings)
-    ram = _ram(section, base, ratings)
+    ram = _ram(section, base, ratings) | {"scoring models": stored_bytes(scorers, _frozen(section))}
     findings += [
         *base.findings,
         *_judge_licence(section, base),
@@ -60,6 +68,7 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
         *_judge_ram(ram),
         *judge_imagegen_disk(recipe, disk),
         *_judge_figures(section),
+        *_judge_guards(section),
     ]
     return ImagegenPlan(
         run=recipe.run.name,
@@ -90,12 +99,18 @@ def imagegen_memory(section: Imagegen, layout: Layout, scorers: Mapping[str, Sco
         checkpointing=keys.gradient_checkpointing,
         micro_batch=update.micro_batch,
         batch=keys.batch_size,
-        scorers=sum(one.bytes for one in scorers.values()),
+        scorers=resident_bytes(scorers, _frozen(section)),
         scoring=scoring_bytes(scorers, section.size),
         prompts=update.images_per_round,
         factor=layout.factor,
     )
     return ImagegenMemory(layout, setting)
+
+
+def _frozen(section: Imagegen) -> tuple[str, ...]:
+    """The scorers whose vision tower is frozen. The extractor's always is, unless its parameters are random."""
+    tunings = {name: getattr(section, name).tuning for name in ("selector", "policy", "judge")}
+    return ("extractor", *(name for name, tuning in tunings.items() if tuning != "full"))
 
 
 def _stage_moments(section: Imagegen, memory: ImagegenMemory) -> dict[str, ImagegenStageMemory]:
@@ -159,12 +174,12 @@ def _generator(section: Imagegen, base: Base, gpu: Gpu | None) -> GeneratorFacts
 
 
 def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[str, int]:
-    """Bytes of RAM by part: images are float32 with three channels at most, trajectories are float32 latents."""
+    """Bytes of RAM by part: rated images in 8 bits, generated ones and trajectories in float32, at most 3 channels."""
     image, keys = 3 * FLOAT * section.size**2, section.update
     channels, side = (base.layout.unet.latent, section.size // base.layout.factor) if base.layout else (1, section.size)
     rounds = keys.images_per_round if "ddpo" in keys.methods else 0
     return {
-        "rated images": 0 if ratings is None else ratings.images * image * 5 // 4,
+        "rated images": 0 if ratings is None else ratings.images * image // FLOAT * 5 // 4,
         "generated images": max(section.judge.images, rounds) * image,
         "trajectories": rounds * (section.generator.steps + 2) * channels * side**2 * FLOAT,
     }
@@ -174,11 +189,6 @@ def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: Ra
     """What the scoring models reject when they are built or fitted."""
     for one in {one.key: one for one in scorers.values()}.values():
         yield from judge_encoder(one)
-    for one in {one.key: one for one in scorers.values() if one.views > 1}.values():
-        if one.encoder is not None and section.size <= one.encoder.vision.size:
-            text = f"crops need images larger than {one.name}'s {one.encoder.vision.size} pixels (got {section.size})"
-            remedy = f"Set selector.crop_grid to 0, or choose another {one.key}."
-            yield Finding(f"[imagegen] {one.key}", text, remedy, certain=one.local)
     if ratings is None:
         return
     if ratings.images <= section.judge.features:
@@ -252,8 +262,21 @@ def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
     except (AttributeError, ValueError, OSError):  # not on Windows
         return
     if needed > there:
-        text = f"about {needed / GIB:.1f} GiB of RAM are needed for images, this machine has {there / GIB:.1f} GiB"
+        text = f"about {needed / GIB:.1f} GiB of RAM are needed for images and models, there are {there / GIB:.1f} GiB"
         yield warning("RAM", text, "Lower imagegen.size, rate fewer images, or use a machine with more RAM.")
+
+
+def _judge_guards(section: Imagegen) -> Iterator[Finding]:
+    """Limits of clipped advantages that the recipe sets and that can never act."""
+    keys, group = section.guards, section.update.images_per_round
+    chosen = sorted({"advantage_clip", "max_clipped"} & keys.model_fields_set)
+    most = most_clipped(keys.advantage_clip, group)
+    if "ddpo" in section.update.methods and chosen and most <= keys.max_clipped:
+        rule = f"the guard cannot fire: at most {most:.2g} of the advantages can be beyond {keys.advantage_clip:g}"
+        remedy = "Lower advantage_clip or max_clipped, or raise update.images_per_prompt."
+        yield warning(
+            f"[imagegen.guards] {', '.join(chosen)}", f"{rule} (got max_clipped {keys.max_clipped:g})", remedy
+        )
 
 
 def _judge_figures(section: Imagegen) -> Iterator[Finding]:

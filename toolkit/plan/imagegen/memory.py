@@ -48,7 +48,7 @@ class ImagegenSetting:
         checkpointing: whether the backward pass recomputes activations.
         micro_batch: images of a forward and backward pass.
         batch: images that are generated at once in an evaluation.
-        scorers: bytes of the scoring models, which stay on the GPU in all stages.
+        scorers: bytes of the scoring models that are on the GPU while they compute.
         scoring: bytes of a scoring pass.
         prompts: prompts whose states stay on the GPU during a round.
         factor: pixels for one position of a latent, in each direction.
@@ -119,9 +119,10 @@ class ImagegenMemory:
         return _moment("encoding", parts, int(ENCODING_PIECES * largest))
 
     def score(self) -> Moment:
-        """Return a pass of the scoring models."""
+        """Return a pass of the scoring models, which are on the GPU with the generator and its optimizer."""
         scoring = self.setting.scoring
-        return _moment("scoring", {**self._always(trains=False), "scoring": scoring}, int(TRAINING_PIECES * scoring))
+        parts = {**self._always(trains=True), "scorers": self.setting.scorers, "scoring": scoring}
+        return _moment("scoring", parts, int(TRAINING_PIECES * scoring))
 
     @property
     def _prompts(self) -> int:
@@ -139,7 +140,6 @@ class ImagegenMemory:
             "text_encoder": value * self.layout.text.parameters,
             "lora": self._lora,
             "optimizer": 2 * self._lora if trains else 0,
-            "scorers": self.setting.scorers,
         }
 
     def _update(self, name: str, rows: int) -> Moment:

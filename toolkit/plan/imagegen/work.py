@@ -60,9 +60,9 @@ def _evaluations(section: Imagegen, count: int) -> StageWork:
 
 
 def _sft(section: Imagegen, ratings: RatingsFacts | None) -> StageWork:
-    """Every image that the judge was not trained on can be passed by the selector."""
+    """Every image of the selector's splits can be passed by the selector."""
     keys = section.update
-    pool = 0 if ratings is None else ratings.images_of("train", "validation", "test")
+    pool = 0 if ratings is None else ratings.images_of("train", "validation")
     return StageWork(
         steps=keys.sft_steps,
         images_per_step=keys.sft_batch_size,

@@ -1,0 +1,152 @@
+"""Reward hacking becomes visible to the judge, and the guards stop it. See tests/long/run.
+
+The arm is online reward-weighted regression on the selector's mean score alone: no policy, no lower bound. It is no
+method of the package.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from imagegen_runs import RECIPE
+from torch import Tensor
+
+from toolkit.imagegen.arm import ROUNDS, Studio
+from toolkit.imagegen.arms import compare_arms
+from toolkit.imagegen.ddim import make_schedule
+from toolkit.imagegen.figure import Bootstrap
+from toolkit.imagegen.guards import Evaluation, Verdict, best_evaluation, check_guards, is_best
+from toolkit.imagegen.image_evaluation import to_guards
+from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
+from toolkit.imagegen.optimization import start_update
+from toolkit.imagegen.sampling import derive_seed, generate
+from toolkit.imagegen.settings import guard_settings
+from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
+from toolkit.imagegen.stages import Session, run_stage
+from toolkit.imagegen.workplace import Workplace
+from toolkit.recipe import load_recipe
+from toolkit.run import StopRequest, start_run
+
+WEAK = (
+    "imagegen.synthetic.images=500",
+    "imagegen.selector.epochs=10",
+    "imagegen.policy.epochs=1",
+    "imagegen.judge.fractions.selector=0.15",
+    "imagegen.judge.fractions.judge=0.65",
+    "imagegen.judge.images=96",
+    "imagegen.judge.features=8",
+    "imagegen.judge.bootstrap=200",
+)
+"""A selector of few ratings, whose errors can be exploited, and a judge of many."""
+TOTAL, IMAGES, TEMPERATURE = 6, 192, 0.04
+SETTINGS = SftSettings(steps_per_round=16, batch_size=64, micro_batch=64, learning_rate=6e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What an arm went through.
+
+    Attributes:
+        history: evaluations, from round 0, the base.
+        selector: mean selector score of each.
+        verdicts: of the guards on each.
+        oracle: mean oracle score of the base and after the last round.
+        restored: the evaluation after the best round was restored.
+    """
+
+    history: tuple[Evaluation, ...]
+    selector: tuple[float, ...]
+    verdicts: tuple[tuple[Verdict, ...], ...]
+    oracle: tuple[float, float]
+    restored: Evaluation
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    recipe = load_recipe(RECIPE, [*WEAK, f'run.folder="{tmp_path_factory.mktemp("hacking")}"'])
+    with start_run(recipe) as run, StopRequest() as stop:
+        session = Session(Workplace(recipe, run, stop))
+        for stage in ("ratings", "scorers"):
+            run_stage(session, stage)
+        yield session.studio
+    torch.set_num_threads(before)
+
+
+def oracle_score(studio: Studio) -> float:
+    """Return what simulated experts without errors would say. Nothing is trained on it or chosen by it."""
+    oracle = studio.figures().oracle
+    assert oracle is not None
+    assert oracle.value is not None
+    return oracle.value
+
+
+def weighted_images(studio: Studio, number: int) -> EncodedImages:
+    """Generate a round's images, each with the softmax of the selector's score as its weight."""
+    schedule = make_schedule(studio.generator.scheduler, studio.place.section.generator.steps)
+    prompts = tuple(studio.prompts[row % len(studio.prompts)] for row in range(IMAGES))
+    images = generate(studio.generator, schedule, prompts, derive_seed(0, "hacking", number), 64)
+    scores_N: Tensor = studio.models.selector.score(images).scores_N
+    weights = tuple(torch.softmax(scores_N / TEMPERATURE, 0).tolist())
+    chosen = SftImages(lambda rows: images[list(rows)], tuple(range(IMAGES)), prompts, weights)
+    return encode_training_images(studio.generator, chosen, 64)
+
+
+def update(studio: Studio, action: str) -> Course:
+    """Update the base until the last round, or until a guard stops it, and restore the best round."""
+    guards = guard_settings(load_recipe(RECIPE, [*WEAK, f'imagegen.guards.action="{action}"']))
+    reset_lora(studio.generator.network, 1)
+    state, oracle = start_update(studio.generator, SETTINGS.learning_rate), oracle_score(studio)
+    metrics = studio.evaluate(ROUNDS)
+    history, selector = [to_guards(metrics, 0, None, None)], [metrics.selector.value or 0.0]
+    verdicts: list[tuple[Verdict, ...]] = [()]
+    best = copy_lora(studio.generator.network)
+    while state.round < TOTAL and not any(verdict.stops for verdict in verdicts[-1]):
+        sft_round(state, SETTINGS, weighted_images(studio, state.round))
+        metrics = studio.evaluate(ROUNDS)
+        history.append(to_guards(metrics, state.round, None, None))
+        selector.append(metrics.selector.value or 0.0)
+        verdicts.append(check_guards(history, guards))
+        if is_best(history, verdicts[-1]):
+            best = copy_lora(studio.generator.network)
+    oracles = (oracle, oracle_score(studio))
+    restore_lora(studio.generator.network, best)
+    restored = to_guards(studio.evaluate(ROUNDS), state.round, None, None)
+    return Course(tuple(history), tuple(selector), tuple(verdicts), oracles, restored)
+
+
+@pytest.fixture(scope="module")
+def unguarded(studio: Studio) -> Course:
+    return update(studio, "log")
+
+
+def test_without_guards_the_judge_ends_below_its_best_by_more_than_the_interval(unguarded: Course) -> None:
+    assert len(unguarded.history) == TOTAL + 1
+    best, last = best_evaluation(unguarded.history), unguarded.history[-1]
+    fall = compare_arms(best.judge_scores, last.judge_scores, Bootstrap(), min_pairs=1).difference
+    print(f"\njudge {[round(one.judge, 3) for one in unguarded.history]}")
+    print(f"selector {[round(one, 3) for one in unguarded.selector]}")
+    print(f"oracle, base and last {[round(one, 3) for one in unguarded.oracle]}")
+    print(f"last minus best (round {best.round}): {fall.value:+.3f} [{fall.low:+.3f} to {fall.high:+.3f}]")
+    assert fall.high is not None
+    assert fall.high < 0
+    # The reward says that the images are better than the base's, and the oracle that they are worse.
+    assert unguarded.selector[-1] > unguarded.selector[0]
+    assert unguarded.oracle[1] < unguarded.oracle[0]
+    assert any(verdict.status == "fired" for verdict in unguarded.verdicts[-1])
+
+
+def test_with_guards_the_same_arm_stops_before_that_and_restores_its_best_round(
+    studio: Studio, unguarded: Course
+) -> None:
+    guarded = update(studio, "stop")
+    stopped = guarded.history[-1]
+    fired = [verdict for verdict in guarded.verdicts[-1] if verdict.stops]
+    print(f"\nstopped after round {stopped.round}: {[(verdict.guard, verdict.text) for verdict in fired]}")
+    assert fired
+    assert stopped.round < TOTAL
+    best = best_evaluation(guarded.history[:-1])
+    assert guarded.restored.judge_scores == best.judge_scores
+    assert guarded.restored.judge > unguarded.history[-1].judge
