@@ -500,13 +500,13 @@ def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file:
         assert estimate(model, setting, gpu.memory).peak.total < spare * gpu.memory
 
 
-def test_the_readmes_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
+def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
     """The traced ones beside them are those that tests/benchmarks/bench_memory.py printed."""
     from toolkit.plan.loads import memory_settings
     from toolkit.plan.memory import estimate
     from toolkit.plan.tokens import fullest_row
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "concepts" / "plan_estimates.md").read_text(encoding="utf-8")
     block = text.split("<!-- memory:begin -->")[1].split("<!-- memory:end -->")[0]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()[2:]]
     told = {(row[0], row[1]): float(row[6]) for row in rows}

@@ -36,7 +36,8 @@ BOUNDS: Mapping[str, Bound] = {
 In 32 bits only the order of sums changes: 1e-5 was measured, and no answer. All else rounds, and one token that was
 nearly tied may turn an answer. The gaps are twice and more those measured on the trained tiny model, whose few weights
 feel rounding more than a large model's. The shares are meant for 16 questions: of q8_0, which turned 16 of 1,000
-answers, 2 may differ; 3 and more would come by chance once in 500 times. README has the figures.
+answers, 2 may differ; 3 and more would come by chance once in 500 times. The figures are in
+docs/concepts/export_verification.md.
 """
 
 
