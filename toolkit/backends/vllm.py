@@ -55,11 +55,11 @@ def vllm_refusals(recipe: Recipe, machine: Machine, architecture: str, pictures:
         (not recipe.lora.vision, "vLLM cannot serve an adapter on the vision tower: set lora.vision = false"),
         (
             machine.gigabytes >= LEAST_GIGABYTES * (1 - RESERVED),
-            f"it needs a GPU with {LEAST_GIGABYTES:.0f} GB, but this one has {machine.gigabytes:.1f}",
+            f"it needs a GPU of {LEAST_GIGABYTES:.0f} GB, but this one has {machine.gigabytes:.1f}",
         ),
         (machine.capability >= LEAST_CAPABILITY, "it needs a GPU of compute capability 7.0 or higher"),
         # The engine reads the newest weights of the repository (unsloth, models/loader.py).
         (recipe.model.revision is None, "vLLM would ignore model.revision and load the newest weights"),
-        (recipe.sft is None, "the engine would also fill the GPU during SFT: move [sft] to another recipe"),
+        (recipe.sft is None, "the engine would fill the GPU during SFT too: move [sft] to another recipe"),
     ]
     return [reason for holds, reason in found if not holds]
