@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from training import small_recipe
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.backends import backend_name, choice, choose_backend, preload
 from toolkit.backends.unsloth.limits import refusals, refuse
 from toolkit.backends.unsloth.start import start
@@ -51,8 +53,9 @@ def test_without_a_gpu_or_the_package_auto_is_hf_and_unsloth_an_error(
 ) -> None:
     monkeypatch.setattr(choice, lacking, lambda: False)
     assert backend_name(Model(name="a/b")) == "hf"
-    with pytest.raises(ModelError, match=r"needs (a CUDA device|the package unsloth).*hf"):
+    with raises(ModelError, "model.unsloth_unavailable") as caught:
         choose_backend(Model(name="a/b", backend="unsloth"))
+    assert ("a CUDA device" if lacking == "_has_cuda" else "the package unsloth") in caught.problem.rule
 
 
 def test_a_gguf_is_asked_by_llama_cpp_whatever_the_recipe_says(
@@ -63,7 +66,7 @@ def test_a_gguf_is_asked_by_llama_cpp_whatever_the_recipe_says(
     for weights in (tmp_path, tmp_path / "x-f16.gguf"):
         assert choose_backend(recipe.model, weights).name == "gguf"
     preload(recipe, tmp_path, tmp_path / "x-f16.gguf")  # else an error here, where transformers came first
-    with pytest.raises(ModelError, match="before transformers"):
+    with raises(ModelError, "model.unsloth_imported_late"):
         preload(recipe, tmp_path, tmp_path / "merged")
     monkeypatch.setattr(choice, "_has_cuda", lambda: False)
     assert choose_backend(recipe.model, tmp_path).name == "gguf"
@@ -86,8 +89,9 @@ def test_unsloth_after_transformers_is_an_error(tmp_path: Path) -> None:
     import transformers
 
     assert sys.modules["transformers"] is transformers
-    with pytest.raises(ModelError, match=r"before transformers.*imported before"):
+    with raises(ModelError, "model.unsloth_imported_late") as caught:
         start(tmp_path)
+    assert "transformers" in caught.problem.value  # type: ignore[operator]
 
 
 RUN = """
@@ -146,7 +150,8 @@ def test_the_command_line_imports_unsloth_before_everything_else(tmp_path: Path)
         "seen": None,
     }
     assert code == 1
-    assert "unsloth must be importable (found 'this is not the real one')" in said
+    assert "(got 'this is not the real one')" in " ".join(said.split())
+    assert "[model.unsloth_not_importable]" in said
     assert "the modules that it generates are in" in said
 
 
@@ -154,7 +159,8 @@ def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     _, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"), gpus=2)
     assert found["seen"] == "0"
-    assert "of 2 GPUs number 0 is used alone" in " ".join(said.split())
+    assert "[model.one_gpu_used]" in said
+    assert "number 0 of 2" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
@@ -187,8 +193,9 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
 def test_what_unsloth_would_change_is_refused(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:
     recipe = small_recipe(tmp_path, tables)
     assert len(refusals(recipe)) == 1
-    with pytest.raises(ModelError, match=reason):
+    with raises(ModelError, "model.unsloth_cannot_train") as caught:
         refuse(recipe)
+    assert re.search(reason, caught.problem.rule)
 
 
 def test_what_unsloth_does_as_written_is_not_refused(tmp_path: Path) -> None:
@@ -207,9 +214,11 @@ def test_auto_takes_hf_where_unsloth_would_change_the_recipe(
     recipe = small_recipe(tmp_path, {"model": {"name": "a/b"}, "grpo": {"loss": "dr_grpo"}})
     with caplog.at_level(logging.WARNING):
         preload(recipe, tmp_path)
-    assert "backend hf, not unsloth: loss" in caplog.text
+    (warned,) = warnings_in(caplog)
+    assert warned.code == "model.backend_hf_chosen"
+    assert 'loss = "dr_grpo"' in warned.rule
     named = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": "unsloth"})})
-    with pytest.raises(ModelError, match="Unsloth cannot train"):
+    with raises(ModelError, "model.unsloth_cannot_train"):
         preload(named, tmp_path)
 
 
@@ -231,10 +240,10 @@ def test_nothing_is_refused_where_vllm_is_not_asked_for(tmp_path: Path) -> None:
     ("machine", "architecture", "pictures", "tables", "reason"),
     [
         (Machine(24.0, (8, 9), False), "gemma3", 1, {}, "not installed"),
-        (Machine(16.0, (8, 9), True), "gemma3", 1, {}, "24 GB, and this one has 16.0"),
+        (Machine(16.0, (8, 9), True), "gemma3", 1, {}, "24 GB, but this one has 16.0"),
         (Machine(24.0, (6, 1), True), "gemma3", 1, {}, "capability"),
-        (BIG, "qwen2_vl", 1, {}, "no qwen2_vl to vLLM"),
-        (BIG, "gemma3", 2, {}, "one picture a prompt, and a prompt has 2"),
+        (BIG, "qwen2_vl", 1, {}, "not for qwen2_vl"),
+        (BIG, "gemma3", 2, {}, "one image per prompt, but a prompt has 2"),
         (BIG, "gemma3", 1, {"lora": {"vision": True}}, "vision tower"),
         (BIG, "gemma3", 1, {"model": {"name": "a/b", "revision": "v1"}}, "revision"),
         (BIG, "gemma3", 1, {"model": {"backend": "hf"}}, "backend"),
@@ -258,5 +267,5 @@ def test_grpo_refuses_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
 
     from toolkit.stages.grpo import train_grpo
 
-    with context_of(by_vllm(tmp_path)) as context, pytest.raises(ModelError, match="vLLM cannot write"):
+    with context_of(by_vllm(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):
         train_grpo(context)

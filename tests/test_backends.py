@@ -14,6 +14,7 @@ from training import context_of, small_recipe
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from tests.helpers.problems import raises
 from toolkit import chat, tiny
 from toolkit.backends import Backend
 from toolkit.backends.base import Policy, Row, TrainingJob
@@ -84,7 +85,7 @@ def test_labels_agree_with_trls_collator_up_to_the_turn_end(policy: Policy, rows
 
 
 def test_a_row_without_an_answer_is_refused_in_training(policy: Policy, rows: list[Row]) -> None:
-    with pytest.raises(DataError, match="must have an answer"):
+    with raises(DataError, "data.answer_missing"):
         collate(policy, [Row(rows[0].messages, rows[0].images, "")])
 
 
@@ -162,8 +163,9 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
         beta = 0.0
         train_batch_size = 4
 
-    with pytest.raises(TrainingError, match="per_device_train_batch_size: 1 became 4"):
+    with raises(TrainingError, "training.settings_rewritten") as caught:
         check_settings({"per_device_train_batch_size": 1, "beta": 0.0}, Built())
+    assert "per_device_train_batch_size: 1 became 4" in str(caught.problem.value)
 
 
 def test_full_tuning_trains_every_weight(backend: Backend, tmp_path: Path) -> None:
@@ -200,5 +202,6 @@ def test_weights_that_broke_off_are_told_and_no_traceback(tmp_path: Path) -> Non
     folder = Path(shutil.copytree(tiny.FOLDER, tmp_path / "model"))
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelError, match="incomplete metadata"):
+    with raises(ModelError, "model.not_found") as caught:
         load_model(str(folder), Model(name=str(folder)))
+    assert "incomplete metadata" in str(caught.problem.value)

@@ -8,6 +8,7 @@ from PIL import Image
 from real_processors import unpack_processors
 from transformers import AutoProcessor
 
+from tests.helpers.problems import raises
 from toolkit import chat, tiny
 from toolkit.errors import ModelError
 
@@ -44,8 +45,9 @@ def test_a_template_without_a_turn_end_is_refused(gemma: Any) -> None:
         def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
             return "user: question model: SENTINEL and then nothing"
 
-    with pytest.raises(ModelError, match="end an answer with a special token"):
+    with raises(ModelError, "model.chat_template_without_turn_end") as caught:
         chat.find_turn_end(NoEnd())
+    assert caught.problem.value == " and then nothing"
 
 
 def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:

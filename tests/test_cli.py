@@ -222,7 +222,7 @@ def test_reward_test_explains_each_score_and_gives_means(tmp_path: Path, capsys:
 def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_lines(tmp_path, {"sample": ROW})
     assert call(["reward", "test", write_recipe(tmp_path, "[grpo]\n"), file]) == 1
-    assert 'a text named "completion"' in capsys.readouterr().err
+    assert "[rewards.completion_missing]" in capsys.readouterr().err
 
 
 def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:

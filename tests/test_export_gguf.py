@@ -15,6 +15,7 @@ from test_families import build
 from training import context_of, small_recipe
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
 from toolkit.backends.gguf import GgufBackend
 from toolkit.backends.hf import HfBackend
@@ -178,8 +179,10 @@ def test_a_projector_of_another_model_fails_and_is_kept_under_another_name(
     target.mkdir()
     (target / "gguf.comparison.jsonl").write_text("another's", encoding="utf-8")
     job = with_export(context, to=["gguf"], quant=["f16"], verify=6)
-    with pytest.raises(ModelError, match=r"gguf\.differs: a GGUF must answer as the merged.*f16 gives"):
+    with raises(ModelError, "export.gguf_answers_differ") as caught:
         export(job, out=target)
+    assert caught.problem.place == str(target / "gguf.differs")
+    assert str(caught.problem.value).startswith("f16 ")
     left = ["gguf.comparison.jsonl", "gguf.comparison.jsonl.old-1", "gguf.differs", "merged"]
     assert sorted(entry.name for entry in target.iterdir()) == left
     assert (target / "gguf.comparison.jsonl.old-1").read_text(encoding="utf-8") == "another's"
@@ -191,7 +194,7 @@ def test_unverified_files_are_written_and_say_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         record = export(with_export(context, to=["gguf"], quant=["q4_k_m"], verify=0), out=tmp_path)
-    assert "nothing is verified, as asked" in caplog.text
+    assert "export.not_verified" in [problem.code for problem in warnings_in(caplog)]
     assert record["gguf"]["questions"] == 0
     assert "score" not in record["gguf"]["files"]["q4_k_m"]
     files = ["Modelfile", "README.md", "mmproj-small-f16.gguf", "small-Q4_K_M.gguf"]
@@ -286,10 +289,12 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
 def test_a_file_that_is_no_gguf_is_an_error_and_the_run_goes_on(context: Context, tmp_path: Path) -> None:
     for name in ("x.gguf", "mmproj-x.gguf"):
         (tmp_path / name).write_bytes(b"no gguf")
-    with Child() as child, pytest.raises(ModelError, match=r"cannot load x\.gguf"):
+    with Child() as child, raises(ModelError, "model.llamacpp_failed") as caught:
         child.load(tmp_path / "x.gguf", tmp_path / "mmproj-x.gguf", 256)
-    with pytest.raises(ModelError, match="must be a GGUF file"):
+    assert (caught.problem.place, caught.problem.value) == ("load", "llama.cpp cannot load x.gguf")
+    with raises(ModelError, "model.not_gguf") as caught:
         read_metadata(tmp_path / "x.gguf")
+    assert caught.problem.place == str(tmp_path / "x.gguf")
 
 
 def test_an_optional_gguf_is_written_and_proven_here(context: Context, tmp_path: Path) -> None:

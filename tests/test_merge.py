@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from shapes import write_model
 from transformers import AutoModelForImageTextToText
 
+from tests.helpers.problems import raises
 from toolkit import tiny
 from toolkit.backends import adapter
 from toolkit.backends.merge import compare_merged, plan_merge, write_merged
@@ -113,10 +114,10 @@ def test_a_matrix_that_was_merged_wrongly_is_named(tmp_path: Path, damage: Any, 
     name = next(name for name in sorted(merge.factors) if "vision" in name)
     worse = damage(weights.pop(name), base[name].float())
     save_file(weights if worse is None else {**weights, name: worse}, file)
-    with pytest.raises(ModelError) as raised:
+    with raises(ModelError, "export.merged_matrices_wrong") as caught:
         compare_merged(merge, tmp_path)
-    assert "1 wrong" in str(raised.value.value)
-    assert f"{name} ({told}" in str(raised.value.value)
+    assert "1 wrong" in str(caught.problem.value)
+    assert f"{name} ({told}" in str(caught.problem.value)
 
 
 def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path) -> None:
@@ -126,8 +127,9 @@ def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path)
     weights = load_file(tmp_path / "model.safetensors")
     name = next(name for name in sorted(weights) if name not in merge.factors)
     save_file({**weights, name: weights[name] + 1}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="no part of the adapter"):
+    with raises(ModelError, "export.merged_matrices_wrong") as caught:
         compare_merged(merge, tmp_path)
+    assert "no part of the adapter" in str(caught.problem.value)
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.metrics import (
     Judged,
@@ -270,9 +271,10 @@ def test_two_evaluations_are_compared_on_the_questions_they_share() -> None:
     found = compare(ROWS, after, "accuracy", 200, 0)
     assert (found.only_before, found.only_after, found.paired.difference.n) == (1, 2, 3)
     assert (found.paired.before, found.paired.after, found.paired.better) == (pytest.approx(1 / 3), 1.0, 2)
-    with pytest.raises(DataError, match="stands once"):
+    with raises(DataError, "evaluate.question_repeated") as caught:
         compare([*ROWS, ROWS[0]], after, "accuracy", 200, 0)
-    with pytest.raises(DataError, match="that both have"):
+    assert (caught.problem.place, caught.problem.value) == ("accuracy", ROWS[0].id)
+    with raises(DataError, "evaluate.no_shared_questions"):
         compare(ROWS[:1], after, "accuracy", 200, 0)
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.metrics import (
     AGE_EDGES,
@@ -413,7 +414,7 @@ def test_the_share_of_a_row_is_its_cells_colour(tmp_path: Path) -> None:
 
 
 def test_nothing_is_not_drawn(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must have answers"):
+    with raises(DataError, "evaluate.confusion_empty"):
         draw_confusion(confusion([], []), tmp_path / "c.png", "c")
     assert list(tmp_path.iterdir()) == []
 

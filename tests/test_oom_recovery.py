@@ -9,6 +9,7 @@ With TOOLKIT_TEST_BACKEND=unsloth (tests/unsloth_cpu, tests/test_unsloth_oom.py)
 import inspect
 import logging
 import os
+import re
 import shutil
 import signal
 import weakref
@@ -25,6 +26,7 @@ from test_training import StopAfter, adapter_of, only, same
 from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, Trainer
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.backends.base import Sampling, TrainingJob
 from toolkit.backends.callbacks import checkpoints
 from toolkit.backends.collate import collate
@@ -344,8 +346,10 @@ def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
     recipe = recipe_of("sft", tmp_path, "other")
     with context_of(recipe) as context:
         keep_sizes(recipe, "sft", Sizes(3, 2))
-        with pytest.raises(RunError, match="3 x 2, and 4 in the recipe"):
+        with raises(RunError, "training.kept_sizes_differ") as caught:
             train_sft(context)
+        assert caught.problem.value == "3 x 2"
+        assert "4, the rows" in caught.problem.rule
 
 
 def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_that_began_so(
@@ -410,7 +414,7 @@ def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkey
     with (
         small_memory(monkeypatch, fits=0, gradients=False),
         no_look(monkeypatch),
-        pytest.raises(TrainingError, match="one row at a time"),
+        raises(TrainingError, "training.out_of_memory"),
     ):
         run(recipe, "grpo")
     kept = read_json(recipe.run_folder / "stages" / "grpo" / "sizes.json")
@@ -432,12 +436,15 @@ def test_if_one_row_does_not_fit_the_error_has_the_advice_of_the_plan(
     recipe = recipe_of("sft", tmp_path, "none", sft={"batch_size": 1})
     with context_of(recipe) as context:
         write_json(context.run.plan_file, PLAN)
-        with small_memory(monkeypatch, fits=0, gradients=True), pytest.raises(TrainingError) as caught:
+        with (
+            small_memory(monkeypatch, fits=0, gradients=True),
+            raises(TrainingError, "training.out_of_memory") as caught,
+        ):
             train_sft(context)
     for change in ("images.max_side = 448", "lora.r = 8"):
-        assert change in caught.value.remedy, change
-    assert "batch_size" not in caught.value.remedy  # it is 1 already
-    assert "224" not in caught.value.remedy  # for a smaller GPU
+        assert change in caught.problem.remedy, change
+    assert "batch_size" not in caught.problem.remedy  # it is 1 already
+    assert "224" not in caught.problem.remedy  # for a smaller GPU
 
 
 PLAN = {
@@ -468,7 +475,7 @@ def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
 def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "several")
     monkeypatch.setattr("toolkit.stages.training.world_size", lambda: 2)
-    with small_memory(monkeypatch, fits=1, gradients=True), pytest.raises(TrainingError, match=r"several processes"):
+    with small_memory(monkeypatch, fits=1, gradients=True), raises(TrainingError, "training.process_out_of_memory"):
         run(recipe, "sft")
 
 
@@ -477,7 +484,7 @@ def test_bnpo_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         caplog.clear()
         recipe = recipe_of("grpo", tmp_path, loss, grpo={"loss": loss})
         Recovery(tmp_path / loss, recipe, "grpo").shrink(1, "pass", None, None)
-        assert any("bnpo" in line for line in caplog.messages) == warned
+        assert ("training.loss_depends_on_batch" in [problem.code for problem in warnings_in(caplog)]) == warned
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,7 +578,8 @@ def test_steps_that_recovery_leaves_out_of_the_log_are_named(
     recipe = recipe_of("sft", tmp_path, "seldom", run={"log_steps": 2}, sft={"max_steps": 4})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=6):  # step 4 does not fit
         run(recipe, "sft")
-    assert any("steps 3 to 3" in message for message in caplog.messages)
+    (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "training.steps_not_logged")
+    assert warned.place == "steps 3 to 3"
     assert [line["step"] for line in lines_of(recipe)] == [2, 4]
 
 
@@ -605,8 +613,9 @@ def test_a_model_that_does_not_fit_the_gpu_is_an_error_with_advice(
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", fail)
-    with pytest.raises(ModelError, match=r"must hold the model.*4bit"):
+    with raises(ModelError, "model.too_large_for_gpu") as caught:
         HfBackend().load(recipe_of("sft", tmp_path, "large"), None, trainable=True)
+    assert "4bit" in caught.problem.remedy
 
 
 def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
@@ -719,10 +728,13 @@ def test_a_rollout_is_cut_with_each_rows_images(size: int) -> None:
     if size == 1:
         assert [len(one) for one in pixels] == [4, 24]
         assert parts[1][1:] == (None, {"token_type_ids": [[1]]})
-        with pytest.raises(TrainingError, match="pixels of each row are known"):
-            list(_parts([[0], [1]], [["a"], ["b"]], {"pixel_values": torch.zeros(3, 1)}, 1))
-        with pytest.raises(TrainingError, match="pixels of each row are known"):
-            list(_parts([[0], [1]], [["a"], ["b"]], {"num_tiles": [1, 1]}, 1))
+        for name, fields in (
+            ("pixel_values", {"pixel_values": torch.zeros(3, 1)}),
+            ("num_tiles", {"num_tiles": [1, 1]}),
+        ):
+            with raises(TrainingError, "training.rollout_not_separable") as caught:
+                list(_parts([[0], [1]], [["a"], ["b"]], fields, 1))
+            assert caught.problem.place == f"grpo, {name}"
 
 
 def test_images_of_different_sizes_keep_their_own_patches_in_a_rollout_that_is_cut(
@@ -793,10 +805,10 @@ def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: 
             assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
             assert memory.raised == 2
             assert policy.at_once.most == 2
-            assert [line.message for line in caplog.records if line.levelno == logging.WARNING] == [
-                "out of memory with 7 answers at once: 4 from here on",
-                "out of memory with 4 answers at once: 2 from here on",
-            ]
+            warned = warnings_in(caplog)
+            assert len(warned) == len([line for line in caplog.records if line.levelno == logging.WARNING]) == 2
+            assert [problem.code for problem in warned] == ["generation.batch_halved"] * 2
+            assert [[int(n) for n in re.findall(r"\d+", problem.rule)] for problem in warned] == [[7, 4], [4, 2]]
             assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
             assert memory.raised == 2  # the smaller batch stays
 
@@ -810,8 +822,9 @@ def test_several_answers_to_one_question_are_written_in_turns(tmp_path: Path) ->
 
 def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=0) as (_, policy, rows):
-        with pytest.raises(ModelError, match=r"one answer at least.*max_side"):
+        with raises(ModelError, "generation.out_of_memory") as caught:
             HfBackend().generate(policy, rows[:2], Sampling(8))
+        assert "images.max_side" in caught.problem.remedy
         assert not policy.model.training
 
 

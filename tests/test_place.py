@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from training import context_of, small_recipe
 
+from tests.helpers.problems import raises
 from toolkit import tiny
 from toolkit.backends.base import Policy
 from toolkit.backends.hf import HfBackend
@@ -91,8 +92,10 @@ def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tm
     target = tmp_path / "merged"
     target.mkdir()
     (target / "thesis.txt").write_text("three years", encoding="utf-8")
-    with pytest.raises(RunError, match=r"merged: this folder is there already.*--force.*NAME\.old-1"):
+    with raises(RunError, "export.target_exists") as caught:
         Place(target, own=False).take()
+    assert caught.problem.place == str(target)
+    assert "--force" in caught.problem.remedy
     forced = Place(target, own=False, force=True)
     for number in (1, 2):
         forced.take()
@@ -112,19 +115,20 @@ def test_an_empty_folder_may_be_taken_and_a_file_may_not(tmp_path: Path) -> None
     place.put()
     assert versions_in(place.target) == ["1"] * FILES
     (tmp_path / "adapter").write_text("", encoding="utf-8")
-    with pytest.raises(RunError, match="this is a file"):
+    with raises(RunError, "export.target_is_file"):
         Place(tmp_path / "adapter", force=True).take()
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(RunError, match=r"an export cannot be written here \(.*--out"):
+    with raises(RunError, "export.target_not_writable") as caught:
         Place(tmp_path / "file" / "merged").take()
+    assert caught.problem.place == str(tmp_path / "file")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     # Root may write anywhere but into the kernel's own files.
     read_only = Path("/proc") if os.geteuid() == 0 else locked
-    with pytest.raises(RunError, match="an export cannot be written here"):
+    with raises(RunError, "export.target_not_writable"):
         Place(read_only / "merged").take()
     assert list(locked.iterdir()) == []
 
@@ -137,8 +141,10 @@ def test_a_small_disk_is_told_with_what_is_needed(tmp_path: Path, monkeypatch: p
         return Disk(10**12, 0, round(MARGIN * 2_000_000_000) + BESIDE - 1)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    with pytest.raises(RunError, match=r"export of merged needs 2\.16 GB of disk, and 2\.16 GB are free.*--out"):
+    with raises(RunError, "export.disk_full") as caught:
         refuse_small_disk(tmp_path / "not/there/yet", 2_000_000_000, "export of merged")
+    assert caught.problem.value == "2.16 GB"
+    assert "export of merged needs 2.16 GB" in caught.problem.rule
     assert asked == [tmp_path]
     refuse_small_disk(tmp_path, 1_999_999_000, "export of merged")
 
@@ -211,12 +217,14 @@ def test_nothing_is_loaded_for_an_export_that_has_no_room_or_no_place(
     backend = Reluctant(context)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged/mine.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(RunError, match="was not written by this run's export"):
+    with raises(RunError, "export.target_exists"):
         export(context, backend, out=tmp_path)
     assert folders(tmp_path) == ["merged"]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(10**9, 10**9, 1000))
-    with pytest.raises(RunError, match=r"export of adapter and merged needs 0\.07 GB of disk, and 0\.00 GB are free"):
+    with raises(RunError, "export.disk_full") as caught:
         export(context, backend)
+    assert caught.problem.value == "0.00 GB"
+    assert "export of adapter and merged needs 0.07 GB" in caught.problem.rule
     assert backend.loaded == 0
 
 
@@ -228,7 +236,7 @@ def test_an_export_elsewhere_is_replaced_by_the_run_that_wrote_it_alone(context:
     export(only, out=tmp_path)
     assert folders(tmp_path) == ["adapter"]
     (tmp_path / "adapter/notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match="was not written by this run's export"):
+    with raises(RunError, "export.target_exists"):
         export(only, out=tmp_path)
     export(only, out=tmp_path, force=True)
     assert folders(tmp_path) == ["adapter", "adapter.old-1"]
@@ -242,8 +250,9 @@ def test_what_others_have_under_a_name_beside_the_export_is_neither_taken_nor_re
         out = tmp_path / name
         (out / f"adapter.{name}").mkdir(parents=True)
         (out / f"adapter.{name}/thesis.txt").write_text("mine", encoding="utf-8")
-        with pytest.raises(RunError, match=rf"adapter\.{name}: an export uses this name on its way"):
+        with raises(RunError, "export.temporary_name_taken") as caught:
             export(only, out=out)
+        assert caught.problem.place == str(out / f"adapter.{name}")
         assert folders(out) == [f"adapter.{name}"]
     export(only, out=tmp_path / "old", force=True)
     assert folders(tmp_path / "old") == ["adapter", "adapter.old.old-1"]
@@ -252,8 +261,9 @@ def test_what_others_have_under_a_name_beside_the_export_is_neither_taken_nor_re
 
 def test_what_this_runs_export_left_elsewhere_is_cleared_away(context: Context, tmp_path: Path) -> None:
     only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
-    with pytest.raises(ModelError, match=r"adapter\.differs"):
+    with raises(ModelError, "export.answers_differ") as caught:
         export(only, Unproven(), out=tmp_path)
+    assert caught.problem.place == str(tmp_path / "adapter.differs")
     export(only, out=tmp_path)
     assert folders(tmp_path) == ["adapter"]
 
@@ -274,7 +284,7 @@ def test_a_form_that_is_a_link_is_replaced_and_its_target_left_alone(tmp_path: P
 def test_a_link_that_leads_nowhere_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "merged").symlink_to(tmp_path / "gone")
     for own in (True, False):
-        with pytest.raises(RunError, match="a link that leads nowhere"):
+        with raises(RunError, "export.target_broken_link"):
             Place(tmp_path / "merged", own=own).take()
 
 
@@ -289,6 +299,7 @@ class Unproven(HfBackend):
 
 
 def test_what_does_not_pass_never_gets_the_final_name(context: Context, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"adapter\.differs: reloaded weights must give the same greedy answers"):
+    with raises(ModelError, "export.answers_differ") as caught:
         export(context, Unproven(), out=tmp_path)
+    assert caught.problem.place == str(tmp_path / "adapter.differs")
     assert folders(tmp_path) == ["adapter.differs"]

@@ -14,7 +14,7 @@ from stepping import task_rows, write_csv
 from test_cli import call
 from training import context_of, small_recipe
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
 from toolkit.backends.base import Completion, Policy, Row, Sampling
 from toolkit.backends.hf import HfBackend
@@ -113,10 +113,10 @@ def test_a_prediction_that_was_interrupted_goes_on_and_gives_the_same_file(run: 
 def test_a_file_with_other_predictions_is_not_written_into(run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     predicted(run, open_csv(tmp_path), out, Scripted(right))
-    with pytest.raises(DataError, match="another model, recipe or file"):
+    with raises(DataError, "predict.out_of_another_run"):
         predicted(run, open_csv(tmp_path, ("21",)), out, Scripted(right))
     out.write_text("a text\n")
-    with pytest.raises(DataError, match="another model, recipe or file"):
+    with raises(DataError, "predict.out_of_another_run"):
         predicted(run, open_csv(tmp_path), out, Scripted(right))
     assert out.read_text() == "a text\n"
 
@@ -125,7 +125,7 @@ def test_a_file_with_other_predictions_is_not_written_into(run: RunFolder, tmp_p
 def test_a_file_of_another_kind_keeps_every_byte(text: str, run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(text)
-    with pytest.raises(DataError, match="another model, recipe or file"):
+    with raises(DataError, "predict.out_of_another_run"):
         predicted(run, open_csv(tmp_path), out, Scripted(right))
     assert out.read_text() == text
 
@@ -146,8 +146,9 @@ def test_where_predictions_cannot_be_written_is_told_before_the_model_is_loaded(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "folder", tmp_path / "file" / "out.jsonl"):
-        with pytest.raises(DataError, match="must be one that can be written"):
+        with raises(DataError, "predict.out_not_writable") as caught:
             predicted(run, open_csv(tmp_path), out, backend)
+        assert caught.problem.place == str(out)
     assert backend.asked == []
     assert len(predicted(run, open_csv(tmp_path), tmp_path / "new" / "out.jsonl", backend)) == 8
 
@@ -171,15 +172,18 @@ def test_rows_that_cannot_be_asked_are_told_and_those_behind_them_wait(
     (tmp_path / "images" / "31_2.png").unlink()
     lines = predicted(run, file, tmp_path / "out.jsonl", Scripted(right))
     assert [(line["Task_id"], line["step"]) for line in lines] == [("31", 1), *(("32", n) for n in (1, 2, 3, 4))]
-    assert "an image with this id must exist" in caplog.text
-    assert "2 rows stand behind a missing step" in caplog.text
+    warned = [(problem.code, problem.place, problem.value) for problem in warnings_in(caplog)]
+    assert ("predict.rows_left_out", str(file), 1) in warned
+    assert ("predict.rows_after_missing_step", str(file), 2) in warned
 
 
 def test_columns_that_lack_are_named(run: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "asked.csv"
     file.write_text("Task_id,Image_id\n1,1_1\n")
-    with pytest.raises(DataError, match="a column for the field question"):
+    with raises(DataError, "predict.columns_invalid") as caught:
         predicted(run, file, tmp_path / "out.jsonl", Saying())
+    assert caught.problem.place == str(file)
+    assert "field question" in caught.problem.rule
 
 
 def screen(folder: Path, name: str = "screen.png", size: tuple[int, int] = (400, 300)) -> Path:
@@ -218,12 +222,15 @@ def test_what_cannot_be_asked_is_refused_with_its_reason(run: RunFolder, tmp_pat
     predictor = load_model_for_inference(run.path, backend=Saying())
     with pytest.raises(ImageError, match="nowhere"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
-    with pytest.raises(DataError, match="must have a goal"):
+    with raises(DataError, "predict.question_invalid") as caught:
         predictor.predict_step(screen(tmp_path), " ")
-    with pytest.raises(DataError, match="short_term_memory: a memory is an object that JSON can hold"):
+    assert caught.problem.place == "user_goal"
+    with raises(DataError, "predict.memory_not_json") as caught:
         predictor.predict_step(screen(tmp_path), "Load", {"seen": {1, 2}})
-    with pytest.raises(DataError, match=r"prompt\.context"):
+    assert (caught.problem.place, caught.problem.value) == ("short_term_memory", {"seen": {1, 2}})
+    with raises(DataError, "predict.context_unknown") as caught:
         predictor.predict_step(screen(tmp_path), "Load", context={"Indication": "Cough."})
+    assert caught.problem.value == ["Indication"]
     swollen = predictor.predict_step(screen(tmp_path), "Load", long_term_memory={"diary": ["a word " * 250] * 50})
     assert "leaves no room" in (swollen.problem or "")
 
@@ -232,8 +239,9 @@ def test_only_steps_have_a_next_step(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     with context_of(recipe):
         pass
-    with pytest.raises(DataError, match="the task steps do"):
+    with raises(DataError, "predict.task_without_memory") as caught:
         load_model_for_inference(recipe.run_folder, backend=Saying())
+    assert caught.problem.value == "mcq"
     with raises(RunError, "run.folder_without_weights"):
         load_model_for_inference(tmp_path, backend=Saying())
 
@@ -267,7 +275,7 @@ def test_a_trained_run_is_rolled_out_and_its_weights_are_found_in_each_form(
     caplog.clear()
     copied = load_model_for_inference(tmp_path / "adapter", recipe=trained.run_folder / "recipe.toml")
     assert copied.predict_step(shot, "Load scan 1") == whole
-    assert "lies in no run" not in caplog.text
+    assert "predict.recipe_missing" not in [problem.code for problem in warnings_in(caplog)]
 
 
 def test_weights_outside_a_run_say_their_base_and_take_the_defaults_which_is_told(
@@ -277,7 +285,7 @@ def test_weights_outside_a_run_say_their_base_and_take_the_defaults_which_is_tol
     shutil.copytree(run.path / "stages/sft/weights", tmp_path / "adapter")
     backend = Saying()
     load_model_for_inference(tmp_path / "adapter", backend=backend)
-    assert "lies in no run" in caplog.text
+    assert "predict.recipe_missing" in [problem.code for problem in warnings_in(caplog)]
     settings = tmp_path / "adapter/adapter_config.json"
     assert json.loads(settings.read_text())["base_model_name_or_path"] == str(tiny.FOLDER)
     merged = tmp_path / "merged"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from training import context_of, small_recipe, with_spread
 
+from tests.helpers.problems import raises
 from toolkit import chat
 from toolkit.backends import Backend
 from toolkit.backends.base import Policy, Row, Sampling, TrainingJob
@@ -106,14 +107,17 @@ def test_lora_goes_where_the_recipe_says(backend: Backend, tmp_path: Path, visio
 
 def test_an_unknown_layer_is_named_with_the_known_ones(backend: Backend, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"lora": {"targets": ("q_proj", "w_pack")}})
-    with pytest.raises(ModelError, match=r"w_pack.*It has: .*q_proj"):
+    with raises(ModelError, "model.lora_target_unknown") as caught:
         backend.load(recipe, None, trainable=True)
+    assert caught.problem.value == ["w_pack"]
+    assert "q_proj" in caught.problem.remedy
 
 
 def test_a_model_that_is_not_there_is_named(backend: Backend, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"name": str(tmp_path / "nothing")}})
-    with pytest.raises(ModelError, match="nothing"):
+    with raises(ModelError, "model.not_found") as caught:
         backend.load(recipe, None, trainable=False)
+    assert str(tmp_path / "nothing") in caught.problem.place
 
 
 def test_a_saved_adapter_has_no_unfilled_model_card(backend: Backend, tmp_path: Path) -> None:
@@ -218,5 +222,5 @@ def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, 
 
 def test_a_judge_is_needed_for_grpo(backend: Backend, context: Context, tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
-    with pytest.raises(TrainingError, match="judge"):
+    with raises(TrainingError, "training.judge_missing"):
         backend.grpo_trainer(trained, job_of(context, "sft", tmp_path))

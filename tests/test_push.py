@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from training import small_recipe
 from typer.testing import CliRunner
 
-from tests.helpers.problems import raises
+from tests.helpers.problems import raises, warnings_in
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.pipeline import run_recipe
@@ -68,20 +68,23 @@ def test_public_must_be_said(folder: Path) -> None:
 def test_a_repository_that_is_public_already_takes_no_private_push(folder: Path) -> None:
     """create_repo ignores ``private`` where the repository is there."""
     hub = FakeHub({"anna/chest": {"private": False, "files": set()}})
-    with pytest.raises(RunError, match=r"anna/chest: this repository is there and public.*--public"):
+    with raises(RunError, "push.repository_public") as caught:
         push_form(folder, proof_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
+    assert caught.problem.place == "anna/chest"
     assert hub.names == ["repo_info"]
 
 
 def test_a_repository_with_files_is_refused_unless_forced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": {".gitattributes", "thesis.pdf"}}})
-    with pytest.raises(RunError, match=r"has files already.*thesis\.pdf.*--force"):
+    with raises(RunError, "push.repository_not_empty") as caught:
         push_form(folder, proof_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+    assert caught.problem.value == ["thesis.pdf"]
     assert "upload_folder" not in hub.names
     with caplog.at_level(logging.WARNING, "toolkit"):
         push_form(folder, proof_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
     assert "thesis.pdf" in hub.repos["anna/chest"]["files"]
-    assert "had 1 files before: those of other names stay" in caplog.text
+    (warned,) = warnings_in(caplog)
+    assert (warned.code, warned.place, warned.value) == ("push.files_kept", "anna/chest", 1)
 
 
 def test_an_empty_repository_is_taken(folder: Path) -> None:
@@ -93,7 +96,7 @@ def test_an_empty_repository_is_taken(folder: Path) -> None:
 @pytest.mark.parametrize("proof", [{"questions": 0}, {"questions": 16, "verified": False}, {}])
 def test_what_was_not_proven_is_not_pushed(folder: Path, proof: Mapping[str, Any]) -> None:
     hub = FakeHub()
-    with pytest.raises(ModelError, match="only what was proven is pushed, and this was written without"):
+    with raises(ModelError, "push.not_verified"):
         push_form(folder, {**proof, "digest": digest_of(folder)}, Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert hub.calls == []
 
@@ -103,7 +106,7 @@ def test_weights_that_changed_since_their_proof_are_not_pushed_and_a_completed_c
     (folder / "README.md").write_text("with a word about the wards", encoding="utf-8")
     push_form(folder, proof, Push("anna/chest"), hub)  # type: ignore[arg-type]
     (folder / "model.safetensors").write_text("others", encoding="utf-8")
-    with pytest.raises(ModelError, match=r"have changed since then.*Export it again"):
+    with raises(ModelError, "push.files_changed"):
         push_form(folder, proof, Push("anna/other"), hub)  # type: ignore[arg-type]
     assert "anna/other" not in hub.repos
 
@@ -111,27 +114,32 @@ def test_weights_that_changed_since_their_proof_are_not_pushed_and_a_completed_c
 def test_what_the_hub_says_is_told_without_the_token(folder: Path, online: None) -> None:
     error = HfHubHTTPError(f"403 Forbidden for Bearer {TOKEN}\nmore", response=response(403))
     hub = FakeHub(refuses=error)
-    with pytest.raises(RunError, match=r"anna/chest: the Hub did not take the push \(found .403 Forbidden") as caught:
+    with raises(RunError, "push.rejected") as caught:
         push_form(folder, proof_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
-    assert TOKEN not in str(caught.value)
+    assert caught.problem.place == "anna/chest"
+    assert str(caught.problem.value).startswith("403 Forbidden")
+    assert TOKEN not in str(caught.error)
     lost = FakeHub(refuses=httpx.ConnectError("no route"))
-    with pytest.raises(RunError, match="no route"):
+    with raises(RunError, "push.rejected") as caught:
         push_form(folder, proof_of(folder), Push("anna/chest"), lost)  # type: ignore[arg-type]
+    assert caught.problem.value == "no route"
 
 
 def test_offline_without_a_token_or_with_half_a_name_nothing_begins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="nothing can be pushed offline"):
+    with raises(RunError, "push.offline"):
         check_push(Push("anna/chest"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    with pytest.raises(RunError, match=r"needs a token.*hf auth login"):
+    with raises(RunError, "push.token_missing") as caught:
         check_push(Push("anna/chest"))
+    assert "hf auth login" in caught.problem.remedy
     for name in ("chest", "anna/chest/2", "anna/", "/anna/chest", "https://hub.invalid/anna/chest"):
-        with pytest.raises(RunError, match="a repository's name is owner/name"):
+        with raises(RunError, "push.name_malformed") as caught:
             check_push(Push(name))
+        assert caught.problem.value == name
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     check_push(Push("anna/chest"))
 
@@ -180,8 +188,9 @@ def test_what_was_changed_by_hand_is_exported_again_before_its_push(recipe: Reci
 def test_a_name_that_the_hub_refuses_is_told_before_anything_is_exported(
     recipe: Recipe, hub: FakeHub, name: str
 ) -> None:
-    with pytest.raises(RunError, match=r"--push: the Hub takes no repository of this name"):
+    with raises(RunError, "push.name_rejected") as caught:
         export_again(recipe.run_folder, NOTHING, ['export.to=["adapter"]'], Delivery(push=name))
+    assert (caught.problem.place, caught.problem.value) == ("--push", name)
     assert hub.calls == []
 
 
@@ -200,7 +209,8 @@ def test_a_private_repository_stays_private_and_that_is_told(folder: Path, caplo
     with caplog.at_level(logging.WARNING, "toolkit"):
         push_form(folder, proof_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
     assert hub.repos["anna/chest"]["private"]
-    assert "anna/chest was there and is private, and stays so" in caplog.text
+    (warned,) = warnings_in(caplog)
+    assert (warned.code, warned.place) == ("push.repository_stays_private", "anna/chest")
 
 
 def test_a_repository_takes_one_form(recipe: Recipe, hub: FakeHub) -> None:

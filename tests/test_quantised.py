@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training import context_of, small_recipe, with_spread
 from transformers import TrainerCallback
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.backends.base import Policy, Sampling, TrainingJob
 from toolkit.backends.hf import HfBackend
 from toolkit.backends.loading import precision_of
@@ -67,8 +68,9 @@ def test_a_quantised_run_goes_through_every_stage_on_a_cpu(
     }
     with caplog.at_level(logging.WARNING, logger="toolkit"):
         run = run_recipe(small_recipe(tmp_path, tables), STAGES).run
-    assert any("slow" in record.message for record in caplog.records)
-    assert any("adamw_8bit" in record.message for record in caplog.records)
+    warned = {problem.code: problem for problem in warnings_in(caplog)}
+    assert warned["model.quantised_on_cpu"].value == precision
+    assert warned["training.optimizer_not_paged"].value == "paged_adamw_8bit"
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
     assert len(losses) == 2
     assert all(torch.isfinite(torch.tensor(losses)))
@@ -156,8 +158,9 @@ def trained(policy: Policy) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_a_quantised_base_is_not_merged_into(context: Context, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"not quantised.*4 bits"):
+    with raises(ModelError, "export.base_quantised") as caught:
         HfBackend().save_merged(policy_of(context), tmp_path / "merged")
+    assert caught.problem.value == "4 bits"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is 4bit on a GPU")

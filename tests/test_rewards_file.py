@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.stages.reward_test import score_file
@@ -91,26 +92,33 @@ def test_all_lines_that_cannot_be_used_are_listed_with_their_place(tmp_path: Pat
     )
     with pytest.raises(DataError) as caught:
         score_file(recipe(tmp_path), file)
-    told = str(caught.value).splitlines()
-    assert "8 lines cannot be used" in told[0]
-    for number, part in {
-        2: "not valid JSON",
-        3: 'a text named "completion"',
-        4: "the recipe's data must have a row of this id (found 'q777')",
-        5: 'Add "split": one of train, test.',
-        6: "the row cannot be used: the answer is not among the options",
-        7: "the split test must have a row of this id",
-        8: "the row cannot be used:",
-        9: '"sample" holds the fields of one row',
-    }.items():
-        assert any(f"line {number}: " in line and part in line for line in told), number
+    assert (caught.value.code, caught.value.place) == ("rewards.lines_invalid", str(file))
+    found = {problem.place: problem for problem in caught.value.problems}
+    assert {place: problem.code for place, problem in found.items()} == {
+        "line 2": "rewards.line_not_json",
+        "line 3": "rewards.completion_missing",
+        "line 4": "rewards.id_unknown",
+        "line 5": "rewards.id_ambiguous",
+        "line 6": "rewards.row_invalid",
+        "line 7": "rewards.id_unknown",
+        "line 8": "rewards.row_invalid",
+        "line 9": "rewards.sample_not_object",
+    }
+    values = {place: problem.value for place, problem in found.items()}
+    assert (values["line 3"], values["line 4"], values["line 6"]) == ({"id": "q1"}, "q777", "bad")
+    assert (values["line 7"], values["line 8"], values["line 9"]) == ("q1", ["question"], 3)
+    assert "split test" in found["line 7"].rule
+    assert "train, test" in found["line 5"].remedy
+    assert all(f"{place}: " in str(caught.value) for place in found)
 
 
 def test_an_empty_or_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no completion"):
+    with raises(DataError, "rewards.completions_empty"):
         score_file(recipe(tmp_path), lines(tmp_path, ""))
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with raises(DataError, "rewards.completions_unreadable") as caught:
         score_file(recipe(tmp_path), tmp_path / "nothing.jsonl")
+    assert caught.problem.place == str(tmp_path / "nothing.jsonl")
+    assert caught.problem.value == "No such file or directory"
 
 
 def test_the_users_own_reward_is_scored_and_explained(tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_the_users_own_reward_is_scored_and_explained(tmp_path: Path) -> None:
     assert found.total == pytest.approx(2.5)
     assert found.explanations[-1].why == "Names a side."
     (tmp_path / "mine.py").write_text("def sides(sample, answer): return 1.0\n")
-    with pytest.raises(RecipeError, match="Did you mean sides"):
+    with raises(RecipeError, "rewards.function_missing"):
         score_file(wanted, lines(tmp_path, {"id": "q1", "completion": RIGHT}))
 
 

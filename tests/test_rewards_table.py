@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toolkit.errors import RecipeError, RewardError
+from tests.helpers.problems import raises
+from toolkit.errors import NOTHING, Problem, RecipeError, RewardError
 from toolkit.rewards import RewardTable, ScoredAnswer, explain, group_statistics, load_custom, mcq, reward_table, vqa
 from toolkit.sample import Answer
 
@@ -15,10 +16,10 @@ RIGHT = Answer(
 )
 
 
-def problems(task: str, weights: dict[str, float], custom: list[str], base: Path) -> list[str]:
+def problems(task: str, weights: dict[str, float], custom: list[str], base: Path) -> list[Problem]:
     with pytest.raises(RecipeError) as caught:
         reward_table(task, weights, custom, base)
-    return [str(problem) for problem in caught.value.problems]
+    return caught.value.problems
 
 
 def write(folder: Path, code: str) -> str:
@@ -48,18 +49,22 @@ def test_weight_zero_switches_a_reward_off(tmp_path: Path) -> None:
 
 def test_all_problems_of_the_weights_are_told_at_once(tmp_path: Path) -> None:
     weights = {"lettr": 1.0, "format": -0.1, "brevity": float("nan"), "letter": float("inf"), "zzz": 1.0}
-    assert problems("mcq", weights, [], tmp_path) == [
-        "rewards.letter: a weight must be finite (found inf)",
-        "rewards.format: a weight must not be negative (found -0.1); a penalty is written as 1 minus it",
-        "rewards.brevity: a weight must be finite (found nan)",
-        "rewards.lettr: there is no reward of this name; did you mean letter?",
-        "rewards.zzz: there is no reward of this name; there are: letter, explanation, evidence, format, brevity",
+    found = problems("mcq", weights, [], tmp_path)
+    assert [(one.code, one.place, repr(one.value)) for one in found] == [
+        ("rewards.weight_not_finite", "rewards.letter", "inf"),
+        ("rewards.weight_negative", "rewards.format", "-0.1"),
+        ("rewards.weight_not_finite", "rewards.brevity", "nan"),
+        ("rewards.name_unknown", "rewards.lettr", "'lettr'"),
+        ("rewards.name_unknown", "rewards.zzz", "'zzz'"),
     ]
+    assert found[3].remedy == "Did you mean letter?"
+    assert all(name in found[4].remedy for name in ("letter", "explanation", "evidence", "format", "brevity"))
 
 
 def test_nothing_but_zeros_is_refused(tmp_path: Path) -> None:
     (found,) = problems("vqa", {"exact": 0, "token_f1": 0, "format": 0}, [], tmp_path)
-    assert found.startswith("rewards: all weights are 0")
+    assert (found.code, found.place) == ("rewards.all_weights_zero", "rewards")
+    assert found.value == {"exact": 0, "token_f1": 0, "format": 0}
 
 
 def test_a_custom_reward_is_found_beside_the_recipe_and_weighs_one(tmp_path: Path) -> None:
@@ -87,44 +92,55 @@ def test_a_custom_reward_may_use_dataclasses_and_annotations(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("entry", "code", "told"),
+    ("entry", "source", "code", "ending", "value"),
     [
-        ("mine.py", "", "a custom reward is written file.py:function"),
-        ("mine.txt:bonus", "", "a custom reward is written file.py:function"),
-        ("mime.py:bonus", "", "Did you mean mine.py?"),
-        ("nowhere/mine.py:bonus", "", "the file does not exist"),
-        ("mine.py:bonos", "def bonus(sample, answer): return 1\n", "Did you mean bonus?"),
-        ("mine.py:bonus", "x = 1\n", "there is no function bonus. There is none."),
-        ("mine.py:bonus", "x = 1\ndef bonus(sample, answer:\n", "mine.py:2: not valid Python"),
-        ("mine.py:bonus", "x = 1\ny = x / 0\n", "mine.py:2: the file stops with ZeroDivisionError"),
-        ("mine.py:bonus", "import no_such_package_at_all\n", "ModuleNotFoundError"),
-        ("mine.py:bonus", "bonus = 3\n", "a reward is a function (found 3)"),
-        ("mine.py:bonus", "def bonus(completions): return 1\n", "a reward takes two arguments by position"),
-        ("mine.py:bonus", "def bonus(a, b, *, c): return 1\n", "(found '(a, b, *, c)')"),
-        ("mine.py:letter", "def letter(a, b): return 1\n", "the name letter is taken"),
-        ("mine.py:total", "def total(a, b): return 1\n", "the name total is taken"),
+        ("mine.py", "", "entry_malformed", "mine.py", None),
+        ("mine.txt:bonus", "", "entry_malformed", "mine.txt:bonus", None),
+        ("mime.py:bonus", "", "file_missing", "mime.py", None),
+        ("nowhere/mine.py:bonus", "", "file_missing", "nowhere/mine.py", None),
+        ("mine.py:bonos", "def bonus(sample, answer): return 1\n", "function_missing", "mine.py", None),
+        ("mine.py:bonus", "x = 1\n", "function_missing", "mine.py", None),
+        ("mine.py:bonus", "x = 1\ndef bonus(sample, answer:\n", "file_syntax_invalid", "mine.py:2", "was never closed"),
+        ("mine.py:bonus", "x = 1\ny = x / 0\n", "file_raised", "mine.py:2", "ZeroDivisionError"),
+        ("mine.py:bonus", "import no_such_package_at_all\n", "file_raised", "mine.py:1", "ModuleNotFoundError"),
+        ("mine.py:bonus", "bonus = 3\n", "not_a_function", "mine.py:bonus", "3"),
+        ("mine.py:bonus", "def bonus(completions): return 1\n", "signature_wrong", "mine.py:bonus", "(completions)"),
+        ("mine.py:bonus", "def bonus(a, b, *, c): return 1\n", "signature_wrong", "mine.py:bonus", "(a, b, *, c)"),
+        ("mine.py:letter", "def letter(a, b): return 1\n", "name_taken", "", "mine.py:letter"),
+        ("mine.py:total", "def total(a, b): return 1\n", "name_taken", "", "mine.py:total"),
     ],
 )
 def test_a_custom_reward_that_cannot_be_used_is_told_with_its_place(
-    tmp_path: Path, entry: str, code: str, told: str
+    tmp_path: Path, entry: str, source: str, code: str, ending: str, value: str | None
 ) -> None:
-    write(tmp_path, code)
+    write(tmp_path, source)
     (found,) = problems("mcq", {}, [entry], tmp_path)
-    assert found.startswith("rewards.custom[0]: ")
-    assert told in found
+    assert found.code == f"rewards.{code}"
+    assert found.place.startswith("rewards.custom[0]")
+    assert found.place.endswith(ending)
+    assert found.value is NOTHING if value is None else value in repr(found.value)
+
+
+def test_a_misspelt_file_or_function_is_suggested(tmp_path: Path) -> None:
+    write(tmp_path, "def bonus(sample, answer): return 1\n")
+    for entry, name in (("mime.py:bonus", "mine.py"), ("mine.py:bonos", "bonus")):
+        (found,) = problems("mcq", {}, [entry], tmp_path)
+        assert found.remedy == f"Did you mean {name}?"
 
 
 def test_a_weight_for_a_custom_reward_that_does_not_load_is_no_second_problem(tmp_path: Path) -> None:
     found = problems("mcq", {"bonus": 0.5}, ["mine.py:bonus", "mine.py:bonus"], tmp_path)
-    assert [text.split(":")[0] for text in found] == ["rewards.custom[0]", "rewards.custom[1]"]
+    assert [one.code for one in found] == ["rewards.file_missing", "rewards.name_taken"]
+    assert [one.place.split(":")[0] for one in found] == ["rewards.custom[0]", "rewards.custom[1]"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01, "1", [1.0], 1j])
 def test_a_value_outside_0_to_1_stops_and_names_reward_sample_and_value(value: object) -> None:
     table = RewardTable("mcq", {"mine": lambda sample, answer: value}, {"mine": 1.0})  # type: ignore[dict-item,return-value]
-    with pytest.raises(RewardError, match="reward mine, sample example: ") as caught:
+    with raises(RewardError, "rewards.value_out_of_range") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
-    assert repr(value) in str(caught.value)
+    assert caught.problem.place == "reward mine, sample example"
+    assert caught.problem.value is value
 
 
 @pytest.mark.parametrize("value", [True, 1, np.float32(0.25), 1.0 + 1e-12, -1e-12])
@@ -139,14 +155,18 @@ def test_any_kind_of_real_number_is_taken_and_rounding_forgiven(value: float) ->
 def test_a_reward_that_raises_stops_and_names_its_line(tmp_path: Path) -> None:
     entry = write(tmp_path, "def bonus(sample, answer):\n    return {}['nothing']\n")
     table = reward_table("mcq", {}, [entry], tmp_path)
-    with pytest.raises(RewardError, match=r"reward bonus, sample example: the reward raised KeyError.*mine\.py:2"):
+    with raises(RewardError, "rewards.function_raised") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
+    assert caught.problem.place == "reward bonus, sample example"
+    assert repr(caught.problem.value) == "KeyError('nothing')"
+    assert "mine.py:2" in caught.problem.remedy
 
 
 def test_a_sample_that_no_reward_applies_to_stops() -> None:
     table = RewardTable("mcq", {"mine": lambda sample, answer: None}, {"mine": 1.0})
-    with pytest.raises(RewardError, match="sample example: at least one reward must apply"):
+    with raises(RewardError, "rewards.none_applies") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
+    assert (caught.problem.place, caught.problem.value) == ("sample example", ["mine"])
 
 
 def scored(total: float, **components: float | None) -> ScoredAnswer:

@@ -11,6 +11,7 @@ from rolling import TASKS, Script, Scripted, right, rolling_recipe, wrong
 from stepping import row, task_rows, write_csv
 from training import context_of
 
+from tests.helpers.problems import warnings_in
 from toolkit.cli import show
 from toolkit.errors import RecipeError
 from toolkit.metrics import Stand
@@ -172,8 +173,9 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     ]
     assert (table[-1]["right_reference_memory"], table[-1]["right_own_memory"]) == ("1", "")
     assert table[-1]["problem_own_memory"] == "stands behind a missing step"
-    assert "1 questions stand behind a missing one" in caplog.text
-    assert "1 lack a step and are in no figure of whole tasks" in caplog.text
+    warned = {problem.code: problem for problem in warnings_in(caplog)}
+    assert warned["evaluate.questions_after_missing_step"].value == 1
+    assert warned["evaluate.chains_incomplete"].value == 1
 
 
 def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
@@ -186,7 +188,7 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
     assert record["value"]["n"] == 8
     assert list(record["memory"]["ways"]) == ["reference"]
     assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
-    assert "no task has its first step" in caplog.text
+    assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
 def test_chains_end_at_the_first_missing_place() -> None:
@@ -287,7 +289,9 @@ def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
     assert own["unasked"] == {NO_ROOM: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
     assert own["measures"]["step"]["n"] == 16
-    assert f"12 questions were not asked and count as wrong: {NO_ROOM}" in caplog.text
+    (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.prompts_skipped")
+    assert warned.value == 12
+    assert NO_ROOM in warned.rule
     lines = read_lines(folder_of(context) / "predictions.own.jsonl")
     assert sum(line["unasked"] == NO_ROOM for line in lines) == 12
 

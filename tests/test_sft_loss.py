@@ -10,6 +10,7 @@ from live_bytes import LiveBytes
 from training import context_of, small_recipe
 from trl.trainer import sft_trainer
 
+from tests.helpers.problems import raises
 from toolkit.backends import sft_loss
 from toolkit.backends.base import TrainingJob
 from toolkit.backends.hf import HfBackend
@@ -192,8 +193,9 @@ def test_losses_of_confident_predictions_keep_their_digits() -> None:
 
 
 def test_a_head_in_float16_is_rejected() -> None:
-    with pytest.raises(TrainingError):
+    with raises(TrainingError, "training.head_dtype_unsupported") as caught:
         sft_loss.sliced_cross_entropy(**inputs(torch.float16), chunk_size=8, labels=targets())
+    assert caught.problem.value == "torch.float16"
 
 
 # ----------------------------------------------------------------------------------------------------- autocast
@@ -273,11 +275,13 @@ def test_trls_function_is_replaced_inside_the_block_alone_whatever_happens_there
 
 def test_another_signature_of_trls_function_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft_trainer, "_chunked_cross_entropy_loss", lambda hidden_states, weight: None)
-    with pytest.raises(TrainingError), sft_loss.in_place_of_trl():
+    with raises(TrainingError, "training.trl_unsupported") as caught, sft_loss.in_place_of_trl():
         pass
+    assert caught.problem.value == "(hidden_states, weight)"
     monkeypatch.delattr(sft_trainer, "_chunked_cross_entropy_loss")
-    with pytest.raises(TrainingError), sft_loss.in_place_of_trl():
+    with raises(TrainingError, "training.trl_unsupported") as caught, sft_loss.in_place_of_trl():
         pass
+    assert caught.problem.value == "missing"
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

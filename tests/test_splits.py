@@ -5,10 +5,10 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.splits import find_leaks, join_groups, leaking_rows, row_keys, split_by_group
 
@@ -30,8 +30,9 @@ rows = st.lists(
 def test_no_group_stands_in_two_splits_and_shares_are_kept_within_one_group(groups: list[str], seed: int) -> None:
     sizes = Counter(groups)
     if len(sizes) < 3:
-        with pytest.raises(DataError, match="as many groups"):
+        with raises(DataError, "data.too_few_groups") as caught:
             split_by_group(groups, SHARES, seed)
+        assert caught.problem.value == len(sizes)
         return
     splits = split_by_group(groups, SHARES, seed)
     assert len(set(zip(groups, splits, strict=True))) == len(sizes)

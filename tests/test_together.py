@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training import small_recipe
 
+from tests.helpers.problems import raises
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
@@ -113,5 +114,7 @@ def test_a_step_that_two_processes_cannot_share_is_refused(tmp_path: Path, monke
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert _shared(8, "[sft] accumulation") == 4
-    with pytest.raises(TrainingError, match=r"\[sft\] accumulation.*share a step evenly.*multiple of 2"):
+    with raises(TrainingError, "training.step_not_divisible") as caught:
         _shared(3, "[sft] accumulation")
+    assert (caught.problem.place, caught.problem.value) == ("[sft] accumulation", 3)
+    assert "multiple of 2" in caught.problem.remedy

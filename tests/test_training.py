@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from training import context_of, small_recipe, with_spread
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tests.helpers.problems import raises, warnings_in
 from toolkit.backends import adapter, callbacks
 from toolkit.backends.hf import HfBackend
 from toolkit.backends.policy_trainer import PolicyTrainer
@@ -262,9 +263,11 @@ def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> 
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "max_completion_tokens": 1}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
-        pytest.raises(TrainingError, match=r"max_completion_tokens"),
+        raises(TrainingError, "training.probe_truncated") as caught,
     ):
         train_grpo(context)
+    assert caught.problem.place == "[grpo] max_completion_tokens"
+    assert caught.problem.value == "100% at 1 tokens"
 
 
 def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
@@ -272,7 +275,7 @@ def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "probe_max_truncated": 1.0}, "rewards": weights})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
-        pytest.raises(TrainingError, match="must differ in reward"),
+        raises(TrainingError, "training.probe_zero_variance"),
     ):
         train_grpo(context)
 
@@ -286,8 +289,9 @@ def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
         caplog.at_level("WARNING", "toolkit"),
     ):
         record = train_grpo(context)
-    assert "run into the token limit" in record["probe"]["failure"]
-    assert any("run into the token limit" in line for line in caplog.messages)
+    (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "training.probe_truncated")
+    assert warned.value == "100% at 1 tokens"
+    assert record["probe"]["failure"] == str(warned)
 
 
 def test_the_probe_leaves_the_training_as_it_would_have_been(tmp_path: Path) -> None:
@@ -308,15 +312,19 @@ def test_a_reward_that_raises_stops_the_training_and_names_the_sample(tmp_path: 
     recipe = small_recipe(tmp_path, {"rewards": {"custom": (f"{file}:broken",)}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
-        pytest.raises(RewardError, match=r"broken, sample film"),
+        raises(RewardError, "rewards.function_raised") as caught,
     ):
         train_grpo(context)
+    assert caught.problem.place.startswith("reward broken, sample film")
 
 
 def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"max_tokens": 60}})
-    with context_of(recipe) as context, pytest.raises(DataError, match=r"24 of 24 do not.*film.*max_side"):
+    with context_of(recipe) as context, raises(DataError, "data.row_too_long") as caught:
         train_sft(context)
+    assert caught.problem.value == 60
+    assert "24 of 24" in caught.problem.rule
+    assert context.data.train[0].id in caught.problem.rule
 
 
 def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
@@ -343,8 +351,9 @@ def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
         assert (lengths.rows, lengths.counted) == (24, 4)  # every sixth of 24
         exact = check_lengths(processor, prompts, samples[:8], 5000)
         assert exact.counted == 8
-        with pytest.raises(DataError, match=f"24 of 24 do not: {samples[0].id}"):
+        with raises(DataError, "data.row_too_long") as caught:
             check_lengths(processor, prompts, samples, 100)
+        assert f"24 of 24 do not: {samples[0].id}" in caught.problem.rule
 
 
 def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
@@ -440,16 +449,18 @@ def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"data": {"limit_train": 1}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
-        pytest.raises(TrainingError, match="prompts_per_step"),
+        raises(TrainingError, "training.too_few_prompts") as caught,
     ):
         train_grpo(context)
+    assert caught.problem.place == "[grpo] prompts_per_step"
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
     report = callbacks.Report(lambda step, steps, figures: None)
     state = TrainerState(global_step=3, max_steps=8)
-    with pytest.raises(TrainingError, match="step 3"):
+    with raises(TrainingError, "training.loss_not_finite") as caught:
         report.on_log(TrainingArguments(tmp_path), state, TrainerControl(), {"loss": float("nan")})
+    assert caught.problem.place == "step 3"
 
 
 def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
@@ -458,8 +469,9 @@ def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
         prompts = Prompts.of(context.recipe, context.images)
         sample = context.data.train[0]
         bad = replace(sample, fields={**sample.fields, "question": "Yes.<end_of_turn>\n<start_of_turn>model"})
-        with pytest.raises(DataError, match=f"{sample.id}.*<end_of_turn>"):
+        with raises(DataError, "data.special_token_in_text") as caught:
             check_lengths(policy.processor, prompts, [bad], 500)
+        assert (caught.problem.place, caught.problem.value) == (sample.id, "<end_of_turn>")
 
 
 def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
@@ -468,8 +480,9 @@ def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
         (sample,) = context.data.train[:1]
         bad = replace(sample, reference={**sample.reference, "explanation": "Opacity.<end_of_turn>"})
         policy = HfBackend().load_reader(context.recipe)
-        with pytest.raises(DataError, match=r"special tokens.*end_of_turn"):
+        with raises(DataError, "data.special_token_in_text") as caught:
             check_lengths(policy.processor, prompts, [bad], 256)
+        assert caught.problem.value == "<end_of_turn>"
         check_lengths(policy.processor, prompts, [bad], 256, answer_tokens=16)  # GRPO does not show the answer
 
 
@@ -495,8 +508,9 @@ def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) ->
         bare = replace(samples[5], reference={**samples[5].reference, "explanation": None})
         table = rewards_of(context.recipe)
         check_rewards_apply(TASKS["mcq"], table, samples)
-        with pytest.raises(RewardError, match=bare.id):
+        with raises(RewardError, "rewards.none_applies") as caught:
             check_rewards_apply(TASKS["mcq"], table, [*samples, bare])
+        assert caught.problem.place == f"sample {bare.id}"
 
 
 @pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "manifest.json"])
@@ -512,4 +526,5 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
         assert last_checkpoint(folder) == callbacks.checkpoints(folder)[-2]
         (newest / damage).unlink()
         assert last_checkpoint(folder) == callbacks.checkpoints(folder)[-2]
-    assert f"{newest}: files are missing or damaged" in caplog.text
+    warned = [problem for problem in warnings_in(caplog) if problem.code == "training.checkpoint_incomplete"]
+    assert [problem.place for problem in warned] == [str(newest)] * 2

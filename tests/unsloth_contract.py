@@ -249,7 +249,7 @@ def blind(context: Context) -> str:
     try:
         build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe))).train()
     except ToolkitError as error:
-        return str(error)
+        return error.code
     return "trained without its pictures"
 
 

@@ -18,5 +18,9 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     try:
         return Path.home() / ".cache" / "toolkit"
     except RuntimeError as error:
-        rule = "a folder for what can be made again must be known, and this user has no home"
-        raise ToolkitError(rule, place="cache", remedy="Set TOOLKIT_CACHE or HOME.") from error
+        raise ToolkitError(
+            "run.cache_folder_unknown",
+            "the cache folder must be known, but this user has no home directory",
+            place="cache",
+            remedy="Set TOOLKIT_CACHE or HOME.",
+        ) from error

@@ -67,9 +67,10 @@ def find_turn_end(processor: Any) -> TurnEnd:
         if token in special:
             return TurnEnd(processor.tokenizer.convert_ids_to_tokens(token), token)
     raise ModelError(
+        "model.chat_template_without_turn_end",
         "the chat template must end an answer with a special token",
         value=tail,
-        remedy="Give the processor a chat template with a turn end, such as <end_of_turn> or <|im_end|>.",
+        remedy="Give the processor a chat template with an end-of-turn token, such as <end_of_turn> or <|im_end|>.",
     )
 
 
@@ -128,6 +129,7 @@ def image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
     """Tokens that each image of these (width, height) takes, borders included where the processor counts them."""
     if not hasattr(processor, "_get_num_multimodal_tokens"):
         raise ModelError(
+            "model.image_tokens_not_counted",
             "the processor must be able to count image tokens",
             value=type(processor).__name__,
             remedy="Use a model whose processor has _get_num_multimodal_tokens (transformers >= 4.53).",

@@ -11,7 +11,6 @@
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from toolkit import tiny
 from toolkit.backends import Backend
-from toolkit.errors import DataError, ModelError, RowProblem
+from toolkit.errors import DataError, ModelError, RowProblem, warn
 from toolkit.images import ImagePolicy, ImageStore, look
 from toolkit.llamacpp import is_gguf
 from toolkit.recipe import Data, Evaluate, Model, Recipe, Run, for_language_models, load_recipe
@@ -33,7 +32,6 @@ from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowOrigin
 from toolkit.tasks.steps import Memory, advance
 
-log = logging.getLogger(__name__)
 TASK = "steps"
 ANSWER_TOKENS = 512
 """Tokens of an answer where no recipe says how many: room for both memories."""
@@ -117,7 +115,12 @@ class Predictor:
 
     def _question(self, image: Path, goal: str, memory: Memory, context: Mapping[str, str]) -> Sample:
         if unknown := sorted(set(context) - set(self.recipe.prompt.context)):
-            raise DataError("context must be what the recipe's prompt.context names", value=unknown)
+            raise DataError(
+                "predict.context_unknown",
+                "context must have names from the recipe's prompt.context",
+                place="context",
+                value=unknown,
+            )
         _, carried = carrying(self.recipe)
         # Looked at anew each time: a program may write its screenshots over each other.
         width, height = look(ImageRef(image), ImagePolicy.of(self.recipe.images)).size
@@ -127,7 +130,12 @@ class Predictor:
         try:
             sample = carried.open_row("step", row, origin)
         except RowProblem as problem:
-            raise DataError(f"the step cannot be asked for: {problem.reason}", value=problem.value) from problem
+            raise DataError(
+                "predict.question_invalid",
+                f"the question must be valid: {problem.reason}",
+                place="user_goal",
+                value=problem.problem.value,
+            ) from problem
         return carried.put(replace(sample, fields={**sample.fields, **context}), memory)
 
 
@@ -189,14 +197,21 @@ def _named(recipe: Recipe, name: str | None) -> Recipe:
 
 def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
     """The defaults of the task, on the base model that is named or that the adapter says."""
-    log.warning("%s lies in no run, and no recipe is named: steps are asked for as the defaults of the task say", path)
+    warn(
+        "predict.recipe_missing",
+        "the weights are not in a run and no recipe is given, so the task's defaults apply",
+        place=path,
+        remedy="Give recipe.",
+    )
     if base is None and weights is not None and _is_adapter(weights):
         base = read_json(weights / "adapter_config.json").get("base_model_name_or_path")
         base = "tiny" if base and Path(base) == tiny.FOLDER else base
     elif base is None and not is_gguf(path):
         base = str(path)
     if not base:
-        raise ModelError("these weights do not say their base model", place=path, remedy="Give base_model_name.")
+        raise ModelError(
+            "predict.base_model_unknown", "the base model must be known", place=path, remedy="Give base_model_name."
+        )
     answer = Evaluate(max_completion_tokens=ANSWER_TOKENS)
     return Recipe(run=Run(name="predict"), model=Model(name=base), data=Data(task=TASK), evaluate=answer)
 
@@ -206,5 +221,7 @@ def _plain(memory: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     try:
         plain = json.loads(json.dumps(dict(memory or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise DataError("a memory is an object that JSON can hold", place=name, value=memory) from error
+        raise DataError(
+            "predict.memory_not_json", "agent memory must be a JSON object", place=name, value=memory
+        ) from error
     return dict(plain)

@@ -111,9 +111,10 @@ def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.i
     wanted = [number for number, share in enumerate(shares) if share > 0]
     if len(unique) < len(wanted):
         raise DataError(
-            f"a split by group into {len(wanted)} needs at least as many groups",
+            "data.too_few_groups",
+            f"{len(wanted)} splits must have at least {len(wanted)} groups (groups that share an image count as one)",
             place="[data.split]",
-            value=f"{len(unique)} groups (groups that share an image count as one)",
+            value=len(unique),
             remedy="Name files for the splits, or another column in data.group.",
         )
     order = np.argsort(_mix(unique, seed), kind="stable")

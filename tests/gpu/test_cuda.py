@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from training import context_of, small_recipe
 
+from tests.helpers.problems import warnings_in
 from toolkit.backends.base import Policy, Sampling, TrainingJob
 from toolkit.backends.hf import HfBackend
 from toolkit.backends.loading import precision_of
@@ -105,7 +106,7 @@ def test_full_fine_tuning_in_sixteen_bits(tmp_path: Path, caplog: pytest.LogCapt
         with caplog.at_level(logging.WARNING):
             context.run.mark_done("sft", train_sft(context))
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            assert "steps smaller than the weights' rounding are lost" in caplog.text
+            assert "training.full_tuning_in_16bit" in [problem.code for problem in warnings_in(caplog)]
         backend = HfBackend()
         policy = backend.load(context.recipe, context.weights, trainable=False)
         backend.save(policy, tmp_path / "again")

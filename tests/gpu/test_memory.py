@@ -10,6 +10,7 @@ import torch
 from test_training import adapter_of, only
 from training import context_of, small_recipe
 
+from tests.helpers.problems import raises
 from toolkit.backends.base import Sampling
 from toolkit.backends.hf import HfBackend
 from toolkit.backends.out_of_memory import free
@@ -95,7 +96,7 @@ def test_a_cap_below_one_row_stops_with_advice(tmp_path: Path) -> None:
         policy = HfBackend().load(recipe, None, trainable=True)
         held = torch.cuda.memory_reserved()
         del policy
-        with capped(held + 2**21), pytest.raises(TrainingError, match="one row at a time"):
+        with capped(held + 2**21), raises(TrainingError, "training.out_of_memory"):
             train_sft(context)
 
 

@@ -11,7 +11,7 @@ from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
 from toolkit.backends.parts import VISION as VISION
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.recipe import Lora
 
 
@@ -59,10 +59,11 @@ def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
             return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
         raise ModelError(
-            "the adapter must be whole and made for the recipe's model",
+            "model.adapter_not_loadable",
+            "the adapter must be complete and must belong to the recipe's model",
             place=folder,
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-            remedy="Name the model that it was trained on in model.name.",
+            remedy="Set model.name to the model that the adapter was trained on.",
         ) from error
 
 
@@ -79,8 +80,13 @@ def restore(model: Any, folder: Path) -> None:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         wrong = [str(error).splitlines()[0][:200]]
     if wrong:
-        rule = "a checkpoint must hold the weights of the adapter that is trained"
-        raise ModelError(rule, place=folder, value=wrong[:3], remedy="Begin anew with --fresh.")
+        raise ModelError(
+            "model.checkpoint_adapter_differs",
+            "a checkpoint must have the weights of the adapter in training",
+            place=folder,
+            value=wrong[:3],
+            remedy="Start again with --fresh.",
+        )
 
 
 def add_reference(model: Any) -> None:
@@ -114,6 +120,16 @@ def differences(model: Any, lora: Lora) -> str:
     return "; ".join(words)
 
 
+def warn_differs(weights: Path | None, differences: str) -> None:
+    """Warn that a loaded adapter is not what ``[lora]`` describes."""
+    warn(
+        "model.adapter_differs_from_recipe",
+        "the loaded adapter keeps its own settings, and [lora] is ignored",
+        place=weights or "[lora]",
+        value=differences,
+    )
+
+
 def layers(model: Any, lora: Lora) -> list[str]:
     """Full names of the layers to adapt. bitsandbytes' quantised layers are linear layers too.
 
@@ -126,9 +142,10 @@ def layers(model: Any, lora: Lora) -> list[str]:
     missing = set(lora.targets) - {name.rpartition(".")[2] for name in chosen}
     if missing:
         raise ModelError(
+            "model.lora_target_unknown",
             "every name in lora.targets must be a linear layer of the language model",
             place="[lora] targets",
             value=sorted(missing),
-            remedy=f"It has: {', '.join(sorted({name.rpartition('.')[2] for name in language}))}.",
+            remedy=f"Choose from: {', '.join(sorted({name.rpartition('.')[2] for name in language}))}.",
         )
     return chosen + [name for name in linear if lora.vision and VISION.search(name)]

@@ -191,11 +191,12 @@ class Report(TrainerCallback):
         )
         if scale < 1:
             raise TrainingError(
-                "the float16 loss scale must stay at 1 or above",
+                "training.loss_scale_below_one",
+                "the float16 loss scale must be at least 1",
                 place=f"step {step}",
                 value=scale,
-                remedy="Lower learning_rate, or train in bfloat16 or float32 (model.precision), and start anew with "
-                "--fresh.",
+                remedy="Lower learning_rate, or train in bfloat16 or float32 (model.precision). "
+                "Then start again with --fresh.",
             )
 
     def on_log(
@@ -231,8 +232,9 @@ def _check_finite(figures: Mapping[str, float], step: int) -> None:
     for name in _CHECKED:
         if not math.isfinite(figures.get(name, 0.0)):
             raise TrainingError(
-                f"{name} must stay finite",
+                f"training.{name}_not_finite",
+                f"{name} must be finite",
                 place=f"step {step}",
                 value=figures[name],
-                remedy="Lower learning_rate and begin anew with --fresh.",
+                remedy="Lower learning_rate and start again with --fresh.",
             )

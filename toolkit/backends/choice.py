@@ -1,17 +1,14 @@
 """Which backend a model gets, and what must be imported before anything else because of it."""
 
-import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from toolkit.backends.base import Backend
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.llamacpp import is_gguf
 from toolkit.recipe import Model, Recipe
 from toolkit.run import world_size
-
-log = logging.getLogger(__name__)
 
 HF, UNSLOTH = "hf", "unsloth"
 
@@ -77,7 +74,12 @@ def preload(recipe: Recipe, folder: Path, weights: Path | None = None) -> None:
     from toolkit.backends.unsloth.start import start
 
     if recipe.model.backend == "auto" and (reasons := refusals(recipe)):
-        log.warning("backend hf, not unsloth: %s", "; ".join(reasons))
+        warn(
+            "model.backend_hf_chosen",
+            f"Unsloth cannot train this recipe, so the backend is hf: {'; '.join(reasons)}",
+            place="[model] backend",
+            value=recipe.model.backend,
+        )
         return
     refuse(recipe)
     start(folder)
@@ -87,10 +89,11 @@ def _refuse_missing() -> None:
     lacking = "the package unsloth" if not _is_installed() else "a CUDA device" if not _has_cuda() else None
     if lacking:
         raise ModelError(
-            f'backend = "unsloth" needs {lacking}',
+            "model.unsloth_unavailable",
+            f'backend = "unsloth" needs {lacking}, which is missing',
             place="[model] backend",
-            value="none here",
-            remedy='Set backend = "hf", which trains on any device, or "auto", which takes what is there.',
+            value=UNSLOTH,
+            remedy='Set backend = "hf", which trains on any device, or "auto", which uses what is available.',
         )
 
 

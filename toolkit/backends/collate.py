@@ -66,7 +66,9 @@ def _encode_prompts(policy: Policy, rows: Sequence[Row]) -> Any:
 
 def _answer_ids(policy: Policy, row: Row) -> list[int]:
     if not row.answer:
-        raise DataError("a training row must have an answer", value=row.answer, place=str(row.messages)[:200])
+        raise DataError(
+            "data.answer_missing", "a training row must have an answer", place=str(row.messages)[:200], value=row.answer
+        )
     return encode_answer(policy.processor, row.answer, policy.turn_end)
 
 

@@ -1,7 +1,6 @@
 """Batched generation: left-padded prompts, the chat template's turn end as EOS, image tokens suppressed."""
 
 import functools
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +11,7 @@ from toolkit.backends.base import Completion, Policy, Row, Sampling
 from toolkit.backends.out_of_memory import attempt
 from toolkit.chat import adds_bos, encode_answer, render_prompt
 from toolkit.compute import count as note
-from toolkit.errors import ModelError
-
-log = logging.getLogger(__name__)
+from toolkit.errors import ModelError, warn
 
 
 def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
@@ -44,12 +41,17 @@ def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[li
 def _halve(policy: Policy, completions: int) -> None:
     if not policy.at_once.halve(completions):
         raise ModelError(
-            "the GPU's memory must hold one answer at least",
+            "generation.out_of_memory",
+            "GPU memory must be large enough for a batch of 1 completion",
             place="generation",
-            value="out of memory with 1 at once",
+            value="out of memory",
             remedy='Lower images.max_side or evaluate.max_completion_tokens, or set model.precision = "4bit".',
         )
-    log.warning("out of memory with %d answers at once: %d from here on", completions, policy.at_once.most)
+    warn(
+        "generation.batch_halved",
+        f"out of memory in a batch of {completions} completions. Batches have {policy.at_once.most} from now on",
+        place="generation",
+    )
 
 
 def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:

@@ -1,6 +1,5 @@
 """A GGUF pair as a model that can be asked: our rendering of the prompt, llama.cpp for everything behind it."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,10 @@ from toolkit.backends.generate import encode
 from toolkit.backends.hf import load_processor, make_policy
 from toolkit.chat import encode_answer, render_prompt
 from toolkit.compute import count
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.llamacpp import Child, find_pair
 from toolkit.llamacpp.session import MARKER, PICTURE
 from toolkit.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 FRAMED = "<|vision_start|><|image_pad|><|vision_end|>"
 """A picture's place in the prompts of Qwen's models; llama.cpp writes the borders itself."""
@@ -51,10 +48,11 @@ class GgufBackend:
         ends = child.load(model, mmproj, recipe.model.max_tokens + recipe.evaluation.max_completion_tokens)
         if policy.turn_end.id not in ends:
             raise ModelError(
-                "a GGUF must stop where the chat template ends an answer",
+                "model.gguf_misses_turn_end",
+                f"a GGUF file must stop at {policy.turn_end.text!r} (token {policy.turn_end.id}), which ends an answer",
                 place=model,
-                value=f"it stops at the tokens {ends}",
-                remedy=f"{policy.turn_end.text!r} is token {policy.turn_end.id}.",
+                value=ends,
+                remedy="Convert the model again with its own tokenizer.",
             )
         return replace(policy, model=child, bits=16)
 
@@ -127,9 +125,13 @@ class GgufBackend:
                 tokenizer.convert_ids_to_tokens([token for token in ids[place : place + 4] if token != PICTURE])
                 for ids in (expected, read)
             )
-            places = [f"{ids.count(PICTURE)} tokens of pictures" for ids in (read, expected)]
-            known = "llama.cpp reads a prompt otherwise than the processor: %s and %s, where it has %s and %s"
-            log.warning(known, places[0], theirs, places[1], ours)
+            places = [f"{ids.count(PICTURE)} image tokens" for ids in (read, expected)]
+            warn(
+                "model.gguf_prompt_differs",
+                f"llama.cpp must tokenize a prompt like the processor: {places[1]} and {ours}",
+                place="gguf",
+                value=f"{places[0]} and {theirs}",
+            )
         self.read_otherwise += 1
 
 
@@ -155,14 +157,16 @@ def as_seen(processor: Any, inputs: Any) -> list[Image.Image]:
         planes = list(pixels)
     else:
         raise ModelError(
-            "pictures must be laid out as Gemma's or as Qwen's processor does, so that llama.cpp sees the same",
+            "model.pixel_layout_unknown",
+            "the processor must arrange pixels like Gemma's or Qwen's, for llama.cpp to see the same images",
             value=type(processor).__name__,
+            remedy="Evaluate the merged weights instead of the GGUF files.",
         )
     return [_picture(processor.image_processor, plane) for plane in planes]
 
 
 def _refuse(what: str) -> NoReturn:
-    raise ModelError(f"a GGUF can be asked for its greedy answer, and not be {what}")
+    raise ModelError("model.gguf_only_greedy", f"a GGUF file can only generate greedily. It cannot be {what}")
 
 
 def _as_llama_reads(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +25,10 @@ from toolkit.backends.sight import answer_loss
 from toolkit.backends.sources import model_source, public_name
 from toolkit.backends.trainers import build_grpo, build_sft
 from toolkit.chat import TurnEnd, find_image_ids, find_turn_end
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.recipe import Model, Recipe
 from toolkit.run import find_weights
 
-log = logging.getLogger(__name__)
 SENTENCEPIECE = "tokenizer.model"
 
 
@@ -55,7 +53,7 @@ class HfBackend:
         if weights is not None and adapted:
             model = adapter.reload(model, weights, trainable=trainable)
             if trainable and (note := adapter.differences(model, recipe.lora)):
-                log.warning("the adapter in %s keeps its own shape, and [lora] is not used: %s", weights, note)
+                adapter.warn_differs(weights, note)
         elif trainable and recipe.model.tuning == "lora":
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
@@ -64,7 +62,13 @@ class HfBackend:
         meter(model)
         policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
-            log.warning("full fine-tuning in 16 bits: steps smaller than the weights' rounding are lost")
+            warn(
+                "training.full_tuning_in_16bit",
+                "full fine-tuning in 16 bits loses updates smaller than the rounding of the parameters",
+                place="[model] precision",
+                value=recipe.model.precision,
+                remedy='Set precision = "32bit" if memory allows.',
+            )
         return policy
 
     def load_reader(self, recipe: Recipe) -> Policy:
@@ -110,9 +114,11 @@ class HfBackend:
         """See ``Backend.save_merged``."""
         if policy.bits < 16:
             raise ModelError(
-                "an adapter is merged into weights that are not quantised",
+                "export.base_quantised",
+                "the weights that an adapter is merged into must not be quantised",
+                place="merged",
                 value=f"{policy.bits} bits",
-                remedy="Name a model stored in 16 bits or more, or set export.allow_dequantised = true.",
+                remedy="Use a model stored in 16 bits or more, or set export.allow_dequantised = true.",
             )
         if not isinstance(policy.model, PeftModel):
             _save_whole(policy.model, policy, folder)
@@ -253,7 +259,7 @@ def add_sentencepiece(tokenizer: Any, folder: Path) -> None:
 def original_of(policy: Policy) -> Original:
     """What the model's files said, which weights are saved with."""
     if policy.original is None:
-        raise ModelError("only a policy that a backend loaded can be saved")
+        raise ModelError("model.not_loaded_by_backend", "a policy must be loaded by a backend before it is saved")
     return policy.original
 
 
@@ -262,4 +268,6 @@ def _spare_pad(tokenizer: Any, end: str) -> str:
     for token in (tokenizer.unk_token, *(token.content for token in tokenizer.added_tokens_decoder.values())):
         if token and token != end and "image" not in token:
             return str(token)
-    raise ModelError("the tokenizer must have a token to pad with besides the turn end", value=end)
+    raise ModelError(
+        "model.pad_token_missing", "the tokenizer must have a padding token other than the end of turn", value=end
+    )

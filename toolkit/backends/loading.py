@@ -1,6 +1,5 @@
 """A base model from a folder or the Hub, in the recipe's precision."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.utils import logging as transformers_logging
 
 from toolkit.backends.parts import IMAGE_BLOCKS
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.recipe import Model, Recipe
-
-log = logging.getLogger(__name__)
 
 QUANTISED = ("4bit", "8bit")
 REPACKS = "support_avx512bf16_for_cpu"
@@ -36,7 +33,12 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
     if precision in QUANTISED:
         options["quantization_config"] = _quantisation(precision)
         if not torch.cuda.is_available():
-            log.warning("precision = %r on a CPU: bitsandbytes' kernels for CPUs are slow, use it for tests", precision)
+            warn(
+                "model.quantised_on_cpu",
+                "bitsandbytes is slow on a CPU and suits tests only",
+                place="[model] precision",
+                value=precision,
+            )
             options["device_map"] = {"": "cpu"}
     if torch.cuda.is_available() and not mergeable:
         options["device_map"] = {"": torch.cuda.current_device()}
@@ -46,7 +48,8 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         )
     except ImportError as error:
         raise ModelError(
-            "a library that this model or precision needs must be installed",
+            "model.library_missing",
+            "the library that this model or precision needs must be installed",
             place=f"[model] name = {source!r}, precision = {precision!r}",
             value=str(error).strip().splitlines()[0][:200],
             remedy="Install it, or choose another precision or attention.",
@@ -57,13 +60,23 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         raise not_found(source, error) from error
     _keep_trainable(loaded)
     if precision == "16bit" and loaded.dtype == torch.float32:
-        log.warning("16bit: this GPU does not compute in bfloat16, so the weights are in float32, twice the memory")
+        warn(
+            "model.16bit_loaded_as_float32",
+            "this GPU lacks bfloat16, so the weights are float32 and take twice the memory",
+            place="[model] precision",
+            value=precision,
+        )
     return _to_gpu_if_it_fits(loaded) if mergeable else loaded
 
 
 def dequantise(model: Any, source: str) -> Any:
     """The model with weights of 16 bits in place of its quantised ones, which keep what quantising rounded off."""
-    log.warning("%s is stored quantised: the adapter is merged into dequantised weights, as asked", source)
+    warn(
+        "export.merged_into_dequantised",
+        "the base is stored quantised, so the adapter is merged into dequantised weights",
+        place="export.allow_dequantised",
+        value=source,
+    )
     whole = model.dequantize().to(torch.bfloat16)
     whole.is_loaded_in_4bit = whole.is_loaded_in_8bit = False  # transformers leaves the marks, and bits_of reads them
     # Saving goes back over what loading did to the stored names and values: unpacking four bits has no way back.
@@ -91,11 +104,12 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
         return  # an optional GGUF is left out by the export where it cannot be made
     if method := stored_quantised(source, recipe.model):
         raise ModelError(
-            "merged weights need a base whose weights are stored in 16 bits or more",
+            "model.base_stored_quantised",
+            "merged weights need a base that is stored in 16 bits or more",
             place=f"[model] name = {source!r}",
             value=method,
-            remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), or set '
-            'export.to = ["adapter"]; export.allow_dequantised = true merges into what quantising left of it.',
+            remedy='Name the base that is not quantised (precision = "4bit" quantises it while loading), set '
+            'export.to = ["adapter"], or set export.allow_dequantised = true.',
         )
 
 
@@ -125,10 +139,11 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
         model.load_state_dict(stored.state_dict())
     except RuntimeError as error:
         raise ModelError(
-            "a checkpoint must hold the weights of the model that is trained",
+            "model.checkpoint_weights_differ",
+            "a checkpoint must have the weights of the model in training",
             place=checkpoint,
             value=str(error).splitlines()[0][:200],
-            remedy="Begin anew with --fresh.",
+            remedy="Start again with --fresh.",
         ) from error
 
 
@@ -155,20 +170,22 @@ def bits_of(model: Any) -> int:
 def not_found(source: str, error: Exception) -> ModelError:
     """The error that tells how a model can be had."""
     return ModelError(
-        "the model must be a folder or a Hub name that can be reached",
+        "model.not_found",
+        "the model must be a folder or an available model on the Hub",
         place=f"[model] name = {source!r}",
         value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-        remedy="Check the name; a gated model needs `hf auth login`; offline, download it once and give its folder.",
+        remedy="Check the name. A gated model needs `hf auth login`. Offline, give the folder of a downloaded copy.",
     )
 
 
 def too_large(source: str) -> ModelError:
     """Return the error for a model that does not fit the GPU."""
     return ModelError(
-        "the GPU must hold the model",
+        "model.too_large_for_gpu",
+        "the model must fit into GPU memory",
         place=f"[model] name = {source!r}",
-        value="out of memory while loading it",
-        remedy='End other programs that use the GPU, set model.precision = "4bit", or take a smaller model.',
+        value="out of memory while loading",
+        remedy='End other programs on the GPU, set model.precision = "4bit", or use a smaller model.',
     )
 
 
@@ -178,7 +195,8 @@ def refuse_blind_attention(source: str, model: Model) -> None:
         return
     if architecture_of(source, model) in IMAGE_BLOCKS:
         raise ModelError(
-            "this model's picture tokens see each other both ways, and flash_attention_2 leaves that out in silence",
+            "model.attention_ignores_image_blocks",
+            "attention must be bidirectional between image tokens, which flash_attention_2 silently skips",
             place="[model] attention",
             value=model.attention,
             remedy='Set attention = "sdpa" or "eager".',

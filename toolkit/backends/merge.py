@@ -10,7 +10,6 @@ bases without safetensors, and bases that were dequantised.
 """
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,9 +28,7 @@ from safetensors.torch import save_file
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from toolkit.errors import ModelError
-
-log = logging.getLogger(__name__)
+from toolkit.errors import ModelError, warn
 
 ADAPTER = "default"
 INDEX = "model.safetensors.index.json"
@@ -106,16 +103,21 @@ def plan_merge(model: PeftModel) -> Merge | None:
         adapted = dict(_factors(base))
         brought = dict(_brought(base))
     except _NotPlainError as reason:
-        log.warning("export: peft merges in memory, and matrices are not compared one by one: %s", reason)
+        warn(
+            "export.merged_in_memory",
+            f"peft merges in memory, without comparing matrices one by one: {reason}",
+            place="export",
+        )
         return None
     stored = _stored_names(base, folder, files)
     missing = sorted(name for name in (*adapted, *brought) if name not in stored)
     if missing:
         raise ModelError(
+            "export.matrix_not_in_base",
             "every adapted matrix must be in the base's files",
             place=folder,
             value=missing[:NAMED],
-            remedy="Report it with the model's name and the version of transformers.",
+            remedy="Report this with the model's name and the version of transformers.",
         )
     return Merge(
         folder,
@@ -175,11 +177,12 @@ def compare_merged(merge: Merge, folder: Path) -> Compared:
                 wrong.append(f"{name} ({'unchanged' if same else f'off by up to {float(gap.max()):.2g}'})")
     if wrong:
         raise ModelError(
+            "export.merged_matrices_wrong",
             "merged matrices must be base + scale * B A",
             place=folder,
             value=f"{len(wrong)} wrong, {len(merge.factors)} adapted: {', '.join(wrong[:NAMED])}",
-            remedy="The merge lost a part of the adapter. Export the adapter alone, and report it with the model's "
-            "name and the versions of peft and transformers.",
+            remedy="Export the adapter alone, and report this with the model's name and the versions of peft and "
+            "transformers.",
         )
     return Compared(len(merge.factors), deviation, change)
 
@@ -224,13 +227,13 @@ def _base_files(config: Any) -> tuple[Path, tuple[str, ...]]:
             revision = getattr(config, "_commit_hash", None)
             folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, ValueError) as error:
-            raise _NotPlainError(f"the files of {source} are not on this disk") from error
+            raise _NotPlainError(f"the files of {source} are not on disk") from error
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return folder, tuple(sorted(set(index["weight_map"].values())))
     if (folder / SINGLE).is_file():
         return folder, (SINGLE,)
-    raise _NotPlainError(f"{folder} holds no {SINGLE}")
+    raise _NotPlainError(f"{folder} has no {SINGLE}")
 
 
 def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:
@@ -240,7 +243,7 @@ def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:
             continue
         layer = part.get_base_layer()
         if not isinstance(layer, torch.nn.Linear) or ADAPTER not in part.lora_A:
-            raise _NotPlainError(f"{name} is adapted, and is a {type(layer).__name__}")
+            raise _NotPlainError(f"{name} has an adapter on a {type(layer).__name__}")
         if part.use_dora.get(ADAPTER) or part.lora_bias.get(ADAPTER) or getattr(part, "fan_in_fan_out", False):
             raise _NotPlainError(f"{name} has more than a plain LoRA update")
         a, b = part.lora_A[ADAPTER].weight, part.lora_B[ADAPTER].weight

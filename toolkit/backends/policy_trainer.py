@@ -20,7 +20,6 @@ with the tokenizer's own BOS before them, so that the mask of image tokens is on
 
 import copy
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -36,9 +35,7 @@ from toolkit.backends.out_of_memory import AtOnce, attempt
 from toolkit.backends.random_state import RandomState
 from toolkit.backends.sight import blindness
 from toolkit.chat import adds_bos, conversation, render_prompt
-from toolkit.errors import TrainingError
-
-log = logging.getLogger(__name__)
+from toolkit.errors import TrainingError, warn
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
 """Fields with which TRL finds a sample's pixels itself."""
@@ -61,10 +58,11 @@ def _refuse_tiles(pixels: torch.Tensor, counts: list[int]) -> None:
     """Pixels must be one block a picture; processors that cut a picture into tiles have more."""
     if len(pixels) != sum(counts):
         raise TrainingError(
-            "GRPO needs a model whose processor gives one block of pixels a picture",
+            "training.processor_tiles_images",
+            "GRPO needs a processor that returns one block of pixels per image",
             place="grpo, pixel_values",
-            value=f"{len(pixels)} blocks for {sum(counts)} pictures",
-            remedy="Take a model of the Gemma 3 or Qwen-VL families, or switch the processor's tiling off.",
+            value=f"{len(pixels)} blocks for {sum(counts)} images",
+            remedy="Use a model of the Gemma 3 or Qwen-VL families, or turn off the processor's tiling.",
         )
 
 
@@ -194,11 +192,10 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             size = self.rollout.of(rows)
             if not self.rollout.halve(size):
                 raise torch.OutOfMemoryError("one completion does not fit")
-            log.warning(
-                "grpo: step %d: out of memory with %d completions per generate call: %d from here on",
-                self.state.global_step + 1,
-                size,
-                self.rollout.most,
+            warn(
+                "training.rollout_halved",
+                f"out of memory with {size} completions per generate call. Calls have {self.rollout.most} from now on",
+                place=f"grpo, step {self.state.global_step + 1}",
             )
             begun.restore()
         return found, None  # TRL has no log-probabilities of its own from transformers' generate
@@ -208,10 +205,11 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             kinds = fields.get(name)
             if kinds is not None and kinds.shape != input_ids.shape:
                 raise TrainingError(
-                    "the mask of picture tokens must be as long as the tokens",
+                    "training.token_types_misaligned",
+                    f"the mask of image tokens must have the shape of the tokens, {tuple(input_ids.shape)}",
                     place=f"grpo, {name}",
-                    value=f"{tuple(kinds.shape)} beside {tuple(input_ids.shape)}",
-                    remedy="This is a fault of the chat template's processor; report it with the model's name.",
+                    value=tuple(kinds.shape),
+                    remedy="Report this with the model's name: its processor is at fault.",
                 )
 
 
@@ -314,7 +312,8 @@ def _first_blocks(fields: Mapping[str, Any], images: int) -> list[int]:
 
 def _inseparable(name: str) -> TrainingError:
     return TrainingError(
-        "a rollout that does not fit the GPU can be cut only if the pixels of each row are known",
+        "training.rollout_not_separable",
+        "a rollout can only be split if the pixels of each row are known",
         place=f"grpo, {name}",
         remedy="Lower prompts_per_step, generations or images.max_side.",
     )

@@ -1,6 +1,5 @@
 """The recipe's SFT and GRPO sections as TRL's settings, and the check that nobody rewrote one."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +8,9 @@ import torch
 from toolkit.backends.base import Policy, TrainingJob
 from toolkit.backends.callbacks import PARTIAL
 from toolkit.backends.sizes import recipe_sizes
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, warn
 from toolkit.recipe import Grpo, Optimisation, Recipe, Sft
 from toolkit.run import world_size
-
-log = logging.getLogger(__name__)
 
 _NOT_COMPARED = frozenset({"output_dir", "report_to"})
 """TRL normalises how these are written."""
@@ -80,9 +77,10 @@ def _shared(count: int, place: str) -> int:
     """
     if count % world_size():
         raise TrainingError(
-            "several processes must be able to share a step evenly",
+            "training.step_not_divisible",
+            f"must be a multiple of the {world_size()} processes",
             place=place,
-            value=f"{count} among {world_size()} processes",
+            value=count,
             remedy=f"Choose a multiple of {world_size()}, or start fewer processes.",
         )
     return count // world_size()
@@ -104,9 +102,10 @@ def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
     if changed:
         listed = "; ".join(f"{name}: {old!r} became {new!r}" for name, (old, new) in sorted(changed.items()))
         raise TrainingError(
-            "the trainer must run with the recipe's settings",
+            "training.settings_rewritten",
+            "the trainer must use the recipe's settings",
             value=listed,
-            remedy="Write the new values into the recipe if they are what you want.",
+            remedy="Write the new values into the recipe if you want them.",
         )
 
 
@@ -139,8 +138,11 @@ def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str,
     run = job.recipe.run
     optimizer = optimizer_here(section)
     if optimizer != section.optimizer:
-        log.warning(
-            "optimizer = %r on a CPU: there is no GPU memory to page, so %r is used", section.optimizer, optimizer
+        warn(
+            "training.optimizer_not_paged",
+            f"a CPU cannot page GPU memory, so the optimizer is {optimizer}",
+            place="optimizer",
+            value=section.optimizer,
         )
     cuda = torch.cuda.is_available()
     return {

@@ -58,6 +58,7 @@ def in_place_of_trl() -> Iterator[None]:
     replaced = getattr(sft_trainer, _REPLACED, None)
     if replaced is None or list(inspect.signature(replaced).parameters) != _PARAMETERS:
         raise TrainingError(
+            "training.trl_unsupported",
             "the installed TRL must have the chunked loss that this package replaces",
             place=f"trl.trainer.sft_trainer.{_REPLACED}",
             value="missing" if replaced is None else str(inspect.signature(replaced)),
@@ -103,6 +104,7 @@ def sliced_cross_entropy(  # noqa: PLR0913 (TRL's signature)
     """
     if lm_head_weight.dtype not in _HEAD_DTYPES:
         raise TrainingError(
+            "training.head_dtype_unsupported",
             "the output head must be float32 or bfloat16 for SFT",
             place="lm_head",
             value=str(lm_head_weight.dtype),

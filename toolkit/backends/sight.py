@@ -32,15 +32,14 @@ def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> bool:
         seen, again = loss(row), loss(row)
         if abs(loss(replace(row, images=other.images)) - seen) > abs(again - seen):
             return True
-    raise blindness("the pictures of two rows were exchanged")
+    raise blindness("two rows with swapped images")
 
 
 def blindness(place: str) -> TrainingError:
     """The error that training would go on without looking at pictures."""
     return TrainingError(
-        "the log-probabilities of answers must change with the pictures",
+        "training.images_ignored",
+        "log-probabilities of answers must depend on the images, but no pixels reach the model (see unsloth#11031)",
         place=place,
-        value="they stay the same",
-        remedy="The pixels do not reach the model (as in unsloth#11031). Use other versions of unsloth, trl and "
-        'transformers (constraints.txt has those that were tested), or backend = "hf".',
+        remedy='Install the versions of unsloth, trl and transformers in constraints.txt, or set backend = "hf".',
     )

@@ -1,6 +1,5 @@
 """TRL's trainers over our rows: pictures opened once a prompt, labels on the answer, rewards from the task."""
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,8 @@ from toolkit.backends.meter import meter
 from toolkit.backends.one_pass import count_one_pass
 from toolkit.backends.policy_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
 from toolkit.backends.settings import check_settings, grpo_settings, one_device, sft_settings
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, warn
 from toolkit.recipe import Grpo
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,11 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     if manner.by_tokens is not None:
         trainer.model_accepts_loss_kwargs = manner.by_tokens
     elif not trainer.model_accepts_loss_kwargs and trainer.args.gradient_accumulation_steps > 1:
-        log.warning("sft: each forward pass of a step weighs alike, however many answer tokens it has")
+        warn(
+            "training.loss_by_forward_pass",
+            "each forward pass of an optimizer step has equal weight, regardless of its number of answer tokens",
+            place="sft",
+        )
     if trainer.args.loss_type == "chunked_nll":
         sft_loss.install(trainer)
     if manner.watched and not job.preflight:
@@ -68,7 +69,7 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
 def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     """A GRPOTrainer; see ``Backend.grpo_trainer``."""
     if job.judge is None:
-        raise TrainingError("GRPO must have a judge")
+        raise TrainingError("training.judge_missing", "GRPO must have a judge")
     wanted = {**grpo_settings(policy, job), **manner.changes}
     if job.preflight and wanted.get("use_vllm"):
         tokens = (job.recipe.grpo or Grpo()).max_completion_tokens

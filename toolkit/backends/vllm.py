@@ -47,19 +47,19 @@ def vllm_refusals(recipe: Recipe, machine: Machine, architecture: str, pictures:
         return []
     known = ", ".join(sorted(ARCHITECTURES))
     found: list[tuple[bool, str]] = [
-        (machine.vllm, "vLLM is not installed (it pins torch: give it an environment of its own)"),
-        (recipe.model.backend != "hf", 'it goes through Unsloth, and [model] backend is "hf"'),
-        (architecture in ARCHITECTURES, f"Unsloth gives no {architecture} to vLLM, only {known}"),
+        (machine.vllm, "vLLM is not installed (install it in its own environment, because it pins torch)"),
+        (recipe.model.backend != "hf", 'it needs Unsloth, but [model] backend is "hf"'),
+        (architecture in ARCHITECTURES, f"Unsloth supports vLLM for {known}, but not for {architecture}"),
         # unsloth_zoo starts the engine with limit_mm_per_prompt = {"image": 1} (vllm_utils.py).
-        (pictures <= 1, f"the engine takes one picture a prompt, and a prompt has {pictures}"),
+        (pictures <= 1, f"the engine accepts one image per prompt, but a prompt has {pictures}"),
         (not recipe.lora.vision, "vLLM cannot serve an adapter on the vision tower: set lora.vision = false"),
         (
             machine.gigabytes >= LEAST_GIGABYTES * (1 - RESERVED),
-            f"it needs a GPU of {LEAST_GIGABYTES:.0f} GB, and this one has {machine.gigabytes:.1f}",
+            f"it needs a GPU of {LEAST_GIGABYTES:.0f} GB, but this one has {machine.gigabytes:.1f}",
         ),
         (machine.capability >= LEAST_CAPABILITY, "it needs a GPU of compute capability 7.0 or higher"),
         # The engine reads the newest weights of the repository (unsloth, models/loader.py).
-        (recipe.model.revision is None, "vLLM would read other weights than those of model.revision"),
-        (recipe.sft is None, "the engine would fill the GPU during SFT too: give [sft] a recipe of its own"),
+        (recipe.model.revision is None, "vLLM would ignore model.revision and load the newest weights"),
+        (recipe.sft is None, "the engine would fill the GPU during SFT too: move [sft] to another recipe"),
     ]
     return [reason for holds, reason in found if not holds]

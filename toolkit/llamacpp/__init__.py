@@ -43,7 +43,7 @@ def require_for(quant: Collection[str], *, verify: bool) -> None:
     if coarse := [kind for kind in quant if kind not in CONVERTED]:
         child.require(f"quantising to {', '.join(coarse)}")
     if verify:
-        child.require("asking a GGUF whether it answers as before (--no-verify leaves that out)")
+        child.require("verifying a GGUF file (skip it with --no-verify)")
 
 
 def forms_of(section: Export) -> tuple[str, ...]:
@@ -87,10 +87,14 @@ def find_pair(weights: Path) -> tuple[Path, Path]:
     folder = weights if weights.is_dir() else weights.parent
     projectors = sorted(folder.glob("mmproj*.gguf"))
     models = sorted(set(folder.glob("*.gguf")) - set(projectors)) if weights.is_dir() else [weights]
-    for what, found in (("text model", models), ("projector, mmproj-NAME.gguf,", projectors)):
+    for code, what, found in (
+        ("model.gguf_text_model_ambiguous", "text model", models),
+        ("model.gguf_projector_ambiguous", "projector mmproj-NAME.gguf", projectors),
+    ):
         if len(found) != 1 or not found[0].is_file():
             raise ModelError(
-                f"a model with eyes is two GGUF files, and there must be one {what}",
+                code,
+                f"a vision-language model in GGUF format must have exactly one {what}",
                 place=weights,
                 value=[file.name for file in found],
                 remedy="Name the text model's file, with its projector in the same folder.",

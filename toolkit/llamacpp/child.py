@@ -100,14 +100,21 @@ class Child:
             pass
         if not reply:
             raise ModelError(
-                "llama.cpp must not end before it has answered",
+                "model.llamacpp_died",
+                "llama.cpp must not exit before it replies",
                 place=request["do"],
                 value=f"exit code {self._process.wait()}",
-                remedy=f"It said last: {self._last()}",
+                remedy=f"Read its last output: {self._last()}",
             )
         found = json.loads(reply)
         if "error" in found:
-            raise ModelError(found["error"], place=request["do"], remedy=f"It said last: {self._last()}")
+            raise ModelError(
+                "model.llamacpp_failed",
+                "llama.cpp must complete the request",
+                place=request["do"],
+                value=found["error"],
+                remedy=f"Read its last output: {self._last()}",
+            )
         return found["value"]
 
     def _last(self) -> str:

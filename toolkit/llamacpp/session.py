@@ -141,7 +141,7 @@ class Session:
             if self.mtmd.mtmd_helper_eval_chunks(
                 self.vision, self.context, chunks, 0, 0, batch, True, ctypes.byref(after)
             ):
-                raise LlamaError("llama.cpp cannot evaluate the prompt: is it longer than the context?")
+                raise LlamaError("llama.cpp cannot evaluate the prompt, which may be longer than the context")
             return self._tokens(chunks), int(after.value)
         finally:
             self.mtmd.mtmd_input_chunks_free(chunks)
@@ -159,7 +159,7 @@ class Session:
         given = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
         failure = self.mtmd.mtmd_tokenize(self.vision, chunks, ctypes.byref(text), given, len(bitmaps))
         if failure:
-            raise LlamaError(f"llama.cpp cannot read the prompt with {len(bitmaps)} pictures (code {failure})")
+            raise LlamaError(f"llama.cpp cannot read the prompt with {len(bitmaps)} images (code {failure})")
 
     def _tokens(self, chunks: Any) -> list[int]:
         found: list[int] = []
@@ -182,7 +182,7 @@ class Session:
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
                 batch.logits[place] = place == len(tokens) - 1
             if self.llama.llama_decode(self.context, batch):
-                raise LlamaError("llama.cpp cannot decode a token: is the answer longer than the context?")
+                raise LlamaError("llama.cpp cannot decode a token. The completion may be longer than the context")
         finally:
             self.llama.llama_batch_free(batch)
 

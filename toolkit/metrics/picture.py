@@ -34,7 +34,7 @@ def draw_confusion(confusion: Confusion, file: Path, title: str) -> Path:
         DataError: there is nothing to draw.
     """
     if not confusion.labels:
-        raise DataError("a confusion must have answers", place=file, value="none")
+        raise DataError("evaluate.confusion_empty", "a confusion matrix must have at least one answer", place=file)
     columns, counts = _table(confusion)
     encoded = _draw(confusion.labels, columns, counts, title)
     file.parent.mkdir(parents=True, exist_ok=True)

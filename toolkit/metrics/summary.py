@@ -122,7 +122,7 @@ def compare(before: Sequence[Judged], after: Sequence[Judged], score: str, resam
     old, new = _values(before, score), _values(after, score)
     shared = [row for row in after if row.id in old and row.id in new]
     if not shared:
-        raise DataError("two evaluations are compared on the questions that both have", place=score, value="none")
+        raise DataError("evaluate.no_shared_questions", "two evaluations must share at least one question", place=score)
     paired = paired_difference(
         [old[row.id] for row in shared],
         [new[row.id] for row in shared],
@@ -196,5 +196,7 @@ def _values(rows: Sequence[Judged], score: str) -> dict[str, float]:
     ids = [row.id for row in rows]
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise DataError("a question stands once in an evaluation", place=score, value=twice)
+        raise DataError(
+            "evaluate.question_repeated", "a question must occur once in an evaluation", place=score, value=twice
+        )
     return {row.id: value for row in rows if (value := row.scores.get(score)) is not None}

@@ -16,7 +16,7 @@ from types import ModuleType
 from toolkit.errors import RewardError
 from toolkit.sample import Reward
 
-_SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None where it does not apply"
+_SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None if it does not apply"
 
 
 def custom_name(entry: str) -> str:
@@ -40,14 +40,24 @@ def load_custom(entry: str, base: Path) -> Reward:
     file, colon, name = entry.rpartition(":")
     if not (colon and file.endswith(".py") and name.isidentifier()):
         raise RewardError(
-            "a custom reward is written file.py:function", place=entry, remedy='For example "my_rewards.py:my_reward".'
+            "rewards.entry_malformed",
+            "a custom reward must have the format file.py:function",
+            place=entry,
+            remedy='Write, for example, "my_rewards.py:my_reward".',
         )
     path = (base / file).resolve()
     if not path.is_file():
-        raise RewardError("the file does not exist", place=path, remedy=_nearest(file, _python_files(path.parent)))
+        raise RewardError(
+            "rewards.file_missing", "the file must exist", place=path, remedy=_nearest(file, _python_files(path.parent))
+        )
     module = _run(path)
     if not hasattr(module, name):
-        raise RewardError(f"there is no function {name}", place=path, remedy=_nearest(name, _functions(module)))
+        raise RewardError(
+            "rewards.function_missing",
+            f"the file must define the function {name}",
+            place=path,
+            remedy=_nearest(name, _functions(module)),
+        )
     return _checked(getattr(module, name), f"{path}:{name}")
 
 
@@ -62,27 +72,44 @@ def _run(path: Path) -> ModuleType:
     loader = SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_loader(name, loader)
     if spec is None:
-        raise RewardError("the file cannot be loaded as Python", place=path)
+        raise RewardError("rewards.file_not_python", "the file must be a Python module", place=path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
     try:
         exec(loader.source_to_code(path.read_bytes(), str(path)), module.__dict__)
     except SyntaxError as error:
-        raise RewardError(f"not valid Python: {error.msg}", place=f"{path}:{error.lineno}") from error
-    except Exception as error:  # whatever the user's file raises is told with its line
-        raise RewardError(f"the file stops with {type(error).__name__}: {error}", place=raised_at(error)) from error
+        raise RewardError(
+            "rewards.file_syntax_invalid",
+            "the file must be valid Python",
+            place=f"{path}:{error.lineno}",
+            value=error.msg,
+        ) from error
+    except Exception as error:  # whatever the user's file raises is reported with its line
+        raise RewardError(
+            "rewards.file_raised",
+            "the file must load without an exception",
+            place=raised_at(error),
+            value=error,
+        ) from error
     return module
 
 
 def _checked(function: object, place: str) -> Reward:
     if not callable(function):
-        raise RewardError("a reward is a function", place=place, value=function, remedy=f"Write: {_SHAPE}.")
+        raise RewardError(
+            "rewards.not_a_function",
+            "a reward must be a function",
+            place=place,
+            value=function,
+            remedy=f"Write: {_SHAPE}.",
+        )
     signature = inspect.signature(function)
     try:
         signature.bind(None, None)
     except TypeError as error:
         raise RewardError(
-            "a reward takes two arguments by position, sample and answer",
+            "rewards.signature_wrong",
+            "a reward must take two positional arguments, sample and answer",
             place=place,
             value=str(signature),
             remedy=f"Write: {_SHAPE}.",
@@ -99,8 +126,8 @@ def _python_files(folder: Path) -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """Did you mean …, or the whole list."""
+    """Return ``Did you mean …?``, or the whole list."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"Did you mean {close[0]}?"
-    return f"There are: {', '.join(known)}." if known else "There is none."
+    return f"Choose one of: {', '.join(known)}." if known else "Add it: nothing similar exists."

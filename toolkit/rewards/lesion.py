@@ -249,8 +249,12 @@ def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, pictur
     mask = fit_mask(stored, picture)
     if mask is None:
         height, width = stored.shape
-        found = f"{width} x {height} beside {picture[0]} x {picture[1]}"
-        raise DataError("a mask must have its picture's proportions", place=file, value=found)
+        raise DataError(
+            "rewards.mask_aspect_ratio_differs",
+            f"a mask must have the aspect ratio of its image, {picture[0]} x {picture[1]} pixels",
+            place=file,
+            value=f"{width} x {height}",
+        )
     if crop is not None:
         mask = mask[crop[1] : crop[3], crop[0] : crop[2]]
     mask.setflags(write=False)

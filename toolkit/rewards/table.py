@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
@@ -62,10 +62,11 @@ class RewardTable:
         applying = {name: value for name, value in components.items() if value is not None}
         if not applying:
             raise RewardError(
+                "rewards.none_applies",
                 "at least one reward must apply to every sample",
                 place=f"sample {sample.id}",
                 value=sorted(components),
-                remedy="Give a reward that applies to it a weight, or leave such rows out of the training data.",
+                remedy="Give a weight to a reward that applies, or remove such rows from the training data.",
             )
         return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
@@ -95,7 +96,13 @@ def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str],
     problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
     if not problems and not any(given.values()):
         problems.append(
-            Problem("", "all weights are 0, so there is nothing to train with; give one a weight", "rewards")
+            Problem(
+                "rewards.all_weights_zero",
+                "at least one weight must be above 0",
+                "rewards",
+                value=given,
+                remedy="Give a reward a weight.",
+            )
         )
     if problems:
         raise RecipeError(problems)
@@ -111,13 +118,15 @@ def _load_all(
         place, name = f"rewards.custom[{position}]", custom_name(entry)
         if name in RESERVED or name in taken or name in map(custom_name, custom[:position]):
             problems.append(
-                Problem("", f"the name {name} is taken; give the function another one (found {entry})", place)
+                Problem(
+                    "rewards.name_taken", f"the name {name} must not be in use", place, entry, "Rename the function."
+                )
             )
             continue
         try:
             loaded[name] = load_custom(entry, base)
         except RewardError as error:
-            problems.append(Problem("", str(error), place))
+            problems.append(replace(error.problem, place=f"{place}: {error.place}"))
     return loaded
 
 
@@ -125,12 +134,13 @@ def _weight_problem(name: str, weight: float, known: list[str]) -> Problem | Non
     place = f"rewards.{name}"
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
-        return Problem("", f"there is no reward of this name; {hint}", place)
+        remedy = f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(known)}."
+        return Problem("rewards.name_unknown", "must be the name of a reward", place, name, remedy)
     if not math.isfinite(weight):
-        return Problem("", f"a weight must be finite (found {weight})", place)
+        return Problem("rewards.weight_not_finite", "a weight must be finite", place, weight)
     if weight < 0:
-        return Problem("", f"a weight must not be negative (found {weight}); a penalty is written as 1 minus it", place)
+        remedy = "Return 1 minus the penalty instead."
+        return Problem("rewards.weight_negative", "a weight must be at least 0", place, weight, remedy)
     return None
 
 
@@ -139,8 +149,13 @@ def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float |
     try:
         value = reward(sample, answer)
     except Exception as error:  # scored as 0 it would train the model on the scorer's bug
-        rule = f"the reward raised {type(error).__name__}: {error}"
-        raise RewardError(rule, place=place, remedy=f"It was raised at {raised_at(error)}.") from error
+        raise RewardError(
+            "rewards.function_raised",
+            "a reward must not raise an exception",
+            place=place,
+            value=error,
+            remedy=f"Correct {raised_at(error)}.",
+        ) from error
     return None if value is None else _unit(value, place)
 
 
@@ -148,5 +163,7 @@ def _unit(value: object, place: str) -> float:
     """The value as a float in [0, 1]; a sum of shares may miss an end by rounding."""
     number = float(value) if isinstance(value, Real) else math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
-        raise RewardError("a reward gives a number from 0 to 1, or None", place=place, value=value)
+        raise RewardError(
+            "rewards.value_out_of_range", "a reward must return a number from 0 to 1, or None", place=place, value=value
+        )
     return min(max(number, 0.0), 1.0)

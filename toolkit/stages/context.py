@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
+from toolkit.errors import warn
 from toolkit.recipe import Recipe
 from toolkit.run import Progress, Record, RunFolder, StopRequest, current_weights, is_main, silent
 
@@ -57,9 +58,19 @@ class Context:
         """What happened to pictures so far, for the stage's record; what a user must know of it is told."""
         found = self.images.report()
         if found.placeholders:
-            log.warning("%s: %d times a grey square stood for a picture that cannot be read", stage, found.placeholders)
+            warn(
+                "images.placeholders_used",
+                "the number of images replaced by a gray square should be 0",
+                place=stage,
+                value=found.placeholders,
+            )
         if found.unstored:
-            log.warning("%d pictures are not in the disk cache: %s", found.unstored, found.cache_problem)
+            warn(
+                "images.not_cached",
+                f"the number of images missing from the disk cache should be 0 ({found.cache_problem})",
+                place=stage,
+                value=found.unstored,
+            )
         return {name: value for name, value in asdict(found).items() if value}
 
 

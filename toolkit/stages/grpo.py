@@ -37,10 +37,11 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     check_rewards_apply(prompts.task, table, samples)
     if len(samples) < grpo.prompts_per_step:
         raise TrainingError(
-            "a step must have as many prompts as grpo.prompts_per_step",
+            "training.too_few_prompts",
+            f"must be at most the number of training rows, {len(samples)}",
             place="[grpo] prompts_per_step",
-            value=f"{grpo.prompts_per_step}, and {len(samples)} training rows",
-            remedy="Lower it, or give more rows.",
+            value=grpo.prompts_per_step,
+            remedy="Lower prompts_per_step, or add rows.",
         )
     check_rollouts(recipe, backend.name, samples)
     folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
@@ -104,11 +105,13 @@ def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> N
     architecture = architecture_of(model_source(recipe.model), recipe.model)
     reasons = vllm_refusals(recipe, Machine.here(), architecture, max(len(sample.images) for sample in samples))
     if backend != "unsloth" and recipe.model.backend != "hf":
-        reasons.append(f"it goes through Unsloth, and this run's backend is {backend}")
+        reasons.append(f"it needs Unsloth, but this run's backend is {backend}")
     if reasons:
         raise ModelError(
-            f"vLLM cannot write the completions: {'; '.join(reasons)}",
+            "training.vllm_unsupported",
+            f"vLLM cannot generate the completions: {'; '.join(reasons)}",
             place="[grpo] rollouts",
+            value=recipe.grpo.rollouts,
             remedy='Set rollouts = "transformers".',
         )
 

@@ -172,10 +172,11 @@ def refuse_special(texts: Sequence[str], special: re.Pattern[str], place: str) -
     """
     if found := special.search("\n".join(texts)):
         raise DataError(
-            "text must not hold one of the model's special tokens",
+            "data.special_token_in_text",
+            "text must not contain special tokens of the model, which would read as a turn or an image",
             place=place,
             value=found[0],
-            remedy="Take it out: the model would read it as the end of a turn, or as a picture.",
+            remedy="Remove the token.",
         )
 
 
@@ -227,9 +228,9 @@ def shown_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
 def _too_long(rows: list[str], count: int, limit: int) -> DataError:
     more = f", and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return DataError(
-        f"every row must fit into model.max_tokens = {limit} tokens; {len(rows)} of {count} do not: "
-        + "; ".join(rows[:SHOWN])
-        + more,
+        "data.row_too_long",
+        f"every row must fit into {limit} tokens, but {len(rows)} of {count} do not: {'; '.join(rows[:SHOWN])}{more}",
         place=TOO_LONG,
-        remedy="Raise model.max_tokens, lower images.max_side, or shorten the prompt. Nothing is cut.",
+        value=limit,
+        remedy="Raise model.max_tokens, lower images.max_side, or shorten the prompt. Rows are never cut.",
     )

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.errors import DataError, ImageError, RowProblem
+from toolkit.errors import DataError, ImageError, Problem, RowProblem
 from toolkit.images import ImagePolicy, look
 from toolkit.metrics import Stand
 from toolkit.recipe import Recipe
-from toolkit.rows import RowIndex, Tally, open_index, source_folder
+from toolkit.rows import Dropped, RowIndex, Tally, open_index, source_folder
 from toolkit.sample import Sample
 from toolkit.stages.rollout import Chain, find_chains
 from toolkit.tasks import TASKS
@@ -22,13 +22,13 @@ from toolkit.tasks.loading.columns import Wanted, resolve_columns
 class OpenRows:
     """The samples of a file, in its order, and the chains they form.
 
-    ``notes`` are sentences for the user: what could not be used, and what stands behind a missing step and is not
-    asked. ``fingerprint`` is that of the rows.
+    ``notes`` are warnings: rows that cannot be used, and rows after a missing step, which are skipped. ``fingerprint``
+    is that of the rows.
     """
 
     samples: tuple[Sample, ...]
     chains: tuple[Chain, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Problem, ...]
     fingerprint: str
 
 
@@ -62,12 +62,23 @@ def read_open(recipe: Recipe, file: Path, image_root: Path | None = None) -> Ope
             tally.add(problem.reason, name)
         except ImageError as error:
             tally.add("the screenshot cannot be opened", str(error))
-    notes = [*(links.notes if links else ()), *(f"left out: {one}" for one in tally.of(str(file)))]
+    notes = [Problem("predict.steps_irregular", note, str(file)) for note in (links.notes if links else ())]
+    dropped = tally.of(str(file))
+    notes += [Problem("predict.rows_left_out", _left_out(one), one.source, one.count) for one in dropped]
     if not samples:
-        raise DataError("at least one row must be one that can be asked", place=file, value="; ".join(notes))
+        raise DataError(
+            "predict.no_usable_row",
+            "at least one row must be usable",
+            place=file,
+            value="; ".join(map(_left_out, dropped)),
+        )
     chains, behind = find_chains([carried.stand(sample) for sample in samples])
-    notes += _behind(carried, [samples[number] for number in behind])
+    notes += _behind(carried, [samples[number] for number in behind], str(file))
     return OpenRows(tuple(samples), tuple(chains), tuple(notes), index.fingerprint)
+
+
+def _left_out(dropped: Dropped) -> str:
+    return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.examples)})"
 
 
 def carrying(recipe: Recipe) -> tuple[Task, Carried]:
@@ -79,8 +90,12 @@ def carrying(recipe: Recipe) -> tuple[Task, Carried]:
     task = TASKS[recipe.data.task]
     if task.carried is None:
         able = ", ".join(name for name, one in TASKS.items() if one.carried)
-        rule = f"step after step is predicted where answers carry a memory, as those of the task {able} do"
-        raise DataError(rule, place="[data] task", value=recipe.data.task)
+        raise DataError(
+            "predict.task_without_memory",
+            f"step-by-step prediction needs a task with agent memory ({able})",
+            place="[data] task",
+            value=recipe.data.task,
+        )
     return task, task.carried
 
 
@@ -96,13 +111,15 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
     wanted = Wanted(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
     column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, there)
     if problems:
-        raise DataError("\n  ".join(["the columns do not fit:", *map(str, problems)]), place=index.source)
+        rule = "\n  ".join(["the columns must match the task:", *map(str, problems)])
+        raise DataError("predict.columns_invalid", rule, place=index.source)
     root = (image_root or source_folder(index.source) or Path()).absolute()
     return RowOrigin(Path(index.source), root, column, context=recipe.prompt.context, settings=settings)
 
 
-def _behind(carried: Carried, samples: Sequence[Sample]) -> Iterator[str]:
+def _behind(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
     stands: list[Stand] = [carried.stand(sample) for sample in samples]
     if stands:
         example = f"{stands[0].chain}, step {stands[0].place}"
-        yield f"{len(stands):,} rows stand behind a missing step and are not asked (for example task {example})"
+        rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
+        yield Problem("predict.rows_after_missing_step", rule, file, len(stands))

@@ -1,6 +1,5 @@
 """Prediction: one question about one or more pictures, asked of a run's model."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from toolkit.backends import choose_backend
 from toolkit.backends.base import Sampling
 from toolkit.compute import recording
-from toolkit.errors import DataError, RowProblem
+from toolkit.errors import DataError, RowProblem, warn
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
 from toolkit.run import RunFolder, current_weights
@@ -19,8 +18,6 @@ from toolkit.stages.lengths import check_lengths
 from toolkit.stages.prompts import Prompts
 from toolkit.tasks import TASKS
 from toolkit.tasks.base import RowOrigin
-
-log = logging.getLogger(__name__)
 
 PREDICT = "predict"
 """What the compute report calls a prediction."""
@@ -96,7 +93,12 @@ def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequ
     try:
         sample = TASKS[task].read("question", row, source)
     except RowProblem as problem:
-        raise DataError(f"the question cannot be asked: {problem.reason}", value=problem.value) from problem
+        raise DataError(
+            "predict.question_invalid",
+            f"the question must be valid: {problem.reason}",
+            place="--question",
+            value=problem.problem.value,
+        ) from problem
     return replace(sample, fields={**sample.fields, "question": question}, reference={})
 
 
@@ -104,15 +106,20 @@ def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) ->
     names = recipe.prompt.context
     if unknown := sorted(set(context) - set(names)):
         raise DataError(
-            "context must be what the recipe's prompt.context names",
+            "predict.context_unknown",
+            "context must have names from the recipe's prompt.context",
             place="--context",
             value=unknown,
-            remedy=f"It names: {', '.join(names) or 'nothing'}.",
+            remedy=f"Choose from: {', '.join(names)}." if names else "Leave the context out.",
         )
     for name in names:
         if name not in context:
-            log.warning(
-                "training showed %s before the question, and this question has none (--context %s=...)", name, name
+            warn(
+                "predict.context_missing",
+                "the prompt had this context in training, but this question has none",
+                place="--context",
+                value=name,
+                remedy=f"Add --context {name}=...",
             )
     return replace(sample, fields={**sample.fields, **context})
 
@@ -120,10 +127,16 @@ def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) ->
 def _check_options(task: str, options: Sequence[str]) -> None:
     if task == "mcq" and len(options) < 2:
         raise DataError(
+            "predict.too_few_options",
             "a multiple-choice question must have at least two options",
             place="--option",
             value=list(options),
             remedy='Give each with --option "A. text".',
         )
     if task != "mcq" and options:
-        raise DataError("only a multiple-choice question has options", place="--option", value=list(options))
+        raise DataError(
+            "predict.options_not_allowed",
+            "only a multiple-choice question may have options",
+            place="--option",
+            value=list(options),
+        )

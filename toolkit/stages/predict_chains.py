@@ -1,7 +1,6 @@
 """Prediction step after step: every chain of a file, with the memory that the model's own answers leave."""
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,7 +9,7 @@ from typing import Any
 
 from toolkit.backends import Backend
 from toolkit.compute import recording
-from toolkit.errors import DataError
+from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore
 from toolkit.recipe import Recipe
 from toolkit.run import (
@@ -32,8 +31,6 @@ from toolkit.stages.predict import PREDICT
 from toolkit.stages.prompts import Prompts
 from toolkit.stages.rollout import Turn, rollout
 from toolkit.tasks.carried import Carried
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ def predict_chains(
     task, carried = carrying(recipe)
     rows, out = read_open(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
-        log.warning("%s", note)
+        warn(note.code, note.rule, place=note.place, value=note.value)
     weights = chosen or current_weights(run, recipe)
     digest = _identity(recipe, weights, rows)
     known = _known(out, digest)
@@ -139,12 +136,15 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
     except ValueError:
         lines, torn = [{}], b""
     except OSError as error:
-        raise DataError("the file of predictions must be one that can be written", place=out, value=error) from None
+        raise DataError(
+            "predict.out_not_writable", "the file of predictions must be writable", place=out, value=error
+        ) from None
     if any(not isinstance(line, dict) or line.get("asked") != digest for line in lines) or not _is_cut(lines, torn):
         raise DataError(
-            "the file of predictions holds those of another model, recipe or file of rows",
+            "predict.out_of_another_run",
+            "the file must only have predictions of this model, recipe and file of rows",
             place=out,
-            remedy="Name another file with --out, or move this one away.",
+            remedy="Name another file with --out, or move this one.",
         )
     cut_torn_line(out)
     return {line["id"]: reply_of(line) for line in lines}

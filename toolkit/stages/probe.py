@@ -8,7 +8,7 @@ import torch
 
 from toolkit.backends import Backend
 from toolkit.backends.base import Policy, Sampling
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, warn
 from toolkit.recipe import Grpo, Recipe
 from toolkit.rewards import GroupStatistics, RewardTable, group_statistics
 from toolkit.run import Record
@@ -54,7 +54,7 @@ def probe(
     if failure is not None and grpo.probe_on_failure == "stop":
         raise failure
     if failure is not None:
-        log.warning("grpo probe: %s", failure)
+        warn(failure.code, failure.rule, place=failure.place, value=failure.value, remedy=failure.remedy)
     return {**asdict(found), "failure": None if failure is None else str(failure)}
 
 
@@ -75,16 +75,18 @@ def _failure(found: GroupStatistics, grpo: Grpo) -> TrainingError | None:
     """Why GRPO could learn nothing from these answers; None: it could."""
     if found.truncated > grpo.probe_max_truncated:
         return TrainingError(
-            f"at most {grpo.probe_max_truncated:.0%} of the probe's answers may run into the token limit",
+            "training.probe_truncated",
+            f"at most {grpo.probe_max_truncated:.0%} of the probe's completions may reach the token limit",
             place="[grpo] max_completion_tokens",
             value=f"{found.truncated:.0%} at {grpo.max_completion_tokens} tokens",
-            remedy="Raise max_completion_tokens, or train SFT first, or longer, so that answers end.",
+            remedy="Raise max_completion_tokens, or run (more) SFT first.",
         )
     if found.total.flat == 1:
         return TrainingError(
-            "answers to one prompt must differ in reward, or there is nothing to learn",
+            "training.probe_zero_variance",
+            "completions of a prompt must differ in reward, but every group has zero variance",
             place="[grpo] probe",
-            value=f"no spread in any group; reward mean {found.total.mean:.3f}; unreadable: {dict(found.problems)}",
+            value=f"reward mean {found.total.mean:.3f}, unreadable: {dict(found.problems)}",
             remedy="Train SFT longer, raise temperature or generations, or weight a reward that gives partial credit.",
         )
     return None

@@ -17,7 +17,7 @@ import torch
 
 from toolkit.backends.out_of_memory import AtOnce
 from toolkit.backends.sizes import Sizes, recipe_sizes
-from toolkit.errors import RunError, TrainingError
+from toolkit.errors import RunError, TrainingError, warn
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.run import Record, is_main, read_json, write_json
 
@@ -61,24 +61,25 @@ class Recovery:
         smaller = self.sizes.smaller()
         if smaller is None:
             raise TrainingError(
-                "the GPU must hold one row at a time",
+                "training.out_of_memory",
+                "GPU memory must be large enough for one row at a time",
                 place=f"{self.stage}, step {step}, {during}",
                 value=f"out of memory with {_describe(self.sizes)}, {_memory_in_use()}",
                 remedy=advice(self.recipe, self.stage, plan),
             )
         self._note(smaller, step, during, start or "the start of the stage")
-        log.warning(
-            "%s: step %d: out of memory (%s): continuing from %s with %s",
-            self.stage,
-            step,
-            during,
-            start or "the start of the stage",
-            _describe(smaller),
+        warn(
+            "training.batch_halved",
+            f"out of memory, continuing from {start or 'the start of the stage'} with {_describe(smaller)}",
+            place=f"{self.stage}, step {step}, {during}",
         )
         if self.stage == "grpo" and self.recipe.grpo and self.recipe.grpo.loss == "bnpo":
-            log.warning(
-                'grpo: loss = "bnpo" divides by the tokens of a micro-batch, so smaller micro-batches change the '
-                'update. The other losses keep it: set grpo.loss = "dapo" if that matters'
+            warn(
+                "training.loss_depends_on_batch",
+                "the loss divides by the tokens of a micro-batch, so smaller micro-batches change the update",
+                place="[grpo] loss",
+                value="bnpo",
+                remedy='Set grpo.loss = "dapo" to keep the update.',
             )
 
     def figures(self) -> dict[str, float]:
@@ -106,9 +107,10 @@ class Recovery:
         found = Sizes(kept["micro_batch"], kept["accumulation"], kept["completions_per_generate"])
         if found.rows != self.sizes.rows:
             raise RunError(
-                "micro_batch times accumulation must be the rows of a step of the recipe",
+                "training.kept_sizes_differ",
+                f"micro_batch times accumulation must be {self.sizes.rows}, the rows of an optimizer step",
                 place=self._file,
-                value=f"{found.micro_batch} x {found.accumulation}, and {self.sizes.rows} in the recipe",
+                value=f"{found.micro_batch} x {found.accumulation}",
                 remedy="Delete the file to start with the recipe's sizes.",
             )
         self.sizes, self.errors = found, list(kept["recoveries"])
@@ -121,7 +123,7 @@ def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:
     if changes:
         return f"The plan computed that this fits: set {', '.join(changes)}."
     section = recipe.grpo if stage == "grpo" else recipe.sft
-    return f"To make a row smaller, set {', '.join(_keys(recipe, stage, section))}, or take a smaller model."
+    return f"To make a row smaller, set {', '.join(_keys(recipe, stage, section))}, or use a smaller model."
 
 
 def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:

@@ -1,12 +1,12 @@
 """Rewards tried out: given completions, scored as GRPO would score them, with the reason for each score."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, RowProblem
+from toolkit.errors import DataError, Problem, RowProblem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.rewards import Explanation, RewardTable, explain, reward_table
 from toolkit.sample import Answer, Sample
@@ -45,6 +45,23 @@ class _Line:
     content: Mapping[str, Any]
 
 
+class LinesError(DataError):
+    """Lines of a file of completions that cannot be scored. ``problems`` has one for each."""
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self._problems = list(problems)
+        more = len(problems) - MOST_TOLD
+        rest = [f"and {more:,} more"] if more > 0 else []
+        shown = [f"{problem} [{problem.code}]" for problem in problems[:MOST_TOLD]]
+        rule = "\n  ".join([f"{len(problems):,} lines must be corrected:", *shown, *rest])
+        super().__init__("rewards.lines_invalid", rule, place=path)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return one problem for each line."""
+        return list(self._problems)
+
+
 def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCompletion]:
     """The completions of a JSONL file, in its order, scored with the recipe's rewards.
 
@@ -70,9 +87,9 @@ def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCo
         try:
             pairs.append((line, _named(line, known) if _by_id(line) else _inline(line, recipe)))
         except DataError as error:
-            problems.append(str(error))
+            problems.append(error.problem)
     if problems:
-        raise DataError(_all_of(problems), place=path)
+        raise LinesError(path, problems)
     return [_score(line, sample, table) for line, sample in pairs]
 
 
@@ -83,32 +100,41 @@ def _score(line: _Line, sample: Sample, table: RewardTable) -> ScoredCompletion:
     return ScoredCompletion(line.place, sample.id, answer, sum(one.points for one in explanations), explanations)
 
 
-def _read_lines(path: Path) -> tuple[list[_Line], list[str]]:
+def _read_lines(path: Path) -> tuple[list[_Line], list[Problem]]:
     try:
         texts = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise DataError(f"the file of completions cannot be read: {error.strerror}", place=path) from error
+        raise DataError(
+            "rewards.completions_unreadable", "the file must be readable", place=path, value=error.strerror
+        ) from error
     except UnicodeDecodeError as error:
-        raise DataError("the file of completions must be UTF-8", place=path, value=f"byte {error.start}") from error
-    lines, problems = [], []
+        raise DataError(
+            "rewards.completions_not_utf8", "the file must be UTF-8", place=path, value=f"byte {error.start}"
+        ) from error
+    lines, problems = list[_Line](), list[Problem]()
     for number, text in enumerate(texts, start=1):
         if text.strip():
             try:
-                lines.append(_Line(f"line {number}", _content(text)))
+                lines.append(_Line(f"line {number}", _content(text, f"line {number}")))
             except DataError as error:
-                problems.append(f"line {number}: {error}")
+                problems.append(error.problem)
     if not lines and not problems:
-        raise DataError("the file holds no completion", place=path)
+        raise DataError("rewards.completions_empty", "the file must have at least one completion", place=path)
     return lines, problems
 
 
-def _content(text: str) -> Mapping[str, Any]:
+def _content(text: str, place: str) -> Mapping[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise DataError(f"not valid JSON: {error}") from error
+        raise DataError("rewards.line_not_json", "a line must be valid JSON", place=place, value=str(error)) from error
     if not isinstance(content, dict) or not isinstance(content.get("completion"), str):
-        raise DataError('a line is an object with a text named "completion"', value=content)
+        raise DataError(
+            "rewards.completion_missing",
+            'a line must be an object with a text "completion"',
+            place=place,
+            value=content,
+        )
     return content
 
 
@@ -160,20 +186,39 @@ def _named(line: _Line, known: Mapping[str, Mapping[str, Sample | RowProblem]]) 
     rows = {key.removeprefix(_OFF): row for key, row in rows.items() if split in (None, key.removeprefix(_OFF))}
     if not rows:
         where = "the recipe's data" if split is None else f"the split {split}"
-        raise DataError(f"{where} must have a row of this id", place=line.place, value=name, remedy=_WITHOUT_DATA)
+        raise DataError(
+            "rewards.id_unknown",
+            f"{where} must have a row with this id",
+            place=line.place,
+            value=name,
+            remedy=_WITHOUT_DATA,
+        )
     if len(rows) > 1:
         remedy = f'Add "split": one of {", ".join(rows)}.'
-        raise DataError("an id that several splits have needs its split", place=line.place, value=name, remedy=remedy)
+        raise DataError(
+            "rewards.id_ambiguous",
+            "an id that is in several splits needs its split",
+            place=line.place,
+            value=name,
+            remedy=remedy,
+        )
     row = next(iter(rows.values()))
     if isinstance(row, RowProblem):
-        raise DataError(f"the row cannot be used: {row.reason}", place=line.place, value=name)
+        raise DataError(
+            "rewards.row_invalid", f"the row must be valid: {row.reason}", place=line.place, value=name
+        ) from row
     return row
 
 
 def _inline(line: _Line, recipe: Recipe) -> Sample:
     row = line.content.get("sample", {key: value for key, value in line.content.items() if key != "completion"})
     if not isinstance(row, dict):
-        raise DataError('"sample" holds the fields of one row', place=line.place, value=row)
+        raise DataError(
+            "rewards.sample_not_object",
+            '"sample" must be an object with the fields of a row',
+            place=line.place,
+            value=row,
+        )
     task = TASKS[recipe.data.task]
     column, _ = resolve_columns(task, wanted_columns(recipe), list(row))
     column.setdefault("image", "image")
@@ -190,14 +235,9 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
         name = str(line.content.get("id", line.place))
         return task.read(name, {**row, column["image"]: _NO_PICTURE, **absent}, source)
     except RowProblem as problem:
-        raise DataError(f"the row cannot be used: {problem.reason}", place=line.place, value=sorted(row)) from problem
+        raise DataError(
+            "rewards.row_invalid", f"the row must be valid: {problem.reason}", place=line.place, value=sorted(row)
+        ) from problem
 
 
-def _all_of(problems: Sequence[str]) -> str:
-    told: Iterable[str] = problems[:MOST_TOLD]
-    more = len(problems) - MOST_TOLD
-    rest = [f"and {more:,} more"] if more > 0 else []
-    return "\n  ".join([f"{len(problems):,} lines cannot be used:", *told, *rest])
-
-
-_WITHOUT_DATA = 'Or put the row itself into the line, as "sample".'
+_WITHOUT_DATA = 'Correct the id, or put the row into the line as "sample".'

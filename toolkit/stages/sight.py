@@ -7,6 +7,7 @@ from toolkit.backends import Backend
 from toolkit.backends.base import Policy
 from toolkit.backends.out_of_memory import attempt
 from toolkit.backends.sight import check_sight
+from toolkit.errors import warn
 from toolkit.sample import Sample
 from toolkit.stages.prompts import Prompts
 
@@ -31,7 +32,11 @@ def look_first(backend: Backend, policy: Policy, prompts: Prompts, samples: Sequ
     rows = [prompts.row(sample, answer=True) for sample in pair]
     looked = attempt(lambda: check_sight(lambda row: backend.answer_loss(policy, row), rows))
     if not looked:
-        log.warning("too little memory to look whether pictures count; training tells what does not fit")
+        warn(
+            "training.images_not_checked",
+            "out of memory while checking that answers depend on the images. The check is skipped",
+            place="training",
+        )
     return bool(looked)
 
 

@@ -26,7 +26,7 @@ from toolkit.backends.callbacks import (
 )
 from toolkit.backends.out_of_memory import attempt, free
 from toolkit.compute import begin_peak, gpu_peaks
-from toolkit.errors import TrainingError
+from toolkit.errors import TrainingError, warn
 from toolkit.run import Record, flush_folder, is_main, read_json, world_size
 from toolkit.stages.context import Context
 from toolkit.stages.lengths import Lengths
@@ -231,7 +231,8 @@ def _use_one_trainer(
     if not fits:
         if world_size() > 1:
             raise TrainingError(
-                "each of several processes must hold its rows, because they make the same passes",
+                "training.process_out_of_memory",
+                "each process must have enough memory for its rows, because all make the same passes",
                 place=f"step {step + 1}",
                 value="out of memory",
                 remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
@@ -243,7 +244,11 @@ def _use_one_trainer(
                 last.save()
             fits = step == trainer.state.max_steps
             if fits:
-                log.warning("step %d: out of memory after the last optimizer step, which is saved", step)
+                warn(
+                    "training.out_of_memory_at_end",
+                    "out of memory after the last optimizer step, which is saved",
+                    place=f"step {step}",
+                )
     return _Outcome(step, trainer.state.max_steps, fits, last.whole)
 
 
@@ -252,7 +257,11 @@ def _warn_unlogged(trainer: Any, start: Path | None) -> None:
     lines = [int(line["step"]) for line in trainer.state.log_history]
     logged, step = max([_step_of(start), *lines]), trainer.state.global_step
     if logged < step:
-        log.warning("steps %d to %d: their figures are not logged, and num_tokens lacks them", logged + 1, step)
+        warn(
+            "training.steps_not_logged",
+            "these optimizer steps are missing from metrics.jsonl and from num_tokens",
+            place=f"steps {logged + 1} to {step}",
+        )
 
 
 def _saved(stage: str, start: Path | None) -> str:
@@ -264,18 +273,21 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
     if step < steps:
         context.stop.check(f"{stage} is saved after step {step} of {steps}")
         raise TrainingError(
-            "training must reach its last step",
+            "training.ended_early",
+            f"training must reach step {steps}",
             place=stage,
-            value=f"ended after step {step} of {steps}",
-            remedy="There are too few rows for a step: lower batch_size or prompts_per_step, or give more rows.",
+            value=step,
+            remedy="Lower batch_size or prompts_per_step, or add rows: there are too few for an optimizer step.",
         )
 
 
 def _forget_steps(context: Context, stage: str, step: int, recovery: Recovery) -> None:
     """Take the steps after ``step``, which are made again, out of metrics.jsonl."""
     if is_main() and (count := context.run.forget_metrics(stage, step)):
-        log.warning(
-            "%s: %d lines of metrics.jsonl after step %d are removed: these steps are made again", stage, count, step
+        warn(
+            "training.metrics_removed",
+            f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
+            place=stage,
         )
     recovery.logged = _logged(context, stage, "out_of_memory")
 
@@ -305,11 +317,11 @@ def rows_for_preflight(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage; a damaged one is told and left out."""
+    """The newest complete checkpoint of a stage; skips an incomplete one with a warning."""
     for checkpoint in reversed(checkpoints(folder)):
         if is_whole(checkpoint):
             return checkpoint
-        log.warning("%s: files are missing or damaged, so it is not gone on from", checkpoint)
+        warn("training.checkpoint_incomplete", "checkpoint is incomplete or corrupt. Skipping it", place=checkpoint)
     return None
 
 

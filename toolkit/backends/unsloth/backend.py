@@ -4,7 +4,6 @@
 """
 
 import gc
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,10 +40,8 @@ from toolkit.backends.unsloth.options import (
     sft_changes,
 )
 from toolkit.compute import note_unseen
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 
 class UnslothBackend:
@@ -55,10 +52,11 @@ class UnslothBackend:
     def __init__(self) -> None:
         if not RolloutTrainer.__mro__[1].__name__.startswith("Unsloth"):
             raise ModelError(
-                "trl must be imported after unsloth, which rewrites its trainers",
+                "model.trl_imported_before_unsloth",
+                "unsloth must be imported before trl, because it replaces trl's trainers",
                 place="[model] backend",
-                value=f"GRPO would be {RolloutTrainer.__mro__[1].__qualname__}",
-                remedy='Use the command line, import unsloth first of all, or set backend = "hf".',
+                value=RolloutTrainer.__mro__[1].__qualname__,
+                remedy='Use the command line, import unsloth first, or set backend = "hf".',
             )
         self._hf = HfBackend()
 
@@ -79,7 +77,7 @@ class UnslothBackend:
             refuse_unmergeable(source, recipe)
         model = load_model(recipe, source, adapted, Loading(trainable))
         if adapted is not None and trainable and (note := adapter.differences(model, recipe.lora)):
-            log.warning("the adapter in %s keeps its own shape, and [lora] is not used: %s", weights, note)
+            adapter.warn_differs(weights, note)
         elif adapted is None and trainable:
             model = _attach(model, recipe)
         meter(model)
@@ -87,7 +85,11 @@ class UnslothBackend:
         policy = make_policy(model, load_processor(recipe.model), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
         if half_precision(policy) is None:
-            log.warning("this GPU has no bfloat16, and the model overflows in float16: it computes in float32, slowly")
+            warn(
+                "model.computes_in_float32",
+                "this GPU lacks bfloat16 and the model overflows in float16, so it computes in float32, slowly",
+                place="[model] backend",
+            )
         return policy
 
     def load_reader(self, recipe: Recipe) -> Policy:
@@ -197,9 +199,10 @@ def _attach(model: Any, recipe: Recipe) -> Any:
     if found != set(wanted):
         differing = sorted(found ^ set(wanted))
         raise ModelError(
-            "the adapter must stand on the layers that [lora] names",
+            "model.unsloth_adapts_other_layers",
+            "Unsloth must adapt the layers that [lora] names",
             place="[lora] targets",
             value=f"{len(differing)} differ: {', '.join(differing[:3])}",
-            remedy='Set backend = "hf", and report it with the model\'s name.',
+            remedy='Set backend = "hf", and report this with the model\'s name.',
         )
     return adapted

@@ -8,6 +8,7 @@ def refuse(recipe: Recipe) -> None:
     """Raises ModelError with every reason of ``refusals``."""
     if reasons := refusals(recipe):
         raise ModelError(
+            "model.unsloth_cannot_train",
             f"Unsloth cannot train this recipe: {'; '.join(reasons)}",
             place="[model] backend",
             remedy='Change the recipe, or set backend = "hf".',
@@ -22,17 +23,17 @@ def refusals(recipe: Recipe) -> list[str]:
 def _weights(recipe: Recipe) -> list[str]:
     reasons = []
     if recipe.model.tuning == "full":
-        reasons.append('model.tuning = "full" is not done with Unsloth here')
+        reasons.append('model.tuning = "full" is not supported with Unsloth')
     if recipe.model.precision == "32bit":
         # models/rl.py: a float32 model is trained under bfloat16 autocast where the GPU has it.
-        reasons.append('model.precision = "32bit" would be computed in bfloat16 all the same')
+        reasons.append('model.precision = "32bit" would compute in bfloat16')
     return reasons
 
 
 def _checkpointing(recipe: Recipe) -> list[str]:
     """The model is told once, when it is loaded, and keeps it whatever a trainer says (unsloth#4735)."""
     if recipe.sft and recipe.grpo and recipe.sft.gradient_checkpointing != recipe.grpo.gradient_checkpointing:
-        return ["[sft] and [grpo] must say the same of gradient_checkpointing"]
+        return ["[sft] and [grpo] must have the same gradient_checkpointing"]
     return []
 
 
@@ -50,4 +51,4 @@ def _grpo(recipe: Recipe) -> list[str]:
 
 def _export(recipe: Recipe) -> list[str]:
     asked = recipe.export is not None and recipe.export.allow_dequantised
-    return ["export.allow_dequantised is not done with Unsloth here"] if asked else []
+    return ["export.allow_dequantised is not supported with Unsloth"] if asked else []

@@ -92,8 +92,9 @@ def _refuse_other_base(adapted: Path, source: str) -> None:
     names = {name.lower() for name in (source, *(get_model_name(source, load_in_4bit=bits) for bits in (True, False)))}
     if base.lower() not in names:
         raise ModelError(
-            "the adapter must be made for the recipe's model",
+            "model.adapter_of_another_base",
+            "the adapter must belong to the recipe's model",
             place=adapted,
             value=base,
-            remedy="Name the model that it was trained on in model.name.",
+            remedy="Set model.name to the model that the adapter was trained on.",
         )

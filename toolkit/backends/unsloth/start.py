@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.run import world_size
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,10 @@ def start(folder: Path) -> None:
         return
     if early := [name for name in PATCHED if name in sys.modules]:
         raise ModelError(
+            "model.unsloth_imported_late",
             "unsloth must be imported before transformers, trl and peft",
             place="[model] backend",
-            value=f"{', '.join(early)} imported before",
+            value=early,
             remedy='Import unsloth at the top of your program, use the command line, or set backend = "hf".',
         )
     compiled = folder.absolute() / COMPILED
@@ -43,6 +44,7 @@ def start(folder: Path) -> None:
         import unsloth  # noqa: F401
     except (ImportError, NotImplementedError, RuntimeError, OSError) as error:
         raise ModelError(
+            "model.unsloth_not_importable",
             "unsloth must be importable",
             place="[model] backend",
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
@@ -61,6 +63,10 @@ def _see_one_gpu() -> None:
     seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     first = seen.split(",")[0].strip()
     os.environ["CUDA_VISIBLE_DEVICES"] = first
-    log.warning(
-        "of %d GPUs number %s is used alone (CUDA_VISIBLE_DEVICES=%s chooses it)", seen.count(",") + 1, first, first
+    warn(
+        "model.one_gpu_used",
+        f"Unsloth trains on one GPU, so number {first} of {seen.count(',') + 1} is used alone",
+        place="CUDA_VISIBLE_DEVICES",
+        value=seen,
+        remedy=f"Set CUDA_VISIBLE_DEVICES={first} to choose it yourself.",
     )

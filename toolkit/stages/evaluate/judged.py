@@ -94,10 +94,11 @@ def _complete(file: Path, ids: Sequence[str]) -> dict[str, Reply]:
     known = known_replies(file)
     if missing := [name for name in ids if name not in known]:
         raise RunError(
-            "the answers of a finished evaluation must be there",
+            "evaluate.answers_missing",
+            "the file must have all answers of a finished evaluation",
             place=file,
-            value=f"{len(missing):,} of {len(ids):,} are missing, the first {missing[0]}",
-            remedy="Bring the file back, or begin anew with --fresh (the old folder is kept under another name).",
+            value=f"{len(missing):,} of {len(ids):,} are missing, the first is {missing[0]}",
+            remedy="Restore the file, or start again with --fresh (the old folder is kept under another name).",
         )
     return known
 

@@ -1,13 +1,12 @@
 """What an evaluation asks: the held-out rows, and with which memories."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, warn
 from toolkit.metrics import Judged, Stand
 from toolkit.recipe import Recipe
 from toolkit.sample import Answer, Sample
@@ -19,8 +18,6 @@ from toolkit.tasks.base import Task
 from toolkit.tasks.carried import Carried
 from toolkit.tasks.loading import SampleSet
 from toolkit.tasks.loading.samples import limit
-
-log = logging.getLogger(__name__)
 
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Ways of asking, as evaluate.memory names them. Questions that stand alone are asked in the first way only."""
@@ -64,7 +61,12 @@ class Questions:
             return cls(prompts, samples, names, stands)
         chains, behind = find_chains(list(stands.values()))
         if not chains:
-            log.warning("no task has its first step, so none is asked with the model's own memory")
+            warn(
+                "evaluate.no_first_steps",
+                "no task has its first step, so evaluation with the model's own agent memory is skipped",
+                place="[evaluate] memory",
+                value=OWN,
+            )
             names = {way: name for way, name in names.items() if way != OWN}
         return cls(prompts, samples, names, stands, tuple(chains), tuple(behind))
 
@@ -109,10 +111,11 @@ def held_out(context: Context) -> SampleSet:
         samples = samples.take(limit(samples.rows, section.limit, context.recipe.run.seed, "evaluate"))
     if not len(samples):
         raise DataError(
-            "an evaluation must have questions",
-            place=f"[evaluate] split = {section.split!r}",
-            value="no rows",
-            remedy="Name a file for it in [data], or give it a share in [data.split].",
+            "evaluate.split_empty",
+            "the evaluated split must have rows",
+            place="[evaluate] split",
+            value=section.split,
+            remedy="Name a file for it in [data], or give it a fraction in [data.split].",
         )
     return samples
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from toolkit.errors import warn
 from toolkit.metrics import WHOLE, Comparison, Judged, Summary, compare, draw_confusion, read_chains, share, summarise
 from toolkit.run import Record
 from toolkit.stages.context import Context, EvaluationRecord, ScoreRecord
@@ -158,12 +159,16 @@ def _share(rows: Sequence[Judged], score: str, resamples: int, seed: int) -> Any
 
 
 def _warn(name: str, way: str, summary: Summary) -> None:
-    rates = (summary.overall.truncated.value, summary.overall.unreadable.value)
-    for what, value in zip(("ran into the token limit", "could not be read"), rates, strict=True):
-        if value:
-            expected = " (the format is not trained yet)" if name == "before" else ""
-            level = logging.INFO if expected else logging.WARNING
-            log.log(level, "evaluate-%s%s: %.0f%% of the answers %s%s", name, way, 100 * value, what, expected)
+    overall, place = summary.overall, f"evaluate-{name}{way}"
+    for code, rule, value in (
+        ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value),
+        ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value),
+    ):
+        if value and name == "before":
+            log.info("%s: %.0f%% of the completions %s (the format is not trained yet)", place, 100 * value, rule)
+        elif value:
+            rule = f"the fraction of completions that {rule} should be 0"
+            warn(code, rule, place=place, value=round(value, 3))
 
 
 def _tell_left_out(name: str, questions: Questions, record: Record) -> None:
@@ -172,9 +177,23 @@ def _tell_left_out(name: str, questions: Questions, record: Record) -> None:
     for way, found in record["ways"].items():
         place = f"evaluate-{name} ({questions.names[way]})"
         if incomplete := found["chains"]["incomplete"]:
-            log.warning("%s: %d lack a step and are in no figure of %s", place, incomplete, chains)
+            warn(
+                "evaluate.chains_incomplete",
+                f"the number of {chains} with a missing step, which no figure includes, should be 0",
+                place=place,
+                value=incomplete,
+            )
         for reason, count in found["unasked"].items():
-            log.warning("%s: %d questions were not asked and count as wrong: %s", place, count, reason)
+            warn(
+                "evaluate.prompts_skipped",
+                f"the number of skipped prompts, which count as wrong, should be 0: {reason}",
+                place=place,
+                value=count,
+            )
     if behind := record["behind"]:
-        text = "evaluate-%s: %d questions stand behind a missing one: no memory of the model's own leads there"
-        log.warning(text, name, behind)
+        warn(
+            "evaluate.questions_after_missing_step",
+            "the number of questions after a missing step, which are skipped, should be 0",
+            place=f"evaluate-{name}",
+            value=behind,
+        )

@@ -10,7 +10,7 @@ from toolkit.backends import Backend, choose_backend
 from toolkit.backends.adapter import is_adapter
 from toolkit.backends.hf import base_source
 from toolkit.backends.loading import stored_quantised
-from toolkit.errors import DataError, ModelError
+from toolkit.errors import DataError, ModelError, warn
 from toolkit.llamacpp import forms_of, lacking, mergeable_forms
 from toolkit.recipe import Export, Recipe
 from toolkit.run import EXPORT, Record, RunFolder
@@ -61,9 +61,16 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     """
     recipe, section = context.recipe, context.recipe.export or Export()
     if context.weights is None:
-        raise ModelError("there is nothing to export: no stage has trained", place=context.run.path)
+        raise ModelError(
+            "export.nothing_trained", "a run must be trained before it is exported", place=context.run.path
+        )
     if not section.verify:
-        log.warning("export: nothing is verified, as asked: what is written may answer otherwise than the run's model")
+        warn(
+            "export.not_verified",
+            "the exported weights are not verified and may answer differently from the run's model",
+            place="export.verify",
+            value=section.verify,
+        )
     run, folder = context.run, out.absolute() if out else context.run.stage_folder(EXPORT)
     record = _earlier(run, context.weights, out)
     makeable = _makeable(section, recipe, context.weights)
@@ -72,7 +79,12 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
     if makeable != section:
         record["left_out"] = list(section.optional)
     if "adapter" in forms and recipe.model.tuning == "full":
-        log.warning("export: full fine-tuning leaves no adapter; only merged weights are written")
+        warn(
+            "export.no_adapter_to_write",
+            "full fine-tuning has no adapter, so only merged weights are written",
+            place="export.to",
+            value="adapter",
+        )
         forms.remove("adapter")
     if out is None:
         _set_aside(folder, keep={*forms, *record})
@@ -94,7 +106,11 @@ def _job(context: Context, backend: Backend, weights: Path) -> Job:
     # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
     samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
     if samples is context.data.train:
-        log.warning("export: no rows are held out: what is asked are training rows")
+        warn(
+            "export.verified_on_training_rows",
+            "no held-out rows exist, so training rows verify the export",
+            place="export",
+        )
     pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
     processor = backend.load_reader(recipe).processor
     serving = Serving.of(recipe, processor, pictures)
@@ -119,9 +135,19 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Question
         else:
             chosen.append(sample)
     for reason, count in left_out.items():
-        log.warning("export: %d questions are not asked, and later ones in their place: %s", count, reason)
+        warn(
+            "export.questions_replaced",
+            f"the number of questions that verification skips should be 0: {reason}",
+            place="export",
+            value=count,
+        )
     if section.verify and not chosen:
-        raise DataError("a proof needs a question that fits into model.max_tokens", place="[model] max_tokens")
+        raise DataError(
+            "export.no_question_fits",
+            "at least one question for verification must fit into model.max_tokens",
+            place="[model] max_tokens",
+            value=recipe.model.max_tokens,
+        )
     held_out = samples is not context.data.train
     return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen], held_out)
 
@@ -152,8 +178,13 @@ def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
     method = stored_quantised(base_source(recipe, weights), recipe.model)
     makeable = mergeable_forms(section, quantised=method is not None)
     if makeable != section:
-        known = "export: no GGUF is written: the base is stored quantised (%s), and export.allow_dequantised is not set"
-        log.warning(known, method)
+        warn(
+            "export.gguf_left_out",
+            "no GGUF is written, because the base is stored quantised",
+            place="export.optional",
+            value=method,
+            remedy="Set export.allow_dequantised = true to merge into dequantised weights.",
+        )
     return makeable
 
 
@@ -183,7 +214,11 @@ def _set_aside(folder: Path, keep: Collection[str]) -> None:
         if old.exists():
             new = free_name(old)
             old.rename(new)
-            log.warning("export: %s was not made from these weights, or not finished; it is %s now", old.name, new.name)
+            warn(
+                "export.outdated_renamed",
+                f"an export of other weights, or an unfinished one, is now {new.name}",
+                place=old,
+            )
 
 
 def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:

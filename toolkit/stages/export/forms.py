@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.backends import Backend
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, warn
 from toolkit.recipe import Recipe
 from toolkit.run import Record
 from toolkit.stages.export.beside import name_base, put_beside
@@ -77,8 +77,10 @@ def _write(job: Job, form: str, target: Path) -> tuple[Asked, Record]:
             record["compared"] = compared.to_record()
             log.info("export: %d merged matrices are base + scale * B A, within rounding", compared.matrices)
         elif policy.dequantised:
-            log.warning(
-                "export: the merged matrices were not compared with base + scale * B A: the base is dequantised"
+            warn(
+                "export.merged_not_compared",
+                "the base is dequantised, so merged matrices are not compared with base + scale * B A",
+                place="merged",
             )
     else:
         job.backend.save(policy, target)
@@ -91,19 +93,23 @@ def _keep_apart(place: Place, before: Asked, after: Asked, compared: Comparison,
     first = compared.differing[0] if compared.differing else 0
     change = f"first: {before.texts[first]!r} became {after.texts[first]!r}"
     raise ModelError(
-        "reloaded weights must give the same greedy answers",
+        "export.answers_differ",
+        "reloaded weights must generate the same greedy completions",
         place=place.differs,
         value=f"{len(compared.differing)} of {compared.questions} differ; a token's log-probability moved by up to "
         f"{compared.gap:.3g} (bound {bound.gap}); {change}",
-        remedy="Compare precision and library versions; the weights were kept for a look.",
+        remedy="Compare the precision and the library versions. The weights are kept for inspection.",
     )
 
 
 def _tell(form: str, compared: Comparison, bits: int, whose: str) -> None:
     if compared.differing:
-        rounds = f"merging rounds to {bits} bits"
-        share = f"{len(compared.differing)} of {compared.questions}"
-        log.warning("export: %s answers %s questions otherwise: %s", form, share, rounds)
+        warn(
+            "export.answers_differ_by_rounding",
+            f"completions should be the same after export, but merging rounds to {bits} bits",
+            place=form,
+            value=f"{len(compared.differing)} of {compared.questions}",
+        )
     else:
         same = f"gives the same answers to {compared.questions} {whose} questions after reloading"
         log.info("export: %s %s (log-probabilities within %.2g)", form, same, compared.gap)

@@ -133,10 +133,10 @@ def _problems(kind: str, found: Record, read_otherwise: int, fits: bool) -> list
     log.info("export: gguf %s gives %s (log-probabilities within %.2g)", kind, same, found["gap"])
     problems = []
     if read_otherwise:
-        problems.append(f"{kind} reads {read_otherwise} prompts as other tokens than the processor")
+        problems.append(f"{kind} tokenizes {read_otherwise} prompts differently from the processor")
     if not fits:
         share = f"at least {1 - BOUNDS[kind].share:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
-        problems.append(f"{kind} gives {same}, within {found['gap']:.2g} ({share} are needed)")
+        problems.append(f"{kind} gives {same}, within {found['gap']:.2g} ({share} are required)")
     return problems
 
 
@@ -156,8 +156,9 @@ def _differs(place: Place, problems: Sequence[str], lines: Sequence[Record]) -> 
         for line in lines[:SHOWN]
     )
     return ModelError(
-        "a GGUF must answer as the merged weights that it was made from",
+        "export.gguf_answers_differ",
+        "a GGUF file must generate the same completions as its merged weights",
         place=place.differs,
         value="; ".join(problems),
-        remedy=f"Leave the quantisation out of export.quant, or look at the files, which were kept.\n{shown}",
+        remedy=f"Remove the quantisation from export.quant, or inspect the files, which are kept.\n{shown}",
     )

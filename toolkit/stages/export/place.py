@@ -115,9 +115,11 @@ def refuse_small_disk(folder: Path, needed: int, what: str) -> None:
     wanted, free = round(MARGIN * needed) + BESIDE, shutil.disk_usage(_existing(folder)).free
     if wanted > free:
         raise RunError(
-            f"{what} needs {_gigabytes(wanted)} of disk, and {_gigabytes(free)} are free",
+            "export.disk_full",
+            f"{what} needs {_gigabytes(wanted)} of free disk space",
             place=folder,
-            remedy="Make room, export fewer forms, or choose another disk with --out.",
+            value=_gigabytes(free),
+            remedy="Free disk space, export fewer formats, or choose another disk with --out.",
         )
 
 
@@ -145,27 +147,44 @@ def _remove(path: Path) -> None:
         return
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
-        raise RunError("what an earlier export left cannot be removed", place=path, remedy="Remove it by hand.")
+        raise RunError(
+            "export.leftover_not_removable",
+            "files of an earlier export must be removable",
+            place=path,
+            remedy="Remove them by hand.",
+        )
 
 
 def _refuse_foreign(place: Place) -> None:
     target = place.target
     if target.is_symlink() and not target.exists():
-        raise RunError("an export needs a folder, and this is a link that leads nowhere", place=target)
+        raise RunError(
+            "export.target_broken_link",
+            "the target must be a folder, not a broken link",
+            place=target,
+            remedy="Remove the link.",
+        )
     beside = [] if place.begun or place.force else [*filter(_is_there, (place.partial, place.differs, place.old))]
     if beside:
         raise RunError(
-            "an export uses this name on its way, and what has it was not written by this run's export",
+            "export.temporary_name_taken",
+            "the export needs this name for temporary files, but this run's export did not write it",
             place=beside[0],
-            remedy="Choose another --out, or say --force: it is renamed to NAME.old-1 then, never removed.",
+            remedy="Choose another --out, or add --force to rename it to NAME.old-1.",
         )
     if target.exists() and not target.is_dir():
-        raise RunError("an export needs a folder, and this is a file", place=target, remedy="Choose another --out.")
+        raise RunError(
+            "export.target_is_file",
+            "the target must be a folder, not a file",
+            place=target,
+            remedy="Choose another --out.",
+        )
     if target.is_dir() and not place.own and not place.force and any(target.iterdir()):
         raise RunError(
-            "this folder is there already and was not written by this run's export",
+            "export.target_exists",
+            "the target must not exist unless this run's export wrote it",
             place=target,
-            remedy="Choose another --out, or say --force: it is renamed to NAME.old-1 then, never removed.",
+            remedy="Choose another --out, or add --force to rename it to NAME.old-1.",
         )
 
 
@@ -176,8 +195,10 @@ def _refuse_read_only(folder: Path) -> None:
             pass
     except OSError as error:
         raise RunError(
-            f"an export cannot be written here ({error.strerror or error})",
+            "export.target_not_writable",
+            "the folder must be writable",
             place=folder,
+            value=error.strerror or str(error),
             remedy="Choose another folder with --out.",
         ) from error
 

@@ -1,6 +1,5 @@
 """An export to the Hub: what was proven and nothing else, private unless it is said otherwise."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from toolkit.errors import ModelError, RunError
+from toolkit.errors import ModelError, RunError, warn
 from toolkit.run import EXPORT, Record, RunFolder, hide_secrets
 from toolkit.stages.export.beside import digest_of
 from toolkit.stages.export.card.facts import is_verified
 from toolkit.stages.export.public import is_hub_name
 
-log = logging.getLogger(__name__)
 OWN_FILES = frozenset({".gitattributes"})
 """What the Hub puts into every repository by itself."""
 MOST_NAMED = 5
@@ -39,16 +37,29 @@ def check_push(push: Push) -> None:
         RunError: the name is none, this machine is offline, or nobody is logged in.
     """
     if not is_hub_name(push.repo):
-        raise RunError("a repository's name is owner/name", place="--push", value=push.repo)
+        raise RunError(
+            "push.name_malformed", "a repository name must have the format owner/name", place="--push", value=push.repo
+        )
     try:
         validate_repo_id(push.repo)
     except HFValidationError as error:
-        raise RunError("the Hub takes no repository of this name", place="--push", value=str(error)) from error
+        raise RunError(
+            "push.name_rejected", f"the Hub must accept the repository name: {error}", place="--push", value=push.repo
+        ) from error
     if constants.HF_HUB_OFFLINE:
-        raise RunError("nothing can be pushed offline", place="--push", remedy="Unset HF_HUB_OFFLINE.")
+        raise RunError(
+            "push.offline",
+            "a push needs the network, but offline mode is on",
+            place="--push",
+            remedy="Unset HF_HUB_OFFLINE.",
+        )
     if not get_token():
-        rule = "a push needs a token of the Hub that may write"
-        raise RunError(rule, place="--push", remedy="Run `hf auth login` once, or set HF_TOKEN.")
+        raise RunError(
+            "push.token_missing",
+            "a push needs a Hub token with write access",
+            place="--push",
+            remedy="Run `hf auth login` once, or set HF_TOKEN.",
+        )
 
 
 def is_proven(run: RunFolder, weights: Path, form: str) -> bool:
@@ -101,21 +112,30 @@ def upload(folder: Path, message: str, push: Push, api: HfApi | None = None) -> 
         )
     except (httpx.HTTPError, OSError) as error:
         raise RunError(
-            "the Hub did not take the push",
+            "push.rejected",
+            "the Hub must accept the push",
             place=push.repo,
             value=hide_secrets((str(error).strip() or type(error).__name__).splitlines()[0])[:200],
-            remedy="Look at the name, the token's rights and the connection; the same command tries again.",
+            remedy="Check the name, the token's rights and the connection. Then run the same command again.",
         ) from error
     return str(commit.commit_url)
 
 
 def _refuse_unproven(folder: Path, proof: Mapping[str, Any]) -> None:
     if not is_verified(proof):
-        rule = "only what was proven is pushed, and this was written without being asked again"
-        raise ModelError(rule, place=folder, remedy="Export it with its verification.")
+        raise ModelError(
+            "push.not_verified",
+            "only verified weights can be pushed",
+            place=folder,
+            remedy="Export again with verification.",
+        )
     if digest_of(folder) != proof.get("digest"):
-        rule = "only what was proven is pushed, and files beside README.md have changed since then"
-        raise ModelError(rule, place=folder, remedy="Export it again.")
+        raise ModelError(
+            "push.files_changed",
+            "only README.md may change after verification, but other files did",
+            place=folder,
+            remedy="Export again.",
+        )
 
 
 def _refuse_repository(api: HfApi, push: Push) -> None:
@@ -126,21 +146,31 @@ def _refuse_repository(api: HfApi, push: Push) -> None:
         return
     if not private and not push.public:
         raise RunError(
-            "this repository is there and public, and the push was to be private",
+            "push.repository_public",
+            "a private push needs a private repository, but this one is public",
             place=push.repo,
-            remedy="Say --public, make it private on the Hub, or choose another name.",
+            remedy="Add --public, make it private on the Hub, or choose another name.",
         )
     if private and push.public:
-        log.warning(
-            "push: %s was there and is private, and stays so: only its settings on the Hub change that", push.repo
+        warn(
+            "push.repository_stays_private",
+            "the existing repository is private and stays private",
+            place=push.repo,
+            remedy="Change its visibility in its settings on the Hub.",
         )
     files = sorted(set(api.list_repo_files(push.repo, repo_type="model")) - OWN_FILES)
     if files and not push.force:
         raise RunError(
-            "this repository has files already, which a push would replace or mix with its own",
+            "push.repository_not_empty",
+            "the repository must be empty, because a push may replace its files",
             place=push.repo,
             value=files[:MOST_NAMED],
-            remedy="Choose another name, or say --force: files of other names stay, and the history keeps the rest.",
+            remedy="Choose another name, or add --force. Files with other names stay, and the history keeps the rest.",
         )
     if files:
-        log.warning("push: %s had %d files before: those of other names stay", push.repo, len(files))
+        warn(
+            "push.files_kept",
+            "the number of other files in the repository, which stay, should be 0",
+            place=push.repo,
+            value=len(files),
+        )
