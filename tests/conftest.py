@@ -9,13 +9,13 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from toolkit.backends import Backend
+    from toolkit.models import Backend
 
 BY_UNSLOTH = os.environ.get("TOOLKIT_TEST_BACKEND") == "unsloth"
 """Whether the protocol's tests run on Unsloth: in a process of their own, since it rewrites transformers and trl."""
 
 if BY_UNSLOTH:
-    from toolkit.backends.unsloth.start import start
+    from toolkit.models.unsloth.start import start
 
     start(Path(tempfile.mkdtemp(prefix="toolkit-tests-")))
 
@@ -48,9 +48,9 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 def backend() -> "Backend":
     """The backend whose protocol is tested."""
     if BY_UNSLOTH:
-        from toolkit.backends.unsloth.backend import UnslothBackend
+        from toolkit.models.unsloth.backend import UnslothBackend
 
         return UnslothBackend()
-    from toolkit.backends.hf import HfBackend
+    from toolkit.models.hf import HfBackend
 
     return HfBackend()

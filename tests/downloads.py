@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from toolkit.curate import Prepared, Request, prepare_ham10000
+from toolkit.prepare import Prepared, Request, prepare_ham10000
 
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndBytesConfig
 
-from toolkit.backends import adapter
-from toolkit.backends.checkpointing import spare_input_gradients
+from toolkit.models import lora as adapter
+from toolkit.models.gradient_checkpointing import spare_input_gradients
 from toolkit.recipe import Lora
 
-SHAPES = Path(__file__).parents[1] / "toolkit/plan/shapes"
+SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
 IDS = {"image_token_id": 1500, "video_token_id": 1501, "vision_start_token_id": 1502, "vision_end_token_id": 1503}
 TEXT = {
     "num_hidden_layers": 6,

@@ -12,11 +12,11 @@ from typing import Any
 from shapes import write_model
 from training import context_of
 
-from toolkit.phantoms import write_chest
 from toolkit.recipe import Evaluate, Export, Phantom, Recipe, load_recipe
-from toolkit.regions.coordinates import choose_coordinates
-from toolkit.stages.grpo import train_grpo
-from toolkit.stages.sft import train_sft
+from toolkit.scoring.regions.coordinates import choose_coordinates
+from toolkit.synthetic import write_chest
+from toolkit.training.grpo import train_grpo
+from toolkit.training.sft import train_sft
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 

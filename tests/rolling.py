@@ -8,9 +8,9 @@ from typing import Any
 
 from stepping import LOAD, row, task_rows, write_csv
 
-from toolkit.backends.base import Completion, Policy, Row, Sampling
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.marks import KEY
+from toolkit.models.backend import Completion, Policy, Row, Sampling
+from toolkit.models.hf import HfBackend
+from toolkit.models.image_ids import KEY
 from toolkit.recipe import Recipe, dump_recipe, load_recipe
 
 TASKS = ("1", "2", "3", "4")

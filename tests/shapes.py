@@ -1,7 +1,7 @@
 """Models of the real architectures and sizes with random weights, written to a folder as the Hub would hold them.
 
 Their time and memory are those of trained ones; their answers never end. Configurations are those of
-toolkit/plan/shapes. Tokenizers: Gemma's is the tiny model's; Qwen2-VL, Qwen2.5-VL (which has the same tokens and
+toolkit/planning/shapes. Tokenizers: Gemma's is the tiny model's; Qwen2-VL, Qwen2.5-VL (which has the same tokens and
 picture processing as Qwen2-VL) and Qwen3-VL have theirs in processors.tar.gz of the real data.
 """
 
@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProces
 
 from toolkit import tiny
 
-SHAPES = Path(__file__).resolve().parent.parent / "toolkit/plan/shapes"
+SHAPES = Path(__file__).resolve().parent.parent / "toolkit/planning/shapes"
 
 WIDTH = 128
 SMALL: Mapping[str, Mapping[str, Any]] = {

@@ -13,11 +13,12 @@ import pytest
 from training import small_recipe
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.backends import backend_name, choice, choose_backend, preload
-from toolkit.backends.unsloth.limits import refusals, refuse
-from toolkit.backends.unsloth.start import start
-from toolkit.backends.vllm import Machine, vllm_refusals
 from toolkit.errors import ModelError
+from toolkit.models import backend_name, choose_backend, preload
+from toolkit.models import choose as choice
+from toolkit.models.unsloth.limits import refusals, refuse
+from toolkit.models.unsloth.start import start
+from toolkit.models.vllm import Machine, vllm_refusals
 from toolkit.recipe import Model, Recipe, dump_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,7 @@ main(sys.argv[1:])
 """
 
 SEEN = """
-from toolkit.backends import choice
+from toolkit.models import choice
 choice._has_cuda = lambda: True
 choice._is_installed = lambda: True
 """
@@ -165,8 +166,8 @@ def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
 def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -> None:
-    from toolkit.pipeline.prepare import prepare
-    from toolkit.run import StopRequest, silent, start_run
+    from toolkit.pipeline.prepare_data import prepare
+    from toolkit.runfolder import StopRequest, silent, start_run
 
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     with start_run(recipe) as run, StopRequest():
@@ -265,7 +266,7 @@ def test_vllm_beside_sft_is_refused(tmp_path: Path) -> None:
 def test_grpo_refuses_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
     from training import context_of
 
-    from toolkit.stages.grpo import train_grpo
+    from toolkit.training.grpo import train_grpo
 
     with context_of(by_vllm(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):
         train_grpo(context)

@@ -15,19 +15,19 @@ from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from tests.helpers.problems import raises
-from toolkit import chat, tiny
-from toolkit.backends import Backend
-from toolkit.backends.base import Policy, Row, TrainingJob
-from toolkit.backends.collate import IGNORED, collate
-from toolkit.backends.hf import make_policy
-from toolkit.backends.loading import load_model
-from toolkit.backends.marks import mark
-from toolkit.backends.once import ImageMemory
-from toolkit.backends.settings import check_settings, grpo_settings
+from toolkit import tiny
 from toolkit.errors import DataError, ModelError, TrainingError
+from toolkit.evaluation.context import Context
+from toolkit.models import Backend, chat_template
+from toolkit.models.backend import Policy, Row, TrainingJob
+from toolkit.models.collate import IGNORED, collate
+from toolkit.models.hf import make_policy
+from toolkit.models.image_ids import mark
+from toolkit.models.loading import load_model
+from toolkit.models.prompts import Prompts
 from toolkit.recipe import Model
-from toolkit.stages.context import Context
-from toolkit.stages.prompts import Prompts
+from toolkit.training.image_processor_cache import ImageMemory
+from toolkit.training.trl_settings import check_settings, grpo_settings
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_loss_covers_the_answer_and_its_turn_end_only(policy: Policy, rows: 
 def test_the_prompt_in_training_is_the_prompt_that_is_asked(policy: Policy, rows: list[Row]) -> None:
     batch = collate(policy, rows[:1])
     trained = batch["input_ids"][0][batch["labels"][0] == IGNORED]
-    text = chat.render_prompt(policy.processor, rows[0].messages)
+    text = chat_template.render_prompt(policy.processor, rows[0].messages)
     asked = policy.processor(text=[text], images=[rows[0].images], add_special_tokens=False)["input_ids"][0]
     assert trained.tolist() == list(asked)
 
@@ -94,9 +94,9 @@ def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path,
     unpack_processors(shared_data, tmp_path)
     policy = make_policy(None, AutoProcessor.from_pretrained(tmp_path / "processors" / name), None)
     rows = [
-        Row(chat.conversation("What is shown?", 2), [noise(80), noise(120, 1)], "Left lung."),
+        Row(chat_template.conversation("What is shown?", 2), [noise(80), noise(120, 1)], "Left lung."),
     ]
-    rows.append(Row(chat.conversation("And here, in a longer question?", 1), [noise(60)], "B - Pneumonia"))
+    rows.append(Row(chat_template.conversation("And here, in a longer question?", 1), [noise(60)], "B - Pneumonia"))
     batch = collate(policy, rows)
     shown = [
         policy.processor.tokenizer.decode(ids[labels != IGNORED])

@@ -15,18 +15,18 @@ from huggingface_hub import ModelCard, constants
 from training import small_recipe
 
 from toolkit import tiny
-from toolkit.backends.sources import public_name
-from toolkit.phantoms import write_chest
+from toolkit.exporting.card import CardFacts, model_card, read_facts
+from toolkit.exporting.card.licence import licence_of
+from toolkit.exporting.card.markdown import table
+from toolkit.exporting.public_names import public_recipe, scrub
+from toolkit.exporting.serving import Serving
+from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.again import export_again
+from toolkit.pipeline.rerun import export_again
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Phantom, Recipe, load_recipe
-from toolkit.run import RunFolder, find_run, read_json
-from toolkit.stages.export.card import CardFacts, model_card, read_facts
-from toolkit.stages.export.card.licence import licence_of
-from toolkit.stages.export.card.markdown import table
-from toolkit.stages.export.next_use import Serving
-from toolkit.stages.export.public import public_recipe, scrub
+from toolkit.runfolder import RunFolder, find_run, read_json
+from toolkit.synthetic import write_chest
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENT = "MRN-4815162342"

@@ -9,8 +9,9 @@ from real_processors import unpack_processors
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
-from toolkit import chat, tiny
+from toolkit import tiny
 from toolkit.errors import ModelError
+from toolkit.models import chat_template
 
 REAL = {"qwen2_vl": "<|im_end|>", "qwen3_vl": "<|im_end|>", "smolvlm_256m_idefics3": "<end_of_utterance>"}
 
@@ -28,14 +29,14 @@ def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def test_gemmas_turn_ends_with_another_token_than_the_tokenizers_eos(gemma: Any) -> None:
-    end = chat.find_turn_end(gemma)
+    end = chat_template.find_turn_end(gemma)
     assert end.text == "<end_of_turn>"
     assert gemma.tokenizer.eos_token == "<eos>"
     assert end.id != gemma.tokenizer.eos_token_id
 
 
 def test_real_processors_end_their_turns_as_their_templates_say(real: dict[str, Any]) -> None:
-    assert {name: chat.find_turn_end(processor).text for name, processor in real.items()} == REAL
+    assert {name: chat_template.find_turn_end(processor).text for name, processor in real.items()} == REAL
 
 
 def test_a_template_without_a_turn_end_is_refused(gemma: Any) -> None:
@@ -46,27 +47,27 @@ def test_a_template_without_a_turn_end_is_refused(gemma: Any) -> None:
             return "user: question model: SENTINEL and then nothing"
 
     with raises(ModelError, "model.chat_template_without_turn_end") as caught:
-        chat.find_turn_end(NoEnd())
+        chat_template.find_turn_end(NoEnd())
     assert caught.problem.value == " and then nothing"
 
 
 def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
-    text = chat.render_prompt(gemma, chat.conversation("What is shown?", 1))
-    ids = gemma(text=[text], images=[[Image.new("RGB", (9, 9))]], add_special_tokens=chat.adds_bos(gemma, text))[
-        "input_ids"
-    ][0]
+    text = chat_template.render_prompt(gemma, chat_template.conversation("What is shown?", 1))
+    ids = gemma(
+        text=[text], images=[[Image.new("RGB", (9, 9))]], add_special_tokens=chat_template.adds_bos(gemma, text)
+    )["input_ids"][0]
     assert list(ids).count(gemma.tokenizer.bos_token_id) == 1
     assert ids[0] == gemma.tokenizer.bos_token_id
 
 
 def test_a_system_prompt_stands_before_the_question(gemma: Any) -> None:
-    text = chat.render_prompt(gemma, chat.conversation("What?", 0, system="Be brief."))
+    text = chat_template.render_prompt(gemma, chat_template.conversation("What?", 0, system="Be brief."))
     assert text.index("Be brief.") < text.index("What?")
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_placeholders_stand_where_the_images_go(gemma: Any, images: int) -> None:
-    text = chat.render_prompt(gemma, chat.conversation("Compare.", images))
+    text = chat_template.render_prompt(gemma, chat_template.conversation("Compare.", images))
     assert text.count("<start_of_image>") == images
     assert text.index("<start_of_image>") < text.index("Compare.")
 
@@ -85,23 +86,25 @@ def test_tokens_are_counted_as_real_processors_make_them(
 
 
 def test_image_tokens_are_all_found(gemma: Any, real: dict[str, Any]) -> None:
-    tiny_tokens = gemma.tokenizer.convert_ids_to_tokens(chat.find_image_ids(gemma))
+    tiny_tokens = gemma.tokenizer.convert_ids_to_tokens(chat_template.find_image_ids(gemma))
     assert {"<start_of_image>", "<image_soft_token>", "<end_of_image>"} <= set(tiny_tokens)
     qwen = real["qwen3_vl"]
-    found = qwen.tokenizer.convert_ids_to_tokens(chat.find_image_ids(qwen))
+    found = qwen.tokenizer.convert_ids_to_tokens(chat_template.find_image_ids(qwen))
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= set(found)
 
 
 def test_the_supervised_part_is_shown_between_brackets(gemma: Any) -> None:
     head = gemma.tokenizer("What?", add_special_tokens=False)["input_ids"]
-    tail = chat.encode_answer(gemma, "Yes", chat.find_turn_end(gemma))
-    shown = chat.show_supervised(gemma, head + tail, [-100] * len(head) + tail)
+    tail = chat_template.encode_answer(gemma, "Yes", chat_template.find_turn_end(gemma))
+    shown = chat_template.show_supervised(gemma, head + tail, [-100] * len(head) + tail)
     assert shown == "What?⟦Yes<end_of_turn>⟧"
 
 
 def _same_count(processor: Any, sizes: list[tuple[int, int]]) -> None:
-    text = chat.render_prompt(processor, chat.conversation("Compare.", len(sizes)))
+    text = chat_template.render_prompt(processor, chat_template.conversation("Compare.", len(sizes)))
     images = [Image.new("RGB", size) for size in sizes]
-    made = processor(text=[text], images=[images], add_special_tokens=chat.adds_bos(processor, text))["input_ids"][0]
-    counted = chat.count_tokens(processor, text, sizes, answer=[1, 2, 3])
+    made = processor(text=[text], images=[images], add_special_tokens=chat_template.adds_bos(processor, text))[
+        "input_ids"
+    ][0]
+    counted = chat_template.count_tokens(processor, text, sizes, answer=[1, 2, 3])
     assert counted.total == len(made) + 3

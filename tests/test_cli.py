@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 import toolkit
-from toolkit.cli import main, show
+from toolkit.cli import main
+from toolkit.cli import tables as show
 from toolkit.cli.progress import PlainLines, telling
 from toolkit.errors import Interrupted, RunError
 from toolkit.pipeline import ResultRow, Results
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
 
@@ -307,7 +308,7 @@ def test_log_lines_are_shown_and_details_are_not() -> None:
     with telling(stream):
         logging.getLogger("toolkit.pipeline").info("sft begins [1 of 2]")
         logging.getLogger("toolkit.pipeline").debug("a detail")
-        logging.getLogger("toolkit.rows").warning("2 rows are left out")
+        logging.getLogger("toolkit.data").warning("2 rows are left out")
     assert stream.getvalue() == "sft begins [1 of 2]\nwarning: 2 rows are left out\n"
 
 

@@ -23,21 +23,21 @@ from typer.testing import CliRunner
 
 from tests.helpers.problems import raises, warnings_in
 from tests.training import small_recipe
-from toolkit.backends import choose_backend
-from toolkit.backends.base import Row, Sampling
-from toolkit.backends.meter import meter, weights_of
-from toolkit.chat import conversation
 from toolkit.cli.commands import app
-from toolkit.compute import Counts, Usage, Weights, count, counts, read_compute, recording, total
-from toolkit.compute import recorder as recorder_module
-from toolkit.compute.energy import INSTALL
 from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
+from toolkit.evaluation.predict import predict
+from toolkit.models import choose_backend
+from toolkit.models.backend import Row, Sampling
+from toolkit.models.chat_template import conversation
+from toolkit.models.flops import meter, weights_of
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, Run, dump_recipe
-from toolkit.report import as_json, as_markdown, read_ledger
-from toolkit.run import RunFolder, read_json, write_json
-from toolkit.stages.predict import predict
+from toolkit.reporting import as_json, as_markdown, read_ledger
+from toolkit.runfolder import RunFolder, read_json, write_json
+from toolkit.runfolder.usage import Counts, Usage, Weights, count, counts, read_compute, recording, total
+from toolkit.runfolder.usage import recorder as recorder_module
+from toolkit.runfolder.usage.energy import INSTALL
 
 EMPTY = Usage().to_json()
 
@@ -219,8 +219,8 @@ def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkey
         return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
 
     counted = weights("counted")
-    monkeypatch.setattr("toolkit.backends.trainers.count_one_pass", lambda trainer, policy: None)
-    monkeypatch.setattr("toolkit.backends.hf.meter", lambda model: None)
+    monkeypatch.setattr("toolkit.training.trainers.count_one_pass", lambda trainer, policy: None)
+    monkeypatch.setattr("toolkit.models.hf.meter", lambda model: None)
     assert weights("plain") == counted
 
 
@@ -272,9 +272,9 @@ def test_how_a_start_ended_is_kept(tmp_path: Path, error: Exception, outcome: st
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from toolkit.compute import count, recording
+from toolkit.runfolder.usage import count, recording
 from toolkit.recipe import Run
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
 with recording(RunFolder(Path(sys.argv[1])), Run(name="one"), "run", beat=0.05) as recorder:
     with recorder.stage("sft"):
         count(trained_tokens=7)
@@ -695,7 +695,7 @@ def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:
 
 def test_the_report_loads_neither_torch_nor_codecarbon(four: Path) -> None:
     code = (
-        "import sys; from toolkit.report import read_ledger, as_markdown; from pathlib import Path;"
+        "import sys; from toolkit.reporting import read_ledger, as_markdown; from pathlib import Path;"
         "as_markdown(read_ledger([Path(sys.argv[1])]));"
         "print(sorted({'torch', 'codecarbon', 'numpy'} & set(sys.modules)))"
     )

@@ -23,14 +23,14 @@ from PIL import Image
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import main
-from toolkit.curate import Request, prepare_ham10000, split_rows
-from toolkit.curate.ham10000 import read_metadata
-from toolkit.curate.pool import PARTIAL
-from toolkit.curate.sheet import Layout, choose_rows
-from toolkit.curate.stratify import join_names
-from toolkit.curate.tables import read_table
+from toolkit.data import Tally
 from toolkit.errors import NOTHING, DataError, Interrupted, RunError
-from toolkit.rows import Tally
+from toolkit.prepare import Request, prepare_ham10000, split_rows
+from toolkit.prepare.ham10000 import read_metadata
+from toolkit.prepare.measure import PARTIAL
+from toolkit.prepare.sheet import Layout, choose_rows
+from toolkit.prepare.stratify import join_names
+from toolkit.prepare.tables import read_table
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 OUTPUT = {

@@ -11,8 +11,8 @@ from downloads import box_mask, isic, note
 from skimage import measure as sk
 
 from tests.helpers.problems import raises
-from toolkit.curate import Prepared, Request, prepare_isic
 from toolkit.errors import DataError
+from toolkit.prepare import Prepared, Request, prepare_isic
 
 
 def prepare_rows(source: Path, stage: Any = 1) -> tuple[dict[str, dict[str, Any]], Prepared]:

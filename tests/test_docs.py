@@ -13,13 +13,13 @@ import click
 import pytest
 import typer
 
-from toolkit.cli import show
+from toolkit.cli import tables as show
 from toolkit.cli.commands import app
+from toolkit.data.loading import load_data
 from toolkit.errors import RecipeError
 from toolkit.recipe import REWARD_WEIGHTS, Recipe, load_recipe
 from toolkit.recipe.problems import TABLES
-from toolkit.stages.reward_test import score_file
-from toolkit.tasks.loading import load_data
+from toolkit.training.reward_test import score_file
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -17,21 +17,21 @@ from typing import Any
 
 import pytest
 
-from toolkit.cache import cache_folder
-from toolkit.doctor import STATES, TESTED, Finding
-from toolkit.doctor.causes import find_cause
-from toolkit.doctor.disk import check_folder, check_folders, hub_cache
-from toolkit.doctor.extras import check_extras
-from toolkit.doctor.finding import joined
-from toolkit.doctor.gpu import Driver, ask_driver, check_driver, check_gpus
-from toolkit.doctor.hub import check_hub, token_holder
-from toolkit.doctor.libraries import check_libraries, check_load
-from toolkit.doctor.machine import notebook
-from toolkit.doctor.probes import Outcome, run_probes
-from toolkit.doctor.recipes import TINY, check_recipes
-from toolkit.doctor.versions import TORCHVISION_OF, allowed, check_version
+from toolkit.diagnostics import STATES, TESTED, Finding
+from toolkit.diagnostics.causes import find_cause
+from toolkit.diagnostics.disk import check_folder, check_folders, hub_cache
+from toolkit.diagnostics.extras import check_extras
+from toolkit.diagnostics.finding import joined
+from toolkit.diagnostics.gpu import Driver, ask_driver, check_driver, check_gpus
+from toolkit.diagnostics.hub import check_hub, token_holder
+from toolkit.diagnostics.libraries import check_libraries, check_load
+from toolkit.diagnostics.machine import notebook
+from toolkit.diagnostics.probes import Outcome, run_probes
+from toolkit.diagnostics.recipes import TINY, check_recipes
+from toolkit.diagnostics.versions import TORCHVISION_OF, allowed, check_version
 from toolkit.errors import CODE
 from toolkit.recipe import load_recipe
+from toolkit.runfolder.cache import cache_folder
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_" + "secretsecretsecretsecret"
@@ -393,7 +393,7 @@ def test_bitsandbytes_without_its_cuda_library_matters_where_there_is_a_gpu(site
 
 
 def test_a_library_that_is_missing_is_told_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.doctor.libraries.installed", lambda package: None)
+    monkeypatch.setattr("toolkit.diagnostics.libraries.installed", lambda package: None)
     missing = {name: Outcome(name, "missing", error=f"No module named {name}") for name in [*TESTED, "opencv"]}
     states = {one.name: one.state for one in check_libraries(missing, gpu=False)}
     assert states["torch"] == states["opencv-python"] == "problem"
@@ -501,7 +501,7 @@ def test_the_driver_is_asked(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("toolkit.doctor.gpu._kernel_module", lambda: None)
+    monkeypatch.setattr("toolkit.diagnostics.gpu._kernel_module", lambda: None)
     driver = ask_driver()
     assert (driver.version, problem in driver.problem) == (version, True)
     assert len(driver.gpus) == (2 if version else 0)
@@ -829,7 +829,7 @@ def test_a_screen_that_is_not_utf8_is_told_and_written_to(
 
 def test_the_doctor_itself_loads_no_heavy_library(site: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from toolkit.doctor import examine; found = examine();"
+        "import sys; from toolkit.diagnostics import examine; found = examine();"
         f"print(len(found.findings) > 20, sorted(set({[*STUBS, 'numpy', 'huggingface_hub']!r}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

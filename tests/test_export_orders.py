@@ -9,19 +9,19 @@ from huggingface_hub import ModelCard
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.backends.hf import HfBackend
-from toolkit.cli import show
+from toolkit.cli import tables as show
 from toolkit.cli.exports import gguf_table
-from toolkit.cli.show import _proven
+from toolkit.cli.tables import _proven
 from toolkit.errors import DataError, RunError
+from toolkit.exporting import _job
+from toolkit.models.hf import HfBackend
+from toolkit.models.lengths import NO_ROOM
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.again import Delivery, export_again
+from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.results import read_results
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, dump_recipe, load_recipe
-from toolkit.run import RunFolder, find_exported, write_text
-from toolkit.stages.export import _job
-from toolkit.stages.lengths import NO_ROOM
+from toolkit.runfolder import RunFolder, find_exported, write_text
 
 FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
 
@@ -29,7 +29,9 @@ FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before
 def test_an_optional_gguf_that_the_base_does_not_give_is_left_out_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("toolkit.llamacpp.require_for", lambda quant, verify: None)  # as if the extra were installed
+    monkeypatch.setattr(
+        "toolkit.models.llamacpp.require_for", lambda quant, verify: None
+    )  # as if the extra were installed
     tables = {**FEW, "export": {"to": ("adapter",), "optional": ("gguf",), "verify": 1}}
     recipe = small_recipe(tmp_path, tables).model_copy(update={"grpo": None})
     for room in ("backends.loading", "stages.export"):

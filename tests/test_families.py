@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProces
 
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.run import find_run, read_json
+from toolkit.runfolder import find_run, read_json
 
 TEXT: Mapping[str, Any] = {
     "vocab_size": 151936,

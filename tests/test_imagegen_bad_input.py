@@ -17,7 +17,7 @@ from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.imagegen.workplace import Workplace
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import StopRequest, find_run, start_run
+from toolkit.runfolder import StopRequest, find_run, start_run
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 LONG = 'imagegen.prompts.CT=["CT: ' + " ".join(["lungs"] * 80) + '"]'

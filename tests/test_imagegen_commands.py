@@ -24,7 +24,7 @@ from toolkit.imagegen.sheet import read_key
 from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import read_json
+from toolkit.runfolder import read_json
 
 LUNGS = "CT: clear lungs"
 

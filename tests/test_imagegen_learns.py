@@ -8,9 +8,9 @@ import torch
 from imagegen_runs import RECIPE
 
 from toolkit.imagegen.results import ImagegenResult
-from toolkit.metrics import Paired
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
+from toolkit.scoring.statistics import Paired
 
 SHORT = (
     "imagegen.synthetic.images=500",

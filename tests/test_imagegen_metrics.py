@@ -24,7 +24,7 @@ from toolkit.imagegen.selector import SelectorSettings
 from toolkit.imagegen.threshold import ThresholdSettings, choose_threshold, require_reached
 from toolkit.imagegen.towers import TowerSettings
 from toolkit.imagegen.weighted import auroc, calibration_error, quadratic_kappa, spearman
-from toolkit.metrics import Estimate
+from toolkit.scoring.statistics import Estimate
 
 BOOTSTRAP = Bootstrap(resamples=200)
 

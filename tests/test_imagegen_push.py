@@ -13,13 +13,13 @@ from typer.testing import CliRunner, Result
 
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
+from toolkit.exporting import push as push_module
 from toolkit.imagegen.licence import OPEN_RAIL
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.plan.imagegen import make_imagegen_plan
+from toolkit.planning.imagegen import make_imagegen_plan
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import read_json
-from toolkit.stages.export import push as push_module
+from toolkit.runfolder import read_json
 
 NAMED = f"imagegen.generator.licence={OPEN_RAIL.id}"
 SD = (

@@ -11,7 +11,7 @@ from toolkit.imagegen.rating_metrics import ScoredRatings, rating_figures
 from toolkit.imagegen.refresh import RefreshSettings, decide, joined, with_anchors
 from toolkit.imagegen.selector import Selector, SelectorSettings, start_fitting
 from toolkit.imagegen.towers import TowerSettings
-from toolkit.metrics import Estimate
+from toolkit.scoring.statistics import Estimate
 
 torch.set_num_threads(1)
 

@@ -19,12 +19,12 @@ from toolkit.imagegen.sft_stage import SftResult
 from toolkit.imagegen.stages import Session
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.imagegen.workplace import Workplace, kept
-from toolkit.pipeline.again import evaluate_again, export_again
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
+from toolkit.pipeline.rerun import evaluate_again, export_again
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import StopRequest, find_run, start_run
+from toolkit.runfolder import StopRequest, find_run, start_run
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 

@@ -15,14 +15,7 @@ from toolkit.imagegen.generator import Generator, GeneratorSettings, load_genera
 from toolkit.imagegen.lora import copy_lora, lora_parameters
 from toolkit.imagegen.optimization import dump_state, restore_state, start_update
 from toolkit.imagegen.sampling import generate
-from toolkit.imagegen.sft import (
-    SftImages,
-    SftSettings,
-    batch_rows,
-    encode_training_images,
-    random_control,
-    sft_round,
-)
+from toolkit.imagegen.sft import SftImages, SftSettings, batch_rows, encode_training_images, random_control, sft_round
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 
 SETTINGS = SftSettings(steps_per_round=20, batch_size=16, micro_batch=16, learning_rate=1e-2)

@@ -14,7 +14,7 @@ from toolkit.errors import MissingExtraError
 from toolkit.imagegen.trackers import tracking
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
-from toolkit.run import RunFolder, start_run
+from toolkit.runfolder import RunFolder, start_run
 
 FIGURES = {"selector_loss": 0.5, "selector_learning_rate": 1e-3}
 
@@ -59,7 +59,7 @@ def test_wandb_without_a_login_is_an_error_with_a_remedy(tmp_path: Path) -> None
     program = """
 from toolkit.imagegen.trackers import tracking
 from toolkit.recipe import load_recipe
-from toolkit.run import start_run
+from toolkit.runfolder import start_run
 import sys
 recipe = load_recipe(sys.argv[1], ['run.report_to=["wandb"]', f"run.folder={sys.argv[2]}"])
 with start_run(recipe) as run, tracking(recipe.run, run):

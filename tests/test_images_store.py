@@ -14,12 +14,12 @@ from PIL import Image
 
 from tests.helpers.problems import raises
 from toolkit import recipe
-from toolkit.cache import cache_folder
+from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, cache, load, scan
 from toolkit.images.cache import DiskCache, MemoryCache
 from toolkit.images.render import Reduced
-from toolkit.sample import ImageRef
+from toolkit.runfolder.cache import cache_folder
 
 POLICY = ImagePolicy(max_side=64, window="percentile", percentiles=(1, 99))
 

@@ -15,18 +15,18 @@ from isic_challenge_scoring.metrics import binary_dice, binary_jaccard, binary_t
 from PIL import Image
 
 from tests.helpers.problems import raises
+from toolkit.data.loading import load_data
+from toolkit.data.loading.balance import balance
+from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.sample import Answer, Sample
 from toolkit.errors import NOTHING, DataError, RowProblem
 from toolkit.images import ImagePolicy, load
 from toolkit.recipe import Recipe
-from toolkit.regions import GRIDS, mask_iou, read_mask
-from toolkit.rewards.lesion import WHY, _reference_mask
-from toolkit.sample import Answer, Sample
+from toolkit.scoring.regions import GRIDS, mask_iou, read_mask
 from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.lesion.labels import HAM10000, load_labels
+from toolkit.tasks.lesion.rewards import WHY, _reference_mask
 from toolkit.tasks.lesion.settings import lesion_settings
-from toolkit.tasks.loading import load_data
-from toolkit.tasks.loading.columns import Wanted, resolve_columns
-from toolkit.tasks.loading.sampling import balance
 
 LESION = TASKS["lesion"]
 ROOT = Path("/data")
@@ -393,7 +393,7 @@ def test_a_crop_is_taken_from_the_upright_picture(tmp_path: Path, orientation: i
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(pixels).save(tmp_path / "i.png", exif=exif)
-    from toolkit.sample import ImageRef
+    from toolkit.data.sample import ImageRef
 
     whole = np.asarray(load(ImageRef(tmp_path / "i.png"), ImagePolicy()).image)
     part = load(ImageRef(tmp_path / "i.png", crop=(5, 7, 30, 37)), ImagePolicy())

@@ -19,19 +19,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
-from toolkit import llamacpp, tiny
-from toolkit.backends.base import Completion
-from toolkit.backends.gguf import GgufBackend, as_seen
+from toolkit import tiny
 from toolkit.cli.exports import export_settings, gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
-from toolkit.llamacpp import Child, find_pair, is_gguf, require_for
-from toolkit.llamacpp.convert import _lay_out, refuse_foreign_names, tensor_names
-from toolkit.llamacpp.converter import unusual_rhythm
-from toolkit.llamacpp.library import LlamaError
-from toolkit.llamacpp.worker import Worker, serve
+from toolkit.exporting.verification import BOUNDS, Asked, Bound, compare
+from toolkit.models import llamacpp
+from toolkit.models.backend import Completion
+from toolkit.models.gguf import GgufBackend, as_seen
+from toolkit.models.llamacpp import Child, find_pair, is_gguf, require_for
+from toolkit.models.llamacpp.convert import _lay_out, refuse_foreign_names, tensor_names
+from toolkit.models.llamacpp.converter import unusual_rhythm
+from toolkit.models.llamacpp.library import LlamaError
+from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.recipe import Model
-from toolkit.run import RunFolder, find_exported, locate, read_json, write_json
-from toolkit.stages.export.proof import BOUNDS, Asked, Bound, compare
+from toolkit.runfolder import RunFolder, find_exported, locate, read_json, write_json
 
 
 def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_worker_that_dies_is_an_error_and_not_the_end(tmp_path: Path, monkeypa
 CTRL_C = """
 import os, signal, sys
 from pathlib import Path
-from toolkit.llamacpp import Child, convert
+from toolkit.models.llamacpp import Child, convert
 signal.signal(signal.SIGINT, lambda *_: None)  # as a stage notes it, and goes on to its next step
 with Child("slow") as child:
     signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -159,7 +160,7 @@ def test_a_failure_in_the_library_is_told_with_its_reason(monkeypatch: pytest.Mo
         raise LlamaError("llama.cpp cannot load x.gguf")
 
     worker = Worker(None)  # type: ignore[arg-type]
-    monkeypatch.setattr("toolkit.llamacpp.worker.Session", fail)
+    monkeypatch.setattr("toolkit.models.llamacpp.worker.Session", fail)
     replies = io.StringIO()
     line = json.dumps({"do": "load", "model": "x.gguf", "mmproj": "y.gguf", "context": 8})
     serve(worker, io.StringIO(line + "\n"), replies)

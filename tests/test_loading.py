@@ -12,10 +12,10 @@ import pandas
 import pytest
 
 from tests.helpers.problems import raises
+from toolkit.data.loading import DataSplits, load_data, read_file, survey
 from toolkit.errors import NOTHING, DataError
-from toolkit.phantoms.chest import write_chest
 from toolkit.recipe import Images, Phantom, Recipe
-from toolkit.tasks.loading import DataSplits, load_data, read_file, survey
+from toolkit.synthetic.chest import write_chest
 
 Row = dict[str, Any]
 

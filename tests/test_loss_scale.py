@@ -20,9 +20,9 @@ from test_training import adapter_of
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.problems import raises
-from toolkit.backends.callbacks import Report
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import TrainingError
+from toolkit.models.hf import HfBackend
+from toolkit.training.callbacks import Report
 
 SCALE = 256.0
 

@@ -10,12 +10,12 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
+from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.sample import ImageRef, Sample
 from toolkit.errors import RowProblem
-from toolkit.sample import ImageRef, Sample
 from toolkit.tasks import TASKS, RowOrigin
-from toolkit.tasks.loading.columns import Wanted, resolve_columns
 from toolkit.tasks.mcq import choose
-from toolkit.tasks.mcq.reading import LETTERS
+from toolkit.tasks.mcq.schema import LETTERS
 
 MCQ = TASKS["mcq"]
 ROOT = Path("/data")

@@ -15,13 +15,13 @@ from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
 from fake_cuda.log import Allocation
 from fake_cuda.trace import Spec, trace
 
-from toolkit.plan.counting import build_architecture
-from toolkit.plan.gpu import usable_bytes
-from toolkit.plan.memory import RowSize, Setting
-from toolkit.plan.prequantised import KEPT
+from toolkit.planning.counting import build_architecture
+from toolkit.planning.gpu import usable_bytes
+from toolkit.planning.memory import RowSize, Setting
+from toolkit.planning.prequantised import KEPT
 from toolkit.recipe import Lora
 
-SHAPES = Path(__file__).parents[1] / "toolkit/plan/shapes"
+SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
 
 
 def log(*lines: tuple[int, float]) -> list[Event]:

@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText
 
 from tests.helpers.problems import raises
 from toolkit import tiny
-from toolkit.backends import adapter
-from toolkit.backends.merge import compare_merged, plan_merge, write_merged
 from toolkit.errors import ModelError
+from toolkit.models import lora as adapter
+from toolkit.models.merge import compare_merged, plan_merge, write_merged
 from toolkit.recipe import Lora
 
 

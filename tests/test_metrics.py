@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
-from toolkit.metrics import (
+from toolkit.scoring.statistics import (
     Judged,
+    bootstrap,
     bootstrap_mean,
     compare,
     confusion,
-    estimate,
     macro_f1,
     macro_f1_estimate,
     majority,
     mcnemar_exact,
     paired,
     paired_difference,
-    resampling,
     share,
     summarise,
     wilson,
 )
+from toolkit.scoring.statistics import intervals as estimate
 
 
 @pytest.mark.parametrize("module", [estimate, paired])
@@ -103,8 +103,8 @@ def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_the_groups_names
 
 
 def test_bootstrap_in_many_pieces_keeps_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "_CELLS", 7)
-    sums = resampling.resampled_sums(np.ones((6, 1)), ["a", "b", "c", "d", "e", "f"], 101, 0)
+    monkeypatch.setattr(bootstrap, "_CELLS", 7)
+    sums = bootstrap.resampled_sums(np.ones((6, 1)), ["a", "b", "c", "d", "e", "f"], 101, 0)
     assert sums.shape == (101, 1)
     assert (sums == 6).all()
 

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
-from toolkit.metrics import (
+from toolkit.scoring.statistics import (
     AGE_EDGES,
     Estimate,
     Judged,
     LabelFigures,
     band,
-    bands,
+    bins,
+    bootstrap,
     confusion,
+    confusion_plot,
     draw_confusion,
     label_figures,
     macro_f1_estimate,
-    picture,
-    resampling,
     summarise,
 )
 
@@ -299,7 +299,7 @@ def test_ten_thousand_answers_of_seven_classes_take_little_memory(pictures: int)
     label_figures(labels, groups, 2000, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 40 * resampling._CELLS
+    assert peak < 40 * bootstrap._CELLS
 
 
 def judged(labels: Labels, **by: list[str]) -> list[Judged]:
@@ -342,7 +342,7 @@ def test_label_figures_go_through_json_without_nan(rows: list[Judged]) -> None:
 
 
 def test_worked_examples_of_bands_hold() -> None:
-    result = doctest.testmod(bands)
+    result = doctest.testmod(bins)
     assert (result.attempted, result.failed) == (2, 0)
 
 
@@ -380,7 +380,7 @@ def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
     labels: Labels = [*skin(300, 8), ("mel", "scc"), ("nv", "lentigo"), ("nv", None)]
     true, answered = columns(labels)
     names = sorted(set(true))
-    found, counts = picture._table(confusion(true, [b for _, b in labels]))
+    found, counts = confusion_plot._table(confusion(true, [b for _, b in labels]))
     assert found == (*names, "(other)", "(unreadable)")
     known = [name if name in (*names, "(none)") else "(other)" for name in answered]
     theirs = metrics.confusion_matrix(true, known, labels=[*names, "(other)", "(none)"])
@@ -388,9 +388,9 @@ def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
 
 
 def test_columns_without_answers_are_not_drawn() -> None:
-    found, counts = picture._table(confusion(["a", "b"], ["b", "b"]))
+    found, counts = confusion_plot._table(confusion(["a", "b"], ["b", "b"]))
     assert (found, counts.tolist()) == (("a", "b"), [[0, 1], [0, 1]])
-    assert picture._table(confusion(["a"], [None]))[0] == ("a", "(unreadable)")
+    assert confusion_plot._table(confusion(["a"], [None]))[0] == ("a", "(unreadable)")
 
 
 def test_a_confusion_is_drawn_whole_and_the_same_each_time(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_nothing_is_not_drawn(tmp_path: Path) -> None:
 
 def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import toolkit.metrics as m; assert 'matplotlib' not in sys.modules;"
+        "import sys; from pathlib import Path; import toolkit.scoring.statistics as m; assert 'matplotlib' not in sys.modules;"
         "import matplotlib; before = list(dict.items(matplotlib.rcParams));"
         "m.draw_confusion(m.confusion(['a'], ['a']), Path(sys.argv[1]), 'c');"
         "assert list(dict.items(matplotlib.rcParams)) == before;"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.metrics import Judged, Stand, chain_figures, read_chains
-from toolkit.metrics.chains import BEFORE_FAILURE, WHOLE, Chain
+from toolkit.scoring.statistics import Judged, Stand, chain_figures, read_chains
+from toolkit.scoring.statistics.episodes import BEFORE_FAILURE, WHOLE, Chain
 
 Values = dict[str, list[float | None]]
 

@@ -14,10 +14,10 @@ from real_processors import unpack_processors
 from transformers import AutoProcessor
 
 from toolkit import tiny
-from toolkit.chat import conversation, render_prompt
+from toolkit.exporting.chat_turns import Turns, ollama_template, read_turns
+from toolkit.exporting.serving import Pair, Serving, commands, fill_in, modelfile, write_modelfiles
+from toolkit.models.chat_template import conversation, render_prompt
 from toolkit.recipe import Recipe
-from toolkit.stages.export.next_use import Pair, Serving, commands, fill_in, modelfile, write_modelfiles
-from toolkit.stages.export.turns import Turns, ollama_template, read_turns
 
 QWEN = ("qwen2_vl", "qwen3_vl")
 TEXTS = ["What is it?", 'An "opacity".', "And where?", "Left <side>", "How large & sure?"]

@@ -27,26 +27,26 @@ from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, Trainer
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.backends.base import Sampling, TrainingJob
-from toolkit.backends.callbacks import checkpoints
-from toolkit.backends.collate import collate
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.out_of_memory import AtOnce, attempt
-from toolkit.backends.policy_trainer import PolicyTrainer, _parts
-from toolkit.backends.sizes import Sizes
-from toolkit.compute import machine
 from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
-from toolkit.pipeline.rehearsal import rehearsal
+from toolkit.evaluation.context import Context
+from toolkit.models.backend import Sampling, TrainingJob
+from toolkit.models.batch_sizes import Sizes
+from toolkit.models.collate import collate
+from toolkit.models.hf import HfBackend
+from toolkit.models.lengths import check_lengths
+from toolkit.models.oom import AtOnce, attempt
+from toolkit.models.prompts import Prompts
+from toolkit.pipeline.dry_run import rehearsal
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import Record, read_json, read_lines, write_json
-from toolkit.stages import training
-from toolkit.stages.context import Context
-from toolkit.stages.grpo import train_grpo
-from toolkit.stages.lengths import check_lengths
-from toolkit.stages.preflight import preflight_job
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.recovery import Recovery, advice
-from toolkit.stages.sft import train_sft
+from toolkit.runfolder import Record, read_json, read_lines, write_json
+from toolkit.runfolder.usage import machine
+from toolkit.training import train as training
+from toolkit.training.callbacks import checkpoints
+from toolkit.training.grpo import train_grpo
+from toolkit.training.grpo_trainer import PolicyTrainer, _parts
+from toolkit.training.oom_recovery import Recovery, advice
+from toolkit.training.preflight import preflight_job
+from toolkit.training.sft import train_sft
 
 ROOT = Path(__file__).parents[1]
 BY_UNSLOTH = os.environ.get("TOOLKIT_TEST_BACKEND") == "unsloth"
@@ -96,7 +96,7 @@ class SmallMemory:
 def backend_class() -> Any:
     """The backend that is tested."""
     if BY_UNSLOTH:
-        from toolkit.backends.unsloth.backend import UnslothBackend
+        from toolkit.models.unsloth.backend import UnslothBackend
 
         return UnslothBackend
     return HfBackend
@@ -426,7 +426,7 @@ def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkey
 def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without the check that images count, whose passes would not fit either."""
     with patch.context() as inner:
-        inner.setattr("toolkit.stages.grpo.look_first", lambda *_: True)
+        inner.setattr("toolkit.training.grpo.look_first", lambda *_: True)
         yield
 
 
@@ -474,7 +474,7 @@ def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
 
 def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "several")
-    monkeypatch.setattr("toolkit.stages.training.world_size", lambda: 2)
+    monkeypatch.setattr("toolkit.training.train.world_size", lambda: 2)
     with small_memory(monkeypatch, fits=1, gradients=True), raises(TrainingError, "training.process_out_of_memory"):
         run(recipe, "sft")
 
@@ -866,7 +866,7 @@ def test_checkpointing_leaves_a_frozen_vision_tower_without_gradients(
 
         def watched(self: HfBackend, *args: Any, load: Any = load, **options: Any) -> Any:
             policy = load(self, *args, **options)
-            from toolkit.backends.meter import _tower
+            from toolkit.models.flops import _tower
 
             tower = _tower(policy.model.get_base_model())
             assert tower is not None

@@ -10,11 +10,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from training import small_recipe
 
-from toolkit.phantoms import write_chest, write_chest_vqa
-from toolkit.phantoms.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about
-from toolkit.phantoms.film import draw_film
+from toolkit.data.loading import load_data
 from toolkit.recipe import Phantom
-from toolkit.tasks.loading import load_data
+from toolkit.synthetic import write_chest, write_chest_vqa
+from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about
+from toolkit.synthetic.radiograph import draw_film
 
 REXVQA = {
     "question",

@@ -12,12 +12,12 @@ import pytest
 
 from tests.helpers.problems import raises
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
-from toolkit.llamacpp import forms_of, lacking
+from toolkit.evaluation.context import Context
+from toolkit.models.llamacpp import forms_of, lacking
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
-from toolkit.pipeline.again import export_again
+from toolkit.pipeline.rerun import export_again
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import RunFolder, check_fingerprints, read_json
-from toolkit.stages.context import Context
+from toolkit.runfolder import RunFolder, check_fingerprints, read_json
 
 TEXT = """
 [run]
@@ -205,7 +205,7 @@ def test_an_export_that_was_not_verified_does_not_stand_for_one_that_is_to_be(tm
 def test_an_optional_form_is_written_where_it_can_be_and_added_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: installed)
+    monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: installed)
     recipe = make_recipe(
         tmp_path, 'export.to=["adapter"]', 'export.optional=["gguf"]', 'export.quant=["f16"]', "export.verify=0"
     )
@@ -221,7 +221,7 @@ def test_an_optional_form_is_written_where_it_can_be_and_added_once_it_can(
 def test_a_gguf_that_cannot_be_made_here_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
+    monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
     stages, recipe = FakeStages(), make_recipe(tmp_path, 'export.to=["gguf"]')
     with raises(MissingExtraError, "install.extra_missing") as caught:
         run_recipe(recipe, stages.table())
@@ -235,7 +235,7 @@ def test_a_gguf_that_cannot_be_made_here_is_refused_before_anything_is_trained(
 def test_an_export_of_fewer_quantisations_does_not_stand_for_the_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toolkit.pipeline.steps.require_for", lambda quant, verify: None)
+    monkeypatch.setattr("toolkit.pipeline.run.require_for", lambda quant, verify: None)
     recipe = make_recipe(tmp_path, 'export.to=["gguf"]', 'export.quant=["f16", "q8_0"]')
     run = run_recipe(recipe, FakeStages().table()).run
     done = {"weights": "stages/grpo/weights", "asked": ["gguf"]}

@@ -15,16 +15,16 @@ from training import context_of, small_recipe
 
 from tests.helpers.problems import raises
 from toolkit import tiny
-from toolkit.backends.base import Policy
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import Interrupted, ModelError, RunError
+from toolkit.evaluation.context import Context
+from toolkit.exporting import export
+from toolkit.exporting.atomic_output import BESIDE, MARGIN, Place, free_name, refuse_small_disk
+from toolkit.exporting.size import Size, base_size, form_bytes
+from toolkit.models.backend import Policy
+from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Export, Model, Recipe
-from toolkit.stages.context import Context
-from toolkit.stages.export import export
-from toolkit.stages.export.place import BESIDE, MARGIN, Place, free_name, refuse_small_disk
-from toolkit.stages.export.size import Size, base_size, form_bytes
 
 FILES = 30
 Disk = namedtuple("Disk", "total used free")

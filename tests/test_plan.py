@@ -19,30 +19,30 @@ from training import recipe_on_files, small_recipe
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.chat import image_tokens
 from toolkit.cli import main
 from toolkit.cli.plan import make, plan_run
 from toolkit.cli.planned import lines, short_lines
 from toolkit.errors import NOTHING, DataError, ModelError, PlanError
+from toolkit.models.chat_template import image_tokens
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.peaks import describe_peaks, gpu_peaks
-from toolkit.pipeline.prepare import PHANTOMS
+from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
+from toolkit.pipeline.prepare_data import PHANTOMS
 from toolkit.pipeline.stages import STAGES
-from toolkit.plan import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
-from toolkit.plan.architecture import Architecture
-from toolkit.plan.base import BaseWeights, find_base
-from toolkit.plan.counting import build_architecture
-from toolkit.plan.disk import Disk, judge_disk
-from toolkit.plan.duration import COMMON
-from toolkit.plan.gpu import GIB
-from toolkit.plan.known import KNOWN, find_configuration
-from toolkit.plan.loads import planned_backend
-from toolkit.plan.prequantised import KEPT, Repository
-from toolkit.plan.steps import plan_work
-from toolkit.plan.tested import compare_versions
-from toolkit.plan.tokens import picture_tokens
+from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
+from toolkit.planning.architecture import Architecture
+from toolkit.planning.base import BaseWeights, find_base
+from toolkit.planning.counting import build_architecture
+from toolkit.planning.disk import Disk, judge_disk
+from toolkit.planning.duration import COMMON
+from toolkit.planning.gpu import GIB
+from toolkit.planning.model_configs import KNOWN, find_configuration
+from toolkit.planning.prequantised import KEPT, Repository
+from toolkit.planning.stage_settings import planned_backend
+from toolkit.planning.tested import compare_versions
+from toolkit.planning.tokens import picture_tokens
+from toolkit.planning.work import plan_work
 from toolkit.recipe import Model, Phantom, Recipe, load_recipe
-from toolkit.run import TESTED, append_line, find_run, read_json
+from toolkit.runfolder import TESTED, append_line, find_run, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -95,7 +95,7 @@ def test_a_plan_imports_no_training_library(films: Path, tmp_path: Path) -> None
 
 def test_the_json_has_its_documented_keys(films: Path, tmp_path: Path) -> None:
     found = make(recipe_on_files(tmp_path, films), A5000).to_json()
-    documented = (ROOT / "toolkit/plan/record.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
+    documented = (ROOT / "toolkit/planning/record.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
     keys = [line.split()[0] for line in documented.splitlines() if line.startswith("    ") and line[4] != " "]
     assert list(found) == keys
     assert json.loads(json.dumps(found)) == found
@@ -343,7 +343,9 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
 def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toolkit.llamacpp.require_for", lambda quant, verify: None)  # as if the extra were installed
+    monkeypatch.setattr(
+        "toolkit.models.llamacpp.require_for", lambda quant, verify: None
+    )  # as if the extra were installed
     folder = tmp_path / "quantised"
     folder.mkdir()
     fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
@@ -394,10 +396,10 @@ def test_a_gguf_that_cannot_be_written_here_is_a_problem(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
-    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
-    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.models.llamacpp.child.is_installed", lambda: True)
     assert "install.extra_missing" not in codes(make(recipe, None))
-    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: False)
+    monkeypatch.setattr("toolkit.models.llamacpp.child.is_installed", lambda: False)
     found = one_of(make(recipe, None), "install.extra_missing")
     assert found.problem
     assert found.place == "[export] to"
@@ -487,9 +489,9 @@ def loaded(recipe: Recipe) -> Architecture:
 @pytest.mark.parametrize("backend", ["auto", "hf"])
 def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file: Path, backend: Any) -> None:
     """With rows that fill model.max_tokens, and 5 % of the GPU to spare on the backend that it runs."""
-    from toolkit.plan.loads import memory_settings
-    from toolkit.plan.memory import estimate
-    from toolkit.plan.tokens import fullest_row
+    from toolkit.planning.memory import estimate
+    from toolkit.planning.stage_settings import memory_settings
+    from toolkit.planning.tokens import fullest_row
 
     recipe = load_recipe(file)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
@@ -502,9 +504,9 @@ def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file:
 
 def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
     """The traced ones beside them are those that tests/benchmarks/bench_memory.py printed."""
-    from toolkit.plan.loads import memory_settings
-    from toolkit.plan.memory import estimate
-    from toolkit.plan.tokens import fullest_row
+    from toolkit.planning.memory import estimate
+    from toolkit.planning.stage_settings import memory_settings
+    from toolkit.planning.tokens import fullest_row
 
     text = (ROOT / "docs" / "concepts" / "plan_estimates.md").read_text(encoding="utf-8")
     block = text.split("<!-- memory:begin -->")[1].split("<!-- memory:end -->")[0]
@@ -572,7 +574,7 @@ def test_a_plan_error_has_every_certain_problem_with_its_code(films: Path, tmp_p
 def test_an_estimate_above_the_card_only_warns_a_run(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("toolkit.plan.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
+    monkeypatch.setattr("toolkit.planning.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
     with caplog.at_level(logging.INFO, "toolkit"):
         found = plan_run(recipe_on_files(tmp_path, films), fresh=False)
     assert found is not None
@@ -721,6 +723,6 @@ def test_memory_counts_the_repository_that_unsloth_loads(films: Path, tmp_path: 
 
     assert loaded("hf") < loaded("auto", revision="main") < loaded("auto")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toolkit.plan.make.find_repository", lambda model, ask: listed)
+        patch.setattr("toolkit.planning.make.find_repository", lambda model, ask: listed)
         assert make(recipe, named_gpu("L4")).to_json()["model"]["loaded"] == listed.name
         assert loaded("auto") == loaded("hf")

@@ -15,9 +15,9 @@ from toolkit.imagegen.ratings import load_ratings
 from toolkit.imagegen.settings import imagegen_of, seed_of
 from toolkit.imagegen.stages import stage_names
 from toolkit.imagegen.tiny_pipeline import SIDE, save_tiny_pipeline
-from toolkit.plan import Gpu, described_gpu, named_gpu
-from toolkit.plan.imagegen import ImagegenPlan, make_imagegen_plan
-from toolkit.plan.imagegen.ratings import divide
+from toolkit.planning import Gpu, described_gpu, named_gpu
+from toolkit.planning.imagegen import ImagegenPlan, make_imagegen_plan
+from toolkit.planning.imagegen.ratings import divide
 from toolkit.recipe import Recipe, load_recipe
 
 IMAGES = 60
@@ -236,7 +236,7 @@ def test_a_run_with_a_certain_problem_ends_before_its_first_stage(write: Write, 
 
 def test_a_plan_of_the_tiny_recipe_imports_no_torch() -> None:
     code = (
-        "import sys; from toolkit.recipe import load_recipe; from toolkit.plan.imagegen import make_imagegen_plan; "
+        "import sys; from toolkit.recipe import load_recipe; from toolkit.planning.imagegen import make_imagegen_plan; "
         "plan = make_imagegen_plan(load_recipe('recipes/imagegen_tiny.toml'), None); "
         "assert plan.problems == [], plan.problems; assert 'torch' not in sys.modules"
     )

@@ -14,10 +14,11 @@ from training import recipe_on_files
 
 from toolkit import tiny
 from toolkit.cli.plan import make
-from toolkit.pipeline.prepare import PHANTOMS
-from toolkit.plan import kept, tokens
-from toolkit.plan import make as making
-from toolkit.plan.tokens import Tokens
+from toolkit.pipeline.prepare_data import PHANTOMS
+from toolkit.planning import cache as kept
+from toolkit.planning import make as making
+from toolkit.planning import tokens
+from toolkit.planning.tokens import Tokens
 from toolkit.recipe import Phantom, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

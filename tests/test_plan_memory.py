@@ -15,16 +15,17 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from toolkit import tiny
-from toolkit.backends import adapter, sft_loss
-from toolkit.backends.loading import precision_of
-from toolkit.plan.architecture import Architecture
-from toolkit.plan.counting import build_architecture
-from toolkit.plan.gpu import usable_bytes
-from toolkit.plan.loads import planned_precision
-from toolkit.plan.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
-from toolkit.plan.memory.knobs import _completions, _pictures
-from toolkit.plan.prequantised import KEPT
+from toolkit.models import lora as adapter
+from toolkit.models.loading import precision_of
+from toolkit.planning.architecture import Architecture
+from toolkit.planning.counting import build_architecture
+from toolkit.planning.gpu import usable_bytes
+from toolkit.planning.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
+from toolkit.planning.memory.knobs import _completions, _pictures
+from toolkit.planning.prequantised import KEPT
+from toolkit.planning.stage_settings import planned_precision
 from toolkit.recipe import Lora, Model
+from toolkit.training import sft_loss
 
 TARGETS = Lora().targets
 NAMES = sorted(file.stem for file in SHAPES.glob("*.json"))

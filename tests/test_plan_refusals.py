@@ -10,15 +10,15 @@ import pytest
 from training import recipe_on_files
 
 from toolkit import tiny
-from toolkit.backends import backend_name
 from toolkit.cli import main
 from toolkit.cli.plan import make
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem
+from toolkit.models import backend_name
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.prepare import PHANTOMS
+from toolkit.pipeline.prepare_data import PHANTOMS
 from toolkit.pipeline.stages import STAGES
-from toolkit.plan import Gpu, Plan, described_gpu
-from toolkit.plan.gpu import GIB
+from toolkit.planning import Gpu, Plan, described_gpu
+from toolkit.planning.gpu import GIB
 from toolkit.recipe import Phantom, Recipe
 
 A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
@@ -92,7 +92,7 @@ def test_a_package_that_the_pictures_need_is_a_problem(films: Path, monkeypatch:
     def lacking(*_: Any) -> None:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM")
 
-    monkeypatch.setattr("toolkit.plan.rows.count_rows", lacking)
+    monkeypatch.setattr("toolkit.planning.rows.count_rows", lacking)
     found = [problem.details for problem in make(recipe_of(films), None).problems]
     assert {(problem.code, problem.place) for problem in found} == {("install.extra_missing", "pydicom")}
 
@@ -269,7 +269,7 @@ def test_vllm_is_refused_with_every_reason(films: Path, monkeypatch: pytest.Monk
     reasons = found.rule.split("; ")
     for word in ("installed", "24 GB", "backend", "[sft]"):
         assert sum(word in reason for reason in reasons) == 1
-    monkeypatch.setattr("toolkit.plan.backend.find_spec", lambda name: object())
+    monkeypatch.setattr("toolkit.planning.backend.find_spec", lambda name: object())
     assert make(recipe_of(films, tables, sft=None), described_gpu(24)).problems == []
     small = one_of(make(recipe_of(films, tables, sft=None), described_gpu(16)), "training.vllm_unsupported")
     assert "24 GB" in small.rule
@@ -288,7 +288,7 @@ def test_a_run_folder_below_a_file_or_a_closed_folder_is_a_problem(
     recipe = recipe_of(films, {"run": {"folder": file}})
     found = one_of(make(recipe, None), "plan.run_folder_below_file")
     assert (found.place, found.value) == ("[run] folder", str(file))
-    monkeypatch.setattr("toolkit.plan.disk.os.access", lambda *_: False)  # root may write into a closed folder
+    monkeypatch.setattr("toolkit.planning.disk.os.access", lambda *_: False)  # root may write into a closed folder
     assert one_of(make(recipe_of(films), None), "plan.run_folder_not_writable").place == "[run] folder"
 
 

@@ -16,15 +16,15 @@ from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
-from toolkit.backends.base import Completion, Policy, Row, Sampling
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
+from toolkit.evaluation.predict_episodes import Files, predict_chains
+from toolkit.evaluation.predictor import load_model_for_inference
+from toolkit.models.backend import Completion, Policy, Row, Sampling
+from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.predictor import load_model_for_inference
 from toolkit.recipe import Recipe
-from toolkit.run import RunFolder, StopRequest, find_run, read_lines
-from toolkit.stages.predict_chains import Files, predict_chains
+from toolkit.runfolder import RunFolder, StopRequest, find_run, read_lines
 
 STEP = {
     "Short Term": {"last_action": "CLICK"},
@@ -315,7 +315,7 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
     trained: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Saying(json.dumps(STEP), "Well.", json.dumps(STEP))
-    monkeypatch.setattr("toolkit.stages.asking.choose_backend", lambda model, weights: backend)
+    monkeypatch.setattr("toolkit.evaluation.generate.choose_backend", lambda model, weights: backend)
     shots = [str(screen(tmp_path, f"{number}.png")) for number in (1, 2, 3)]
     typed = "\n".join([shots[0], "", "nowhere.png", f"'{shots[1]}'", shots[2], "quit", shots[0]])
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))

@@ -10,13 +10,13 @@ import pytest
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import DataError, ImageError, RunError
-from toolkit.phantoms import write_chest
+from toolkit.evaluation.context import Context
 from toolkit.pipeline import Stages
-from toolkit.pipeline.again import Delivery, evaluate_again, export_again
-from toolkit.pipeline.prepare import inspect_data, prepare
+from toolkit.pipeline.prepare_data import inspect_data, prepare
+from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
 from toolkit.recipe import Phantom, Recipe, load_recipe
-from toolkit.run import read_json, silent, start_run
-from toolkit.stages.context import Context
+from toolkit.runfolder import read_json, silent, start_run
+from toolkit.synthetic import write_chest
 
 HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
 FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'

@@ -13,13 +13,13 @@ from footprint import shape_fields
 from safetensors.torch import save_file
 from training import small_recipe
 
-from toolkit.plan import prequantised
-from toolkit.plan.base import State
-from toolkit.plan.counting import build_architecture
-from toolkit.plan.disk import Downloads, plan_disk
-from toolkit.plan.memory import RowSize, Setting
-from toolkit.plan.memory.weights import weight_bytes
-from toolkit.plan.prequantised import (
+from toolkit.planning import prequantised
+from toolkit.planning.base import State
+from toolkit.planning.counting import build_architecture
+from toolkit.planning.disk import Downloads, plan_disk
+from toolkit.planning.memory import RowSize, Setting
+from toolkit.planning.memory.weights import weight_bytes
+from toolkit.planning.prequantised import (
     DOWNLOADS,
     KEPT,
     MOST_KEPT,

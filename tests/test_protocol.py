@@ -10,14 +10,13 @@ import torch
 from training import context_of, small_recipe, with_spread
 
 from tests.helpers.problems import raises
-from toolkit import chat
-from toolkit.backends import Backend
-from toolkit.backends.base import Policy, Row, Sampling, TrainingJob
 from toolkit.errors import ModelError, TrainingError
-from toolkit.stages.context import Context
-from toolkit.stages.grpo import make_judge, rewards_of
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sight import look_first
+from toolkit.evaluation.context import Context
+from toolkit.models import Backend, chat_template
+from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
+from toolkit.models.prompts import Prompts
+from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.image_check import look_first
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def job_of(context: Context, stage: str, folder: Path) -> TrainingJob:
 
 
 def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    ask = Row(chat.conversation("Describe the film.", 1), rows[0].images)
+    ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
     completion = backend.generate(policy, [ask], Sampling(40))[0][0]
     assert not completion.truncated
     assert completion.tokens < 40
@@ -59,7 +58,7 @@ def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, polic
 
 
 def test_an_answer_that_meets_the_limit_says_so(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    ask = Row(chat.conversation("Describe the film.", 1), rows[0].images)
+    ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
     completion = backend.generate(policy, [ask], Sampling(2))[0][0]
     assert completion.truncated
     assert completion.tokens == 2
@@ -70,7 +69,7 @@ def test_answers_do_not_depend_on_their_neighbours_in_a_batch(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
     asked = [Row(row.messages, row.images) for row in rows[:5]]
-    asked.append(Row(chat.conversation("Describe the film.", 1), rows[0].images))
+    asked.append(Row(chat_template.conversation("Describe the film.", 1), rows[0].images))
     together = [group[0].text for group in backend.generate(policy, asked, Sampling(12))]
     alone = [backend.generate(policy, [row], Sampling(12))[0][0].text for row in asked]
     assert together == alone

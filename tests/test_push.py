@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
+from toolkit.exporting import push as push_module
+from toolkit.exporting.extra_files import digest_of
+from toolkit.exporting.push import Push, check_push, is_proven, push_form
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.again import Delivery, export_again
+from toolkit.pipeline.rerun import Delivery, export_again
+from toolkit.pipeline.run import Stages
 from toolkit.pipeline.stages import STAGES
-from toolkit.pipeline.steps import Stages
 from toolkit.recipe import Recipe
-from toolkit.run import find_run
-from toolkit.stages.export import push as push_module
-from toolkit.stages.export.beside import digest_of
-from toolkit.stages.export.push import Push, check_push, is_proven, push_form
+from toolkit.runfolder import find_run
 
 NOTHING = Stages(*[lambda *_: pytest.fail("a stage began")] * 6)
 

@@ -17,19 +17,19 @@ from training import context_of, small_recipe, with_spread
 from transformers import TrainerCallback
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.backends.base import Policy, Sampling, TrainingJob
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.loading import precision_of
 from toolkit.errors import Interrupted, ModelError
+from toolkit.evaluation.context import Context
+from toolkit.models.backend import Policy, Sampling, TrainingJob
+from toolkit.models.hf import HfBackend
+from toolkit.models.loading import precision_of
+from toolkit.models.prompts import Prompts
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Model, Recipe
-from toolkit.run import StopRequest
-from toolkit.stages import training
-from toolkit.stages.context import Context
-from toolkit.stages.grpo import make_judge, rewards_of
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
+from toolkit.runfolder import StopRequest
+from toolkit.training import train as training
+from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.sft import train_sft
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
 

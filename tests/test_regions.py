@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RecipeError
-from toolkit.regions import (
+from toolkit.scoring.regions import (
     COORDINATES,
     GRIDS,
     Frame,

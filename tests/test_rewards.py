@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from toolkit.data.sample import Answer, Sample
 from toolkit.recipe import REWARD_WEIGHTS
-from toolkit.rewards import REWARDS, mcq, vqa
-from toolkit.rewards.explain import WHY
-from toolkit.sample import Answer, Sample
+from toolkit.tasks.mcq import rewards as mcq
+from toolkit.tasks.vqa import rewards as vqa
+from toolkit.training.rewards import REWARDS
+from toolkit.training.rewards.explain import WHY
 
 
 def sample(**reference: Any) -> Sample:

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.stages.reward_test import score_file
+from toolkit.training.reward_test import score_file
 
 ROW = {
     "question": "What is the main finding?",

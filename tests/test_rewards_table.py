@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.problems import raises
+from toolkit.data.sample import Answer
 from toolkit.errors import NOTHING, Problem, RecipeError, RewardError
-from toolkit.rewards import RewardTable, ScoredAnswer, explain, group_statistics, load_custom, mcq, reward_table, vqa
-from toolkit.sample import Answer
+from toolkit.tasks.mcq import rewards as mcq
+from toolkit.tasks.vqa import rewards as vqa
+from toolkit.training.rewards import RewardTable, ScoredAnswer, explain, group_statistics, load_custom, reward_table
 
 RIGHT = Answer(
     "B",

@@ -12,16 +12,16 @@ from stepping import row, task_rows, write_csv
 from training import context_of
 
 from tests.helpers.problems import warnings_in
-from toolkit.cli import show
+from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
-from toolkit.metrics import Stand
+from toolkit.evaluation.context import Context, EvaluationRecord
+from toolkit.evaluation.episodes import find_chains
+from toolkit.evaluation.evaluate import evaluate
+from toolkit.models.lengths import NO_ROOM, SPECIAL
 from toolkit.pipeline import read_results, write_results
 from toolkit.recipe import load_recipe
-from toolkit.run import read_json, read_lines
-from toolkit.stages.context import Context, EvaluationRecord
-from toolkit.stages.evaluate import evaluate
-from toolkit.stages.lengths import NO_ROOM, SPECIAL
-from toolkit.stages.rollout import find_chains
+from toolkit.runfolder import read_json, read_lines
+from toolkit.scoring.statistics import Stand
 from toolkit.tasks.steps import replay
 
 ALL = {"memory": ("reference", "own", "off")}

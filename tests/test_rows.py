@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
+from toolkit.data import RowIndex, json_stream, open_index
+from toolkit.data.json_stream import stream_json
 from toolkit.errors import NOTHING, DataError
-from toolkit.rows import RowIndex, json_stream, open_index
-from toolkit.rows.json_stream import stream_json
 
 RECORDS = {f"case{i}": {"question": f"q{i}", "answer": i, "tags": ["ä", {"深": None}]} for i in range(5)}
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -333,6 +333,6 @@ def test_a_hub_data_set_that_is_not_there_and_a_wrong_name_are_told(monkeypatch:
 
 
 def test_rows_import_neither_datasets_nor_torch() -> None:
-    code = "import sys, toolkit.rows, toolkit.tasks; print({'datasets', 'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, toolkit.data, toolkit.tasks; print({'datasets', 'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

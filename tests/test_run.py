@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import Interrupted, RunError
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import (
+from toolkit.runfolder import (
     RunFolder,
     StopRequest,
     check_fingerprints,
@@ -168,7 +168,7 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock
     holder = in_another_process(f"""
         import time
         from toolkit.recipe import load_recipe
-        from toolkit.run import start_run
+        from toolkit.runfolder import start_run
         with start_run(load_recipe({str(tmp_path / "recipe.toml")!r})):
             print("held", flush=True)
             time.sleep(60)
@@ -286,7 +286,7 @@ def test_the_first_signal_is_noted_and_the_old_handler_comes_back() -> None:
 def test_the_second_signal_ends_the_process_at_once() -> None:
     process = in_another_process("""
         import time
-        from toolkit.run import StopRequest
+        from toolkit.runfolder import StopRequest
         with StopRequest(lambda number: print("noted", number, flush=True)):
             print("ready", flush=True)
             for _ in range(600):
@@ -304,7 +304,9 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
 
 
 def test_run_needs_no_heavy_library() -> None:
-    code = "import sys, toolkit.run; print(sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    code = (
+        "import sys, toolkit.runfolder; print(sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

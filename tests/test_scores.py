@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit import scores
-from toolkit.scores import content_words, exact_match, normalise, overlap, token_f1, tokens
+from toolkit.scoring import text as scores
+from toolkit.scoring.text import content_words, exact_match, normalise, overlap, token_f1, tokens
 
 
 def test_worked_examples_hold() -> None:

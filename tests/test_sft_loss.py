@@ -11,11 +11,11 @@ from training import context_of, small_recipe
 from trl.trainer import sft_trainer
 
 from tests.helpers.problems import raises
-from toolkit.backends import sft_loss
-from toolkit.backends.base import TrainingJob
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import TrainingError
-from toolkit.stages.prompts import Prompts
+from toolkit.models.backend import TrainingJob
+from toolkit.models.hf import HfBackend
+from toolkit.models.prompts import Prompts
+from toolkit.training import sft_loss
 
 TRL = sft_trainer._chunked_cross_entropy_loss
 VOCABULARY, WIDTH, ROWS, LENGTH = 333, 24, 3, 17

@@ -9,15 +9,15 @@ import torch
 from training import context_of, small_recipe, with_spread
 
 from tests.helpers.problems import raises
-from toolkit.backends.base import Policy, Row
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.sight import check_sight
 from toolkit.errors import TrainingError
-from toolkit.stages.context import Context
-from toolkit.stages.grpo import train_grpo
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
-from toolkit.stages.sight import look_first
+from toolkit.evaluation.context import Context
+from toolkit.models.backend import Policy, Row
+from toolkit.models.hf import HfBackend
+from toolkit.models.image_ablation import check_sight
+from toolkit.models.prompts import Prompts
+from toolkit.training.grpo import train_grpo
+from toolkit.training.image_check import look_first
+from toolkit.training.sft import train_sft
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_exchanged_pictures_change_the_answers_likelihood(context: Context, poli
 
 def test_the_answers_loss_is_that_of_the_batch(context: Context, policy: Policy) -> None:
     row = Prompts.of(context.recipe, context.images).row(context.data.train[0], answer=True)
-    from toolkit.backends.collate import IGNORED, collate
+    from toolkit.models.collate import IGNORED, collate
 
     batch = collate(policy, [row])
     policy.model.eval()
@@ -85,7 +85,7 @@ def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in unsloth#11031: the model sees, and the log-probabilities that are trained on are computed without."""
-    from toolkit.backends.policy_trainer import PolicyTrainer
+    from toolkit.training.grpo_trainer import PolicyTrainer
 
     ask = PolicyTrainer._get_per_token_logps_and_entropies
 

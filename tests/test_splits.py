@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
+from toolkit.data.splits import find_leaks, join_groups, leaking_rows, row_keys, split_by_group
 from toolkit.errors import DataError
-from toolkit.splits import find_leaks, join_groups, leaking_rows, row_keys, split_by_group
 
 Rows = list[tuple[str, list[str], str]]
 SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}

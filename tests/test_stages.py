@@ -19,20 +19,20 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
-from toolkit.backends.base import Policy, Sampling
-from toolkit.backends.hf import HfBackend
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
+from toolkit.evaluation.context import Context, EvaluationRecord
+from toolkit.evaluation.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
+from toolkit.evaluation.predict import predict
+from toolkit.exporting import export
+from toolkit.models.backend import Policy, Sampling
+from toolkit.models.hf import HfBackend
+from toolkit.models.prompts import Prompts
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, load_recipe
-from toolkit.run import find_run, read_json, read_lines
-from toolkit.stages.context import Context, EvaluationRecord
-from toolkit.stages.evaluate import CONFUSION, PARTIAL, PREDICTIONS, evaluate, judge_predictions
-from toolkit.stages.export import export
-from toolkit.stages.grpo import train_grpo
-from toolkit.stages.predict import predict
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
+from toolkit.runfolder import find_run, read_json, read_lines
+from toolkit.training.grpo import train_grpo
+from toolkit.training.sft import train_sft
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = 24

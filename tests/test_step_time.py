@@ -10,12 +10,12 @@ from training import context_of, small_recipe
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.cli.plan import make
-from toolkit.plan import named_gpu
-from toolkit.run import write_json
-from toolkit.stages import step_time
-from toolkit.stages.context import Context
-from toolkit.stages.sft import train_sft
-from toolkit.stages.step_time import StepTimes, planned_seconds
+from toolkit.evaluation.context import Context
+from toolkit.planning import named_gpu
+from toolkit.runfolder import write_json
+from toolkit.training import step_time
+from toolkit.training.sft import train_sft
+from toolkit.training.step_time import StepTimes, planned_seconds
 
 
 def plan_for(context: Context, *, here: bool) -> dict[str, Any]:

@@ -14,27 +14,19 @@ from PIL import Image
 from stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 
 from tests.helpers.problems import raises
-from toolkit.backends.hf import HfBackend
-from toolkit.chat import render_prompt
+from toolkit.data.loading import load_data
+from toolkit.data.sample import Answer, Sample
 from toolkit.errors import NOTHING, DataError, RecipeError
 from toolkit.images import ImageStore
+from toolkit.models.chat_template import render_prompt
+from toolkit.models.hf import HfBackend
+from toolkit.models.prompts import Prompts
 from toolkit.recipe import load_recipe
-from toolkit.sample import Answer, Sample
-from toolkit.stages.prompts import Prompts
 from toolkit.tasks import TASKS
-from toolkit.tasks.loading import load_data
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
-from toolkit.tasks.steps.answer import (
-    LONGEST,
-    MENDED,
-    NO_ACTION,
-    NO_JSON,
-    SEVERAL,
-    TOO_LONG,
-    UNKNOWN_ACTION,
-)
-from toolkit.tasks.steps.memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
-from toolkit.tasks.steps.places import read_place
+from toolkit.tasks.steps.agent_memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
+from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.parse import LONGEST, MENDED, NO_ACTION, NO_JSON, SEVERAL, TOO_LONG, UNKNOWN_ACTION
 
 STEPS = TASKS["steps"]
 QWEN = "Qwen/Qwen3-VL-8B-Instruct"
@@ -365,7 +357,7 @@ def test_the_order_is_kept_beside_the_index_and_travels_with_the_samples(
     write_csv(tmp_path, [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"])
     recipe = steps_recipe(tmp_path, max_dropped=1)
     first = load_data(recipe)
-    monkeypatch.setattr("toolkit.tasks.loading.source.take_survey", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("toolkit.data.loading.source.take_survey", lambda *_: pytest.fail("read again"))
     again = load_data(recipe)
     assert (again.fingerprint, again.announcements) == (first.fingerprint, first.announcements)
     assert list(pickle.loads(pickle.dumps(again.train[2:]))) == list(first.train)[2:]

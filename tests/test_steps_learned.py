@@ -9,7 +9,7 @@ from conftest import ROOT
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import load_recipe
-from toolkit.run import read_json
+from toolkit.runfolder import read_json
 
 SHORTER = (
     "sft.max_steps=70",

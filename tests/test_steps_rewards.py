@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 
-import toolkit.rewards.steps
-from toolkit import scores
+import toolkit.tasks.steps.rewards
+from toolkit.data.sample import Answer, Sample
 from toolkit.recipe import REWARD_WEIGHTS
-from toolkit.rewards import explain, reward_table
-from toolkit.rewards.steps import EXAMPLE, REWARDS, WHY, in_box
-from toolkit.sample import Answer, Sample
-from toolkit.scores import label_text
-from toolkit.tasks.steps import memory, order, places
+from toolkit.scoring import text as scores
+from toolkit.scoring.text import label_text
+from toolkit.tasks.steps import agent_memory, order
+from toolkit.tasks.steps import coordinates as places
+from toolkit.tasks.steps.rewards import EXAMPLE, REWARDS, WHY, in_box
+from toolkit.training.rewards import explain, reward_table
 
 MISSING = Answer("?", {}, "there is no JSON object")
 DONE = {"completed_subtasks": ["open the study", "choose the series"]}
@@ -38,7 +39,9 @@ def other(**reference: Any) -> Sample:
     return replace(EXAMPLE, reference={**EXAMPLE.reference, **reference})
 
 
-@pytest.mark.parametrize("module", [toolkit.rewards.steps, memory, order, places, scores], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [toolkit.tasks.steps.rewards, agent_memory, order, places, scores], ids=lambda m: m.__name__
+)
 def test_worked_examples_hold(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0

@@ -9,12 +9,12 @@ from stepping import task_rows, write_csv
 from training import small_recipe
 
 from toolkit.errors import DataError
+from toolkit.evaluation.predict import predict
 from toolkit.pipeline import read_results, run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
-from toolkit.run import RunFolder, find_run, read_lines
-from toolkit.stages.predict import predict
-from toolkit.stages.reward_test import score_file
+from toolkit.runfolder import RunFolder, find_run, read_lines
+from toolkit.training.reward_test import score_file
 
 pytestmark = pytest.mark.slow
 

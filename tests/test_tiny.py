@@ -11,15 +11,15 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from toolkit import tiny
-from toolkit.phantoms.lesion import Photo, make_lesion
-from toolkit.phantoms.steps import make_task
-from toolkit.regions import box_iou, find_regions
+from toolkit.scoring.regions import box_iou, find_regions
+from toolkit.synthetic.gui_tasks import make_task
+from toolkit.synthetic.lesions import Photo, make_lesion
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tiny import make
 from toolkit.tiny.build import build_model
-from toolkit.tiny.lessons import FIRST, SUBJECTS, Lesson, screens, skin
-from toolkit.tiny.school import School, collate
-from toolkit.tiny.seeing import learn_to_see
+from toolkit.tiny.curriculum import FIRST, SUBJECTS, Lesson, screens, skin
+from toolkit.tiny.curriculum_batches import School, collate
+from toolkit.tiny.vision_pretraining import learn_to_see
 
 NUMBERS = range(FIRST, FIRST + 30)
 

@@ -17,7 +17,7 @@ from tests.helpers.problems import raises
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
 
 # What `accelerate launch` runs where there are several GPUs; on a CPU it starts one process whatever it is told.
 LAUNCH = (
@@ -109,8 +109,8 @@ def test_two_processes_stop_together_and_go_on(tmp_path: Path) -> None:
 
 
 def test_a_step_that_two_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit.backends.settings import _shared
     from toolkit.errors import TrainingError
+    from toolkit.training.trl_settings import _shared
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert _shared(8, "[sft] accumulation") == 4

@@ -18,24 +18,25 @@ from training import context_of, small_recipe, with_spread
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.backends import adapter, callbacks
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.policy_trainer import PolicyTrainer
+from toolkit.data.loading import load_data
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
+from toolkit.evaluation.context import Context
+from toolkit.models import lengths as lengths_module
+from toolkit.models import lora as adapter
+from toolkit.models.hf import HfBackend
+from toolkit.models.lengths import check_lengths
+from toolkit.models.prompts import Prompts
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
-from toolkit.run import read_lines
-from toolkit.stages import lengths as lengths_module
-from toolkit.stages import training
-from toolkit.stages.context import Context
-from toolkit.stages.grpo import check_rewards_apply, describe_reference, make_judge, rewards_of, train_grpo
-from toolkit.stages.lengths import check_lengths
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
-from toolkit.stages.training import last_checkpoint
+from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
-from toolkit.tasks.loading import load_data
+from toolkit.training import callbacks
+from toolkit.training import train as training
+from toolkit.training.grpo import check_rewards_apply, describe_reference, make_judge, rewards_of, train_grpo
+from toolkit.training.grpo_trainer import PolicyTrainer
+from toolkit.training.sft import train_sft
+from toolkit.training.train import last_checkpoint
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -328,7 +329,7 @@ def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> Non
 
 
 def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
-    from toolkit.backends.collate import collate
+    from toolkit.models.collate import collate
 
     with context_of(small_recipe(tmp_path)) as context:
         policy = HfBackend().load(context.recipe, None, trainable=False)
@@ -357,7 +358,7 @@ def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
 
 
 def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
-    from toolkit.backends.base import Completion
+    from toolkit.models.backend import Completion
 
     with context_of(small_recipe(tmp_path)) as context:
         task, samples = TASKS["mcq"], context.data.train

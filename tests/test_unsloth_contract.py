@@ -102,9 +102,9 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     """
     from training import FEW_STEPS, context_of, small_recipe
 
-    from toolkit.backends.base import TrainingJob
-    from toolkit.backends.hf import HfBackend
-    from toolkit.stages.prompts import Prompts
+    from toolkit.models.backend import TrainingJob
+    from toolkit.models.hf import HfBackend
+    from toolkit.models.prompts import Prompts
 
     with context_of(small_recipe(tmp_path, FEW_STEPS)) as context:
         backend, samples = HfBackend(), context.data.train

@@ -14,9 +14,9 @@ from training import Tables, small_recipe, with_spread
 from unsloth_cpu.process import Done, figures, run_toolkit
 from unsloth_cpu.stand_ins import STAND_INS
 
-from toolkit.phantoms import write_chest
 from toolkit.recipe import Phantom, Recipe
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
+from toolkit.synthetic import write_chest
 
 pytestmark = [
     pytest.mark.slow,

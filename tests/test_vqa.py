@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
+from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
-from toolkit.sample import Sample
 from toolkit.tasks import TASKS, RowOrigin
 
 VQA = TASKS["vqa"]

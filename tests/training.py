@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.pipeline.prepare import prepare
+from toolkit.evaluation.context import Context
+from toolkit.pipeline.prepare_data import prepare
 from toolkit.recipe import Recipe, dump_recipe, load_recipe
-from toolkit.run import StopRequest, silent, start_run
-from toolkit.stages.context import Context
+from toolkit.runfolder import StopRequest, silent, start_run
 
 Tables = Mapping[str, Mapping[str, Any]]
 

@@ -31,21 +31,21 @@ from unsloth.models._utils import apply_accepts_loss_kwargs_fix
 from unsloth.models.loader_utils import get_model_name
 from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 
-from toolkit.backends import vllm
-from toolkit.backends.base import Policy, TrainingJob
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.policy_trainer import RolloutTrainer
-from toolkit.backends.settings import grpo_settings, sft_settings
-from toolkit.backends.sizes import Sizes, recipe_sizes
-from toolkit.backends.trainers import Manner, build_grpo, build_sft
-from toolkit.backends.unsloth import options
-from toolkit.backends.unsloth.limits import refusals
 from toolkit.errors import ToolkitError
+from toolkit.evaluation.context import Context
+from toolkit.models import vllm
+from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.batch_sizes import Sizes, recipe_sizes
+from toolkit.models.hf import HfBackend
+from toolkit.models.prompts import Prompts
+from toolkit.models.unsloth import options
+from toolkit.models.unsloth.limits import refusals
 from toolkit.recipe import Recipe
-from toolkit.stages.context import Context
-from toolkit.stages.grpo import make_judge, rewards_of
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sight import look_first
+from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.grpo_trainer import RolloutTrainer
+from toolkit.training.image_check import look_first
+from toolkit.training.trainers import Manner, build_grpo, build_sft
+from toolkit.training.trl_settings import grpo_settings, sft_settings
 
 FOLDER = Path(sys.argv[1])
 IN_FLOAT32 = {"model": {"precision": "32bit"}}
@@ -95,7 +95,7 @@ def layers() -> dict[str, Any]:
     from unsloth_zoo.peft_utils import get_peft_regex
 
     from toolkit import tiny
-    from toolkit.backends import adapter
+    from toolkit.models import lora as adapter
 
     model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER)
     recipe = small_recipe(FOLDER, name="layers")

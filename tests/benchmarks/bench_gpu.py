@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --way unsloth --gigabytes 16
 
-Nothing is downloaded. A configuration of toolkit/plan/shapes gets random parameters, which take the time and memory of
+Nothing is downloaded. A configuration of toolkit/planning/shapes gets random parameters, which take the time and memory of
 trained ones. Their completions never end, so each has max_completion_tokens. The recipe's data set is replaced by
 synthetic data of the same layout, and a reward for length gives the groups a variance. Everything else is the recipe's.
 
@@ -34,15 +34,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
-from toolkit.run import write_json
+from toolkit.runfolder import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/benchmarks")]
 
 if TYPE_CHECKING:
-    from toolkit.backends.base import TrainingJob
+    from toolkit.evaluation.context import Context
+    from toolkit.models.backend import TrainingJob
     from toolkit.recipe import Recipe
-    from toolkit.stages.context import Context
 
 WAYS = ("unsloth", "hf", "trl")
 STAGES = ("grpo", "sft", "evaluate")
@@ -240,7 +240,7 @@ def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
     the model's module of transformers, and Unsloth then no longer rewrites it.
     """
     from toolkit.cli.plan import make
-    from toolkit.plan import described_gpu, find_gpu
+    from toolkit.planning import described_gpu, find_gpu
 
     size, here = described_gpu(gigabytes), find_gpu()
     gpu = size if here is None else replace(here, memory=min(here.memory, size.memory))
@@ -266,9 +266,9 @@ def train_by_toolkit(stage: str) -> Callable[["Context"], Any]:
     """The toolkit's own stage."""
 
     def run(context: "Context") -> Any:
-        from toolkit.stages.evaluate import evaluate
-        from toolkit.stages.grpo import train_grpo
-        from toolkit.stages.sft import train_sft
+        from toolkit.evaluation.evaluate import evaluate
+        from toolkit.training.grpo import train_grpo
+        from toolkit.training.sft import train_sft
 
         if stage == "evaluate":
             return evaluate(context, "bench", None, ())
@@ -284,7 +284,7 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
         from rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from transformers import PrinterCallback
 
-        from toolkit.backends.settings import grpo_settings, sft_settings
+        from toolkit.training.trl_settings import grpo_settings, sft_settings
 
         recipe = context.recipe
         source = recipe.model.name
@@ -312,8 +312,8 @@ RUN: Mapping[tuple[str, bool], Callable[["Context"], Any]] = {
 
 def plain_job(context: "Context", stage: str) -> "TrainingJob":
     """The toolkit's rows, for a trainer that is not the toolkit's."""
-    from toolkit.backends.base import Judge, TrainingJob
-    from toolkit.stages.prompts import Prompts
+    from toolkit.models.backend import Judge, TrainingJob
+    from toolkit.models.prompts import Prompts
 
     prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
     rows = prompts.rows(samples, answer=stage == "sft")
@@ -374,8 +374,8 @@ def cap(gigabytes: float) -> int:
     """
     import torch
 
-    from toolkit.plan import described_gpu
-    from toolkit.plan.memory.estimate import CONTEXT
+    from toolkit.planning import described_gpu
+    from toolkit.planning.memory.estimate import CONTEXT
 
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     most = min(total, described_gpu(gigabytes).memory - CONTEXT)
@@ -402,7 +402,7 @@ def versions() -> dict[str, str]:
 
 
 def layers_of(model: Path) -> int:
-    from toolkit.run import read_json
+    from toolkit.runfolder import read_json
 
     return int(read_json(model / "config.json")["text_config"]["num_hidden_layers"])
 
@@ -417,7 +417,7 @@ def describe(error: BaseException) -> str:
 
 def peaks() -> dict[str, float | None]:
     """GiB at most that tensors took and that torch reserved, since ``forget_peaks`` or the stage's first step."""
-    from toolkit.compute import gpu_peaks
+    from toolkit.runfolder.usage import gpu_peaks
 
     names = {"allocated_gib": "peak_allocated_bytes", "reserved_gib": "peak_reserved_bytes"}
     found = gpu_peaks()
@@ -432,7 +432,7 @@ def allocated() -> float | None:
 
 
 def forget_peaks() -> None:
-    from toolkit.compute import begin_peak
+    from toolkit.runfolder.usage import begin_peak
 
     begin_peak()
 
@@ -463,7 +463,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
     parser.add_argument("--way", choices=WAYS, default="hf")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=["grpo", "sft"], help="none: write the model")
-    parser.add_argument("--shape", help="a name in toolkit/plan/shapes; default: that of the recipe's model")
+    parser.add_argument("--shape", help="a name in toolkit/planning/shapes; default: that of the recipe's model")
     parser.add_argument("--layers", type=int, help="of the language model; default: all")
     parser.add_argument("--gigabytes", type=float, default=16, help="the GPU's nominal size; default: 16")
     parser.add_argument("--steps", type=int, default=3)
@@ -483,7 +483,7 @@ def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as compiled:
         if options.way == "unsloth":
-            from toolkit.backends.unsloth.start import start
+            from toolkit.models.unsloth.start import start
 
             start(Path(compiled))
         if not (has_cuda() or options.smoke):

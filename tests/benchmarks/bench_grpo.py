@@ -24,11 +24,11 @@ from rival import context_of, make_recipe, plain_grpo, plain_model, plain_policy
 from transformers.utils.hub import PushToHubMixin
 
 from toolkit import tiny
-from toolkit.backends.base import Completion, Judge, RowSource, TrainingJob
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.settings import grpo_settings
-from toolkit.stages.context import Context
-from toolkit.stages.prompts import Prompts
+from toolkit.evaluation.context import Context
+from toolkit.models.backend import Completion, Judge, RowSource, TrainingJob
+from toolkit.models.hf import HfBackend
+from toolkit.models.prompts import Prompts
+from toolkit.training.trl_settings import grpo_settings
 
 LIMIT = 4.0
 GENERATIONS, PROMPTS = 8, 2

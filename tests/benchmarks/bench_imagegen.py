@@ -28,10 +28,10 @@ from toolkit.imagegen.ddpo_stage import DdpoResult
 from toolkit.imagegen.results import ArmRow, ImagegenResult
 from toolkit.imagegen.sft_stage import SftResult
 from toolkit.imagegen.workplace import kept
-from toolkit.metrics import Paired, paired_difference
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
+from toolkit.scoring.statistics import Paired, paired_difference
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # as pytest does, for the settings of --smoke

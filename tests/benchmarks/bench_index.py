@@ -30,7 +30,7 @@ LIMITS = {
 
 STEPS = {
     "json.load": "import json; rows = json.load(open(source, encoding='utf-8'))",
-    "index": "from toolkit.rows import open_index; rows = open_index(source)",
+    "index": "from toolkit.data import open_index; rows = open_index(source)",
     "checked": "data = load_data(recipe())",
     "random rows": "for number in numbers(): data.train[number]",
 }
@@ -47,7 +47,7 @@ def recipe():
 def numbers():
     return random.Random(0).choices(range(len(data.train)), k=2000)
 if step in ("checked", "random rows"):
-    from toolkit.tasks.loading import load_data
+    from toolkit.data.loading import load_data
 if step == "random rows":
     data = load_data(recipe())
 began = time.perf_counter()

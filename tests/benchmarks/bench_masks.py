@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from skimage import io, measure
 
-from toolkit.curate import Request, prepare_ham10000
-from toolkit.curate.request import usable_cores
+from toolkit.prepare import Request, prepare_ham10000
+from toolkit.prepare.request import usable_cores
 
 WIDTH, HEIGHT = 600, 450
 ALL = 10_015

@@ -25,17 +25,17 @@ from fake_cuda.compare import GIB, Comparison, compare
 from fake_cuda.trace import Spec, Traced, trace
 from recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 
-from toolkit.plan.architecture import Architecture
-from toolkit.plan.counting import build_architecture
-from toolkit.plan.gpu import usable_bytes
-from toolkit.plan.loads import memory_settings, planned_backend
-from toolkit.plan.memory import Setting, estimate
-from toolkit.plan.memory.estimate import CONTEXT
-from toolkit.plan.prequantised import KEPT
-from toolkit.plan.tokens import fullest_row
+from toolkit.planning.architecture import Architecture
+from toolkit.planning.counting import build_architecture
+from toolkit.planning.gpu import usable_bytes
+from toolkit.planning.memory import Setting, estimate
+from toolkit.planning.memory.estimate import CONTEXT
+from toolkit.planning.prequantised import KEPT
+from toolkit.planning.stage_settings import memory_settings, planned_backend
+from toolkit.planning.tokens import fullest_row
 from toolkit.recipe import load_recipe
 
-SHAPES = RECIPES.parent / "toolkit/plan/shapes"
+SHAPES = RECIPES.parent / "toolkit/planning/shapes"
 DTYPES = ("bfloat16", "float32")
 SPARE = 0.05
 """Of its GPU that a recipe leaves, by the trace."""

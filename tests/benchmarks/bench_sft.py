@@ -27,13 +27,13 @@ from rival import StepTimes, context_of, make_recipe, plain_model, plain_policy,
 from trl.trainer import sft_trainer
 
 from toolkit import tiny
-from toolkit.backends.base import TrainingJob
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.settings import sft_settings
-from toolkit.backends.sft_loss import sliced_cross_entropy
-from toolkit.stages.context import Context
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.training import training_callbacks
+from toolkit.evaluation.context import Context
+from toolkit.models.backend import TrainingJob
+from toolkit.models.hf import HfBackend
+from toolkit.models.prompts import Prompts
+from toolkit.training.sft_loss import sliced_cross_entropy
+from toolkit.training.train import training_callbacks
+from toolkit.training.trl_settings import sft_settings
 
 LIMIT = 0.97
 MEMORY_LIMIT = 4.0

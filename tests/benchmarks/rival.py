@@ -14,12 +14,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCall
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from toolkit.backends.base import Policy, RowSource, TrainingJob
-from toolkit.backends.hf import make_policy
-from toolkit.pipeline.prepare import prepare
+from toolkit.evaluation.context import Context
+from toolkit.models.backend import Policy, RowSource, TrainingJob
+from toolkit.models.hf import make_policy
+from toolkit.pipeline.prepare_data import prepare
 from toolkit.recipe import Lora, Recipe
-from toolkit.run import Progress, StopRequest, silent, start_run
-from toolkit.stages.context import Context
+from toolkit.runfolder import Progress, StopRequest, silent, start_run
 
 transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
 transformers_logging.disable_progress_bar()

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fake_cuda.trace import Traced
-from toolkit.plan.architecture import Architecture
-from toolkit.plan.memory import Setting, estimate
+from toolkit.planning.architecture import Architecture
+from toolkit.planning.memory import Setting, estimate
 
 GIB = 2**30
 PARTS = 0.001

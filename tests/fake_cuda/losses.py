@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fake_cuda.log import DEVICE, known_tensor
 from fake_cuda.stage import Batch, Stage
-from toolkit.plan.memory import Setting
+from toolkit.planning.memory import Setting
 
 Loss = Callable[[Stage, Batch], torch.Tensor]
 
@@ -28,7 +28,7 @@ def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
     """TRL's ``chunked_nll`` on the answer's tokens, with the toolkit's slices in it (``backends.sft_loss``)."""
     from trl.trainer import sft_trainer
 
-    from toolkit.backends.sft_loss import in_place_of_trl
+    from toolkit.training.sft_loss import in_place_of_trl
 
     base = stage.model.get_base_model()
     if not hasattr(base, "patched_by_the_trace"):
@@ -48,7 +48,7 @@ def labels_of(stage: Stage, batch: Batch) -> torch.Tensor:
 
 def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
     """TRL's log-probabilities and entropies through the toolkit's trainer, and the clipped loss on them."""
-    from toolkit.backends.policy_trainer import PolicyTrainer
+    from toolkit.training.grpo_trainer import PolicyTrainer
 
     trainer = PolicyTrainer.__new__(PolicyTrainer)
     trainer.model_kwarg_keys, trainer.temperature = {"logits_to_keep"}, 1.0

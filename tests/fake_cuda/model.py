@@ -12,10 +12,10 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
 from fake_cuda.log import DEVICE, AllocationLog
-from toolkit.backends import adapter
-from toolkit.backends.parts import VISION
-from toolkit.plan.memory import Setting
-from toolkit.plan.prequantised import KEPT, stays
+from toolkit.models import lora as adapter
+from toolkit.models.module_names import VISION
+from toolkit.planning.memory import Setting
+from toolkit.planning.prequantised import KEPT, stays
 from toolkit.recipe import Lora
 
 

@@ -14,8 +14,8 @@ from transformers import DynamicCache, StaticCache
 from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
 from fake_cuda.model import grid_of
-from toolkit.backends.checkpointing import spare_input_gradients
-from toolkit.plan.memory import Setting
+from toolkit.models.gradient_checkpointing import spare_input_gradients
+from toolkit.planning.memory import Setting
 
 
 @dataclass(slots=True)

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from training import context_of, small_recipe
 
 from tests.helpers.problems import warnings_in
-from toolkit.backends.base import Policy, Sampling, TrainingJob
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.loading import precision_of
+from toolkit.evaluation.context import Context
+from toolkit.exporting import export
+from toolkit.models.backend import Policy, Sampling, TrainingJob
+from toolkit.models.hf import HfBackend
+from toolkit.models.loading import precision_of
+from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Model
-from toolkit.stages.context import Context
-from toolkit.stages.export import export
-from toolkit.stages.grpo import make_judge, rewards_of, train_grpo
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
+from toolkit.training.grpo import make_judge, rewards_of, train_grpo
+from toolkit.training.sft import train_sft
 
 pytestmark = [
     pytest.mark.gpu,

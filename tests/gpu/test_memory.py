@@ -11,15 +11,15 @@ from test_training import adapter_of, only
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises
-from toolkit.backends.base import Sampling
-from toolkit.backends.hf import HfBackend
-from toolkit.backends.out_of_memory import free
 from toolkit.errors import TrainingError
+from toolkit.models.backend import Sampling
+from toolkit.models.hf import HfBackend
+from toolkit.models.oom import free
+from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
-from toolkit.run import Record
-from toolkit.stages.grpo import train_grpo
-from toolkit.stages.prompts import Prompts
-from toolkit.stages.sft import train_sft
+from toolkit.runfolder import Record
+from toolkit.training.grpo import train_grpo
+from toolkit.training.sft import train_sft
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ import torch
 from recipes_on_shapes import CASES, GIGABYTES, run_some_steps
 from shapes import release
 
-from toolkit.backends import Backend
+from toolkit.models import Backend
 
 pytestmark = [
     pytest.mark.gpu,

@@ -26,7 +26,7 @@ from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_t
 from toolkit.imagegen.stages import Session, run_stage
 from toolkit.imagegen.workplace import Workplace
 from toolkit.recipe import load_recipe
-from toolkit.run import StopRequest, start_run
+from toolkit.runfolder import StopRequest, start_run
 
 WEAK = (
     "imagegen.synthetic.images=500",

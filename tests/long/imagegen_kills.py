@@ -14,7 +14,7 @@ from imagegen_runs import RECIPE, SMALL, numbers, results
 
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
-from toolkit.run import find_run
+from toolkit.runfolder import find_run
 
 KILLS = 20
 FEWEST_HITS = 17

@@ -12,7 +12,7 @@ from test_unsloth_cpu import STEPS, recipe_of
 from training import small_recipe
 from unsloth_cpu.process import run_program
 
-from toolkit.backends.hf import HfBackend
+from toolkit.models.hf import HfBackend
 from toolkit.recipe import dump_recipe
 
 

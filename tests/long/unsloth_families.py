@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3_5Conf
 from unsloth_cpu.process import run_toolkit
 
 from toolkit.recipe import load_recipe
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
 
 
 def qwen3_5(folder: Path, data: Path) -> Path:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from toolkit.backends import choose_backend, preload
+from toolkit.models import choose_backend, preload
 from toolkit.recipe import load_recipe
-from toolkit.run import StopRequest, silent, start_run
+from toolkit.runfolder import StopRequest, silent, start_run
 
 
 def seeded(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,11 +38,11 @@ def main(file: Path, out: Path) -> None:
     recipe = load_recipe(file)
     with start_run(recipe) as run, StopRequest() as stop:
         preload(recipe, run.path)  # before what follows imports transformers
-        from toolkit.backends.base import TrainingJob
-        from toolkit.pipeline.prepare import prepare
-        from toolkit.stages.context import Context
-        from toolkit.stages.grpo import make_judge, rewards_of
-        from toolkit.stages.prompts import Prompts
+        from toolkit.evaluation.context import Context
+        from toolkit.models.backend import TrainingJob
+        from toolkit.models.prompts import Prompts
+        from toolkit.pipeline.prepare_data import prepare
+        from toolkit.training.grpo import make_judge, rewards_of
 
         data, images = prepare(recipe, run, silent)
         context = Context(recipe, run, data, images, stop)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.recipe import Recipe, dump_recipe
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
 
 RUN = Path(__file__).with_name("run.py")
 ROOT = RUN.parents[2]

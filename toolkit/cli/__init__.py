@@ -26,7 +26,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
-    from toolkit.run import hide_secrets
+    from toolkit.runfolder import hide_secrets
 
     if "--json" in (sys.argv[1:] if arguments is None else arguments):
         print(hide_secrets(json.dumps({"problems": [problem.to_json() for problem in error.problems]})))

@@ -7,10 +7,10 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
+from toolkit.cli.dry_run import rehearse_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
 from toolkit.cli.plan import plan, plan_run
 from toolkit.cli.prepare import prepare_app
-from toolkit.cli.rehearse import rehearse_run
 from toolkit.cli.report import report_app
 
 app = typer.Typer(
@@ -78,12 +78,12 @@ def run(
     if rehearse:
         rehearse_run(recipe, settings or ())
         return
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.cli.progress import telling
     from toolkit.pipeline import run_recipe
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
-    from toolkit.run import is_main
+    from toolkit.runfolder import is_main
 
     loaded = load_recipe(recipe, settings or (), files=True)
     if loaded.imagegen is not None:
@@ -111,9 +111,9 @@ def evaluate(
     model: ModelChoice = None,
 ) -> None:
     """Ask a run's model, or what was exported of it, the held-out questions; --set may change its section evaluate."""
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.again import evaluate_again
+    from toolkit.pipeline.rerun import evaluate_again
     from toolkit.pipeline.stages import STAGES
 
     with telling() as told:
@@ -150,10 +150,10 @@ def export(
 
     The run of an image generator has its LoRA in stages/METHOD/weights already, and --push uploads it.
     """
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.cli.exports import export_settings, is_for_generators
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.again import Delivery, export_again
+    from toolkit.pipeline.rerun import Delivery, export_again
     from toolkit.pipeline.stages import STAGES
 
     if public and push is None:
@@ -250,8 +250,8 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures.")] = 3407,
 ) -> None:
     """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
-    from toolkit.cli import show
-    from toolkit.pipeline.prepare import PHANTOMS
+    from toolkit.cli import tables as show
+    from toolkit.pipeline.prepare_data import PHANTOMS
     from toolkit.recipe import PHANTOM_TASKS, Phantom
 
     wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
@@ -265,9 +265,9 @@ def inspect(
     rows: Annotated[int, typer.Option("--show", min=0, help="Print so many training rows as the model sees them.")] = 0,
 ) -> None:
     """Read a recipe's rows and pictures and tell what is there: splits, unusable rows, leaks, pictures."""
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.prepare import inspect_data
+    from toolkit.pipeline.prepare_data import inspect_data
     from toolkit.recipe import for_language_models, load_recipe
 
     loaded = for_language_models(load_recipe(recipe, settings or (), files=True), "toolkit data inspect")
@@ -292,9 +292,9 @@ def reward_test(
     settings: Settings = None,
 ) -> None:
     """Score given completions with a recipe's rewards and say why each scored what it did."""
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.recipe import for_language_models, load_recipe
-    from toolkit.stages.reward_test import score_file
+    from toolkit.training.reward_test import score_file
 
     loaded = for_language_models(load_recipe(recipe, settings or ()), "toolkit reward test")
     show.scored(score_file(loaded, completions))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.doctor import Examination
+    from toolkit.diagnostics import Examination
 
 Seconds = Annotated[
     float | None,
@@ -28,8 +28,8 @@ def doctor(
 ) -> None:
     """Look at this machine: GPU, versions, libraries that do not load, Hub, disk; what is wrong, and what to do."""
     from toolkit.cli.progress import telling
-    from toolkit.doctor import examine
-    from toolkit.doctor.probes import LIMIT, TOTAL
+    from toolkit.diagnostics import examine
+    from toolkit.diagnostics.probes import LIMIT, TOTAL
     from toolkit.recipe import load_recipe
 
     loaded = None if recipe is None else load_recipe(recipe, settings or ())

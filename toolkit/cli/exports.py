@@ -33,7 +33,7 @@ def is_for_generators(run_folder: Path, push: str | None, method: str | None, ot
         typer.BadParameter: an option does not apply to this kind of run.
         RunError: no run is there.
     """
-    from toolkit.run import find_run
+    from toolkit.runfolder import find_run
 
     if find_run(run_folder).recipe().imagegen is None:
         if method is not None:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.compute import compute_line
+from toolkit.runfolder.usage import compute_line
 
 if TYPE_CHECKING:
     from toolkit.imagegen.figure import Figure
     from toolkit.imagegen.results import ArmRow, ImagegenResult
-    from toolkit.metrics import Estimate, Paired
     from toolkit.recipe import Recipe
-    from toolkit.run import RunFolder
+    from toolkit.runfolder import RunFolder
+    from toolkit.scoring.statistics import Estimate, Paired
 
 WIDTH = 150
 """Of tables that do not go to a terminal."""

@@ -58,7 +58,7 @@ def generate(
 ) -> None:
     """Generate PNG files from a finished run, with images.csv: prompt, method, seed and selector score of each."""
     from toolkit.cli.progress import telling
-    from toolkit.run import StopRequest
+    from toolkit.runfolder import StopRequest
 
     with telling() as (progress, notify), StopRequest(notify) as stop:
         from toolkit.imagegen.finished import open_finished
@@ -132,8 +132,8 @@ def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, 
     from toolkit.cli.progress import telling
 
     with telling():
+        from toolkit.exporting.push import Push
         from toolkit.pipeline.imagegen_push import push_generator
-        from toolkit.stages.export.push import Push
 
         pushed = push_generator(run_folder, Push(repo, public, force), method)
     print(f"LoRA of {pushed.method}, licence {pushed.licence}\npushed: {pushed.url}")

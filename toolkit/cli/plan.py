@@ -16,9 +16,9 @@ import typer
 from toolkit.errors import PlanError, Problem, ToolkitError, warn
 
 if TYPE_CHECKING:
-    from toolkit.plan import Gpu, Plan, Rows
+    from toolkit.planning import Gpu, Plan, Rows
     from toolkit.recipe import Recipe
-    from toolkit.run import Record
+    from toolkit.runfolder import Record
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def plan(
     """
     from toolkit.cli.planned import lines
     from toolkit.cli.progress import hush
-    from toolkit.plan import find_gpu
+    from toolkit.planning import find_gpu
     from toolkit.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings or ())
@@ -66,7 +66,7 @@ def plan(
 def _tell_imagegen(recipe: "Recipe", gpu: "Gpu | None", *, as_json: bool) -> None:
     """Print the plan of a recipe with [imagegen], and exit."""
     from toolkit.cli.planned_imagegen import lines
-    from toolkit.plan.imagegen import make_imagegen_plan
+    from toolkit.planning.imagegen import make_imagegen_plan
 
     with _quiet():
         found = make_imagegen_plan(recipe, gpu)
@@ -83,8 +83,8 @@ def _other_gpu(given: str) -> "Gpu":
     Raises:
         typer.BadParameter: the size cannot be, or no GPU with known figures has this name.
     """
-    from toolkit.plan import described_gpu, named_gpu
-    from toolkit.plan.duration import GPUS
+    from toolkit.planning import described_gpu, named_gpu
+    from toolkit.planning.duration import GPUS
 
     try:
         size = float(given.lower().removesuffix("gb"))
@@ -108,7 +108,7 @@ def plan_run(recipe: "Recipe", *, fresh: bool) -> "Record | None":
         PlanError: the run cannot work, which is certain. Rows that cannot be read are left to the run itself, whose
             log then has them.
     """
-    from toolkit.run import RunFolder
+    from toolkit.runfolder import RunFolder
 
     kept = RunFolder(recipe.run_folder.absolute())
     if not fresh and kept.run_file.is_file():
@@ -140,7 +140,7 @@ def _make_first(recipe: "Recipe") -> Told:
     It is made in a process of its own where the run will import Unsloth: a plan imports transformers, which must not be
     there before Unsloth is.
     """
-    from toolkit.backends import backend_name
+    from toolkit.models import backend_name
 
     if recipe.imagegen is not None:
         return tell_imagegen(recipe)
@@ -153,7 +153,7 @@ def _make_first(recipe: "Recipe") -> Told:
 def tell(recipe: "Recipe") -> Told:
     """The plan of a run for the card that is here, as a run tells it."""
     from toolkit.cli.planned import short_lines
-    from toolkit.plan import find_gpu
+    from toolkit.planning import find_gpu
 
     found = make(recipe, find_gpu())
     certain = [problem for problem in found.problems if problem.certain] if "data" not in found.unknown else []
@@ -168,8 +168,8 @@ def tell(recipe: "Recipe") -> Told:
 def tell_imagegen(recipe: "Recipe") -> Told:
     """The plan of a recipe with [imagegen] for the GPU that is here, as a run tells it."""
     from toolkit.cli.planned_imagegen import short_lines
-    from toolkit.plan import find_gpu
-    from toolkit.plan.imagegen import make_imagegen_plan
+    from toolkit.planning import find_gpu
+    from toolkit.planning.imagegen import make_imagegen_plan
 
     with _quiet():
         found = make_imagegen_plan(recipe, find_gpu())
@@ -183,7 +183,7 @@ def tell_imagegen(recipe: "Recipe") -> Told:
 
 def make(recipe: "Recipe", gpu: "Gpu | None") -> "Plan":
     """The plan of a recipe for a card; its rows are read, or a few practice rows made."""
-    from toolkit.plan import make_plan
+    from toolkit.planning import make_plan
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         try:
@@ -194,8 +194,8 @@ def make(recipe: "Recipe", gpu: "Gpu | None") -> "Plan":
 
 
 def _rows(recipe: "Recipe", folder: Path) -> "Rows":
-    from toolkit.pipeline.prepare import image_store, read_rows
-    from toolkit.plan import Rows
+    from toolkit.pipeline.prepare_data import image_store, read_rows
+    from toolkit.planning import Rows
     from toolkit.recipe import SPLITS
 
     phantom = recipe.data.phantom

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolkit.plan import Plan
-    from toolkit.plan.duration import StageTime
-    from toolkit.plan.record import StageMemory
-    from toolkit.plan.tokens import Tokens
+    from toolkit.planning import Plan
+    from toolkit.planning.duration import StageTime
+    from toolkit.planning.record import StageMemory
+    from toolkit.planning.tokens import Tokens
 
 GIB = 2**30
 UNITS = ((172_800, 86_400, "days"), (5400, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
@@ -167,7 +167,7 @@ def _cards(one: "StageMemory") -> Iterator[str]:
 
 def _time(plan: "Plan") -> Iterator[str]:
     """One line a GPU, then the assumptions."""
-    from toolkit.plan.duration import ASSUMPTIONS
+    from toolkit.planning.duration import ASSUMPTIONS
 
     for gpu, found in (plan.time or {}).items():
         yield f"{gpu}: {'; '.join(_stage_time(name, one) for name, one in found.items())}"

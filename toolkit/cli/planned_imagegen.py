@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from toolkit.cli.planned import GIB, span
 
 if TYPE_CHECKING:
-    from toolkit.plan.duration import Range
-    from toolkit.plan.imagegen import ImagegenPlan
-    from toolkit.plan.imagegen.record import ImagegenStageMemory
-    from toolkit.plan.imagegen.work import StageWork
-    from toolkit.plan.memory.estimate import Moment
+    from toolkit.planning.duration import Range
+    from toolkit.planning.imagegen import ImagegenPlan
+    from toolkit.planning.imagegen.record import ImagegenStageMemory
+    from toolkit.planning.imagegen.work import StageWork
+    from toolkit.planning.memory.estimate import Moment
 
 NAMES = {
     "unet": "UNet",
@@ -155,7 +155,7 @@ def _ram(plan: "ImagegenPlan") -> Iterator[str]:
 
 
 def _time(plan: "ImagegenPlan") -> Iterator[str]:
-    from toolkit.plan.imagegen.hours import ASSUMPTIONS
+    from toolkit.planning.imagegen.hours import ASSUMPTIONS
 
     for gpu, found in (plan.time or {}).items():
         parts = [f"{name} {span(one.low, one.high)}" for name, one in found.items()]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.predictor import StepPrediction
-    from toolkit.run import RunFolder
+    from toolkit.evaluation.predictor import StepPrediction
+    from toolkit.runfolder import RunFolder
 
 FORMS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--interactive": (frozenset({"--interactive", "--goal"}), frozenset({"--context"})),
@@ -54,9 +54,9 @@ class Which:
             RunError: one of them is not there.
             ModelError: the recipe's backend cannot be had.
         """
-        from toolkit.backends import preload
+        from toolkit.models import preload
         from toolkit.recipe import for_language_models
-        from toolkit.run import find_exported, locate
+        from toolkit.runfolder import find_exported, locate
 
         run, weights = locate(self.path)
         for_language_models(run.recipe(), "toolkit predict")
@@ -70,12 +70,12 @@ def ask_one(
     which: Which, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
 ) -> None:
     """Ask one question and print its answer."""
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.cli.progress import telling
 
     with telling():
         run, weights = which.ready()
-        from toolkit.stages.predict import predict
+        from toolkit.evaluation.predict import predict
 
         answer = predict(run, question, images, options, context, weights)
     show.answer(answer)
@@ -83,13 +83,13 @@ def ask_one(
 
 def ask_steps(which: Which, steps: Path, out: Path | None, image_root: Path | None) -> None:
     """Predict every step of a file into a JSONL, by default NAME.predictions.jsonl in the working directory."""
-    from toolkit.cli import show
+    from toolkit.cli import tables as show
     from toolkit.cli.progress import telling
-    from toolkit.run import StopRequest
+    from toolkit.runfolder import StopRequest
 
     with telling() as (progress, notify), StopRequest(notify) as stop:
         run, weights = which.ready()
-        from toolkit.stages.predict_chains import Files, predict_chains
+        from toolkit.evaluation.predict_episodes import Files, predict_chains
 
         files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
         lines = predict_chains(run, files, stop, progress, chosen=weights)
@@ -103,7 +103,7 @@ def converse(which: Which, goal: str, context: Mapping[str, str]) -> None:
 
     with telling():  # not around the talk: a bar would hold back a line that does not end
         run, weights = which.ready()
-        from toolkit.predictor import load_model_for_inference
+        from toolkit.evaluation.predictor import load_model_for_inference
 
         predictor = load_model_for_inference(weights or run.path)
     short: dict[str, Any] = {}

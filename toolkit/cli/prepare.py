@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.curate import Prepared
+    from toolkit.prepare import Prepared
 
 prepare_app = typer.Typer(
     help="Turn a download into rows: boxes, outlines and places from masks, and splits that do not leak.",
@@ -39,7 +39,7 @@ def ham10000(
 ) -> None:
     """HAM10000: one row a picture, split by lesion, with boxes and outlines where a mask is there."""
     from toolkit.cli.progress import telling
-    from toolkit.curate import Request, prepare_ham10000
+    from toolkit.prepare import Request, prepare_ham10000
 
     with telling() as (progress, notify):
         request = Request(out, seed, validation, test, workers, progress, notify)
@@ -61,7 +61,7 @@ def isic(
 ) -> None:
     """ISIC's archive and challenges: one row a picture, split by patient, else by lesion."""
     from toolkit.cli.progress import telling
-    from toolkit.curate import Request, prepare_isic
+    from toolkit.prepare import Request, prepare_isic
 
     with telling() as (progress, notify):
         request = Request(out, seed, validation, test, workers, progress, notify)

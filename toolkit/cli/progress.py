@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from toolkit.run import LOGGER, Progress, hide_secrets, is_main, spell_time
+from toolkit.runfolder import LOGGER, Progress, hide_secrets, is_main, spell_time
 
 SECONDS_BETWEEN_LINES = 10.0
 MEASURED = 1800.0

@@ -21,7 +21,7 @@ def compute(
     ] = None,
 ) -> None:
     """What runs used: hours, memory, energy, CO2, FLOPs, by purpose, and the cost of 1,000 predictions."""
-    from toolkit.report import as_markdown, read_ledger, write_report
+    from toolkit.reporting import as_markdown, read_ledger, write_report
 
     ledger = read_ledger(runs)
     if out is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.imagegen.ratings import RatedImage, Ratings
-from toolkit.metrics.resampling import drawn_sums, percentile_interval
+from toolkit.scoring.statistics.bootstrap import drawn_sums, percentile_interval
 
 Floats = NDArray[np.float64]
 Metric = Literal["nominal", "ordinal", "interval"]

@@ -7,8 +7,8 @@ import numpy as np
 
 from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, undefined
 from toolkit.imagegen.weighted import auroc
-from toolkit.metrics import share
-from toolkit.metrics.resampling import count_groups
+from toolkit.scoring.statistics import share
+from toolkit.scoring.statistics.bootstrap import count_groups
 
 RECALL_AT = (1, 5, 10)
 

@@ -28,7 +28,7 @@ from toolkit.imagegen.sampling import derive_seed, generate
 from toolkit.imagegen.scorer_stage import ScoringModels, all_prompts, load_models, passing_level
 from toolkit.imagegen.settings import evaluation_settings, seed_of
 from toolkit.imagegen.workplace import Workplace
-from toolkit.metrics import Estimate, bootstrap_mean
+from toolkit.scoring.statistics import Estimate, bootstrap_mean
 
 log = logging.getLogger(__name__)
 

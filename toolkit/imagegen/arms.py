@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from toolkit.errors import TrainingError
 from toolkit.imagegen.figure import Bootstrap
-from toolkit.metrics import Paired, paired_difference
+from toolkit.scoring.statistics import Paired, paired_difference
 
 MIN_PAIRS = 384
 """Pairs that a table needs: a difference in judge score of about 0.02 is then visible."""

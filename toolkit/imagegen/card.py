@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from toolkit.backends.sources import public_name
 from toolkit.errors import ModelError
 from toolkit.imagegen.licence import APACHE, GeneratorLicence
-from toolkit.run import hide_secrets, write_text
+from toolkit.models.model_paths import public_name
+from toolkit.runfolder import hide_secrets, write_text
 
 CARD = "README.md"
 LICENCE_COPY = "LICENSE"

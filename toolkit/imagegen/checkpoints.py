@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from toolkit.errors import RunError
-from toolkit.run.files import flush_folder
+from toolkit.runfolder.files import flush_folder
 
 SYNTHETIC = "synthetic_checkpoint.pt"
 """The generator's update: LoRA, optimizer, random states and round."""

@@ -10,12 +10,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from toolkit.data import row_cache
+from toolkit.data.embedded_images import PictureStore
+from toolkit.data.sources import find_source, stream_source
 from toolkit.errors import DataError
 from toolkit.imagegen.sheet import SheetKey
-from toolkit.rows import row_cache
-from toolkit.rows.pictures import PictureStore
-from toolkit.rows.sources import find_source, stream_source
-from toolkit.run import write_text
+from toolkit.runfolder import write_text
 
 COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "rater_id", "sheet", "page", "position")
 """Columns of a page's CSV."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolkit.imagegen.distribution import FeatureSet
 from toolkit.imagegen.figure import Bootstrap, Figure, undefined
-from toolkit.metrics import share
+from toolkit.scoring.statistics import share
 
 _CHUNK = 512
 

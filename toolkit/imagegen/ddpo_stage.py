@@ -17,15 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from toolkit.imagegen.arm import ROUNDS, ArmFigures, Studio, resume_round, save_round
-from toolkit.imagegen.ddpo import (
-    DdpoRound,
-    DdpoSettings,
-    Rollout,
-    Score,
-    group_advantages,
-    roll_out,
-    update_policy,
-)
+from toolkit.imagegen.ddpo import DdpoRound, DdpoSettings, Rollout, Score, group_advantages, roll_out, update_policy
 from toolkit.imagegen.guards import Evaluation, Verdict, check_guards, is_best
 from toolkit.imagegen.image_evaluation import ImageMetrics, to_guards
 from toolkit.imagegen.lora import copy_lora, reset_lora, restore_lora
@@ -35,8 +27,8 @@ from toolkit.imagegen.refresh_stage import Refreshed, refresh_scorers
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_stage import load_models
 from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
-from toolkit.metrics import Estimate
 from toolkit.recipe.imagegen import most_clipped
+from toolkit.scoring.statistics import Estimate
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.imagegen.figure import Figure, undefined
-from toolkit.metrics import Estimate
-from toolkit.metrics.resampling import count_groups
+from toolkit.scoring.statistics import Estimate
+from toolkit.scoring.statistics.bootstrap import count_groups
 
 IMAGES_PER_FEATURE = 4
 """Images that FID needs per feature."""

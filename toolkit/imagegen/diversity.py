@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toolkit.imagegen.figure import Bootstrap, Figure, undefined
 from toolkit.imagegen.rated import as_floats
-from toolkit.metrics import bootstrap_mean
+from toolkit.scoring.statistics import bootstrap_mean
 
 _BATCH = 128
 

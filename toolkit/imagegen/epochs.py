@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from toolkit.imagegen.checkpoints import SYNTHETIC, Checkpoints, load_part, newest_epoch, open_checkpoints
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
 
 SELECTOR, POLICY = "selector_checkpoint.pt", "policy_checkpoint.pt"
 PARTS = (SELECTOR, POLICY, SYNTHETIC)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.metrics import Estimate
-from toolkit.metrics.estimate import bootstrapped
-from toolkit.metrics.resampling import count_groups
+from toolkit.scoring.statistics import Estimate
+from toolkit.scoring.statistics.bootstrap import count_groups
+from toolkit.scoring.statistics.intervals import bootstrapped
 
 
 @dataclass(frozen=True, slots=True)

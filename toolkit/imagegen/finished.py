@@ -21,7 +21,7 @@ from toolkit.imagegen.synthetic import RATINGS_FILE
 from toolkit.imagegen.workplace import load_tensors
 from toolkit.recipe import Recipe, for_image_generators
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.run import RunFolder, find_run
+from toolkit.runfolder import RunFolder, find_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from toolkit.imagegen.generator import Generator
 from toolkit.imagegen.sampling import generate
 from toolkit.imagegen.selector import Selector
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.run import Progress, StopRequest, silent, write_text
+from toolkit.runfolder import Progress, StopRequest, silent, write_text
 
 TABLE = "images.csv"
 NOTICE = "Synthetic image, generated for research. Not for diagnosis."

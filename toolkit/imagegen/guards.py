@@ -11,7 +11,7 @@ from typing import Literal
 
 from toolkit.imagegen.arms import ImageKey, compare_arms
 from toolkit.imagegen.figure import Bootstrap
-from toolkit.metrics import Estimate
+from toolkit.scoring.statistics import Estimate
 
 GuardName = Literal["judge", "diversity", "kl", "copies", "advantage_clip"]
 Action = Literal["stop", "log"]

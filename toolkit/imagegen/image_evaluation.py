@@ -8,12 +8,7 @@ from torch import Tensor
 
 from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.copies import CopyFigures, copy_figures
-from toolkit.imagegen.distribution import (
-    DistributionFigures,
-    DistributionSettings,
-    FeatureSet,
-    distribution_figures,
-)
+from toolkit.imagegen.distribution import DistributionFigures, DistributionSettings, FeatureSet, distribution_figures
 from toolkit.imagegen.diversity import DiversityFigures, diversity_figures, prompt_pairs
 from toolkit.imagegen.extractor import Extractor
 from toolkit.imagegen.figure import Bootstrap
@@ -21,7 +16,7 @@ from toolkit.imagegen.guards import Evaluation
 from toolkit.imagegen.offload import on_device
 from toolkit.imagegen.policy import Policy
 from toolkit.imagegen.selector import Selector
-from toolkit.metrics import Estimate, bootstrap_mean, share
+from toolkit.scoring.statistics import Estimate, bootstrap_mean, share
 
 _CPU = torch.device("cpu")
 

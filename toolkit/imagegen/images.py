@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from toolkit import recipe
-from toolkit.cache import cache_folder
+from toolkit.data.sample import ImageRef
 from toolkit.imagegen.ratings import Ratings
 from toolkit.images import ImagePolicy, ImageStore, ScanReport, scan
 from toolkit.images.policy import FIXED_WINDOWS
 from toolkit.images.scan import ScanMode
 from toolkit.recipe.imagegen import FixedWindow, Imagegen
-from toolkit.sample import ImageRef
+from toolkit.runfolder.cache import cache_folder
 
 
 def image_policies(section: Imagegen, images: recipe.Images) -> Mapping[str, ImagePolicy]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.backends.sources import public_name
 from toolkit.errors import ModelError
+from toolkit.models.model_paths import public_name
 
 KEY = "imagegen.generator.licence"
 

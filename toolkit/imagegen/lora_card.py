@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard
 from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from toolkit.backends.sources import public_name
 from toolkit.errors import ModelError, RunError
 from toolkit.imagegen.arm import ArmFigures
 from toolkit.imagegen.card import CARD, LICENCE_COPY, GeneratorCard, write_card
@@ -22,9 +21,10 @@ from toolkit.imagegen.lora import LORA_FILE
 from toolkit.imagegen.results import ArmRow, arm_figures, arm_row
 from toolkit.imagegen.settings import bootstrap_of
 from toolkit.imagegen.workplace import Workplace
-from toolkit.metrics import Estimate
+from toolkit.models.model_paths import public_name
 from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
-from toolkit.run import RunFolder, read_json, versions, write_json
+from toolkit.runfolder import RunFolder, read_json, versions, write_json
+from toolkit.scoring.statistics import Estimate
 
 RECORD = "lora.json"
 FILES = frozenset({CARD, LICENCE_COPY, LORA_FILE})

@@ -19,7 +19,7 @@ from toolkit.imagegen.repeats import IntraRater, intra_rater_agreement
 from toolkit.imagegen.sampling import derive_seed, generate
 from toolkit.imagegen.sheet import Sheet, SheetItem, SheetKey, ratings_by_source, read_key, write_sheet
 from toolkit.imagegen.sheet_order import SheetOptions
-from toolkit.run import Progress, RunFolder, silent
+from toolkit.runfolder import Progress, RunFolder, silent
 
 KEYS = "sheets"
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, undefined
 from toolkit.imagegen.weighted import auroc, calibration_error, quadratic_kappa, spearman, weighted_mean
-from toolkit.metrics.resampling import count_groups
+from toolkit.scoring.statistics.bootstrap import count_groups
 
 N_BINS = 10
 """Bins of the calibration error."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.data import Dropped
 from toolkit.errors import DataError
 from toolkit.imagegen.agreement import Agreement, agreement
 from toolkit.imagegen.images import image_stores, scan_images
@@ -23,8 +24,7 @@ from toolkit.imagegen.synthetic import RATINGS_FILE, write_synthetic
 from toolkit.imagegen.weights import expert_weights
 from toolkit.imagegen.workplace import Workplace
 from toolkit.images import ImageStore
-from toolkit.rows import Dropped
-from toolkit.run import check_fingerprints, read_json, write_json
+from toolkit.runfolder import check_fingerprints, read_json, write_json
 
 log = logging.getLogger(__name__)
 

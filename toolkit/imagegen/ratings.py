@@ -13,14 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from toolkit.data import Dropped, Tally, row_cache, source_folder
+from toolkit.data.embedded_images import PictureStore
+from toolkit.data.sample import ImageRef
+from toolkit.data.sources import find_source, stream_source
+from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import image_ref
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.rows import Dropped, Tally, row_cache, source_folder
-from toolkit.rows.pictures import PictureStore
-from toolkit.rows.sources import find_source, stream_source
-from toolkit.rows.tally import total
-from toolkit.sample import ImageRef
 
 REQUIRED = ("image_path", "rating", "modality", "expert_level", "prompt")
 OPTIONAL = ("patient_id", "rater_id")

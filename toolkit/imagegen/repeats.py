@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from toolkit.imagegen.ratings import RatedImage, Ratings
 from toolkit.imagegen.weighted import kappa_of_counts
-from toolkit.metrics.resampling import drawn_sums, percentile_interval
+from toolkit.scoring.statistics.bootstrap import drawn_sums, percentile_interval
 
 Floats = NDArray[np.float64]
 

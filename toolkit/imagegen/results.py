@@ -14,8 +14,8 @@ from toolkit.imagegen.rating_stage import RatingsResult
 from toolkit.imagegen.scorer_stage import ScorersResult
 from toolkit.imagegen.sft_stage import SftResult
 from toolkit.imagegen.workplace import kept
-from toolkit.metrics import Estimate, Paired
-from toolkit.run import RunFolder
+from toolkit.runfolder import RunFolder
+from toolkit.scoring.statistics import Estimate, Paired
 
 SCHEMA_VERSION = 1
 BASE = "base"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.errors import TrainingError
-from toolkit.metrics import Estimate, wilson
+from toolkit.scoring.statistics import Estimate, wilson
 
 
 @dataclass(frozen=True, slots=True)

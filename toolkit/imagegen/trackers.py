@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.errors import MissingExtraError, RunError
 from toolkit.recipe import Run
-from toolkit.run import RunFolder, read_json
+from toolkit.runfolder import RunFolder, read_json
 
 PROJECT = "toolkit"
 

@@ -16,7 +16,7 @@ from toolkit.imagegen.settings import imagegen_of
 from toolkit.imagegen.trackers import Log
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.run import Progress, RunFolder, StopRequest, silent
+from toolkit.runfolder import Progress, RunFolder, StopRequest, silent
 
 log = logging.getLogger(__name__)
 

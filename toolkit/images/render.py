@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images.header import Header
 from toolkit.images.pixels import Array, Pixels
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
 from toolkit.images.window import Windowed, choose_window
-from toolkit.sample import ImageRef
 
 NARROW = 1024
 """Integer windows narrower than this are reduced as fractions: rounding to whole steps would show."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from toolkit import recipe
-from toolkit.cache import cache_folder
+from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images.cache import DiskCache, MemoryCache, content_key
 from toolkit.images.files import file_facts
@@ -17,7 +17,7 @@ from toolkit.images.header import Header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
 from toolkit.images.render import Reduced
 from toolkit.images.source import look, read, reduce
-from toolkit.sample import ImageRef
+from toolkit.runfolder.cache import cache_folder
 
 Unreadable = Literal["stop", "skip", "placeholder"]
 

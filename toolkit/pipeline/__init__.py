@@ -1,7 +1,7 @@
 """The stages of a recipe in order, with resume, and the table of results they end in."""
 
 from toolkit.pipeline.results import ResultRow, Results, read_results, write_results
-from toolkit.pipeline.steps import Stages, evaluation_step, plan_steps, run_recipe, run_step
+from toolkit.pipeline.run import Stages, evaluation_step, plan_steps, run_recipe, run_step
 
 __all__ = [
     "ResultRow",

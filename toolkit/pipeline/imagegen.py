@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from toolkit.compute import recording, summarise_compute
 from toolkit.errors import RunError
-from toolkit.pipeline.peaks import gpu_peaks
+from toolkit.pipeline.gpu_peaks import gpu_peaks
 from toolkit.recipe import Recipe
-from toolkit.run import (
+from toolkit.runfolder import (
     Progress,
     Record,
     RunFolder,
@@ -22,6 +21,7 @@ from toolkit.run import (
     world_size,
     write_json,
 )
+from toolkit.runfolder.usage import recording, summarise_compute
 
 if TYPE_CHECKING:  # imagegen imports torch
     from toolkit.imagegen.results import ImagegenResult

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.cache import cache_folder
 from toolkit.errors import warn
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import REHEARSAL, Recipe, changed_keys
 from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
 from toolkit.recipe.overrides import merge
-from toolkit.run import Progress, RunFolder, silent
+from toolkit.runfolder import Progress, RunFolder, silent
+from toolkit.runfolder.cache import cache_folder
 
 if TYPE_CHECKING:  # imagegen imports torch
     from toolkit.imagegen.results import ImagegenResult

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.stages.export.push import Push, check_push, upload
+from toolkit.exporting.push import Push, check_push, upload
 
 
 @dataclass(frozen=True, slots=True)

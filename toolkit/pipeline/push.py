@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
+from toolkit.exporting.push import Push, check_push, is_proven, push_form
 from toolkit.recipe import Recipe
-from toolkit.run import RunFolder, current_weights
-from toolkit.stages.export.push import Push, check_push, is_proven, push_form
+from toolkit.runfolder import RunFolder, current_weights
 
 __all__ = ["Form", "Push", "prepare_push", "push_export"]
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from toolkit.compute import summarise_compute
-from toolkit.pipeline.peaks import gpu_peaks
-from toolkit.run import Record, RunFolder, read_json, write_json
+from toolkit.pipeline.gpu_peaks import gpu_peaks
+from toolkit.runfolder import Record, RunFolder, read_json, write_json
+from toolkit.runfolder.usage import summarise_compute
 
 EVALUATE = "evaluate-"
 """An evaluation's stage is called by this and its name."""

@@ -6,48 +6,48 @@ A run's rows are prepared before its first stage, so what must be imported befor
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.pipeline.steps import Stages
+from toolkit.evaluation.context import Context, DataAndImages, EvaluationRecord
+from toolkit.pipeline.run import Stages
 from toolkit.recipe import Recipe
-from toolkit.run import Progress, Record, RunFolder
-from toolkit.stages.context import Context, DataAndImages, EvaluationRecord
+from toolkit.runfolder import Progress, Record, RunFolder
 
 
 def _prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> DataAndImages:
-    from toolkit.backends import preload
-    from toolkit.pipeline.prepare import prepare
+    from toolkit.models import preload
+    from toolkit.pipeline.prepare_data import prepare
 
     preload(recipe, run.path)
     return prepare(recipe, run, progress)
 
 
 def _look(recipe: Recipe, run: RunFolder) -> DataAndImages:
-    from toolkit.backends import preload
-    from toolkit.pipeline.prepare import look
+    from toolkit.models import preload
+    from toolkit.pipeline.prepare_data import look
 
     preload(recipe, run.path)
     return look(recipe, run)
 
 
 def _sft(context: Context) -> Record:
-    from toolkit.stages.sft import train_sft
+    from toolkit.training.sft import train_sft
 
     return train_sft(context)
 
 
 def _grpo(context: Context) -> Record:
-    from toolkit.stages.grpo import train_grpo
+    from toolkit.training.grpo import train_grpo
 
     return train_grpo(context)
 
 
 def _evaluate(context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
-    from toolkit.stages.evaluate import evaluate
+    from toolkit.evaluation.evaluate import evaluate
 
     return evaluate(context, name, weights, earlier)
 
 
 def _export(context: Context, *, out: Path | None = None, force: bool = False) -> Record:
-    from toolkit.stages.export import export
+    from toolkit.exporting import export
 
     return export(context, out=out, force=force)
 

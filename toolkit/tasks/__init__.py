@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from toolkit.tasks.base import RowOrigin, Task
+from toolkit.data.task import RowOrigin, Task
 from toolkit.tasks.lesion import LESION
 from toolkit.tasks.mcq import MCQ
 from toolkit.tasks.steps import STEPS

@@ -17,10 +17,10 @@ from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
 from toolkit.tiny import FOLDER
 from toolkit.tiny.build import build_model, build_processor
-from toolkit.tiny.lessons import FIRST
+from toolkit.tiny.curriculum import FIRST
+from toolkit.tiny.curriculum_batches import School
 from toolkit.tiny.schedule import rate
-from toolkit.tiny.school import School
-from toolkit.tiny.seeing import eyes, learn_to_see
+from toolkit.tiny.vision_pretraining import eyes, learn_to_see
 
 log = logging.getLogger(__name__)
 

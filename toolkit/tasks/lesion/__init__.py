@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from toolkit.regions import dice
-from toolkit.rewards.lesion import REWARDS, box_overlap, diagnosis, mask_iou, place
-from toolkit.rewards.lesion import format as keeps_format
-from toolkit.sample import Answer, Sample
-from toolkit.tasks.base import Task
-from toolkit.tasks.lesion.baseline import baseline
-from toolkit.tasks.lesion.parsing import parse
-from toolkit.tasks.lesion.questions import instruction, target
-from toolkit.tasks.lesion.reading import COLUMNS, read
+from toolkit.data.sample import Answer, Sample
+from toolkit.data.task import Task
+from toolkit.scoring.regions import dice
+from toolkit.tasks.lesion.metrics import baseline
+from toolkit.tasks.lesion.parse import parse
+from toolkit.tasks.lesion.prompt import instruction, target
+from toolkit.tasks.lesion.rewards import REWARDS, box_overlap, diagnosis, mask_iou, place
+from toolkit.tasks.lesion.rewards import format as keeps_format
+from toolkit.tasks.lesion.schema import COLUMNS, read
 from toolkit.tasks.lesion.settings import lesion_settings
 
 __all__ = ["LESION"]

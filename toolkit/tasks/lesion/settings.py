@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from toolkit.data.cells import frame_of
 from toolkit.recipe import Recipe
-from toolkit.regions import Coordinates, Frame, Size, choose_coordinates
-from toolkit.tasks.cells import frame_of
+from toolkit.scoring.regions import Coordinates, Frame, Size, choose_coordinates
 from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 

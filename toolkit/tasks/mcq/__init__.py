@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from toolkit.rewards.mcq import REWARDS, explanation, letter
-from toolkit.rewards.mcq import format as keeps_format
-from toolkit.sample import Answer, Sample
-from toolkit.tasks.base import Task
-from toolkit.tasks.mcq.baseline import majority
-from toolkit.tasks.mcq.parsing import choose, parse
-from toolkit.tasks.mcq.reading import COLUMNS, read
+from toolkit.data.sample import Answer, Sample
+from toolkit.data.task import Task
+from toolkit.tasks.mcq.metrics import majority
+from toolkit.tasks.mcq.parse import choose, parse
+from toolkit.tasks.mcq.rewards import REWARDS, explanation, letter
+from toolkit.tasks.mcq.rewards import format as keeps_format
+from toolkit.tasks.mcq.schema import COLUMNS, read
 
 __all__ = ["MCQ", "choose"]
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
-from toolkit.rewards import steps as rewards
-from toolkit.sample import Answer, Sample
-from toolkit.tasks.base import Task
-from toolkit.tasks.steps.answer import parse
-from toolkit.tasks.steps.baseline import action_baseline, baseline, repeat_last, target_baseline
-from toolkit.tasks.steps.carried import CARRIED
-from toolkit.tasks.steps.memory import EMPTY, Memory, advance, replay
+from toolkit.data.sample import Answer, Sample
+from toolkit.data.task import Task
+from toolkit.tasks.steps import rewards as rewards
+from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance, replay
+from toolkit.tasks.steps.episodes import CARRIED
+from toolkit.tasks.steps.metrics import action_baseline, baseline, repeat_last, target_baseline
 from toolkit.tasks.steps.order import HIDDEN, link
+from toolkit.tasks.steps.parse import parse
 from toolkit.tasks.steps.prompt import instruction, question, target
-from toolkit.tasks.steps.reading import COLUMNS, read
+from toolkit.tasks.steps.schema import COLUMNS, read
 from toolkit.tasks.steps.settings import step_settings
 
 __all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from toolkit.tasks.cells import fold
+from toolkit.data.cells import fold
 
 PARTS: Mapping[str, str] = {
     "short_term": "Short Term",

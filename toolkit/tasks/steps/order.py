@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.data.cells import cell, mended, name_of, number_of, text_of
+from toolkit.data.links import FIRST, GAP, REPEATED, Links
+from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError
-from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, mended, name_of, number_of, text_of
-from toolkit.tasks.links import FIRST, GAP, REPEATED, Links
 from toolkit.tasks.steps.settings import StepSettings
 
 MOST_EXAMPLES = 5

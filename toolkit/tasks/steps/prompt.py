@@ -6,9 +6,9 @@ Nothing of the reference stands in a prompt: its sections are made of ``sample.f
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.sample import Sample
+from toolkit.data.sample import Sample
+from toolkit.tasks.steps.agent_memory import compact
 from toolkit.tasks.steps.form import PARTS
-from toolkit.tasks.steps.memory import compact
 from toolkit.tasks.steps.settings import StepSettings
 
 TEMPLATE: Mapping[str, str] = {

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.data.cells import cell, mended, text_of
+from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
-from toolkit.regions import Frame, Size, order_box
-from toolkit.tasks.base import RowOrigin
-from toolkit.tasks.cells import cell, mended, text_of
-from toolkit.tasks.steps.answer import known_action
+from toolkit.scoring.regions import Frame, Size, order_box
+from toolkit.tasks.steps.agent_memory import Memory, compact
+from toolkit.tasks.steps.coordinates import read_place
 from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
-from toolkit.tasks.steps.memory import Memory, compact
-from toolkit.tasks.steps.places import read_place
+from toolkit.tasks.steps.parse import known_action
 from toolkit.tasks.steps.settings import StepSettings
 
 _COLUMNS = ("next_short_term", "next_long_term", "reason", "action", "target", "coords")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from toolkit.recipe import Recipe
-from toolkit.regions import COORDINATES, Coordinates, choose_coordinates
+from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from toolkit.rewards.vqa import REWARDS, exact, token_f1
-from toolkit.rewards.vqa import format as keeps_format
-from toolkit.sample import Answer, Sample
-from toolkit.scores import normalise
-from toolkit.tasks.base import Task
-from toolkit.tasks.vqa.baseline import baseline
-from toolkit.tasks.vqa.parsing import parse
-from toolkit.tasks.vqa.reading import COLUMNS, YES_NO, read
+from toolkit.data.sample import Answer, Sample
+from toolkit.data.task import Task
+from toolkit.scoring.text import normalise
+from toolkit.tasks.vqa.metrics import baseline
+from toolkit.tasks.vqa.parse import parse
+from toolkit.tasks.vqa.rewards import REWARDS, exact, token_f1
+from toolkit.tasks.vqa.rewards import format as keeps_format
+from toolkit.tasks.vqa.schema import COLUMNS, YES_NO, read
 
 __all__ = ["VQA"]
 

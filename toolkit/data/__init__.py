@@ -1,0 +1,6 @@
+"""Rows on disk: any source parsed once into a memory-mapped index, opened lazily afterwards."""
+
+from toolkit.data.index import RowIndex, open_index, row_cache, source_folder
+from toolkit.data.unusable_rows import Dropped, Tally
+
+__all__ = ["Dropped", "RowIndex", "Tally", "open_index", "row_cache", "source_folder"]

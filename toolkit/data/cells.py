@@ -1,0 +1,203 @@
+"""Values of a row as tasks need them: texts, lists, pictures, context and group."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import json_repair
+
+from toolkit.data.sample import ImageRef
+from toolkit.data.task import RowOrigin
+from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.images import ImagePolicy, image_ref, look
+from toolkit.scoring.regions import Coordinates, Frame, Size
+
+_HALF = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"\d+\.0+")
+
+MOST_BRACKETS = 128
+"""In a text that is mended; a step's answer has about ten."""
+
+NO_QUESTION = ("data.question_missing", "the row must have a question")
+NO_ANSWER = ("data.answer_missing", "the row must have an answer")
+NO_IMAGE = ("data.image_path_missing", "the row must have an image path")
+IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the folder data.image_root")
+"""Code and rule of problems that several tasks have."""
+
+
+def text_of(value: Any) -> str:
+    """A value as text without outer blanks; missing values (None, NaN) are empty.
+
+    >>> text_of(" yes "), text_of(3), text_of(2.0), text_of(None), text_of(float("nan"))
+    ('yes', '3', '2.0', '', '')
+    """
+    if isinstance(value, str):
+        if not value.isascii() and _HALF.search(value):
+            rule = "a text must not have half of a surrogate pair, which is not a character"
+            raise RowProblem("data.text_not_unicode", rule, value=ascii(value))
+        return value.strip()
+    if value is None or value != value:  # only NaN differs from itself
+        return ""
+    return str(value).strip()
+
+
+def name_of(value: Any) -> str:
+    """A patient's or lesion's name or number as text. Tables make whole numbers floats where one is missing: 3.0 is 3.
+
+    >>> name_of(3), name_of(3.0), name_of("3.0"), name_of("P3")
+    ('3', '3', '3.0', 'P3')
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
+
+
+def number_of(value: Any) -> str:
+    """``name_of`` where names are numbers: a whole number that a table wrote with a point is the same without it.
+
+    >>> number_of("3.0"), number_of("3.10"), number_of("task_3")
+    ('3', '3.10', 'task_3')
+    """
+    name = name_of(value)
+    return name.partition(".")[0] if _WHOLE.fullmatch(name) else name
+
+
+def fold(name: str) -> str:
+    """A column's or key's name without case, blanks and underscores.
+
+    >>> fold("Short Term"), fold("short_term")
+    ('shortterm', 'shortterm')
+    """
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
+    """The value of one of the task's fields; None where the source has no such column or the row no value."""
+    return row.get(source.column.get(field, ""))
+
+
+def decoded(value: Any) -> Any:
+    """A list or table that is written as JSON text, as a CSV holds it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+@lru_cache(maxsize=1 << 10)
+def mended(text: str) -> tuple[Any, bool]:
+    """A value written as JSON, and whether it had to be mended: single quotes, line breaks, commas at the end, a fence.
+
+    What comes back is shared between calls: nobody may change it. A text that holds no object or list is no JSON
+    however it is mended.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return json.loads(text), False
+    except (ValueError, RecursionError):
+        pass
+    value = mend(text)
+    if not isinstance(value, dict | list):
+        raise ValueError("no JSON")
+    return value, True
+
+
+def mend(text: str) -> Any:
+    """What a text that is no JSON was probably meant to be (json-repair).
+
+    Raises:
+        ValueError: nothing that makes sense; or more than ``MOST_BRACKETS`` opening brackets, since the time it takes
+            grows with their square.
+    """
+    if text.count("{") + text.count("[") > MOST_BRACKETS:
+        raise ValueError("too many brackets")
+    try:
+        return json_repair.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
+    """Width and height of a row's picture: its columns of these names, else what the picture's header says.
+
+    Raises:
+        RowProblem: neither can be read.
+    """
+    width, height = (text_of(cell(row, source, side)) for side in ("width", "height"))
+    if width and height:
+        try:
+            return int(float(width)), int(float(height))
+        except (ValueError, OverflowError):
+            rule = "width and height must be numbers"
+            raise RowProblem("data.image_size_not_number", rule, place=place, value=(width, height)) from None
+    try:
+        return _size(image.path)
+    except ImageError as error:
+        rule = "the row must have width and height, or an image that can be opened"
+        raise MissingPicture("data.image_size_unknown", rule, place=place, value=str(error)) from None
+
+
+def frame_of(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
+    """The frame of a picture (or crop) that the model sees with its longest side reduced to ``max_side``."""
+    return Frame(size, ImagePolicy(max_side=max_side).reduced(size), coordinates)
+
+
+@lru_cache(maxsize=1 << 14)
+def _size(path: Path) -> Size:
+    return look(ImageRef(path), ImagePolicy()).size
+
+
+def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:
+    """All pictures of a row: one path, a list of paths, or such a list as JSON text.
+
+    Raises:
+        RowProblem: there is none, there are too many, or a path leaves the image root.
+    """
+    value = decoded(cell(row, source, "image"))
+    texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
+    if not texts or "" in texts:
+        raise RowProblem(*NO_IMAGE, place=f"{source.file}: {name}", value=value)
+    if len(texts) > source.max_images:
+        rule, remedy = "the row must have at most images.max_per_question images", "Raise images.max_per_question."
+        where = f"{source.file}: {name}"
+        raise RowProblem("data.too_many_images", rule, place=where, value=len(texts), remedy=remedy)
+    root = str(source.image_root)
+    try:
+        return tuple([_image(text, root) for text in texts])
+    except ImageError as error:
+        remedy = "Set data.image_root to the folder that all images are in."
+        where = f"{source.file}: {name}"
+        raise RowProblem(*IMAGE_OUTSIDE, place=where, value=error.value, remedy=remedy) from None
+
+
+@lru_cache(maxsize=1 << 14)
+def _image(text: str, root: str) -> ImageRef:
+    """Rows about one picture often follow each other, and a path costs more than the rest of a row."""
+    return image_ref(text, root, "")
+
+
+def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
+    """The group: the recipe's column, else the first picture's path below the image root.
+
+    Raises:
+        RowProblem: the group column is empty.
+    """
+    if source.group is None:
+        return str(images[0].path).removeprefix(str(source.image_root)).lstrip(os.sep).replace(os.sep, "/")
+    if group := name_of(row.get(source.group)):
+        return group
+    rule = "the row must have a value in the column of data.group"
+    raise RowProblem("data.group_missing", rule, place=f"{source.file}", value=row.get(source.group))
+
+
+def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:
+    """Columns for the prompt and for results by column that have a value in this row."""
+    for column in (*source.context, *source.by):
+        if text := text_of(row.get(column)):
+            yield column, text

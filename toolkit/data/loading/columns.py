@@ -1,0 +1,93 @@
+"""Which column of a source holds which field of a task, and everything that does not fit, with the nearest names."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from toolkit.data.cells import fold
+from toolkit.data.task import Task
+from toolkit.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the recipe says about rows: column map, group, columns for the prompt and for results, pictures, task."""
+
+    columns: Mapping[str, str]
+    group: str | None = None
+    context: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
+    max_images: int = 8
+    settings: Any = None
+
+
+def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
+    """Return field -> column for the columns that exist, and a problem for each thing that does not fit.
+
+    A field that the recipe does not map is looked for under its usual names, first to the letter, then without case,
+    blanks and underscores.
+    """
+    fields = {field: column for field, column in wanted.columns.items() if field in task.columns}
+    found = {field: column for field, column in fields.items() if column in there}
+    for field, names in task.columns.items():
+        if field not in fields and (column := _usual(names, there, set(fields.values()))) is not None:
+            found[field] = column
+    return found, [*_wrong_fields(task, wanted), *_missing(task, wanted, found, there)]
+
+
+def leaking_context(task: Task, wanted: Wanted, column: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns for the prompt that hold the answer: by their usual name, or by the recipe's column map."""
+    usual = {fold(name) for name in task.leaking}
+    fields = {field for field, names in task.columns.items() if usual & {fold(name) for name in names}}
+    mapped = {column[field] for field in fields if field in column}
+    return tuple(name for name in wanted.context if fold(name) in usual or name in mapped)
+
+
+def _usual(names: Sequence[str], there: Sequence[str], taken: set[str]) -> str | None:
+    free = [column for column in there if column not in taken]
+    exact = next((name for name in names if name in free), None)
+    if exact is not None:
+        return exact
+    folded = {fold(column): column for column in reversed(free)}
+    return next((folded[fold(name)] for name in names if fold(name) in folded), None)
+
+
+def _wrong_fields(task: Task, wanted: Wanted) -> Iterator[Problem]:
+    known = ("id", *task.columns)
+    for field in wanted.columns:
+        if field not in known:
+            rule = f"must be a field of the task {task.name}"
+            yield Problem("data.field_unknown", rule, f"data.columns.{field}", remedy=_nearest(field, known))
+
+
+def _missing(task: Task, wanted: Wanted, found: Mapping[str, str], there: Sequence[str]) -> Iterator[Problem]:
+    for field, column in wanted.columns.items():
+        if (field == "id" or field in task.columns) and column not in there:
+            yield _no_column(f"data.columns.{field}", column, there)
+    for choice in sorted(task.required):
+        fields = choice.split("|")
+        if not any(field in found or field in wanted.columns for field in fields):
+            names = [name for field in fields for name in task.columns[field]]
+            rule = f"the rows must have a column for the field {fields[0]}, such as {', '.join(names)}"
+            remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], there)}"
+            yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
+    by = [column for column in wanted.by if column not in task.columns]
+    named = {"data.group": filter(None, [wanted.group]), "prompt.context": wanted.context, "evaluate.by": by}
+    for key, columns in named.items():
+        for column in columns:
+            if column not in there:
+                yield _no_column(key, column, there)
+
+
+def _no_column(key: str, column: str, there: Sequence[str]) -> Problem:
+    return Problem("data.column_missing", "must be a column of the rows", key, column, _nearest(column, there))
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    """Return a question for the column that was probably meant, or a sentence with all columns."""
+    by_fold = {fold(column): column for column in names}
+    close = get_close_matches(fold(word), by_fold, n=1, cutoff=0.6)
+    if close:
+        return f'Did you mean "{by_fold[close[0]]}"?'
+    return f"Choose one of: {', '.join(names)}."

@@ -1,0 +1,204 @@
+"""What a source is, and its records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, the Hub."""
+
+import codecs
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toolkit.data.embedded_images import PictureStore, plain_rows
+from toolkit.data.hub import HUB, hub_files, stream_hub
+from toolkit.data.json_stream import Record, stream_json
+from toolkit.errors import DataError
+
+ARROW_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source that is there: its name in messages, and the files it consists of."""
+
+    name: str
+    files: tuple[Path, ...]
+    id_column: str | None = None
+    """The column that names a row; None: the usual names are looked for."""
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether the rows come from a Hub data set."""
+        return self.name.startswith(HUB)
+
+    @property
+    def place(self) -> str:
+        """What stays the same when the content changes."""
+        return self.name if self.is_hub else str(Path(self.name).expanduser().absolute())
+
+
+def find_source(name: str, id_column: str | None = None, key: str = "[data]") -> Source:
+    """Return the files behind a name of the recipe.
+
+    Args:
+        name: a file, a folder, or a Hub dataset.
+        id_column: the column that names a row.
+        key: the section or key of the recipe that has the name, for messages.
+
+    Raises:
+        DataError: nothing is there, or nothing of a kind that can be read.
+    """
+    if name.startswith(HUB):
+        return Source(name, hub_files(name), id_column)
+    path = Path(name).expanduser().absolute()
+    if path.is_dir():
+        files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS and _is_shown(file))
+        if not files:
+            rule = f"the folder must have a file of rows ({_KINDS})"
+            raise DataError("data.folder_without_rows", rule, place=path, remedy="Name another folder in [data].")
+        return Source(name, files, id_column)
+    if not path.is_file():
+        rule = "the file of rows must exist"
+        raise DataError("data.file_missing", rule, place=path, remedy=f"Correct the path in {key}.")
+    if not os.access(path, os.R_OK):
+        rule = "the file of rows must be readable"
+        raise DataError("data.file_not_readable", rule, place=path, remedy="Change its permissions.")
+    if path.suffix.lower() not in READERS:
+        rule, remedy = f"a file of rows must be one of {_KINDS}", "Convert the file."
+        raise DataError("data.file_type_unknown", rule, place=path, value=path.suffix, remedy=remedy)
+    return Source(name, (path,), id_column)
+
+
+def stream_source(source: Source, pictures: PictureStore) -> Iterator[tuple[str, Any, str | None]]:
+    """All records of a source; pictures that lie inside the rows go into ``pictures``.
+
+    A record without an id gets its number, from 0; in a folder of several files ``file:number``.
+    """
+    columns = ID_COLUMNS if source.id_column is None else (source.id_column,)
+    for prefix, records in _parts(source, pictures):
+        for number, (name, row, text) in enumerate(records):
+            yield (name if name is not None else _own_id(row, columns) or f"{prefix}{number}"), row, text
+
+
+def _parts(source: Source, pictures: PictureStore) -> Iterator[tuple[str, Iterator[Record]]]:
+    if source.is_hub:
+        yield "", stream_hub(source.name, pictures)
+    for file in () if source.is_hub else source.files:
+        prefix = f"{file.stem}:" if len(source.files) > 1 else ""
+        yield prefix, READERS[file.suffix.lower()](file, pictures)
+
+
+def _own_id(row: Any, columns: tuple[str, ...]) -> str | None:
+    if isinstance(row, dict):
+        for column in columns:
+            if (value := row.get(column)) is not None and value != "":
+                return str(value)
+    return None
+
+
+ID_COLUMNS = ("id", "qid", "question_id", "uid")
+"""Columns that name a row where the source is not an object id -> record."""
+
+
+def _read_json(file: Path, _: PictureStore) -> Iterator[Record]:
+    with file.open("rb") as stream:
+        yield from stream_json(stream, str(file))
+
+
+def _read_jsonl(file: Path, _: PictureStore) -> Iterator[Record]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if text := _decode(line, file, number).strip():
+                yield None, _parse_line(text, file, number), text
+
+
+def _decode(line: bytes, file: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        place, remedy = f"{file}, line {number}", _CONVERT.format("LATIN1")
+        raise DataError(*_NOT_UTF8, place=place, value=error.reason, remedy=remedy) from None
+
+
+def _parse_line(text: str, file: Path, number: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = f"{file}, line {number:,}"
+        rule, remedy = f"each line must be one JSON record: {error}", "Correct the line."
+        raise DataError("data.json_line_invalid", rule, place=place, value=text[:40], remedy=remedy) from None
+
+
+_NOT_UTF8 = ("data.not_utf8", "the file must be UTF-8")
+_CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
+
+_SEPARATORS = (";", "\t", "|")
+
+
+def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
+    """Every cell is text: a leading zero of an identifier stays."""
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, strict=True)
+        try:
+            header = _header(next(rows, []), file)
+            for cells in rows:
+                if cells:
+                    yield None, _cells(header, cells, f"{file}, line {rows.line_num:,}"), None
+        except UnicodeDecodeError as error:
+            remedy = _CONVERT.format(_encoding(file))
+            raise DataError(*_NOT_UTF8, place=file, value=error.reason, remedy=remedy) from None
+        except csv.Error as error:
+            rule, place = f"the CSV must be valid: {error}", f"{file}, line {rows.line_num:,}"
+            raise DataError("data.csv_invalid", rule, place=place, remedy="Correct the file.") from None
+
+
+def _header(names: list[str], file: Path) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        rule, remedy = "the first line must name the columns, each once", "Correct the first line."
+        raise DataError("data.csv_header_invalid", rule, place=file, value=twice or names, remedy=remedy)
+    if len(names) == 1 and (other := next((sign for sign in _SEPARATORS if sign in names[0]), None)):
+        rule, remedy = "the columns of a CSV must be separated by commas", "Convert the file."
+        raise DataError("data.csv_separator", rule, place=file, value=other, remedy=remedy)
+    return names
+
+
+def _encoding(file: Path) -> str:
+    """What a file that is not UTF-8 probably is."""
+    with file.open("rb") as stream:
+        return "UTF-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+
+
+def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
+    if len(cells) != len(header):
+        rule = f"a row must have as many cells as the header ({len(header)})"
+        remedy = "Put cells that have a comma in quotation marks."
+        raise DataError("data.csv_cell_count", rule, place=place, value=len(cells), remedy=remedy)
+    return dict(zip(header, cells, strict=True))
+
+
+def _read_parquet(file: Path, pictures: PictureStore) -> Iterator[Record]:
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(ARROW_ROWS):
+                for row in plain_rows(batch, pictures):
+                    yield None, row, None
+    except pa.ArrowInvalid as error:
+        rule = f"the Parquet file must be valid: {error}"
+        raise DataError("data.parquet_invalid", rule, place=file, remedy="Copy the file again.") from None
+
+
+READERS: dict[str, Callable[[Path, PictureStore], Iterator[Record]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+_KINDS = ", ".join(READERS)
+
+
+def _is_shown(file: Path) -> bool:
+    return file.is_file() and not file.name.startswith((".", "_"))

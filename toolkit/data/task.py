@@ -1,0 +1,85 @@
+"""What a task is: how its rows are read, a question is put, an answer is read, and what judges it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.agent_memory import Carried
+from toolkit.data.links import Links
+from toolkit.data.sample import Answer, Reward, Sample
+from toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrigin:
+    """Where a row came from and how its columns are named.
+
+    ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
+    relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
+    The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
+    A row with more than ``max_images`` pictures cannot be used. ``settings`` is what the recipe says for the task alone
+    (``Task.settings``); its ``repr`` must tell two of them apart.
+    """
+
+    file: Path
+    image_root: Path
+    column: Mapping[str, str]
+    group: str | None = None
+    context: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
+    max_images: int = 8
+    settings: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of question. All functions are pure.
+
+    Attributes:
+        name: the word in the recipe.
+        columns: field -> the column names looked for when the recipe's column map does not name one, in order.
+        required: the fields a source must have; ``a|b`` asks for one of them.
+        leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
+        read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
+        instruction: Sample -> the default instruction that follows the question.
+        question: Sample -> the text of the question with its options, without instruction and context.
+        target: Sample -> the completion that SFT learns.
+        parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
+        rewards: name -> reward; the names and default weights stand in recipe.REWARD_WEIGHTS.
+        scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
+        primary: the name in ``scores`` that comparisons and the final table use.
+        labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
+        baseline: training samples -> (Sample -> completion): the majority baseline, judged like any model.
+        baselines: score -> its own majority baseline, where another answer is right more often.
+        also: further names in ``scores`` that get a table of results of their own.
+        stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
+        settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
+        link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
+        notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
+        carried: what goes from one question to the next; None: each question stands alone.
+        grouped_by: what makes a group where ``data.group`` names no column.
+    """
+
+    name: str
+    columns: Mapping[str, tuple[str, ...]]
+    required: frozenset[str]
+    leaking: frozenset[str]
+    read: Callable[[str, Mapping[str, Any], RowOrigin], Sample]
+    instruction: Callable[[Sample], str]
+    question: Callable[[Sample], str]
+    target: Callable[[Sample], str]
+    parse: Callable[[str, Sample], Answer]
+    rewards: Mapping[str, Reward]
+    scores: Callable[[Sample, Answer], Mapping[str, float | None]]
+    primary: str
+    labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
+    baseline: Callable[[Sequence[Sample]], Callable[[Sample], str]]
+    also: tuple[str, ...] = ()
+    baselines: Mapping[str, Callable[[Sequence[Sample]], Callable[[Sample], str]]] = field(default_factory=dict)
+    stratum: Callable[[Sample], str] | None = None
+    settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
+    link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
+    notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
+    carried: Carried | None = None
+    grouped_by: str = "each row's first image"

@@ -1,0 +1,115 @@
+"""The Hub: is there a token (its value is never read into a finding), and can the model be had."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from toolkit import tiny
+from toolkit.diagnostics.disk import hub_home
+from toolkit.diagnostics.finding import Finding, State
+from toolkit.diagnostics.machine import notebook
+from toolkit.diagnostics.probes import Outcome
+from toolkit.recipe import Recipe
+from toolkit.recipe.checks import is_folder_name
+
+USUAL = "google/medgemma-4b-it"
+"""The model that is asked for where no recipe is named."""
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def asked_model(recipe: Recipe | None) -> str:
+    """The Hub name to ask for; empty: the recipe's model is no Hub name."""
+    name = USUAL if recipe is None else _model_of(recipe)
+    return "" if name == "tiny" or is_folder_name(name) else name
+
+
+def check_hub(recipe: Recipe | None, outcome: Outcome, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The token, and the recipe's model (without a recipe: MedGemma)."""
+    holder = token_holder(environment)
+    yield _token(holder)
+    if name := asked_model(recipe):
+        yield _reachable(name, outcome, holder is not None, "warning" if recipe is None else "problem")
+    elif recipe is not None and recipe.imagegen is None:
+        yield _local(recipe.model.name)
+
+
+def _model_of(recipe: Recipe) -> str:
+    return recipe.model.name if recipe.imagegen is None else recipe.imagegen.generator.model
+
+
+def token_holder(environment: Mapping[str, str]) -> str | None:
+    """The variable or file that has a token, as huggingface_hub looks for it; None: none has."""
+    for variable in VARIABLES:
+        if environment.get(variable, "").strip():
+            return variable
+    file = Path(environment.get("HF_TOKEN_PATH") or hub_home(environment) / "token")
+    try:
+        return str(file) if file.read_bytes().strip() else None
+    except OSError:
+        return None
+
+
+def _token(holder: str | None) -> Finding:
+    if holder is not None:
+        return Finding("doctor.token", "Hub token", "good", f"found in {holder}")
+    how = {
+        "Kaggle": "add it as a secret, and put it into os.environ['HF_TOKEN'] in a cell before",
+        "Colab": "add it as a secret named HF_TOKEN, and put it into os.environ['HF_TOKEN'] in a cell before",
+    }.get(notebook() or "", "run hf auth login once, or set HF_TOKEN")
+    text = "none, but gated models such as MedGemma need one"
+    return Finding("doctor.token_none", "Hub token", "warning", text, f"For a gated model, {how}.")
+
+
+def _local(name: str) -> Finding:
+    folder = tiny.FOLDER if name == "tiny" else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        text = f"{name}: {folder} has no config.json"
+        remedy = "Name a model folder, or a Hub name."
+        return Finding("doctor.model_config_missing", "model", "problem", text, remedy)
+    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        text = f"{name}: {folder} has no weights"
+        remedy = "Name a complete model folder, or a Hub name."
+        return Finding("doctor.model_weights_missing", "model", "problem", text, remedy)
+    text = "tiny, shipped with the package" if name == "tiny" else f"{name}, a folder"
+    return Finding("doctor.model_local", "model", "good", text)
+
+
+def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Finding:
+    """``otherwise``: the state where it cannot be had."""
+    if outcome.end != "loaded":
+        remedy = "Install it again: pip install --force-reinstall -c constraints.txt huggingface_hub."
+        text = f"{name}: huggingface_hub cannot be used ({outcome.end}: {outcome.cause})"
+        return Finding("doctor.hub_not_queried", "model", otherwise, text, remedy)
+    facts = outcome.facts
+    if facts["cached"]:
+        return Finding("doctor.model_cached", "model", "good", f"{name}, with all its weights in the Hub cache")
+    if facts["offline"]:
+        text = f"{name}: incomplete or missing in the Hub cache, and HF_HUB_OFFLINE forbids a download"
+        remedy = f"Unset HF_HUB_OFFLINE and run hf download {name} once."
+        return Finding("doctor.model_not_cached", "model", otherwise, text, remedy)
+    if "error" not in facts:
+        text = f"{name}: the Hub grants access to its files, which are not downloaded yet"
+        return Finding("doctor.model_reachable", "model", "good", text)
+    return _refused(name, facts["kinds"], str(facts["error"]), token, otherwise)
+
+
+def _refused(name: str, kinds: list[str], error: str, token: bool, otherwise: State) -> Finding:
+    """By the kinds of huggingface_hub's error."""
+    page = f"https://huggingface.co/{name}"
+    log_in = "" if token else "run hf auth login with a token of that account, and "
+    if "GatedRepoError" in kinds:
+        who = "this token's account" if token else "this machine, which has no token"
+        text = f"{name}: gated, and the Hub denies access to {who}"
+        return Finding(
+            "doctor.model_gated", "model", otherwise, text, f"Accept its terms at {page}, {log_in}try again."
+        )
+    if "RepositoryNotFoundError" in kinds:
+        text = f"{name}: the model does not exist or is private"
+        return Finding("doctor.model_not_found", "model", otherwise, text, "Check model.name, or log in.")
+    if "EntryNotFoundError" in kinds:
+        text = f"{name}: it has no config.json, so transformers cannot load it"
+        remedy = "Check model.name. GGUF files cannot be trained."
+        return Finding("doctor.model_not_transformers", "model", otherwise, text, remedy)
+    first = " ".join(error.split())[:200] or kinds[0]
+    remedy = "Check network and proxy. On Kaggle, switch the internet on. Or download the model elsewhere and name its "
+    remedy += "folder."
+    return Finding("doctor.hub_unreachable", "model", otherwise, f"{name}: the Hub is unreachable ({first})", remedy)

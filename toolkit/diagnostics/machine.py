@@ -1,0 +1,132 @@
+"""The machine without its GPU: Python, system, notebook, cores, memory, shared memory, the encoding of text."""
+
+import locale
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolkit.diagnostics.finding import Finding
+from toolkit.diagnostics.versions import allowed_python
+
+GIB = 2**30
+LITTLE_MEMORY = 4.0
+"""GiB: torch and transformers alone take one, a quickstart about two."""
+TESTED_PYTHON = "3.11"
+SHARED = Path("/dev/shm")
+
+
+def check_machine() -> Iterator[Finding]:
+    """One finding each; that of the notebook only inside Kaggle's or Colab's."""
+    yield _python()
+    yield _system()
+    if place := notebook():
+        yield Finding("doctor.notebook", "notebook", "good", NOTEBOOKS[place])
+    yield _cores()
+    yield _memory()
+    if sys.platform == "linux":
+        yield _shared_memory()
+    yield _encoding()
+
+
+NOTEBOOKS = {
+    "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
+    "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
+}
+"""Where one is -> what to know there."""
+
+
+def notebook() -> str | None:
+    """Kaggle, Colab, or None; by what their machines set for every process."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") or os.environ.get("KAGGLE_URL_BASE"):
+        return "Kaggle"
+    return "Colab" if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("COLAB_GPU") else None
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    wanted = allowed_python()
+    if wanted is not None and not wanted.contains(found, prereleases=True):
+        text = f"{found}, which is not allowed ({wanted})"
+        return Finding("doctor.python_not_allowed", "Python", "problem", text, "Use Python 3.11 to 3.13.")
+    tested = "tested" if found.startswith(f"{TESTED_PYTHON}.") else f"allowed, but most tests run on {TESTED_PYTHON}"
+    return Finding("doctor.python", "Python", "good", f"{found}, {tested}")
+
+
+def _system() -> Finding:
+    text = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        return Finding("doctor.system", "system", "good", text)
+    remedy = "Run the tiny model's recipes here. Unsloth and xformers are not installed on this system."
+    return Finding("doctor.system_not_tested", "system", "warning", f"{text}, tested on Linux x86_64", remedy)
+
+
+def _cores() -> Finding:
+    there = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    text = f"{there} cores" if usable == there else f"{usable} of {there} cores"
+    if usable >= 2:
+        return Finding("doctor.cpu", "CPU", "good", text)
+    remedy = "Use at least two cores: images are read while the model computes."
+    return Finding("doctor.cpu_one_core", "CPU", "warning", text, remedy)
+
+
+def _memory() -> Finding:
+    total, free = _system_memory()
+    limit, used = _container_memory()
+    if limit is not None and (total is None or limit < total):
+        total, free = limit, limit - (used or 0) if free is None else min(free, limit - (used or 0))
+    if total is None or free is None:
+        return Finding("doctor.memory_unknown", "memory", "good", "not reported by this system")
+    text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free" + (", the container's limit" if total == limit else "")
+    if free / GIB >= LITTLE_MEMORY:
+        return Finding("doctor.memory", "memory", "good", text)
+    remedy = f"End other programs. Below {LITTLE_MEMORY:.0f} GiB, the system may end a run."
+    return Finding("doctor.memory_low", "memory", "warning", text, remedy)
+
+
+def _system_memory() -> tuple[int | None, int | None]:
+    """Bytes in all, and free for a new program."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None, None
+    found = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return found.get("MemTotal"), found.get("MemAvailable")
+
+
+def _container_memory() -> tuple[int | None, int | None]:
+    """The control group's limit and use in bytes (version 2, then version 1)."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((root / limit).read_text()), int((root / used).read_text())
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue
+    return None, None
+
+
+def _shared_memory() -> Finding:
+    try:
+        with tempfile.NamedTemporaryFile(dir=SHARED):
+            status = os.statvfs(SHARED)
+    except OSError as error:
+        text = f"{SHARED} is not writable ({error.strerror})"
+        remedy = "Make it writable for toolkit data prepare. In a container, use --shm-size=1g."
+        return Finding("doctor.shared_memory_not_writable", "shared memory", "warning", text, remedy)
+    text = f"{status.f_bavail * status.f_frsize / GIB:.1f} GiB free in {SHARED}"
+    return Finding("doctor.shared_memory", "shared memory", "good", text)
+
+
+def _encoding() -> Finding:
+    """Tables have lines and file names have letters that only UTF-8 can write."""
+    files, screen = locale.getpreferredencoding(False), getattr(sys.stdout, "encoding", None) or "none"
+    if all(name.lower().replace("-", "") == "utf8" for name in (files, screen)):
+        return Finding("doctor.encoding", "text encoding", "good", "UTF-8")
+    text, remedy = f"{files} for files, {screen} for the screen", "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
+    return Finding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)

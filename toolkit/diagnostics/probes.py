@@ -1,0 +1,207 @@
+"""Probes: each loads one library in a process of its own, two at a time, within a time limit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit.diagnostics import inside
+from toolkit.runfolder import Progress, hide_secrets, silent
+from toolkit.runfolder.logs import SECRET_VARIABLES
+
+AT_ONCE = 2
+LIMIT = 120.0
+"""Seconds for one library: the first import after an installation compiles it and reads gigabytes."""
+TOTAL = 300.0
+"""Seconds for all of them."""
+LOOK_EVERY = 0.02
+MOST_OUTPUT = 20_000
+"""Bytes of a probe's output that are read, from its end."""
+
+End = Literal["loaded", "missing", "failed", "died", "hung", "untried"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one probe ended.
+
+    Attributes:
+        name: the probe.
+        end: loaded; missing: not installed; failed: the import raised; died: it took the process with it; hung: it
+            took longer than the limit and was ended; untried: the time for all was used up.
+        seconds: how long it took.
+        error: what it raised, the root cause in the last line; how it died.
+        where: file and line of it, where known.
+        facts: what the probe found in the library.
+    """
+
+    name: str
+    end: End
+    seconds: float = 0.0
+    error: str = ""
+    where: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cause(self) -> str:
+        """The root cause in one line of at most 200 characters."""
+        line = self.error.strip().rpartition("\n")[2]
+        return line if len(line) <= 200 else f"{line[:199]}…"
+
+
+def run_probes(
+    names: Sequence[str], *, model: str = "", limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
+) -> dict[str, Outcome]:
+    """Each probe's outcome; after ``total`` seconds whatever still runs is ended, and the rest is not tried.
+
+    Args:
+        names: probes, keys of ``inside.LOADS``; the order is that of their start.
+        model: what the probe "hub" looks for.
+        limit: seconds for one.
+        total: seconds for all.
+        progress: called as they end.
+    """
+    over = time.monotonic() + total
+    waiting, running = list(names), list[_Process]()
+    found: dict[str, Outcome] = {}
+    with tempfile.TemporaryDirectory(prefix="toolkit-doctor-") as folder, _ended(running):
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE and time.monotonic() < over:
+                seconds = min(limit, over - time.monotonic())
+                running.append(_Process(waiting.pop(0), Path(folder), seconds, model))
+            for process in [one for one in running if one.is_over()]:
+                running.remove(process)
+                found[process.name] = process.outcome()
+                progress("loading libraries", len(found), len(names), process.name)
+            if not running and time.monotonic() >= over:
+                found |= {name: Outcome(name, "untried") for name in waiting}
+                waiting.clear()
+            time.sleep(LOOK_EVERY)
+    return found
+
+
+class _Process:
+    """A probe that runs."""
+
+    def __init__(self, name: str, folder: Path, limit: float, model: str) -> None:
+        self.name, self._limit = name, limit
+        self._result, self._output = folder / f"{name}.json", folder / f"{name}.txt"
+        self._begun = time.monotonic()
+        self._hung = False
+        # -P: neither this package's folder nor the working directory may stand in for a library.
+        command = [sys.executable, "-P", inside.__file__, str(self._result), name, str(limit), model]
+        with self._output.open("wb") as output:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(name, folder),
+                start_new_session=True,
+            )
+
+    def is_over(self) -> bool:
+        """Whether it has ended; at its limit it is made to."""
+        if self._child.poll() is not None:
+            return True
+        if time.monotonic() - self._begun < self._limit:
+            return False
+        self._hung = True
+        self.stop()
+        return True
+
+    def stop(self) -> None:
+        """End it and what it has started."""
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+        else:  # Windows
+            self._child.kill()
+        self._child.wait()
+
+    def outcome(self) -> Outcome:
+        """What came of it."""
+        seconds = time.monotonic() - self._begun
+        told = _read(self._result)
+        end, error = self._end(told)
+        where = told.get("where") or _deepest(self._text() if end in ("died", "hung") else "")
+        return Outcome(
+            self.name, end, seconds, hide_secrets(error), hide_secrets(where), _hidden(told.get("facts", {}))
+        )
+
+    def _end(self, told: Mapping[str, Any]) -> tuple[End, str]:
+        if told.get("step") == "done":
+            return "loaded", ""
+        if self._hung:
+            return "hung", f"no answer within {self._limit:.0f} s"
+        if "error" in told:
+            own = {wanted.partition(":")[0].partition(".")[0] for wanted in inside.LOADS[self.name]}
+            return "missing" if told.get("missing") in own else "failed", str(told["error"])
+        code = self._child.returncode
+        how = f"ended by {_signal_name(-code)}" if code < 0 else f"left with exit code {code}"
+        return "died", f"{how} while {'it was looked at' if told.get('step') == 'look' else 'it was imported'}"
+
+    def _text(self) -> str:
+        with self._output.open("rb") as output:
+            output.seek(max(0, self._output.stat().st_size - MOST_OUTPUT))
+            return output.read().decode(errors="replace")
+
+
+@contextmanager
+def _ended(running: list[_Process]) -> Iterator[None]:
+    """None of them outlives the block, Ctrl-C or not."""
+    try:
+        yield
+    finally:
+        for process in running:
+            process.stop()
+
+
+def _environment(name: str, folder: Path) -> dict[str, str]:
+    """Without tokens and without the Hub, but for the probe that asks it; nothing is installed or compiled by them."""
+    kept = {key: value for key, value in os.environ.items() if name == "hub" or key not in SECRET_VARIABLES}
+    quiet = {
+        "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # else it is made in the working directory
+        "UNSLOTH_AUTO_INSTALL": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+    }
+    return kept | quiet | ({} if name == "hub" else {"HF_HUB_OFFLINE": "1"})
+
+
+def _read(result: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(result.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it died before it could write
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _deepest(output: str) -> str:
+    """File and line where faulthandler found the process, the deepest frame first."""
+    match = re.search(r'(?:Fatal Python error|Timeout \()[^"]*File "([^"]+)", line (\d+)', output)
+    return f"{match[1]}:{match[2]}" if match else ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _hidden(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hidden(inner) for inner in value]
+    return hide_secrets(value) if isinstance(value, str) else value

@@ -1,7 +1,0 @@
-"""What this machine has for a run, what is wrong with it, and what to do: each library is loaded in its own process."""
-
-from toolkit.doctor.examine import Examination, examine
-from toolkit.doctor.finding import STATES, Finding, State
-from toolkit.run import TESTED
-
-__all__ = ["STATES", "TESTED", "Examination", "Finding", "State", "examine"]

@@ -1,0 +1,142 @@
+"""Prediction: one question about one or more pictures, asked of a run's model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.sample import Answer, Sample
+from toolkit.data.task import RowOrigin
+from toolkit.errors import DataError, RowProblem, warn
+from toolkit.evaluation.answers import read_answer
+from toolkit.images import ImageStore
+from toolkit.models import choose_backend
+from toolkit.models.backend import Sampling
+from toolkit.models.lengths import check_lengths
+from toolkit.models.prompts import Prompts
+from toolkit.recipe import Recipe
+from toolkit.runfolder import RunFolder, current_weights
+from toolkit.runfolder.usage import recording
+from toolkit.tasks import TASKS
+
+PREDICT = "predict"
+"""What the compute report calls a prediction."""
+
+_STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
+    "mcq": lambda settings: {"answer": "A"},
+    "vqa": lambda settings: {"answer": "unknown", "answer_type": "open"},
+    "lesion": lambda settings: {
+        "diagnosis": settings.labels.labels[0].code,
+        "bbox": [0, 0, 1, 1],
+        "polygons": [[[0, 0], [1, 0], [1, 1]]],
+        "size": "unknown",
+        "features": "unknown",
+    },
+    "steps": lambda settings: {"task": "question", "action": settings.actions[0]},
+}
+"""A task reads rows that have a reference, and asks for what they know; the one put here is taken off again."""
+
+
+def predict(
+    run: RunFolder,
+    question: str,
+    images: Sequence[Path],
+    options: Sequence[str] = (),
+    context: Mapping[str, str] | None = None,
+    weights: Path | None = None,
+) -> Answer:
+    """The run's greedy answer, with question, pictures and prompt treated as in training.
+
+    Args:
+        run: a run; its last trained weights are asked, or its base model where nothing was trained.
+        question: without its options.
+        images: pictures, in the order of the question.
+        options: of a multiple-choice question, with or without their letters.
+        context: values of the columns that the recipe's prompt.context names; a name without one is warned about.
+        weights: what is asked instead of the run's own: an adapter, whole weights, or a GGUF with its projector.
+
+    Raises:
+        DataError: the question lacks what its task needs, is too long, or has context that the recipe does not name.
+        ImageError: a picture cannot be read.
+        RunError: the weights that the recipe starts from are gone.
+    """
+    recipe = run.recipe()
+    sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
+    with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
+        return _ask(recipe, sample, weights, current_weights(run, recipe))
+
+
+def _ask(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
+    # Whatever training does with unreadable pictures, nobody wants an answer about a grey square.
+    prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
+    weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
+    backend = choose_backend(recipe.model, weights)
+    policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
+    limit = recipe.evaluation.max_completion_tokens
+    check_lengths(policy.processor, prompts, [sample], recipe.model.max_tokens, answer_tokens=limit)
+    completion = backend.generate(policy, [prompts.row(sample)], Sampling(limit))[0][0]
+    return read_answer(prompts.task, sample, completion)
+
+
+def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
+    """The question as the task reads one from a row, so that it looks as it did in training."""
+    task = recipe.data.task
+    _check_options(task, options)
+    settings = TASKS[task].settings(recipe, "predict")
+    row = {
+        "question": question,
+        "options": list(options),
+        "image": [str(path.absolute()) for path in images],
+        **_STAND_INS[task](settings),
+    }
+    source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
+    try:
+        sample = TASKS[task].read("question", row, source)
+    except RowProblem as problem:
+        raise DataError(
+            "predict.question_invalid",
+            f"the question must be valid: {problem.reason}",
+            place="--question",
+            value=problem.problem.value,
+        ) from problem
+    return replace(sample, fields={**sample.fields, "question": question}, reference={})
+
+
+def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) -> Sample:
+    names = recipe.prompt.context
+    if unknown := sorted(set(context) - set(names)):
+        raise DataError(
+            "predict.context_unknown",
+            "context must have names from the recipe's prompt.context",
+            place="--context",
+            value=unknown,
+            remedy=f"Choose from: {', '.join(names)}." if names else "Leave the context out.",
+        )
+    for name in names:
+        if name not in context:
+            warn(
+                "predict.context_missing",
+                "the prompt had this context in training, but this question has none",
+                place="--context",
+                value=name,
+                remedy=f"Add --context {name}=...",
+            )
+    return replace(sample, fields={**sample.fields, **context})
+
+
+def _check_options(task: str, options: Sequence[str]) -> None:
+    if task == "mcq" and len(options) < 2:
+        raise DataError(
+            "predict.too_few_options",
+            "a multiple-choice question must have at least two options",
+            place="--option",
+            value=list(options),
+            remedy='Give each with --option "A. text".',
+        )
+    if task != "mcq" and options:
+        raise DataError(
+            "predict.options_not_allowed",
+            "only a multiple-choice question may have options",
+            place="--option",
+            value=list(options),
+        )

@@ -1,0 +1,82 @@
+"""The card's YAML header, by huggingface_hub."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from toolkit.exporting.card.facts import CardFacts
+from toolkit.exporting.card.licence import licence_of
+from toolkit.exporting.public_names import is_hub_name
+from toolkit.recipe import Recipe
+
+LIBRARIES: Mapping[str, str] = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
+RELATIONS: Mapping[str, str] = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
+"""Form -> how the Hub calls its relation to the base model."""
+TASK = "image-text-to-text"
+
+
+def header(facts: CardFacts) -> ModelCardData:
+    """Base model, licence, library, tags and results. What is not known is left out.
+
+    The results are those of the weights that were exported; the card says of which precision.
+    """
+    licence = licence_of(facts.recipe.model.name)
+    on_hub = is_hub_name(facts.base)
+    results = _results(facts)
+    more: dict[str, Any] = {"base_model_relation": RELATIONS[facts.form]} if on_hub and facts.form in RELATIONS else {}
+    return ModelCardData(
+        base_model=facts.base if on_hub else None,
+        library_name=LIBRARIES.get(facts.form),
+        license=licence.id if licence else None,
+        license_name=licence.name if licence else None,
+        license_link=licence.link if licence else None,
+        pipeline_tag=TASK,
+        tags=_tags(facts),
+        datasets=_hub_data(facts.recipe) or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+        **more,
+    )
+
+
+def _tags(facts: CardFacts) -> list[str]:
+    tuning = "lora" if facts.recipe.model.tuning == "lora" else "full-fine-tuning"
+    practice = ["generated-data"] if facts.recipe.data.phantom else []
+    return ["medical", "vision-language", facts.recipe.data.task, *facts.trained, tuning, facts.form, *practice]
+
+
+def _results(facts: CardFacts) -> list[EvalResult]:
+    found = facts.evaluation
+    if found is None:
+        return []
+    scores = {found["score"]: found, **found["also"]}
+    values = {score: record["value"] for score, record in scores.items() if record["value"]["value"] is not None}
+    return [_result(facts, found["split"], score, value) for score, value in values.items()]
+
+
+def _result(facts: CardFacts, split: str, score: str, value: Mapping[str, Any]) -> EvalResult:
+    hub = _hub_data(facts.recipe)
+    return EvalResult(
+        task_type=TASK,
+        task_name=facts.recipe.data.task,
+        dataset_type=hub[-1] if hub else "custom",
+        dataset_name=f"held-out questions ({split})",
+        dataset_split=split,
+        metric_type=score.partition(" ")[0],
+        metric_name=score,
+        metric_value=round(value["value"], 4),
+        metric_args={"n": value["n"], "low": _rounded(value["low"]), "high": _rounded(value["high"])},
+    )
+
+
+def _hub_data(recipe: Recipe) -> list[str]:
+    """The data sets on the Hub that the recipe reads."""
+    sources = [recipe.data.train, recipe.data.validation, recipe.data.test]
+    hub = [text.removeprefix("hub:").partition("#")[0] for text in sources if text and text.startswith("hub:")]
+    return list(dict.fromkeys(hub))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

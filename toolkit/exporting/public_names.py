@@ -1,0 +1,54 @@
+"""What leaves the machine: names instead of paths, in the recipe and in the files that libraries wrote."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from toolkit.models.model_paths import ELSEWHERE, public_name
+from toolkit.recipe import Recipe
+from toolkit.runfolder import hide_secrets
+
+HIDDEN_PATH = "[path]"
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether ``name`` has the form ``owner/name``."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def public_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML with file names instead of paths; where things lie on this machine is left out.
+
+    [export], which changes neither weights nor answers, is left out too, and so are the settings of other tasks.
+    """
+    table = recipe.model_dump(mode="json", exclude_none=True)
+    table.pop("export", None)
+    table["run"].pop("folder")
+    table["data"].pop("image_root", None)
+    for task in {"lesion", "steps"} - {recipe.data.task}:
+        table["data"].pop(task)
+    return tomli_w.dumps(_without_paths(table)).strip()
+
+
+def scrub(text: str, *places: Path) -> str:
+    """``text`` without secrets, and without ``places`` and the home folder where they are named after all."""
+    for place in (*places, Path(os.path.expanduser("~"))):  # noqa: PTH111  # Path.home raises where there is none
+        if len(place.parts) > 1:
+            text = re.sub(re.escape(str(place)) + r"(?=[/\\\s\"'`:,;)\]]|$)", HIDDEN_PATH, text)
+    return hide_secrets(text)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    if not isinstance(value, str) or "\n" in value or not ELSEWHERE.search(value):
+        return value
+    file, colon, function = value.rpartition(":")
+    if colon and file.endswith(".py"):
+        return f"{public_name(file)}:{function}"
+    return public_name(value)

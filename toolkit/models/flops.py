@@ -1,0 +1,149 @@
+"""Counts what a model works through, and its floating-point operations by formula.
+
+The formula is that of ``toolkit.runfolder.usage.flops``: 6 n for each position in full training, a little over 4 n for LoRA,
+whose gradient passes through the frozen parameters. Language model, its vocabulary's head, and vision tower are taken
+apart, each with its own positions. Attention's own products are left out, as in 6 n (they grow with the square of the
+length), and so is what stands between tower and language model; torch's counter, beside it in the report, has both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.models.lora import VISION
+from toolkit.runfolder.usage import Weights, count, note_unseen
+
+TOLD = 0.05
+"""From this share of weights outside linear layers, convolutions and embeddings on, the report tells of them."""
+
+
+def weights_of(module: nn.Module, merged: int = 1) -> Weights:
+    """Return the parameters of linear layers and convolutions; of quantised ones by their shape, since their storage is
+    packed.
+
+    Args:
+        module: its part.
+        merged: positions that become one in a merger, which each of them passes through with that part of its
+            parameters.
+    """
+    sizes = [
+        (_size(part) // (merged if "merger" in name else 1), part.weight.requires_grad)
+        for name, part in module.named_modules()
+        if _size(part)
+    ]
+    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+
+
+def meter(model: Any) -> None:
+    """Have every pass of the model counted from now on; see ``toolkit.runfolder.usage.counters``."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else None
+    if decoder is None:
+        note_unseen("the language model of an architecture that does not name it: no tokens, no FLOPs")
+        return
+    _tell_left_out(decoder)
+    weights = weights_of(decoder)
+    decoder.register_forward_hook(lambda module, args, output: _language(module, weights, output))
+    head = whole.get_output_embeddings()
+    if head is not None:
+        head_weights = weights_of(head)
+        head.register_forward_hook(lambda module, args, output: _head(whole, head_weights, output))
+        whole.register_forward_pre_hook(
+            lambda module, args, fields: _chunked_head(module, head_weights, fields), with_kwargs=True
+        )
+    tower = _tower(whole)
+    if tower is not None:
+        tower_weights = weights_of(tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2)  # as Qwen's towers merge
+        tower.register_forward_hook(
+            lambda module, args, fields, output: _vision(module, tower_weights, (args, fields), output),
+            with_kwargs=True,
+        )
+
+
+def _language(module: nn.Module, weights: Weights, output: Any) -> None:
+    hidden = _hidden(output)
+    positions = hidden.shape[:-1].numel()
+    if hidden.requires_grad:
+        done = weights.both(positions, checkpointing=_checkpoints(module))
+        count(trained_tokens=positions, language_training=done)
+    else:
+        # One place a row is a step of writing: no prompt is that short.
+        kind = "generated_tokens" if hidden.shape[-2] == 1 else "read_tokens"
+        count(**{kind: positions}, language_inference=weights.forward(positions))
+
+
+def _head(whole: nn.Module, weights: Weights, logits: torch.Tensor) -> None:
+    positions = logits.shape[:-1].numel()
+    if logits.requires_grad:
+        count(language_training=weights.both(positions, checkpointing=False))
+    else:
+        count(language_inference=weights.forward(positions))
+
+
+def _chunked_head(whole: nn.Module, weights: Weights, fields: Mapping[str, Any]) -> None:
+    """Count the head in SFT's loss, which does not call it: supervised positions alone (see ``sft_loss``)."""
+    labels = fields.get("labels")
+    if labels is not None and torch.is_grad_enabled():
+        answered = int((labels[..., 1:] != -100).sum())
+        count(language_training=weights.both(answered, checkpointing=False))
+
+
+def _vision(module: nn.Module, weights: Weights, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:
+    images, patches = _pictures(given, output)
+    hidden = _hidden(output)
+    if not torch.is_grad_enabled():
+        count(read_images=images, read_patches=patches, vision_inference=weights.forward(patches))
+        return
+    backward = hidden.requires_grad
+    done = weights.both(patches, checkpointing=_checkpoints(module)) if backward else weights.forward(patches)
+    count(trained_images=images, trained_patches=patches, vision_training=done)
+
+
+def _pictures(given: tuple[Any, Mapping[str, Any]], output: Any) -> tuple[int, int]:
+    """Pictures and patches: Qwen's towers get one row of patches with a grid a picture, others a batch of pictures."""
+    args, fields = given
+    values = [*args, *fields.values()]
+    grid = fields.get("grid_thw", args[1] if len(args) > 1 else None)
+    if isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[-1] == 3:
+        return len(grid), int(values[0].shape[0])
+    hidden = _hidden(output)
+    return int(hidden.shape[0]), hidden.shape[:-1].numel()
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    """A module's hidden states, of shape (..., width)."""
+    hidden = output if isinstance(output, torch.Tensor) else output[0]
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
+
+
+def _tower(model: nn.Module) -> nn.Module | None:
+    return next((module for name, module in model.named_modules() if VISION.search(f"{name}.")), None)
+
+
+def _size(module: nn.Module) -> int:
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return module.weight.numel()
+    return 0
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+
+
+def _tell_left_out(decoder: nn.Module) -> None:
+    """Experts, for one, may hold their weights in parameters of their own."""
+    known = sum(_size(part) for part in decoder.modules())
+    owned = (p for part in decoder.modules() for p in part.parameters(recurse=False) if _is_matrix(part, p))
+    others = sum(parameter.numel() for parameter in owned)
+    if others > TOLD * (known + others):
+        share = others / (known + others)
+        note_unseen(f"{share:.0%} of the language model's weights stand outside linear layers: left out of the formula")
+
+
+def _is_matrix(module: nn.Module, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and not isinstance(module, nn.Embedding) and not _size(module)

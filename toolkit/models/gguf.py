@@ -1,0 +1,207 @@
+"""A GGUF pair as a model that can be asked: our rendering of the prompt, llama.cpp for everything behind it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+
+from toolkit.errors import ModelError, warn
+from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainingJob
+from toolkit.models.chat_template import encode_answer, render_prompt
+from toolkit.models.generate import encode
+from toolkit.models.hf import load_processor, make_policy
+from toolkit.models.llamacpp import Child, find_pair
+from toolkit.models.llamacpp.session import MARKER, PICTURE
+from toolkit.recipe import Recipe
+from toolkit.runfolder.usage import count
+
+FRAMED = "<|vision_start|><|image_pad|><|vision_end|>"
+"""A picture's place in the prompts of Qwen's models; llama.cpp writes the borders itself."""
+
+
+class GgufBackend:
+    """The half of ``Backend`` that asks; a GGUF cannot be trained."""
+
+    name = "gguf"
+
+    def __init__(self) -> None:
+        self.read_otherwise = 0
+        """Prompts whose tokens llama.cpp read otherwise than the processor."""
+
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
+        """The pair in ``weights`` (a text model's file, or a folder with one) with the recipe's processor.
+
+        ``Policy.model`` is the process that llama.cpp runs in.
+
+        Raises:
+            ModelError: it is to be trained, is not there, cannot be loaded, or would not stop at the turn end.
+            MissingExtraError: llama.cpp is not installed.
+        """
+        if trainable or weights is None:
+            _refuse("trained")
+        model, mmproj = find_pair(weights)
+        policy = make_policy(None, load_processor(recipe.model), weights)
+        child = Child()
+        ends = child.load(model, mmproj, recipe.model.max_tokens + recipe.evaluation.max_completion_tokens)
+        if policy.turn_end.id not in ends:
+            raise ModelError(
+                "model.gguf_misses_turn_end",
+                f"a GGUF file must stop at {policy.turn_end.text!r} (token {policy.turn_end.id}), which ends an answer",
+                place=model,
+                value=ends,
+                remedy="Convert the model again with its own tokenizer.",
+            )
+        return replace(policy, model=child, bits=16)
+
+    def load_reader(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_reader``."""
+        return make_policy(None, load_processor(recipe.model), None)
+
+    def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
+        """One greedy completion of each row, one row after another.
+
+        Raises:
+            ModelError: it is asked for anything but the greedy answer, or llama.cpp fails.
+        """
+        if sampling.temperature or sampling.count != 1:
+            _refuse("sampled")
+        completions = [self._complete(policy, row, sampling.max_tokens) for row in rows]
+        count(answers=len(completions))
+        return [[completion] for completion in completions]
+
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """See ``Backend.log_probs``."""
+        return [self._score(policy, row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def answer_loss(self, policy: Policy, row: Row) -> float:
+        """See ``Backend.answer_loss``."""
+        found = self._score(policy, row, row.answer or "")
+        return -sum(found) / len(found)
+
+    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """Raises ModelError."""
+        _refuse("trained")
+
+    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """Raises ModelError."""
+        _refuse("trained")
+
+    def restore(self, policy: Policy, checkpoint: Path) -> None:
+        """Raises ModelError."""
+        _refuse("trained")
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """Raises ModelError."""
+        _refuse("saved anew")
+
+    def save_merged(self, policy: Policy, folder: Path) -> None:
+        """Raises ModelError."""
+        _refuse("merged")
+
+    def _complete(self, policy: Policy, row: Row, most: int) -> Completion:
+        prompt, pictures, expected = _as_llama_reads(policy, row)
+        tokens, _, read = policy.model.answer(prompt, pictures, most, policy.turn_end.id, policy.forbidden)
+        if read != expected:
+            self._tell_reading(policy, read, expected)
+        ended = tokens[-1] == policy.turn_end.id
+        text = policy.processor.tokenizer.decode(tokens[: len(tokens) - ended], skip_special_tokens=True)
+        return Completion(text, len(tokens), not ended)
+
+    def _score(self, policy: Policy, row: Row, answer: str) -> list[float]:
+        prompt, pictures, _ = _as_llama_reads(policy, row)
+        found: list[float] = policy.model.score(
+            prompt, pictures, encode_answer(policy.processor, answer, policy.turn_end)
+        )
+        return found
+
+    def _tell_reading(self, policy: Policy, read: Sequence[int], expected: Sequence[int]) -> None:
+        if not self.read_otherwise:
+            place = next((i for i, (a, b) in enumerate(zip(read, expected, strict=False)) if a != b), len(expected))
+            tokenizer = policy.processor.tokenizer
+            ours, theirs = (
+                tokenizer.convert_ids_to_tokens([token for token in ids[place : place + 4] if token != PICTURE])
+                for ids in (expected, read)
+            )
+            places = [f"{ids.count(PICTURE)} image tokens" for ids in (read, expected)]
+            warn(
+                "model.gguf_prompt_differs",
+                f"llama.cpp must tokenize a prompt like the processor: {places[1]} and {ours}",
+                place="gguf",
+                value=f"{places[0]} and {theirs}",
+            )
+        self.read_otherwise += 1
+
+
+def as_seen(processor: Any, inputs: Any) -> list[Image.Image]:
+    """The pictures as the model's own processor made them: resized its way, before they were normalised.
+
+    Handed to llama.cpp at this size its own resizing has nothing to do.
+
+    Raises:
+        ModelError: the processor lays pictures out in a way that is not known here.
+    """
+    if "pixel_values" not in inputs:
+        return []
+    pixels = inputs["pixel_values"]
+    if "image_grid_thw" in inputs:
+        sizes = [int(grid.prod()) for grid in inputs["image_grid_thw"]]
+        patches = pixels.split(sizes)
+        planes = [
+            _laid_together(processor.image_processor, part, grid)
+            for part, grid in zip(patches, inputs["image_grid_thw"].tolist(), strict=True)
+        ]
+    elif pixels.ndim == 4:
+        planes = list(pixels)
+    else:
+        raise ModelError(
+            "model.pixel_layout_unknown",
+            "the processor must arrange pixels like Gemma's or Qwen's, for llama.cpp to see the same images",
+            value=type(processor).__name__,
+            remedy="Evaluate the merged weights instead of the GGUF files.",
+        )
+    return [_picture(processor.image_processor, plane) for plane in planes]
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ModelError("model.gguf_only_greedy", f"a GGUF file can only generate greedily. It cannot be {what}")
+
+
+def _as_llama_reads(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:
+    """The prompt with markers, the pictures, and the tokens that llama.cpp must read there."""
+    inputs = encode(policy, [row])
+    processor = policy.processor
+    # Gemma 3's processor calls the border before a picture its image token.
+    holder = processor.tokenizer if hasattr(processor, "full_image_sequence") else processor
+    own = holder.image_token_id
+    expected = [PICTURE if token == own else token for token in inputs["input_ids"][0].tolist()]
+    prompt = _with_markers(processor, render_prompt(processor, row.messages))
+    return prompt, as_seen(processor, inputs), expected
+
+
+def _with_markers(processor: Any, text: str) -> str:
+    """The rendered prompt with llama.cpp's marker for each picture, borders left to llama.cpp."""
+    if hasattr(processor, "full_image_sequence"):  # Gemma 3 writes line ends around a picture too
+        whole, begin, end = processor.full_image_sequence, processor.boi_token, processor.tokenizer.eoi_token
+        head, tail = whole.partition(begin)[0], whole.rpartition(end)[2]
+        return text.replace(begin, f"{head}{MARKER}{tail}")
+    return text.replace(FRAMED if FRAMED in text else processor.image_token, MARKER)
+
+
+def _laid_together(image_processor: Any, patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Qwen's flat patches of one picture, (patches, channels * time * side * side), as (channels, height, width)."""
+    merge, side = image_processor.merge_size, image_processor.patch_size
+    time = image_processor.temporal_patch_size
+    _, rows, columns = grid
+    blocks = patches.reshape(rows // merge, columns // merge, merge, merge, -1, time, side, side)[..., 0, :, :]
+    # block row, block column, row, column, channel, y, x -> channel, block row, row, y, block column, column, x
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(-1, rows * side, columns * side)
+
+
+def _picture(image_processor: Any, plane: torch.Tensor) -> Image.Image:
+    """Undo the normalising: (channels, height, width) to 8-bit RGB."""
+    mean, spread = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
+    pixels = (plane.float() * spread + mean) / image_processor.rescale_factor
+    return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy(), "RGB")

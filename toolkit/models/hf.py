@@ -1,0 +1,273 @@
+"""The hf backend: transformers and peft on any device, in 4 and 8 bits through bitsandbytes."""
+
+import copy
+import gc
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoProcessor
+from transformers.utils.hub import cached_file
+
+from toolkit.errors import ModelError, warn
+from toolkit.models import lora as adapter
+from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainingJob
+from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
+from toolkit.models.flops import meter
+from toolkit.models.generate import generate, log_probs
+from toolkit.models.gradient_checkpointing import spare_input_gradients
+from toolkit.models.image_ablation import answer_loss
+from toolkit.models.loading import bits_of, dequantise, load_model, not_found, refuse_unmergeable, restore_weights
+from toolkit.models.merge import Compared, compare_merged, plan_merge, write_merged
+from toolkit.models.model_paths import model_source, public_name
+from toolkit.recipe import Model, Recipe
+from toolkit.runfolder import find_weights
+from toolkit.training.trainers import build_grpo, build_sft
+
+SENTENCEPIECE = "tokenizer.model"
+
+
+class HfBackend:
+    """See ``Backend``."""
+
+    name = "hf"
+
+    def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
+        """See ``Backend.load``."""
+        if torch.cuda.is_available():
+            gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
+        adapted = weights is not None and adapter.is_adapter(weights)
+        source = str(weights) if weights is not None and not adapted else base_source(recipe, weights)
+        if trainable:
+            refuse_unmergeable(source, recipe)
+        model = load_model(source, recipe.model, mergeable=mergeable)
+        dequantised = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantised)
+        if dequantised:
+            model = dequantise(model, source)
+        processor = load_processor(recipe.model)
+        if weights is not None and adapted:
+            model = adapter.reload(model, weights, trainable=trainable)
+            if trainable and (note := adapter.differences(model, recipe.lora)):
+                adapter.warn_differs(weights, note)
+        elif trainable and recipe.model.tuning == "lora":
+            model = adapter.attach(model, recipe.lora, recipe.run.seed)
+        model.train(trainable)
+        if trainable:
+            spare_input_gradients(model)
+        meter(model)
+        policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
+        if trainable and recipe.model.tuning == "full" and policy.bits == 16:
+            warn(
+                "training.full_tuning_in_16bit",
+                "full fine-tuning in 16 bits loses updates smaller than the rounding of the parameters",
+                place="[model] precision",
+                value=recipe.model.precision,
+                remedy='Set precision = "32bit" if memory allows.',
+            )
+        return policy
+
+    def load_reader(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_reader``."""
+        return make_policy(None, load_processor(recipe.model), None)
+
+    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """See ``Backend.sft_trainer``."""
+        return build_sft(policy, job)
+
+    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+        """See ``Backend.grpo_trainer``."""
+        return build_grpo(policy, job)
+
+    def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
+        """See ``Backend.generate``."""
+        return generate(policy, rows, sampling)
+
+    def answer_loss(self, policy: Policy, row: Row) -> float:
+        """See ``Backend.answer_loss``."""
+        with asking(policy.model):
+            return answer_loss(policy, row)
+
+    def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
+        """See ``Backend.log_probs``."""
+        return log_probs(policy, rows, answers)
+
+    def restore(self, policy: Policy, checkpoint: Path) -> None:
+        """See ``Backend.restore``."""
+        if isinstance(policy.model, PeftModel):
+            adapter.restore(policy.model, checkpoint)
+        else:
+            restore_weights(policy.model, checkpoint)
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """See ``Backend.save``."""
+        if not isinstance(policy.model, PeftModel):
+            _save_whole(policy.model, policy, folder)
+            return
+        save_adapter(policy, folder)
+
+    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
+        """See ``Backend.save_merged``."""
+        if policy.bits < 16:
+            raise ModelError(
+                "export.base_quantised",
+                "the weights that an adapter is merged into must not be quantised",
+                place="merged",
+                value=f"{policy.bits} bits",
+                remedy="Use a model stored in 16 bits or more, or set export.allow_dequantised = true.",
+            )
+        if not isinstance(policy.model, PeftModel):
+            _save_whole(policy.model, policy, folder)
+            return None
+        merge = None if policy.dequantised else plan_merge(policy.model)
+        if merge is None:
+            _save_whole(policy.model.merge_and_unload(), policy, folder)
+            return None
+        write_merged(merge, folder)
+        _save_beside(policy, folder)
+        return compare_merged(merge, folder)
+
+
+@contextmanager
+def asking(model: Any) -> Iterator[None]:
+    """The model answers as it is asked later, without dropout; then it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """The adapter, and the processor as the base model's files have it."""
+    # Embeddings are never adapted; asked to look for them, peft would look on the Hub.
+    policy.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's unfilled template, with this machine's paths
+    original_of(policy).processor.save_pretrained(str(folder))
+
+
+def load_processor(model: Model) -> Any:
+    """The model's processor as its files have it.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    source = model_source(model)
+    try:
+        return AutoProcessor.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise not_found(source, error) from error
+
+
+def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
+    """A Policy whose tokenizer's EOS is the chat template's turn end; the model (None: no model) is told the same.
+
+    What the files said is kept for saving: training and padding leave traces in all three of them.
+    """
+    end = find_turn_end(processor)
+    original = Original(
+        processor=copy.deepcopy(processor),
+        config=copy.deepcopy(getattr(model, "config", None)),
+        generation=copy.deepcopy(getattr(model, "generation_config", None)),
+    )
+    processor.tokenizer.eos_token = end.text
+    processor.tokenizer.padding_side = "left"  # TRL's GRPO lays prompts to the left, token kinds to this side
+    if processor.tokenizer.pad_token is None or processor.tokenizer.pad_token_id == end.id:
+        processor.tokenizer.pad_token = _spare_pad(processor.tokenizer, end.text)
+    bits = 32
+    if model is not None:
+        _align(model, processor.tokenizer, end)
+        bits = bits_of(model)
+    return Policy(model, processor, end, tuple(find_image_ids(processor)), start, original, bits)
+
+
+def base_source(recipe: Recipe, adapted: Path | None) -> str:
+    """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
+    source, start = model_source(recipe.model), recipe.model.adapter
+    if start is None or (adapted is not None and adapter.base_of(adapted) in (source, public_name(source))):
+        return source  # the run that ``model.adapter`` names may be gone by now
+    weights = find_weights(start)
+    return source if adapter.is_adapter(weights) else str(weights)
+
+
+def _align(model: Any, tokenizer: Any, end: TurnEnd) -> None:
+    """Tell the model the tokenizer's special tokens, as transformers' trainer would do with a warning."""
+    for holder in (model.config, model.generation_config):
+        holder.bos_token_id, holder.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    model.config.eos_token_id = end.id
+    stop_at(model.generation_config, end)
+
+
+def stop_at(generation: Any, end: TurnEnd) -> None:
+    """Let generation stop at the turn end besides the ends that it has: other programs read this."""
+    known = generation.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    generation.eos_token_id = ends if end.id in ends else [*ends, end.id]
+
+
+def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
+    trained = model.config, model.generation_config
+    model.config, model.generation_config = original_of(policy).config, _stopping(policy)
+    try:
+        model.save_pretrained(str(folder))
+    finally:
+        model.config, model.generation_config = trained
+    _save_processor(policy, folder)
+
+
+def _save_beside(policy: Policy, folder: Path) -> None:
+    """What a whole model has beside its weights."""
+    original_of(policy).config.save_pretrained(str(folder))
+    if generation := _stopping(policy):
+        generation.save_pretrained(str(folder))
+    _save_processor(policy, folder)
+
+
+def _save_processor(policy: Policy, folder: Path) -> None:
+    processor = original_of(policy).processor
+    processor.save_pretrained(str(folder))
+    add_sentencepiece(processor.tokenizer, folder)
+
+
+def _stopping(policy: Policy) -> Any:
+    """The files' generation settings (None: the model has none), which stop at the turn end."""
+    generation = copy.deepcopy(original_of(policy).generation)
+    if generation is not None:
+        stop_at(generation, policy.turn_end)
+    return generation
+
+
+def add_sentencepiece(tokenizer: Any, folder: Path) -> None:
+    """The base's tokenizer.model, if it has one: transformers 5 leaves it out, and llama.cpp's converter needs it."""
+    found = cached_file(
+        tokenizer.name_or_path,
+        SENTENCEPIECE,
+        revision=tokenizer.init_kwargs.get("_commit_hash"),
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is not None:
+        shutil.copyfile(found, folder / SENTENCEPIECE)
+
+
+def original_of(policy: Policy) -> Original:
+    """What the model's files said, which weights are saved with."""
+    if policy.original is None:
+        raise ModelError("model.not_loaded_by_backend", "a policy must be loaded by a backend before it is saved")
+    return policy.original
+
+
+def _spare_pad(tokenizer: Any, end: str) -> str:
+    """A padding token that is not the turn end: labels and truncation counts tell padding from an end by it."""
+    for token in (tokenizer.unk_token, *(token.content for token in tokenizer.added_tokens_decoder.values())):
+        if token and token != end and "image" not in token:
+            return str(token)
+    raise ModelError(
+        "model.pad_token_missing", "the tokenizer must have a padding token other than the end of turn", value=end
+    )

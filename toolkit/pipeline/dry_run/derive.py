@@ -1,0 +1,173 @@
+"""The recipe of a rehearsal, derived from a recipe: a small model and few rows, and as little else changed as possible.
+
+What decides prompts, answers, rewards and metrics stays: the task and its settings, pictures and the places in them,
+the prompt, rewards with their weights, losses, learning rates, seed, what is evaluated and exported.
+"""
+
+from collections.abc import Mapping
+from math import gcd
+from typing import Any
+
+from toolkit.pipeline.dry_run.synthetic_data import practice_changes
+from toolkit.recipe import REHEARSAL, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
+from toolkit.recipe.overrides import merge
+from toolkit.scoring.regions import choose_coordinates
+
+ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}
+"""Split -> rows of it at most."""
+TASKS_ASKED = 2
+"""Whole tasks that are evaluated where rows are steps of tasks."""
+STEPS = 3
+"""Optimiser steps of each training stage."""
+COMPLETION_TOKENS = 64
+"""Of GRPO's completions and of answers at most; a step of GRPO and an evaluation take the time of so many tokens."""
+TOKENS = (2048, 8192)
+"""The least and the most of model.max_tokens."""
+TOKENS_A_TOKEN = 4
+"""Room for each token of the recipe's model: the tiny tokenizer knows a thousand pieces and cuts a text into two to
+three times the tokens of a real one's."""
+LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+"""The linear layers of the tiny language model."""
+
+Changes = dict[str, Any]
+"""Dotted key -> new value."""
+
+
+def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
+    """The recipe that is run in place of ``recipe`` to rehearse it; ``changed_keys`` tells what is different.
+
+    Args:
+        recipe: any recipe; it stays as it is.
+        own_rows: work with some of its own rows; False: with practice data of its task.
+        gguf: whether a GGUF can be written here; False: it is left out.
+        quantised: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
+
+    Raises:
+        RecipeError: places are to be written as the model's family does, and its name is of no family that is known.
+    """
+    rows = _rows(recipe) if own_rows else practice_changes(recipe, ROWS)
+    changes = {
+        **_run(recipe),
+        **_model(recipe, quantised=quantised),
+        **rows,
+        **_training(recipe, quantised=quantised),
+        **_answers(recipe, gguf=gguf),
+    }
+    settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
+    return Recipe.model_validate(merge(recipe.model_dump(), settings))
+
+
+def _run(recipe: Recipe) -> Changes:
+    return {
+        "run.name": recipe.run.name[: 100 - len(REHEARSAL)] + REHEARSAL,
+        "run.purpose": "rehearsal",
+        "run.report_to": (),
+    }
+
+
+def _model(recipe: Recipe, *, quantised: bool) -> Changes:
+    model, lora = recipe.model, recipe.lora
+    low, high = TOKENS
+    longest = max(low, min(high, TOKENS_A_TOKEN * model.max_tokens))
+    known = tuple(name for name in lora.targets if name in LAYERS)
+    return {
+        "model.name": "tiny",
+        "model.revision": None,
+        "model.backend": "hf",
+        "model.precision": model.precision if quantised and model.precision in ("4bit", "8bit") else "32bit",
+        "model.adapter": None,
+        "model.max_tokens": model.max_tokens if model.name == "tiny" else longest,
+        "model.attention": "auto" if model.attention == "flash_attention_2" else model.attention,
+        "model.trust_remote_code": False,
+        "lora.targets": known or tuple(sorted(LAYERS)),
+        **_coordinates(recipe),
+    }
+
+
+def _coordinates(recipe: Recipe) -> Changes:
+    """``auto`` follows the model, so the convention of the real one is spelled out."""
+    task, model = recipe.data.task, recipe.model.name
+    if task not in ("lesion", "steps"):
+        return {}
+    key = f"data.{task}.coordinates"
+    return {key: choose_coordinates(getattr(recipe.data, task).coordinates, model, key).name}
+
+
+def _rows(recipe: Recipe) -> Changes:
+    """Some rows of each split that the recipe has: of its files drawn by the seed, of practice data the first."""
+    data = recipe.data
+    if data.phantom is not None:
+        return {f"data.phantom.{split}": min(getattr(data.phantom, split), most) for split, most in ROWS.items()}
+    splits = [split for split in ROWS if getattr(data, split) or getattr(data.split, split, 0)]
+    changes: Changes = {}
+    if data.task == "steps" and recipe.evaluate:
+        splits.remove(recipe.evaluate.split)  # a limit would cut tasks, which are evaluated whole
+        if recipe.images.unreadable != "skip":
+            changes["images.scan"] = "header"  # of all screens of that split
+    return changes | {f"data.limit_{split}": _least(getattr(data, f"limit_{split}"), ROWS[split]) for split in splits}
+
+
+def _training(recipe: Recipe, *, quantised: bool) -> Changes:
+    changes: Changes = {}
+    if (sft := recipe.sft) is not None:
+        changes |= {**_optimisation("sft", sft, quantised=quantised), **_sft(sft)}
+    if (grpo := recipe.grpo) is not None:
+        changes |= {**_optimisation("grpo", grpo, quantised=quantised), **_grpo(grpo)}
+    return changes
+
+
+def _optimisation(name: str, section: Optimisation, *, quantised: bool) -> Changes:
+    kept = quantised or not section.optimizer.endswith("8bit")
+    optimizer = section.optimizer.removeprefix("paged_") if kept else "adamw_torch"  # a CPU has no GPU memory to page
+    return {f"{name}.max_steps": _least(section.max_steps, STEPS), f"{name}.optimizer": optimizer}
+
+
+def _sft(sft: Sft) -> Changes:
+    return {"sft.batch_size": min(sft.batch_size, 2), "sft.accumulation": min(sft.accumulation, 2)}
+
+
+def _grpo(grpo: Grpo) -> Changes:
+    prompts, generations = min(grpo.prompts_per_step, 2), min(grpo.generations, 4)
+    return {
+        "grpo.rollouts": "transformers",  # vLLM does not write the tiny model's completions, nor on a CPU
+        "grpo.prompts_per_step": prompts,
+        "grpo.generations": generations,
+        "grpo.micro_batch": gcd(grpo.micro_batch, prompts * generations),
+        "grpo.max_completion_tokens": min(grpo.max_completion_tokens, COMPLETION_TOKENS),
+        "grpo.probe_prompts": min(grpo.probe_prompts, 2),
+        "grpo.probe_on_failure": "report",
+    }
+
+
+def _answers(recipe: Recipe, *, gguf: bool) -> Changes:
+    changes: Changes = {}
+    if recipe.evaluate is not None:
+        changes |= _evaluate(recipe, recipe.evaluate)
+    if recipe.export is not None:
+        changes |= _export(recipe.export, gguf=gguf)
+        if not (recipe.sft or recipe.grpo):
+            changes["export"] = None  # the adapter that it would write is left out
+    return changes
+
+
+def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
+    tokens = min(section.max_completion_tokens, COMPLETION_TOKENS)
+    tasks = {"evaluate.max_tasks": _least(section.max_tasks, TASKS_ASKED)} if recipe.data.task == "steps" else {}
+    return {"evaluate.max_completion_tokens": tokens, **tasks}
+
+
+def _export(section: Export, *, gguf: bool) -> Changes:
+    changes: Changes = {
+        "export.verify": min(section.verify, 4),
+        "export.allow_dequantised": False,
+        "export.optional": (),
+    }
+    if "gguf" not in section.to:
+        return changes
+    if not gguf:
+        return changes | {"export.to": tuple(form for form in section.to if form != "gguf") or ("merged",)}
+    return changes | {"export.quant": ("f16",)}  # after a few steps of training coarse kinds change answers at random
+
+
+def _least(own: int | None, most: int) -> int:
+    return most if own is None else min(own, most)

@@ -1,0 +1,38 @@
+"""Peak memory of a GPU by training stage: what the plan estimated beside what was measured."""
+
+from typing import Any
+
+from toolkit.runfolder import TRAINING_STAGES, Record, RunFolder, read_json
+from toolkit.runfolder.usage import read_compute
+
+
+def gpu_peaks(run: RunFolder) -> dict[str, Record]:
+    """Training stage -> ``estimated_gb`` and ``measured_gb``, both of what torch reserves of one GPU.
+
+    Null: there is no estimate (no GPU where the run was planned, or no plan), or no GPU was used.
+    """
+    plan: dict[str, Any] = read_json(run.plan_file) if run.plan_file.is_file() else {}
+    estimates = (plan.get("memory") or {}) if plan.get("gpu") else {}
+    used = read_compute(run.compute_file).stages()
+    found = {}
+    for name in TRAINING_STAGES:
+        if name in used:
+            measured = used[name].gpu_memory
+            found[name] = {
+                "estimated_gb": estimates[name]["reserved_gb"] if name in estimates else None,
+                "measured_gb": None if measured is None else round(measured / 1e9, 3),
+            }
+    return found
+
+
+def describe_peaks(peaks: dict[str, Record]) -> str:
+    """One line for the end of a run."""
+    if all(one["measured_gb"] is None for one in peaks.values()):
+        return "no GPU was used"
+    return ", ".join(
+        f"{name} {_figure(one['measured_gb'])} (plan: {_figure(one['estimated_gb'])})" for name, one in peaks.items()
+    )
+
+
+def _figure(gigabytes: float | None) -> str:
+    return "not known" if gigabytes is None else f"{gigabytes:.1f} GB"

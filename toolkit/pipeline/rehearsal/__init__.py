@@ -1,6 +1,0 @@
-"""The rehearsal: a recipe's way through every stage with the tiny model and a few rows, before anything is spent."""
-
-from toolkit.pipeline.rehearsal.derive import rehearsal
-from toolkit.pipeline.rehearsal.perform import Rehearsed, rehearse
-
-__all__ = ["Rehearsed", "rehearsal", "rehearse"]

@@ -1,0 +1,8 @@
+"""What a run will need, told before anything is spent."""
+
+from toolkit.planning.findings import Finding
+from toolkit.planning.gpu import Gpu, described_gpu, find_gpu, named_gpu
+from toolkit.planning.make import Rows, make_plan
+from toolkit.planning.record import Plan
+
+__all__ = ["Finding", "Gpu", "Plan", "Rows", "described_gpu", "find_gpu", "make_plan", "named_gpu"]

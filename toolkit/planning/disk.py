@@ -1,0 +1,147 @@
+"""Disk that a run will take, against what is free."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from toolkit.errors import Problem
+from toolkit.models.llamacpp import forms_of, most_bytes
+from toolkit.models.model_paths import model_source, writes_merged
+from toolkit.planning.architecture import Architecture
+from toolkit.planning.base import State
+from toolkit.planning.findings import Finding
+from toolkit.planning.memory.setting import Setting, Stage
+from toolkit.planning.memory.weights import FLOAT, optimizer_bytes, trained_parameters, weight_bytes
+from toolkit.planning.prequantised import Repository
+from toolkit.recipe import Export, Recipe
+
+SPARE = 10**9
+"""Bytes that should stay free, for logs, answers and the caches of rows and pictures."""
+PROCESSOR = 40 * 10**6
+"""A tokenizer and a processor, about, which lie beside each copy of the weights, where the model's are not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes that the run folder will take at most, by part, and what is free where it lies.
+
+    Attributes:
+        parts: of the run folder.
+        free: on its disk.
+        downloads: repository -> bytes that are fetched into the Hub's cache.
+        cache: folder of that cache.
+        cache_free: on the cache's disk.
+    """
+
+    parts: Mapping[str, int]
+    free: int
+    downloads: Mapping[str, int] = field(default_factory=dict)
+    cache: Path = Path()
+    cache_free: int = 0
+
+    @property
+    def needed(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """Where parameters come from: whether the model's own are here, and the repository that stands in for them."""
+
+    own: State
+    repository: Repository | None = None
+
+
+def plan_disk(
+    recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads | None = None
+) -> Disk:
+    """Checkpoints, weights of each stage and exports, from the counts of weights.
+
+    A checkpoint holds what is trained and its optimiser's state; while one is written, there is one more than
+    ``run.keep_checkpoints``. Merged weights, which a GGUF is made from, take 2 bytes a weight.
+    """
+    parts: dict[str, int] = {}
+    processor = _processor_bytes(recipe)
+    for name, setting in settings.items():
+        if setting.trains:
+            weights = _trained_bytes(model, setting)
+            each = weights + optimizer_bytes(model, setting)
+            parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
+            parts[f"{name} weights"] = weights + processor
+    section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
+    forms = forms_of(section)
+    if "adapter" in forms and trained is not None and trained.tuning == "lora":
+        parts["export adapter"] = _trained_bytes(model, trained) + processor
+    if writes_merged(recipe):
+        parts["export merged"] = 2 * model.parameters + processor
+    if "gguf" in forms:
+        parts["export gguf"] = most_bytes(model.parameters, section.quant)
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    free, cache_free = (
+        shutil.disk_usage(_existing(place)).free for place in (recipe.run_folder.absolute(), cache.absolute())
+    )
+    fetched = _downloads(recipe, model, settings, downloads) if downloads else {}
+    return Disk(parts, free, fetched, cache, cache_free)
+
+
+def _downloads(
+    recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads
+) -> dict[str, int]:
+    """The repository that Unsloth loads, and the model's own parameters in 16 bits, if they are loaded or merged into.
+
+    A repository of unknown size is taken to have what its parameters take on a GPU.
+    """
+    found: dict[str, int] = {}
+    repository, setting = downloads.repository, next(iter(settings.values()), None)
+    if repository is not None and setting is not None and not repository.cached:
+        packed = sum(weight_bytes(model, replace(setting, precision="4bit", bf16=True)))
+        found[repository.name] = repository.size or packed
+    own = downloads.own not in ("folder", "cache", "missing")
+    if own and (repository is None or writes_merged(recipe)):
+        found[recipe.model.name] = 2 * model.parameters
+    return found
+
+
+def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+    """A place that cannot be written, too little room, or little of it."""
+    place, above = f"disk of {recipe.run_folder.parent}", _existing(recipe.run_folder.absolute())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        code = "plan.run_folder_not_writable" if above.is_dir() else "plan.run_folder_below_file"
+        rule = f"the folder above the run folder must be {'writable' if above.is_dir() else 'a folder, not a file'}"
+        yield Finding(Problem(code, rule, "[run] folder", str(above), "Choose another run.folder."))
+    free = round(disk.free / 1e9, 1)
+    remedy = "Free disk space, lower run.keep_checkpoints, export fewer formats, or choose another run.folder."
+    if disk.needed > disk.free:
+        rule = f"{disk.needed / 1e9:.1f} GB must be free"
+        yield Finding(Problem("plan.disk_too_small", rule, place, free, remedy))
+    elif disk.needed + SPARE > disk.free:
+        rule = f"the run needs {disk.needed / 1e9:.1f} GB, and {SPARE / 1e9:.0f} GB more should be free"
+        yield Finding(Problem("plan.disk_nearly_full", rule, place, free, remedy), problem=False)
+    fetched = sum(disk.downloads.values())
+    if fetched > disk.cache_free:
+        rule = f"{fetched / 1e9:.1f} GB must be free to download {' and '.join(disk.downloads)}"
+        place, free = f"disk of {disk.cache}", round(disk.cache_free / 1e9, 1)
+        remedy = "Free disk space, or set HF_HOME to a folder on another disk."
+        yield Finding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
+
+
+def _trained_bytes(model: Architecture, setting: Setting) -> int:
+    return trained_parameters(model, setting) * (setting.stored if setting.tuning == "full" else FLOAT)
+
+
+def _processor_bytes(recipe: Recipe) -> int:
+    """Of the files beside the weights, where the model lies in a folder."""
+    folder = Path(model_source(recipe.model))
+    if not folder.is_dir():
+        return PROCESSOR
+    files = (file for file in folder.iterdir() if file.is_file() and file.suffix not in (".safetensors", ".bin"))
+    return sum(file.stat().st_size for file in files)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())

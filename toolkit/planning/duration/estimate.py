@@ -1,0 +1,118 @@
+"""Seconds of an optimizer step and hours of a stage, as a range.
+
+A pass takes the longer of two times: the GPU's work (FLOPs at the rate that matrix products reach, plus bytes at the
+rate that GPU memory reaches), and the host's work (kernel launches at the host's time for each). Passes follow each
+other, so their times add up.
+
+Each rate has a slow and a fast end, a factor of 2 apart, around a middle. Two published runs fit the middle: Unsloth's
+notebook for SFT of Gemma 3 4B on a T4 (20.4 s a step) fits the rate of float32 products, and the MedGemma notebook for
+SFT on an A100 40 GB (18.8 s a step) fits the rate of tensor cores. Rates of GPU memory and host are assumptions.
+"""
+
+import math
+from dataclasses import dataclass
+
+from toolkit.planning.duration.gpus import GpuFigures
+from toolkit.planning.duration.load import Load, Passes
+from toolkit.planning.memory import Setting
+from toolkit.planning.stage_settings import OVERFLOWING
+
+FLOAT32, TENSOR, BANDWIDTH = 0.9, 0.36, 0.75
+"""Fraction of a data sheet's rate that is reached: float32 products, tensor cores, GPU memory. The first two are fits,
+so they also absorb what Unsloth's fused kernels save and what the formulas leave out."""
+LAUNCH = 15e-6
+"""Seconds of the host for each kernel launch."""
+PIXEL = 25e-9
+"""Seconds of the CPU for each pixel that the processor hands to the vision tower."""
+SPREAD = 2**0.5
+"""The fast end is so many times as fast as the middle, the slow end so many times as slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a machine reaches: FLOP/s, bytes/s, seconds for each kernel launch and for each pixel."""
+
+    flops: float
+    moved: float
+    launch: float
+    pixel: float
+
+    def seconds(self, load: Load) -> float:
+        """Return the duration of one kind of pass."""
+        return max(load.flops / self.flops + load.moved / self.moved, load.launches * self.launch)
+
+    def faster(self, times: float) -> "Speed":
+        """Return a machine that is so many times as fast in everything."""
+        return Speed(self.flops * times, self.moved * times, self.launch / times, self.pixel / times)
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What matrix products run in on one GPU."""
+
+    name: str
+    """bfloat16, float16 or float32."""
+
+    @property
+    def value(self) -> int:
+        """Bytes of a number."""
+        return 4 if self.name == "float32" else 2
+
+
+def speeds(gpu: GpuFigures, arithmetic: Arithmetic) -> tuple[Speed, Speed]:
+    """Return the fast and the slow end for a GPU."""
+    peak = FLOAT32 * gpu.float32 if arithmetic.name == "float32" else TENSOR * gpu.tensor
+    middle = Speed(1e12 * peak, 1e9 * BANDWIDTH * gpu.bandwidth, LAUNCH, PIXEL)
+    return middle.faster(SPREAD), middle.faster(1 / SPREAD)
+
+
+def arithmetic_of(gpu: GpuFigures, setting: Setting, model_type: str) -> Arithmetic:
+    """Return what matrix products run in.
+
+    Without bfloat16, the hf backend computes in float32. Unsloth computes in float16, but in float32 for models whose
+    activations overflow in float16.
+    """
+    if setting.precision == "32bit":
+        return Arithmetic("float32")
+    if gpu.bf16:
+        return Arithmetic("bfloat16")
+    halved = setting.backend == "unsloth" and not model_type.startswith(OVERFLOWING)
+    return Arithmetic("float16" if halved else "float32")
+
+
+def sft_step(passes: Passes, speed: Speed, rows: int) -> float:
+    """Return the seconds of an optimizer step of ``rows`` rows in micro-batches of ``setting.rows``."""
+    at_once = min(passes.setting.rows, rows)
+    seconds = speed.seconds(passes.training(at_once, passes.setting.row.answer))
+    return math.ceil(rows / at_once) * seconds + rows * image_seconds(passes, speed)
+
+
+def grpo_step(passes: Passes, speed: Speed, answer: float) -> float:
+    """Return the seconds of an optimizer step: a rollout of all completions at once, and an update in micro-batches.
+
+    Args:
+        passes: of the stage.
+        speed: of the machine.
+        answer: tokens of the longest completion, to which the others are padded.
+    """
+    setting = passes.setting
+    completions = setting.concurrent
+    read, write = passes.rollout(completions, answer)
+    update = speed.seconds(passes.training(setting.rows, answer))
+    if setting.reference != "none":
+        update += speed.seconds(passes.reading(setting.rows, answer))
+    rollout = speed.seconds(read) + speed.seconds(write)
+    return rollout + completions / setting.rows * update + completions * image_seconds(passes, speed)
+
+
+def evaluation(passes: Passes, speed: Speed, answers: int, answer: float) -> float:
+    """Return the seconds of generating ``answers`` answers in batches of ``setting.concurrent``."""
+    read, write = passes.rollout(min(passes.setting.concurrent, answers), answer)
+    batches = math.ceil(answers / passes.setting.concurrent)
+    return batches * (speed.seconds(read) + speed.seconds(write)) + answers * image_seconds(passes, speed)
+
+
+def image_seconds(passes: Passes, speed: Speed) -> float:
+    """Return the seconds of the CPU for the images of one row."""
+    tower = passes.model.vision
+    return 0.0 if tower is None else passes.setting.row.patches * tower.patch**2 * speed.pixel

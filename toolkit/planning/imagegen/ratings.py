@@ -1,0 +1,150 @@
+"""What a plan finds out about expert ratings: usable rows, splits, rating levels, and the prompts."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from toolkit.data import Dropped
+from toolkit.errors import DataError, ToolkitError
+from toolkit.imagegen.partition import partition, require_all_levels
+from toolkit.imagegen.ratings import Ratings, load_ratings
+from toolkit.imagegen.weights import expert_weights
+from toolkit.planning.findings import Finding, warning
+from toolkit.recipe import Recipe
+from toolkit.recipe.imagegen import SYNTHETIC_MODALITIES, Imagegen
+
+TRAINING = ("train", "judge_train")
+SEED_RANGE = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """Images and ratings of a split, and its ratings of each level from the worst."""
+
+    images: int
+    ratings: int
+    levels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RatingsFacts:
+    """The ratings of a recipe.
+
+    Attributes:
+        rows: rows that were read.
+        images: rated images with a usable rating.
+        dropped: rows that cannot be used, by reason.
+        splits: split -> its counts. For synthetic ratings they follow from the fractions.
+        prompts: distinct prompts of ratings and recipe. Empty for synthetic ratings.
+        modalities: distinct modalities of the images.
+        synthetic: whether the run generates images and ratings when it begins.
+    """
+
+    rows: int
+    images: int
+    dropped: tuple[Dropped, ...]
+    splits: Mapping[str, SplitFacts]
+    prompts: tuple[str, ...] = ()
+    modalities: int = 0
+    synthetic: bool = False
+
+    def images_of(self, *splits: str) -> int:
+        """Return the images of some splits."""
+        return sum(self.splits[name].images for name in splits)
+
+    def ratings_of(self, *splits: str) -> int:
+        """Return the ratings of some splits."""
+        return sum(self.splits[name].ratings for name in splits)
+
+
+def look_at_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
+    """Return the facts, and what is wrong with the ratings. None: they cannot be read."""
+    if section.synthetic is not None:
+        return _synthetic(section), []
+    try:
+        ratings = load_ratings(section)
+    except ToolkitError as error:
+        return None, [_problem(error)]
+    findings = [*_dropped(ratings)]
+    try:
+        splits = divide(recipe, section, ratings)
+    except DataError as error:
+        return None, [*findings, _problem(error)]
+    for check in (_levels, _weights):
+        try:
+            findings += check(section, splits)
+        except DataError as error:
+            findings.append(_problem(error))
+    own = [prompt for prompts in section.prompts.values() for prompt in prompts]
+    prompts = tuple(dict.fromkeys([*own, *(image.prompt for image in ratings.images)]))
+    modalities = len({image.modality for image in ratings.images})
+    facts = {name: _facts(split) for name, split in splits.items()}
+    return RatingsFacts(ratings.rows, len(ratings.images), ratings.dropped, facts, prompts, modalities), findings
+
+
+def divide(recipe: Recipe, section: Imagegen, ratings: Ratings) -> Mapping[str, Ratings]:
+    """Return the splits that the stage ``ratings`` makes (``imagegen.rating_stage``), without importing torch.
+
+    Raises:
+        DataError: there are fewer groups than splits.
+    """
+    parts = partition(ratings, section.judge.fractions.by_split, recipe.run.seed)
+    held = {"train": 1 - section.selector.validation, "validation": section.selector.validation}
+    own = partition(parts["selector"], held, recipe.run.seed)
+    judge = partition(parts["judge"], held, _judge_seed(section))
+    return {
+        "train": own["train"],
+        "validation": own["validation"],
+        "judge_train": judge["train"],
+        "judge_validation": judge["validation"],
+        "test": parts["test"],
+    }
+
+
+def _judge_seed(section: Imagegen) -> int:
+    """The judge's seed as ``imagegen.settings.seed_of`` derives it."""
+    digest = hashlib.sha256(f"{section.judge.seed}/judge".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 1) % SEED_RANGE
+
+
+def _levels(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
+    return [warning("[imagegen] ratings", text) for text in require_all_levels(splits, TRAINING)]
+
+
+def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
+    expert_weights(section, splits["train"])
+    return []
+
+
+def _dropped(ratings: Ratings) -> Iterator[Finding]:
+    for one in ratings.dropped:
+        text = f"{one.count:,} rows of {one.source} cannot be used: {one.reason} (got {', '.join(one.examples)})"
+        yield warning("[imagegen] ratings", text)
+
+
+def _synthetic(section: Imagegen) -> RatingsFacts:
+    """The counts of synthetic ratings, as far as the fractions give them."""
+    settings, keys = section.synthetic, section.judge.fractions
+    if settings is None:
+        raise ValueError("the recipe must have [imagegen.synthetic]")
+    held = section.selector.validation
+    fractions = {
+        "train": keys.selector * (1 - held),
+        "validation": keys.selector * held,
+        "judge_train": keys.judge * (1 - held),
+        "judge_validation": keys.judge * held,
+        "test": keys.test,
+    }
+    sizes = {name: round(settings.images * part) for name, part in fractions.items()}
+    splits = {name: SplitFacts(size, size * settings.raters_per_image) for name, size in sizes.items()}
+    rows = settings.images * settings.raters_per_image
+    return RatingsFacts(rows, settings.images, (), splits, modalities=len(SYNTHETIC_MODALITIES), synthetic=True)
+
+
+def _facts(ratings: Ratings) -> SplitFacts:
+    return SplitFacts(len(ratings.images), ratings.count, ratings.level_counts())
+
+
+def _problem(error: ToolkitError) -> Finding:
+    place = str(error.place or "[imagegen] ratings")
+    return Finding(place, str(error).removeprefix(f"{place}: "))

@@ -1,0 +1,188 @@
+"""ISIC's tables: the archive's metadata and the challenges' ground truth, recognised by their columns and joined."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolkit.data import Tally
+from toolkit.prepare.tables import Table, read_number, read_table
+
+NAME = ("isic_id", "image_name", "image_id", "image", "name")
+"""Columns that name the picture, the first that is there."""
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "diagnosis": ("diagnosis", "dx"),
+    **{f"diagnosis_{level}": (f"diagnosis_{level}", f"iddx_{level}") for level in range(5, 0, -1)},
+    "benign_malignant": ("benign_malignant", "target"),
+    "lesion_id": ("lesion_id",),
+    "patient_id": ("patient_id",),
+    "age": ("age_approx", "age_approximate", "age"),
+    "sex": ("sex", "gender"),
+    "site": ("anatom_site_general", "anatom_site_general_challenge", "localization"),
+    "diameter": ("clin_size_long_diam_mm",),
+    "features": ("features", "dermoscopic_features"),
+    "concerning_features": ("concerning_features",),
+    "confidence": ("confidence", "diagnosis_confidence"),
+}
+"""Field -> its columns in the archive (2016 to today) and in the challenges of 2017, 2019, 2020 and 2024."""
+
+CLASSES: Mapping[str, str] = {
+    "MEL": "melanoma",
+    "NV": "melanocytic nevus",
+    "BCC": "basal cell carcinoma",
+    "AKIEC": "actinic keratosis",
+    "AK": "actinic keratosis",
+    "BKL": "benign keratosis-like lesion",
+    "DF": "dermatofibroma",
+    "VASC": "vascular lesion",
+    "SCC": "squamous cell carcinoma",
+    "UNK": "",
+}
+"""One-hot columns of 2018 and 2019 -> the class's name; UNK says that the diagnosis is none of them."""
+
+CLASSES_2017: Mapping[str, str] = {"melanoma": "melanoma", "seborrheic_keratosis": "seborrheic keratosis"}
+NEITHER_2017 = "nevus"
+"""The challenge of 2017 has three diagnoses and a column for two of them."""
+
+PAIRS = ("image_name_1", "image_name_2")
+"""Columns of the 2020 challenge's list of pictures that are the same."""
+
+_UNNAMED = re.compile(r"isic_\d+", re.IGNORECASE)
+_MALIGNANT = {"benign": "benign", "malignant": "malignant", "0": "benign", "1": "malignant"}
+
+
+@dataclass(slots=True)
+class Archive:
+    """What all tables say: picture -> field -> text (nothing blank), and which tables are of no known kind."""
+
+    records: dict[str, dict[str, str]] = field(default_factory=dict)
+    duplicates: dict[str, str] = field(default_factory=dict)
+    """Picture -> the picture that it repeats."""
+    unread: list[Path] = field(default_factory=list)
+
+    def add(self, name: str, facts: Mapping[str, str], tally: Tally) -> None:
+        """Join one row's facts to those of its picture; of two that differ the first counts."""
+        record = self.records.setdefault(name, {})
+        for key, text in facts.items():
+            if text and _differ(record.setdefault(key, text), text):
+                tally.add("facts on which two rows differ: the first is used", f"{name}: {key}")
+
+
+def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
+    """The tables among these files, joined by the name of the picture.
+
+    Raises:
+        DataError: a table cannot be read.
+    """
+    archive = Archive()
+    for file in files:
+        table = read_table(file)
+        if _lists_duplicates(table):
+            _note_duplicates(table, archive)
+            continue
+        rows = _recognise(table, tally)
+        if rows is None:
+            archive.unread.append(file)
+        for name, facts in rows or ():
+            archive.add(name, facts, tally)
+    return archive
+
+
+def looked_for() -> str:
+    """All columns that make a table known, in words."""
+    fields = ", ".join(name for names in FIELDS.values() for name in names)
+    classes = ", ".join([*CLASSES_2017, *CLASSES])
+    return (
+        f"a column {' or '.join(NAME)}, and beside it some of {fields}; or one-hot columns out of {classes}; "
+        "or two columns without a header: ISIC_…, benign or malignant (0.0 or 1.0)"
+    )
+
+
+def diagnosis_of(record: Mapping[str, str]) -> str | None:
+    """The most exact diagnosis that is known: by name, by the archive's levels, by class, or as benign or malignant."""
+    levels = [f"diagnosis_{level}" for level in range(5, 0, -1)]
+    for key in ("diagnosis", *levels, "class", "benign_malignant"):
+        if (text := record.get(key, "")) and text.lower() != "unknown":
+            return text
+    return None
+
+
+Facts = tuple[str, dict[str, str]]
+
+
+def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
+    """The table's rows as name and facts; None where it is of no known kind."""
+    if len(table.header) == 2 and _UNNAMED.fullmatch(table.header[0]) and _malignancy(table.header[1]):
+        return _pairs_of_2016(table)
+    if table.column(NAME) is None:
+        return None
+    fields = {name: columns for name, columns in FIELDS.items() if table.column(columns) is not None}
+    if all(table.column((name,)) is not None for name in CLASSES_2017):
+        return _named(table, fields, CLASSES_2017, tally)
+    hot = {name: spelled for name, spelled in CLASSES.items() if table.column((name,)) is not None}
+    if len(hot) < 2 and not fields:
+        return None
+    return _named(table, fields, hot if len(hot) > 1 else {}, tally)
+
+
+def _pairs_of_2016(table: Table) -> Iterator[Facts]:
+    for name, text in (table.header, *table.rows):
+        yield stem(name), {"benign_malignant": _malignancy(text)}
+
+
+def _named(table: Table, fields: Mapping[str, Sequence[str]], hot: Mapping[str, str], tally: Tally) -> Iterator[Facts]:
+    columns = {"name": NAME, **fields, **{f"is {name}": (name,) for name in hot}}
+    for texts in table.records(columns):
+        if not (name := stem(texts.pop("name"))):
+            tally.add("rows without the name of a picture: left out", str(table.file))
+            continue
+        marks = {column: texts.pop(f"is {column}") for column in hot}
+        if hot:
+            texts["class"] = _one_hot(name, marks, hot, tally)
+        if given := texts.get("benign_malignant"):
+            texts["benign_malignant"] = _malignancy(given) or given
+        yield name, texts
+
+
+def _one_hot(name: str, marks: Mapping[str, str], hot: Mapping[str, str], tally: Tally) -> str:
+    """The class that is marked; empty where none or several are, which is counted."""
+    chosen = [column for column, mark in marks.items() if (read_number(mark) or 0) > 0.5]
+    if len(chosen) == 1:
+        return hot[chosen[0]]
+    if not chosen and hot is CLASSES_2017 and all(marks.values()):
+        return NEITHER_2017
+    tally.add("ground truth that does not mark exactly one class: no diagnosis from it", name)
+    return ""
+
+
+def _malignancy(text: str) -> str:
+    number = read_number(text)
+    key = text.lower() if number is None else f"{number:g}"
+    return _MALIGNANT.get(key, "")
+
+
+def _lists_duplicates(table: Table) -> bool:
+    return all(table.column((name,)) is not None for name in PAIRS)
+
+
+def _note_duplicates(table: Table, archive: Archive) -> None:
+    for pair in table.records({name: (name,) for name in PAIRS}):
+        first, second = (stem(pair[name]) for name in PAIRS)
+        # Followed to its end, so that of three equal pictures one stays, also where the list goes in a circle.
+        first = archive.duplicates.get(first, first)
+        if first != second:
+            archive.duplicates[second] = first
+
+
+def _differ(one: str, other: str) -> bool:
+    numbers = read_number(one), read_number(other)
+    return numbers[0] != numbers[1] if None not in numbers else one.lower() != other.lower()
+
+
+def stem(name: str) -> str:
+    """The name of a picture without the ending of its file."""
+    for ending in (".jpg", ".jpeg", ".png"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name

@@ -1,0 +1,128 @@
+"""A contact sheet: pictures with their boxes and outlines, chosen evenly by class, as PNG and as one HTML file."""
+
+import base64
+import hashlib
+import html
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from toolkit.data.sample import ImageRef
+from toolkit.images import ImagePolicy, ImageStore
+from toolkit.prepare.write import Row
+
+MOST = 48
+COLUMNS = 8
+SIDE = 220
+"""Longest side of a picture on the sheet, in pixels."""
+LINE = 16
+MARGIN = 6
+BOX_COLOUR, OUTLINE_COLOUR, PAPER, INK = "#ffd400", "#00e5ff", "#ffffff", "#111111"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns that hold a row's diagnosis and the name of its picture."""
+
+    diagnosis: str
+    name: str
+
+
+def choose_rows(rows: Sequence[Row], layout: Layout, seed: int, most: int = MOST) -> list[Row]:
+    """At most so many rows, in turn of each class (by name), those with a box first; the same for the same seed."""
+    classes: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        classes[row.get(layout.diagnosis) or ""].append(row)
+    ordered = [sorted(classes[name], key=lambda row: _order(row, layout, seed)) for name in sorted(classes)]
+    turns = chain.from_iterable(zip_longest(*ordered))
+    chosen = [row for row in turns if row is not None][:most]
+    return sorted(chosen, key=lambda row: row.get(layout.diagnosis) or "")
+
+
+def write_sheet(folder: Path, rows: Sequence[Row], image_root: Path, layout: Layout) -> list[str]:
+    """``sheet.png`` and ``sheet.html`` of these rows; gives the names of pictures that could not be decoded."""
+    store = ImageStore(ImagePolicy(max_side=SIDE), "placeholder", memory_mb=0)
+    loaded = [store.load(ImageRef(image_root / row["image"])) for row in rows]
+    tiles = [draw_regions(picture.image, row) for picture, row in zip(loaded, rows, strict=True)]
+    captions = [_caption(row, layout) for row in rows]
+    _grid(tiles, captions).save(folder / "sheet.png")
+    (folder / "sheet.html").write_text(_page(tiles, captions), encoding="utf-8", newline="\n")
+    return [str(row[layout.name]) for picture, row in zip(loaded, rows, strict=True) if picture.record.placeholder]
+
+
+def draw_regions(image: Image.Image, row: Row) -> Image.Image:
+    """A copy of the picture, of whatever size, with the row's boxes and outlines."""
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    across, down = image.width / row["width"], image.height / row["height"]
+    for polygon in row.get("polygons") or []:
+        points = [((x + 0.5) * across, (y + 0.5) * down) for x, y in polygon]
+        pen.line([*points, points[0]], fill=OUTLINE_COLOUR, width=1)
+    for x1, y1, x2, y2 in row.get("boxes") or []:
+        left, top = int(x1 * across), int(y1 * down)
+        right, bottom = max(left, round(x2 * across) - 1), max(top, round(y2 * down) - 1)
+        pen.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=1)
+    return drawn
+
+
+def _order(row: Row, layout: Layout, seed: int) -> tuple[bool, bytes]:
+    name = f"{seed}\0{row[layout.name]}".encode("utf-8", "surrogatepass")
+    return not row.get("boxes"), hashlib.blake2b(name, digest_size=8).digest()
+
+
+def _caption(row: Row, layout: Layout) -> tuple[str, str]:
+    lacks = "" if row.get("boxes") else " (nothing under the mask)" if row.get("mask") else " (no mask)"
+    return f"{row.get(layout.diagnosis) or 'no diagnosis'}{lacks}", str(row[layout.name])
+
+
+def _grid(tiles: Sequence[Image.Image], captions: Sequence[tuple[str, str]]) -> Image.Image:
+    across, down = SIDE + MARGIN, max(tile.height for tile in tiles) + 2 * LINE + MARGIN
+    columns = min(COLUMNS, len(tiles))
+    lines = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * across + MARGIN, lines * down + MARGIN), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x, y = MARGIN + number % columns * across, MARGIN + number // columns * down
+        sheet.paste(tile, (x, y))
+        for line, text in enumerate(caption):
+            pen.text((x, y + tile.height + line * LINE), _fitting(text, font), INK, font)
+    return sheet
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of a text as one tile has room for."""
+    shown = " ".join(text.split())
+    while font.getlength(shown) > SIDE:
+        shown = shown[:-2].rstrip("…") + "…"
+    return shown
+
+
+def _page(tiles: Sequence[Image.Image], captions: Sequence[tuple[str, str]]) -> str:
+    figures = "\n".join(_figure(tile, caption) for tile, caption in zip(tiles, captions, strict=True))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Boxes and outlines</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+body {{ font: 14px sans-serif; margin: 1rem; }}
+main {{ display: flex; flex-wrap: wrap; gap: 0.6rem; }}
+figure {{ margin: 0; width: {SIDE}px; overflow-wrap: anywhere; }}
+</style></head><body>
+<p>Boxes are yellow, outlines are blue; {len(tiles)} pictures, chosen evenly by class.</p>
+<main>
+{figures}
+</main></body></html>
+"""
+
+
+def _figure(tile: Image.Image, caption: tuple[str, str]) -> str:
+    content = io.BytesIO()
+    tile.save(content, "JPEG", quality=88)
+    data = base64.b64encode(content.getvalue()).decode("ascii")
+    first, second = (html.escape(text) for text in caption)
+    picture = f'<img src="data:image/jpeg;base64,{data}" width="{tile.width}" height="{tile.height}" alt="{second}">'
+    return f"<figure>{picture}<figcaption><b>{first}</b><br>{second}</figcaption></figure>"

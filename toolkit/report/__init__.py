@@ -1,6 +1,0 @@
-"""Reports over runs: what they used."""
-
-from toolkit.report.ledger import Ledger, RunUse, read_ledger
-from toolkit.report.render import as_json, as_markdown, write_report
-
-__all__ = ["Ledger", "RunUse", "as_json", "as_markdown", "read_ledger", "write_report"]

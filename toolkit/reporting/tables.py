@@ -1,0 +1,167 @@
+"""The tables of the compute report, and its explanations, in Markdown."""
+
+from collections.abc import Iterable, Sequence
+
+from toolkit.reporting.figures import per_thousand, shares
+from toolkit.reporting.ledger import Ledger, RunUse
+from toolkit.reporting.setup import model_name, task_name, training_of
+from toolkit.runfolder.usage import HOUR, UNKNOWN, Usage, energy, figure
+
+NOTES = (
+    "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
+    "are wall hours times the GPUs that the process held, idle ones included. A process that was killed has told all "
+    "but its last half minute. Of several processes the first one writes: GPU hours are its own times their number, "
+    "and so are, while they train, CPU hours, tokens and FLOPs; peaks of memory are of one process.",
+    "**Energy** is that of the whole machine by codecarbon, other work on it included, without the data centre's "
+    "overhead. In a start's first five seconds nothing is measured.",
+    "**FLOPs by formula:** 2 for each weight and position forward, 2 backward, and 2 more where the weight is trained; "
+    "one forward pass more with gradient checkpointing (Kaplan et al. 2020, arXiv 2001.08361). Language model, "
+    "vocabulary and vision tower each with their own positions, padding included; attention's products and the "
+    "projector are left out.",
+    "**FLOPs by torch's counter:** torch.utils.flop_counter on the first forward and backward pass of each start of a "
+    "training stage, scaled by the positions trained on. It has attention; generation and evaluation it has not seen.",
+    "**Tokens** are positions of the language model, padding included. *Read* are prompts, and GRPO's probabilities; "
+    "*generated* is one a step and row, rows that have ended included.",
+)
+
+
+def purposes(ledger: Ledger) -> str:
+    """Each heading and the total: hours with their shares, energy, CO2, FLOPs."""
+    whole, found = ledger.used, ledger.by_purpose()
+    found["total"] = sum(number for number, _ in found.values()), whole
+    rows = []
+    for purpose, (number, used) in found.items():
+        parts = shares(used, whole)
+        cells = [f"{figure(value / HOUR)}{_share(parts[name])}" for name, value in _hours(used).items()]
+        rest = [energy(used), _co2(used), *_flops(used)] if number else [""] * 4
+        rows.append([purpose, str(number), *cells, *rest])
+    head = [
+        "purpose",
+        "runs",
+        "wall h",
+        "CPU h",
+        "GPU h",
+        "energy",
+        "CO2",
+        "training FLOPs, formula",
+        "counter",
+        "inference FLOPs, formula",
+    ]
+    return _table(head, rows)
+
+
+def _hours(used: Usage) -> dict[str, float]:
+    return {"wall": used.wall, "cpu": used.cpu, "gpu": used.gpu}
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f" ({value:.0%})"
+
+
+def _co2(used: Usage) -> str:
+    if used.co2 is None:
+        return UNKNOWN
+    part = used.co2_energy / used.energy if used.energy else 0.0
+    return f"{figure(used.co2)} kg" + ("" if part > 0.99 else f" (of {part:.0%} of the energy)")
+
+
+def _flops(used: Usage) -> list[str]:
+    found = used.counts
+    return [_big(found.training), _big(found.counter_training), _big(found.inference)]
+
+
+def runs(ledger: Ledger) -> str:
+    """Each run: what it trained, how its starts ended, hours, memory, energy."""
+    head = [
+        "run",
+        "purpose",
+        "task, rows",
+        "model",
+        "training",
+        "starts",
+        "wall h",
+        "CPU h",
+        "GPU h",
+        "memory",
+        "GPU memory",
+    ]
+    return _table([*head, "energy", "CO2"], [_run_row(run) for run in ledger.runs])
+
+
+def _run_row(run: RunUse) -> list[str]:
+    used, recipe = run.record.used, run.recipe
+    rows = ", ".join(f"{name} {number:,}" for name, number in run.rows.items() if number)
+    about = [f"{task_name(recipe)}; {rows or 'rows not read'}" if recipe else UNKNOWN, model_name(recipe) or UNKNOWN]
+    about.append(training_of(recipe) or "none")
+    if not run.record.starts:
+        return [run.name, run.purpose, *about, UNKNOWN, *[UNKNOWN] * 7]
+    outcomes = [start.outcome for start in run.record.starts]
+    starts = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    hours = [figure(value / HOUR) for value in _hours(used).values()]
+    memory = [_bytes(used.memory), _bytes(used.gpu_memory) if used.gpu else "no GPU"]
+    return [run.name, run.purpose, *about, starts, *hours, *memory, energy(used), _co2(used)]
+
+
+def costs(ledger: Ledger) -> str:
+    """What 1,000 answers cost in each run's evaluations."""
+    rows = []
+    for run in ledger.runs:
+        cost = per_thousand(run.evaluations)
+        if cost is None:
+            rows.append([run.name, "0", *[UNKNOWN] * 5])
+            continue
+        hours = [figure(cost[name]) for name in ("wall_hours", "cpu_hours", "gpu_hours")]
+        kwh = UNKNOWN if cost["energy_kwh"] is None else f"{figure(cost['energy_kwh'])} kWh"
+        rows.append([run.name, f"{cost['answers']:,}", *hours, kwh, _big(cost["flops_formula"])])
+    told = (
+        "From the evaluations of the trained models (else of the model before training), loading and judging included."
+    )
+    head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs, formula"]
+    return f"{told}\n\n{_table(head, rows)}"
+
+
+def work(ledger: Ledger) -> str:
+    """Tokens, pictures and FLOPs of each stage that asked or trained a model."""
+    rows = []
+    for run in ledger.runs:
+        for name, used in run.record.stages().items():
+            found = used.counts
+            tokens = (found.trained_tokens, found.read_tokens, found.generated_tokens)
+            if any(tokens):
+                seen = [f"{number:,}" for number in (*tokens, found.trained_images, found.read_images)]
+                counter = _big(found.counter_training) if found.trained_tokens else ""
+                training = _parts(found.language_training, found.vision_training)
+                inference = _parts(found.language_inference, found.vision_inference)
+                rows.append([run.name, name, *seen, training, counter, inference])
+    head = ["run", "stage", "tokens trained", "tokens read", "tokens generated", "pictures trained", "pictures read"]
+    head += ["training FLOPs, formula", "training FLOPs, counter", "inference FLOPs, formula"]
+    return _table(head, rows) if rows else UNKNOWN
+
+
+def _parts(language: float, vision: float) -> str:
+    """FLOPs with what of them is the vision tower's; empty where there are none."""
+    return f"{_big(language + vision)} (vision {vision / (language + vision):.0%})" if language + vision else ""
+
+
+def stages(ledger: Ledger) -> str:
+    """Hours, peak memory of a GPU, and energy of each stage."""
+    rows = []
+    for run in ledger.runs:
+        stages = run.record.stages()
+        for name, used in stages.items():
+            hours = [figure(value / HOUR) for value in _hours(used).values()]
+            rows.append([run.name, name, *hours, _bytes(used.gpu_memory) if used.gpu else "no GPU", energy(used)])
+    return _table(["run", "stage", "wall h", "CPU h", "GPU h", "GPU memory", "energy"], rows) if rows else UNKNOWN
+
+
+def _bytes(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value / 1e9:.1f} GB"
+
+
+def _big(value: float | None) -> str:
+    return f"{value:.3g}" if value else UNKNOWN
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,6 +1,0 @@
-"""Rows on disk: any source parsed once into a memory-mapped index, opened lazily afterwards."""
-
-from toolkit.rows.index import RowIndex, open_index, row_cache, source_folder
-from toolkit.rows.tally import Dropped, Tally
-
-__all__ = ["Dropped", "RowIndex", "Tally", "open_index", "row_cache", "source_folder"]

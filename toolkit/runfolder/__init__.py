@@ -1,0 +1,58 @@
+"""The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
+
+from toolkit.runfolder.files import (
+    append_line,
+    cut_torn_line,
+    flush_folder,
+    read_json,
+    read_lines,
+    write_json,
+    write_text,
+)
+from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
+from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
+from toolkit.runfolder.progress import Progress, silent, spell_time
+from toolkit.runfolder.ranks import is_main, rank, world_size
+from toolkit.runfolder.signals import StopRequest
+from toolkit.runfolder.start import check_fingerprints, read_state, reopen_run, start_run
+from toolkit.runfolder.tested_versions import TESTED
+from toolkit.runfolder.versions import now, versions
+from toolkit.runfolder.weights import Exported, find_exported, locate, outdated
+
+__all__ = [
+    "EXPORT",
+    "LOGGER",
+    "TESTED",
+    "TRAINING_STAGES",
+    "Exported",
+    "PlainFormatter",
+    "Progress",
+    "Record",
+    "RunFolder",
+    "StopRequest",
+    "append_line",
+    "check_fingerprints",
+    "current_weights",
+    "cut_torn_line",
+    "find_exported",
+    "find_run",
+    "find_weights",
+    "flush_folder",
+    "hide_secrets",
+    "is_main",
+    "locate",
+    "now",
+    "outdated",
+    "rank",
+    "read_json",
+    "read_lines",
+    "read_state",
+    "reopen_run",
+    "silent",
+    "spell_time",
+    "start_run",
+    "versions",
+    "world_size",
+    "write_json",
+    "write_text",
+]

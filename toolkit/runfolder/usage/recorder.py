@@ -1,0 +1,200 @@
+"""Keeps what a run uses in its folder, line by line while it works, so that a killed process has told its hours.
+
+``compute.jsonl`` has a line for each start, one whenever a stage ends, one every half minute, and one at the end. Each
+carries the start's sums so far and those of the stage that is open: of a start, and of each of its stages, the last
+line counts.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import Interrupted, warn
+from toolkit.recipe import Run
+from toolkit.runfolder import RunFolder, append_line, hide_secrets, now, versions, world_size
+from toolkit.runfolder.usage import machine
+from toolkit.runfolder.usage.counters import counts, unseen
+from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_there
+from toolkit.runfolder.usage.measure import Usage, highest
+
+BEAT = 30.0
+"""Seconds between two lines; a killed process has told all but the last of them."""
+TICK = 1.0
+"""Seconds between two looks at whether a GPU is in use."""
+ENERGY_AFTER = 5.0
+"""Seconds until codecarbon begins, which takes some itself: what is over sooner needs no figure."""
+
+
+class Recorder:
+    """The record of one start. ``stage`` says what is going on."""
+
+    def __init__(self, file: Path, country: str | None) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self._file, self._country = file, country
+        self._lock = threading.RLock()
+        self._begun = self._last_tick = time.monotonic()
+        self._cpu, self._counts = machine.cpu_seconds(), counts()
+        self._gpu = 0.0
+        self._gpu_peak: int | None = None
+        self._energy_wanted = is_there()
+        self._energy: EnergyMeter | None = None
+        self._reading = Reading()
+        self._facts: dict[str, Any] = {}
+        self._stage: tuple[int, str, Usage] | None = None
+        self._stages = 0
+        self._writable = True
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """What happens inside is the stage ``name``."""
+        with self._lock:
+            before = self._used()
+            machine.forget_peak()
+            self._stages += 1
+            self._stage = (self._stages, name, before)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.tell("stage")
+                self._stage = None
+
+    def tell(self, event: str, **more: object) -> None:
+        """Write one line with everything so far."""
+        with self._lock:
+            used = self._used()
+            line: dict[str, Any] = {"event": event, "start": self.id, "time": now(), "used": used.to_json(), **more}
+            if self._stage is not None:
+                number, name, before = self._stage
+                own = replace(used.since(before), gpu_memory=machine.peak_gpu_memory())
+                line["stage"] = {"number": number, "name": name, "used": own.to_json()}
+            self._write(line)
+
+    def learn(self, **facts: object) -> None:
+        """Write what is known of the machine by now, where it is new."""
+        new = {name: value for name, value in facts.items() if value and self._facts.get(name) != value}
+        if new:
+            self._facts |= new
+            self._write({"event": "machine", "start": self.id, "facts": new})
+
+    def watch(self, ended: threading.Event, beat: float) -> None:
+        """Beat until the start has ended; runs in a thread of its own."""
+        told = time.monotonic()
+        while not ended.wait(min(TICK, beat)):
+            with self._lock:
+                self._tick()
+            if self._energy_wanted and time.monotonic() - self._begun > ENERGY_AFTER:
+                self._begin_energy()
+            if time.monotonic() - told >= beat:
+                told = time.monotonic()
+                self.learn(**machine.describe_gpus(), unseen=unseen())
+                self.tell("beat")
+
+    def close(self, outcome: str) -> None:
+        """Write the end."""
+        self.learn(**machine.describe_gpus(), unseen=unseen())
+        self.tell("end", outcome=outcome)
+        if self._energy is not None:
+            self.learn(energy=self._energy.describe())
+            self._energy.stop()
+
+    def _begin_energy(self) -> None:
+        self._energy_wanted = False
+        try:
+            self._energy = EnergyMeter(self._country)
+        except ImportError as error:  # installed, and something that it needs is not
+            self._without_energy(f"codecarbon cannot be loaded: {error.name}")
+        except Exception as error:  # noqa: BLE001  what it asks of a machine fails in ways that nobody can list
+            self._without_energy(f"codecarbon cannot start: {type(error).__name__}: {error}"[:300])
+
+    def _without_energy(self, why: str) -> None:
+        """Told once, in the record and in the log; time, memory and counts go on."""
+        warn("run.energy_not_measured", f"energy and CO2 of this run are not measured: {why}")
+        self.learn(energy_problem=hide_secrets(why))
+
+    def _used(self) -> Usage:
+        self._tick()
+        self._gpu_peak = highest(self._gpu_peak, machine.peak_gpu_memory())
+        if self._energy is not None:
+            self._reading = self._energy.read()
+            self.learn(energy=self._energy.describe())
+        reading = self._reading
+        return Usage(
+            wall=time.monotonic() - self._begun,
+            cpu=machine.cpu_seconds() - self._cpu,
+            gpu=self._gpu,
+            memory=machine.peak_memory(),
+            gpu_memory=self._gpu_peak,
+            energy=reading.energy,
+            energy_wall=reading.seconds,
+            co2=reading.co2,
+            co2_energy=reading.energy or 0.0 if reading.co2 is not None else 0.0,
+            counts=counts() - self._counts,
+        )
+
+    def _tick(self) -> None:
+        """Time since the last look belongs to the GPUs that are held now."""
+        at = time.monotonic()
+        self._gpu += (at - self._last_tick) * len(machine.used_gpus())
+        self._last_tick = at
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            append_line(self._file, line)
+        except OSError as error:
+            if self._writable:  # a run is worth more than its bookkeeping
+                rule = "the usage record of this run cannot be written"
+                warn("run.usage_not_recorded", rule, place=self._file, value=error.strerror or str(error))
+            self._writable = False
+
+
+@contextmanager
+def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -> Iterator[Recorder]:
+    """Record in the run folder what the block uses.
+
+    Args:
+        run: the folder.
+        settings: the recipe's [run], for its purpose and country.
+        command: what was called: run, evaluate, export, predict.
+        beat: seconds between two lines.
+    """
+    recorder = Recorder(run.compute_file, settings.country)
+    _mend(run.compute_file)
+    recorder.tell(
+        "start",
+        command=command,
+        purpose=settings.purpose,
+        processes=world_size(),
+        machine=machine.describe_machine(run.path),
+        versions=versions(),
+        energy=None if is_there() else INSTALL,
+    )
+    ended = threading.Event()
+    thread = threading.Thread(target=recorder.watch, args=(ended, beat), name="compute", daemon=True)
+    thread.start()
+    outcome = "failed"
+    try:
+        yield recorder
+        outcome = "finished"
+    except (Interrupted, KeyboardInterrupt):
+        outcome = "interrupted"
+        raise
+    finally:
+        ended.set()
+        thread.join()
+        recorder.close(outcome)
+
+
+def _mend(file: Path) -> None:
+    """A process that was killed may have left half a line: end it, so that the next one stands alone."""
+    try:
+        with file.open("rb+") as handle:
+            if handle.seek(0, 2) and handle.seek(-1, 2) >= 0 and handle.read(1) != b"\n":
+                handle.write(b"\n")
+    except OSError:
+        return  # there is none yet, or none can be written, which the first line tells

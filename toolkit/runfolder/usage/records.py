@@ -1,0 +1,152 @@
+"""What ``compute.jsonl`` tells: the starts of a run with their stages, damaged lines counted."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.runfolder import TRAINING_STAGES
+from toolkit.runfolder.usage.measure import Usage, total
+
+UNFINISHED = "unfinished"
+"""The outcome of a start that wrote no end: it was killed, or it works still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of one start."""
+
+    name: str
+    used: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a command in a run folder. ``used`` is everything, ``stages`` are parts of it."""
+
+    command: str
+    purpose: str
+    began: str
+    outcome: str
+    processes: int
+    used: Usage
+    stages: tuple[Stage, ...] = ()
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    energy: str | None = None
+    """Why energy was not measured."""
+    id: str = ""
+    """No other start has it; a copy of the run does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeRecord:
+    """All starts of a run, and how many lines of its record cannot be read."""
+
+    starts: tuple[Start, ...] = ()
+    damaged: int = 0
+
+    @property
+    def used(self) -> Usage:
+        """All starts together."""
+        return total(start.used for start in self.starts)
+
+    def stages(self) -> dict[str, Usage]:
+        """Stage -> what all starts together used for it, in the order of their first lines."""
+        found: dict[str, Usage] = {}
+        for start in self.starts:
+            for stage in start.stages:
+                found[stage.name] = found.get(stage.name, Usage()) + stage.used
+        return found
+
+
+def read_compute(file: Path) -> ComputeRecord:
+    """The record in ``file``; an empty one where there is none.
+
+    A line that is no record of ours, half written or changed, is counted and left out.
+    """
+    if not file.is_file():
+        return ComputeRecord()
+    starts: dict[str, Start] = {}
+    stages: dict[str, dict[int, Stage]] = {}
+    damaged = 0
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if text.strip():
+            try:
+                _take(json.loads(text), starts, stages)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged += 1
+    whole = [replace(start, stages=tuple(stages[name].values())) for name, start in starts.items()]
+    return ComputeRecord(tuple(_of_all_processes(start) for start in whole), damaged)
+
+
+def _take(line: Mapping[str, Any], starts: dict[str, Start], stages: dict[str, dict[int, Stage]]) -> None:
+    name, event = line["start"], line["event"]
+    if event == "machine":
+        starts[name] = replace(starts[name], machine={**starts[name].machine, **_facts(line["facts"])})
+        return
+    used = Usage.from_json(line["used"])
+    part = line.get("stage", {})
+    stage = Stage(str(part["name"]), Usage.from_json(part["used"])) if part else None
+    if event == "start":
+        starts[name] = _begun(line, used)
+        stages[name] = {}
+    else:
+        outcome = str(line["outcome"]) if event == "end" else starts[name].outcome
+        starts[name] = replace(starts[name], used=used, outcome=outcome)
+    if stage:
+        stages[name][int(part["number"])] = stage
+
+
+def _begun(line: Mapping[str, Any], used: Usage) -> Start:
+    return Start(
+        command=str(line["command"]),
+        purpose=str(line["purpose"]),
+        began=str(line["time"]),
+        outcome=UNFINISHED,
+        processes=int(line["processes"]),
+        used=used,
+        machine=_facts(line["machine"]),
+        versions={str(name): str(version) for name, version in line["versions"].items()},
+        energy=None if line["energy"] is None else str(line["energy"]),
+        id=str(line["start"]),
+    )
+
+
+def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a machine; what is a table or a list among them has the form that reports read.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it has another.
+    """
+    found = dict(facts)
+    if "gpus" in found:
+        found["gpus"] = [{"name": str(one["name"]), "memory_gb": one["memory_gb"]} for one in found["gpus"]]
+    if "energy" in found:
+        found["energy"] = dict(found["energy"].items())
+    if "unseen" in found:
+        found["unseen"] = [str(one) for one in found["unseen"]]
+    return found
+
+
+def _of_all_processes(start: Start) -> Start:
+    """The first process of several writes for all: each holds a GPU all the time, and trains as much as the first."""
+    if start.processes == 1:
+        return start
+    stages = tuple(Stage(stage.name, _shared(stage, start.processes)) for stage in start.stages)
+    own, shared = total(stage.used for stage in start.stages), total(stage.used for stage in stages)
+    used = replace(
+        start.used,
+        gpu=start.used.gpu * start.processes,
+        cpu=start.used.cpu + shared.cpu - own.cpu,
+        counts=start.used.counts + (shared.counts - own.counts),
+    )
+    return replace(start, stages=stages, used=used)
+
+
+def _shared(stage: Stage, processes: int) -> Usage:
+    used = replace(stage.used, gpu=stage.used.gpu * processes)
+    if stage.name not in TRAINING_STAGES:
+        return used
+    return replace(used, cpu=used.cpu * processes, counts=used.counts.times(processes))

@@ -1,0 +1,97 @@
+"""Which weights a run is asked with: its own, one of its exported forms, or some that lie elsewhere."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import RunError
+from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, RunFolder, find_run
+
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
+"""What an evaluation's name cannot hold."""
+FORMS = ("adapter", "merged")
+GGUF = "gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Weights by the name that the table of results has for them."""
+
+    name: str
+    weights: Path
+
+
+def find_exported(run: RunFolder, model: str) -> Exported:
+    """The weights that ``--model`` means.
+
+    Args:
+        run: the run.
+        model: adapter, merged, gguf (the first quantisation that was exported), a quantisation such as q8_0, or a path:
+            a folder of an adapter or of whole weights, or a GGUF file with its projector beside it.
+
+    Raises:
+        RunError: it is not there, or was exported before the run trained on.
+    """
+    files = _gguf_files(run)
+    found = {form: run.path / "stages" / EXPORT / form for form in FORMS}
+    found |= {kind: run.path / "stages" / EXPORT / GGUF / file for kind, file in files.items()}
+    if model == GGUF and files:
+        model = next(iter(files))
+    weights = found.get(model)
+    if weights is None and model != GGUF:
+        weights = Path(model).expanduser().absolute()
+    if weights is None or not weights.exists():
+        there = [name for name, path in found.items() if path.exists()]
+        raise RunError(
+            "run.exported_weights_missing",
+            "the weights must exist",
+            place=f"--model {model}",
+            value=str(weights or "no GGUF"),
+            remedy=f"Choose an exported format ({', '.join(there) or 'none'}), run toolkit export, or name a path.",
+        )
+    if model in found and (older := outdated(run)):
+        raise RunError(
+            "run.exported_weights_outdated",
+            "exported weights must be those of the run's last training stage",
+            place=f"--model {model}",
+            value=f"made from {older}",
+            remedy="Export again with toolkit export, or name the path of the outdated weights.",
+        )
+    return Exported(model if model in found else _name_of(weights, found), weights)
+
+
+def outdated(run: RunFolder) -> str | None:
+    """The weights that the run's export was made from, where they are not its last ones; else None."""
+    weights, last = run.record(EXPORT).get("weights") if run.is_done(EXPORT) else None, run.trained_weights()
+    return weights if weights is not None and last is not None and weights != run.relative(last) else None
+
+
+def locate(path: Path) -> tuple[RunFolder, Path | None]:
+    """The run that ``path`` is or lies in, and the weights that it means there; None: the run's own.
+
+    Raises:
+        RunError: it lies in no run.
+    """
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if (folder / "run.json").is_file() and (folder / "recipe.toml").is_file():
+            return find_run(folder), None if folder == path else path
+    return find_run(path), None
+
+
+def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
+    """What weights at a path are called: with their folder's name where they would pass for the run's own."""
+    name = weights.name.removesuffix(".gguf")
+    if (same := next((form for form, path in own.items() if path == weights), None)) is not None:
+        return same if same in FORMS else name
+    taken = name in (*FORMS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
+    return _UNUSUAL.sub("-", f"{weights.parent.name}-{name}" if taken else name).lstrip("._-") or "path"
+
+
+def _gguf_files(run: RunFolder) -> dict[str, str]:
+    """Quantisation -> file name, of what the run exported."""
+    if not run.is_done(EXPORT):
+        return {}
+    files = run.record(EXPORT).get(GGUF, {}).get("files", {})
+    return {kind: found["file"] for kind, found in files.items()}

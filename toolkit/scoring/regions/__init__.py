@@ -1,0 +1,54 @@
+"""Boxes, polygons, masks and places of one picture, and how a model family writes coordinates. No torch.
+
+Everything is in pixels of the upright original picture: x to the right, y down, x2 and y2 exclusive.
+"""
+
+from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box
+from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
+from toolkit.scoring.regions.grid_places import GRIDS, Place, place_of, place_score, read_place, spell_place
+from toolkit.scoring.regions.masks import (
+    Mask,
+    Polygon,
+    Region,
+    dice,
+    draw_boxes,
+    draw_polygons,
+    find_regions,
+    fit_mask,
+    mask_iou,
+    read_mask,
+    shorten,
+)
+from toolkit.scoring.regions.matching import match
+
+__all__ = [
+    "COORDINATES",
+    "GRIDS",
+    "Box",
+    "Coordinates",
+    "Frame",
+    "Mask",
+    "Place",
+    "Polygon",
+    "Region",
+    "Size",
+    "box_giou",
+    "box_iou",
+    "centre",
+    "choose_coordinates",
+    "clip_box",
+    "dice",
+    "draw_boxes",
+    "draw_polygons",
+    "find_regions",
+    "fit_mask",
+    "mask_iou",
+    "match",
+    "order_box",
+    "place_of",
+    "place_score",
+    "read_mask",
+    "read_place",
+    "shorten",
+    "spell_place",
+]

@@ -1,0 +1,84 @@
+"""Places in words: the cell of a grid over the picture that holds a lesion's middle, spelled and read."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from toolkit.scoring.regions.boxes import Box, Size, centre
+
+Place = tuple[int, int]
+"""Row and column of a grid, from 0 at the upper left."""
+
+GRIDS: Mapping[int, tuple[Sequence[str], Sequence[str]]] = {
+    3: (("upper", "center", "lower"), ("left", "center", "right")),
+    5: (("far upper", "upper", "center", "lower", "far lower"), ("far left", "left", "center", "right", "far right")),
+}
+"""Cells a side -> the names of the rows and of the columns."""
+
+_SAME = {
+    "top": "upper",
+    "bottom": "lower",
+    "middle": "center",
+    "centre": "center",
+    "central": "center",
+    "superior": "upper",
+    "inferior": "lower",
+    "extreme": "far",
+}
+_WORD = re.compile(r"[a-z]+")
+
+
+def place_of(box: Box, size: Size, grid: int = 3) -> Place:
+    """The cell that holds the middle of a box; the picture is cut into ``grid`` equal parts each way.
+
+    >>> place_of((0, 0, 20, 20), (90, 60)), place_of((40, 25, 50, 35), (90, 60))
+    ((0, 0), (1, 1))
+    """
+    x, y = centre(box)
+    row, column = (int(grid * value / side) for value, side in ((y, size[1]), (x, size[0])))
+    return min(max(row, 0), grid - 1), min(max(column, 0), grid - 1)
+
+
+def spell_place(place: Place, grid: int = 3) -> str:
+    """The cell in words, row first.
+
+    >>> spell_place((0, 2)), spell_place((1, 1)), spell_place((4, 0), 5)
+    ('upper-right', 'center-center', 'far lower-far left')
+    """
+    rows, columns = GRIDS[grid]
+    return f"{rows[place[0]]}-{columns[place[1]]}"
+
+
+def read_place(text: str, grid: int = 3) -> Place | None:
+    """The cell that a text names, also in other words of English; None where it names none, or two.
+
+    Where only a row or only a column is named, the other is the center. In a grid without far cells, far ones are
+    read as the nearer ones.
+
+    >>> read_place("Top left quadrant"), read_place("in the centre"), read_place("lower"), read_place("left or right")
+    ((0, 0), (1, 1), (2, 1), None)
+    """
+    rows, columns = GRIDS[grid]
+    words = [_SAME.get(word, word) for word in _WORD.findall(text.lower())]
+    found_rows, found_columns, center = set(), set(), False
+    for before, word in zip(["", *words], words, strict=False):
+        name = f"far {word}" if before == "far" and grid > 3 else word
+        if word == "center":
+            center = True
+        elif name in rows:
+            found_rows.add(rows.index(name))
+        elif name in columns:
+            found_columns.add(columns.index(name))
+    if max(len(found_rows), len(found_columns)) > 1 or not (found_rows or found_columns or center):
+        return None
+    middle = grid // 2
+    return next(iter(found_rows), middle), next(iter(found_columns), middle)
+
+
+def place_score(named: Place, true: Place, grid: int = 3) -> float:
+    """1 for the right cell, less by each step to it, 0 from corner to corner (steps along rows and columns).
+
+    >>> place_score((0, 0), (0, 0)), place_score((1, 1), (0, 0)), place_score((2, 2), (0, 0))
+    (1.0, 0.5, 0.0)
+    """
+    steps = abs(named[0] - true[0]) + abs(named[1] - true[1])
+    return 1 - steps / (2 * (grid - 1))

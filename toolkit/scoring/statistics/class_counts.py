@@ -1,0 +1,174 @@
+"""Hits, truths and answers of each class, counted once by group and in drawn samples, and the figures made of them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from toolkit.scoring.statistics.bootstrap import drawn_sums, sums_by_group
+from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_share
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts of some samples of answers, each samples x classes; every answer's true label is one of the classes."""
+
+    hits: np.ndarray
+    true: np.ndarray
+    answered: np.ndarray
+    """Answers with the class; one that could not be read, or that is none of the classes, is in no column."""
+
+    def against_rest(self, index: int) -> "Counts":
+        """Two classes: the one at ``index``, and all that is not it, to which unread answers belong."""
+        hits, true, answered = self.hits[:, index], self.true[:, index], self.answered[:, index]
+        n = self.true.sum(axis=1)
+        return Counts(
+            np.column_stack([hits, n - true - answered + hits]),
+            np.column_stack([true, n - true]),
+            np.column_stack([answered, n - answered]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The counts of ``n`` answers: of each group, of all (one row), and of samples drawn from whole groups."""
+
+    classes: tuple[str, ...]
+    n: int
+    by_group: Counts
+    whole: Counts
+    drawn: Counts
+
+    def against_rest(self, name: str) -> "Tally":
+        """The tally of two classes: ``name`` and the rest, an answer that could not be read among the rest."""
+        index = self.classes.index(name)
+        by_group, whole, drawn = (counts.against_rest(index) for counts in (self.by_group, self.whole, self.drawn))
+        return replace(self, classes=(name, "rest"), by_group=by_group, whole=whole, drawn=drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A figure of each class: ``curve`` of the share of ``part``'s first counts among its second ones.
+
+    ``curve`` rises, so that it maps an interval of the share to one of the figure.
+    """
+
+    part: Callable[[Counts], tuple[np.ndarray, np.ndarray]]
+    curve: Callable[[Any], Any]
+
+    def of(self, counts: Counts) -> np.ndarray:
+        """Samples x classes; NaN where a sample has nothing that the share could be of."""
+        successes, total = self.part(counts)
+        return np.asarray(self.curve(np.divide(successes, total, out=np.full(total.shape, np.nan), where=total > 0)))
+
+
+SENSITIVITY = Ratio(lambda counts: (counts.hits, counts.true), lambda share: share)
+PRECISION = Ratio(lambda counts: (counts.hits, counts.answered), lambda share: share)
+F1 = Ratio(
+    lambda counts: (counts.hits, counts.true + counts.answered - counts.hits), lambda share: 2 * share / (1 + share)
+)
+"""Made of the share of hits among the answers that are or say the class, which is a share of independent answers where
+F1 itself is none (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the indirect way)."""
+
+
+def tally(
+    true: Sequence[str],
+    predicted: Sequence[str | None],
+    groups: Sequence[str],
+    resamples: int,
+    seed: int,
+    also: Sequence[str] = (),
+) -> Tally:
+    """The counts of all labels that occur in ``true``, in sorted order.
+
+    Args:
+        true: each answer's true label.
+        predicted: each answer's label; None where it could not be read.
+        groups: each answer's group.
+        resamples: number of drawn samples, may be 0.
+        seed: of the draws.
+        also: further classes that are counted, occur they or not.
+
+    Raises:
+        ValueError: the sequences differ in length.
+    """
+    if not len(true) == len(predicted) == len(groups):
+        raise ValueError(f"{len(true)} true labels, but {len(predicted)} answers and {len(groups)} groups")
+    classes = tuple(sorted({*true, *also}))
+    sums_GK = sums_by_group(_columns_NK(true, predicted, classes), groups)
+    drawn_RK = drawn_sums(sums_GK, resamples, seed)
+    return Tally(classes, len(true), _split(sums_GK), _split(sums_GK.sum(axis=0, keepdims=True)), _split(drawn_RK))
+
+
+def by_class(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
+    """The figure of each class, with Wilson's interval where its groups have one answer each, else by bootstrap.
+
+    ``n`` and ``groups`` of an estimate are those of the answers that its share is of. A drawn sample without such an
+    answer does not count.
+    """
+    drawn_RK, n_groups_K = ratio.of(counted.drawn), (ratio.part(counted.by_group)[1] > 0).sum(axis=0)
+    found = []
+    for index, (successes, total) in enumerate(zip(*(part[0] for part in ratio.part(counted.whole)), strict=True)):
+        n, n_groups = int(total), int(n_groups_K[index])
+        share = wilson_share(int(successes), n, n_groups, confidence)
+        if share is None:
+            value = ratio.of(counted.whole)[0, index].item()
+            found.append(bootstrapped(value, n, n_groups, drawn_RK[:, index], confidence))
+        else:
+            found.append(_curved(share, ratio.curve))
+    return tuple(found)
+
+
+def class_mean(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> Estimate:
+    """The mean of the figure over the classes that occur in the truth, with its interval.
+
+    The interval is the bootstrap's by group; a class that a drawn sample lacks does not enter its mean. Where every
+    class is at 0 or at 1 a bootstrap has no width; there the classes' Wilson intervals are put together ("wilson by
+    class") as if the classes were independent: squared distances of the limits add up as variances do (Zou and Donner
+    2008). A class with few groups that are all right makes a bootstrap's interval too narrow.
+    """
+    n_groups = len(counted.by_group.true)
+    if not counted.n:
+        return Estimate(None, 0, None, None, "none", 0, confidence)
+    value = _mean_R(counted.whole, ratio).item()
+    occurs = counted.whole.true[0] > 0
+    if n_groups < 2 or not np.isin(ratio.of(counted.whole)[0, occurs], (0, 1)).all():
+        return bootstrapped(value, counted.n, n_groups, _mean_R(counted.drawn, ratio), confidence)
+    estimates = zip(by_class(counted, ratio, confidence), occurs, strict=True)
+    below, above = _distances([found for found, here in estimates if here])
+    low, high = max(0.0, value - below), min(1.0, value + above)
+    return Estimate(value, counted.n, low, high, "wilson by class", n_groups, confidence)
+
+
+def _columns_NK(true: Sequence[str], predicted: Sequence[str | None], classes: Sequence[str]) -> np.ndarray:
+    """Per answer and class, side by side: hit, true, answered."""
+    index = {name: code for code, name in enumerate(classes)}
+    codes = np.arange(len(classes))
+    true_NK = np.array([index[name] for name in true], dtype=int)[:, None] == codes
+    answered_NK = np.array([-1 if name is None else index.get(name, -1) for name in predicted])[:, None] == codes
+    return np.hstack([true_NK & answered_NK, true_NK, answered_NK]).astype(float)
+
+
+def _split(sums_RK: np.ndarray) -> Counts:
+    return Counts(*np.split(sums_RK, 3, axis=1))
+
+
+def _curved(share: Estimate, curve: Callable[[Any], Any]) -> Estimate:
+    if share.value is None:
+        return share
+    return replace(share, value=curve(share.value), low=curve(share.low), high=curve(share.high))
+
+
+def _mean_R(counts: Counts, ratio: Ratio) -> np.ndarray:
+    occurs_RK = counts.true > 0
+    return np.asarray(np.where(occurs_RK, ratio.of(counts), 0).sum(axis=1) / occurs_RK.sum(axis=1))
+
+
+def _distances(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """How far the limits of the estimates' mean are below and above it."""
+    limits = [(found.value, found.low, found.high) for found in estimates]
+    below = math.hypot(*(value - low for value, low, _ in limits if value is not None and low is not None))
+    above = math.hypot(*(high - value for value, _, high in limits if value is not None and high is not None))
+    return below / len(limits), above / len(limits)

@@ -1,0 +1,87 @@
+"""A confusion as a picture: counts and shares of each true label's answers."""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+
+from toolkit.errors import DataError
+from toolkit.scoring.statistics.confusion import UNREADABLE, Confusion
+
+_OTHER = "(other)"
+"""The column of answers with a label that is never the true one."""
+
+_CELL, _SIDE = 0.75, 24.0
+"""Inches of a cell, and of all cells side by side at most: beyond that cells and their writing shrink."""
+
+_POINTS, _LETTERS = 11, 9
+"""Size of the writing in a whole cell, and the title's letters an inch."""
+
+
+def draw_confusion(confusion: Confusion, file: Path, title: str) -> Path:
+    """Write a PNG: a row a true label, a column an answer; in a cell the count and its share of the row.
+
+    Answers that could not be read, and those with a label that is never true, stand in columns of their own at the
+    right where there are any. Nothing stands in a cell of 0. The same confusion gives the same file. Folders are made;
+    the file is whole or absent.
+
+    Returns:
+        ``file``.
+
+    Raises:
+        DataError: there is nothing to draw.
+    """
+    if not confusion.labels:
+        raise DataError("evaluate.confusion_empty", "a confusion matrix must have at least one answer", place=file)
+    columns, counts = _table(confusion)
+    encoded = _draw(confusion.labels, columns, counts, title)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    temporary.write_bytes(encoded)
+    temporary.replace(file)
+    return file
+
+
+def _table(confusion: Confusion) -> tuple[tuple[str, ...], np.ndarray]:
+    """Columns, and rows x columns of counts."""
+    rows = [dict(confusion.counts.get(label, {})) for label in confusion.labels]
+    table = [[row.pop(label, 0) for label in confusion.labels] for row in rows]
+    unreadable = [row.pop(UNREADABLE, 0) for row in rows]
+    extra = {_OTHER: [sum(row.values()) for row in rows], UNREADABLE: unreadable}
+    found = {name: column for name, column in extra.items() if any(column)}
+    counts = np.column_stack([np.array(table, dtype=int), *found.values()])
+    return (*confusion.labels, *found), counts
+
+
+def _draw(rows: tuple[str, ...], columns: tuple[str, ...], counts: np.ndarray, title: str) -> bytes:
+    """The picture as PNG. A Figure of its own leaves matplotlib's global figures and backend alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    side = min(_CELL, _SIDE / len(columns))
+    width, height, size = side * len(columns) + 2.4, side * len(rows) + 2.0, _POINTS * side / _CELL
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(counts):
+        share = shares[row, column]
+        words = axes.text(
+            column, row, f"{counts[row, column]}\n{100 * share:.0f} %", ha="center", va="center", size=size
+        )
+        words.set(color="white" if share > 0.5 else "black", in_layout=False)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", size=size)
+    axes.set_yticks(range(len(rows)), rows, size=size)
+    if len(columns) > len(rows):
+        axes.axvline(len(rows) - 0.5, color="0.3", linewidth=1.5)
+    figure.suptitle(fill(title, int(_LETTERS * width)))
+    axes.set(xlabel="answered", ylabel="true")
+    # A dollar sign in a label is no mathematics.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    encoded = BytesIO()
+    FigureCanvasAgg(figure).print_png(encoded, metadata={"Software": None})
+    return encoded.getvalue()

@@ -1,0 +1,142 @@
+"""A figure with its n and its interval: Wilson's for independent yes/no answers, else the bootstrap by group."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+
+from toolkit.scoring.statistics.bootstrap import count_groups, percentile_interval, resampled_sums
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over ``n`` answers about ``groups`` patients, lesions or films.
+
+    ``value`` is None where n is 0, ``low`` and ``high`` where no interval can be told (n is 0, or a bootstrap over one
+    group): a figure that is not a number is never shown. ``method`` is one of "wilson", "wilson by group",
+    "wilson by class", "wilson of no change", "bootstrap by group", "jackknife by group" and "none".
+    """
+
+    value: float | None
+    n: int
+    low: float | None
+    high: float | None
+    method: str
+    groups: int
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        """In percent: ``84.0 % (71.5 to 91.7, n 50)``."""
+        if self.value is None:
+            return f"- (n {self.n})"
+        if self.low is None or self.high is None:
+            return f"{100 * self.value:.1f} % (no interval, n {self.n})"
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, n {self.n})"
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+    """Share of successes with Wilson's score interval (1927), which stays inside [0, 1] and has a width at 0 and 1 too.
+
+    >>> str(wilson(42, 50))
+    '84.0 % (71.5 to 91.7, n 50)'
+
+    Raises:
+        ValueError: not 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be from 0 to n, got {successes} of {n}")
+    if n == 0:
+        return Estimate(None, 0, None, None, "none", 0, confidence)
+    low, high = _wilson_interval(successes / n, n, confidence)
+    return Estimate(successes / n, n, low, high, "wilson", n, confidence)
+
+
+def bootstrap_mean(
+    values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
+) -> Estimate:
+    """Mean of the values with the percentile interval of a bootstrap that draws whole groups.
+
+    Questions about one film are answered alike, so it is the films that are drawn with replacement; a drawn sample's
+    mean is its sum over its number of values (Efron and Tibshirani 1993, chapter 13; Field and Welsh 2007). With fewer
+    than about 20 groups such intervals are too narrow.
+
+    Args:
+        values: finite numbers.
+        groups: each value's group.
+        resamples: number of drawn samples.
+        seed: of the draws; the same seed and groups give the same draws.
+        confidence: of the interval, such as 0.95.
+
+    Raises:
+        ValueError: a value is not finite, or the two sequences differ in length.
+    """
+    numbers, n_groups = _finite(values), count_groups(groups)
+    if len(numbers) != len(groups):
+        raise ValueError(f"{len(numbers)} values, but {len(groups)} groups")
+    if not len(numbers):
+        return Estimate(None, 0, None, None, "none", 0, confidence)
+    sums = resampled_sums(np.column_stack([numbers, np.ones(len(numbers))]), groups, resamples, seed)
+    mean = math.fsum(numbers) / len(numbers)
+    return bootstrapped(mean, len(numbers), n_groups, sums[:, 0] / sums[:, 1], confidence)
+
+
+def share(
+    values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
+) -> Estimate:
+    """Mean of values in [0, 1] with the interval that fits them; ``method`` says which.
+
+    Yes/no values with one answer a group get Wilson's interval, all others the bootstrap by group. Where all answers
+    are 0 or all are 1 a bootstrap has no width; there Wilson's formula is used with the number of groups, as if the
+    answers of a group were one.
+    """
+    if any(value not in (0, 1) for value in values):
+        return bootstrap_mean(values, groups, resamples, seed, confidence)
+    found = wilson_share(int(sum(values)), len(values), count_groups(groups), confidence)
+    return found or bootstrap_mean(values, groups, resamples, seed, confidence)
+
+
+def wilson_share(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
+    """The share of successes where Wilson's formula gives its interval as ``share`` says; None where groups are drawn.
+
+    Raises:
+        ValueError: not 0 <= successes <= n.
+    """
+    if n_groups == n:
+        return wilson(successes, n, confidence)
+    if 0 < successes < n:
+        return None
+    return replace(wilson(n_groups if successes else 0, n_groups, confidence), n=n, method="wilson by group")
+
+
+def bootstrapped(value: float, n: int, n_groups: int, drawn: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """A figure with the percentile interval of its values in drawn samples.
+
+    Args:
+        value: the figure of the answers as they are.
+        n: answers.
+        n_groups: their groups; with fewer than 2 there is no interval.
+        drawn: the figure of each drawn sample, NaN where a sample has none; such samples do not count.
+        confidence: of the interval.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if n_groups < 2 or not len(defined):
+        return Estimate(value, n, None, None, "none", n_groups, confidence)
+    low, high = percentile_interval(defined, confidence)
+    return Estimate(value, n, low, high, "bootstrap by group", n_groups, confidence)
+
+
+def _wilson_interval(rate: float, n: int, confidence: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    if not np.isfinite(numbers).all():
+        raise ValueError("values must be finite")
+    return numbers

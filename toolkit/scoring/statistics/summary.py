@@ -1,0 +1,202 @@
+"""An evaluation in figures: all answers, the answers by column, why answers could not be read, and comparisons."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from toolkit.errors import DataError
+from toolkit.scoring.statistics.bins import NOT_GIVEN
+from toolkit.scoring.statistics.class_counts import F1, class_mean, tally
+from toolkit.scoring.statistics.classification import LabelFigures, figures_of
+from toolkit.scoring.statistics.confusion import Confusion, Majority, confusion, majority
+from toolkit.scoring.statistics.intervals import Estimate, share
+from toolkit.scoring.statistics.paired import Paired, paired_difference
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One judged answer.
+
+    ``scores`` are in [0, 1], None where one does not apply; ``label`` is (true, predicted or None) where the task has
+    labels; ``by`` holds the columns that tables are made by; ``problem`` says why no answer could be read.
+    """
+
+    id: str
+    group: str
+    scores: Mapping[str, float | None]
+    label: tuple[str, str | None] | None = None
+    by: Mapping[str, str] = field(default_factory=dict)
+    truncated: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Some of the answers: ``scores`` over those that each score applies to, the rates over all of them."""
+
+    n: int
+    groups: int
+    scores: Mapping[str, Estimate]
+    macro_f1: Estimate | None
+    """None where the task has no labels."""
+    labels: LabelFigures | None
+    """Balanced accuracy, and each class against the rest; None where the task has no labels."""
+    truncated: Estimate
+    unreadable: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reason why answers could not be read, how often, and the ids of the first few."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an evaluation found; every figure has its n and its interval."""
+
+    overall: Figures
+    by: Mapping[str, Mapping[str, Figures]]
+    """column -> value -> figures, values in sorted order, numbers in them by their size."""
+    not_found: tuple[str, ...]
+    """Columns that were asked for and that no answer has."""
+    failures: tuple[Failure, ...]
+    """The most frequent first."""
+    confusion: Confusion
+    majority: Majority
+    """Of the true labels of these answers; the baseline that is reported is learned from the training rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries for JSON; nothing in them is NaN."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One score of two evaluations, on the questions that both judged."""
+
+    score: str
+    paired: Paired
+    only_before: int
+    """Questions that the later evaluation lacks, or that the score does not apply to there."""
+    only_after: int
+
+
+def summarise(
+    rows: Sequence[Judged], by: Sequence[str], resamples: int, seed: int, positive: str | None = None
+) -> Summary:
+    """All figures of an evaluation; an answer that could not be read stays in every n.
+
+    Args:
+        rows: the judged answers.
+        by: columns of ``Judged.by`` whose values get figures of their own.
+        resamples: samples drawn for an interval that Wilson's formula does not cover.
+        seed: of the draws.
+        positive: the label that is of interest, such as melanoma; see ``LabelFigures``.
+    """
+    draws = _Draws(resamples, seed, positive)
+    found = [column for column in by if any(column in row.by for row in rows)]
+    labels = [row.label for row in rows if row.label is not None]
+    return Summary(
+        overall=_figures(rows, draws),
+        by={column: {value: _figures(part, draws) for value, part in _parts(rows, column).items()} for column in found},
+        not_found=tuple(column for column in by if column not in found),
+        failures=_failures(rows),
+        confusion=confusion([true for true, _ in labels], [predicted for _, predicted in labels]),
+        majority=majority([true for true, _ in labels]),
+    )
+
+
+def compare(before: Sequence[Judged], after: Sequence[Judged], score: str, resamples: int, seed: int) -> Comparison:
+    """The paired difference of one score between two evaluations, matched by the samples' ids.
+
+    Raises:
+        DataError: an id stands twice in one evaluation, or the two share no question.
+    """
+    old, new = _values(before, score), _values(after, score)
+    shared = [row for row in after if row.id in old and row.id in new]
+    if not shared:
+        raise DataError("evaluate.no_shared_questions", "two evaluations must share at least one question", place=score)
+    paired = paired_difference(
+        [old[row.id] for row in shared],
+        [new[row.id] for row in shared],
+        [row.group for row in shared],
+        resamples,
+        seed,
+    )
+    return Comparison(score, paired, len(old) - len(shared), len(new) - len(shared))
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    resamples: int
+    seed: int
+    positive: str | None
+
+
+def _figures(rows: Sequence[Judged], draws: _Draws) -> Figures:
+    groups = [row.group for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row.scores)
+    macro_f1, labels = _labels(rows, draws)
+    return Figures(
+        n=len(rows),
+        groups=len(set(groups)),
+        scores={name: _score(rows, name, draws) for name in names},
+        macro_f1=macro_f1,
+        labels=labels,
+        truncated=share([float(row.truncated) for row in rows], groups, draws.resamples, draws.seed),
+        unreadable=share([float(row.problem is not None) for row in rows], groups, draws.resamples, draws.seed),
+    )
+
+
+def _score(rows: Sequence[Judged], name: str, draws: _Draws) -> Estimate:
+    pairs = [(value, row.group) for row in rows if (value := row.scores.get(name)) is not None]
+    return share([value for value, _ in pairs], [group for _, group in pairs], draws.resamples, draws.seed)
+
+
+def _labels(rows: Sequence[Judged], draws: _Draws) -> tuple[Estimate | None, LabelFigures | None]:
+    """Macro-F1 and the label figures, both of the same draws."""
+    labelled = [(*row.label, row.group) for row in rows if row.label is not None]
+    if not labelled:
+        return None, None
+    true, predicted, groups = zip(*labelled, strict=True)
+    also = () if draws.positive is None else (draws.positive,)
+    counted = tally(true, predicted, groups, draws.resamples, draws.seed, also)
+    return class_mean(counted, F1), figures_of(counted, predicted, draws.positive)
+
+
+def _parts(rows: Sequence[Judged], column: str) -> dict[str, list[Judged]]:
+    parts: dict[str, list[Judged]] = {}
+    for row in rows:
+        parts.setdefault(row.by.get(column, NOT_GIVEN), []).append(row)
+    return {value: parts[value] for value in sorted(parts, key=_natural)}
+
+
+def _natural(text: str) -> list[Any]:
+    """Text and whole numbers in turn: 5-9 stands before 10-14."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
+
+
+def _failures(rows: Sequence[Judged]) -> tuple[Failure, ...]:
+    ids: dict[str, list[str]] = {}
+    for row in rows:
+        if row.problem is not None:
+            ids.setdefault(row.problem, []).append(row.id)
+    found = [Failure(reason, len(of), tuple(of[:_EXAMPLES])) for reason, of in ids.items()]
+    return tuple(sorted(found, key=lambda failure: (-failure.count, failure.reason)))
+
+
+def _values(rows: Sequence[Judged], score: str) -> dict[str, float]:
+    ids = [row.id for row in rows]
+    if len(set(ids)) != len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise DataError(
+            "evaluate.question_repeated", "a question must occur once in an evaluation", place=score, value=twice
+        )
+    return {row.id: value for row in rows if (value := row.scores.get(score)) is not None}

@@ -1,1 +1,0 @@
-"""Stages: each reads the run folder, does one thing, and writes the run folder."""

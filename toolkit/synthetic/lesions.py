@@ -1,0 +1,158 @@
+"""What a practice lesion is: its patient, its class, its photographs; all decided by a seed and a number."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+import numpy as np
+
+from toolkit.errors import DataError
+from toolkit.synthetic.dermoscopy import Picture, draw_skin
+from toolkit.synthetic.lesion_shapes import STYLES, Rng, Size, Spot
+
+FREQUENCIES: Mapping[str, float] = {
+    "nv": 0.34, "mel": 0.17, "bkl": 0.16, "bcc": 0.12, "akiec": 0.09, "vasc": 0.06, "df": 0.06,
+}  # fmt: skip
+"""Class -> its share of the lesions: in HAM10000's order, but not as unequal."""
+
+TWO = 0.15
+"""Share of the lesions that have a second one of their class beside them, in every photograph."""
+SHARES = (0.04, 0.25)
+SHARES_OF_TWO = (0.04, 0.09)
+"""Least and greatest area of a lesion as a share of the picture, before an edge of the picture cuts it."""
+PHOTOS = (0.5, 0.3, 0.2)
+"""How many lesions have one, two and three photographs."""
+BLANK = 0.03
+"""Share of the patients without an age, of those without a sex, and of the lesions without a site."""
+SITES = ("abdomen", "back", "chest", "face", "foot", "lower extremity", "neck", "trunk", "upper extremity")
+"""Where on the body, in HAM10000's words."""
+DX_TYPES: Mapping[str, tuple[str, ...]] = {
+    "nv": ("follow_up", "histo", "consensus"),
+    "bkl": ("histo", "consensus", "confocal"),
+    "vasc": ("histo", "consensus"),
+    "df": ("histo", "consensus"),
+}
+"""Class -> how HAM10000 confirms it; the others by histology only."""
+DATASETS = ("rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
+FIRST_NAME = 24306
+
+_PATIENT, _LESION, _PHOTO, _LOOKS = range(1, 5)
+"""Each kind of thing has a stream of random numbers of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """Age in years and sex (male, female) are None where unknown; the skin's tone goes from 0 (pale) to 1 (tanned)."""
+
+    number: int
+    age: int | None
+    sex: str | None
+    tone: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lesion:
+    """What all photographs of a lesion share; ``spots`` are one, or two beside each other."""
+
+    number: int
+    patient: Patient
+    dx: str
+    dx_type: str
+    site: str | None
+    dataset: str
+    spots: tuple[Spot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One photograph of a lesion: ``number`` counts all photographs, ``seed`` decides place, turn and light."""
+
+    number: int
+    lesion: Lesion
+    seed: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The picture's name in the data set."""
+        return name_of(self.number)
+
+    def draw(self, size: Size) -> Picture:
+        """Picture and mask, the same whenever they are drawn."""
+        return draw_skin(self.lesion.spots, self.lesion.patient.tone, size, np.random.default_rng(self.seed))
+
+
+def make_photos(images: int, seed: int, frequencies: Mapping[str, float] = FREQUENCIES) -> list[Photo]:
+    """So many photographs, those of a lesion one after the other; fewer with this seed are the first of more.
+
+    Raises:
+        DataError: fewer than one picture, a negative seed, an unknown class, or frequencies that are no shares.
+    """
+    _check(images, seed, frequencies)
+    pairs = (
+        (lesion, (seed, _PHOTO, lesion.number, again))
+        for lesion in (make_lesion(seed, number, frequencies) for number in count())
+        for again in range(_photos_of(seed, lesion.number))
+    )
+    return [Photo(number, *pair) for number, pair in enumerate(islice(pairs, images))]
+
+
+def make_patient(seed: int, number: int) -> Patient:
+    """The patient with this number; ages are multiples of 5, as HAM10000 has them."""
+    rng = np.random.default_rng((seed, _PATIENT, number))
+    age, sex, tone = 5 * int(rng.integers(4, 18)), _one_of(("male", "female"), rng), float(rng.uniform())
+    return Patient(number, None if rng.random() < BLANK else age, None if rng.random() < BLANK else sex, tone)
+
+
+def make_lesion(seed: int, number: int, frequencies: Mapping[str, float] = FREQUENCIES) -> Lesion:
+    """The lesion with this number; every second patient has two. Nothing but the picture tells the class."""
+    rng = np.random.default_rng((seed, _LESION, number))
+    dx = _pick(frequencies, rng)
+    two = rng.random() < TWO
+    low, high = np.log(SHARES_OF_TWO if two else SHARES)
+    shares = np.exp(rng.uniform(low, high, 2))[: 2 if two else 1]
+    spots = tuple(Spot(dx, float(share), (seed, _LOOKS, number, i)) for i, share in enumerate(shares))
+    return Lesion(
+        number=number,
+        patient=make_patient(seed, number * 2 // 3),
+        dx=dx,
+        dx_type=_one_of(DX_TYPES.get(dx, ("histo",)), rng),
+        site=None if rng.random() < BLANK else _one_of(SITES, rng),
+        dataset=_one_of(DATASETS, rng),
+        spots=spots,
+    )
+
+
+def _photos_of(seed: int, number: int) -> int:
+    # A number behind that of its last photograph, so that no photograph has the same stream.
+    rng = np.random.default_rng((seed, _PHOTO, number, len(PHOTOS)))
+    return 1 + int(rng.choice(len(PHOTOS), p=PHOTOS))
+
+
+def _pick(frequencies: Mapping[str, float], rng: Rng) -> str:
+    """A class, whatever the order in which the frequencies are given."""
+    names = sorted(frequencies)
+    weights = np.array([frequencies[name] for name in names])
+    return names[int(rng.choice(len(names), p=weights / weights.sum()))]
+
+
+def _one_of(texts: Sequence[str], rng: Rng) -> str:
+    return texts[int(rng.integers(len(texts)))]
+
+
+def _check(images: int, seed: int, frequencies: Mapping[str, float]) -> None:
+    if images < 1:
+        raise DataError("synthetic.no_images", "must be at least 1", place="images", value=images)
+    if seed < 0:
+        raise DataError("synthetic.seed_negative", "must be at least 0", place="seed", value=seed)
+    if unknown := sorted(frequencies.keys() - STYLES.keys()):
+        rule, remedy = f"must name classes among {', '.join(STYLES)}", "Correct the names."
+        raise DataError("synthetic.class_unknown", rule, place="frequencies", value=", ".join(unknown), remedy=remedy)
+    values = list(frequencies.values())
+    if not all(0 <= value < float("inf") for value in values) or not sum(values) > 0:
+        rule, value = "must be finite and at least 0, with one above 0", dict(frequencies)
+        raise DataError("synthetic.frequencies_out_of_range", rule, place="frequencies", value=value)
+
+
+def name_of(number: int) -> str:
+    """The name of the picture with this number, counted from 0."""
+    return f"ISIC_{FIRST_NAME + number:07d}"

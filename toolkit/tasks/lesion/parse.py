@@ -1,0 +1,143 @@
+"""The lesions in a completion: tags, one line a lesion, or JSON; what cannot be read is said, never guessed."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.regions import Frame, order_box, read_place
+from toolkit.tasks.lesion.settings import LesionSettings
+
+PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
+MOST_LESIONS = 32
+"""More in one answer are not looked at: matching them would be all that a training step does."""
+
+_TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
+_FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_POINT = re.compile(r"[\[(]\s*([^\[\]()]*?)\s*[\])]")
+_SAME = {
+    "label": "diagnosis",
+    "disease": "diagnosis",
+    "class": "diagnosis",
+    "dx": "diagnosis",
+    "place": "location",
+    "position": "location",
+    "box": "bbox",
+    "bbox_2d": "bbox",
+    "bounding_box": "bbox",
+    "segmentation": "polygon",
+}
+"""Keys of JSON answers -> part."""
+
+
+def parse(completion: str, sample: Sample) -> Answer:
+    """The lesions of an answer, in pixels of the picture that is shown.
+
+    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, None where nothing was read),
+    diagnosis (the code that all lesions share; None: none, or they differ), and unread (why a part could not be read).
+    A box may have floats, swapped corners, round brackets or none, and stand in a code fence; JSON with the parts as
+    keys is read too. Coordinates outside the picture stay: a score cuts them off.
+    """
+    settings, frame = sample.fields["settings"], sample.fields["frame"]
+    text = fenced[1] if (fenced := _FENCE.search(completion)) else completion
+    raw = list(_tagged(text)) or list(_from_json(text))
+    unread: list[str] = []
+    if rest := _OPEN.search(_TAG.sub("", text)):
+        unread.append(f"{rest[0]} has no counterpart (was the completion cut off?)")
+    if len(raw) > MOST_LESIONS:
+        unread.append(f"more than {MOST_LESIONS} lesions are named")
+    lesions = [_lesion(parts, settings, frame, unread) for parts in raw[:MOST_LESIONS]]
+    if not any(value is not None for lesion in lesions for value in lesion.values()):
+        return Answer(completion, {}, unread[0] if unread else "no tag and no JSON with parts of an answer")
+    named = {lesion["diagnosis"] for lesion in lesions} - {None}
+    values = {"diagnosis": named.pop() if len(named) == 1 else None, "lesions": lesions, "unread": unread}
+    return Answer(completion, values)
+
+
+def _tagged(text: str) -> Iterator[Mapping[str, str]]:
+    """One mapping a lesion: a tag that comes again begins the next."""
+    parts: dict[str, str] = {}
+    for name, content in _TAG.findall(text):
+        if name.lower() in parts:
+            yield parts
+            parts = {}
+        parts[name.lower()] = content
+    if parts:
+        yield parts
+
+
+def _from_json(text: str) -> Iterator[Mapping[str, str]]:
+    """The objects of the first JSON text that holds some."""
+    for start in (match.start() for match in re.finditer(r"[\[{]", text)):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        found = list(_objects(value))
+        if found:
+            yield from found
+            return
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, str]]:
+    listed = value if isinstance(value, list) else value.get("lesions", [value]) if isinstance(value, dict) else []
+    for one in listed if isinstance(listed, list) else []:
+        if isinstance(one, dict):
+            parts = {_SAME.get(str(key).lower(), str(key).lower()): content for key, content in one.items()}
+            known = {part: _words(parts[part]) for part in PARTS if part in parts}
+            if known:
+                yield known
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, unread: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"diagnosis": None, "place": None, "box": None, "polygon": None}
+    if "diagnosis" in parts:
+        found["diagnosis"], problem = settings.labels.read(parts["diagnosis"])
+        if problem:
+            unread.append(problem)
+    if "location" in parts:
+        place = read_place(parts["location"], settings.grid)
+        found["place"] = None if place is None else list(place)
+        if place is None:
+            unread.append("the location names no place")
+    if "bbox" in parts:
+        found["box"] = _box(parts["bbox"], frame)
+        if found["box"] is None:
+            unread.append("the box is not four numbers with an area between them")
+    if "polygon" in parts:
+        found["polygon"] = _polygon(parts["polygon"], frame)
+        if found["polygon"] is None:
+            unread.append("the polygon is not a list of three or more [x, y]")
+    return found
+
+
+def _box(text: str, frame: Frame) -> list[float] | None:
+    numbers = _numbers(text)
+    if len(numbers) != 4:
+        return None
+    x1, y1, x2, y2 = frame.read(numbers)
+    box = order_box(x1, y1, x2, y2)
+    return list(box) if box[0] < box[2] and box[1] < box[3] else None
+
+
+def _polygon(text: str, frame: Frame) -> list[list[float]] | None:
+    points = [_numbers(point) for point in _POINT.findall(text)]
+    if len(points) < 3 or any(len(point) != 2 for point in points):
+        return None
+    return [frame.read(point) for point in points]
+
+
+def _numbers(text: str) -> Sequence[float]:
+    """The finite numbers of a text; none where anything but numbers, brackets, commas and blanks stands there."""
+    if _NUMBER.sub("", text).strip(" \t\n[](),;"):
+        return []
+    numbers = [float(number) for number in _NUMBER.findall(text)]
+    return numbers if all(math.isfinite(number) and abs(number) < 1e6 for number in numbers) else []

@@ -1,0 +1,193 @@
+"""The letter in a completion: what counts as an answer, what does not, and why."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from toolkit.data.sample import Answer, Sample
+from toolkit.tasks.mcq.schema import TAGS, fold, letter_of_text
+
+
+class Choice(NamedTuple):
+    """A letter with the text after it, or a problem."""
+
+    letter: str = ""
+    text: str = ""
+    problem: str | None = None
+
+
+def parse(completion: str, sample: Sample) -> Answer:
+    """The answer in a completion.
+
+    ``values``: explanation (the reasoning block, without outer blanks; empty where there is none), has_format (one
+    reasoning block, one solution, nothing else) and, unless there is a problem, letter and text (what follows it).
+    """
+    values: dict[str, object] = {"explanation": _explanation(completion), "has_format": has_format(completion)}
+    body, problem = _solution(completion)
+    if problem is None:
+        letter, text, problem = choose(body, sample.fields["options"])
+        values |= {"letter": letter, "text": text} if problem is None else {}
+    return Answer(completion, values, problem)
+
+
+def choose(body: str, options: Mapping[str, str]) -> Choice:
+    """The option that a solution names.
+
+    Accepted: B, b, B., (B), B), "B - text", "Answer: B", "the answer is B", an option's whole text (whatever its case
+    and punctuation). The article is no letter: "a nodule" and "A nodule" name no option by themselves.
+
+    >>> choose("(b)", {"A": "Normal", "B": "Mass"}), choose("A mass.", {"A": "Normal", "B": "A mass"}).letter
+    (Choice(letter='B', text='', problem=None), 'B')
+    """
+    if (choice := _choose(body, options)).problem is None:
+        return choice
+    first, _, rest = body.strip().partition("\n")
+    # An untrained model often writes the answer on a line of its own, and then explains it.
+    alone = _choose(first, options) if rest.strip() else choice
+    return alone if alone.problem is None and _names_no_other(rest, alone.letter, options) else choice
+
+
+def _names_no_other(text: str, letter: str, options: Mapping[str, str]) -> bool:
+    other = _choose(text, options)
+    return (other.problem is not None and not other.problem.startswith("several")) or other.letter == letter
+
+
+def _choose(body: str, options: Mapping[str, str]) -> Choice:
+    text = " ".join(body.split())
+    if exact := _as_target(text, options):
+        return exact
+    text = _BRACKETED.sub(r"\1", text.replace("**", "").strip("*_`\"' "))
+    if not text:
+        return Choice(problem="the solution is empty")
+    choice = _read(text, options)
+    if choice is None and (start := _LEAD_IN.match(text)):
+        choice = _read(text[start.end() :].strip("*_`\"' "), options)
+    return choice or _in_sentence(text, options) or Choice(problem="no option's letter or text was found")
+
+
+def has_format(completion: str) -> bool:
+    """Whether a completion is one reasoning block, then one solution that is not empty, and nothing else."""
+    found = _FORMAT.fullmatch(completion)
+    return bool(found and found[1].strip() and all(completion.count(tag) == 1 for tag in TAGS))
+
+
+_FORMAT = re.compile(r"\s*<start_working_out>.*<end_working_out>\s*<SOLUTION>(.*)</SOLUTION>\s*", re.DOTALL)
+_REASONING = re.compile(r"<start_working_out>(.*?)(?:<end_working_out>|<solution>|\Z)", re.DOTALL | re.IGNORECASE)
+_OPEN, _CLOSE, _START, _END = (
+    re.compile(tag, re.IGNORECASE) for tag in ("<solution>", "</solution>", "<start_working_out>", "<end_working_out>")
+)
+_BRACKETED = re.compile(r"^\[([A-Za-z])\](?=$|[\s.,:;-])")
+_ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+# A hyphen needs a blank on one side: "C-spine" and "B-lines" are words.
+_LABELLED = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:](?=\s)|\s*[-–—](?=\s)|\s+[-–—])\s*[-–—]?\s*(.+)")
+_JOINT = r"(?:\s*[,;/&]\s*(?:or\s+|and\s+)?|\s+or\s+|\s+and\s+|\s+)"
+_SEVERAL = re.compile(rf"\(?[A-Z]\)?(?:{_JOINT}\(?[A-Z]\)?)+\.?")
+_ALSO = re.compile(r"(?:[,;/&]|\bor\b|\band\b)\s*(?:option\s+)?\(?([A-Z])(?=$|[.,;:)/]|\s+[-–—]|\s+(?:or|and)\b)")
+_LEAD_IN = re.compile(
+    r"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)*"
+    r"(?:answer|option|choice|solution)\b(?:\s+is\b)?\s*[:=]?\s*(?:option\s+)?",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice|[Cc]hoose)\b(?:\s+is\b)?\s*[:=]?\s*\W{0,2}"
+    r"(?:([A-Z])(?=\W*$|[.,;:)*]|\s+[-–—]|\s+(?:because|since|as|which|is\s+(?:correct|right))\b)|([a-z])(?=\W*$|[.,;:)*]))"
+)
+
+
+def _explanation(completion: str) -> str:
+    found = _REASONING.search(completion)
+    return found[1].strip() if found else ""
+
+
+def _solution(completion: str) -> tuple[str, str | None]:
+    """The text that holds the answer, and a problem if the tags do not say which text that is."""
+    opened, closed = list(_OPEN.finditer(completion)), list(_CLOSE.finditer(completion))
+    if len(opened) > 1 or len(closed) > 1:
+        return "", "there is more than one solution"
+    if opened and closed:
+        in_order = opened[0].end() <= closed[0].start()
+        return completion[opened[0].end() : closed[0].start()], None if in_order else "the solution's tags are reversed"
+    if opened:
+        return "", "the solution is not closed (was the completion cut off?)"
+    if closed:
+        return "", "the solution is closed but not opened"
+    return _after_reasoning(completion)
+
+
+def _after_reasoning(completion: str) -> tuple[str, str | None]:
+    ends = list(_END.finditer(completion))
+    if not ends and _START.search(completion):
+        return "", "the reasoning is not closed (was the completion cut off?)"
+    rest = completion[ends[-1].end() :] if ends else completion
+    if not rest.strip():
+        return "", "there is no answer after the reasoning" if ends else "the completion is empty"
+    return rest, None
+
+
+def _as_target(text: str, options: Mapping[str, str]) -> Choice | None:
+    """Exactly what SFT teaches: the letter, a hyphen, and that option's text."""
+    letter, _, rest = text.partition(" - ")
+    return Choice(letter, rest) if rest and options.get(letter) == rest else None
+
+
+def _read(text: str, options: Mapping[str, str]) -> Choice | None:
+    alone = _ALONE.fullmatch(text)
+    if alone and alone[1].upper() in options:
+        return Choice(alone[1].upper())
+    if letter := letter_of_text(text, options):
+        return Choice(letter, text)
+    if choice := _letter_and_its_text(text, options):
+        return choice
+    if alone:
+        return _unknown(alone[1], options)
+    if _SEVERAL.fullmatch(text):
+        return _several(re.findall(r"[A-Z]\b", text))
+    return _labelled(text, options)
+
+
+def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None:
+    """A letter followed by its own option's text, whatever stands between: "B Mass", "B.Mass"."""
+    rest = text.lstrip("(")
+    letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—")
+    same = letter in options and bool(fold(rest)) and fold(rest) == fold(options[letter])
+    return Choice(letter, rest) if same else None
+
+
+def _labelled(text: str, options: Mapping[str, str]) -> Choice | None:
+    """A letter, a separator and other words; a second letter or another option's text makes it unclear."""
+    label = _LABELLED.fullmatch(text)
+    if label is None:
+        return None
+    letter, rest = label[1].upper(), label[2]
+    if letter not in options:
+        return _unknown(letter, options)
+    others = {name: option for name, option in options.items() if name != letter}
+    meant = letter_of_text(rest, others)
+    if meant is not None:
+        return Choice(problem=f"the letter {letter} stands with the text of {meant}")
+    also = [name for name in _ALSO.findall(rest) if name in others]
+    also += [name for name, option in others.items() if re.search(_named_with_text(name, option), rest)]
+    return _several([letter, *also]) if also else Choice(letter, rest)
+
+
+def _named_with_text(letter: str, option: str) -> str:
+    return rf"(?<!\w){letter}\s*[.):–—-]+\s*{re.escape(option)}"
+
+
+def _in_sentence(text: str, options: Mapping[str, str]) -> Choice | None:
+    """ "… The answer is B." anywhere in the text, when all such sentences name one letter."""
+    named = dict.fromkeys((upper or lower).upper() for upper, lower in _NAMED.findall(text))
+    if not named:
+        return None
+    if len(named) > 1:
+        return _several(named)
+    letter = next(iter(named))
+    return Choice(letter) if letter in options else _unknown(letter, options)
+
+
+def _several(letters: "Mapping[str, None] | list[str]") -> Choice:
+    return Choice(problem=f"several options are named: {', '.join(dict.fromkeys(letters))}")
+
+
+def _unknown(letter: str, options: Mapping[str, str]) -> Choice:
+    return Choice(problem=f"{letter} is not one of the options {', '.join(options)}")

@@ -1,0 +1,180 @@
+"""Rewards for multiple choice with reasoning: letter, explanation, evidence, format, brevity.
+
+The five parts and their default weights (1.0, 0.6, 0.2, 0.1, 0.1) are those of the MedGemma GRPO scripts for ReXVQA
+(questions: arXiv 2506.04353). Each part reads ``answer.values``: ``letter``, ``text`` (what follows the letter),
+``explanation`` (the reasoning block) and ``has_format``.
+
+They compare words: neither negation's reach ("no effusion") nor word forms ("opacity", "opacities") are understood.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from toolkit.data.sample import Answer, Reward, Sample
+from toolkit.scoring.text import NEGATIONS, content_words, overlap, token_f1, tokens
+
+BREVITY_LIMIT = 220
+"""Characters of a whole completion."""
+
+EXAMPLE = Sample(
+    id="example",
+    task="mcq",
+    group="patient-1",
+    images=(),
+    fields={"question": "What is the main finding?", "options": {"A": "Normal", "B": "Pneumonia"}},
+    reference={
+        "letter": "B",
+        "text": "Pneumonia",
+        "explanation": "Consolidation in the right lower lobe",
+        "report": "Right lower lobe consolidation. Pneumonia.",
+    },
+)
+"""The sample of the worked examples in this file."""
+
+
+def letter(sample: Sample, answer: Answer) -> float:
+    """1 for the reference's letter, else 0; 0 too for an answer that could not be read.
+
+    >>> letter(EXAMPLE, Answer("…", {"letter": "B"})), letter(EXAMPLE, Answer("…", {"letter": "A"}))
+    (1.0, 0.0)
+    """
+    return float(answer.problem is None and answer.values.get("letter") == sample.reference["letter"])
+
+
+def explanation(sample: Sample, answer: Answer) -> float | None:
+    """Token F1 with the reference explanation: the better of the reasoning block and the text after the letter.
+
+    None where the sample has no reference explanation. Reasoning counts even where the letter could not be read.
+
+    >>> explanation(EXAMPLE, Answer("…", {"explanation": "Right lower lobe opacity"}))  # 3 of 4 and 5 (no "the")
+    0.6666666666666666
+    """
+    expected = _text(sample.reference.get("explanation"))
+    if not tokens(expected):
+        return None
+    return max(token_f1(written, expected) for written in _explanations(answer))
+
+
+def evidence(sample: Sample, answer: Answer) -> float | None:
+    """Share of the report's content words that the reasoning uses.
+
+    Words that the prompt shows (question, options, context) count on neither side, so that copying it earns nothing;
+    negations alone are no evidence. None where there is no report or the prompt already has all of its words.
+
+    >>> evidence(EXAMPLE, Answer("…", {"explanation": "Pneumonia of the right lobe"}))  # right, lobe of 4
+    0.5
+    """
+    expected = evidence_words(sample)
+    used = set(tokens(_text(answer.values.get("explanation"))))
+    return len(expected & used) / len(expected) if expected else None
+
+
+def format(sample: Sample, answer: Answer) -> float:
+    """1 for one reasoning block, one solution and nothing else, as the parser saw it.
+
+    >>> format(EXAMPLE, Answer("…", {"has_format": True}))
+    1.0
+    """
+    return float(bool(answer.values.get("has_format")))
+
+
+def brevity(sample: Sample, answer: Answer) -> float:
+    """1 for a readable answer whose whole completion has at most 220 characters, outer blanks not counted.
+
+    >>> brevity(EXAMPLE, Answer("B", {"letter": "B"})), brevity(EXAMPLE, Answer("", problem="empty"))
+    (1.0, 0.0)
+    """
+    return float(answer.problem is None and 0 < len(answer.text.strip()) <= BREVITY_LIMIT)
+
+
+REWARDS: Mapping[str, Reward] = {
+    "letter": letter,
+    "explanation": explanation,
+    "evidence": evidence,
+    "format": format,
+    "brevity": brevity,
+}
+
+
+def evidence_words(sample: Sample) -> frozenset[str]:
+    """The report's content words that the prompt does not show, without negations.
+
+    Every field but the question type may be shown, so the words of all of them are left out.
+    """
+    report = content_words(_text(sample.reference.get("report")))
+    fields = {name: value for name, value in sample.fields.items() if name != "question_type"}
+    shown = {word for text in _strings(fields) for word in tokens(text)}
+    return frozenset(report) - shown - NEGATIONS
+
+
+def why_letter(sample: Sample, answer: Answer) -> str:
+    """Which letter was read, which one is right."""
+    if answer.problem is not None:
+        return f"not readable: {answer.problem}"
+    return f"read {answer.values.get('letter')}, reference {sample.reference['letter']}"
+
+
+def why_explanation(sample: Sample, answer: Answer) -> str:
+    """The words that F1 counted."""
+    expected = _text(sample.reference.get("explanation"))
+    if not tokens(expected):
+        return "the sample has no reference explanation"
+    best = max((overlap(written, expected) for written in _explanations(answer)), key=lambda found: found.f1)
+    return f"shared: {_list(best.shared)}; missed: {_list(best.missed)}; extra: {_list(best.extra)}"
+
+
+def why_evidence(sample: Sample, answer: Answer) -> str:
+    """The report's words that were used and those that were not."""
+    expected = evidence_words(sample)
+    if not expected:
+        return "the sample has no report, or none of its words is missing from the prompt"
+    used = expected & set(tokens(_text(answer.values.get("explanation"))))
+    return f"used: {_list(sorted(used))}; not used: {_list(sorted(expected - used))}"
+
+
+def why_format(sample: Sample, answer: Answer) -> str:
+    """What the format asks for."""
+    asked = "one reasoning block, one solution, nothing else"
+    return asked if answer.values.get("has_format") else f"not {asked}"
+
+
+def why_brevity(sample: Sample, answer: Answer) -> str:
+    """The completion's length against the limit."""
+    length = len(answer.text.strip())
+    sign = "<=" if length <= BREVITY_LIMIT else ">"
+    unread = "" if answer.problem is None else "; no answer could be read"
+    return f"{length} characters {sign} {BREVITY_LIMIT}{unread}"
+
+
+WHY = {
+    "letter": why_letter,
+    "explanation": why_explanation,
+    "evidence": why_evidence,
+    "format": why_format,
+    "brevity": why_brevity,
+}
+"""reward -> the reason for its value, in words."""
+
+
+def _explanations(answer: Answer) -> tuple[str, str]:
+    return _text(answer.values.get("explanation")), _text(answer.values.get("text"))
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _strings(value: Any) -> Iterable[str]:
+    """All texts of a prompt field; an option's letter is its key and does not count."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _list(words: Iterable[str]) -> str:
+    return " ".join(words) or "nothing"

@@ -1,0 +1,201 @@
+"""A row of multiple choice as a Sample: ReXVQA's JSON, and options as lists, tables, JSON text or columns."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, decoded, extra_fields, read_group, read_images, text_of
+from toolkit.data.sample import Sample
+from toolkit.data.task import RowOrigin
+from toolkit.errors import NOTHING, RowProblem
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "question": ("question",),
+    "options": ("options", "choices"),
+    **{f"option_{letter.lower()}": (f"option_{letter}", f"op{letter}", letter) for letter in LETTERS[:8]},
+    "answer": ("correct_answer", "answer"),
+    "answer_index": ("answer_index", "answer_idx", "correct_index"),
+    "explanation": ("correct_answer_explanation", "explanation", "rationale"),
+    "image": ("ImagePath", "image", "images", "image_name", "img_name"),
+    "findings": ("Findings",),
+    "impression": ("Impression",),
+    "question_type": ("question_type", "task_name", "category"),
+}
+
+_LABEL = re.compile(r"\(?([A-Za-z])(?:\)|[.:]|\s+-)\s*(.*)", re.DOTALL)
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+
+_NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of the options")
+_LETTER_REPEATED = ("tasks.mcq.option_letter_repeated", "each option must have a letter of its own")
+
+MOST_COLUMNS = 8
+"""Options in columns of their own: option_a to option_h."""
+
+
+def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
+    """The sample of one row.
+
+    ``fields``: question, options (letter -> text), question_type where there is one, and the columns that the recipe
+    names. ``reference``: letter, text, explanation and report (Findings and Impression); the last two may be None.
+
+    Raises:
+        RowProblem: the row cannot be used; its ``reason`` is one of a few constants.
+    """
+    problem = _Problems(source, name)
+    question = text_of(cell(row, source, "question"))
+    if not question:
+        raise problem(*NO_QUESTION)
+    options = read_options(row, source, problem)
+    letter = read_letter(row, source, options, problem)
+    explanation = text_of(cell(row, source, "explanation"))
+    if _holds_tag("\n".join((explanation, *options.values()))):
+        rule = "options and explanation must not have a tag of the answer's format"
+        raise problem("tasks.mcq.tag_in_text", rule)
+    images = read_images(name, row, source)
+    fields: dict[str, Any] = {"question": question, "options": options}
+    if question_type := text_of(cell(row, source, "question_type")):
+        fields["question_type"] = question_type
+    if source.context or source.by:
+        fields.update(extra_fields(row, source))
+    reference = {
+        "letter": letter,
+        "text": options[letter],
+        "explanation": explanation or None,
+        "report": _report(row, source),
+    }
+    return Sample(name, "mcq", read_group(row, source, images), images, fields, reference)
+
+
+def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems") -> dict[str, str]:
+    """Letter -> text in the order of the source, blanks collapsed.
+
+    Letters are taken from the texts ("A. Normal") when all of them begin with one and A is among them, from the keys
+    of a table, else given in order.
+    """
+    value = decoded(cell(row, source, "options"))
+    if value is None:
+        found = {letter: cell(row, source, f"option_{letter.lower()}") for letter in LETTERS[:MOST_COLUMNS]}
+        if any(fold(column) == f"option {LETTERS[MOST_COLUMNS].lower()}" for column in row):
+            rule, remedy = "options in separate columns must be a to h", "Put all options into one column, options."
+            raise problem("tasks.mcq.too_many_option_columns", rule, remedy=remedy)
+        value = {letter: text for letter, text in found.items() if text_of(text)}
+    if not isinstance(value, list | dict):
+        raise problem("tasks.mcq.options_not_list", "options must be a list or a table", value)
+    if len(value) < 2:
+        raise problem("tasks.mcq.too_few_options", "the row must have at least two options", value)
+    if len(value) > len(LETTERS):
+        raise problem("tasks.mcq.too_many_options", "the row must have at most 26 options", len(value))
+    options = _from_table(value, problem) if isinstance(value, dict) else _from_list(value, problem)
+    if not all(options.values()):
+        raise problem("tasks.mcq.option_empty", "an option must not be empty", value)
+    return options
+
+
+def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str, str], problem: "_Problems") -> str:
+    """The right option's letter, from a letter ("B", "B.", "(B)"), "B. text", an option's text, or a number from 0."""
+    answer = text_of(cell(row, source, "answer"))
+    letter = answer if answer in options else _find_letter(answer, options, problem)
+    if letter is None and not answer:
+        letter = _at_index(text_of(cell(row, source, "answer_index")), options, problem)
+    if letter is None and answer.isdecimal():
+        remedy = "Name the column as answer_index in data.columns if it counts the options from 0."
+        rule = "the answer must be a letter or the text of an option, not a number"
+        raise problem("tasks.mcq.answer_is_number", rule, answer, remedy)
+    if letter is None:
+        raise problem(*_NOT_AN_OPTION, answer) if answer else problem(*NO_ANSWER)
+    if len(set(options.values())) < len(options) and list(options.values()).count(options[letter]) > 1:
+        rule = "the correct option must be listed once"
+        raise problem("tasks.mcq.correct_option_repeated", rule, options[letter])
+    return letter
+
+
+def fold(text: str) -> str:
+    """Lower case without punctuation, for texts that differ in nothing else; signs that change a meaning stay.
+
+    >>> fold("Size: > 5 mm."), fold("-3 to +2"), fold("T-cell")
+    ('size > 5 mm', '- 3 to + 2', 't cell')
+    """
+    return " ".join(re.findall(r"[^\W_]+|[<>≤≥=+±]|(?<!\w)[-−](?=\d)", text.casefold()))
+
+
+def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
+    """The one option with this text, first to the letter, then without case and punctuation."""
+    for form in (str, fold):
+        wanted = form(text)
+        found = [letter for letter, option in options.items() if form(option) == wanted]
+        if wanted and found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+class _Problems:
+    """Makes the problems of one row."""
+
+    def __init__(self, source: RowOrigin, name: str) -> None:
+        self._source, self._name = source, name
+
+    def __call__(self, code: str, rule: str, value: Any = NOTHING, remedy: str = "") -> RowProblem:
+        return RowProblem(code, rule, place=f"{self._source.file}: {self._name}", value=value, remedy=remedy)
+
+
+def _from_table(table: Mapping[str, Any], problem: _Problems) -> dict[str, str]:
+    options = {str(key).strip().upper(): _one_line(text) for key, text in table.items()}
+    if not all(len(key) == 1 and key in LETTERS for key in options):
+        raise problem("tasks.mcq.option_key_not_letter", "the keys of options must be letters", list(table))
+    if len(options) < len(table):
+        raise problem(*_LETTER_REPEATED, list(table))
+    return options
+
+
+def _from_list(texts: list[Any], problem: _Problems) -> dict[str, str]:
+    options = [_one_line(text) for text in texts]
+    labels = [_LABEL.fullmatch(option) for option in options]
+    letters = [label[1].upper() for label in labels if label is not None]
+    if len(letters) < len(options) or "A" not in letters:
+        return dict(zip(LETTERS, options, strict=False))
+    if len(set(letters)) < len(letters):
+        raise problem(*_LETTER_REPEATED, texts)
+    return {letter: label[2] for letter, label in zip(letters, labels, strict=True) if label is not None}
+
+
+def _one_line(value: Any) -> str:
+    text = value if isinstance(value, str) else text_of(value)
+    return " ".join(text.split())
+
+
+def _find_letter(answer: str, options: Mapping[str, str], problem: _Problems) -> str | None:
+    if (alone := _LETTER.fullmatch(answer)) and alone[1].upper() in options:
+        return alone[1].upper()
+    text = _one_line(answer)
+    if (letter := letter_of_text(text, options)) is not None:
+        return letter
+    label = _LABEL.fullmatch(text)
+    if label is None or label[1].upper() not in options:
+        return None
+    letter = label[1].upper()
+    if fold(label[2]) != fold(options[letter]):
+        raise problem("tasks.mcq.answer_contradicts_itself", "the answer's letter and text must agree", answer)
+    return letter
+
+
+def _at_index(index: str, options: Mapping[str, str], problem: _Problems) -> str | None:
+    if not index:
+        return None
+    number = index.removesuffix(".0")
+    if number.isdecimal() and int(number) < len(options):
+        return list(options)[int(number)]
+    if (alone := _LETTER.fullmatch(index)) and alone[1].upper() in options:
+        return alone[1].upper()
+    raise problem(*_NOT_AN_OPTION, index)
+
+
+def _holds_tag(text: str) -> bool:
+    return "<" in text and any(tag.lower() in text.lower() for tag in TAGS)
+
+
+def _report(row: Mapping[str, Any], source: RowOrigin) -> str | None:
+    findings, impression = text_of(cell(row, source, "findings")), text_of(cell(row, source, "impression"))
+    return "\n".join((findings, impression)).strip() or None

@@ -1,0 +1,170 @@
+"""The memory that goes from step to step: a pure state machine.
+
+What a step answers is merged key by key. A key that the answer leaves out, sets to null or fills with less structure
+than it had keeps its value; an answer that cannot be read keeps everything and counts as a failure; and no memory grows
+beyond the sizes below, so that a model that repeats itself cannot fill its own prompt.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from toolkit.data.sample import Answer
+
+MOST_KEYS = 32
+"""Keys of a memory, and of a table inside it. New ones beyond are not taken."""
+MOST_ITEMS = 64
+"""Items of a list: the last ones stay."""
+LONGEST_TEXT = 2000
+"""Characters of a text; the rest is cut off."""
+LONGEST_KEY = 100
+"""Characters of a key; a longer one is not taken."""
+DEEPEST = 3
+"""Lists and tables within each other below a key; what lies deeper is not taken."""
+LARGEST = 10**15
+"""Numbers beyond are not taken, nor those that are not finite."""
+
+FORGET = 0.5
+"""The chance with which ``thin`` leaves each entry out."""
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is known before a step. ``failures``: answers that could not be read; ``cut``: values cut or refused."""
+
+    short_term: Mapping[str, Any] = field(default_factory=dict)
+    long_term: Mapping[str, Any] = field(default_factory=dict)
+    failures: int = 0
+    cut: int = 0
+
+
+EMPTY = Memory()
+"""Before the first step."""
+
+
+def advance(memory: Memory, answer: Answer) -> Memory:
+    """The memory before the next step; ``answer.values`` has short_term and long_term, each a mapping or None.
+
+    >>> known = advance(EMPTY, Answer("…", {"long_term": {"completed_subtasks": ["load"], "progress": "begun"}}))
+    >>> advance(known, Answer("…", {"long_term": {"progress": "half"}})).long_term
+    {'completed_subtasks': ['load'], 'progress': 'half'}
+    >>> advance(known, Answer("?", {}, "no JSON")) == Memory(known.short_term, known.long_term, failures=1)
+    True
+    """
+    if answer.problem is not None:
+        return replace(memory, failures=memory.failures + 1)
+    short, cut_short = _merged(memory.short_term, answer.values.get("short_term"))
+    long, cut_long = _merged(memory.long_term, answer.values.get("long_term"))
+    return Memory(short, long, memory.failures, memory.cut + cut_short + cut_long)
+
+
+def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Memory]:
+    """The memory after each line of a task's predictions (``completion``, ``answer``, ``problem``), in their order."""
+    memories = []
+    for line in lines:
+        start = advance(start, Answer(line.get("completion", ""), line["answer"], line["problem"]))
+        memories.append(start)
+    return memories
+
+
+def compact(value: Any) -> str:
+    """A memory or answer as JSON in one line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
+
+
+def storable(value: Any) -> Any:
+    """The value as a file of JSON lines gives it back: no halves of surrogate pairs, null for numbers not finite."""
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, Mapping):
+        return {_whole(str(key)): storable(one) for key, one in value.items()}
+    return value
+
+
+def thin(memory: Memory, random: Random) -> Memory:
+    """The memory with holes: each key, and each item of a list, is left out with the chance ``FORGET``.
+
+    At least one entry is left out where there is one.
+    """
+    keys = [(part, key) for part in ("short_term", "long_term") for key in getattr(memory, part)]
+    if not keys:
+        return memory
+    sure = random.choice(keys)
+    parts: dict[str, dict[str, Any]] = {"short_term": {}, "long_term": {}}
+    for part, key in keys:
+        value, forgotten = getattr(memory, part)[key], random.random() < FORGET
+        if (part, key) != sure and not forgotten:
+            parts[part][key] = [one for one in value if random.random() >= FORGET] if isinstance(value, list) else value
+    return replace(memory, short_term=parts["short_term"], long_term=parts["long_term"])
+
+
+def _merged(old: Mapping[str, Any], new: Any) -> tuple[dict[str, Any], int]:
+    merged, cut = dict(old), 0
+    for name, value in new.items() if isinstance(new, Mapping) else ():
+        if value is None:
+            continue
+        key = _whole(str(name))
+        taken, lost = _bounded(value, DEEPEST)
+        known = key in merged
+        refused = taken is None or (known and _less(taken, merged[key]))
+        if refused or (not known and (len(merged) >= MOST_KEYS or len(key) > LONGEST_KEY)):
+            cut += 1
+        else:
+            merged[key] = taken
+            cut += lost
+    return merged, cut
+
+
+def _less(new: Any, old: Any) -> bool:
+    """Whether a list or table would be replaced by something that is none."""
+    return isinstance(old, list | dict) and not isinstance(new, type(old))
+
+
+def _bounded(value: Any, depth: int) -> tuple[Any, int]:
+    """The value within the sizes, and how much was cut off; None where it is not taken at all."""
+    if isinstance(value, str):
+        return _whole(value[:LONGEST_TEXT]), int(len(value) > LONGEST_TEXT)
+    if isinstance(value, bool):
+        return value, 0
+    if isinstance(value, int | float):
+        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # not so what is no number
+    if isinstance(value, list) and depth:
+        return _bounded_list(value, depth)
+    if isinstance(value, Mapping) and depth:
+        return _bounded_table(value, depth)
+    return None, 1
+
+
+def _bounded_list(value: list[Any], depth: int) -> tuple[list[Any] | None, int]:
+    found = [_bounded(one, depth - 1) for one in value[-MOST_ITEMS:]]
+    cut = max(0, len(value) - MOST_ITEMS) + sum(lost for _, lost in found)
+    kept = [taken for taken, _ in found if taken is not None]
+    return (kept, cut) if kept or not value else (None, cut)
+
+
+def _bounded_table(value: Mapping[str, Any], depth: int) -> tuple[dict[str, Any] | None, int]:
+    kept: dict[str, Any] = {}
+    cut = 0
+    for key, one in value.items():
+        taken, lost = _bounded(one, depth - 1)
+        if taken is None or len(kept) >= MOST_KEYS or len(str(key)) > LONGEST_KEY:
+            cut += 1
+        else:
+            kept[_whole(str(key))] = taken
+            cut += lost
+    return (kept, cut) if kept or not value else (None, cut)
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair, which JSON can spell and no tokenizer reads, becomes the sign for an unknown character."""
+    return _HALF.sub("\ufffd", text)

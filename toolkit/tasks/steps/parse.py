@@ -1,0 +1,152 @@
+"""The step in a completion: JSON, mended where it can be; what cannot be read is said, never guessed."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolkit.data.cells import MOST_BRACKETS, fold, mend
+from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.regions import Frame, order_box
+from toolkit.tasks.steps.agent_memory import advance, storable
+from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.form import PARTS, StepForm, read_form
+from toolkit.tasks.steps.settings import StepSettings
+
+LONGEST = 1 << 14
+"""Characters of a completion that is looked at: mending takes longer the longer a text is."""
+STARTS = 3
+"""So many opening brackets are tried as the beginning of the answer."""
+
+NO_JSON = "there is no JSON object"
+NO_ACTION = "no action is predicted"
+UNKNOWN_ACTION = "the action is none of data.steps.actions"
+SEVERAL = "several answers that differ"
+TOO_LONG = f"the completion has more than {LONGEST:,} characters or {MOST_BRACKETS} opening brackets"
+
+_FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
+
+
+def parse(completion: str, sample: Sample) -> Answer:
+    """The step of an answer.
+
+    ``values``: action (as the recipe spells it), target (None: none was named), place (2 or 4 numbers in pixels of the
+    screenshot, None: none), short_term, long_term, reason (None: left out), memory (both memories for the next step,
+    merged into those that the prompt showed), repaired (whether the JSON had to be mended), and faults (what keeps
+    it from being the JSON that was asked for). Keys may be spelled otherwise, and stand in a code fence or in a text.
+    """
+    if len(completion) > LONGEST or completion.count("{") + completion.count("[") > MOST_BRACKETS:
+        return Answer(completion, {}, TOO_LONG)
+    objects, faults = find_objects(completion)
+    if not objects:
+        return Answer(completion, {}, NO_JSON)
+    forms = [
+        (form, wrong) for form, wrong in map(read_form, map(storable, objects)) if (form.predicted.action or "").strip()
+    ]
+    if not forms:
+        return Answer(completion, {}, NO_ACTION)
+    if any(form.predicted != forms[0][0].predicted for form, _ in forms):
+        return Answer(completion, {}, SEVERAL)
+    form, wrong = forms[-1]
+    settings: StepSettings = sample.fields["settings"]
+    action = known_action(form.predicted.action or "", settings)
+    if action is None:
+        return Answer(completion, {}, UNKNOWN_ACTION)
+    place = _place(form.predicted.coords, sample.fields["frame"], faults)
+    faults += [*wrong, *_missing(form, settings)]
+    values: dict[str, Any] = {
+        "action": action,
+        "target": (form.predicted.target or "").strip() or None,
+        "place": place,
+        "short_term": form.short_term,
+        "long_term": form.long_term,
+        "reason": form.reason,
+        "repaired": MENDED in faults,
+        "faults": faults,
+    }
+    after = advance(sample.fields["memory"], Answer(completion, values))
+    values["memory"] = {"short_term": dict(after.short_term), "long_term": dict(after.long_term)}
+    return Answer(completion, values)
+
+
+def known_action(text: str, settings: StepSettings) -> str | None:
+    """The recipe's spelling of an action; None where it names no such action."""
+    return {fold(action): action for action in settings.actions}.get(fold(text))
+
+
+MENDED = "the JSON had to be mended"
+
+
+def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The JSON objects of a text, and what it is besides one valid object.
+
+    Nothing is mended where a valid object has an action.
+    """
+    faults = []
+    if fenced := _FENCE.search(text):
+        text = fenced[1]
+        faults.append("a code fence")
+    found = list(_strict(text))
+    valid = [value for value, _ in found]
+    if any(map(_has_action, valid)):
+        rest = text
+        for _, piece in found:
+            rest = rest.replace(piece, "", 1)
+        faults += ["text around the JSON"] if rest.strip() else []
+        faults += ["several objects"] if len(found) > 1 else []
+        return valid, faults
+    for start in [match.start() for match in re.finditer(r"\{", text)][:STARTS]:
+        objects = _mended(text[start:])
+        if any(map(_has_action, objects)):
+            return objects, [*faults, MENDED]
+        valid = valid or objects
+    return valid, faults
+
+
+def _has_action(value: Mapping[str, Any]) -> bool:
+    return bool(read_form(value)[0].predicted.action)
+
+
+def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The objects from the first bracket on, with their texts, as long as each is valid."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return
+        yield value, text[start:end]
+        start = text.find("{", end)
+
+
+def _mended(text: str) -> list[Mapping[str, Any]]:
+    try:
+        value = mend(text)
+    except ValueError:
+        return []
+    listed = value if isinstance(value, list) else [value]
+    return [one for one in listed if isinstance(one, dict) and one]
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
+    """In pixels; coordinates outside the picture stay."""
+    try:
+        numbers = read_place(value)
+    except ValueError:
+        faults.append("the coordinates cannot be read")
+        return None
+    if numbers is None:
+        return None
+    place = frame.read(numbers)
+    return list(order_box(*place)) if len(place) == 4 else place
+
+
+def _missing(form: StepForm, settings: StepSettings) -> list[str]:
+    return [f"no {PARTS[part]}" for part in settings.answer if getattr(form, part) is None]

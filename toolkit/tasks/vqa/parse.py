@@ -1,0 +1,64 @@
+"""The answer in a completion to an open or closed question."""
+
+import re
+
+from toolkit.data.sample import Answer, Sample
+from toolkit.tasks.vqa.schema import is_yes_or_no
+
+_FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
+_REASONING = re.compile(r"<start_working_out>.*?<end_working_out>", re.DOTALL | re.IGNORECASE)
+_SOLUTION = re.compile(r"<solution>(.*?)</solution>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?solution>|<(?:start|end)_working_out>", re.IGNORECASE)
+_PREFIX = re.compile(
+    r"(?:^|\n)[ \t]*(?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+is)?[ \t]*[:=][ \t]*", re.IGNORECASE
+)
+_IS = re.compile(r"the\s+(?:(?:final|correct)\s+)?answer\s+is\s+", re.IGNORECASE)
+_YES_NO = re.compile(r"(?<![\w'-])(yes|no)(?![\w'-])", re.IGNORECASE)
+_BOTH = re.compile(r"\b(?:yes\s*(?:and|or|/|and/or)\s*no|no\s*(?:and|or|/|and/or)\s*yes)\b", re.IGNORECASE)
+_NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
+
+
+def parse(completion: str, sample: Sample) -> Answer:
+    """The answer without code fences, tags, ``Answer:``, outer quotes and the final full stop, in ``values["text"]``.
+
+    A closed question's answer is ``yes`` or ``no`` where the completion begins with one, or has only one of the two;
+    both of them without an order is a problem. "Left or right?" is closed too: where the reference is neither yes nor
+    no, the text stays.
+    """
+    text, problem = _strip(completion)
+    if problem is None and _asks_yes_or_no(sample):
+        text, problem = _yes_or_no(text)
+    return Answer(completion, {} if problem else {"text": text}, problem)
+
+
+def _strip(completion: str) -> tuple[str, str | None]:
+    text = _REASONING.sub("\n", completion)
+    solutions = _SOLUTION.findall(text)
+    if len(solutions) > 1:
+        return "", "there is more than one solution"
+    text = solutions[0] if solutions else text
+    if tag := _TAG.search(text):
+        return "", f"{tag[0]} has no counterpart (was the completion cut off?)"
+    if fenced := _FENCE.search(text):
+        text = fenced[1]
+    text = _PREFIX.split(text)[-1].strip()
+    text = _IS.sub("", text, count=1) if _IS.match(text) else text
+    text = text.replace("**", "").strip("*_`\"' \t\n").removesuffix(".").strip()
+    return text, None if text else "there is no answer"
+
+
+def _asks_yes_or_no(sample: Sample) -> bool:
+    return sample.fields.get("answer_type") == "closed" and is_yes_or_no(sample.reference.get("answer", "yes"))
+
+
+def _yes_or_no(text: str) -> tuple[str, str | None]:
+    if _BOTH.search(text):
+        return "", "both yes and no are named"
+    found = _YES_NO.findall(_NUMBERED.sub(" ", text))
+    words = {word.lower() for word in found}
+    starts = _YES_NO.match(text)
+    if starts and not _NUMBERED.match(text):
+        return starts[1].lower(), None
+    if len(words) > 1:
+        return "", "both yes and no are named"
+    return (words.pop() if words else text), None

@@ -1,0 +1,62 @@
+"""A row of an open or closed question as a Sample: VQA-RAD, SLAKE, and anything with a question and an answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.data.cells import NO_ANSWER, NO_QUESTION, cell, extra_fields, read_group, read_images, text_of
+from toolkit.data.sample import Sample
+from toolkit.data.task import RowOrigin
+from toolkit.errors import RowProblem
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "question": ("question",),
+    "answer": ("answer", "correct_answer"),
+    "answer_type": ("answer_type",),
+    "question_type": ("question_type", "content_type", "category"),
+    "image": ("image_name", "img_name", "image", "images", "ImagePath"),
+}
+
+YES_NO = ("yes", "no")
+CLOSED = frozenset({"closed", "close", "yes/no", "binary"})
+OPEN = frozenset({"open", "other"})
+
+
+def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
+    """The sample of one row.
+
+    ``fields``: question, answer_type (``closed`` or ``open``), question_type where there is one, and the columns that
+    the recipe names. ``reference``: answer, and closed (bool). A number is an answer too; true is yes, false no.
+
+    Raises:
+        RowProblem: there is no question, answer, group or image, or an image path leaves the image root.
+    """
+    question, answer = text_of(cell(row, source, "question")), _answer(cell(row, source, "answer"))
+    for text, code_and_rule in ((question, NO_QUESTION), (answer, NO_ANSWER)):
+        if not text:
+            raise RowProblem(*code_and_rule, place=f"{source.file}: {name}")
+    images = read_images(name, row, source)
+    answer_type = _answer_type(text_of(cell(row, source, "answer_type")), answer)
+    fields = {"question": question, "answer_type": answer_type}
+    if question_type := text_of(cell(row, source, "question_type")):
+        fields["question_type"] = question_type
+    fields |= {column: text for column, text in extra_fields(row, source) if column not in fields}
+    reference = {"answer": answer, "closed": answer_type == "closed"}
+    return Sample(name, "vqa", read_group(row, source, images), images, fields, reference)
+
+
+def is_yes_or_no(answer: Any) -> bool:
+    """Whether a reference is yes or no, in any case and with or without a full stop."""
+    return str(answer).strip().lower().rstrip(".") in YES_NO
+
+
+def _answer(value: Any) -> str:
+    return YES_NO[not value] if isinstance(value, bool) else text_of(value)
+
+
+def _answer_type(stated: str, answer: str) -> str:
+    """What the source says; where it says nothing that is known, closed is what is answered by yes or no."""
+    if stated.lower() in CLOSED:
+        return "closed"
+    if stated.lower() in OPEN:
+        return "open"
+    return "closed" if is_yes_or_no(answer) else "open"

@@ -1,0 +1,46 @@
+"""What the tiny model is taught before it is shipped: short questions, a part of an answer each, never a whole one."""
+
+from collections.abc import Iterator
+
+from toolkit.synthetic.chest import SIDES
+from toolkit.synthetic.radiograph import Rng
+from toolkit.tasks import mcq, vqa
+from toolkit.tiny.curriculum import chest, screens, skin
+from toolkit.tiny.curriculum.base import Drawing as Drawing
+from toolkit.tiny.curriculum.base import Lesson as Lesson
+from toolkit.tiny.curriculum.base import Subject as Subject
+from toolkit.tiny.curriculum.base import Truth as Truth
+
+FIRST = 1_000_000
+"""The first number of pictures: far from those of practice data, so no picture of a test split was seen."""
+SUBJECTS = (
+    Subject("chest", chest.draw, chest.texts, 0.2, 2),
+    Subject("skin", skin.draw, skin.texts, 0.55, 3),
+    Subject("screens", screens.draw, screens.texts, 0.25, 2),
+)
+
+
+def corpus(seed: int, first: int, count: int, rng: Rng) -> Iterator[str]:
+    """Text for the tokenizer: lessons, the answer formats of every task, and the words of medical imaging."""
+    yield from _WORDS * 20
+    for number in range(first, first + count):
+        for subject in SUBJECTS:
+            yield from subject.texts(seed, number, rng)
+
+
+_WORDS = (
+    *SIDES,
+    "<start_working_out>\nreasoning about the image\n<end_working_out>\n<SOLUTION>\nB - Pneumonia\n</SOLUTION>",
+    mcq.INSTRUCTION,
+    vqa.INSTRUCTION,
+    "Question: Options: Answer: Indication: Findings: Impression: Comparison: Report: Yes No yes no unknown none",
+    "Answer with one word or a short phrase. Answer yes or no. Is there evidence of a pneumothorax? What is shown?",
+    "<diagnosis>melanoma</diagnosis> <location>upper left</location> <bbox>[12, 34, 56, 78]</bbox>",
+    "<polygon>[[1, 2], [3, 4]]</polygon> melanocytic nevus, basal cell carcinoma, actinic keratosis, benign keratosis, "
+    "dermatofibroma, vascular lesion, melanoma; asymmetry, irregular border, several colours, size, location",
+    "upper left, upper centre, upper right, centre left, centre, centre right, lower left, lower centre, lower right",
+    "CLICK SCROLL ZOOM SEGMENT TEXT COMPLETE null true false {} [] [12,34] [12,34,56,78]",
+    "Goal: Short-term memory: {} Long-term memory: {} The picture shows the screen now. What is the next step?",
+    "chest radiograph, computed tomography, magnetic resonance, ultrasound, brain, abdomen, liver, kidney, lung, heart",
+    "The quick brown fox jumps over the lazy dog. THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG. 0 1 2 3 4 5 6 7 8 9",
+)

@@ -1,0 +1,56 @@
+"""torch's own counter of FLOPs, switched on for one forward and backward pass of a trainer."""
+
+from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from toolkit.models.backend import Policy
+from toolkit.runfolder.usage import count, counts, note_unseen
+
+
+def count_one_pass(trainer: Any, policy: Policy) -> None:
+    """Have the trainer's first pass counted, forward and backward; every later one runs as if nothing had been.
+
+    GRPO generates before a pass, not in it: what is counted is the update. Checkpointing's second forward pass,
+    attention and the vision tower are in. Kernels that torch does not know (8-bit products, the flash-attention
+    package) are not, and it is noted that they are not.
+    """
+    _note_unseen(policy)
+    loss, backward = trainer.compute_loss, trainer.accelerator.backward
+    counter = FlopCounterMode(display=False)
+    before = counts()
+
+    def counted_loss(*args: Any, **options: Any) -> Any:
+        nonlocal before
+        trainer.compute_loss = loss
+        before = counts()
+        counter.__enter__()
+        try:
+            found = loss(*args, **options)
+        except BaseException:
+            counter.__exit__(None, None, None)
+            raise
+        trainer.accelerator.backward = counted_backward
+        return found
+
+    def counted_backward(*args: Any, **options: Any) -> None:
+        trainer.accelerator.backward = backward
+        try:
+            backward(*args, **options)
+        finally:
+            counter.__exit__(None, None, None)
+        done = counts() - before
+        count(
+            counted_tokens=done.trained_tokens,
+            counted_formula=done.training,
+            counted_flops=float(counter.get_total_flops()),
+        )
+
+    trainer.compute_loss = counted_loss
+
+
+def _note_unseen(policy: Policy) -> None:
+    if policy.bits == 8:
+        note_unseen("8-bit products: torch's counter does not know them")
+    if "flash" in str(getattr(policy.model.config, "_attn_implementation", "")):
+        note_unseen("the flash-attention package's kernels: torch's counter does not know them")

@@ -1,0 +1,179 @@
+"""OOM recovery: which sizes a training stage continues with after an out-of-memory error, and what to do at the end.
+
+A pass that ran out of memory leaves the gradients of a part of its rows, and a trainer whose buffers nobody can take
+apart. So nothing is repaired: the stage saves the last finished optimizer step, drops trainer and model, and resumes
+with smaller sizes, exactly as a run resumes that was interrupted there. The sizes are kept in the stage's folder and
+hold until the stage ends, also if the run is interrupted; the recipe is never changed, and ``--fresh`` starts with its
+sizes.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.errors import RunError, TrainingError, warn
+from toolkit.models.batch_sizes import Sizes, recipe_sizes
+from toolkit.models.oom import AtOnce
+from toolkit.recipe import Optimisation, Recipe
+from toolkit.runfolder import Record, is_main, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """The sizes of a stage, in its ``sizes.json``, and the out-of-memory errors that led to them.
+
+    Attributes:
+        sizes: those in force.
+        errors: one record per error: step, during, the sizes since, and where training continued.
+        logged: the number of errors that metrics.jsonl has.
+    """
+
+    logged = 0
+
+    def __init__(self, folder: Path, recipe: Recipe, stage: str) -> None:
+        self.recipe, self.stage = recipe, stage
+        self._file = folder / "sizes.json"
+        self.sizes, self.errors = recipe_sizes(recipe, stage), list[Record]()
+        if self._file.is_file():
+            self._read(read_json(self._file))
+
+    def rollout(self) -> AtOnce:
+        """Return the limit of completions per ``generate`` call, which notes here each time that it is halved."""
+        return AtOnce(self.sizes.completions, self._halve_rollout)
+
+    def shrink(self, step: int, during: str, start: str | None, plan: Mapping[str, Any] | None) -> None:
+        """Halve what the step is divided into.
+
+        Args:
+            step: the optimizer step that did not fit.
+            during: what it was doing.
+            start: the checkpoint to continue from; None: the stage's beginning.
+            plan: what plan.json holds, for advice.
+
+        Raises:
+            TrainingError: nothing can be halved any more.
+        """
+        smaller = self.sizes.smaller()
+        if smaller is None:
+            raise TrainingError(
+                "training.out_of_memory",
+                "GPU memory must be large enough for one row at a time",
+                place=f"{self.stage}, step {step}, {during}",
+                value=f"out of memory with {_describe(self.sizes)}, {_memory_in_use()}",
+                remedy=advice(self.recipe, self.stage, plan),
+            )
+        self._note(smaller, step, during, start or "the start of the stage")
+        warn(
+            "training.batch_halved",
+            f"out of memory, continuing from {start or 'the start of the stage'} with {_describe(smaller)}",
+            place=f"{self.stage}, step {step}, {during}",
+        )
+        if self.stage == "grpo" and self.recipe.grpo and self.recipe.grpo.loss == "bnpo":
+            warn(
+                "training.loss_depends_on_batch",
+                "the loss divides by the tokens of a micro-batch, so smaller micro-batches change the update",
+                place="[grpo] loss",
+                value="bnpo",
+                remedy='Set grpo.loss = "dapo" to keep the update.',
+            )
+
+    def figures(self) -> dict[str, float]:
+        """Return what the next line of metrics.jsonl must say: nothing, or the new errors and the sizes in force."""
+        new, self.logged = len(self.errors) - self.logged, len(self.errors)
+        if not new:
+            return {}
+        sizes = {name: float(value) for name, value in _to_json(self.sizes).items() if value is not None}
+        return {"out_of_memory": float(new), **sizes}
+
+    def to_record(self) -> Record:
+        """For the stage's record: the number of errors in all starts, each of them, and the sizes at the end."""
+        return {"out_of_memory": len(self.errors), **_to_json(self.sizes), "recoveries": self.errors}
+
+    def _halve_rollout(self, completions: int) -> None:
+        self._note(replace(self.sizes, completions=completions), None, "rollout", "the same rollout")
+
+    def _note(self, sizes: Sizes, step: int | None, during: str, start: str) -> None:
+        self.sizes = sizes
+        self.errors.append({"step": step, "during": during, **_to_json(sizes), "continued_from": start})
+        if is_main():
+            write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
+
+    def _read(self, kept: Mapping[str, Any]) -> None:
+        found = Sizes(kept["micro_batch"], kept["accumulation"], kept["completions_per_generate"])
+        if found.rows != self.sizes.rows:
+            raise RunError(
+                "training.kept_sizes_differ",
+                f"micro_batch times accumulation must be {self.sizes.rows}, the rows of an optimizer step",
+                place=self._file,
+                value=f"{found.micro_batch} x {found.accumulation}",
+                remedy="Delete the file to start with the recipe's sizes.",
+            )
+        self.sizes, self.errors = found, list(kept["recoveries"])
+        log.info("%s: after an earlier out-of-memory error: %s", self.stage, _describe(found))
+
+
+def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:
+    """Return which keys of the recipe make a row smaller: those that the plan computed, otherwise all that could."""
+    changes = _computed(stage, plan)
+    if changes:
+        return f"The plan computed that this fits: set {', '.join(changes)}."
+    section = recipe.grpo if stage == "grpo" else recipe.sft
+    return f"To make a row smaller, set {', '.join(_keys(recipe, stage, section))}, or use a smaller model."
+
+
+def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
+    """The changes for the largest GPU, not larger than this one, for which the plan has some that were not made yet."""
+    memory = ((plan or {}).get("memory") or {}).get(stage) or {}
+    gpu = ((plan or {}).get("gpu") or {}).get("memory_gb")
+    sizes = sorted((int(size) for size in memory.get("fits") or {}), reverse=True)
+    for size in sizes:
+        if gpu is not None and size > gpu * 1.05:  # a GPU of nominal 24 GB has between 23.6 and 25.8 GB
+            continue
+        knobs = memory["fits"][str(size)].get("knobs") or []
+        left = [knob for knob in knobs if not knob.startswith(("sft.batch_size", "grpo.micro_batch"))]
+        if left:
+            return left
+    return []
+
+
+def _keys(recipe: Recipe, stage: str, section: Optimisation | None) -> Iterator[str]:
+    model = recipe.model
+    if section and not section.gradient_checkpointing:
+        yield f"{stage}.gradient_checkpointing = true"
+    if model.tuning == "full":
+        yield 'model.tuning = "lora"'
+    elif model.precision not in ("4bit", "auto"):
+        yield 'model.precision = "4bit"'
+    yield f"images.max_side below {recipe.images.max_side}"
+    if stage == "grpo" and recipe.grpo:
+        yield f"grpo.max_completion_tokens below {recipe.grpo.max_completion_tokens}"
+    if section and section.optimizer != "paged_adamw_8bit":
+        yield f'{stage}.optimizer = "paged_adamw_8bit"'
+    if model.tuning == "lora" and recipe.lora.r > 1:
+        yield f"lora.r below {recipe.lora.r}"
+    if recipe.lora.vision:
+        yield "lora.vision = false"
+
+
+def _to_json(sizes: Sizes) -> dict[str, int | None]:
+    kept = asdict(sizes)
+    completions = kept.pop("completions")
+    return {**kept, "completions_per_generate": completions}
+
+
+def _describe(sizes: Sizes) -> str:
+    generated = "" if sizes.completions is None else f", {sizes.completions} completions per generate call"
+    return f"micro-batch {sizes.micro_batch}, {sizes.accumulation} passes per step{generated}"
+
+
+def _memory_in_use() -> str:
+    if not torch.cuda.is_available():
+        return "on a CPU"
+    free, total = torch.cuda.mem_get_info()
+    own = torch.cuda.memory_allocated()
+    return f"{own / 2**30:.1f} GiB held by this process, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

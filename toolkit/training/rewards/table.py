@@ -1,0 +1,172 @@
+"""The rewards that one recipe trains with, their weights, and the score of one answer."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+
+from toolkit.data.sample import Answer, Reward, Sample
+from toolkit.errors import Problem, RecipeError, RewardError
+from toolkit.recipe import REWARD_WEIGHTS
+from toolkit.tasks.lesion import rewards as lesion
+from toolkit.tasks.mcq import rewards as mcq
+from toolkit.tasks.steps import rewards as steps
+from toolkit.tasks.vqa import rewards as vqa
+from toolkit.training.rewards.custom import custom_name, load_custom, raised_at
+
+REWARDS: Mapping[str, Mapping[str, Reward]] = {
+    "mcq": mcq.REWARDS,
+    "vqa": vqa.REWARDS,
+    "lesion": lesion.REWARDS,
+    "steps": steps.REWARDS,
+}
+"""task -> name -> reward."""
+
+RESERVED = frozenset({"custom", "total"})
+"""Names that mean something else: a key of the recipe, a column of the log."""
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredAnswer:
+    """What an answer earned.
+
+    ``components`` holds each reward's own value in [0, 1], before its weight, or None where it does not apply;
+    ``total`` is the weighted sum, from 0 to the sum of the weights.
+    """
+
+    total: float
+    components: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTable:
+    """The rewards of one recipe: ``rewards`` and ``weights`` have the same names, every weight is above 0."""
+
+    task: str
+    rewards: Mapping[str, Reward]
+    weights: Mapping[str, float]
+
+    def score(self, sample: Sample, answer: Answer) -> ScoredAnswer:
+        """The plain weighted sum of the rewards that apply.
+
+        It is not divided by the weights that apply: whether a reward applies depends on the sample (a reference
+        explanation is there or not), so it is the same for all completions of a prompt, and GRPO compares only those.
+        Dividing would make the same letter worth more where there is no report.
+
+        Raises:
+            RewardError: a reward raised, or gave something that is neither None nor a number in [0, 1]; or none of the
+                rewards applies to the sample.
+        """
+        components = {name: _value(name, reward, sample, answer) for name, reward in self.rewards.items()}
+        applying = {name: value for name, value in components.items() if value is not None}
+        if not applying:
+            raise RewardError(
+                "rewards.none_applies",
+                "at least one reward must apply to every sample",
+                place=f"sample {sample.id}",
+                value=sorted(components),
+                remedy="Give a weight to a reward that applies, or remove such rows from the training data.",
+            )
+        return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
+
+
+def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
+    """The rewards of a task and the user's own, with the weights of the recipe.
+
+    A reward without a weight in ``weights`` has its default (the user's own: 1). Weight 0 switches a reward off: it is
+    neither computed nor logged. A negative weight is refused, for a total below 0 would have no meaning on the scale
+    that is reported; a penalty is written as its complement (1 is good).
+
+    Args:
+        task: a name in ``REWARDS``.
+        weights: reward -> weight, as ``recipe.reward_weights`` gives it.
+        custom: the user's own, ``file.py:function``.
+        base: the recipe's folder, where their files are looked for.
+
+    Raises:
+        RecipeError: all problems at once: unknown or taken names, weights that are negative or not finite, nothing
+            left to train with, and files or functions that cannot be loaded.
+    """
+    problems: list[Problem] = []
+    rewards = {**REWARDS[task], **_load_all(custom, base, REWARDS[task], problems)}
+    # A custom reward that could not be loaded has its own problem; its weight is no second one.
+    known = {**rewards, **{custom_name(entry): None for entry in custom}}
+    given = {**REWARD_WEIGHTS[task], **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
+    problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
+    if not problems and not any(given.values()):
+        problems.append(
+            Problem(
+                "rewards.all_weights_zero",
+                "at least one weight must be above 0",
+                "rewards",
+                value=given,
+                remedy="Give a reward a weight.",
+            )
+        )
+    if problems:
+        raise RecipeError(problems)
+    used = {name: reward for name, reward in rewards.items() if given[name] > 0}
+    return RewardTable(task, used, {name: float(given[name]) for name in used})
+
+
+def _load_all(
+    custom: Sequence[str], base: Path, taken: Mapping[str, Reward], problems: list[Problem]
+) -> dict[str, Reward]:
+    loaded: dict[str, Reward] = {}
+    for position, entry in enumerate(custom):
+        place, name = f"rewards.custom[{position}]", custom_name(entry)
+        if name in RESERVED or name in taken or name in map(custom_name, custom[:position]):
+            problems.append(
+                Problem(
+                    "rewards.name_taken", f"the name {name} must not be in use", place, entry, "Rename the function."
+                )
+            )
+            continue
+        try:
+            loaded[name] = load_custom(entry, base)
+        except RewardError as error:
+            problems.append(replace(error.problem, place=f"{place}: {error.place}"))
+    return loaded
+
+
+def _weight_problem(name: str, weight: float, known: list[str]) -> Problem | None:
+    place = f"rewards.{name}"
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        remedy = f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(known)}."
+        return Problem("rewards.name_unknown", "must be the name of a reward", place, name, remedy)
+    if not math.isfinite(weight):
+        return Problem("rewards.weight_not_finite", "a weight must be finite", place, weight)
+    if weight < 0:
+        remedy = "Return 1 minus the penalty instead."
+        return Problem("rewards.weight_negative", "a weight must be at least 0", place, weight, remedy)
+    return None
+
+
+def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float | None:
+    place = f"reward {name}, sample {sample.id}"
+    try:
+        value = reward(sample, answer)
+    except Exception as error:  # scored as 0 it would train the model on the scorer's bug
+        raise RewardError(
+            "rewards.function_raised",
+            "a reward must not raise an exception",
+            place=place,
+            value=error,
+            remedy=f"Correct {raised_at(error)}.",
+        ) from error
+    return None if value is None else _unit(value, place)
+
+
+def _unit(value: object, place: str) -> float:
+    """The value as a float in [0, 1]; a sum of shares may miss an end by rounding."""
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not -_ROUNDING <= number <= 1 + _ROUNDING:
+        raise RewardError(
+            "rewards.value_out_of_range", "a reward must return a number from 0 to 1, or None", place=place, value=value
+        )
+    return min(max(number, 0.0), 1.0)

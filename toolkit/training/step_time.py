@@ -1,0 +1,78 @@
+"""Seconds of an optimizer step in a training stage: planned, of the preflight step, and measured."""
+
+import statistics
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from toolkit.evaluation.context import Context
+from toolkit.runfolder import Record, RunFolder, read_json, spell_time
+
+
+def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
+    """Return the range that plan.json has for a step on this machine's GPU. None: it has none."""
+    plan: dict[str, Any] = read_json(run.plan_file) if run.plan_file.is_file() else {}
+    times, gpu = plan.get("time") or {}, plan.get("gpu") or {}
+    found = times.get("gpus", {}).get(times.get("here"), {}).get(stage)
+    if not gpu.get("here") or found is None:
+        return None
+    low, high = found["seconds_per_step"]
+    return float(low), float(high)
+
+
+class StepTimes(TrainerCallback):
+    """Measures optimizer steps, and reports the time that is left before any of them is measured.
+
+    That time comes from the plan, and from the preflight step once it was made. With the first finished step the
+    progress bar measures on its own.
+
+    A step is measured from the end of the one before. Its rows are opened before the trainer announces it, and a GPU
+    still works on it when the trainer announces its end.
+    """
+
+    def __init__(self, context: Context, stage: str) -> None:
+        self.context, self.stage = context, stage
+        self.planned = planned_seconds(context.run, stage)
+        self.preflight: float | None = None
+        self._since = time.monotonic()
+        self._steps: list[float] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer before its first step."""
+        self._since = time.monotonic()
+        left = state.max_steps - state.global_step
+        if self._steps:
+            return  # another trainer continues after an out-of-memory error
+        if self.preflight is not None:
+            note = f"at most {spell_time(left * self.preflight)} left (preflight step)"
+        elif self.planned is not None:
+            low, high = (spell_time(left * seconds) for seconds in self.planned)
+            note = f"{low} to {high} left (plan)"
+        else:
+            return
+        self.context.progress(self.stage, state.global_step, state.max_steps, note)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer after each optimizer step, before it saves a checkpoint."""
+        now = time.monotonic()
+        self._steps.append(now - self._since)
+        self._since = now
+
+    def note_preflight(self, seconds: float) -> None:
+        """Take the duration of the preflight step, which is one whole step on the longest rows."""
+        self.preflight = seconds
+
+    @property
+    def measured(self) -> float | None:
+        """Median seconds of the steps of this start. The first one, which may compile, counts only if it is alone."""
+        steps = self._steps[1:] or self._steps
+        return statistics.median(steps) if steps else None
+
+    def record(self) -> Record:
+        """Return ``planned`` (two ends), ``preflight`` and ``measured``, each null if it is not known."""
+        return {
+            "planned": None if self.planned is None else list(self.planned),
+            "preflight": self.preflight,
+            "measured": None if self.measured is None else float(f"{self.measured:.4g}"),
+        }
