@@ -7,11 +7,11 @@ import pytest
 from rated import rated, ratings_of, write_images
 
 from toolkit import recipe
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.imagegen.images import image_policies, image_stores, scan_images
 from toolkit.imagegen.ratings import Ratings
 from toolkit.images.policy import FIXED_WINDOWS
+from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
 
 

@@ -17,13 +17,13 @@ from sheets import PROMPTS, SIZE, SOURCES, make_sheet, sheet_items, sheet_sectio
 from sklearn.metrics import cohen_kappa_score
 
 from toolkit import recipe
-from toolkit.data.sample import ImageRef
 from toolkit.errors import DataError, ImageError
 from toolkit.imagegen.images import image_stores
 from toolkit.imagegen.ratings import RatedImage, Rating, load_ratings
 from toolkit.imagegen.repeats import intra_rater_agreement, quadratic_weighted_kappa
 from toolkit.imagegen.sheet import SheetItem, ratings_by_source, read_key, write_sheet
 from toolkit.imagegen.sheet_order import SheetOptions, page_orders
+from toolkit.images.ref import ImageRef
 
 STORES = image_stores(sheet_section(), recipe.Images(disk_cache=False))
 COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "rater_id")

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 from tests.helpers.problems import raises
 from toolkit import recipe
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError, RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, load, reduced_size
+from toolkit.images.ref import ImageRef
 
 AS_IT_IS = ImagePolicy(max_side=4096)
 

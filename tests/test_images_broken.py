@@ -17,9 +17,9 @@ from pydicom.data import get_testdata_file
 from test_images import AS_IT_IS, png16_bytes, tiff_bytes
 
 from tests.helpers.problems import raises
-from toolkit.data.sample import ImageRef
 from toolkit.errors import CODE, ImageError
 from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan
+from toolkit.images.ref import ImageRef
 
 # The libraries may warn of what we refuse; the refusal is what is tested.
 pytestmark = [

@@ -13,9 +13,9 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, SecondaryCaptureImageStorage, generate_uid
 
 from tests.helpers.problems import raises
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError, MissingExtraError
 from toolkit.images import ImagePolicy, ImageStore, load, reduced_size, scan
+from toolkit.images.ref import ImageRef
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

@@ -13,10 +13,10 @@ from pydicom.pixels import apply_modality_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from tests.helpers.problems import raises
-from toolkit.data.sample import ImageRef
 from toolkit.errors import RecipeError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, load, reduced_size
 from toolkit.images import render as render_module
+from toolkit.images.ref import ImageRef
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.helpers.problems import raises
 from toolkit import recipe
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images import ImagePolicy, ImageRecord, ImageStore, cache, load, scan
 from toolkit.images.cache import DiskCache, MemoryCache
+from toolkit.images.ref import ImageRef
 from toolkit.images.render import Reduced
 from toolkit.runfolder.cache import cache_folder
 

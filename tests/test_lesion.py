@@ -393,7 +393,7 @@ def test_a_crop_is_taken_from_the_upright_picture(tmp_path: Path, orientation: i
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(pixels).save(tmp_path / "i.png", exif=exif)
-    from toolkit.data.sample import ImageRef
+    from toolkit.images.ref import ImageRef
 
     whole = np.asarray(load(ImageRef(tmp_path / "i.png"), ImagePolicy()).image)
     part = load(ImageRef(tmp_path / "i.png", crop=(5, 7, 30, 37)), ImagePolicy())

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
 from toolkit.data.loading.columns import Wanted, resolve_columns
-from toolkit.data.sample import ImageRef, Sample
+from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
+from toolkit.images.ref import ImageRef
 from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.mcq import choose
 from toolkit.tasks.mcq.schema import LETTERS

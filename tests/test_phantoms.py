@@ -12,9 +12,9 @@ from training import small_recipe
 
 from toolkit.data.loading import load_data
 from toolkit.recipe import Phantom
-from toolkit.synthetic import write_chest, write_chest_vqa
-from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about
+from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about, write_chest
 from toolkit.synthetic.radiograph import draw_film
+from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
 REXVQA = {
     "question",

@@ -18,12 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.prepare import Request, prepare_ham10000, prepare_isic
-from toolkit.synthetic import write_ham10000, write_isic
 from toolkit.synthetic.dermoscopy import Picture
 from toolkit.synthetic.lesion_tables import ANATOM_SITES, DIAGNOSES, ham10000_row
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos
 from toolkit.tasks.lesion.labels import HAM10000
-from toolkit.tasks.lesion.synthetic import MARKER
+from toolkit.tasks.lesion.synthetic import MARKER, write_ham10000, write_isic
 
 SIZE = (300, 225)
 EVEN = MappingProxyType(dict.fromkeys(FREQUENCIES, 1.0))

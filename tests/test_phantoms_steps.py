@@ -17,13 +17,12 @@ from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.recipe import Phantom
 from toolkit.recipe.checks import SMALLEST
-from toolkit.synthetic import write_steps
 from toolkit.synthetic.gui_icons import ICONS
 from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
 from toolkit.synthetic.gui_tasks import WORDS, WORKFLOWS, Task, answer, make_task, memory_after, memory_before, place
 from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
-from toolkit.tasks.steps.synthetic import rows_of
+from toolkit.tasks.steps.synthetic import rows_of, write_steps
 
 SPLITS = ("train", "validation", "test")
 ASKED = {"train": 60, "validation": 9, "test": 30}

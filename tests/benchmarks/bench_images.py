@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from toolkit.data.sample import ImageRef
 from toolkit.images import ImagePolicy, ImageStore, load
+from toolkit.images.ref import ImageRef
 
 HEIGHT, WIDTH, SIDE = 2500, 2048, 896
 LIMITS = {"load": 0.9, "disk cache": 10.0, "memory cache": 10.0}

@@ -10,10 +10,10 @@ from typing import Any
 
 import json_repair
 
-from toolkit.data.sample import ImageRef
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingPicture, RowProblem
 from toolkit.images import ImagePolicy, image_ref, look
+from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Coordinates, Frame, Size
 
 _HALF = re.compile("[\ud800-\udfff]")

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import tiny
-from toolkit.data.sample import ImageRef, Sample
+from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_reply
 from toolkit.evaluation.generate import Asker
 from toolkit.evaluation.unlabelled_rows import carrying
 from toolkit.images import ImagePolicy, ImageStore, look
+from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
 from toolkit.models.llamacpp import is_gguf
 from toolkit.models.prompts import Prompts

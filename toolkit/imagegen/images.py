@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from toolkit import recipe
-from toolkit.data.sample import ImageRef
 from toolkit.imagegen.ratings import Ratings
 from toolkit.images import ImagePolicy, ImageStore, ScanReport, scan
 from toolkit.images.policy import FIXED_WINDOWS
+from toolkit.images.ref import ImageRef
 from toolkit.images.scan import ScanMode
 from toolkit.recipe.imagegen import FixedWindow, Imagegen
 from toolkit.runfolder.cache import cache_folder

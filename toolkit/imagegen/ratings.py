@@ -15,11 +15,11 @@ from typing import Any
 
 from toolkit.data import Dropped, Tally, row_cache, source_folder
 from toolkit.data.embedded_images import PictureStore
-from toolkit.data.sample import ImageRef
 from toolkit.data.sources import find_source, stream_source
 from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, ImageError, RowProblem
 from toolkit.images import image_ref
+from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
 
 REQUIRED = ("image_path", "rating", "modality", "expert_level", "prompt")

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import DataError
 from toolkit.imagegen.ratings import Ratings
 from toolkit.imagegen.sheet_order import SheetOptions, page_orders
 from toolkit.images import ImageStore
+from toolkit.images.ref import ImageRef
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.runfolder import read_json, write_json, write_text
 

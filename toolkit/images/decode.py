@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images import tiff
 from toolkit.images.files import broken
 from toolkit.images.header import MALFORMED_BY_PILLOW, Header, words
 from toolkit.images.pixels import Array, Pixels
+from toolkit.images.ref import ImageRef
 
 # The errors below say what is wrong with which file; OpenCV's log on stderr would repeat it without the name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

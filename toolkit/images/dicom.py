@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import MissingExtraError
 from toolkit.images.files import NO_FRAME, TRUNCATED, broken
 from toolkit.images.pixels import Array, Pixels
+from toolkit.images.ref import ImageRef
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 """Old files may lack the DICM mark; they are taken for DICOM by their name."""

@@ -5,8 +5,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import NOTHING, ImageError
+from toolkit.images.ref import ImageRef
 
 REPAIR = 'Repair or replace the file, or set images.unreadable to "skip" or "placeholder".'
 INSIDE = ("images.outside_root", "an image path must stay inside the data root")

@@ -8,10 +8,10 @@ from typing import BinaryIO, Literal
 
 from PIL import Image
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images import dicom, tiff
 from toolkit.images.files import NO_FRAME, TRUNCATED, broken
+from toolkit.images.ref import ImageRef
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"

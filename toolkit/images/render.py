@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images.header import Header
 from toolkit.images.pixels import Array, Pixels
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, Resample
+from toolkit.images.ref import ImageRef
 from toolkit.images.window import Windowed, choose_window
 
 NARROW = 1024

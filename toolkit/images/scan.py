@@ -8,9 +8,9 @@ from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError, list_problems
 from toolkit.images.policy import ImageRecord
+from toolkit.images.ref import ImageRef
 from toolkit.images.store import ImageStore
 
 ScanMode = Literal["auto", "full", "header", "off"]

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from toolkit.data.sample import ImageRef
 from toolkit.images import dicom
 from toolkit.images.decode import decode
 from toolkit.images.files import NOT_READABLE, broken, file_facts
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, LoadedImage
+from toolkit.images.ref import ImageRef
 from toolkit.images.render import Reduced, crop_size, render
 
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from PIL import Image
 
 from toolkit import recipe
-from toolkit.data.sample import ImageRef
 from toolkit.errors import ImageError
 from toolkit.images.cache import DiskCache, MemoryCache, content_key
 from toolkit.images.files import file_facts
 from toolkit.images.header import Header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
+from toolkit.images.ref import ImageRef
 from toolkit.images.render import Reduced
 from toolkit.images.source import look, read, reduce
 from toolkit.runfolder.cache import cache_folder

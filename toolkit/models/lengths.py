@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.sample import ImageRef, Sample
+from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ImageError
 from toolkit.images import ImageStore, reduced_size
+from toolkit.images.ref import ImageRef
 from toolkit.models.chat_template import (
     Length,
     conversation,

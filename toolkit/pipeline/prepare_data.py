@@ -11,13 +11,15 @@ import numpy as np
 
 from toolkit.data import Dropped
 from toolkit.data.loading import DataSplits, SampleSet, load_data
-from toolkit.data.sample import ImageRef
 from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
+from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
-from toolkit.synthetic import write_chest, write_chest_vqa, write_steps
+from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.steps.synthetic import write_steps
+from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
 log = logging.getLogger(__name__)
 

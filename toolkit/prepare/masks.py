@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.sample import ImageRef
 from toolkit.errors import DataError, ImageError
 from toolkit.images import ImagePolicy, ImageStore
+from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Mask, find_regions, fit_mask, read_mask
 
 _HEADERS = ImageStore(ImagePolicy(), memory_mb=0)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.data.sample import ImageRef
 from toolkit.images import ImagePolicy, ImageStore
+from toolkit.images.ref import ImageRef
 from toolkit.prepare.write import Row
 
 MOST = 48

@@ -5,7 +5,7 @@ from pathlib import Path
 from toolkit.prepare.ham10000 import prepare_ham10000
 from toolkit.prepare.request import Request
 from toolkit.recipe import Phantom
-from toolkit.synthetic import write_ham10000
+from toolkit.tasks.lesion.synthetic import write_ham10000
 
 
 def write_lesions(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:

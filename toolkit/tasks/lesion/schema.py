@@ -6,10 +6,11 @@ from random import Random
 from typing import Any
 
 from toolkit.data.cells import cell, decoded, extra_fields, name_of, picture_size, read_group, read_images, text_of
-from toolkit.data.sample import ImageRef, Sample
+from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingPicture, RowProblem
 from toolkit.images import image_ref
+from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Box, Place, Polygon, Size, clip_box, order_box, place_of, read_place
 from toolkit.scoring.statistics import AGE_EDGES, band
 from toolkit.tasks.lesion.prompt import choose_question

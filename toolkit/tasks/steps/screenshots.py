@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of, number_of
-from toolkit.data.sample import ImageRef
 from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingPicture, RowProblem
 from toolkit.images import image_ref
+from toolkit.images.ref import ImageRef
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
 """Endings of pictures, tried in lower and in upper case."""
