@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
     with raises(ModelError, "model.gguf_only_greedy") as caught:
         backend.load(Model(), tmp_path, trainable=True)  # type: ignore[arg-type]
     assert "trained" in caught.problem.rule
-    for refused in (backend.save, backend.save_merged, backend.restore, backend.sft_trainer, backend.grpo_trainer):
+    for refused in (backend.save, backend.save_merged, backend.restore, partial(backend.prepare_training, stage="sft")):
         with raises(ModelError, "model.gguf_only_greedy"):
             refused(None, None)  # type: ignore[arg-type]
 

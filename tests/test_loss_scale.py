@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
-from toolkit.models.hf import HfBackend
+from toolkit.training import trainers
 from toolkit.training.callbacks import Report
 
 SCALE = 256.0
@@ -46,10 +46,10 @@ class Overflow(TrainerCallback):
 
 @contextmanager
 def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool = True) -> Iterator[Overflow]:
-    build, overflow = HfBackend.sft_trainer, Overflow(steps)
+    build, overflow = trainers.build_sft, Overflow(steps)
 
-    def scaled(self: HfBackend, policy: Any, job: Any) -> Any:
-        trainer = build(self, policy, job)
+    def scaled(backend: Any, policy: Any, job: Any) -> Any:
+        trainer = build(backend, policy, job)
         if scaler:
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
         trainer.add_callback(overflow)
@@ -57,7 +57,7 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
         return trainer
 
     with patch.context() as inner:
-        inner.setattr(HfBackend, "sft_trainer", scaled)
+        inner.setattr(trainers, "build_sft", scaled)
         yield overflow
 
 

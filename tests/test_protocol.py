@@ -131,11 +131,13 @@ def test_pictures_reach_the_model(backend: Backend, policy: Policy, context: Con
 
 
 def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Context, tmp_path: Path) -> None:
+    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
     rows = job_of(context, "sft", tmp_path).rows
     before = sum(backend.answer_loss(trained, rows(number)) for number in range(8))
     assert trained.model.training
-    backend.sft_trainer(trained, job_of(context, "sft", tmp_path)).train()
+    build_sft(backend, trained, job_of(context, "sft", tmp_path)).train()
     assert sum(backend.answer_loss(trained, rows(number)) for number in range(8)) < before
 
 
@@ -169,8 +171,10 @@ def test_training_moves_the_adapter_alone_and_it_is_found_again(
 
 def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
     """GRPO after SFT: the adapter that was trained, not a second one on top of it."""
+    from toolkit.training.trainers import build_grpo, build_sft  # after the backend: Unsloth goes before trl
+
     first = backend.load(context.recipe, None, trainable=True)
-    backend.sft_trainer(first, job_of(context, "sft", tmp_path)).train()
+    build_sft(backend, first, job_of(context, "sft", tmp_path)).train()
     backend.save(first, tmp_path / "adapter")
     kept = {name: value.detach().cpu().clone() for name, value in first.model.named_parameters() if value.requires_grad}
     second = backend.load(context.recipe, tmp_path / "adapter", trainable=True)
@@ -178,14 +182,16 @@ def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tm
     assert found.keys() == kept.keys()
     assert all(torch.equal(found[name], kept[name]) for name in kept)
     assert second.trained_from == tmp_path / "adapter"
-    backend.grpo_trainer(second, job_of(context, "grpo", tmp_path))
+    build_grpo(backend, second, job_of(context, "grpo", tmp_path))
 
 
 def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
+    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
     backend.save(trained, tmp_path / "start")
     expected = answers(backend, trained, rows)
-    backend.sft_trainer(trained, job_of(context, "sft", tmp_path)).train()
+    build_sft(backend, trained, job_of(context, "sft", tmp_path)).train()
     backend.restore(trained, tmp_path / "start")
     assert answers(backend, trained, rows) == expected
 
@@ -193,8 +199,10 @@ def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list
 def test_merged_weights_are_safetensors_and_answer_alike(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path
 ) -> None:
+    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
-    backend.sft_trainer(trained, job_of(context, "sft", tmp_path)).train()
+    build_sft(backend, trained, job_of(context, "sft", tmp_path)).train()
     backend.save(trained, tmp_path / "adapter")
     whole = backend.load(context.recipe, tmp_path / "adapter", trainable=False, mergeable=True)
     expected = answers(backend, whole, rows)
@@ -220,6 +228,8 @@ def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, 
 
 
 def test_a_judge_is_needed_for_grpo(backend: Backend, context: Context, tmp_path: Path) -> None:
+    from toolkit.training.trainers import build_grpo  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
     with raises(TrainingError, "training.judge_missing"):
-        backend.grpo_trainer(trained, job_of(context, "sft", tmp_path))
+        build_grpo(backend, trained, job_of(context, "sft", tmp_path))

@@ -30,6 +30,7 @@ from toolkit.runfolder import StopRequest
 from toolkit.training import train as training
 from toolkit.training.grpo import make_judge, rewards_of
 from toolkit.training.sft import train_sft
+from toolkit.training.trainers import build_grpo
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
 
@@ -148,7 +149,7 @@ def test_the_adapter_of_a_quantised_model_keeps_its_precision(context: Context, 
     before = {name: value.clone() for name, value in trained(policy)}
     judge = make_judge(prompts.task, rewards_of(context.recipe), context.data.train, 4)
     job = TrainingJob(context.recipe, prompts.rows(context.data.train), 4, tmp_path, judge=judge)
-    backend.grpo_trainer(policy, job)
+    build_grpo(backend, policy, job)
     assert {value.dtype for _, value in trained(policy)} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in trained(policy))
 

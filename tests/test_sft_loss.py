@@ -16,6 +16,7 @@ from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training import sft_loss
+from toolkit.training.trainers import build_sft
 
 TRL = sft_trainer._chunked_cross_entropy_loss
 VOCABULARY, WIDTH, ROWS, LENGTH = 333, 24, 3, 17
@@ -297,7 +298,7 @@ def test_a_trainer_logs_and_learns_what_trls_loss_makes_it_log_and_learn(
         with context_of(recipe) as context:
             policy = backend.load(recipe, None, trainable=True)
             rows = Prompts.of(recipe, context.images).rows(context.data.train, answer=True)
-            trainer = backend.sft_trainer(policy, TrainingJob(recipe, rows, len(context.data.train), tmp_path / name))
+            trainer = build_sft(backend, policy, TrainingJob(recipe, rows, len(context.data.train), tmp_path / name))
             trainer.train()
         trained = {key: value.detach() for key, value in policy.model.named_parameters() if value.requires_grad}
         return [line for line in trainer.state.log_history if "loss" in line], trained

@@ -105,12 +105,13 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     from toolkit.models.backend import TrainingJob
     from toolkit.models.hf import HfBackend
     from toolkit.models.prompts import Prompts
+    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
 
     with context_of(small_recipe(tmp_path, FEW_STEPS)) as context:
         backend, samples = HfBackend(), context.data.train
         rows = Prompts.of(context.recipe, context.images).rows(samples, answer=True)
         policy = backend.load(context.recipe, None, trainable=True)
-        trainer = backend.sft_trainer(policy, TrainingJob(context.recipe, rows, len(samples), tmp_path))
+        trainer = build_sft(backend, policy, TrainingJob(context.recipe, rows, len(samples), tmp_path))
         trainer.train()
     expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert found["trained"]["sft"] == pytest.approx(expected, rel=1e-3 if found["trained"]["by tokens"] else 0.05)

@@ -28,6 +28,7 @@ from toolkit.evaluation.context import Context
 from toolkit.models.backend import Completion, Judge, RowSource, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
+from toolkit.training.trainers import build_grpo
 from toolkit.training.trl_settings import grpo_settings
 
 LIMIT = 4.0
@@ -109,7 +110,7 @@ def make_job(context: Context, clock: Clock) -> TrainingJob:
 def ours(context: Context) -> Clock:
     clock, backend = Clock(), HfBackend()
     policy = backend.load(context.recipe, None, trainable=True)
-    trainer = backend.grpo_trainer(policy, make_job(context, clock))
+    trainer = build_grpo(backend, policy, make_job(context, clock))
     trainer.processing_class.image_processor = Timed(trainer.processing_class.image_processor, clock)
     clock.steps = timed(trainer).seconds
     return clock

@@ -33,6 +33,7 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training.sft_loss import sliced_cross_entropy
 from toolkit.training.train import training_callbacks
+from toolkit.training.trainers import build_sft
 from toolkit.training.trl_settings import sft_settings
 
 LIMIT = 0.97
@@ -48,7 +49,7 @@ def make_job(context: Context) -> TrainingJob:
 def ours(context: Context) -> StepTimes:
     backend = HfBackend()
     job = replace(make_job(context), callbacks=training_callbacks(context, "sft"))
-    return timed(backend.sft_trainer(backend.load(context.recipe, None, trainable=True), job))
+    return timed(build_sft(backend, backend.load(context.recipe, None, trainable=True), job))
 
 
 def plain(context: Context) -> StepTimes:

@@ -22,6 +22,7 @@ from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Model
 from toolkit.training.grpo import make_judge, rewards_of, train_grpo
 from toolkit.training.sft import train_sft
+from toolkit.training.trainers import build_grpo
 
 pytestmark = [
     pytest.mark.gpu,
@@ -84,7 +85,7 @@ def test_the_adapter_of_a_quantised_model_keeps_its_precision(tmp_path: Path) ->
         policy = backend.load(context.recipe, None, trainable=True)
         judge = make_judge(prompts.task, rewards_of(context.recipe), context.data.train, 4)
         rows = prompts.rows(context.data.train)
-        backend.grpo_trainer(policy, TrainingJob(context.recipe, rows, 4, tmp_path, judge=judge)).train()
+        build_grpo(backend, policy, TrainingJob(context.recipe, rows, 4, tmp_path, judge=judge)).train()
         trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         assert {parameter.dtype for parameter in trained} == {torch.float32}
         assert {parameter.device.type for parameter in trained} == {"cuda"}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
 
@@ -114,6 +114,24 @@ class TrainingJob:
     """Whether the trainer is built for the preflight step alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrainerTraits:
+    """How a backend's library needs TRL's trainers. The defaults are those of TRL with transformers.
+
+    Attributes:
+        changes: settings that the library would rewrite, as it rewrites them.
+        rewritten: whether the library replaces TRL's trainers by its own.
+        watched: whether torch's FLOP counter can watch a pass.
+        by_tokens: whether SFT's loss divides by the answer tokens of an optimizer step. None: the library decides for
+            each model.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    rewritten: bool = False
+    watched: bool = True
+    by_tokens: bool | None = True
+
+
 class Backend(Protocol):
     """Load, train, ask, save. tests/test_backends.py holds what both must do."""
 
@@ -135,15 +153,12 @@ class Backend(Protocol):
             ModelError: the processor cannot be had.
         """
 
-    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """A transformers Trainer for SFT with the recipe's settings.
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+        """Prepare a policy for the trainer of a stage, and return how the library needs that trainer.
 
         Raises:
-            TrainingError: the library rewrote a setting.
+            ModelError: the backend cannot train.
         """
-
-    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """A transformers Trainer for GRPO with the recipe's settings; raises as ``sft_trainer``."""
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """``sampling.count`` completions of each row, in order, as many at once as the memory holds.

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from PIL import Image
 
 from toolkit.errors import ModelError, warn
-from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainingJob
+from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.generate import encode
 from toolkit.models.hf import load_processor, make_policy
@@ -81,11 +81,7 @@ class GgufBackend:
         found = self._score(policy, row, row.answer or "")
         return -sum(found) / len(found)
 
-    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """Raises ModelError."""
-        _refuse("trained")
-
-    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
         """Raises ModelError."""
         _refuse("trained")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
-from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainingJob
+from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
 from toolkit.models.flops import meter
 from toolkit.models.generate import generate, log_probs
@@ -27,7 +27,6 @@ from toolkit.models.merge import Compared, compare_merged, plan_merge, write_mer
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import find_weights
-from toolkit.training.trainers import build_grpo, build_sft
 
 SENTENCEPIECE = "tokenizer.model"
 
@@ -75,13 +74,9 @@ class HfBackend:
         """See ``Backend.load_reader``."""
         return make_policy(None, load_processor(recipe.model), None)
 
-    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """See ``Backend.sft_trainer``."""
-        return build_sft(policy, job)
-
-    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """See ``Backend.grpo_trainer``."""
-        return build_grpo(policy, job)
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+        """See ``Backend.prepare_training``."""
+        return TrainerTraits()
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""

@@ -150,13 +150,20 @@ def _trained_earlier(context: Context, stage: str, last: Path) -> Record:
     }
 
 
+def _builder(stage: str, backend: Backend) -> Callable[[Policy, TrainingJob], Any]:
+    """Return the function that builds the stage's trainer."""
+    from toolkit.training import trainers  # not before the backend is chosen: Unsloth must be imported before trl
+
+    return partial(trainers.build_sft if stage == "sft" else trainers.build_grpo, backend)
+
+
 def _train(context: Context, stage: str, backend: Backend, held: _Held, job: TrainingJob) -> Record:
     """Preflight, then one trainer after another until one reaches the end."""
     folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
     plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
     resumed, begun = last_checkpoint(folder), time.monotonic()
     _forget_steps(context, stage, _step_of(resumed), recovery)
-    build = backend.sft_trainer if stage == "sft" else backend.grpo_trainer
+    build = _builder(stage, backend)
     times = StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
     job = replace(job, callbacks=callbacks)

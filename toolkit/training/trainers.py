@@ -3,15 +3,14 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
-from toolkit.errors import TrainingError, warn
-from toolkit.models.backend import Completion, Judge, Policy, Row, RowSource, TrainingJob
+from toolkit.errors import ModelError, TrainingError, warn
+from toolkit.models.backend import Backend, Completion, Judge, Policy, Row, RowSource, TrainingJob
 from toolkit.models.collate import SftCollator
 from toolkit.models.flops import meter
 from toolkit.recipe import Grpo
@@ -21,25 +20,15 @@ from toolkit.training.measured_flops import count_one_pass
 from toolkit.training.trl_settings import check_settings, grpo_settings, one_device, sft_settings
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How a backend's library wants its trainers; the defaults are TRL's with transformers."""
+def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
+    """Return TRL's SFTTrainer with the recipe's settings.
 
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    """What it does otherwise than our settings say, asked for so that nothing is rewritten."""
-    grpo: type[RolloutTrainer] = PolicyTrainer
-    watched: bool = True
-    """Whether torch's counter can watch a pass."""
-    by_tokens: bool | None = True
-    """Whether SFT's loss divides by the answer tokens of a step; None: the library says so of each model itself."""
-
-
-TRL = Manner()
-
-
-def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
-    """An SFTTrainer; see ``Backend.sft_trainer``."""
-    wanted = {**sft_settings(job), **manner.changes}
+    Raises:
+        TrainingError: the library rewrote a setting.
+        ModelError: the backend cannot train.
+    """
+    traits = backend.prepare_training(policy, job.recipe, "sft")
+    wanted = {**sft_settings(job), **traits.changes}
     with _same_precision(policy.model):
         trainer = SFTTrainer(
             model=policy.model,
@@ -51,8 +40,8 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
         )
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
-    if manner.by_tokens is not None:
-        trainer.model_accepts_loss_kwargs = manner.by_tokens
+    if traits.by_tokens is not None:
+        trainer.model_accepts_loss_kwargs = traits.by_tokens
     elif not trainer.model_accepts_loss_kwargs and trainer.args.gradient_accumulation_steps > 1:
         warn(
             "training.loss_by_forward_pass",
@@ -61,23 +50,31 @@ def build_sft(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
         )
     if trainer.args.loss_type == "chunked_nll":
         sft_loss.install(trainer)
-    if manner.watched and not job.preflight:
+    if traits.watched and not job.preflight:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)
 
 
-def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
-    """A GRPOTrainer; see ``Backend.grpo_trainer``."""
+def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
+    """Return TRL's GRPOTrainer with the recipe's settings and the rewards as its reward functions.
+
+    Raises:
+        TrainingError: the library rewrote a setting, or the job has no judge.
+        ModelError: the backend cannot train, or trl was imported before the library that rewrites its trainers.
+    """
+    traits = backend.prepare_training(policy, job.recipe, "grpo")
+    if traits.rewritten:
+        _check_rewritten()
     if job.judge is None:
         raise TrainingError("training.judge_missing", "GRPO must have a judge")
-    wanted = {**grpo_settings(policy, job), **manner.changes}
+    wanted = {**grpo_settings(policy, job), **traits.changes}
     if job.preflight and wanted.get("use_vllm"):
         tokens = (job.recipe.grpo or Grpo()).max_completion_tokens
         wanted["generation_kwargs"] = {**wanted["generation_kwargs"], "min_tokens": tokens}
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
     columns = _RewardColumns(job.judge, policy)
     with _same_precision(policy.model):
-        trainer = manner.grpo(
+        trainer = (RolloutTrainer if traits.rewritten else PolicyTrainer)(
             model=policy.model,
             reward_funcs=columns.functions(),
             args=one_device(GRPOConfig(**wanted)),
@@ -88,9 +85,20 @@ def build_grpo(policy: Policy, job: TrainingJob, manner: Manner = TRL) -> Any:
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
         meter(trainer.ref_model)
     trainer.rollout = job.rollout
-    if manner.watched and not job.preflight:
+    if traits.watched and not job.preflight:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)
+
+
+def _check_rewritten() -> None:
+    if not RolloutTrainer.__mro__[1].__name__.startswith("Unsloth"):
+        raise ModelError(
+            "model.trl_imported_before_unsloth",
+            "unsloth must be imported before trl, because it replaces trl's trainers",
+            place="[model] backend",
+            value=RolloutTrainer.__mro__[1].__qualname__,
+            remedy='Use the command line, import unsloth first, or set backend = "hf".',
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -16,7 +16,7 @@ from unsloth import FastVisionModel
 
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
-from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainingJob
+from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.flops import meter
 from toolkit.models.generate import generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
@@ -28,8 +28,6 @@ from toolkit.models.unsloth.loading import load_model
 from toolkit.models.unsloth.options import Loading, grpo_changes, half_precision, lora_options, sft_changes
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import note_unseen
-from toolkit.training.grpo_trainer import RolloutTrainer
-from toolkit.training.trainers import Manner, build_grpo, build_sft
 
 
 class UnslothBackend:
@@ -38,14 +36,6 @@ class UnslothBackend:
     name = "unsloth"
 
     def __init__(self) -> None:
-        if not RolloutTrainer.__mro__[1].__name__.startswith("Unsloth"):
-            raise ModelError(
-                "model.trl_imported_before_unsloth",
-                "unsloth must be imported before trl, because it replaces trl's trainers",
-                place="[model] backend",
-                value=RolloutTrainer.__mro__[1].__qualname__,
-                remedy='Use the command line, import unsloth first, or set backend = "hf".',
-            )
         self._hf = HfBackend()
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
@@ -84,21 +74,18 @@ class UnslothBackend:
         """See ``Backend.load_reader``."""
         return self._hf.load_reader(recipe)
 
-    def sft_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """See ``Backend.sft_trainer``.
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+        """See ``Backend.prepare_training``.
 
         Rows are collated as the hf backend does it, not by ``UnslothVisionDataCollator``: the labels are then laid on
-        the answer's own tokens, not found again by searching for markers, and pictures keep the size of [images] (its
-        default makes a Qwen picture 512 pixels wide, and tests the width alone).
+        the answer's own tokens, not found again by searching for markers, and images keep the size of [images] (its
+        default makes a Qwen image 512 pixels wide, and tests the width alone).
         """
-        changes = sft_changes(policy, job.recipe)
-        return build_sft(policy, job, Manner(changes, RolloutTrainer, watched=False, by_tokens=None))
-
-    def grpo_trainer(self, policy: Policy, job: TrainingJob) -> Any:
-        """See ``Backend.grpo_trainer``."""
-        if job.recipe.grpo and job.recipe.grpo.beta > 0 and policy.trained_from is not None:
+        if stage == "sft":
+            return TrainerTraits(sft_changes(policy, recipe), rewritten=True, watched=False, by_tokens=None)
+        if recipe.grpo and recipe.grpo.beta > 0 and policy.trained_from is not None:
             adapter.add_reference(policy.model)
-        return build_grpo(policy, job, Manner(grpo_changes(policy, job.recipe), RolloutTrainer, watched=False))
+        return TrainerTraits(grpo_changes(policy, recipe), rewritten=True, watched=False)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
