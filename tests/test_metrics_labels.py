@@ -421,7 +421,8 @@ def test_nothing_is_not_drawn(tmp_path: Path) -> None:
 
 def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import toolkit.scoring.statistics as m; assert 'matplotlib' not in sys.modules;"
+        "import sys; from pathlib import Path; import toolkit.scoring.statistics as m;"
+        "assert 'matplotlib' not in sys.modules;"
         "import matplotlib; before = list(dict.items(matplotlib.rcParams));"
         "m.draw_confusion(m.confusion(['a'], ['a']), Path(sys.argv[1]), 'c');"
         "assert list(dict.items(matplotlib.rcParams)) == before;"

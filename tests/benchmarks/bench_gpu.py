@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_gpu.py recipes/medgemma_sft_grpo.toml --way unsloth --gigabytes 16
 
-Nothing is downloaded. A configuration of toolkit/planning/shapes gets random parameters, which take the time and memory of
-trained ones. Their completions never end, so each has max_completion_tokens. The recipe's data set is replaced by
+Nothing is downloaded. A configuration of toolkit/planning/shapes gets random parameters, which take the time and memory
+of trained ones. Their completions never end, so each has max_completion_tokens. The recipe's data set is replaced by
 synthetic data of the same layout, and a reward for length gives the groups a variance. Everything else is the recipe's.
 
 ``--way`` is unsloth, hf, or trl: a plain script with 4-bit transformers, peft, TRL's trainers and TRL's own collator.

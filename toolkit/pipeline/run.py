@@ -36,7 +36,7 @@ DATA = "data"
 def meet() -> None:
     """Wait for the other processes of the run, if there are any; loads no model library where there is one alone."""
     if world_size() > 1:
-        from toolkit.runfolder.distributed import meet as wait
+        from toolkit.models.distributed import meet as wait
 
         wait()
 

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.errors import TrainingError
-from toolkit.runfolder import StopRequest, distributed, flush_folder, is_main, read_json, write_json
+from toolkit.models import distributed
+from toolkit.runfolder import StopRequest, flush_folder, is_main, read_json, write_json
 from toolkit.training.random_state import RandomState
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """What the passes of a stage demand of a GPU: FLOPs, bytes moved and kernel launches, counted from the architecture.
 
-FLOPs follow ``toolkit.runfolder.usage.flops``, with attention's own products added. Bytes and launches of one layer are sums
-over its operations. Their coefficients were counted with torch's dispatcher on layers of Gemma 3 and Qwen3-VL with
+FLOPs follow ``toolkit.runfolder.usage.flops``, with attention's own products added. Bytes and launches of one layer are
+sums over its operations. Their coefficients were counted with torch's dispatcher on layers of Gemma 3 and Qwen3-VL with
 peft's LoRA, bfloat16 weights and a float32 adapter, on the meta device. They agree with that count to 10 %.
 """
 
