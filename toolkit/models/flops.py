@@ -1,9 +1,10 @@
 """Counts what a model works through, and its floating-point operations by formula.
 
-The formula is that of ``toolkit.runfolder.usage.flops``: 6 n for each position in full training, a little over 4 n for
-LoRA, whose gradient passes through the frozen parameters. Language model, its vocabulary's head, and vision tower are
-taken apart, each with its own positions. Attention's own products are left out, as in 6 n (they grow with the square of the
-length), and so is what stands between tower and language model; torch's counter, beside it in the report, has both.
+The formula is that of ``toolkit.runfolder.usage.flops``: 6 n for each position in full training, a little over 4 n
+for LoRA, whose gradient passes through the frozen parameters. Language model, its vocabulary's head, and vision tower
+are taken apart, each with its own positions. Attention's own products are left out, as in 6 n (they grow with the
+square of the length), and so is what stands between tower and language model; torch's counter, beside it in the
+report, has both.
 """
 
 from collections.abc import Mapping
