@@ -221,10 +221,12 @@ def test_merged_weights_are_safetensors_and_answer_alike(
 
 
 def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
+    from toolkit.training import trainers  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
     for stage in ("sft", "grpo"):
         build = trainers.build_sft if stage == "sft" else trainers.build_grpo
-    trainer = build(backend, trained, job_of(context, stage, tmp_path))
+        trainer = build(backend, trained, job_of(context, stage, tmp_path))
         section = getattr(context.recipe, stage)
         assert trainer.args.learning_rate == section.learning_rate
         assert trainer.args.max_grad_norm == section.max_grad_norm
