@@ -111,7 +111,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
     wanted = Wanted(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
     column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, there)
     if problems:
-        rule = "\n  ".join(["the columns must match the task:", *problems])
+        rule = "\n  ".join(["the columns must match the task:", *map(str, problems)])
         raise DataError("predict.columns_invalid", rule, place=index.source)
     root = (image_root or source_folder(index.source) or Path()).absolute()
     return RowOrigin(Path(index.source), root, column, context=recipe.prompt.context, settings=settings)
