@@ -307,7 +307,7 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     assert "(merged, f16, q8_0)" in caught.problem.remedy
     assert locate(run.path) == (run, None)
     assert locate(folder / "merged") == (run, folder / "merged")
-    with pytest.raises(RunError, match="not a run folder"):
+    with raises(RunError, "run.not_a_run_folder"):
         locate(tmp_path)
     shutil.rmtree(folder / "merged")
     with raises(RunError, "run.exported_weights_missing") as caught:
