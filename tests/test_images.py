@@ -450,12 +450,12 @@ def test_the_policys_key_changes_with_pixels_and_with_nothing_else():
     ]
     assert {policy.key for policy in same} == {base.key}
     assert len({policy.key for policy in [base, *other]}) == 6
-    assert ImagePolicy.of(recipe.Images()).key == base.key
+    assert ImagePolicy.from_recipe(recipe.Images()).key == base.key
 
 
 def test_percentiles_that_do_not_rise_are_a_problem_of_the_recipe():
     with raises(RecipeError, "recipe.percentiles_not_rising") as caught:
-        ImagePolicy.of(recipe.Images(percentiles=(99, 1)))
+        ImagePolicy.from_recipe(recipe.Images(percentiles=(99, 1)))
     assert (caught.problem.place, caught.problem.value) == ("images.percentiles", [99, 1])
 
 

@@ -243,9 +243,9 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_the_cache_of_a_recipe_lies_in_the_cache_folder_and_can_be_switched_off(tmp_path, private_cache, monkeypatch):
     ref = film(tmp_path, "a.png")
-    ImageStore.of(recipe.Images(disk_cache=False)).get(ref)
+    ImageStore.from_recipe(recipe.Images(disk_cache=False)).get(ref)
     assert not list(private_cache.iterdir())
-    ImageStore.of(recipe.Images()).get(ref)
+    ImageStore.from_recipe(recipe.Images()).get(ref)
     assert len(entries(private_cache / "images")) == 1
     monkeypatch.delenv("TOOLKIT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -282,8 +282,8 @@ def test_clipped_pixels_are_counted_over_the_pictures_that_were_windowed(tmp_pat
         records = [store.load(ref).record for ref in [*refs, ImageRef(tmp_path / "small.png")]]
         report = store.report()
         assert (report.windowed, report.clipped) == (4, 4)
-        assert report.clipped_share == pytest.approx(np.mean([record.clipped for record in records[:4]]))
-        assert 0.01 < report.clipped_share < 0.021  # 1 % on either side
+        assert report.clipped_fraction == pytest.approx(np.mean([record.clipped for record in records[:4]]))
+        assert 0.01 < report.clipped_fraction < 0.021  # 1 % on either side
 
 
 def test_a_store_goes_to_another_process_with_its_settings_and_fresh_counters(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers.problems import raises
 from toolkit.data.loading import load_data
 from toolkit.data.loading.balance import balance
-from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import NOTHING, DataError, RowProblem
 from toolkit.images import ImagePolicy, load
@@ -55,7 +55,7 @@ def recipe(folder: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", data: 
 
 
 def read(row: dict[str, Any], root: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", **lesion: Any) -> Sample:
-    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     made = lesion_settings(recipe(model=model, **lesion), "train")
     return LESION.read("r1", row, RowOrigin(root / "rows.json", root, columns, settings=made))
 
@@ -348,7 +348,7 @@ def test_a_crop_moves_picture_mask_box_and_outline_together(tmp_path: Path, name
     cv2.imwrite(str(tmp_path / "i.png"), np.dstack([mask] * 3))
     row = {"image": "i.png", "mask": "m.png", "dx": "nv", "boxes": [[30, 20, 70, 50]], "width": 120, "height": 90}
     row["polygons"] = [[[30, 20], [69, 20], [69, 49], [30, 49]]]
-    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     made = lesion_settings(recipe(crop=0.5), "train")
     sample = LESION.read(name, row, RowOrigin(tmp_path / "rows.json", tmp_path, columns, settings=made))
     crop = sample.images[0].crop
@@ -370,7 +370,7 @@ def test_a_crop_moves_picture_mask_box_and_outline_together(tmp_path: Path, name
 def test_crops_put_centred_lesions_anywhere() -> None:
     row = {**ROW, "boxes": [[250, 190, 350, 260]], "polygons": None}
     made = lesion_settings(recipe(crop=0.5), "train")
-    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     origin = RowOrigin(ROOT / "rows.json", ROOT, columns, settings=made)
     places = {tuple(LESION.read(f"r{n}", row, origin).reference["places"][0]) for n in range(200)}
     assert len(places) == 9

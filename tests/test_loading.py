@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 from tests.helpers.problems import raises
-from toolkit.data.loading import DataSplits, load_data, read_file, survey
+from toolkit.data.loading import DataSplits, load_data, read_file, row_scan
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Phantom, Recipe
 from toolkit.synthetic.chest import write_chest
@@ -263,9 +263,9 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     rows = [row(i, Patient="p") for i in range(6)]
     train = write(tmp_path / "train.json", [*rows, row(7, question="")])
     looked: list[int] = []
-    look = survey.Surveyor.look
+    add = row_scan.RowScanner.add
     monkeypatch.setattr(
-        survey.Surveyor, "look", lambda self, number, *more: (looked.append(number), look(self, number, *more))[1]
+        row_scan.RowScanner, "add", lambda self, number, *more: (looked.append(number), add(self, number, *more))[1]
     )
     wanted = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
     first = load_data(recipe(**wanted))
@@ -281,7 +281,7 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     assert len(looked) == 14
 
 
-def test_a_damaged_survey_is_taken_again(train: str, private_cache: Path) -> None:
+def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None:
     first = load_data(recipe(train=train))
     (file,) = (private_cache / "rows").glob("*.npz")
     for damaged in (file.read_bytes()[:-100], b"", b"nonsense"):

@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
-from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
 from toolkit.images.ref import ImageRef
@@ -456,7 +456,7 @@ def test_csv_cells_with_json_lists_are_read(tmp_path: Path) -> None:
 
 def fresh(row: Mapping[str, Any]) -> Sample:
     """The row with its columns found by their usual names."""
-    columns, _ = resolve_columns(MCQ, Wanted({}), list(row))
+    columns, _ = resolve_columns(MCQ, RowSettings({}), list(row))
     return read(row, columns=columns)
 
 

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
-    Judged,
+    ScoredAnswer,
     bootstrap,
     bootstrap_mean,
     compare,
-    confusion,
+    confusion_matrix,
     macro_f1,
     macro_f1_estimate,
     majority,
     mcnemar_exact,
     paired,
     paired_difference,
-    share,
+    proportion,
     summarise,
     wilson,
 )
@@ -53,7 +53,7 @@ def test_wilson_gives_the_papers_interval_for_42_of_50() -> None:
 
 
 def test_of_no_answer_nothing_is_said() -> None:
-    for found in (wilson(0, 0), share([], [], 100, 0), bootstrap_mean([], [], 100, 0)):
+    for found in (wilson(0, 0), proportion([], [], 100, 0), bootstrap_mean([], [], 100, 0)):
         assert (found.value, found.low, found.high, found.n, found.method) == (None, None, None, 0, "none")
         assert str(found) == "- (n 0)"
 
@@ -110,14 +110,14 @@ def test_bootstrap_in_many_pieces_keeps_every_resample(monkeypatch: pytest.Monke
 
 
 def test_one_group_has_a_mean_but_no_interval() -> None:
-    found = share([0.25, 0.75], ["film", "film"], 100, 0)
+    found = proportion([0.25, 0.75], ["film", "film"], 100, 0)
     assert (found.value, found.low, found.high, found.n, found.groups) == (0.5, None, None, 2, 1)
     assert str(found) == "50.0 % (no interval, n 2)"
 
 
 def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
     def method(values: list[float], groups: list[str]) -> str:
-        return share(values, groups, 200, 0).method
+        return proportion(values, groups, 200, 0).method
 
     assert method([1, 0, 1], ["a", "b", "c"]) == "wilson"
     assert method([1, 0, 1], ["a", "a", "c"]) == "bootstrap by group"
@@ -127,7 +127,7 @@ def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
 
 def test_all_right_in_few_films_is_not_certain() -> None:
     # 40 right answers about 4 films: Wilson's interval of 4 of 4, whose low end is 4 / (4 + 1.96^2) = 0.51.
-    found = share([1.0] * 40, [str(i % 4) for i in range(40)], 200, 0)
+    found = proportion([1.0] * 40, [str(i % 4) for i in range(40)], 200, 0)
     assert (found.value, found.n, found.groups, found.high) == (1.0, 40, 4, 1.0)
     assert found.low == pytest.approx(4 / (4 + 1.959964**2))
 
@@ -208,7 +208,7 @@ def test_macro_f1_interval_is_that_of_resampling_whole_groups_one_by_one() -> No
 
 
 def test_confusion_counts_unread_answers_in_a_column_of_their_own() -> None:
-    found = confusion(["A", "A", "B", "A"], ["A", None, "D", "A"])
+    found = confusion_matrix(["A", "A", "B", "A"], ["A", None, "D", "A"])
     assert found.labels == ("A", "B")
     assert found.counts == {"A": {"(unreadable)": 1, "A": 2}, "B": {"D": 1}}
 
@@ -219,8 +219,8 @@ def test_majority_of_equals_is_the_first_in_order_and_of_nothing_none() -> None:
     assert (majority([]).label, majority([]).n) == (None, 0)
 
 
-def row(number: int, letter: str | None, true: str = "A", **more: Any) -> Judged:
-    return Judged(
+def row(number: int, letter: str | None, true: str = "A", **more: Any) -> ScoredAnswer:
+    return ScoredAnswer(
         id=f"q{number}",
         group=f"film{number // 2}",
         scores={"accuracy": float(letter == true), "f1": None if number == 0 else 0.5},
@@ -266,7 +266,7 @@ def test_a_summary_goes_through_json_without_nan() -> None:
         assert json.loads(text)["overall"]["n"] == len(rows)
 
 
-def test_two_evaluations_are_compared_on_the_questions_they_share() -> None:
+def test_two_evaluations_are_compared_on_the_questions_they_proportion() -> None:
     after = [row(number, "A" if number < 2 else "B", "A" if number < 2 else "B") for number in range(1, 6)]
     found = compare(ROWS, after, "accuracy", 200, 0)
     assert (found.only_before, found.only_after, found.paired.difference.n) == (1, 2, 3)

@@ -19,17 +19,17 @@ from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
     AGE_EDGES,
+    ClassificationMetrics,
     Estimate,
-    Judged,
-    LabelFigures,
-    band,
+    ScoredAnswer,
+    bin_label,
     bins,
     bootstrap,
-    confusion,
-    confusion_plot,
-    draw_confusion,
-    label_figures,
+    classification_metrics,
+    confusion_matrix,
+    confusion_matrix_plot,
     macro_f1_estimate,
+    plot_confusion_matrix,
     summarise,
 )
 
@@ -46,8 +46,10 @@ def alone(labels: Labels) -> list[str]:
     return [f"lesion {number}" for number in range(len(labels))]
 
 
-def figures(labels: Labels, groups: list[str] | None = None, resamples: int = 200, **more: Any) -> LabelFigures:
-    return label_figures(labels, alone(labels) if groups is None else groups, resamples, 0, **more)
+def figures(
+    labels: Labels, groups: list[str] | None = None, resamples: int = 200, **more: Any
+) -> ClassificationMetrics:
+    return classification_metrics(labels, alone(labels) if groups is None else groups, resamples, 0, **more)
 
 
 def columns(labels: Labels) -> tuple[list[str], list[str]]:
@@ -281,14 +283,14 @@ def test_the_positive_class_has_figures_even_where_it_is_never_true() -> None:
 
 def test_label_figures_repeat_with_their_seed_and_not_with_the_answers_order_of_classes() -> None:
     labels, groups = skin(200, 4), [str(i // 2) for i in range(200)]
-    assert label_figures(labels, groups, 100, 7) == label_figures(labels, groups, 100, 7)
-    assert label_figures(labels, groups, 100, 7) != label_figures(labels, groups, 100, 8)
-    assert list(label_figures(labels[::-1], groups, 100, 7).classes) == sorted({a for a, _ in labels})
+    assert classification_metrics(labels, groups, 100, 7) == classification_metrics(labels, groups, 100, 7)
+    assert classification_metrics(labels, groups, 100, 7) != classification_metrics(labels, groups, 100, 8)
+    assert list(classification_metrics(labels[::-1], groups, 100, 7).classes) == sorted({a for a, _ in labels})
 
 
 def test_sequences_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="2 true labels, but 2 answers and 1 groups"):
-        label_figures([("a", "a"), ("b", "b")], ["x"], 10, 0)
+        classification_metrics([("a", "a"), ("b", "b")], ["x"], 10, 0)
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
@@ -296,25 +298,25 @@ def test_ten_thousand_answers_of_seven_classes_take_little_memory(pictures: int)
     labels = skin(10_000, 5)
     groups = [str(number // pictures) for number in range(10_000)]
     tracemalloc.start()
-    label_figures(labels, groups, 2000, 0)
+    classification_metrics(labels, groups, 2000, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * bootstrap._CELLS
 
 
-def judged(labels: Labels, **by: list[str]) -> list[Judged]:
+def judged(labels: Labels, **by: list[str]) -> list[ScoredAnswer]:
     return [
-        Judged(f"q{i}", f"lesion {i // 2}", {"accuracy": float(a == b)}, (a, b), {k: v[i] for k, v in by.items()})
+        ScoredAnswer(f"q{i}", f"lesion {i // 2}", {"accuracy": float(a == b)}, (a, b), {k: v[i] for k, v in by.items()})
         for i, (a, b) in enumerate(labels)
     ]
 
 
 def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
     labels = skin(120, 6)
-    ages = [band(5 * (i % 20), (0, 5, 10, 60)) for i in range(120)]
+    ages = [bin_label(5 * (i % 20), (0, 5, 10, 60)) for i in range(120)]
     found = summarise(judged(labels, age=ages), ["age"], 200, 0, positive="mel")
     groups = [f"lesion {i // 2}" for i in range(120)]
-    assert found.overall.labels == label_figures(labels, groups, 200, 0, "mel")
+    assert found.overall.labels == classification_metrics(labels, groups, 200, 0, "mel")
     assert found.overall.macro_f1 == macro_f1_estimate(*zip(*labels, strict=True), groups, 200, 0)
     # 5-9 stands before 10-59.
     assert list(found.by["age"]) == ["0-4", "5-9", "10-59", "60+"]
@@ -329,8 +331,10 @@ def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
         assert part.labels.classes["mel"].n == sum(a == "mel" for a, _ in of_band)
 
 
-@pytest.mark.parametrize("rows", [judged(skin(40, 7)), judged([("mel", None)]), judged([]), [Judged("q", "g", {})]])
-def test_label_figures_go_through_json_without_nan(rows: list[Judged]) -> None:
+@pytest.mark.parametrize(
+    "rows", [judged(skin(40, 7)), judged([("mel", None)]), judged([]), [ScoredAnswer("q", "g", {})]]
+)
+def test_label_figures_go_through_json_without_nan(rows: list[ScoredAnswer]) -> None:
     found = summarise(rows, [], 100, 0, positive="mel").to_dict()
     plain = json.loads(json.dumps(found, allow_nan=False))["overall"]["labels"]
     if not rows or rows[0].label is None:
@@ -347,32 +351,32 @@ def test_worked_examples_of_bands_hold() -> None:
 
 
 def test_ages_fall_into_the_bands_of_skin_registers() -> None:
-    assert [band(age, AGE_EDGES) for age in (0, 29, 30, 44, 45, 59, 60, 74, 75, 120)] == [
+    assert [bin_label(age, AGE_EDGES) for age in (0, 29, 30, 44, 45, 59, 60, 74, 75, 120)] == [
         *("0-29", "0-29", "30-44", "30-44", "45-59", "45-59", "60-74", "60-74", "75+", "75+")
     ]
-    assert {band(age, AGE_EDGES) for age in (None, "", "  ", float("nan"), "NaN")} == {"(not given)"}
-    assert [band(age, AGE_EDGES) for age in ("55.0", np.float32(55), "unknown", -3)] == [
+    assert {bin_label(age, AGE_EDGES) for age in (None, "", "  ", float("nan"), "NaN")} == {"(not given)"}
+    assert [bin_label(age, AGE_EDGES) for age in ("55.0", np.float32(55), "unknown", -3)] == [
         "45-59",
         "45-59",
         "unknown",
         "<0",
     ]
-    assert [band(grade, (0, 1, 2)) for grade in (0, 1, 7)] == ["0", "1", "2+"]
+    assert [bin_label(grade, (0, 1, 2)) for grade in (0, 1, 7)] == ["0", "1", "2+"]
 
 
 @given(st.floats(0, 200), st.lists(st.integers(0, 150), min_size=1, unique=True).map(sorted))
 def test_a_band_is_that_of_numpy(value: float, edges: list[int]) -> None:
     index = int(np.digitize(value, edges))
-    name = band(value, edges)
+    name = bin_label(value, edges)
     # The first value of a band has its name, and so has every value up to the next edge.
-    assert name == (band(edges[index - 1], edges) if index else f"<{edges[0]}")
-    assert len({band(edge, edges) for edge in edges} | {f"<{edges[0]}"}) == len(edges) + 1
+    assert name == (bin_label(edges[index - 1], edges) if index else f"<{edges[0]}")
+    assert len({bin_label(edge, edges) for edge in edges} | {f"<{edges[0]}"}) == len(edges) + 1
 
 
 @pytest.mark.parametrize("edges", [(), (30, 30), (45, 30)])
 def test_edges_that_do_not_rise_are_refused(edges: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must rise"):
-        band(50, edges)
+        bin_label(50, edges)
 
 
 def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
@@ -380,7 +384,7 @@ def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
     labels: Labels = [*skin(300, 8), ("mel", "scc"), ("nv", "lentigo"), ("nv", None)]
     true, answered = columns(labels)
     names = sorted(set(true))
-    found, counts = confusion_plot._table(confusion(true, [b for _, b in labels]))
+    found, counts = confusion_matrix_plot._table(confusion_matrix(true, [b for _, b in labels]))
     assert found == (*names, "(other)", "(unreadable)")
     known = [name if name in (*names, "(none)") else "(other)" for name in answered]
     theirs = metrics.confusion_matrix(true, known, labels=[*names, "(other)", "(none)"])
@@ -388,16 +392,16 @@ def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
 
 
 def test_columns_without_answers_are_not_drawn() -> None:
-    found, counts = confusion_plot._table(confusion(["a", "b"], ["b", "b"]))
+    found, counts = confusion_matrix_plot._table(confusion_matrix(["a", "b"], ["b", "b"]))
     assert (found, counts.tolist()) == (("a", "b"), [[0, 1], [0, 1]])
-    assert confusion_plot._table(confusion(["a"], [None]))[0] == ("a", "(unreadable)")
+    assert confusion_matrix_plot._table(confusion_matrix(["a"], [None]))[0] == ("a", "(unreadable)")
 
 
 def test_a_confusion_is_drawn_whole_and_the_same_each_time(tmp_path: Path) -> None:
-    found = confusion(["mel", "$x_$", "mel", "nv"], ["mel", "nv", None, "scc"])
-    file = draw_confusion(found, tmp_path / "new" / "confusion.png", "Costs $5, not $x_{ or % " * 4)
+    found = confusion_matrix(["mel", "$x_$", "mel", "nv"], ["mel", "nv", None, "scc"])
+    file = plot_confusion_matrix(found, tmp_path / "new" / "confusion.png", "Costs $5, not $x_{ or % " * 4)
     first = file.read_bytes()
-    assert draw_confusion(found, file, "Costs $5, not $x_{ or % " * 4).read_bytes() == first
+    assert plot_confusion_matrix(found, file, "Costs $5, not $x_{ or % " * 4).read_bytes() == first
     assert [path.name for path in file.parent.iterdir()] == ["confusion.png"]
     shown = cv2.imread(str(file))
     assert shown is not None
@@ -406,7 +410,7 @@ def test_a_confusion_is_drawn_whole_and_the_same_each_time(tmp_path: Path) -> No
 
 def test_the_share_of_a_row_is_its_cells_colour(tmp_path: Path) -> None:
     # All is answered with b: of the two columns the right one is dark, the left one pale.
-    shown = cv2.imread(str(draw_confusion(confusion(["a", "b"], ["b", "b"]), tmp_path / "c.png", "c")))
+    shown = cv2.imread(str(plot_confusion_matrix(confusion_matrix(["a", "b"], ["b", "b"]), tmp_path / "c.png", "c")))
     dark = shown.sum(axis=2) < 350
     left, right = np.array_split(dark, 2, axis=1)
     assert left.mean() < 0.1
@@ -415,7 +419,7 @@ def test_the_share_of_a_row_is_its_cells_colour(tmp_path: Path) -> None:
 
 def test_nothing_is_not_drawn(tmp_path: Path) -> None:
     with raises(DataError, "evaluate.confusion_empty"):
-        draw_confusion(confusion([], []), tmp_path / "c.png", "c")
+        plot_confusion_matrix(confusion_matrix([], []), tmp_path / "c.png", "c")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -424,7 +428,7 @@ def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; import toolkit.scoring.statistics as m;"
         "assert 'matplotlib' not in sys.modules;"
         "import matplotlib; before = list(dict.items(matplotlib.rcParams));"
-        "m.draw_confusion(m.confusion(['a'], ['a']), Path(sys.argv[1]), 'c');"
+        "m.plot_confusion_matrix(m.confusion_matrix(['a'], ['a']), Path(sys.argv[1]), 'c');"
         "assert list(dict.items(matplotlib.rcParams)) == before;"
         "assert matplotlib.get_backend(auto_select=False) is None; assert 'matplotlib.pyplot' not in sys.modules"
     )

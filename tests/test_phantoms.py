@@ -12,8 +12,8 @@ from training import small_recipe
 
 from toolkit.data.loading import load_data
 from toolkit.recipe import Phantom
-from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about, write_chest
-from toolkit.synthetic.radiograph import draw_film
+from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_patient_image, questions_about, write_chest
+from toolkit.synthetic.radiograph import draw_radiograph
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
 REXVQA = {
@@ -90,10 +90,10 @@ def test_every_row_can_be_used(folder: Path, tmp_path: Path) -> None:
 
 
 def test_questions_that_a_film_cannot_answer_are_not_asked() -> None:
-    asked = [kind.rpartition("-")[2] for i in range(60) for kind, _ in questions_about(*make_film(2, i))]
+    asked = [kind.rpartition("-")[2] for i in range(60) for kind, _ in questions_about(*make_patient_image(2, i))]
     assert set(asked) == set(QUESTION_KINDS)
     for i in range(60):
-        film, rng = make_film(2, i)
+        film, rng = make_patient_image(2, i)
         kinds = [name.rpartition("-")[2] for name, _ in questions_about(film, rng)]
         assert "zone" not in kinds or film.place.endswith("zone")
 
@@ -104,8 +104,8 @@ def test_the_finding_can_be_seen() -> None:
     def films(first: int, count: int) -> tuple[np.ndarray, list[str]]:
         pixels, names = [], []
         for i in range(first, first + count):
-            film, rng = make_film(11, i)
-            light = draw_film(film.finding.name, film.place, 96, rng)
+            film, rng = make_patient_image(11, i)
+            light = draw_radiograph(film.finding.name, film.place, 96, rng)
             pixels.append(cv2.resize(light, (24, 24), interpolation=cv2.INTER_AREA).ravel())
             names.append(film.finding.name)
         return np.array(pixels), names
@@ -121,7 +121,7 @@ def test_short_answers_are_true_of_their_film_and_the_films_are_those_of_the_see
     rows = json.loads(written["train"].read_text(encoding="utf-8"))
     assert (len(rows), len(json.loads(written["test"].read_text(encoding="utf-8")))) == (40, 7)
     for row in rows.values():
-        film, _ = make_film(5, int(row["PatientID"].removeprefix("film")))
+        film, _ = make_patient_image(5, int(row["PatientID"].removeprefix("film")))
         right = {
             "Is the heart enlarged?": "yes" if film.finding.name == "Cardiomegaly" else "no",
             "Are both lungs clear?": "yes"

@@ -29,14 +29,14 @@ from toolkit.scoring.regions import (
     draw_boxes,
     draw_polygons,
     find_regions,
+    format_location,
+    locate_box,
+    location_score,
     mask_iou,
     match,
     order_box,
-    place_of,
-    place_score,
+    parse_location,
     read_mask,
-    read_place,
-    spell_place,
 )
 
 EDGE = st.integers(0, 300)
@@ -168,7 +168,7 @@ def test_boxes_of_official_masks(shared_data: Path, name: str, box: tuple[int, i
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
     for place in itertools.product(range(grid), repeat=2):
-        assert read_place(spell_place(place, grid), grid) == place
+        assert parse_location(format_location(place, grid), grid) == place
 
 
 @pytest.mark.parametrize(
@@ -190,20 +190,20 @@ def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
     ],
 )
 def test_places_in_other_words(text: str, grid: int, place: tuple[int, int] | None) -> None:
-    assert read_place(text, grid) == place
+    assert parse_location(text, grid) == place
 
 
 def test_the_place_is_that_of_the_middle() -> None:
-    assert place_of((0, 0, 600, 450), (600, 450)) == (1, 1)
-    assert place_of((500, 400, 600, 450), (600, 450)) == (2, 2)
-    assert place_of((590, 440, 600, 450), (600, 450), 5) == (4, 4)
-    assert place_of((600, 450, 600, 450), (600, 450)) == (2, 2)  # on the edge is inside
+    assert locate_box((0, 0, 600, 450), (600, 450)) == (1, 1)
+    assert locate_box((500, 400, 600, 450), (600, 450)) == (2, 2)
+    assert locate_box((590, 440, 600, 450), (600, 450), 5) == (4, 4)
+    assert locate_box((600, 450, 600, 450), (600, 450)) == (2, 2)  # on the edge is inside
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_place_scores_by_its_steps(grid: int) -> None:
     cells = list(itertools.product(range(grid), repeat=2))
-    scores = {(a, b): place_score(a, b, grid) for a in cells for b in cells}
+    scores = {(a, b): location_score(a, b, grid) for a in cells for b in cells}
     assert all((score == 1) == (a == b) and 0 <= score <= 1 for (a, b), score in scores.items())
     assert scores[(0, 0), (grid - 1, grid - 1)] == 0
 

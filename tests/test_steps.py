@@ -25,7 +25,7 @@ from toolkit.recipe import load_recipe
 from toolkit.tasks import TASKS
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
 from toolkit.tasks.steps.agent_memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
-from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.coordinates import parse_location
 from toolkit.tasks.steps.parse import LONGEST, MENDED, NO_ACTION, NO_JSON, SEVERAL, TOO_LONG, UNKNOWN_ACTION
 
 STEPS = TASKS["steps"]
@@ -108,14 +108,14 @@ def test_the_first_step_has_no_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [python_dict, with_line_breaks])
 def test_mended_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -> None:
     plain = samples(tmp_path / "plain", task_rows(1))
-    mended = samples(tmp_path / "mended", task_rows(1, write))
-    for one, other in zip(plain, mended, strict=True):
+    parse_or_repair_json = samples(tmp_path / "mended", task_rows(1, write))
+    for one, other in zip(plain, parse_or_repair_json, strict=True):
         assert one.reference["long_term"] == other.reference["long_term"]
         assert (one.reference["action"], one.reference["place"]) == (
             other.reference["action"],
             other.reference["place"],
         )
-    assert mended[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
+    assert parse_or_repair_json[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
     assert noted(tmp_path / "mended", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
 
 
@@ -357,7 +357,7 @@ def test_the_order_is_kept_beside_the_index_and_travels_with_the_samples(
     write_csv(tmp_path, [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"])
     recipe = steps_recipe(tmp_path, max_dropped=1)
     first = load_data(recipe)
-    monkeypatch.setattr("toolkit.data.loading.source.take_survey", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("toolkit.data.loading.source.scan_rows", lambda *_: pytest.fail("read again"))
     again = load_data(recipe)
     assert (again.fingerprint, again.announcements) == (first.fingerprint, first.announcements)
     assert list(pickle.loads(pickle.dumps(again.train[2:]))) == list(first.train)[2:]
@@ -496,7 +496,7 @@ def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns:
     recipe = steps_recipe(tmp_path)
     recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
     sample = load_data(recipe).train[3]
-    prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
+    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images))
     given = render_prompt(HfBackend().load_reader(recipe).processor, prompts.messages(sample))
     assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
     assert "SENTINEL" in prompts.task.target(sample)
@@ -669,7 +669,7 @@ def test_no_completion_makes_the_parser_fail(step: Sample, completion: str) -> N
     ],
 )
 def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | None) -> None:
-    assert read_place(value) == place
+    assert parse_location(value) == place
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | No
 )
 def test_other_things_are_no_place(value: Any) -> None:
     with pytest.raises(ValueError, match=r"is no|two or four"):
-        read_place(value)
+        parse_location(value)
 
 
 # Memories

@@ -17,8 +17,8 @@ from toolkit.synthetic.lesions import Photo, make_lesion
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tiny import make
 from toolkit.tiny.build import build_model
-from toolkit.tiny.curriculum import FIRST, SUBJECTS, Lesson, screens, skin
-from toolkit.tiny.curriculum_batches import School, collate
+from toolkit.tiny.curriculum import FIRST, SUBJECTS, QuestionAnswer, screens, skin
+from toolkit.tiny.curriculum_batches import CurriculumLoader, collate
 from toolkit.tiny.vision_pretraining import learn_to_see
 
 NUMBERS = range(FIRST, FIRST + 30)
@@ -29,7 +29,7 @@ def processor() -> object:
     return AutoProcessor.from_pretrained(tiny.FOLDER)
 
 
-def lessons_of(draw: object, count: int) -> list[Lesson]:
+def lessons_of(draw: object, count: int) -> list[QuestionAnswer]:
     rng = np.random.default_rng(0)
     return [draw(3407, number).lesson(rng) for number in range(FIRST, FIRST + count)]  # type: ignore[operator]
 
@@ -84,7 +84,10 @@ def test_a_place_on_a_screen_lies_in_its_widget() -> None:
 
 
 def test_labels_cover_the_answers_and_the_ends_of_their_turns(processor: object) -> None:
-    conversations = [[Lesson("Which?", "melanoma"), Lesson("Place:", "upper-left")], [Lesson("Map:", "0\n9")]]
+    conversations = [
+        [QuestionAnswer("Which?", "melanoma"), QuestionAnswer("Place:", "upper-left")],
+        [QuestionAnswer("Map:", "0\n9")],
+    ]
     batch = collate(processor, conversations, [np.zeros((112, 112, 3), np.uint8)] * 2)  # type: ignore[arg-type]
     tokenizer = processor.tokenizer  # type: ignore[attr-defined]
     taught = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
@@ -98,7 +101,7 @@ def test_seeing_is_learned(processor: object) -> None:
     torch.manual_seed(0)
     model = build_model(processor.tokenizer)  # type: ignore[attr-defined]
     before = {name: value.clone() for name, value in model.named_parameters()}
-    learn_to_see(model, School(processor, 60, 0), 2)  # type: ignore[arg-type]
+    learn_to_see(model, CurriculumLoader(processor, 60, 0), 2)  # type: ignore[arg-type]
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert any("vision_tower" in name for name in changed)
     assert any("projector" in name for name in changed)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from toolkit.data.embedded_images import PictureStore
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.sources import Source, stream_source
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, Tally, stored_dropped
 from toolkit.errors import DataError
@@ -38,10 +38,10 @@ class Facts:
     duplicate_examples: tuple[str, ...]
     skipped: tuple[Dropped, ...]
     """Records that are not objects."""
-    stores_pictures: bool
+    has_embedded_images: bool
 
 
-def build_index(source: Source, target: Path, pictures: PictureStore, visit: Visit | None) -> Facts:
+def build_index(source: Source, target: Path, pictures: EmbeddedImageStore, visit: Visit | None) -> Facts:
     """Write ``target`` and its facts, each under a temporary name first, and give the facts.
 
     Raises:
@@ -79,7 +79,7 @@ def facts_file(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _write(source: Source, aside: Path, pictures: PictureStore, visit: Visit | None) -> Facts:
+def _write(source: Source, aside: Path, pictures: EmbeddedImageStore, visit: Visit | None) -> Facts:
     columns: dict[str, None] = {}
     ids, skipped = _Ids(), Tally()
     number = 0
@@ -108,7 +108,7 @@ def _write(source: Source, aside: Path, pictures: PictureStore, visit: Visit | N
         duplicates=ids.duplicates,
         duplicate_examples=tuple(ids.examples),
         skipped=skipped.of(source.name),
-        stores_pictures=pictures.used,
+        has_embedded_images=pictures.used,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import json_repair
 
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
-from toolkit.images import ImagePolicy, image_ref, look
+from toolkit.errors import ImageError, MissingImage, RowProblem
+from toolkit.images import ImagePolicy, image_ref, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Coordinates, Frame, Size
 
@@ -89,7 +89,7 @@ def decoded(value: Any) -> Any:
 
 
 @lru_cache(maxsize=1 << 10)
-def mended(text: str) -> tuple[Any, bool]:
+def parse_or_repair_json(text: str) -> tuple[Any, bool]:
     """A value written as JSON, and whether it had to be mended: single quotes, line breaks, commas at the end, a fence.
 
     What comes back is shared between calls: nobody may change it. A text that holds no object or list is no JSON
@@ -102,13 +102,13 @@ def mended(text: str) -> tuple[Any, bool]:
         return json.loads(text), False
     except (ValueError, RecursionError):
         pass
-    value = mend(text)
+    value = repair_json(text)
     if not isinstance(value, dict | list):
         raise ValueError("no JSON")
     return value, True
 
 
-def mend(text: str) -> Any:
+def repair_json(text: str) -> Any:
     """What a text that is no JSON was probably meant to be (json-repair).
 
     Raises:
@@ -123,7 +123,7 @@ def mend(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
+def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
     """Width and height of a row's picture: its columns of these names, else what the picture's header says.
 
     Raises:
@@ -140,17 +140,17 @@ def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, pla
         return _size(image.path)
     except ImageError as error:
         rule = "the row must have width and height, or an image that can be opened"
-        raise MissingPicture("data.image_size_unknown", rule, place=place, value=str(error)) from None
+        raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
 
 
-def frame_of(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
+def coordinate_transform(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
     """The frame of a picture (or crop) that the model sees with its longest side reduced to ``max_side``."""
     return Frame(size, ImagePolicy(max_side=max_side).reduced(size), coordinates)
 
 
 @lru_cache(maxsize=1 << 14)
 def _size(path: Path) -> Size:
-    return look(ImageRef(path), ImagePolicy()).size
+    return read_image_header(ImageRef(path), ImagePolicy()).size
 
 
 def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:

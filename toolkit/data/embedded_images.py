@@ -18,7 +18,7 @@ _MAGIC = (
 )
 
 
-class PictureStore:
+class EmbeddedImageStore:
     """A folder of pictures by the hash of their content; ``used`` tells whether this source put any there."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class PictureStore:
         return inside
 
 
-def plain_rows(batch: pa.RecordBatch | pa.Table, pictures: PictureStore) -> Iterator[dict[str, Any]]:
+def plain_rows(batch: pa.RecordBatch | pa.Table, pictures: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
     """Rows whose values JSON can hold.
 
     A picture (bytes, or a struct with ``bytes`` and ``path`` as Hub data sets have it) is kept in ``pictures`` and
@@ -48,7 +48,7 @@ def plain_rows(batch: pa.RecordBatch | pa.Table, pictures: PictureStore) -> Iter
         yield {name: _plain(value, pictures) for name, value in row.items()}
 
 
-def _plain(value: Any, pictures: PictureStore) -> Any:
+def _plain(value: Any, pictures: EmbeddedImageStore) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):

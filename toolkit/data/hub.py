@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.embedded_images import PictureStore, plain_rows
+from toolkit.data.embedded_images import EmbeddedImageStore, plain_rows
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 
@@ -23,7 +23,7 @@ def hub_files(source: str) -> tuple[Path, ...]:
     return tuple(Path(file["filename"]) for file in _load(source).cache_files)
 
 
-def stream_hub(source: str, pictures: PictureStore) -> Iterator[Record]:
+def stream_hub(source: str, pictures: EmbeddedImageStore) -> Iterator[Record]:
     """All rows, without an id."""
     for table in _load(source).with_format("arrow").iter(batch_size=_ROWS):
         for row in plain_rows(table, pictures):

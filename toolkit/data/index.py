@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from toolkit.data.build_index import Facts, Visit, build_index, read_facts
-from toolkit.data.embedded_images import PictureStore
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.hub import HUB
 from toolkit.data.sources import Source, find_source
 from toolkit.data.unusable_rows import Dropped
@@ -86,7 +86,7 @@ def open_index(
     file, pictures = cache / f"{key}.arrow", cache / "pictures"
     if (index := _open(found, file, pictures)) is None:
         _forget_older(cache, key)
-        facts = build_index(found, file, PictureStore(pictures), visit)
+        facts = build_index(found, file, EmbeddedImageStore(pictures), visit)
         index = RowIndex(source, file, facts, _image_root(found, facts, pictures))
     return index
 
@@ -113,7 +113,7 @@ def _open(source: Source, file: Path, pictures: Path) -> RowIndex | None:
 
 
 def _image_root(source: Source, facts: Facts, pictures: Path) -> Path | None:
-    return pictures if facts.stores_pictures else source_folder(source.name)
+    return pictures if facts.has_embedded_images else source_folder(source.name)
 
 
 def _source_key(source: Source) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.data.embedded_images import PictureStore, plain_rows
+from toolkit.data.embedded_images import EmbeddedImageStore, plain_rows
 from toolkit.data.hub import HUB, hub_files, stream_hub
 from toolkit.data.json_stream import Record, stream_json
 from toolkit.errors import DataError
@@ -72,7 +72,7 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
     return Source(name, (path,), id_column)
 
 
-def stream_source(source: Source, pictures: PictureStore) -> Iterator[tuple[str, Any, str | None]]:
+def stream_source(source: Source, pictures: EmbeddedImageStore) -> Iterator[tuple[str, Any, str | None]]:
     """All records of a source; pictures that lie inside the rows go into ``pictures``.
 
     A record without an id gets its number, from 0; in a folder of several files ``file:number``.
@@ -83,7 +83,7 @@ def stream_source(source: Source, pictures: PictureStore) -> Iterator[tuple[str,
             yield (name if name is not None else _own_id(row, columns) or f"{prefix}{number}"), row, text
 
 
-def _parts(source: Source, pictures: PictureStore) -> Iterator[tuple[str, Iterator[Record]]]:
+def _parts(source: Source, pictures: EmbeddedImageStore) -> Iterator[tuple[str, Iterator[Record]]]:
     if source.is_hub:
         yield "", stream_hub(source.name, pictures)
     for file in () if source.is_hub else source.files:
@@ -103,12 +103,12 @@ ID_COLUMNS = ("id", "qid", "question_id", "uid")
 """Columns that name a row where the source is not an object id -> record."""
 
 
-def _read_json(file: Path, _: PictureStore) -> Iterator[Record]:
+def _read_json(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
     with file.open("rb") as stream:
         yield from stream_json(stream, str(file))
 
 
-def _read_jsonl(file: Path, _: PictureStore) -> Iterator[Record]:
+def _read_jsonl(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if text := _decode(line, file, number).strip():
@@ -138,7 +138,7 @@ _CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
 _SEPARATORS = (";", "\t", "|")
 
 
-def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
+def _read_csv(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
     """Every cell is text: a leading zero of an identifier stays."""
     with file.open(encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
@@ -180,7 +180,7 @@ def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
     return dict(zip(header, cells, strict=True))
 
 
-def _read_parquet(file: Path, pictures: PictureStore) -> Iterator[Record]:
+def _read_parquet(file: Path, pictures: EmbeddedImageStore) -> Iterator[Record]:
     try:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches(ARROW_ROWS):
@@ -191,7 +191,7 @@ def _read_parquet(file: Path, pictures: PictureStore) -> Iterator[Record]:
         raise DataError("data.parquet_invalid", rule, place=file, remedy="Copy the file again.") from None
 
 
-READERS: dict[str, Callable[[Path, PictureStore], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, EmbeddedImageStore], Iterator[Record]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

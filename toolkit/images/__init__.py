@@ -3,7 +3,7 @@
 from toolkit.images.files import image_ref
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
 from toolkit.images.scan import BadImage, ScanReport, scan
-from toolkit.images.source import load, look, reduced_size
+from toolkit.images.source import load, read_image_header, reduced_size
 from toolkit.images.store import ImageStore, StoreReport
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "StoreReport",
     "image_ref",
     "load",
-    "look",
+    "read_image_header",
     "reduced_size",
     "scan",
 ]

@@ -40,7 +40,7 @@ def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0) -
     return ImageRef(Path(path), frame)
 
 
-def file_facts(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
+def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
     """What the file system says about a picture, after all links.
 
     Args:

@@ -70,7 +70,7 @@ class ImagePolicy:
             )
 
     @classmethod
-    def of(cls, images: recipe.Images) -> "ImagePolicy":
+    def from_recipe(cls, images: recipe.Images) -> "ImagePolicy":
         """The policy of a recipe.
 
         Raises:

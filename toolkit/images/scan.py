@@ -140,7 +140,7 @@ def _check(store: ImageStore, mode: ScanMode, ref: ImageRef) -> ImageRecord | Im
     try:
         if mode == "full":
             return store.fetch(ref).record
-        header = store.look(ref)
+        header = store.read_image_header(ref)
         return ImageRecord(header.format, header.size, store.policy.reduced(header.size), header.bits)
     except ImageError as error:
         # The frames behind a kept error would keep the whole file in memory.

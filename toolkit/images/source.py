@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from toolkit.images import dicom
 from toolkit.images.decode import decode
-from toolkit.images.files import NOT_READABLE, broken, file_facts
+from toolkit.images.files import NOT_READABLE, broken, stat_image
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, LoadedImage
 from toolkit.images.ref import ImageRef
@@ -22,11 +22,11 @@ def load(ref: ImageRef, policy: ImagePolicy) -> LoadedImage:
         ImageError: missing, unreadable, damaged, cut off or too large.
         MissingExtraError: a DICOM file, and the extra ``dicom`` is not installed.
     """
-    file_facts(ref.path)
+    stat_image(ref.path)
     return reduce(*read(ref, policy), ref, policy).load()
 
 
-def look(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Header:
+def read_image_header(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Header:
     """The picture's header, checked as far as that goes without decoding: format, pixel limit, the file's end.
 
     ``roots`` are real paths of the folders that the file must be in; none: anywhere.
@@ -34,7 +34,7 @@ def look(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Heade
     Raises:
         ImageError, MissingExtraError: as ``load`` would, but damage inside the file is not seen.
     """
-    file_facts(ref.path, roots)
+    stat_image(ref.path, roots)
     with _opened(ref.path) as stream:
         return read_header(stream, ref, policy.max_pixels)
 
@@ -43,9 +43,9 @@ def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
     """(width, height) that ``load`` gives, of the crop where ``ref`` has one, from the header alone.
 
     Raises:
-        ImageError, MissingExtraError: as ``look``.
+        ImageError, MissingExtraError: as ``read_image_header``.
     """
-    size = look(ref, policy).size
+    size = read_image_header(ref, policy).size
     return policy.reduced(crop_size(ref.crop) if ref.crop else size)
 
 
@@ -53,7 +53,7 @@ def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
     """The file's bytes and header; nothing of a file whose header is refused is read beyond it.
 
     Raises:
-        ImageError, MissingExtraError: as ``look``.
+        ImageError, MissingExtraError: as ``read_image_header``.
     """
     with _opened(ref.path) as stream:
         header = read_header(stream, ref, policy.max_pixels)

@@ -11,12 +11,12 @@ from PIL import Image
 from toolkit import recipe
 from toolkit.errors import ImageError
 from toolkit.images.cache import DiskCache, MemoryCache, content_key
-from toolkit.images.files import file_facts
+from toolkit.images.files import stat_image
 from toolkit.images.header import Header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
 from toolkit.images.ref import ImageRef
 from toolkit.images.render import Reduced
-from toolkit.images.source import look, read, reduce
+from toolkit.images.source import read, read_image_header, reduce
 from toolkit.runfolder.cache import cache_folder
 
 Unreadable = Literal["stop", "skip", "placeholder"]
@@ -44,7 +44,7 @@ class StoreReport:
     skipped: int = 0
     windowed: int = 0
     clipped: int = 0
-    clipped_share: float = 0.0
+    clipped_fraction: float = 0.0
     unstored: int = 0
     cache_problem: str = ""
 
@@ -80,10 +80,10 @@ class ImageStore:
         self._lock = Lock()
 
     @classmethod
-    def of(cls, images: recipe.Images, roots: Sequence[Path] = ()) -> "ImageStore":
+    def from_recipe(cls, images: recipe.Images, roots: Sequence[Path] = ()) -> "ImageStore":
         """The store of a recipe; its disk cache is ``images`` in the cache folder."""
         disk = cache_folder() / "images" if images.disk_cache else None
-        return cls(ImagePolicy.of(images), images.unreadable, images.memory_cache_mb, disk, roots)
+        return cls(ImagePolicy.from_recipe(images), images.unreadable, images.memory_cache_mb, disk, roots)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageStore, (self.policy, self.unreadable, self.memory_mb, self.disk, self.roots)
@@ -129,13 +129,13 @@ class ImageStore:
         self._count_window(picture.record)
         return picture.load()
 
-    def look(self, ref: ImageRef) -> Header:
+    def read_image_header(self, ref: ImageRef) -> Header:
         """The picture's header, checked without decoding, and nothing kept.
 
         Raises:
             ImageError, MissingExtraError: it cannot be read; damage inside the file is not seen.
         """
-        return look(ref, self.policy, self._real_roots)
+        return read_image_header(ref, self.policy, self._real_roots)
 
     def report(self) -> StoreReport:
         """The counters as they are now."""
@@ -143,11 +143,11 @@ class ImageStore:
             return self._report
 
     def _opened(self, ref: ImageRef) -> Reduced:
-        file_facts(ref.path, self._real_roots)
+        stat_image(ref.path, self._real_roots)
         return self._reduced(*read(ref, self.policy), ref)
 
     def _opened_or_cached(self, ref: ImageRef, cache: DiskCache) -> Reduced:
-        facts = file_facts(ref.path, self._real_roots)
+        facts = stat_image(ref.path, self._real_roots)
         known = cache.content_key(ref.path, facts)
         if known is not None and (picture := cache.get(known, ref.part)) is not None:
             self._count(disk_hits=1)
@@ -187,6 +187,6 @@ class ImageStore:
         with self._lock:
             now = self._report
             windowed = now.windowed + 1
-            share = now.clipped_share + (record.clipped - now.clipped_share) / windowed
+            share = now.clipped_fraction + (record.clipped - now.clipped_fraction) / windowed
             clipped = now.clipped + (record.clipped > 0)
-            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_share=share)
+            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_fraction=share)

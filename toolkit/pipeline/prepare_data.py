@@ -116,7 +116,7 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """The store that gives the pictures of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.of(recipe.images, sorted(roots))
+    return ImageStore.from_recipe(recipe.images, sorted(roots))
 
 
 def scan_pictures(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:

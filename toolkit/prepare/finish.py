@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.masks import Job, Measured
+from toolkit.prepare.masks import Job, MaskMeasurements
 from toolkit.prepare.measure import forget, measure_all
 from toolkit.prepare.request import Prepared, Request
 from toolkit.prepare.sheet import Layout, choose_rows, write_sheet
@@ -16,7 +16,7 @@ from toolkit.prepare.stratify import mixed_groups, split_rows
 from toolkit.prepare.write import Row, staged, write_rows
 from toolkit.recipe import SPLITS
 from toolkit.runfolder import write_json, write_text
-from toolkit.scoring.regions import place_of, spell_place
+from toolkit.scoring.regions import format_location, locate_box
 
 PROBLEMS = "problems.txt"
 SHOWN = 20
@@ -31,7 +31,7 @@ class Names:
     layout: Layout
 
 
-def measure_pictures(names: Sequence[str], jobs: Sequence[Job], request: Request, tally: Tally) -> list[Measured]:
+def measure_images(names: Sequence[str], jobs: Sequence[Job], request: Request, tally: Tally) -> list[MaskMeasurements]:
     """Every picture and mask measured; what is odd about masks is counted under the pictures' names.
 
     Raises:
@@ -55,7 +55,7 @@ def measure_pictures(names: Sequence[str], jobs: Sequence[Job], request: Request
     return found
 
 
-def spatial(job: Job, found: Measured, root: Path) -> dict[str, Any]:
+def spatial(job: Job, found: MaskMeasurements, root: Path) -> dict[str, Any]:
     """The columns that say where things are; None where there is no mask."""
     boxes = found.boxes or []
     return {
@@ -70,10 +70,10 @@ def spatial(job: Job, found: Measured, root: Path) -> dict[str, Any]:
     }
 
 
-def places(found: Measured) -> list[str]:
+def places(found: MaskMeasurements) -> list[str]:
     """The place of each region in words, the largest first."""
     width, height = found.size
-    return [spell_place(place_of((x1, y1, x2, y2), (width, height))) for x1, y1, x2, y2 in found.boxes or []]
+    return [format_location(locate_box((x1, y1, x2, y2), (width, height))) for x1, y1, x2, y2 in found.boxes or []]
 
 
 def finish(rows: list[dict[str, Any]], root: Path, names: Names, request: Request, tally: Tally) -> Prepared:

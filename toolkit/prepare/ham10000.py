@@ -7,8 +7,8 @@ from typing import Any
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.files import Catalogue, catalogue, common_root
-from toolkit.prepare.finish import Names, finish, measure_pictures, places, spatial
-from toolkit.prepare.masks import Job, Measured
+from toolkit.prepare.finish import Names, finish, measure_images, places, spatial
+from toolkit.prepare.masks import Job, MaskMeasurements
 from toolkit.prepare.request import Prepared, Request
 from toolkit.prepare.sheet import Layout
 from toolkit.prepare.tables import Table, read_number, read_table, require_columns
@@ -46,7 +46,7 @@ def prepare_ham10000(images: Sequence[Path], masks: Path | None, metadata: Path,
         rule = f"the folders must have the images of the metadata, with names like {example}"
         raise DataError("data.no_image_of_table", rule, place=folders, remedy="Correct --images.")
     _count_unknown([records[name] for name in jobs], tally)
-    found = measure_pictures(list(jobs), list(jobs.values()), request, tally)
+    found = measure_images(list(jobs), list(jobs.values()), request, tally)
     root = common_root([*images, *([masks] if masks else [])])
     rows = [_row(records[name], job, one, root) for (name, job), one in zip(jobs.items(), found, strict=True)]
     return finish(rows, root, NAMES, request, tally)
@@ -137,7 +137,7 @@ def _count_repeated(found: Catalogue, tally: Tally) -> None:
         tally.add("files whose name stands in two places: the first is used", name)
 
 
-def _row(record: Mapping[str, Any], job: Job, found: Measured, root: Path) -> dict[str, Any]:
+def _row(record: Mapping[str, Any], job: Job, found: MaskMeasurements, root: Path) -> dict[str, Any]:
     where = [f"lesion located in {place} region" for place in places(found)]
     return {
         **record,

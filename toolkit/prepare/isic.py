@@ -8,9 +8,9 @@ from typing import Any, Literal
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.files import Catalogue, catalogue
-from toolkit.prepare.finish import Names, finish, measure_pictures, places, spatial
+from toolkit.prepare.finish import Names, finish, measure_images, places, spatial
 from toolkit.prepare.isic_tables import Archive, diagnosis_of, looked_for, read_archive
-from toolkit.prepare.masks import Job, Measured
+from toolkit.prepare.masks import Job, MaskMeasurements
 from toolkit.prepare.request import Prepared, Request
 from toolkit.prepare.sheet import Layout
 from toolkit.prepare.stratify import join_names
@@ -49,7 +49,7 @@ def prepare_isic(source: Path, stage: Stage, request: Request) -> Prepared:
     archive = read_archive(found.tables, tally)
     _stop_at_nothing(source, found, archive)
     jobs = _match(found, archive, tally)
-    measured = measure_pictures(list(jobs), list(jobs.values()), request, tally)
+    measured = measure_images(list(jobs), list(jobs.values()), request, tally)
     root, rows = source.resolve(), []
     for (name, job), one in zip(jobs.items(), measured, strict=True):
         facts = _facts(name, archive.records.get(name, {}), job, one, tally) | _where(job, one, root)
@@ -115,7 +115,7 @@ def _reason_against(name: str, found: Catalogue, archive: Archive) -> str | None
     return None
 
 
-def _facts(name: str, record: Mapping[str, str], job: Job, found: Measured, tally: Tally) -> dict[str, Any]:
+def _facts(name: str, record: Mapping[str, str], job: Job, found: MaskMeasurements, tally: Tally) -> dict[str, Any]:
     """Everything known about a picture; what is not known has no key."""
     facts: dict[str, Any] = {
         "image_name": name,
@@ -132,7 +132,7 @@ def _facts(name: str, record: Mapping[str, str], job: Job, found: Measured, tall
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _where(job: Job, found: Measured, root: Path) -> dict[str, Any]:
+def _where(job: Job, found: MaskMeasurements, root: Path) -> dict[str, Any]:
     where = {"location": "; ".join(places(found)) or None, **spatial(job, found, root)}
     return {key: value for key, value in where.items() if value is not None}
 
@@ -147,7 +147,7 @@ def _belongs(name: str, facts: Mapping[str, Any], stage: Stage, tally: Tally) ->
     return True
 
 
-def _spell_size(record: Mapping[str, str], found: Measured) -> str | None:
+def _spell_size(record: Mapping[str, str], found: MaskMeasurements) -> str | None:
     """The share of the picture, from the mask; millimetres only where the source measured them."""
     diameter = read_number(record.get("diameter", ""))
     parts = [f"{diameter:g} mm long diameter"] if diameter else []

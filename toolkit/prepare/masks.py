@@ -25,7 +25,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MaskMeasurements:
     """What the files say, in pixels of the picture; all of it JSON values.
 
     Attributes:
@@ -52,27 +52,27 @@ class Measured:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def measure(job: Job) -> Measured:
+def measure(job: Job) -> MaskMeasurements:
     """Look at the picture's header and at the pixels of its masks."""
     try:
-        size = _HEADERS.look(ImageRef(job.image)).size
+        size = _HEADERS.read_image_header(ImageRef(job.image)).size
         features = _features(job.features)
         mask = None if job.mask is None else read_mask(job.mask)
     except (ImageError, DataError) as error:
-        return Measured([0, 0], problem=f"{error.place}: {error.rule}")
+        return MaskMeasurements([0, 0], problem=f"{error.place}: {error.rule}")
     if mask is None:
-        return Measured(list(size), features=features)
+        return MaskMeasurements(list(size), features=features)
     mask_size, fitted = (mask.shape[1], mask.shape[0]), fit_mask(mask, size)
     if fitted is None:
         text = "the mask is {} x {}, the picture {} x {}: they do not belong together"
-        return Measured(list(size), problem=f"{job.mask}: {text.format(*mask_size, *size)}")
+        return MaskMeasurements(list(size), problem=f"{job.mask}: {text.format(*mask_size, *size)}")
     return _measure_mask(fitted, features, scaled=mask_size != size)
 
 
-def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> Measured:
+def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> MaskMeasurements:
     regions, specks = find_regions(mask)
     height, width = mask.shape
-    return Measured(
+    return MaskMeasurements(
         size=[width, height],
         boxes=[[int(edge) for edge in region.box] for region in regions],
         polygons=[[[int(x), int(y)] for x, y in region.polygon] for region in regions],

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from toolkit.errors import RunError, warn
-from toolkit.prepare.masks import Job, Measured, measure
+from toolkit.prepare.masks import Job, MaskMeasurements, measure
 from toolkit.prepare.request import Request, usable_cores
 from toolkit.runfolder import StopRequest, cut_torn_line, read_lines
 
@@ -29,7 +29,7 @@ FEW = 64
 """Fewer pictures than this are measured here: processes would take longer to start."""
 
 
-def measure_all(jobs: Sequence[Job], request: Request) -> list[Measured]:
+def measure_all(jobs: Sequence[Job], request: Request) -> list[MaskMeasurements]:
     """Every job measured, in order. Results lie in ``PARTIAL`` until ``forget`` is called; problems are not kept.
 
     Raises:
@@ -64,7 +64,7 @@ def forget(out: Path) -> None:
     (out / PARTIAL).unlink(missing_ok=True)
 
 
-def _measured(jobs: Sequence[Job], request: Request, stop: StopRequest) -> Generator[Measured]:
+def _measured(jobs: Sequence[Job], request: Request, stop: StopRequest) -> Generator[MaskMeasurements]:
     workers = min(request.workers or usable_cores(), -(-len(jobs) // BATCH))
     if workers <= 1 or len(jobs) < FEW:
         yield from map(measure, jobs)
@@ -85,7 +85,7 @@ def _measured(jobs: Sequence[Job], request: Request, stop: StopRequest) -> Gener
         pool.shutdown(cancel_futures=True)
 
 
-def _measure_batch(jobs: Sequence[Job]) -> list[Measured]:
+def _measure_batch(jobs: Sequence[Job]) -> list[MaskMeasurements]:
     return [measure(job) for job in jobs]
 
 
@@ -116,11 +116,11 @@ def _file_key(file: Path) -> list[str | int]:
     return [str(file), facts.st_size, facts.st_mtime_ns]
 
 
-def _read_partial(partial: Path) -> dict[str, Measured]:
+def _read_partial(partial: Path) -> dict[str, MaskMeasurements]:
     partial.parent.mkdir(parents=True, exist_ok=True)
     cut_torn_line(partial)
     try:
-        return {line["key"]: Measured(**line["measured"]) for line in read_lines(partial)}
+        return {line["key"]: MaskMeasurements(**line["measured"]) for line in read_lines(partial)}
     except (ValueError, TypeError, KeyError) as error:
         rule = "the partial results must be readable, so all images are measured again"
         warn("data.partial_results_damaged", rule, place=partial, value=str(error))

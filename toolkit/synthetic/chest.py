@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toolkit.recipe import Phantom
-from toolkit.synthetic.radiograph import Rng, draw_film, write_film
+from toolkit.synthetic.radiograph import Rng, draw_radiograph, write_radiograph
 
 SIDES = ("right", "left")
 ZONES = ("upper", "middle", "lower")
@@ -84,7 +84,7 @@ Ask = Callable[[Film, Rng], Records]
 """``QUESTIONS_PER_FILM`` questions about a film; the generator goes on from its drawing."""
 
 
-def make_film(seed: int, index: int) -> tuple[Film, Rng]:
+def make_patient_image(seed: int, index: int) -> tuple[Film, Rng]:
     """The patient with this number, and the generator that goes on to draw the film; the same on every machine."""
     rng = np.random.default_rng([seed, index])
     finding = FINDINGS[rng.integers(len(FINDINGS))]
@@ -127,10 +127,10 @@ def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
     Written again, the files are the same to the byte. No film stands in two splits. Each JSON is written last, under a
     temporary name first.
     """
-    return write_films(folder, phantom, seed, questions_about)
+    return write_radiographs(folder, phantom, seed, questions_about)
 
 
-def write_films(folder: Path, phantom: Phantom, seed: int, ask: Ask) -> dict[str, Path]:
+def write_radiographs(folder: Path, phantom: Phantom, seed: int, ask: Ask) -> dict[str, Path]:
     """As ``write_chest``, with other questions about the same films."""
     counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -148,8 +148,10 @@ def _write_pictures(folder: Path, films: range, shape: tuple[int, int], ask: Ask
     size, seed = shape
 
     def one(index: int) -> Records:
-        film, rng = make_film(seed, index)
-        write_film(folder / "images" / f"{film.id}.png", draw_film(film.finding.name, film.place, size, rng), rng)
+        film, rng = make_patient_image(seed, index)
+        write_radiograph(
+            folder / "images" / f"{film.id}.png", draw_radiograph(film.finding.name, film.place, size, rng), rng
+        )
         return ask(film, rng)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -19,7 +19,7 @@ ZONE_Y = {"upper": 0.33, "middle": 0.50, "lower": 0.67}
 LUNG_AXES = (0.155, 0.31)
 
 
-def draw_film(finding: str, place: str, size: int, rng: Rng) -> Light:
+def draw_radiograph(finding: str, place: str, size: int, rng: Rng) -> Light:
     """A film of ``size`` x ``size`` pixels that shows this finding at this place."""
     large_heart = finding == "Cardiomegaly"
     light = _draw_chest(size, large_heart, rng)
@@ -30,7 +30,7 @@ def draw_film(finding: str, place: str, size: int, rng: Rng) -> Light:
     return np.clip(light, 0, 1)
 
 
-def write_film(path: Path, light: Light, rng: Rng) -> None:
+def write_radiograph(path: Path, light: Light, rng: Rng) -> None:
     """Write a 16-bit PNG whose grey levels fill 12 to 16 bits from a base that differs from film to film."""
     top = 2 ** int(rng.integers(12, 17)) - 1
     base = rng.uniform(0, 0.2) * top

@@ -12,14 +12,14 @@ from transformers import Gemma3Processor
 
 from toolkit.synthetic.lesion_shapes import Bytes
 from toolkit.tiny.build import SIDE
-from toolkit.tiny.curriculum import FIRST, SUBJECTS, Drawing, Lesson, Subject, Truth
+from toolkit.tiny.curriculum import FIRST, SUBJECTS, Drawing, ImageLabels, QuestionAnswer, Subject
 
 BATCH = 64
 
 Batch = dict[str, torch.Tensor]
 
 
-class School:
+class CurriculumLoader:
     """Pictures of every subject, and batches of lessons about them."""
 
     def __init__(self, processor: Gemma3Processor, pictures: int, seed: int) -> None:
@@ -35,13 +35,13 @@ class School:
         while True:
             yield [(subject.weight, self._batch(subject)) for subject in SUBJECTS]
 
-    def pictures(self) -> Iterator[tuple[Subject, torch.Tensor, list[Truth]]]:
+    def pictures(self) -> Iterator[tuple[Subject, torch.Tensor, list[ImageLabels]]]:
         """For one step a batch of each subject's pictures, as the model takes them, with their truth."""
         for subject in SUBJECTS:
             chosen = self._choose(subject)
             yield subject, _light([one.pixels for one in chosen]), [one.truth for one in chosen]
 
-    def truths(self) -> Mapping[str, Truth]:
+    def truths(self) -> Mapping[str, ImageLabels]:
         """Name of a subject -> the truth of one of its pictures."""
         return {subject.name: drawings[0].truth for subject, drawings in self._drawings.items()}
 
@@ -55,7 +55,9 @@ class School:
         return collate(self._processor, lessons, [one.pixels for one in chosen])
 
 
-def collate(processor: Gemma3Processor, conversations: Sequence[Sequence[Lesson]], pixels: Sequence[Bytes]) -> Batch:
+def collate(
+    processor: Gemma3Processor, conversations: Sequence[Sequence[QuestionAnswer]], pixels: Sequence[Bytes]
+) -> Batch:
     """Conversations about a picture each, as the model takes them; labels are on the answers and their turns' ends."""
     pairs = [_tokens(processor, lessons) for lessons in conversations]
     ids = pad_sequence([row for row, _ in pairs], batch_first=True, padding_value=0)
@@ -73,7 +75,7 @@ def _light(pixels: Sequence[Bytes]) -> torch.Tensor:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _tokens(processor: Gemma3Processor, lessons: Sequence[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(processor: Gemma3Processor, lessons: Sequence[QuestionAnswer]) -> tuple[torch.Tensor, torch.Tensor]:
     ids: list[int] = []
     labels: list[int] = []
     head = f"<bos><start_of_turn>user\n{processor.full_image_sequence}"

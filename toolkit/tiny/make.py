@@ -18,7 +18,7 @@ from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 from toolkit.tiny import FOLDER
 from toolkit.tiny.build import build_model, build_processor
 from toolkit.tiny.curriculum import FIRST
-from toolkit.tiny.curriculum_batches import School
+from toolkit.tiny.curriculum_batches import CurriculumLoader
 from toolkit.tiny.schedule import rate
 from toolkit.tiny.vision_pretraining import eyes, learn_to_see
 
@@ -43,13 +43,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         processor = build_processor(Path(folder), FIRST, np.random.default_rng(options.seed))
         model = build_model(processor.tokenizer)
-        school = School(processor, options.pictures, options.seed)
+        school = CurriculumLoader(processor, options.pictures, options.seed)
         learn_to_see(model, school, options.seeing_steps)
         teach(model, school, options.steps)
         save(model, processor, Path(folder), options.out)
 
 
-def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
+def teach(model: Gemma3ForConditionalGeneration, school: CurriculumLoader, steps: int) -> None:
     """AdamW with warm-up and cosine decay; the loss covers the answers."""
     seeing = eyes(model)
     known = {id(parameter) for parameter in seeing}

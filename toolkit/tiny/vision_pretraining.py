@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy, l1_loss
 from transformers import Gemma3ForConditionalGeneration
 
 from toolkit.tiny.build import IMAGE_TOKENS, WIDTH
-from toolkit.tiny.curriculum import Truth
-from toolkit.tiny.curriculum_batches import School
+from toolkit.tiny.curriculum import ImageLabels
+from toolkit.tiny.curriculum_batches import CurriculumLoader
 from toolkit.tiny.schedule import rate
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ NUMBERS_WEIGHT = 8.0
 """Of the mean error of numbers from 0 to 1 beside the cross-entropy of a class."""
 
 
-def learn_to_see(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
+def learn_to_see(model: Gemma3ForConditionalGeneration, school: CurriculumLoader, steps: int) -> None:
     """Train the vision tower and the projector on classes, boxes and maps of each subject's pictures."""
     heads = nn.ModuleDict(
         {name: nn.Linear(WIDTH * IMAGE_TOKENS, _outputs(truth)) for name, truth in school.truths().items()}
@@ -45,7 +45,7 @@ def learn_to_see(model: Gemma3ForConditionalGeneration, school: School, steps: i
             log.info("seeing, step %d: %s", step, ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
 
 
-def _outputs(truth: Truth) -> int:
+def _outputs(truth: ImageLabels) -> int:
     return sum(count for _, count in truth.classes) + len(truth.numbers)
 
 
@@ -60,7 +60,7 @@ def see(model: Gemma3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Te
     return tokens
 
 
-def _loss(read: torch.Tensor, truths: list[Truth]) -> torch.Tensor:
+def _loss(read: torch.Tensor, truths: list[ImageLabels]) -> torch.Tensor:
     loss, at = torch.zeros(()), 0
     for number, (_, count) in enumerate(truths[0].classes):
         right = torch.tensor([truth.classes[number][0] for truth in truths])

@@ -14,7 +14,7 @@ from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.tasks import TASKS
 
-__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "practice_rows", "read_file"]
+__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "read_file", "synthetic_rows_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
     return DataSplits(**sets, dropped=dropped, leaks=leaks, notices=tuple(notices), fingerprint=_fingerprint(sets))
 
 
-def practice_rows(folder: Path, split: str) -> Path | None:
+def synthetic_rows_file(folder: Path, split: str) -> Path | None:
     """The file of practice rows of a split in the folder that they were written into; None: it has none."""
     files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))
     return next((file for file in files if file.is_file()), None)
@@ -74,7 +74,7 @@ def practice_rows(folder: Path, split: str) -> Path | None:
 def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     """Split -> file, folder or Hub name, for the splits that have one."""
     if folder is not None:
-        found = {name: str(file) for name in SPLITS if (file := practice_rows(folder, name)) is not None}
+        found = {name: str(file) for name in SPLITS if (file := synthetic_rows_file(folder, name)) is not None}
     else:
         found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
     if "train" not in found:

@@ -11,7 +11,7 @@ from toolkit.errors import Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RowSettings:
     """What the recipe says about rows: column map, group, columns for the prompt and for results, pictures, task."""
 
     columns: Mapping[str, str]
@@ -22,7 +22,7 @@ class Wanted:
     settings: Any = None
 
 
-def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
+def resolve_columns(task: Task, wanted: RowSettings, there: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
     """Return field -> column for the columns that exist, and a problem for each thing that does not fit.
 
     A field that the recipe does not map is looked for under its usual names, first to the letter, then without case,
@@ -36,7 +36,7 @@ def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[d
     return found, [*_wrong_fields(task, wanted), *_missing(task, wanted, found, there)]
 
 
-def leaking_context(task: Task, wanted: Wanted, column: Mapping[str, str]) -> tuple[str, ...]:
+def leaking_context(task: Task, wanted: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:
     """The columns for the prompt that hold the answer: by their usual name, or by the recipe's column map."""
     usual = {fold(name) for name in task.leaking}
     fields = {field for field, names in task.columns.items() if usual & {fold(name) for name in names}}
@@ -53,7 +53,7 @@ def _usual(names: Sequence[str], there: Sequence[str], taken: set[str]) -> str |
     return next((folded[fold(name)] for name in names if fold(name) in folded), None)
 
 
-def _wrong_fields(task: Task, wanted: Wanted) -> Iterator[Problem]:
+def _wrong_fields(task: Task, wanted: RowSettings) -> Iterator[Problem]:
     known = ("id", *task.columns)
     for field in wanted.columns:
         if field not in known:
@@ -61,7 +61,7 @@ def _wrong_fields(task: Task, wanted: Wanted) -> Iterator[Problem]:
             yield Problem("data.field_unknown", rule, f"data.columns.{field}", remedy=_nearest(field, known))
 
 
-def _missing(task: Task, wanted: Wanted, found: Mapping[str, str], there: Sequence[str]) -> Iterator[Problem]:
+def _missing(task: Task, wanted: RowSettings, found: Mapping[str, str], there: Sequence[str]) -> Iterator[Problem]:
     for field, column in wanted.columns.items():
         if (field == "id" or field in task.columns) and column not in there:
             yield _no_column(f"data.columns.{field}", column, there)

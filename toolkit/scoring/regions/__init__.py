@@ -5,7 +5,7 @@ Everything is in pixels of the upright original picture: x to the right, y down,
 
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box
 from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
-from toolkit.scoring.regions.grid_places import GRIDS, Place, place_of, place_score, read_place, spell_place
+from toolkit.scoring.regions.locations import GRIDS, Place, format_location, locate_box, location_score, parse_location
 from toolkit.scoring.regions.masks import (
     Mask,
     Polygon,
@@ -42,13 +42,13 @@ __all__ = [
     "draw_polygons",
     "find_regions",
     "fit_mask",
+    "format_location",
+    "locate_box",
+    "location_score",
     "mask_iou",
     "match",
     "order_box",
-    "place_of",
-    "place_score",
+    "parse_location",
     "read_mask",
-    "read_place",
     "shorten",
-    "spell_place",
 ]

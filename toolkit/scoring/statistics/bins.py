@@ -12,12 +12,12 @@ AGE_EDGES = (0, 30, 45, 60, 75)
 """Years, as skin registers are often read: 0-29, 30-44, 45-59, 60-74, 75+."""
 
 
-def band(value: object, edges: Sequence[float]) -> str:
+def bin_label(value: object, edges: Sequence[float]) -> str:
     """The name of the band that a value falls into; each edge is the first value of its band.
 
-    >>> [band(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
+    >>> [bin_label(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
     ['0-29', '0-29', '30-44', '75+', '<0', '(not given)', 'unknown']
-    >>> [band(share, (0, 0.01, 0.1)) for share in (0.009, 0.1)]
+    >>> [bin_label(share, (0, 0.01, 0.1)) for share in (0.009, 0.1)]
     ['0 to <0.01', '0.1+']
 
     Args:

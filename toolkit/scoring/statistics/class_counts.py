@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.scoring.statistics.bootstrap import drawn_sums, sums_by_group
-from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_share
+from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_proportion
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Counts:
     answered: np.ndarray
     """Answers with the class; one that could not be read, or that is none of the classes, is in no column."""
 
-    def against_rest(self, index: int) -> "Counts":
+    def one_vs_rest(self, index: int) -> "Counts":
         """Two classes: the one at ``index``, and all that is not it, to which unread answers belong."""
         hits, true, answered = self.hits[:, index], self.true[:, index], self.answered[:, index]
         n = self.true.sum(axis=1)
@@ -32,7 +32,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class ClassCounts:
     """The counts of ``n`` answers: of each group, of all (one row), and of samples drawn from whole groups."""
 
     classes: tuple[str, ...]
@@ -41,10 +41,10 @@ class Tally:
     whole: Counts
     drawn: Counts
 
-    def against_rest(self, name: str) -> "Tally":
+    def one_vs_rest(self, name: str) -> "ClassCounts":
         """The tally of two classes: ``name`` and the rest, an answer that could not be read among the rest."""
         index = self.classes.index(name)
-        by_group, whole, drawn = (counts.against_rest(index) for counts in (self.by_group, self.whole, self.drawn))
+        by_group, whole, drawn = (counts.one_vs_rest(index) for counts in (self.by_group, self.whole, self.drawn))
         return replace(self, classes=(name, "rest"), by_group=by_group, whole=whole, drawn=drawn)
 
 
@@ -73,14 +73,14 @@ F1 = Ratio(
 F1 itself is none (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the indirect way)."""
 
 
-def tally(
+def count_classes(
     true: Sequence[str],
     predicted: Sequence[str | None],
     groups: Sequence[str],
     resamples: int,
     seed: int,
     also: Sequence[str] = (),
-) -> Tally:
+) -> ClassCounts:
     """The counts of all labels that occur in ``true``, in sorted order.
 
     Args:
@@ -99,10 +99,12 @@ def tally(
     classes = tuple(sorted({*true, *also}))
     sums_GK = sums_by_group(_columns_NK(true, predicted, classes), groups)
     drawn_RK = drawn_sums(sums_GK, resamples, seed)
-    return Tally(classes, len(true), _split(sums_GK), _split(sums_GK.sum(axis=0, keepdims=True)), _split(drawn_RK))
+    return ClassCounts(
+        classes, len(true), _split(sums_GK), _split(sums_GK.sum(axis=0, keepdims=True)), _split(drawn_RK)
+    )
 
 
-def by_class(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
+def by_class(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
     """The figure of each class, with Wilson's interval where its groups have one answer each, else by bootstrap.
 
     ``n`` and ``groups`` of an estimate are those of the answers that its share is of. A drawn sample without such an
@@ -112,7 +114,7 @@ def by_class(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> tuple[Es
     found = []
     for index, (successes, total) in enumerate(zip(*(part[0] for part in ratio.part(counted.whole)), strict=True)):
         n, n_groups = int(total), int(n_groups_K[index])
-        share = wilson_share(int(successes), n, n_groups, confidence)
+        share = wilson_proportion(int(successes), n, n_groups, confidence)
         if share is None:
             value = ratio.of(counted.whole)[0, index].item()
             found.append(bootstrapped(value, n, n_groups, drawn_RK[:, index], confidence))
@@ -121,7 +123,7 @@ def by_class(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> tuple[Es
     return tuple(found)
 
 
-def class_mean(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> Estimate:
+def class_mean(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> Estimate:
     """The mean of the figure over the classes that occur in the truth, with its interval.
 
     The interval is the bootstrap's by group; a class that a drawn sample lacks does not enter its mean. Where every

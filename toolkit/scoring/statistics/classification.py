@@ -1,18 +1,27 @@
 """Label figures: balanced accuracy and macro-F1, and each class against the rest.
 
-An answer that could not be read is wrong for its true class and a hit of none. It names no class, so that it counts as
-a right "not this class" for every other class: specificity alone does not show it, ``LabelFigures.unreadable`` does.
+An answer that cannot be parsed is wrong for its true class and a hit of no class. It names no class, so it counts as a
+correct "not this class" for every other class. Specificity hides such answers: read it with
+``ClassificationMetrics.unreadable``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.scoring.statistics.class_counts import F1, PRECISION, SENSITIVITY, Tally, by_class, class_mean, tally
+from toolkit.scoring.statistics.class_counts import (
+    F1,
+    PRECISION,
+    SENSITIVITY,
+    ClassCounts,
+    by_class,
+    class_mean,
+    count_classes,
+)
 from toolkit.scoring.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True)
-class AgainstRest:
+class OneVsRest:
     """One class against all that is not it, an answer that could not be read among the rest.
 
     Each estimate's ``n`` is that of the answers it is a share of: for sensitivity those that are the class, for
@@ -37,7 +46,7 @@ class AgainstRest:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelFigures:
+class ClassificationMetrics:
     """What ``n`` answers with labels are worth, class by class."""
 
     n: int
@@ -48,7 +57,7 @@ class LabelFigures:
     """Answers with a label that is none of ``classes``: wrong, and like unread ones in all figures."""
     balanced_accuracy: Estimate
     """Mean sensitivity of the classes that occur in the truth (scikit-learn's ``balanced_accuracy_score``)."""
-    classes: Mapping[str, AgainstRest]
+    classes: Mapping[str, OneVsRest]
     """Those that occur in the truth, in sorted order, and ``positive``."""
     positive: str | None
     """The class that is of interest, such as melanoma; it stands in ``classes`` even where no answer is about it."""
@@ -63,7 +72,7 @@ def macro_f1(true: Sequence[str], predicted: Sequence[str | None]) -> float | No
     Raises:
         ValueError: the sequences differ in length.
     """
-    return class_mean(tally(true, predicted, ["all"] * len(true), 0, 0), F1).value
+    return class_mean(count_classes(true, predicted, ["all"] * len(true), 0, 0), F1).value
 
 
 def macro_f1_estimate(
@@ -74,18 +83,18 @@ def macro_f1_estimate(
     seed: int,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Macro-F1 with an interval; see ``tally.class_mean``."""
-    return class_mean(tally(true, predicted, groups, resamples, seed), F1, confidence)
+    """Macro-F1 with an interval; see ``count_classes.class_mean``."""
+    return class_mean(count_classes(true, predicted, groups, resamples, seed), F1, confidence)
 
 
-def label_figures(
+def classification_metrics(
     labels: Sequence[tuple[str, str | None]],
     groups: Sequence[str],
     resamples: int,
     seed: int,
     positive: str | None = None,
     confidence: float = 0.95,
-) -> LabelFigures:
+) -> ClassificationMetrics:
     """Balanced accuracy, and sensitivity, specificity, precision, NPV, F1 and balanced accuracy of each class.
 
     Shares whose groups have one answer each, or are all right or all wrong, get Wilson's interval, all others the
@@ -103,16 +112,16 @@ def label_figures(
         ValueError: the sequences differ in length.
     """
     true, predicted = [a for a, _ in labels], [b for _, b in labels]
-    counted = tally(true, predicted, groups, resamples, seed, () if positive is None else (positive,))
-    return figures_of(counted, predicted, positive, confidence)
+    counted = count_classes(true, predicted, groups, resamples, seed, () if positive is None else (positive,))
+    return metrics_from_counts(counted, predicted, positive, confidence)
 
 
-def figures_of(
-    counted: Tally, predicted: Sequence[str | None], positive: str | None, confidence: float = 0.95
-) -> LabelFigures:
-    """``label_figures`` of answers that are counted already; ``predicted`` are theirs."""
+def metrics_from_counts(
+    counted: ClassCounts, predicted: Sequence[str | None], positive: str | None, confidence: float = 0.95
+) -> ClassificationMetrics:
+    """``classification_metrics`` of answers that are counted already; ``predicted`` are theirs."""
     unreadable = sum(name is None for name in predicted)
-    return LabelFigures(
+    return ClassificationMetrics(
         n=counted.n,
         groups=len(counted.by_group.true),
         unreadable=unreadable,
@@ -123,11 +132,11 @@ def figures_of(
     )
 
 
-def _against_rest(counted: Tally, name: str, confidence: float) -> AgainstRest:
-    pair = counted.against_rest(name)
+def _against_rest(counted: ClassCounts, name: str, confidence: float) -> OneVsRest:
+    pair = counted.one_vs_rest(name)
     sensitivity, specificity = by_class(pair, SENSITIVITY, confidence)
     precision, npv = by_class(pair, PRECISION, confidence)
-    return AgainstRest(
+    return OneVsRest(
         n=sensitivity.n,
         answered=precision.n,
         sensitivity=sensitivity,

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, share
-from toolkit.scoring.statistics.summary import Judged
+from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion
+from toolkit.scoring.statistics.summary import ScoredAnswer
 
 WHOLE = "whole"
 BEFORE_FAILURE = "before_failure"
@@ -14,7 +14,7 @@ BEFORE_FAILURE = "before_failure"
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class EpisodePosition:
     """Where an answer stands in its chain: at ``place`` of ``length``, counted from 1."""
 
     chain: str
@@ -38,14 +38,14 @@ class Chain:
         """The share of its answers that stand before the first failure; 1 where all are right."""
         return 1.0 if self.failed_at is None else (self.failed_at - 1) / self.length
 
-    def judged(self) -> Judged:
+    def judged(self) -> ScoredAnswer:
         """The chain as one judged row: whole (0 or 1) and before_failure (in [0, 1])."""
         scores = {WHOLE: float(self.failed_at is None), BEFORE_FAILURE: self.before_failure}
-        return Judged(self.name, self.group, scores, by=self.by)
+        return ScoredAnswer(self.name, self.group, scores, by=self.by)
 
 
 @dataclass(frozen=True, slots=True)
-class ChainFigures:
+class EpisodeMetrics:
     """What is known of chains; every figure has its n (chains) and its interval.
 
     Attributes:
@@ -73,7 +73,9 @@ class ChainFigures:
         return asdict(self)
 
 
-def read_chains(rows: Sequence[Judged], stands: Mapping[str, Stand], score: str) -> tuple[list[Chain], int]:
+def find_scored_episodes(
+    rows: Sequence[ScoredAnswer], stands: Mapping[str, EpisodePosition], score: str
+) -> tuple[list[Chain], int]:
     """The chains whose answers are all there, and how many others there are.
 
     An answer is right where ``score`` is 1. An answer that could not be read is there, and wrong.
@@ -81,9 +83,9 @@ def read_chains(rows: Sequence[Judged], stands: Mapping[str, Stand], score: str)
     Args:
         rows: judged answers, in any order.
         stands: id -> where it stands.
-        score: a name in ``Judged.scores``.
+        score: a name in ``ScoredAnswer.scores``.
     """
-    parts: dict[str, list[Judged]] = {}
+    parts: dict[str, list[ScoredAnswer]] = {}
     for row in rows:
         parts.setdefault(stands[row.id].chain, []).append(row)
     chains = []
@@ -95,20 +97,20 @@ def read_chains(rows: Sequence[Judged], stands: Mapping[str, Stand], score: str)
     return chains, len(parts) - len(chains)
 
 
-def chain_figures(
-    rows: Sequence[Judged], stands: Mapping[str, Stand], score: str, resamples: int, seed: int
-) -> ChainFigures:
+def episode_metrics(
+    rows: Sequence[ScoredAnswer], stands: Mapping[str, EpisodePosition], score: str, resamples: int, seed: int
+) -> EpisodeMetrics:
     """All figures of the chains that these answers form; ``resamples`` and ``seed`` are those of the bootstrap."""
-    chains, incomplete = read_chains(rows, stands, score)
+    chains, incomplete = find_scored_episodes(rows, stands, score)
     groups = [chain.group for chain in chains]
     failed = [chain for chain in chains if chain.failed_at is not None]
     places = range(1, max((chain.length for chain in chains), default=0) + 1)
     counted = Counter(chain.failed_at for chain in failed if chain.failed_at is not None)
-    return ChainFigures(
+    return EpisodeMetrics(
         n=len(chains),
         incomplete=incomplete,
         whole=_whole(chains, resamples, seed),
-        before_failure=share([chain.before_failure for chain in chains], groups, resamples, seed),
+        before_failure=proportion([chain.before_failure for chain in chains], groups, resamples, seed),
         first_failure=bootstrap_mean(
             [float(chain.failed_at or 0) for chain in failed], [chain.group for chain in failed], resamples, seed
         ),
@@ -118,7 +120,7 @@ def chain_figures(
     )
 
 
-def _chain(name: str, part: Sequence[Judged], score: str) -> Chain:
+def _chain(name: str, part: Sequence[ScoredAnswer], score: str) -> Chain:
     wrong = [place for place, row in enumerate(part, start=1) if row.scores.get(score) != 1]
     first = part[0]
     shared = {column: value for column, value in first.by.items() if all(row.by.get(column) == value for row in part)}
@@ -126,7 +128,7 @@ def _chain(name: str, part: Sequence[Judged], score: str) -> Chain:
 
 
 def _whole(chains: Sequence[Chain], resamples: int, seed: int) -> Estimate:
-    return share(
+    return proportion(
         [float(chain.failed_at is None) for chain in chains], [chain.group for chain in chains], resamples, seed
     )
 
@@ -134,7 +136,7 @@ def _whole(chains: Sequence[Chain], resamples: int, seed: int) -> Estimate:
 def _surviving(chains: Sequence[Chain], place: int, resamples: int, seed: int) -> Estimate:
     having = [chain for chain in chains if chain.length >= place]
     right = [float(chain.failed_at is None or chain.failed_at > place) for chain in having]
-    return share(right, [chain.group for chain in having], resamples, seed)
+    return proportion(right, [chain.group for chain in having], resamples, seed)
 
 
 def _by(chains: Sequence[Chain], resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:

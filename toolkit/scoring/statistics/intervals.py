@@ -82,7 +82,7 @@ def bootstrap_mean(
     return bootstrapped(mean, len(numbers), n_groups, sums[:, 0] / sums[:, 1], confidence)
 
 
-def share(
+def proportion(
     values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
 ) -> Estimate:
     """Mean of values in [0, 1] with the interval that fits them; ``method`` says which.
@@ -93,11 +93,11 @@ def share(
     """
     if any(value not in (0, 1) for value in values):
         return bootstrap_mean(values, groups, resamples, seed, confidence)
-    found = wilson_share(int(sum(values)), len(values), count_groups(groups), confidence)
+    found = wilson_proportion(int(sum(values)), len(values), count_groups(groups), confidence)
     return found or bootstrap_mean(values, groups, resamples, seed, confidence)
 
 
-def wilson_share(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
+def wilson_proportion(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
     """The share of successes where Wilson's formula gives its interval as ``share`` says; None where groups are drawn.
 
     Raises:

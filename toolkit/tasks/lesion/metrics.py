@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from toolkit.data.sample import Sample
-from toolkit.scoring.regions import spell_place
+from toolkit.scoring.regions import format_location
 from toolkit.tasks.lesion.prompt import write_box
 
 
@@ -32,7 +32,7 @@ def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
     def complete(sample: Sample) -> str:
         settings, (width, height) = sample.fields["settings"], sample.fields["size"]
-        parts = [f"<location>{spell_place((row, column), settings.grid)}</location>"]
+        parts = [f"<location>{format_location((row, column), settings.grid)}</location>"]
         if code is not None:
             parts.insert(0, f"<diagnosis>{settings.labels.name(code)}</diagnosis>")
         if box is not None:

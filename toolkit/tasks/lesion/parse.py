@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.regions import Frame, order_box, read_place
+from toolkit.scoring.regions import Frame, order_box, parse_location
 from toolkit.tasks.lesion.settings import LesionSettings
 
 PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
@@ -104,7 +104,7 @@ def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, un
         if problem:
             unread.append(problem)
     if "location" in parts:
-        place = read_place(parts["location"], settings.grid)
+        place = parse_location(parts["location"], settings.grid)
         found["place"] = None if place is None else list(place)
         if place is None:
             unread.append("the location names no place")

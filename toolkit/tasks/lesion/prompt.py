@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from toolkit.data.sample import Sample
-from toolkit.scoring.regions import GRIDS, Frame, shorten, spell_place
+from toolkit.scoring.regions import GRIDS, Frame, format_location, shorten
 from toolkit.tasks.lesion.settings import LesionSettings
 
 WHAT = (
@@ -93,7 +93,7 @@ def _polygon(reference: Any, number: int, settings: LesionSettings, frame: Frame
 
 _WRITE = {
     "diagnosis": lambda reference, number, settings, frame: settings.labels.name(reference["diagnosis"]),
-    "location": lambda reference, number, settings, frame: spell_place(
+    "location": lambda reference, number, settings, frame: format_location(
         tuple(reference["places"][min(number, len(reference["places"]) - 1)]), settings.grid
     ),
     "size": lambda reference, number, settings, frame: reference["size"],

@@ -25,9 +25,9 @@ from toolkit.scoring.regions import (
     draw_boxes,
     draw_polygons,
     fit_mask,
+    locate_box,
+    location_score,
     match,
-    place_of,
-    place_score,
     read_mask,
 )
 from toolkit.scoring.regions import mask_iou as _mask_iou
@@ -79,7 +79,7 @@ def place(sample: Sample, answer: Answer) -> float | None:
     if not sample.reference["places"] or not {"location", "bbox", "polygon"} & set(sample.fields["asked"]):
         return None
     grid = _grid(sample)
-    return match(sample.reference["places"], _places(sample, answer), lambda a, b: place_score(b, a, grid))[1]
+    return match(sample.reference["places"], _places(sample, answer), lambda a, b: location_score(b, a, grid))[1]
 
 
 def box_overlap(sample: Sample, answer: Answer) -> float | None:
@@ -220,7 +220,7 @@ def _places(sample: Sample, answer: Answer) -> list[Place]:
         return [(one["place"][0], one["place"][1]) for one in _lesions(answer) if one["place"] is not None]
     size, grid = sample.fields["size"], _grid(sample)
     inside = [box for box in _boxes(answer) if 0 <= centre(box)[0] <= size[0] and 0 <= centre(box)[1] <= size[1]]
-    return [place_of(box, size, grid) for box in inside]
+    return [locate_box(box, size, grid) for box in inside]
 
 
 def _grid(sample: Sample) -> int:

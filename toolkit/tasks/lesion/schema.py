@@ -5,14 +5,14 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from toolkit.data.cells import cell, decoded, extra_fields, name_of, picture_size, read_group, read_images, text_of
+from toolkit.data.cells import cell, decoded, extra_fields, image_size, name_of, read_group, read_images, text_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
-from toolkit.scoring.regions import Box, Place, Polygon, Size, clip_box, order_box, place_of, read_place
-from toolkit.scoring.statistics import AGE_EDGES, band
+from toolkit.scoring.regions import Box, Place, Polygon, Size, clip_box, locate_box, order_box, parse_location
+from toolkit.scoring.statistics import AGE_EDGES, bin_label
 from toolkit.tasks.lesion.prompt import choose_question
 from toolkit.tasks.lesion.settings import LesionSettings
 
@@ -53,7 +53,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
     (image,) = read_images(name, row, replace(origin, max_images=1))
-    size = picture = picture_size(row, origin, image, place)
+    size = picture = image_size(row, origin, image, place)
     boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
@@ -62,7 +62,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         size = (crop[2] - crop[0], crop[3] - crop[1])
         boxes = [_shifted(box, crop) for box in boxes]
         polygons = [tuple((x - crop[0], y - crop[1]) for x, y in polygon) for polygon in polygons]
-    places = [place_of(box, size, settings.grid) for box in boxes] or _named_places(row, origin, settings.grid)
+    places = [locate_box(box, size, settings.grid) for box in boxes] or _named_places(row, origin, settings.grid)
     reference = {
         "diagnosis": _diagnosis(row, origin, settings, place),
         "boxes": [list(box) for box in boxes],
@@ -82,7 +82,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     fields["frame"] = settings.frame(size)
     fields |= {by: text for by in BY if (text := text_of(cell(row, origin, by)))}
     if text_of(age := cell(row, origin, "age_band")):
-        fields["age_band"] = band(age, AGE_EDGES)
+        fields["age_band"] = bin_label(age, AGE_EDGES)
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     return Sample(name, "lesion", _group(row, origin, image), (image,), fields, reference)
 
@@ -197,13 +197,13 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
         rule = "a mask's path must not leave the folder data.image_root"
         raise RowProblem("tasks.lesion.mask_outside_root", rule, place=place, value=error.value) from None
     if not ref.path.is_file():
-        raise MissingPicture("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
+        raise MissingImage("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
     return ref
 
 
 def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Place]:
     """The place that a row without a box names in words."""
-    named = read_place(text_of(cell(row, origin, "location")), grid)
+    named = parse_location(text_of(cell(row, origin, "location")), grid)
     return [] if named is None else [named]
 
 

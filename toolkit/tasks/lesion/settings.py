@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from toolkit.data.cells import frame_of
+from toolkit.data.cells import coordinate_transform
 from toolkit.recipe import Recipe
 from toolkit.scoring.regions import Coordinates, Frame, Size, choose_coordinates
 from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
@@ -22,7 +22,7 @@ class LesionSettings:
 
     def frame(self, size: Size) -> Frame:
         """The frame of a picture, or of the crop that is shown of it."""
-        return frame_of(size, self.max_side, self.coordinates)
+        return coordinate_transform(size, self.max_side, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:

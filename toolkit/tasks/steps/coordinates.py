@@ -14,10 +14,10 @@ _SIDES = (("width", "height"), ("w", "h"))
 _NOWHERE = frozenset({"", "null", "none", "n/a", "nan", "-"})
 
 
-def read_place(value: Any) -> tuple[float, ...] | None:
+def parse_location(value: Any) -> tuple[float, ...] | None:
     """A point (2 numbers) or a box (4) in the units it was written in; None: no place is meant.
 
-    >>> read_place([12, 30]), read_place("12, 30"), read_place({"x": 12, "y": 30}), read_place(None)
+    >>> parse_location([12, 30]), parse_location("12, 30"), parse_location({"x": 12, "y": 30}), parse_location(None)
     ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0), None)
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.data.agent_memory import Carried
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance
 from toolkit.tasks.steps.metrics import repeat_last
 from toolkit.tasks.steps.order import HIDDEN
@@ -17,9 +17,9 @@ STAND_IN = "(action)"
 """The column of the action that a row gets so that it can be read; no source has one of this name."""
 
 
-def stand(sample: Sample) -> Stand:
+def stand(sample: Sample) -> EpisodePosition:
     """The task is the chain."""
-    return Stand(sample.fields["task"], sample.fields["place"], sample.fields["length"])
+    return EpisodePosition(sample.fields["task"], sample.fields["place"], sample.fields["length"])
 
 
 def put(sample: Sample, memory: Memory) -> Sample:

@@ -30,7 +30,7 @@ _ACTION = ("action", "target", "coords")
 
 
 class PredictedAction(BaseModel):
-    """One action; ``coords`` is as it was written (``read_place`` reads it)."""
+    """One action; ``coords`` is as it was written (``parse_location`` reads it)."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.cells import cell, mended, name_of, number_of, text_of
+from toolkit.data.cells import cell, name_of, number_of, parse_or_repair_json, text_of
 from toolkit.data.links import FIRST, GAP, REPEATED, Links
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError
@@ -161,7 +161,7 @@ def _original(value: Any) -> Mapping[str, Any]:
     """The step that ``Grounding`` was made from; empty where it holds none."""
     for key in ("ground_truth", "original_step_data"):
         try:
-            value = mended(value)[0] if isinstance(value, str) else value
+            value = parse_or_repair_json(value)[0] if isinstance(value, str) else value
         except ValueError:
             return {}
         if not isinstance(value, Mapping):

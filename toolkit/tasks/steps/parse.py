@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from toolkit.data.cells import MOST_BRACKETS, fold, mend
+from toolkit.data.cells import MOST_BRACKETS, fold, repair_json
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.regions import Frame, order_box
 from toolkit.tasks.steps.agent_memory import advance, storable
-from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.coordinates import parse_location
 from toolkit.tasks.steps.form import PARTS, StepForm, read_form
 from toolkit.tasks.steps.settings import StepSettings
 
@@ -121,7 +121,7 @@ def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _mended(text: str) -> list[Mapping[str, Any]]:
     try:
-        value = mend(text)
+        value = repair_json(text)
     except ValueError:
         return []
     listed = value if isinstance(value, list) else [value]
@@ -138,7 +138,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
     """In pixels; coordinates outside the picture stay."""
     try:
-        numbers = read_place(value)
+        numbers = parse_location(value)
     except ValueError:
         faults.append("the coordinates cannot be read")
         return None

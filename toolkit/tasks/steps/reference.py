@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.cells import cell, mended, text_of
+from toolkit.data.cells import cell, parse_or_repair_json, text_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box
 from toolkit.tasks.steps.agent_memory import Memory, compact
-from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.coordinates import parse_location
 from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
 from toolkit.tasks.steps.parse import known_action
 from toolkit.tasks.steps.settings import StepSettings
@@ -123,10 +123,10 @@ def _table(
     value = cell(row, origin, name)
     if value is None or value != value or value == "":
         return None, []
-    mend = False
+    repair_json = False
     if isinstance(value, str):
         try:
-            value, mend = mended(value)
+            value, repair_json = parse_or_repair_json(value)
         except ValueError:
             rule = f"{name.capitalize()} must be JSON"
             raise RowProblem(f"tasks.steps.{name}_not_json", rule, place=where, value=value) from None
@@ -135,7 +135,7 @@ def _table(
         raise RowProblem(f"tasks.steps.{name}_not_object", rule, place=where, value=value)
     return value, [
         (f"tasks.steps.{name}_repaired", f"{name.capitalize()} should be JSON: it was repaired")
-    ] if mend else []
+    ] if repair_json else []
 
 
 def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[Note]]:
@@ -182,7 +182,7 @@ def _place(
 
 def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[float] | None:
     try:
-        numbers = read_place(value)
+        numbers = parse_location(value)
     except ValueError:
         rule = "coordinates must be [x, y] or [x1, y1, x2, y2]"
         raise RowProblem("tasks.steps.coordinates_malformed", rule, place=where, value=value) from None
@@ -224,7 +224,7 @@ def _opened(value: Any, where: str) -> Any:
     if not value.strip():
         return None
     try:
-        return mended(value)[0]
+        return parse_or_repair_json(value)[0]
     except ValueError:
         rule = "an agent memory must be JSON"
         raise RowProblem("tasks.steps.memory_not_json", rule, place=where, value=value) from None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from toolkit.data.cells import cell, extra_fields, frame_of, number_of, picture_size, read_group, text_of
+from toolkit.data.cells import cell, coordinate_transform, extra_fields, image_size, number_of, read_group, text_of
 from toolkit.data.links import GAP, REPEATED, Link, link_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
@@ -58,7 +58,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         if not text:
             raise RowProblem(f"tasks.steps.{part}_missing", f"the row must have {what}", place=where)
     image = find_screen(cell(row, origin, "image"), origin, where)
-    size = picture_size(row, origin, image, where)
+    size = image_size(row, origin, image, where)
     known = read_reference(row, origin, size, where)
     memory, notes = _memory(link, origin, where)
     fields: dict[str, Any] = {
@@ -68,7 +68,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "length": link.length,
         "memory": _spoiled(memory, settings, name),
         "size": size,
-        "frame": frame_of(size, settings.max_side, settings.coordinates),
+        "frame": coordinate_transform(size, settings.max_side, settings.coordinates),
         "settings": settings,
         "notes": (*known.notes, *notes),
     }

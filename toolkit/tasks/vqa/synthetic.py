@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.recipe import Phantom
-from toolkit.synthetic.chest import Film, Records, write_films
+from toolkit.synthetic.chest import Film, Records, write_radiographs
 from toolkit.synthetic.radiograph import Rng
 
 CLEAR = ("No acute finding", "Cardiomegaly", "Pacemaker")
@@ -30,7 +30,7 @@ Ask = Callable[[Film], ShortAnswer]
 
 def write_chest_vqa(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
     """As ``write_chest``: the same films of a seed, with an open and a closed question about each."""
-    return write_films(folder, phantom, seed, short_questions)
+    return write_radiographs(folder, phantom, seed, short_questions)
 
 
 def short_questions(film: Film, rng: Rng) -> Records:

@@ -7,9 +7,9 @@ from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks import mcq, vqa
 from toolkit.tiny.curriculum import chest, screens, skin
 from toolkit.tiny.curriculum.base import Drawing as Drawing
-from toolkit.tiny.curriculum.base import Lesson as Lesson
+from toolkit.tiny.curriculum.base import ImageLabels as ImageLabels
+from toolkit.tiny.curriculum.base import QuestionAnswer as QuestionAnswer
 from toolkit.tiny.curriculum.base import Subject as Subject
-from toolkit.tiny.curriculum.base import Truth as Truth
 
 FIRST = 1_000_000
 """The first number of pictures: far from those of practice data, so no picture of a test split was seen."""

@@ -9,14 +9,14 @@ from toolkit.synthetic.radiograph import Rng
 Kind = TypeVar("Kind")
 
 
-class Lesson(NamedTuple):
+class QuestionAnswer(NamedTuple):
     """One turn: what the user asks about the picture, and the answer."""
 
     question: str
     answer: str
 
 
-class Truth(NamedTuple):
+class ImageLabels(NamedTuple):
     """What a picture shows, without words.
 
     ``classes``: which of how many, for each thing that has classes; ``numbers``: places and shares, from 0 to 1.
@@ -30,8 +30,8 @@ class Drawing(NamedTuple):
     """A picture (height x width x 3: red, green, blue), what makes lessons about it, and what it shows."""
 
     pixels: Bytes
-    lesson: Callable[[Rng], Lesson]
-    truth: Truth
+    lesson: Callable[[Rng], QuestionAnswer]
+    truth: ImageLabels
 
 
 class Subject(NamedTuple):

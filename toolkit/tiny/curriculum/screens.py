@@ -11,7 +11,7 @@ from toolkit.synthetic.gui_tasks import Step, Task, answer, make_task, memory_be
 from toolkit.synthetic.gui_viewer import draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
 from toolkit.synthetic.radiograph import Rng
-from toolkit.tiny.curriculum.base import Drawing, Lesson, Truth, one_of, weighted
+from toolkit.tiny.curriculum.base import Drawing, ImageLabels, QuestionAnswer, one_of, weighted
 
 SIDE = 224
 """Screens are drawn with so many pixels a side."""
@@ -24,10 +24,10 @@ def draw(seed: int, number: int) -> Drawing:
     task = make_task(seed, number)
     pixels = draw_screen(task.layout, SIDE, np.random.default_rng([seed, number]))
     edges = tuple(float(edge) for name in WIDGETS for edge in task.layout.boxes[name])
-    return Drawing(pixels, partial(lesson, task), Truth(numbers=edges))
+    return Drawing(pixels, partial(lesson, task), ImageLabels(numbers=edges))
 
 
-def lesson(task: Task, rng: Rng) -> Lesson:
+def lesson(task: Task, rng: Rng) -> QuestionAnswer:
     """A lesson about this screen, of a kind drawn by weight."""
     return weighted(_KINDS, rng)(task, rng)
 
@@ -39,42 +39,42 @@ def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
     return *lesson(task, rng), _compact(memory_before(task, step)), _compact(_answer(task, step))
 
 
-def _where(task: Task, rng: Rng) -> Lesson:
+def _where(task: Task, rng: Rng) -> QuestionAnswer:
     name = _widget(rng)
-    return Lesson(f"Where is {name}?", _compact(_middle(task, name)))
+    return QuestionAnswer(f"Where is {name}?", _compact(_middle(task, name)))
 
 
-def _box(task: Task, rng: Rng) -> Lesson:
+def _box(task: Task, rng: Rng) -> QuestionAnswer:
     name = _widget(rng)
-    return Lesson(f"Box of {name}:", _compact([round(HUNDRED * edge) for edge in task.layout.boxes[name]]))
+    return QuestionAnswer(f"Box of {name}:", _compact([round(HUNDRED * edge) for edge in task.layout.boxes[name]]))
 
 
-def _what(task: Task, rng: Rng) -> Lesson:
+def _what(task: Task, rng: Rng) -> QuestionAnswer:
     name = _widget(rng)
-    return Lesson(f"What is at {_compact(_middle(task, name))}?", name)
+    return QuestionAnswer(f"What is at {_compact(_middle(task, name))}?", name)
 
 
-def _next(task: Task, rng: Rng) -> Lesson:
+def _next(task: Task, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
-    return Lesson(f"{task.goal}\n{_progress(task, step)}\nNext:", f"{step.action} {step.target}")
+    return QuestionAnswer(f"{task.goal}\n{_progress(task, step)}\nNext:", f"{step.action} {step.target}")
 
 
-def _action(task: Task, rng: Rng) -> Lesson:
+def _action(task: Task, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
     part = {"Predicted": _answer(task, step)["Predicted"]}
-    return Lesson(f'{step.action} {step.target}\nWrite "Predicted".', _compact(part))
+    return QuestionAnswer(f'{step.action} {step.target}\nWrite "Predicted".', _compact(part))
 
 
-def _short_term(task: Task, rng: Rng) -> Lesson:
+def _short_term(task: Task, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
     part = {"Short Term": _answer(task, step)["Short Term"]}
-    return Lesson(f'{step.action} {step.target}\nWrite "Short Term".', _compact(part))
+    return QuestionAnswer(f'{step.action} {step.target}\nWrite "Short Term".', _compact(part))
 
 
-def _long_term(task: Task, rng: Rng) -> Lesson:
+def _long_term(task: Task, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
     part = {"Long Term": _answer(task, step)["Long Term"]}
-    return Lesson(f'{task.goal}\n{_progress(task, step)}\nWrite the next "Long Term".', _compact(part))
+    return QuestionAnswer(f'{task.goal}\n{_progress(task, step)}\nWrite the next "Long Term".', _compact(part))
 
 
 _KINDS = (

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import cv2
 
-from toolkit.scoring.regions import COORDINATES, Box, Frame, centre, find_regions, place_of, spell_place
+from toolkit.scoring.regions import COORDINATES, Box, Frame, centre, find_regions, format_location, locate_box
 from toolkit.synthetic.lesions import Photo, make_lesion
 from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tasks.lesion.prompt import WHAT, WHERE
-from toolkit.tiny.curriculum.base import Drawing, Lesson, Truth, one_of, weighted
+from toolkit.tiny.curriculum.base import Drawing, ImageLabels, QuestionAnswer, one_of, weighted
 
 SIZE = (160, 120)
 """Width and height in pixels that pictures are drawn with."""
@@ -43,11 +43,11 @@ def draw(seed: int, number: int) -> Drawing:
     boxes = tuple(region.box for region in regions)
     skin = Skin(HAM10000.name(photo.lesion.dx), boxes, "\n".join("".join(str(round(9 * s)) for s in r) for r in shares))
     edges = (edge / side for edge, side in zip(boxes[0], SIZE * 2, strict=True))
-    truth = Truth(((CODES.index(photo.lesion.dx), len(CODES)),), (*edges, *shares.ravel().tolist()))
+    truth = ImageLabels(((CODES.index(photo.lesion.dx), len(CODES)),), (*edges, *shares.ravel().tolist()))
     return Drawing(picture.pixels, partial(lesson, skin), truth)
 
 
-def lesson(skin: Skin, rng: Rng) -> Lesson:
+def lesson(skin: Skin, rng: Rng) -> QuestionAnswer:
     """A lesson about this picture, of a kind drawn by weight."""
     return weighted(_KINDS, rng)(skin, rng)
 
@@ -59,37 +59,39 @@ def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
     return *lesson(skin, rng), *lesson(skin, rng), one_of(WHERE + WHAT, rng)
 
 
-def _map(skin: Skin, rng: Rng) -> Lesson:
+def _map(skin: Skin, rng: Rng) -> QuestionAnswer:
     """Cell by cell, so that the model learns to look before it learns to measure."""
-    return Lesson("Map:", skin.map)
+    return QuestionAnswer("Map:", skin.map)
 
 
-def _name(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson(one_of(("Diagnosis:", "Name the disease."), rng), skin.name)
+def _name(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer(one_of(("Diagnosis:", "Name the disease."), rng), skin.name)
 
 
-def _place(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson(one_of(("Place:", "In which part of the picture?"), rng), _place_of(skin.boxes[0]))
+def _place(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer(one_of(("Place:", "In which part of the picture?"), rng), _place_of(skin.boxes[0]))
 
 
-def _middle(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson("Point at the largest lesion.", json.dumps(FRAME.write(centre(skin.boxes[0]))))
+def _middle(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer("Point at the largest lesion.", json.dumps(FRAME.write(centre(skin.boxes[0]))))
 
 
-def _box(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson("Box of the largest lesion:", _box_of(skin.boxes[0]))
+def _box(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer("Box of the largest lesion:", _box_of(skin.boxes[0]))
 
 
-def _tagged_name(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson("Write <diagnosis>.", f"<diagnosis>{skin.name}</diagnosis>")
+def _tagged_name(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer("Write <diagnosis>.", f"<diagnosis>{skin.name}</diagnosis>")
 
 
-def _tagged_places(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson("Write <location>.", "\n".join(f"<location>{_place_of(box)}</location>" for box in skin.boxes))
+def _tagged_places(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer(
+        "Write <location>.", "\n".join(f"<location>{_place_of(box)}</location>" for box in skin.boxes)
+    )
 
 
-def _tagged_boxes(skin: Skin, rng: Rng) -> Lesson:
-    return Lesson("Write <bbox>.", "\n".join(f"<bbox>{_box_of(box)}</bbox>" for box in skin.boxes))
+def _tagged_boxes(skin: Skin, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer("Write <bbox>.", "\n".join(f"<bbox>{_box_of(box)}</bbox>" for box in skin.boxes))
 
 
 _KINDS = (
@@ -105,7 +107,7 @@ _KINDS = (
 
 
 def _place_of(box: Box) -> str:
-    return spell_place(place_of(box, SIZE))
+    return format_location(locate_box(box, SIZE))
 
 
 def _box_of(box: Box) -> str:

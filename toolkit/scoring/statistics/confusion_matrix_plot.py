@@ -8,7 +8,7 @@ from textwrap import fill
 import numpy as np
 
 from toolkit.errors import DataError
-from toolkit.scoring.statistics.confusion import UNREADABLE, Confusion
+from toolkit.scoring.statistics.confusion_matrix import UNREADABLE, ConfusionMatrix
 
 _OTHER = "(other)"
 """The column of answers with a label that is never the true one."""
@@ -20,7 +20,7 @@ _POINTS, _LETTERS = 11, 9
 """Size of the writing in a whole cell, and the title's letters an inch."""
 
 
-def draw_confusion(confusion: Confusion, file: Path, title: str) -> Path:
+def plot_confusion_matrix(confusion: ConfusionMatrix, file: Path, title: str) -> Path:
     """Write a PNG: a row a true label, a column an answer; in a cell the count and its share of the row.
 
     Answers that could not be read, and those with a label that is never true, stand in columns of their own at the
@@ -44,7 +44,7 @@ def draw_confusion(confusion: Confusion, file: Path, title: str) -> Path:
     return file
 
 
-def _table(confusion: Confusion) -> tuple[tuple[str, ...], np.ndarray]:
+def _table(confusion: ConfusionMatrix) -> tuple[tuple[str, ...], np.ndarray]:
     """Columns, and rows x columns of counts."""
     rows = [dict(confusion.counts.get(label, {})) for label in confusion.labels]
     table = [[row.pop(label, 0) for label in confusion.labels] for row in rows]

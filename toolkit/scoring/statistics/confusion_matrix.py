@@ -9,7 +9,7 @@ UNREADABLE = "(unreadable)"
 
 
 @dataclass(frozen=True, slots=True)
-class Confusion:
+class ConfusionMatrix:
     """``counts[true][predicted]``: true labels in order, with the labels that were answered; zeros are left out."""
 
     labels: tuple[str, ...]
@@ -25,12 +25,12 @@ class Majority:
     n: int
 
 
-def confusion(true: Sequence[str], predicted: Sequence[str | None]) -> Confusion:
+def confusion_matrix(true: Sequence[str], predicted: Sequence[str | None]) -> ConfusionMatrix:
     """How often each true label was answered with each label."""
     pairs = Counter((a, UNREADABLE if b is None else b) for a, b in zip(true, predicted, strict=True))
     labels = sorted(set(true))
     counts = {a: {b: n for (row, b), n in sorted(pairs.items()) if row == a} for a in labels}
-    return Confusion(tuple(labels), counts)
+    return ConfusionMatrix(tuple(labels), counts)
 
 
 def majority(labels: Sequence[str]) -> Majority:

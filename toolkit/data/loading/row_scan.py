@@ -23,11 +23,11 @@ from toolkit.data.links import Links
 from toolkit.data.splits import KeyBuilder, RowKeys
 from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import stored_dropped
-from toolkit.errors import MissingPicture, RowProblem
+from toolkit.errors import MissingImage, RowProblem
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class RowScan:
     """``rows``: numbers of the usable rows, ascending; ``keys``: of these rows, in their order."""
 
     rows: NDArray[np.int64]
@@ -43,7 +43,7 @@ class Survey:
     """Whether the same rows give the same survey; a picture that was missing may be there next time."""
 
 
-class Surveyor:
+class RowScanner:
     """Takes a survey row by row."""
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
@@ -55,7 +55,7 @@ class Surveyor:
         self._trimmed: Counter[str] = Counter()
         self._columns = tuple(source.column.values())
 
-    def look(self, number: int, name: str, row: Mapping[str, Any]) -> None:
+    def add(self, number: int, name: str, row: Mapping[str, Any]) -> None:
         """Read one row and note whether it can be used."""
         for column in self._columns:
             value = row.get(column)
@@ -67,33 +67,33 @@ class Surveyor:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
             self._tally.add(problem.reason, name, problem.code)
-            self._lasts &= not isinstance(problem, MissingPicture)
+            self._lasts &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)
         self._rows.append(number)
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
 
-    def done(self, name: str, links: Links | None = None) -> Survey:
+    def done(self, name: str, links: Links | None = None) -> RowScan:
         """The survey of all rows so far."""
         dropped, noted = self._tally.of(name), self._notes.of(name)
         rows = np.array(self._rows, np.int64)
-        return Survey(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._lasts)
+        return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._lasts)
 
 
-def take_survey(task: Task, source: RowOrigin, index: RowIndex) -> Survey:
+def scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
     """A survey of rows that are indexed already."""
-    surveyor = Surveyor(task, source)
+    scanner = RowScanner(task, source)
     links = task.link(index, source) if task.link else None
     for number, (name, row) in enumerate(index):
         if links is None:
-            surveyor.look(number, name, row)
+            scanner.add(number, name, row)
         elif links.chosen[number]:
-            surveyor.look(number, name, links.put(index, number, row))
-    return surveyor.done(index.source, links)
+            scanner.add(number, name, links.put(index, number, row))
+    return scanner.done(index.source, links)
 
 
-def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
+def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Where the survey of this index, read in this way, is kept."""
     where = (sorted(source.column.items()), str(source.image_root), source.group)
     digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
@@ -103,24 +103,24 @@ def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
 
 
-def save_survey(survey: Survey, file: Path) -> None:
+def save_row_scan(row_scan: RowScan, file: Path) -> None:
     """Write a survey under a temporary name, then rename it."""
-    links = survey.links
+    links = row_scan.links
     notes = {
-        "dropped": [asdict(one) for one in survey.dropped],
-        "trimmed": survey.trimmed,
-        "noted": [asdict(one) for one in survey.noted],
+        "dropped": [asdict(one) for one in row_scan.dropped],
+        "trimmed": row_scan.trimmed,
+        "noted": [asdict(one) for one in row_scan.noted],
         "links": None if links is None else links.notes,
     }
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     with aside.open("wb") as stream:
-        arrays = {name: getattr(survey.keys, name) for name in _KEYS}
+        arrays = {name: getattr(row_scan.keys, name) for name in _KEYS}
         arrays |= {} if links is None else {f"links_{name}": getattr(links, name) for name in _LINKS}
-        np.savez(stream, rows=survey.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
+        np.savez(stream, rows=row_scan.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
     aside.replace(file)
 
 
-def load_survey(file: Path) -> Survey | None:
+def load_row_scan(file: Path) -> RowScan | None:
     """A survey that was kept; None where there is none or it was damaged."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
@@ -132,7 +132,7 @@ def load_survey(file: Path) -> Survey | None:
         return None
     links = None if arrays is None else Links(**arrays, notes=tuple(notes["links"]))
     noted = stored_dropped(notes["noted"])
-    return Survey(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"], noted, links)
+    return RowScan(rows, keys, stored_dropped(notes["dropped"]), notes["trimmed"], noted, links)
 
 
 _KEYS = ("groups", "questions", "images", "image_rows")
