@@ -15,7 +15,7 @@ from tests.helpers.problems import raises
 from toolkit.data.loading import DataSplits, load_data, read_file, row_scan
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Phantom, Recipe
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 
 Row = dict[str, Any]
 

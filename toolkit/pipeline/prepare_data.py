@@ -17,7 +17,7 @@ from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.tasks.steps.synthetic import write_steps
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
