@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from toolkit.prepare import Prepared, Request, prepare_ham10000
+from toolkit.prepare import PrepareRequest, PrepareResult, prepare_ham10000
 
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 
@@ -39,8 +39,8 @@ class Download:
             table.writerows(self.rows)
         return file
 
-    def prepare(self, **options: Any) -> Prepared:
-        return prepare_ham10000([self.images], self.masks, self.metadata(), Request(self.out, **options))
+    def prepare(self, **options: Any) -> PrepareResult:
+        return prepare_ham10000([self.images], self.masks, self.metadata(), PrepareRequest(self.out, **options))
 
     def written(self) -> dict[str, dict[str, Any]]:
         return {row["image_id"]: row for row in json.loads((self.out / "ham10000_with_spatial_data.json").read_text())}
@@ -53,11 +53,11 @@ def box_mask(*boxes: Sequence[int], size: tuple[int, int] = (60, 45), value: int
     return mask
 
 
-def notes_of(prepared: Prepared) -> dict[str, int]:
+def notes_of(prepared: PrepareResult) -> dict[str, int]:
     return {note.reason: note.count for note in prepared.notes}
 
 
-def note(prepared: Prepared, words: str) -> int:
+def note(prepared: PrepareResult, words: str) -> int:
     """The count of the only note with these words; 0 without one."""
     return sum(count for reason, count in notes_of(prepared).items() if words in reason)
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
-from toolkit.prepare import Request, prepare_ham10000, prepare_isic
+from toolkit.prepare import PrepareRequest, prepare_ham10000, prepare_isic
 from toolkit.synthetic.dermoscopy import Picture
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos
 from toolkit.tasks.lesion.labels import HAM10000
@@ -266,7 +266,7 @@ def test_arguments_out_of_range_are_rejected(wrong: dict, code: str, value: obje
 def test_prepare_accepts_the_ham10000_layout(ham: Path, tmp_path: Path) -> None:
     parts = [ham / f"HAM10000_images_part_{i}" for i in (1, 2)]
     masks, metadata = ham / "HAM10000_segmentations_lesion", ham / "HAM10000_metadata.csv"
-    prepare_ham10000(parts, masks, metadata, Request(tmp_path / "out"))
+    prepare_ham10000(parts, masks, metadata, PrepareRequest(tmp_path / "out"))
     rows = table(tmp_path / "out" / "ham10000_with_spatial_data.csv")
     assert len(rows) == 30
     assert all(row["mask_available"].lower() == "true" and row["spatial_description"] for row in rows)
@@ -280,7 +280,7 @@ def test_prepare_accepts_the_isic_layout_and_its_diagnoses(tmp_path: Path) -> No
         "isic_id,attribution,copyright_license,age_approx,anatom_site_general,benign_malignant,diagnosis_1,diagnosis_2,"
         "diagnosis_3,image_type,sex,patient_id,lesion_id"
     )
-    prepare_isic(tmp_path / "isic", 2, Request(tmp_path / "out"))
+    prepare_isic(tmp_path / "isic", 2, PrepareRequest(tmp_path / "out"))
     prepared = table(tmp_path / "out" / "isic_stage2.csv")
     assert {row["image_name"] for row in prepared} == {row["isic_id"] for row in rows}
     assert all(row["bbox"] and row["diagnosis"] for row in prepared)
