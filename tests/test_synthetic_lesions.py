@@ -18,14 +18,14 @@ from sklearn.preprocessing import StandardScaler
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.prepare import PrepareRequest, prepare_ham10000, prepare_isic
-from toolkit.synthetic.dermoscopy import Picture
+from toolkit.synthetic.dermoscopy import LesionImage
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos
 from toolkit.tasks.lesion.labels import HAM10000
 from toolkit.tasks.lesion.synthetic import ANATOM_SITES, DIAGNOSES, MARKER, ham10000_row, write_ham10000, write_isic
 
 SIZE = (300, 225)
 EVEN = MappingProxyType(dict.fromkeys(FREQUENCIES, 1.0))
-Drawn = list[tuple[Photo, Picture]]
+Drawn = list[tuple[Photo, LesionImage]]
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +144,10 @@ def test_one_image_in_seven_has_two_disjoint_lesions(drawn: Drawn) -> None:
 
 def test_lesion_areas_are_in_range(drawn: Drawn) -> None:
     for photo, picture in drawn:
-        whole = sum(spot.share for spot in photo.lesion.spots)
+        whole = sum(spot.fraction for spot in photo.lesion.spots)
         seen = np.count_nonzero(picture.mask) / picture.mask.size
         assert 0.7 * whole < seen < 1.05 * whole + 0.005
-        assert all(0.04 <= spot.share <= 0.25 for spot in photo.lesion.spots)
+        assert all(0.04 <= spot.fraction <= 0.25 for spot in photo.lesion.spots)
 
 
 def test_lesions_occur_in_every_grid_cell(drawn: Drawn) -> None:
@@ -183,7 +183,7 @@ def test_masks_match_the_images(drawn: Drawn) -> None:
         assert np.linalg.norm(within) > np.linalg.norm(around), photo.lesion.dx
 
 
-def look(picture: Picture) -> list[float]:
+def look(picture: LesionImage) -> list[float]:
     """Return mean and standard deviation of the colours in the mask, and border length relative to a circle."""
     inside = picture.pixels[picture.mask > 0].astype(float)
     outlines, _ = cv2.findContours(picture.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

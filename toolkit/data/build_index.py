@@ -41,7 +41,7 @@ class Facts:
     has_embedded_images: bool
 
 
-def build_index(source: Source, target: Path, pictures: EmbeddedImageStore, visit: Visit | None) -> Facts:
+def build_index(source: Source, target: Path, images: EmbeddedImageStore, visit: Visit | None) -> Facts:
     """Write ``target`` and its facts, each under a temporary name first, and give the facts.
 
     Raises:
@@ -51,7 +51,7 @@ def build_index(source: Source, target: Path, pictures: EmbeddedImageStore, visi
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            facts = _write(source, aside, pictures, visit)
+            facts = _write(source, aside, images, visit)
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def build_index(source: Source, target: Path, pictures: EmbeddedImageStore, visi
 
 
 def read_facts(target: Path) -> Facts | None:
-    """The facts of a finished index; None where there is none."""
+    """Return the facts of a finished index; None if there is none."""
     try:
         stored = json.loads(facts_file(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -75,16 +75,16 @@ def read_facts(target: Path) -> Facts | None:
 
 
 def facts_file(target: Path) -> Path:
-    """Where the facts of an index stand."""
+    """Return where the facts of an index stand."""
     return target.with_suffix(".json")
 
 
-def _write(source: Source, aside: Path, pictures: EmbeddedImageStore, visit: Visit | None) -> Facts:
+def _write(source: Source, aside: Path, images: EmbeddedImageStore, visit: Visit | None) -> Facts:
     columns: dict[str, None] = {}
     ids, skipped = _Ids(), Tally()
     number = 0
     with _Batches(aside) as batches:
-        for name, row, text in stream_source(source, pictures):
+        for name, row, text in stream_source(source, images):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
                 skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
@@ -108,7 +108,7 @@ def _write(source: Source, aside: Path, pictures: EmbeddedImageStore, visit: Vis
         duplicates=ids.duplicates,
         duplicate_examples=tuple(ids.examples),
         skipped=skipped.of(source.name),
-        has_embedded_images=pictures.used,
+        has_embedded_images=images.used,
     )
 
 

@@ -1,4 +1,4 @@
-"""Values of a row as tasks need them: texts, lists, pictures, context and group."""
+"""Values of a row as tasks need them: texts, lists, images, context and group."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"\d+\.0+")
 
 MOST_BRACKETS = 128
-"""In a text that is mended; a step's answer has about ten."""
+"""In a text that is mended. A step's answer has about ten."""
 
 NO_QUESTION = ("data.question_missing", "the row must have a question")
 NO_ANSWER = ("data.answer_missing", "the row must have an answer")
@@ -30,7 +30,7 @@ IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the fo
 
 
 def text_of(value: Any) -> str:
-    """A value as text without outer blanks; missing values (None, NaN) are empty.
+    """Return a value as text without outer blanks. Missing values (None, NaN) are empty.
 
     >>> text_of(" yes "), text_of(3), text_of(2.0), text_of(None), text_of(float("nan"))
     ('yes', '3', '2.0', '', '')
@@ -46,7 +46,7 @@ def text_of(value: Any) -> str:
 
 
 def name_of(value: Any) -> str:
-    """A patient's or lesion's name or number as text. Tables make whole numbers floats where one is missing: 3.0 is 3.
+    """Return a patient's or lesion's name or number as text. Tables make whole numbers floats where one is missing: 3.0 is 3.
 
     >>> name_of(3), name_of(3.0), name_of("3.0"), name_of("P3")
     ('3', '3', '3.0', 'P3')
@@ -65,7 +65,7 @@ def number_of(value: Any) -> str:
 
 
 def fold(name: str) -> str:
-    """A column's or key's name without case, blanks and underscores.
+    """Return a column's or key's name without case, blanks and underscores.
 
     >>> fold("Short Term"), fold("short_term")
     ('shortterm', 'shortterm')
@@ -74,12 +74,12 @@ def fold(name: str) -> str:
 
 
 def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
-    """The value of one of the task's fields; None where the source has no such column or the row no value."""
+    """Return the value of one of the task's fields; None if the source has no such column or the row no value."""
     return row.get(source.column.get(field, ""))
 
 
 def decoded(value: Any) -> Any:
-    """A list or table that is written as JSON text, as a CSV holds it; any other value as it is."""
+    """Return a list or table that is written as JSON text, as a CSV holds it. Any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return json.loads(value)
@@ -90,7 +90,7 @@ def decoded(value: Any) -> Any:
 
 @lru_cache(maxsize=1 << 10)
 def parse_or_repair_json(text: str) -> tuple[Any, bool]:
-    """A value written as JSON, and whether it had to be mended: single quotes, line breaks, commas at the end, a fence.
+    """Return a value written as JSON, and whether it had to be mended: single quotes, line breaks, commas at the end, a fence.
 
     What comes back is shared between calls: nobody may change it. A text that holds no object or list is no JSON
     however it is mended.
@@ -109,10 +109,10 @@ def parse_or_repair_json(text: str) -> tuple[Any, bool]:
 
 
 def repair_json(text: str) -> Any:
-    """What a text that is no JSON was probably meant to be (json-repair).
+    """Return what a text that is no JSON was probably meant to be (json-repair).
 
     Raises:
-        ValueError: nothing that makes sense; or more than ``MOST_BRACKETS`` opening brackets, since the time it takes
+        ValueError: nothing that makes sense. Or more than ``MOST_BRACKETS`` opening brackets, since the time it takes
             grows with their square.
     """
     if text.count("{") + text.count("[") > MOST_BRACKETS:
@@ -124,7 +124,7 @@ def repair_json(text: str) -> Any:
 
 
 def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
-    """Width and height of a row's picture: its columns of these names, else what the picture's header says.
+    """Return width and height of a row's image: its columns of these names, else what the image's header says.
 
     Raises:
         RowProblem: neither can be read.
@@ -144,8 +144,8 @@ def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place
 
 
 def coordinate_transform(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
-    """The frame of a picture (or crop) that the model sees with its longest side reduced to ``max_side``."""
-    return Frame(size, ImagePolicy(max_side=max_side).reduced(size), coordinates)
+    """Return the frame of an image (or crop) that the model sees with its longest side reduced to ``max_side``."""
+    return Frame(size, ImagePolicy(max_side=max_side).output_size(size), coordinates)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -154,7 +154,7 @@ def _size(path: Path) -> Size:
 
 
 def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:
-    """All pictures of a row: one path, a list of paths, or such a list as JSON text.
+    """Return all images of a row: one path, a list of paths, or such a list as JSON text.
 
     Raises:
         RowProblem: there is none, there are too many, or a path leaves the image root.
@@ -178,12 +178,12 @@ def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[I
 
 @lru_cache(maxsize=1 << 14)
 def _image(text: str, root: str) -> ImageRef:
-    """Rows about one picture often follow each other, and a path costs more than the rest of a row."""
+    """Return rows about one image often follow each other, and a path costs more than the rest of a row."""
     return image_ref(text, root, "")
 
 
 def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
-    """The group: the recipe's column, else the first picture's path below the image root.
+    """Return the group: the recipe's column, else the first image's path below the image root.
 
     Raises:
         RowProblem: the group column is empty.
@@ -197,7 +197,7 @@ def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef
 
 
 def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:
-    """Columns for the prompt and for results by column that have a value in this row."""
+    """Yield columns for the prompt and for results by column that have a value in this row."""
     for column in (*source.context, *source.by):
         if text := text_of(row.get(column)):
             yield column, text

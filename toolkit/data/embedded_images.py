@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as plain JSON values; pictures that lie inside the rows become files."""
+"""Rows of Arrow tables as plain JSON values. Images that are inside the rows become files."""
 
 import datetime
 import decimal
@@ -19,13 +19,13 @@ _MAGIC = (
 
 
 class EmbeddedImageStore:
-    """A folder of pictures by the hash of their content; ``used`` tells whether this source put any there."""
+    """A folder of images by the hash of their content; ``used`` tells whether this source put any there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.used = folder, False
 
     def keep(self, content: bytes) -> str:
-        """Write a picture and give its path inside the folder: the same content has the same name in every source."""
+        """Write an image and give its path inside the folder: the same content has the same name in every source."""
         self.used = True
         name = hashlib.blake2b(content, digest_size=20).hexdigest()
         inside = f"{name[:2]}/{name}{_suffix(content)}"
@@ -38,27 +38,27 @@ class EmbeddedImageStore:
         return inside
 
 
-def plain_rows(batch: pa.RecordBatch | pa.Table, pictures: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
-    """Rows whose values JSON can hold.
+def plain_rows(batch: pa.RecordBatch | pa.Table, images: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
+    """Yield rows whose values JSON can hold.
 
-    A picture (bytes, or a struct with ``bytes`` and ``path`` as Hub data sets have it) is kept in ``pictures`` and
+    An image (bytes, or a struct with ``bytes`` and ``path`` as Hub datasets have it) is kept in ``images`` and
     replaced by its path inside that folder.
     """
     for row in batch.to_pylist():
-        yield {name: _plain(value, pictures) for name, value in row.items()}
+        yield {name: _plain(value, images) for name, value in row.items()}
 
 
-def _plain(value: Any, pictures: EmbeddedImageStore) -> Any:
+def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
-        return pictures.keep(value)
+        return images.keep(value)
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"}:
-            return value["path"] if value["bytes"] is None else pictures.keep(value["bytes"])
-        return {name: _plain(item, pictures) for name, item in value.items()}
+            return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
+        return {name: _plain(item, images) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item, pictures) for item in value]
+        return [_plain(item, images) for item in value]
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
     return repr(value)

@@ -1,4 +1,4 @@
-"""The index over a source: opened by memory map, one record parsed when it is asked for."""
+"""The index over a source: opened by memory map, one record parsed when it is requested."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ EDGE_BYTES = 1 << 16
 
 
 class RowIndex:
-    """Rows of one source. ``index[i]`` is ``(id, record)``; memory does not grow with the number of rows.
+    """Rows of one source. ``index[i]`` is ``(id, record)``. Memory does not grow with the number of rows.
 
-    Equal ids were told apart by ``#2``, ``#3``, …; what was counted while the index was built is in ``facts``.
+    Equal ids were told apart by ``#2``, ``#3``, …. What was counted while the index was built is in ``facts``.
     Can be pickled: the file is mapped again on the other side.
     """
 
@@ -67,13 +67,13 @@ class RowIndex:
 def open_index(
     source: str, cache: Path | None = None, *, id_column: str | None = None, visit: Visit | None = None
 ) -> RowIndex:
-    """The index over a source, built in one pass when it is not in the cache.
+    """Return the index over a source, built in one pass when it is not in the cache.
 
     Args:
         source: a .json (one object id -> record, or a list), .jsonl, .csv or .parquet file, a folder of them, or
             ``hub:owner/name#split``.
-        cache: where indices are kept; default: ``row_cache()``.
-        id_column: the column that names a row; default: the keys of an object, else id, qid, question_id or uid, else
+        cache: where indices are kept. Default: ``row_cache()``.
+        id_column: the column that names a row. Default: the keys of an object, else id, qid, question_id or uid, else
             the row's number.
         visit: called with every row while the index is built, and not at all when it is only opened.
 
@@ -83,16 +83,16 @@ def open_index(
     found = find_source(source, id_column)
     cache = cache or row_cache()
     key = _source_key(found)
-    file, pictures = cache / f"{key}.arrow", cache / "pictures"
-    if (index := _open(found, file, pictures)) is None:
+    file, images = cache / f"{key}.arrow", cache / "pictures"
+    if (index := _open(found, file, images)) is None:
         _forget_older(cache, key)
-        facts = build_index(found, file, EmbeddedImageStore(pictures), visit)
-        index = RowIndex(source, file, facts, _image_root(found, facts, pictures))
+        facts = build_index(found, file, EmbeddedImageStore(images), visit)
+        index = RowIndex(source, file, facts, _image_root(found, facts, images))
     return index
 
 
 def source_folder(source: str) -> Path | None:
-    """The folder that a source's image paths start from by default; None for the Hub. Reads no rows."""
+    """Return the folder that a source's image paths start from by default; None for the Hub. Reads no rows."""
     path = Path(source).expanduser().absolute()
     return None if source.startswith(HUB) else path if path.is_dir() else path.parent
 
@@ -102,18 +102,18 @@ def row_cache() -> Path:
     return cache_folder() / "rows"
 
 
-def _open(source: Source, file: Path, pictures: Path) -> RowIndex | None:
-    """An index that is complete; None where it is missing or was damaged."""
+def _open(source: Source, file: Path, images: Path) -> RowIndex | None:
+    """Return an index that is complete; None if it is missing or was damaged."""
     if (facts := read_facts(file)) is None:
         return None
     try:
-        return RowIndex(source.name, file, facts, _image_root(source, facts, pictures))
+        return RowIndex(source.name, file, facts, _image_root(source, facts, images))
     except (OSError, pa.ArrowInvalid):
         return None
 
 
-def _image_root(source: Source, facts: Facts, pictures: Path) -> Path | None:
-    return pictures if facts.has_embedded_images else source_folder(source.name)
+def _image_root(source: Source, facts: Facts, images: Path) -> Path | None:
+    return images if facts.has_embedded_images else source_folder(source.name)
 
 
 def _source_key(source: Source) -> str:

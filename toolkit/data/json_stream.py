@@ -35,7 +35,7 @@ def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
     ``NaN`` and ``Infinity`` are accepted, as is a UTF-8 byte order mark. Peak memory is a few chunks of 4 MB.
 
     Raises:
-        DataError: the text is not UTF-8 or not one JSON object or list; names line and column.
+        DataError: the text is not UTF-8 or not one JSON object or list. Names line and column.
     """
     window = _Window(file, place)
     opener, is_empty = window.start()
@@ -79,7 +79,7 @@ class _Window:
         self.text = self.text.removeprefix("\ufeff")
 
     def start(self) -> tuple[str, bool]:
-        """The opening bracket, and whether nothing stands between it and the closing one."""
+        """Return the opening bracket, and whether nothing stands between it and the closing one."""
         while (found := _START.match(self.text)) is None or (found.end() == len(self.text) and not self._ended):
             rule = "the file must be one JSON object (id -> record) or one list of records"
             self.fill(0, "data.json_not_records", rule)
@@ -97,7 +97,7 @@ class _Window:
             self._read()
 
     def fill(self, failed_at: int, code: str, rule: str) -> None:
-        """Read on where a record was cut off at the window's end; fail where the text is broken."""
+        """Read on where a record was cut off at the window's end. Fail where the text is broken."""
         if self._ended or len(self.text) - failed_at > LOOK_AHEAD:
             self._fail(failed_at, code, rule)
         self._read()

@@ -1,6 +1,6 @@
 """What a row must know of another row of its source: the one before it, and where in its line it stands.
 
-A row is read alone. A task whose rows follow each other (``Task.link``) looks at all of them once; the numbers that it
+A row is read alone. A task whose rows follow each other (``Task.link``) looks at all of them once. The numbers that it
 finds are kept beside the index, and a row is then read together with the one before it.
 """
 
@@ -17,7 +17,7 @@ LINK = "(link)"
 """The key under which a row that is read has its Link."""
 
 FIRST, GAP, REPEATED = -1, -2, -3
-"""Instead of the number of the row before: there is none; it is missing; this place is an earlier row's."""
+"""Instead of the number of the row before: there is none. It is missing. This place is an earlier row's."""
 
 Numbers = NDArray[np.int64]
 
@@ -41,8 +41,8 @@ class Links:
 
     Attributes:
         previous: number of the row before, or FIRST, GAP or REPEATED.
-        places: place in the line, from 1.
-        lengths: places that the line has, with those that no row fills.
+        locations: place in the line, from 1.
+        lengths: locations that the line has, with those that no row fills.
         chosen: whether the recipe asks for the row at all.
         notes: sentences for the user.
     """
@@ -54,13 +54,13 @@ class Links:
     notes: tuple[str, ...] = ()
 
     def put(self, index: RowIndex, number: int, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row with its Link; the row before is read from the index."""
+        """Return the row with its Link. The row before is read from the index."""
         before = int(self.previous[number])
         previous = index[before][1] if before >= 0 else None
         return {**row, LINK: Link(previous, min(before, 0), int(self.places[number]), int(self.lengths[number]))}
 
 
 def link_of(row: Mapping[str, Any]) -> Link:
-    """The row's Link; a row that was read alone is the first and only one."""
+    """Return the row's Link. A row that was read alone is the first and only one."""
     found = row.get(LINK)
     return found if isinstance(found, Link) else Link()

@@ -11,7 +11,7 @@ from toolkit.images.ref import ImageRef
 class Sample:
     """One question about zero or more images.
 
-    ``group`` is the patient, lesion or film: no group stands in two splits. ``fields`` is what a prompt may be made
+    ``group`` is the patient, lesion or radiograph: no group is in two splits. ``fields`` is what a prompt may be made
     of; ``reference`` is what answers are judged against and never enters a prompt.
     """
 
@@ -38,4 +38,4 @@ class Answer:
 
 
 Reward = Callable[[Sample, Answer], float | None]
-"""A pure score in [0, 1]; None where it does not apply to this sample."""
+"""A pure score in [0, 1]; None if it does not apply to this sample."""

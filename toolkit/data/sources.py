@@ -31,7 +31,7 @@ class Source:
 
     @property
     def is_hub(self) -> bool:
-        """Whether the rows come from a Hub data set."""
+        """Whether the rows come from a Hub dataset."""
         return self.name.startswith(HUB)
 
     @property
@@ -72,23 +72,23 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
     return Source(name, (path,), id_column)
 
 
-def stream_source(source: Source, pictures: EmbeddedImageStore) -> Iterator[tuple[str, Any, str | None]]:
-    """All records of a source; pictures that lie inside the rows go into ``pictures``.
+def stream_source(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield all records of a source. Images that are inside the rows go into ``images``.
 
-    A record without an id gets its number, from 0; in a folder of several files ``file:number``.
+    A record without an id gets its number, from 0. In a folder of several files ``file:number``.
     """
     columns = ID_COLUMNS if source.id_column is None else (source.id_column,)
-    for prefix, records in _parts(source, pictures):
+    for prefix, records in _parts(source, images):
         for number, (name, row, text) in enumerate(records):
             yield (name if name is not None else _own_id(row, columns) or f"{prefix}{number}"), row, text
 
 
-def _parts(source: Source, pictures: EmbeddedImageStore) -> Iterator[tuple[str, Iterator[Record]]]:
+def _parts(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Iterator[Record]]]:
     if source.is_hub:
-        yield "", stream_hub(source.name, pictures)
+        yield "", stream_hub(source.name, images)
     for file in () if source.is_hub else source.files:
         prefix = f"{file.stem}:" if len(source.files) > 1 else ""
-        yield prefix, READERS[file.suffix.lower()](file, pictures)
+        yield prefix, READERS[file.suffix.lower()](file, images)
 
 
 def _own_id(row: Any, columns: tuple[str, ...]) -> str | None:
@@ -139,7 +139,7 @@ _SEPARATORS = (";", "\t", "|")
 
 
 def _read_csv(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
-    """Every cell is text: a leading zero of an identifier stays."""
+    """Yield every cell is text: a leading zero of an identifier stays."""
     with file.open(encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
         try:
@@ -167,7 +167,7 @@ def _header(names: list[str], file: Path) -> list[str]:
 
 
 def _encoding(file: Path) -> str:
-    """What a file that is not UTF-8 probably is."""
+    """Return what a file that is not UTF-8 probably is."""
     with file.open("rb") as stream:
         return "UTF-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 
@@ -180,11 +180,11 @@ def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
     return dict(zip(header, cells, strict=True))
 
 
-def _read_parquet(file: Path, pictures: EmbeddedImageStore) -> Iterator[Record]:
+def _read_parquet(file: Path, images: EmbeddedImageStore) -> Iterator[Record]:
     try:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches(ARROW_ROWS):
-                for row in plain_rows(batch, pictures):
+                for row in plain_rows(batch, images):
                     yield None, row, None
     except pa.ArrowInvalid as error:
         rule = f"the Parquet file must be valid: {error}"

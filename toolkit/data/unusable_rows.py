@@ -47,7 +47,7 @@ class Tally:
             self._examples[key].append(example)
 
     def of(self, source: str) -> tuple[Dropped, ...]:
-        """What was counted, the most frequent reason first."""
+        """Return what was counted, the most frequent reason first."""
         found = (
             Dropped(source, reason, count, tuple(self._examples[code, reason]), code)
             for (code, reason), count in self._counts.items()
@@ -56,10 +56,10 @@ class Tally:
 
 
 def stored_dropped(stored: Iterable[Mapping[str, Any]]) -> tuple[Dropped, ...]:
-    """What ``dataclasses.asdict`` made of them, after a way through JSON."""
+    """Return what ``dataclasses.asdict`` made of them, after a way through JSON."""
     return tuple(Dropped(**{**one, "examples": tuple(one["examples"])}) for one in stored)
 
 
 def total(dropped: Iterable[Dropped]) -> int:
-    """Rows in all."""
+    """Return rows in all."""
     return sum(one.count for one in dropped)

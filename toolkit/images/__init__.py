@@ -1,4 +1,4 @@
-"""Pictures: any medical or plain format to 8-bit RGB by one policy, checked before training and cached."""
+"""Images of any medical or common format to 8-bit RGB by one policy, scanned before training and cached."""
 
 from toolkit.images.files import image_ref
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage

@@ -81,7 +81,7 @@ def measure_all(files: Sequence[ImageFiles], request: PrepareRequest) -> list[Ma
 def measure(files: ImageFiles) -> MaskMeasurements:
     """Return the size from the image's header and the regions of its masks."""
     try:
-        size = _HEADERS.read_image_header(ImageRef(files.image)).size
+        size = _HEADERS.read_header(ImageRef(files.image)).size
         features = _features(files.features)
         mask = None if files.mask is None else read_mask(files.mask)
     except (ImageError, DataError) as error:

@@ -35,23 +35,23 @@ class Overlap:
 
     @property
     def precision(self) -> float:
-        """Share of the prediction's words that the reference has, 0 to 1."""
-        return _share(len(self.shared), len(self.extra))
+        """Fraction of the prediction's words that the reference has, 0 to 1."""
+        return _proportion(len(self.shared), len(self.extra))
 
     @property
     def recall(self) -> float:
-        """Share of the reference's words that the prediction has, 0 to 1."""
-        return _share(len(self.shared), len(self.missed))
+        """Fraction of the reference's words that the prediction has, 0 to 1."""
+        return _proportion(len(self.shared), len(self.missed))
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall, 0 to 1; 1 where both texts are without a word."""
+        """Harmonic mean of precision and recall, 0 to 1; 1 if both texts are without a word."""
         words = 2 * len(self.shared) + len(self.missed) + len(self.extra)
         return 2 * len(self.shared) / words if words else 1.0
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, in order, as this module compares them.
+    """Return the words of a text, in order, as this module compares them.
 
     A text of nothing but articles keeps them, so that the answer "A" is not the answer "".
 
@@ -66,7 +66,7 @@ def tokens(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """The words of a text with one blank between them.
+    """Return the words of a text with one blank between them.
 
     >>> normalise("Chest X-ray, w/o contrast.")
     'chest xray without contrast'
@@ -75,7 +75,7 @@ def normalise(text: str) -> str:
 
 
 def label_text(text: str) -> str:
-    """A button's or field's label as labels are compared: case, blanks and punctuation do not count.
+    """Return a button's or field's label as labels are compared: case, blanks and punctuation do not count.
 
     Signs that tell two labels apart stay ("Zoom +", "L/R"), and so does a text of nothing but punctuation.
 
@@ -88,7 +88,7 @@ def label_text(text: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """The words of a text, in order, without function words; negations stay.
+    """Return the words of a text, in order, without function words. Negations stay.
 
     >>> content_words("There is no effusion in the left lung.")
     ['no', 'effusion', 'left', 'lung']
@@ -97,12 +97,12 @@ def content_words(text: str) -> list[str]:
 
 
 def exact_match(prediction: str, reference: str) -> bool:
-    """Whether both texts have the same words in the same order (two texts without a word match)."""
+    """Return whether both texts have the same words in the same order (two texts without a word match)."""
     return tokens(prediction) == tokens(reference)
 
 
 def overlap(prediction: str, reference: str) -> Overlap:
-    """Which words two texts share, with multiplicity."""
+    """Return which words two texts share, with multiplicity."""
     predicted, expected = tokens(prediction), tokens(reference)
     common = Counter(predicted) & Counter(expected)
     shared, missed = _take(expected, common)
@@ -111,9 +111,9 @@ def overlap(prediction: str, reference: str) -> Overlap:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """SQuAD's token F1 of two texts, 0 to 1: word order does not count, multiplicity does.
+    """Return SQuAD's token F1 of two texts, 0 to 1: word order does not count, multiplicity does.
 
-    Two texts without a word score 1; one of them without a word scores 0 (SQuAD 2.0, arXiv 1806.03822).
+    Two texts without a word score 1. One of them without a word scores 0 (SQuAD 2.0, arXiv 1806.03822).
 
     >>> token_f1("right lower lobe opacity", "opacity in the right lower lobe")  # 4 shared of 4 and 5: 2 * 4 / 9
     0.8888888888888888
@@ -133,12 +133,12 @@ def _take(words: Sequence[str], wanted: Counter[str]) -> tuple[tuple[str, ...], 
     return tuple(taken), tuple(others)
 
 
-def _share(shared: int, others: int) -> float:
+def _proportion(shared: int, others: int) -> float:
     return shared / (shared + others) if shared + others else 1.0
 
 
 _SIGNS = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "−": "-", "%": " percent "})
-# Not between two digits, where it is a decimal's or a thousand's; a hyphen or underscore only within a word.
+# Not between two digits, where it is a decimal's or a thousand's. A hyphen or underscore only within a word.
 _PUNCTUATION = re.compile(r"""["'’‘“”`´!?;:()\[\]{}…]|(?<!\d)[.,]|[.,](?!\d)|(?<=\w)-(?=\w)|_""")
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}

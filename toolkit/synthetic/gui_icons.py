@@ -1,4 +1,4 @@
-"""The pictures on the practice viewer's widgets."""
+"""The images on the synthetic viewer's widgets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Brush:
-    """Draws inside a box; points are shares of its sides, from its upper left corner."""
+    """Draws inside a box. Points are fractions of its sides, from its upper left corner."""
 
     draw: ImageDraw.ImageDraw
     box: tuple[float, float, float, float]

@@ -1,4 +1,4 @@
-"""Where the practice viewer's widgets stand: six applications, each with its buttons in any order."""
+"""Where the synthetic viewer's widgets stand: six applications, each with its buttons in any order."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ WIDE_HEIGHT = 0.14
 
 
 class Box(NamedTuple):
-    """Left, top, right, bottom in shares of the screen's side, 0 to 1."""
+    """Left, top, right, bottom in fractions of the screen's side, 0 to 1."""
 
     x1: float
     y1: float
@@ -22,16 +22,16 @@ class Box(NamedTuple):
 
     @property
     def centre(self) -> tuple[float, float]:
-        """x and y in shares of the screen's side."""
+        """x and y in fractions of the screen's side."""
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
     def pixels(self, size: int) -> tuple[int, int, int, int]:
-        """The box on a screen of this side; x2 and y2 are exclusive."""
-        x1, y1, x2, y2 = (round(share * size) for share in self)
+        """Return the box on a screen of this side. X2 and y2 are exclusive."""
+        x1, y1, x2, y2 = (round(fraction * size) for fraction in self)
         return x1, y1, x2, y2
 
     def inner(self, gap: float) -> "Box":
-        """The box without a rim of this width."""
+        """Return the box without a rim of this width."""
         return Box(self.x1 + gap, self.y1 + gap, self.x2 - gap, self.y2 - gap)
 
 
@@ -43,13 +43,13 @@ class Layout:
     shade: int
     """Grey level of the background."""
     pane: Box
-    """Where the picture is shown."""
+    """Where the image is shown."""
     boxes: Mapping[str, Box]
     """Name of a widget -> its box."""
 
 
 def make_layout(rng: Rng) -> Layout:
-    """One of the applications, its buttons in an order of their own."""
+    """Return one of the applications, its buttons in an order of their own."""
     names = list(_APPLICATIONS)
     application = names[rng.integers(len(names))]
     slots, middle = _APPLICATIONS[application](rng)
@@ -61,7 +61,7 @@ def make_layout(rng: Rng) -> Layout:
 
 
 Panels = tuple[list[Box], Box]
-"""Places for buttons, one or none more than there are buttons, and what is left for the picture and the bars."""
+"""Locations for buttons, one or none more than there are buttons, and what is left for the image and the bars."""
 
 
 def _left(rng: Rng) -> Panels:
@@ -116,7 +116,7 @@ def _grid(box: Box, columns: int, rows: int) -> Iterator[Box]:
 
 
 def _bars(middle: Box, rng: Rng) -> tuple[list[Box], Box]:
-    """Two bars as wide as the middle: above, below or on both sides of the pane that is left between them."""
+    """Return two bars as wide as the centre: above, below or on both sides of the pane that is left between them."""
     above = int(rng.integers(3))
     tops = [middle.y1 + i * WIDE_HEIGHT for i in range(above)]
     tops += [middle.y2 - (i + 1) * WIDE_HEIGHT for i in range(len(WIDE) - above)]

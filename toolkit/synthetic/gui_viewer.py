@@ -1,4 +1,4 @@
-"""Drawing one screen of the practice viewer: a slice of a body between widgets that can be told apart."""
+"""Drawing one screen of the synthetic viewer: a slice of a body between widgets that can be told apart."""
 
 from functools import cache
 from typing import NamedTuple
@@ -16,18 +16,18 @@ from toolkit.synthetic.radiograph import Rng
 Screen = NDArray[np.uint8]
 """Side x side x red, green, blue."""
 Pixels = tuple[int, int, int, int]
-"""Left, top, right, bottom; the last two exclusive."""
+"""Left, top, right, bottom. The last two exclusive."""
 
 LEAST_SIDE = 112
 """Pixels: below, names and icons do not fit."""
 LETTER_HEIGHT = 0.052
-"""Share of the screen's side."""
+"""Fraction of the screen's side."""
 BLACK: Colour = (0, 0, 0)
 WHITE: Colour = (255, 255, 255)
 
 
 def draw_screen(layout: Layout, size: int, rng: Rng) -> Screen:
-    """The viewer with some slice of some body, ``size`` x ``size`` pixels.
+    """Return the viewer with some slice of some body, ``size`` x ``size`` pixels.
 
     Nothing on it tells what was done before: the field is always empty, and where the slider's knob stands is chance.
 
@@ -73,7 +73,7 @@ class _Face(NamedTuple):
 
 
 def _face(widget: Widget, box: Pixels, text: tuple[float, float]) -> _Face:
-    """Bars: name, then icon; flat buttons: icon, then name; others: icon over name."""
+    """Bars: name, then icon. Flat buttons: icon, then name. Others: icon over name."""
     x1, y1, x2, y2 = box
     width, height = x2 - x1, y2 - y1
     long, high = text
@@ -100,7 +100,7 @@ def _font(height: int) -> ImageFont.FreeTypeFont:
 
 
 def _draw_slice(box: Pixels, rng: Rng) -> Image.Image:
-    """A body with some organs and noise, in greys, as large as the box."""
+    """Return a body with some organs and noise, in greys, as large as the box."""
     width, height = box[2] - box[0], box[3] - box[1]
     image = Image.new("L", (width, height), 8)
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""The nine widgets of the practice viewer, and what is done with each."""
+"""The nine widgets of the synthetic viewer, and what is done with each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,5 +33,5 @@ WIDGETS: Mapping[str, Widget] = {
     )
 }
 WIDE = ("slice", "note")
-"""The widgets that are as wide as the picture; all others are buttons."""
+"""The widgets that are as wide as the image. All others are buttons."""
 BUTTONS = tuple(name for name in WIDGETS if name not in WIDE)

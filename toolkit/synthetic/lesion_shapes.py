@@ -21,15 +21,15 @@ CORNERS = 240
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """One lesion as it is in every photograph: class, area as a share of the picture, and what decides its looks."""
+    """One lesion as it is in every photograph: class, area as a fraction of the image, and what decides its looks."""
 
     dx: str
-    share: float
+    fraction: float
     seed: tuple[int, ...]
 
 
 def make_outline(style: "Style", rng: Rng) -> Floats:
-    """A closed outline around (0, 0) with the area of the unit circle and waves as its border: corners x 2."""
+    """Return a closed outline around (0, 0) with the area of the unit circle and waves as its border: corners x 2."""
     angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     radii = np.ones(CORNERS)
     for waves in range(*style.waves):
@@ -43,7 +43,7 @@ def make_outline(style: "Style", rng: Rng) -> Floats:
 
 
 def paint(style: "Style", outline: Floats, radius: float, rng: Rng) -> Floats:
-    """The colours of a lesion with this outline, in a square around its origin: side x side x 3.
+    """Return the colours of a lesion with this outline, in a square around its origin: side x side x 3.
 
     Beyond the outline they go on, so that a soft border fades from the lesion's own colours.
     """
@@ -64,7 +64,7 @@ class Canvas:
 
     Attributes:
         colours: side x side x 3.
-        depth: how far a pixel lies from the outline, from 0 there to 1 in the middle.
+        depth: how far a pixel lies from the outline, from 0 there to 1 in the centre.
         radius: in pixels.
         rng: decides how this lesion differs from others of its class.
     """
@@ -75,24 +75,24 @@ class Canvas:
     rng: Rng
 
     def noise(self, cells: int) -> Floats:
-        """A smooth random field of about 0 to 1 with this many bumps a side."""
+        """Return a smooth random field of about 0 to 1 with this many bumps a side."""
         return noise(self.rng, cells, (len(self.depth),) * 2)
 
-    def patches(self, cells: int, share: float) -> Floats:
-        """Weights 0 to 1 of irregular patches that cover this share of the lesion."""
+    def patches(self, cells: int, fraction: float) -> Floats:
+        """Return weights 0 to 1 of irregular patches that cover this fraction of the lesion."""
         field = self.noise(cells)
-        level = np.quantile(field[self.depth > 0], 1 - share)
+        level = np.quantile(field[self.depth > 0], 1 - fraction)
         return np.asarray(np.clip(9 * (field - level) + 0.5, 0, 1), np.float32)
 
     def dots(self, count: int, radii: tuple[float, float]) -> Floats:
-        """Weights 0 to 1 of round dots anywhere, with radii in shares of the lesion's."""
+        """Return weights 0 to 1 of round dots anywhere, with radii in fractions of the lesion's."""
         layer = np.zeros(self.depth.shape, np.uint8)
         for x, y, radius in self.rng.uniform((-1, -1, radii[0]), (1, 1, radii[1]), (count, 3)):
             cv2.circle(layer, self.pixel(x, y), max(1, round(radius * self.radius)), 255, -1, cv2.LINE_AA)
         return layer.astype(np.float32) / np.float32(255)
 
     def pixel(self, x: float, y: float) -> tuple[int, int]:
-        """The pixel at a place given in radii from the lesion's origin."""
+        """Return the pixel at a place given in radii from the lesion's origin."""
         middle = len(self.depth) / 2
         return round(middle + x * self.radius), round(middle + y * self.radius)
 
@@ -124,7 +124,7 @@ def _paint_carcinoma(canvas: Canvas) -> None:
 
 
 def _draw_vessel(canvas: Canvas, layer: Bytes, heading: float) -> None:
-    """A vessel that runs from the border towards the middle and branches once."""
+    """A vessel that runs from the border towards the centre and branches once."""
     place = 0.95 * np.array([np.cos(heading), np.sin(heading)])
     course = heading + np.pi + canvas.rng.normal(0, 0.5)
     stem = _wander(canvas.rng, place, course, 9)
@@ -195,7 +195,7 @@ STYLES: Mapping[str, Style] = {
 
 
 def noise(rng: Rng, cells: int, size: Size) -> Floats:
-    """A smooth random field of about 0 to 1 with ``cells`` bumps a side."""
+    """Return a smooth random field of about 0 to 1 with ``cells`` bumps a side."""
     return np.asarray(cv2.resize(rng.random((cells, cells), np.float32), size, interpolation=cv2.INTER_CUBIC))
 
 

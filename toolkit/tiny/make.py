@@ -1,6 +1,6 @@
 """Build the tiny model: train its tokenizer, its vision tower and its text output, and save it with the Hub's names.
 
-python -m toolkit.tiny.make [--out FOLDER] [--seeing-steps N] [--steps N] [--seed N] [--pictures N]
+python -m toolkit.tiny.make [--out FOLDER] [--seeing-steps N] [--steps N] [--seed N] [--images N]
 """
 
 import argparse

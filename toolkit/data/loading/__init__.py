@@ -27,7 +27,7 @@ class DataSplits:
     dropped: tuple[Dropped, ...]
     """Rows that could not be used, and rows removed because they leak, by source and reason."""
     leaks: LeakReport
-    """What stands in two splits all the same."""
+    """What is in two splits all the same."""
     notices: tuple[Problem, ...]
     """Warnings, the gravest first."""
     fingerprint: str
@@ -40,11 +40,11 @@ class DataSplits:
 
 
 def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
-    """All splits of a recipe; validation and test are split off by group where no file is named.
+    """Return all splits of a recipe. Validation and test are split off by group where no file is named.
 
     Args:
         recipe: read for [data], [prompt] context, [evaluate] by and the seed.
-        folder: where practice data were written (train, validation and test, .json or .csv, images below), instead of
+        folder: where synthetic data were written (train, validation and test, .json or .csv, images below), instead of
             the files that the recipe names.
 
     Raises:
@@ -66,7 +66,7 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
 
 
 def synthetic_rows_file(folder: Path, split: str) -> Path | None:
-    """The file of practice rows of a split in the folder that they were written into; None: it has none."""
+    """Return the file of synthetic rows of a split in the folder that they were written into; None: it has none."""
     files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))
     return next((file for file in files if file.is_file()), None)
 

@@ -12,7 +12,7 @@ from toolkit.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """What the recipe says about rows: column map, group, columns for the prompt and for results, pictures, task."""
+    """What the recipe says about rows: column map, group, columns for the prompt and for results, images, task."""
 
     columns: Mapping[str, str]
     group: str | None = None
@@ -37,7 +37,7 @@ def resolve_columns(task: Task, wanted: RowSettings, there: Sequence[str]) -> tu
 
 
 def leaking_context(task: Task, wanted: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns for the prompt that hold the answer: by their usual name, or by the recipe's column map."""
+    """Return the columns for the prompt that hold the answer: by their usual name, or by the recipe's column map."""
     usual = {fold(name) for name in task.leaking}
     fields = {field for field, names in task.columns.items() if usual & {fold(name) for name in names}}
     mapped = {column[field] for field in fields if field in column}

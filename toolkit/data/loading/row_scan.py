@@ -40,7 +40,7 @@ class RowScan:
     links: Links | None = None
     """Of all rows, where the task links them."""
     lasts: bool = True
-    """Whether the same rows give the same survey; a picture that was missing may be there next time."""
+    """Whether the same rows give the same survey. An image that was missing may be there next time."""
 
 
 class RowScanner:
@@ -75,14 +75,14 @@ class RowScanner:
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
-        """The survey of all rows so far."""
+        """Return the survey of all rows so far."""
         dropped, noted = self._tally.of(name), self._notes.of(name)
         rows = np.array(self._rows, np.int64)
         return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._lasts)
 
 
 def scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
-    """A survey of rows that are indexed already."""
+    """Return a survey of rows that are indexed already."""
     scanner = RowScanner(task, source)
     links = task.link(index, source) if task.link else None
     for number, (name, row) in enumerate(index):
@@ -94,7 +94,7 @@ def scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
 
 
 def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
-    """Where the survey of this index, read in this way, is kept."""
+    """Return where the survey of this index, read in this way, is kept."""
     where = (sorted(source.column.items()), str(source.image_root), source.group)
     digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
     # What the code of the tasks says about a row may change without a new version.
@@ -121,7 +121,7 @@ def save_row_scan(row_scan: RowScan, file: Path) -> None:
 
 
 def load_row_scan(file: Path) -> RowScan | None:
-    """A survey that was kept; None where there is none or it was damaged."""
+    """Return a survey that was kept; None if there is none or it was damaged."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())

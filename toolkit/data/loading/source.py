@@ -18,7 +18,7 @@ from toolkit.recipe import Recipe
 from toolkit.tasks import TASKS
 
 FIRST_ROWS = 200
-"""Rows whose columns decide how the first pass reads; another look is taken where a later row changes that."""
+"""Rows whose columns decide how the first pass reads. Another look is taken where a later row changes that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class Loaded:
 
 
 def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
-    """Every usable row of one source, read as the recipe says for a split.
+    """Return every usable row of one source, read as the recipe says for a split.
 
-    ``image_root`` goes before the recipe's; where neither is given it is the folder of the rows.
+    ``image_root`` goes before the recipe's. Where neither is given it is the folder of the rows.
 
     Raises:
-        DataError: the source or a column is not there (all such problems at once), no row can be used, or more rows
+        DataError: the source or a column is not there (all such problems together), no row can be used, or more rows
             than ``data.max_dropped`` cannot.
     """
     task, wanted = TASKS[recipe.data.task], row_settings(recipe, split)
@@ -51,7 +51,7 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split
 
 
 def row_settings(recipe: Recipe, split: str = "train") -> RowSettings:
-    """What the recipe says about columns, with the task's settings for a split."""
+    """Return what the recipe says about columns, with the task's settings for a split."""
     by = recipe.results_by if recipe.evaluate else ()
     settings = TASKS[recipe.data.task].settings(recipe, split)
     columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
@@ -75,7 +75,7 @@ class _FirstPass:
                 self._start()
 
     def done(self, source: RowOrigin, name: str) -> RowScan | None:
-        """The survey, if there was such a pass and rows were read in the way that all columns ask for."""
+        """Return the survey, if there was such a pass and rows were read in the way that all columns ask for."""
         if self._first:
             self._start()
         fits = self._scanner is not None and self._scanner.source == source
@@ -95,7 +95,7 @@ def _open(task: Task, wanted: RowSettings, source: str, image_root: Path | None)
     first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
     index = open_index(source, id_column=wanted.columns.get("id"), visit=None if task.link else first_pass.add)
     _check_columns(task, wanted, index, image_root)
-    # Pictures that lie inside the source were put beside its index, wherever other pictures are.
+    # Images that are inside the source were put beside its index, wherever other images are.
     root = index.image_root if index.facts.has_embedded_images else image_root or index.image_root
     row_source = _row_source(task, wanted, (source, root), index.columns)
     file = row_scan_file(task, row_source, index)

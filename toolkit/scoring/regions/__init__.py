@@ -1,6 +1,6 @@
-"""Boxes, polygons, masks and places of one picture, and how a model family writes coordinates. No torch.
+"""Boxes, polygons, masks and locations of one image, and how a model family writes coordinates. No torch.
 
-Everything is in pixels of the upright original picture: x to the right, y down, x2 and y2 exclusive.
+Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """
 
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box

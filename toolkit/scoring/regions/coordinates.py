@@ -1,6 +1,6 @@
 """Coordinates as a model family writes them, and the way from them to pixels of the original and back.
 
-Qwen2-VL and Qwen3-VL were trained on integers of 0 to 1000 over the picture, Qwen2.5-VL on pixels of the picture that
+Qwen2-VL and Qwen3-VL were trained on integers of 0 to 1000 over the image, Qwen2.5-VL on pixels of the image that
 its processor makes (sides of multiples of 28; Qwen2.5-VL technical report, arXiv 2502.13923, section 2.1), Gemma's
 relatives on 0 to 1000. The tiny model learns two digits.
 """
@@ -15,7 +15,7 @@ from toolkit.scoring.regions.boxes import Box, Size
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
-    """One convention: numbers run from 0 to ``top`` over each side; None: pixels of the picture that is shown.
+    """One convention: numbers run from 0 to ``top`` over each side; None: pixels of the image that is shown.
 
     ``multiple``: the model's processor rounds the sides of what is shown to multiples of this.
     """
@@ -41,11 +41,11 @@ FAMILIES: Mapping[str, str] = {
     r"gemma|paligemma": "thousand",
     r"^tiny$": "hundred",
 }
-"""Pattern in a model's name -> its convention; the first that fits."""
+"""Pattern in a model's name -> its convention. The first that fits."""
 
 
 def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coordinates:
-    """The convention that a recipe names, or with ``auto`` that of the model's family; ``key`` is where it does.
+    """Return the convention that a recipe names, or with ``auto`` that of the model's family; ``key`` is where it does.
 
     Raises:
         RecipeError: ``auto``, and the name is of no family that is known here.
@@ -61,7 +61,7 @@ def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coo
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture: the original's size, the size that the image policy reduces it to, and the convention."""
+    """One image: the original's size, the size that the image policy reduces it to, and the convention."""
 
     original: Size
     reduced: Size
@@ -83,11 +83,11 @@ class Frame:
         return [round(value, digits) if digits else int(value + 0.5) for value in scaled]
 
     def read(self, numbers: Iterable[float]) -> list[float]:
-        """x, y, x, y, … as the model writes them in pixels of the original; nothing is rounded or clipped."""
+        """x, y, x, y, … as the model writes them in pixels of the original. Nothing is rounded or clipped."""
         return [value / factor for value, factor in zip(numbers, self._factors(), strict=False)]
 
     def read_box(self, numbers: Box) -> Box:
-        """A box as the model writes it, in pixels of the original."""
+        """Return a box as the model writes it, in pixels of the original."""
         x1, y1, x2, y2 = self.read(numbers)
         return x1, y1, x2, y2
 

@@ -1,4 +1,4 @@
-"""Places in words: the cell of a grid over the picture that holds a lesion's middle, spelled and read."""
+"""Locations in words: the cell of a grid over the image that holds a lesion's centre, spelled and read."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def locate_box(box: Box, size: Size, grid: int = 3) -> Place:
-    """The cell that holds the middle of a box; the picture is cut into ``grid`` equal parts each way.
+    """Return the cell that holds the centre of a box. The image is cut into ``grid`` equal parts each way.
 
     >>> locate_box((0, 0, 20, 20), (90, 60)), locate_box((40, 25, 50, 35), (90, 60))
     ((0, 0), (1, 1))
@@ -39,7 +39,7 @@ def locate_box(box: Box, size: Size, grid: int = 3) -> Place:
 
 
 def format_location(place: Place, grid: int = 3) -> str:
-    """The cell in words, row first.
+    """Return the cell in words, row first.
 
     >>> format_location((0, 2)), format_location((1, 1)), format_location((4, 0), 5)
     ('upper-right', 'center-center', 'far lower-far left')
@@ -49,7 +49,7 @@ def format_location(place: Place, grid: int = 3) -> str:
 
 
 def parse_location(text: str, grid: int = 3) -> Place | None:
-    """The cell that a text names, also in other words of English; None where it names none, or two.
+    """Return the cell that a text names, also in other words of English; None if it names none, or two.
 
     Where only a row or only a column is named, the other is the center. In a grid without far cells, far ones are
     read as the nearer ones.

@@ -18,10 +18,10 @@ Polygon = tuple[tuple[float, float], ...]
 """Vertices (x, y): the pixels that the outline runs through, which belong to the region themselves."""
 
 SPECK = 0.01
-"""A region smaller than this share of the largest one is a speck of annotation, not a lesion."""
+"""A region smaller than this fraction of the largest one is a speck of annotation, not a lesion."""
 
 ASPECT = 0.01
-"""A mask whose sides have another ratio than its picture's, by more than this share, is not of this picture."""
+"""A mask whose sides have another ratio than its image's, by more than this fraction, is not of this image."""
 
 TOLERANCE = 0.75
 """Pixels by which a shortened outline may leave the exact one."""
@@ -37,10 +37,10 @@ class Region:
 
 
 def read_mask(path: Path) -> Mask:
-    """A mask file of two values (0 and 255, 0 and 1, or any other two); values between count by the nearer end.
+    """Return a mask file of two values (0 and 255, 0 and 1, or any other two). Values between count by the nearer end.
 
     Raises:
-        DataError: the file is missing or no picture.
+        DataError: the file is missing or no image.
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -59,19 +59,19 @@ def read_mask(path: Path) -> Mask:
 
 
 def fit_mask(mask: Mask, size: Size) -> Mask | None:
-    """The mask at the size of its picture; None where their proportions differ by more than ``ASPECT``."""
+    """Return the mask at the size of its image; None if their proportions differ by more than ``ASPECT``."""
     height, width = mask.shape
     if (width, height) == size:
         return mask
     if abs(width * size[1] / (height * size[0]) - 1) > ASPECT:
         return None
-    # The exact kind takes the pixel whose middle is nearest; the plain one is shifted by half a pixel.
+    # The exact kind takes the pixel whose centre is nearest. The plain one is shifted by half a pixel.
     scaled: Mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
     return scaled
 
 
 def find_regions(mask: Mask) -> tuple[list[Region], int]:
-    """The mask's connected regions (8-connected), the largest first, and how many specks were left out.
+    """Return the mask's connected regions (8-connected), the largest first, and how many specks were left out.
 
     Holes do not show in an outline.
     """
@@ -92,7 +92,7 @@ def _region(labels: NDArray[np.int32], stats: NDArray[np.int32], label: int) -> 
 
 
 def shorten(polygon: Polygon, most: int) -> Polygon:
-    """The polygon with at most ``most`` vertices (at least 3): Douglas and Peucker's rule, as coarse as that needs."""
+    """Return the polygon with at most ``most`` vertices (at least 3): Douglas and Peucker's rule, as coarse as that needs."""
     points = np.asarray(polygon, np.float32).reshape(-1, 1, 2)
     tolerance = TOLERANCE
     while len(points) > most:
@@ -102,7 +102,7 @@ def shorten(polygon: Polygon, most: int) -> Polygon:
 
 
 def draw_polygons(polygons: Iterable[Sequence[tuple[float, float]]], size: Size) -> Mask:
-    """The mask of polygons in a picture of this size, outlines included; what lies outside the picture is cut off."""
+    """Return the mask of polygons in an image of this size, outlines included. What is outside the image is cut off."""
     width, height = size
     canvas = np.zeros((height, width), np.uint8)
     for polygon in polygons:
@@ -116,7 +116,7 @@ def draw_polygons(polygons: Iterable[Sequence[tuple[float, float]]], size: Size)
 
 
 def draw_boxes(boxes: Iterable[Box], size: Size) -> Mask:
-    """The mask of boxes in a picture of this size; a pixel belongs to a box that holds its middle."""
+    """Return the mask of boxes in an image of this size. A pixel belongs to a box that holds its centre."""
     mask = np.zeros((size[1], size[0]), bool)
     for box in boxes:
         x1, y1, x2, y2 = (int(np.floor(edge + 0.5)) for edge in clip_box(box, size))
@@ -125,13 +125,13 @@ def draw_boxes(boxes: Iterable[Box], size: Size) -> Mask:
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union (Jaccard index) of two masks of one shape, in [0, 1]; 0 where both are empty."""
+    """Return intersection over union (Jaccard index) of two masks of one shape, in [0, 1]; 0 if both are empty."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
 def dice(iou: float) -> float:
-    """The Dice coefficient that belongs to an IoU: 2 J / (1 + J).
+    """Return the Dice coefficient that belongs to an IoU: 2 J / (1 + J).
 
     >>> round(dice(1 / 3), 4)
     0.5

@@ -12,10 +12,10 @@ U = TypeVar("U")
 def match(
     references: Sequence[T], answers: Sequence[U], score: Callable[[T, U], float]
 ) -> tuple[list[tuple[int, int]], float]:
-    """The one-to-one assignment with the greatest sum of scores (Kuhn 1955), and its mean.
+    """Return the one-to-one assignment with the greatest sum of scores (Kuhn 1955), and its mean.
 
     The sum is divided by the longer of the two lists: a lesion without an answer and an answer without a lesion cost
-    alike. Scores are in [0, 1]; a pair that scores 0 is no pair.
+    alike. Scores are in [0, 1]. A pair that scores 0 is no pair.
 
     >>> match([1, 5], [5, 1, 9], lambda a, b: float(a == b))
     ([(0, 1), (1, 0)], 0.6666666666666666)

@@ -13,11 +13,11 @@ AGE_EDGES = (0, 30, 45, 60, 75)
 
 
 def bin_label(value: object, edges: Sequence[float]) -> str:
-    """The name of the band that a value falls into; each edge is the first value of its band.
+    """Return the name of the band that a value falls into. Each edge is the first value of its band.
 
     >>> [bin_label(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
     ['0-29', '0-29', '30-44', '75+', '<0', '(not given)', 'unknown']
-    >>> [bin_label(share, (0, 0.01, 0.1)) for share in (0.009, 0.1)]
+    >>> [bin_label(fraction, (0, 0.01, 0.1)) for fraction in (0.009, 0.1)]
     ['0 to <0.01', '0.1+']
 
     Args:

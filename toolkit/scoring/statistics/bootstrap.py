@@ -9,14 +9,14 @@ _CELLS = 4_000_000
 
 
 def count_groups(groups: Sequence[str]) -> int:
-    """Number of different groups."""
+    """Return number of different groups."""
     return len(set(groups))
 
 
 def resampled_sums(columns_NK: np.ndarray, groups: Sequence[str], resamples: int, seed: int) -> np.ndarray:
-    """Sums of each column over ``resamples`` samples of as many groups as there are, drawn with replacement.
+    """Return sums of each column over ``resamples`` samples of as many groups as there are, drawn with replacement.
 
-    Any statistic that is made of sums (a mean, F1) is then computed for all samples at once.
+    Any statistic that is made of sums (a mean, F1) is then computed for all samples together.
 
     Args:
         columns_NK: values x columns.
@@ -31,7 +31,7 @@ def resampled_sums(columns_NK: np.ndarray, groups: Sequence[str], resamples: int
 
 
 def sums_by_group(columns_NK: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Sums of each column over the values of each group: groups, in the order of their first values, x columns."""
+    """Return sums of each column over the values of each group: groups, in the order of their first values, x columns."""
     codes = {group: code for code, group in enumerate(dict.fromkeys(groups))}
     sums_GK = np.zeros((len(codes), columns_NK.shape[1]))
     np.add.at(sums_GK, np.array([codes[group] for group in groups], dtype=int), columns_NK)
@@ -39,7 +39,7 @@ def sums_by_group(columns_NK: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def drawn_sums(sums_GK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """``resampled_sums`` of what ``sums_by_group`` gave; zeros where there is no group."""
+    """``resampled_sums`` of what ``sums_by_group`` returned. Zeros where there is no group."""
     n_groups = len(sums_GK)
     if not (n_groups and resamples):
         return np.zeros((resamples, sums_GK.shape[1]))
@@ -52,13 +52,13 @@ def drawn_sums(sums_GK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(statistics: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The central share ``confidence`` of the drawn samples' statistics."""
+    """Return the central share ``confidence`` of the drawn samples' statistics."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistics, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def _times_drawn(rng: np.random.Generator, samples: int, n_groups: int) -> np.ndarray:
-    """How often each group stands in each sample: samples x groups."""
+    """Return how often each group is in each sample: samples x groups."""
     drawn = rng.integers(0, n_groups, size=(samples, n_groups)) + np.arange(samples)[:, None] * n_groups
     return np.bincount(drawn.ravel(), minlength=samples * n_groups).reshape(samples, n_groups).astype(float)

@@ -13,15 +13,15 @@ from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts of some samples of answers, each samples x classes; every answer's true label is one of the classes."""
+    """Counts of some samples of answers, each samples x classes. Every answer's true label is one of the classes."""
 
     hits: np.ndarray
     true: np.ndarray
     answered: np.ndarray
-    """Answers with the class; one that could not be read, or that is none of the classes, is in no column."""
+    """Answers with the class. One that could not be read, or that is none of the classes, is in no column."""
 
     def one_vs_rest(self, index: int) -> "Counts":
-        """Two classes: the one at ``index``, and all that is not it, to which unread answers belong."""
+        """Return two classes: the one at ``index``, and all that is not it, to which unread answers belong."""
         hits, true, answered = self.hits[:, index], self.true[:, index], self.answered[:, index]
         n = self.true.sum(axis=1)
         return Counts(
@@ -42,7 +42,7 @@ class ClassCounts:
     drawn: Counts
 
     def one_vs_rest(self, name: str) -> "ClassCounts":
-        """The tally of two classes: ``name`` and the rest, an answer that could not be read among the rest."""
+        """Return the tally of two classes: ``name`` and the rest, an answer that could not be read among the rest."""
         index = self.classes.index(name)
         by_group, whole, drawn = (counts.one_vs_rest(index) for counts in (self.by_group, self.whole, self.drawn))
         return replace(self, classes=(name, "rest"), by_group=by_group, whole=whole, drawn=drawn)
@@ -50,26 +50,27 @@ class ClassCounts:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A figure of each class: ``curve`` of the share of ``part``'s first counts among its second ones.
+    """A figure of each class: ``curve`` of the fraction of ``part``'s first counts among its second ones.
 
-    ``curve`` rises, so that it maps an interval of the share to one of the figure.
+    ``curve`` rises, so that it maps an interval of the fraction to one of the figure.
     """
 
     part: Callable[[Counts], tuple[np.ndarray, np.ndarray]]
     curve: Callable[[Any], Any]
 
     def of(self, counts: Counts) -> np.ndarray:
-        """Samples x classes; NaN where a sample has nothing that the share could be of."""
+        """Return samples x classes; NaN where a sample has nothing that the fraction could be of."""
         successes, total = self.part(counts)
         return np.asarray(self.curve(np.divide(successes, total, out=np.full(total.shape, np.nan), where=total > 0)))
 
 
-SENSITIVITY = Ratio(lambda counts: (counts.hits, counts.true), lambda share: share)
-PRECISION = Ratio(lambda counts: (counts.hits, counts.answered), lambda share: share)
+SENSITIVITY = Ratio(lambda counts: (counts.hits, counts.true), lambda fraction: fraction)
+PRECISION = Ratio(lambda counts: (counts.hits, counts.answered), lambda fraction: fraction)
 F1 = Ratio(
-    lambda counts: (counts.hits, counts.true + counts.answered - counts.hits), lambda share: 2 * share / (1 + share)
+    lambda counts: (counts.hits, counts.true + counts.answered - counts.hits),
+    lambda fraction: 2 * fraction / (1 + fraction),
 )
-"""Made of the share of hits among the answers that are or say the class, which is a share of independent answers where
+"""Made of the fraction of hits among the answers that are or say the class, which is a fraction of independent answers where
 F1 itself is none (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the indirect way)."""
 
 
@@ -81,11 +82,11 @@ def count_classes(
     seed: int,
     also: Sequence[str] = (),
 ) -> ClassCounts:
-    """The counts of all labels that occur in ``true``, in sorted order.
+    """Return the counts of all labels that occur in ``true``, in sorted order.
 
     Args:
         true: each answer's true label.
-        predicted: each answer's label; None where it could not be read.
+        predicted: each answer's label; None if it could not be read.
         groups: each answer's group.
         resamples: number of drawn samples, may be 0.
         seed: of the draws.
@@ -105,29 +106,29 @@ def count_classes(
 
 
 def by_class(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
-    """The figure of each class, with Wilson's interval where its groups have one answer each, else by bootstrap.
+    """Return the figure of each class, with Wilson's interval where its groups have one answer each, else by bootstrap.
 
-    ``n`` and ``groups`` of an estimate are those of the answers that its share is of. A drawn sample without such an
+    ``n`` and ``groups`` of an estimate are those of the answers that its fraction is of. A drawn sample without such an
     answer does not count.
     """
     drawn_RK, n_groups_K = ratio.of(counted.drawn), (ratio.part(counted.by_group)[1] > 0).sum(axis=0)
     found = []
     for index, (successes, total) in enumerate(zip(*(part[0] for part in ratio.part(counted.whole)), strict=True)):
         n, n_groups = int(total), int(n_groups_K[index])
-        share = wilson_proportion(int(successes), n, n_groups, confidence)
-        if share is None:
+        fraction = wilson_proportion(int(successes), n, n_groups, confidence)
+        if fraction is None:
             value = ratio.of(counted.whole)[0, index].item()
             found.append(bootstrapped(value, n, n_groups, drawn_RK[:, index], confidence))
         else:
-            found.append(_curved(share, ratio.curve))
+            found.append(_curved(fraction, ratio.curve))
     return tuple(found)
 
 
 def class_mean(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> Estimate:
-    """The mean of the figure over the classes that occur in the truth, with its interval.
+    """Return the mean of the figure over the classes that occur in the truth, with its interval.
 
-    The interval is the bootstrap's by group; a class that a drawn sample lacks does not enter its mean. Where every
-    class is at 0 or at 1 a bootstrap has no width; there the classes' Wilson intervals are put together ("wilson by
+    The interval is the bootstrap's by group. A class that a drawn sample lacks does not enter its mean. Where every
+    class is at 0 or at 1 a bootstrap has no width. There the classes' Wilson intervals are put together ("wilson by
     class") as if the classes were independent: squared distances of the limits add up as variances do (Zou and Donner
     2008). A class with few groups that are all right makes a bootstrap's interval too narrow.
     """
@@ -145,7 +146,7 @@ def class_mean(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> 
 
 
 def _columns_NK(true: Sequence[str], predicted: Sequence[str | None], classes: Sequence[str]) -> np.ndarray:
-    """Per answer and class, side by side: hit, true, answered."""
+    """Return per answer and class, side by side: hit, true, answered."""
     index = {name: code for code, name in enumerate(classes)}
     codes = np.arange(len(classes))
     true_NK = np.array([index[name] for name in true], dtype=int)[:, None] == codes
@@ -157,10 +158,10 @@ def _split(sums_RK: np.ndarray) -> Counts:
     return Counts(*np.split(sums_RK, 3, axis=1))
 
 
-def _curved(share: Estimate, curve: Callable[[Any], Any]) -> Estimate:
-    if share.value is None:
-        return share
-    return replace(share, value=curve(share.value), low=curve(share.low), high=curve(share.high))
+def _curved(fraction: Estimate, curve: Callable[[Any], Any]) -> Estimate:
+    if fraction.value is None:
+        return fraction
+    return replace(fraction, value=curve(fraction.value), low=curve(fraction.low), high=curve(fraction.high))
 
 
 def _mean_R(counts: Counts, ratio: Ratio) -> np.ndarray:
@@ -169,7 +170,7 @@ def _mean_R(counts: Counts, ratio: Ratio) -> np.ndarray:
 
 
 def _distances(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """How far the limits of the estimates' mean are below and above it."""
+    """Return how far the limits of the estimates' mean are below and above it."""
     limits = [(found.value, found.low, found.high) for found in estimates]
     below = math.hypot(*(value - low for value, low, _ in limits if value is not None and low is not None))
     above = math.hypot(*(high - value for value, _, high in limits if value is not None and high is not None))

@@ -24,7 +24,7 @@ from toolkit.scoring.statistics.intervals import Estimate
 class OneVsRest:
     """One class against all that is not it, an answer that could not be read among the rest.
 
-    Each estimate's ``n`` is that of the answers it is a share of: for sensitivity those that are the class, for
+    Each estimate's ``n`` is that of the answers it is a fraction of: for sensitivity those that are the class, for
     specificity those that are not, for precision those that say it, for F1 those that are it or say it. Without such
     answers the value is None, never a free 1.
     """
@@ -37,12 +37,12 @@ class OneVsRest:
     """Recall."""
     specificity: Estimate
     precision: Estimate
-    """Positive predictive value, at the share that the class has among these answers."""
+    """Positive predictive value, at the fraction that the class has among these answers."""
     npv: Estimate
     """Negative predictive value."""
     f1: Estimate
     balanced_accuracy: Estimate
-    """Mean of sensitivity and specificity; of the one that has a value where the other has none."""
+    """Mean of sensitivity and specificity. Of the one that has a value where the other has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ class ClassificationMetrics:
     classes: Mapping[str, OneVsRest]
     """Those that occur in the truth, in sorted order, and ``positive``."""
     positive: str | None
-    """The class that is of interest, such as melanoma; it stands in ``classes`` even where no answer is about it."""
+    """The class that is of interest, such as melanoma. It is in ``classes`` even where no answer is about it."""
 
 
 def macro_f1(true: Sequence[str], predicted: Sequence[str | None]) -> float | None:
-    """Mean F1 of the labels that occur in ``true``, 0 to 1; None where there is no answer.
+    """Return mean F1 of the labels that occur in ``true``, 0 to 1; None if there is no answer.
 
     A label that only the model uses gets no F1 of its own: such answers are misses of their true label, and so are
     answers that could not be read (scikit-learn: ``f1_score(..., labels=sorted(set(true)), average="macro")``).
@@ -83,7 +83,7 @@ def macro_f1_estimate(
     seed: int,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Macro-F1 with an interval; see ``count_classes.class_mean``."""
+    """Return Macro-F1 with an interval. See ``count_classes.class_mean``."""
     return class_mean(count_classes(true, predicted, groups, resamples, seed), F1, confidence)
 
 
@@ -95,13 +95,13 @@ def classification_metrics(
     positive: str | None = None,
     confidence: float = 0.95,
 ) -> ClassificationMetrics:
-    """Balanced accuracy, and sensitivity, specificity, precision, NPV, F1 and balanced accuracy of each class.
+    """Return balanced accuracy, and sensitivity, specificity, precision, NPV, F1 and balanced accuracy of each class.
 
     Shares whose groups have one answer each, or are all right or all wrong, get Wilson's interval, all others the
-    bootstrap over groups; all figures come from the same drawn samples.
+    bootstrap over groups. All figures come from the same drawn samples.
 
     Args:
-        labels: (true, answered) of each answer, None where it could not be read.
+        labels: (true, answered) of each answer, None if it could not be read.
         groups: each answer's group.
         resamples: number of drawn samples.
         seed: of the draws.

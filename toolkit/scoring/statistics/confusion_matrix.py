@@ -10,7 +10,7 @@ UNREADABLE = "(unreadable)"
 
 @dataclass(frozen=True, slots=True)
 class ConfusionMatrix:
-    """``counts[true][predicted]``: true labels in order, with the labels that were answered; zeros are left out."""
+    """``counts[true][predicted]``: true labels in order, with the labels that were answered. Zeros are left out."""
 
     labels: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]
@@ -18,7 +18,7 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Majority:
-    """The most frequent label: what always answering it would score is ``count / n``. None where n is 0."""
+    """The most frequent label: what always answering it would score is ``count / n``. None if n is 0."""
 
     label: str | None
     count: int
@@ -26,7 +26,7 @@ class Majority:
 
 
 def confusion_matrix(true: Sequence[str], predicted: Sequence[str | None]) -> ConfusionMatrix:
-    """How often each true label was answered with each label."""
+    """Return how often each true label was answered with each label."""
     pairs = Counter((a, UNREADABLE if b is None else b) for a, b in zip(true, predicted, strict=True))
     labels = sorted(set(true))
     counts = {a: {b: n for (row, b), n in sorted(pairs.items()) if row == a} for a in labels}
@@ -34,7 +34,7 @@ def confusion_matrix(true: Sequence[str], predicted: Sequence[str | None]) -> Co
 
 
 def majority(labels: Sequence[str]) -> Majority:
-    """The most frequent label; of equally frequent ones the first in sorted order."""
+    """Return the most frequent label. Of equally frequent ones the first in sorted order."""
     counts = Counter(labels)
     if not counts:
         return Majority(None, 0, 0)

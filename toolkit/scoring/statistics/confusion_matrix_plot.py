@@ -1,4 +1,4 @@
-"""A confusion as a picture: counts and shares of each true label's answers."""
+"""A confusion as an image: counts and fractions of each true label's answers."""
 
 import os
 from io import BytesIO
@@ -21,11 +21,11 @@ _POINTS, _LETTERS = 11, 9
 
 
 def plot_confusion_matrix(confusion: ConfusionMatrix, file: Path, title: str) -> Path:
-    """Write a PNG: a row a true label, a column an answer; in a cell the count and its share of the row.
+    """Write a PNG: a row a true label, a column an answer. In a cell the count and its fraction of the row.
 
-    Answers that could not be read, and those with a label that is never true, stand in columns of their own at the
-    right where there are any. Nothing stands in a cell of 0. The same confusion gives the same file. Folders are made;
-    the file is whole or absent.
+    Answers that could not be read, and those with a label that is never true, are in columns of their own at the
+    right where there are any. Nothing is in a cell of 0. The same confusion gives the same file. Folders are made.
+    The file is whole or absent.
 
     Returns:
         ``file``.
@@ -45,7 +45,7 @@ def plot_confusion_matrix(confusion: ConfusionMatrix, file: Path, title: str) ->
 
 
 def _table(confusion: ConfusionMatrix) -> tuple[tuple[str, ...], np.ndarray]:
-    """Columns, and rows x columns of counts."""
+    """Return columns, and rows x columns of counts."""
     rows = [dict(confusion.counts.get(label, {})) for label in confusion.labels]
     table = [[row.pop(label, 0) for label in confusion.labels] for row in rows]
     unreadable = [row.pop(UNREADABLE, 0) for row in rows]
@@ -56,7 +56,7 @@ def _table(confusion: ConfusionMatrix) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _draw(rows: tuple[str, ...], columns: tuple[str, ...], counts: np.ndarray, title: str) -> bytes:
-    """The picture as PNG. A Figure of its own leaves matplotlib's global figures and backend alone."""
+    """Return the image as PNG. A Figure of its own leaves matplotlib's global figures and backend alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -65,14 +65,14 @@ def _draw(rows: tuple[str, ...], columns: tuple[str, ...], counts: np.ndarray, t
     width, height, size = side * len(columns) + 2.4, side * len(rows) + 2.0, _POINTS * side / _CELL
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    fractions = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.argwhere(counts):
-        share = shares[row, column]
+        fraction = fractions[row, column]
         words = axes.text(
-            column, row, f"{counts[row, column]}\n{100 * share:.0f} %", ha="center", va="center", size=size
+            column, row, f"{counts[row, column]}\n{100 * fraction:.0f} %", ha="center", va="center", size=size
         )
-        words.set(color="white" if share > 0.5 else "black", in_layout=False)
+        words.set(color="white" if fraction > 0.5 else "black", in_layout=False)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", size=size)
     axes.set_yticks(range(len(rows)), rows, size=size)
     if len(columns) > len(rows):

@@ -15,7 +15,7 @@ BEFORE_FAILURE = "before_failure"
 
 @dataclass(frozen=True, slots=True)
 class EpisodePosition:
-    """Where an answer stands in its chain: at ``place`` of ``length``, counted from 1."""
+    """Where an answer is in its chain: at ``place`` of ``length``, counted from 1."""
 
     chain: str
     place: int
@@ -35,27 +35,27 @@ class Chain:
 
     @property
     def before_failure(self) -> float:
-        """The share of its answers that stand before the first failure; 1 where all are right."""
+        """The fraction of its answers that stand before the first failure; 1 if all are right."""
         return 1.0 if self.failed_at is None else (self.failed_at - 1) / self.length
 
     def judged(self) -> ScoredAnswer:
-        """The chain as one judged row: whole (0 or 1) and before_failure (in [0, 1])."""
+        """Return the chain as one judged row: whole (0 or 1) and before_failure (in [0, 1])."""
         scores = {WHOLE: float(self.failed_at is None), BEFORE_FAILURE: self.before_failure}
         return ScoredAnswer(self.name, self.group, scores, by=self.by)
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeMetrics:
-    """What is known of chains; every figure has its n (chains) and its interval.
+    """What is known of chains. Every figure has its n (chains) and its interval.
 
     Attributes:
         n: chains of which every answer is there.
-        incomplete: chains that lack one; they are in no figure.
-        whole: share of chains with every answer right.
+        incomplete: chains that lack one. They are in no figure.
+        whole: fraction of chains with every answer right.
         before_failure: mean of ``Chain.before_failure``.
-        first_failure: mean place of the first failure, over the chains that fail; not in [0, 1].
+        first_failure: mean place of the first failure, over the chains that fail. Not in [0, 1].
         failing: place -> chains that fail there first.
-        survival: place -> share of chains that are right up to it, among those that have it.
+        survival: place -> fraction of chains that are right up to it, among those that have it.
         by: column -> value -> ``whole`` of the chains with this value.
     """
 
@@ -76,7 +76,7 @@ class EpisodeMetrics:
 def find_scored_episodes(
     rows: Sequence[ScoredAnswer], stands: Mapping[str, EpisodePosition], score: str
 ) -> tuple[list[Chain], int]:
-    """The chains whose answers are all there, and how many others there are.
+    """Return the chains whose answers are all there, and how many others there are.
 
     An answer is right where ``score`` is 1. An answer that could not be read is there, and wrong.
 
@@ -100,7 +100,7 @@ def find_scored_episodes(
 def episode_metrics(
     rows: Sequence[ScoredAnswer], stands: Mapping[str, EpisodePosition], score: str, resamples: int, seed: int
 ) -> EpisodeMetrics:
-    """All figures of the chains that these answers form; ``resamples`` and ``seed`` are those of the bootstrap."""
+    """Return all figures of the chains that these answers form; ``resamples`` and ``seed`` are those of the bootstrap."""
     chains, incomplete = find_scored_episodes(rows, stands, score)
     groups = [chain.group for chain in chains]
     failed = [chain for chain in chains if chain.failed_at is not None]

@@ -12,9 +12,9 @@ from toolkit.scoring.statistics.bootstrap import count_groups, percentile_interv
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over ``n`` answers about ``groups`` patients, lesions or films.
+    """A mean over ``n`` answers about ``groups`` patients, lesions or radiographs.
 
-    ``value`` is None where n is 0, ``low`` and ``high`` where no interval can be told (n is 0, or a bootstrap over one
+    ``value`` is None if n is 0, ``low`` and ``high`` where no interval can be told (n is 0, or a bootstrap over one
     group): a figure that is not a number is never shown. ``method`` is one of "wilson", "wilson by group",
     "wilson by class", "wilson of no change", "bootstrap by group", "jackknife by group" and "none".
     """
@@ -37,7 +37,7 @@ class Estimate:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (1927), which stays inside [0, 1] and has a width at 0 and 1 too.
+    """Fraction of successes with Wilson's score interval (1927), which stays inside [0, 1] and has a width at 0 and 1 too.
 
     >>> str(wilson(42, 50))
     '84.0 % (71.5 to 91.7, n 50)'
@@ -56,9 +56,9 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
 def bootstrap_mean(
     values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
 ) -> Estimate:
-    """Mean of the values with the percentile interval of a bootstrap that draws whole groups.
+    """Return mean of the values with the percentile interval of a bootstrap that draws whole groups.
 
-    Questions about one film are answered alike, so it is the films that are drawn with replacement; a drawn sample's
+    Questions about one radiograph are answered alike, so it is the radiographs that are drawn with replacement. A drawn sample's
     mean is its sum over its number of values (Efron and Tibshirani 1993, chapter 13; Field and Welsh 2007). With fewer
     than about 20 groups such intervals are too narrow.
 
@@ -66,7 +66,7 @@ def bootstrap_mean(
         values: finite numbers.
         groups: each value's group.
         resamples: number of drawn samples.
-        seed: of the draws; the same seed and groups give the same draws.
+        seed: of the draws. The same seed and groups give the same draws.
         confidence: of the interval, such as 0.95.
 
     Raises:
@@ -85,10 +85,10 @@ def bootstrap_mean(
 def proportion(
     values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
 ) -> Estimate:
-    """Mean of values in [0, 1] with the interval that fits them; ``method`` says which.
+    """Return mean of values in [0, 1] with the interval that fits them; ``method`` says which.
 
     Yes/no values with one answer a group get Wilson's interval, all others the bootstrap by group. Where all answers
-    are 0 or all are 1 a bootstrap has no width; there Wilson's formula is used with the number of groups, as if the
+    are 0 or all are 1 a bootstrap has no width. There Wilson's formula is used with the number of groups, as if the
     answers of a group were one.
     """
     if any(value not in (0, 1) for value in values):
@@ -98,7 +98,7 @@ def proportion(
 
 
 def wilson_proportion(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
-    """The share of successes where Wilson's formula gives its interval as ``share`` says; None where groups are drawn.
+    """Return the fraction of successes where Wilson's formula gives its interval as ``fraction`` says; None if groups are drawn.
 
     Raises:
         ValueError: not 0 <= successes <= n.
@@ -111,13 +111,13 @@ def wilson_proportion(successes: int, n: int, n_groups: int, confidence: float =
 
 
 def bootstrapped(value: float, n: int, n_groups: int, drawn: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """A figure with the percentile interval of its values in drawn samples.
+    """Return a figure with the percentile interval of its values in drawn samples.
 
     Args:
         value: the figure of the answers as they are.
         n: answers.
-        n_groups: their groups; with fewer than 2 there is no interval.
-        drawn: the figure of each drawn sample, NaN where a sample has none; such samples do not count.
+        n_groups: their groups. With fewer than 2 there is no interval.
+        drawn: the figure of each drawn sample, NaN where a sample has none. Such samples do not count.
         confidence: of the interval.
     """
     defined = drawn[~np.isnan(drawn)]

@@ -11,8 +11,8 @@ from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, wilso
 class Paired:
     """After minus before, on the same questions.
 
-    ``p_value`` is McNemar's exact one where all values are 0 or 1, else None; it takes questions as independent, which
-    several questions about one film are not, while the interval of ``difference`` draws whole groups.
+    ``p_value`` is McNemar's exact one where all values are 0 or 1, else None. It takes questions as independent, which
+    several questions about one radiograph are not, while the interval of ``difference`` draws whole groups.
     """
 
     difference: Estimate
@@ -44,7 +44,7 @@ def paired_difference(
     seed: int,
     confidence: float = 0.95,
 ) -> Paired:
-    """Mean of ``after - before`` with a bootstrap interval by group.
+    """Return mean of ``after - before`` with a bootstrap interval by group.
 
     Raises:
         ValueError: the sequences differ in length, or a value is not finite.
@@ -52,7 +52,7 @@ def paired_difference(
     changes = [new - old for old, new in zip(before, after, strict=True)]
     difference = bootstrap_mean(changes, groups, resamples, seed, confidence)
     if changes and len(set(changes)) == 1:
-        difference = _without_spread(difference)
+        difference = _zero_variance_interval(difference)
     better, worse = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     binary = bool(changes) and all(value in (0, 1) for value in (*before, *after))
     return Paired(
@@ -65,9 +65,9 @@ def paired_difference(
     )
 
 
-def _without_spread(found: Estimate) -> Estimate:
-    """Where every question changed alike, drawing them again tells nothing. How many might have changed otherwise is
-    bounded by Wilson's upper limit for 0 of the groups; each of those could have moved the mean by its share.
+def _zero_variance_interval(found: Estimate) -> Estimate:
+    """Return where every question changed alike, drawing them again tells nothing. How many might have changed otherwise is
+    bounded by Wilson's upper limit for 0 of the groups. Each of those could have moved the mean by its fraction.
     """
     bound, value = wilson(0, found.groups, found.confidence).high, found.value
     if bound is None or value is None or found.low is None:
@@ -76,7 +76,7 @@ def _without_spread(found: Estimate) -> Estimate:
 
 
 def mcnemar_exact(better: int, worse: int) -> float:
-    """Two-sided exact p of McNemar's test (1947): the changed answers against a fair coin; 1 where none changed.
+    """Return two-sided exact p of McNemar's test (1947): the changed answers against a fair coin; 1 if none changed.
 
     >>> mcnemar_exact(5, 0)  # 2 / 2**5
     0.0625

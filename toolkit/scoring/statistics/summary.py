@@ -20,7 +20,7 @@ _EXAMPLES = 3
 class ScoredAnswer:
     """One judged answer.
 
-    ``scores`` are in [0, 1], None where one does not apply; ``label`` is (true, predicted or None) where the task has
+    ``scores`` are in [0, 1], None if one does not apply; ``label`` is (true, predicted or None) where the task has
     labels; ``by`` holds the columns that tables are made by; ``problem`` says why no answer could be read.
     """
 
@@ -41,9 +41,9 @@ class Metrics:
     groups: int
     scores: Mapping[str, Estimate]
     macro_f1: Estimate | None
-    """None where the task has no labels."""
+    """None if the task has no labels."""
     labels: ClassificationMetrics | None
-    """Balanced accuracy, and each class against the rest; None where the task has no labels."""
+    """Balanced accuracy, and each class against the rest; None if the task has no labels."""
     truncated: Estimate
     unreadable: Estimate
 
@@ -59,7 +59,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What an evaluation found; every figure has its n and its interval."""
+    """What an evaluation found. Every figure has its n and its interval."""
 
     overall: Metrics
     by: Mapping[str, Mapping[str, Metrics]]
@@ -70,10 +70,10 @@ class Summary:
     """The most frequent first."""
     confusion: ConfusionMatrix
     majority: Majority
-    """Of the true labels of these answers; the baseline that is reported is learned from the training rows."""
+    """Of the true labels of these answers. The baseline that is reported is learned from the training rows."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries for JSON; nothing in them is NaN."""
+        """Plain dictionaries for JSON. Nothing in them is NaN."""
         return asdict(self)
 
 
@@ -91,14 +91,14 @@ class Comparison:
 def summarise(
     rows: Sequence[ScoredAnswer], by: Sequence[str], resamples: int, seed: int, positive: str | None = None
 ) -> Summary:
-    """All figures of an evaluation; an answer that could not be read stays in every n.
+    """Return all figures of an evaluation. An answer that could not be read stays in every n.
 
     Args:
         rows: the judged answers.
         by: columns of ``ScoredAnswer.by`` whose values get figures of their own.
         resamples: samples drawn for an interval that Wilson's formula does not cover.
         seed: of the draws.
-        positive: the label that is of interest, such as melanoma; see ``ClassificationMetrics``.
+        positive: the label that is of interest, such as melanoma. See ``ClassificationMetrics``.
     """
     draws = _Draws(resamples, seed, positive)
     found = [column for column in by if any(column in row.by for row in rows)]
@@ -116,7 +116,7 @@ def summarise(
 def compare(
     before: Sequence[ScoredAnswer], after: Sequence[ScoredAnswer], score: str, resamples: int, seed: int
 ) -> Comparison:
-    """The paired difference of one score between two evaluations, matched by the samples' ids.
+    """Return the paired difference of one score between two evaluations, matched by the samples' ids.
 
     Raises:
         DataError: an id stands twice in one evaluation, or the two share no question.
@@ -163,7 +163,7 @@ def _score(rows: Sequence[ScoredAnswer], name: str, draws: _Draws) -> Estimate:
 
 
 def _labels(rows: Sequence[ScoredAnswer], draws: _Draws) -> tuple[Estimate | None, ClassificationMetrics | None]:
-    """Macro-F1 and the label figures, both of the same draws."""
+    """Return Macro-F1 and the label figures, both of the same draws."""
     labelled = [(*row.label, row.group) for row in rows if row.label is not None]
     if not labelled:
         return None, None
@@ -181,7 +181,7 @@ def _parts(rows: Sequence[ScoredAnswer], column: str) -> dict[str, list[ScoredAn
 
 
 def _natural(text: str) -> list[Any]:
-    """Text and whole numbers in turn: 5-9 stands before 10-14."""
+    """Return text and whole numbers in turn: 5-9 precedes 10-14."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
 
 

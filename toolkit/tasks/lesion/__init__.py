@@ -1,4 +1,4 @@
-"""Skin lesions: diagnosis, place in words, box and outline; rows, questions, answers, and what judges them."""
+"""Skin lesions: diagnosis, place in words, box and outline. Rows, questions, answers, and what judges them."""
 
 from collections.abc import Mapping
 
@@ -20,12 +20,12 @@ JACCARD_THRESHOLD = 0.65
 
 
 def question(sample: Sample) -> str:
-    """The wording that the seed chose for the row."""
+    """Return the wording that the seed chose for the row."""
     return str(sample.fields["question"])
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None where one does not apply."""
+    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None if one does not apply."""
     overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
     return {
         "accuracy": diagnosis(sample, answer),
@@ -46,14 +46,14 @@ def _exact(score: float | None) -> float | None:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """The right code and the one that was read; None where no diagnosis is asked for."""
+    """Return the right code and the one that was read; None if no diagnosis is requested."""
     if "diagnosis" not in sample.fields["asked"]:
         return None
     return sample.reference["diagnosis"], answer.values.get("diagnosis")
 
 
 def stratum(sample: Sample) -> str:
-    """The diagnosis."""
+    """Return the diagnosis."""
     return str(sample.reference["diagnosis"])
 
 

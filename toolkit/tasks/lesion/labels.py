@@ -21,20 +21,20 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class LabelTable:
-    """The diagnoses of a data set. No name stands for two of them."""
+    """The diagnoses of a dataset. No name stands for two of them."""
 
     labels: tuple[Label, ...]
 
     def name(self, code: str) -> str:
-        """The name of a code."""
+        """Return the name of a code."""
         return next(label.name for label in self.labels if label.code == code)
 
     def find(self, text: str) -> str | None:
-        """The code whose code, name or synonym is the whole text (case, punctuation and an s at the end aside)."""
+        """Return the code whose code, name or synonym is the whole text (case, punctuation and an s at the end aside)."""
         return _names(self).get(_fold(text))
 
     def read(self, text: str) -> tuple[str | None, str | None]:
-        """The code that a text names, else why none was read. A text that names several diagnoses names none.
+        """Return the code that a text names, else why none was read. A text that names several diagnoses names none.
 
         >>> HAM10000.read("It is a melanocytic nevus (a mole)."), HAM10000.read("melanoma or nevus")
         (('nv', None), (None, 'several diagnoses are named'))
@@ -87,7 +87,7 @@ HAM10000 = LabelTable(
 
 
 def load_labels(path: Path) -> LabelTable:
-    """A table of one's own: TOML with ``[[label]]`` tables of ``code``, ``name`` and perhaps ``synonyms``.
+    """Return a table of one's own: TOML with ``[[label]]`` tables of ``code``, ``name`` and perhaps ``synonyms``.
 
     Raises:
         DataError: it cannot be read, an entry lacks something, or one name stands for two diagnoses.
@@ -139,7 +139,7 @@ def _names_of(label: Label) -> Iterator[str]:
 
 
 def _fold(text: str) -> str:
-    """Lower case words without punctuation; an s that only makes a plural is dropped."""
+    """Lower case words without punctuation. An s that only makes a plural is dropped."""
     words = re.findall(r"[a-z0-9]+", text.lower().replace("'s", "").replace("’s", ""))
     return " ".join(
         word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "is", "us", "os") else word for word in words

@@ -10,9 +10,9 @@ from toolkit.tasks.lesion.prompt import write_box
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> an answer of one lesion that is the same for every picture, but for the picture's size.
+    """Return sample -> an answer of one lesion that is the same for every image, except the image's size.
 
-    The median box has the median of each edge, in shares of the sides, over the training rows' largest lesions.
+    The median box has the median of each edge, in fractions of the sides, over the training rows' largest lesions.
     """
     diagnoses: Counter[str] = Counter()
     places: Counter[tuple[int, ...]] = Counter()

@@ -1,4 +1,4 @@
-"""The lesions in a completion: tags, one line a lesion, or JSON; what cannot be read is said, never guessed."""
+"""The lesions in a completion: tags, one line a lesion, or JSON. What cannot be read is said, never guessed."""
 
 import json
 import math
@@ -35,12 +35,12 @@ _SAME = {
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The lesions of an answer, in pixels of the picture that is shown.
+    """Return the lesions of an answer, in pixels of the image that is shown.
 
-    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, None where nothing was read),
+    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, None if nothing was read),
     diagnosis (the code that all lesions share; None: none, or they differ), and unread (why a part could not be read).
-    A box may have floats, swapped corners, round brackets or none, and stand in a code fence; JSON with the parts as
-    keys is read too. Coordinates outside the picture stay: a score cuts them off.
+    A box may have floats, swapped corners, round brackets or none, and are in a code fence; JSON with the parts as
+    keys is read too. Coordinates outside the image stay: a score cuts them off.
     """
     settings, frame = sample.fields["settings"], sample.fields["frame"]
     text = fenced[1] if (fenced := _FENCE.search(completion)) else completion
@@ -59,7 +59,7 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def _tagged(text: str) -> Iterator[Mapping[str, str]]:
-    """One mapping a lesion: a tag that comes again begins the next."""
+    """Yield one mapping a lesion: a tag that comes again begins the next."""
     parts: dict[str, str] = {}
     for name, content in _TAG.findall(text):
         if name.lower() in parts:
@@ -71,7 +71,7 @@ def _tagged(text: str) -> Iterator[Mapping[str, str]]:
 
 
 def _from_json(text: str) -> Iterator[Mapping[str, str]]:
-    """The objects of the first JSON text that holds some."""
+    """Yield the objects of the first JSON text that holds some."""
     for start in (match.start() for match in re.finditer(r"[\[{]", text)):
         try:
             value, _ = json.JSONDecoder().raw_decode(text, start)
@@ -136,7 +136,7 @@ def _polygon(text: str, frame: Frame) -> list[list[float]] | None:
 
 
 def _numbers(text: str) -> Sequence[float]:
-    """The finite numbers of a text; none where anything but numbers, brackets, commas and blanks stands there."""
+    """Return the finite numbers of a text. None where anything but numbers, brackets, commas and blanks stands there."""
     if _NUMBER.sub("", text).strip(" \t\n[](),;"):
         return []
     numbers = [float(number) for number in _NUMBER.findall(text)]

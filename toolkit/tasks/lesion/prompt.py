@@ -12,16 +12,16 @@ from toolkit.tasks.lesion.settings import LesionSettings
 WHAT = (
     "What does this picture of the skin show?",
     "Which skin lesion is this?",
-    "Describe the lesion in this dermoscopic picture.",
+    "Describe the lesion in this dermoscopic image.",
     "Name the skin lesion that you see.",
 )
 WHERE = (
     "What does this picture of the skin show, and where?",
     "Which skin lesion is this, and where is it?",
-    "Name each lesion in this dermoscopic picture and say where it is.",
-    "Find the lesions in this picture and name them.",
+    "Name each lesion in this dermoscopic image and say where it is.",
+    "Find the lesions in this image and name them.",
 )
-"""Wordings of one question; the seed chooses one for each row."""
+"""Wordings of one question. The seed chooses one for each row."""
 
 PLACED = frozenset({"location", "bbox", "polygon"})
 MOST_VERTICES = 16
@@ -38,12 +38,12 @@ _EXAMPLES = {
 
 
 def choose_question(asked: Sequence[str], random: Random) -> str:
-    """One of the wordings."""
+    """Return one of the wordings."""
     return random.choice(WHERE if PLACED & set(asked) else WHAT)
 
 
 def instruction(sample: Sample) -> str:
-    """The format of the answer: its tags, the names of diagnoses and places, and what coordinates mean."""
+    """Return the format of the answer: its tags, the names of diagnoses and locations, and what coordinates mean."""
     settings: LesionSettings = sample.fields["settings"]
     asked = sample.fields["asked"]
     lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in asked)}"]
@@ -59,13 +59,13 @@ def instruction(sample: Sample) -> str:
 
 
 def target(sample: Sample) -> str:
-    """The reference answer: one line a lesion, the largest first."""
+    """Return the reference answer: one line a lesion, the largest first."""
     count = max(len(sample.reference["boxes"]), 1)
     return "\n".join(_line(sample, number) for number in range(count))
 
 
 def _line(sample: Sample, number: int) -> str:
-    """What is known of one lesion; size and features are the picture's, and stand with the first."""
+    """Return what is known of one lesion. Size and features are the image's, and stand with the first."""
     reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
     parts = []
     for part in sample.fields["asked"]:
@@ -76,7 +76,7 @@ def _line(sample: Sample, number: int) -> str:
 
 
 def write_box(frame: Frame, box: Sequence[float]) -> str:
-    """A box in pixels as the model writes it.
+    """Return a box in pixels as the model writes it.
 
     >>> from toolkit.scoring.regions import COORDINATES
     >>> write_box(Frame((600, 450), (600, 450), COORDINATES["thousand"]), (71, 105, 515, 410))

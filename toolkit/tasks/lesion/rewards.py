@@ -1,8 +1,8 @@
 """Rewards for lesions: diagnosis, place, mask_iou, box_iou, giou, format.
 
-Default weights 0.4, 0.3 and 0.3 for the first three are those of the skin scripts before this toolkit; the others train
+Default weights 0.4, 0.3 and 0.3 for the first three are those of the skin scripts before this toolkit. The others train
 only where a recipe gives them a weight. ``sample.reference`` and ``answer.values`` are those of the task ``lesion``:
-pixels of the picture that is shown.
+pixels of the image that is shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,13 +51,13 @@ EXAMPLE = Sample(
 
 
 def _given(**lesion: Any) -> Answer:
-    """An answer of one lesion, as the parser gives it, for the examples."""
+    """Return an answer of one lesion, as the parser gives it, for the examples."""
     whole = {"diagnosis": None, "place": None, "box": None, "polygon": None, **lesion}
     return Answer("…", {"diagnosis": whole["diagnosis"], "lesions": [whole], "unread": []})
 
 
 def diagnosis(sample: Sample, answer: Answer) -> float | None:
-    """1 for the right diagnosis; None where it is not known or not asked for. Several diagnoses are none.
+    """1 for the right diagnosis; None if it is not known or not asked for. Several diagnoses are none.
 
     >>> diagnosis(EXAMPLE, _given(diagnosis="mel")), diagnosis(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
@@ -68,9 +68,9 @@ def diagnosis(sample: Sample, answer: Answer) -> float | None:
 
 
 def place(sample: Sample, answer: Answer) -> float | None:
-    """The mean over matched lesions of 1 minus the steps on the grid over the most there can be.
+    """Return the mean over matched lesions of 1 minus the steps on the grid over the most there can be.
 
-    The place that the answer names, or where the recipe does not ask for it, that of its box. None where the lesion's
+    The place that the answer names, or where the recipe does not ask for it, that of its box. None if the lesion's
     place is not known.
 
     >>> place(EXAMPLE, _given(place=[0, 0])), place(EXAMPLE, _given(place=[1, 1])), place(EXAMPLE, _given())
@@ -83,7 +83,7 @@ def place(sample: Sample, answer: Answer) -> float | None:
 
 
 def box_overlap(sample: Sample, answer: Answer) -> float | None:
-    """Mean box IoU over matched lesions, a missing and an extra box counting 0; None without a reference box.
+    """Return mean box IoU over matched lesions, a missing and an extra box counting 0; None without a reference box.
 
     >>> round(box_overlap(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
     0.5
@@ -94,7 +94,7 @@ def box_overlap(sample: Sample, answer: Answer) -> float | None:
 
 
 def giou(sample: Sample, answer: Answer) -> float | None:
-    """Mean generalised IoU over matched lesions, brought from [-1, 1] to [0, 1]: it also tells near from far.
+    """Return mean generalised IoU over matched lesions, brought from [-1, 1] to [0, 1]: it also tells near from far.
 
     >>> giou(EXAMPLE, _given(box=[10, 10, 40, 40])), giou(EXAMPLE, _given(box=[10, 10, 40, 25]))
     (1.0, 0.75)
@@ -124,7 +124,7 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
 
 
 def format(sample: Sample, answer: Answer) -> float:
-    """1 where every part that is asked for was read for every lesion named, and nothing was unreadable.
+    """1 if every part that is requested was read for every lesion named, and nothing was unreadable.
 
     >>> format(EXAMPLE, _given(diagnosis="nv", place=[0, 0], box=[1, 1, 2, 2])), format(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
@@ -145,7 +145,7 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def why_diagnosis(sample: Sample, answer: Answer) -> str:
-    """Both codes, or why none was read."""
+    """Return both codes, or why none was read."""
     if "diagnosis" not in sample.fields["asked"]:
         return "no diagnosis is asked for"
     read = answer.values.get("diagnosis")
@@ -155,18 +155,18 @@ def why_diagnosis(sample: Sample, answer: Answer) -> str:
 
 
 def why_place(sample: Sample, answer: Answer) -> str:
-    """The cells, row and column from the upper left."""
+    """Return the cells, row and column from the upper left."""
     return f"read {_places(sample, answer) or _unread(answer)}, reference {sample.reference['places'] or 'not known'}"
 
 
 def why_boxes(sample: Sample, answer: Answer) -> str:
-    """The boxes in pixels of the picture that is shown."""
+    """Return the boxes in pixels of the image that is shown."""
     read = [[round(edge, 1) for edge in box] for box in _boxes(answer)]
     return f"read {read or _unread(answer)}, reference {sample.reference['boxes'] or 'not known'}"
 
 
 def why_mask(sample: Sample, answer: Answer) -> str:
-    """What was drawn against what."""
+    """Return what was drawn against what."""
     outlined = sum(one["polygon"] is not None for one in _lesions(answer))
     boxed = sum(one["box"] is not None and one["polygon"] is None for one in _lesions(answer))
     mask = _reference_mask(sample)
@@ -175,7 +175,7 @@ def why_mask(sample: Sample, answer: Answer) -> str:
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
-    """The parts that lack, or what could not be read."""
+    """Return the parts that lack, or what could not be read."""
     asked = ", ".join(sample.fields["asked"])
     return f"{len(_lesions(answer))} lesions, {asked} asked; unreadable: {_unread(answer)}"
 
@@ -203,7 +203,7 @@ def _lesions(answer: Answer) -> Sequence[Mapping[str, Any]]:
 
 
 def _boxes(answer: Answer) -> list[Box]:
-    """The box of each lesion, else the one around its polygon."""
+    """Return the box of each lesion, else the one around its polygon."""
     found = []
     for one in _lesions(answer):
         if one["box"] is not None:
@@ -243,15 +243,15 @@ def _reference_mask(sample: Sample) -> Mask | None:
 
 
 @lru_cache(maxsize=64)
-def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, picture: Size) -> Mask:
-    """The mask of what is shown, at the picture's own size. The last ones stay: a prompt's completions share one."""
+def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, image: Size) -> Mask:
+    """Return the mask of what is shown, at the image's own size. The last ones stay: a prompt's completions share one."""
     stored = read_mask(Path(file))
-    mask = fit_mask(stored, picture)
+    mask = fit_mask(stored, image)
     if mask is None:
         height, width = stored.shape
         raise DataError(
             "rewards.mask_aspect_ratio_differs",
-            f"a mask must have the aspect ratio of its image, {picture[0]} x {picture[1]} pixels",
+            f"a mask must have the aspect ratio of its image, {image[0]} x {image[1]} pixels",
             place=file,
             value=f"{width} x {height}",
         )

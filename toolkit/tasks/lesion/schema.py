@@ -41,14 +41,14 @@ BY = ("sex", "site", "source")
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
     ``fields``: question, asked (the parts that the row knows, as the recipe orders them), frame, settings, size (of the
-    picture or of its crop, in pixels), area of it in words, features, age_band, sex, site, source. ``reference``:
-    diagnosis (a code), boxes, polygons (in pixels of what is shown), places (cells), mask (its file) and crop.
+    image or of its crop, in pixels), area of it in words, features, age_band, sex, site, source. ``reference``:
+    diagnosis (a code), boxes, polygons (in pixels of what is shown), locations (cells), mask (its file) and crop.
 
     Raises:
-        RowProblem: no picture, a diagnosis that the table lacks, a box that is none, nothing that is asked for.
+        RowProblem: no image, a diagnosis that the table lacks, a box that is none, nothing that is requested.
     """
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
@@ -101,9 +101,9 @@ _KNOWN_BY = {
 def choose_crop(
     boxes: Sequence[Box], size: Size, settings: LesionSettings, name: str
 ) -> tuple[int, int, int, int] | None:
-    """A part of the picture that holds every box, drawn by the seed and the row's name; None: the whole picture.
+    """Return a part of the image that holds every box, drawn by the seed and the row's name; None: the whole image.
 
-    Both sides have the same share of the picture's, drawn from ``settings.crop`` to 1, or as much as the boxes need.
+    Both sides have the same fraction of the image's, drawn from ``settings.crop`` to 1, or as much as the boxes need.
     """
     if settings.crop >= 1:
         return None
@@ -137,7 +137,7 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
 
 
 def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
-    """All boxes, else the one; inside the picture."""
+    """Return all boxes, else the one. Inside the image."""
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
     listed = many if _given(many) else [one] if _given(one) else []
     if not isinstance(listed, list):
@@ -202,19 +202,19 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
 
 
 def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Place]:
-    """The place that a row without a box names in words."""
+    """Return the place that a row without a box names in words."""
     named = parse_location(text_of(cell(row, origin, "location")), grid)
     return [] if named is None else [named]
 
 
 def _area(row: Mapping[str, Any], origin: RowOrigin, *, cropped: bool) -> str | None:
-    """The row's size in words; a share of the picture is not one of its crop."""
+    """Return the row's size in words. A fraction of the image is not one of its crop."""
     text = text_of(cell(row, origin, "size"))
     return None if not text or (cropped and "%" in text) else text
 
 
 def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
-    """What features and concerning_features name, once each."""
+    """Return what features and concerning_features name, once each."""
     names: list[str] = []
     for field in ("features", "concerning_features"):
         value = decoded(cell(row, origin, field))
@@ -224,7 +224,7 @@ def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef) -> str:
-    """The recipe's column, else the patient, else the lesion, else the picture.
+    """Return the recipe's column, else the patient, else the lesion, else the image.
 
     Raises:
         RowProblem: the recipe names a column, and the row has nothing there.

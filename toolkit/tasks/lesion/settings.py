@@ -10,7 +10,7 @@ from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 @dataclass(frozen=True, slots=True)
 class LesionSettings:
-    """``crop``: the least share of each side that is shown; 1: whole pictures. The rest: as in ``recipe.Lesion``."""
+    """``crop``: the least fraction of each side that is shown; 1: whole images. The rest: as in ``recipe.Lesion``."""
 
     answer: tuple[str, ...]
     grid: int
@@ -21,12 +21,12 @@ class LesionSettings:
     crop: float
 
     def frame(self, size: Size) -> Frame:
-        """The frame of a picture, or of the crop that is shown of it."""
+        """Return the frame of an image, or of the crop that is shown of it."""
         return coordinate_transform(size, self.max_side, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
-    """The settings for the rows of one split.
+    """Return the settings for the rows of one split.
 
     Raises:
         RecipeError: the coordinates of the model's family are not known.

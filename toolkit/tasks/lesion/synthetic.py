@@ -1,4 +1,4 @@
-"""Practice lesions as files: the layout of a HAM10000 download, and that of a download from ISIC's archive."""
+"""Synthetic lesions as files: the layout of a HAM10000 download, and that of a download from ISIC's archive."""
 
 import csv
 import io
@@ -22,26 +22,26 @@ LEAST_SIDE = 64
 MARKER = "practice.json"
 """Says what a folder holds, so that a later call knows what to keep."""
 DRAWING = 1
-"""Raised whenever pictures are drawn differently, so that old ones are drawn again."""
+"""Raised whenever images are drawn differently, so that old ones are drawn again."""
 QUALITY = 95
 
 
 def write_ham10000(
     folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
 ) -> dict[str, Path]:
-    """Write so many pictures with masks and metadata as HAM10000 has them (Tschandl et al. 2018).
+    """Write so many images with masks and metadata as HAM10000 has them (Tschandl et al. 2018).
 
-    ``folder`` gets ``HAM10000_images_part_1`` and ``_part_2`` (JPEG; a lesion's pictures may lie in both),
+    ``folder`` gets ``HAM10000_images_part_1`` and ``_part_2`` (JPEG; a lesion's images may are in both),
     ``HAM10000_segmentations_lesion/{image_id}_segmentation.png`` (0 or 255) and, last, ``HAM10000_metadata.csv``.
-    What is whole already is not written again; pictures that an earlier call wrote otherwise are replaced. The same
+    What is whole already is not written again. Images that an earlier call wrote otherwise are replaced. The same
     arguments give the same bytes with the same versions of NumPy and OpenCV.
 
     Args:
         folder: made if it is not there.
-        images: how many pictures; fewer with the same seed are the first of more.
-        seed: 0 or more; decides everything.
-        size: width and height of the pictures in pixels.
-        frequencies: class -> weight among the lesions; of classes that are not named there are none.
+        images: how many images. Fewer with the same seed are the first of more.
+        seed: 0 or more. Decides everything.
+        size: width and height of the images in pixels.
+        frequencies: class -> weight among the lesions. Of classes that are not named there are none.
 
     Returns:
         ``images_part_1``, ``images_part_2`` and ``masks`` (folders) and ``metadata`` (the CSV).
@@ -55,10 +55,10 @@ def write_ham10000(
 def write_isic(
     folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
 ) -> dict[str, Path]:
-    """Write so many pictures as ISIC's archive hands them out, with masks as its challenge of 2018 does.
+    """Write so many images as ISIC's archive hands them out, with masks as its challenge of 2018 does.
 
     ``folder`` gets ``{isic_id}.jpg``, ``ISIC2018_Task1_Training_GroundTruth/{isic_id}_segmentation.png`` (0 or 255)
-    and, last, ``metadata.csv``. Otherwise as ``write_ham10000``: with the same arguments the pictures are the same.
+    and, last, ``metadata.csv``. Otherwise as ``write_ham10000``: with the same arguments the images are the same.
 
     Returns:
         ``images`` and ``masks`` (folders) and ``metadata`` (the CSV).
@@ -109,7 +109,7 @@ ANATOM_SITES: Mapping[str, str] = {
 
 
 def ham10000_row(photo: Photo) -> dict[str, object]:
-    """The row of HAM10000_metadata.csv: a blank age, and ``unknown`` for a sex or a place that is not known."""
+    """Return the row of HAM10000_metadata.csv: a blank age, and ``unknown`` for a sex or a place that is not known."""
     lesion, patient = photo.lesion, photo.lesion.patient
     return {
         "lesion_id": f"HAM_{lesion.number:07d}",
@@ -124,7 +124,7 @@ def ham10000_row(photo: Photo) -> dict[str, object]:
 
 
 def isic_row(photo: Photo) -> dict[str, object]:
-    """The row of the archive's metadata.csv; what is not known is None, that is blank."""
+    """Return the row of the archive's metadata.csv. What is not known is None, that is blank."""
     lesion, patient = photo.lesion, photo.lesion.patient
     diagnosis = DIAGNOSES[lesion.dx]
     return {
@@ -144,20 +144,20 @@ def isic_row(photo: Photo) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a data set keeps its files, and what it says about a picture."""
+    """Where a dataset keeps its files, and what it says about an image."""
 
     name: str
     places: Mapping[str, str]
-    """What a caller is told: name -> folder or file below the data set's."""
-    picture: Callable[[int], str]
-    """Number of a picture -> its folder."""
+    """What a caller is told: name -> folder or file below the dataset's."""
+    image: Callable[[int], str]
+    """Number of an image -> its folder."""
     row: Callable[[Photo], dict[str, object]]
 
     def files(self, folder: Path, number: int) -> tuple[Path, Path]:
-        """Picture and mask."""
+        """Return image and mask."""
         name = name_of(number)
         return (
-            folder / self.picture(number) / f"{name}.jpg",
+            folder / self.image(number) / f"{name}.jpg",
             folder / self.places["masks"] / f"{name}_segmentation.png",
         )
 
@@ -170,7 +170,7 @@ _HAM10000 = _Layout(
         "masks": "HAM10000_segmentations_lesion",
         "metadata": "HAM10000_metadata.csv",
     },
-    # By turns, so that a picture's folder does not depend on how many there are.
+    # By turns, so that an image's folder does not depend on how many there are.
     lambda number: f"HAM10000_images_part_{1 + number % 2}",
     ham10000_row,
 )
@@ -206,13 +206,13 @@ def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> 
     size = asked["size"]
 
     def draw(photo: Photo) -> None:
-        picture_file, mask_file = layout.files(folder, photo.number)
-        if picture_file.is_file() and mask_file.is_file():
+        image_file, mask_file = layout.files(folder, photo.number)
+        if image_file.is_file() and mask_file.is_file():
             return
-        picture = photo.draw((size[0], size[1]))
+        image = photo.draw((size[0], size[1]))
         # OpenCV encodes blue first.
-        _encode(picture_file, picture.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        _encode(mask_file, picture.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        _encode(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        _encode(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(draw, photos):

@@ -20,19 +20,19 @@ INSTRUCTION = (
 
 
 def question(sample: Sample) -> str:
-    """The question, then one line an option."""
+    """Return the question, then one line an option."""
     options = (f"{name}. {text}" for name, text in sample.fields["options"].items())
     return "\n".join([sample.fields["question"], *options])
 
 
 def target(sample: Sample) -> str:
-    """The reference completion; the working out is empty where the source has no explanation."""
+    """Return the reference completion. The working out is empty where the source has no explanation."""
     reference = sample.reference
     return write_completion(reference["letter"], reference["text"], reference["explanation"] or "")
 
 
 def write_completion(letter: str, text: str, working_out: str) -> str:
-    """A completion in the task's format."""
+    """Return a completion in the task's format."""
     return f"<start_working_out>\n{working_out}\n<end_working_out>\n<SOLUTION>\n{letter} - {text}\n</SOLUTION>"
 
 
@@ -46,12 +46,12 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
-    """The right letter and the one that was read."""
+    """Return the right letter and the one that was read."""
     return sample.reference["letter"], answer.values.get("letter")
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """The majority baseline's completion, without an explanation."""
+    """Return the majority baseline's completion, without an explanation."""
     choose_letter = majority(samples)
 
     def complete(sample: Sample) -> str:

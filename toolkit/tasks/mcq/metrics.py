@@ -1,4 +1,4 @@
-"""The majority baseline of multiple choice: what can be had without looking at a picture."""
+"""The majority baseline of multiple choice: what can be had without looking at an image."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,9 +8,9 @@ from toolkit.tasks.mcq.schema import fold
 
 
 def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the letter that the better of two rules chooses, judged on the training rows.
+    """Return sample -> the letter that the better of two rules chooses, judged on the training rows.
 
-    The rules: always the letter that is most often right; the offered option whose text is most often right. A row
+    The rules: always the letter that is most often right. The offered option whose text is most often right. A row
     does not count for itself when the second is judged (leave one out): texts that occur once would all look right.
     """
     letters, texts = Counter[str](), Counter[str]()
@@ -42,7 +42,7 @@ def _most_frequent_letter(sample: Sample, by_letter: Iterable[str]) -> str:
 
 
 def _most_frequent_text(sample: Sample, texts: Counter[str], by_letter: Sequence[str]) -> str:
-    """The option whose text was right most often; the most frequent letter where none ever was."""
+    """Return the option whose text was right most often. The most frequent letter where none ever was."""
     options = sample.fields["options"]
     counts = {letter: texts[fold(option)] for letter, option in options.items()}
     best = max(counts.values())

@@ -17,7 +17,7 @@ class Choice(NamedTuple):
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The answer in a completion.
+    """Return the answer in a completion.
 
     ``values``: explanation (the reasoning block, without outer blanks; empty where there is none), has_format (one
     reasoning block, one solution, nothing else) and, unless there is a problem, letter and text (what follows it).
@@ -31,7 +31,7 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def choose(body: str, options: Mapping[str, str]) -> Choice:
-    """The option that a solution names.
+    """Return the option that a solution names.
 
     Accepted: B, b, B., (B), B), "B - text", "Answer: B", "the answer is B", an option's whole text (whatever its case
     and punctuation). The article is no letter: "a nodule" and "A nodule" name no option by themselves.
@@ -66,7 +66,7 @@ def _choose(body: str, options: Mapping[str, str]) -> Choice:
 
 
 def has_format(completion: str) -> bool:
-    """Whether a completion is one reasoning block, then one solution that is not empty, and nothing else."""
+    """Return whether a completion is one reasoning block, then one solution that is not empty, and nothing else."""
     found = _FORMAT.fullmatch(completion)
     return bool(found and found[1].strip() and all(completion.count(tag) == 1 for tag in TAGS))
 
@@ -100,7 +100,7 @@ def _explanation(completion: str) -> str:
 
 
 def _solution(completion: str) -> tuple[str, str | None]:
-    """The text that holds the answer, and a problem if the tags do not say which text that is."""
+    """Return the text that holds the answer, and a problem if the tags do not say which text that is."""
     opened, closed = list(_OPEN.finditer(completion)), list(_CLOSE.finditer(completion))
     if len(opened) > 1 or len(closed) > 1:
         return "", "there is more than one solution"
@@ -146,7 +146,7 @@ def _read(text: str, options: Mapping[str, str]) -> Choice | None:
 
 
 def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None:
-    """A letter followed by its own option's text, whatever stands between: "B Mass", "B.Mass"."""
+    """Return a letter followed by its own option's text, whatever stands between: "B Mass", "B.Mass"."""
     rest = text.lstrip("(")
     letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—")
     same = letter in options and bool(fold(rest)) and fold(rest) == fold(options[letter])
@@ -154,7 +154,7 @@ def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None
 
 
 def _labelled(text: str, options: Mapping[str, str]) -> Choice | None:
-    """A letter, a separator and other words; a second letter or another option's text makes it unclear."""
+    """Return a letter, a separator and other words. A second letter or another option's text makes it unclear."""
     label = _LABELLED.fullmatch(text)
     if label is None:
         return None

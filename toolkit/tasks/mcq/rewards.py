@@ -44,7 +44,7 @@ def letter(sample: Sample, answer: Answer) -> float:
 def explanation(sample: Sample, answer: Answer) -> float | None:
     """Token F1 with the reference explanation: the better of the reasoning block and the text after the letter.
 
-    None where the sample has no reference explanation. Reasoning counts even where the letter could not be read.
+    None if the sample has no reference explanation. Reasoning counts even where the letter could not be read.
 
     >>> explanation(EXAMPLE, Answer("…", {"explanation": "Right lower lobe opacity"}))  # 3 of 4 and 5 (no "the")
     0.6666666666666666
@@ -56,10 +56,10 @@ def explanation(sample: Sample, answer: Answer) -> float | None:
 
 
 def evidence(sample: Sample, answer: Answer) -> float | None:
-    """Share of the report's content words that the reasoning uses.
+    """Fraction of the report's content words that the reasoning uses.
 
-    Words that the prompt shows (question, options, context) count on neither side, so that copying it earns nothing;
-    negations alone are no evidence. None where there is no report or the prompt already has all of its words.
+    Words that the prompt shows (question, options, context) count on neither side, so that copying it earns nothing.
+    Negations alone are no evidence. None if there is no report or the prompt already has all of its words.
 
     >>> evidence(EXAMPLE, Answer("…", {"explanation": "Pneumonia of the right lobe"}))  # right, lobe of 4
     0.5
@@ -97,7 +97,7 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def evidence_words(sample: Sample) -> frozenset[str]:
-    """The report's content words that the prompt does not show, without negations.
+    """Return the report's content words that the prompt does not show, without negations.
 
     Every field but the question type may be shown, so the words of all of them are left out.
     """
@@ -108,14 +108,14 @@ def evidence_words(sample: Sample) -> frozenset[str]:
 
 
 def why_letter(sample: Sample, answer: Answer) -> str:
-    """Which letter was read, which one is right."""
+    """Return which letter was read, which one is right."""
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
     return f"read {answer.values.get('letter')}, reference {sample.reference['letter']}"
 
 
 def why_explanation(sample: Sample, answer: Answer) -> str:
-    """The words that F1 counted."""
+    """Return the words that F1 counted."""
     expected = _text(sample.reference.get("explanation"))
     if not tokens(expected):
         return "the sample has no reference explanation"
@@ -124,7 +124,7 @@ def why_explanation(sample: Sample, answer: Answer) -> str:
 
 
 def why_evidence(sample: Sample, answer: Answer) -> str:
-    """The report's words that were used and those that were not."""
+    """Return the report's words that were used and those that were not."""
     expected = evidence_words(sample)
     if not expected:
         return "the sample has no report, or none of its words is missing from the prompt"
@@ -133,13 +133,13 @@ def why_evidence(sample: Sample, answer: Answer) -> str:
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
-    """What the format asks for."""
+    """Return what the format asks for."""
     asked = "one reasoning block, one solution, nothing else"
     return asked if answer.values.get("has_format") else f"not {asked}"
 
 
 def why_brevity(sample: Sample, answer: Answer) -> str:
-    """The completion's length against the limit."""
+    """Return the completion's length against the limit."""
     length = len(answer.text.strip())
     sign = "<=" if length <= BREVITY_LIMIT else ">"
     unread = "" if answer.problem is None else "; no answer could be read"
@@ -165,7 +165,7 @@ def _text(value: object) -> str:
 
 
 def _strings(value: Any) -> Iterable[str]:
-    """All texts of a prompt field; an option's letter is its key and does not count."""
+    """Return all texts of a prompt field. An option's letter is its key and does not count."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

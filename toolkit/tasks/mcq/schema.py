@@ -36,13 +36,13 @@ MOST_COLUMNS = 8
 
 
 def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
     ``fields``: question, options (letter -> text), question_type where there is one, and the columns that the recipe
-    names. ``reference``: letter, text, explanation and report (Findings and Impression); the last two may be None.
+    names. ``reference``: letter, text, explanation and report (Findings and Impression). The last two may be None.
 
     Raises:
-        RowProblem: the row cannot be used; its ``reason`` is one of a few constants.
+        RowProblem: the row cannot be used. Its ``reason`` is one of a few constants.
     """
     problem = _Problems(source, name)
     question = text_of(cell(row, source, "question"))
@@ -95,7 +95,7 @@ def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems"
 
 
 def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str, str], problem: "_Problems") -> str:
-    """The right option's letter, from a letter ("B", "B.", "(B)"), "B. text", an option's text, or a number from 0."""
+    """Return the right option's letter, from a letter ("B", "B.", "(B)"), "B. text", an option's text, or a number from 0."""
     answer = text_of(cell(row, source, "answer"))
     letter = answer if answer in options else _find_letter(answer, options, problem)
     if letter is None and not answer:
@@ -113,7 +113,7 @@ def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str,
 
 
 def fold(text: str) -> str:
-    """Lower case without punctuation, for texts that differ in nothing else; signs that change a meaning stay.
+    """Lower case without punctuation, for texts that differ in nothing else. Signs that change a meaning stay.
 
     >>> fold("Size: > 5 mm."), fold("-3 to +2"), fold("T-cell")
     ('size > 5 mm', '- 3 to + 2', 't cell')
@@ -122,7 +122,7 @@ def fold(text: str) -> str:
 
 
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The one option with this text, first to the letter, then without case and punctuation."""
+    """Return the one option with this text, first to the letter, then without case and punctuation."""
     for form in (str, fold):
         wanted = form(text)
         found = [letter for letter, option in options.items() if form(option) == wanted]

@@ -1,7 +1,7 @@
 """The memory that goes from step to step: a pure state machine.
 
 What a step answers is merged key by key. A key that the answer leaves out, sets to null or fills with less structure
-than it had keeps its value; an answer that cannot be read keeps everything and counts as a failure; and no memory grows
+than it had keeps its value. An answer that cannot be parsed keeps everything and counts as a failure. And no memory grows
 beyond the sizes below, so that a model that repeats itself cannot fill its own prompt.
 """
 
@@ -20,11 +20,11 @@ MOST_KEYS = 32
 MOST_ITEMS = 64
 """Items of a list: the last ones stay."""
 LONGEST_TEXT = 2000
-"""Characters of a text; the rest is cut off."""
+"""Characters of a text. The rest is cut off."""
 LONGEST_KEY = 100
-"""Characters of a key; a longer one is not taken."""
+"""Characters of a key. A longer one is not taken."""
 DEEPEST = 3
-"""Lists and tables within each other below a key; what lies deeper is not taken."""
+"""Lists and tables within each other below a key. What lies deeper is not taken."""
 LARGEST = 10**15
 """Numbers beyond are not taken, nor those that are not finite."""
 
@@ -49,7 +49,7 @@ EMPTY = Memory()
 
 
 def advance(memory: Memory, answer: Answer) -> Memory:
-    """The memory before the next step; ``answer.values`` has short_term and long_term, each a mapping or None.
+    """Return the memory before the next step; ``answer.values`` has short_term and long_term, each a mapping or None.
 
     >>> known = advance(EMPTY, Answer("…", {"long_term": {"completed_subtasks": ["load"], "progress": "begun"}}))
     >>> advance(known, Answer("…", {"long_term": {"progress": "half"}})).long_term
@@ -65,7 +65,7 @@ def advance(memory: Memory, answer: Answer) -> Memory:
 
 
 def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Memory]:
-    """The memory after each line of a task's predictions (``completion``, ``answer``, ``problem``), in their order."""
+    """Return the memory after each line of a task's predictions (``completion``, ``answer``, ``problem``), in their order."""
     memories = []
     for line in lines:
         start = advance(start, Answer(line.get("completion", ""), line["answer"], line["problem"]))
@@ -74,12 +74,12 @@ def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Me
 
 
 def compact(value: Any) -> str:
-    """A memory or answer as JSON in one line."""
+    """Return a memory or answer as JSON in one line."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
 
 
 def storable(value: Any) -> Any:
-    """The value as a file of JSON lines gives it back: no halves of surrogate pairs, null for numbers not finite."""
+    """Return the value as a file of JSON lines gives it back: no halves of surrogate pairs, null for numbers not finite."""
     if isinstance(value, str):
         return _whole(value)
     if isinstance(value, float):
@@ -92,7 +92,7 @@ def storable(value: Any) -> Any:
 
 
 def thin(memory: Memory, random: Random) -> Memory:
-    """The memory with holes: each key, and each item of a list, is left out with the chance ``FORGET``.
+    """Return the memory with holes: each key, and each item of a list, is left out with the chance ``FORGET``.
 
     At least one entry is left out where there is one.
     """
@@ -126,12 +126,12 @@ def _merged(old: Mapping[str, Any], new: Any) -> tuple[dict[str, Any], int]:
 
 
 def _less(new: Any, old: Any) -> bool:
-    """Whether a list or table would be replaced by something that is none."""
+    """Return whether a list or table would be replaced by something that is none."""
     return isinstance(old, list | dict) and not isinstance(new, type(old))
 
 
 def _bounded(value: Any, depth: int) -> tuple[Any, int]:
-    """The value within the sizes, and how much was cut off; None where it is not taken at all."""
+    """Return the value within the sizes, and how much was cut off; None if it is not taken at all."""
     if isinstance(value, str):
         return _whole(value[:LONGEST_TEXT]), int(len(value) > LONGEST_TEXT)
     if isinstance(value, bool):

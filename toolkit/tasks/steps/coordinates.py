@@ -15,7 +15,7 @@ _NOWHERE = frozenset({"", "null", "none", "n/a", "nan", "-"})
 
 
 def parse_location(value: Any) -> tuple[float, ...] | None:
-    """A point (2 numbers) or a box (4) in the units it was written in; None: no place is meant.
+    """Return a point (2 numbers) or a box (4) in the units it was written in; None: no place is meant.
 
     >>> parse_location([12, 30]), parse_location("12, 30"), parse_location({"x": 12, "y": 30}), parse_location(None)
     ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0), None)

@@ -14,16 +14,16 @@ from toolkit.tasks.steps.order import HIDDEN
 from toolkit.tasks.steps.schema import read
 
 STAND_IN = "(action)"
-"""The column of the action that a row gets so that it can be read; no source has one of this name."""
+"""The column of the action that a row gets so that it can be read. No source has one of this name."""
 
 
 def stand(sample: Sample) -> EpisodePosition:
-    """The task is the chain."""
+    """Return the task is the chain."""
     return EpisodePosition(sample.fields["task"], sample.fields["place"], sample.fields["length"])
 
 
 def put(sample: Sample, memory: Memory) -> Sample:
-    """The step with this memory in its prompt."""
+    """Return the step with this memory in its prompt."""
     return replace(sample, fields={**sample.fields, "memory": memory})
 
 
@@ -34,12 +34,12 @@ def place_columns(sample: Sample) -> dict[str, Any]:
 
 
 def value_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """action, target and coords (pixels of the screenshot), None where there is none."""
+    """action, target and coords (pixels of the screenshot), None if there is none."""
     return {"action": values.get("action"), "target": values.get("target"), "coords": values.get("place")}
 
 
 def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
-    """A step that is only asked: whatever the row holds of an answer is not looked at.
+    """Return a step that is only asked: whatever the row holds of an answer is not looked at.
 
     Raises:
         RowProblem: no task, goal or screenshot, or an earlier row's step.

@@ -19,25 +19,25 @@ Baseline = Callable[[Sample], str]
 
 
 def baseline(samples: Sequence[Sample]) -> Baseline:
-    """The pair of action and target that is right most often, at the median place of its training rows.
+    """Return the pair of action and target that is right most often, at the median place of its training rows.
 
-    The place is a point, each coordinate the median in shares of the sides.
+    The place is a point, each coordinate the median in fractions of the sides.
     """
     return _always(samples, lambda pair, of: of[pair] + (of[pair[0], None] if pair[1] is not None else 0))
 
 
 def action_baseline(samples: Sequence[Sample]) -> Baseline:
-    """The most frequent action, with the target that it has most often."""
+    """Return the most frequent action, with the target that it has most often."""
     return _always(samples, lambda pair, of: sum(n for (action, _), n in of.items() if action == pair[0]))
 
 
 def target_baseline(samples: Sequence[Sample]) -> Baseline:
-    """The most frequent target, with the action that it has most often."""
+    """Return the most frequent target, with the action that it has most often."""
     return _always(samples, lambda pair, of: sum(n for (_, target), n in of.items() if target == pair[1] is not None))
 
 
 def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], int]) -> Baseline:
-    """The pair with the most rows that ``right`` counts, of equals the more frequent; targets as they are compared."""
+    """Return the pair with the most rows that ``right`` counts, of equals the more frequent. Targets as they are compared."""
     pairs: Counter[Pair] = Counter()
     spelled: dict[Pair, str | None] = {}
     points: dict[Pair, list[tuple[float, float]]] = {}
@@ -53,17 +53,17 @@ def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], in
     if not pairs:
         return lambda sample: ""
     best = max(pairs, key=lambda pair: (right(pair, pairs), pairs[pair]))
-    shares = [median(values) for values in zip(*points[best], strict=True)] if best in points else None
+    fractions = [median(values) for values in zip(*points[best], strict=True)] if best in points else None
 
     def complete(sample: Sample) -> str:
-        sizes = zip(shares, sample.fields["size"], strict=True) if shares else None
-        return _write(sample, best[0], spelled[best], [share * side for share, side in sizes] if sizes else None)
+        sizes = zip(fractions, sample.fields["size"], strict=True) if fractions else None
+        return _write(sample, best[0], spelled[best], [fraction * side for fraction, side in sizes] if sizes else None)
 
     return complete
 
 
 def repeat_last(sample: Sample) -> str:
-    """The step before once more, as a completion; nothing at the first step, and where the step before is not known."""
+    """Return the step before once more, as a completion. Nothing at the first step, and where the step before is not known."""
     last = sample.reference["previous"]
     return "" if last is None else _write(sample, last["action"], last["target"], last["place"])
 

@@ -34,7 +34,7 @@ class _Line:
 
 
 def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Links:
-    """Every row's place in its task.
+    """Return every row's place in its task.
 
     Steps are numbered by the field ``step``, else by the step of ``Grounding``'s original data, from 1 (or from 0,
     where a task has a step 0). A task with a row that says no step has the order of its rows in the file. Of rows with
@@ -65,7 +65,7 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
 
 
 def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
-    """The row's own number; None where it says none."""
+    """Return the row's own number; None if it says none."""
     value = cell(row, origin, "step")
     if value is None or not text_of(value):
         value = _original(cell(row, origin, "grounding")).get("step")
@@ -76,7 +76,7 @@ def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
 
 
 def task_number(task: str) -> int | None:
-    """The number that a task's id is, or ends with.
+    """Return the number that a task's id is, or ends with.
 
     >>> task_number("12"), task_number("task_012"), task_number("load")
     (12, 12, None)
@@ -128,7 +128,7 @@ def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
 
 
 def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list[str]:
-    """Mark the rows outside the range of tasks; one sentence about them."""
+    """Mark the rows outside the range of tasks. One sentence about them."""
     settings: StepSettings = origin.settings
     start, end = settings.task_start, settings.task_end
     if start is None and end is None:
@@ -158,7 +158,7 @@ def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list
 
 
 def _original(value: Any) -> Mapping[str, Any]:
-    """The step that ``Grounding`` was made from; empty where it holds none."""
+    """Return the step that ``Grounding`` was made from. Empty where it holds none."""
     for key in ("ground_truth", "original_step_data"):
         try:
             value = parse_or_repair_json(value)[0] if isinstance(value, str) else value

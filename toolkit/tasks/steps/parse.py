@@ -1,4 +1,4 @@
-"""The step in a completion: JSON, mended where it can be; what cannot be read is said, never guessed."""
+"""The step in a completion: JSON, mended where it can be. What cannot be read is said, never guessed."""
 
 import json
 import re
@@ -28,12 +28,12 @@ _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The step of an answer.
+    """Return the step of an answer.
 
     ``values``: action (as the recipe spells it), target (None: none was named), place (2 or 4 numbers in pixels of the
     screenshot, None: none), short_term, long_term, reason (None: left out), memory (both memories for the next step,
     merged into those that the prompt showed), repaired (whether the JSON had to be mended), and faults (what keeps
-    it from being the JSON that was asked for). Keys may be spelled otherwise, and stand in a code fence or in a text.
+    it from being the JSON that was asked for). Keys may be spelled otherwise, and are in a code fence or in a text.
     """
     if len(completion) > LONGEST or completion.count("{") + completion.count("[") > MOST_BRACKETS:
         return Answer(completion, {}, TOO_LONG)
@@ -70,7 +70,7 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def known_action(text: str, settings: StepSettings) -> str | None:
-    """The recipe's spelling of an action; None where it names no such action."""
+    """Return the recipe's spelling of an action; None if it names no such action."""
     return {fold(action): action for action in settings.actions}.get(fold(text))
 
 
@@ -78,7 +78,7 @@ MENDED = "the JSON had to be mended"
 
 
 def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The JSON objects of a text, and what it is besides one valid object.
+    """Return the JSON objects of a text, and what it is besides one valid object.
 
     Nothing is mended where a valid object has an action.
     """
@@ -108,7 +108,7 @@ def _has_action(value: Mapping[str, Any]) -> bool:
 
 
 def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The objects from the first bracket on, with their texts, as long as each is valid."""
+    """Yield the objects from the first bracket on, with their texts, as long as each is valid."""
     start = text.find("{")
     while start >= 0:
         try:
@@ -136,7 +136,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
-    """In pixels; coordinates outside the picture stay."""
+    """In pixels. Coordinates outside the image stay."""
     try:
         numbers = parse_location(value)
     except ValueError:

@@ -27,8 +27,8 @@ Note = tuple[str, str]
 class Known:
     """The reference of a row.
 
-    ``place``: a point (2 numbers) or box (4) in pixels, None where the action has none; ``box``: the box that the point
-    must lie in; ``parts``: the parts of an answer in the order of the row; ``notes``: warnings about the row.
+    ``place``: a point (2 numbers) or box (4) in pixels, None if the action has none; ``box``: the box that the point
+    must are in; ``parts``: the parts of an answer in the order of the row; ``notes``: warnings about the row.
     """
 
     action: str
@@ -54,9 +54,9 @@ class Known:
 
 
 def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where: str) -> Known:
-    """The reference of a row.
+    """Return the reference of a row.
 
-    What ``Output`` leaves out is looked for in ``Grounding``; where the two differ ``Output`` counts, which is noted.
+    What ``Output`` leaves out is looked for in ``Grounding``. Where the two differ ``Output`` counts, which is noted.
 
     Raises:
         RowProblem: a cell is no JSON, no action is named or none that the recipe knows, or a place is none.
@@ -91,7 +91,7 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
 
 
 def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
-    """The memory that a row leaves to the next step; None where it says nothing about one, or cannot be read."""
+    """Return the memory that a row leaves to the next step; None if it says nothing about one, or cannot be read."""
     try:
         _, form, _ = _output(row, origin, "")
     except RowProblem:
@@ -102,7 +102,7 @@ def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
 
 
 def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[Note]]:
-    """``Output``, or what columns of their own say, as it stands there and as a form; and notes."""
+    """``Output``, or what columns of their own say, as it stands there and as a form. And notes."""
     output, notes = _table(row, origin, "output", where)
     if output is None:
         output = {name.removeprefix("next_"): cell(row, origin, name) for name in _COLUMNS if name in origin.column}
@@ -119,7 +119,7 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
 def _table(
     row: Mapping[str, Any], origin: RowOrigin, name: str, where: str
 ) -> tuple[dict[str, Any] | None, list[Note]]:
-    """A cell's JSON object, and a note where it had to be mended; None where the cell is empty."""
+    """Return a cell's JSON object, and a note where it had to be mended; None if the cell is empty."""
     value = cell(row, origin, name)
     if value is None or value != value or value == "":
         return None, []
@@ -139,7 +139,7 @@ def _table(
 
 
 def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[Note]]:
-    """Action, target and box of ``Grounding``; the box as the action's coords."""
+    """Action, target and box of ``Grounding``. The box as the action's coords."""
     value, notes = _table(row, origin, "grounding", where)
     truth = _inner(_finite(value or {}), "ground_truth")
     original = _inner(truth, "original_step_data")
@@ -163,9 +163,9 @@ def _place(
     size: Size,
     where: str,
 ) -> tuple[list[float] | None, list[float] | None]:
-    """The place that an answer must name, and the box that it must lie in.
+    """Return the place that an answer must name, and the box that it must are in.
 
-    The place is the row's coords. A row that has no such key, not even an empty one, means the middle of its box.
+    The place is the row's coords. A row that has no such key, not even an empty one, means the centre of its box.
     """
     form, truth = found
     box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else truth.predicted.coords
@@ -205,7 +205,7 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for NaN, which tables write for nothing, and for what is infinite."""
+    """Return the value with null for NaN, which tables write for nothing, and for what is infinite."""
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -218,7 +218,7 @@ def _inside(point: list[float], box: list[float]) -> bool:
 
 
 def _opened(value: Any, where: str) -> Any:
-    """A memory in a column of its own: an object, or JSON text."""
+    """Return a memory in a column of its own: an object, or JSON text."""
     if not isinstance(value, str):
         return value
     if not value.strip():

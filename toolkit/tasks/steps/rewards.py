@@ -1,7 +1,7 @@
 """Rewards for steps: action, target, target_fuzzy, grounding, distance, iou, memory, json.
 
-``sample.reference`` and ``answer.values`` are those of the task ``steps``: places in pixels of the screenshot. A part
-that the answer lacks earns nothing; whether a reward applies depends on the reference alone.
+``sample.reference`` and ``answer.values`` are those of the task ``steps``: locations in pixels of the screenshot. A part
+that the answer lacks earns nothing. Whether a reward applies depends on the reference alone.
 """
 
 import math
@@ -32,7 +32,7 @@ EXAMPLE = Sample(
 
 
 def _given(**values: Any) -> Answer:
-    """An answer with these values, for the examples."""
+    """Return an answer with these values, for the examples."""
     return Answer("…", {"action": None, "target": None, "place": None, "faults": [], **values})
 
 
@@ -46,7 +46,7 @@ def action(sample: Sample, answer: Answer) -> float:
 
 
 def target(sample: Sample, answer: Answer) -> float | None:
-    """1 for the same target but for case, blanks and punctuation; None where the reference names none.
+    """1 for the same target except case, blanks and punctuation; None if the reference names none.
 
     >>> [target(EXAMPLE, _given(target=read)) for read in ("load-volume.", "Save", None)]
     [1.0, 0.0, 0.0]
@@ -57,7 +57,7 @@ def target(sample: Sample, answer: Answer) -> float | None:
 
 
 def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
-    """The share of the two targets' characters that agree (rapidfuzz's ratio); None where the reference names none.
+    """Return the fraction of the two targets' characters that agree (rapidfuzz's ratio); None if the reference names none.
 
     >>> round(target_fuzzy(EXAMPLE, _given(target="Load volumes")), 2)  # 2 * 11 of 11 + 12 characters
     0.96
@@ -69,9 +69,9 @@ def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
 
 
 def grounding(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box; where that has only a point, ``distance``; None where it has no place.
+    """1 for a point in the reference's box. Where that has only a point, ``distance``; None if it has no place.
 
-    A box that is answered counts by its middle.
+    A box that is answered counts by its centre.
 
     >>> [grounding(EXAMPLE, _given(place=read)) for read in ([101, 31], [99, 31], None)]
     [1.0, 0.0, 0.0]
@@ -80,7 +80,7 @@ def grounding(sample: Sample, answer: Answer) -> float | None:
 
 
 def in_box(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box, without its right and lower edge; None where that has no box."""
+    """1 for a point in the reference's box, without its right and lower edge; None if that has no box."""
     box = sample.reference["box"]
     if box is None:
         return None
@@ -89,7 +89,7 @@ def in_box(sample: Sample, answer: Answer) -> float | None:
 
 
 def distance(sample: Sample, answer: Answer) -> float | None:
-    """1 minus the distance to the reference's point over the screen's diagonal, at least 0; None where it has no place.
+    """1 minus the distance to the reference's point over the screen's diagonal, at least 0; None if it has no place.
 
     >>> distance(EXAMPLE, _given(place=[110, 90])), distance(EXAMPLE, _given())  # 50 pixels of 500
     (0.9, 0.0)
@@ -103,7 +103,7 @@ def distance(sample: Sample, answer: Answer) -> float | None:
 
 
 def iou(sample: Sample, answer: Answer) -> float | None:
-    """Intersection over union where the reference is to be answered with a box; None where it is a point or no place.
+    """Return intersection over union where the reference is to be answered with a box; None if it is a point or no place.
 
     >>> area = Sample("e", "steps", "t", (), {}, {**EXAMPLE.reference, "place": [0, 0, 10, 10]})
     >>> iou(area, _given(place=[0, 0, 10, 5])), iou(area, _given(place=[5, 5])), iou(EXAMPLE, _given(place=[1, 2]))
@@ -118,8 +118,8 @@ def iou(sample: Sample, answer: Answer) -> float | None:
 def memory(sample: Sample, answer: Answer) -> float | None:
     """F1 of the completed subtasks that the next step's memory names, against the reference's.
 
-    That memory is the answer's, merged into the one that the prompt showed. None where the reference names no list of
-    completed subtasks, and where the recipe asks for no long-term memory; where the list is empty, 1 for an empty one.
+    That memory is the answer's, merged into the one that the prompt showed. None if the reference names no list of
+    completed subtasks, and where the recipe asks for no long-term memory. Where the list is empty, 1 for an empty one.
 
     >>> done = {"completed_subtasks": ["Open the study", "choose the series", "zoom in"]}
     >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 wanted
@@ -158,7 +158,7 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
-    """What a long-term memory names as done, each as ``label_text``; None where it says nothing about it.
+    """Return what a long-term memory names as done, each as ``label_text``; None if it says nothing about it.
 
     >>> subtasks({"completed_subtasks": ["Load the scan"]}), subtasks({"overall_progress": "begun"})
     ({'load the scan'}, None)
@@ -171,19 +171,19 @@ def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
 
 
 def why_action(sample: Sample, answer: Answer) -> str:
-    """Both actions, or why none was read."""
+    """Return both actions, or why none was read."""
     return f"read {answer.values.get('action') or _unread(answer)}, reference {sample.reference['action']}"
 
 
 def why_target(sample: Sample, answer: Answer) -> str:
-    """Both targets as they were compared."""
+    """Return both targets as they were compared."""
     if sample.reference["target"] is None:
         return "the reference has no target"
     return f'read "{_target(answer) or _unread(answer)}", reference "{label_text(sample.reference["target"])}"'
 
 
 def why_place(sample: Sample, answer: Answer) -> str:
-    """Both places in pixels of the screenshot."""
+    """Return both locations in pixels of the screenshot."""
     place, box = sample.reference["place"], sample.reference["box"]
     if place is None:
         return "the reference has no place"
@@ -193,7 +193,7 @@ def why_place(sample: Sample, answer: Answer) -> str:
 
 
 def why_memory(sample: Sample, answer: Answer) -> str:
-    """What was named, what lacks, what was invented."""
+    """Return what was named, what lacks, what was invented."""
     wanted = _wanted_subtasks(sample)
     if wanted is None:
         return "the reference names no completed subtasks, or no long-term memory is asked for"
@@ -203,7 +203,7 @@ def why_memory(sample: Sample, answer: Answer) -> str:
 
 
 def why_json(sample: Sample, answer: Answer) -> str:
-    """What keeps the answer from being the JSON that was asked for."""
+    """Return what keeps the answer from being the JSON that was asked for."""
     return answer.problem or "; ".join(answer.values.get("faults", ())) or "valid JSON of the right form"
 
 

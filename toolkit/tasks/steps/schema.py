@@ -38,7 +38,7 @@ AGAIN = ("tasks.steps.step_repeated", "a step of a task must have one row (the f
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
     ``fields``: question (the goal), task, place and length (where it stands among its task's steps, from 1), memory
     (Memory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
@@ -46,7 +46,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     the step before its action, target and place; None: there is none, or it is not known).
 
     Raises:
-        RowProblem: no task, goal, screenshot or action; JSON or a place that cannot be read; a repeated step; a memory
+        RowProblem: no task, goal, screenshot or action; JSON or a place that cannot be parsed. A repeated step. A memory
             that is not known, where the recipe does not say ``on_gap = "empty"``.
     """
     settings: StepSettings = origin.settings
@@ -81,12 +81,12 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
-    """The task, or the recipe's column, which holds whole tasks (``order.link`` saw to it)."""
+    """Return the task, or the recipe's column, which holds whole tasks (``order.link`` saw to it)."""
     return task if origin.group is None else read_group(row, origin, ())
 
 
 def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
-    """The memory before a step: what the step before left; nothing at the first one.
+    """Return the memory before a step: what the step before left. Nothing at the first one.
 
     Raises:
         RowProblem: it is not known, the prompt shows it, and the recipe does not say what to do.
@@ -104,7 +104,7 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[No
 
 
 def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
-    """The memory as training shows it: now and then none, or with holes, drawn by the seed and the row's name."""
+    """Return the memory as training shows it: now and then none, or with holes, drawn by the seed and the row's name."""
     if memory == EMPTY or not (settings.drop_memory or settings.corrupt_memory):
         return memory
     random = Random(f"{settings.seed}/{name}/memory")
@@ -115,7 +115,7 @@ def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
 
 
 def _action_before(link: Link, origin: RowOrigin, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Action, target and place of the step before; None where there is none, or it cannot be read."""
+    """Action, target and place of the step before; None if there is none, or it cannot be read."""
     if link.previous is None:
         return None
     try:

@@ -8,7 +8,7 @@ from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
 
 @dataclass(frozen=True, slots=True)
 class StepSettings:
-    """``coordinates``: as the model writes places; ``places``: as the rows do. The rest: as in ``recipe.Steps``."""
+    """``coordinates``: as the model writes locations; ``places``: as the rows do. The rest: as in ``recipe.Steps``."""
 
     sections: tuple[str, ...]
     answer: tuple[str, ...]
@@ -25,12 +25,12 @@ class StepSettings:
 
     @property
     def shows_memory(self) -> bool:
-        """Whether any memory stands in the prompt."""
+        """Whether any memory is in the prompt."""
         return bool({"short_term", "long_term"} & set(self.sections))
 
 
 def step_settings(recipe: Recipe, split: str) -> StepSettings:
-    """The settings for the rows of one split; the range of tasks and spoiled memories are those of training alone.
+    """Return the settings for the rows of one split. The range of tasks and spoiled memories are those of training alone.
 
     Raises:
         RecipeError: the coordinates of the model's family are not known.

@@ -1,4 +1,4 @@
-"""Practice tasks as files: one CSV a split with a row a step, and the screens that the rows name."""
+"""Synthetic tasks as files: one CSV a split with a row a step, and the screens that the rows name."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from toolkit.synthetic.gui_widgets import WIDGETS
 COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application")
 
 COMPLETE = "COMPLETE"
-"""The last action of every task; it has no place on the screen."""
+"""The last action of every task. It has no place on the screen."""
 WHOLE_TASK = "task"
 """The target of ``COMPLETE``."""
 WORDS = ("nodule", "cyst", "mass", "stone", "clot")
@@ -30,7 +30,7 @@ WORDS = ("nodule", "cyst", "mass", "stone", "clot")
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A kind of goal: how it is put, and the widgets that reach it one after the other."""
+    """A kind of goal: how it is put, and the widgets that reach it one after another."""
 
     name: str
     goals: tuple[str, ...]
@@ -86,7 +86,7 @@ class GuiStep:
     number: int
     """From 1."""
     subtask: str
-    """The widget's name; empty for ``COMPLETE``."""
+    """The widget's name. Empty for ``COMPLETE``."""
     action: str
     target: str
     """The widget's name, with the word behind it where one is typed."""
@@ -106,7 +106,7 @@ class GuiTask:
 
 
 def make_gui_task(seed: int, index: int) -> GuiTask:
-    """The task with this number; the same on every machine."""
+    """Return the task with this number. The same on every machine."""
     rng = np.random.default_rng([seed, index])
     workflow = WORKFLOWS[rng.integers(len(WORKFLOWS))]
     word = WORDS[rng.integers(len(WORDS))]
@@ -126,7 +126,7 @@ def _step(number: int, name: str, word: str) -> GuiStep:
 
 
 def agent_memory_before(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
-    """What the model is given at this step: the memory after the step before, by ``Short Term`` and ``Long Term``.
+    """Return what the model is given at this step: the memory after the step before, by ``Short Term`` and ``Long Term``.
 
     Both are empty at the first step.
     """
@@ -136,7 +136,7 @@ def agent_memory_before(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
 
 
 def agent_memory_after(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
-    """What there is to remember once this step is done, by ``Short Term`` and ``Long Term``."""
+    """Return what there is to remember once this step is done, by ``Short Term`` and ``Long Term``."""
     subtasks = task.workflow.subtasks
     done = min(step.number, len(subtasks))
     return {
@@ -164,12 +164,12 @@ def explanation(task: GuiTask, step: GuiStep) -> str:
 
 
 def widget_box(task: GuiTask, step: GuiStep, size: int) -> tuple[int, int, int, int] | None:
-    """The box of the step's widget on a screen of this side, x2 and y2 exclusive; None: the action has no place."""
+    """Return the box of the step's widget on a screen of this side, x2 and y2 exclusive; None: the action has no place."""
     return task.layout.boxes[step.subtask].pixels(size) if step.subtask else None
 
 
 def reference_answer(task: GuiTask, step: GuiStep, size: int) -> dict[str, Any]:
-    """The right answer at this step: the memory as it is after it, the reason, and the action with its pixel."""
+    """Return the right answer at this step: the memory as it is after it, the reason, and the action with its pixel."""
     box = widget_box(task, step, size)
     coords = [(box[0] + box[2]) // 2, (box[1] + box[3]) // 2] if box else None
     predicted = {"action": step.action, "target": step.target, "coords": coords}
@@ -184,8 +184,8 @@ def write_steps(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
     """Write tasks step by step and give the CSV file of each split that has rows.
 
     ``folder`` gets ``train.csv``, ``validation.csv``, ``test.csv`` and ``screens/*.png`` (square, ``phantom.size``
-    pixels a side). A split has whole tasks, as many as it takes to reach the rows that are asked for, so it may have up
-    to seven more. Written again, the files are the same to the byte. No task stands in two splits. Each CSV is written
+    pixels a side). A split has whole tasks, as many as it takes to reach the rows that are requested, so it may have up
+    to seven more. Written again, the files are the same to the byte. No task is in two splits. Each CSV is written
     last, under a temporary name first.
     """
     counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
@@ -239,7 +239,7 @@ def _write_screen(path: Path, screen: Any) -> None:
 
 
 def rows_of(task: GuiTask, size: int) -> list[dict[str, str]]:
-    """A task's rows in the order of its steps; boxes and coordinates are pixels of screens of this side."""
+    """Return a task's rows in the order of its steps. Boxes and coordinates are pixels of screens of this side."""
     return [
         {
             "Task_id": task.id,
@@ -254,7 +254,7 @@ def rows_of(task: GuiTask, size: int) -> list[dict[str, str]]:
 
 
 def screen_name(task: GuiTask, step: GuiStep) -> str:
-    """The screen's file, relative to the folder of the rows."""
+    """Return the screen's file, relative to the folder of the rows."""
     return f"screens/{task.id}_{step.number}.png"
 
 

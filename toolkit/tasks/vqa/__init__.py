@@ -17,12 +17,12 @@ INSTRUCTION = "Answer with one word or a short phrase; answer a yes/no question 
 
 
 def question(sample: Sample) -> str:
-    """The question as it stands."""
+    """Return the question as it stands."""
     return str(sample.fields["question"])
 
 
 def target(sample: Sample) -> str:
-    """The reference answer as it stands."""
+    """Return the reference answer as it stands."""
     return str(sample.reference["answer"])
 
 

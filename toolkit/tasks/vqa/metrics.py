@@ -11,10 +11,10 @@ Kind = tuple[bool, str | None]
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the answer that is most frequent in training among questions of its kind.
+    """Return sample -> the answer that is most frequent in training among questions of its kind.
 
     Closed and open questions are counted apart, and by question type where the training rows have it. Answers that are
-    equal but for case and punctuation count as one.
+    equal except case and punctuation count as one.
     """
     counts: dict[Kind, Counter[str]] = defaultdict(Counter)
     spelling: dict[str, str] = {}

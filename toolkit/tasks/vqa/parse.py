@@ -19,10 +19,10 @@ _NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The answer without code fences, tags, ``Answer:``, outer quotes and the final full stop, in ``values["text"]``.
+    """Return the answer without code fences, tags, ``Answer:``, outer quotes and the final full stop, in ``values["text"]``.
 
-    A closed question's answer is ``yes`` or ``no`` where the completion begins with one, or has only one of the two;
-    both of them without an order is a problem. "Left or right?" is closed too: where the reference is neither yes nor
+    A closed question's answer is ``yes`` or ``no`` where the completion begins with one, or has only one of the two.
+    Both of them without an order is a problem. "Left or right?" is closed too: where the reference is neither yes nor
     no, the text stays.
     """
     text, problem = _strip(completion)

@@ -36,7 +36,7 @@ CLOSED_EXAMPLE = Sample(
 
 
 def exact(sample: Sample, answer: Answer) -> float | None:
-    """1 where the answer's words are the reference's, else 0; None for an open question.
+    """1 if the answer's words are the reference's, else 0; None for an open question.
 
     >>> exact(CLOSED_EXAMPLE, Answer("yes.", {"text": "yes."})), exact(CLOSED_EXAMPLE, Answer("no", {"text": "no"}))
     (1.0, 0.0)
@@ -71,7 +71,7 @@ REWARDS: Mapping[str, Reward] = {"exact": exact, "token_f1": token_f1, "format":
 
 
 def why_exact(sample: Sample, answer: Answer) -> str:
-    """Both answers as they were compared."""
+    """Return both answers as they were compared."""
     if not sample.reference["closed"]:
         return "the question is open"
     if answer.problem is not None:
@@ -80,7 +80,7 @@ def why_exact(sample: Sample, answer: Answer) -> str:
 
 
 def why_token_f1(sample: Sample, answer: Answer) -> str:
-    """The words that F1 counted."""
+    """Return the words that F1 counted."""
     if sample.reference["closed"]:
         return "the question is closed"
     if answer.problem is not None:

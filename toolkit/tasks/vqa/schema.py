@@ -22,10 +22,10 @@ OPEN = frozenset({"open", "other"})
 
 
 def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
     ``fields``: question, answer_type (``closed`` or ``open``), question_type where there is one, and the columns that
-    the recipe names. ``reference``: answer, and closed (bool). A number is an answer too; true is yes, false no.
+    the recipe names. ``reference``: answer, and closed (bool). A number is an answer too. True is yes, false no.
 
     Raises:
         RowProblem: there is no question, answer, group or image, or an image path leaves the image root.
@@ -45,7 +45,7 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
 
 
 def is_yes_or_no(answer: Any) -> bool:
-    """Whether a reference is yes or no, in any case and with or without a full stop."""
+    """Return whether a reference is yes or no, in any case and with or without a full stop."""
     return str(answer).strip().lower().rstrip(".") in YES_NO
 
 
@@ -54,7 +54,7 @@ def _answer(value: Any) -> str:
 
 
 def _answer_type(stated: str, answer: str) -> str:
-    """What the source says; where it says nothing that is known, closed is what is answered by yes or no."""
+    """Return what the source says. Where it says nothing that is known, closed is what is answered by yes or no."""
     if stated.lower() in CLOSED:
         return "closed"
     if stated.lower() in OPEN:
