@@ -1,9 +1,11 @@
-"""Loading a recipe's data: columns, splits, leaks, unusable rows, and what the user is told."""
+"""Loading a recipe's data: columns, splits, leaks, unusable rows and warnings."""
 
 import json
 import pickle
+import runpy
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pandas
 import pytest
 
 from tests.helpers.problems import raises
+from toolkit.data import open_index
 from toolkit.data.loading import DataSplits, load_data, read_file, row_scan
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Phantom, Recipe
+from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.mcq.synthetic import write_chest
 
 Row = dict[str, Any]
@@ -279,6 +283,20 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     )
     assert {one.group for one in load_data(recipe(**wanted, group="Patient")).train} == {"p"}
     assert len(looked) == 14
+
+
+def test_a_stored_row_scan_is_not_used_after_a_change_of_the_task_code(tmp_path: Path, private_cache: Path) -> None:
+    code = tmp_path / "own" / "task.py"
+    code.parent.mkdir()
+    code.write_text("def read(name, row, source):\n    raise NotImplementedError\n")
+    namespace = runpy.run_path(str(code))
+    task = replace(TASKS["mcq"], read=namespace["read"])
+    index = open_index(write(tmp_path / "train.json", map(row, range(2))))
+    origin = RowOrigin(Path(index.source), tmp_path, {})
+    before = row_scan.row_scan_file(task, origin, index)
+    assert row_scan.row_scan_file(task, origin, index) == before
+    code.write_text(code.read_text() + "CHANGED = True\n")
+    assert row_scan.row_scan_file(task, origin, index) != before
 
 
 def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None:

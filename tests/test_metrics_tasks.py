@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer, episode_metrics, find_scored_episodes
-from toolkit.scoring.statistics.episodes import BEFORE_FAILURE, WHOLE, Chain
+from toolkit.scoring.statistics.episodes import BEFORE_FAILURE, WHOLE, ScoredEpisode
 
 Values = dict[str, list[float | None]]
 
@@ -74,7 +74,7 @@ def test_tasks_that_are_all_right_have_no_first_failure() -> None:
 
 
 def test_a_chain_is_one_judged_row() -> None:
-    row = Chain("a", "patient", 4, 3).judged()
+    row = ScoredEpisode("a", "patient", 4, 3).scored_answer()
     assert (row.id, row.group, dict(row.scores)) == ("a", "patient", {WHOLE: 0.0, BEFORE_FAILURE: 0.5})
 
 

@@ -188,7 +188,7 @@ def test_repeated_ids_are_kept_apart_and_counted(tmp_path: Path) -> None:
     )
     index = open_index(source)
     assert [(name, row["x"]) for name, row in index] == [("a", 1), ("b", 2), ("a#2", 3), ("a#2#2", 4), ("a#3", 5)]
-    assert (index.facts.duplicates, index.facts.duplicate_examples) == (3, ("a", "a#2"))
+    assert (index.metadata.duplicates, index.metadata.duplicate_examples) == (3, ("a", "a#2"))
 
 
 def test_records_that_are_no_objects_are_counted(tmp_path: Path) -> None:

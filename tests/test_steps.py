@@ -25,7 +25,7 @@ from toolkit.recipe import load_recipe
 from toolkit.tasks import TASKS
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
 from toolkit.tasks.steps.agent_memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
-from toolkit.tasks.steps.coordinates import parse_location
+from toolkit.tasks.steps.coordinates import parse_point_or_box
 from toolkit.tasks.steps.parse import LONGEST, MENDED, NO_ACTION, NO_JSON, SEVERAL, TOO_LONG, UNKNOWN_ACTION
 
 STEPS = TASKS["steps"]
@@ -669,7 +669,7 @@ def test_no_completion_makes_the_parser_fail(step: Sample, completion: str) -> N
     ],
 )
 def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | None) -> None:
-    assert parse_location(value) == place
+    assert parse_point_or_box(value) == place
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | No
 )
 def test_other_things_are_no_place(value: Any) -> None:
     with pytest.raises(ValueError, match=r"is no|two or four"):
-        parse_location(value)
+        parse_point_or_box(value)
 
 
 # Memories

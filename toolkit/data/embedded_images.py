@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as plain JSON values. Images that are inside the rows become files."""
+"""Rows of Arrow tables as JSON values. Embedded images are written to files."""
 
 import datetime
 import decimal
@@ -19,13 +19,13 @@ _MAGIC = (
 
 
 class EmbeddedImageStore:
-    """A folder of images by the hash of their content; ``used`` tells whether this source put any there."""
+    """A folder of images named by content hash. ``used`` says whether the source has embedded images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.used = folder, False
 
     def keep(self, content: bytes) -> str:
-        """Write an image and give its path inside the folder: the same content has the same name in every source."""
+        """Write an image and return its path in the folder. Equal content has the same name in every source."""
         self.used = True
         name = hashlib.blake2b(content, digest_size=20).hexdigest()
         inside = f"{name[:2]}/{name}{_suffix(content)}"
@@ -39,10 +39,10 @@ class EmbeddedImageStore:
 
 
 def plain_rows(batch: pa.RecordBatch | pa.Table, images: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
-    """Yield rows whose values JSON can hold.
+    """Yield rows with JSON values.
 
-    An image (bytes, or a struct with ``bytes`` and ``path`` as Hub datasets have it) is kept in ``images`` and
-    replaced by its path inside that folder.
+    An embedded image (bytes, or a struct with ``bytes`` and ``path`` as in Hub datasets) is kept in ``images`` and
+    replaced by its path in that folder.
     """
     for row in batch.to_pylist():
         yield {name: _plain(value, images) for name, value in row.items()}

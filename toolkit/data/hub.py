@@ -15,10 +15,10 @@ _ROWS = 256
 
 
 def hub_files(source: str) -> tuple[Path, ...]:
-    """Return the Arrow files of the dataset in the local cache. Downloads them when they are not there.
+    """Return the Arrow files of the dataset in the local cache, after a download if needed.
 
     Raises:
-        DataError: the name is malformed, the dataset or split does not exist, or the Hub cannot be reached.
+        DataError: The name is malformed, the dataset or split does not exist, or the Hub is not reachable.
     """
     return tuple(Path(file["filename"]) for file in _load(source).cache_files)
 

@@ -1,4 +1,4 @@
-"""What a source is, and its records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, the Hub."""
+"""Sources and their records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, and the Hub."""
 
 import codecs
 import csv
@@ -22,12 +22,12 @@ ARROW_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source that is there: its name in messages, and the files it consists of."""
+    """An existing source: its name in messages and its files."""
 
     name: str
     files: tuple[Path, ...]
     id_column: str | None = None
-    """The column that names a row; None: the usual names are looked for."""
+    """The column with the row id. None means the usual names."""
 
     @property
     def is_hub(self) -> bool:
@@ -35,21 +35,21 @@ class Source:
         return self.name.startswith(HUB)
 
     @property
-    def place(self) -> str:
-        """What stays the same when the content changes."""
+    def location(self) -> str:
+        """Name or absolute path, independent of the content."""
         return self.name if self.is_hub else str(Path(self.name).expanduser().absolute())
 
 
 def find_source(name: str, id_column: str | None = None, key: str = "[data]") -> Source:
-    """Return the files behind a name of the recipe.
+    """Return the source that a name in the recipe refers to.
 
     Args:
-        name: a file, a folder, or a Hub dataset.
-        id_column: the column that names a row.
-        key: the section or key of the recipe that has the name, for messages.
+        name: A file, a folder, or a Hub dataset.
+        id_column: The column with the row id.
+        key: Section or key of the recipe, for error messages.
 
     Raises:
-        DataError: nothing is there, or nothing of a kind that can be read.
+        DataError: The source does not exist or has no supported format.
     """
     if name.startswith(HUB):
         return Source(name, hub_files(name), id_column)
@@ -73,9 +73,9 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
 
 
 def stream_source(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Any, str | None]]:
-    """Yield all records of a source. Images that are inside the rows go into ``images``.
+    """Yield all records of a source. Embedded images are written to ``images``.
 
-    A record without an id gets its number, from 0. In a folder of several files ``file:number``.
+    A record without an id gets its number, from 0. In a folder with several files, it gets ``file:number``.
     """
     columns = ID_COLUMNS if source.id_column is None else (source.id_column,)
     for prefix, records in _parts(source, images):
@@ -100,7 +100,7 @@ def _own_id(row: Any, columns: tuple[str, ...]) -> str | None:
 
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
-"""Columns that name a row where the source is not an object id -> record."""
+"""Columns with the row id if the source is not an object id -> record."""
 
 
 def _read_json(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
@@ -139,7 +139,7 @@ _SEPARATORS = (";", "\t", "|")
 
 
 def _read_csv(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
-    """Yield every cell is text: a leading zero of an identifier stays."""
+    """Read all cells as text, so that identifiers keep leading zeros."""
     with file.open(encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
         try:
@@ -167,7 +167,7 @@ def _header(names: list[str], file: Path) -> list[str]:
 
 
 def _encoding(file: Path) -> str:
-    """Return what a file that is not UTF-8 probably is."""
+    """Return the likely encoding of a file that is not UTF-8."""
     with file.open("rb") as stream:
         return "UTF-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 

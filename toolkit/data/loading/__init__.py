@@ -1,4 +1,4 @@
-"""Data of a recipe: samples of each split, what was left out, what leaks, and what the user must be told."""
+"""Load the data of a recipe: samples of each split, unusable rows, leaks and warnings."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ __all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "read_file", "synth
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
-    """The samples of a run. A split that the recipe does not ask for has none."""
+    """The samples of a run. A split that the recipe does not request is empty."""
 
     train: SampleSet
     validation: SampleSet
     test: SampleSet
     dropped: tuple[Dropped, ...]
-    """Rows that could not be used, and rows removed because they leak, by source and reason."""
+    """Unusable rows and rows removed because of leaks, by source and reason."""
     leaks: LeakReport
-    """What is in two splits all the same."""
+    """Remaining leaks between splits."""
     notices: tuple[Problem, ...]
-    """Warnings, the gravest first."""
+    """Warnings, most severe first."""
     fingerprint: str
-    """Hash of task, columns, and the rows of each split: the same data have the same on every machine."""
+    """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
 
     @property
     def announcements(self) -> tuple[str, ...]:
@@ -40,15 +40,15 @@ class DataSplits:
 
 
 def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
-    """Return all splits of a recipe. Validation and test are split off by group where no file is named.
+    """Load all splits of a recipe. Validation and test are split off by group if they have no file.
 
     Args:
-        recipe: read for [data], [prompt] context, [evaluate] by and the seed.
-        folder: where synthetic data were written (train, validation and test, .json or .csv, images below), instead of
-            the files that the recipe names.
+        recipe: Its [data], [prompt] context, [evaluate] by and the seed are used.
+        folder: Folder of synthetic data (train, validation and test, .json or .csv, images below) that replaces the
+            recipe's files.
 
     Raises:
-        DataError: a source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
+        DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
     loaded = _read_sources(_sources(recipe, folder), recipe, folder)
     parts, split_off = split_parts(loaded, recipe)
@@ -66,13 +66,13 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
 
 
 def synthetic_rows_file(folder: Path, split: str) -> Path | None:
-    """Return the file of synthetic rows of a split in the folder that they were written into; None: it has none."""
+    """Return the file of synthetic rows of a split in its folder, or None if the split has no rows."""
     files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))
     return next((file for file in files if file.is_file()), None)
 
 
 def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
-    """Split -> file, folder or Hub name, for the splits that have one."""
+    """Return split -> file, folder or Hub name, for the splits with a source."""
     if folder is not None:
         found = {name: str(file) for name in SPLITS if (file := synthetic_rows_file(folder, name)) is not None}
     else:

@@ -1,4 +1,4 @@
-"""Which column of a source holds which field of a task, and everything that does not fit, with the nearest names."""
+"""Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from toolkit.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """What the recipe says about rows: column map, group, columns for the prompt and for results, images, task."""
+    """The recipe's settings for rows: column map, group, context and group-by columns, image limit, task settings."""
 
     columns: Mapping[str, str]
     group: str | None = None
@@ -23,10 +23,10 @@ class RowSettings:
 
 
 def resolve_columns(task: Task, wanted: RowSettings, there: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
-    """Return field -> column for the columns that exist, and a problem for each thing that does not fit.
+    """Return field -> column for the existing columns, and one problem per mismatch.
 
-    A field that the recipe does not map is looked for under its usual names, first to the letter, then without case,
-    blanks and underscores.
+    A field without a mapping is searched under its usual names, first exactly, then without case, blanks and
+    underscores.
     """
     fields = {field: column for field, column in wanted.columns.items() if field in task.columns}
     found = {field: column for field, column in fields.items() if column in there}
@@ -37,7 +37,7 @@ def resolve_columns(task: Task, wanted: RowSettings, there: Sequence[str]) -> tu
 
 
 def leaking_context(task: Task, wanted: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the columns for the prompt that hold the answer: by their usual name, or by the recipe's column map."""
+    """Return the prompt columns that have the answer, by their usual name or by the recipe's column map."""
     usual = {fold(name) for name in task.leaking}
     fields = {field for field, names in task.columns.items() if usual & {fold(name) for name in names}}
     mapped = {column[field] for field in fields if field in column}
@@ -85,7 +85,7 @@ def _no_column(key: str, column: str, there: Sequence[str]) -> Problem:
 
 
 def _nearest(word: str, names: Sequence[str]) -> str:
-    """Return a question for the column that was probably meant, or a sentence with all columns."""
+    """Return a suggestion for a similar column, or a sentence with all columns."""
     by_fold = {fold(column): column for column in names}
     close = get_close_matches(fold(word), by_fold, n=1, cutoff=0.6)
     if close:

@@ -1,10 +1,11 @@
-"""One look at every row of a source: which can be used, why the others cannot, and what rows are compared by.
+"""Scan of all rows of a source: usable rows, reasons for unusable rows, and keys for leak checks.
 
-The survey is made while the index is built, in the same pass, and kept beside it: opening the same source again with
-the same columns reads no row.
+The scan runs in the pass that builds the index and is stored beside it. Opening the same source again with the same
+columns reads no row.
 """
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -28,23 +29,23 @@ from toolkit.errors import MissingImage, RowProblem
 
 @dataclass(frozen=True, slots=True)
 class RowScan:
-    """``rows``: numbers of the usable rows, ascending; ``keys``: of these rows, in their order."""
+    """``rows``: numbers of the usable rows, ascending. ``keys``: their keys, in the same order."""
 
     rows: NDArray[np.int64]
     keys: RowKeys
     dropped: tuple[Dropped, ...]
     trimmed: Mapping[str, int]
-    """Column -> values that had blanks around them."""
+    """Column -> number of values with surrounding blanks."""
     noted: tuple[Dropped, ...] = ()
-    """Usable rows of which something must be told, by what it is."""
+    """Usable rows with a warning, by warning."""
     links: Links | None = None
-    """Of all rows, where the task links them."""
+    """Links of all rows, if the task links them."""
     lasts: bool = True
-    """Whether the same rows give the same survey. An image that was missing may be there next time."""
+    """Whether the result can be cached. A missing image can exist next time."""
 
 
 class RowScanner:
-    """Takes a survey row by row."""
+    """Scans rows one by one."""
 
     def __init__(self, task: Task, source: RowOrigin) -> None:
         self.task, self.source = task, source
@@ -56,12 +57,11 @@ class RowScanner:
         self._columns = tuple(source.column.values())
 
     def add(self, number: int, name: str, row: Mapping[str, Any]) -> None:
-        """Read one row and note whether it can be used."""
+        """Read one row and record whether it is usable."""
         for column in self._columns:
             value = row.get(column)
-            if (
-                isinstance(value, str) and value.strip() is not value
-            ):  # a text without outer blanks is given back itself
+            # str.strip returns the same object if there is nothing to strip, which is faster than a comparison.
+            if isinstance(value, str) and value.strip() is not value:
                 self._trimmed[column] += 1
         try:
             sample = self.task.read(name, row, self.source)
@@ -75,14 +75,14 @@ class RowScanner:
         self._keys.add(sample.group, [str(image.path) for image in sample.images], sample.fields.get("question", ""))
 
     def done(self, name: str, links: Links | None = None) -> RowScan:
-        """Return the survey of all rows so far."""
+        """Return the scan of all rows so far."""
         dropped, noted = self._tally.of(name), self._notes.of(name)
         rows = np.array(self._rows, np.int64)
         return RowScan(rows, self._keys.done(), dropped, dict(self._trimmed), noted, links, self._lasts)
 
 
 def scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
-    """Return a survey of rows that are indexed already."""
+    """Return a scan of the rows of an existing index."""
     scanner = RowScanner(task, source)
     links = task.link(index, source) if task.link else None
     for number, (name, row) in enumerate(index):
@@ -94,17 +94,18 @@ def scan_rows(task: Task, source: RowOrigin, index: RowIndex) -> RowScan:
 
 
 def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
-    """Return where the survey of this index, read in this way, is kept."""
+    """Return the cache file of this index's scan with these settings."""
     where = (sorted(source.column.items()), str(source.image_root), source.group)
     digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
-    # What the code of the tasks says about a row may change without a new version.
-    for code in sorted(Path(__file__).parent.parent.rglob("*.py")):
+    # The result depends on the code of the task and of this package, which can change without a new version.
+    task_code = Path(inspect.getfile(task.read)).parent.glob("*.py")
+    for code in sorted([*Path(__file__).parent.parent.rglob("*.py"), *task_code]):
         digest.update(code.read_bytes())
     return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
 
 
 def save_row_scan(row_scan: RowScan, file: Path) -> None:
-    """Write a survey under a temporary name, then rename it."""
+    """Write a scan atomically."""
     links = row_scan.links
     notes = {
         "dropped": [asdict(one) for one in row_scan.dropped],
@@ -121,7 +122,7 @@ def save_row_scan(row_scan: RowScan, file: Path) -> None:
 
 
 def load_row_scan(file: Path) -> RowScan | None:
-    """Return a survey that was kept; None if there is none or it was damaged."""
+    """Return a stored scan, or None if it is missing or corrupt."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())

@@ -1,4 +1,4 @@
-"""One source of rows, opened for a task: its index, its columns, and the survey of its rows."""
+"""Open one source of rows for a task: its index, its columns, and the scan of its rows."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,28 +18,28 @@ from toolkit.recipe import Recipe
 from toolkit.tasks import TASKS
 
 FIRST_ROWS = 200
-"""Rows whose columns decide how the first pass reads. Another look is taken where a later row changes that."""
+"""Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All usable rows of one source, the keys they are compared by, and what was counted."""
+    """All usable rows of one source, their keys, and the counts."""
 
     samples: SampleSet
     keys: RowKeys
     dropped: tuple[Dropped, ...]
     notices: tuple[Problem, ...]
-    """Warnings, the gravest first."""
+    """Warnings, most severe first."""
 
 
 def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
-    """Return every usable row of one source, read as the recipe says for a split.
+    """Load every usable row of one source with the recipe's settings for a split.
 
-    ``image_root`` goes before the recipe's. Where neither is given it is the folder of the rows.
+    ``image_root`` takes precedence over the recipe's. Without either, it is the folder of the rows.
 
     Raises:
-        DataError: the source or a column is not there (all such problems together), no row can be used, or more rows
-            than ``data.max_dropped`` cannot.
+        DataError: The source or columns are missing (all such problems together), no row is usable, or more rows than
+            ``data.max_dropped`` are unusable.
     """
     task, wanted = TASKS[recipe.data.task], row_settings(recipe, split)
     index, row_source, row_scan = _open(task, wanted, source, image_root or recipe.data.image_root)
@@ -51,7 +51,7 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split
 
 
 def row_settings(recipe: Recipe, split: str = "train") -> RowSettings:
-    """Return what the recipe says about columns, with the task's settings for a split."""
+    """Return the recipe's settings for rows, with the task's settings for a split."""
     by = recipe.results_by if recipe.evaluate else ()
     settings = TASKS[recipe.data.task].settings(recipe, split)
     columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
@@ -59,7 +59,7 @@ def row_settings(recipe: Recipe, split: str = "train") -> RowSettings:
 
 
 class _FirstPass:
-    """A survey in the pass that builds the index, with the columns that the first rows show."""
+    """A row scan in the pass that builds the index, with the columns of the first rows."""
 
     def __init__(self, task: Task, make_source: Callable[[Sequence[str]], RowOrigin]) -> None:
         self._task, self._make_source = task, make_source
@@ -75,7 +75,7 @@ class _FirstPass:
                 self._start()
 
     def done(self, source: RowOrigin, name: str) -> RowScan | None:
-        """Return the survey, if there was such a pass and rows were read in the way that all columns ask for."""
+        """Return the scan, if there was a pass and its rows were read with the final columns."""
         if self._first:
             self._start()
         fits = self._scanner is not None and self._scanner.source == source
@@ -95,8 +95,8 @@ def _open(task: Task, wanted: RowSettings, source: str, image_root: Path | None)
     first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
     index = open_index(source, id_column=wanted.columns.get("id"), visit=None if task.link else first_pass.add)
     _check_columns(task, wanted, index, image_root)
-    # Images that are inside the source were put beside its index, wherever other images are.
-    root = index.image_root if index.facts.has_embedded_images else image_root or index.image_root
+    # Embedded images are stored beside the index, so image_root does not apply to them.
+    root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root
     row_source = _row_source(task, wanted, (source, root), index.columns)
     file = row_scan_file(task, row_source, index)
     row_scan = load_row_scan(file)
@@ -111,7 +111,7 @@ def _row_source(task: Task, wanted: RowSettings, where: tuple[str, Path | None],
     source, root = where
     column, _ = resolve_columns(task, wanted, columns)
     by = tuple(name for name in wanted.by if name in columns and name not in task.columns)
-    # Not Path.resolve: following a link would change the folder that relative image paths start from.
+    # Path.resolve would follow a link and change the folder that relative image paths start from.
     folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
     return RowOrigin(Path(source), folder, column, wanted.group, wanted.context, by, wanted.max_images, wanted.settings)
 
@@ -143,7 +143,7 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, mos
 def _notices(
     task: Task, wanted: RowSettings, source: RowOrigin, index: RowIndex, row_scan: RowScan
 ) -> Iterator[Problem]:
-    name, facts = index.source, index.facts
+    name, metadata = index.source, index.metadata
     for column in leaking_context(task, wanted, source.column):
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
@@ -153,9 +153,9 @@ def _notices(
         yield one.notice("left out")
     for one in row_scan.noted:
         yield one.notice()
-    if facts.duplicates:
+    if metadata.duplicates:
         rule = "ids should be unique: repeated ids are kept as id#2, id#3, …"
-        value = f"{facts.duplicates:,} repeated, such as {', '.join(facts.duplicate_examples)}"
+        value = f"{metadata.duplicates:,} repeated, such as {', '.join(metadata.duplicate_examples)}"
         yield Problem("data.ids_repeated", rule, name, value)
     for column, count in row_scan.trimmed.items():
         yield Problem("data.blanks_removed", f"blanks around {count:,} values of {column} were removed", name)

@@ -1,4 +1,4 @@
-"""Boxes, polygons, masks and locations of one image, and how a model family writes coordinates. No torch.
+"""Boxes, polygons, masks and locations of one image, and coordinate conventions of model families. Torch-free.
 
 Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """

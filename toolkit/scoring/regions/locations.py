@@ -1,4 +1,4 @@
-"""Locations in words: the cell of a grid over the image that holds a lesion's centre, spelled and read."""
+"""Locations in words: the grid cell with the centre of a lesion, formatted and parsed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from toolkit.scoring.regions.boxes import Box, Size, centre
 
 Place = tuple[int, int]
-"""Row and column of a grid, from 0 at the upper left."""
+"""Row and column of a grid cell, from 0 at the upper left."""
 
 GRIDS: Mapping[int, tuple[Sequence[str], Sequence[str]]] = {
     3: (("upper", "center", "lower"), ("left", "center", "right")),
     5: (("far upper", "upper", "center", "lower", "far lower"), ("far left", "left", "center", "right", "far right")),
 }
-"""Cells a side -> the names of the rows and of the columns."""
+"""Cells per side -> names of the rows and of the columns."""
 
 _SAME = {
     "top": "upper",
@@ -28,7 +28,7 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def locate_box(box: Box, size: Size, grid: int = 3) -> Place:
-    """Return the cell that holds the centre of a box. The image is cut into ``grid`` equal parts each way.
+    """Return the cell with the centre of a box. The image has ``grid`` equal cells per side.
 
     >>> locate_box((0, 0, 20, 20), (90, 60)), locate_box((40, 25, 50, 35), (90, 60))
     ((0, 0), (1, 1))
@@ -49,10 +49,10 @@ def format_location(place: Place, grid: int = 3) -> str:
 
 
 def parse_location(text: str, grid: int = 3) -> Place | None:
-    """Return the cell that a text names, also in other words of English; None if it names none, or two.
+    """Return the cell that a text names, also by synonyms, or None if it names none or several.
 
-    Where only a row or only a column is named, the other is the center. In a grid without far cells, far ones are
-    read as the nearer ones.
+    If a text names only a row or only a column, the other is the center. A grid without far cells reads "far" as the
+    nearer cell.
 
     >>> parse_location("Top left quadrant"), parse_location("in the centre"), parse_location("lower")
     ((0, 0), (1, 1), (2, 1))
@@ -77,7 +77,7 @@ def parse_location(text: str, grid: int = 3) -> Place | None:
 
 
 def location_score(named: Place, true: Place, grid: int = 3) -> float:
-    """1 for the right cell, less by each step to it, 0 from corner to corner (steps along rows and columns).
+    """Return 1 for the right cell, decreasing with the Manhattan distance to 0 for opposite corners.
 
     >>> location_score((0, 0), (0, 0)), location_score((1, 1), (0, 0)), location_score((2, 2), (0, 0))
     (1.0, 0.5, 0.0)

@@ -1,4 +1,4 @@
-"""Metrics report: statistics over many answers, each with its n and an interval."""
+"""Statistics over answers. Every figure has its n and an interval."""
 
 from toolkit.scoring.statistics.bins import AGE_EDGES, NOT_GIVEN, bin_label
 from toolkit.scoring.statistics.classification import (

@@ -1,4 +1,4 @@
-"""Hits, truths and answers of each class, counted once by group and in drawn samples, and the figures made of them."""
+"""Counts of hits, true labels and predictions per class, by group and by bootstrap sample, and metrics from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts of some samples of answers, each samples x classes. Every answer's true label is one of the classes."""
+    """Counts of shape (samples, classes). The true label of every answer is one of the classes."""
 
     hits: np.ndarray
     true: np.ndarray
     answered: np.ndarray
-    """Answers with the class. One that could not be read, or that is none of the classes, is in no column."""
+    """Predictions of the class. Unparsed answers and labels outside the classes are in no column."""
 
     def one_vs_rest(self, index: int) -> "Counts":
-        """Return two classes: the one at ``index``, and all that is not it, to which unread answers belong."""
+        """Return counts of two classes: the one at ``index`` and the rest, which includes unparsed answers."""
         hits, true, answered = self.hits[:, index], self.true[:, index], self.answered[:, index]
         n = self.true.sum(axis=1)
         return Counts(
@@ -33,7 +33,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
-    """The counts of ``n`` answers: of each group, of all (one row), and of samples drawn from whole groups."""
+    """Counts of ``n`` answers: per group, in total (one row), and per bootstrap sample of whole groups."""
 
     classes: tuple[str, ...]
     n: int
@@ -42,7 +42,7 @@ class ClassCounts:
     drawn: Counts
 
     def one_vs_rest(self, name: str) -> "ClassCounts":
-        """Return the tally of two classes: ``name`` and the rest, an answer that could not be read among the rest."""
+        """Return the counts of ``name`` against the rest, which includes unparsed answers."""
         index = self.classes.index(name)
         by_group, whole, drawn = (counts.one_vs_rest(index) for counts in (self.by_group, self.whole, self.drawn))
         return replace(self, classes=(name, "rest"), by_group=by_group, whole=whole, drawn=drawn)
@@ -50,16 +50,16 @@ class ClassCounts:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A figure of each class: ``curve`` of the fraction of ``part``'s first counts among its second ones.
+    """A metric per class: ``curve`` applied to the ratio of ``part``'s first counts to its second counts.
 
-    ``curve`` rises, so that it maps an interval of the fraction to one of the figure.
+    ``curve`` is increasing, so it maps an interval of the ratio to an interval of the metric.
     """
 
     part: Callable[[Counts], tuple[np.ndarray, np.ndarray]]
     curve: Callable[[Any], Any]
 
     def of(self, counts: Counts) -> np.ndarray:
-        """Return samples x classes; NaN where a sample has nothing that the fraction could be of."""
+        """Return the metric with shape (samples, classes). It is NaN if the denominator is 0."""
         successes, total = self.part(counts)
         return np.asarray(self.curve(np.divide(successes, total, out=np.full(total.shape, np.nan), where=total > 0)))
 
@@ -70,8 +70,10 @@ F1 = Ratio(
     lambda counts: (counts.hits, counts.true + counts.answered - counts.hits),
     lambda fraction: 2 * fraction / (1 + fraction),
 )
-"""Made of the fraction of hits among the answers that are or say the class, which is a fraction of independent answers where
-F1 itself is none (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the indirect way)."""
+"""F1 as a function of the fraction of hits among answers that are, or are predicted as, the class.
+
+Unlike F1, this fraction is a proportion of independent answers (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the
+indirect method)."""
 
 
 def count_classes(
@@ -82,18 +84,18 @@ def count_classes(
     seed: int,
     also: Sequence[str] = (),
 ) -> ClassCounts:
-    """Return the counts of all labels that occur in ``true``, in sorted order.
+    """Return the counts of all labels in ``true``, in sorted order.
 
     Args:
-        true: each answer's true label.
-        predicted: each answer's label; None if it could not be read.
-        groups: each answer's group.
-        resamples: number of drawn samples, may be 0.
-        seed: of the draws.
-        also: further classes that are counted, occur they or not.
+        true: The true label of each answer.
+        predicted: The predicted label of each answer, or None if it was not parsed.
+        groups: The group of each answer.
+        resamples: Number of bootstrap samples, may be 0.
+        seed: Seed of the bootstrap.
+        also: Additional classes to count even if they do not occur.
 
     Raises:
-        ValueError: the sequences differ in length.
+        ValueError: The sequences differ in length.
     """
     if not len(true) == len(predicted) == len(groups):
         raise ValueError(f"{len(true)} true labels, but {len(predicted)} answers and {len(groups)} groups")
@@ -106,10 +108,12 @@ def count_classes(
 
 
 def by_class(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
-    """Return the figure of each class, with Wilson's interval where its groups have one answer each, else by bootstrap.
+    """Return the metric of each class with its interval.
 
-    ``n`` and ``groups`` of an estimate are those of the answers that its fraction is of. A drawn sample without such an
-    answer does not count.
+    The interval is Wilson's if the groups have one answer each, otherwise from the bootstrap.
+
+    ``n`` and ``groups`` of an estimate count the answers in the denominator. A bootstrap sample without such an answer
+    is left out.
     """
     drawn_RK, n_groups_K = ratio.of(counted.drawn), (ratio.part(counted.by_group)[1] > 0).sum(axis=0)
     found = []
@@ -125,12 +129,12 @@ def by_class(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> tu
 
 
 def class_mean(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> Estimate:
-    """Return the mean of the figure over the classes that occur in the truth, with its interval.
+    """Return the mean of the metric over the classes that occur in the truth, with its interval.
 
-    The interval is the bootstrap's by group. A class that a drawn sample lacks does not enter its mean. Where every
-    class is at 0 or at 1 a bootstrap has no width. There the classes' Wilson intervals are put together ("wilson by
-    class") as if the classes were independent: squared distances of the limits add up as variances do (Zou and Donner
-    2008). A class with few groups that are all right makes a bootstrap's interval too narrow.
+    The interval comes from the bootstrap by group. A class that a bootstrap sample lacks is left out of its mean. If
+    every class is at 0 or 1, a bootstrap interval has no width. Then the Wilson intervals of the classes are combined
+    ("wilson by class") as if the classes were independent: squared distances of the limits add up like variances (Zou
+    and Donner 2008). A class with few groups that are all correct makes a bootstrap interval too narrow.
     """
     n_groups = len(counted.by_group.true)
     if not counted.n:
@@ -146,7 +150,7 @@ def class_mean(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> 
 
 
 def _columns_NK(true: Sequence[str], predicted: Sequence[str | None], classes: Sequence[str]) -> np.ndarray:
-    """Return per answer and class, side by side: hit, true, answered."""
+    """Return hits, true labels and predictions per answer and class, side by side."""
     index = {name: code for code, name in enumerate(classes)}
     codes = np.arange(len(classes))
     true_NK = np.array([index[name] for name in true], dtype=int)[:, None] == codes
@@ -170,7 +174,7 @@ def _mean_R(counts: Counts, ratio: Ratio) -> np.ndarray:
 
 
 def _distances(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """Return how far the limits of the estimates' mean are below and above it."""
+    """Return the distances from the estimates' mean down to its lower and up to its upper limit."""
     limits = [(found.value, found.low, found.high) for found in estimates]
     below = math.hypot(*(value - low for value, low, _ in limits if value is not None and low is not None))
     above = math.hypot(*(high - value for value, _, high in limits if value is not None and high is not None))

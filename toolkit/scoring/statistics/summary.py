@@ -1,4 +1,4 @@
-"""An evaluation in figures: all answers, the answers by column, why answers could not be read, and comparisons."""
+"""Summary of an evaluation: metrics overall and by column, parse failures, and comparisons."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One judged answer.
+    """One scored answer.
 
-    ``scores`` are in [0, 1], None if one does not apply; ``label`` is (true, predicted or None) where the task has
-    labels; ``by`` holds the columns that tables are made by; ``problem`` says why no answer could be read.
+    ``scores`` are in [0, 1], or None if a score does not apply. ``label`` is (true, predicted or None) if the task has
+    labels. ``by`` has the group-by columns. ``problem`` says why the answer was not parsed.
     """
 
     id: str
@@ -35,7 +35,7 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Some of the answers: ``scores`` over those that each score applies to, the rates over all of them."""
+    """Metrics of a set of answers. Each of ``scores`` covers the answers that it applies to."""
 
     n: int
     groups: int
@@ -43,14 +43,14 @@ class Metrics:
     macro_f1: Estimate | None
     """None if the task has no labels."""
     labels: ClassificationMetrics | None
-    """Balanced accuracy, and each class against the rest; None if the task has no labels."""
+    """Balanced accuracy, and each class against the rest. None if the task has no labels."""
     truncated: Estimate
     unreadable: Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A reason why answers could not be read, how often, and the ids of the first few."""
+    """A reason for unparsed answers, its count, and the ids of the first few."""
 
     reason: str
     count: int
@@ -59,46 +59,46 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What an evaluation found. Every figure has its n and its interval."""
+    """All metrics of an evaluation, each with its n and its interval."""
 
     overall: Metrics
     by: Mapping[str, Mapping[str, Metrics]]
-    """column -> value -> figures, values in sorted order, numbers in them by their size."""
+    """Column -> value -> metrics. Values are in natural sort order."""
     not_found: tuple[str, ...]
-    """Columns that were asked for and that no answer has."""
+    """Requested columns that no answer has."""
     failures: tuple[Failure, ...]
-    """The most frequent first."""
+    """Most frequent first."""
     confusion: ConfusionMatrix
     majority: Majority
-    """Of the true labels of these answers. The baseline that is reported is learned from the training rows."""
+    """Majority of the true labels of these answers. The reported baseline is fitted on the training rows."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries for JSON. Nothing in them is NaN."""
+        """Return plain dictionaries for JSON, without NaN."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One score of two evaluations, on the questions that both judged."""
+    """One score of two evaluations, on the questions that both have."""
 
     score: str
     paired: Paired
     only_before: int
-    """Questions that the later evaluation lacks, or that the score does not apply to there."""
+    """Questions that the later evaluation lacks, or to which the score does not apply there."""
     only_after: int
 
 
 def summarise(
     rows: Sequence[ScoredAnswer], by: Sequence[str], resamples: int, seed: int, positive: str | None = None
 ) -> Summary:
-    """Return all figures of an evaluation. An answer that could not be read stays in every n.
+    """Return all metrics of an evaluation. An unparsed answer stays in every n.
 
     Args:
-        rows: the judged answers.
-        by: columns of ``ScoredAnswer.by`` whose values get figures of their own.
-        resamples: samples drawn for an interval that Wilson's formula does not cover.
-        seed: of the draws.
-        positive: the label that is of interest, such as melanoma. See ``ClassificationMetrics``.
+        rows: The scored answers.
+        by: Columns of ``ScoredAnswer.by`` whose values get their own metrics.
+        resamples: Bootstrap samples for intervals that Wilson's formula does not cover.
+        seed: Seed of the bootstrap.
+        positive: The label of interest, such as melanoma. See ``ClassificationMetrics``.
     """
     draws = _Draws(resamples, seed, positive)
     found = [column for column in by if any(column in row.by for row in rows)]
@@ -116,10 +116,10 @@ def summarise(
 def compare(
     before: Sequence[ScoredAnswer], after: Sequence[ScoredAnswer], score: str, resamples: int, seed: int
 ) -> Comparison:
-    """Return the paired difference of one score between two evaluations, matched by the samples' ids.
+    """Return the paired difference of one score between two evaluations, matched by sample id.
 
     Raises:
-        DataError: an id stands twice in one evaluation, or the two share no question.
+        DataError: An id occurs twice in one evaluation, or the evaluations share no question.
     """
     old, new = _values(before, score), _values(after, score)
     shared = [row for row in after if row.id in old and row.id in new]
@@ -163,7 +163,7 @@ def _score(rows: Sequence[ScoredAnswer], name: str, draws: _Draws) -> Estimate:
 
 
 def _labels(rows: Sequence[ScoredAnswer], draws: _Draws) -> tuple[Estimate | None, ClassificationMetrics | None]:
-    """Return Macro-F1 and the label figures, both of the same draws."""
+    """Return macro-F1 and the classification metrics from the same bootstrap samples."""
     labelled = [(*row.label, row.group) for row in rows if row.label is not None]
     if not labelled:
         return None, None
@@ -181,7 +181,7 @@ def _parts(rows: Sequence[ScoredAnswer], column: str) -> dict[str, list[ScoredAn
 
 
 def _natural(text: str) -> list[Any]:
-    """Return text and whole numbers in turn: 5-9 precedes 10-14."""
+    """Return a natural sort key, so that 5-9 precedes 10-14."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
 
 

@@ -1,4 +1,4 @@
-"""Skin lesions: diagnosis, place in words, box and outline. Rows, questions, answers, and what judges them."""
+"""Skin lesions: diagnosis, location in words, bounding box and outline."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ def question(sample: Sample) -> str:
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None if one does not apply."""
+    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. A score is None if it does not apply."""
     overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
     return {
         "accuracy": diagnosis(sample, answer),
@@ -46,7 +46,7 @@ def _exact(score: float | None) -> float | None:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """Return the right code and the one that was read; None if no diagnosis is requested."""
+    """Return the reference and the parsed code, or None if the recipe requests no diagnosis."""
     if "diagnosis" not in sample.fields["asked"]:
         return None
     return sample.reference["diagnosis"], answer.values.get("diagnosis")

@@ -1,4 +1,4 @@
-"""The majority baseline of lesions: the most frequent diagnosis and place, and the median box, without a look."""
+"""Majority baseline of lesions: the most frequent diagnosis and location, and the median box, without the image."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,9 +10,9 @@ from toolkit.tasks.lesion.prompt import write_box
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Return sample -> an answer of one lesion that is the same for every image, except the image's size.
+    """Return sample -> an answer with one lesion, equal for every image except for the image's size.
 
-    The median box has the median of each edge, in fractions of the sides, over the training rows' largest lesions.
+    Each edge of the box is the median over the largest lesions of the training rows, as a fraction of the side.
     """
     diagnoses: Counter[str] = Counter()
     places: Counter[tuple[int, ...]] = Counter()

@@ -1,4 +1,4 @@
-"""The lesions in a completion: tags, one line a lesion, or JSON. What cannot be read is said, never guessed."""
+"""Parse the lesions in a completion: tags, one line per lesion, or JSON. Unparsed parts are reported, never guessed."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from toolkit.tasks.lesion.settings import LesionSettings
 
 PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
 MOST_LESIONS = 32
-"""More in one answer are not looked at: matching them would be all that a training step does."""
+"""Maximum number of lesions per answer. Matching more would dominate the time of an optimizer step."""
 
 _TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
@@ -35,12 +35,12 @@ _SAME = {
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """Return the lesions of an answer, in pixels of the image that is shown.
+    """Return the lesions of an answer, in pixels of the shown image.
 
-    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, None if nothing was read),
-    diagnosis (the code that all lesions share; None: none, or they differ), and unread (why a part could not be read).
-    A box may have floats, swapped corners, round brackets or none, and are in a code fence; JSON with the parts as
-    keys is read too. Coordinates outside the image stay: a score cuts them off.
+    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, or None), diagnosis (the common
+    code of all lesions, or None) and unread (why a part was not parsed). A box can have floats, swapped corners, round
+    or no brackets, and can be in a code fence. JSON with the parts as keys is also accepted. Coordinates outside the
+    image are kept, because the scores clip them.
     """
     settings, frame = sample.fields["settings"], sample.fields["frame"]
     text = fenced[1] if (fenced := _FENCE.search(completion)) else completion
@@ -59,7 +59,7 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def _tagged(text: str) -> Iterator[Mapping[str, str]]:
-    """Yield one mapping a lesion: a tag that comes again begins the next."""
+    """Yield one mapping per lesion. A repeated tag begins the next lesion."""
     parts: dict[str, str] = {}
     for name, content in _TAG.findall(text):
         if name.lower() in parts:
@@ -71,7 +71,7 @@ def _tagged(text: str) -> Iterator[Mapping[str, str]]:
 
 
 def _from_json(text: str) -> Iterator[Mapping[str, str]]:
-    """Yield the objects of the first JSON text that holds some."""
+    """Yield the objects of the first JSON text that has any."""
     for start in (match.start() for match in re.finditer(r"[\[{]", text)):
         try:
             value, _ = json.JSONDecoder().raw_decode(text, start)
@@ -136,7 +136,7 @@ def _polygon(text: str, frame: Frame) -> list[list[float]] | None:
 
 
 def _numbers(text: str) -> Sequence[float]:
-    """Return the finite numbers of a text. None where anything but numbers, brackets, commas and blanks stands there."""
+    """Return the finite numbers of a text, or none if it has anything but numbers, brackets, commas and blanks."""
     if _NUMBER.sub("", text).strip(" \t\n[](),;"):
         return []
     numbers = [float(number) for number in _NUMBER.findall(text)]

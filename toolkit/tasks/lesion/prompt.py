@@ -1,4 +1,4 @@
-"""How a question about lesions is put, and the answer that SFT learns: tags in one order, one line a lesion."""
+"""Prompt of the lesion task, and the SFT target: tags in a fixed order, one line per lesion."""
 
 import json
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ WHERE = (
     "Name each lesion in this dermoscopic image and say where it is.",
     "Find the lesions in this image and name them.",
 )
-"""Wordings of one question. The seed chooses one for each row."""
+"""Wordings of one question. The seed chooses one per row."""
 
 PLACED = frozenset({"location", "bbox", "polygon"})
 MOST_VERTICES = 16
-"""Of a polygon in an answer: an outline of a lesion keeps about 0.97 of its IoU with 16."""
+"""Vertices of a polygon in an answer. A lesion's outline keeps an IoU of about 0.97 with 16."""
 
 _EXAMPLES = {
     "diagnosis": "<diagnosis>name</diagnosis>",
@@ -43,7 +43,7 @@ def choose_question(asked: Sequence[str], random: Random) -> str:
 
 
 def instruction(sample: Sample) -> str:
-    """Return the format of the answer: its tags, the names of diagnoses and locations, and what coordinates mean."""
+    """Return the answer format: tags, names of diagnoses and locations, and the coordinate convention."""
     settings: LesionSettings = sample.fields["settings"]
     asked = sample.fields["asked"]
     lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in asked)}"]
@@ -59,13 +59,13 @@ def instruction(sample: Sample) -> str:
 
 
 def target(sample: Sample) -> str:
-    """Return the reference answer: one line a lesion, the largest first."""
+    """Return the reference answer: one line per lesion, largest first."""
     count = max(len(sample.reference["boxes"]), 1)
     return "\n".join(_line(sample, number) for number in range(count))
 
 
 def _line(sample: Sample, number: int) -> str:
-    """Return what is known of one lesion. Size and features are the image's, and stand with the first."""
+    """Return the line of one lesion. Size and features belong to the image and are in the first line."""
     reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
     parts = []
     for part in sample.fields["asked"]:
@@ -76,7 +76,7 @@ def _line(sample: Sample, number: int) -> str:
 
 
 def write_box(frame: Frame, box: Sequence[float]) -> str:
-    """Return a box in pixels as the model writes it.
+    """Return a box in pixels as text in the model's convention.
 
     >>> from toolkit.scoring.regions import COORDINATES
     >>> write_box(Frame((600, 450), (600, 450), COORDINATES["thousand"]), (71, 105, 515, 410))
@@ -101,4 +101,4 @@ _WRITE = {
     "bbox": lambda reference, number, settings, frame: write_box(frame, reference["boxes"][number]),
     "polygon": _polygon,
 }
-"""Part -> how it is written for the lesion with this number."""
+"""Part -> text of the part for the lesion with this number."""

@@ -1,8 +1,8 @@
 """Rewards for lesions: diagnosis, place, mask_iou, box_iou, giou, format.
 
-Default weights 0.4, 0.3 and 0.3 for the first three are those of the skin scripts before this toolkit. The others train
-only where a recipe gives them a weight. ``sample.reference`` and ``answer.values`` are those of the task ``lesion``:
-pixels of the image that is shown.
+The default weights 0.4, 0.3 and 0.3 of the first three come from earlier skin-lesion scripts. The others train only if
+a recipe gives them a weight. ``sample.reference`` and ``answer.values`` are those of the task ``lesion``, in pixels of
+the shown image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,13 +51,13 @@ EXAMPLE = Sample(
 
 
 def _given(**lesion: Any) -> Answer:
-    """Return an answer of one lesion, as the parser gives it, for the examples."""
+    """Return a parsed answer with one lesion, for the examples."""
     whole = {"diagnosis": None, "place": None, "box": None, "polygon": None, **lesion}
     return Answer("…", {"diagnosis": whole["diagnosis"], "lesions": [whole], "unread": []})
 
 
 def diagnosis(sample: Sample, answer: Answer) -> float | None:
-    """1 for the right diagnosis; None if it is not known or not asked for. Several diagnoses are none.
+    """Return 1 for the correct diagnosis, or None if it is unknown or not requested. Several diagnoses score 0.
 
     >>> diagnosis(EXAMPLE, _given(diagnosis="mel")), diagnosis(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
@@ -68,10 +68,10 @@ def diagnosis(sample: Sample, answer: Answer) -> float | None:
 
 
 def place(sample: Sample, answer: Answer) -> float | None:
-    """Return the mean over matched lesions of 1 minus the steps on the grid over the most there can be.
+    """Return the mean location score over matched lesions: 1 minus the normalised Manhattan distance on the grid.
 
-    The place that the answer names, or where the recipe does not ask for it, that of its box. None if the lesion's
-    place is not known.
+    The location is the one that the answer names, or that of its box if the recipe does not request a location. None if
+    the lesion's location is unknown.
 
     >>> place(EXAMPLE, _given(place=[0, 0])), place(EXAMPLE, _given(place=[1, 1])), place(EXAMPLE, _given())
     (1.0, 0.5, 0.0)
@@ -83,7 +83,7 @@ def place(sample: Sample, answer: Answer) -> float | None:
 
 
 def box_overlap(sample: Sample, answer: Answer) -> float | None:
-    """Return mean box IoU over matched lesions, a missing and an extra box counting 0; None without a reference box.
+    """Return the mean box IoU over matched lesions. Missing and extra boxes count 0. None without a reference box.
 
     >>> round(box_overlap(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
     0.5
@@ -94,7 +94,9 @@ def box_overlap(sample: Sample, answer: Answer) -> float | None:
 
 
 def giou(sample: Sample, answer: Answer) -> float | None:
-    """Return mean generalised IoU over matched lesions, brought from [-1, 1] to [0, 1]: it also tells near from far.
+    """Return the mean generalised IoU over matched lesions, mapped from [-1, 1] to [0, 1].
+
+    Unlike IoU, it distinguishes near and distant boxes without an overlap.
 
     >>> giou(EXAMPLE, _given(box=[10, 10, 40, 40])), giou(EXAMPLE, _given(box=[10, 10, 40, 25]))
     (1.0, 0.75)
@@ -105,9 +107,9 @@ def giou(sample: Sample, answer: Answer) -> float | None:
 
 
 def mask_iou(sample: Sample, answer: Answer) -> float | None:
-    """IoU of everything the answer outlines with the mask of all lesions: polygons, else boxes, drawn pixel by pixel.
+    """Return the IoU between the mask of all lesions and everything that the answer outlines (polygons, otherwise boxes).
 
-    So a missing and an extra lesion cost their area. Without a mask (and without polygons in the row) it is the box's.
+    Missing and extra lesions therefore cost their area. Without a mask and polygons in the row, the box is the reference.
 
     >>> round(mask_iou(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
     0.5
@@ -124,7 +126,7 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
 
 
 def format(sample: Sample, answer: Answer) -> float:
-    """1 if every part that is requested was read for every lesion named, and nothing was unreadable.
+    """Return 1 if every requested part was parsed for every lesion, and nothing was left unparsed.
 
     >>> format(EXAMPLE, _given(diagnosis="nv", place=[0, 0], box=[1, 1, 2, 2])), format(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
@@ -145,7 +147,7 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def why_diagnosis(sample: Sample, answer: Answer) -> str:
-    """Return both codes, or why none was read."""
+    """Return both codes, or why none was parsed."""
     if "diagnosis" not in sample.fields["asked"]:
         return "no diagnosis is asked for"
     read = answer.values.get("diagnosis")
@@ -155,18 +157,18 @@ def why_diagnosis(sample: Sample, answer: Answer) -> str:
 
 
 def why_place(sample: Sample, answer: Answer) -> str:
-    """Return the cells, row and column from the upper left."""
+    """Return the cells as row and column from the upper left."""
     return f"read {_places(sample, answer) or _unread(answer)}, reference {sample.reference['places'] or 'not known'}"
 
 
 def why_boxes(sample: Sample, answer: Answer) -> str:
-    """Return the boxes in pixels of the image that is shown."""
+    """Return the boxes in pixels of the shown image."""
     read = [[round(edge, 1) for edge in box] for box in _boxes(answer)]
     return f"read {read or _unread(answer)}, reference {sample.reference['boxes'] or 'not known'}"
 
 
 def why_mask(sample: Sample, answer: Answer) -> str:
-    """Return what was drawn against what."""
+    """Return which shapes were compared."""
     outlined = sum(one["polygon"] is not None for one in _lesions(answer))
     boxed = sum(one["box"] is not None and one["polygon"] is None for one in _lesions(answer))
     mask = _reference_mask(sample)
@@ -175,7 +177,7 @@ def why_mask(sample: Sample, answer: Answer) -> str:
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
-    """Return the parts that lack, or what could not be read."""
+    """Return the missing or unparsed parts."""
     asked = ", ".join(sample.fields["asked"])
     return f"{len(_lesions(answer))} lesions, {asked} asked; unreadable: {_unread(answer)}"
 
@@ -188,7 +190,7 @@ WHY = {
     "giou": why_boxes,
     "format": why_format,
 }
-"""reward -> the reason for its value, in words."""
+"""Reward -> explanation of its value."""
 
 _FOUND_AS = {"diagnosis": "diagnosis", "location": "place", "bbox": "box", "polygon": "polygon"}
 
@@ -203,7 +205,7 @@ def _lesions(answer: Answer) -> Sequence[Mapping[str, Any]]:
 
 
 def _boxes(answer: Answer) -> list[Box]:
-    """Return the box of each lesion, else the one around its polygon."""
+    """Return the box of each lesion, otherwise the bounding box of its polygon."""
     found = []
     for one in _lesions(answer):
         if one["box"] is not None:
@@ -244,7 +246,7 @@ def _reference_mask(sample: Sample) -> Mask | None:
 
 @lru_cache(maxsize=64)
 def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, image: Size) -> Mask:
-    """Return the mask of what is shown, at the image's own size. The last ones stay: a prompt's completions share one."""
+    """Return the reference mask of the shown image or crop. The cache serves the completions of one prompt."""
     stored = read_mask(Path(file))
     mask = fit_mask(stored, image)
     if mask is None:

@@ -1,4 +1,4 @@
-"""Rows of lesions: what `toolkit data prepare` writes, and the layouts of the skin scripts before it."""
+"""Rows of lesions to samples: the output of `toolkit data prepare`, and the layouts of earlier skin-lesion scripts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,18 +37,19 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "source": ("dataset",),
 }
 BY = ("sex", "site", "source")
-"""Columns of the source that results can be given by under one name."""
+"""Group-by columns with a fixed name."""
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
-    ``fields``: question, asked (the parts that the row knows, as the recipe orders them), frame, settings, size (of the
-    image or of its crop, in pixels), area of it in words, features, age_band, sex, site, source. ``reference``:
-    diagnosis (a code), boxes, polygons (in pixels of what is shown), locations (cells), mask (its file) and crop.
+    ``fields``: question, asked (the parts that the row has, in the recipe's order), frame, settings, size (of the image
+    or its crop, in pixels), area (size of the lesion in words), features, age_band, sex, site, source. ``reference``:
+    diagnosis (a code), boxes and polygons (in pixels of the shown image), places (grid cells), mask (its file) and
+    crop.
 
     Raises:
-        RowProblem: no image, a diagnosis that the table lacks, a box that is none, nothing that is requested.
+        RowProblem: No image, an unknown diagnosis, an invalid box, or none of the requested parts.
     """
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
@@ -95,15 +96,16 @@ _KNOWN_BY = {
     "bbox": "boxes",
     "polygon": "polygons",
 }
-"""Part of an answer -> what of the reference it is written from."""
+"""Part of an answer -> the part of the reference it is written from."""
 
 
 def choose_crop(
     boxes: Sequence[Box], size: Size, settings: LesionSettings, name: str
 ) -> tuple[int, int, int, int] | None:
-    """Return a part of the image that holds every box, drawn by the seed and the row's name; None: the whole image.
+    """Return a crop that contains every box, drawn by the seed and the row's name, or None for the whole image.
 
-    Both sides have the same fraction of the image's, drawn from ``settings.crop`` to 1, or as much as the boxes need.
+    Both sides have the same fraction of the image's sides, drawn from ``settings.crop`` to 1, or more if the boxes need
+    it.
     """
     if settings.crop >= 1:
         return None
@@ -137,7 +139,7 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
 
 
 def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
-    """Return all boxes, else the one. Inside the image."""
+    """Return all boxes inside the image."""
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
     listed = many if _given(many) else [one] if _given(one) else []
     if not isinstance(listed, list):
@@ -202,19 +204,19 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
 
 
 def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Place]:
-    """Return the place that a row without a box names in words."""
+    """Return the location that a row without a box names in words."""
     named = parse_location(text_of(cell(row, origin, "location")), grid)
     return [] if named is None else [named]
 
 
 def _area(row: Mapping[str, Any], origin: RowOrigin, *, cropped: bool) -> str | None:
-    """Return the row's size in words. A fraction of the image is not one of its crop."""
+    """Return the lesion's size in words, or None for a crop, whose fraction of the image is unknown."""
     text = text_of(cell(row, origin, "size"))
     return None if not text or (cropped and "%" in text) else text
 
 
 def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
-    """Return what features and concerning_features name, once each."""
+    """Return the values of features and concerning_features without repeats."""
     names: list[str] = []
     for field in ("features", "concerning_features"):
         value = decoded(cell(row, origin, field))
@@ -224,10 +226,10 @@ def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef) -> str:
-    """Return the recipe's column, else the patient, else the lesion, else the image.
+    """Return the recipe's column, otherwise the patient, the lesion or the image.
 
     Raises:
-        RowProblem: the recipe names a column, and the row has nothing there.
+        RowProblem: The recipe's column is empty.
     """
     if origin.group is None:
         for field in ("patient", "lesion"):

@@ -1,4 +1,4 @@
-"""What a recipe says for the task ``lesion``, ready to use."""
+"""Settings of the task ``lesion``, derived from a recipe."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 @dataclass(frozen=True, slots=True)
 class LesionSettings:
-    """``crop``: the least fraction of each side that is shown; 1: whole images. The rest: as in ``recipe.Lesion``."""
+    """``crop`` is the smallest fraction of each side that is shown, and 1 means whole images. Other fields: ``recipe.Lesion``."""
 
     answer: tuple[str, ...]
     grid: int
@@ -21,7 +21,7 @@ class LesionSettings:
     crop: float
 
     def frame(self, size: Size) -> Frame:
-        """Return the frame of an image, or of the crop that is shown of it."""
+        """Return the coordinate frame of an image or of its shown crop."""
         return coordinate_transform(size, self.max_side, self.coordinates)
 
 
@@ -29,8 +29,8 @@ def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
     """Return the settings for the rows of one split.
 
     Raises:
-        RecipeError: the coordinates of the model's family are not known.
-        DataError: the recipe's own table of labels is wrong.
+        RecipeError: The coordinate convention of the model family is unknown.
+        DataError: The recipe's label table is invalid.
     """
     lesion = recipe.data.lesion
     return LesionSettings(

@@ -1,4 +1,4 @@
-"""Synthetic lesions as files: the layout of a HAM10000 download, and that of a download from ISIC's archive."""
+"""Synthetic lesions as files, in the layout of a HAM10000 download or of a download from the ISIC archive."""
 
 import csv
 import io
@@ -20,34 +20,34 @@ from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
 SIZE: Size = (300, 225)
 LEAST_SIDE = 64
 MARKER = "practice.json"
-"""Says what a folder holds, so that a later call knows what to keep."""
+"""File with the arguments of the last call, which tells a later call which files to keep."""
 DRAWING = 1
-"""Raised whenever images are drawn differently, so that old ones are drawn again."""
+"""Version of the drawing code. A new version redraws existing images."""
 QUALITY = 95
 
 
 def write_ham10000(
     folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
 ) -> dict[str, Path]:
-    """Write so many images with masks and metadata as HAM10000 has them (Tschandl et al. 2018).
+    """Write synthetic images with masks and metadata in the layout of HAM10000 (Tschandl et al. 2018).
 
-    ``folder`` gets ``HAM10000_images_part_1`` and ``_part_2`` (JPEG; a lesion's images may are in both),
+    ``folder`` gets ``HAM10000_images_part_1`` and ``_part_2`` (JPEG, and images of a lesion can be in both),
     ``HAM10000_segmentations_lesion/{image_id}_segmentation.png`` (0 or 255) and, last, ``HAM10000_metadata.csv``.
-    What is whole already is not written again. Images that an earlier call wrote otherwise are replaced. The same
-    arguments give the same bytes with the same versions of NumPy and OpenCV.
+    Existing complete files are kept. Images from a call with other arguments are replaced. Equal arguments give equal
+    bytes with the same versions of NumPy and OpenCV.
 
     Args:
-        folder: made if it is not there.
-        images: how many images. Fewer with the same seed are the first of more.
-        seed: 0 or more. Decides everything.
-        size: width and height of the images in pixels.
-        frequencies: class -> weight among the lesions. Of classes that are not named there are none.
+        folder: Output folder, created if it is missing.
+        images: Number of images. A smaller dataset with the same seed is a prefix of a larger one.
+        seed: Seed of everything, 0 or more.
+        size: Width and height of the images in pixels.
+        frequencies: Class -> weight among the lesions. Other classes do not occur.
 
     Returns:
         ``images_part_1``, ``images_part_2`` and ``masks`` (folders) and ``metadata`` (the CSV).
 
     Raises:
-        DataError: an argument out of range, or a folder that holds other data of this layout.
+        DataError: An argument is out of range, or the folder has other data of this layout.
     """
     return _write(folder, _HAM10000, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
 
@@ -55,23 +55,23 @@ def write_ham10000(
 def write_isic(
     folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
 ) -> dict[str, Path]:
-    """Write so many images as ISIC's archive hands them out, with masks as its challenge of 2018 does.
+    """Write the same synthetic images in the layout of the ISIC archive, with masks as in its 2018 challenge.
 
     ``folder`` gets ``{isic_id}.jpg``, ``ISIC2018_Task1_Training_GroundTruth/{isic_id}_segmentation.png`` (0 or 255)
-    and, last, ``metadata.csv``. Otherwise as ``write_ham10000``: with the same arguments the images are the same.
+    and, last, ``metadata.csv``. The arguments are those of ``write_ham10000``.
 
     Returns:
         ``images`` and ``masks`` (folders) and ``metadata`` (the CSV).
 
     Raises:
-        DataError: as ``write_ham10000``.
+        DataError: As for ``write_ham10000``.
     """
     return _write(folder, _ISIC, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A class in the words of ISIC's archive, from the least to the most exact."""
+    """A class in the terms of the ISIC archive, from general to specific."""
 
     benign_malignant: str
     levels: tuple[str, str, str]
@@ -109,7 +109,7 @@ ANATOM_SITES: Mapping[str, str] = {
 
 
 def ham10000_row(photo: Photo) -> dict[str, object]:
-    """Return the row of HAM10000_metadata.csv: a blank age, and ``unknown`` for a sex or a place that is not known."""
+    """Return the row of HAM10000_metadata.csv. An unknown age is blank, an unknown sex or site is ``unknown``."""
     lesion, patient = photo.lesion, photo.lesion.patient
     return {
         "lesion_id": f"HAM_{lesion.number:07d}",
@@ -124,7 +124,7 @@ def ham10000_row(photo: Photo) -> dict[str, object]:
 
 
 def isic_row(photo: Photo) -> dict[str, object]:
-    """Return the row of the archive's metadata.csv. What is not known is None, that is blank."""
+    """Return the row of the archive's metadata.csv. Unknown values are None, which is written as blank."""
     lesion, patient = photo.lesion, photo.lesion.patient
     diagnosis = DIAGNOSES[lesion.dx]
     return {
@@ -144,17 +144,17 @@ def isic_row(photo: Photo) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a dataset keeps its files, and what it says about an image."""
+    """The file layout and metadata row of a dataset."""
 
     name: str
     places: Mapping[str, str]
-    """What a caller is told: name -> folder or file below the dataset's."""
+    """Name in the result -> folder or file below the output folder."""
     image: Callable[[int], str]
-    """Number of an image -> its folder."""
+    """Image number -> its folder."""
     row: Callable[[Photo], dict[str, object]]
 
     def files(self, folder: Path, number: int) -> tuple[Path, Path]:
-        """Return image and mask."""
+        """Return the files of image and mask."""
         name = name_of(number)
         return (
             folder / self.image(number) / f"{name}.jpg",
@@ -222,7 +222,7 @@ def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> 
 
 
 def _begin(folder: Path, layout: _Layout, wanted: Asked) -> None:
-    """Make the folder's marker say what is wanted, after removing what earlier calls wrote and this one would not."""
+    """Write the marker, after removing files of earlier calls that this call would not write."""
     marker, metadata = folder / MARKER, folder / layout.places["metadata"]
     if marker.is_file():
         held = _read(marker, layout)
@@ -269,7 +269,7 @@ def _encode(path: Path, pixels: NDArray[Any], settings: list[int]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then give it its own."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""A place as data and answers write it: a point or a box, as numbers, text or names."""
+"""Coordinates in data and answers: a point or a box, as numbers, text or named values."""
 
 import math
 import re
@@ -14,14 +14,16 @@ _SIDES = (("width", "height"), ("w", "h"))
 _NOWHERE = frozenset({"", "null", "none", "n/a", "nan", "-"})
 
 
-def parse_location(value: Any) -> tuple[float, ...] | None:
-    """Return a point (2 numbers) or a box (4) in the units it was written in; None: no place is meant.
+def parse_point_or_box(value: Any) -> tuple[float, ...] | None:
+    """Return a point (2 numbers) or a box (4) in the units of the value, or None for a value without coordinates.
 
-    >>> parse_location([12, 30]), parse_location("12, 30"), parse_location({"x": 12, "y": 30}), parse_location(None)
-    ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0), None)
+    >>> parse_point_or_box([12, 30]), parse_point_or_box("12, 30"), parse_point_or_box({"x": 12, "y": 30})
+    ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0))
+    >>> parse_point_or_box(None) is None
+    True
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: The value has another format.
     """
     numbers = _numbers(value)
     if not numbers:

@@ -1,4 +1,4 @@
-"""The step in a completion: JSON, mended where it can be. What cannot be read is said, never guessed."""
+"""Parse the GUI step in a completion: JSON, repaired if possible. Unparsed parts are reported, never guessed."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from toolkit.data.cells import MOST_BRACKETS, fold, repair_json
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.regions import Frame, order_box
 from toolkit.tasks.steps.agent_memory import advance, storable
-from toolkit.tasks.steps.coordinates import parse_location
+from toolkit.tasks.steps.coordinates import parse_point_or_box
 from toolkit.tasks.steps.form import PARTS, StepForm, read_form
 from toolkit.tasks.steps.settings import StepSettings
 
 LONGEST = 1 << 14
-"""Characters of a completion that is looked at: mending takes longer the longer a text is."""
+"""Maximum characters of a completion that are parsed, because the time of a repair grows with the length."""
 STARTS = 3
-"""So many opening brackets are tried as the beginning of the answer."""
+"""Number of opening brackets that are tried as the beginning of the answer."""
 
 NO_JSON = "there is no JSON object"
 NO_ACTION = "no action is predicted"
@@ -28,12 +28,12 @@ _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """Return the step of an answer.
+    """Return the GUI step of an answer.
 
-    ``values``: action (as the recipe spells it), target (None: none was named), place (2 or 4 numbers in pixels of the
-    screenshot, None: none), short_term, long_term, reason (None: left out), memory (both memories for the next step,
-    merged into those that the prompt showed), repaired (whether the JSON had to be mended), and faults (what keeps
-    it from being the JSON that was asked for). Keys may be spelled otherwise, and are in a code fence or in a text.
+    ``values``: action (in the recipe's spelling), target, place (2 or 4 numbers in pixels of the screenshot),
+    short_term, long_term, reason, memory (both memories for the next step, merged into those of the prompt), repaired
+    (whether the JSON was repaired) and faults (deviations from the requested JSON). Missing values are None. Keys can
+    have other spellings, and the JSON can be in a code fence or inside text.
     """
     if len(completion) > LONGEST or completion.count("{") + completion.count("[") > MOST_BRACKETS:
         return Answer(completion, {}, TOO_LONG)
@@ -70,7 +70,7 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def known_action(text: str, settings: StepSettings) -> str | None:
-    """Return the recipe's spelling of an action; None if it names no such action."""
+    """Return the recipe's spelling of an action, or None if the recipe has no such action."""
     return {fold(action): action for action in settings.actions}.get(fold(text))
 
 
@@ -78,9 +78,9 @@ MENDED = "the JSON had to be mended"
 
 
 def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Return the JSON objects of a text, and what it is besides one valid object.
+    """Return the JSON objects of a text, and the deviations from one valid object.
 
-    Nothing is mended where a valid object has an action.
+    Nothing is repaired if a valid object has an action.
     """
     faults = []
     if fenced := _FENCE.search(text):
@@ -108,7 +108,7 @@ def _has_action(value: Mapping[str, Any]) -> bool:
 
 
 def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the objects from the first bracket on, with their texts, as long as each is valid."""
+    """Yield consecutive valid objects from the first bracket on, with their texts."""
     start = text.find("{")
     while start >= 0:
         try:
@@ -136,9 +136,9 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
-    """In pixels. Coordinates outside the image stay."""
+    """Return the coordinates in pixels. Coordinates outside the image are kept."""
     try:
-        numbers = parse_location(value)
+        numbers = parse_point_or_box(value)
     except ValueError:
         faults.append("the coordinates cannot be read")
         return None

@@ -1,4 +1,4 @@
-"""What a row says is right: from ``Output`` and ``Grounding``, or from columns of their own."""
+"""The reference of a row, from ``Output`` and ``Grounding`` or from separate columns."""
 
 import math
 from collections.abc import Mapping
@@ -10,25 +10,26 @@ from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box
 from toolkit.tasks.steps.agent_memory import Memory, compact
-from toolkit.tasks.steps.coordinates import parse_location
+from toolkit.tasks.steps.coordinates import parse_point_or_box
 from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
 from toolkit.tasks.steps.parse import known_action
 from toolkit.tasks.steps.settings import StepSettings
 
 _COLUMNS = ("next_short_term", "next_long_term", "reason", "action", "target", "coords")
-"""Fields that say what ``Output`` says, where a source has columns of their own."""
+"""Fields that replace ``Output`` in a source with separate columns."""
 
 
 Note = tuple[str, str]
-"""Code and rule of a warning about a row that can be used."""
+"""Code and rule of a warning about a usable row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """The reference of a row.
 
-    ``place``: a point (2 numbers) or box (4) in pixels, None if the action has none; ``box``: the box that the point
-    must are in; ``parts``: the parts of an answer in the order of the row; ``notes``: warnings about the row.
+    ``place``: a point (2 numbers) or box (4) in pixels, or None for an action without coordinates. ``box``: the box
+    that must contain the point. ``parts``: the parts of an answer in the order of the row. ``notes``: warnings about
+    the row.
     """
 
     action: str
@@ -40,7 +41,7 @@ class Known:
     notes: tuple[Note, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``Sample.reference`` has it."""
+        """Return the value of ``Sample.reference``."""
         return {
             "action": self.action,
             "target": self.target,
@@ -56,10 +57,10 @@ class Known:
 def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where: str) -> Known:
     """Return the reference of a row.
 
-    What ``Output`` leaves out is looked for in ``Grounding``. Where the two differ ``Output`` counts, which is noted.
+    Parts that ``Output`` lacks come from ``Grounding``. If the two differ, ``Output`` is used and a warning is noted.
 
     Raises:
-        RowProblem: a cell is no JSON, no action is named or none that the recipe knows, or a place is none.
+        RowProblem: A cell is not JSON, the action is missing or unknown, or the coordinates are invalid.
     """
     settings: StepSettings = origin.settings
     output, form, notes = _output(row, origin, where)
@@ -91,7 +92,7 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
 
 
 def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
-    """Return the memory that a row leaves to the next step; None if it says nothing about one, or cannot be read."""
+    """Return the memory that a row passes to the next step, or None if it is missing or unreadable."""
     try:
         _, form, _ = _output(row, origin, "")
     except RowProblem:
@@ -102,7 +103,7 @@ def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
 
 
 def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[Note]]:
-    """``Output``, or what columns of their own say, as it stands there and as a form. And notes."""
+    """Return ``Output`` or its separate columns, raw and as a form, and notes."""
     output, notes = _table(row, origin, "output", where)
     if output is None:
         output = {name.removeprefix("next_"): cell(row, origin, name) for name in _COLUMNS if name in origin.column}
@@ -119,7 +120,7 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
 def _table(
     row: Mapping[str, Any], origin: RowOrigin, name: str, where: str
 ) -> tuple[dict[str, Any] | None, list[Note]]:
-    """Return a cell's JSON object, and a note where it had to be mended; None if the cell is empty."""
+    """Return a cell's JSON object and a note if it was repaired, or None if the cell is empty."""
     value = cell(row, origin, name)
     if value is None or value != value or value == "":
         return None, []
@@ -139,7 +140,7 @@ def _table(
 
 
 def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[Note]]:
-    """Action, target and box of ``Grounding``. The box as the action's coords."""
+    """Return action, target and box of ``Grounding``, with the box as the action's coords."""
     value, notes = _table(row, origin, "grounding", where)
     truth = _inner(_finite(value or {}), "ground_truth")
     original = _inner(truth, "original_step_data")
@@ -163,9 +164,9 @@ def _place(
     size: Size,
     where: str,
 ) -> tuple[list[float] | None, list[float] | None]:
-    """Return the place that an answer must name, and the box that it must are in.
+    """Return the coordinates that an answer must name, and the box that must contain them.
 
-    The place is the row's coords. A row that has no such key, not even an empty one, means the centre of its box.
+    The coordinates are the row's coords. For a row without such a key, they are the centre of its box.
     """
     form, truth = found
     box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else truth.predicted.coords
@@ -182,7 +183,7 @@ def _place(
 
 def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[float] | None:
     try:
-        numbers = parse_location(value)
+        numbers = parse_point_or_box(value)
     except ValueError:
         rule = "coordinates must be [x, y] or [x1, y1, x2, y2]"
         raise RowProblem("tasks.steps.coordinates_malformed", rule, place=where, value=value) from None
@@ -205,7 +206,7 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with null for NaN, which tables write for nothing, and for what is infinite."""
+    """Return the value with null for NaN, which tables write for missing values, and for infinity."""
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -218,7 +219,7 @@ def _inside(point: list[float], box: list[float]) -> bool:
 
 
 def _opened(value: Any, where: str) -> Any:
-    """Return a memory in a column of its own: an object, or JSON text."""
+    """Return a memory from a separate column: an object or JSON text."""
     if not isinstance(value, str):
         return value
     if not value.strip():

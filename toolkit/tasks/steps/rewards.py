@@ -1,7 +1,7 @@
-"""Rewards for steps: action, target, target_fuzzy, grounding, distance, iou, memory, json.
+"""Rewards for GUI steps: action, target, target_fuzzy, grounding, distance, iou, memory, json.
 
-``sample.reference`` and ``answer.values`` are those of the task ``steps``: locations in pixels of the screenshot. A part
-that the answer lacks earns nothing. Whether a reward applies depends on the reference alone.
+``sample.reference`` and ``answer.values`` are those of the task ``steps``, with coordinates in pixels of the
+screenshot. A part that the answer lacks scores 0. Whether a reward applies depends on the reference alone.
 """
 
 import math
@@ -37,7 +37,7 @@ def _given(**values: Any) -> Answer:
 
 
 def action(sample: Sample, answer: Answer) -> float:
-    """1 for the right action.
+    """Return 1 for the correct action.
 
     >>> action(EXAMPLE, _given(action="CLICK")), action(EXAMPLE, _given(action="ZOOM")), action(EXAMPLE, _given())
     (1.0, 0.0, 0.0)
@@ -46,7 +46,7 @@ def action(sample: Sample, answer: Answer) -> float:
 
 
 def target(sample: Sample, answer: Answer) -> float | None:
-    """1 for the same target except case, blanks and punctuation; None if the reference names none.
+    """Return 1 for the same target, ignoring case, blanks and punctuation. None if the reference names none.
 
     >>> [target(EXAMPLE, _given(target=read)) for read in ("load-volume.", "Save", None)]
     [1.0, 0.0, 0.0]
@@ -57,7 +57,7 @@ def target(sample: Sample, answer: Answer) -> float | None:
 
 
 def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
-    """Return the fraction of the two targets' characters that agree (rapidfuzz's ratio); None if the reference names none.
+    """Return the character similarity of the two targets (rapidfuzz's ratio). None if the reference names none.
 
     >>> round(target_fuzzy(EXAMPLE, _given(target="Load volumes")), 2)  # 2 * 11 of 11 + 12 characters
     0.96
@@ -69,9 +69,9 @@ def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
 
 
 def grounding(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box. Where that has only a point, ``distance``; None if it has no place.
+    """Return 1 for a point in the reference's box. If the reference has only a point, return ``distance``.
 
-    A box that is answered counts by its centre.
+    None if the reference has no coordinates. A box in the answer counts by its centre.
 
     >>> [grounding(EXAMPLE, _given(place=read)) for read in ([101, 31], [99, 31], None)]
     [1.0, 0.0, 0.0]
@@ -80,7 +80,7 @@ def grounding(sample: Sample, answer: Answer) -> float | None:
 
 
 def in_box(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box, without its right and lower edge; None if that has no box."""
+    """Return 1 for a point in the reference's box, right and lower edge excluded. None if the reference has no box."""
     box = sample.reference["box"]
     if box is None:
         return None
@@ -89,7 +89,9 @@ def in_box(sample: Sample, answer: Answer) -> float | None:
 
 
 def distance(sample: Sample, answer: Answer) -> float | None:
-    """1 minus the distance to the reference's point over the screen's diagonal, at least 0; None if it has no place.
+    """Return 1 minus the distance to the reference's point divided by the screen's diagonal, at least 0.
+
+    None if the reference has no coordinates.
 
     >>> distance(EXAMPLE, _given(place=[110, 90])), distance(EXAMPLE, _given())  # 50 pixels of 500
     (0.9, 0.0)
@@ -103,7 +105,7 @@ def distance(sample: Sample, answer: Answer) -> float | None:
 
 
 def iou(sample: Sample, answer: Answer) -> float | None:
-    """Return intersection over union where the reference is to be answered with a box; None if it is a point or no place.
+    """Return the box IoU if the reference is a box. None if it is a point or missing.
 
     >>> area = Sample("e", "steps", "t", (), {}, {**EXAMPLE.reference, "place": [0, 0, 10, 10]})
     >>> iou(area, _given(place=[0, 0, 10, 5])), iou(area, _given(place=[5, 5])), iou(EXAMPLE, _given(place=[1, 2]))
@@ -116,10 +118,10 @@ def iou(sample: Sample, answer: Answer) -> float | None:
 
 
 def memory(sample: Sample, answer: Answer) -> float | None:
-    """F1 of the completed subtasks that the next step's memory names, against the reference's.
+    """Return F1 of the completed subtasks in the next step's agent memory, against the reference.
 
-    That memory is the answer's, merged into the one that the prompt showed. None if the reference names no list of
-    completed subtasks, and where the recipe asks for no long-term memory. Where the list is empty, 1 for an empty one.
+    That memory is the answer's, merged into the one of the prompt. None if the reference has no list of completed
+    subtasks, or if the recipe requests no long-term memory. For an empty reference list, 1 for an empty list.
 
     >>> done = {"completed_subtasks": ["Open the study", "choose the series", "zoom in"]}
     >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 wanted
@@ -137,7 +139,7 @@ def memory(sample: Sample, answer: Answer) -> float | None:
 
 
 def json(sample: Sample, answer: Answer) -> float:
-    """1 for valid JSON with every part that was asked for and nothing besides.
+    """Return 1 for valid JSON with exactly the requested parts.
 
     >>> json(EXAMPLE, _given(action="CLICK")), json(EXAMPLE, _given(action="CLICK", faults=["no Reason"]))
     (1.0, 0.0)
@@ -158,7 +160,7 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
-    """Return what a long-term memory names as done, each as ``label_text``; None if it says nothing about it.
+    """Return the completed subtasks of a long-term memory, each as ``label_text``, or None if it has no such list.
 
     >>> subtasks({"completed_subtasks": ["Load the scan"]}), subtasks({"overall_progress": "begun"})
     ({'load the scan'}, None)
@@ -171,7 +173,7 @@ def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
 
 
 def why_action(sample: Sample, answer: Answer) -> str:
-    """Return both actions, or why none was read."""
+    """Return both actions, or why none was parsed."""
     return f"read {answer.values.get('action') or _unread(answer)}, reference {sample.reference['action']}"
 
 
@@ -183,7 +185,7 @@ def why_target(sample: Sample, answer: Answer) -> str:
 
 
 def why_place(sample: Sample, answer: Answer) -> str:
-    """Return both locations in pixels of the screenshot."""
+    """Return both coordinates in pixels of the screenshot."""
     place, box = sample.reference["place"], sample.reference["box"]
     if place is None:
         return "the reference has no place"
@@ -193,7 +195,7 @@ def why_place(sample: Sample, answer: Answer) -> str:
 
 
 def why_memory(sample: Sample, answer: Answer) -> str:
-    """Return what was named, what lacks, what was invented."""
+    """Return the named, missing and invented subtasks."""
     wanted = _wanted_subtasks(sample)
     if wanted is None:
         return "the reference names no completed subtasks, or no long-term memory is asked for"
@@ -203,7 +205,7 @@ def why_memory(sample: Sample, answer: Answer) -> str:
 
 
 def why_json(sample: Sample, answer: Answer) -> str:
-    """Return what keeps the answer from being the JSON that was asked for."""
+    """Return the deviations from the requested JSON."""
     return answer.problem or "; ".join(answer.values.get("faults", ())) or "valid JSON of the right form"
 
 
@@ -217,7 +219,7 @@ WHY = {
     "memory": why_memory,
     "json": why_json,
 }
-"""reward -> the reason for its value, in words."""
+"""Reward -> explanation of its value."""
 
 
 def _wanted_subtasks(sample: Sample) -> set[str] | None:

@@ -1,4 +1,4 @@
-"""Rows of steps: the CSV of the step predictor before this toolkit, or columns with other names."""
+"""Rows of GUI steps to samples: the CSV of an earlier step predictor, or columns with other names."""
 
 from collections.abc import Mapping
 from random import Random
@@ -40,14 +40,14 @@ AGAIN = ("tasks.steps.step_repeated", "a step of a task must have one row (the f
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
-    ``fields``: question (the goal), task, place and length (where it stands among its task's steps, from 1), memory
+    ``fields``: question (the goal), task, place and length (position among the steps of its task, from 1), memory
     (Memory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
-    target, place (a point or box in pixels, None: none), box, short_term, long_term, reason, parts, and previous (of
-    the step before its action, target and place; None: there is none, or it is not known).
+    target, place (a point or box in pixels, or None), box, short_term, long_term, reason, parts, and previous (action,
+    target and place of the previous step, or None).
 
     Raises:
-        RowProblem: no task, goal, screenshot or action; JSON or a place that cannot be parsed. A repeated step. A memory
-            that is not known, where the recipe does not say ``on_gap = "empty"``.
+        RowProblem: The task, goal, screenshot or action is missing, JSON or coordinates are invalid, the step is
+            repeated, or the memory is unknown and the recipe does not say ``on_gap = "empty"``.
     """
     settings: StepSettings = origin.settings
     where, link = f"{origin.file}: {name}", link_of(row)
@@ -81,15 +81,15 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
-    """Return the task, or the recipe's column, which holds whole tasks (``order.link`` saw to it)."""
+    """Return the task, or the recipe's column. ``order.link`` has checked that the column has whole tasks."""
     return task if origin.group is None else read_group(row, origin, ())
 
 
 def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
-    """Return the memory before a step: what the step before left. Nothing at the first one.
+    """Return the memory from the previous step. It is empty for the first step.
 
     Raises:
-        RowProblem: it is not known, the prompt shows it, and the recipe does not say what to do.
+        RowProblem: The memory is unknown, the prompt shows it, and the recipe has no rule for this case.
     """
     settings: StepSettings = origin.settings
     if link.previous is None and link.state != GAP:
@@ -104,7 +104,7 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[No
 
 
 def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
-    """Return the memory as training shows it: now and then none, or with holes, drawn by the seed and the row's name."""
+    """Return the memory for training: sometimes empty or with gaps, drawn by the seed and the row's name."""
     if memory == EMPTY or not (settings.drop_memory or settings.corrupt_memory):
         return memory
     random = Random(f"{settings.seed}/{name}/memory")
@@ -115,7 +115,7 @@ def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
 
 
 def _action_before(link: Link, origin: RowOrigin, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Action, target and place of the step before; None if there is none, or it cannot be read."""
+    """Return action, target and coordinates of the previous step, or None if it is missing or unreadable."""
     if link.previous is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The screenshot of a row: a path below the image root, or an id that an image there is called by."""
+"""Screenshot of a row: a path below the image root, or the id of an image there."""
 
 import os
 from functools import lru_cache
@@ -12,17 +12,17 @@ from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
-"""Endings of images, tried in lower and in upper case."""
+"""Image suffixes, tried in lower and in upper case."""
 
 NOT_THERE = ("tasks.steps.screenshot_missing", "an image with this id must exist in data.image_root")
 SEVERAL = ("tasks.steps.screenshot_ambiguous", "only one image in data.image_root must have this id")
 
 
 def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
-    """Return the image that a cell names. With an image's ending it is a path. Else the endings are tried.
+    """Return the image that a cell names. With an image suffix, the cell is a path. Otherwise all suffixes are tried.
 
     Raises:
-        RowProblem: the cell is empty, the path leaves the image root, or the id has no image or several.
+        RowProblem: The cell is empty, the path leaves the image root, or the id has no image or several.
     """
     if isinstance(value, list) and len(value) > 1:
         rule = "a step must have one screenshot"

@@ -1,4 +1,4 @@
-"""Synthetic tasks as files: one CSV a split with a row a step, and the screens that the rows name."""
+"""Synthetic GUI tasks as files: one CSV per split with one row per step, and the screens of the rows."""
 
 import csv
 import io
@@ -21,20 +21,20 @@ from toolkit.synthetic.gui_widgets import WIDGETS
 COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application")
 
 COMPLETE = "COMPLETE"
-"""The last action of every task. It has no place on the screen."""
+"""The last action of every task. It has no coordinates."""
 WHOLE_TASK = "task"
 """The target of ``COMPLETE``."""
 WORDS = ("nodule", "cyst", "mass", "stone", "clot")
-"""What a goal is about, and what is typed into the field."""
+"""Subjects of the goals. The subject is typed into the text field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A kind of goal: how it is put, and the widgets that reach it one after another."""
+    """A kind of goal: its wordings, and the widgets that reach it, in order."""
 
     name: str
     goals: tuple[str, ...]
-    """None of them tells the order."""
+    """No wording reveals the order."""
     subtasks: tuple[str, ...]
 
 
@@ -76,20 +76,20 @@ WORKFLOWS = (
         ("tone", "note", "slice", "send", "mask"),
     ),
 )
-"""What follows a subtask depends on the workflow, and in no workflow does a subtask come twice."""
+"""The successor of a subtask depends on the workflow. No workflow repeats a subtask."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuiStep:
-    """What is right at one point of a task."""
+    """The correct action at one point of a task."""
 
     number: int
     """From 1."""
     subtask: str
-    """The widget's name. Empty for ``COMPLETE``."""
+    """Name of the widget, or empty for ``COMPLETE``."""
     action: str
     target: str
-    """The widget's name, with the word behind it where one is typed."""
+    """Name of the widget, followed by the typed word if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class GuiTask:
 
 
 def make_gui_task(seed: int, index: int) -> GuiTask:
-    """Return the task with this number. The same on every machine."""
+    """Return the task with this number. Deterministic on every machine."""
     rng = np.random.default_rng([seed, index])
     workflow = WORKFLOWS[rng.integers(len(WORKFLOWS))]
     word = WORDS[rng.integers(len(WORDS))]
@@ -126,17 +126,14 @@ def _step(number: int, name: str, word: str) -> GuiStep:
 
 
 def agent_memory_before(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
-    """Return what the model is given at this step: the memory after the step before, by ``Short Term`` and ``Long Term``.
-
-    Both are empty at the first step.
-    """
+    """Return the agent memory that the model gets at this step: that after the previous step, empty at the first."""
     if step.number == 1:
         return {"Short Term": {}, "Long Term": {}}
     return agent_memory_after(task, task.steps[step.number - 2])
 
 
 def agent_memory_after(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
-    """Return what there is to remember once this step is done, by ``Short Term`` and ``Long Term``."""
+    """Return the agent memory after this step, by ``Short Term`` and ``Long Term``."""
     subtasks = task.workflow.subtasks
     done = min(step.number, len(subtasks))
     return {
@@ -156,7 +153,7 @@ def agent_memory_after(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
 
 
 def explanation(task: GuiTask, step: GuiStep) -> str:
-    """Why this step, in a sentence."""
+    """Return the reason for this step, as a sentence."""
     if step.number == 1:
         return f"{step.subtask} comes first."
     before = task.steps[step.number - 2].subtask
@@ -164,12 +161,12 @@ def explanation(task: GuiTask, step: GuiStep) -> str:
 
 
 def widget_box(task: GuiTask, step: GuiStep, size: int) -> tuple[int, int, int, int] | None:
-    """Return the box of the step's widget on a screen of this side, x2 and y2 exclusive; None: the action has no place."""
+    """Return the box of the step's widget on a screen of this side, x2 and y2 exclusive, or None for ``COMPLETE``."""
     return task.layout.boxes[step.subtask].pixels(size) if step.subtask else None
 
 
 def reference_answer(task: GuiTask, step: GuiStep, size: int) -> dict[str, Any]:
-    """Return the right answer at this step: the memory as it is after it, the reason, and the action with its pixel."""
+    """Return the correct answer at this step: the agent memory after it, the reason, and the action with its pixel."""
     box = widget_box(task, step, size)
     coords = [(box[0] + box[2]) // 2, (box[1] + box[3]) // 2] if box else None
     predicted = {"action": step.action, "target": step.target, "coords": coords}
@@ -181,12 +178,11 @@ def reference_answer(task: GuiTask, step: GuiStep, size: int) -> dict[str, Any]:
 
 
 def write_steps(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
-    """Write tasks step by step and give the CSV file of each split that has rows.
+    """Write synthetic GUI tasks, and return the CSV file of each split that has rows.
 
     ``folder`` gets ``train.csv``, ``validation.csv``, ``test.csv`` and ``screens/*.png`` (square, ``phantom.size``
-    pixels a side). A split has whole tasks, as many as it takes to reach the rows that are requested, so it may have up
-    to seven more. Written again, the files are the same to the byte. No task is in two splits. Each CSV is written
-    last, under a temporary name first.
+    pixels per side). A split has whole tasks, enough to reach the requested rows, so it can have up to seven more. A
+    second call writes the same bytes. No task is in two splits. Each CSV is written last and atomically.
     """
     counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
     (folder / "screens").mkdir(parents=True, exist_ok=True)
@@ -200,7 +196,7 @@ def write_steps(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
 
 
 def _tasks(seed: int, first: int, rows: int) -> Iterator[tuple[int, GuiTask]]:
-    """Numbers and tasks from ``first`` on, until their steps are at least ``rows``."""
+    """Yield numbers and tasks from ``first`` on, until their steps reach ``rows``."""
     index = first
     while rows > 0:
         task = make_gui_task(seed, index)
@@ -239,7 +235,7 @@ def _write_screen(path: Path, screen: Any) -> None:
 
 
 def rows_of(task: GuiTask, size: int) -> list[dict[str, str]]:
-    """Return a task's rows in the order of its steps. Boxes and coordinates are pixels of screens of this side."""
+    """Return the rows of a task in the order of its steps. Boxes and coordinates are pixels of screens of this side."""
     return [
         {
             "Task_id": task.id,
