@@ -1,4 +1,4 @@
-"""What a synthetic lesion is: its patient, its class, its photographs. All decided by a seed and a number."""
+"""Synthetic lesions, their patients and photographs, determined by a seed and a number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from toolkit.synthetic.lesion_shapes import STYLES, Rng, Size, Spot
 FREQUENCIES: Mapping[str, float] = {
     "nv": 0.34, "mel": 0.17, "bkl": 0.16, "bcc": 0.12, "akiec": 0.09, "vasc": 0.06, "df": 0.06,
 }  # fmt: skip
-"""Class -> its fraction of the lesions: in HAM10000's order, but not as unequal."""
+"""Class -> fraction of the lesions, in the order of HAM10000 but less imbalanced."""
 
 TWO = 0.15
-"""Fraction of the lesions that have a second one of their class beside them, in every photograph."""
+"""Fraction of lesions with a second lesion of their class beside them in every photograph."""
 AREA_FRACTIONS = (0.04, 0.25)
 AREA_FRACTIONS_OF_TWO = (0.04, 0.09)
-"""Least and greatest area of a lesion as a fraction of the image, before an edge of the image cuts it."""
+"""Smallest and largest area of a lesion as a fraction of the image, before an edge cuts it."""
 PHOTOS = (0.5, 0.3, 0.2)
-"""How many lesions have one, two and three photographs."""
+"""Fractions of lesions with one, two and three photographs."""
 BLANK = 0.03
-"""Fraction of the patients without an age, of those without a sex, and of the lesions without a site."""
+"""Fraction of patients without an age, of patients without a sex, and of lesions without a site."""
 SITES = ("abdomen", "back", "chest", "face", "foot", "lower extremity", "neck", "trunk", "upper extremity")
-"""Where on the body, in HAM10000's words."""
+"""Anatomical sites in the terms of HAM10000."""
 DX_TYPES: Mapping[str, tuple[str, ...]] = {
     "nv": ("follow_up", "histo", "consensus"),
     "bkl": ("histo", "consensus", "confocal"),
     "vasc": ("histo", "consensus"),
     "df": ("histo", "consensus"),
 }
-"""Class -> how HAM10000 confirms it. The others by histology only."""
+"""Class -> how HAM10000 confirms it. All other classes are confirmed by histology."""
 DATASETS = ("rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
 FIRST_NAME = 24306
 
 _PATIENT, _LESION, _PHOTO, _LOOKS = range(1, 5)
-"""Each kind of thing has a stream of random numbers of its own."""
+"""Each kind of object has its own random stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Age in years and sex (male, female) are None if unknown. The skin's tone goes from 0 (pale) to 1 (tanned)."""
+    """Age in years and sex (male, female), or None if unknown. The skin tone is from 0 (pale) to 1 (tanned)."""
 
     number: int
     age: int | None
@@ -52,7 +52,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """What all photographs of a lesion share; ``spots`` are one, or two beside each other."""
+    """Properties shared by all photographs of a lesion. ``spots`` has one lesion, or two beside each other."""
 
     number: int
     patient: Patient
@@ -65,7 +65,7 @@ class Lesion:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photograph of a lesion: ``number`` counts all photographs, ``seed`` decides place, turn and light."""
+    """One photograph of a lesion. ``number`` counts all photographs, ``seed`` decides position, rotation and light."""
 
     number: int
     lesion: Lesion
@@ -77,15 +77,15 @@ class Photo:
         return name_of(self.number)
 
     def draw(self, size: Size) -> LesionImage:
-        """Return image and mask, the same whenever they are drawn."""
+        """Return image and mask. The result is deterministic."""
         return draw_skin(self.lesion.spots, self.lesion.patient.tone, size, np.random.default_rng(self.seed))
 
 
 def make_photos(images: int, seed: int, frequencies: Mapping[str, float] = FREQUENCIES) -> list[Photo]:
-    """Return so many photographs, those of a lesion one after another. Fewer with this seed are the first of more.
+    """Return ``images`` photographs, grouped by lesion. A smaller number with the same seed gives a prefix.
 
     Raises:
-        DataError: fewer than one image, a negative seed, an unknown class, or frequencies that are no shares.
+        DataError: Fewer than one image, a negative seed, an unknown class, or invalid frequencies.
     """
     _check(images, seed, frequencies)
     pairs = (
@@ -97,14 +97,14 @@ def make_photos(images: int, seed: int, frequencies: Mapping[str, float] = FREQU
 
 
 def make_patient(seed: int, number: int) -> Patient:
-    """Return the patient with this number. Ages are multiples of 5, as HAM10000 has them."""
+    """Return the patient with this number. Ages are multiples of 5, as in HAM10000."""
     rng = np.random.default_rng((seed, _PATIENT, number))
     age, sex, tone = 5 * int(rng.integers(4, 18)), _one_of(("male", "female"), rng), float(rng.uniform())
     return Patient(number, None if rng.random() < BLANK else age, None if rng.random() < BLANK else sex, tone)
 
 
 def make_lesion(seed: int, number: int, frequencies: Mapping[str, float] = FREQUENCIES) -> Lesion:
-    """Return the lesion with this number. Every second patient has two. Nothing but the image tells the class."""
+    """Return the lesion with this number. Every second patient has two. Only the image reveals the class."""
     rng = np.random.default_rng((seed, _LESION, number))
     dx = _pick(frequencies, rng)
     two = rng.random() < TWO
@@ -129,7 +129,7 @@ def _photos_of(seed: int, number: int) -> int:
 
 
 def _pick(frequencies: Mapping[str, float], rng: Rng) -> str:
-    """Return a class, whatever the order in which the frequencies are given."""
+    """Return a class, independent of the order of the frequencies."""
     names = sorted(frequencies)
     weights = np.array([frequencies[name] for name in names])
     return names[int(rng.choice(len(names), p=weights / weights.sum()))]

@@ -1,4 +1,4 @@
-"""Drawing one chest radiograph: soft tissue, lungs, ribs, heart, and the finding, as light from 0 (air) to 1 (metal)."""
+"""Draw one chest radiograph: soft tissue, lungs, ribs, heart and finding, as intensity from 0 (air) to 1 (metal)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ from toolkit.errors import DataError
 
 Rng = np.random.Generator
 Light = NDArray[np.float32]
-"""Side x side, 0 to 1. A radiograph is bright where the body absorbs."""
+"""Shape (side, side), 0 to 1. A radiograph is bright where the body absorbs."""
 
 LUNG_X = {"right": 0.30, "left": 0.70}
-"""The patient's right is the image's left, as radiologists hang a radiograph. Shares of the image's side."""
+"""The patient's right is the image's left, as in clinical display. Fractions of the image's side."""
 ZONE_Y = {"upper": 0.33, "middle": 0.50, "lower": 0.67}
 LUNG_AXES = (0.155, 0.31)
 
 
 def draw_radiograph(finding: str, place: str, size: int, rng: Rng) -> Light:
-    """Return a radiograph of ``size`` x ``size`` pixels that shows this finding at this place."""
+    """Return a radiograph of ``size`` x ``size`` pixels that shows this finding at this location."""
     large_heart = finding == "Cardiomegaly"
     light = _draw_chest(size, large_heart, rng)
     if finding in _DRAW:
@@ -31,7 +31,7 @@ def draw_radiograph(finding: str, place: str, size: int, rng: Rng) -> Light:
 
 
 def write_radiograph(path: Path, light: Light, rng: Rng) -> None:
-    """Write a 16-bit PNG whose grey levels fill 12 to 16 bits from a base that differs from radiograph to radiograph."""
+    """Write a 16-bit PNG with 12 to 16 used bits and a random base level."""
     top = 2 ** int(rng.integers(12, 17)) - 1
     base = rng.uniform(0, 0.2) * top
     pixels = (base + light * (top - base)).astype(np.uint16)

@@ -25,7 +25,7 @@ def question(sample: Sample) -> str:
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. A score is None if it does not apply."""
+    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. None marks scores that do not apply."""
     overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
     return {
         "accuracy": diagnosis(sample, answer),

@@ -107,9 +107,10 @@ def giou(sample: Sample, answer: Answer) -> float | None:
 
 
 def mask_iou(sample: Sample, answer: Answer) -> float | None:
-    """Return the IoU between the mask of all lesions and everything that the answer outlines (polygons, otherwise boxes).
+    """Return the IoU between the mask of all lesions and all shapes in the answer (polygons, otherwise boxes).
 
-    Missing and extra lesions therefore cost their area. Without a mask and polygons in the row, the box is the reference.
+    Missing and extra lesions therefore cost their area. Without a mask and polygons in the row, the box is the
+    reference.
 
     >>> round(mask_iou(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
     0.5

@@ -10,7 +10,10 @@ from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 @dataclass(frozen=True, slots=True)
 class LesionSettings:
-    """``crop`` is the smallest fraction of each side that is shown, and 1 means whole images. Other fields: ``recipe.Lesion``."""
+    """Settings of ``recipe.Lesion``, ready to use.
+
+    ``crop`` is the smallest fraction of each side that is shown. 1 means whole images.
+    """
 
     answer: tuple[str, ...]
     grid: int

@@ -170,7 +170,7 @@ _HAM10000 = _Layout(
         "masks": "HAM10000_segmentations_lesion",
         "metadata": "HAM10000_metadata.csv",
     },
-    # By turns, so that an image's folder does not depend on how many there are.
+    # Alternate, so that an image's folder does not depend on the number of images.
     lambda number: f"HAM10000_images_part_{1 + number % 2}",
     ham10000_row,
 )
@@ -210,7 +210,7 @@ def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> 
         if image_file.is_file() and mask_file.is_file():
             return
         image = photo.draw((size[0], size[1]))
-        # OpenCV encodes blue first.
+        # OpenCV expects BGR.
         _encode(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         _encode(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 

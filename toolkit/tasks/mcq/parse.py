@@ -33,8 +33,8 @@ def parse(completion: str, sample: Sample) -> Answer:
 def choose(body: str, options: Mapping[str, str]) -> Choice:
     """Return the option that a solution names.
 
-    Accepted: B, b, B., (B), B), "B - text", "Answer: B", "the answer is B", and the whole text of an option without case
-    and punctuation. An article is not a letter: "a nodule" and "A nodule" name no option by themselves.
+    Accepted: B, b, B., (B), B), "B - text", "Answer: B", "the answer is B", and the whole text of an option without
+    case and punctuation. An article is not a letter: "a nodule" and "A nodule" name no option by themselves.
 
     >>> choose("(b)", {"A": "Normal", "B": "Mass"}), choose("A mass.", {"A": "Normal", "B": "A mass"}).letter
     (Choice(letter='B', text='', problem=None), 'B')
@@ -42,7 +42,7 @@ def choose(body: str, options: Mapping[str, str]) -> Choice:
     if (choice := _choose(body, options)).problem is None:
         return choice
     first, _, rest = body.strip().partition("\n")
-    # An untrained model often writes the answer on a line of its own, and then explains it.
+    # An untrained model often writes the answer on its own line and then explains it.
     alone = _choose(first, options) if rest.strip() else choice
     return alone if alone.problem is None and _names_no_other(rest, alone.letter, options) else choice
 

@@ -59,8 +59,8 @@ def explanation(sample: Sample, answer: Answer) -> float | None:
 def evidence(sample: Sample, answer: Answer) -> float | None:
     """Return the fraction of the report's content words that the reasoning uses.
 
-    Words of the prompt (question, options, context) do not count, so copying the prompt earns nothing. Negations alone are
-    not evidence. None if there is no report or the prompt already has all of its words.
+    Words of the prompt (question, options, context) do not count, so copying the prompt earns nothing. Negations alone
+    are not evidence. None if there is no report or the prompt already has all of its words.
 
     >>> evidence(EXAMPLE, Answer("…", {"explanation": "Pneumonia of the right lobe"}))  # right, lobe of 4
     0.5

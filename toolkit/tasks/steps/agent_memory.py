@@ -36,7 +36,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Agent memory before a GUI step. ``failures`` counts unparsed answers, ``cut`` counts shortened or rejected values."""
+    """Agent memory before a GUI step, with counts of unparsed answers (``failures``) and cut values (``cut``)."""
 
     short_term: Mapping[str, Any] = field(default_factory=dict)
     long_term: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def advance(memory: Memory, answer: Answer) -> Memory:
 
 
 def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Memory]:
-    """Return the memory after each line of an episode's predictions (``completion``, ``answer``, ``problem``), in order."""
+    """Return the memory after each line of an episode's predictions (``completion``, ``answer``, ``problem``)."""
     memories = []
     for line in lines:
         start = advance(start, Answer(line.get("completion", ""), line["answer"], line["problem"]))
@@ -137,7 +137,7 @@ def _bounded(value: Any, depth: int) -> tuple[Any, int]:
     if isinstance(value, bool):
         return value, 0
     if isinstance(value, int | float):
-        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # not so what is no number
+        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # NaN fails the comparison
     if isinstance(value, list) and depth:
         return _bounded_list(value, depth)
     if isinstance(value, Mapping) and depth:
@@ -166,5 +166,5 @@ def _bounded_table(value: Mapping[str, Any], depth: int) -> tuple[dict[str, Any]
 
 
 def _whole(text: str) -> str:
-    """Return the text with the replacement character for half surrogate pairs, which JSON can encode but tokenizers cannot."""
+    """Return the text with replacement characters for half surrogate pairs, which no tokenizer accepts."""
     return _HALF.sub("\ufffd", text)

@@ -76,5 +76,5 @@ def _number(value: Any) -> float:
         raise ValueError(f"{value!r} is no number")
     try:
         return float(value)
-    except OverflowError:  # a whole number has no end in Python
+    except OverflowError:  # a Python integer can exceed the range of float
         raise ValueError("a number is too large for a place") from None

@@ -1,4 +1,4 @@
-"""Baselines without the image: the most frequent step, action or target of the training rows, and the last step again."""
+"""Baselines without the image: the most frequent step, action or target in training, and the previous step."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

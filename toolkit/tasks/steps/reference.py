@@ -113,7 +113,7 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
     if faults:
         rule = "the parts of Output must have the right types"
         raise RowProblem("tasks.steps.output_wrong_type", rule, place=where, value=faults)
-    text_of(compact(output))  # refuses halves of surrogate pairs
+    text_of(compact(output))  # raises for half surrogate pairs
     return output, form, notes
 
 

@@ -52,7 +52,9 @@ def _find(text: str, root: str) -> ImageRef:
         path = f"{ref.path}{suffix}"
         if os.path.isfile(path):  # noqa: PTH113 (a Path costs ten times as much here)
             facts = os.stat(path)  # noqa: PTH116
-            found.setdefault((facts.st_dev, facts.st_ino), Path(path))  # one file, where case makes no difference
+            found.setdefault(
+                (facts.st_dev, facts.st_ino), Path(path)
+            )  # on a case-insensitive disk, two names can be one file
     if not found and (number := number_of(text)) != text:
         return _find(number, root)
     if len(found) != 1:

@@ -211,7 +211,7 @@ def _write_split(folder: Path, name: str, tasks: list[tuple[int, GuiTask]], shap
     def draw(numbered: tuple[int, GuiTask]) -> list[dict[str, str]]:
         index, task = numbered
         for step in task.steps:
-            # A generator of its own for each screen, which knows nothing of what was done.
+            # Each screen has its own generator, so that it does not depend on the progress.
             rng = np.random.default_rng([seed, index, step.number])
             _write_screen(folder / screen_name(task, step), draw_screen(task.layout, size, rng))
         return rows_of(task, size)

@@ -19,7 +19,7 @@ _NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """Return the answer in ``values["text"]``, without code fences, tags, ``Answer:``, outer quotes and the final full stop.
+    """Return the answer in ``values["text"]``, without code fences, tags, ``Answer:``, outer quotes and full stop.
 
     For a closed question it is ``yes`` or ``no`` if the completion begins with one or has only one of the two. A
     completion with both, and neither first, is a problem. "Left or right?" is closed too: if the reference is neither
