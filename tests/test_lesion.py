@@ -110,7 +110,7 @@ def test_a_row_is_asked_only_for_what_it_knows() -> None:
     }
     parts = ("diagnosis", "location", "size", "features", "bbox")
     sample = read(stage1, answer=parts)
-    assert sample.fields["asked"] == ("diagnosis", "location", "size", "features")
+    assert sample.fields["requested"] == ("diagnosis", "location", "size", "features")
     assert LESION.target(sample) == (
         "<diagnosis>melanoma</diagnosis> <location>upper-left</location> <size>1.5cm diameter</size> "
         "<features>irregular borders, asymmetric shape, asymmetry</features>"
@@ -222,7 +222,7 @@ def test_boxes_are_read_in_every_usual_form(text: str) -> None:
         ("<bbox>[1e999, 1, 2, 3]</bbox>", "the box is not four numbers"),
         ("<bbox>[100, 100, 400, 4", "has no counterpart"),
         ("<polygon>[[1, 2], [3, 4]]</polygon>", "the polygon is not"),
-        ("<location>on the back</location>", "names no place"),
+        ("<location>on the back</location>", "names no location"),
         ("<diagnosis>a rash</diagnosis>", "no known diagnosis"),
         ("<diagnosis>melanoma or nevus</diagnosis>", "several diagnoses"),
         ("<diagnosis>no melanoma</diagnosis>", "negation"),
@@ -240,7 +240,7 @@ def test_a_part_that_cannot_be_read_leaves_the_others() -> None:
     sample = read(ROW)
     answer = LESION.parse("<diagnosis>nevus</diagnosis> <location>somewhere</location>", sample)
     assert (answer.problem, answer.values["diagnosis"]) == (None, "nv")
-    assert answer.values["unread"] == ["the location names no place"]
+    assert answer.values["unread"] == ["the text names no location"]
     assert LESION.rewards["format"](sample, answer) == 0
     json.dumps(answer.values)
 

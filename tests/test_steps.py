@@ -26,7 +26,7 @@ from toolkit.tasks import TASKS
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
 from toolkit.tasks.steps.agent_memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
 from toolkit.tasks.steps.coordinates import parse_point_or_box
-from toolkit.tasks.steps.parse import LONGEST, MENDED, NO_ACTION, NO_JSON, SEVERAL, TOO_LONG, UNKNOWN_ACTION
+from toolkit.tasks.steps.parse import LONGEST, NO_ACTION, NO_JSON, REPAIRED, SEVERAL, TOO_LONG, UNKNOWN_ACTION
 
 STEPS = TASKS["steps"]
 QWEN = "Qwen/Qwen3-VL-8B-Instruct"
@@ -106,17 +106,17 @@ def test_the_first_step_has_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [python_dict, with_line_breaks])
-def test_mended_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -> None:
+def test_repaired_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -> None:
     plain = samples(tmp_path / "plain", task_rows(1))
-    parse_or_repair_json = samples(tmp_path / "mended", task_rows(1, write))
-    for one, other in zip(plain, parse_or_repair_json, strict=True):
+    repaired = samples(tmp_path / "repaired", task_rows(1, write))
+    for one, other in zip(plain, repaired, strict=True):
         assert one.reference["long_term"] == other.reference["long_term"]
         assert (one.reference["action"], one.reference["place"]) == (
             other.reference["action"],
             other.reference["place"],
         )
     assert parse_or_repair_json[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
-    assert noted(tmp_path / "mended", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
+    assert noted(tmp_path / "repaired", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
 
 
 def test_jsonl_and_parquet_hold_the_same_steps(tmp_path: Path) -> None:
@@ -567,10 +567,10 @@ GOOD = (
         (f"```json\n{GOOD}\n```", ["a code fence"]),
         (f"The next step is:\n{GOOD}\nDone.", ["text around the JSON"]),
         (f"{GOOD}\n{GOOD}", ["several objects"]),
-        (GOOD.replace("[500,500]}}}", "[500,500],}}}"), [MENDED]),
-        (GOOD.replace('"', "'"), [MENDED]),
-        (GOOD[:-3], [MENDED]),
-        (f'{{"thought":1}} {GOOD[:-1]}', [MENDED]),
+        (GOOD.replace("[500,500]}}}", "[500,500],}}}"), [REPAIRED]),
+        (GOOD.replace('"', "'"), [REPAIRED]),
+        (GOOD[:-3], [REPAIRED]),
+        (f'{{"thought":1}} {GOOD[:-1]}', [REPAIRED]),
         (GOOD.replace("Short Term", "short_term").replace("Long Term", "LONG TERM"), []),
         (GOOD.replace("coords", "Coordinates").replace("[500,500]", '{"x":500,"y":500}'), []),
         (GOOD.replace("[500,500]", '"(500, 500)"'), []),
@@ -588,7 +588,7 @@ def test_an_answer_is_read_in_many_spellings(completion: str, faults: list[str],
     assert answer.problem is None
     assert (answer.values["action"], answer.values["target"], answer.values["place"]) == ("CLICK", "Save", [200, 150])
     assert answer.values["faults"] == faults
-    assert answer.values["repaired"] == (MENDED in faults)
+    assert answer.values["repaired"] == (REPAIRED in faults)
     assert STEPS.scores(step, answer)["json"] == float(not faults)
 
 

@@ -81,7 +81,7 @@ class LeakReport:
         return bool(self.leaks)
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.leaks)) or "no group, image or question stands in two splits"
+        return "; ".join(map(str, self.leaks)) or "no group, image or question is in two splits"
 
     def count(self, kind: Kind, first: str = "train", second: str = "test") -> int:
         """Return the number of groups, images or pairs that are in both of these splits."""
@@ -108,11 +108,11 @@ def split_by_group(groups: Sequence[str], fractions: Mapping[str, float], seed: 
 def split_keys(groups: Keys, fractions: Sequence[float], seed: int) -> NDArray[np.int64]:
     """Return the split number of each row, as ``split_by_group`` for hashed groups."""
     unique, group_of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    wanted = [number for number, fraction in enumerate(fractions) if fraction > 0]
-    if len(unique) < len(wanted):
+    requested = [number for number, fraction in enumerate(fractions) if fraction > 0]
+    if len(unique) < len(requested):
         raise DataError(
             "data.too_few_groups",
-            f"{len(wanted)} splits must have at least {len(wanted)} groups (groups that share an image count as one)",
+            f"{len(requested)} splits must have at least as many groups (groups that share an image count as one)",
             place="[data.split]",
             value=len(unique),
             remedy="Name files for the splits, or another column in data.group.",
@@ -121,9 +121,9 @@ def split_keys(groups: Keys, fractions: Sequence[float], seed: int) -> NDArray[n
     filled = np.cumsum(sizes[order])
     split_of_group = np.zeros(len(unique), dtype=np.int64)
     begin, due = 0, 0.0
-    for position, number in enumerate(wanted):
+    for position, number in enumerate(requested):
         due += fractions[number] / sum(fractions) * len(groups)
-        last = len(unique) - (len(wanted) - position - 1)
+        last = len(unique) - (len(requested) - position - 1)
         end = min(max(int(np.searchsorted(filled, due - 1e-6)) + 1, begin + 1), last)
         split_of_group[order[begin:end]] = number
         begin = end

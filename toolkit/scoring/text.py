@@ -124,9 +124,9 @@ def token_f1(prediction: str, reference: str) -> float:
     return overlap(prediction, reference).f1
 
 
-def _take(words: Sequence[str], wanted: Counter[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split tokens into those that ``wanted`` still has and the others."""
-    left, taken, others = Counter(wanted), [], []
+def _take(words: Sequence[str], available: Counter[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split tokens into those that ``available`` still has and the others."""
+    left, taken, others = Counter(available), [], []
     for word in words:
         if left[word] > 0:
             left[word] -= 1

@@ -41,7 +41,7 @@ class LesionImage(NamedTuple):
 
 
 def draw_skin(spots: Sequence[Spot], tone: float, size: Size, rng: Rng) -> LesionImage:
-    """Return a photograph of these lesions, each in a random cell of a 3 x 3 grid, randomly rotated and without overlap.
+    """Return a photograph of these lesions in random cells of a 3 x 3 grid, rotated at random, without overlap.
 
     Args:
         spots: One or two lesions. Two should cover at most a tenth of the image each.
@@ -111,7 +111,7 @@ def _choose_centres(turned: Sequence[_Turned], size: Size, rng: Rng) -> list[Flo
         middles = [_place_in(int(cell), one.half, size, rng) for cell, one in zip(cells, turned, strict=True)]
         if len(turned) == 1 or _are_apart(turned, middles, APART * max(size)):
             return middles
-    # Whatever the turns are, two boxes of this size fit into opposite corners.
+    # For every rotation, two boxes of this size fit into opposite corners.
     corner, far = turned[0].half, np.array(size, np.float32) - turned[-1].half
     return [corner, far]
 

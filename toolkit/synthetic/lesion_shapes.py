@@ -125,18 +125,18 @@ def _paint_carcinoma(canvas: Canvas) -> None:
 
 def _draw_vessel(canvas: Canvas, layer: Bytes, heading: float) -> None:
     """Draw a vessel that runs from the border towards the centre and branches once."""
-    place = 0.95 * np.array([np.cos(heading), np.sin(heading)])
+    point = 0.95 * np.array([np.cos(heading), np.sin(heading)])
     course = heading + np.pi + canvas.rng.normal(0, 0.5)
-    stem = _wander(canvas.rng, place, course, 9)
+    stem = _wander(canvas.rng, point, course, 9)
     branch = _wander(canvas.rng, stem[4], course + canvas.rng.choice((-0.9, 0.9)), 5)
     width = max(1, round(0.045 * canvas.radius))
     for curve, thickness in ((stem, width), (branch, max(1, width - 1))):
         line(layer, [canvas.pixel(x, y) for x, y in curve], thickness)
 
 
-def _wander(rng: Rng, place: NDArray[np.float64], course: float, steps: int) -> NDArray[np.float64]:
+def _wander(rng: Rng, point: NDArray[np.float64], course: float, steps: int) -> NDArray[np.float64]:
     courses = course + np.cumsum(rng.normal(0, 0.35, steps))
-    return np.cumsum([place, *(0.12 * np.stack([np.cos(courses), np.sin(courses)], axis=1))], axis=0)
+    return np.cumsum([point, *(0.12 * np.stack([np.cos(courses), np.sin(courses)], axis=1))], axis=0)
 
 
 def _paint_actinic(canvas: Canvas) -> None:
@@ -149,9 +149,9 @@ def _paint_lagoons(canvas: Canvas) -> None:
     for x, y, radius in canvas.rng.uniform((-0.95, -0.95, 0.14), (0.95, 0.95, 0.27), (30, 3)):
         shade = canvas.rng.uniform(0, 1)
         colour = (88 + 62 * shade, 8 + 14 * shade, 52 - 10 * shade)
-        place, pixels = canvas.pixel(x, y), round(radius * canvas.radius)
-        cv2.circle(canvas.colours, place, pixels + max(1, round(0.03 * canvas.radius)), (198, 92, 124), -1)
-        cv2.circle(canvas.colours, place, pixels, colour, -1)
+        point, pixels = canvas.pixel(x, y), round(radius * canvas.radius)
+        cv2.circle(canvas.colours, point, pixels + max(1, round(0.03 * canvas.radius)), (198, 92, 124), -1)
+        cv2.circle(canvas.colours, point, pixels, colour, -1)
     cv2.GaussianBlur(canvas.colours, (0, 0), max(0.5, 0.02 * canvas.radius), dst=canvas.colours)
 
 

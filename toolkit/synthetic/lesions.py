@@ -123,7 +123,7 @@ def make_lesion(seed: int, number: int, frequencies: Mapping[str, float] = FREQU
 
 
 def _photos_of(seed: int, number: int) -> int:
-    # A number behind that of its last photograph, so that no photograph has the same stream.
+    # This number follows those of the photographs, so that no photograph has the same stream.
     rng = np.random.default_rng((seed, _PHOTO, number, len(PHOTOS)))
     return 1 + int(rng.choice(len(PHOTOS), p=PHOTOS))
 

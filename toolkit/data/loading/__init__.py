@@ -100,9 +100,9 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
 
 
 def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
-    most = getattr(recipe.data, f"limit_{name}")
+    maximum = getattr(recipe.data, f"limit_{name}")
     samples = part.loaded.samples.with_settings(TASKS[recipe.data.task].settings(recipe, name))
-    return samples.take(limit(part.loaded.samples.rows[part.chosen], most, recipe.run.seed, name))
+    return samples.take(limit(part.loaded.samples.rows[part.chosen], maximum, recipe.run.seed, name))
 
 
 def _fingerprint(sets: Mapping[str, SampleSet]) -> str:

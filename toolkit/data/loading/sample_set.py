@@ -57,8 +57,8 @@ class SampleSet(Sequence[Sample]):
         return SampleSet(self.task, self.table, self.source, rows, self.links)
 
 
-def limit(rows: NDArray[np.int64], most: int | None, seed: int, name: str) -> NDArray[np.int64]:
-    """Return at most ``most`` of the rows, drawn by the seed, in ascending order. Deterministic on every machine."""
-    if most is None or most >= len(rows):
+def limit(rows: NDArray[np.int64], maximum: int | None, seed: int, name: str) -> NDArray[np.int64]:
+    """Return at most ``maximum`` of the rows, drawn by the seed, in ascending order. Deterministic on every machine."""
+    if maximum is None or maximum >= len(rows):
         return rows
-    return rows[sorted(Random(f"{seed}/{name}").sample(range(len(rows)), most))]
+    return rows[sorted(Random(f"{seed}/{name}").sample(range(len(rows)), maximum))]

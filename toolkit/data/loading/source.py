@@ -41,11 +41,11 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split
         DataError: The source or columns are missing (all such problems together), no row is usable, or more rows than
             ``data.max_dropped`` are unusable.
     """
-    task, wanted = TASKS[recipe.data.task], row_settings(recipe, split)
-    index, row_source, row_scan = _open(task, wanted, source, image_root or recipe.data.image_root)
+    task, requested = TASKS[recipe.data.task], row_settings(recipe, split)
+    index, row_source, row_scan = _open(task, requested, source, image_root or recipe.data.image_root)
     dropped = (*index.skipped, *row_scan.dropped)
     _check_dropped(dropped, index, len(row_scan.rows), recipe.data.max_dropped)
-    notices = tuple(_notices(task, wanted, row_source, index, row_scan))
+    notices = tuple(_notices(task, requested, row_source, index, row_scan))
     samples = SampleSet(task.name, index, row_source, row_scan.rows, row_scan.links)
     return Loaded(samples, row_scan.keys, dropped, notices)
 
@@ -90,14 +90,16 @@ class _FirstPass:
         self._first.clear()
 
 
-def _open(task: Task, wanted: RowSettings, source: str, image_root: Path | None) -> tuple[RowIndex, RowOrigin, RowScan]:
+def _open(
+    task: Task, requested: RowSettings, source: str, image_root: Path | None
+) -> tuple[RowIndex, RowOrigin, RowScan]:
     root = image_root or source_folder(source)
-    first_pass = _FirstPass(task, lambda columns: _row_source(task, wanted, (source, root), columns))
-    index = open_index(source, id_column=wanted.columns.get("id"), visit=None if task.link else first_pass.add)
-    _check_columns(task, wanted, index, image_root)
+    first_pass = _FirstPass(task, lambda columns: _row_source(task, requested, (source, root), columns))
+    index = open_index(source, id_column=requested.columns.get("id"), visit=None if task.link else first_pass.add)
+    _check_columns(task, requested, index, image_root)
     # Embedded images are stored beside the index, so image_root does not apply to them.
     root = index.image_root if index.metadata.has_embedded_images else image_root or index.image_root
-    row_source = _row_source(task, wanted, (source, root), index.columns)
+    row_source = _row_source(task, requested, (source, root), index.columns)
     file = row_scan_file(task, row_source, index)
     row_scan = load_row_scan(file)
     if row_scan is None:
@@ -107,17 +109,21 @@ def _open(task: Task, wanted: RowSettings, source: str, image_root: Path | None)
     return index, row_source, row_scan
 
 
-def _row_source(task: Task, wanted: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]) -> RowOrigin:
+def _row_source(
+    task: Task, requested: RowSettings, where: tuple[str, Path | None], columns: Sequence[str]
+) -> RowOrigin:
     source, root = where
-    column, _ = resolve_columns(task, wanted, columns)
-    by = tuple(name for name in wanted.by if name in columns and name not in task.columns)
+    column, _ = resolve_columns(task, requested, columns)
+    by = tuple(name for name in requested.by if name in columns and name not in task.columns)
     # Path.resolve would follow a link and change the folder that relative image paths start from.
     folder = Path(os.path.abspath(root or "."))  # noqa: PTH100
-    return RowOrigin(Path(source), folder, column, wanted.group, wanted.context, by, wanted.max_images, wanted.settings)
+    return RowOrigin(
+        Path(source), folder, column, requested.group, requested.context, by, requested.max_images, requested.settings
+    )
 
 
-def _check_columns(task: Task, wanted: RowSettings, index: RowIndex, image_root: Path | None) -> None:
-    _, problems = resolve_columns(task, wanted, index.columns)
+def _check_columns(task: Task, requested: RowSettings, index: RowIndex, image_root: Path | None) -> None:
+    _, problems = resolve_columns(task, requested, index.columns)
     if image_root is None and index.image_root is None:
         rule, remedy = "rows with image paths must have a folder that the paths start from", "Set data.image_root."
         problems.append(Problem("data.image_root_missing", rule, "data.image_root", remedy=remedy))
@@ -126,14 +132,14 @@ def _check_columns(task: Task, wanted: RowSettings, index: RowIndex, image_root:
         raise DataProblems("data.columns_do_not_fit", rule, problems, place=index.source)
 
 
-def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, most: float) -> None:
+def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, maximum: float) -> None:
     lost = total(dropped)
-    if usable and lost <= most * (lost + usable):
+    if usable and lost <= maximum * (lost + usable):
         return
     reasons = "".join(f"\n  {one.count:,} rows: {one.reason} ({'; '.join(one.examples)})" for one in dropped)
     raise DataError(
         "data.too_many_unusable_rows",
-        f"at least one row must be usable, and unusable rows must be at most {most:.1%} (data.max_dropped)",
+        f"at least one row must be usable, and unusable rows must be at most {maximum:.1%} (data.max_dropped)",
         place=index.source,
         value=f"{lost:,} of {lost + usable:,}",
         remedy=f"Correct the rows or data.columns, or raise data.max_dropped:{reasons}",
@@ -141,10 +147,10 @@ def _check_dropped(dropped: Sequence[Dropped], index: RowIndex, usable: int, mos
 
 
 def _notices(
-    task: Task, wanted: RowSettings, source: RowOrigin, index: RowIndex, row_scan: RowScan
+    task: Task, requested: RowSettings, source: RowOrigin, index: RowIndex, row_scan: RowScan
 ) -> Iterator[Problem]:
     name, metadata = index.source, index.metadata
-    for column in leaking_context(task, wanted, source.column):
+    for column in leaking_context(task, requested, source.column):
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
     for note in row_scan.links.notes if row_scan.links else ():

@@ -5,7 +5,14 @@ Everything is in pixels of the upright original image: x to the right, y down, x
 
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box
 from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
-from toolkit.scoring.regions.locations import GRIDS, Place, format_location, locate_box, location_score, parse_location
+from toolkit.scoring.regions.locations import (
+    GRIDS,
+    Location,
+    format_location,
+    locate_box,
+    location_score,
+    parse_location,
+)
 from toolkit.scoring.regions.masks import (
     Mask,
     Polygon,
@@ -27,8 +34,8 @@ __all__ = [
     "Box",
     "Coordinates",
     "Frame",
+    "Location",
     "Mask",
-    "Place",
     "Polygon",
     "Region",
     "Size",

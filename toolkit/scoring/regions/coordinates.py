@@ -44,7 +44,7 @@ FAMILIES: Mapping[str, str] = {
 """Pattern in a model name -> convention. The first match is used."""
 
 
-def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coordinates:
+def choose_coordinates(requested: str, model: str, key: str = "coordinates") -> Coordinates:
     """Return the convention that a recipe names, or with ``auto`` that of the model family.
 
     ``key`` is the recipe key for the error message.
@@ -52,13 +52,13 @@ def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coo
     Raises:
         RecipeError: ``auto`` and an unknown model family.
     """
-    if wanted != "auto":
-        return COORDINATES[wanted]
+    if requested != "auto":
+        return COORDINATES[requested]
     for pattern, name in FAMILIES.items():
         if re.search(pattern, model.lower()):
             return COORDINATES[name]
     rule, remedy = f"must be one of {', '.join(COORDINATES)} for {model}", "Look them up in the model card."
-    raise RecipeError([Problem("recipe.coordinates_unknown", rule, key, wanted, remedy)])
+    raise RecipeError([Problem("recipe.coordinates_unknown", rule, key, requested, remedy)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from toolkit.scoring.regions.boxes import Box, Size, centre
 
-Place = tuple[int, int]
+Location = tuple[int, int]
 """Row and column of a grid cell, from 0 at the upper left."""
 
 GRIDS: Mapping[int, tuple[Sequence[str], Sequence[str]]] = {
@@ -27,7 +27,7 @@ _SAME = {
 _WORD = re.compile(r"[a-z]+")
 
 
-def locate_box(box: Box, size: Size, grid: int = 3) -> Place:
+def locate_box(box: Box, size: Size, grid: int = 3) -> Location:
     """Return the cell with the centre of a box. The image has ``grid`` equal cells per side.
 
     >>> locate_box((0, 0, 20, 20), (90, 60)), locate_box((40, 25, 50, 35), (90, 60))
@@ -38,17 +38,17 @@ def locate_box(box: Box, size: Size, grid: int = 3) -> Place:
     return min(max(row, 0), grid - 1), min(max(column, 0), grid - 1)
 
 
-def format_location(place: Place, grid: int = 3) -> str:
+def format_location(location: Location, grid: int = 3) -> str:
     """Return the cell in words, row first.
 
     >>> format_location((0, 2)), format_location((1, 1)), format_location((4, 0), 5)
     ('upper-right', 'center-center', 'far lower-far left')
     """
     rows, columns = GRIDS[grid]
-    return f"{rows[place[0]]}-{columns[place[1]]}"
+    return f"{rows[location[0]]}-{columns[location[1]]}"
 
 
-def parse_location(text: str, grid: int = 3) -> Place | None:
+def parse_location(text: str, grid: int = 3) -> Location | None:
     """Return the cell that a text names, also by synonyms, or None if it names none or several.
 
     If a text names only a row or only a column, the other is the center. A grid without far cells reads "far" as the
@@ -76,7 +76,7 @@ def parse_location(text: str, grid: int = 3) -> Place | None:
     return next(iter(found_rows), middle), next(iter(found_columns), middle)
 
 
-def location_score(named: Place, true: Place, grid: int = 3) -> float:
+def location_score(named: Location, true: Location, grid: int = 3) -> float:
     """Return 1 for the right cell, decreasing with the Manhattan distance to 0 for opposite corners.
 
     >>> location_score((0, 0), (0, 0)), location_score((1, 1), (0, 0)), location_score((2, 2), (0, 0))

@@ -91,11 +91,11 @@ def _region(labels: NDArray[np.int32], stats: NDArray[np.int32], label: int) -> 
     return Region((x, y, x + width, y + height), area, tuple((int(px), int(py)) for px, py in points))
 
 
-def shorten(polygon: Polygon, most: int) -> Polygon:
-    """Return the polygon with at most ``most`` vertices (at least 3), simplified by Douglas-Peucker."""
+def shorten(polygon: Polygon, maximum: int) -> Polygon:
+    """Return the polygon with at most ``maximum`` vertices (at least 3), simplified by Douglas-Peucker."""
     points = np.asarray(polygon, np.float32).reshape(-1, 1, 2)
     tolerance = TOLERANCE
-    while len(points) > most:
+    while len(points) > maximum:
         points = cv2.approxPolyDP(np.asarray(polygon, np.float32).reshape(-1, 1, 2), tolerance, closed=True)
         tolerance *= 1.25
     return tuple((float(x), float(y)) for x, y in points.reshape(-1, 2))

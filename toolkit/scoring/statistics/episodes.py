@@ -15,7 +15,7 @@ BEFORE_FAILURE = "before_failure"
 
 @dataclass(frozen=True, slots=True)
 class EpisodePosition:
-    """Position of an answer in its episode ``chain``: ``place`` of ``length``, counted from 1."""
+    """Position of an answer in its episode ``chain``: ``position`` of ``length``, counted from 1."""
 
     chain: str
     place: int
@@ -104,7 +104,7 @@ def episode_metrics(
     episodes, incomplete = find_scored_episodes(rows, positions, score)
     groups = [episode.group for episode in episodes]
     failed = [episode for episode in episodes if episode.failed_at is not None]
-    places = range(1, max((episode.length for episode in episodes), default=0) + 1)
+    steps = range(1, max((episode.length for episode in episodes), default=0) + 1)
     counted = Counter(episode.failed_at for episode in failed if episode.failed_at is not None)
     return EpisodeMetrics(
         n=len(episodes),
@@ -117,14 +117,14 @@ def episode_metrics(
             resamples,
             seed,
         ),
-        failing={place: counted[place] for place in places if counted[place]},
-        survival={place: _surviving(episodes, place, resamples, seed) for place in places},
+        failing={position: counted[position] for position in steps if counted[position]},
+        survival={position: _surviving(episodes, position, resamples, seed) for position in steps},
         by=_by(episodes, resamples, seed),
     )
 
 
 def _scored_episode(name: str, part: Sequence[ScoredAnswer], score: str) -> ScoredEpisode:
-    wrong = [place for place, row in enumerate(part, start=1) if row.scores.get(score) != 1]
+    wrong = [position for position, row in enumerate(part, start=1) if row.scores.get(score) != 1]
     first = part[0]
     shared = {column: value for column, value in first.by.items() if all(row.by.get(column) == value for row in part)}
     return ScoredEpisode(name, first.group, len(part), wrong[0] if wrong else None, shared)
@@ -139,9 +139,9 @@ def _whole(episodes: Sequence[ScoredEpisode], resamples: int, seed: int) -> Esti
     )
 
 
-def _surviving(episodes: Sequence[ScoredEpisode], place: int, resamples: int, seed: int) -> Estimate:
-    having = [episode for episode in episodes if episode.length >= place]
-    right = [float(episode.failed_at is None or episode.failed_at > place) for episode in having]
+def _surviving(episodes: Sequence[ScoredEpisode], position: int, resamples: int, seed: int) -> Estimate:
+    having = [episode for episode in episodes if episode.length >= position]
+    right = [float(episode.failed_at is None or episode.failed_at > position) for episode in having]
     return proportion(right, [episode.group for episode in having], resamples, seed)
 
 

@@ -47,7 +47,7 @@ def _exact(score: float | None) -> float | None:
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
     """Return the reference and the parsed code, or None if the recipe requests no diagnosis."""
-    if "diagnosis" not in sample.fields["asked"]:
+    if "diagnosis" not in sample.fields["requested"]:
         return None
     return sample.reference["diagnosis"], answer.values.get("diagnosis")
 

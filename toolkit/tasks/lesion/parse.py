@@ -107,7 +107,7 @@ def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, un
         place = parse_location(parts["location"], settings.grid)
         found["place"] = None if place is None else list(place)
         if place is None:
-            unread.append("the location names no place")
+            unread.append("the text names no location")
     if "bbox" in parts:
         found["box"] = _box(parts["bbox"], frame)
         if found["box"] is None:

@@ -37,22 +37,22 @@ _EXAMPLES = {
 }
 
 
-def choose_question(asked: Sequence[str], random: Random) -> str:
+def choose_question(requested: Sequence[str], random: Random) -> str:
     """Return one of the wordings."""
-    return random.choice(WHERE if PLACED & set(asked) else WHAT)
+    return random.choice(WHERE if PLACED & set(requested) else WHAT)
 
 
 def instruction(sample: Sample) -> str:
     """Return the answer format: tags, names of diagnoses and locations, and the coordinate convention."""
     settings: LesionSettings = sample.fields["settings"]
-    asked = sample.fields["asked"]
-    lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in asked)}"]
-    if "diagnosis" in asked:
+    requested = sample.fields["requested"]
+    lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in requested)}"]
+    if "diagnosis" in requested:
         lines.append(f"Diagnoses: {', '.join(label.name for label in settings.labels.labels)}.")
-    if "location" in asked:
+    if "location" in requested:
         rows, columns = GRIDS[settings.grid]
         lines.append(f"Places: {', '.join(rows)}, then {', '.join(columns)}, such as {rows[0]}-{columns[0]}.")
-    if {"bbox", "polygon"} & set(asked):
+    if {"bbox", "polygon"} & set(requested):
         width, height = (f"{end:g}" for end in sample.fields["frame"].span)
         lines.append(f"Coordinates: x from 0 to {width}, y from 0 to {height}, from the upper left corner.")
     return "\n".join(lines)
@@ -68,7 +68,7 @@ def _line(sample: Sample, number: int) -> str:
     """Return the line of one lesion. Size and features belong to the image and are in the first line."""
     reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
     parts = []
-    for part in sample.fields["asked"]:
+    for part in sample.fields["requested"]:
         if part in ("size", "features") and number:
             continue
         parts.append(f"<{part}>{_WRITE[part](reference, number, settings, frame)}</{part}>")

@@ -16,8 +16,8 @@ from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import DataError
 from toolkit.scoring.regions import (
     Box,
+    Location,
     Mask,
-    Place,
     Size,
     box_giou,
     box_iou,
@@ -37,7 +37,7 @@ EXAMPLE = Sample(
     task="lesion",
     group="lesion-1",
     images=(),
-    fields={"asked": ("diagnosis", "location", "bbox"), "size": (100, 100), "grid": 3},
+    fields={"requested": ("diagnosis", "location", "bbox"), "size": (100, 100), "grid": 3},
     reference={
         "diagnosis": "mel",
         "boxes": [[10, 10, 40, 40]],
@@ -62,7 +62,7 @@ def diagnosis(sample: Sample, answer: Answer) -> float | None:
     >>> diagnosis(EXAMPLE, _given(diagnosis="mel")), diagnosis(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
     """
-    if "diagnosis" not in sample.fields["asked"]:
+    if "diagnosis" not in sample.fields["requested"]:
         return None
     return float(answer.values.get("diagnosis") == sample.reference["diagnosis"])
 
@@ -76,7 +76,7 @@ def place(sample: Sample, answer: Answer) -> float | None:
     >>> place(EXAMPLE, _given(place=[0, 0])), place(EXAMPLE, _given(place=[1, 1])), place(EXAMPLE, _given())
     (1.0, 0.5, 0.0)
     """
-    if not sample.reference["places"] or not {"location", "bbox", "polygon"} & set(sample.fields["asked"]):
+    if not sample.reference["places"] or not {"location", "bbox", "polygon"} & set(sample.fields["requested"]):
         return None
     grid = _grid(sample)
     return match(sample.reference["places"], _places(sample, answer), lambda a, b: location_score(b, a, grid))[1]
@@ -118,7 +118,7 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
     mask = _reference_mask(sample)
     if mask is None:
         return box_overlap(sample, answer)
-    if not {"bbox", "polygon"} & set(sample.fields["asked"]):
+    if not {"bbox", "polygon"} & set(sample.fields["requested"]):
         return None
     size = sample.fields["size"]
     drawn = draw_polygons([one["polygon"] for one in _lesions(answer) if one["polygon"]], size)
@@ -132,7 +132,7 @@ def format(sample: Sample, answer: Answer) -> float:
     >>> format(EXAMPLE, _given(diagnosis="nv", place=[0, 0], box=[1, 1, 2, 2])), format(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
     """
-    lesions, needed = _lesions(answer), [_FOUND_AS[part] for part in sample.fields["asked"] if part in _FOUND_AS]
+    lesions, needed = _lesions(answer), [_FOUND_AS[part] for part in sample.fields["requested"] if part in _FOUND_AS]
     whole = lesions and all(lesion[name] is not None for lesion in lesions for name in needed)
     return float(bool(whole) and not answer.values["unread"])
 
@@ -149,8 +149,8 @@ REWARDS: Mapping[str, Reward] = {
 
 def why_diagnosis(sample: Sample, answer: Answer) -> str:
     """Return both codes, or why none was parsed."""
-    if "diagnosis" not in sample.fields["asked"]:
-        return "no diagnosis is asked for"
+    if "diagnosis" not in sample.fields["requested"]:
+        return "no diagnosis is requested"
     read = answer.values.get("diagnosis")
     named = sorted({one["diagnosis"] for one in _lesions(answer)} - {None})
     found = read or (f"several ({', '.join(named)})" if named else f"none ({_unread(answer)})")
@@ -179,8 +179,8 @@ def why_mask(sample: Sample, answer: Answer) -> str:
 
 def why_format(sample: Sample, answer: Answer) -> str:
     """Return the missing or unparsed parts."""
-    asked = ", ".join(sample.fields["asked"])
-    return f"{len(_lesions(answer))} lesions, {asked} asked; unreadable: {_unread(answer)}"
+    requested = ", ".join(sample.fields["requested"])
+    return f"{len(_lesions(answer))} lesions, {requested} requested; unreadable: {_unread(answer)}"
 
 
 WHY = {
@@ -218,8 +218,8 @@ def _boxes(answer: Answer) -> list[Box]:
     return found
 
 
-def _places(sample: Sample, answer: Answer) -> list[Place]:
-    if "location" in sample.fields["asked"]:
+def _places(sample: Sample, answer: Answer) -> list[Location]:
+    if "location" in sample.fields["requested"]:
         return [(one["place"][0], one["place"][1]) for one in _lesions(answer) if one["place"] is not None]
     size, grid = sample.fields["size"], _grid(sample)
     inside = [box for box in _boxes(answer) if 0 <= centre(box)[0] <= size[0] and 0 <= centre(box)[1] <= size[1]]
@@ -232,14 +232,14 @@ def _grid(sample: Sample) -> int:
 
 
 def _has_boxes(sample: Sample) -> bool:
-    return bool(sample.reference["boxes"]) and bool({"bbox", "polygon"} & set(sample.fields["asked"]))
+    return bool(sample.reference["boxes"]) and bool({"bbox", "polygon"} & set(sample.fields["requested"]))
 
 
 def _reference_mask(sample: Sample) -> Mask | None:
     reference, size = sample.reference, sample.fields["size"]
     if reference["mask"] is not None:
         crop = reference["crop"]
-        return _shown(reference["mask"], size, None if crop is None else tuple(crop), sample.fields["picture"])
+        return _shown(reference["mask"], size, None if crop is None else tuple(crop), sample.fields["image_size"])
     if reference["polygons"]:
         return draw_polygons(reference["polygons"], size)
     return None

@@ -11,7 +11,7 @@ from toolkit.data.task import RowOrigin
 from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
-from toolkit.scoring.regions import Box, Place, Polygon, Size, clip_box, locate_box, order_box, parse_location
+from toolkit.scoring.regions import Box, Location, Polygon, Size, clip_box, locate_box, order_box, parse_location
 from toolkit.scoring.statistics import AGE_EDGES, bin_label
 from toolkit.tasks.lesion.prompt import choose_question
 from toolkit.tasks.lesion.settings import LesionSettings
@@ -43,7 +43,7 @@ BY = ("sex", "site", "source")
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 
-    ``fields``: question, asked (the parts that the row has, in the recipe's order), frame, settings, size (of the image
+    ``fields``: question, requested (the row's parts, in the recipe's order), frame, settings, size (of the image
     or its crop, in pixels), area (size of the lesion in words), features, age_band, sex, site, source. ``reference``:
     diagnosis (a code), boxes and polygons (in pixels of the shown image), places (grid cells), mask (its file) and
     crop.
@@ -54,7 +54,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
     (image,) = read_images(name, row, replace(origin, max_images=1))
-    size = picture = image_size(row, origin, image, place)
+    size = whole_size = image_size(row, origin, image, place)
     boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
@@ -74,12 +74,18 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "size": _area(row, origin, cropped=crop is not None),
         "features": _features(row, origin),
     }
-    asked = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
-    if not asked:
+    requested = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
+    if not requested:
         rule = "the row must have at least one part of data.lesion.answer"
         raise RowProblem("tasks.lesion.answer_parts_missing", rule, place=place)
-    question = choose_question(asked, Random(f"{settings.seed}/{name}/question"))
-    fields = {"question": question, "asked": asked, "size": size, "picture": picture, "settings": settings}
+    question = choose_question(requested, Random(f"{settings.seed}/{name}/question"))
+    fields = {
+        "question": question,
+        "requested": requested,
+        "size": size,
+        "image_size": whole_size,
+        "settings": settings,
+    }
     fields["frame"] = settings.frame(size)
     fields |= {by: text for by in BY if (text := text_of(cell(row, origin, by)))}
     if text_of(age := cell(row, origin, "age_band")):
@@ -110,17 +116,17 @@ def choose_crop(
     if settings.crop >= 1:
         return None
     random = Random(f"{settings.seed}/{name}/crop")
-    share = random.uniform(settings.crop, 1)
-    edges = [_edges(boxes, side, size[side], share, random) for side in (0, 1)]
+    fraction = random.uniform(settings.crop, 1)
+    edges = [_edges(boxes, side, size[side], fraction, random) for side in (0, 1)]
     (x1, x2), (y1, y2) = edges
     return x1, y1, x2, y2
 
 
-def _edges(boxes: Sequence[Box], side: int, length: int, share: float, random: Random) -> tuple[int, int]:
+def _edges(boxes: Sequence[Box], side: int, length: int, fraction: float, random: Random) -> tuple[int, int]:
     low, high = min(int(box[side]) for box in boxes), max(-int(-box[side + 2] // 1) for box in boxes)
-    wanted = max(round(share * length), high - low, 1)
-    start = random.randint(max(0, high - wanted), min(low, length - wanted))
-    return start, start + wanted
+    needed = max(round(fraction * length), high - low, 1)
+    start = random.randint(max(0, high - needed), min(low, length - needed))
+    return start, start + needed
 
 
 def _shifted(box: Box, crop: Sequence[int]) -> Box:
@@ -203,7 +209,7 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
     return ref
 
 
-def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Place]:
+def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Location]:
     """Return the location that a row without a box names in words."""
     named = parse_location(text_of(cell(row, origin, "location")), grid)
     return [] if named is None else [named]

@@ -49,7 +49,9 @@ def write_ham10000(
     Raises:
         DataError: An argument is out of range, or the folder has other data of this layout.
     """
-    return _write(folder, _HAM10000, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
+    return _write(
+        folder, _HAM10000, make_photos(images, seed, frequencies), _arguments(images, seed, size, frequencies)
+    )
 
 
 def write_isic(
@@ -66,7 +68,7 @@ def write_isic(
     Raises:
         DataError: As for ``write_ham10000``.
     """
-    return _write(folder, _ISIC, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
+    return _write(folder, _ISIC, make_photos(images, seed, frequencies), _arguments(images, seed, size, frequencies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +183,10 @@ _ISIC = _Layout(
     isic_row,
 )
 
-Asked = dict[str, Any]
+Arguments = dict[str, Any]
 
 
-def _asked(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Asked:
+def _arguments(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Arguments:
     if min(size) < LEAST_SIDE:
         rule = f"sides must be at least {LEAST_SIDE} pixels"
         raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
@@ -197,13 +199,13 @@ def _asked(images: int, seed: int, size: Size, frequencies: Mapping[str, float])
     }
 
 
-def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> dict[str, Path]:
+def _write(folder: Path, layout: _Layout, photos: list[Photo], arguments: Arguments) -> dict[str, Path]:
     paths = {name: folder / place for name, place in layout.places.items()}
-    _begin(folder, layout, {"layout": layout.name, **asked})
+    _begin(folder, layout, {"layout": layout.name, **arguments})
     for name, path in paths.items():
         if name != "metadata":
             path.mkdir(parents=True, exist_ok=True)
-    size = asked["size"]
+    size = arguments["size"]
 
     def draw(photo: Photo) -> None:
         image_file, mask_file = layout.files(folder, photo.number)
@@ -221,31 +223,31 @@ def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> 
     return paths
 
 
-def _begin(folder: Path, layout: _Layout, wanted: Asked) -> None:
+def _begin(folder: Path, layout: _Layout, arguments: Arguments) -> None:
     """Write the marker, after removing files of earlier calls that this call would not write."""
     marker, metadata = folder / MARKER, folder / layout.places["metadata"]
     if marker.is_file():
-        held = _read(marker, layout)
-        same = {**held, "images": None} == {**wanted, "images": None}
-        if held != wanted:
+        stored = _read(marker, layout)
+        same = {**stored, "images": None} == {**arguments, "images": None}
+        if stored != arguments:
             metadata.unlink(missing_ok=True)
-        for number in range(wanted["images"] if same else 0, held["images"]):
+        for number in range(arguments["images"] if same else 0, stored["images"]):
             for file in layout.files(folder, number):
                 file.unlink(missing_ok=True)
     elif found := [place for place in layout.places.values() if place != "." and (folder / place).exists()]:
         raise _other_data(folder, f"{found[0]}, but no {MARKER}")
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(marker, json.dumps(wanted, indent=1).encode())
+    _replace(marker, json.dumps(arguments, indent=1).encode())
 
 
-def _read(marker: Path, layout: _Layout) -> Asked:
+def _read(marker: Path, layout: _Layout) -> Arguments:
     try:
-        held = json.loads(marker.read_bytes())
+        stored = json.loads(marker.read_bytes())
     except ValueError as error:
         raise _other_data(marker.parent, f"a {MARKER} that is no JSON") from error
-    if not isinstance(held, dict) or held.get("layout") != layout.name or not isinstance(held.get("images"), int):
+    if not isinstance(stored, dict) or stored.get("layout") != layout.name or not isinstance(stored.get("images"), int):
         raise _other_data(marker.parent, f"a {MARKER} of something else than {layout.name}")
-    return held
+    return stored
 
 
 def _other_data(folder: Path, found: str) -> DataError:

@@ -135,8 +135,8 @@ def why_evidence(sample: Sample, answer: Answer) -> str:
 
 def why_format(sample: Sample, answer: Answer) -> str:
     """Return the expected format."""
-    asked = "one reasoning block, one solution, nothing else"
-    return asked if answer.values.get("has_format") else f"not {asked}"
+    expected = "one reasoning block, one solution, nothing else"
+    return expected if answer.values.get("has_format") else f"not {expected}"
 
 
 def why_brevity(sample: Sample, answer: Answer) -> str:

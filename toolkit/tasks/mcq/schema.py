@@ -127,9 +127,9 @@ def fold(text: str) -> str:
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
     """Return the letter of the only option with this text, first exactly, then without case and punctuation."""
     for form in (str, fold):
-        wanted = form(text)
-        found = [letter for letter, option in options.items() if form(option) == wanted]
-        if wanted and found:
+        expected = form(text)
+        found = [letter for letter, option in options.items() if form(option) == expected]
+        if expected and found:
             return found[0] if len(found) == 1 else None
     return None
 

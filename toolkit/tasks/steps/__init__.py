@@ -18,7 +18,7 @@ __all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return step (correct action, and correct target if the reference has one), its parts, grounding, memory and json."""
+    """Return step (correct action, and target if the reference has one), its parts, grounding, memory and json."""
     action, target_ = rewards.action(sample, answer), rewards.target(sample, answer)
     return {
         "step": action if target_ is None else action * target_,

@@ -29,7 +29,7 @@ def parse_point_or_box(value: Any) -> tuple[float, ...] | None:
     if not numbers:
         return None
     if len(numbers) not in (2, 4) or any(not math.isfinite(number) or abs(number) > 1e6 for number in numbers):
-        raise ValueError(f"a place is two or four numbers, not {value!r}")
+        raise ValueError(f"coordinates must be two or four numbers, not {value!r}")
     return tuple(numbers)
 
 
@@ -43,7 +43,7 @@ def _numbers(value: Any) -> list[float]:
         return [] if all(one is None for one in flat) else [_number(one) for one in flat]
     if value is None or value != value:
         return []
-    raise ValueError(f"{value!r} is no place")
+    raise ValueError(f"{value!r} is not a point or box")
 
 
 def _written(text: str) -> list[float]:
@@ -51,7 +51,7 @@ def _written(text: str) -> list[float]:
         return []
     text = _AXIS.sub(" ", text)
     if _NUMBER.sub("", text).strip(" \t\n()[]{},;"):
-        raise ValueError(f"{text!r} is no place")
+        raise ValueError(f"{text!r} is not a point or box")
     return [float(number) for number in _NUMBER.findall(text)]
 
 
@@ -60,7 +60,7 @@ def _by_name(value: Mapping[str, Any]) -> list[float]:
         if all(name in value for name in names):
             return [_number(value[name]) for name in names]
     if "x" not in value or "y" not in value:
-        raise ValueError(f"{dict(value)!r} is no place")
+        raise ValueError(f"{dict(value)!r} is not a point or box")
     if value["x"] is None and value["y"] is None:
         return []
     x, y = _number(value["x"]), _number(value["y"])
@@ -77,4 +77,4 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:  # a Python integer can exceed the range of float
-        raise ValueError("a number is too large for a place") from None
+        raise ValueError("a coordinate is too large") from None

@@ -46,8 +46,8 @@ def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         RowProblem: The row has no task, goal or screenshot, or repeats an earlier step.
     """
     column = {field: column for field, column in origin.column.items() if field not in HIDDEN} | {"action": STAND_IN}
-    asked = {**row, STAND_IN: origin.settings.actions[0]}
-    return replace(read(name, asked, replace(origin, column=column)), reference={})
+    row_with_action = {**row, STAND_IN: origin.settings.actions[0]}
+    return replace(read(name, row_with_action, replace(origin, column=column)), reference={})
 
 
 CARRIED = Carried(

@@ -143,12 +143,12 @@ def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list
     outside = {task for task, number in numbers.items() if number is not None and not low <= number <= high}
     if len(outside) == len(lines):
         known = [number for number in numbers.values() if number is not None]
-        there = f"tasks {min(known)} to {max(known)}" if known else "no task"
+        found_tasks = f"tasks {min(known)} to {max(known)}" if known else "no task"
         raise DataError(
             "tasks.steps.no_task_in_range",
             f"at least one task must be in the range of data.steps.task_start and task_end, {start} to {end}",
             place=origin.file,
-            value=there,
+            value=found_tasks,
             remedy="Correct the range.",
         )
     for task in outside:

@@ -61,7 +61,7 @@ def parse(completion: str, sample: Sample) -> Answer:
         "short_term": form.short_term,
         "long_term": form.long_term,
         "reason": form.reason,
-        "repaired": MENDED in faults,
+        "repaired": REPAIRED in faults,
         "faults": faults,
     }
     after = advance(sample.fields["memory"], Answer(completion, values))
@@ -74,7 +74,7 @@ def known_action(text: str, settings: StepSettings) -> str | None:
     return {fold(action): action for action in settings.actions}.get(fold(text))
 
 
-MENDED = "the JSON had to be mended"
+REPAIRED = "the JSON had to be repaired"
 
 
 def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
@@ -96,9 +96,9 @@ def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
         faults += ["several objects"] if len(found) > 1 else []
         return valid, faults
     for start in [match.start() for match in re.finditer(r"\{", text)][:STARTS]:
-        objects = _mended(text[start:])
+        objects = _repaired(text[start:])
         if any(map(_has_action, objects)):
-            return objects, [*faults, MENDED]
+            return objects, [*faults, REPAIRED]
         valid = valid or objects
     return valid, faults
 
@@ -119,7 +119,7 @@ def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
         start = text.find("{", end)
 
 
-def _mended(text: str) -> list[Mapping[str, Any]]:
+def _repaired(text: str) -> list[Mapping[str, Any]]:
     try:
         value = repair_json(text)
     except ValueError:

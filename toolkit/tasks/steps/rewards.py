@@ -96,12 +96,12 @@ def distance(sample: Sample, answer: Answer) -> float | None:
     >>> distance(EXAMPLE, _given(place=[110, 90])), distance(EXAMPLE, _given())  # 50 pixels of 500
     (0.9, 0.0)
     """
-    wanted, point = _middle(sample.reference["place"]), _middle(answer.values.get("place"))
-    if wanted is None:
+    expected, point = _middle(sample.reference["place"]), _middle(answer.values.get("place"))
+    if expected is None:
         return None
     if point is None:
         return 0.0
-    return max(0.0, 1 - math.dist(wanted, point) / math.hypot(*sample.fields["size"]))
+    return max(0.0, 1 - math.dist(expected, point) / math.hypot(*sample.fields["size"]))
 
 
 def iou(sample: Sample, answer: Answer) -> float | None:
@@ -111,10 +111,10 @@ def iou(sample: Sample, answer: Answer) -> float | None:
     >>> iou(area, _given(place=[0, 0, 10, 5])), iou(area, _given(place=[5, 5])), iou(EXAMPLE, _given(place=[1, 2]))
     (0.5, 0.0, None)
     """
-    wanted, read = sample.reference["place"], answer.values.get("place")
-    if wanted is None or len(wanted) != 4:
+    expected, read = sample.reference["place"], answer.values.get("place")
+    if expected is None or len(expected) != 4:
         return None
-    return box_iou(tuple(read), tuple(wanted)) if read is not None and len(read) == 4 else 0.0
+    return box_iou(tuple(read), tuple(expected)) if read is not None and len(read) == 4 else 0.0
 
 
 def memory(sample: Sample, answer: Answer) -> float | None:
@@ -124,18 +124,18 @@ def memory(sample: Sample, answer: Answer) -> float | None:
     subtasks, or if the recipe requests no long-term memory. For an empty reference list, 1 for an empty list.
 
     >>> done = {"completed_subtasks": ["Open the study", "choose the series", "zoom in"]}
-    >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 wanted
+    >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 expected
     0.8
     """
-    wanted = _wanted_subtasks(sample)
-    if wanted is None:
+    expected = _expected_subtasks(sample)
+    if expected is None:
         return None
     if answer.problem is not None:
         return 0.0
     named = subtasks(answer.values.get("memory", {}).get("long_term")) or set()
-    if not wanted and not named:
+    if not expected and not named:
         return 1.0
-    return 2 * len(wanted & named) / (len(wanted) + len(named))
+    return 2 * len(expected & named) / (len(expected) + len(named))
 
 
 def json(sample: Sample, answer: Answer) -> float:
@@ -188,7 +188,7 @@ def why_place(sample: Sample, answer: Answer) -> str:
     """Return both coordinates in pixels of the screenshot."""
     place, box = sample.reference["place"], sample.reference["box"]
     if place is None:
-        return "the reference has no place"
+        return "the reference has no coordinates"
     read = answer.values.get("place")
     shown = [round(number, 1) for number in read] if read else _unread(answer)
     return f"read {shown}, reference {place}" + (f" in {box}" if box and box != place else "")
@@ -196,11 +196,11 @@ def why_place(sample: Sample, answer: Answer) -> str:
 
 def why_memory(sample: Sample, answer: Answer) -> str:
     """Return the named, missing and invented subtasks."""
-    wanted = _wanted_subtasks(sample)
-    if wanted is None:
-        return "the reference names no completed subtasks, or no long-term memory is asked for"
+    expected = _expected_subtasks(sample)
+    if expected is None:
+        return "the reference names no completed subtasks, or no long-term memory is requested"
     named = subtasks(answer.values.get("memory", {}).get("long_term")) or set()
-    parts = {"named": wanted & named, "missed": wanted - named, "invented": named - wanted}
+    parts = {"named": expected & named, "missed": expected - named, "invented": named - expected}
     return "; ".join(f"{part}: {', '.join(sorted(some)) or 'nothing'}" for part, some in parts.items())
 
 
@@ -222,10 +222,10 @@ WHY = {
 """Reward -> explanation of its value."""
 
 
-def _wanted_subtasks(sample: Sample) -> set[str] | None:
+def _expected_subtasks(sample: Sample) -> set[str] | None:
     settings = sample.fields.get("settings")
-    asked = settings is None or "long_term" in settings.answer
-    return subtasks(sample.reference["long_term"]) if asked else None
+    requested = settings is None or "long_term" in settings.answer
+    return subtasks(sample.reference["long_term"]) if requested else None
 
 
 def _target(answer: Answer) -> str:
