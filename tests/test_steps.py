@@ -115,7 +115,7 @@ def test_repaired_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path)
             other.reference["action"],
             other.reference["place"],
         )
-    assert parse_or_repair_json[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
+    assert repaired[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
     assert noted(tmp_path / "repaired", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
 
 
