@@ -17,7 +17,7 @@ def split_rows(groups: Sequence[str], classes: Sequence[str], fractions: Mapping
     as well, it goes to the split with the largest fraction.
 
     >>> split_rows(["a", "a", "b", "c", "d"], ["nv", "nv", "nv", "mel", "mel"], {"train": 0.5, "test": 0.5}, seed=1)
-    ['train', 'train', 'test', 'train', 'test']
+    ['test', 'test', 'train', 'test', 'train']
     """
     class_of = group_classes(groups, classes)
     requested = {name: part for name, part in sorted(fractions.items(), key=lambda item: item[1]) if part > 0}
