@@ -120,7 +120,7 @@ def _of_chains(view: _View, questions: Questions) -> _View:
     stands = questions.stands
 
     def chains(rows: Rows) -> Rows:
-        return [chain.judged() for chain in find_scored_episodes(rows, stands, view.score)[0]]
+        return [chain.scored_answer() for chain in find_scored_episodes(rows, stands, view.score)[0]]
 
     return _View(
         WHOLE,

@@ -37,7 +37,7 @@ def write_radiograph(path: Path, light: Light, rng: Rng) -> None:
     pixels = (base + light * (top - base)).astype(np.uint16)
     done, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
-        raise DataError("synthetic.image_not_encoded", f"OpenCV must be able to write {path.suffix}", location=path)
+        raise DataError("synthetic.image_not_encoded", f"OpenCV must be able to write {path.suffix}", place=path)
     temporary = path.with_suffix(".partial")
     temporary.write_bytes(encoded.tobytes())
     temporary.replace(path)
