@@ -15,7 +15,7 @@ COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization
 
 
 class Download:
-    """A download of HAM10000 with pictures of 60 x 45 that a test fills."""
+    """A download of HAM10000 with images of 60 x 45 that a test fills."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.rows = folder, []
@@ -24,7 +24,7 @@ class Download:
         self.masks.mkdir()
 
     def add(self, name: str, dx: str = "nv", mask: np.ndarray | None = None, **cells: str) -> None:
-        """A row with its picture, and its mask where one is given."""
+        """A row with its image, and its mask where one is given."""
         known = {"lesion_id": f"HAM_{name}", "image_id": name, "dx": dx, "dx_type": "histo", "age": "50.0"}
         self.rows.append({**known, "sex": "male", "localization": "back", "dataset": "made", **cells})
         cv2.imwrite(str(self.images / f"{name}.jpg"), np.full((45, 60, 3), 150, np.uint8))
@@ -58,16 +58,16 @@ def notes_of(prepared: PrepareResult) -> dict[str, int]:
 
 
 def note(prepared: PrepareResult, words: str) -> int:
-    """The count of the only note with these words; 0 without one."""
+    """Return the count of the only note with these words; 0 without one."""
     return sum(count for reason, count in notes_of(prepared).items() if words in reason)
 
 
-def isic(folder: Path, pictures: Sequence[str], masks: Sequence[str] = (), **tables: str) -> Path:
-    """A download in nested folders; each mask is one box in the upper left."""
+def isic(folder: Path, images: Sequence[str], masks: Sequence[str] = (), **tables: str) -> Path:
+    """Return a download in nested folders. Each mask is one box in the upper left."""
     source = folder / "source"
     for name in ("Data/Training_Input", "Data/GroundTruth", "tables"):
         (source / name).mkdir(parents=True, exist_ok=True)
-    for name in pictures:
+    for name in images:
         cv2.imwrite(str(source / "Data/Training_Input" / f"{name}.jpg"), np.full((45, 60, 3), 150, np.uint8))
     for name in masks:
         cv2.imwrite(str(source / "Data/GroundTruth" / f"{name}.png"), box_mask((3, 3, 15, 12)))

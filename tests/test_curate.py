@@ -1,4 +1,4 @@
-"""Downloads to rows: official boxes, splits that do not leak, interruptions, strange files, ISIC's tables."""
+"""Downloads to rows: official boxes, splits without leakage, interruptions, malformed files, ISIC tables."""
 
 import csv
 import hashlib
@@ -79,7 +79,7 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
             assert row["area_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
 
 
-def test_pictures_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
+def test_images_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"  # 224 x 224 against 600 x 450
     with raises(DataError, "data.files_unusable") as caught:
         prepare_ham10000(
@@ -107,7 +107,7 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
     for name, rows_in_class in Counter(classes).items():
         for split, share in SHARES.items():
             assert abs(found[name, split] - share * rows_in_class) < largest[name]
-    # The same on every machine: fixed by what this gave when it was written.
+    # The same on every machine: fixed by what this returned when it was written.
     text = "\n".join(f"{name} {split}" for name, split in sorted(zip(records, splits, strict=True)))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "aff68d2e1ba7ec5d"
     backwards = split_rows(lesions[::-1], classes[::-1], SHARES, seed=3407)
@@ -130,7 +130,7 @@ class_of_group = st.dictionaries(st.integers(0, 60), st.sampled_from(["a", "b", 
 
 @given(class_of_group, st.integers(0, 3), st.data())
 @settings(deadline=None)
-def test_no_group_stands_in_two_splits_and_no_class_exceeds_its_share_by_a_group(
+def test_no_group_is_in_two_splits_and_no_class_exceeds_its_fraction_by_a_group(
     class_of: dict[int, str], seed: int, data: st.DataObject
 ) -> None:
     drawn = data.draw(st.lists(st.sampled_from(sorted(class_of)), min_size=1, max_size=80))
@@ -159,7 +159,7 @@ def test_too_few_lesions_for_all_splits_go_to_training() -> None:
     assert split_rows(["a", "a", "b"], ["nv", "nv", "mel"], SHARES, seed=1) == ["train"] * 3
 
 
-def test_rows_that_share_a_patient_or_a_lesion_are_one_group_also_by_way_of_a_third() -> None:
+def test_rows_that_share_a_patient_or_a_lesion_are_one_group_also_transitively() -> None:
     names = [("p2", "l1", "a"), ("", "l1", "b"), ("p1", "l1", "c"), ("", "l2", "d"), ("", "", "e")]
     assert join_names(names) == ["p1", "p1", "p1", "l2", "e"]
 
@@ -228,13 +228,13 @@ def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
     assert (summary["rows"], summary["seed"], summary["shares"]["validation"]) == (12, 3407, 0)
 
 
-def test_shares_that_leave_no_training_rows_are_refused(tmp_path: Path) -> None:
+def test_fractions_that_leave_no_training_rows_are_rejected(tmp_path: Path) -> None:
     with raises(DataError, "data.no_training_fraction") as caught:
         PrepareRequest(tmp_path, validation=0.5, test=0.5)
     assert caught.problem.value == (0.5, 0.5)
 
 
-# Strange masks and pictures
+# Strange masks and images
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) ->
     assert not (download.out / "problems.txt").exists()
 
 
-def test_pictures_and_masks_without_rows_and_names_in_two_places_are_counted(download: Download) -> None:
+def test_images_and_masks_without_rows_and_names_in_two_places_are_counted(download: Download) -> None:
     download.add("a", mask=box_mask((1, 1, 9, 9)))
     (download.images / "deeper").mkdir()
     for name in ("a", "stranger"):
@@ -305,7 +305,7 @@ def test_pictures_and_masks_without_rows_and_names_in_two_places_are_counted(dow
     assert note(prepared, "occur twice") == 1
 
 
-def test_masks_may_lie_inside_the_folder_of_pictures_and_have_plain_names(download: Download) -> None:
+def test_masks_may_lie_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
     download.add("a")
     inside = download.images / "masks"
     inside.mkdir()
@@ -422,7 +422,7 @@ def test_the_sheet_shows_boxes_and_is_whole_in_one_file(download: Download) -> N
     assert "http://" not in page
     assert "https://" not in page
     pixels = np.asarray(Image.open(download.out / "sheet.png").convert("RGB"))
-    # Small pictures are not enlarged: the box is 18 x 12, so its edge has 2 x 18 + 2 x 10 pixels.
+    # Small images are not enlarged: the box is 18 x 12, so its edge has 2 x 18 + 2 x 10 pixels.
     assert (pixels == (0xFF, 0xD4, 0)).all(axis=2).sum() == 56
 
 
@@ -437,7 +437,7 @@ def test_the_sheet_is_chosen_evenly_by_class_and_by_seed() -> None:
     assert choose_rows(rows, Layout("dx", "id"), seed=2) != chosen
 
 
-def test_a_picture_that_cannot_be_decoded_is_counted_on_the_sheet(download: Download) -> None:
+def test_an_image_that_cannot_be_decoded_is_counted_on_the_sheet(download: Download) -> None:
     download.add("a", mask=box_mask((12, 9, 30, 21)))
     content = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (45, 60, 3), np.uint8))[1].tobytes()
     (download.images / "a.jpg").unlink()
@@ -487,7 +487,7 @@ def test_every_preparation_has_help(prepare: str, capsys: pytest.CaptureFixture[
     assert "--out" in call(capsys, "data", "prepare", prepare, "--help")
 
 
-def test_progress_is_told_for_every_picture(download: Download) -> None:
+def test_progress_is_reported_for_every_image(download: Download) -> None:
     fill(download, 3)
     told: list[tuple[str, int, int]] = []
     tell: Callable[..., None] = lambda what, done, total, note="": told.append((what, done, total))  # noqa: E731

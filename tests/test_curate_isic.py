@@ -1,4 +1,4 @@
-"""ISIC's archive and challenges to rows: every kind of table, joined groups, features, copies."""
+"""ISIC archive and challenges to rows: every kind of table, joined groups, features, duplicates."""
 
 import json
 from pathlib import Path
@@ -101,11 +101,11 @@ def test_tables_are_joined_and_what_they_disagree_on_is_counted(tmp_path: Path) 
     assert set(rows) == {"ISIC_1", "ISIC_4"}  # of ISIC_2 nothing is known that stage 1 says
 
 
-def test_a_lesion_of_a_patient_keeps_its_pictures_together(tmp_path: Path) -> None:
+def test_a_lesion_of_a_patient_keeps_its_images_together(tmp_path: Path) -> None:
     lines = [f"ISIC_{i},nevus,{f'P{i // 4}' if i % 2 else ''},L{i // 2}" for i in range(80)]
     table = "image,diagnosis,patient_id,lesion_id\n" + "\n".join(lines) + "\n"
     rows, prepared = prepare_rows(isic(tmp_path, [f"ISIC_{i}" for i in range(80)], meta=table))
-    # Pictures 4k to 4k + 3: two with the patient's name, and two that share a lesion with one of those.
+    # Images 4k to 4k + 3: two with the patient's name, and two that share a lesion with one of those.
     for i in range(80):
         assert rows[f"ISIC_{i}"]["group"] == f"P{i // 4}"
         assert rows[f"ISIC_{i}"]["split"] == rows[f"ISIC_{i - i % 4}"]["split"]
@@ -160,7 +160,7 @@ def test_where_nothing_is_recognised_the_message_lists_what_is_there_and_what_wa
         assert words in str(caught.error)
 
 
-def test_tables_whose_pictures_are_elsewhere_are_told(tmp_path: Path) -> None:
+def test_tables_whose_images_are_elsewhere_are_reported(tmp_path: Path) -> None:
     with raises(DataError, "data.isic_not_recognized") as caught:
         prepare_isic(isic(tmp_path, ["other"], truth=ONE_HOT_2018), 1, PrepareRequest(tmp_path / "out"))
     assert "name 2 images" in caught.problem.remedy

@@ -1,4 +1,4 @@
-"""Metrics against statsmodels, SciPy and scikit-learn, and against figures worked out by hand."""
+"""Metrics against statsmodels, SciPy and scikit-learn, and against hand-computed figures."""
 
 import doctest
 import json
@@ -58,7 +58,7 @@ def test_of_no_answer_nothing_is_said() -> None:
         assert str(found) == "- (n 0)"
 
 
-def test_impossible_counts_and_values_are_refused() -> None:
+def test_impossible_counts_and_values_are_rejected() -> None:
     with pytest.raises(ValueError, match="0 to n"):
         wilson(3, 2)
     with pytest.raises(ValueError, match="finite"):
@@ -78,7 +78,7 @@ def test_bootstrap_of_single_answers_is_that_of_scipy() -> None:
 
 
 def test_bootstrap_by_group_has_the_variance_of_the_ratio_of_group_sums() -> None:
-    # Linearised variance of a ratio of totals over groups: sum((S_g - mean * N_g)^2) / N^2; a normal interval is
+    # Linearised variance of a ratio of totals over groups: sum((S_g - mean * N_g)^2) / N^2. A normal interval is
     # 1.96 times its root. With 400 groups bootstrap and normal agree to a few per cent.
     rng = np.random.default_rng(4)
     sizes = rng.integers(1, 9, size=400)
@@ -115,7 +115,7 @@ def test_one_group_has_a_mean_but_no_interval() -> None:
     assert str(found) == "50.0 % (no interval, n 2)"
 
 
-def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
+def test_proportion_chooses_and_names_the_appropriate_interval() -> None:
     def method(values: list[float], groups: list[str]) -> str:
         return proportion(values, groups, 200, 0).method
 
@@ -125,8 +125,8 @@ def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
     assert method([1, 1, 1], ["a", "a", "c"]) == "wilson by group"
 
 
-def test_all_right_in_few_films_is_not_certain() -> None:
-    # 40 right answers about 4 films: Wilson's interval of 4 of 4, whose low end is 4 / (4 + 1.96^2) = 0.51.
+def test_all_correct_in_few_groups_keeps_a_wide_interval() -> None:
+    # 40 right answers about 4 radiographs: Wilson's interval of 4 of 4, whose low end is 4 / (4 + 1.96^2) = 0.51.
     found = proportion([1.0] * 40, [str(i % 4) for i in range(40)], 200, 0)
     assert (found.value, found.n, found.groups, found.high) == (1.0, 40, 4, 1.0)
     assert found.low == pytest.approx(4 / (4 + 1.959964**2))
@@ -166,7 +166,7 @@ def test_a_difference_is_clear_only_when_interval_and_test_agree() -> None:
     assert not paired_difference([0.5] * 100, [0.5] * 100, groups, 2000, 0).clear
 
 
-def test_a_paired_difference_of_shares_has_no_mcnemar() -> None:
+def test_a_paired_difference_of_fractions_has_no_mcnemar_test() -> None:
     assert paired_difference([0.5, 0.0], [1.0, 1.0], ["a", "b"], 100, 0).p_value is None
 
 

@@ -1,4 +1,4 @@
-"""Label figures, bands and the confusion's picture, against scikit-learn, ISIC's scoring, statsmodels and by hand."""
+"""Classification metrics, bins and confusion matrix, against scikit-learn, ISIC's scoring, statsmodels and by hand."""
 
 import doctest
 import json
@@ -42,7 +42,7 @@ LABELS = st.lists(
 
 
 def alone(labels: Labels) -> list[str]:
-    """A group for each answer."""
+    """Return a group for each answer."""
     return [f"lesion {number}" for number in range(len(labels))]
 
 
@@ -53,7 +53,7 @@ def figures(
 
 
 def columns(labels: Labels) -> tuple[list[str], list[str]]:
-    """True labels and answers, unread ones as a word that is no class."""
+    """Return true labels and answers, unread ones as a word that is no class."""
     return [a for a, _ in labels], [b or "(none)" for _, b in labels]
 
 
@@ -124,7 +124,7 @@ def test_balanced_accuracy_and_binary_figures_are_those_of_the_isic_challenge(se
         assert ours.balanced_accuracy.value == pytest.approx(both)
 
 
-def test_shares_of_single_answers_have_the_wilson_interval_of_statsmodels() -> None:
+def test_proportions_of_single_answers_have_the_wilson_interval_of_statsmodels() -> None:
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     labels = skin(300, 1)
     mel = figures(labels, positive="mel").classes["mel"]
@@ -139,7 +139,7 @@ def test_shares_of_single_answers_have_the_wilson_interval_of_statsmodels() -> N
         expected = proportion.proportion_confint(successes, n, method="wilson")
         assert (ours.n, ours.groups, ours.method) == (n, n, "wilson")
         assert (ours.value, (ours.low, ours.high)) == (pytest.approx(successes / n), pytest.approx(expected))
-    # F1 = 2 s / (1 + s) of the share s of hits among the answers that are or say melanoma.
+    # F1 = 2 s / (1 + s) of the fraction s of hits among the answers that are or say melanoma.
     limits = np.array(proportion.proportion_confint(hits, 300 - neither, method="wilson"))
     assert (mel.f1.low, mel.f1.high) == pytest.approx(tuple(2 * limits / (1 + limits)))
 
@@ -185,7 +185,7 @@ def test_intervals_by_group_are_those_of_resampling_whole_groups_one_by_one() ->
 
 
 def test_an_estimate_counts_the_groups_of_its_own_answers() -> None:
-    # Two lesions with two pictures each: the melanoma's are both right, of the naevus's one is called melanoma.
+    # Two lesions with two images each: the melanoma's are both right, of the naevus's one is called melanoma.
     found = figures([("mel", "mel"), ("mel", "mel"), ("nv", "nv"), ("nv", "mel")], ["a", "a", "b", "b"])
     mel = found.classes["mel"]
     assert (mel.sensitivity.n, mel.sensitivity.groups, mel.sensitivity.method) == (2, 1, "wilson by group")
@@ -288,15 +288,15 @@ def test_label_figures_repeat_with_their_seed_and_not_with_the_answers_order_of_
     assert list(classification_metrics(labels[::-1], groups, 100, 7).classes) == sorted({a for a, _ in labels})
 
 
-def test_sequences_of_different_length_are_refused() -> None:
+def test_sequences_of_different_length_are_rejected() -> None:
     with pytest.raises(ValueError, match="2 true labels, but 2 answers and 1 groups"):
         classification_metrics([("a", "a"), ("b", "b")], ["x"], 10, 0)
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_ten_thousand_answers_of_seven_classes_take_little_memory(pictures: int) -> None:
+@pytest.mark.parametrize("images", [1, 2])
+def test_ten_thousand_answers_of_seven_classes_take_little_ram(images: int) -> None:
     labels = skin(10_000, 5)
-    groups = [str(number // pictures) for number in range(10_000)]
+    groups = [str(number // images) for number in range(10_000)]
     tracemalloc.start()
     classification_metrics(labels, groups, 2000, 0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -318,7 +318,7 @@ def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
     groups = [f"lesion {i // 2}" for i in range(120)]
     assert found.overall.labels == classification_metrics(labels, groups, 200, 0, "mel")
     assert found.overall.macro_f1 == macro_f1_estimate(*zip(*labels, strict=True), groups, 200, 0)
-    # 5-9 stands before 10-59.
+    # 5-9 precedes 10-59.
     assert list(found.by["age"]) == ["0-4", "5-9", "10-59", "60+"]
     metrics = pytest.importorskip("sklearn.metrics")
     for value, part in found.by["age"].items():
@@ -374,12 +374,12 @@ def test_a_band_is_that_of_numpy(value: float, edges: list[int]) -> None:
 
 
 @pytest.mark.parametrize("edges", [(), (30, 30), (45, 30)])
-def test_edges_that_do_not_rise_are_refused(edges: tuple[int, ...]) -> None:
+def test_edges_that_do_not_rise_are_rejected(edges: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must rise"):
         bin_label(50, edges)
 
 
-def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
+def test_the_plotted_table_is_the_confusion_matrix_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     labels: Labels = [*skin(300, 8), ("mel", "scc"), ("nv", "lentigo"), ("nv", None)]
     true, answered = columns(labels)
@@ -408,7 +408,7 @@ def test_a_confusion_is_drawn_whole_and_the_same_each_time(tmp_path: Path) -> No
     assert min(shown.shape[:2]) > 300
 
 
-def test_the_share_of_a_row_is_its_cells_colour(tmp_path: Path) -> None:
+def test_the_colour_of_a_cell_is_its_fraction_of_the_row(tmp_path: Path) -> None:
     # All is answered with b: of the two columns the right one is dark, the left one pale.
     shown = cv2.imread(str(plot_confusion_matrix(confusion_matrix(["a", "b"], ["b", "b"]), tmp_path / "c.png", "c")))
     dark = shown.sum(axis=2) < 350

@@ -1,4 +1,4 @@
-"""Metrics over whole tasks, against numbers worked out by hand."""
+"""Episode metrics against hand-computed figures."""
 
 import math
 import random
@@ -27,7 +27,7 @@ def answers(tasks: Values, by: str = "viewer") -> tuple[list[ScoredAnswer], dict
 
 
 FOUR: Values = {"a1": [1, 1, 1, 1], "a2": [1, 1, 0, 1], "b1": [0, 1, 1], "b2": [1, None, 0, 0, 1]}
-"""All right; fails first at step 3 of 4; at 1 of 3; at 2 of 5, with an answer that cannot be read."""
+"""All right. Fails first at step 3 of 4. At 1 of 3. At 2 of 5, with an answer that cannot be parsed."""
 
 
 def test_whole_tasks_first_failures_and_survival_are_those_worked_out_by_hand() -> None:
@@ -73,12 +73,12 @@ def test_tasks_that_are_all_right_have_no_first_failure() -> None:
     assert found.failing == {}
 
 
-def test_a_chain_is_one_judged_row() -> None:
+def test_an_episode_is_one_scored_row() -> None:
     row = ScoredEpisode("a", "patient", 4, 3).scored_answer()
     assert (row.id, row.group, dict(row.scores)) == ("a", "patient", {WHOLE: 0.0, BEFORE_FAILURE: 0.5})
 
 
-def test_the_interval_draws_the_groups_that_tasks_stand_in() -> None:
+def test_the_interval_resamples_the_groups_of_the_tasks() -> None:
     rows, stands = answers({"a": [1], "b": [0], "c": [1]})
     one = [ScoredAnswer(row.id, "patient", row.scores) for row in rows]
     found = episode_metrics(one, stands, "step", 100, 1).whole

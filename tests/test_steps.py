@@ -1,4 +1,4 @@
-"""Steps: rows of the old CSV in every spelling, order and gaps, prompts that hold no reference, answers, memories."""
+"""GUI steps: rows in every spelling, order and gaps, prompts without reference, answers, agent memory."""
 
 import json
 import pickle
@@ -69,7 +69,7 @@ def with_line_breaks(value: Any) -> str:
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """The second step of a task, read for a model that writes 0 to 1000."""
+    """Return the second step of a task, read for a model that writes 0 to 1000."""
     folder = tmp_path_factory.mktemp("steps")
     write_csv(folder, task_rows(7))
     return load_data(steps_recipe(folder, model=QWEN)).train[1]
@@ -156,11 +156,11 @@ def test_a_data_set_with_columns_of_its_own_is_mapped(tmp_path: Path) -> None:
         ("CLICK", "Lens"),
         ("ZOOM", "Image"),
     ]
-    # No column of points: the middle of the box is meant.
+    # No column of points: the centre of the box is meant.
     assert (found[0].reference["place"], found[1].reference["place"]) == ([20, 30], None)
 
 
-def test_steps_are_ordered_by_their_numbers_wherever_they_stand_in_the_file(tmp_path: Path) -> None:
+def test_steps_are_ordered_by_their_numbers_in_any_file_order(tmp_path: Path) -> None:
     rows = [*task_rows(1), *task_rows(2)]
     Random(0).shuffle(rows)
     found = {(one.group, one.fields["place"]): one for one in samples(tmp_path, rows)}
@@ -169,7 +169,7 @@ def test_steps_are_ordered_by_their_numbers_wherever_they_stand_in_the_file(tmp_
         assert one.fields["memory"].long_term.get("completed_subtasks", []) == [t for _, t, _ in LOAD[: place - 1]]
 
 
-def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path) -> None:
+def test_without_numbers_the_order_of_the_file_counts_and_is_reported(tmp_path: Path) -> None:
     rows = task_rows(1)
     rows[2]["Grounding"] = ""
     text = told(tmp_path, rows)
@@ -178,7 +178,7 @@ def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path
 
 
 @pytest.mark.parametrize("step", ["", "step {} of 4", "1.{}"])
-def test_tasks_of_which_no_row_says_its_step_are_told_too(step: str, tmp_path: Path) -> None:
+def test_tasks_of_which_no_row_says_its_step_are_reported_too(step: str, tmp_path: Path) -> None:
     rows = [{**one, "Grounding": "", "Step": step.format(number)} for number, one in enumerate(task_rows(1), 1)]
     assert "1 task with rows that say no step, and so in the order of the file" in told(tmp_path, rows)
 
@@ -211,7 +211,7 @@ def test_nan_in_a_cell_is_nothing(tmp_path: Path) -> None:
     assert "NaN" not in STEPS.target(second) + STEPS.question(third)
 
 
-def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
+def test_missing_steps_are_reported_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
     text = told(tmp_path, rows)
     assert "1 task with missing steps (for example task 2 lacks step 2)" in text
@@ -235,7 +235,7 @@ def test_too_many_gaps_stop_the_run(tmp_path: Path) -> None:
         samples(tmp_path, [one for one in task_rows(2) if one["Image_id"] != "2_2"])
 
 
-def test_of_repeated_steps_the_first_stays_and_they_are_told(tmp_path: Path) -> None:
+def test_of_repeated_steps_the_first_stays_and_are_reported(tmp_path: Path) -> None:
     rows = [*task_rows(1), row(1, 2, (*LOAD[:1], ("ZOOM", "Image", [1, 1]), *LOAD[2:]))]
     text = told(tmp_path, rows)
     assert "1 task with steps that several rows have (for example task 1, step 2)" in text
@@ -300,7 +300,7 @@ def test_what_cannot_be_used_is_counted_by_code(change: dict[str, str], code: st
     assert len(load_data(steps_recipe(tmp_path, max_dropped=1)).train) == 4
 
 
-def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is_told(tmp_path: Path) -> None:
+def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is_reported(tmp_path: Path) -> None:
     bare = {**row(1, 1), "Output": json.dumps({"Short Term": {}, "Long Term": {}})}
     other = {**row(2, 1), "Output": json.dumps({"Predicted": {"action": "ZOOM", "target": "x", "coords": None}})}
     far = row(3, 1, (("CLICK", "Load volume", [100, 50]),))
@@ -317,7 +317,7 @@ def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is
     assert found["tasks.steps.point_outside_box"].startswith("1 row: ")
 
 
-def test_places_may_be_written_in_shares_or_thousandths(tmp_path: Path) -> None:
+def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
     one = {
         **row(1, 1),
         "Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [0.25, 0.5]}}),
@@ -467,7 +467,7 @@ SENTINELS = {
 
 @given(st.sets(st.sampled_from(["goal", "image", "short_term", "long_term"]), min_size=1), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last: bool) -> None:
+def test_no_part_of_the_reference_is_in_the_prompt(sections: set[str], last: bool) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -485,7 +485,7 @@ def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last:
 
 
 @pytest.mark.parametrize("own_columns", [False, True])
-def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns: bool, tmp_path: Path) -> None:
+def test_no_part_of_the_reference_is_in_the_model_input(own_columns: bool, tmp_path: Path) -> None:
     rows = [{**one, "Site": "SITE"} for one in task_rows(1)]
     last = rows[-1] | {name: json.dumps(value) for name, value in SENTINELS.items()}
     last["Grounding"] = last["Grounding"].replace('"step": 2', '"step": 4')
@@ -504,7 +504,7 @@ def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns:
 
 
 def own_columns_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The same step in a data set with a column for each part."""
+    """Return the same step in a dataset with a column for each part."""
     output = json.loads(row["Output"])
     action = output["Predicted"]["predicted_action"]
     memories = {name: json.dumps(output[name]) for name in ("Short Term", "Long Term")}

@@ -275,7 +275,7 @@ def test_boxes_in_the_files_match_the_widgets(folder: Path) -> None:
                 same = np.all(np.asarray(screen) == WIDGETS[truth(row)["target"].split()[0]].colour, axis=-1)
             inside = same[y1:y2, x1:x2]
             assert inside.mean() > 0.4
-            # Names and icons in white on other widgets are as white as the field: most of it lies in the field.
+            # Names and icons in white on other widgets are as white as the field: most of it is in the field.
             assert inside.sum() > (0.5 if truth(row)["action"] == "TEXT" else 0.999) * same.sum()
 
 

@@ -135,7 +135,7 @@ def test_class_frequencies_match_the_request() -> None:
 
 
 def test_one_image_in_seven_has_two_disjoint_lesions(drawn: Drawn) -> None:
-    counts = [len(regions(picture.mask)) for _, picture in drawn]
+    counts = [len(regions(image.mask)) for _, image in drawn]
     assert counts == [len(photo.lesion.spots) for photo, _ in drawn]
     assert set(counts) == {1, 2}
     # 15 % of some 290 lesions: two standard deviations are 4.2 points, more for their photographs.
@@ -143,17 +143,17 @@ def test_one_image_in_seven_has_two_disjoint_lesions(drawn: Drawn) -> None:
 
 
 def test_lesion_areas_are_in_range(drawn: Drawn) -> None:
-    for photo, picture in drawn:
+    for photo, image in drawn:
         whole = sum(spot.fraction for spot in photo.lesion.spots)
-        seen = np.count_nonzero(picture.mask) / picture.mask.size
+        seen = np.count_nonzero(image.mask) / image.mask.size
         assert 0.7 * whole < seen < 1.05 * whole + 0.005
         assert all(0.04 <= spot.fraction <= 0.25 for spot in photo.lesion.spots)
 
 
 def test_lesions_occur_in_every_grid_cell(drawn: Drawn) -> None:
     places: Counter[tuple[int, int]] = Counter()
-    for _, picture in drawn:
-        for x, y, width, height in regions(picture.mask):
+    for _, image in drawn:
+        for x, y, width, height in regions(image.mask):
             places[int(3 * (x + width / 2) / SIZE[0]), int(3 * (y + height / 2) / SIZE[1])] += 1
     even = sum(places.values()) / 9
     assert len(places) == 9
@@ -164,29 +164,29 @@ def test_lesions_occur_in_every_grid_cell(drawn: Drawn) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (112, 112), (450, 600), (400, 100)])
 def test_images_of_any_shape_have_lesions(size: tuple[int, int]) -> None:
     for photo in make_photos(40, 6):
-        picture = photo.draw(size)
-        assert picture.pixels.shape == (size[1], size[0], 3)
-        assert len(regions(picture.mask)) == len(photo.lesion.spots)
+        image = photo.draw(size)
+        assert image.pixels.shape == (size[1], size[0], 3)
+        assert len(regions(image.mask)) == len(photo.lesion.spots)
 
 
 def test_masks_match_the_images(drawn: Drawn) -> None:
     kernel = np.ones((9, 9), np.uint8)
-    for photo, picture in drawn:
-        inside = picture.mask > 0
-        outside = cv2.dilate(picture.mask, kernel) == 0
-        difference = picture.pixels[inside].mean(0) - picture.pixels[outside].mean(0)
-        # The means' own error is below 0.1; the white and the brown of a dermatofibroma partly cancel on tanned skin.
+    for photo, image in drawn:
+        inside = image.mask > 0
+        outside = cv2.dilate(image.mask, kernel) == 0
+        difference = image.pixels[inside].mean(0) - image.pixels[outside].mean(0)
+        # The means' own error is below 0.1. The white and the brown of a dermatofibroma partly cancel on tanned skin.
         assert np.abs(difference).max() > 6, photo.lesion.dx
         # The border lies where the mask says: a rim within it is nearer to the lesion than a rim around it.
-        rims = inside & (cv2.erode(picture.mask, kernel) == 0), ~inside & ~outside
-        within, around = (picture.pixels[rim].mean(0) - picture.pixels[outside].mean(0) for rim in rims)
+        rims = inside & (cv2.erode(image.mask, kernel) == 0), ~inside & ~outside
+        within, around = (image.pixels[rim].mean(0) - image.pixels[outside].mean(0) for rim in rims)
         assert np.linalg.norm(within) > np.linalg.norm(around), photo.lesion.dx
 
 
-def look(picture: LesionImage) -> list[float]:
+def look(image: LesionImage) -> list[float]:
     """Return mean and standard deviation of the colours in the mask, and border length relative to a circle."""
-    inside = picture.pixels[picture.mask > 0].astype(float)
-    outlines, _ = cv2.findContours(picture.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    inside = image.pixels[image.mask > 0].astype(float)
+    outlines, _ = cv2.findContours(image.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     largest = max(outlines, key=cv2.contourArea)
     irregularity = cv2.arcLength(largest, True) ** 2 / (4 * np.pi * cv2.contourArea(largest))
     return [*inside.mean(0), *inside.std(0), irregularity]
@@ -194,7 +194,7 @@ def look(picture: LesionImage) -> list[float]:
 
 def test_a_linear_classifier_recognises_the_class(drawn: Drawn) -> None:
     """On held-out lesions, from seven features. Chance is one in seven."""
-    seen = [(look(picture), photo.lesion.dx, photo.lesion.number % 3 == 0) for photo, picture in drawn]
+    seen = [(look(image), photo.lesion.dx, photo.lesion.number % 3 == 0) for photo, image in drawn]
     train, test = ([one for one in seen if one[2] is held_out] for held_out in (False, True))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([look for look, *_ in train], [dx for _, dx, _ in train])

@@ -44,7 +44,10 @@ def memory_record(
     measured = {
         way: {
             task.primary: (task.primary, list(found)),
-            chains: (WHOLE, whole := [one.scored_answer() for one in find_scored_episodes(found, stands, task.primary)[0]]),
+            chains: (
+                WHOLE,
+                whole := [one.scored_answer() for one in find_scored_episodes(found, stands, task.primary)[0]],
+            ),
             BEFORE: (BEFORE_FAILURE, whole),
         }
         for way, found in rows.items()
