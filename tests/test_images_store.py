@@ -282,8 +282,8 @@ def test_clipped_pixels_are_counted_over_the_images_that_were_windowed(tmp_path)
         records = [store.load(ref).record for ref in [*refs, ImageRef(tmp_path / "small.png")]]
         report = store.report()
         assert (report.windowed, report.clipped) == (4, 4)
-        assert report.clipped_fraction == pytest.approx(np.mean([record.clipped for record in records[:4]]))
-        assert 0.01 < report.clipped_fraction < 0.021  # 1 % on either side
+        assert report.clipped_share == pytest.approx(np.mean([record.clipped for record in records[:4]]))
+        assert 0.01 < report.clipped_share < 0.021  # 1 % on either side
 
 
 def test_a_store_goes_to_another_process_with_its_settings_and_fresh_counters(tmp_path):

@@ -281,7 +281,7 @@ def test_the_positive_class_has_figures_even_where_it_is_never_true() -> None:
     assert found.balanced_accuracy.value == 0.75
 
 
-def test_label_figures_repeat_with_their_seed_and_not_with_the_answers_order_of_classes() -> None:
+def test_classification_metrics_depend_on_the_seed_and_not_on_class_order() -> None:
     labels, groups = skin(200, 4), [str(i // 2) for i in range(200)]
     assert classification_metrics(labels, groups, 100, 7) == classification_metrics(labels, groups, 100, 7)
     assert classification_metrics(labels, groups, 100, 7) != classification_metrics(labels, groups, 100, 8)
@@ -304,17 +304,17 @@ def test_ten_thousand_answers_of_seven_classes_take_little_ram(images: int) -> N
     assert peak < 40 * bootstrap._CELLS
 
 
-def judged(labels: Labels, **by: list[str]) -> list[ScoredAnswer]:
+def scored(labels: Labels, **by: list[str]) -> list[ScoredAnswer]:
     return [
         ScoredAnswer(f"q{i}", f"lesion {i // 2}", {"accuracy": float(a == b)}, (a, b), {k: v[i] for k, v in by.items()})
         for i, (a, b) in enumerate(labels)
     ]
 
 
-def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
+def test_a_summary_has_classification_metrics_overall_and_by_column() -> None:
     labels = skin(120, 6)
     ages = [bin_label(5 * (i % 20), (0, 5, 10, 60)) for i in range(120)]
-    found = summarise(judged(labels, age=ages), ["age"], 200, 0, positive="mel")
+    found = summarise(scored(labels, age=ages), ["age"], 200, 0, positive="mel")
     groups = [f"lesion {i // 2}" for i in range(120)]
     assert found.overall.labels == classification_metrics(labels, groups, 200, 0, "mel")
     assert found.overall.macro_f1 == macro_f1_estimate(*zip(*labels, strict=True), groups, 200, 0)
@@ -332,9 +332,9 @@ def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [judged(skin(40, 7)), judged([("mel", None)]), judged([]), [ScoredAnswer("q", "g", {})]]
+    "rows", [scored(skin(40, 7)), scored([("mel", None)]), scored([]), [ScoredAnswer("q", "g", {})]]
 )
-def test_label_figures_go_through_json_without_nan(rows: list[ScoredAnswer]) -> None:
+def test_classification_metrics_are_json_without_nan(rows: list[ScoredAnswer]) -> None:
     found = summarise(rows, [], 100, 0, positive="mel").to_dict()
     plain = json.loads(json.dumps(found, allow_nan=False))["overall"]["labels"]
     if not rows or rows[0].label is None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from toolkit.data.task import RowOrigin
 
 Memory = Any
-"""The task's own. Its ``==`` compares content."""
+"""The task's own; its ``==`` compares content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,9 @@ class Carried:
 
     Attributes:
         chains: what a chain that is right from end to end is called in tables, such as "whole tasks".
-        stand: Sample -> where it is in its chain.
+        stand: Sample -> where it stands in its chain.
         shown: Sample -> whether its prompt shows any memory.
-        held: Sample -> the memory that it is asked with. As rows are read that is the reference's.
+        held: Sample -> the memory that it is asked with; as rows are read that is the reference's.
         start: Sample -> the memory before the first question of its chain.
         put: (Sample, memory) -> the Sample as it is asked with this memory.
         advance: (memory, Answer) -> the memory for the next question.
@@ -31,7 +31,7 @@ class Carried:
         value_columns: a reference or an answer's values -> its columns in such a table.
         baselines: label -> (Sample -> completion): further answers without a look, judged as any model's.
         open_fields: the fields that a source must have whose rows are only asked.
-        open_row: (row id, row with its Link, source) -> a Sample without a reference, at the start's memory. Raises
+        open_row: (row id, row with its Link, source) -> a Sample without a reference, at the start's memory; raises
             RowProblem.
     """
 

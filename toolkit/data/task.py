@@ -18,8 +18,8 @@ class RowOrigin:
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
     relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
-    A row with more than ``max_images`` images cannot be used. ``settings`` is what the recipe says for the task alone
-    (``Task.settings``). Its ``repr`` must tell two of them apart.
+    A row with more than ``max_images`` pictures cannot be used. ``settings`` is what the recipe says for the task alone
+    (``Task.settings``); its ``repr`` must tell two of them apart.
     """
 
     file: Path
@@ -41,20 +41,20 @@ class Task:
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
         required: the fields a source must have; ``a|b`` asks for one of them.
         leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
-        read: (row id, row, source) -> Sample. Raises RowProblem with a short constant reason.
+        read: (row id, row, source) -> Sample; raises RowProblem with a short constant reason.
         instruction: Sample -> the default instruction that follows the question.
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
-        parse: (completion, Sample) -> Answer. Never raises, says in ``problem`` why it failed.
-        rewards: name -> reward. The names and default weights are in recipe.REWARD_WEIGHTS.
-        scores: (Sample, Answer) -> name -> value in [0, 1] or None if it does not apply. What evaluation reports.
+        parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
+        rewards: name -> reward; the names and default weights stand in recipe.REWARD_WEIGHTS.
+        scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
         primary: the name in ``scores`` that comparisons and the final table use.
-        labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None if it does not apply.
+        labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
         baseline: training samples -> (Sample -> completion): the majority baseline, judged like any model.
         baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` that get a table of results of their own.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
-        settings: (recipe, split) -> the ``settings`` of this split's rows. Raises RecipeError.
+        settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
         link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         carried: what goes from one question to the next; None: each question stands alone.
