@@ -144,7 +144,7 @@ def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place
         raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
 
 
-def coordinate_transform(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
+def coordinate_frame(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
     """Return the coordinate frame of an image or crop whose longest side is reduced to ``max_side`` for the model."""
     return Frame(size, ImagePolicy(max_side=max_side).output_size(size), coordinates)
 

@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.files import DownloadedFiles, common_root, list_files
-from toolkit.prepare.finish import DatasetNames, locations, measure_images, region_columns, split_and_write
+from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
 from toolkit.prepare.measure import ImageFiles, MaskMeasurements
 from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.sheet import Layout

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from toolkit.data import Tally
 from toolkit.errors import DataError
 from toolkit.prepare.files import DownloadedFiles, list_files
-from toolkit.prepare.finish import DatasetNames, locations, measure_images, region_columns, split_and_write
+from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
 from toolkit.prepare.isic_tables import Archive, diagnosis_of, expected_columns, read_archive
 from toolkit.prepare.measure import ImageFiles, MaskMeasurements
 from toolkit.prepare.request import PrepareRequest, PrepareResult

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from toolkit.data.cells import coordinate_transform
+from toolkit.data.cells import coordinate_frame
 from toolkit.recipe import Recipe
 from toolkit.scoring.regions import Coordinates, Frame, Size, choose_coordinates
 from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
@@ -25,7 +25,7 @@ class LesionSettings:
 
     def frame(self, size: Size) -> Frame:
         """Return the coordinate frame of an image or of its shown crop."""
-        return coordinate_transform(size, self.max_side, self.coordinates)
+        return coordinate_frame(size, self.max_side, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:

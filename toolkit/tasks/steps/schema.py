@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from toolkit.data.cells import cell, coordinate_transform, extra_fields, image_size, number_of, read_group, text_of
+from toolkit.data.cells import cell, coordinate_frame, extra_fields, image_size, number_of, read_group, text_of
 from toolkit.data.links import GAP, REPEATED, Link, link_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
@@ -68,7 +68,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "length": link.length,
         "memory": _spoiled(memory, settings, name),
         "size": size,
-        "frame": coordinate_transform(size, settings.max_side, settings.coordinates),
+        "frame": coordinate_frame(size, settings.max_side, settings.coordinates),
         "settings": settings,
         "notes": (*known.notes, *notes),
     }
