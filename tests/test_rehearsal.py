@@ -20,7 +20,7 @@ from toolkit.pipeline.prepare_data import PHANTOMS, read_rows
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import PHANTOM_TASKS, Phantom, Recipe, changed_keys, dump_recipe, load_recipe
 from toolkit.runfolder import find_run, read_json, start_run
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [file for file in sorted((ROOT / "recipes").glob("*.toml")) if load_recipe(file).imagegen is None]

@@ -177,7 +177,7 @@ class RowProblem(DataError):
         return self.rule
 
 
-class MissingPicture(RowProblem):
+class MissingImage(RowProblem):
     """A row that cannot be used as long as its picture is not there: what was found is not remembered."""
 
 

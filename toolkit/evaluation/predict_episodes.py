@@ -84,7 +84,9 @@ def predict_chains(
     known = _known(out, digest)
     if len(known) < _total(rows):
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
-            prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
+            prompts = Prompts.of(
+                recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"}))
+            )
             stored = chosen is not None and (chosen / "config.json").is_file()
             asker = Asker.load(recipe, prompts, weights, backend, stored=stored)
             batches = rollout(task, rows.samples, rows.chains, known, asker.reply, recipe.evaluation.batch_size)

@@ -17,7 +17,7 @@ from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
 from toolkit.recipe import SPLITS, Phantom, Recipe
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.tasks.steps.synthetic import write_steps
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
@@ -116,7 +116,7 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """The store that gives the pictures of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.of(recipe.images, sorted(roots))
+    return ImageStore.from_recipe(recipe.images, sorted(roots))
 
 
 def scan_pictures(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:

@@ -1,4 +1,4 @@
-"""A confusion as a picture: counts and shares of each true label's answers."""
+"""Plot of a confusion matrix: counts and row fractions."""
 
 import os
 from io import BytesIO
@@ -8,30 +8,30 @@ from textwrap import fill
 import numpy as np
 
 from toolkit.errors import DataError
-from toolkit.scoring.statistics.confusion import UNREADABLE, Confusion
+from toolkit.scoring.statistics.confusion_matrix import UNREADABLE, ConfusionMatrix
 
 _OTHER = "(other)"
-"""The column of answers with a label that is never the true one."""
+"""The column of predicted labels that never occur as true labels."""
 
 _CELL, _SIDE = 0.75, 24.0
-"""Inches of a cell, and of all cells side by side at most: beyond that cells and their writing shrink."""
+"""Inches per cell, and maximum inches of all cells in a row. Beyond it, cells and text shrink."""
 
 _POINTS, _LETTERS = 11, 9
-"""Size of the writing in a whole cell, and the title's letters an inch."""
+"""Font size in a full-size cell, and letters per inch of the title."""
 
 
-def draw_confusion(confusion: Confusion, file: Path, title: str) -> Path:
-    """Write a PNG: a row a true label, a column an answer; in a cell the count and its share of the row.
+def plot_confusion_matrix(confusion: ConfusionMatrix, file: Path, title: str) -> Path:
+    """Write a PNG with one row per true label and one column per answer.
 
-    Answers that could not be read, and those with a label that is never true, stand in columns of their own at the
-    right where there are any. Nothing stands in a cell of 0. The same confusion gives the same file. Folders are made;
-    the file is whole or absent.
+    Cells have the count and its fraction of the row. Unparsed answers and labels that are never true have columns at
+    the right if they occur. Cells with 0 are blank. The
+    output is deterministic and the write is atomic. Parent folders are created.
 
     Returns:
         ``file``.
 
     Raises:
-        DataError: there is nothing to draw.
+        DataError: The matrix is empty.
     """
     if not confusion.labels:
         raise DataError("evaluate.confusion_empty", "a confusion matrix must have at least one answer", place=file)
@@ -44,8 +44,8 @@ def draw_confusion(confusion: Confusion, file: Path, title: str) -> Path:
     return file
 
 
-def _table(confusion: Confusion) -> tuple[tuple[str, ...], np.ndarray]:
-    """Columns, and rows x columns of counts."""
+def _table(confusion: ConfusionMatrix) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the column names and the counts with shape (rows, columns)."""
     rows = [dict(confusion.counts.get(label, {})) for label in confusion.labels]
     table = [[row.pop(label, 0) for label in confusion.labels] for row in rows]
     unreadable = [row.pop(UNREADABLE, 0) for row in rows]
@@ -56,7 +56,7 @@ def _table(confusion: Confusion) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _draw(rows: tuple[str, ...], columns: tuple[str, ...], counts: np.ndarray, title: str) -> bytes:
-    """The picture as PNG. A Figure of its own leaves matplotlib's global figures and backend alone."""
+    """Return the plot as PNG. It uses its own Figure and leaves matplotlib's global state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -65,21 +65,21 @@ def _draw(rows: tuple[str, ...], columns: tuple[str, ...], counts: np.ndarray, t
     width, height, size = side * len(columns) + 2.4, side * len(rows) + 2.0, _POINTS * side / _CELL
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    fractions = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.argwhere(counts):
-        share = shares[row, column]
+        fraction = fractions[row, column]
         words = axes.text(
-            column, row, f"{counts[row, column]}\n{100 * share:.0f} %", ha="center", va="center", size=size
+            column, row, f"{counts[row, column]}\n{100 * fraction:.0f} %", ha="center", va="center", size=size
         )
-        words.set(color="white" if share > 0.5 else "black", in_layout=False)
+        words.set(color="white" if fraction > 0.5 else "black", in_layout=False)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", size=size)
     axes.set_yticks(range(len(rows)), rows, size=size)
     if len(columns) > len(rows):
         axes.axvline(len(rows) - 0.5, color="0.3", linewidth=1.5)
     figure.suptitle(fill(title, int(_LETTERS * width)))
     axes.set(xlabel="answered", ylabel="true")
-    # A dollar sign in a label is no mathematics.
+    # A dollar sign in a label must not start math mode.
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     encoded = BytesIO()

@@ -1,4 +1,4 @@
-"""ISIC's archive and challenges to rows: every kind of table, joined groups, features, copies."""
+"""ISIC archive and challenges to rows: every kind of table, joined groups, features, duplicates."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from skimage import measure as sk
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
-from toolkit.prepare import Prepared, Request, prepare_isic
+from toolkit.prepare import PrepareRequest, PrepareResult, prepare_isic
 
 
-def prepare_rows(source: Path, stage: Any = 1) -> tuple[dict[str, dict[str, Any]], Prepared]:
+def prepare_rows(source: Path, stage: Any = 1) -> tuple[dict[str, dict[str, Any]], PrepareResult]:
     out = source.parent / f"out{stage}"
-    prepared = prepare_isic(source, stage, Request(out))
+    prepared = prepare_isic(source, stage, PrepareRequest(out))
     return {row["image_name"]: row for row in json.loads((out / f"isic_stage{stage}.json").read_text())}, prepared
 
 
@@ -44,7 +44,7 @@ def test_the_archives_metadata_become_rows_of_both_stages(tmp_path: Path) -> Non
     assert set(rows["ISIC_2"]) == {"image_name", "diagnosis", "image", "width", "height", "group", "split"}
     assert rows["ISIC_2"]["diagnosis"] == "Benign"
     assert set(rows) == {"ISIC_1", "ISIC_2"}
-    assert note(prepared, "nothing is said") == 1
+    assert note(prepared, "without any description") == 1
     second, prepared = prepare_rows(source, stage=2)
     assert list(second) == ["ISIC_1"]
     assert second["ISIC_1"]["bbox"] == [3, 3, 15, 12]
@@ -95,17 +95,17 @@ def test_tables_are_joined_and_what_they_disagree_on_is_counted(tmp_path: Path) 
     )
     rows, prepared = prepare_rows(source)
     assert [rows["ISIC_1"][key] for key in ("diagnosis", "lesion_id", "sex")] == ["melanoma", "L1", "female"]
-    assert note(prepared, "two rows differ") == 1
-    assert note(prepared, "no known kind") == 1
-    assert note(prepared, "exactly one class") == 1
+    assert note(prepared, "differ between two rows") == 1
+    assert note(prepared, "unknown layout") == 1
+    assert note(prepared, "exactly one marked") == 1
     assert set(rows) == {"ISIC_1", "ISIC_4"}  # of ISIC_2 nothing is known that stage 1 says
 
 
-def test_a_lesion_of_a_patient_keeps_its_pictures_together(tmp_path: Path) -> None:
+def test_a_lesion_of_a_patient_keeps_its_images_together(tmp_path: Path) -> None:
     lines = [f"ISIC_{i},nevus,{f'P{i // 4}' if i % 2 else ''},L{i // 2}" for i in range(80)]
     table = "image,diagnosis,patient_id,lesion_id\n" + "\n".join(lines) + "\n"
     rows, prepared = prepare_rows(isic(tmp_path, [f"ISIC_{i}" for i in range(80)], meta=table))
-    # Pictures 4k to 4k + 3: two with the patient's name, and two that share a lesion with one of those.
+    # Images 4k to 4k + 3: two with the patient's name, and two that share a lesion with one of those.
     for i in range(80):
         assert rows[f"ISIC_{i}"]["group"] == f"P{i // 4}"
         assert rows[f"ISIC_{i}"]["split"] == rows[f"ISIC_{i - i % 4}"]["split"]
@@ -123,7 +123,7 @@ def test_features_come_from_columns_and_from_masks_that_are_not_empty(tmp_path: 
     assert rows["ISIC_1"]["features"] == ["streaks", "blue veil", "milia like cyst"]
     assert rows["ISIC_1"]["concerning_features"] == ["regression"]
     assert rows["ISIC_2"]["features"] == []  # looked for, and not there
-    assert note(prepared, "confidence is no number") == 1
+    assert note(prepared, "values of confidence that are not numbers") == 1
     parquet = pq.read_table(source.parent / "out1" / "isic_stage1.parquet").to_pylist()
     assert [row["features"] for row in parquet] == [rows[name]["features"] for name in rows]
 
@@ -134,14 +134,14 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
     pairs = "image_name_1,image_name_2\nISIC_1,ISIC_2\nISIC_2,ISIC_3\nISIC_3,ISIC_1\n"
     rows, prepared = prepare_rows(isic(tmp_path, names, meta=table, duplicates=pairs))
     assert set(rows) == {"ISIC_1"}
-    assert (note(prepared, "downsampled"), note(prepared, "duplicates of others")) == (1, 2)
+    assert (note(prepared, "downsampled"), note(prepared, "as duplicates")) == (1, 2)
 
 
 def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
     shared_data: Path, tmp_path: Path
 ) -> None:
     source = shared_data / "skin" / "isic2017"
-    prepared = prepare_isic(source, 2, Request(tmp_path / "out"))
+    prepared = prepare_isic(source, 2, PrepareRequest(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "isic_stage2.json").read_text())
     assert (len(rows), note(prepared, "without a diagnosis")) == (9, 9)
     for row in rows:
@@ -155,22 +155,22 @@ def test_masks_without_any_table_are_enough_and_are_as_scikit_image_sees_them(
 def test_where_nothing_is_recognised_the_message_lists_what_is_there_and_what_was_looked_for(tmp_path: Path) -> None:
     source = isic(tmp_path, ["photo"], things="colour,taste\nred,sweet\n")
     with raises(DataError, "data.isic_not_recognized") as caught:
-        prepare_isic(source, 1, Request(tmp_path / "out"))
+        prepare_isic(source, 1, PrepareRequest(tmp_path / "out"))
     for words in ("photo.jpg", "things.csv: colour,taste", "isic_id", "diagnosis_1", "AKIEC", "_segmentation.png"):
         assert words in str(caught.error)
 
 
-def test_tables_whose_pictures_are_elsewhere_are_told(tmp_path: Path) -> None:
+def test_tables_whose_images_are_elsewhere_are_reported(tmp_path: Path) -> None:
     with raises(DataError, "data.isic_not_recognized") as caught:
-        prepare_isic(isic(tmp_path, ["other"], truth=ONE_HOT_2018), 1, Request(tmp_path / "out"))
+        prepare_isic(isic(tmp_path, ["other"], truth=ONE_HOT_2018), 1, PrepareRequest(tmp_path / "out"))
     assert "name 2 images" in caught.problem.remedy
 
 
 def test_what_was_written_below_the_source_is_not_read_again(tmp_path: Path) -> None:
     source = isic(tmp_path, ["ISIC_1", "ISIC_2"], ["ISIC_1_segmentation"], truth=ONE_HOT_2018)
-    first = prepare_isic(source, 1, Request(source / "out"))
-    again = prepare_isic(source, 1, Request(source / "out"))
+    first = prepare_isic(source, 1, PrepareRequest(source / "out"))
+    again = prepare_isic(source, 1, PrepareRequest(source / "out"))
     assert again == first
     with raises(DataError, "data.output_is_source") as caught:
-        prepare_isic(source, 1, Request(source))
+        prepare_isic(source, 1, PrepareRequest(source))
     assert caught.problem.value == str(source)

@@ -1,9 +1,8 @@
-"""Downloads to rows: official boxes, splits that do not leak, interruptions, strange files, ISIC's tables."""
+"""Downloads to rows: official boxes, splits without leakage, interruptions, malformed files, ISIC tables."""
 
 import csv
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -21,13 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.helpers.problems import raises, warnings_in
+from tests.helpers.problems import raises
 from toolkit.cli import main
 from toolkit.data import Tally
 from toolkit.errors import NOTHING, DataError, Interrupted, RunError
-from toolkit.prepare import Request, prepare_ham10000, split_rows
+from toolkit.prepare import PrepareRequest, prepare_ham10000, split_rows
 from toolkit.prepare.ham10000 import read_metadata
-from toolkit.prepare.measure import PARTIAL
 from toolkit.prepare.sheet import Layout, choose_rows
 from toolkit.prepare.stratify import join_names
 from toolkit.prepare.tables import read_table
@@ -66,14 +64,14 @@ def names_in(folder: Path) -> set[str]:
 
 def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"
-    request = Request(tmp_path / "out")
+    request = PrepareRequest(tmp_path / "out")
     metadata = folder / "HAM10000_metadata.csv"
     prepared = prepare_ham10000([folder / "images_600x450"], folder / "masks_600x450", metadata, request)
     rows = json.loads((tmp_path / "out" / "ham10000_with_spatial_data.json").read_text())
     assert {row["image_id"]: row["bbox"] for row in rows if row["bbox"]} == BOXES
     assert all(row["mask_available"] == (row["image_id"] in BOXES) for row in rows)
     assert prepared.image_root == folder.resolve()
-    assert (prepared.rows, note(prepared, "without a picture"), note(prepared, "without a mask")) == (57, 9958, 51)
+    assert (prepared.rows, note(prepared, "without an image"), note(prepared, "without a mask")) == (57, 9958, 51)
     for row in rows:
         assert (prepared.image_root / row["image"]).is_file()
         if row["bbox"]:
@@ -81,14 +79,14 @@ def test_the_official_masks_give_their_known_boxes(shared_data: Path, tmp_path: 
             assert row["area_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
 
 
-def test_pictures_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
+def test_images_of_another_shape_than_their_masks_end_the_command(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "skin" / "ham10000"  # 224 x 224 against 600 x 450
     with raises(DataError, "data.files_unusable") as caught:
         prepare_ham10000(
             [folder / "images_224"],
             folder / "masks_600x450",
             folder / "HAM10000_metadata.csv",
-            Request(tmp_path / "out"),
+            PrepareRequest(tmp_path / "out"),
         )
     assert "600 x 450" in caught.problem.rule
     assert "224 x 224" in caught.problem.rule
@@ -109,7 +107,7 @@ def test_the_whole_table_splits_with_no_lesion_in_two_splits(shared_data: Path) 
     for name, rows_in_class in Counter(classes).items():
         for split, share in SHARES.items():
             assert abs(found[name, split] - share * rows_in_class) < largest[name]
-    # The same on every machine: fixed by what this gave when it was written.
+    # The same on every machine: fixed by what this returned when it was written.
     text = "\n".join(f"{name} {split}" for name, split in sorted(zip(records, splits, strict=True)))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "aff68d2e1ba7ec5d"
     backwards = split_rows(lesions[::-1], classes[::-1], SHARES, seed=3407)
@@ -132,7 +130,7 @@ class_of_group = st.dictionaries(st.integers(0, 60), st.sampled_from(["a", "b", 
 
 @given(class_of_group, st.integers(0, 3), st.data())
 @settings(deadline=None)
-def test_no_group_stands_in_two_splits_and_no_class_exceeds_its_share_by_a_group(
+def test_no_group_is_in_two_splits_and_no_class_exceeds_its_fraction_by_a_group(
     class_of: dict[int, str], seed: int, data: st.DataObject
 ) -> None:
     drawn = data.draw(st.lists(st.sampled_from(sorted(class_of)), min_size=1, max_size=80))
@@ -161,7 +159,7 @@ def test_too_few_lesions_for_all_splits_go_to_training() -> None:
     assert split_rows(["a", "a", "b"], ["nv", "nv", "mel"], SHARES, seed=1) == ["train"] * 3
 
 
-def test_rows_that_share_a_patient_or_a_lesion_are_one_group_also_by_way_of_a_third() -> None:
+def test_rows_that_share_a_patient_or_a_lesion_are_one_group_also_transitively() -> None:
     names = [("p2", "l1", "a"), ("", "l1", "b"), ("p1", "l1", "c"), ("", "l2", "d"), ("", "", "e")]
     assert join_names(names) == ["p1", "p1", "p1", "l2", "e"]
 
@@ -230,13 +228,13 @@ def test_splits_of_an_earlier_call_do_not_stay(download: Download) -> None:
     assert (summary["rows"], summary["seed"], summary["shares"]["validation"]) == (12, 3407, 0)
 
 
-def test_shares_that_leave_no_training_rows_are_refused(tmp_path: Path) -> None:
+def test_fractions_that_leave_no_training_rows_are_rejected(tmp_path: Path) -> None:
     with raises(DataError, "data.no_training_fraction") as caught:
-        Request(tmp_path, validation=0.5, test=0.5)
+        PrepareRequest(tmp_path, validation=0.5, test=0.5)
     assert caught.problem.value == (0.5, 0.5)
 
 
-# Strange masks and pictures
+# Strange masks and images
 
 
 @pytest.mark.parametrize(
@@ -255,7 +253,7 @@ def test_a_mask_gives_its_box_however_it_is_saved(download: Download, mask: np.n
     download.add("a", mask=mask)
     prepared = download.prepare()
     assert download.written()["a"]["bbox"] == [12, 9, 30, 21]
-    assert note(prepared, "another size") == (mask.shape[:2] != (45, 60))
+    assert note(prepared, "are resized") == (mask.shape[:2] != (45, 60))
 
 
 def test_empty_masks_full_masks_and_specks(download: Download) -> None:
@@ -290,11 +288,11 @@ def test_everything_that_cannot_be_used_is_listed_at_once(download: Download) ->
         (download.masks / f"{name}_segmentation.png").unlink()
     (download.images / "cut.jpg").unlink()
     prepared = download.prepare()
-    assert (prepared.rows, note(prepared, "without a mask"), note(prepared, "without a picture")) == (3, 2, 1)
+    assert (prepared.rows, note(prepared, "without a mask"), note(prepared, "without an image")) == (3, 2, 1)
     assert not (download.out / "problems.txt").exists()
 
 
-def test_pictures_and_masks_without_rows_and_names_in_two_places_are_counted(download: Download) -> None:
+def test_images_and_masks_without_rows_and_names_in_two_places_are_counted(download: Download) -> None:
     download.add("a", mask=box_mask((1, 1, 9, 9)))
     (download.images / "deeper").mkdir()
     for name in ("a", "stranger"):
@@ -303,16 +301,16 @@ def test_pictures_and_masks_without_rows_and_names_in_two_places_are_counted(dow
     (download.images / "._a.jpg").write_bytes(b"left by an archive")
     prepared = download.prepare()
     assert download.written()["a"]["image"] == "images/a.jpg"
-    assert (note(prepared, "pictures without a row"), note(prepared, "masks without a row")) == (1, 1)
-    assert note(prepared, "stands in two places") == 1
+    assert (note(prepared, "images without a row"), note(prepared, "masks without a row")) == (1, 1)
+    assert note(prepared, "occur twice") == 1
 
 
-def test_masks_may_lie_inside_the_folder_of_pictures_and_have_plain_names(download: Download) -> None:
+def test_masks_may_lie_inside_the_folder_of_images_and_have_plain_names(download: Download) -> None:
     download.add("a")
     inside = download.images / "masks"
     inside.mkdir()
     cv2.imwrite(str(inside / "a.png"), box_mask((1, 1, 9, 9)))
-    prepare_ham10000([download.images], inside, download.metadata(), Request(download.out))
+    prepare_ham10000([download.images], inside, download.metadata(), PrepareRequest(download.out))
     row = download.written()["a"]
     assert (row["image"], row["mask"], row["bbox"]) == ("a.jpg", "masks/a.png", [1, 1, 9, 9])
 
@@ -375,7 +373,7 @@ def test_no_image_at_all_is_an_error_with_the_name_that_was_looked_for(download:
 # Interruptions
 
 
-def test_after_ctrl_c_the_same_call_goes_on(download: Download, caplog: pytest.LogCaptureFixture) -> None:
+def test_ctrl_c_stops_before_any_row_is_written(download: Download) -> None:
     fill(download, 100)
 
     def press(what: str, done: int, total: int, note: str = "") -> None:
@@ -384,26 +382,12 @@ def test_after_ctrl_c_the_same_call_goes_on(download: Download, caplog: pytest.L
 
     with raises(Interrupted, "run.interrupted") as caught:
         download.prepare(progress=press, workers=2)
-    assert "of 100" in caught.problem.rule
-    lines = (download.out / PARTIAL).read_text().splitlines()
-    assert len(lines) == 40
-    # A crash in the middle of a line, and a mask that changes before the next call.
-    with (download.out / PARTIAL).open("a") as stream:
-        stream.write('{"key": "torn')
-    cv2.imwrite(str(download.masks / "ISIC_0000_segmentation.png"), box_mask((5, 5, 55, 40)))
-    told: list[int] = []
-    with caplog.at_level(logging.INFO):
-        download.prepare(progress=lambda what, done, total, note="": told.append(done), workers=2)
-    assert "39 of 100 pictures were measured before" in caplog.text
-    assert told == list(range(40, 101))
-    assert not (download.out / PARTIAL).exists()
-    resumed = download.written()
-    assert resumed["ISIC_0000"]["bbox"] == [5, 5, 55, 40]
-    download.prepare(workers=1)
-    assert download.written() == resumed
+    assert "40 of 100" in caught.problem.rule
+    assert not download.out.exists()
+    assert download.prepare(workers=1).rows == 100
 
 
-def test_a_worker_that_is_killed_is_told_and_the_same_call_goes_on(download: Download) -> None:
+def test_a_killed_worker_is_an_error(download: Download) -> None:
     fill(download, 100)
 
     def kill(what: str, done: int, total: int, note: str = "") -> None:
@@ -413,17 +397,15 @@ def test_a_worker_that_is_killed_is_told_and_the_same_call_goes_on(download: Dow
 
     with raises(RunError, "data.worker_ended"):
         download.prepare(progress=kill, workers=2)
-    assert (download.out / PARTIAL).exists()
     assert download.prepare().rows == 100
 
 
-def test_a_damaged_file_of_partial_results_is_made_again(download: Download, caplog: pytest.LogCaptureFixture) -> None:
-    fill(download, 3)
-    download.out.mkdir()
-    (download.out / PARTIAL).write_text('{"key": 1}\nnonsense\n')
-    assert download.prepare().rows == 3
-    (found,) = warnings_in(caplog)
-    assert (found.code, found.place) == ("data.partial_results_damaged", str(download.out / PARTIAL))
+def test_workers_measure_the_same_as_one_process(download: Download) -> None:
+    fill(download, 100)
+    download.prepare(workers=1)
+    alone = download.written()
+    download.prepare(workers=2)
+    assert download.written() == alone
 
 
 # The sheet
@@ -440,7 +422,7 @@ def test_the_sheet_shows_boxes_and_is_whole_in_one_file(download: Download) -> N
     assert "http://" not in page
     assert "https://" not in page
     pixels = np.asarray(Image.open(download.out / "sheet.png").convert("RGB"))
-    # Small pictures are not enlarged: the box is 18 x 12, so its edge has 2 x 18 + 2 x 10 pixels.
+    # Small images are not enlarged: the box is 18 x 12, so its edge has 2 x 18 + 2 x 10 pixels.
     assert (pixels == (0xFF, 0xD4, 0)).all(axis=2).sum() == 56
 
 
@@ -455,7 +437,7 @@ def test_the_sheet_is_chosen_evenly_by_class_and_by_seed() -> None:
     assert choose_rows(rows, Layout("dx", "id"), seed=2) != chosen
 
 
-def test_a_picture_that_cannot_be_decoded_is_counted_on_the_sheet(download: Download) -> None:
+def test_an_image_that_cannot_be_decoded_is_counted_on_the_sheet(download: Download) -> None:
     download.add("a", mask=box_mask((12, 9, 30, 21)))
     content = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (45, 60, 3), np.uint8))[1].tobytes()
     (download.images / "a.jpg").unlink()
@@ -496,7 +478,7 @@ def test_the_command_for_isic_tells_what_it_counted(tmp_path: Path, capsys: pyte
     )
     text = call(capsys, "data", "prepare", "isic", "--source", source, "--stage", 2, "--out", tmp_path / "out")
     assert "1 rows in" in text
-    assert "1 without a box: left out of stage 2 (for example ISIC_2)" in text
+    assert "1 images without a box, which are left out of stage 2 (for example ISIC_2)" in text
     assert 'group = "group"' in text
 
 
@@ -505,7 +487,7 @@ def test_every_preparation_has_help(prepare: str, capsys: pytest.CaptureFixture[
     assert "--out" in call(capsys, "data", "prepare", prepare, "--help")
 
 
-def test_progress_is_told_for_every_picture(download: Download) -> None:
+def test_progress_is_reported_for_every_image(download: Download) -> None:
     fill(download, 3)
     told: list[tuple[str, int, int]] = []
     tell: Callable[..., None] = lambda what, done, total, note="": told.append((what, done, total))  # noqa: E731

@@ -1,16 +1,16 @@
-"""Answers as labels, counted: confusion and majority. An answer that could not be read is None and counts as wrong."""
+"""Confusion matrix and majority class of labels. An unparsed answer is None and counts as wrong."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 UNREADABLE = "(unreadable)"
-"""The column of answers that could not be read."""
+"""The column of unparsed answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Confusion:
-    """``counts[true][predicted]``: true labels in order, with the labels that were answered; zeros are left out."""
+class ConfusionMatrix:
+    """``counts[true][predicted]`` without zeros. ``labels`` are the true labels in order."""
 
     labels: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]
@@ -18,23 +18,23 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Majority:
-    """The most frequent label: what always answering it would score is ``count / n``. None where n is 0."""
+    """The most frequent label. The majority baseline has accuracy ``count / n``. ``label`` is None if n is 0."""
 
     label: str | None
     count: int
     n: int
 
 
-def confusion(true: Sequence[str], predicted: Sequence[str | None]) -> Confusion:
-    """How often each true label was answered with each label."""
+def confusion_matrix(true: Sequence[str], predicted: Sequence[str | None]) -> ConfusionMatrix:
+    """Return how often each true label was answered with each label."""
     pairs = Counter((a, UNREADABLE if b is None else b) for a, b in zip(true, predicted, strict=True))
     labels = sorted(set(true))
     counts = {a: {b: n for (row, b), n in sorted(pairs.items()) if row == a} for a in labels}
-    return Confusion(tuple(labels), counts)
+    return ConfusionMatrix(tuple(labels), counts)
 
 
 def majority(labels: Sequence[str]) -> Majority:
-    """The most frequent label; of equally frequent ones the first in sorted order."""
+    """Return the most frequent label. Ties go to the first in sorted order."""
     counts = Counter(labels)
     if not counts:
         return Majority(None, 0, 0)

@@ -1,18 +1,18 @@
-"""Places in words: the cell of a grid over the picture that holds a lesion's middle, spelled and read."""
+"""Locations in words: the grid cell with the centre of a lesion, formatted and parsed."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 from toolkit.scoring.regions.boxes import Box, Size, centre
 
-Place = tuple[int, int]
-"""Row and column of a grid, from 0 at the upper left."""
+Location = tuple[int, int]
+"""Row and column of a grid cell, from 0 at the upper left."""
 
 GRIDS: Mapping[int, tuple[Sequence[str], Sequence[str]]] = {
     3: (("upper", "center", "lower"), ("left", "center", "right")),
     5: (("far upper", "upper", "center", "lower", "far lower"), ("far left", "left", "center", "right", "far right")),
 }
-"""Cells a side -> the names of the rows and of the columns."""
+"""Cells per side -> names of the rows and of the columns."""
 
 _SAME = {
     "top": "upper",
@@ -27,10 +27,10 @@ _SAME = {
 _WORD = re.compile(r"[a-z]+")
 
 
-def place_of(box: Box, size: Size, grid: int = 3) -> Place:
-    """The cell that holds the middle of a box; the picture is cut into ``grid`` equal parts each way.
+def locate_box(box: Box, size: Size, grid: int = 3) -> Location:
+    """Return the cell with the centre of a box. The image has ``grid`` equal cells per side.
 
-    >>> place_of((0, 0, 20, 20), (90, 60)), place_of((40, 25, 50, 35), (90, 60))
+    >>> locate_box((0, 0, 20, 20), (90, 60)), locate_box((40, 25, 50, 35), (90, 60))
     ((0, 0), (1, 1))
     """
     x, y = centre(box)
@@ -38,24 +38,26 @@ def place_of(box: Box, size: Size, grid: int = 3) -> Place:
     return min(max(row, 0), grid - 1), min(max(column, 0), grid - 1)
 
 
-def spell_place(place: Place, grid: int = 3) -> str:
-    """The cell in words, row first.
+def format_location(location: Location, grid: int = 3) -> str:
+    """Return the cell in words, row first.
 
-    >>> spell_place((0, 2)), spell_place((1, 1)), spell_place((4, 0), 5)
+    >>> format_location((0, 2)), format_location((1, 1)), format_location((4, 0), 5)
     ('upper-right', 'center-center', 'far lower-far left')
     """
     rows, columns = GRIDS[grid]
-    return f"{rows[place[0]]}-{columns[place[1]]}"
+    return f"{rows[location[0]]}-{columns[location[1]]}"
 
 
-def read_place(text: str, grid: int = 3) -> Place | None:
-    """The cell that a text names, also in other words of English; None where it names none, or two.
+def parse_location(text: str, grid: int = 3) -> Location | None:
+    """Return the cell that a text names, also by synonyms, or None if it names none or several.
 
-    Where only a row or only a column is named, the other is the center. In a grid without far cells, far ones are
-    read as the nearer ones.
+    If a text names only a row or only a column, the other is the center. A grid without far cells reads "far" as the
+    nearer cell.
 
-    >>> read_place("Top left quadrant"), read_place("in the centre"), read_place("lower"), read_place("left or right")
-    ((0, 0), (1, 1), (2, 1), None)
+    >>> parse_location("Top left quadrant"), parse_location("in the centre"), parse_location("lower")
+    ((0, 0), (1, 1), (2, 1))
+    >>> parse_location("left or right") is None
+    True
     """
     rows, columns = GRIDS[grid]
     words = [_SAME.get(word, word) for word in _WORD.findall(text.lower())]
@@ -74,10 +76,10 @@ def read_place(text: str, grid: int = 3) -> Place | None:
     return next(iter(found_rows), middle), next(iter(found_columns), middle)
 
 
-def place_score(named: Place, true: Place, grid: int = 3) -> float:
-    """1 for the right cell, less by each step to it, 0 from corner to corner (steps along rows and columns).
+def location_score(named: Location, true: Location, grid: int = 3) -> float:
+    """Return 1 for the right cell, decreasing with the Manhattan distance to 0 for opposite corners.
 
-    >>> place_score((0, 0), (0, 0)), place_score((1, 1), (0, 0)), place_score((2, 2), (0, 0))
+    >>> location_score((0, 0), (0, 0)), location_score((1, 1), (0, 0)), location_score((2, 2), (0, 0))
     (1.0, 0.5, 0.0)
     """
     steps = abs(named[0] - true[0]) + abs(named[1] - true[1])
