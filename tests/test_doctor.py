@@ -17,20 +17,18 @@ from typing import Any
 
 import pytest
 
-from toolkit.diagnostics import STATES, TESTED, Finding
-from toolkit.diagnostics.causes import find_cause
-from toolkit.diagnostics.disk import check_folder, check_folders, hub_cache
-from toolkit.diagnostics.extras import check_extras
+from toolkit.diagnostics import LIBRARIES, STATES, Finding
+from toolkit.diagnostics.examine import TINY, check_recipes
 from toolkit.diagnostics.finding import joined
 from toolkit.diagnostics.gpu import Driver, ask_driver, check_driver, check_gpus
 from toolkit.diagnostics.hub import check_hub, token_holder
-from toolkit.diagnostics.libraries import check_libraries, check_load
-from toolkit.diagnostics.machine import notebook
+from toolkit.diagnostics.libraries import check_extras, check_libraries, check_load, find_cause
+from toolkit.diagnostics.machine import check_folder, check_folders, hub_cache, notebook
 from toolkit.diagnostics.probes import Outcome, run_probes
-from toolkit.diagnostics.recipes import TINY, check_recipes
 from toolkit.diagnostics.versions import TORCHVISION_OF, allowed, check_version
 from toolkit.errors import CODE
 from toolkit.recipe import load_recipe
+from toolkit.runfolder import TESTED_VERSIONS
 from toolkit.runfolder.cache import cache_folder
 
 ROOT = Path(__file__).parent.parent
@@ -133,14 +131,14 @@ def probe(name: str, limit: float = 30) -> Outcome:
 def test_the_tested_versions_are_those_of_the_constraints() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert {name: pinned[name] for name in TESTED} == dict(TESTED)
+    assert {name: pinned[name] for name in TESTED_VERSIONS} == dict(TESTED_VERSIONS)
 
 
 def test_what_was_tested_is_allowed_and_has_its_torchvision() -> None:
     ranges = allowed()
     assert ranges is not None
-    assert {check_version(name, version, ranges).state for name, version in TESTED.items()} == {"good"}
-    pair = [".".join(TESTED[name].split(".")[:2]) for name in ("torch", "torchvision")]
+    assert {check_version(name, version, ranges).state for name, version in TESTED_VERSIONS.items()} == {"good"}
+    pair = [".".join(TESTED_VERSIONS[name].split(".")[:2]) for name in ("torch", "torchvision")]
     assert TORCHVISION_OF[pair[0]] == pair[1]
 
 
@@ -167,7 +165,7 @@ def test_a_version_is_tested_allowed_or_neither(package: str, version: str, stat
     found = check_version(package, version, allowed())
     assert (found.state, found.code) == (state, code)
     assert version in found.found
-    assert state == "good" or TESTED[package] in found.remedy or "-c constraints.txt" in found.remedy
+    assert state == "good" or TESTED_VERSIONS[package] in found.remedy or "-c constraints.txt" in found.remedy
 
 
 # One library in a process
@@ -394,7 +392,7 @@ def test_bitsandbytes_without_its_cuda_library_matters_where_there_is_a_gpu(site
 
 def test_a_library_that_is_missing_is_told_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.diagnostics.libraries.installed", lambda package: None)
-    missing = {name: Outcome(name, "missing", error=f"No module named {name}") for name in [*TESTED, "opencv"]}
+    missing = {name: Outcome(name, "missing", error=f"No module named {name}") for name in [*LIBRARIES, "opencv"]}
     states = {one.name: one.state for one in check_libraries(missing, gpu=False)}
     assert states["torch"] == states["opencv-python"] == "problem"
     assert states["unsloth"] == states["bitsandbytes"] == "warning"
@@ -736,7 +734,7 @@ def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> Non
         "Python",
         "GPU",
         "driver",
-        *TESTED,
+        *LIBRARIES,
         "vLLM",
         "llama.cpp",
         "Hub token",
@@ -840,7 +838,7 @@ def test_the_doctor_itself_loads_no_heavy_library(site: Path, tmp_path: Path) ->
 def test_this_machine_with_its_real_libraries(tmp_path: Path) -> None:
     done = call(tmp_path, "--json")
     found = findings_of(done)
-    loads = [name for name in TESTED if name not in ("unsloth", "unsloth_zoo")]
+    loads = [name for name in LIBRARIES if name not in ("unsloth", "unsloth_zoo")]
     assert [name for name in loads if "loads in" not in found[name]["found"]] == []
     if found["GPU"]["code"] == "doctor.gpu_none":
         assert found["unsloth"]["state"] == "good"

@@ -15,10 +15,11 @@ from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
 from fake_cuda.log import Allocation
 from fake_cuda.trace import Spec, trace
 
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import RowSize, Setting
 from toolkit.planning.prequantised import KEPT
+from toolkit.planning.stages import Setting
+from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"

@@ -29,20 +29,15 @@ from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.prepare_data import PHANTOMS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.base import BaseWeights, find_base
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.disk import Disk, judge_disk
-from toolkit.planning.duration import COMMON
-from toolkit.planning.gpu import GIB
-from toolkit.planning.model_configs import KNOWN, find_configuration
+from toolkit.planning.gpu import COMMON, GIB
+from toolkit.planning.model_files import KNOWN, BaseWeights, find_base, find_configuration
 from toolkit.planning.prequantised import KEPT, Repository
-from toolkit.planning.stage_settings import planned_backend
-from toolkit.planning.tested import compare_versions
+from toolkit.planning.stages import plan_work, planned_backend
 from toolkit.planning.tokens import picture_tokens
-from toolkit.planning.work import plan_work
 from toolkit.recipe import Model, Phantom, Recipe, load_recipe
-from toolkit.runfolder import TESTED, append_line, find_run, read_json
+from toolkit.runfolder import TESTED_VERSIONS, append_line, find_run, read_json, untested_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -95,7 +90,7 @@ def test_a_plan_imports_no_training_library(films: Path, tmp_path: Path) -> None
 
 def test_the_json_has_its_documented_keys(films: Path, tmp_path: Path) -> None:
     found = make(recipe_on_files(tmp_path, films), A5000).to_json()
-    documented = (ROOT / "toolkit/planning/record.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
+    documented = (ROOT / "toolkit/planning/plan.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
     keys = [line.split()[0] for line in documented.splitlines() if line.startswith("    ") and line[4] != " "]
     assert list(found) == keys
     assert json.loads(json.dumps(found)) == found
@@ -466,8 +461,10 @@ def test_a_known_pain_is_warned_of_where_it_applies(
 
 
 def test_versions_are_compared_with_those_that_were_tested() -> None:
-    found = compare_versions({**TESTED, "torch": "0.0.1", "trl": f"{TESTED['trl']}+local", "python": "2"})
-    assert found == {"torch": {"installed": "0.0.1", "tested": TESTED["torch"]}}
+    found = untested_versions(
+        {**TESTED_VERSIONS, "torch": "0.0.1", "trl": f"{TESTED_VERSIONS['trl']}+local", "python": "2"}
+    )
+    assert found == {"torch": {"installed": "0.0.1", "tested": TESTED_VERSIONS["torch"]}}
 
 
 def test_practice_data_are_planned_before_they_are_made(tmp_path: Path) -> None:
@@ -490,7 +487,7 @@ def loaded(recipe: Recipe) -> Architecture:
 def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file: Path, backend: Any) -> None:
     """With rows that fill model.max_tokens, and 5 % of the GPU to spare on the backend that it runs."""
     from toolkit.planning.memory import estimate
-    from toolkit.planning.stage_settings import memory_settings
+    from toolkit.planning.stages import memory_settings
     from toolkit.planning.tokens import fullest_row
 
     recipe = load_recipe(file)
@@ -505,7 +502,7 @@ def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file:
 def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
     """The traced ones beside them are those that tests/benchmarks/bench_memory.py printed."""
     from toolkit.planning.memory import estimate
-    from toolkit.planning.stage_settings import memory_settings
+    from toolkit.planning.stages import memory_settings
     from toolkit.planning.tokens import fullest_row
 
     text = (ROOT / "docs" / "concepts" / "plan_estimates.md").read_text(encoding="utf-8")

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 import pytest
 from footprint import shape_fields
 
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.counting import build_architecture
-from toolkit.planning.duration import COMMON, GPUS, figures_of, gpus_of, stage_time
-from toolkit.planning.duration.estimate import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds
-from toolkit.planning.duration.load import Load, Passes
-from toolkit.planning.memory import RowSize, Setting
+from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.duration import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds, stage_time
+from toolkit.planning.gpu import COMMON, GPUS, figures_of, gpus_of
+from toolkit.planning.passes import Load, Passes
 from toolkit.planning.prequantised import KEPT
-from toolkit.planning.work import Work
+from toolkit.planning.stages import Setting, Work
+from toolkit.planning.tokens import RowSize
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MODELS = ("medgemma_4b", "qwen2_5_vl_7b", "qwen3_vl_8b")

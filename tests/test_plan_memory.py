@@ -17,13 +17,13 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from toolkit import tiny
 from toolkit.models import lora as adapter
 from toolkit.models.loading import precision_of
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.counting import build_architecture
-from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
-from toolkit.planning.memory.knobs import _completions, _pictures
+from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.gpu import GIB, usable_bytes
+from toolkit.planning.memory import estimate, first_fit, generation, training, weights
+from toolkit.planning.memory.estimate import _completions, _pictures
 from toolkit.planning.prequantised import KEPT
-from toolkit.planning.stage_settings import planned_precision
+from toolkit.planning.stages import Setting, planned_precision
+from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora, Model
 from toolkit.training import sft_loss
 
@@ -157,12 +157,12 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
         kept = allocated.now
         hidden.float().sum().backward()
     known = build_architecture(fields)
-    estimated = activations.kept_bytes(known, setting)
+    estimated = training.kept_bytes(known, setting)
     if not checkpointing:
         copies = weights.adapter_bytes(known, setting) - 4 * known.adapter_parameters(16, TARGETS, False)
         assert estimated + copies == pytest.approx(kept, rel=0.15)
         return
-    layer, gradients = activations.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
+    layer, gradients = training.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
     assert estimated + layer + gradients == pytest.approx(allocated.peak, rel=0.25)
     assert estimated + layer + gradients > 0.95 * allocated.peak
 
@@ -171,14 +171,14 @@ def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None
     """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
     model = by_unsloths_rule("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
-    assert activations.kept_bytes(model, SFT) == activations.kept_bytes(model, blind)
+    assert training.kept_bytes(model, SFT) == training.kept_bytes(model, blind)
     by_unsloth = replace(SFT, backend="unsloth")
     on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
-    kept = activations.kept_bytes(model, on) - activations.kept_bytes(model, replace(on, row=blind.row))
+    kept = training.kept_bytes(model, on) - training.kept_bytes(model, replace(on, row=blind.row))
     assert kept == 4096 * (1152 * (27 * 2 + 12) + 8 * 72) + 256 * (4 * 1152 + 2 * 2560)
-    assert activations.kept_bytes(model, off) == activations.kept_bytes(model, replace(off, row=blind.row))
+    assert training.kept_bytes(model, off) == training.kept_bytes(model, replace(off, row=blind.row))
     adapted = replace(SFT, lora_vision=True)
-    assert activations.kept_bytes(model, adapted) > activations.kept_bytes(model, SFT)
+    assert training.kept_bytes(model, adapted) > training.kept_bytes(model, SFT)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
@@ -197,24 +197,24 @@ def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> N
         torch.exp(logps - logps.detach()).mean().backward()
     known = replace(architecture("medgemma_4b"), vocabulary=vocabulary)
     setting = replace(GRPO, rows=rows, answer_tokens=tokens)
-    assert activations.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
+    assert training.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
 
 
 def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
     """The trained positions are those of the answer; a vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
-    assert (activations.SLICE, activations.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
+    assert (training.SLICE, training.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
     states = 2 * 2 * 2560
-    assert activations.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
+    assert training.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
     longer = replace(SFT, row=replace(ROW, answer=500))
-    assert activations.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
+    assert training.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
 
 
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
     """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
     model, by_unsloth = by_unsloths_rule("medgemma_4b"), replace(SFT, backend="unsloth")
     gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
-    sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
+    sizes = [training.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
     assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
 
 
@@ -230,16 +230,16 @@ def test_the_cache_of_keys_and_values_is_as_large_as_transformers_makes_it(name:
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     # The last token that is written never passes through the model.
     setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
-    assert rollout.kv_cache_bytes(build_architecture(fields), setting) == held
+    assert generation.kv_cache_bytes(build_architecture(fields), setting) == held
 
 
 def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
     """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens; 2 tensors of 2 bytes, 8 answers of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
-    assert rollout.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
+    assert generation.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
     long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
-    assert rollout.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
+    assert generation.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
     cached = {moment.name: moment.parts.get("kv_cache", 0) for moment in estimate(model, long_prompt).moments}
     assert (cached["vision tower"], cached["prefill"]) == (0, a_place * 34 * 2000)
     assert cached["decoding"] == a_place * (5 * 2010 + 29 * 1023)
@@ -268,8 +268,8 @@ def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, preci
     row = RowSize(300, images, 0, 1, patches)
     setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
     known = build_architecture(fields)
-    layers = rollout.prompt_cache_bytes(known, setting) + rollout.prefill_bytes(known, setting)
-    estimated = max(layers, rollout.tower_bytes(known, setting, answers * patches, autocast=False))
+    layers = generation.prompt_cache_bytes(known, setting) + generation.prefill_bytes(known, setting)
+    estimated = max(layers, generation.tower_bytes(known, setting, answers * patches, autocast=False))
     assert 0.95 * allocated.peak < estimated < 1.15 * allocated.peak
 
 

@@ -92,7 +92,7 @@ def test_a_package_that_the_pictures_need_is_a_problem(films: Path, monkeypatch:
     def lacking(*_: Any) -> None:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM")
 
-    monkeypatch.setattr("toolkit.planning.rows.count_rows", lacking)
+    monkeypatch.setattr("toolkit.planning.tokens.count_rows", lacking)
     found = [problem.details for problem in make(recipe_of(films), None).problems]
     assert {(problem.code, problem.place) for problem in found} == {("install.extra_missing", "pydicom")}
 
@@ -269,7 +269,7 @@ def test_vllm_is_refused_with_every_reason(films: Path, monkeypatch: pytest.Monk
     reasons = found.rule.split("; ")
     for word in ("installed", "24 GB", "backend", "[sft]"):
         assert sum(word in reason for reason in reasons) == 1
-    monkeypatch.setattr("toolkit.planning.backend.find_spec", lambda name: object())
+    monkeypatch.setattr("toolkit.planning.checks.find_spec", lambda name: object())
     assert make(recipe_of(films, tables, sft=None), described_gpu(24)).problems == []
     small = one_of(make(recipe_of(films, tables, sft=None), described_gpu(16)), "training.vllm_unsupported")
     assert "24 GB" in small.rule

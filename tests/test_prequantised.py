@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from training import small_recipe
 
 from toolkit.planning import prequantised
-from toolkit.planning.base import State
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import build_architecture, stays
 from toolkit.planning.disk import Downloads, plan_disk
-from toolkit.planning.memory import RowSize, Setting
 from toolkit.planning.memory.weights import weight_bytes
+from toolkit.planning.model_files import State
 from toolkit.planning.prequantised import (
     DOWNLOADS,
     KEPT,
@@ -28,9 +27,10 @@ from toolkit.planning.prequantised import (
     find_repository,
     fraction_kept,
     keep_some,
-    stays,
     table_of_names,
 )
+from toolkit.planning.stages import Setting
+from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Export, Model
 
 ROW = RowSize(1, 0, 0, 0, 0)

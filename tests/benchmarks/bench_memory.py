@@ -25,13 +25,12 @@ from fake_cuda.compare import GIB, Comparison, compare
 from fake_cuda.trace import Spec, Traced, trace
 from recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import Setting, estimate
+from toolkit.planning.memory import estimate
 from toolkit.planning.memory.estimate import CONTEXT
 from toolkit.planning.prequantised import KEPT
-from toolkit.planning.stage_settings import memory_settings, planned_backend
+from toolkit.planning.stages import Setting, memory_settings, planned_backend
 from toolkit.planning.tokens import fullest_row
 from toolkit.recipe import load_recipe
 

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fake_cuda.log import DEVICE, known_tensor
 from fake_cuda.stage import Batch, Stage
-from toolkit.planning.memory import Setting
+from toolkit.planning.stages import Setting
 
 Loss = Callable[[Stage, Batch], torch.Tensor]
 

@@ -14,8 +14,9 @@ from transformers.quantizers.base import HfQuantizer
 from fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
 from toolkit.models.module_names import VISION
-from toolkit.planning.memory import Setting
-from toolkit.planning.prequantised import KEPT, stays
+from toolkit.planning.architecture import stays
+from toolkit.planning.prequantised import KEPT
+from toolkit.planning.stages import Setting
 from toolkit.recipe import Lora
 
 

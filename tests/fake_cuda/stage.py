@@ -15,7 +15,7 @@ from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
 from fake_cuda.model import grid_of
 from toolkit.models.gradient_checkpointing import spare_input_gradients
-from toolkit.planning.memory import Setting
+from toolkit.planning.stages import Setting
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toolkit.planning import Plan
     from toolkit.planning.duration import StageTime
-    from toolkit.planning.record import StageMemory
+    from toolkit.planning.plan import StageMemory
     from toolkit.planning.tokens import Tokens
 
 GIB = 2**30

@@ -2,6 +2,6 @@
 
 from toolkit.diagnostics.examine import Examination, examine
 from toolkit.diagnostics.finding import STATES, Finding, State
-from toolkit.runfolder import TESTED
+from toolkit.diagnostics.libraries import LIBRARIES
 
-__all__ = ["STATES", "TESTED", "Examination", "Finding", "State", "examine"]
+__all__ = ["LIBRARIES", "STATES", "Examination", "Finding", "State", "examine"]

@@ -2,22 +2,20 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import __version__
-from toolkit.diagnostics.disk import check_folders
-from toolkit.diagnostics.extras import check_extras
-from toolkit.diagnostics.finding import Finding, State
+from toolkit.diagnostics.finding import Finding, State, joined
 from toolkit.diagnostics.gpu import ask_driver, check_driver, check_gpus
 from toolkit.diagnostics.hub import asked_model, check_hub
-from toolkit.diagnostics.inside import LOADS
-from toolkit.diagnostics.libraries import check_libraries
-from toolkit.diagnostics.machine import check_machine
+from toolkit.diagnostics.libraries import check_extras, check_libraries
+from toolkit.diagnostics.machine import check_folders, check_machine
+from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import LIMIT, TOTAL, Outcome, run_probes
-from toolkit.diagnostics.recipes import check_recipes
 from toolkit.recipe import Recipe
+from toolkit.recipe.imagegen import TINY_GENERATOR
 from toolkit.runfolder import Progress, hide_secrets, silent
 
 
@@ -81,3 +79,76 @@ def _findings(
 
 def _without_secrets(finding: Finding) -> Finding:
     return replace(finding, found=hide_secrets(finding.found), remedy=hide_secrets(finding.remedy))
+
+
+TINY = (
+    "recipes/quickstart.toml",
+    "recipes/ham10000_tiny.toml",
+    "recipes/lesions_tiny.toml",
+    "recipes/steps_tiny.toml",
+    "recipes/imagegen_tiny.toml",
+)
+"""The shipped recipes of the tiny model; a test holds the list."""
+
+
+def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) -> Finding:
+    """What runs: the recipe that was named, else which of those that are shipped.
+
+    Args:
+        recipe: the one that was named.
+        found: everything else.
+        gpu: whether torch can use a GPU.
+    """
+    broken = [one.name for one in found if one.state == "problem"]
+    first = Finding(
+        "doctor.problems_first", "recipes", "problem", f"blocked by: {', '.join(broken)}", "Solve them first."
+    )
+    if recipe is not None:
+        own = _named(recipe, gpu)
+        return joined(own, first) if broken else own
+    if broken:
+        return first
+    if gpu:
+        return Finding("doctor.recipes_all", "recipes", "good", "all that fit the GPU memory")
+    text = f"on the CPU: {', '.join(TINY)}. The others need a GPU"
+    return Finding("doctor.recipes_on_cpu", "recipes", "good", text)
+
+
+def _named(recipe: Recipe, gpu: bool) -> Finding:
+    if recipe.imagegen is not None:
+        return _image_generator(recipe.run.name, recipe.imagegen.generator.model, gpu)
+    model = recipe.model
+    name = f"{recipe.run.name} ({model.name}, {model.precision})"
+    if gpu:
+        return _can_start(name)
+    if model.precision in ("4bit", "8bit"):
+        remedy = (
+            "Run it on a machine with a GPU. To try the recipe here: --set model.name=tiny --set model.precision=auto."
+        )
+        text = f"{name} needs a GPU, and torch finds none"
+        return Finding("doctor.recipe_needs_gpu", "recipes", "problem", text, remedy)
+    if model.backend == "unsloth":
+        remedy = "Run it on a machine with a GPU, or with --set model.backend=hf."
+        text = f"{name}: Unsloth needs a GPU, and torch finds none"
+        return Finding("doctor.unsloth_needs_gpu", "recipes", "problem", text, remedy)
+    if model.name != "tiny":
+        return _slow(name, "Use a GPU. A 4B model takes minutes for a step on a CPU.")
+    return Finding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")
+
+
+def _slow(name: str, remedy: str) -> Finding:
+    return Finding("doctor.recipe_slow_on_cpu", "recipes", "warning", f"{name} runs on the CPU", remedy)
+
+
+def _can_start(name: str) -> Finding:
+    text = f"{name} can start. Its memory is not estimated (see toolkit plan)"
+    return Finding("doctor.recipe_can_start", "recipes", "good", text)
+
+
+def _image_generator(run: str, model: str, gpu: bool) -> Finding:
+    name = f"{run} ({model})"
+    if gpu:
+        return _can_start(name)
+    if model != TINY_GENERATOR:
+        return _slow(name, "Use a GPU. Stable Diffusion takes minutes for an image on a CPU.")
+    return Finding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")

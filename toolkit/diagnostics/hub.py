@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit import tiny
-from toolkit.diagnostics.disk import hub_home
 from toolkit.diagnostics.finding import Finding, State
-from toolkit.diagnostics.machine import notebook
+from toolkit.diagnostics.machine import hub_home, notebook
 from toolkit.diagnostics.probes import Outcome
 from toolkit.recipe import Recipe
 from toolkit.recipe.checks import is_folder_name

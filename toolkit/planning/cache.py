@@ -16,19 +16,15 @@ from typing import TypeVar
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
+from toolkit.models import chat_template, lengths, module_names
 from toolkit.runfolder import write_text
 from toolkit.runfolder.cache import cache_folder
 
 CODE = (
-    "backends/parts.py",
-    "chat.py",
-    "plan/architecture.py",
-    "plan/counting.py",
-    "plan/prequantised.py",
-    "plan/tokens.py",
-    "stages/lengths.py",
+    *(Path(str(module.__file__)) for module in (chat_template, lengths, module_names)),
+    *(Path(__file__).with_name(name) for name in ("architecture.py", "tokens.py")),
 )
-"""Files of the package that decide what is counted."""
+"""Source files that decide the counts."""
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "jinja2", "pillow")
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".pt", ".pth", ".onnx"})
 """Files of a model's folder that say nothing of its tokens, and are large."""
@@ -68,8 +64,7 @@ def folder_facts(folder: Path) -> list[tuple[str, str]]:
 
 @cache
 def _code() -> list[str]:
-    package = Path(__file__).parent.parent
-    return [_hash(package / name for name in CODE), *(f"{library} {_version(library)}" for library in LIBRARIES)]
+    return [_hash(CODE), *(f"{library} {_version(library)}" for library in LIBRARIES)]
 
 
 def _version(library: str) -> str:

@@ -10,11 +10,11 @@ from toolkit.errors import Problem
 from toolkit.models.llamacpp import forms_of, most_bytes
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.base import State
 from toolkit.planning.findings import Finding
-from toolkit.planning.memory.setting import Setting, Stage
 from toolkit.planning.memory.weights import FLOAT, optimizer_bytes, trained_parameters, weight_bytes
+from toolkit.planning.model_files import State
 from toolkit.planning.prequantised import Repository
+from toolkit.planning.stages import Setting, Stage
 from toolkit.recipe import Export, Recipe
 
 SPARE = 10**9

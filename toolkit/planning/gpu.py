@@ -1,11 +1,114 @@
-"""The GPU that a plan is for: this machine's, or one that is described."""
+"""Data-sheet figures of GPUs, from which a stage's time is estimated.
+
+Figures are those of NVIDIA's data sheets and architecture whitepapers (Turing, Ampere GA100 and GA102, Ada, Hopper,
+Blackwell). Tensor figures are dense (without sparsity), in half precision with float32 accumulation: GeForce GPUs
+of the Ampere, Ada and Blackwell generations run that at half the rate of float16 accumulation.
+"""
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.planning.duration.gpus import GpuFigures, figures_of, gpus_of
+
+@dataclass(frozen=True, slots=True)
+class GpuFigures:
+    """Peak rates of one GPU."""
+
+    name: str
+    memory: int
+    """Nominal GB."""
+    tensor: float
+    """TFLOP/s of dense matrix products in half precision with float32 accumulation. Without tensor cores, the rate of
+    float32."""
+    float32: float
+    """TFLOP/s of float32 outside of tensor cores: torch leaves TF32 off for matrix products."""
+    bandwidth: float
+    """GB/s of GPU memory."""
+    bf16: bool = True
+    """It computes in bfloat16: compute capability 8.0 and above."""
+
+    @property
+    def model(self) -> str:
+        """The name without a size that only tells variants apart."""
+        return re.sub(r" \d+ GB$", "", self.name)
+
+
+GPUS = (
+    GpuFigures("P100", 16, 9.3, 9.3, 732, bf16=False),
+    GpuFigures("V100 16 GB", 16, 125, 15.7, 900, bf16=False),
+    GpuFigures("V100 32 GB", 32, 125, 15.7, 900, bf16=False),
+    GpuFigures("T4", 16, 65, 8.1, 320, bf16=False),
+    GpuFigures("RTX 2080 Ti", 11, 53.8, 13.4, 616, bf16=False),
+    GpuFigures("A100 40 GB", 40, 312, 19.5, 1555),
+    GpuFigures("A100 80 GB", 80, 312, 19.5, 1935),
+    GpuFigures("A10G", 24, 70, 31.5, 600),
+    GpuFigures("A10", 24, 125, 31.2, 600),
+    GpuFigures("A30", 24, 165, 10.3, 933),
+    GpuFigures("A40", 48, 149.7, 37.4, 696),
+    GpuFigures("RTX A4000", 16, 76.7, 19.2, 448),
+    GpuFigures("RTX A5000", 24, 111.1, 27.8, 768),
+    GpuFigures("RTX A6000", 48, 154.8, 38.7, 768),
+    GpuFigures("RTX 3060", 12, 25.6, 12.7, 360),
+    GpuFigures("RTX 3070", 8, 40.6, 20.3, 448),
+    GpuFigures("RTX 3080", 10, 59.5, 29.8, 760),
+    GpuFigures("RTX 3090", 24, 71, 35.6, 936),
+    GpuFigures("L4", 24, 121, 30.3, 300),
+    GpuFigures("L40S", 48, 362, 91.6, 864),
+    GpuFigures("RTX 4060 Ti", 16, 44.1, 22.1, 288),
+    GpuFigures("RTX 4070 Ti Super", 16, 88.2, 44.1, 672),
+    GpuFigures("RTX 4080", 16, 97.5, 48.7, 717),
+    GpuFigures("RTX 4090", 24, 165.2, 82.6, 1008),
+    GpuFigures("RTX 6000 Ada", 48, 364.2, 91.1, 960),
+    GpuFigures("H100 PCIe", 80, 756, 51, 2000),
+    GpuFigures("H100", 80, 989, 67, 3350),
+    GpuFigures("H200", 141, 989, 67, 4800),
+    GpuFigures("B200", 180, 2250, 75, 8000),
+    GpuFigures("RTX 5080", 16, 112.6, 56.3, 960),
+    GpuFigures("RTX 5090", 32, 209.5, 104.8, 1792),
+)
+COMMON = ("T4", "L4", "RTX 3090", "RTX 4090", "A100 40 GB")
+"""What a plan without a GPU shows."""
+_FILLER = frozenset({"nvidia", "tesla", "quadro", "geforce", "generation", "rtx", "gb"})
+_VARIANTS = frozenset({"ti", "super", "ada", "mig", "laptop", "mobile", "max", "q"})
+"""Words that make another GPU of the same number."""
+_NEAR = 0.15
+"""Relative difference of two sizes of GPU memory that count as the same: 24 GB and 22.5 GB."""
+
+
+def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
+    """Return the figures of a GPU by its name, as a user or the driver spells it, such as ``NVIDIA A100-SXM4-40GB``.
+
+    Args:
+        name: of the GPU, in any case.
+        memory: GB that decide between variants of one GPU, if the name does not. None: the first variant.
+
+    Returns:
+        None if no line of the table has the name, or if it names a slice of a GPU (MIG).
+    """
+    given = _words(name)
+    matching = [one for one in GPUS if _words(one.model) <= given]
+    longest = max((len(_words(one.model)) for one in matching), default=0)
+    found = [one for one in matching if len(_words(one.model)) == longest]
+    if not found or "mig" in given or given & _VARIANTS - _words(found[0].model):
+        return None
+    size = next(
+        (float(word) for word in given if word.isdigit() and word in {str(one.memory) for one in found}), memory
+    )
+    return found[0] if size is None else min(found, key=lambda one: abs(one.memory - size))
+
+
+def gpus_of(memory: float) -> tuple[GpuFigures, ...]:
+    """Return the GPUs that have about so many GB."""
+    return tuple(one for one in GPUS if abs(one.memory - memory) <= _NEAR * memory)
+
+
+def _words(name: str) -> frozenset[str]:
+    """``NVIDIA GeForce RTX 4060Ti`` and ``rtx 4060 ti`` give the same words."""
+    apart = re.sub(r"(?<=\d)(?=ti\b|gb\b|super\b)", " ", name.lower())
+    return frozenset(re.findall(r"[a-z0-9]+", apart)) - _FILLER
+
 
 GIB = 2**30
 USABLE = 0.92

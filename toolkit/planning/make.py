@@ -7,37 +7,50 @@ from typing import Any, TypeVar
 from toolkit.data.loading import DataSplits, SampleSet
 from toolkit.errors import ToolkitError
 from toolkit.images import ImageStore
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.backend import judge_backend
-from toolkit.planning.base import BaseWeights, find_base, judge_base, leave_out
+from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.cache import remembered
-from toolkit.planning.counting import build_architecture
-from toolkit.planning.disk import Downloads, judge_disk, plan_disk
-from toolkit.planning.duration import COMMON, StageTime, figures_of, mean_setting, stage_times
-from toolkit.planning.findings import Finding
-from toolkit.planning.gpu import Gpu, usable_bytes
-from toolkit.planning.known_issues import Known, find_warnings
-from toolkit.planning.loadable import judge_model
-from toolkit.planning.memory import Setting, estimate, first_fit
-from toolkit.planning.memory.weights import trained_parameters
-from toolkit.planning.model_configs import Configuration, find_configuration
-from toolkit.planning.prequantised import KEPT, Ask, Repository, find_repository, fraction_kept, keep_some
-from toolkit.planning.record import Plan, StageMemory
-from toolkit.planning.rows import look_at, rows_to_ask, rows_to_train
-from toolkit.planning.stage_settings import memory_settings, on_gpu, planned_backend, planned_precision
-from toolkit.planning.tested import compare_versions
-from toolkit.planning.tokens import Tokens, fullest_row
-from toolkit.planning.verdict import (
+from toolkit.planning.checks import (
+    Known,
+    find_warnings,
+    judge_backend,
     judge_export,
     judge_files,
     judge_machine,
     judge_memory,
+    judge_model,
     judge_questions,
     judge_rows,
     judge_tokens,
 )
-from toolkit.planning.work import Work, plan_work, stages
+from toolkit.planning.disk import Downloads, judge_disk, plan_disk
+from toolkit.planning.duration import StageTime, mean_setting, stage_times
+from toolkit.planning.findings import Finding
+from toolkit.planning.gpu import COMMON, Gpu, figures_of, usable_bytes
+from toolkit.planning.memory import estimate, first_fit
+from toolkit.planning.memory.weights import trained_parameters
+from toolkit.planning.model_files import (
+    BaseWeights,
+    Configuration,
+    find_base,
+    find_configuration,
+    judge_base,
+    leave_out,
+)
+from toolkit.planning.plan import Plan, StageMemory
+from toolkit.planning.prequantised import KEPT, Ask, Repository, find_repository, fraction_kept, keep_some
+from toolkit.planning.stages import (
+    Setting,
+    Work,
+    memory_settings,
+    on_gpu,
+    plan_work,
+    planned_backend,
+    planned_precision,
+    stages,
+)
+from toolkit.planning.tokens import Tokens, fullest_row, look_at, rows_to_ask, rows_to_train
 from toolkit.recipe import Recipe
+from toolkit.runfolder import untested_versions
 
 CARDS = (8, 12, 16, 24)
 """GB of the cards that a plan tells of."""
@@ -157,7 +170,7 @@ def make_plan(
         memory=memory or None,
         time=_times(recipe, facts, settings, work, gpu),
         disk=disk,
-        versions=compare_versions(),
+        versions=untested_versions(),
     )
 
 

@@ -8,7 +8,6 @@ tower in 16 bits.
 
 import ast
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -16,9 +15,8 @@ from pathlib import Path
 
 from toolkit.errors import ModelError
 from toolkit.planning.architecture import Architecture, Linear
-from toolkit.planning.base import is_complete
 from toolkit.planning.memory.weights import nf4_bytes
-from toolkit.planning.model_configs import cached_file, read_configuration
+from toolkit.planning.model_files import cached_file, is_complete, read_configuration
 from toolkit.recipe import Model
 
 TIMEOUT = 3.0
@@ -144,22 +142,6 @@ def kept_modules(fields: Mapping[str, object]) -> tuple[str, ...] | None:
     quantisation = fields.get("quantization_config")
     listed = quantisation.get("llm_int8_skip_modules") if isinstance(quantisation, Mapping) else None
     return tuple(map(str, listed)) if isinstance(listed, list) else None
-
-
-def stays(name: str, kept: Iterable[str]) -> bool:
-    """Return whether a module stays in 16 bits by a list of names, as Unsloth reads it.
-
-    A listed name matches the module itself, all below it, and any path that contains it. Names of older model trees
-    match those of the present one: ``language_model.model.`` for ``language_model.``, ``vision_model.`` for none.
-    """
-    path = f".{_present(name)}."
-    return any(f".{_present(one)}." in path for one in kept)
-
-
-def _present(name: str) -> str:
-    return (
-        re.sub(r"^model\.", "", name).replace("language_model.model.", "language_model.").replace("vision_model.", "")
-    )
 
 
 def fraction_kept(model: Architecture, size: int | None) -> float:

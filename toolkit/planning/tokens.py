@@ -1,14 +1,17 @@
 """Tokens of a recipe's rows, counted with the model's processor, or estimated where it is not here."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 
+from toolkit.data.loading import DataSplits, SampleSet
+from toolkit.data.loading.sample_set import limit
 from toolkit.data.sample import Sample
-from toolkit.errors import ModelError, ToolkitError
+from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import Length
 from toolkit.models.lengths import count_lengths, describe_too_long, shown_size
@@ -16,8 +19,8 @@ from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
 from toolkit.planning.cache import folder_facts, remembered
-from toolkit.planning.memory import RowSize
-from toolkit.planning.model_configs import cached_file
+from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.model_files import cached_file
 from toolkit.recipe import Model, Recipe
 
 COUNTED = 400
@@ -28,6 +31,45 @@ TEMPLATE = 30
 """Tokens that a chat template puts around a question, about."""
 LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 256}
 """Pictures with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
+
+
+SMALL = 256
+"""Processors enlarge pictures with fewer pixels than a square of this side, or of a smaller one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """One row in tokens and patches; for a plan the longest row."""
+
+    text: int
+    """Tokens of the prompt without its pictures."""
+    images: int
+    """Tokens of the pictures."""
+    answer: int
+    """Tokens of the reference answer (SFT)."""
+    pictures: int
+    patches: int
+    """Patches of all its pictures in the vision tower."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of its pictures as the model's processor gets them; empty: not known."""
+
+    @property
+    def prompt(self) -> int:
+        """Text and pictures."""
+        return self.text + self.images
+
+    def limited(self, side: int, cell: int, merge: int) -> "RowSize":
+        """The row with no picture longer than ``side``, where tokens follow from the size: at most so many of them.
+
+        A token stands for ``cell`` x ``cell`` pixels and ``merge`` x ``merge`` patches.
+        """
+        tokens = 0
+        for size in self.sizes:
+            share = min(1.0, side / max(size))
+            across, down = (-(-round(one * share) // cell) for one in size)
+            tokens += max(across * down, (SMALL // cell) ** 2)
+        images = min(self.images, tokens)
+        return replace(self, images=images, patches=images * merge**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +234,77 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
     pictures = sum(picture_tokens(shown_size(ref, prompts.images), architecture) for ref in sample.images)
     return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Tokens of some rows; None: they cannot be told, for the reason in ``unknown``."""
+
+    tokens: Tokens | None = None
+    findings: tuple[Finding, ...] = ()
+    unknown: str = ""
+
+
+def rows_to_train(recipe: Recipe, data: DataSplits) -> SampleSet | None:
+    """The rows that training uses; None: nothing is trained."""
+    return data.train if recipe.sft or recipe.grpo else None
+
+
+def rows_to_ask(recipe: Recipe, data: DataSplits) -> SampleSet | None:
+    """The rows that are drawn for the evaluation; None: nothing is evaluated."""
+    section = recipe.evaluate
+    if section is None:
+        return None
+    samples: SampleSet = getattr(data, section.split)
+    return samples.take(limit(samples.rows, section.limit, recipe.run.seed, "evaluate"))
+
+
+def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> Looked:
+    """Tokens of some of the samples, evenly spread, and what in them ends or changes a run."""
+    place = f"[data] {samples.source.file}"
+    chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
+    left_out: tuple[Finding, ...] = ()
+    try:
+        if recipe.images.unreadable == "skip":
+            shown = [sample for sample in chosen if _can_be_shown(sample, images)]
+            left_out = tuple(_describe_left_out(place, len(chosen) - len(shown), len(chosen)))
+            chosen = shown
+        tokens = count_rows(recipe, chosen, images, model) if chosen else None
+    except (
+        DataError,
+        ImageError,
+        MissingExtraError,
+    ) as error:  # not certain: the run looks at every row, and names all that are bad
+        return Looked(findings=(from_error(error, place, certain=False),), unknown=str(error))
+    except (
+        ToolkitError,
+        StrictDataclassError,
+        ArithmeticError,
+    ) as error:  # the latter: the model's damaged config.json
+        return Looked(findings=left_out, unknown=str(error))
+    if tokens is None:
+        return Looked(findings=left_out, unknown="no row that was looked at can be used")
+    longest, prompt = (
+        tuple(shown_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
+        for one in (tokens.longest, tokens.longest_prompt)
+    )
+    known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
+    return Looked(known, left_out)
+
+
+def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
+    try:
+        for ref in sample.images:
+            shown_size(ref, images)
+    except ImageError:
+        return False
+    return True
+
+
+def _describe_left_out(place: str, count: int, looked: int) -> Iterator[Finding]:
+    if count == looked:
+        rule = f"at least one of the {looked} rows checked must have usable images"
+        yield Finding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
+    elif count:
+        rule = f"{count} of {looked} rows checked have an unusable image and will be skipped"
+        yield warning(Problem("plan.rows_skipped", rule, place))

@@ -11,18 +11,16 @@ from toolkit.runfolder.files import (
 )
 from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
+from toolkit.runfolder.process import StopRequest, is_main, rank, world_size
 from toolkit.runfolder.progress import Progress, silent, spell_time
-from toolkit.runfolder.ranks import is_main, rank, world_size
-from toolkit.runfolder.signals import StopRequest
 from toolkit.runfolder.start import check_fingerprints, read_state, reopen_run, start_run
-from toolkit.runfolder.tested_versions import TESTED
-from toolkit.runfolder.versions import now, versions
+from toolkit.runfolder.versions import TESTED_VERSIONS, installed_versions, now, untested_versions
 from toolkit.runfolder.weights import Exported, find_exported, locate, outdated
 
 __all__ = [
     "EXPORT",
     "LOGGER",
-    "TESTED",
+    "TESTED_VERSIONS",
     "TRAINING_STAGES",
     "Exported",
     "PlainFormatter",
@@ -39,6 +37,7 @@ __all__ = [
     "find_weights",
     "flush_folder",
     "hide_secrets",
+    "installed_versions",
     "is_main",
     "locate",
     "now",
@@ -51,7 +50,7 @@ __all__ = [
     "silent",
     "spell_time",
     "start_run",
-    "versions",
+    "untested_versions",
     "world_size",
     "write_json",
     "write_text",

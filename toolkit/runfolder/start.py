@@ -14,7 +14,7 @@ from toolkit.recipe import Recipe, changed_keys, dump_recipe
 from toolkit.runfolder.files import cut_torn_line, read_json, write_json, write_text
 from toolkit.runfolder.folder import Record, RunFolder, find_run
 from toolkit.runfolder.logs import logging_to
-from toolkit.runfolder.versions import now, versions
+from toolkit.runfolder.versions import installed_versions, now
 
 HARMLESS = frozenset(
     {
@@ -241,7 +241,7 @@ def _begin_session(run: RunFolder, recipe: Recipe) -> None:
     torn = cut_torn_line(run.metrics_file)
     if torn:
         log.info("metrics.jsonl ended in an unfinished line of %d bytes, which was cut off", torn)
-    session: Record = {"started": now(), "versions": versions()}
+    session: Record = {"started": now(), "versions": installed_versions()}
     if not run.run_file.is_file():
         write_json(run.run_file, {"seed": recipe.run.seed, "fingerprints": {}, "sessions": [session]})
         log.info("run %s begins in %s", run.name, run.path)

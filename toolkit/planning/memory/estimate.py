@@ -4,13 +4,13 @@ Formulas, checked against an allocation trace of the shipped recipes at their re
 (tests/benchmarks/bench_memory.py has the limits).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory import activations, rollout, weights
-from toolkit.planning.memory.setting import Setting
+from toolkit.planning.memory import generation, training, weights
 from toolkit.planning.memory.weights import FLOAT
+from toolkit.planning.stages import Setting
 
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
@@ -94,43 +94,41 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
     kept = {
         **always,
         "gradients": weights.gradient_bytes(model, setting),
-        "activations": activations.kept_bytes(model, setting),
-        "inputs": rollout.input_bytes(model, rows, setting),
+        "activations": training.kept_bytes(model, setting),
+        "inputs": generation.input_bytes(model, rows, setting),
     }
     pieces = _pieces(model, setting)
     free = None if usable is None else usable - CONTEXT - sum(kept.values())
-    logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
+    logits, layer = training.logits_bytes(model, setting, free), training.layer_bytes(model, setting)
     blocks = RIGID_BLOCKS if setting.backend == "hf" else BLOCKS
     # Slices of equal size follow each other: one of their blocks lies between others.
-    stray = max(
-        blocks * activations.largest_logits(model, setting), activations.fused_slice_bytes(model, setting, free)
-    )
+    stray = max(blocks * training.largest_logits(model, setting), training.fused_slice_bytes(model, setting, free))
     return [
         _moment("loss", {**kept, "logits": logits}, pieces + stray),
-        _moment("backward pass", {**kept, "layer": layer}, pieces + blocks * activations.largest_inner(model, setting)),
+        _moment("backward pass", {**kept, "layer": layer}, pieces + blocks * training.largest_inner(model, setting)),
     ]
 
 
 def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
     """The vision tower's forward pass is over before the first layer caches its keys."""
-    kept = {**always, "inputs": rollout.input_bytes(model, setting.concurrent, setting)}
-    patches, autocast = setting.concurrent * setting.row.patches, rollout.samples_under_autocast(setting)
+    kept = {**always, "inputs": generation.input_bytes(model, setting.concurrent, setting)}
+    patches, autocast = setting.concurrent * setting.row.patches, generation.samples_under_autocast(setting)
     copies = weights.autocast_copies(model, setting) if autocast else 0
     pieces = _pieces(model, setting)
     moments = []
-    tower = rollout.tower_bytes(model, setting, patches, autocast=autocast)
+    tower = generation.tower_bytes(model, setting, patches, autocast=autocast)
     if tower:
-        images = tower + rollout.embedding_bytes(model, setting)
-        largest = rollout.largest_in_tower(model, setting)
+        images = tower + generation.embedding_bytes(model, setting)
+        largest = generation.largest_in_tower(model, setting)
         moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
     prefill = {
-        "kv_cache": rollout.prompt_cache_bytes(model, setting),
-        "prefill": copies + rollout.prefill_bytes(model, setting) + rollout.features_bytes(model, setting),
+        "kv_cache": generation.prompt_cache_bytes(model, setting),
+        "prefill": copies + generation.prefill_bytes(model, setting) + generation.features_bytes(model, setting),
     }
     decoding = {
-        "kv_cache": rollout.kv_cache_bytes(model, setting),
-        "decoding": copies + rollout.decoding_bytes(model, setting),
-        "sampling": rollout.sampling_bytes(model, setting),
+        "kv_cache": generation.kv_cache_bytes(model, setting),
+        "decoding": copies + generation.decoding_bytes(model, setting),
+        "sampling": generation.sampling_bytes(model, setting),
     }
     stray = _stray_in_prefill(model, setting, max(0, tower - prefill["kv_cache"]))
     return [
@@ -145,7 +143,7 @@ def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
     idle if its blocks are smaller than prefill's tensors. In 16 bits the adapter's float32 takes turns with tensors of
     half its size. In float32 all have one size, and the tower's largest blocks lie idle (trace).
     """
-    largest, of_tower = rollout.largest_in_prefill(model, setting), rollout.largest_in_tower(model, setting)
+    largest, of_tower = generation.largest_in_prefill(model, setting), generation.largest_in_tower(model, setting)
     if setting.stored == FLOAT:
         return largest // 2 + int(IDLE_BLOCKS * of_tower)
     return BLOCKS * largest + (idle if setting.backend == "hf" and of_tower < largest // 2 else 0)
@@ -162,3 +160,122 @@ def _moment(name: str, parts: Mapping[str, int], fragmentation: int) -> Moment:
     since tensors of different sizes take turns.
     """
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
+
+
+Knob = tuple[str, Setting]
+"""What to write into the recipe, and the setting that it leads to."""
+
+
+def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int) -> tuple[str, ...] | None:
+    """The first single change with which the stage needs at most ``usable`` bytes; else the changes, taken together in
+    their order, with which it does; empty: it fits as it is; None: none of them is enough.
+
+    The order is that of what a change costs: first what costs time alone, then precision and pictures, at last what the
+    stage learns from.
+    """
+
+    def fits(one: Setting) -> bool:
+        return estimate(model, one, usable).peak.total <= usable
+
+    if fits(setting):
+        return ()
+    for text, changed in _knobs(model, setting, max_side):
+        if fits(changed):
+            return (text,)
+    texts: tuple[str, ...] = ()
+    for knob in _ORDER:
+        for text, changed in knob(model, setting, max_side):
+            if estimate(model, changed, usable).peak.total < estimate(model, setting, usable).peak.total:
+                texts, setting = (*texts, text), changed
+                break
+        if fits(setting):
+            return texts
+    return None
+
+
+def _knobs(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    for knob in _ORDER:
+        yield from knob(model, setting, max_side)
+
+
+def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    key = "sft.batch_size" if setting.stage == "sft" else "grpo.micro_batch"
+    rows = setting.rows if setting.trains else 1
+    while rows > 1:
+        rows = max(d for d in range(1, rows) if setting.rows % d == 0)
+        same = f" (and {setting.rows // rows} times sft.accumulation)" if setting.stage == "sft" else ""
+        yield f"{key} = {rows}{same}", replace(setting, rows=rows)
+
+
+def _checkpointing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.trains and not setting.checkpointing:
+        yield f"{setting.stage}.gradient_checkpointing = true", replace(setting, checkpointing=True)
+
+
+def _optimizer(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.trains and "8bit" not in setting.optimizer:
+        name = "paged_adamw_8bit"
+        yield f'{setting.stage}.optimizer = "{name}"', replace(setting, optimizer=name)
+
+
+def _batch_of_answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.stage == "evaluate":
+        count = setting.concurrent
+        while count > 1:
+            count //= 2
+            yield f"evaluate.batch_size = {count}", replace(setting, concurrent=count)
+
+
+def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.tuning == "lora" and setting.precision != "4bit":
+        yield 'model.precision = "4bit"', replace(setting, precision="4bit")
+    elif setting.tuning == "full":
+        yield (
+            'model.tuning = "lora", model.precision = "4bit"',
+            replace(setting, tuning="lora", precision="4bit", reference="none"),
+        )
+
+
+def _pictures(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    """Below the longest side that a picture of the row has, since a higher limit would change nothing."""
+    tower, row = model.vision, setting.row
+    if tower is None or tower.side is not None or not row.sizes:
+        return
+    longest = min(max_side, max(map(max, row.sizes)))
+    for share in (0.75, 0.5, 0.375):
+        side = int(longest * share) // 28 * 28
+        if side >= 224:
+            smaller = row.limited(side, tower.patch * tower.merge, tower.merge)
+            yield f"images.max_side = {side}", replace(setting, row=smaller)
+
+
+def _answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    tokens = setting.answer_tokens // 2
+    if setting.stage == "grpo" and tokens >= 64:
+        yield f"grpo.max_completion_tokens = {tokens}", replace(setting, answer_tokens=tokens)
+
+
+def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.stage == "grpo":
+        for part in (2, 4):
+            count, rest = divmod(setting.concurrent, part)
+            if rest == 0 and count >= 2 and count % setting.rows == 0:  # micro_batch divides them
+                yield f"grpo.prompts_per_step x grpo.generations = {count}", replace(setting, concurrent=count)
+
+
+def _rank(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.trains and setting.tuning == "lora" and setting.r > 8:
+        yield "lora.r = 8", replace(setting, r=8)
+
+
+_ORDER: tuple[Callable[[Architecture, Setting, int], Iterator[Knob]], ...] = (
+    _micro_batch,
+    _checkpointing,
+    _batch_of_answers,
+    _optimizer,
+    _precision,
+    _pictures,
+    _completions,
+    _answers,
+    _rank,
+)

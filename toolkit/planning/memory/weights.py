@@ -1,7 +1,7 @@
 """Bytes of what stays on the card throughout a stage: weights, adapter, gradients, optimiser state."""
 
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory.setting import QUANTISED, Setting
+from toolkit.planning.stages import QUANTISED, Setting
 
 BLOCK, OUTER_BLOCK = 64, 256
 """bitsandbytes' blocks: so many weights share one scale, and so many scales share one scale of theirs."""

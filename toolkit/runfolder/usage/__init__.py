@@ -1,12 +1,22 @@
 """What runs use: recorded while they work, read again for reports."""
 
-from toolkit.runfolder.usage.counters import Counts, count, counts, note_unseen
-from toolkit.runfolder.usage.flops import Weights
+from toolkit.runfolder.usage.counters import Counts, Weights, count, counts, note_unseen
 from toolkit.runfolder.usage.machine import begin_peak, gpu_peaks
 from toolkit.runfolder.usage.measure import Usage, total
 from toolkit.runfolder.usage.recorder import Recorder, recording
-from toolkit.runfolder.usage.records import UNFINISHED, ComputeRecord, Stage, Start, read_compute
-from toolkit.runfolder.usage.summary import HOUR, UNKNOWN, compute_line, energy, figure, summarise_compute
+from toolkit.runfolder.usage.records import (
+    HOUR,
+    UNFINISHED,
+    UNKNOWN,
+    ComputeRecord,
+    Stage,
+    Start,
+    compute_line,
+    energy,
+    figure,
+    read_compute,
+    summarise_compute,
+)
 
 __all__ = [
     "HOUR",

@@ -105,3 +105,24 @@ def counts() -> Counts:
 def unseen() -> tuple[str, ...]:
     """What ``note_unseen`` was told."""
     return tuple(sorted(_unseen))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of a module that every position is multiplied with, and how many of them are trained."""
+
+    all: int
+    trained: int = 0
+
+    def forward(self, positions: float) -> float:
+        """Return the FLOPs of a forward pass."""
+        return 2.0 * self.all * positions
+
+    def backward(self, positions: float) -> float:
+        """Return the FLOPs of a backward pass."""
+        return 2.0 * (self.all + self.trained) * positions
+
+    def both(self, positions: float, *, checkpointing: bool) -> float:
+        """Return the FLOPs of a forward and a backward pass."""
+        again = self.forward(positions) if checkpointing else 0.0
+        return self.forward(positions) + again + self.backward(positions)

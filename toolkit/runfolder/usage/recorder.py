@@ -16,7 +16,7 @@ from typing import Any
 
 from toolkit.errors import Interrupted, warn
 from toolkit.recipe import Run
-from toolkit.runfolder import RunFolder, append_line, hide_secrets, now, versions, world_size
+from toolkit.runfolder import RunFolder, append_line, hide_secrets, installed_versions, now, world_size
 from toolkit.runfolder.usage import machine
 from toolkit.runfolder.usage.counters import counts, unseen
 from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_there
@@ -171,7 +171,7 @@ def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -
         purpose=settings.purpose,
         processes=world_size(),
         machine=machine.describe_machine(run.path),
-        versions=versions(),
+        versions=installed_versions(),
         energy=None if is_there() else INSTALL,
     )
     ended = threading.Event()

@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 
 from toolkit.planning.architecture import Architecture, Stack, Tower
-from toolkit.planning.memory import rollout
-from toolkit.planning.memory.setting import QUANTISED, Setting
+from toolkit.planning.memory import generation
 from toolkit.planning.memory.weights import (
     FLOAT,
     autocast_copies,
@@ -20,6 +19,7 @@ from toolkit.planning.memory.weights import (
     quantises_tower,
     tower_value,
 )
+from toolkit.planning.stages import QUANTISED, Setting
 
 SLICE, SLICED_BYTES = 128 * 2**20, 8
 """What a slice of SFT's loss takes at most, and its bytes a logit (``backends.sft_loss``)."""
@@ -158,7 +158,7 @@ def layer_bytes(model: Architecture, setting: Setting) -> int:
     if model.vision is None or tower_has_graph(model.vision, setting):
         return largest
     patches = setting.rows * setting.row.patches
-    return max(largest, rollout.tower_bytes(model, setting, patches, autocast=setting.mixed))
+    return max(largest, generation.tower_bytes(model, setting, patches, autocast=setting.mixed))
 
 
 def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]:

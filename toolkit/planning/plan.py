@@ -35,15 +35,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.base import BaseWeights
 from toolkit.planning.disk import Disk
 from toolkit.planning.duration import ASSUMPTIONS, StageTime
 from toolkit.planning.findings import Finding
 from toolkit.planning.gpu import Gpu
 from toolkit.planning.memory import Estimate
+from toolkit.planning.model_files import BaseWeights
 from toolkit.planning.prequantised import Repository
+from toolkit.planning.stages import Work
 from toolkit.planning.tokens import Tokens
-from toolkit.planning.work import Work
 
 FORMAT = 2
 GB = 1e9

@@ -8,9 +8,9 @@ peft's LoRA, bfloat16 weights and a float32 adapter, on the meta device. They ag
 from dataclasses import dataclass
 
 from toolkit.planning.architecture import Architecture, Linear, Stack
-from toolkit.planning.memory import Setting
-from toolkit.planning.memory.activations import language_names, tower_names
-from toolkit.runfolder.usage.flops import Weights
+from toolkit.planning.memory.training import language_names, tower_names
+from toolkit.planning.stages import Setting
+from toolkit.runfolder.usage.counters import Weights
 
 PACKED = 0.53
 """Bytes of a parameter in nf4 with the scales of its block."""

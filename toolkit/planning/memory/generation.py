@@ -6,8 +6,8 @@ gone when decoding begins. Formulas marked "trace" follow the tensors that are a
 """
 
 from toolkit.planning.architecture import Architecture, Tower
-from toolkit.planning.memory.setting import Setting
 from toolkit.planning.memory.weights import FLOAT, dequantised_bytes, norm_value, quantises_tower, tower_value
+from toolkit.planning.stages import Setting
 
 IDS = 5 * 8
 """Bytes of a prompt's token: ids, attention mask, token kinds and copies of them, each in 64 bits."""
