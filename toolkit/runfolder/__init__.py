@@ -1,4 +1,4 @@
-"""The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
+"""Run folders: paths, atomic writes, locks, resume, stop signals, logs and versions."""
 
 from toolkit.runfolder.files import (
     append_line,

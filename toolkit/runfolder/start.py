@@ -1,4 +1,4 @@
-"""Start, continue or reopen a run: one process at a time, one recipe and one set of data for a folder."""
+"""Start, resume or reopen a run: one process at a time, one recipe and one dataset for each folder."""
 
 import logging
 import shutil
@@ -38,8 +38,8 @@ HARMLESS = frozenset(
         "imagegen.max_dropped",
     }
 )
-"""Keys that may change while a run goes on: they change neither the weights nor the answers. Where the data lie may
-change since what they hold is compared by fingerprint."""
+"""Keys that a resumed run may change, because neither the weights nor the completions depend on them. Paths of the data
+may change because the content is compared by fingerprint."""
 
 _FRESH = "start over with --fresh (the old folder is kept under another name)"
 _NOT_MADE = ("run.folder_not_made", "it must be possible to make the run folder")
@@ -49,16 +49,16 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
-    """The recipe's run folder, new or to be continued, locked and logging to its log.txt while the block runs.
+    """Create or resume the run folder of a recipe. It is locked, and log.txt receives the log, while the block runs.
 
     Args:
-        recipe: its ``run_folder`` names the place.
-        fresh: begin anew; an old folder of this name is renamed to ``<name>.old-1`` (or -2, ...), never removed; but an
-            old rehearsal is, by a new one.
+        recipe: its ``run_folder`` is the path.
+        fresh: start over. An old folder is renamed to ``<name>.old-1`` (or -2, ...) and never removed, except for an
+            old dry run that a new dry run replaces.
 
     Raises:
-        RunError: another process works in it; the recipe differs from the folder's; the folder is no run; or a
-            rehearsal would replace what is none.
+        RunError: another process uses the folder, the recipe differs from that of the folder, the folder is not a run,
+            or a dry run would replace another run.
     """
     path = recipe.run_folder.absolute()
     with _locked(path):
@@ -79,10 +79,10 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
 
 @contextmanager
 def reopen_run(path: Path | str) -> Iterator[RunFolder]:
-    """An existing run, locked and logging while the block runs, to add something to it.
+    """Open an existing run to add to it. It is locked, and log.txt receives the log, while the block runs.
 
     Raises:
-        RunError: no run is there, or another process works in it.
+        RunError: the folder is not a run, or another process uses it.
     """
     run = find_run(path)
     with _locked(run.path), logging_to(run.log_file), _LogFailure():
@@ -90,10 +90,10 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
 
 
 def read_state(run: RunFolder) -> Record:
-    """What run.json holds.
+    """Return the content of run.json.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is corrupt.
     """
     try:
         state: Record = read_json(run.run_file)
@@ -110,14 +110,14 @@ def read_state(run: RunFolder) -> Record:
 
 
 def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
-    """Keep what went into the run, or see that it is still the same.
+    """Store the fingerprints of a run's inputs, or check that the inputs are unchanged.
 
     Args:
         run: a started run.
-        fingerprints: what (``data``, ``rewards``) -> a digest of its content.
+        fingerprints: name of the input (``data``, ``rewards``) -> digest of its content.
 
     Raises:
-        RunError: a digest differs from the one that the run began with.
+        RunError: a digest differs from that of the first session.
     """
     state = read_state(run)
     known: dict[str, str] = state["fingerprints"]
@@ -230,7 +230,7 @@ def _is_bound(run: RunFolder, recipe: Recipe) -> bool:
 
 
 def _remove_unfinished(run: RunFolder) -> None:
-    """Remove temporary files of writes that a kill interrupted. The lock is held, so that no other process writes."""
+    """Remove temporary files of interrupted writes. The lock is held, so no other process writes."""
     for file in run.path.rglob(".*.partial"):
         if file.is_file():
             file.unlink()
@@ -261,7 +261,7 @@ def _tell_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> No
 
 
 class _LogFailure:
-    """Writes what ends the run into its log and lets it pass."""
+    """Log the error that ends the run, without handling it."""
 
     def __enter__(self) -> None:
         return None

@@ -1,4 +1,4 @@
-"""What runs use: recorded while they work, read again for reports."""
+"""Usage of runs: time, GPU memory, energy and FLOPs, recorded during the run and read for reports."""
 
 from toolkit.runfolder.usage.counters import Counts, Weights, count, counts, note_unseen
 from toolkit.runfolder.usage.machine import begin_peak, gpu_peaks

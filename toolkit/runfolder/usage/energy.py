@@ -1,7 +1,7 @@
-"""Energy and CO2 by codecarbon: without the network, without a word on the screen, without files of its own.
+"""Energy and CO2 by codecarbon, without network access, console output or files.
 
-It measures what the machine lets it (RAPL counters of the CPU, NVML of NVIDIA's GPUs) and estimates the rest (the CPU's
-power from its load and the maker's figure, the memory's from its size), always for the whole machine.
+codecarbon measures what the machine allows (RAPL counters of the CPU, NVML of NVIDIA GPUs) and estimates the rest: the
+CPU's power from its load and TDP, the RAM's power from its size. All figures are for the whole machine.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 INSTALL = "codecarbon is not installed (pip install 'toolkit[compute]')"
-"""Why there are no figures without it."""
+"""Reason for missing figures if codecarbon is not installed."""
 
 HOW: Mapping[str, str] = {
     "intel_rapl": "measured (RAPL)",
@@ -22,15 +22,15 @@ HOW: Mapping[str, str] = {
     "cpu_load": "estimated (load and TDP)",
     "constant": "estimated (TDP constant)",
 }
-"""codecarbon's mode for a CPU -> what its figures are."""
+"""codecarbon's mode for a CPU -> how its figures were obtained."""
 
 _NEVER = 7 * 86_400.0
-"""Seconds between measurements that codecarbon makes by itself: here ``read`` makes them."""
+"""Seconds between codecarbon's own measurements. ``read`` makes them here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """kWh and kg of CO2 so far, and the seconds that they cover; None: not known."""
+    """Energy in kWh, CO2 in kg, and the seconds that they cover. None: unknown."""
 
     energy: float | None = None
     seconds: float = 0.0
@@ -38,15 +38,15 @@ class Reading:
 
 
 def is_there() -> bool:
-    """Whether codecarbon is installed; it is not imported."""
+    """Return whether codecarbon is installed, without importing it."""
     return importlib.util.find_spec("codecarbon") is not None
 
 
 class EnergyMeter:
-    """One tracker of codecarbon, begun at once.
+    """A codecarbon tracker, which starts at once.
 
     Args:
-        country: three letters (ISO 3166), whose mix of electricity gives the CO2; None: no CO2.
+        country: ISO 3166 code of three letters. Its electricity mix determines the CO2. None: no CO2.
     """
 
     def __init__(self, country: str | None) -> None:
@@ -79,7 +79,7 @@ class EnergyMeter:
         self._tracker.start()
 
     def read(self) -> Reading:
-        """Measure, and give what came together so far."""
+        """Measure, and return the totals so far."""
         with self._lock:
             self._tracker.flush()
             last = self._totals.last
@@ -90,7 +90,7 @@ class EnergyMeter:
         return Reading(float(last.energy_consumed), seconds, float(last.emissions) if known else None)
 
     def describe(self) -> dict[str, str | None]:
-        """How each part was found, the country by its name, and the version of codecarbon."""
+        """Return how each part was obtained, the name of the country, and the version of codecarbon."""
         last, how = self._totals.last, {"GPU": "measured (NVML)", "RAM": "estimated (size)"}
         parts = {type(part).__name__: part for part in getattr(self._tracker, "_hardware", [])}
         cpu = getattr(parts.get("CPU"), "_mode", None)
@@ -103,13 +103,13 @@ class EnergyMeter:
         }
 
     def stop(self) -> None:
-        """End its threads."""
+        """Stop the threads of codecarbon."""
         with self._lock:
             self._tracker.stop()
 
 
 def _totals() -> Any:
-    """What codecarbon hands its totals to at each ``flush``."""
+    """Return the handler to which codecarbon passes its totals at each ``flush``."""
     from codecarbon.output_methods.base_output import BaseOutput
 
     class Totals(BaseOutput):  # type: ignore[misc]

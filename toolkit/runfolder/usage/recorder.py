@@ -1,8 +1,7 @@
-"""Keeps what a run uses in its folder, line by line while it works, so that a killed process has told its hours.
+"""Record the usage of a run while it works, so that a killed process loses at most half a minute.
 
-``compute.jsonl`` has a line for each start, one whenever a stage ends, one every half minute, and one at the end. Each
-carries the start's sums so far and those of the stage that is open: of a start, and of each of its stages, the last
-line counts.
+``compute.jsonl`` gets a line at the start, at the end of each stage, every half minute, and at the end. Each line has
+the sums of the session so far, and those of the current stage. The last line of a session or stage counts.
 """
 
 import threading
@@ -23,15 +22,15 @@ from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_the
 from toolkit.runfolder.usage.measure import Usage, highest
 
 BEAT = 30.0
-"""Seconds between two lines; a killed process has told all but the last of them."""
+"""Seconds between two lines. A killed process loses at most this time."""
 TICK = 1.0
-"""Seconds between two looks at whether a GPU is in use."""
+"""Seconds between two checks whether a GPU is in use."""
 ENERGY_AFTER = 5.0
-"""Seconds until codecarbon begins, which takes some itself: what is over sooner needs no figure."""
+"""Seconds until codecarbon starts. Its start takes seconds, so short work has no energy figure."""
 
 
 class Recorder:
-    """The record of one start. ``stage`` says what is going on."""
+    """Usage record of one session. Use ``stage`` for each stage."""
 
     def __init__(self, file: Path, country: str | None) -> None:
         self.id = uuid.uuid4().hex[:12]
@@ -51,7 +50,7 @@ class Recorder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What happens inside is the stage ``name``."""
+        """Record the block as the stage ``name``."""
         with self._lock:
             before = self._used()
             machine.forget_peak()
@@ -65,7 +64,7 @@ class Recorder:
                 self._stage = None
 
     def tell(self, event: str, **more: object) -> None:
-        """Write one line with everything so far."""
+        """Write one line with the usage so far."""
         with self._lock:
             used = self._used()
             line: dict[str, Any] = {"event": event, "start": self.id, "time": now(), "used": used.to_json(), **more}
@@ -76,14 +75,14 @@ class Recorder:
             self._write(line)
 
     def learn(self, **facts: object) -> None:
-        """Write what is known of the machine by now, where it is new."""
+        """Write new facts of the machine."""
         new = {name: value for name, value in facts.items() if value and self._facts.get(name) != value}
         if new:
             self._facts |= new
             self._write({"event": "machine", "start": self.id, "facts": new})
 
     def watch(self, ended: threading.Event, beat: float) -> None:
-        """Beat until the start has ended; runs in a thread of its own."""
+        """Write lines at intervals until the session ends. This method runs in its own thread."""
         told = time.monotonic()
         while not ended.wait(min(TICK, beat)):
             with self._lock:
@@ -96,7 +95,7 @@ class Recorder:
                 self.tell("beat")
 
     def close(self, outcome: str) -> None:
-        """Write the end."""
+        """Write the last line."""
         self.learn(**machine.describe_gpus(), unseen=unseen())
         self.tell("end", outcome=outcome)
         if self._energy is not None:
@@ -113,7 +112,7 @@ class Recorder:
             self._without_energy(f"codecarbon cannot start: {type(error).__name__}: {error}"[:300])
 
     def _without_energy(self, why: str) -> None:
-        """Told once, in the record and in the log; time, memory and counts go on."""
+        """Log and record once why energy is not measured. Time, memory and counts are still recorded."""
         warn("run.energy_not_measured", f"energy and CO2 of this run are not measured: {why}")
         self.learn(energy_problem=hide_secrets(why))
 
@@ -138,7 +137,7 @@ class Recorder:
         )
 
     def _tick(self) -> None:
-        """Time since the last look belongs to the GPUs that are held now."""
+        """Add the time since the last check to the GPUs that are in use now."""
         at = time.monotonic()
         self._gpu += (at - self._last_tick) * len(machine.used_gpus())
         self._last_tick = at
@@ -155,12 +154,12 @@ class Recorder:
 
 @contextmanager
 def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -> Iterator[Recorder]:
-    """Record in the run folder what the block uses.
+    """Record the usage of the block in the run folder.
 
     Args:
-        run: the folder.
-        settings: the recipe's [run], for its purpose and country.
-        command: what was called: run, evaluate, export, predict.
+        run: the run folder.
+        settings: [run] of the recipe, for purpose and country.
+        command: run, evaluate, export or predict.
         beat: seconds between two lines.
     """
     recorder = Recorder(run.compute_file, settings.country)
@@ -191,7 +190,7 @@ def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -
 
 
 def _mend(file: Path) -> None:
-    """A process that was killed may have left half a line: end it, so that the next one stands alone."""
+    """End a line that a killed process left unfinished, so that the next line is separate."""
     try:
         with file.open("rb+") as handle:
             if handle.seek(0, 2) and handle.seek(-1, 2) >= 0 and handle.read(1) != b"\n":

@@ -1,4 +1,4 @@
-"""What ``compute.jsonl`` tells: the starts of a run with their stages, damaged lines counted."""
+"""Read ``compute.jsonl``: the sessions of a run with their stages, and their summary."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from toolkit.runfolder import TRAINING_STAGES
 from toolkit.runfolder.usage.measure import Usage, total
 
 UNFINISHED = "unfinished"
-"""The outcome of a start that wrote no end: it was killed, or it works still."""
+"""Outcome of a session without a last line: it was killed, or it still runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of one start."""
+    """One stage of one session."""
 
     name: str
     used: Usage
@@ -23,7 +23,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a command in a run folder. ``used`` is everything, ``stages`` are parts of it."""
+    """One session: a command that was started in a run folder. ``used`` includes all ``stages``."""
 
     command: str
     purpose: str
@@ -35,25 +35,25 @@ class Start:
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     energy: str | None = None
-    """Why energy was not measured."""
+    """Reason that energy was not measured."""
     id: str = ""
-    """No other start has it; a copy of the run does."""
+    """Unique for each session. A copied run folder has the same identifiers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeRecord:
-    """All starts of a run, and how many lines of its record cannot be read."""
+    """All sessions of a run, and the number of corrupt lines."""
 
     starts: tuple[Start, ...] = ()
     damaged: int = 0
 
     @property
     def used(self) -> Usage:
-        """All starts together."""
+        """Return the usage of all sessions."""
         return total(start.used for start in self.starts)
 
     def stages(self) -> dict[str, Usage]:
-        """Stage -> what all starts together used for it, in the order of their first lines."""
+        """Return stage -> usage in all sessions, in the order of their first lines."""
         found: dict[str, Usage] = {}
         for start in self.starts:
             for stage in start.stages:
@@ -62,9 +62,9 @@ class ComputeRecord:
 
 
 def read_compute(file: Path) -> ComputeRecord:
-    """The record in ``file``; an empty one where there is none.
+    """Return the usage record in ``file``. A missing file gives an empty record.
 
-    A line that is no record of ours, half written or changed, is counted and left out.
+    Corrupt lines are counted and skipped.
     """
     if not file.is_file():
         return ComputeRecord()
@@ -115,10 +115,10 @@ def _begun(line: Mapping[str, Any], used: Usage) -> Start:
 
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of a machine; what is a table or a list among them has the form that reports read.
+    """Return facts of a machine in the types that reports expect.
 
     Raises:
-        KeyError, TypeError, AttributeError: it has another.
+        KeyError, TypeError, AttributeError: a fact has another type.
     """
     found = dict(facts)
     if "gpus" in found:
@@ -131,7 +131,7 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_all_processes(start: Start) -> Start:
-    """The first process of several writes for all: each holds a GPU all the time, and trains as much as the first."""
+    """Return the usage of all processes. Only the first process records, and the others hold a GPU and train as much."""
     if start.processes == 1:
         return start
     stages = tuple(Stage(stage.name, _shared(stage, start.processes)) for stage in start.stages)
@@ -157,7 +157,8 @@ UNKNOWN = "not measured"
 
 
 def summarise_compute(file: Path) -> dict[str, Any] | None:
-    """For results.json: hours, peaks in GB, kWh and kg, null where not measured; None: nothing was recorded."""
+    """Return the usage for results.json: hours, peaks in GB, kWh and kg. Null: not measured. None: nothing was
+    recorded."""
     record = read_compute(file)
     if not record.starts:
         return None
@@ -178,13 +179,13 @@ def summarise_compute(file: Path) -> dict[str, Any] | None:
 
 
 def compute_line(file: Path) -> str | None:
-    """One line for the end of a run; None: nothing was recorded."""
+    """Return one line for the end of a run. None: nothing was recorded."""
     record = read_compute(file)
     return describe(record) if record.starts else None
 
 
 def describe(record: ComputeRecord) -> str:
-    """Wall, CPU and GPU hours, peak memory, energy."""
+    """Return wall, CPU and GPU hours, peak memory and energy in one line."""
     used = record.used
     parts = [f"{figure(used.wall / HOUR)} h wall", f"{figure(used.cpu / HOUR)} CPU h"]
     parts.append(f"{figure(used.gpu / HOUR)} GPU h" if used.gpu else "no GPU")
@@ -197,7 +198,7 @@ def describe(record: ComputeRecord) -> str:
 
 
 def energy(used: Usage) -> str:
-    """kWh in words, with the share of the time that they cover where that is not all."""
+    """Return the energy in kWh as text, with the fraction of the time that it covers if that is below 99 %."""
     if used.energy is None:
         return UNKNOWN
     covered = used.energy_wall / used.wall if used.wall else 0.0
@@ -206,7 +207,7 @@ def energy(used: Usage) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits that count: 0.0123, 4.56, 789, 12,345."""
+    """Return a value with three significant digits: 0.0123, 4.56, 789, 12,345."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
