@@ -1,4 +1,4 @@
-"""What a run will need, told before anything is spent."""
+"""Plan a run before it starts: parameters, tokens, GPU memory, time, disk, and known problems."""
 
 from toolkit.planning.findings import Finding
 from toolkit.planning.gpu import Gpu, described_gpu, find_gpu, named_gpu

@@ -1,8 +1,8 @@
-"""What plans counted, kept in the cache under a key of all that it was counted from.
+"""Cache of the counts of plans. The key is a hash of everything that a count depends on.
 
-Counting needs transformers and torch, which take five seconds to import; a plan that finds everything here imports
-neither. Nothing here can be out of date: another text, picture size, processor file, library version or line of the
-code that counts is another key.
+Counting imports transformers and torch, which takes five seconds. A plan whose counts are cached imports neither. An
+entry cannot be outdated: different texts, image sizes, processor files, library versions or counting code give another
+key.
 """
 
 import json
@@ -27,7 +27,7 @@ CODE = (
 """Source files that decide the counts."""
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "jinja2", "pillow")
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".pt", ".pth", ".onnx"})
-"""Files of a model's folder that say nothing of its tokens, and are large."""
+"""Suffixes of weight files, which are large and do not affect tokens."""
 
 Counted = TypeVar("Counted")
 
@@ -35,13 +35,13 @@ Counted = TypeVar("Counted")
 def remembered(
     kind: type[Counted], facts: object, count: Callable[[], Counted], good: Callable[[Counted], bool] = lambda _: True
 ) -> Counted:
-    """What ``count`` gives, from the cache where the same was counted before.
+    """Return the result of ``count``, from the cache if the same facts were counted before.
 
     Args:
-        kind: a dataclass, whose fields are kept as JSON.
-        facts: everything that the result depends on beside code and libraries, as JSON takes it.
-        count: its errors are not kept. A cache that cannot be read or written is as good as none.
-        good: whether a result may be kept.
+        kind: a dataclass. Its fields are stored as JSON.
+        facts: everything that the result depends on besides code and libraries, as JSON values.
+        count: counts. Its errors are not cached. If the cache cannot be read or written, it is not used.
+        good: whether a result may be cached.
     """
     key = xxhash.xxh3_128_hexdigest(json.dumps([_code(), facts], sort_keys=True, default=str).encode())
     file = cache_folder() / "plans" / f"{kind.__name__.lower()}-{key}.json"
@@ -57,7 +57,7 @@ def remembered(
 
 
 def folder_facts(folder: Path) -> list[tuple[str, str]]:
-    """Name and hash of each file in a model's folder that is not weights."""
+    """Return name and hash of each file in a model folder, except weight files."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix not in WEIGHTS)
     return [(file.name, _hash([file])) for file in files]
 

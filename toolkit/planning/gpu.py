@@ -1,8 +1,8 @@
-"""Data-sheet figures of GPUs, from which a stage's time is estimated.
+"""GPUs: the one of this machine or a described one, with peak rates from data sheets.
 
 Figures are those of NVIDIA's data sheets and architecture whitepapers (Turing, Ampere GA100 and GA102, Ada, Hopper,
-Blackwell). Tensor figures are dense (without sparsity), in half precision with float32 accumulation: GeForce GPUs
-of the Ampere, Ada and Blackwell generations run that at half the rate of float16 accumulation.
+Blackwell). Tensor figures are dense (without sparsity), in half precision with float32 accumulation: GeForce GPUs of
+the Ampere, Ada and Blackwell generations run that at half the rate of float16 accumulation.
 """
 
 import ctypes
@@ -23,15 +23,15 @@ class GpuFigures:
     """TFLOP/s of dense matrix products in half precision with float32 accumulation. Without tensor cores, the rate of
     float32."""
     float32: float
-    """TFLOP/s of float32 outside of tensor cores: torch leaves TF32 off for matrix products."""
+    """TFLOP/s of float32 outside tensor cores. torch disables TF32 for matrix products by default."""
     bandwidth: float
     """GB/s of GPU memory."""
     bf16: bool = True
-    """It computes in bfloat16: compute capability 8.0 and above."""
+    """The GPU supports bfloat16: compute capability 8.0 or higher."""
 
     @property
     def model(self) -> str:
-        """The name without a size that only tells variants apart."""
+        """Return the name without a memory size that only distinguishes variants."""
         return re.sub(r" \d+ GB$", "", self.name)
 
 
@@ -69,12 +69,12 @@ GPUS = (
     GpuFigures("RTX 5090", 32, 209.5, 104.8, 1792),
 )
 COMMON = ("T4", "L4", "RTX 3090", "RTX 4090", "A100 40 GB")
-"""What a plan without a GPU shows."""
+"""GPUs that a plan without a GPU shows."""
 _FILLER = frozenset({"nvidia", "tesla", "quadro", "geforce", "generation", "rtx", "gb"})
 _VARIANTS = frozenset({"ti", "super", "ada", "mig", "laptop", "mobile", "max", "q"})
-"""Words that make another GPU of the same number."""
+"""Words that name another GPU of the same number."""
 _NEAR = 0.15
-"""Relative difference of two sizes of GPU memory that count as the same: 24 GB and 22.5 GB."""
+"""Relative difference up to which two sizes of GPU memory count as the same, such as 24 GB and 22.5 GB."""
 
 
 def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
@@ -82,10 +82,10 @@ def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
 
     Args:
         name: of the GPU, in any case.
-        memory: GB that decide between variants of one GPU, if the name does not. None: the first variant.
+        memory: GB that choose between variants of one GPU, if the name does not. None: the first variant.
 
     Returns:
-        None if no line of the table has the name, or if it names a slice of a GPU (MIG).
+        None if the table does not have the GPU, or if the name is that of a slice of a GPU (MIG).
     """
     given = _words(name)
     matching = [one for one in GPUS if _words(one.model) <= given]
@@ -100,41 +100,41 @@ def figures_of(name: str, memory: float | None = None) -> GpuFigures | None:
 
 
 def gpus_of(memory: float) -> tuple[GpuFigures, ...]:
-    """Return the GPUs that have about so many GB."""
+    """Return the GPUs with approximately ``memory`` GB."""
     return tuple(one for one in GPUS if abs(one.memory - memory) <= _NEAR * memory)
 
 
 def _words(name: str) -> frozenset[str]:
-    """``NVIDIA GeForce RTX 4060Ti`` and ``rtx 4060 ti`` give the same words."""
+    """Return the words of a name: ``NVIDIA GeForce RTX 4060Ti`` and ``rtx 4060 ti`` have the same words."""
     apart = re.sub(r"(?<=\d)(?=ti\b|gb\b|super\b)", " ", name.lower())
     return frozenset(re.findall(r"[a-z0-9]+", apart)) - _FILLER
 
 
 GIB = 2**30
 USABLE = 0.92
-"""Share of a card's nominal memory that a program can have: a T4 of 16 GB offers 14.7 GiB."""
+"""Fraction of the nominal GPU memory that a program can use: 14.7 GiB of the 16 GB of a T4."""
 AMD = Path("/dev/kfd")
-"""The device file of AMD's driver, whose cards torch shows as CUDA devices too."""
+"""Device file of AMD's driver, whose GPUs torch lists as CUDA devices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One CUDA device. ``memory`` is what a program can have of it, in bytes."""
+    """One CUDA device. ``memory`` is the number of bytes that a program can use."""
 
     name: str
     memory: int
     bf16: bool
-    """It computes in bfloat16: compute capability 8.0 and above."""
+    """The GPU supports bfloat16: compute capability 8.0 or higher."""
     count: int = 1
-    """Devices of the machine."""
+    """Number of GPUs in the machine."""
     here: bool = True
-    """In this machine, not described."""
+    """The GPU is in this machine. False: it was described."""
     figures: tuple[GpuFigures, ...] = ()
-    """Data-sheet figures of the GPU, or of all GPUs with the described size. Empty: not known."""
+    """Data-sheet figures of the GPU, or of all GPUs with the described size. Empty: unknown."""
 
 
 def described_gpu(gib: float) -> Gpu:
-    """A card of so many GiB that is not here; it is taken to compute in bfloat16."""
+    """Return a GPU with ``gib`` GiB that is not in this machine. It is assumed to support bfloat16."""
     return Gpu(f"a card of {gib:g} GB", usable_bytes(gib), bf16=True, here=False, figures=gpus_of(gib))
 
 
@@ -147,12 +147,12 @@ def named_gpu(name: str) -> Gpu | None:
 
 
 def usable_bytes(gib: float) -> int:
-    """What a program can have of a card of so many nominal GiB."""
+    """Return the bytes that a program can use of a nominal GPU memory of ``gib`` GiB."""
     return int(USABLE * gib * GIB)
 
 
 def find_gpu() -> Gpu | None:
-    """The current CUDA device, which is the one that a run uses; None: there is none."""
+    """Return the current CUDA device, which a run uses. None: there is no CUDA device."""
     if not has_driver():
         return None
     import torch
@@ -167,7 +167,7 @@ def find_gpu() -> Gpu | None:
 
 
 def has_driver() -> bool:
-    """Whether a GPU's driver is installed: without one torch, which takes a second to import, need not be asked."""
+    """Return whether a GPU driver is installed. If not, importing torch, which takes a second, is unnecessary."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(library)

@@ -16,9 +16,9 @@ from typing import Any
 class Counts:
     """Positions, images and FLOPs. Every field is a sum.
 
-    A position is one place of a batch in the language model, padding included. *Trained* positions have gradients. *Read*
-    positions have none: prompts, log-probabilities in GRPO, and the check that images matter. *Generated* positions are
-    one for each decoding step and row, including rows whose completion has ended.
+    A position is one place of a batch in the language model, padding included. *Trained* positions have gradients.
+    *Read* positions have none: prompts, log-probabilities in GRPO, and the check that images matter. *Generated*
+    positions are one for each decoding step and row, including rows whose completion has ended.
     """
 
     trained_tokens: int = 0

@@ -45,7 +45,7 @@ def describe_gpus() -> dict[str, Any]:
 
 
 def used_gpus() -> list[int]:
-    """Return the CUDA devices on which this process holds memory. Once CUDA is initialised, at least the current one."""
+    """Return the CUDA devices on which this process holds memory, or the current one if CUDA is initialized."""
     cuda = _cuda()
     if cuda is None:
         return []

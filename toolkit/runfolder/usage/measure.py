@@ -12,8 +12,9 @@ from toolkit.runfolder.usage.counters import Counts
 class Usage:
     """Sums and peaks. None: not measured.
 
-    ``cpu`` is the time of the process and of its children that have ended. ``gpu`` is wall time times the number of GPUs
-    that the process held. ``energy`` covers ``energy_wall`` seconds of ``wall``. ``co2`` covers ``co2_energy`` kWh.
+    ``cpu`` is the time of the process and of its children that have ended. ``gpu`` is wall time times the number of
+    GPUs that the process held. ``energy`` covers ``energy_wall`` seconds of ``wall``. ``co2`` covers ``co2_energy``
+    kWh.
     """
 
     wall: float = 0.0

@@ -131,7 +131,10 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_all_processes(start: Start) -> Start:
-    """Return the usage of all processes. Only the first process records, and the others hold a GPU and train as much."""
+    """Return the usage of all processes.
+
+    Only the first process records. The others hold a GPU and train as much.
+    """
     if start.processes == 1:
         return start
     stages = tuple(Stage(stage.name, _shared(stage, start.processes)) for stage in start.stages)
@@ -157,8 +160,10 @@ UNKNOWN = "not measured"
 
 
 def summarise_compute(file: Path) -> dict[str, Any] | None:
-    """Return the usage for results.json: hours, peaks in GB, kWh and kg. Null: not measured. None: nothing was
-    recorded."""
+    """Return the usage for results.json: hours, peaks in GB, kWh and kg.
+
+    Null: not measured. None: nothing was recorded.
+    """
     record = read_compute(file)
     if not record.starts:
         return None
