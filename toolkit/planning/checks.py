@@ -1,4 +1,4 @@
-"""What of a plan's facts means that the run cannot work, or must be known before."""
+"""Checks of a plan's facts: problems that prevent the run, and warnings. Thread numbers are those of GitHub."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ SHOWN = 5
 
 
 def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
-    """Rows that cannot be read, or are too few for a step."""
+    """Yield findings if the rows cannot be read or are too few for an optimizer step."""
     if isinstance(rows, ToolkitError):
         yield from_error(rows, "[data]")
     elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
@@ -35,9 +35,10 @@ def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterat
 
 
 def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
-    """Files and packages that the recipe names and that are not there: a run refuses them when it loads the recipe.
+    """Yield findings for missing files and packages that the recipe names.
 
-    ``data``: the rows could be read; else what is wrong with them is told already, as is a model's folder.
+    ``data``: the rows were read. Otherwise, ``judge_rows`` reports their files, as ``judge_base`` reports the model
+    folder.
     """
     for problem in absent(recipe):
         section, _, name = problem.place.partition(".")
@@ -46,7 +47,7 @@ def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
 
 
 def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
-    """Rows that do not fit into model.max_tokens, in SFT with their answer, in GRPO with room for one."""
+    """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO."""
     if not tokens.rows:
         return
     place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
@@ -69,7 +70,7 @@ def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
 
 
 def judge_questions(recipe: Recipe, asked: Tokens) -> Iterator[Finding]:
-    """Questions of the evaluation that leave no room for an answer; an evaluation after training finds them late."""
+    """Yield a finding for evaluation prompts that leave too few tokens for a completion."""
     room = asked.limit - recipe.evaluation.max_completion_tokens
     if over := sum(one.text + one.images > room for one in asked.lengths):
         rule = "must hold the prompt and evaluate.max_completion_tokens, and "
@@ -81,7 +82,7 @@ def judge_questions(recipe: Recipe, asked: Tokens) -> Iterator[Finding]:
 
 
 def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
-    """What bitsandbytes computes slowly on a CPU, or cannot compute because it is not installed."""
+    """Yield findings for settings that need bitsandbytes, which is slow on a CPU and may not be installed."""
     if gpu is not None:
         return
     wanted: dict[str, str] = {}
@@ -105,7 +106,7 @@ def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
 
 
 def judge_export(recipe: Recipe) -> Iterator[Finding]:
-    """A GGUF that cannot be written or asked here."""
+    """Yield a finding if a package for exporting or verifying GGUF files is missing."""
     section = recipe.export
     if section is None or "gguf" not in section.to:
         return
@@ -116,7 +117,7 @@ def judge_export(recipe: Recipe) -> Iterator[Finding]:
 
 
 def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
-    """Stages whose estimate is above what the card has, with what would make them fit."""
+    """Yield a finding for each stage whose estimate exceeds the GPU memory, with settings that make it fit."""
     for name, one in memory.items():
         if gpu is None or one.estimate.peak.total <= gpu.memory:
             continue
@@ -127,20 +128,20 @@ def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator
 
 
 def describe_knobs(knobs: tuple[str, ...] | None) -> str:
-    """What would make a stage fit, as a sentence."""
+    """Return the settings that make a stage fit, as a sentence."""
     if knobs is None:
         return "Use a smaller model or a larger GPU: no known setting makes the stage fit."
     return f"Set {', '.join(knobs)} to make it fit."
 
 
 def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictures: int) -> Iterator[Finding]:
-    """What Unsloth or vLLM would refuse once the run has begun.
+    """Yield findings for settings that Unsloth or vLLM would reject after the run has started.
 
     Args:
         recipe: the run.
-        gpu: the card to plan for.
-        model_type: of the model's configuration; None: it is not known, and nothing is said of it.
-        pictures: the most pictures that a training prompt has.
+        gpu: the GPU to plan for.
+        model_type: of the model's configuration. None: unknown, so it is not checked.
+        pictures: the most images of a training prompt.
     """
     here = gpu is None or gpu.here
     if recipe.model.backend == "unsloth":
@@ -169,8 +170,10 @@ def _not_here(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _machine(gpu: Gpu | None) -> Machine:
-    """The card as vLLM would find it; a described one is taken to be of the Ampere generation, or of
-    the Turing generation if it lacks bfloat16."""
+    """Return the GPU as vLLM would find it.
+
+    A described GPU counts as an Ampere GPU, or as a Turing GPU if it lacks bfloat16.
+    """
     if gpu is not None and gpu.here:
         return Machine.here()
     installed = find_spec("vllm") is not None
@@ -182,7 +185,7 @@ def _machine(gpu: Gpu | None) -> Machine:
 def judge_model(
     recipe: Recipe, config: Configuration | None, model: Architecture | None, tokens: Tokens | None
 ) -> Iterator[Finding]:
-    """A folder without configuration or processor, an architecture that cannot be loaded, layers that are not there."""
+    """Yield findings if a model folder is incomplete, or if the model lacks layers or attention that the recipe names."""
     place = "[model] name"
     folder = Path(recipe.model.name) if is_folder_name(recipe.model.name) else None
     if folder is not None and folder.is_dir():
@@ -203,7 +206,7 @@ def judge_model(
 
 
 def _can_be_built(config: Configuration, model: Model) -> bool:
-    """Whether transformers knows such a model and its configuration passes; the authors' own code may know more."""
+    """Return whether transformers supports the model. Custom code of the model's authors may support more."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -220,7 +223,7 @@ def _can_be_built(config: Configuration, model: Model) -> bool:
 
 
 def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
-    """As ``backends.adapter.layers``, which a new adapter is made with."""
+    """Check the targets of a new adapter, as ``toolkit.models.lora`` does."""
     if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not (recipe.sft or recipe.grpo):
         return
     there = {one.name for one in model.linears if not one.vision}
@@ -230,7 +233,7 @@ def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
 
 
 def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
-    """As ``backends.loading.refuse_blind_attention``."""
+    """Check the attention implementation, as ``toolkit.models.loading`` does."""
     if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
         rule = "must support the bidirectional attention between the model's image tokens"
         remedy = 'Set attention = "sdpa" or "eager".'
@@ -240,12 +243,12 @@ def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Findi
 
 
 ALL_OR_NOTHING = frozenset({"letter", "exact", "diagnosis", "action", "target", "json"})
-"""Rewards that are 0 or 1 for nearly every answer."""
+"""Rewards that are 0 or 1 for nearly every completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a run; None: it is not."""
+    """Facts of a run. None: unknown."""
 
     recipe: Recipe
     architecture: Architecture | None
@@ -254,7 +257,7 @@ class Known:
 
 
 def find_warnings(known: Known) -> list[Finding]:
-    """All warnings that apply."""
+    """Return all warnings that apply."""
     return [finding for check in _CHECKS for finding in check(known)]
 
 
@@ -299,7 +302,7 @@ def _kl_reference(known: Known) -> Iterator[Finding]:
 
 
 def _flat_rewards(known: Known) -> Iterator[Finding]:
-    """trl#3857, #3452: groups whose answers all earn the same teach nothing."""
+    """trl#3857, #3452: a group with equal rewards has no gradient."""
     recipe = known.recipe
     if recipe.grpo is None:
         return
@@ -311,7 +314,7 @@ def _flat_rewards(known: Known) -> Iterator[Finding]:
 
 
 def _answers_cut_off(known: Known) -> Iterator[Finding]:
-    """trl#5697, ms-swift#4950: answers that run into the limit earn nothing."""
+    """trl#5697, ms-swift#4950: truncated completions get no reward."""
     if known.tokens is None:
         return
     usual = known.tokens.spread("answer")["p95"]

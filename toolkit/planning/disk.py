@@ -93,7 +93,7 @@ def plan_disk(
 def _downloads(
     recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads
 ) -> dict[str, int]:
-    """Return the downloads: the repository that Unsloth loads, and the model itself in 16 bits if it is loaded or merged.
+    """Return the downloads: the repository that Unsloth loads, and the model in 16 bits if it is loaded or merged.
 
     A repository of unknown size counts with the bytes that its parameters take on a GPU.
     """

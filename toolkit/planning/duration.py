@@ -1,12 +1,12 @@
-"""Seconds of an optimizer step and hours of a stage, as a range.
+"""Duration of stages on a GPU: seconds of an optimizer step or an evaluation, as a range.
 
-A pass takes the longer of two times: the GPU's work (FLOPs at the rate that matrix products reach, plus bytes at the
-rate that GPU memory reaches), and the host's work (kernel launches at the host's time for each). Passes follow each
-other, so their times add up.
+A pass takes the longer of two times. The GPU time is FLOPs at the rate of matrix products, plus bytes at the rate of
+GPU memory. The host time is the number of kernel launches times the time for each. Passes are consecutive, so their
+times add up.
 
 Each rate has a slow and a fast end, a factor of 2 apart, around a middle. Two published runs fit the middle: Unsloth's
-notebook for SFT of Gemma 3 4B on a T4 (20.4 s a step) fits the rate of float32 products, and the MedGemma notebook for
-SFT on an A100 40 GB (18.8 s a step) fits the rate of tensor cores. Rates of GPU memory and host are assumptions.
+notebook for SFT of Gemma 3 4B on a T4 (20.4 s per step) fits the rate of float32 products, and the MedGemma notebook
+for SFT on an A100 40 GB (18.8 s per step) fits the rate of tensor cores. Rates of GPU memory and host are assumptions.
 """
 
 import math
@@ -23,19 +23,19 @@ from toolkit.planning.stages import OVERFLOWING, Setting, Work
 from toolkit.planning.tokens import Tokens, row_size
 
 FLOAT32, TENSOR, BANDWIDTH = 0.9, 0.36, 0.75
-"""Fraction of a data sheet's rate that is reached: float32 products, tensor cores, GPU memory. The first two are fits,
-so they also absorb what Unsloth's fused kernels save and what the formulas leave out."""
+"""Fraction of the data sheet's rate that is reached: float32 products, tensor cores, GPU memory. The first two are
+fits, so they also absorb savings of Unsloth's fused kernels and work that the formulas leave out."""
 LAUNCH = 15e-6
-"""Seconds of the host for each kernel launch."""
+"""Host seconds for each kernel launch."""
 PIXEL = 25e-9
-"""Seconds of the CPU for each pixel that the processor hands to the vision tower."""
+"""CPU seconds for each pixel that the processor prepares."""
 SPREAD = 2**0.5
-"""The fast end is so many times as fast as the middle, the slow end so many times as slow."""
+"""Factor between the middle and each end of a rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a machine reaches: FLOP/s, bytes/s, seconds for each kernel launch and for each pixel."""
+    """Rates of a machine: FLOP/s, bytes/s, seconds for each kernel launch and for each pixel."""
 
     flops: float
     moved: float
@@ -47,20 +47,20 @@ class Speed:
         return max(load.flops / self.flops + load.moved / self.moved, load.launches * self.launch)
 
     def faster(self, times: float) -> "Speed":
-        """Return a machine that is so many times as fast in everything."""
+        """Return a machine that is ``times`` times as fast in every rate."""
         return Speed(self.flops * times, self.moved * times, self.launch / times, self.pixel / times)
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """What matrix products run in on one GPU."""
+    """Type of matrix products on one GPU."""
 
     name: str
     """bfloat16, float16 or float32."""
 
     @property
     def value(self) -> int:
-        """Bytes of a number."""
+        """Return the bytes of a number."""
         return 4 if self.name == "float32" else 2
 
 
@@ -72,7 +72,7 @@ def speeds(gpu: GpuFigures, arithmetic: Arithmetic) -> tuple[Speed, Speed]:
 
 
 def arithmetic_of(gpu: GpuFigures, setting: Setting, model_type: str) -> Arithmetic:
-    """Return what matrix products run in.
+    """Return the type of matrix products.
 
     Without bfloat16, the hf backend computes in float32. Unsloth computes in float16, but in float32 for models whose
     activations overflow in float16.
@@ -111,21 +111,21 @@ def grpo_step(passes: Passes, speed: Speed, answer: float) -> float:
 
 
 def evaluation(passes: Passes, speed: Speed, answers: int, answer: float) -> float:
-    """Return the seconds of generating ``answers`` answers in batches of ``setting.concurrent``."""
+    """Return the seconds of generating ``answers`` completions in batches of ``setting.concurrent``."""
     read, write = passes.rollout(min(passes.setting.concurrent, answers), answer)
     batches = math.ceil(answers / passes.setting.concurrent)
     return batches * (speed.seconds(read) + speed.seconds(write)) + answers * image_seconds(passes, speed)
 
 
 def image_seconds(passes: Passes, speed: Speed) -> float:
-    """Return the seconds of the CPU for the images of one row."""
+    """Return the CPU seconds for the images of one row."""
     tower = passes.model.vision
     return 0.0 if tower is None else passes.setting.row.patches * tower.patch**2 * speed.pixel
 
 
 SHORTEST = 2 / 3
-"""Tokens of the longest completion of a batch at the fast end, relative to their limit. All of the limit at the slow
-end. With ``SPREAD`` the upper end of a range is at most 3 times the lower end."""
+"""Tokens of the longest completion of a batch at the fast end, relative to their limit. The slow end uses the limit.
+With ``SPREAD`` the upper end of a range is at most 3 times the lower end."""
 ASSUMPTIONS = (
     f"assumed: {100 * FLOAT32:.0f} % of the data sheet's float32 rate, {100 * TENSOR:.0f} % of its tensor rate, "
     f"{100 * BANDWIDTH:.0f} % of its memory bandwidth, {1e6 * LAUNCH:.0f} microseconds a kernel launch, each within a "
@@ -135,7 +135,7 @@ ASSUMPTIONS = (
     "rows have the mean length of those that were counted",
     "not included: download, loading, the first compilation, checkpoints, export",
 )
-"""What the ranges rest on, for whoever reads them."""
+"""Assumptions of the ranges, for readers of a plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +147,12 @@ class Range:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Both ends, to three digits."""
+        """Return both ends in seconds, to three digits."""
         return _short(self.low), _short(self.high)
 
     @property
     def hours(self) -> tuple[float, float]:
-        """Both ends in hours, to three digits."""
+        """Return both ends in hours, to three digits."""
         return _short(self.low / 3600), _short(self.high / 3600)
 
     def __mul__(self, times: float) -> "Range":
@@ -173,7 +173,7 @@ class StageTime:
 
     @property
     def total(self) -> Range:
-        """Of all steps."""
+        """Return the duration of all steps."""
         return self.step * self.steps
 
     def to_json(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Puts a plan together: what the recipe, its rows, its model, this machine and the Hub's cache say."""
+"""Build a plan from the recipe, its rows, its model, this machine and the Hub's cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,16 +53,16 @@ from toolkit.recipe import Recipe
 from toolkit.runfolder import untested_versions
 
 CARDS = (8, 12, 16, 24)
-"""GB of the cards that a plan tells of."""
+"""Nominal GB of the GPUs that every plan includes."""
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that a plan looks at: a recipe's own, or some practice rows made for it.
+    """Rows that a plan examines: those of the recipe, or synthetic rows.
 
-    ``rows`` is how many there are or will be in each split.
+    ``rows`` is the number of rows in each split.
     """
 
     data: DataSplits
@@ -73,20 +73,21 @@ class Rows:
 
 @dataclass
 class _Facts:
-    """What is known so far, and what cannot be told, with its reason."""
+    """Facts that are known, and the reasons for those that are unknown."""
 
     config: Configuration | None = None
     model: Architecture | None = None
     tokens: Tokens | None = None
-    """Of the rows to train on; where nothing is trained, of those that are asked."""
+    """Tokens of the training rows. If nothing is trained, those of the evaluation rows."""
     asked: Tokens | None = None
-    """Of the rows that are evaluated."""
+    """Tokens of the evaluation rows."""
     findings: list[Finding] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     repository: Repository | None = None
-    """What Unsloth loads in the model's place."""
+    """Repository that Unsloth loads in place of the model."""
 
     def tried(self, what: str, find: Callable[[], Found]) -> Found | None:
+        """Return the result of ``find``. If it raises a ToolkitError, note the reason and return None."""
         try:
             return find()
         except ToolkitError as error:
@@ -94,7 +95,7 @@ class _Facts:
             return None
 
     def looked_at(self, recipe: Recipe, rows: "Rows", samples: SampleSet | None) -> Tokens | None:
-        """The tokens of a split; what is wrong with its rows is noted."""
+        """Return the tokens of a split, and note findings about its rows."""
         if not samples:
             return None
         found = look_at(recipe, samples, rows.images, self.model)
@@ -111,14 +112,14 @@ def make_plan(
     ask: Callable[[Any], BaseWeights] | None = None,
     ask_repository: Ask | None = None,
 ) -> Plan:
-    """The plan of a recipe.
+    """Return the plan of a recipe.
 
     Args:
-        recipe: loaded, so without problems of its own.
-        rows: its rows, or why they cannot be read.
-        gpu: the card to plan for; None: there is none.
-        ask: how the Hub is asked for the model (default: one request); never with ``HF_HUB_OFFLINE=1``.
-        ask_repository: the same for the repository that Unsloth loads in the model's place (default: two requests).
+        recipe: a valid recipe.
+        rows: its rows, or the error that prevents reading them.
+        gpu: the GPU to plan for. None: no GPU.
+        ask: queries the Hub for the model (default: one request). It is not called with ``HF_HUB_OFFLINE=1``.
+        ask_repository: queries the Hub for the repository that Unsloth loads (default: two requests).
     """
     backend = planned_backend(recipe, here=gpu is not None and gpu.here)
     facts = _look(recipe, rows, backend == "unsloth", ask_repository)
@@ -175,7 +176,7 @@ def make_plan(
 
 
 def _look(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, ask: Ask | None) -> _Facts:
-    """Configuration, architecture and tokens, as far as they can be had."""
+    """Return configuration, architecture and tokens, if they are available."""
     facts = _Facts(config=find_configuration(recipe.model))
     if (config := facts.config) is not None:
         facts.repository = find_repository(recipe.model, ask) if unsloth else None
@@ -211,7 +212,7 @@ def _architecture(config: Configuration, kept: Sequence[str]) -> Architecture:
 
 
 def _most_pictures(recipe: Recipe, rows: Rows | ToolkitError) -> int:
-    """Of a prompt that vLLM would answer; 1 where that decides nothing."""
+    """Return the most images of a prompt that vLLM would generate from. 1 if the number does not matter."""
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm" or not isinstance(rows, Rows):
         return 1
     return max((len(sample.images) for sample in rows.data.train), default=1)
@@ -229,7 +230,7 @@ def _stage_memory(recipe: Recipe, model: Architecture, setting: Setting, gpu: Gp
 def _times(
     recipe: Recipe, facts: _Facts, settings: Mapping[Any, Setting], work: Mapping[str, Work] | None, gpu: Gpu | None
 ) -> dict[str, dict[str, StageTime]] | None:
-    """GPU -> stage -> duration. What cannot be estimated is noted with its reason."""
+    """Return GPU -> stage -> duration. Reasons for missing estimates are noted."""
     model, trained, asked = facts.model, facts.tokens, facts.asked or facts.tokens
     if model is None or trained is None or asked is None or work is None:
         facts.unknown["time"] = "it follows from the model's configuration and the rows"
@@ -248,7 +249,7 @@ def _times(
 
 
 def _trained(model: Architecture | None, settings: Mapping[Any, Setting]) -> int | None:
-    """Weights that are trained; None: the model is not known, or nothing is trained."""
+    """Return the number of trained parameters. None: the model is unknown, or nothing is trained."""
     trains = [setting for setting in settings.values() if setting.trains]
     return trained_parameters(model, trains[0]) if model is not None and trains else None
 

@@ -1,4 +1,4 @@
-"""Where a model's configuration is: in its folder, in the Hub's cache, or among those that ship with the package."""
+"""Files of a model: its configuration and its weights, in a folder, in the Hub's cache or on the Hub."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -27,29 +27,29 @@ KNOWN: Mapping[str, str] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl_7b",
     "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl_8b",
 }
-"""Hub name -> a file in ``shapes``. The models that share one have the same architecture and other weights."""
+"""Hub name -> a file in ``shapes``. Models that share a file have the same architecture."""
 
 Origin = Literal["folder", "cache", "shipped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The fields of config.json, and where they come from."""
+    """Fields of config.json, and their origin."""
 
     fields: Mapping[str, Any]
     origin: Origin
 
     @property
     def model_type(self) -> str:
-        """As transformers names the architecture, such as gemma3; empty where the file does not say."""
+        """Return the architecture's name in transformers, such as gemma3. Empty: the file does not have it."""
         return str(self.fields.get("model_type", ""))
 
 
 def find_configuration(model: Model) -> Configuration | None:
-    """The model's configuration without a request to the Hub; None: it is nowhere here.
+    """Return the model's configuration without a request to the Hub. None: it is not available.
 
     Raises:
-        ModelError: its file is damaged.
+        ModelError: the file is corrupt.
     """
     folder = Path(model_source(model))
     if (folder / "config.json").is_file():
@@ -63,7 +63,7 @@ def find_configuration(model: Model) -> Configuration | None:
 
 
 def cached_file(model: Model, name: str) -> Path | None:
-    """A file of a Hub model in the local cache; None: it is not there, or the model is no Hub name."""
+    """Return a file of a Hub model in the local cache. None: it is not cached, or the model is not a Hub name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -78,7 +78,7 @@ def read_configuration(file: Path) -> Mapping[str, Any]:
     """Return the fields of a config.json.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the file is corrupt.
     """
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def read_configuration(file: Path) -> Mapping[str, Any]:
 
 
 TIMEOUT = 3.0
-"""Seconds that one look at the Hub may take."""
+"""Seconds until a request to the Hub is given up."""
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -102,7 +102,7 @@ State = Literal["folder", "cache", "reachable", "offline", "gated", "missing", "
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """Where the model's own weights are. ``reason`` and ``code``: why they are not available, and its identifier."""
+    """Location of the model's own weights. ``reason`` and ``code``: why they are not available."""
 
     state: State
     reason: str = ""
@@ -110,14 +110,14 @@ class BaseWeights:
 
     @property
     def there(self) -> bool:
-        """In this machine or to be downloaded."""
+        """Return whether the weights are on this machine or can be downloaded."""
         return self.state in ("folder", "cache", "reachable")
 
 
 def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None) -> BaseWeights:
-    """Where the base weights are: in a folder, in the Hub's cache, on the Hub, or nowhere.
+    """Return the location of the base weights: a folder, the Hub's cache, the Hub, or nowhere.
 
-    One request is made at most, by ``ask`` (default: ``ask_hub``), and none with ``HF_HUB_OFFLINE=1``.
+    At most one request is made, by ``ask`` (default: ``ask_hub``), and none with ``HF_HUB_OFFLINE=1``.
     """
     folder = Path(model_source(model))
     if folder.is_dir():
@@ -137,7 +137,7 @@ def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None)
 
 
 def ask_hub(model: Model) -> BaseWeights:
-    """One request for the facts of config.json; nothing is downloaded."""
+    """Request the metadata of config.json. Nothing is downloaded."""
     import httpx
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -156,7 +156,7 @@ def ask_hub(model: Model) -> BaseWeights:
 
 
 def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
-    """What is wrong with the base weights, for loading and for merging."""
+    """Yield findings about the base weights, for loading and for merging."""
     place, name = "[model] name", recipe.model.name
     merges = writes_merged(recipe)
     dequantises = recipe.export is not None and recipe.export.allow_dequantised
@@ -173,7 +173,7 @@ def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
 
 
 def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
-    """The recipe without optional forms that its base does not give, and the warning that tells so."""
+    """Return the recipe without optional formats that its base model does not allow, and a warning about them."""
     if recipe.export is None or config is None:
         return recipe, []
     makeable = mergeable_forms(recipe.export, quantised=bool(config.fields.get("quantization_config")))
@@ -186,10 +186,10 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
 
 
 def is_complete(find: Callable[[str], Path | None]) -> bool:
-    """Return whether one file with all parameters is there, or an index and each file that it names.
+    """Return whether one file with all parameters exists, or an index and every file that it names.
 
     Args:
-        find: name of a file -> its place. None: it is not there.
+        find: file name -> path. None: the file does not exist.
     """
 
     def whole(name: str) -> bool:
@@ -215,8 +215,7 @@ def _named_in(index: Path) -> set[str]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file in safetensors' format is as long as its head says, and holds weights: a copy that broke off is
-    not, and does not."""
+    """Return whether a safetensors file has tensors and the length that its header states. A partial copy does not."""
     if file.suffix != ".safetensors":
         return True
     try:

@@ -51,23 +51,23 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """A stage's estimate, and what would make it fit: empty: as it is; None: nothing that is known.
+    """Memory estimate of a stage, and the settings that make it fit. Empty: it fits. None: no known setting is enough.
 
-    ``knobs`` has that for each size of card in GB, ``here`` for the card of the plan. ``without_bf16`` is the stage on
-    a card without bfloat16 (T4, V100), where what is not quantised is float32.
+    ``knobs`` has the settings for each GPU size in GB, and ``here`` for the GPU of the plan. ``without_bf16`` is the
+    estimate for a GPU without bfloat16 (T4, V100), on which unquantized parameters are float32.
     """
 
     estimate: Estimate
     without_bf16: Estimate
     knobs: Mapping[int, tuple[str, ...] | None]
     precision: str
-    """On a card: ``auto`` may be another on this machine."""
+    """Precision on a GPU. ``auto`` may be another precision on this machine."""
     here: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """See the module. None: not known."""
+    """The plan of a recipe, as the module describes it. None: unknown."""
 
     run: str
     stages: Sequence[str]
@@ -83,26 +83,26 @@ class Plan:
     precision: str = ""
     base: BaseWeights | None = None
     repository: Repository | None = None
-    """What Unsloth loads in the model's place."""
+    """Repository that Unsloth loads in place of the model."""
     gpu: Gpu | None = None
     memory: Mapping[str, StageMemory] | None = None
     time: Mapping[str, Mapping[str, StageTime]] | None = None
-    """GPU -> stage -> duration: of the plan's GPU, of all GPUs of a described size, or of common ones."""
+    """GPU -> stage -> duration, for the plan's GPU, for all GPUs of a described size, or for common GPUs."""
     disk: Disk | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[Finding]:
-        """What the run cannot work with."""
+        """Return the findings that prevent the run."""
         return [finding for finding in self.findings if finding.problem]
 
     @property
     def warnings(self) -> list[Finding]:
-        """What must be known."""
+        """Return the findings that do not prevent the run."""
         return [finding for finding in self.findings if not finding.problem]
 
     def to_json(self) -> dict[str, Any]:
-        """The object that the module describes."""
+        """Return the JSON object that the module describes."""
         return {
             "format": FORMAT,
             "run": self.run,

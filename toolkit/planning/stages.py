@@ -1,4 +1,4 @@
-"""What of a recipe, its rows and the card the memory of one stage depends on."""
+"""Stages of a recipe: settings that determine GPU memory, and the amount of work."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ QUANTISED = ("4bit", "8bit")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One stage on one kind of card."""
+    """One stage on one kind of GPU, as the memory formulas need it."""
 
     stage: Stage
     row: RowSize
     precision: Precision
     bf16: bool
-    """The card computes in bfloat16 (compute capability 8.0 and above); others take float32."""
+    """The GPU supports bfloat16 (compute capability 8.0 or higher). Other GPUs use float32."""
     tuning: Literal["lora", "full"] = "lora"
     r: int = 16
     dropout: float = 0.0
@@ -35,47 +35,48 @@ class Setting:
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
     rows: int = 1
-    """Rows that pass through the model at once in training."""
+    """Rows of a micro-batch in training."""
     concurrent: int = 0
-    """Answers that are written at once."""
+    """Completions that are generated at once."""
     answer_tokens: int = 0
-    """Tokens at most of an answer that the model writes."""
+    """Most tokens of a completion."""
     eager: bool = False
-    """Attention holds its scores."""
+    """Eager attention, which stores its scores."""
     backend: Literal["hf", "unsloth"] = "hf"
     reference: Literal["none", "adapter", "model"] = "none"
-    """What a KL term is measured against, as far as it takes memory of its own."""
+    """Reference of a KL term, if it needs GPU memory of its own."""
 
     @property
     def trains(self) -> bool:
-        """Whether weights change."""
+        """Return whether the stage trains."""
         return self.stage != "evaluate"
 
     @property
     def mixed(self) -> bool:
-        """Training computes in bfloat16 by autocast (``backends.settings.mixed_precision``)."""
+        """Return whether training runs under bfloat16 autocast."""
         return self.bf16 and self.precision != "32bit"
 
     @property
     def value(self) -> int:
-        """Bytes of an activation."""
+        """Return the bytes of an activation."""
         return 2 if self.mixed else 4
 
     @property
     def stored(self) -> int:
-        """Bytes of a number outside of autocast: bfloat16, or float32 without it (``backends.loading``)."""
+        """Return the bytes of a number outside autocast: 2 with bfloat16, otherwise 4."""
         return 2 if self.mixed else 4
 
     @property
     def held(self) -> int:
-        """Bytes of a weight that is not quantised. Unsloth holds float16 where it computes in float32
-        (``patch_model_and_tokenizer`` of unsloth_zoo 2026.10.7).
+        """Return the bytes of an unquantized parameter.
+
+        Unsloth stores float16 even if it computes in float32 (``patch_model_and_tokenizer`` of unsloth_zoo 2026.10.7).
         """
         return 2 if self.backend == "unsloth" and self.precision != "32bit" else self.stored
 
     @property
     def tokens(self) -> int:
-        """Tokens of a row in training: prompt and answer."""
+        """Return the tokens of a training row: prompt and answer."""
         return self.row.prompt + (self.row.answer if self.stage == "sft" else self.answer_tokens)
 
 
@@ -84,16 +85,16 @@ OVERFLOWING = ("gemma3", "gemma4", "qwen3_5")
 
 
 def planned_precision(model: Model, *, cuda: bool) -> Precision:
-    """4bit, 8bit, 16bit or 32bit: what loading makes of the recipe's precision on such a machine."""
+    """Return the precision in which the model is loaded on a machine with or without CUDA."""
     if model.precision != "auto":
         return model.precision
     return "4bit" if cuda and model.tuning == "lora" else "32bit"
 
 
 def planned_backend(recipe: Recipe, *, here: bool = False) -> Literal["hf", "unsloth"]:
-    """Return the backend that trains the recipe on a GPU, as ``backends.choice`` chooses it.
+    """Return the backend that trains the recipe on a GPU, as ``toolkit.models.choose`` selects it.
 
-    ``here``: on the GPU of this machine, where Unsloth may be missing. On another GPU it is taken to be installed.
+    ``here``: on the GPU of this machine, where Unsloth may not be installed. On another GPU it counts as installed.
     """
     model = recipe.model
     if model.backend == "unsloth":
@@ -105,8 +106,9 @@ def planned_backend(recipe: Recipe, *, here: bool = False) -> Literal["hf", "uns
 
 
 def on_gpu(setting: Setting, model: Architecture, *, bf16: bool) -> Setting:
-    """Return the setting on a GPU with or without bfloat16. Unsloth takes float16 in its place, which has the same
-    size, unless the model overflows in it.
+    """Return the setting on a GPU with or without bfloat16.
+
+    Unsloth uses float16 in place of bfloat16, which has the same size, unless the model overflows in float16.
     """
     halved = setting.backend == "unsloth" and not model.model_type.startswith(OVERFLOWING)
     return replace(setting, bf16=bf16 or halved)
@@ -121,10 +123,16 @@ def memory_settings(
     asked: Tokens | None = None,
     backend: Literal["hf", "unsloth"] | None = None,
 ) -> dict[Stage, Setting]:
-    """Stage -> what its memory depends on, on a CUDA device, with the longest of the rows that were counted.
+    """Return stage -> memory setting on a CUDA device, with the longest of the counted rows.
 
-    ``tokens`` are of the rows to train on, ``asked`` of those that are evaluated; each stands in for the other. Without
-    tokens a row has none: what the weights take is known all the same. ``backend`` None is ``planned_backend``'s.
+    Args:
+        recipe: the run.
+        model: its architecture.
+        tokens: of the training rows. If None, those in ``asked`` are used, and the other way round. Without both, a row
+        has no tokens, and only parameters are counted.
+        bf16: the GPU supports bfloat16.
+        asked: tokens of the evaluation rows.
+        backend: that trains. None: the one that ``planned_backend`` returns.
     """
     tokens, asked = tokens or asked, asked or tokens
     tower = model.vision
@@ -181,7 +189,10 @@ def _setting(recipe: Recipe, stage: Stage, longest: RowSize, **more: object) -> 
 
 
 def _reference(recipe: Recipe) -> str:
-    """TRL keeps a copy of the adapter that GRPO goes on from, or of the whole model; a new adapter it switches off."""
+    """Return the reference of the KL term that needs GPU memory.
+
+    TRL copies the adapter that GRPO starts from, or the whole model. A new adapter is disabled instead.
+    """
     if recipe.grpo is None or recipe.grpo.beta == 0:
         return "none"
     if recipe.model.tuning == "full":
@@ -191,10 +202,10 @@ def _reference(recipe: Recipe) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Work of one stage. What does not apply is 0.
+    """Work of one stage. Fields that do not apply are 0.
 
-    ``samples`` are rows a step in SFT and prompts a step in GRPO; ``answers`` is how many the model writes in the whole
-    stage, each of at most ``answer_tokens`` tokens.
+    ``samples`` are rows of an optimizer step in SFT, and prompts of a step in GRPO. ``answers`` is the number of
+    completions in the stage, each of at most ``answer_tokens`` tokens.
     """
 
     steps: int = 0
@@ -203,14 +214,14 @@ class Work:
     answers: int = 0
     answer_tokens: int = 0
     evaluations: int = 0
-    """How often the held-out split is evaluated, with ``answers`` for all of them together."""
+    """Number of evaluations of the held-out split. ``answers`` is the number for all of them."""
 
 
 def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
-    """Stage (``sft``, ``grpo``, ``evaluate``) -> its work, for so many rows of each split.
+    """Return stage (``sft``, ``grpo``, ``evaluate``) -> work, for the number of rows in each split.
 
-    Steps are counted as transformers' trainer does for SFT (the last pass of an epoch may be smaller) and as TRL's
-    sampler does for GRPO (an epoch leaves out what does not fill a step).
+    Optimizer steps are counted as the trainer of transformers does for SFT (the last batch of an epoch may be smaller),
+    and as TRL's sampler does for GRPO (an epoch drops rows that do not fill a step).
     """
     found = {}
     if recipe.sft is not None:
@@ -232,14 +243,14 @@ def plan_work(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Work]:
 
 
 def evaluations(recipe: Recipe) -> int:
-    """How often the held-out questions are asked: before training, and after each training stage."""
+    """Return the number of evaluations: before training, and after each training stage."""
     trained = sum(section is not None for section in (recipe.sft, recipe.grpo))
     before = recipe.evaluate is not None and (recipe.evaluate.before or not trained)
     return before + trained
 
 
 def stages(recipe: Recipe) -> list[str]:
-    """The stages of a run, in their order."""
+    """Return the stages of a run, in their order."""
     trained = [name for name in ("sft", "grpo") if getattr(recipe, name) is not None]
     found = ["evaluate before"] if recipe.evaluate and (recipe.evaluate.before or not trained) else []
     for name in trained:

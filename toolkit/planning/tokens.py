@@ -1,4 +1,4 @@
-"""Tokens of a recipe's rows, counted with the model's processor, or estimated where it is not here."""
+"""Tokens of a recipe's rows, counted with the model's processor, or estimated without one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,44 +24,44 @@ from toolkit.planning.model_files import cached_file
 from toolkit.recipe import Model, Recipe
 
 COUNTED = 400
-"""At most so many rows of those there are, evenly spread, are counted for a plan; the stages look at every one."""
+"""Most rows that a plan counts, evenly spaced. The stages check every row."""
 CHARACTERS = 4
-"""Of English text a token has about so many. A rule of thumb, for models whose tokenizer is not here."""
+"""Characters of English text per token, a rule of thumb for models without an available tokenizer."""
 TEMPLATE = 30
-"""Tokens that a chat template puts around a question, about."""
+"""Approximate tokens that a chat template adds to a prompt."""
 LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 256}
-"""Pictures with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
+"""Images with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
 
 
 SMALL = 256
-"""Processors enlarge pictures with fewer pixels than a square of this side, or of a smaller one."""
+"""Processors enlarge images with fewer pixels than a square with this side, or with a smaller one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """One row in tokens and patches; for a plan the longest row."""
+    """One row in tokens and patches. Plans use the longest row for memory and the mean row for time."""
 
     text: int
-    """Tokens of the prompt without its pictures."""
+    """Tokens of the prompt without images."""
     images: int
-    """Tokens of the pictures."""
+    """Tokens of the images."""
     answer: int
     """Tokens of the reference answer (SFT)."""
     pictures: int
     patches: int
-    """Patches of all its pictures in the vision tower."""
+    """Patches of all images in the vision tower."""
     sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of its pictures as the model's processor gets them; empty: not known."""
+    """(width, height) of the images as the processor receives them. Empty: unknown."""
 
     @property
     def prompt(self) -> int:
-        """Text and pictures."""
+        """Return the tokens of text and images."""
         return self.text + self.images
 
     def limited(self, side: int, cell: int, merge: int) -> "RowSize":
-        """The row with no picture longer than ``side``, where tokens follow from the size: at most so many of them.
+        """Return the row with images of at most ``side`` pixels, for models whose image tokens depend on the size.
 
-        A token stands for ``cell`` x ``cell`` pixels and ``merge`` x ``merge`` patches.
+        A token covers ``cell`` x ``cell`` pixels and ``merge`` x ``merge`` patches.
         """
         tokens = 0
         for size in self.sizes:
@@ -74,11 +74,10 @@ class RowSize:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of the rows that were counted: ``lengths`` hold prompt text, pictures and reference answer of each.
+    """Tokens of the counted rows. Each of ``lengths`` has prompt text, images and reference answer.
 
-    ``exact`` is false where they were estimated from characters and sizes of pictures; ``too_long`` names rows that do
-    not fit into ``limit``, prompt and reference answer together. ``rows`` is 0 where there are none to look at: see
-    ``fullest_row``.
+    ``exact`` is False if the tokens were estimated from characters and image sizes. ``too_long`` names rows whose
+    prompt and reference answer exceed ``limit``. ``rows`` is 0 if the rows cannot be read: see ``fullest_row``.
     """
 
     rows: int
@@ -87,23 +86,24 @@ class Tokens:
     exact: bool
     too_long: tuple[str, ...] = ()
     longest_sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of the pictures of ``longest``, as the processor gets them; empty: not known.
+    """(width, height) of the images of ``longest``, as the processor receives them. Empty: unknown.
 
-    Those of ``fullest_row`` are not: smaller ones would leave room for more text."""
+    For ``fullest_row`` they are unknown, because smaller images would leave more tokens for text.
+    """
     longest_prompt_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def longest(self) -> Length:
-        """The row with most tokens."""
+        """Return the row with the most tokens."""
         return max(self.lengths, key=lambda one: one.total)
 
     @property
     def longest_prompt(self) -> Length:
-        """The row with most tokens before the answer."""
+        """Return the row with the most prompt tokens."""
         return max(self.lengths, key=lambda one: one.text + one.images)
 
     def spread(self, part: str) -> dict[str, int]:
-        """Median, 95th percentile and maximum of ``total``, ``text``, ``images`` or ``answer``."""
+        """Return median, 95th percentile and maximum of ``total``, ``text``, ``images`` or ``answer``."""
         values = [getattr(one, part) for one in self.lengths]
         return {
             "median": int(np.median(values)),
@@ -139,12 +139,12 @@ def processor_folder(model: Model) -> Path | None:
 def count_rows(
     recipe: Recipe, samples: Sequence[Sample], images: ImageStore, architecture: Architecture | None
 ) -> Tokens:
-    """Tokens of at most ``COUNTED`` rows, with the reference answer.
+    """Return the tokens of at most ``COUNTED`` rows, with the reference answer.
 
     Raises:
-        DataError: a row holds one of the model's special tokens.
-        ImageError: a picture cannot be read.
-        ModelError: neither a processor nor a configuration is here.
+        DataError: a row contains a special token of the model.
+        ImageError: an image cannot be read.
+        ModelError: neither a processor nor a configuration is available.
     """
     step = max(1, -(-len(samples) // COUNTED))
     prompts, chosen = Prompts.of(recipe, images), samples[::step]
@@ -175,16 +175,16 @@ def _count(
 
 
 def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
-    """All of a row that its tokens depend on, and its name, which a row that is too long is told by."""
+    """Return everything that a row's tokens depend on, and its name, by which rows that are too long are reported."""
     sizes = [shown_size(ref, prompts.images) for ref in sample.images]
     return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
 
 
 def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
-    """In the place of rows that cannot be read: one that fills model.max_tokens, with a square picture of max_side.
+    """Return a row that fills model.max_tokens, with a square image of max_side. It replaces rows that cannot be read.
 
     Raises:
-        ToolkitError: as ``picture_tokens``.
+        ToolkitError: see ``picture_tokens``.
     """
     limit, side = recipe.model.max_tokens, recipe.images.max_side
     pictures = min(picture_tokens((side, side), architecture), limit)
@@ -193,7 +193,7 @@ def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
 
 
 def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
-    """A row as the memory formulas see it: its patches follow from its image tokens."""
+    """Return a row as the memory formulas need it. Its patches follow from its image tokens."""
     if tower is None or not length.images:
         return RowSize(length.text, length.images, length.answer, 0, 0)
     if tower.side is not None:
@@ -204,14 +204,14 @@ def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], 
 
 
 def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
-    """Tokens of a picture of (width, height), where no processor can be asked.
+    """Return the tokens of an image of (width, height), without a processor.
 
-    Gemma 3 makes the same number of every picture. Qwen's towers keep its size, rounded to whole tokens of
-    ``patch * merge`` pixels a side (``smart_resize`` in transformers' Qwen2VLImageProcessor); their upper limit of
-    pixels is above what ``images.max_side`` leaves.
+    Gemma 3 has the same number for every image. The vision towers of Qwen keep the size, rounded to whole tokens of
+    ``patch * merge`` pixels a side (``smart_resize`` in transformers' Qwen2VLImageProcessor). Their upper limit of
+    pixels is above what ``images.max_side`` allows.
 
     Raises:
-        ToolkitError: the architecture has no vision tower that this holds for.
+        ToolkitError: the architecture has no supported vision tower.
     """
     tower = architecture.vision
     if tower is None:
@@ -238,7 +238,7 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """Tokens of some rows; None: they cannot be told, for the reason in ``unknown``."""
+    """Tokens of some rows. None: unknown, for the reason in ``unknown``."""
 
     tokens: Tokens | None = None
     findings: tuple[Finding, ...] = ()
@@ -246,12 +246,12 @@ class Looked:
 
 
 def rows_to_train(recipe: Recipe, data: DataSplits) -> SampleSet | None:
-    """The rows that training uses; None: nothing is trained."""
+    """Return the training rows. None: nothing is trained."""
     return data.train if recipe.sft or recipe.grpo else None
 
 
 def rows_to_ask(recipe: Recipe, data: DataSplits) -> SampleSet | None:
-    """The rows that are drawn for the evaluation; None: nothing is evaluated."""
+    """Return the rows that are drawn for evaluation. None: nothing is evaluated."""
     section = recipe.evaluate
     if section is None:
         return None
@@ -260,7 +260,7 @@ def rows_to_ask(recipe: Recipe, data: DataSplits) -> SampleSet | None:
 
 
 def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> Looked:
-    """Tokens of some of the samples, evenly spread, and what in them ends or changes a run."""
+    """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run."""
     place = f"[data] {samples.source.file}"
     chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
     left_out: tuple[Finding, ...] = ()

@@ -1,6 +1,6 @@
-"""The memory of one stage: its parts at each moment that could be the peak, and the peak.
+"""GPU memory of one stage at each moment that could be the peak, and settings that make the stage fit.
 
-Formulas, checked against an allocation trace of the shipped recipes at their real sizes, not against a GPU
+The formulas were checked with an allocation trace of the shipped recipes at their real sizes, not with a GPU
 (tests/benchmarks/bench_memory.py has the limits).
 """
 
@@ -14,15 +14,15 @@ from toolkit.planning.stages import Setting
 
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
-"""CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
+"""CUDA context, kernels and workspaces of libraries. This is an assumption: 0.3 to 0.8 GiB are usual."""
 PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
-"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
-layer adds whose cache grows step by step in segments that do not expand (trace)."""
+"""Bytes that torch's allocator holds in unusable pieces, such as half-filled segments of 2 and 20 MiB. The second
+figure is for each layer whose cache grows step by step in segments that do not expand (trace)."""
 BLOCKS, RIGID_BLOCKS = 2, 4
-"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), and of a training pass in segments
-that do not expand (3.7)."""
+"""Largest blocks of a moment that lie between others (trace: up to 1.7). The second figure is for a training pass in
+segments that do not expand (3.7)."""
 IDLE_BLOCKS = 2.2
-"""Largest blocks of the vision tower's pass that prefill has no use for, in float32 (trace: up to 2.2)."""
+"""Largest blocks of the vision tower that prefill cannot reuse, in float32 (trace: up to 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,41 +34,43 @@ class Moment:
 
     @property
     def allocated(self) -> int:
-        """What torch's tensors take: what its peak of allocated memory would be."""
+        """Return the peak of allocated bytes that torch would report."""
         return self.reserved - self.parts["fragmentation"]
 
     @property
     def reserved(self) -> int:
-        """What torch holds, fragmentation included: what its peak of reserved memory would be."""
+        """Return the peak of reserved bytes that torch would report, which includes fragmentation."""
         return sum(size for part, size in self.parts.items() if part != "context")
 
     @property
     def total(self) -> int:
-        """What the card must have."""
+        """Return the bytes that the GPU must have."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One stage's moments."""
+    """Moments of one stage."""
 
     stage: str
     moments: tuple[Moment, ...]
 
     @property
     def peak(self) -> Moment:
-        """The moment that needs most."""
+        """Return the moment with the most bytes."""
         return max(self.moments, key=lambda moment: moment.total)
 
 
 def estimate(model: Architecture, setting: Setting, usable: int | None = None) -> Estimate:
-    """Return a stage's memory: of an evaluation while it generates, of SFT at the loss and in the backward pass, of
-    GRPO in all of these.
+    """Return the GPU memory of a stage.
+
+    An evaluation has moments of generation, SFT has the loss and the backward pass, and GRPO has all of them.
 
     Args:
         model: the architecture.
         setting: the stage.
-        usable: bytes of the GPU that a program can have, which Unsloth's SFT loss sizes itself by. None: many.
+        usable: bytes of the GPU that a program can use, from which Unsloth derives the slices of its SFT loss. None:
+        unlimited.
     """
     always = _always(model, setting)
     moments = _generating(model, setting, always) if setting.concurrent else []
@@ -110,7 +112,7 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
 
 
 def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
-    """The vision tower's forward pass is over before the first layer caches its keys."""
+    """Return the moments of generation. The vision tower has finished before the first layer caches its keys."""
     kept = {**always, "inputs": generation.input_bytes(model, setting.concurrent, setting)}
     patches, autocast = setting.concurrent * setting.row.patches, generation.samples_under_autocast(setting)
     copies = weights.autocast_copies(model, setting) if autocast else 0
@@ -139,9 +141,11 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
 
 
 def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
-    """Blocks that lie in pieces between others. ``idle``: what the tower leaves and the cache does not take. It lies
-    idle if its blocks are smaller than prefill's tensors. In 16 bits the adapter's float32 takes turns with tensors of
-    half its size. In float32 all have one size, and the tower's largest blocks lie idle (trace).
+    """Return the bytes of blocks that lie between others.
+
+    ``idle``: bytes that the tower leaves and the cache does not use. They stay idle if their blocks are smaller than
+    the tensors of prefill. In 16 bits, float32 tensors of the adapter alternate with tensors of half their size. In
+    float32, all tensors have one size, and the largest blocks of the tower stay idle (trace).
     """
     largest, of_tower = generation.largest_in_prefill(model, setting), generation.largest_in_tower(model, setting)
     if setting.stored == FLOAT:
@@ -150,28 +154,32 @@ def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
 
 
 def _pieces(model: Architecture, setting: Setting) -> int:
-    """Small pieces that torch's allocator cannot hand out. Unsloth has its segments expand."""
+    """Return the bytes of unusable pieces in torch's allocator. Unsloth lets segments expand."""
     grows = setting.concurrent and setting.backend == "hf"
     return PIECES + (GROWING * model.language.layers if grows else 0)
 
 
 def _moment(name: str, parts: Mapping[str, int], fragmentation: int) -> Moment:
-    """``fragmentation``: small pieces, and blocks of the size of the moment's largest one that lie between others,
-    since tensors of different sizes take turns.
+    """Return a moment.
+
+    ``fragmentation``: small pieces, and blocks of the size of the largest tensor, which lie between others because
+    tensors of different sizes alternate.
     """
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
 
 
 Knob = tuple[str, Setting]
-"""What to write into the recipe, and the setting that it leads to."""
+"""A change to the recipe, and the resulting setting."""
 
 
 def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int) -> tuple[str, ...] | None:
-    """The first single change with which the stage needs at most ``usable`` bytes; else the changes, taken together in
-    their order, with which it does; empty: it fits as it is; None: none of them is enough.
+    """Return the first change, or the first changes in order, with which a stage fits into ``usable`` bytes.
 
-    The order is that of what a change costs: first what costs time alone, then precision and pictures, at last what the
-    stage learns from.
+    Single changes are tried first. Changes that only cost time come first, then precision and image size, then those
+    that affect what is learned.
+
+    Returns:
+        Empty if the stage fits as it is. None if no known change is enough.
     """
 
     def fits(one: Setting) -> bool:
@@ -237,7 +245,7 @@ def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator
 
 
 def _pictures(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
-    """Below the longest side that a picture of the row has, since a higher limit would change nothing."""
+    """Yield smaller image sizes, below the longest side in the row, because a higher limit would change nothing."""
     tower, row = model.vision, setting.row
     if tower is None or tower.side is not None or not row.sizes:
         return
