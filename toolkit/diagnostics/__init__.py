@@ -1,4 +1,4 @@
-"""What this machine has for a run, what is wrong with it, and what to do: each library is loaded in its own process."""
+"""Diagnose this machine: findings with remedies. Each library is imported in its own process."""
 
 from toolkit.diagnostics.examine import Examination, examine
 from toolkit.diagnostics.finding import STATES, Finding, State

@@ -1,4 +1,4 @@
-"""The examination: every check in its order, and what it comes to."""
+"""Run every check in order, and report which recipes can run."""
 
 import os
 import time
@@ -21,17 +21,17 @@ from toolkit.runfolder import Progress, hide_secrets, silent
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found, in the order of looking, and how long it took."""
+    """Findings in the order of the checks, and their duration."""
 
     findings: tuple[Finding, ...]
     seconds: float
 
     def count(self, state: State) -> int:
-        """How many findings are in this state."""
+        """Return the number of findings in this state."""
         return sum(one.state == state for one in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """One object: toolkit (version), seconds, problems, warnings, and findings.
+        """Return one JSON object: toolkit (version), seconds, problems, warnings and findings.
 
         Each finding has code (stable), name, state ("good", "warning", "problem"), found and remedy. All are text, and
         the remedy is empty if there is nothing to do.
@@ -48,13 +48,13 @@ class Examination:
 def examine(
     recipe: Recipe | None = None, *, limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
 ) -> Examination:
-    """Look at this machine; nothing heavy is loaded into this process, and nothing is changed.
+    """Check this machine. No large library is imported into this process, and nothing is changed.
 
     Args:
-        recipe: whose model is looked for; None: MedGemma.
-        limit: seconds for loading one library.
-        total: seconds for loading all of them.
-        progress: called as libraries have been loaded.
+        recipe: its model is checked. None: MedGemma.
+        limit: seconds for importing one library.
+        total: seconds for importing all libraries.
+        progress: called as libraries have been imported.
     """
     begun = time.monotonic()
     outcomes = run_probes(tuple(LOADS), model=asked_model(recipe), limit=limit, total=total, progress=progress)
@@ -88,15 +88,15 @@ TINY = (
     "recipes/steps_tiny.toml",
     "recipes/imagegen_tiny.toml",
 )
-"""The shipped recipes of the tiny model; a test holds the list."""
+"""Shipped recipes of the tiny model. A test checks the list."""
 
 
 def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) -> Finding:
-    """What runs: the recipe that was named, else which of those that are shipped.
+    """Check whether the recipe can run, or report which shipped recipes can run.
 
     Args:
-        recipe: the one that was named.
-        found: everything else.
+        recipe: the recipe. None: the shipped recipes.
+        found: all other findings.
         gpu: whether torch can use a GPU.
     """
     broken = [one.name for one in found if one.state == "problem"]

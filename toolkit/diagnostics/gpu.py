@@ -1,4 +1,4 @@
-"""The GPUs: driver, what torch sees of them, capability, memory, bfloat16."""
+"""GPUs: driver, visibility to torch, compute capability, memory and bfloat16."""
 
 import os
 import re
@@ -13,17 +13,17 @@ from toolkit.diagnostics.probes import Outcome
 
 GIB = 2**30
 ENOUGH = 14.5
-"""GiB of a GPU that is sold with 16 GB (a T4 has 14.6)."""
+"""GiB of a GPU with nominal 16 GB (a T4 has 14.6)."""
 FREE_SHARE = 0.8
-"""Of the memory; when less is free, another process has it."""
+"""Fraction of GPU memory that must be free. Otherwise another process uses it."""
 WAIT = 20.0
-"""Seconds for nvidia-smi, which hangs when the driver does."""
+"""Seconds until nvidia-smi is given up, which hangs if the driver does."""
 NO_GPU = "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB; Kaggle and Colab lend one."
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What the driver says of itself, without torch."""
+    """Facts from the driver, without torch."""
 
     version: str | None
     gpus: Sequence[str] = ()
@@ -31,7 +31,7 @@ class Driver:
 
 
 def ask_driver() -> Driver:
-    """nvidia-smi's answer, else the kernel module's own file."""
+    """Query nvidia-smi, or read the file of the kernel module."""
     command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT, check=False)
@@ -49,7 +49,7 @@ def ask_driver() -> Driver:
 
 
 def check_driver(driver: Driver) -> Finding:
-    """The driver."""
+    """Check the driver."""
     if driver.problem:
         remedy = "Restart the machine. If that does not help, reinstall the driver. In a container, use --gpus all."
         state: State = "problem" if driver.version else "warning"
@@ -60,7 +60,7 @@ def check_driver(driver: Driver) -> Finding:
 
 
 def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
-    """What torch can use."""
+    """Yield findings for the GPUs that torch can use."""
     devices: Sequence[Mapping[str, Any]] = torch.facts.get("devices", ())
     if torch.end != "loaded":
         yield Finding("doctor.gpu_unknown", "GPU", "warning", "unknown, because torch does not load", "Repair torch.")
@@ -98,7 +98,7 @@ def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
 
 
 def _device(index: int, device: Mapping[str, Any]) -> Finding:
-    """One GPU that torch sees."""
+    """Check one GPU that torch lists."""
     total, free = device["total"] / GIB, device.get("free", 0) / GIB
     major, minor = device["capability"]
     text = f"{device['name']}, compute capability {major}.{minor}, {total:.1f} GiB, {free:.1f} GiB free"

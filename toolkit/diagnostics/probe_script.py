@@ -1,9 +1,9 @@
-"""The program of one probe: loads one library in a process of its own and writes down what it finds there.
+"""Script of a probe: imports one library in its own process and writes what it finds.
 
-It is run by its path and imports nothing of this package, so that a library that crashes or hangs takes only this
-process with it. ``inside.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object: ``step`` is "import" (the
-import has not come back), "look" (it has) or "done"; ``facts`` is what was found; ``error`` and ``where`` tell of an
-exception. What the library prints goes where this process's output goes.
+The script is run by its path and imports nothing of this package, so a library that crashes or hangs affects only this
+process. ``probe_script.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object. ``step`` is "import" (the import
+has not finished), "look" (it has) or "done". ``facts`` has the results. ``error`` and ``where`` describe an exception.
+Output of the library goes to the output of this process.
 """
 
 import faulthandler
@@ -34,14 +34,14 @@ LOADS: Mapping[str, tuple[str, ...]] = {
     "vllm": ("vllm:LLM",),
     "hub": ("huggingface_hub", "huggingface_hub.constants"),
 }
-"""Probe -> modules and what is taken from them: libraries that load themselves lazily load only then."""
+"""Probe -> modules and attributes. Accessing an attribute imports libraries that load lazily."""
 
 REQUEST_SECONDS = 5.0
-"""The longest that one request to the Hub may take."""
+"""Timeout of a request to the Hub."""
 
 
 def main(result: str, name: str, seconds: str, model: str = "") -> None:
-    """Load, look, and leave at once: what a library does while Python ends is not looked at."""
+    """Import, inspect, and exit at once, because the library's own shutdown is not checked."""
     told: dict[str, Any] = {"step": "import"}
 
     def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -69,7 +69,8 @@ def main(result: str, name: str, seconds: str, model: str = "") -> None:
 
 
 def look_at_torch() -> dict[str, Any]:
-    """Its build, and each CUDA device: name, capability, memory in bytes, bfloat16, and whether a kernel runs."""
+    """Return the build of torch, and name, capability, bytes of memory, bfloat16 and a kernel test for each CUDA
+    device."""
     torch = sys.modules["torch"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -97,7 +98,7 @@ def _device(torch: Any, index: int) -> dict[str, Any]:
 
 
 def look_at_xformers() -> dict[str, Any]:
-    """Whether its compiled part is loaded, and, where there is a GPU, whether its attention runs."""
+    """Return whether the compiled extension is loaded, and, with a GPU, whether attention runs."""
     problem = sys.modules["xformers._cpp_lib"]._cpp_library_load_exception
     if problem is not None:
         return {"error": str(problem)}
@@ -113,13 +114,13 @@ def look_at_xformers() -> dict[str, Any]:
 
 
 def look_at_bitsandbytes() -> dict[str, Any]:
-    """Which native library it has loaded; a stand-in keeps the error of the one that it could not load."""
+    """Return which native library is loaded. A stub keeps the error of a library that failed to load."""
     native = sys.modules["bitsandbytes.cextension"].lib
     return {"cuda": bool(native.compiled_with_cuda), "error": vars(native).get("error_msg")}
 
 
 def look_at_hub(model: str) -> dict[str, Any]:
-    """Whether ``model`` is in the cache with all its weights, and, unless offline, whether its files may be had."""
+    """Return whether ``model`` is cached with all weights, and, unless offline, whether its files are accessible."""
     hub = sys.modules["huggingface_hub"]
     found: dict[str, Any] = {"offline": hub.constants.HF_HUB_OFFLINE, "cached": model and _is_cached(hub, model)}
     if model and not found["offline"]:
@@ -156,7 +157,7 @@ LOOKS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it came from, the root last."""
+    """Yield the error and its causes. The root cause is last."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -1,4 +1,4 @@
-"""Probes: each loads one library in a process of its own, two at a time, within a time limit."""
+"""Probes: each imports one library in its own process. Two run at a time, within a time limit."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from toolkit.runfolder.logs import SECRET_VARIABLES
 
 AT_ONCE = 2
 LIMIT = 120.0
-"""Seconds for one library: the first import after an installation compiles it and reads gigabytes."""
+"""Seconds for one library. The first import after an installation compiles it and reads gigabytes."""
 TOTAL = 300.0
-"""Seconds for all of them."""
+"""Seconds for all libraries."""
 LOOK_EVERY = 0.02
 MOST_OUTPUT = 20_000
 """Bytes of a probe's output that are read, from its end."""
@@ -32,16 +32,16 @@ End = Literal["loaded", "missing", "failed", "died", "hung", "untried"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one probe ended.
+    """Result of one probe.
 
     Attributes:
-        name: the probe.
-        end: loaded; missing: not installed; failed: the import raised; died: it took the process with it; hung: it
-            took longer than the limit and was ended; untried: the time for all was used up.
-        seconds: how long it took.
-        error: what it raised, the root cause in the last line; how it died.
-        where: file and line of it, where known.
-        facts: what the probe found in the library.
+        name: of the probe.
+        end: loaded. missing: not installed. failed: the import raised. died: the process died. hung: the time limit was
+        exceeded. untried: the time for all libraries was used up.
+        seconds: duration.
+        error: exception with the root cause in the last line, or how the process died.
+        where: file and line of the error, if known.
+        facts: results of the probe.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def cause(self) -> str:
-        """The root cause in one line of at most 200 characters."""
+        """Return the root cause in one line of at most 200 characters."""
         line = self.error.strip().rpartition("\n")[2]
         return line if len(line) <= 200 else f"{line[:199]}…"
 
@@ -61,14 +61,14 @@ class Outcome:
 def run_probes(
     names: Sequence[str], *, model: str = "", limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
 ) -> dict[str, Outcome]:
-    """Each probe's outcome; after ``total`` seconds whatever still runs is ended, and the rest is not tried.
+    """Return the outcome of each probe. After ``total`` seconds, running probes are stopped and others are not started.
 
     Args:
-        names: probes, keys of ``probe_script.LOADS``; the order is that of their start.
-        model: what the probe "hub" looks for.
-        limit: seconds for one.
-        total: seconds for all.
-        progress: called as they end.
+        names: probes, which are keys of ``probe_script.LOADS``, in the order of their start.
+        model: for the probe "hub".
+        limit: seconds for one probe.
+        total: seconds for all probes.
+        progress: called as probes end.
     """
     over = time.monotonic() + total
     waiting, running = list(names), list[_Process]()
@@ -90,7 +90,7 @@ def run_probes(
 
 
 class _Process:
-    """A probe that runs."""
+    """A running probe."""
 
     def __init__(self, name: str, folder: Path, limit: float, model: str) -> None:
         self.name, self._limit = name, limit
@@ -110,7 +110,7 @@ class _Process:
             )
 
     def is_over(self) -> bool:
-        """Whether it has ended; at its limit it is made to."""
+        """Return whether the probe has ended. It is stopped at its time limit."""
         if self._child.poll() is not None:
             return True
         if time.monotonic() - self._begun < self._limit:
@@ -120,7 +120,7 @@ class _Process:
         return True
 
     def stop(self) -> None:
-        """End it and what it has started."""
+        """Stop the process and its children."""
         if hasattr(os, "killpg"):
             with suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
@@ -129,7 +129,7 @@ class _Process:
         self._child.wait()
 
     def outcome(self) -> Outcome:
-        """What came of it."""
+        """Return the result."""
         seconds = time.monotonic() - self._begun
         told = _read(self._result)
         end, error = self._end(told)
@@ -158,7 +158,7 @@ class _Process:
 
 @contextmanager
 def _ended(running: list[_Process]) -> Iterator[None]:
-    """None of them outlives the block, Ctrl-C or not."""
+    """Stop all probes at the end of the block, including after Ctrl-C."""
     try:
         yield
     finally:
@@ -167,7 +167,7 @@ def _ended(running: list[_Process]) -> Iterator[None]:
 
 
 def _environment(name: str, folder: Path) -> dict[str, str]:
-    """Without tokens and without the Hub, but for the probe that asks it; nothing is installed or compiled by them."""
+    """Return the environment of a probe: without tokens and Hub access, except for the probe of the Hub."""
     kept = {key: value for key, value in os.environ.items() if name == "hub" or key not in SECRET_VARIABLES}
     quiet = {
         "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # else it is made in the working directory
@@ -187,7 +187,7 @@ def _read(result: Path) -> dict[str, Any]:
 
 
 def _deepest(output: str) -> str:
-    """File and line where faulthandler found the process, the deepest frame first."""
+    """Return file and line of the deepest frame in the traceback of faulthandler."""
     match = re.search(r'(?:Fatal Python error|Timeout \()[^"]*File "([^"]+)", line (\d+)', output)
     return f"{match[1]}:{match[2]}" if match else ""
 

@@ -185,7 +185,7 @@ def _machine(gpu: Gpu | None) -> Machine:
 def judge_model(
     recipe: Recipe, config: Configuration | None, model: Architecture | None, tokens: Tokens | None
 ) -> Iterator[Finding]:
-    """Yield findings if a model folder is incomplete, or if the model lacks layers or attention that the recipe names."""
+    """Yield findings if a model folder is incomplete, or the model lacks layers or attention of the recipe."""
     place = "[model] name"
     folder = Path(recipe.model.name) if is_folder_name(recipe.model.name) else None
     if folder is not None and folder.is_dir():

@@ -1,4 +1,4 @@
-"""Reports over runs: what they used."""
+"""Compute reports over runs."""
 
 from toolkit.reporting.ledger import Ledger, RunUse, read_ledger
 from toolkit.reporting.report import as_json, as_markdown, write_report

@@ -1,4 +1,5 @@
-"""The ledger as Markdown and as JSON: no name of a machine or user, no path; what is not known is said, never 0."""
+"""The compute report as Markdown and as JSON, without names of machines, users or paths. Unknown figures are not shown
+as 0."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,10 +40,10 @@ NOTES = (
 
 
 def write_report(ledger: Ledger, file: Path) -> None:
-    """Write ``file``, Markdown or JSON by its ending, by a rename.
+    """Write the report as Markdown or JSON, by the suffix of ``file``, atomically.
 
     Raises:
-        RunError: it ends otherwise.
+        RunError: the suffix is neither .md nor .json.
     """
     if file.suffix == ".json":
         write_json(file, as_json(ledger))
@@ -54,7 +55,7 @@ def write_report(ledger: Ledger, file: Path) -> None:
 
 
 def as_markdown(ledger: Ledger) -> str:
-    """The report for a reader."""
+    """Return the report as Markdown."""
     parts = [
         "# Compute report",
         *_warnings(ledger),
@@ -81,7 +82,7 @@ def as_markdown(ledger: Ledger) -> str:
 
 
 def as_json(ledger: Ledger) -> dict[str, Any]:
-    """The same figures, unrounded; null is not measured."""
+    """Return the unrounded figures. Null: not measured."""
     whole = ledger.used
     return {
         "total": {"runs": len(ledger.runs), **figures(whole)},
@@ -137,7 +138,7 @@ def _bullets(lines: Iterable[str]) -> list[str]:
 
 
 def _purposes_table(ledger: Ledger) -> str:
-    """Each heading and the total: hours with their shares, energy, CO2, FLOPs."""
+    """Return the table of purposes: hours with fractions of the total, energy, CO2 and FLOPs."""
     whole, found = ledger.used, ledger.by_purpose()
     found["total"] = sum(number for number, _ in found.values()), whole
     rows = []
@@ -182,7 +183,7 @@ def _flops(used: Usage) -> list[str]:
 
 
 def _runs_table(ledger: Ledger) -> str:
-    """Each run: what it trained, how its starts ended, hours, memory, energy."""
+    """Return the table of runs: training, outcomes of the sessions, hours, memory and energy."""
     head = [
         "run",
         "purpose",
@@ -214,7 +215,7 @@ def _run_row(run: RunUse) -> list[str]:
 
 
 def _costs_table(ledger: Ledger) -> str:
-    """What 1,000 answers cost in each run's evaluations."""
+    """Return the cost of 1,000 completions in the evaluations of each run."""
     rows = []
     for run in ledger.runs:
         cost = per_thousand(run.evaluations)

@@ -1,4 +1,4 @@
-"""The figures of the compute report as plain numbers; None is not measured."""
+"""Figures and descriptions of runs for the compute report."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from toolkit.runfolder.usage import HOUR, UNKNOWN, Start, Usage
 
 
 def figures(used: Usage) -> dict[str, Any]:
-    """Hours, peaks in bytes, kWh, kg, FLOPs, and the counts that are not 0."""
+    """Return hours, peaks in bytes, kWh, kg, FLOPs, and the counts that are not 0. None: not measured."""
     counts = used.counts
     return {
         "wall_hours": used.wall / HOUR,
@@ -29,7 +29,7 @@ def figures(used: Usage) -> dict[str, Any]:
 
 
 def per_thousand(used: Usage) -> dict[str, Any] | None:
-    """What 1,000 answers cost at the rate of ``used``; None where nothing was answered."""
+    """Return the cost of 1,000 completions at the rate of ``used``. None: nothing was generated."""
     if not used.counts.answers:
         return None
     times = 1000 / used.counts.answers
@@ -49,18 +49,18 @@ def _covered(used: Usage) -> bool:
 
 
 def shares(used: Usage, whole: Usage) -> dict[str, float | None]:
-    """The part that ``used`` has of the wall, CPU and GPU time of ``whole``; None where that is 0."""
+    """Return the fractions of the wall, CPU and GPU time of ``whole``. None: that time is 0."""
     names = ("wall", "cpu", "gpu")
     return {name: getattr(used, name) / getattr(whole, name) if getattr(whole, name) else None for name in names}
 
 
 def task_name(recipe: Recipe) -> str:
-    """The task of a recipe's rows, or that it is one of image generation."""
+    """Return the task of a recipe, or "image generation"."""
     return recipe.data.task if recipe.imagegen is None else "image generation"
 
 
 def model_name(recipe: Recipe | None) -> str | None:
-    """The model with its precision and tuning; None where the recipe cannot be read."""
+    """Return the model with precision and tuning. None: the recipe cannot be read."""
     if recipe is None:
         return None
     if recipe.imagegen is not None:
@@ -73,7 +73,7 @@ def model_name(recipe: Recipe | None) -> str | None:
 
 
 def training_of(recipe: Recipe | None) -> str | None:
-    """SFT and GRPO with length, batch and learning rate; None: nothing is trained, or the recipe cannot be read."""
+    """Return SFT and GRPO with length, batch size and learning rate. None: no training, or an unreadable recipe."""
     if recipe is None:
         return None
     if recipe.imagegen is not None:
@@ -102,17 +102,17 @@ TOO_SHORT = "not measured: over before codecarbon began, or killed"
 
 
 def machines(starts: Sequence[Start]) -> list[str]:
-    """CPU, memory, disk and GPUs of each kind of machine, with the number of starts on it."""
+    """Return CPU, RAM, disk and GPUs of each kind of machine, with the number of its sessions."""
     return _counted(_machine(start) for start in starts)
 
 
 def accuracy(starts: Sequence[Start]) -> list[str]:
-    """What was measured and what estimated, the country of the CO2, or why there is no figure."""
+    """Return what was measured or estimated, the country of the CO2 figures, or why there are none."""
     return _counted(_accuracy(start) for start in starts)
 
 
 def versions_of(starts: Sequence[Start]) -> list[str]:
-    """The versions of Python and libraries, each distinct set once."""
+    """Return each distinct set of versions of Python and libraries."""
     return _counted(", ".join(f"{name} {version}" for name, version in start.versions.items()) for start in starts)
 
 

@@ -55,7 +55,10 @@ def quantises_tower(model: Architecture, setting: Setting) -> bool:
 
 
 def norm_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
-    """Return the bytes of a number that a norm of the vision tower returns. Under autocast, LayerNorm returns float32."""
+    """Return the bytes of a number that a norm of the vision tower returns.
+
+    Under autocast, LayerNorm returns float32.
+    """
     return FLOAT if autocast and model.vision is not None and model.vision.layer_norm else setting.stored
 
 
