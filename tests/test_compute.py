@@ -378,7 +378,7 @@ def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(
     run = folder_of(tmp_path)
     run.compute_file.mkdir()
     with caplog.at_level(logging.WARNING, "toolkit"), recording(run, Run(name="one"), "run") as recorder:
-        recorder.tell("beat")
+        recorder.write_line("beat")
     (problem,) = warnings_in(caplog)
     assert (problem.code, problem.place) == ("run.usage_not_recorded", str(run.compute_file))
     assert len(caplog.messages) == 1
@@ -458,7 +458,7 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
     assert stage.energy_wall == pytest.approx(stage.wall, abs=0.2)
     assert stage.energy_wall < start.used.wall
     text = as_markdown(read_ledger([run.path]))
-    assert "CO2 by the mix of electricity of France" in text
+    assert "CO2 by the electricity mix of France" in text
 
 
 def test_a_codecarbon_that_cannot_start_is_told_once_and_the_rest_goes_on(
@@ -624,7 +624,7 @@ def test_a_copy_of_a_run_is_told(four: Path) -> None:
     shutil.copytree(four / "sweep", four / "backup")
     ledger = read_ledger([four])
     assert ledger.copies == as_json(ledger)["runs_that_share_starts"] == ["backup", "sweep"]
-    assert "**Counted more than once:** backup, sweep share starts" in as_markdown(ledger)
+    assert "**Counted more than once:** backup, sweep share sessions" in as_markdown(ledger)
 
 
 def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
@@ -645,7 +645,7 @@ def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert (done.exit_code, done.stderr) == (0, "")
-    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, pictures, FLOPs", "Hardware", "Energy"):
+    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, images, FLOPs", "Hardware", "Energy"):
         assert f"\n## {heading}\n" in done.stdout
     assert "| small | training | mcq; train 24, test 12 | tiny, auto, LoRA r 4 |" in done.stdout
     assert "SFT 2 steps, batch 4 x 2, learning rate 0.001; GRPO 2 steps, 2 prompts x 4 completions" in done.stdout
@@ -682,7 +682,7 @@ def test_damaged_lines_are_told(tmp_path: Path) -> None:
     with run.compute_file.open("a") as handle:
         handle.write("{\n")
     done = CliRunner().invoke(app, ["report", "compute", str(run.path)])
-    assert "1 line(s) of the records cannot be read and are left out: one (1)" in done.stdout
+    assert "1 line(s) of the usage records were skipped: one (1)" in done.stdout
 
 
 def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:

@@ -19,9 +19,9 @@ import pytest
 
 from toolkit.diagnostics import LIBRARIES, STATES, Finding
 from toolkit.diagnostics.examine import TINY, check_recipes
-from toolkit.diagnostics.finding import joined
-from toolkit.diagnostics.gpu import Driver, ask_driver, check_driver, check_gpus
-from toolkit.diagnostics.hub import check_hub, token_holder
+from toolkit.diagnostics.finding import merge_findings
+from toolkit.diagnostics.gpu import Driver, check_driver, check_gpus, query_driver
+from toolkit.diagnostics.hub import check_hub, token_location
 from toolkit.diagnostics.libraries import check_extras, check_libraries, check_load, find_cause
 from toolkit.diagnostics.machine import check_folder, check_folders, hub_cache, notebook
 from toolkit.diagnostics.probes import Outcome, run_probes
@@ -242,8 +242,8 @@ def test_opencv_without_libgl_is_told_with_the_headless_one(site: Path) -> None:
     [
         (SEGFAULT, "ended by SIGSEGV while it was imported"),
         ("import os\nos.abort()", "ended by SIGABRT while it was imported"),
-        ("import os\nos._exit(3)", "left with exit code 3 while it was imported"),
-        ("raise SystemExit(4)", "left with exit code 4 while it was imported"),
+        ("import os\nos._exit(3)", "exited with code 3 while being imported"),
+        ("raise SystemExit(4)", "exited with code 4 while being imported"),
     ],
 )
 def test_a_library_that_ends_the_process_is_found(site: Path, source: str, how: str) -> None:
@@ -270,7 +270,7 @@ def test_a_library_that_hangs_is_ended_with_what_it_has_started(site: Path, tmp_
     )
     write_site(site, datasets=starts + SLEEPS)
     outcome = probe("datasets", limit=2)
-    assert (outcome.end, outcome.error) == ("hung", "no answer within 2 s")
+    assert (outcome.end, outcome.error) == ("hung", "no result within 2 s")
     assert outcome.where == f"{site / 'datasets' / '__init__.py'}:5"
     assert not _is_alive(int(note.read_text()))
     found = check_load("datasets", outcome, gpu=False)
@@ -405,8 +405,8 @@ def test_an_unknown_error_has_a_remedy_too() -> None:
 
 def test_two_findings_on_one_thing_keep_the_worse_state() -> None:
     good, bad = Finding("doctor.a", "a", "good", "1"), Finding("doctor.b", "b", "warning", "2", "do")
-    assert joined(good, bad) == Finding("doctor.b", "a", "warning", "1; 2", "do")
-    assert joined(bad, good) == Finding("doctor.b", "b", "warning", "2; 1", "do")
+    assert merge_findings(good, bad) == Finding("doctor.b", "a", "warning", "1; 2", "do")
+    assert merge_findings(bad, good) == Finding("doctor.b", "b", "warning", "2; 1", "do")
 
 
 def test_a_finding_without_a_remedy_must_be_good() -> None:
@@ -500,7 +500,7 @@ def test_the_driver_is_asked(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("toolkit.diagnostics.gpu._kernel_module", lambda: None)
-    driver = ask_driver()
+    driver = query_driver()
     assert (driver.version, problem in driver.problem) == (version, True)
     assert len(driver.gpus) == (2 if version else 0)
     assert (check_driver(driver).state, check_driver(driver).code) == (state, code)
@@ -511,12 +511,12 @@ def test_the_driver_is_asked(
 
 def test_a_token_is_found_where_the_hub_looks(tmp_path: Path) -> None:
     empty = {"HF_HOME": str(tmp_path)}
-    assert token_holder(empty) is None
+    assert token_location(empty) is None
     (tmp_path / "token").write_text("\n")
-    assert token_holder(empty) is None
+    assert token_location(empty) is None
     (tmp_path / "token").write_text(TOKEN)
-    assert token_holder(empty) == str(tmp_path / "token")
-    assert token_holder({**empty, "HF_TOKEN": TOKEN}) == "HF_TOKEN"
+    assert token_location(empty) == str(tmp_path / "token")
+    assert token_location({**empty, "HF_TOKEN": TOKEN}) == "HF_TOKEN"
 
 
 @pytest.mark.parametrize(

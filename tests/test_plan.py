@@ -30,12 +30,12 @@ from toolkit.pipeline.prepare_data import PHANTOMS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
 from toolkit.planning.architecture import Architecture, build_architecture
-from toolkit.planning.disk import Disk, judge_disk
+from toolkit.planning.disk import Disk, check_disk
 from toolkit.planning.gpu import COMMON, GIB
 from toolkit.planning.model_files import KNOWN, BaseWeights, find_base, find_configuration
 from toolkit.planning.prequantised import KEPT, Repository
 from toolkit.planning.stages import plan_work, planned_backend
-from toolkit.planning.tokens import picture_tokens
+from toolkit.planning.tokens import image_token_count
 from toolkit.recipe import Model, Phantom, Recipe, load_recipe
 from toolkit.runfolder import TESTED_VERSIONS, append_line, find_run, read_json, untested_versions
 
@@ -108,9 +108,9 @@ def test_tokens_are_those_that_the_stage_counts(films: Path, tmp_path: Path) -> 
     assert plan.tokens.exact
     run = run_recipe(recipe.model_copy(update={"grpo": None, "evaluate": None}), STAGES).run
     lengths = run.record("sft")["lengths"]
-    total = plan.tokens.spread("total")
+    total = plan.tokens.percentiles("total")
     assert [total[name] for name in ("median", "p95", "max")] == [lengths[name] for name in ("median", "p95", "max")]
-    assert plan.tokens.spread("images")["median"] == lengths["images"]
+    assert plan.tokens.percentiles("images")["median"] == lengths["images"]
 
 
 def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_image_tokens_by_formula_are_those_of_the_real_processor(
     real = AutoProcessor.from_pretrained(tmp_path / "processors" / processor)
     model = build_architecture(shape_fields({"qwen2_vl": "qwen2_vl_2b", "qwen3_vl": "qwen3_vl_8b"}[processor]))
     sizes = [(896, 896), (640, 427), (333, 500), (100, 40), (30, 30), (1024, 64)]
-    assert [picture_tokens(size, model) for size in sizes] == image_tokens(real, sizes)
+    assert [image_token_count(size, model) for size in sizes] == image_tokens(real, sizes)
     # A processor may have an upper limit, which this one has at a million pixels: the formula errs to more.
-    assert picture_tokens((1280, 800), model) >= image_tokens(real, [(1280, 800)])[0]
+    assert image_token_count((1280, 800), model) >= image_tokens(real, [(1280, 800)])[0]
 
 
 def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -
     assert plan.architecture.parameters == 4_300_079_472
     assert plan.tokens is not None
     assert not plan.tokens.exact
-    assert plan.tokens.spread("images") == {"median": 256, "p95": 256, "max": 256}
+    assert plan.tokens.percentiles("images") == {"median": 256, "p95": 256, "max": 256}
     assert plan.memory is not None
     assert "checked against an allocation trace, not against a GPU" in "\n".join(lines(plan))
 
@@ -266,17 +266,17 @@ def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp
 
 
 def test_the_hub_is_asked_once_and_not_at_all_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    queried = []
 
     def ask(model: Model) -> BaseWeights:
-        asked.append(model.name)
+        queried.append(model.name)
         return BaseWeights("reachable")
 
     model = Model(name="google/medgemma-4b-it")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert (find_base(model, ask).state, asked) == ("offline", [])
+    assert (find_base(model, ask).state, queried) == ("offline", [])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert (find_base(model, ask).state, asked) == ("reachable", ["google/medgemma-4b-it"])
+    assert (find_base(model, ask).state, queried) == ("reachable", ["google/medgemma-4b-it"])
 
 
 def test_a_gated_model_without_a_token_is_told_with_the_remedy(
@@ -356,7 +356,7 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
 
 def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films)
-    found = {free: list(judge_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
+    found = {free: list(check_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
     told = [
         [(one.code, one.details.value, one.problem, one.certain) for one in findings] for findings in found.values()
     ]
@@ -488,14 +488,14 @@ def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file:
     """With rows that fill model.max_tokens, and 5 % of the GPU to spare on the backend that it runs."""
     from toolkit.planning.memory import estimate
     from toolkit.planning.stages import memory_settings
-    from toolkit.planning.tokens import fullest_row
+    from toolkit.planning.tokens import longest_possible_row
 
     recipe = load_recipe(file)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
     gpu = described_gpu(24 if file.stem.startswith("steps_") else 16)
     model = loaded(recipe)
     spare = 0.95 if backend == "auto" else 1.0
-    for setting in memory_settings(recipe, model, fullest_row(recipe, model), bf16=True).values():
+    for setting in memory_settings(recipe, model, longest_possible_row(recipe, model), bf16=True).values():
         assert estimate(model, setting, gpu.memory).peak.total < spare * gpu.memory
 
 
@@ -503,7 +503,7 @@ def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> Non
     """The traced ones beside them are those that tests/benchmarks/bench_memory.py printed."""
     from toolkit.planning.memory import estimate
     from toolkit.planning.stages import memory_settings
-    from toolkit.planning.tokens import fullest_row
+    from toolkit.planning.tokens import longest_possible_row
 
     text = (ROOT / "docs" / "concepts" / "plan_estimates.md").read_text(encoding="utf-8")
     block = text.split("<!-- memory:begin -->")[1].split("<!-- memory:end -->")[0]
@@ -516,7 +516,7 @@ def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> Non
             continue
         model = loaded(recipe)
         gpu = described_gpu(24 if file.stem.startswith("steps_") else 16)
-        for stage, setting in memory_settings(recipe, model, fullest_row(recipe, model), bf16=True).items():
+        for stage, setting in memory_settings(recipe, model, longest_possible_row(recipe, model), bf16=True).items():
             if setting.trains:
                 reserved = max(one.reserved for one in estimate(model, setting, gpu.memory).moments)
                 planned[(file.stem, stage)] = round(reserved / GIB, 2)

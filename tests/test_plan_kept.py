@@ -184,7 +184,7 @@ def test_other_code_or_libraries_are_another_key(private_cache: Path, monkeypatc
     for version in ("1", "1", "2"):
         kept._code.cache_clear()
         monkeypatch.setattr(kept, "version", lambda library, version=version: version)
-        kept.remembered(Tokens, ["the same"], count)
+        kept.cached_count(Tokens, ["the same"], count)
     kept._code.cache_clear()
     assert len(list((private_cache / "plans").iterdir())) == 2
     for name in kept.CODE:
@@ -195,6 +195,6 @@ def test_a_name_with_half_a_character_is_not_kept_and_does_no_harm(private_cache
     def count() -> Tokens:
         return Tokens(1, (), 8, exact=True, too_long=("film \ud83d: 9",))
 
-    assert kept.remembered(Tokens, ["\ud83d"], count) == count()
-    assert kept.remembered(Tokens, ["\ud83d"], count) == count()
+    assert kept.cached_count(Tokens, ["\ud83d"], count) == count()
+    assert kept.cached_count(Tokens, ["\ud83d"], count) == count()
     assert not list(private_cache.rglob("*.json"))

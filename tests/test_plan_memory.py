@@ -20,7 +20,7 @@ from toolkit.models.loading import precision_of
 from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import GIB, usable_bytes
 from toolkit.planning.memory import estimate, first_fit, generation, training, weights
-from toolkit.planning.memory.estimate import _completions, _pictures
+from toolkit.planning.memory.estimate import _completions, _image_sizes
 from toolkit.planning.prequantised import KEPT
 from toolkit.planning.stages import Setting, planned_precision
 from toolkit.planning.tokens import RowSize
@@ -384,11 +384,11 @@ def test_a_limit_above_the_pictures_own_size_is_no_knob() -> None:
     model = architecture("qwen2_vl_2b")
     row = RowSize(text=100, images=21 * 16, answer=60, pictures=1, patches=21 * 16 * 4, sizes=((600, 450),))
     heavy = replace(SFT, row=row, rows=1, checkpointing=True)
-    knobs = dict(_pictures(model, heavy, 896))
+    knobs = dict(_image_sizes(model, heavy, 896))
     assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
     assert knobs["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
     assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below what processors take
-    assert not dict(_pictures(model, replace(heavy, row=replace(row, sizes=())), 896))
+    assert not dict(_image_sizes(model, replace(heavy, row=replace(row, sizes=())), 896))
 
 
 def test_fewer_completions_are_still_whole_micro_batches() -> None:

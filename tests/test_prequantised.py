@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from training import small_recipe
 
 from toolkit.planning import prequantised
-from toolkit.planning.architecture import build_architecture, stays
+from toolkit.planning.architecture import build_architecture, is_kept
 from toolkit.planning.disk import Downloads, plan_disk
 from toolkit.planning.memory.weights import weight_bytes
 from toolkit.planning.model_files import State
@@ -26,8 +26,8 @@ from toolkit.planning.prequantised import (
     Repository,
     find_repository,
     fraction_kept,
-    keep_some,
-    table_of_names,
+    keep_fraction,
+    unsloth_repositories,
 )
 from toolkit.planning.stages import Setting
 from toolkit.planning.tokens import RowSize
@@ -124,7 +124,7 @@ def test_a_merged_export_downloads_the_parameters_in_16_bits_too(
 
 @UNSLOTH
 def test_the_shipped_names_are_those_of_the_installed_table() -> None:
-    table = table_of_names()
+    table = unsloth_repositories()
     assert {name: table[name] for name in REPLACED} == dict(REPLACED)
 
 
@@ -156,7 +156,7 @@ def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> Non
     ],
 )
 def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, kept: bool) -> None:
-    assert stays(module, [listed]) is kept
+    assert is_kept(module, [listed]) is kept
 
 
 def test_the_counted_bytes_are_those_of_a_model_with_the_listed_layers_left_alone() -> None:
@@ -203,7 +203,7 @@ def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_
     model = build_architecture(shape_fields(shape), KEPT)
     fraction = fraction_kept(model, DOWNLOADS[name])
     assert 0 <= fraction <= MOST_KEPT
-    counted = sum(weight_bytes(keep_some(model, fraction), BITS))
+    counted = sum(weight_bytes(keep_fraction(model, fraction), BITS))
     assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
     assert counted >= 0.999 * DOWNLOADS[name]
     assert fraction_kept(model, None) == MOST_KEPT
@@ -211,7 +211,7 @@ def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_
 
 def test_keeping_some_layers_changes_no_count_but_that_of_quantised_ones() -> None:
     model = build_architecture(shape_fields("medgemma_4b"), KEPT)
-    some = keep_some(model, MOST_KEPT)
+    some = keep_fraction(model, MOST_KEPT)
     assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
     assert some.quantised == pytest.approx((1 - 6 / 34) * model.quantised)
 

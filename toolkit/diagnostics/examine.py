@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import __version__
-from toolkit.diagnostics.finding import Finding, State, joined
-from toolkit.diagnostics.gpu import ask_driver, check_driver, check_gpus
-from toolkit.diagnostics.hub import asked_model, check_hub
+from toolkit.diagnostics.finding import Finding, State, merge_findings
+from toolkit.diagnostics.gpu import check_driver, check_gpus, query_driver
+from toolkit.diagnostics.hub import check_hub, model_to_check
 from toolkit.diagnostics.libraries import check_extras, check_libraries
 from toolkit.diagnostics.machine import check_folders, check_machine
 from toolkit.diagnostics.probe_script import LOADS
@@ -57,7 +57,7 @@ def examine(
         progress: called as libraries have been imported.
     """
     begun = time.monotonic()
-    outcomes = run_probes(tuple(LOADS), model=asked_model(recipe), limit=limit, total=total, progress=progress)
+    outcomes = run_probes(tuple(LOADS), model=model_to_check(recipe), limit=limit, total=total, progress=progress)
     findings = [_without_secrets(one) for one in _findings(recipe, outcomes, os.environ)]
     gpu = bool(outcomes["torch"].facts.get("devices"))
     findings.append(check_recipes(recipe, findings, gpu))
@@ -67,7 +67,7 @@ def examine(
 def _findings(
     recipe: Recipe | None, outcomes: Mapping[str, Outcome], environment: Mapping[str, str]
 ) -> Iterator[Finding]:
-    driver = ask_driver()
+    driver = query_driver()
     yield from check_machine()
     yield check_driver(driver)
     yield from check_gpus(outcomes["torch"], driver)
@@ -104,8 +104,8 @@ def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) ->
         "doctor.problems_first", "recipes", "problem", f"blocked by: {', '.join(broken)}", "Solve them first."
     )
     if recipe is not None:
-        own = _named(recipe, gpu)
-        return joined(own, first) if broken else own
+        own = _check_recipe(recipe, gpu)
+        return merge_findings(own, first) if broken else own
     if broken:
         return first
     if gpu:
@@ -114,7 +114,7 @@ def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) ->
     return Finding("doctor.recipes_on_cpu", "recipes", "good", text)
 
 
-def _named(recipe: Recipe, gpu: bool) -> Finding:
+def _check_recipe(recipe: Recipe, gpu: bool) -> Finding:
     if recipe.imagegen is not None:
         return _image_generator(recipe.run.name, recipe.imagegen.generator.model, gpu)
     model = recipe.model

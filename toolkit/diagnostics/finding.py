@@ -30,7 +30,7 @@ def worse(one: State, other: State) -> State:
     return max(one, other, key=STATES.index)
 
 
-def joined(first: Finding, second: Finding) -> Finding:
+def merge_findings(first: Finding, second: Finding) -> Finding:
     """Return two findings as one, with the name of the first, the code of the worse, and both remedies."""
     code = first.code if worse(first.state, second.state) == first.state else second.code
     return Finding(

@@ -14,7 +14,7 @@ from toolkit.diagnostics.probes import Outcome
 GIB = 2**30
 ENOUGH = 14.5
 """GiB of a GPU with nominal 16 GB (a T4 has 14.6)."""
-FREE_SHARE = 0.8
+FREE_FRACTION = 0.8
 """Fraction of GPU memory that must be free. Otherwise another process uses it."""
 WAIT = 20.0
 """Seconds until nvidia-smi is given up, which hangs if the driver does."""
@@ -30,7 +30,7 @@ class Driver:
     problem: str = ""
 
 
-def ask_driver() -> Driver:
+def query_driver() -> Driver:
     """Query nvidia-smi, or read the file of the kernel module."""
     command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
@@ -43,8 +43,8 @@ def ask_driver() -> Driver:
         return Driver(_kernel_module(), problem=f"nvidia-smi cannot be run: {error.strerror}")
     rows = [line.split(",", 1) for line in done.stdout.splitlines() if "," in line]
     if done.returncode or not rows:
-        said = " ".join((done.stdout + done.stderr).split())[:200]
-        return Driver(_kernel_module(), problem=f"nvidia-smi fails: {said or f'exit code {done.returncode}'}")
+        message = " ".join((done.stdout + done.stderr).split())[:200]
+        return Driver(_kernel_module(), problem=f"nvidia-smi fails: {message or f'exit code {done.returncode}'}")
     return Driver(rows[0][0].strip(), tuple(name.strip() for _, name in rows))
 
 
@@ -65,7 +65,7 @@ def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
     if torch.end != "loaded":
         yield Finding("doctor.gpu_unknown", "GPU", "warning", "unknown, because torch does not load", "Repair torch.")
     elif not devices:
-        yield _none(torch.facts, driver)
+        yield _no_gpu(torch.facts, driver)
     for index, device in enumerate(devices):
         yield _device(index, device)
     if len(devices) > 1:
@@ -73,7 +73,7 @@ def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
         yield Finding("doctor.gpus_several", "several GPUs", "good", text)
 
 
-def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
+def _no_gpu(facts: Mapping[str, Any], driver: Driver) -> Finding:
     if not driver.gpus and driver.version is None:
         return Finding("doctor.gpu_none", "GPU", "warning", "none", NO_GPU)
     names = ", ".join(driver.gpus) or "a driver without a GPU"
@@ -90,10 +90,10 @@ def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
             text,
             "Install torch with CUDA: pip install --force-reinstall -c constraints.txt torch torchvision.",
         )
-    said = " ".join(" ".join(facts.get("warnings", ())).split())[:300]
-    text = f"{names}, but torch (CUDA {facts['cuda']}) cannot use it" + (f": {said}" if said else "")
+    message = " ".join(" ".join(facts.get("warnings", ())).split())[:300]
+    text = f"{names}, but torch (CUDA {facts['cuda']}) cannot use it" + (f": {message}" if message else "")
     remedy = f"Update the driver to one for CUDA {facts['cuda']} or later"
-    remedy += ", or install a torch build for an older CUDA." if re.search("too old", said) else ", then restart."
+    remedy += ", or install a torch build for an older CUDA." if re.search("too old", message) else ", then restart."
     return Finding("doctor.gpu_unusable", "GPU", "problem", text, remedy)
 
 
@@ -117,7 +117,7 @@ def _device(index: int, device: Mapping[str, Any]) -> Finding:
         remedies["doctor.gpu_memory_small"] = (
             "Use a smaller model, smaller images or fewer generations. A 4B model needs 16 to 24 GB."
         )
-    if free < FREE_SHARE * total:
+    if free < FREE_FRACTION * total:
         remedies["doctor.gpu_memory_in_use"] = (
             "End the other process that uses its memory (nvidia-smi shows it). In a notebook, restart the kernel."
         )

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from toolkit.diagnostics.finding import Finding, State, joined
+from toolkit.diagnostics.finding import Finding, State, merge_findings
 from toolkit.diagnostics.gpu import GIB
 from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import Outcome
 from toolkit.diagnostics.versions import allowed, check_version, installed, pair_problem, pair_remedy
 from toolkit.runfolder import TESTED_VERSIONS
 
-HEADLESS = (
+INSTALL_HEADLESS = (
     "If no windows are needed: pip uninstall -y opencv-python opencv-contrib-python && pip install "
     "--force-reinstall opencv-python-headless; or, as root, apt-get install -y libgl1 libglib2.0-0."
 )
@@ -45,7 +45,7 @@ CAUSES: tuple[Cause, ...] = (
         "doctor.system_library_missing",
         r"lib(?:GL|EGL|gthread-2\.0|glib-2\.0|SM|Xext|Xrender|xcb[\w-]*)\.so\S*: cannot open shared object",
         "a library for graphical windows is missing, which is common on servers and in containers",
-        HEADLESS,
+        INSTALL_HEADLESS,
     ),
     Cause(
         "doctor.built_for_other_library",
@@ -106,7 +106,7 @@ def find_cause(error: str, package: str) -> Cause:
     for cause in CAUSES:
         if re.search(cause.pattern, error, re.IGNORECASE | re.DOTALL):
             return cause if cause.remedy else replace(cause, remedy=pair_remedy())
-    code = "doctor.load_died" if re.match("ended by|left with", error) else "doctor.load_failed"
+    code = "doctor.load_died" if re.match("ended by|exited with", error) else "doctor.load_failed"
     return Cause(code, "", "", UNKNOWN.format(package=package))
 
 
@@ -119,7 +119,7 @@ LIBRARIES = tuple(name for name in TESTED_VERSIONS if PROBE_OF.get(name, name) i
 FOR_A_GPU = frozenset({"bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "triton"})
 """Distributions that are not used on a machine without a GPU."""
 
-INSTEAD: Mapping[str, str] = {
+WORKAROUNDS: Mapping[str, str] = {
     "unsloth": 'set model.backend = "hf" (transformers and peft) until it loads',
     "bitsandbytes": 'set model.precision = "16bit" until it loads, which takes four times the memory for the weights',
     "xformers": "pip uninstall -y xformers, since Unsloth loads it; PyTorch's own attention is used then",
@@ -155,7 +155,7 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
         if probe is None or absent:
             yield finding
         else:
-            yield joined(finding, check_load(package, outcomes[probe], gpu))
+            yield merge_findings(finding, check_load(package, outcomes[probe], gpu))
 
 
 def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
@@ -164,7 +164,7 @@ def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
         special = {"xformers": _xformers, "bitsandbytes": _bitsandbytes, "torchvision": _torchvision}
         if package in special:
             return special[package](outcome, gpu)
-        return Finding("doctor.loads", package, "good", _took(outcome))
+        return Finding("doctor.loads", package, "good", _import_time(outcome))
     if outcome.end == "untried":
         remedy = "Raise the limit: toolkit doctor --time-limit 600."
         text = "not tried, because the time for all libraries was used up"
@@ -182,7 +182,7 @@ def _version(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool)
         several = [one for one in OPENCV if installed(one)]
         if len(several) > 1:
             text = f"{found}, and also {' and '.join(several[1:])}, which install into the same folder"
-            remedy = f"Keep one of them: pip uninstall -y {' '.join(several)}, then {HEADLESS}"
+            remedy = f"Keep one of them: pip uninstall -y {' '.join(several)}, then {INSTALL_HEADLESS}"
             return Finding("doctor.opencv_several", package, "warning", text, remedy)
     if found is None:
         needed = ranges is None or package.replace("_", "-") in ranges
@@ -204,8 +204,8 @@ def _other_opencv() -> Finding:
 def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
     """Return the finding for an import that raised, died or hung."""
     cause = find_cause(outcome.error, package)
-    said = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
-    text = f"{said.get(outcome.end, 'fails to load')}: {outcome.cause}"
+    message = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
+    text = f"{message.get(outcome.end, 'fails to load')}: {outcome.cause}"
     if cause.meaning and outcome.end != "hung":
         text += f" ({cause.meaning})"
     if outcome.where:
@@ -220,8 +220,8 @@ def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
         remedy = "Repair torchvision, which also repairs this package."
     if package == "xformers" and outcome.end == "failed":
         return Finding(code, package, "warning", f"{text}. {SDPA}", remedy)
-    if gpu and package in INSTEAD:
-        remedy += f" Meanwhile: {INSTEAD[package]}."
+    if gpu and package in WORKAROUNDS:
+        remedy += f" Meanwhile: {WORKAROUNDS[package]}."
     return Finding(code, package, _severity(package, gpu), text, remedy)
 
 
@@ -229,7 +229,7 @@ def _severity(package: str, gpu: bool) -> State:
     return "warning" if package in FOR_A_GPU and not gpu else "problem"
 
 
-def _took(outcome: Outcome) -> str:
+def _import_time(outcome: Outcome) -> str:
     return f"loads in {outcome.seconds:.1f} s"
 
 
@@ -237,9 +237,9 @@ def _torchvision(outcome: Outcome, gpu: bool) -> Finding:
     """Check that the versions match. If they do not, parts of torchvision are missing even if the import succeeds."""
     problem = pair_problem()
     if problem:
-        text = f"{_took(outcome)}, but {problem}"
+        text = f"{_import_time(outcome)}, but {problem}"
         return Finding("doctor.torchvision_for_other_torch", "torchvision", "problem", text, pair_remedy())
-    return Finding("doctor.loads", "torchvision", "good", f"{_took(outcome)}, matches torch")
+    return Finding("doctor.loads", "torchvision", "good", f"{_import_time(outcome)}, matches torch")
 
 
 def _unsloth_without_gpu(gpu: bool) -> Finding:
@@ -259,23 +259,25 @@ def _xformers(outcome: Outcome, gpu: bool) -> Finding:
         remedy = "Install the one for your torch (unsloth install-kernels xformers), or pip uninstall -y xformers."
         return Finding("doctor.xformers_extension_unusable", "xformers", "warning", text, remedy)
     if outcome.facts.get("ran"):
-        text = f"{_took(outcome)}, and its attention runs on the GPU. Unsloth uses it"
+        text = f"{_import_time(outcome)}, and its attention runs on the GPU. Unsloth uses it"
         return Finding("doctor.loads", "xformers", "good", text)
-    text = f"{_took(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
+    text = f"{_import_time(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
     return Finding("doctor.loads", "xformers", "good", text)
 
 
 def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
     error = str(outcome.facts.get("error") or "")
     if outcome.facts.get("cuda"):
-        text = f"{_took(outcome)} with its CUDA library: 4 and 8 bits work"
+        text = f"{_import_time(outcome)} with its CUDA library: 4 and 8 bits work"
         return Finding("doctor.loads", "bitsandbytes", "good", text)
     if not gpu:
-        text = f"{_took(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
+        text = (
+            f"{_import_time(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
+        )
         return Finding("doctor.bitsandbytes_on_cpu", "bitsandbytes", "good", text)
     cause = find_cause(error, "bitsandbytes")
     text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason given'}): no 4 or 8 bits"
-    remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {INSTEAD['bitsandbytes']}."
+    remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {WORKAROUNDS['bitsandbytes']}."
     return Finding("doctor.bitsandbytes_without_cuda", "bitsandbytes", "problem", text, remedy)
 
 

@@ -109,7 +109,7 @@ def _container_memory() -> tuple[int | None, int | None]:
     ):
         try:
             return int((root / limit).read_text()), int((root / used).read_text())
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # There is no limit, or it is "max".
             continue
     return None, None
 

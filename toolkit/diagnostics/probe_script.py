@@ -42,33 +42,34 @@ REQUEST_SECONDS = 5.0
 
 def main(result: str, name: str, seconds: str, model: str = "") -> None:
     """Import, inspect, and exit at once, because the library's own shutdown is not checked."""
-    told: dict[str, Any] = {"step": "import"}
+    report: dict[str, Any] = {"step": "import"}
 
     def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         root = list(_chain(error))[-1]
-        told["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
-        told["missing"] = root.name if isinstance(root, ModuleNotFoundError) else None
-        told["where"] = _last_line(root.__traceback__)
-        _write(result, told)
+        report["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+        report["missing"] = root.name if isinstance(root, ModuleNotFoundError) else None
+        report["where"] = _last_line(root.__traceback__)
+        _write(result, report)
 
     sys.excepthook = fail
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(float(seconds) - 5, float(seconds) / 2))  # where it hangs, before it is ended
-    _write(result, told)
+    # Dump before the time limit ends the process.
+    faulthandler.dump_traceback_later(max(float(seconds) - 5, float(seconds) / 2))
+    _write(result, report)
     for wanted in LOADS[name]:
         module, _, attribute = wanted.partition(":")
         loaded = importlib.import_module(module)
         if attribute:
             getattr(loaded, attribute)
-    told["step"] = "look"
-    _write(result, told)
-    told["facts"] = look_at_hub(model) if name == "hub" else LOOKS.get(name, dict)()
-    told["step"] = "done"
-    _write(result, told)
+    report["step"] = "look"
+    _write(result, report)
+    report["facts"] = inspect_hub(model) if name == "hub" else INSPECTIONS.get(name, dict)()
+    report["step"] = "done"
+    _write(result, report)
     os._exit(0)
 
 
-def look_at_torch() -> dict[str, Any]:
+def inspect_torch() -> dict[str, Any]:
     """Return the build of torch, and name, capability, bytes of memory, bfloat16 and a kernel test for each CUDA
     device."""
     torch = sys.modules["torch"]
@@ -92,12 +93,12 @@ def _device(torch: Any, index: int) -> dict[str, Any]:
             found["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
             found["free"] = torch.cuda.mem_get_info(index)[0]
             torch.ones(2, device=f"cuda:{index}").sum().item()
-    except RuntimeError as error:  # a build without kernels for this device; a device that is lost or full
+    except RuntimeError as error:  # The build has no kernels for the device, or the device is lost or full.
         found["error"] = str(error)
     return found
 
 
-def look_at_xformers() -> dict[str, Any]:
+def inspect_xformers() -> dict[str, Any]:
     """Return whether the compiled extension is loaded, and, with a GPU, whether attention runs."""
     problem = sys.modules["xformers._cpp_lib"]._cpp_library_load_exception
     if problem is not None:
@@ -108,18 +109,18 @@ def look_at_xformers() -> dict[str, Any]:
     one = torch.zeros(1, 16, 1, 64, dtype=torch.float16, device="cuda")
     try:
         sys.modules["xformers.ops"].memory_efficient_attention(one, one, one).sum().item()
-    except (RuntimeError, ValueError) as error:  # NotImplementedError among them: no kernel for this GPU
+    except (RuntimeError, ValueError) as error:  # NotImplementedError: there is no kernel for this GPU.
         return {"error": str(error)}
     return {"ran": True}
 
 
-def look_at_bitsandbytes() -> dict[str, Any]:
+def inspect_bitsandbytes() -> dict[str, Any]:
     """Return which native library is loaded. A stub keeps the error of a library that failed to load."""
     native = sys.modules["bitsandbytes.cextension"].lib
     return {"cuda": bool(native.compiled_with_cuda), "error": vars(native).get("error_msg")}
 
 
-def look_at_hub(model: str) -> dict[str, Any]:
+def inspect_hub(model: str) -> dict[str, Any]:
     """Return whether ``model`` is cached with all weights, and, unless offline, whether its files are accessible."""
     hub = sys.modules["huggingface_hub"]
     found: dict[str, Any] = {"offline": hub.constants.HF_HUB_OFFLINE, "cached": model and _is_cached(hub, model)}
@@ -144,15 +145,15 @@ def _is_cached(hub: Any, model: str) -> bool:
         if cached("config.json") is None or index is None:
             return cached("config.json") is not None and cached("model.safetensors") is not None
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError):  # a name that is none, a cache that is damaged
+    except (OSError, ValueError, KeyError):  # The name is invalid, or the cache is corrupt.
         return False
     return all(cached(part) is not None for part in parts)
 
 
-LOOKS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "torch": look_at_torch,
-    "xformers": look_at_xformers,
-    "bitsandbytes": look_at_bitsandbytes,
+INSPECTIONS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "torch": inspect_torch,
+    "xformers": inspect_xformers,
+    "bitsandbytes": inspect_bitsandbytes,
 }
 
 
@@ -171,9 +172,9 @@ def _last_line(trace: TracebackType | None) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _write(result: str, told: Mapping[str, Any]) -> None:
+def _write(result: str, report: Mapping[str, Any]) -> None:
     partial = Path(f"{result}.partial")
-    partial.write_text(json.dumps(told, default=str), encoding="utf-8")
+    partial.write_text(json.dumps(report, default=str), encoding="utf-8")
     partial.replace(result)
 
 

@@ -23,7 +23,7 @@ LIMIT = 120.0
 """Seconds for one library. The first import after an installation compiles it and reads gigabytes."""
 TOTAL = 300.0
 """Seconds for all libraries."""
-LOOK_EVERY = 0.02
+POLL_SECONDS = 0.02
 MOST_OUTPUT = 20_000
 """Bytes of a probe's output that are read, from its end."""
 
@@ -73,7 +73,7 @@ def run_probes(
     over = time.monotonic() + total
     waiting, running = list(names), list[_Process]()
     found: dict[str, Outcome] = {}
-    with tempfile.TemporaryDirectory(prefix="toolkit-doctor-") as folder, _ended(running):
+    with tempfile.TemporaryDirectory(prefix="toolkit-doctor-") as folder, _stop_all(running):
         while waiting or running:
             while waiting and len(running) < AT_ONCE and time.monotonic() < over:
                 seconds = min(limit, over - time.monotonic())
@@ -85,7 +85,7 @@ def run_probes(
             if not running and time.monotonic() >= over:
                 found |= {name: Outcome(name, "untried") for name in waiting}
                 waiting.clear()
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_SECONDS)
     return found
 
 
@@ -97,7 +97,7 @@ class _Process:
         self._result, self._output = folder / f"{name}.json", folder / f"{name}.txt"
         self._begun = time.monotonic()
         self._hung = False
-        # -P: neither this package's folder nor the working directory may stand in for a library.
+        # With -P, files of this package and of the working directory cannot shadow a library.
         command = [sys.executable, "-P", probe_script.__file__, str(self._result), name, str(limit), model]
         with self._output.open("wb") as output:
             self._child = subprocess.Popen(
@@ -131,24 +131,24 @@ class _Process:
     def outcome(self) -> Outcome:
         """Return the result."""
         seconds = time.monotonic() - self._begun
-        told = _read(self._result)
-        end, error = self._end(told)
-        where = told.get("where") or _deepest(self._text() if end in ("died", "hung") else "")
+        report = _read(self._result)
+        end, error = self._end(report)
+        where = report.get("where") or _deepest(self._text() if end in ("died", "hung") else "")
         return Outcome(
-            self.name, end, seconds, hide_secrets(error), hide_secrets(where), _hidden(told.get("facts", {}))
+            self.name, end, seconds, hide_secrets(error), hide_secrets(where), _hidden(report.get("facts", {}))
         )
 
-    def _end(self, told: Mapping[str, Any]) -> tuple[End, str]:
-        if told.get("step") == "done":
+    def _end(self, report: Mapping[str, Any]) -> tuple[End, str]:
+        if report.get("step") == "done":
             return "loaded", ""
         if self._hung:
-            return "hung", f"no answer within {self._limit:.0f} s"
-        if "error" in told:
+            return "hung", f"no result within {self._limit:.0f} s"
+        if "error" in report:
             own = {wanted.partition(":")[0].partition(".")[0] for wanted in probe_script.LOADS[self.name]}
-            return "missing" if told.get("missing") in own else "failed", str(told["error"])
+            return "missing" if report.get("missing") in own else "failed", str(report["error"])
         code = self._child.returncode
-        how = f"ended by {_signal_name(-code)}" if code < 0 else f"left with exit code {code}"
-        return "died", f"{how} while {'it was looked at' if told.get('step') == 'look' else 'it was imported'}"
+        how = f"ended by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return "died", f"{how} while {'being inspected' if report.get('step') == 'look' else 'being imported'}"
 
     def _text(self) -> str:
         with self._output.open("rb") as output:
@@ -157,7 +157,7 @@ class _Process:
 
 
 @contextmanager
-def _ended(running: list[_Process]) -> Iterator[None]:
+def _stop_all(running: list[_Process]) -> Iterator[None]:
     """Stop all probes at the end of the block, including after Ctrl-C."""
     try:
         yield
@@ -170,7 +170,7 @@ def _environment(name: str, folder: Path) -> dict[str, str]:
     """Return the environment of a probe: without tokens and Hub access, except for the probe of the Hub."""
     kept = {key: value for key, value in os.environ.items() if name == "hub" or key not in SECRET_VARIABLES}
     quiet = {
-        "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # else it is made in the working directory
+        "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # The default is the working directory.
         "UNSLOTH_AUTO_INSTALL": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
@@ -180,10 +180,10 @@ def _environment(name: str, folder: Path) -> dict[str, str]:
 
 def _read(result: Path) -> dict[str, Any]:
     try:
-        told = json.loads(result.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it died before it could write
+        report = json.loads(result.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # The process died before it could write.
         return {}
-    return told if isinstance(told, dict) else {}
+    return report if isinstance(report, dict) else {}
 
 
 def _deepest(output: str) -> str:

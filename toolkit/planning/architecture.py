@@ -177,7 +177,7 @@ def build_architecture(fields: Mapping[str, Any], kept: Sequence[str] = ()) -> A
 
     Args:
         fields: fields of config.json.
-        kept: modules that are not quantized, in addition to those that transformers leaves out. See ``stays``.
+        kept: modules that are not quantized, in addition to those that transformers leaves out. See ``is_kept``.
 
     Raises:
         ModelError: transformers does not know the model, or the configuration lacks fields that the formulas need.
@@ -239,7 +239,7 @@ def _linears(model: Any, skipped: Sequence[str]) -> tuple[Linear, ...]:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        taken = type(module) is torch.nn.Linear and should_convert_module(name, kept) and not stays(name, skipped)
+        taken = type(module) is torch.nn.Linear and should_convert_module(name, kept) and not is_kept(name, skipped)
         vision = VISION.search(name) is not None
         shape = (name.rpartition(".")[2], module.in_features, module.out_features, vision, taken)
         found[shape] += 1
@@ -315,8 +315,8 @@ def _tower(config: Any, vision: Any, model: Any) -> Tower:
     )
 
 
-def stays(name: str, kept: Iterable[str]) -> bool:
-    """Return whether a module stays in 16 bits because a list names it, as Unsloth reads the list.
+def is_kept(name: str, kept: Iterable[str]) -> bool:
+    """Return whether a module is_kept in 16 bits because a list names it, as Unsloth reads the list.
 
     A listed name matches the module itself, all modules below it, and any path that contains it. Names of older module
     trees match those of the present one: ``language_model.model.`` for ``language_model.``, and ``vision_model.`` for

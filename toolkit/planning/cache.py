@@ -32,7 +32,7 @@ WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".pt", 
 Counted = TypeVar("Counted")
 
 
-def remembered(
+def cached_count(
     kind: type[Counted], facts: object, count: Callable[[], Counted], good: Callable[[Counted], bool] = lambda _: True
 ) -> Counted:
     """Return the result of ``count``, from the cache if the same facts were counted before.
@@ -51,12 +51,12 @@ def remembered(
     except (OSError, ValidationError):
         counted = count()
     if good(counted):
-        with suppress(OSError, ValueError):  # the latter: a text with half a character
+        with suppress(OSError, ValueError):  # Lone surrogates raise ValueError.
             write_text(file, adapter.dump_json(counted).decode())
     return counted
 
 
-def folder_facts(folder: Path) -> list[tuple[str, str]]:
+def hash_processor_files(folder: Path) -> list[tuple[str, str]]:
     """Return name and hash of each file in a model folder, except weight files."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix not in WEIGHTS)
     return [(file.name, _hash([file])) for file in files]

@@ -21,10 +21,10 @@ from toolkit.planning.tokens import Tokens
 from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
 
-SHOWN = 5
+MOST_SHOWN = 5
 
 
-def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
+def check_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
     """Yield findings if the rows cannot be read or are too few for an optimizer step."""
     if isinstance(rows, ToolkitError):
         yield from_error(rows, "[data]")
@@ -34,10 +34,10 @@ def judge_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterat
         yield Finding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
 
 
-def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
+def check_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
     """Yield findings for missing files and packages that the recipe names.
 
-    ``data``: the rows were read. Otherwise, ``judge_rows`` reports their files, as ``judge_base`` reports the model
+    ``data``: the rows were read. Otherwise, ``check_rows`` reports their files, as ``check_base`` reports the model
     folder.
     """
     for problem in absent(recipe):
@@ -46,7 +46,7 @@ def judge_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
             yield Finding(replace(problem, place=f"[{section}] {name}"))
 
 
-def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
+def check_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
     """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO."""
     if not tokens.rows:
         return
@@ -54,12 +54,12 @@ def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
     looked = f"of {len(tokens.lengths)} rows checked"
     over = sum(one.total > tokens.limit for one in tokens.lengths)
     if recipe.sft is not None and over:
-        named = f" ({'; '.join(tokens.too_long[:SHOWN])})" if tokens.too_long else ""
+        named = f" ({'; '.join(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
         rule = f"must hold every row, and {over} {looked} are longer{named}"
         yield Finding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
     if recipe.grpo is not None:
-        room = tokens.limit - recipe.grpo.max_completion_tokens
-        over = sum(one.text + one.images > room for one in tokens.lengths)
+        available = tokens.limit - recipe.grpo.max_completion_tokens
+        over = sum(one.text + one.images > available for one in tokens.lengths)
         if over:
             rule = f"must hold the prompt and grpo.max_completion_tokens, and {over} {looked} have longer prompts"
             found = Problem("plan.training_prompt_too_long", rule, place, tokens.limit, remedy)
@@ -69,19 +69,19 @@ def judge_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
         yield warning(Problem("plan.tokens_estimated", rule, "tokens", remedy="Download the model to count them."))
 
 
-def judge_questions(recipe: Recipe, asked: Tokens) -> Iterator[Finding]:
+def check_evaluation_prompts(recipe: Recipe, evaluated: Tokens) -> Iterator[Finding]:
     """Yield a finding for evaluation prompts that leave too few tokens for a completion."""
-    room = asked.limit - recipe.evaluation.max_completion_tokens
-    if over := sum(one.text + one.images > room for one in asked.lengths):
+    available = evaluated.limit - recipe.evaluation.max_completion_tokens
+    if over := sum(one.text + one.images > available for one in evaluated.lengths):
         rule = "must hold the prompt and evaluate.max_completion_tokens, and "
-        rule += f"{over} of {len(asked.lengths)} questions checked have longer prompts"
+        rule += f"{over} of {len(evaluated.lengths)} rows checked have longer prompts"
         remedy = "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
-        certain = asked.exact and recipe.evaluation.max_tasks is None
-        found = Problem("plan.evaluation_prompt_too_long", rule, "[model] max_tokens", asked.limit, remedy)
+        certain = evaluated.exact and recipe.evaluation.max_tasks is None
+        found = Problem("plan.evaluation_prompt_too_long", rule, "[model] max_tokens", evaluated.limit, remedy)
         yield Finding(found, certain=certain)
 
 
-def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
+def check_bitsandbytes(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
     """Yield findings for settings that need bitsandbytes, which is slow on a CPU and may not be installed."""
     if gpu is not None:
         return
@@ -105,7 +105,7 @@ def judge_machine(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
             yield warning(Problem("model.quantised_on_cpu", rule, place, value, remedy))
 
 
-def judge_export(recipe: Recipe) -> Iterator[Finding]:
+def check_export(recipe: Recipe) -> Iterator[Finding]:
     """Yield a finding if a package for exporting or verifying GGUF files is missing."""
     section = recipe.export
     if section is None or "gguf" not in section.to:
@@ -116,7 +116,7 @@ def judge_export(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(replace(error.problem, place="[export] to"))
 
 
-def judge_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
+def check_gpu_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
     """Yield a finding for each stage whose estimate exceeds the GPU memory, with settings that make it fit."""
     for name, one in memory.items():
         if gpu is None or one.estimate.peak.total <= gpu.memory:
@@ -134,7 +134,7 @@ def describe_knobs(knobs: tuple[str, ...] | None) -> str:
     return f"Set {', '.join(knobs)} to make it fit."
 
 
-def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictures: int) -> Iterator[Finding]:
+def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictures: int) -> Iterator[Finding]:
     """Yield findings for settings that Unsloth or vLLM would reject after the run has started.
 
     Args:
@@ -182,7 +182,7 @@ def _machine(gpu: Gpu | None) -> Machine:
     return Machine(gpu.memory / 1e9, (8, 0) if gpu.bf16 else (7, 5), installed)
 
 
-def judge_model(
+def check_model(
     recipe: Recipe, config: Configuration | None, model: Architecture | None, tokens: Tokens | None
 ) -> Iterator[Finding]:
     """Yield findings if a model folder is incomplete, or the model lacks layers or attention of the recipe."""
@@ -201,8 +201,8 @@ def judge_model(
         remedy = "Name another model, or install a version of transformers that supports it."
         yield Finding(Problem("plan.model_type_unsupported", rule, place, config.model_type, remedy))
     if config is not None and model is not None:
-        yield from _judge_layers(recipe, model)
-        yield from _judge_attention(recipe.model, model)
+        yield from _check_lora_targets(recipe, model)
+        yield from _check_attention(recipe.model, model)
 
 
 def _can_be_built(config: Configuration, model: Model) -> bool:
@@ -222,17 +222,17 @@ def _can_be_built(config: Configuration, model: Model) -> bool:
     return True
 
 
-def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
+def _check_lora_targets(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
     """Check the targets of a new adapter, as ``toolkit.models.lora`` does."""
     if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not (recipe.sft or recipe.grpo):
         return
-    there = {one.name for one in model.linears if not one.vision}
-    if missing := sorted(set(recipe.lora.targets) - there):
-        rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(there))}."
+    available = {one.name for one in model.linears if not one.vision}
+    if missing := sorted(set(recipe.lora.targets) - available):
+        rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(available))}."
         yield Finding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
 
 
-def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
+def _check_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
     """Check the attention implementation, as ``toolkit.models.loading`` does."""
     if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
         rule = "must support the bidirectional attention between the model's image tokens"
@@ -247,7 +247,7 @@ ALL_OR_NOTHING = frozenset({"letter", "exact", "diagnosis", "action", "target", 
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RunFacts:
     """Facts of a run. None: unknown."""
 
     recipe: Recipe
@@ -256,12 +256,12 @@ class Known:
     gpu: Gpu | None
 
 
-def find_warnings(known: Known) -> list[Finding]:
+def find_warnings(known: RunFacts) -> list[Finding]:
     """Return all warnings that apply."""
     return [finding for check in _CHECKS for finding in check(known)]
 
 
-def _no_bfloat16(known: Known) -> Iterator[Finding]:
+def _no_bfloat16(known: RunFacts) -> Iterator[Finding]:
     """unsloth#2040, #2818: Gemma 3 overflows in float16."""
     if known.gpu is None or known.gpu.bf16 or known.recipe.model.precision == "32bit":
         return
@@ -271,7 +271,7 @@ def _no_bfloat16(known: Known) -> Iterator[Finding]:
     yield warning(Problem("plan.no_bfloat16", rule, known.gpu.name, remedy=remedy))
 
 
-def _several_cards(known: Known) -> Iterator[Finding]:
+def _several_gpus(known: RunFacts) -> Iterator[Finding]:
     """unsloth#431, #2467."""
     if known.gpu is not None and known.gpu.count > 1:
         rule = "the run uses only one of the available GPUs"
@@ -279,7 +279,7 @@ def _several_cards(known: Known) -> Iterator[Finding]:
         yield warning(Problem("model.one_gpu_used", rule, "GPU", known.gpu.count, remedy))
 
 
-def _vision_adapter(known: Known) -> Iterator[Finding]:
+def _vision_adapter(known: RunFacts) -> Iterator[Finding]:
     """vllm#21500, #41754."""
     recipe = known.recipe
     exports_adapter_alone = recipe.export is not None and not writes_merged(recipe)
@@ -289,7 +289,7 @@ def _vision_adapter(known: Known) -> Iterator[Finding]:
         yield warning(Problem("plan.vision_adapter_not_servable", rule, "[lora] vision", remedy=remedy))
 
 
-def _kl_reference(known: Known) -> Iterator[Finding]:
+def _kl_reference(known: RunFacts) -> Iterator[Finding]:
     recipe = known.recipe
     if (
         recipe.grpo is not None
@@ -301,7 +301,7 @@ def _kl_reference(known: Known) -> Iterator[Finding]:
         yield warning(Problem("plan.kl_reference_is_adapter", rule, "[grpo] beta"))
 
 
-def _flat_rewards(known: Known) -> Iterator[Finding]:
+def _zero_variance_rewards(known: RunFacts) -> Iterator[Finding]:
     """trl#3857, #3452: a group with equal rewards has no gradient."""
     recipe = known.recipe
     if recipe.grpo is None:
@@ -313,11 +313,11 @@ def _flat_rewards(known: Known) -> Iterator[Finding]:
         yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))
 
 
-def _answers_cut_off(known: Known) -> Iterator[Finding]:
+def _truncated_completions(known: RunFacts) -> Iterator[Finding]:
     """trl#5697, ms-swift#4950: truncated completions get no reward."""
     if known.tokens is None:
         return
-    usual = known.tokens.spread("answer")["p95"]
+    usual = known.tokens.percentiles("answer")["p95"]
     for name, section in (("grpo", known.recipe.grpo), ("evaluate", known.recipe.evaluate)):
         if section is not None and section.max_completion_tokens < usual:
             rule = f"should be at least {usual}, the 95th percentile of the tokens of the reference answers"
@@ -326,17 +326,17 @@ def _answers_cut_off(known: Known) -> Iterator[Finding]:
             yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
 
 
-def _no_checkpointing(known: Known) -> Iterator[Finding]:
+def _no_gradient_checkpointing(known: RunFacts) -> Iterator[Finding]:
     recipe = known.recipe
     for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
-        on_a_card = known.gpu is not None and recipe.model.name != "tiny"
-        if section is not None and not section.gradient_checkpointing and on_a_card:
+        on_gpu = known.gpu is not None and recipe.model.name != "tiny"
+        if section is not None and not section.gradient_checkpointing and on_gpu:
             rule, place = "every layer keeps its activations", f"[{name}] gradient_checkpointing"
             remedy = "Set it to true to free most of their memory for about a third more time."
             yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
 
 
-def _rounded_steps(known: Known) -> Iterator[Finding]:
+def _rounded_updates(known: RunFacts) -> Iterator[Finding]:
     model = known.recipe.model
     if model.tuning == "full" and model.precision == "16bit":
         rule = "full fine-tuning in 16 bits loses updates that are smaller than the rounding of the weights"
@@ -344,20 +344,20 @@ def _rounded_steps(known: Known) -> Iterator[Finding]:
         yield warning(Problem("plan.small_updates_lost", rule, "[model] precision", model.precision, remedy))
 
 
-def _remote_code(known: Known) -> Iterator[Finding]:
+def _remote_code(known: RunFacts) -> Iterator[Finding]:
     if known.recipe.model.trust_remote_code:
         rule = "Python code of the model's authors runs with your permissions"
         yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code"))
 
 
-_CHECKS: tuple[Callable[[Known], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[RunFacts], Iterator[Finding]], ...] = (
     _no_bfloat16,
-    _several_cards,
+    _several_gpus,
     _vision_adapter,
     _kl_reference,
-    _flat_rewards,
-    _answers_cut_off,
-    _no_checkpointing,
-    _rounded_steps,
+    _zero_variance_rewards,
+    _truncated_completions,
+    _no_gradient_checkpointing,
+    _rounded_updates,
     _remote_code,
 )

@@ -108,7 +108,7 @@ def _downloads(
     return found
 
 
-def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+def check_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
     """Yield findings if the run folder is not writable, or if disk space is insufficient or nearly full."""
     place, above = f"disk of {recipe.run_folder.parent}", _existing(recipe.run_folder.absolute())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):

@@ -131,7 +131,7 @@ ASSUMPTIONS = (
     f"{100 * BANDWIDTH:.0f} % of its memory bandwidth, {1e6 * LAUNCH:.0f} microseconds a kernel launch, each within a "
     f"factor of {SPREAD:.1f}",
     "the longest completion of a batch has from two thirds of max_completion_tokens to all of it. If completions are "
-    "shorter, the stage takes less",
+    "shorter, the stage is faster",
     "rows have the mean length of those that were counted",
     "not included: download, loading, the first compilation, checkpoints, export",
 )

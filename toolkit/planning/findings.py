@@ -22,7 +22,7 @@ class Finding:
     def __init__(
         self, details: Problem | str, text: str = "", remedy: str = "", *, problem: bool = True, certain: bool = True
     ) -> None:
-        if isinstance(details, str):  # place, text and remedy, until the findings of [imagegen] have codes
+        if isinstance(details, str):  # The findings of [imagegen] have no codes yet.
             details = Problem("plan.imagegen", text, details, remedy=remedy)
         for name, value in (("details", details), ("problem", problem), ("certain", certain)):
             object.__setattr__(self, name, value)

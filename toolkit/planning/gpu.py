@@ -135,7 +135,7 @@ class Gpu:
 
 def described_gpu(gib: float) -> Gpu:
     """Return a GPU with ``gib`` GiB that is not in this machine. It is assumed to support bfloat16."""
-    return Gpu(f"a card of {gib:g} GB", usable_bytes(gib), bf16=True, here=False, figures=gpus_of(gib))
+    return Gpu(f"a GPU with {gib:g} GB", usable_bytes(gib), bf16=True, here=False, figures=gpus_of(gib))
 
 
 def named_gpu(name: str) -> Gpu | None:

@@ -114,10 +114,10 @@ class BaseWeights:
         return self.state in ("folder", "cache", "reachable")
 
 
-def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None) -> BaseWeights:
+def find_base(model: Model, query: "Callable[[Model], BaseWeights] | None" = None) -> BaseWeights:
     """Return the location of the base weights: a folder, the Hub's cache, the Hub, or nowhere.
 
-    At most one request is made, by ``ask`` (default: ``ask_hub``), and none with ``HF_HUB_OFFLINE=1``.
+    At most one request is made, by ``query`` (default: ``query_hub``), and none with ``HF_HUB_OFFLINE=1``.
     """
     folder = Path(model_source(model))
     if folder.is_dir():
@@ -133,10 +133,10 @@ def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None)
     if constants.HF_HUB_OFFLINE:
         reason = "they are not in the Hub cache, and HF_HUB_OFFLINE=1 forbids downloads"
         return BaseWeights("offline", reason, "plan.weights_not_cached")
-    return (ask or ask_hub)(model)
+    return (query or query_hub)(model)
 
 
-def ask_hub(model: Model) -> BaseWeights:
+def query_hub(model: Model) -> BaseWeights:
     """Request the metadata of config.json. Nothing is downloaded."""
     import httpx
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -155,7 +155,7 @@ def ask_hub(model: Model) -> BaseWeights:
     return BaseWeights("reachable")
 
 
-def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
+def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
     """Yield findings about the base weights, for loading and for merging."""
     place, name = "[model] name", recipe.model.name
     merges = writes_merged(recipe)
@@ -172,7 +172,7 @@ def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
         yield Finding(Problem("model.base_stored_quantised", rule, place, name, remedy))
 
 
-def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
+def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
     """Return the recipe without optional formats that its base model does not allow, and a warning about them."""
     if recipe.export is None or config is None:
         return recipe, []

@@ -69,19 +69,19 @@ class Repository:
     cached: bool = False
 
 
-Ask = Callable[[str], Repository | None]
+Query = Callable[[str], Repository | None]
 """Query the Hub for a repository. None: no answer."""
 
 
-def find_repository(model: Model, ask: Ask | None = None) -> Repository | None:
+def find_repository(model: Model, query: Query | None = None) -> Repository | None:
     """Return the repository that Unsloth loads in place of a model in 4 bits. None: the model itself is loaded.
 
-    The list of layers comes from the Hub's cache, or from a request by ``ask`` (default: ``ask_hub``) unless
+    The list of layers comes from the Hub's cache, or from a request by ``query`` (default: ``query_hub``) unless
     ``HF_HUB_OFFLINE=1``.
     """
     if model.revision is not None or model.precision not in ("4bit", "auto") or Path(model.name).is_dir():
         return None
-    name = table_of_names().get(model.name.lower())
+    name = unsloth_repositories().get(model.name.lower())
     if name is None or not name.endswith("-bnb-4bit"):
         return None
     other = model.model_copy(update={"name": name})
@@ -91,11 +91,11 @@ def find_repository(model: Model, ask: Ask | None = None) -> Repository | None:
         return Repository(name, kept_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
     from huggingface_hub import constants
 
-    asked = None if constants.HF_HUB_OFFLINE else (ask or ask_hub)(name)
+    asked = None if constants.HF_HUB_OFFLINE else (query or query_hub)(name)
     return asked or Repository(name, None, DOWNLOADS.get(name))
 
 
-def table_of_names() -> Mapping[str, str]:
+def unsloth_repositories() -> Mapping[str, str]:
     """Return Unsloth's table: name in lower case -> pre-quantized repository.
 
     The table is read from the installed source. Importing Unsloth takes half a minute and needs a GPU.
@@ -122,7 +122,7 @@ def _names(entry: object) -> Iterable[object]:
     return entry if isinstance(entry, tuple) else ()
 
 
-def ask_hub(name: str) -> Repository | None:
+def query_hub(name: str) -> Repository | None:
     """Fetch a repository's config.json and the sizes of its files, in two requests."""
     import httpx
     from huggingface_hub import HfApi, hf_hub_download
@@ -163,7 +163,7 @@ def fraction_kept(model: Architecture, size: int | None) -> float:
     return min(1.0, max(0.0, (size - other - packed) / (whole - packed)))
 
 
-def keep_some(model: Architecture, fraction: float) -> Architecture:
+def keep_fraction(model: Architecture, fraction: float) -> Architecture:
     """Return the architecture with a fraction of the language model's quantized matrices in 16 bits, rounded up."""
     linears: list[Linear] = []
     for one in model.linears:

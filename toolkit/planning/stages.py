@@ -120,7 +120,7 @@ def memory_settings(
     tokens: Tokens | None,
     *,
     bf16: bool,
-    asked: Tokens | None = None,
+    evaluated: Tokens | None = None,
     backend: Literal["hf", "unsloth"] | None = None,
 ) -> dict[Stage, Setting]:
     """Return stage -> memory setting on a CUDA device, with the longest of the counted rows.
@@ -128,20 +128,20 @@ def memory_settings(
     Args:
         recipe: the run.
         model: its architecture.
-        tokens: of the training rows. If None, those in ``asked`` are used, and the other way round. Without both, a row
-        has no tokens, and only parameters are counted.
+        tokens: of the training rows. If None, those in ``evaluated`` are used, and the other way round. Without both,
+        a row has no tokens, and only parameters are counted.
         bf16: the GPU supports bfloat16.
-        asked: tokens of the evaluation rows.
+        evaluated: tokens of the evaluation rows.
         backend: that trains. None: the one that ``planned_backend`` returns.
     """
-    tokens, asked = tokens or asked, asked or tokens
+    tokens, evaluated = tokens or evaluated, evaluated or tokens
     tower = model.vision
     row = prompt = asked_prompt = row_size(Length(0, 0, 0), tower)
     if tokens is not None:
         row = row_size(tokens.longest, tower, tokens.longest_sizes)
         prompt = row_size(tokens.longest_prompt, tower, tokens.longest_prompt_sizes)
-    if asked is not None:
-        asked_prompt = row_size(asked.longest_prompt, tower, asked.longest_prompt_sizes)
+    if evaluated is not None:
+        asked_prompt = row_size(evaluated.longest_prompt, tower, evaluated.longest_prompt_sizes)
     found: dict[Stage, Setting] = {}
     if recipe.sft is not None:
         found["sft"] = _setting(recipe, "sft", row, bf16=bf16, rows=recipe.sft.batch_size)

@@ -18,7 +18,7 @@ from toolkit.models.lengths import count_lengths, describe_too_long, shown_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
-from toolkit.planning.cache import folder_facts, remembered
+from toolkit.planning.cache import cached_count, hash_processor_files
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.model_files import cached_file
 from toolkit.recipe import Model, Recipe
@@ -33,7 +33,7 @@ LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 25
 """Images with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
 
 
-SMALL = 256
+SMALLEST_SIDE = 256
 """Processors enlarge images with fewer pixels than a square with this side, or with a smaller one."""
 
 
@@ -65,9 +65,9 @@ class RowSize:
         """
         tokens = 0
         for size in self.sizes:
-            share = min(1.0, side / max(size))
-            across, down = (-(-round(one * share) // cell) for one in size)
-            tokens += max(across * down, (SMALL // cell) ** 2)
+            scale = min(1.0, side / max(size))
+            across, down = (-(-round(one * scale) // cell) for one in size)
+            tokens += max(across * down, (SMALLEST_SIDE // cell) ** 2)
         images = min(self.images, tokens)
         return replace(self, images=images, patches=images * merge**2)
 
@@ -77,7 +77,8 @@ class Tokens:
     """Tokens of the counted rows. Each of ``lengths`` has prompt text, images and reference answer.
 
     ``exact`` is False if the tokens were estimated from characters and image sizes. ``too_long`` names rows whose
-    prompt and reference answer exceed ``limit``. ``rows`` is 0 if the rows cannot be read: see ``fullest_row``.
+    prompt and reference answer exceed ``limit``. ``rows`` is 0 if the rows cannot be read: see
+    ``longest_possible_row``.
     """
 
     rows: int
@@ -88,7 +89,7 @@ class Tokens:
     longest_sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) of the images of ``longest``, as the processor receives them. Empty: unknown.
 
-    For ``fullest_row`` they are unknown, because smaller images would leave more tokens for text.
+    For ``longest_possible_row`` they are unknown, because smaller images would leave more tokens for text.
     """
     longest_prompt_sizes: tuple[tuple[int, int], ...] = ()
 
@@ -102,7 +103,7 @@ class Tokens:
         """Return the row with the most prompt tokens."""
         return max(self.lengths, key=lambda one: one.text + one.images)
 
-    def spread(self, part: str) -> dict[str, int]:
+    def percentiles(self, part: str) -> dict[str, int]:
         """Return median, 95th percentile and maximum of ``total``, ``text``, ``images`` or ``answer``."""
         values = [getattr(one, part) for one in self.lengths]
         return {
@@ -123,7 +124,7 @@ def find_processor(model: Model) -> Any | None:
         return AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # files that are not whole, too
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # This includes incomplete files.
         return None
 
 
@@ -153,12 +154,12 @@ def count_rows(
     def count() -> Tokens:
         return _count(recipe, prompts, chosen, len(samples), architecture)
 
-    if folder is None or recipe.model.trust_remote_code:  # such code may lie anywhere
+    if folder is None or recipe.model.trust_remote_code:  # Custom code cannot be part of the key.
         return count()
     shown = [_shown(sample, prompts) for sample in chosen]
     side, limit = recipe.images.max_side, recipe.model.max_tokens
-    return remembered(
-        Tokens, [folder_facts(folder), limit, side, len(samples), shown], count, lambda found: found.exact
+    return cached_count(
+        Tokens, [hash_processor_files(folder), limit, side, len(samples), shown], count, lambda found: found.exact
     )
 
 
@@ -180,14 +181,14 @@ def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
     return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
 
 
-def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
+def longest_possible_row(recipe: Recipe, architecture: Architecture) -> Tokens:
     """Return a row that fills model.max_tokens, with a square image of max_side. It replaces rows that cannot be read.
 
     Raises:
-        ToolkitError: see ``picture_tokens``.
+        ToolkitError: see ``image_token_count``.
     """
     limit, side = recipe.model.max_tokens, recipe.images.max_side
-    pictures = min(picture_tokens((side, side), architecture), limit)
+    pictures = min(image_token_count((side, side), architecture), limit)
     answer = min(limit - pictures, recipe.evaluation.max_completion_tokens)
     return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
 
@@ -203,7 +204,7 @@ def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], 
     return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes)
 
 
-def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
+def image_token_count(size: tuple[int, int], architecture: Architecture) -> int:
     """Return the tokens of an image of (width, height), without a processor.
 
     Gemma 3 has the same number for every image. The vision towers of Qwen keep the size, rounded to whole tokens of
@@ -222,8 +223,8 @@ def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
     width, height = (max(cell, round(side / cell) * cell) for side in size)
     least = LEAST_PIXELS.get(architecture.model_type, 0)
     if width * height < least:
-        share = (least / (size[0] * size[1])) ** 0.5
-        width, height = (-(-int(side * share) // cell) * cell for side in size)
+        scale = (least / (size[0] * size[1])) ** 0.5
+        width, height = (-(-int(side * scale) // cell) * cell for side in size)
     return (width // cell) * (height // cell)
 
 
@@ -232,12 +233,12 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
         raise ModelError("model.tokens_unknown", rule)
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
-    pictures = sum(picture_tokens(shown_size(ref, prompts.images), architecture) for ref in sample.images)
+    pictures = sum(image_token_count(shown_size(ref, prompts.images), architecture) for ref in sample.images)
     return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ExaminedRows:
     """Tokens of some rows. None: unknown, for the reason in ``unknown``."""
 
     tokens: Tokens | None = None
@@ -245,12 +246,12 @@ class Looked:
     unknown: str = ""
 
 
-def rows_to_train(recipe: Recipe, data: DataSplits) -> SampleSet | None:
+def training_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
     """Return the training rows. None: nothing is trained."""
     return data.train if recipe.sft or recipe.grpo else None
 
 
-def rows_to_ask(recipe: Recipe, data: DataSplits) -> SampleSet | None:
+def evaluation_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
     """Return the rows that are drawn for evaluation. None: nothing is evaluated."""
     section = recipe.evaluate
     if section is None:
@@ -259,37 +260,37 @@ def rows_to_ask(recipe: Recipe, data: DataSplits) -> SampleSet | None:
     return samples.take(limit(samples.rows, section.limit, recipe.run.seed, "evaluate"))
 
 
-def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> Looked:
+def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> ExaminedRows:
     """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run."""
     place = f"[data] {samples.source.file}"
     chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
-    left_out: tuple[Finding, ...] = ()
+    dropped: tuple[Finding, ...] = ()
     try:
         if recipe.images.unreadable == "skip":
             shown = [sample for sample in chosen if _can_be_shown(sample, images)]
-            left_out = tuple(_describe_left_out(place, len(chosen) - len(shown), len(chosen)))
+            dropped = tuple(_describe_left_out(place, len(chosen) - len(shown), len(chosen)))
             chosen = shown
         tokens = count_rows(recipe, chosen, images, model) if chosen else None
     except (
         DataError,
         ImageError,
         MissingExtraError,
-    ) as error:  # not certain: the run looks at every row, and names all that are bad
-        return Looked(findings=(from_error(error, place, certain=False),), unknown=str(error))
+    ) as error:  # The run checks every row and reports all bad ones, so this finding is not certain.
+        return ExaminedRows(findings=(from_error(error, place, certain=False),), unknown=str(error))
     except (
         ToolkitError,
         StrictDataclassError,
         ArithmeticError,
-    ) as error:  # the latter: the model's damaged config.json
-        return Looked(findings=left_out, unknown=str(error))
+    ) as error:  # A corrupt config.json raises the last two.
+        return ExaminedRows(findings=dropped, unknown=str(error))
     if tokens is None:
-        return Looked(findings=left_out, unknown="no row that was looked at can be used")
+        return ExaminedRows(findings=dropped, unknown="none of the rows checked can be used")
     longest, prompt = (
         tuple(shown_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
         for one in (tokens.longest, tokens.longest_prompt)
     )
     known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
-    return Looked(known, left_out)
+    return ExaminedRows(known, dropped)
 
 
 def _can_be_shown(sample: Sample, images: ImageStore) -> bool:

@@ -127,7 +127,7 @@ def _is_run(path: Path) -> bool:
 def _read(run: RunFolder) -> RunUse:
     try:
         recipe = run.recipe()
-    except RecipeError:  # of another version; its hours count all the same
+    except RecipeError:  # The usage of a run with a recipe of another version still counts.
         recipe = None
     return RunUse(run.name, recipe, read_compute(run.compute_file), _rows(run))
 

@@ -1,5 +1,4 @@
-"""The compute report as Markdown and as JSON, without names of machines, users or paths. Unknown figures are not shown
-as 0."""
+"""The compute report as Markdown and JSON. It has no names of machines, users or paths."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,35 +7,38 @@ from typing import Any
 from toolkit.errors import RunError
 from toolkit.reporting.ledger import Ledger, RunUse
 from toolkit.reporting.summaries import (
-    accuracy,
+    energy_sources,
     figures,
+    fractions,
     machines,
     model_name,
     per_thousand,
-    shares,
     task_name,
     training_of,
     versions_of,
 )
 from toolkit.runfolder import hide_secrets, write_json, write_text
-from toolkit.runfolder.usage import HOUR, UNKNOWN, Usage, energy, figure
+from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, energy, figure
 
 NOTES = (
     "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
-    "are wall hours times the GPUs that the process held, idle ones included. A process that was killed has told all "
-    "but its last half minute. Of several processes the first one writes: GPU hours are its own times their number, "
-    "and so are, while they train, CPU hours, tokens and FLOPs; peaks of memory are of one process.",
-    "**Energy** is that of the whole machine by codecarbon, other work on it included, without the data centre's "
-    "overhead. In a start's first five seconds nothing is measured.",
-    "**FLOPs by formula:** 2 for each weight and position forward, 2 backward, and 2 more where the weight is trained; "
-    "one forward pass more with gradient checkpointing (Kaplan et al. 2020, arXiv 2001.08361). Language model, "
-    "vocabulary and vision tower each with their own positions, padding included; attention's products and the "
-    "projector are left out.",
-    "**FLOPs by torch's counter:** torch.utils.flop_counter on the first forward and backward pass of each start of a "
-    "training stage, scaled by the positions trained on. It has attention; generation and evaluation it has not seen.",
-    "**Tokens** are positions of the language model, padding included. *Read* are prompts, and GRPO's probabilities; "
-    "*generated* is one a step and row, rows that have ended included.",
+    "are wall hours times the number of GPUs that the process held, including idle ones. A process that was killed "
+    "loses at most its last half minute. If a run has several processes, the first one records. GPU hours are its own "
+    "times the number of processes. In training, the same holds for CPU hours, tokens and FLOPs. Memory peaks are "
+    "those of one process.",
+    "**Energy** is that of the whole machine by codecarbon, including other work, without the overhead of the data "
+    "center. The first five seconds of a session are not measured.",
+    "**FLOPs** are 2 for each parameter and position in the forward pass, 2 in the backward pass, and 2 more if the "
+    "parameter is trained. Gradient checkpointing adds one forward pass (Kaplan et al. 2020, arXiv 2001.08361). "
+    "Language model, vocabulary and vision tower count with their own positions, including padding. The products of "
+    "attention and the projector are left out.",
+    "**Counter / formula** compares the FLOPs of training by torch.utils.flop_counter with the formula. The counter "
+    "measures the first forward and backward pass of a training stage in each session, scaled by positions. It "
+    "includes attention. It does not measure generation and evaluation.",
+    "**Tokens** are positions of the language model, including padding. *Read* are prompts, and the log-probabilities "
+    "of GRPO. *Generated* are one for each decoding step and row, including rows that have ended.",
 )
+"""Explanations of the figures, for readers of the report."""
 
 
 def write_report(ledger: Ledger, file: Path) -> None:
@@ -65,14 +67,14 @@ def as_markdown(ledger: Ledger) -> str:
         _runs_table(ledger),
         "## Cost of 1,000 predictions",
         _costs_table(ledger),
-        "## Tokens, pictures, FLOPs",
+        "## Tokens, images, FLOPs",
         _work_table(ledger),
         "## Stages",
         _stages_table(ledger),
         "## Hardware",
         *_bullets(machines(ledger.starts)),
         "## Energy",
-        *_bullets(accuracy(ledger.starts)),
+        *_bullets(energy_sources(ledger.starts)),
         "## Versions",
         *_bullets(versions_of(ledger.starts)),
         "## How to read it",
@@ -87,12 +89,12 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
     return {
         "total": {"runs": len(ledger.runs), **figures(whole)},
         "purposes": {
-            purpose: {"runs": runs, **figures(used), "shares": shares(used, whole)}
+            purpose: {"runs": runs, **figures(used), "shares": fractions(used, whole)}
             for purpose, (runs, used) in ledger.by_purpose().items()
         },
         "runs": [_run_figures(run) for run in ledger.runs],
         "hardware": machines(ledger.starts),
-        "energy": accuracy(ledger.starts),
+        "energy": energy_sources(ledger.starts),
         "versions": versions_of(ledger.starts),
         "damaged_lines": ledger.damaged,
         "runs_without_record": ledger.unrecorded,
@@ -119,17 +121,19 @@ def _run_figures(run: RunUse) -> dict[str, Any]:
 
 
 def _warnings(ledger: Ledger) -> list[str]:
-    told = []
+    lines = []
     if ledger.unrecorded:
-        told.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no record of what they used.")
+        lines.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no usage record.")
     if ledger.copies:
-        told.append(f"**Counted more than once:** {', '.join(ledger.copies)} share starts: one is a copy of another.")
+        lines.append(
+            f"**Counted more than once:** {', '.join(ledger.copies)} share sessions, because one is a copy of another."
+        )
     if ledger.damaged:
         runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
-        told.append(f"**Damaged:** {ledger.damaged} line(s) of the records cannot be read and are left out: {runs}.")
+        lines.append(f"**Corrupt:** {ledger.damaged} line(s) of the usage records were skipped: {runs}.")
     unseen = {what for start in ledger.starts for what in start.machine.get("unseen", ())}
-    told += [f"**Not seen:** {what}." for what in sorted(unseen)]
-    return told
+    lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
+    return lines
 
 
 def _bullets(lines: Iterable[str]) -> list[str]:
@@ -143,22 +147,11 @@ def _purposes_table(ledger: Ledger) -> str:
     found["total"] = sum(number for number, _ in found.values()), whole
     rows = []
     for purpose, (number, used) in found.items():
-        parts = shares(used, whole)
-        cells = [f"{figure(value / HOUR)}{_share(parts[name])}" for name, value in _hours(used).items()]
+        parts = fractions(used, whole)
+        cells = [f"{figure(value / HOUR)}{_fraction(parts[name])}" for name, value in _hours(used).items()]
         rest = [energy(used), _co2(used), *_flops(used)] if number else [""] * 4
         rows.append([purpose, str(number), *cells, *rest])
-    head = [
-        "purpose",
-        "runs",
-        "wall h",
-        "CPU h",
-        "GPU h",
-        "energy",
-        "CO2",
-        "training FLOPs, formula",
-        "counter",
-        "inference FLOPs, formula",
-    ]
+    head = ["purpose", "runs", "wall h", "CPU h", "GPU h", "energy", "CO2", "training FLOPs", "inference FLOPs"]
     return _table(head, rows)
 
 
@@ -166,7 +159,7 @@ def _hours(used: Usage) -> dict[str, float]:
     return {"wall": used.wall, "cpu": used.cpu, "gpu": used.gpu}
 
 
-def _share(value: float | None) -> str:
+def _fraction(value: float | None) -> str:
     return "" if value is None else f" ({value:.0%})"
 
 
@@ -179,7 +172,7 @@ def _co2(used: Usage) -> str:
 
 def _flops(used: Usage) -> list[str]:
     found = used.counts
-    return [_big(found.training), _big(found.counter_training), _big(found.inference)]
+    return [_big(found.training), _big(found.inference)]
 
 
 def _runs_table(ledger: Ledger) -> str:
@@ -225,38 +218,46 @@ def _costs_table(ledger: Ledger) -> str:
         hours = [figure(cost[name]) for name in ("wall_hours", "cpu_hours", "gpu_hours")]
         kwh = UNKNOWN if cost["energy_kwh"] is None else f"{figure(cost['energy_kwh'])} kWh"
         rows.append([run.name, f"{cost['answers']:,}", *hours, kwh, _big(cost["flops_formula"])])
-    told = (
-        "From the evaluations of the trained models (else of the model before training), loading and judging included."
-    )
-    head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs, formula"]
-    return f"{told}\n\n{_table(head, rows)}"
+    source = "From the evaluations of the trained models, or of the base model if there are none. "
+    source += "Loading and scoring are included."
+    head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs"]
+    return f"{source}\n\n{_table(head, rows)}"
 
 
 def _work_table(ledger: Ledger) -> str:
-    """Tokens, pictures and FLOPs of each stage that asked or trained a model."""
+    """Return tokens, images and FLOPs of each stage that used a model.
+
+    A stage has one FLOP count, that of the formula. torch's counter is shown relative to the formula.
+    """
     rows = []
     for run in ledger.runs:
         for name, used in run.record.stages().items():
             found = used.counts
             tokens = (found.trained_tokens, found.read_tokens, found.generated_tokens)
             if any(tokens):
-                seen = [f"{number:,}" for number in (*tokens, found.trained_images, found.read_images)]
-                counter = _big(found.counter_training) if found.trained_tokens else ""
-                training = _parts(found.language_training, found.vision_training)
-                inference = _parts(found.language_inference, found.vision_inference)
-                rows.append([run.name, name, *seen, training, counter, inference])
-    head = ["run", "stage", "tokens trained", "tokens read", "tokens generated", "pictures trained", "pictures read"]
-    head += ["training FLOPs, formula", "training FLOPs, counter", "inference FLOPs, formula"]
-    return _table(head, rows) if rows else UNKNOWN
+                cells = [f"{number:,}" for number in (*tokens, found.trained_images, found.read_images)]
+                rows.append([run.name, name, *cells, _stage_flops(found), _counter_ratio(found)])
+    head = ["run", "stage", "tokens trained", "tokens read", "tokens generated", "images trained", "images read"]
+    return _table([*head, "FLOPs", "counter / formula"], rows) if rows else UNKNOWN
 
 
-def _parts(language: float, vision: float) -> str:
-    """FLOPs with what of them is the vision tower's; empty where there are none."""
-    return f"{_big(language + vision)} (vision {vision / (language + vision):.0%})" if language + vision else ""
+def _stage_flops(counts: Counts) -> str:
+    """Return the FLOPs of training and inference by formula, with the fraction of the vision tower."""
+    whole = counts.training + counts.inference
+    vision = counts.vision_training + counts.vision_inference
+    return f"{_big(whole)} (vision {vision / whole:.0%})" if whole else UNKNOWN
+
+
+def _counter_ratio(counts: Counts) -> str:
+    """Return torch's counter relative to the formula, for the FLOPs of training."""
+    if not counts.trained_tokens:
+        return ""
+    measured = counts.counter_training
+    return UNKNOWN if measured is None or not counts.training else f"{measured / counts.training:.2f}"
 
 
 def _stages_table(ledger: Ledger) -> str:
-    """Hours, peak memory of a GPU, and energy of each stage."""
+    """Return hours, peak GPU memory and energy of each stage."""
     rows = []
     for run in ledger.runs:
         stages = run.record.stages()

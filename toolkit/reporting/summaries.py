@@ -38,7 +38,7 @@ def per_thousand(used: Usage) -> dict[str, Any] | None:
         "wall_hours": used.wall / HOUR * times,
         "cpu_hours": used.cpu / HOUR * times,
         "gpu_hours": used.gpu / HOUR * times,
-        # What was measured for a part of the time cannot stand for all of it.
+        # Energy that was measured for a part of the time does not represent all of it.
         "energy_kwh": used.energy * times if used.energy is not None and _covered(used) else None,
         "flops_formula": used.counts.inference * times or None,
     }
@@ -48,7 +48,7 @@ def _covered(used: Usage) -> bool:
     return used.energy_wall > 0.99 * used.wall
 
 
-def shares(used: Usage, whole: Usage) -> dict[str, float | None]:
+def fractions(used: Usage, whole: Usage) -> dict[str, float | None]:
     """Return the fractions of the wall, CPU and GPU time of ``whole``. None: that time is 0."""
     names = ("wall", "cpu", "gpu")
     return {name: getattr(used, name) / getattr(whole, name) if getattr(whole, name) else None for name in names}
@@ -98,7 +98,7 @@ def _length(section: Sft | Grpo) -> str:
     return f"{section.epochs:g} epoch{'' if section.epochs == 1 else 's'}"
 
 
-TOO_SHORT = "not measured: over before codecarbon began, or killed"
+TOO_SHORT = "not measured: the session ended before codecarbon started, or was killed"
 
 
 def machines(starts: Sequence[Start]) -> list[str]:
@@ -106,7 +106,7 @@ def machines(starts: Sequence[Start]) -> list[str]:
     return _counted(_machine(start) for start in starts)
 
 
-def accuracy(starts: Sequence[Start]) -> list[str]:
+def energy_sources(starts: Sequence[Start]) -> list[str]:
     """Return what was measured or estimated, the country of the CO2 figures, or why there are none."""
     return _counted(_accuracy(start) for start in starts)
 
@@ -148,9 +148,9 @@ def _accuracy(start: Start) -> str:
         f"{name} {how[key]}" for name, key in (("CPU", "cpu"), ("GPU", "gpu"), ("memory", "memory")) if how.get(key)
     ]
     if start.used.co2 is not None:
-        parts.append(f"CO2 by the mix of electricity of {how.get('country')}")
+        parts.append(f"CO2 by the electricity mix of {how.get('country')}")
     else:
-        parts.append(f"CO2 {UNKNOWN}: run.country names no country that codecarbon knows")
+        parts.append(f"CO2 {UNKNOWN}: codecarbon does not know the country in run.country")
     return f"codecarbon {how.get('codecarbon')}, offline: {', '.join(parts)}"
 
 
@@ -158,4 +158,4 @@ def _counted(texts: Iterable[str]) -> list[str]:
     found: dict[str, int] = {}
     for text in texts:
         found[text] = found.get(text, 0) + 1
-    return [f"{text} ({number} start{'s' if number > 1 else ''})" for text, number in found.items()]
+    return [f"{text} ({number} session{'s' if number > 1 else ''})" for text, number in found.items()]

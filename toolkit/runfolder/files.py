@@ -57,8 +57,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects in ``path``, without an unfinished last line. A missing file gives an empty list."""
     if not path.exists():
         return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in complete.split(b"\n") if line]
 
 
 def cut_torn_line(path: Path) -> int:
@@ -66,10 +66,10 @@ def cut_torn_line(path: Path) -> int:
     if not path.exists():
         return 0
     content = path.read_bytes()
-    torn = len(content) - (content.rfind(b"\n") + 1)
-    if torn:
-        os.truncate(path, len(content) - torn)
-    return torn
+    extra = len(content) - (content.rfind(b"\n") + 1)
+    if extra:
+        os.truncate(path, len(content) - extra)
+    return extra
 
 
 def _line(value: Mapping[str, object]) -> str:
@@ -92,7 +92,7 @@ def _plain(value: object) -> object:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself is on disk only once its folder is; Windows cannot open one.
+    # A rename is on disk only after its folder is flushed. Windows cannot open folders.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -16,7 +16,7 @@ TRAINING_STAGES = ("sft", "grpo")
 EXPORT = "export"
 """The stage that exports the model."""
 
-_GONE = "Restore them, or start over with --fresh (the old folder is kept under another name)."
+_RESTORE = "Restore them, or start over with --fresh (the old folder is kept under another name)."
 
 Record = dict[str, Any]
 """Result of a stage as JSON. Paths are relative to the run folder."""
@@ -122,7 +122,7 @@ class RunFolder:
     def finished_stages(self) -> list[str]:
         """Return the finished stages, in the order in which they finished."""
         files = sorted(self.path.glob("stages/*/done.json"), key=lambda file: file.stat().st_mtime_ns)
-        # A copied folder has new times of modification, so the time in the file goes first.
+        # A copied folder has new modification times, so the time in the record takes precedence.
         return [file.parent.name for file in sorted(files, key=lambda file: str(read_json(file)["finished"]))]
 
     def weights_folder(self, stage: str) -> Path:
@@ -138,7 +138,7 @@ class RunFolder:
         done = [self.weights_folder(stage) for stage in TRAINING_STAGES if self.is_done(stage)]
         if done and not done[-1].is_dir():
             rule = "the weights of a finished stage must exist"
-            raise RunError("run.weights_missing", rule, place=done[-1], remedy=_GONE)
+            raise RunError("run.weights_missing", rule, place=done[-1], remedy=_RESTORE)
         return done[-1] if done else None
 
     def relative(self, path: Path) -> str:
@@ -181,7 +181,7 @@ def find_run(path: Path | str) -> RunFolder:
             "run.not_a_run_folder",
             "a run folder must have run.json and recipe.toml",
             place=path,
-            remedy="Name the folder that `toolkit run` made, such as runs/quickstart.",
+            remedy="Name a folder that `toolkit run` created, such as runs/quickstart.",
         )
     return run
 
@@ -221,5 +221,5 @@ def find_weights(path: Path) -> Path:
 
 
 def _is_run(run: RunFolder) -> bool:
-    # recipe.toml alone may be a user's own file.
+    # A folder with recipe.toml alone may belong to the user.
     return run.run_file.is_file() and run.recipe_file.is_file()

@@ -42,7 +42,7 @@ HARMLESS = frozenset(
 may change because the content is compared by fingerprint."""
 
 _FRESH = "start over with --fresh (the old folder is kept under another name)"
-_NOT_MADE = ("run.folder_not_made", "it must be possible to make the run folder")
+_NOT_MADE = ("run.folder_not_made", "it must be possible to create the run folder")
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +63,15 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
     path = recipe.run_folder.absolute()
     with _locked(path):
         if fresh and recipe.run.is_rehearsal:
-            _remove_rehearsal(RunFolder(path))
+            _remove_dry_run(RunFolder(path))
         elif fresh and path.exists():
-            path.rename(_name_for_old(path))
+            path.rename(_backup_path(path))
         run = RunFolder(path)
         if not run.run_file.is_file():
-            _refuse_foreign(path)
+            _check_no_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
         with logging_to(run.log_file), _LogFailure():
-            _refuse_changes(run, recipe)
+            _check_recipe_unchanged(run, recipe)
             _begin_session(run, recipe)
             write_text(run.recipe_file, dump_recipe(recipe))
             yield run
@@ -103,7 +103,7 @@ def read_state(run: RunFolder) -> Record:
         pass
     raise RunError(
         "run.state_damaged",
-        "run.json must be as the run wrote it",
+        "run.json must be valid",
         place=run.run_file,
         remedy=f"Restore it, or {_FRESH}.",
     )
@@ -125,7 +125,7 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
     if changed:
         raise RunError(
             "run.inputs_changed",
-            "the inputs of a run must be those that it began with",
+            "the inputs of a run must not change",
             place=run.path,
             value=f"changed: {', '.join(changed)}",
             remedy=f"Restore them, {_FRESH}, or choose another run.name.",
@@ -135,12 +135,12 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # Beside the folder, so that it also covers the moment when --fresh renames it. The operating system lets go of the
-    # lock when its process ends, however it ends.
+    # The lock is beside the folder, because --fresh renames the folder. The operating system releases it when the
+    # process ends for any reason.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_be_made(path, error) from error
+        raise _creation_error(path, error) from error
     lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
     try:
         lock.acquire()
@@ -152,31 +152,31 @@ def _locked(path: Path) -> Iterator[None]:
             remedy="Wait for the other process, or choose another name with --set run.name=...",
         ) from error
     except OSError as error:
-        raise _cannot_be_made(path, error) from error
+        raise _creation_error(path, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _cannot_be_made(path: Path, error: OSError) -> RunError:
+def _creation_error(path: Path, error: OSError) -> RunError:
     value = error.strerror or str(error)
     return RunError(*_NOT_MADE, place=path, value=value, remedy="Choose another run.name or run.folder.")
 
 
-def _name_for_old(path: Path) -> Path:
+def _backup_path(path: Path) -> Path:
     number = 1
     while path.with_name(f"{path.name}.old-{number}").exists():
         number += 1
     return path.with_name(f"{path.name}.old-{number}")
 
 
-def _remove_rehearsal(old: RunFolder) -> None:
+def _remove_dry_run(old: RunFolder) -> None:
     if not old.recipe_file.is_file():
-        return  # nothing, or no run at all, which is looked at next
+        return  # The folder does not exist, or is not a run, which is checked next.
     try:
         replaceable = old.recipe().run.is_rehearsal
-    except RecipeError:  # of another version, or damaged: nobody can say what it is
+    except RecipeError:  # A recipe of another version or a corrupt one may belong to a real run.
         replaceable = False
     if not replaceable:
         raise RunError(
@@ -185,15 +185,15 @@ def _remove_rehearsal(old: RunFolder) -> None:
             place=old.path,
             remedy="Choose another name with --set run.name=...",
         )
-    # Renamed first, so that no half of a run stays under its name.
-    doomed = old.path.with_name(f".{old.name}.removed")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    old.path.rename(doomed)
-    shutil.rmtree(doomed)
+    # Rename first, so that an interruption leaves no partial run under this name.
+    removed = old.path.with_name(f".{old.name}.removed")
+    if removed.exists():
+        shutil.rmtree(removed)
+    old.path.rename(removed)
+    shutil.rmtree(removed)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _check_no_other_files(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(*_NOT_MADE, place=path, value="a file", remedy="Choose another run.name or run.folder.")
     if path.is_dir() and any(file.name != "log.txt" for file in path.iterdir()):
@@ -205,7 +205,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
+def _check_recipe_unchanged(run: RunFolder, recipe: Recipe) -> None:
     if not run.recipe_file.is_file():
         return
     changed = changed_keys(run.recipe(), recipe)
@@ -213,12 +213,12 @@ def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
     if lines and _is_bound(run, recipe):
         raise RunError(
             "run.recipe_changed",
-            "\n  ".join(["the recipe must be the one that the run began with:", *lines]) + "\n",
+            "\n  ".join(["the recipe of a run must not change:", *lines]) + "\n",
             place=run.path,
             remedy=f"Run the old recipe, {_FRESH}, or choose another name with --set run.name=...",
         )
     for key, (old, new) in changed.items():
-        log.info("the recipe changed where it may: %s: %s -> %s", key, old, new)
+        log.info("changed setting: %s: %s -> %s", key, old, new)
 
 
 def _is_bound(run: RunFolder, recipe: Recipe) -> bool:
@@ -238,25 +238,25 @@ def _remove_unfinished(run: RunFolder) -> None:
 
 def _begin_session(run: RunFolder, recipe: Recipe) -> None:
     _remove_unfinished(run)
-    torn = cut_torn_line(run.metrics_file)
-    if torn:
-        log.info("metrics.jsonl ended in an unfinished line of %d bytes, which was cut off", torn)
+    removed = cut_torn_line(run.metrics_file)
+    if removed:
+        log.info("removed an unfinished line of %d bytes from metrics.jsonl", removed)
     session: Record = {"started": now(), "versions": installed_versions()}
     if not run.run_file.is_file():
         write_json(run.run_file, {"seed": recipe.run.seed, "fingerprints": {}, "sessions": [session]})
-        log.info("run %s begins in %s", run.name, run.path)
+        log.info("starting run %s in %s", run.name, run.path)
         return
     state = read_state(run)
-    log.info("run %s goes on in %s", run.name, run.path)
-    _tell_changed_versions(state["sessions"][-1]["versions"], session["versions"])
+    log.info("resuming run %s in %s", run.name, run.path)
+    _warn_changed_versions(state["sessions"][-1]["versions"], session["versions"])
     bound = {} if _is_bound(run, recipe) else {"seed": recipe.run.seed, "fingerprints": {}}
     write_json(run.run_file, {**state, **bound, "sessions": [*state["sessions"], session]})
 
 
-def _tell_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def _warn_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            rule = f"the version should be that of the run's last session, {old.get(name)}"
+            rule = f"the version should be that of the last session of the run, {old.get(name)}"
             warn("run.version_changed", rule, place=name, value=new.get(name))
 
 
@@ -270,4 +270,4 @@ class _LogFailure:
         if isinstance(error, ToolkitError):
             log.debug("stopped: %s", error)
         elif error is not None:
-            log.debug("stopped by an error of the toolkit itself", exc_info=error)
+            log.debug("stopped by an unexpected error", exc_info=error)

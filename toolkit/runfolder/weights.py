@@ -10,7 +10,7 @@ from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, RunFolder, find_ru
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 """Characters that an evaluation's name must not contain."""
-FORMS = ("adapter", "merged")
+FORMATS = ("adapter", "merged")
 GGUF = "gguf"
 
 
@@ -34,7 +34,7 @@ def find_exported(run: RunFolder, model: str) -> Exported:
         RunError: the weights do not exist, or they were exported before the last training stage.
     """
     files = _gguf_files(run)
-    found = {form: run.path / "stages" / EXPORT / form for form in FORMS}
+    found = {name: run.path / "stages" / EXPORT / name for name in FORMATS}
     found |= {kind: run.path / "stages" / EXPORT / GGUF / file for kind, file in files.items()}
     if model == GGUF and files:
         model = next(iter(files))
@@ -42,13 +42,13 @@ def find_exported(run: RunFolder, model: str) -> Exported:
     if weights is None and model != GGUF:
         weights = Path(model).expanduser().absolute()
     if weights is None or not weights.exists():
-        there = [name for name, path in found.items() if path.exists()]
+        available = [name for name, path in found.items() if path.exists()]
         raise RunError(
             "run.exported_weights_missing",
             "the weights must exist",
             place=f"--model {model}",
             value=str(weights or "no GGUF"),
-            remedy=f"Choose an exported format ({', '.join(there) or 'none'}), run toolkit export, or name a path.",
+            remedy=f"Choose an exported format ({', '.join(available) or 'none'}), run toolkit export, or name a path.",
         )
     if model in found and (older := outdated(run)):
         raise RunError(
@@ -83,9 +83,9 @@ def locate(path: Path) -> tuple[RunFolder, Path | None]:
 def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
     """Return the name of weights at a path. The folder name is added if the name could be one of the run's own."""
     name = weights.name.removesuffix(".gguf")
-    if (same := next((form for form, path in own.items() if path == weights), None)) is not None:
-        return same if same in FORMS else name
-    taken = name in (*FORMS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
+    if (same := next((name for name, path in own.items() if path == weights), None)) is not None:
+        return same if same in FORMATS else name
+    taken = name in (*FORMATS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
     return _UNUSUAL.sub("-", f"{weights.parent.name}-{name}" if taken else name).lstrip("._-") or "path"
 
 

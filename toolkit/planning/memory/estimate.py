@@ -91,7 +91,7 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
 
 
 def _training(model: Architecture, setting: Setting, always: Mapping[str, int], usable: int | None) -> list[Moment]:
-    # GRPO keeps the pixels of all completions of a step on the GPU, and copies those of a micro-batch.
+    # GRPO keeps the pixel values of all completions of a step on the GPU and copies those of each micro-batch.
     rows = setting.rows + setting.concurrent
     kept = {
         **always,
@@ -103,7 +103,7 @@ def _training(model: Architecture, setting: Setting, always: Mapping[str, int], 
     free = None if usable is None else usable - CONTEXT - sum(kept.values())
     logits, layer = training.logits_bytes(model, setting, free), training.layer_bytes(model, setting)
     blocks = RIGID_BLOCKS if setting.backend == "hf" else BLOCKS
-    # Slices of equal size follow each other: one of their blocks lies between others.
+    # Slices have equal size and reuse their blocks, so only one block lies between others.
     stray = max(blocks * training.largest_logits(model, setting), training.fused_slice_bytes(model, setting, free))
     return [
         _moment("loss", {**kept, "logits": logits}, pieces + stray),
@@ -191,7 +191,7 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
         if fits(changed):
             return (text,)
     texts: tuple[str, ...] = ()
-    for knob in _ORDER:
+    for knob in _CHANGES:
         for text, changed in knob(model, setting, max_side):
             if estimate(model, changed, usable).peak.total < estimate(model, setting, usable).peak.total:
                 texts, setting = (*texts, text), changed
@@ -202,7 +202,7 @@ def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int)
 
 
 def _knobs(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
-    for knob in _ORDER:
+    for knob in _CHANGES:
         yield from knob(model, setting, max_side)
 
 
@@ -226,7 +226,7 @@ def _optimizer(model: Architecture, setting: Setting, max_side: int) -> Iterator
         yield f'{setting.stage}.optimizer = "{name}"', replace(setting, optimizer=name)
 
 
-def _batch_of_answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _evaluation_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
     if setting.stage == "evaluate":
         count = setting.concurrent
         while count > 1:
@@ -244,14 +244,14 @@ def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator
         )
 
 
-def _pictures(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+def _image_sizes(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
     """Yield smaller image sizes, below the longest side in the row, because a higher limit would change nothing."""
     tower, row = model.vision, setting.row
     if tower is None or tower.side is not None or not row.sizes:
         return
     longest = min(max_side, max(map(max, row.sizes)))
-    for share in (0.75, 0.5, 0.375):
-        side = int(longest * share) // 28 * 28
+    for fraction in (0.75, 0.5, 0.375):
+        side = int(longest * fraction) // 28 * 28
         if side >= 224:
             smaller = row.limited(side, tower.patch * tower.merge, tower.merge)
             yield f"images.max_side = {side}", replace(setting, row=smaller)
@@ -267,7 +267,7 @@ def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterat
     if setting.stage == "grpo":
         for part in (2, 4):
             count, rest = divmod(setting.concurrent, part)
-            if rest == 0 and count >= 2 and count % setting.rows == 0:  # micro_batch divides them
+            if rest == 0 and count >= 2 and count % setting.rows == 0:  # A step must have whole micro-batches.
                 yield f"grpo.prompts_per_step x grpo.generations = {count}", replace(setting, concurrent=count)
 
 
@@ -276,13 +276,13 @@ def _rank(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob
         yield "lora.r = 8", replace(setting, r=8)
 
 
-_ORDER: tuple[Callable[[Architecture, Setting, int], Iterator[Knob]], ...] = (
+_CHANGES: tuple[Callable[[Architecture, Setting, int], Iterator[Knob]], ...] = (
     _micro_batch,
     _checkpointing,
-    _batch_of_answers,
+    _evaluation_batch,
     _optimizer,
     _precision,
-    _pictures,
+    _image_sizes,
     _completions,
     _answers,
     _rank,

@@ -49,7 +49,7 @@ def _kept_a_position(layers: _Layers, setting: Setting) -> int:
     """Return the bytes that one layer saves for the backward pass of a token or patch."""
     stack, value = layers.stack, layers.value
     norms = FLOAT * stack.width * stack.norms + (FLOAT * (stack.query + stack.key) if stack.head_norms else 0)
-    repeated = stack.expanded or setting.rows > 1  # a mask is there, for which keys and values meet every head
+    repeated = stack.expanded or setting.rows > 1  # With a mask, keys and values are repeated for every head.
     key = stack.query if repeated else stack.key
     attention = value * (2 * stack.query + 2 * key)
     mlp = value * stack.inner * (3 if stack.gated else 2)
@@ -98,8 +98,8 @@ def language_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
     """Return the names of the linear layers with an adapter in a language layer."""
     if setting.tuning == "full":
         return ()
-    there = {one.name for one in model.linears if not one.vision}
-    return tuple(name for name in setting.targets if name in there)
+    available = {one.name for one in model.linears if not one.vision}
+    return tuple(name for name in setting.targets if name in available)
 
 
 def tower_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
@@ -129,8 +129,9 @@ def kept_bytes(model: Architecture, setting: Setting) -> int:
     tower = model.vision
     if tower is None or not setting.row.patches or not tower_has_graph(tower, setting):
         return kept
-    an_image_token = FLOAT * tower.stack.width + setting.value * model.language.width  # into the projector, and out
-    return kept + an_image_token * setting.rows * setting.row.images
+    # Each image token is an input of the projector in float32, and an output.
+    projector = FLOAT * tower.stack.width + setting.value * model.language.width
+    return kept + projector * setting.rows * setting.row.images
 
 
 def _kept(layers: _Layers, setting: Setting) -> int:
@@ -176,8 +177,8 @@ def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]
     if tower is not None and patches and tower_has_graph(tower, setting):
         value, packed = tower_value(model, setting, autocast=setting.mixed), quantises_tower(model, setting)
         casts = norm_value(model, setting, autocast=setting.mixed) > value
-        an_image = setting.row.patches // max(1, setting.row.pictures)  # attention stays within an image
-        found.append(_Layers(tower.stack, patches, an_image, tower_names(model, setting), value, packed, casts))
+        patches_of_image = setting.row.patches // max(1, setting.row.pictures)  # attention is_kept within an image
+        found.append(_Layers(tower.stack, patches, patches_of_image, tower_names(model, setting), value, packed, casts))
     return found
 
 
@@ -190,8 +191,8 @@ def logits_bytes(model: Architecture, setting: Setting, free: int | None) -> int
         free: free bytes of the GPU when the loss starts. None: unlimited.
     """
     if setting.stage == "grpo" and setting.backend == "hf":
-        return grpo_logits_bytes(model, setting)  # outside of autocast, whose copies are gone
-    # Without checkpointing the backward pass keeps the copies too (``weights.adapter_bytes``).
+        return grpo_logits_bytes(model, setting)  # TRL computes them outside autocast, whose copies are freed.
+    # Without checkpointing, ``weights.adapter_bytes`` includes the copies, because the backward pass keeps them.
     copies = autocast_copies(model, setting) if setting.checkpointing else 0
     if setting.stage == "grpo":
         return copies + _sliced_logps_bytes(model, setting)

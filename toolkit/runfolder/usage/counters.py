@@ -93,7 +93,7 @@ _unseen: set[str] = set()
 def count(**more: float) -> None:
     """Add to the named fields."""
     global _so_far
-    _so_far = _so_far + Counts(**more)  # type: ignore[arg-type]  # ints stay ints
+    _so_far = _so_far + Counts(**more)  # type: ignore[arg-type]  # Integers stay integers.
 
 
 def note_unseen(what: str) -> None:

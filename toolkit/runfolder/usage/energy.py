@@ -15,7 +15,7 @@ from typing import Any
 INSTALL = "codecarbon is not installed (pip install 'toolkit[compute]')"
 """Reason for missing figures if codecarbon is not installed."""
 
-HOW: Mapping[str, str] = {
+METHODS: Mapping[str, str] = {
     "intel_rapl": "measured (RAPL)",
     "windows_emi": "measured (Windows EMI)",
     "intel_power_gadget": "measured (Power Gadget)",
@@ -37,7 +37,7 @@ class Reading:
     co2: float | None = None
 
 
-def is_there() -> bool:
+def is_installed() -> bool:
     """Return whether codecarbon is installed, without importing it."""
     return importlib.util.find_spec("codecarbon") is not None
 
@@ -50,7 +50,7 @@ class EnergyMeter:
     """
 
     def __init__(self, country: str | None) -> None:
-        logging.getLogger("codecarbon").disabled = True  # it tells of every measurement on standard error
+        logging.getLogger("codecarbon").disabled = True  # It logs every measurement to standard error.
         from codecarbon import OfflineEmissionsTracker
 
         self._totals = _totals()
@@ -58,17 +58,17 @@ class EnergyMeter:
         self._lock = threading.Lock()
         self._tracker: Any = OfflineEmissionsTracker(
             country_iso_code=country,
-            force_carbon_intensity_g_co2e_kwh=None if country else 0.0,  # else it takes the world's mean
+            force_carbon_intensity_g_co2e_kwh=None if country else 0.0,  # None would select the world average.
             output_methods=[],
             output_handlers=[self._totals],
-            # A configuration file or variable of codecarbon could name a place on the network.
+            # A configuration file or variable of codecarbon could set a network address.
             emissions_endpoint=None,
             electricitymaps_api_token="",
             cloud_provider=None,
             cloud_region=None,
             country_2letter_iso_code=None,
             region=None,
-            allow_multiple_runs=True,  # otherwise it takes over Ctrl-C and SIGTERM
+            allow_multiple_runs=True,  # False would replace the handlers of SIGINT and SIGTERM.
             measure_power_secs=_NEVER,
             api_call_interval=-1,
             tracking_mode="machine",
@@ -83,7 +83,7 @@ class EnergyMeter:
         with self._lock:
             self._tracker.flush()
             last = self._totals.last
-        if last is None:  # codecarbon keeps its own errors to itself
+        if last is None:  # codecarbon does not report its own errors.
             return Reading()
         known = self._country is not None and last.country_name is not None
         seconds = time.monotonic() - self._begun
@@ -95,7 +95,7 @@ class EnergyMeter:
         parts = {type(part).__name__: part for part in getattr(self._tracker, "_hardware", [])}
         cpu = getattr(parts.get("CPU"), "_mode", None)
         return {
-            "cpu": HOW.get(str(cpu), f"codecarbon: {cpu or 'no figure'}"),
+            "cpu": METHODS.get(str(cpu), f"codecarbon: {cpu or 'no figure'}"),
             "gpu": how["GPU"] if "GPU" in parts else None,
             "memory": how["RAM"] if "RAM" in parts else None,
             "country": last.country_name if last and self._country else None,

@@ -54,7 +54,7 @@ def used_gpus() -> list[int]:
 
 
 def peak_gpu_memory() -> int | None:
-    """Return the most bytes that torch reserved on one GPU since ``forget_peak``."""
+    """Return the most bytes that torch reserved on one GPU since ``reset_peaks``."""
     now = gpu_peaks()["peak_reserved_bytes"]
     return None if now is None else max(now, _peak.before)
 
@@ -76,7 +76,7 @@ def begin_peak() -> None:
     _reset_peaks()
 
 
-def forget_peak() -> None:
+def reset_peaks() -> None:
     """Restart all peaks of GPU memory."""
     _peak.before = 0
     _reset_peaks()
@@ -108,7 +108,7 @@ def cpu_seconds() -> float:
 def _cuda() -> Any:
     """Return torch.cuda if this process uses it. Loading torch or CUDA for a report would take seconds."""
     torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)  # absent while torch is still being imported
+    cuda = getattr(torch, "cuda", None)  # The attribute is missing while torch is being imported.
     return cuda if cuda is not None and getattr(cuda, "is_initialized", bool)() else None
 
 

@@ -38,8 +38,8 @@ class Usage:
             wall=self.wall + other.wall,
             cpu=self.cpu + other.cpu,
             gpu=self.gpu + other.gpu,
-            memory=highest(self.memory, other.memory),
-            gpu_memory=highest(self.gpu_memory, other.gpu_memory),
+            memory=largest_known(self.memory, other.memory),
+            gpu_memory=largest_known(self.gpu_memory, other.gpu_memory),
             energy=_known(self.energy, other.energy),
             energy_wall=self.energy_wall + other.energy_wall,
             co2=_known(self.co2, other.co2),
@@ -93,7 +93,7 @@ def total(usages: Iterable[Usage]) -> Usage:
     return sum(usages, start=Usage())
 
 
-def highest(one: int | None, other: int | None) -> int | None:
+def largest_known(one: int | None, other: int | None) -> int | None:
     """Return the larger of the known values."""
     known = [value for value in (one, other) if value is not None]
     return max(known) if known else None

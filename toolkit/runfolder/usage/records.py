@@ -137,7 +137,7 @@ def _of_all_processes(start: Start) -> Start:
     """
     if start.processes == 1:
         return start
-    stages = tuple(Stage(stage.name, _shared(stage, start.processes)) for stage in start.stages)
+    stages = tuple(Stage(stage.name, _scaled(stage, start.processes)) for stage in start.stages)
     own, shared = total(stage.used for stage in start.stages), total(stage.used for stage in stages)
     used = replace(
         start.used,
@@ -148,7 +148,7 @@ def _of_all_processes(start: Start) -> Start:
     return replace(start, stages=stages, used=used)
 
 
-def _shared(stage: Stage, processes: int) -> Usage:
+def _scaled(stage: Stage, processes: int) -> Usage:
     used = replace(stage.used, gpu=stage.used.gpu * processes)
     if stage.name not in TRAINING_STAGES:
         return used
