@@ -35,7 +35,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, Run, dump_recipe
 from toolkit.reporting import as_json, as_markdown, read_ledger
 from toolkit.runfolder import RunFolder, read_json, write_json
-from toolkit.runfolder.usage import Counts, Usage, Weights, count, counts, read_compute, recording, total
+from toolkit.runfolder.usage import Counts, ParameterCount, Usage, count, counts, read_compute, recording, total
 from toolkit.runfolder.usage import recorder as recorder_module
 from toolkit.runfolder.usage.energy import INSTALL
 
@@ -51,19 +51,19 @@ def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
     # 3 positions through 10 x 20 weights. Forward 2 n, backward 2 n for the input's gradient and 2 n for the weights'.
     full = nn.Linear(10, 20)
-    assert weights_of(full) == Weights(200, 200)
+    assert weights_of(full) == ParameterCount(200, 200)
     assert weights_of(full).forward(3) == 2 * 200 * 3
-    assert weights_of(full).both(3, checkpointing=False) == 6 * 200 * 3
+    assert weights_of(full).forward_backward(3, checkpointing=False) == 6 * 200 * 3
     # Frozen, with an adapter of rank 2 beside it: 10 x 2 + 2 x 20 = 60 weights more, which are trained.
     full.requires_grad_(False)
     adapted = nn.ModuleList([full, nn.Linear(10, 2), nn.Linear(2, 20)])
-    assert weights_of(adapted) == Weights(260, 60)
-    assert weights_of(adapted).both(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
-    assert weights_of(adapted).both(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
+    assert weights_of(adapted) == ParameterCount(260, 60)
+    assert weights_of(adapted).forward_backward(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
+    assert weights_of(adapted).forward_backward(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
 
 
 def test_embeddings_and_norms_are_no_multiplications() -> None:
-    assert weights_of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == Weights(0, 0)
+    assert weights_of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == ParameterCount(0, 0)
 
 
 def test_where_positions_merge_each_has_a_part_of_the_weights() -> None:

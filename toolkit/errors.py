@@ -5,7 +5,7 @@ ToolkitError
 ├── DataError          rows, columns, splits, leakage
 │   ├── DataProblems   several problems, reported together
 │   └── RowProblem     one row that cannot be used (counted by code, does not end a run)
-│       └── MissingPicture  the image of the row is missing
+│       └── MissingImage  the image of the row is missing
 ├── ImageError         one image that cannot be read
 ├── RewardError        a reward that raised, is outside [0, 1], or does not exist
 ├── ModelError         a model, processor, adapter or chat template that cannot do what the recipe needs
@@ -177,7 +177,7 @@ class RowProblem(DataError):
         return self.rule
 
 
-class MissingPicture(RowProblem):
+class MissingImage(RowProblem):
     """A row whose image is missing. The result is not cached, because the image may be added later."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import json_repair
 
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import ImagePolicy, image_ref, look
 from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Coordinates, Frame, Size
@@ -140,7 +140,7 @@ def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, pla
         return _size(image.path)
     except ImageError as error:
         rule = "the row must have width and height, or an image that can be opened"
-        raise MissingPicture("data.image_size_unknown", rule, place=place, value=str(error)) from None
+        raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
 
 
 def frame_of(size: Size, max_side: int, coordinates: Coordinates) -> Frame:

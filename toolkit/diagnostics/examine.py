@@ -16,7 +16,7 @@ from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import LIMIT, TOTAL, Outcome, run_probes
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import TINY_GENERATOR
-from toolkit.runfolder import Progress, hide_secrets, silent
+from toolkit.runfolder import Progress, hide_secrets, no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Examination:
 
 
 def examine(
-    recipe: Recipe | None = None, *, limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
+    recipe: Recipe | None = None, *, limit: float = LIMIT, total: float = TOTAL, progress: Progress = no_progress
 ) -> Examination:
     """Check this machine. No large library is imported into this process, and nothing is changed.
 

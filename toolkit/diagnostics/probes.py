@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.diagnostics import probe_script
-from toolkit.runfolder import Progress, hide_secrets, silent
+from toolkit.runfolder import Progress, hide_secrets, no_progress
 from toolkit.runfolder.logs import SECRET_VARIABLES
 
 AT_ONCE = 2
@@ -59,7 +59,12 @@ class Outcome:
 
 
 def run_probes(
-    names: Sequence[str], *, model: str = "", limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
+    names: Sequence[str],
+    *,
+    model: str = "",
+    limit: float = LIMIT,
+    total: float = TOTAL,
+    progress: Progress = no_progress,
 ) -> dict[str, Outcome]:
     """Return the outcome of each probe. After ``total`` seconds, running probes are stopped and others are not started.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from toolkit.planning.architecture import Architecture, Linear, Stack
 from toolkit.planning.memory.training import language_names, tower_names
 from toolkit.planning.stages import Setting
-from toolkit.runfolder.usage.counters import Weights
+from toolkit.runfolder.usage.counters import ParameterCount
 
 PACKED = 0.53
 """Bytes of a parameter in nf4 with the scales of its block."""
@@ -67,11 +67,11 @@ class Layers:
     """Names of the linear layers with an adapter."""
     vision: bool
 
-    def weights(self, r: int, *, full: bool) -> Weights:
+    def weights(self, r: int, *, full: bool) -> ParameterCount:
         """Return the parameters of all matrices in the layers, with their adapters."""
         base = sum(one.weights for one in self.linears)
         lora = sum(r * (one.inputs + one.outputs) * one.count for one in self.linears if one.name in self.adapted)
-        return Weights(base + lora, base if full else lora)
+        return ParameterCount(base + lora, base if full else lora)
 
     def bytes_a_position(self, value: int) -> float:
         """Return the bytes that a forward pass moves for each position, besides parameters and attention scores."""
@@ -139,10 +139,10 @@ class Passes:
         return self._forward(self._language, rows * length, length) + self._tower_forward(rows) + head
 
     @property
-    def _head(self) -> Weights:
+    def _head(self) -> ParameterCount:
         """Return the parameters of the language-model head."""
         size = self.model.vocabulary * self.model.language.width
-        return Weights(size, size if self.setting.tuning == "full" else 0)
+        return ParameterCount(size, size if self.setting.tuning == "full" else 0)
 
     @property
     def _language(self) -> Layers:
@@ -200,7 +200,7 @@ class Passes:
         """Return the load of logits and loss of the answer's positions, forward and backward."""
         head = self._head
         moved = 3.0 * self.value * head.all + LOGITS * self.model.vocabulary * positions
-        return Load(head.both(positions, checkpointing=False), moved, PASS_LAUNCHES)
+        return Load(head.forward_backward(positions, checkpointing=False), moved, PASS_LAUNCHES)
 
     def _attention(self, stack: Stack, positions: float, seen: float) -> float:
         """Return the FLOPs of scores and weighted values in all layers. Causal masks and windows save none here."""

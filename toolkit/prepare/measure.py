@@ -17,7 +17,7 @@ import cv2
 from toolkit.errors import RunError, warn
 from toolkit.prepare.masks import Job, Measured, measure
 from toolkit.prepare.request import Request, usable_cores
-from toolkit.runfolder import StopRequest, cut_torn_line, read_lines
+from toolkit.runfolder import StopRequest, read_lines, remove_partial_line
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _file_key(file: Path) -> list[str | int]:
 
 def _read_partial(partial: Path) -> dict[str, Measured]:
     partial.parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(partial)
+    remove_partial_line(partial)
     try:
         return {line["key"]: Measured(**line["measured"]) for line in read_lines(partial)}
     except (ValueError, TypeError, KeyError) as error:

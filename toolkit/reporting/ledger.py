@@ -8,7 +8,7 @@ from pathlib import Path
 from toolkit.errors import RecipeError, RunError
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run
-from toolkit.runfolder.usage import ComputeRecord, Start, Usage, read_compute, total
+from toolkit.runfolder.usage import ComputeRecord, Session, Usage, read_compute, total
 
 FAILED = "failed or unfinished"
 PURPOSES = ("training", "search", "ablation", "rehearsal", FAILED)
@@ -59,7 +59,7 @@ class Ledger:
     runs: tuple[RunUse, ...]
 
     @property
-    def starts(self) -> list[Start]:
+    def starts(self) -> list[Session]:
         """Return all sessions of all runs."""
         return [start for run in self.runs for start in run.record.starts]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.recipe import Grpo, Recipe, Sft
-from toolkit.runfolder.usage import HOUR, UNKNOWN, Start, Usage
+from toolkit.runfolder.usage import HOUR, UNKNOWN, Session, Usage
 
 
 def figures(used: Usage) -> dict[str, Any]:
@@ -101,22 +101,22 @@ def _length(section: Sft | Grpo) -> str:
 TOO_SHORT = "not measured: the session ended before codecarbon started, or was killed"
 
 
-def machines(starts: Sequence[Start]) -> list[str]:
+def machines(starts: Sequence[Session]) -> list[str]:
     """Return CPU, RAM, disk and GPUs of each kind of machine, with the number of its sessions."""
     return _counted(_machine(start) for start in starts)
 
 
-def energy_sources(starts: Sequence[Start]) -> list[str]:
+def energy_sources(starts: Sequence[Session]) -> list[str]:
     """Return what was measured or estimated, the country of the CO2 figures, or why there are none."""
     return _counted(_accuracy(start) for start in starts)
 
 
-def versions_of(starts: Sequence[Start]) -> list[str]:
+def versions_of(starts: Sequence[Session]) -> list[str]:
     """Return each distinct set of versions of Python and libraries."""
     return _counted(", ".join(f"{name} {version}" for name, version in start.versions.items()) for start in starts)
 
 
-def _machine(start: Start) -> str:
+def _machine(start: Session) -> str:
     facts = start.machine
     cores = f"{facts.get('cores', UNKNOWN)} cores"
     if facts.get("cores_allowed") not in (None, facts.get("cores")):
@@ -136,7 +136,7 @@ def _size(value: object, what: str) -> str:
     return f"{what} {UNKNOWN}" if value is None else f"{value} GB {what}"
 
 
-def _accuracy(start: Start) -> str:
+def _accuracy(start: Session) -> str:
     if start.energy:
         return f"{UNKNOWN}: {start.energy}"
     if problem := start.machine.get("energy_problem"):

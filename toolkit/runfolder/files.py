@@ -61,7 +61,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.split(b"\n") if line]
 
 
-def cut_torn_line(path: Path) -> int:
+def remove_partial_line(path: Path) -> int:
     """Remove an unfinished last line, which a crash during a write leaves. Return the number of bytes removed."""
     if not path.exists():
         return 0

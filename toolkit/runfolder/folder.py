@@ -149,7 +149,7 @@ class RunFolder:
         """Append one line to ``metrics.jsonl``."""
         append_line(self.metrics_file, {"stage": stage, "step": step, "time": now(), **figures})
 
-    def forget_metrics(self, stage: str, step: int) -> int:
+    def remove_metrics(self, stage: str, step: int) -> int:
         """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed."""
         lines = read_lines(self.metrics_file)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]

@@ -24,7 +24,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Return whether this process writes the run folder and the terminal."""
     return rank() == 0
 

@@ -13,11 +13,11 @@ class Progress(Protocol):
         """
 
 
-def silent(what: str, done: int, total: int, note: str = "") -> None:
+def no_progress(what: str, done: int, total: int, note: str = "") -> None:
     """Show nothing."""
 
 
-def spell_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as ``2 h 5 min``, ``1 min 20 s`` or ``7 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

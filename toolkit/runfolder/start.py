@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
-from toolkit.runfolder.files import cut_torn_line, read_json, write_json, write_text
+from toolkit.runfolder.files import read_json, remove_partial_line, write_json, write_text
 from toolkit.runfolder.folder import Record, RunFolder, find_run
 from toolkit.runfolder.logs import logging_to
 from toolkit.runfolder.versions import installed_versions, now
@@ -238,7 +238,7 @@ def _remove_unfinished(run: RunFolder) -> None:
 
 def _begin_session(run: RunFolder, recipe: Recipe) -> None:
     _remove_unfinished(run)
-    removed = cut_torn_line(run.metrics_file)
+    removed = remove_partial_line(run.metrics_file)
     if removed:
         log.info("removed an unfinished line of %d bytes from metrics.jsonl", removed)
     session: Record = {"started": now(), "versions": installed_versions()}

@@ -67,7 +67,7 @@ def outdated(run: RunFolder) -> str | None:
     return weights if weights is not None and last is not None and weights != run.relative(last) else None
 
 
-def locate(path: Path) -> tuple[RunFolder, Path | None]:
+def locate_weights(path: Path) -> tuple[RunFolder, Path | None]:
     """Return the run that contains ``path``, and ``path`` itself. None as the second value: the run's own weights.
 
     Raises:

@@ -23,7 +23,7 @@ from toolkit.data.links import Links
 from toolkit.data.splits import KeyBuilder, RowKeys
 from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import stored_dropped
-from toolkit.errors import MissingPicture, RowProblem
+from toolkit.errors import MissingImage, RowProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Surveyor:
             sample = self.task.read(name, row, self.source)
         except RowProblem as problem:
             self._tally.add(problem.reason, name, problem.code)
-            self._lasts &= not isinstance(problem, MissingPicture)
+            self._lasts &= not isinstance(problem, MissingImage)
             return
         for code, rule in self.task.notes(sample) if self.task.notes else ():
             self._notes.add(rule, name, code)

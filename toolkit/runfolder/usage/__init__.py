@@ -1,6 +1,6 @@
 """Usage of runs: time, GPU memory, energy and FLOPs, recorded during the run and read for reports."""
 
-from toolkit.runfolder.usage.counters import Counts, Weights, count, counts, note_unseen
+from toolkit.runfolder.usage.counters import Counts, ParameterCount, count, counts, note_unmeasured
 from toolkit.runfolder.usage.machine import begin_peak, gpu_peaks
 from toolkit.runfolder.usage.measure import Usage, total
 from toolkit.runfolder.usage.recorder import Recorder, recording
@@ -9,8 +9,8 @@ from toolkit.runfolder.usage.records import (
     UNFINISHED,
     UNKNOWN,
     ComputeRecord,
+    Session,
     Stage,
-    Start,
     compute_line,
     energy,
     figure,
@@ -24,11 +24,11 @@ __all__ = [
     "UNKNOWN",
     "ComputeRecord",
     "Counts",
+    "ParameterCount",
     "Recorder",
+    "Session",
     "Stage",
-    "Start",
     "Usage",
-    "Weights",
     "begin_peak",
     "compute_line",
     "count",
@@ -36,7 +36,7 @@ __all__ = [
     "energy",
     "figure",
     "gpu_peaks",
-    "note_unseen",
+    "note_unmeasured",
     "read_compute",
     "recording",
     "summarise_compute",

@@ -96,7 +96,7 @@ def count(**more: float) -> None:
     _so_far = _so_far + Counts(**more)  # type: ignore[arg-type]  # Integers stay integers.
 
 
-def note_unseen(what: str) -> None:
+def note_unmeasured(what: str) -> None:
     """Note work of this process that neither the formula nor torch's counter measures."""
     _unseen.add(what)
 
@@ -107,12 +107,12 @@ def counts() -> Counts:
 
 
 def unseen() -> tuple[str, ...]:
-    """Return the notes of ``note_unseen``."""
+    """Return the notes of ``note_unmeasured``."""
     return tuple(sorted(_unseen))
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ParameterCount:
     """Parameters that every position is multiplied with, and the number of them that is trained."""
 
     all: int
@@ -126,7 +126,7 @@ class Weights:
         """Return the FLOPs of a backward pass."""
         return 2.0 * (self.all + self.trained) * positions
 
-    def both(self, positions: float, *, checkpointing: bool) -> float:
+    def forward_backward(self, positions: float, *, checkpointing: bool) -> float:
         """Return the FLOPs of a forward and a backward pass."""
         again = self.forward(positions) if checkpointing else 0.0
         return self.forward(positions) + again + self.backward(positions)

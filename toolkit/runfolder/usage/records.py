@@ -22,7 +22,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Session:
     """One session: a command that was started in a run folder. ``used`` includes all ``stages``."""
 
     command: str
@@ -44,7 +44,7 @@ class Start:
 class ComputeRecord:
     """All sessions of a run, and the number of corrupt lines."""
 
-    starts: tuple[Start, ...] = ()
+    starts: tuple[Session, ...] = ()
     damaged: int = 0
 
     @property
@@ -68,7 +68,7 @@ def read_compute(file: Path) -> ComputeRecord:
     """
     if not file.is_file():
         return ComputeRecord()
-    starts: dict[str, Start] = {}
+    starts: dict[str, Session] = {}
     stages: dict[str, dict[int, Stage]] = {}
     damaged = 0
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -81,7 +81,7 @@ def read_compute(file: Path) -> ComputeRecord:
     return ComputeRecord(tuple(_of_all_processes(start) for start in whole), damaged)
 
 
-def _take(line: Mapping[str, Any], starts: dict[str, Start], stages: dict[str, dict[int, Stage]]) -> None:
+def _take(line: Mapping[str, Any], starts: dict[str, Session], stages: dict[str, dict[int, Stage]]) -> None:
     name, event = line["start"], line["event"]
     if event == "machine":
         starts[name] = replace(starts[name], machine={**starts[name].machine, **_facts(line["facts"])})
@@ -99,8 +99,8 @@ def _take(line: Mapping[str, Any], starts: dict[str, Start], stages: dict[str, d
         stages[name][int(part["number"])] = stage
 
 
-def _begun(line: Mapping[str, Any], used: Usage) -> Start:
-    return Start(
+def _begun(line: Mapping[str, Any], used: Usage) -> Session:
+    return Session(
         command=str(line["command"]),
         purpose=str(line["purpose"]),
         began=str(line["time"]),
@@ -130,7 +130,7 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _of_all_processes(start: Start) -> Start:
+def _of_all_processes(start: Session) -> Session:
     """Return the usage of all processes.
 
     Only the first process records. The others hold a GPU and train as much.

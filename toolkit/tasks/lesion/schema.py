@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.data.cells import cell, decoded, extra_fields, name_of, picture_size, read_group, read_images, text_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Box, Place, Polygon, Size, clip_box, order_box, place_of, read_place
@@ -197,7 +197,7 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
         rule = "a mask's path must not leave the folder data.image_root"
         raise RowProblem("tasks.lesion.mask_outside_root", rule, place=place, value=error.value) from None
     if not ref.path.is_file():
-        raise MissingPicture("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
+        raise MissingImage("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
     return ref
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.data.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of, number_of
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 
@@ -35,7 +35,7 @@ def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
     except ImageError as error:
         raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value) from None
     except _NotFound as problem:
-        raise MissingPicture(*problem.args, place=place, value=text) from None
+        raise MissingImage(*problem.args, place=place, value=text) from None
 
 
 class _NotFound(Exception):
