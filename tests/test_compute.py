@@ -62,11 +62,11 @@ def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_
     assert weights_of(adapted).forward_backward(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
 
 
-def test_embeddings_and_norms_are_no_multiplications() -> None:
+def test_embeddings_and_norms_have_no_flops() -> None:
     assert weights_of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == ParameterCount(0, 0)
 
 
-def test_where_positions_merge_each_has_a_part_of_the_weights() -> None:
+def test_merged_positions_count_a_fraction_of_the_parameters() -> None:
     tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
     # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
     assert weights_of(tower, merged=4).all == 16 + 32
@@ -111,7 +111,7 @@ def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length:
     assert counter.get_total_flops() - found.training == 3 * 2 * 2 * rows * length * length * width
 
 
-def test_a_pass_without_gradients_is_read_or_written() -> None:
+def test_a_pass_without_gradients_counts_as_read_or_generated() -> None:
     model = Attention(4, 5)
     meter(model)
     before = counts()
@@ -136,7 +136,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def test_stages_have_their_tokens_pictures_and_answers(finished: RunFolder) -> None:
+def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) -> None:
     record = read_compute(finished.compute_file)
     assert [(start.command, start.outcome) for start in record.starts] == [("run", "finished"), ("predict", "finished")]
     found = {name: used.counts for name, used in record.stages().items()}
@@ -158,7 +158,7 @@ def test_stages_have_their_tokens_pictures_and_answers(finished: RunFolder) -> N
     assert found["data"] == Counts()
 
 
-def test_stages_are_parts_of_their_start_and_add_up_to_almost_all_of_it(finished: RunFolder) -> None:
+def test_stages_add_up_to_almost_the_whole_session(finished: RunFolder) -> None:
     start = read_compute(finished.compute_file).starts[0]
     parts = total(stage.used for stage in start.stages)
     assert parts.counts.to_json() == pytest.approx(start.used.counts.to_json())
@@ -171,7 +171,7 @@ def test_stages_are_parts_of_their_start_and_add_up_to_almost_all_of_it(finished
         assert (start.used.gpu, start.used.gpu_memory) == (0, None)
 
 
-def test_torchs_counter_watches_one_pass_a_stage_and_agrees_with_the_formula(finished: RunFolder) -> None:
+def test_torchs_counter_measures_one_pass_of_a_stage_and_agrees_with_the_formula(finished: RunFolder) -> None:
     stages = read_compute(finished.compute_file).stages()
     for name in ("sft", "grpo"):
         found = stages[name].counts
@@ -183,7 +183,7 @@ def test_torchs_counter_watches_one_pass_a_stage_and_agrees_with_the_formula(fin
     assert stages["evaluate-sft"].counts.counter_training is None
 
 
-def test_reading_a_prompt_takes_what_torchs_counter_finds(tmp_path: Path) -> None:
+def test_flops_of_prefill_agree_with_torchs_counter(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     backend = choose_backend(recipe.model)
     policy = backend.load(recipe, None, trainable=False)
@@ -196,7 +196,7 @@ def test_reading_a_prompt_takes_what_torchs_counter_finds(tmp_path: Path) -> Non
     assert counter.get_total_flops() == pytest.approx(found.inference, rel=0.1)
 
 
-def test_checkpointing_costs_one_forward_pass_more(tmp_path: Path) -> None:
+def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
     found = {}
     for switched in (False, True):
         tables = {"sft": {"max_steps": 1, "gradient_checkpointing": switched}}
@@ -211,7 +211,7 @@ def test_checkpointing_costs_one_forward_pass_more(tmp_path: Path) -> None:
     assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
 
 
-def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(name: str) -> bytes:
         recipe = small_recipe(tmp_path / name, {"sft": {"max_steps": 2}})
         only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
@@ -234,7 +234,7 @@ def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
     return run
 
 
-def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: Path) -> None:
+def test_only_the_usage_of_the_block_is_recorded(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     count(answers=5)
     with recording(run, Run(name="one"), "run") as recorder:
@@ -260,7 +260,7 @@ def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: P
         (OSError("x"), "failed"),
     ],
 )
-def test_how_a_start_ended_is_kept(tmp_path: Path, error: Exception, outcome: str) -> None:
+def test_the_outcome_of_a_session_is_recorded(tmp_path: Path, error: Exception, outcome: str) -> None:
     run = folder_of(tmp_path)
     with pytest.raises(type(error)), recording(run, Run(name="one"), "run") as recorder, recorder.stage("sft"):
         raise error
@@ -285,7 +285,7 @@ with recording(RunFolder(Path(sys.argv[1])), Run(name="one"), "run", beat=0.05) 
 """
 
 
-def test_a_killed_process_has_told_its_hours(tmp_path: Path) -> None:
+def test_a_killed_process_has_recorded_its_hours(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(run.path)], cwd=Path.cwd(), check=False)
     assert done.returncode == -signal.SIGKILL
@@ -296,7 +296,7 @@ def test_a_killed_process_has_told_its_hours(tmp_path: Path) -> None:
     assert [(stage.name, stage.used.counts.trained_tokens) for stage in start.stages] == [("sft", 7)]
 
 
-def test_a_run_that_goes_on_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     for answers in (3, 4):
         with recording(run, Run(name="one"), "run", beat=0.02) as recorder, recorder.stage("evaluate-sft"):
@@ -311,7 +311,7 @@ def test_a_run_that_goes_on_adds_up_and_counts_nothing_twice(tmp_path: Path) -> 
     assert 0.4 <= record.used.wall < 1.5
 
 
-def test_a_stage_that_goes_on_does_real_work_once(tmp_path: Path) -> None:
+def test_a_resumed_stage_counts_its_work_once(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 2}})
     only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
     run = run_recipe(only_sft, STAGES).run
@@ -322,7 +322,7 @@ def test_a_stage_that_goes_on_does_real_work_once(tmp_path: Path) -> None:
     assert record.stages()["sft"].counts.trained_tokens == once
 
 
-def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
+def test_an_unfinished_line_is_skipped_and_reported(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run"):
         count(answers=1)
@@ -353,7 +353,7 @@ def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
         b'{"event": "machine", "start": "one", "facts": {"unseen": 5}}',
     ],
 )
-def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: bytes) -> None:
+def test_a_corrupt_line_is_counted_and_skipped(tmp_path: Path, line: bytes) -> None:
     run = made_up(tmp_path, "one", wall=10)
     with run.compute_file.open("ab") as handle:
         handle.write(line + b"\n")
@@ -364,7 +364,7 @@ def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: 
 @pytest.mark.parametrize(
     "content", ["[]", '{"record": {"rows": [1, 2]}}', '{"record": {"rows": {"train": null}}}', "{"]
 )
-def test_a_run_whose_rows_are_damaged_is_in_the_report(tmp_path: Path, content: str) -> None:
+def test_a_run_with_a_corrupt_data_record_is_in_the_report(tmp_path: Path, content: str) -> None:
     run = made_up(tmp_path, "one", wall=3600)
     (run.stage_folder("data") / "done.json").write_text(content)
     ledger = read_ledger([tmp_path])
@@ -372,7 +372,7 @@ def test_a_run_whose_rows_are_damaged_is_in_the_report(tmp_path: Path, content: 
     assert "rows not read" in as_markdown(ledger)
 
 
-def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(
+def test_an_unwritable_usage_record_is_reported_once_and_does_not_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = folder_of(tmp_path)
@@ -404,7 +404,7 @@ def test_readings_of_clocks_add_up(values: list[int]) -> None:
     assert reading(first) + reading(second).since(reading(first)) == reading(second)
 
 
-def test_energy_is_read_without_a_word_a_file_or_the_network(
+def test_energy_is_measured_without_output_files_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     energy = pytest.importorskip("codecarbon") and recorder_module.EnergyMeter
@@ -461,7 +461,7 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
     assert "CO2 by the electricity mix of France" in text
 
 
-def test_a_codecarbon_that_cannot_start_is_told_once_and_the_rest_goes_on(
+def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     codecarbon = pytest.importorskip("codecarbon")
@@ -492,9 +492,7 @@ def wait_for(true: Any) -> None:
         time.sleep(0.05)
 
 
-def test_without_codecarbon_energy_is_not_measured_and_the_report_says_how(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_codecarbon_the_report_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "is_there", lambda: False)
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run"):
@@ -573,13 +571,13 @@ def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
     assert found["runs_without_record"] == ["older"]
 
 
-def test_a_run_that_never_finished_counts_as_failed_whatever_its_purpose(four: Path) -> None:
+def test_an_unfinished_run_counts_as_failed_for_any_purpose(four: Path) -> None:
     purposes = {run.name: run.purpose for run in read_ledger([four]).runs}
     assert purposes["broke"] == purposes["killed"] == "failed or unfinished"
     assert purposes["main.old-1"] == "training"
 
 
-def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) -> None:
+def test_a_run_that_finished_after_a_failure_counts_completely(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     with pytest.raises(TrainingError), recording(run, Run(name="one", purpose="ablation"), "run"):
         raise TrainingError("training.failed", "x")
@@ -590,7 +588,7 @@ def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) ->
     assert read_ledger([run.path]).runs[0].purpose == "ablation"
 
 
-def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> None:
+def test_the_cost_of_1000_predictions_follows_from_the_evaluations(four: Path) -> None:
     runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
     # Two evaluations after training of 500 answers and 0.1 h: 1,000 in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs. The one
     # before training, without energy, does not count, but in the run that has no other.
@@ -606,7 +604,7 @@ def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> Non
     assert runs["sweep"] is None
 
 
-def test_a_part_is_never_told_as_the_whole(four: Path) -> None:
+def test_a_partial_measurement_is_marked(four: Path) -> None:
     text = as_markdown(read_ledger([four]))
     total_row = next(line for line in text.splitlines() if line.startswith("| total"))
     assert "2 kWh (over 45% of the time)" in total_row  # 9 of 20 hours
@@ -615,11 +613,11 @@ def test_a_part_is_never_told_as_the_whole(four: Path) -> None:
     assert "older: no record" in text
 
 
-def test_naming_a_run_and_its_folder_counts_it_once(four: Path) -> None:
+def test_a_run_that_is_given_twice_counts_once(four: Path) -> None:
     assert read_ledger([four, four / "main"]).used == read_ledger([four]).used
 
 
-def test_a_copy_of_a_run_is_told(four: Path) -> None:
+def test_a_copy_of_a_run_is_reported(four: Path) -> None:
     assert "more than once" not in as_markdown(read_ledger([four]))
     shutil.copytree(four / "sweep", four / "backup")
     ledger = read_ledger([four])
@@ -627,7 +625,7 @@ def test_a_copy_of_a_run_is_told(four: Path) -> None:
     assert "**Counted more than once:** backup, sweep share sessions" in as_markdown(ledger)
 
 
-def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_runs_is_rejected(tmp_path: Path) -> None:
     with raises(RunError, "run.none_in_folder") as caught:
         read_ledger([tmp_path])
     assert caught.problem.place == str(tmp_path)
@@ -667,7 +665,7 @@ def test_no_path_machine_or_user_is_in_the_report(finished: RunFolder, monkeypat
         assert name not in whole
 
 
-def test_markdown_goes_to_a_file_and_another_ending_is_refused(finished: RunFolder, tmp_path: Path) -> None:
+def test_markdown_is_written_to_a_file_and_another_suffix_is_rejected(finished: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "report.md"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert file.read_text() == done.stdout
@@ -677,7 +675,7 @@ def test_markdown_goes_to_a_file_and_another_ending_is_refused(finished: RunFold
     assert refused.exception.value == str(tmp_path / "report.pdf")
 
 
-def test_damaged_lines_are_told(tmp_path: Path) -> None:
+def test_corrupt_lines_are_reported(tmp_path: Path) -> None:
     run = made_up(tmp_path, "one", wall=10)
     with run.compute_file.open("a") as handle:
         handle.write("{\n")
@@ -685,7 +683,7 @@ def test_damaged_lines_are_told(tmp_path: Path) -> None:
     assert "1 line(s) of the usage records were skipped: one (1)" in done.stdout
 
 
-def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:
+def test_results_have_a_short_compute_section(finished: RunFolder) -> None:
     part = read_json(finished.results_file)["compute"]
     assert part["starts"] == 1
     assert part["wall_hours"] > 0
@@ -693,7 +691,7 @@ def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:
     assert part["damaged_lines"] == 0
 
 
-def test_the_report_loads_neither_torch_nor_codecarbon(four: Path) -> None:
+def test_the_report_imports_neither_torch_nor_codecarbon(four: Path) -> None:
     code = (
         "import sys; from toolkit.reporting import read_ledger, as_markdown; from pathlib import Path;"
         "as_markdown(read_ledger([Path(sys.argv[1])]));"

@@ -53,7 +53,7 @@ def test_the_best_fit_is_taken_and_split() -> None:
     assert replay(events) == Usage(70 * MIB, 70 * MIB)
 
 
-def test_a_rest_of_at_most_one_mebibyte_is_not_split_off_a_large_block() -> None:
+def test_a_remainder_of_at_most_one_mebibyte_is_not_split_off_a_large_block() -> None:
     split = log((1, 40), (1, 0), (2, 38), (3, 1.5))
     assert replay(split).reserved == 40 * MIB
     unsplit = log((1, 40), (1, 0), (2, 39), (3, 1.5))
@@ -67,7 +67,7 @@ def test_released_neighbours_merge() -> None:
     assert replay(log(*three, (1, 0), (3, 0), (4, 9.5))).reserved == 40 * MIB
 
 
-def test_a_cache_that_grows_leaves_pieces_of_no_use_unless_segments_expand() -> None:
+def test_a_growing_cache_leaves_unusable_pieces_unless_segments_expand() -> None:
     """Each copy is larger than the one before, which is released after it."""
     events = []
     for step in range(8):
@@ -162,7 +162,7 @@ def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
 @pytest.mark.parametrize(("backend", "kept"), [("hf", ()), ("unsloth", KEPT)])
-def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
+def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
     """Two layers of each stack at their real widths, with a vision tower in 4 bits on hf and in 16 on unsloth;
     tests/benchmarks/bench_memory.py has the shipped recipes.
     """

@@ -162,7 +162,7 @@ def test_every_known_name_has_its_shape() -> None:
         assert found.origin in ("shipped", "cache")
 
 
-def test_a_folders_configuration_goes_before_the_shipped_one(tmp_path: Path) -> None:
+def test_the_config_in_a_model_folder_takes_precedence_over_the_shipped_one(tmp_path: Path) -> None:
     folder = tmp_path / "google" / "medgemma-4b-it"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**shape_fields("medgemma_4b"), "mm_tokens_per_image": 64}))
@@ -171,7 +171,9 @@ def test_a_folders_configuration_goes_before_the_shipped_one(tmp_path: Path) -> 
     assert (found.origin, found.fields["mm_tokens_per_image"]) == ("folder", 64)
 
 
-def test_the_hubs_cache_goes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_in_the_hub_cache_takes_precedence_over_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = tmp_path / "config.json"
     kept.write_text(json.dumps({"model_type": "gemma3"}))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(kept))
@@ -188,7 +190,7 @@ def test_an_unknown_model_leaves_gaps_and_no_traceback(films: Path, tmp_path: Pa
     json.dumps(plan.to_json())
 
 
-def test_a_configuration_that_transformers_does_not_know_is_told(films: Path, tmp_path: Path) -> None:
+def test_a_configuration_that_transformers_does_not_support_is_reported(films: Path, tmp_path: Path) -> None:
     folder = tmp_path / "strange"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "never_heard_of"}')
@@ -225,7 +227,7 @@ def test_a_prompt_without_room_for_a_completion_is_a_problem(films: Path, tmp_pa
     assert (found.place, found.details.value) == ("[model] max_tokens", 200)
 
 
-def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: Path, films: Path) -> None:
+def test_unreadable_rows_are_a_problem_and_the_rest_is_planned(tmp_path: Path, films: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     plan = make(recipe, None)
     assert plan.architecture is not None
@@ -244,7 +246,7 @@ def test_too_few_rows_for_a_step_are_a_problem(films: Path, tmp_path: Path) -> N
     assert "24" in found.details.rule
 
 
-def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tmp_path: Path) -> None:
+def test_a_peak_above_the_gpu_memory_is_a_problem_with_settings_that_help(films: Path, tmp_path: Path) -> None:
     tables = {**MEDGEMMA, "sft": {"batch_size": 32, "gradient_checkpointing": False}}
     plan = make(recipe_on_files(tmp_path, films, tables), described_gpu(16))
     (found,) = (problem for problem in plan.problems if problem.place == "memory of sft")
@@ -255,7 +257,7 @@ def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tm
     assert "sft.batch_size" in found.details.remedy
 
 
-def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
     plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": {"to": ["merged"]}}), A5000)
     found = one_of(plan, "plan.weights_not_cached")
     assert found.problem
@@ -265,7 +267,7 @@ def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp
     assert found.details.rule != alone.details.rule  # it adds that merging needs them too
 
 
-def test_the_hub_is_asked_once_and_not_at_all_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_queried_once_and_never_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     queried = []
 
     def ask(model: Model) -> BaseWeights:
@@ -279,7 +281,7 @@ def test_the_hub_is_asked_once_and_not_at_all_offline(monkeypatch: pytest.Monkey
     assert (find_base(model, ask).state, queried) == ("reachable", ["google/medgemma-4b-it"])
 
 
-def test_a_gated_model_without_a_token_is_told_with_the_remedy(
+def test_a_gated_model_without_a_token_is_reported_with_a_remedy(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
@@ -298,7 +300,7 @@ def test_a_gated_model_without_a_token_is_told_with_the_remedy(
     assert "hf auth login" in one_of(plan, "plan.model_gated").details.rule
 
 
-def test_a_hub_that_does_not_answer_is_no_certain_problem(
+def test_an_unreachable_hub_is_not_a_certain_problem(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
@@ -312,7 +314,7 @@ def test_a_hub_that_does_not_answer_is_no_certain_problem(
     assert [(problem.code, problem.certain) for problem in plan.problems] == [("plan.hub_unreachable", False)]
 
 
-def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
+def test_a_folder_with_missing_shards_has_no_weights(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file({"a": np.zeros(2)}, tmp_path / "model-1.safetensors")
@@ -321,7 +323,7 @@ def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
     assert find_base(Model(name=str(tmp_path))).state == "folder"
 
 
-def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_path: Path) -> None:
+def test_an_adapter_cannot_be_merged_into_a_quantized_base_model(films: Path, tmp_path: Path) -> None:
     folder = tmp_path / "quantised"
     folder.mkdir()
     fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
@@ -335,7 +337,7 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     assert "model.base_stored_quantised" not in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
 
 
-def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
+def test_an_optional_gguf_of_a_quantized_base_model_is_dropped(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -354,7 +356,7 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
     assert not {"export merged", "export gguf"} & set(plan.disk.parts)
 
 
-def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_problem_and_a_nearly_full_one_a_warning(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films)
     found = {free: list(check_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
     told = [
@@ -375,9 +377,7 @@ def test_merged_weights_are_counted_on_the_disk(films: Path, tmp_path: Path) -> 
     assert plan.disk.parts["export adapter"] == pytest.approx(adapter, abs=50e6)
 
 
-def test_a_gguf_is_counted_by_its_quantisations_with_the_merged_weights_that_it_is_made_of(
-    films: Path, tmp_path: Path
-) -> None:
+def test_gguf_disk_space_includes_every_quantization_and_the_merged_weights(films: Path, tmp_path: Path) -> None:
     export = {"to": ["gguf"], "quant": ["q8_0", "q4_k_m"], "verify": 0}
     plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": export}), A5000)
     assert plan.disk is not None
@@ -387,7 +387,7 @@ def test_a_gguf_is_counted_by_its_quantisations_with_the_merged_weights_that_it_
     assert plan.disk.parts["export gguf"] == pytest.approx(bits / 8 * 4_300_079_472, rel=0.01)
 
 
-def test_a_gguf_that_cannot_be_written_here_is_a_problem(
+def test_a_gguf_export_without_its_packages_is_a_problem(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
@@ -450,7 +450,7 @@ def plan_targets() -> tuple[str, ...]:
         ({"model": {"trust_remote_code": True}}, None, "plan.remote_code", "[model] trust_remote_code", NOTHING),
     ],
 )
-def test_a_known_pain_is_warned_of_where_it_applies(
+def test_known_issues_are_warned_about_if_they_apply(
     tables: Mapping[str, Any], gpu: Gpu | None, code: str, place: str, value: object, films: Path, tmp_path: Path
 ) -> None:
     told = (code, place, value)
@@ -460,14 +460,14 @@ def test_a_known_pain_is_warned_of_where_it_applies(
     assert told not in [(one.code, one.place, one.details.value) for one in plain.warnings]
 
 
-def test_versions_are_compared_with_those_that_were_tested() -> None:
+def test_installed_versions_are_compared_with_tested_versions() -> None:
     found = untested_versions(
         {**TESTED_VERSIONS, "torch": "0.0.1", "trl": f"{TESTED_VERSIONS['trl']}+local", "python": "2"}
     )
     assert found == {"torch": {"installed": "0.0.1", "tested": TESTED_VERSIONS["torch"]}}
 
 
-def test_practice_data_are_planned_before_they_are_made(tmp_path: Path) -> None:
+def test_synthetic_data_are_planned_before_they_are_generated(tmp_path: Path) -> None:
     plan = make(small_recipe(tmp_path), None)
     assert plan.data is not None
     assert (plan.data["practice"], plan.data["rows"]["train"]) == (True, 24)
@@ -523,7 +523,7 @@ def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> Non
     assert told == planned
 
 
-def test_the_command_prints_the_plan_and_leaves_with_its_answer(
+def test_the_command_prints_the_plan_and_its_exit_code_has_the_result(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "recipe.toml"
@@ -568,7 +568,7 @@ def test_a_plan_error_has_every_certain_problem_with_its_code(films: Path, tmp_p
     assert caught.error.code == "plan.run_cannot_work"
 
 
-def test_an_estimate_above_the_card_only_warns_a_run(
+def test_an_estimate_above_the_gpu_memory_only_warns(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("toolkit.planning.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
@@ -579,14 +579,14 @@ def test_an_estimate_above_the_card_only_warns_a_run(
     assert ("plan.gpu_memory_too_small", "memory of sft") in [(one.code, one.place) for one in warnings_in(caplog)]
 
 
-def test_rows_that_cannot_be_read_are_left_to_the_run(films: Path, tmp_path: Path) -> None:
+def test_unreadable_rows_do_not_stop_the_plan_of_a_run(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     assert plan_run(recipe, fresh=False) is not None
     with pytest.raises(DataError, match="nothing"):
         run_recipe(recipe, STAGES)
 
 
-def test_the_plan_is_kept_and_stands_beside_what_was_measured(
+def test_the_plan_is_stored_and_compared_with_measured_peaks(
     films: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
@@ -602,7 +602,7 @@ def test_the_plan_is_kept_and_stands_beside_what_was_measured(
     assert "as when the run began" in caplog.text
 
 
-def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_path: Path) -> None:
+def test_a_measured_peak_is_reported_with_its_estimate(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, A5000).to_json()).run
     lines = [json.loads(line) for line in run.compute_file.read_text(encoding="utf-8").splitlines()]
@@ -614,7 +614,7 @@ def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_pat
     assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
 
 
-def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, None).to_json()).run
     assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
@@ -634,7 +634,7 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
         ("vqa_rad", 16),
     ],
 )
-def test_rows_that_fill_a_shipped_recipe_fit_its_card(name: str, card: int) -> None:
+def test_rows_of_max_tokens_fit_the_gpu_of_each_shipped_recipe(name: str, card: int) -> None:
     lost = DataError("data.file_missing", "the file of rows must exist")
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
     elsewhere = named_gpu("Tesla T4")  # where Unsloth is taken to be installed
@@ -645,7 +645,7 @@ def test_rows_that_fill_a_shipped_recipe_fit_its_card(name: str, card: int) -> N
         assert "plan.gpu_memory_too_small" not in codes(plan), gpu.name
 
 
-def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
+def test_without_rows_memory_is_estimated_for_the_longest_possible_row(tmp_path: Path) -> None:
     lost = DataError("data.file_missing", "the file of rows must exist")
     steps = make_plan(
         load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
@@ -664,7 +664,7 @@ def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("text", "code"), [("{half", "model.config_not_json"), ("[]", "model.config_not_object")])
-def test_a_damaged_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
+def test_a_corrupt_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with raises(ModelError, code) as caught:
         find_configuration(Model(name=str(tmp_path)))
@@ -706,7 +706,7 @@ def test_a_gpu_without_figures_and_rollouts_by_vllm_have_no_time_and_a_reason(fi
     assert "time of grpo" in plan.unknown
 
 
-def test_memory_counts_the_repository_that_unsloth_loads(films: Path, tmp_path: Path) -> None:
+def test_gpu_memory_is_that_of_the_repository_that_unsloth_loads(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, MEDGEMMA)
     listed = Repository("unsloth/medgemma-4b-it-unsloth-bnb-4bit", ("lm_head",), 4_000_000_000)
 

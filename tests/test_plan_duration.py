@@ -128,7 +128,7 @@ def test_the_middle_of_the_range_is_the_published_figure_that_fits_it(
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_published_runs_without_vllm_that_fit_nothing_lie_in_the_range(
+def test_published_runs_without_vllm_that_were_not_fitted_are_in_the_range(
     name: str, models: Mapping[str, Architecture]
 ) -> None:
     low, high = range_of(OTHERS[name], models)
@@ -180,7 +180,7 @@ def test_a_pass_takes_the_longer_of_the_work_of_gpu_and_host() -> None:
     assert speed.seconds(Load(2e12, 3e9, 1e6)) == pytest.approx(10.0)
 
 
-def test_a_gpu_without_bfloat16_takes_float32_where_float16_overflows() -> None:
+def test_a_gpu_without_bfloat16_uses_float32_if_float16_overflows() -> None:
     t4, l4 = figures_of("T4"), figures_of("L4")
     assert t4 is not None
     assert l4 is not None
@@ -193,7 +193,7 @@ def test_a_gpu_without_bfloat16_takes_float32_where_float16_overflows() -> None:
     assert arithmetic_of(l4, replace(hf, precision="32bit"), "gemma3").name == "float32"
 
 
-def test_work_that_a_setting_adds_takes_longer(models: Mapping[str, Architecture]) -> None:
+def test_settings_that_add_work_take_longer(models: Mapping[str, Architecture]) -> None:
     gpu = figures_of("L4")
     assert gpu is not None
     plain = setting_of("grpo", row_of(250, 256, 0, 4096), concurrent=8, answer_tokens=256, checkpointing=False)
@@ -229,7 +229,7 @@ def test_work_that_a_setting_adds_takes_longer(models: Mapping[str, Architecture
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
     ],
 )
-def test_a_gpu_is_found_however_it_is_spelled(spelled: str, name: str) -> None:
+def test_a_gpu_is_found_by_any_spelling(spelled: str, name: str) -> None:
     found = figures_of(spelled)
     assert found is not None
     assert found.name == name
@@ -238,7 +238,7 @@ def test_a_gpu_is_found_however_it_is_spelled(spelled: str, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["RTX 3090 Ti", "GTX 1080", "A100 MIG 1g.5gb", "a card of 24 GB", "RTX 4090 Laptop GPU"]
 )
-def test_a_gpu_of_another_kind_is_not_taken_for_one_of_the_table(name: str) -> None:
+def test_an_unlisted_gpu_does_not_match_a_listed_one(name: str) -> None:
     assert figures_of(name) is None
 
 

@@ -53,12 +53,12 @@ def by_unsloths_rule(name: str) -> Architecture:
         ("qwen3_vl_8b", 8_767_123_696),
     ],
 )
-def test_the_shipped_shapes_have_the_published_number_of_weights(name: str, parameters: int) -> None:
+def test_the_shipped_shapes_have_the_published_parameter_counts(name: str, parameters: int) -> None:
     """The counts that the models' pages on the Hub give for their safetensors."""
     assert architecture(name).parameters == parameters
 
 
-def test_the_tiny_models_weights_are_counted_exactly() -> None:
+def test_the_tiny_models_parameters_are_counted_exactly() -> None:
     fields = json.loads((tiny.FOLDER / "config.json").read_text(encoding="utf-8"))
     found = build_architecture(fields)
     model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER)
@@ -72,7 +72,7 @@ def test_the_tiny_models_weights_are_counted_exactly() -> None:
 
 @pytest.mark.parametrize("vision", [False, True])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
-def test_an_adapter_has_as_many_weights_as_peft_makes(name: str, vision: bool, tmp_path: Path) -> None:
+def test_an_adapter_has_as_many_parameters_as_in_peft(name: str, vision: bool, tmp_path: Path) -> None:
     fields = small_fields(name)
     lora = Lora(r=8, vision=vision)
     model = adapter.attach(base_model(fields, "32bit", tmp_path), lora, 0)
@@ -81,7 +81,7 @@ def test_an_adapter_has_as_many_weights_as_peft_makes(name: str, vision: bool, t
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_7b", "qwen3_vl_8b"])
-def test_the_layers_that_are_quantised_are_those_that_transformers_hands_to_bitsandbytes(name: str) -> None:
+def test_quantized_layers_are_those_that_transformers_passes_to_bitsandbytes(name: str) -> None:
     from bitsandbytes.nn import Linear4bit
     from transformers import CONFIG_MAPPING
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -98,7 +98,7 @@ def test_the_layers_that_are_quantised_are_those_that_transformers_hands_to_bits
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (160, 428), (1024, 257)])
-def test_a_matrix_in_nf4_takes_the_bytes_that_bitsandbytes_makes_of_it(shape: tuple[int, int]) -> None:
+def test_a_matrix_in_nf4_has_as_many_bytes_as_in_bitsandbytes(shape: tuple[int, int]) -> None:
     from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(torch.randn(shape), compress_statistics=True, quant_type="nf4")
@@ -106,7 +106,7 @@ def test_a_matrix_in_nf4_takes_the_bytes_that_bitsandbytes_makes_of_it(shape: tu
     assert weights.nf4_bytes(shape[0] * shape[1]) == sum(part.nbytes for part in parts)
 
 
-def test_a_model_in_four_bits_takes_the_bytes_that_transformers_loads(tmp_path: Path) -> None:
+def test_a_model_in_four_bits_has_as_many_bytes_as_transformers_loads(tmp_path: Path) -> None:
     fields = small_fields("medgemma_4b")
     model = base_model(fields, "4bit", tmp_path)
     loaded = sum(parameter.nbytes for parameter in model.parameters())
@@ -136,7 +136,7 @@ def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("precision", ["16bit", "32bit"])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
-def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
+def test_activations_and_layer_bytes_are_those_that_a_training_pass_allocates(
     name: str, precision: str, checkpointing: bool, tmp_path: Path
 ) -> None:
     """Within 15 % for what is kept without checkpointing, and for the peak of the backward pass with it."""
@@ -167,7 +167,7 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
     assert estimated + layer + gradients > 0.95 * allocated.peak
 
 
-def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None:
+def test_only_unsloths_checkpointing_keeps_a_frozen_vision_tower() -> None:
     """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
     model = by_unsloths_rule("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
@@ -182,7 +182,7 @@ def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
-def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> None:
+def test_grpo_logits_have_as_many_bytes_as_trl_allocates(rows: int, tokens: int) -> None:
     vocabulary, width = 3000, 16
     hidden = torch.randn(rows, tokens + 1, width, dtype=torch.bfloat16, requires_grad=True)
     head = torch.randn(vocabulary, width, dtype=torch.bfloat16)
@@ -200,7 +200,7 @@ def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> N
     assert training.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
 
 
-def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
+def test_the_sft_loss_needs_a_slice_of_the_logits() -> None:
     """The trained positions are those of the answer; a vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
     assert (training.SLICE, training.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
@@ -219,7 +219,7 @@ def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen3_vl_8b"])
-def test_the_cache_of_keys_and_values_is_as_large_as_transformers_makes_it(name: str, tmp_path: Path) -> None:
+def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: Path) -> None:
     fields = small_fields(name)
     model = base_model(fields, "16bit", tmp_path).eval()
     inputs, images, patches = one_row(model.config, text=90)
@@ -233,7 +233,7 @@ def test_the_cache_of_keys_and_values_is_as_large_as_transformers_makes_it(name:
     assert generation.kv_cache_bytes(build_architecture(fields), setting) == held
 
 
-def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
+def test_gemmas_sliding_layers_cache_only_their_window() -> None:
     """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens; 2 tensors of 2 bytes, 8 answers of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
@@ -255,7 +255,7 @@ def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
         ("qwen3_vl_8b", "16bit"),
     ],
 )
-def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, precision: Any, tmp_path: Path) -> None:
+def test_prefill_has_as_many_bytes_as_are_allocated(name: str, precision: Any, tmp_path: Path) -> None:
     """From 5 % too little to 15 % too much: a CPU's kernels need other temporaries than a GPU's, for which see
     tests/benchmarks/bench_memory.py.
     """
@@ -283,7 +283,7 @@ def test_the_optimisers_state_follows_its_name(optimizer: str, bytes_a_weight: f
     assert found / weights.trained_parameters(model, SFT) == pytest.approx(bytes_a_weight, rel=0.001)
 
 
-def test_full_fine_tuning_holds_gradients_and_state_of_every_weight() -> None:
+def test_full_fine_tuning_has_gradients_and_optimizer_state_of_every_parameter() -> None:
     model, full = architecture("qwen2_vl_2b"), replace(SFT, tuning="full", precision="32bit")
     parts = estimate(model, full).peak.parts
     static = sum(parts[name] for name in ("weights", "vision_tower", "gradients", "optimizer"))
@@ -291,7 +291,7 @@ def test_full_fine_tuning_holds_gradients_and_state_of_every_weight() -> None:
     assert parts["adapter"] == 0
 
 
-def test_a_card_without_bfloat16_takes_float32_beside_the_four_bits() -> None:
+def test_a_gpu_without_bfloat16_uses_float32_for_unquantized_parameters() -> None:
     model = architecture("medgemma_4b")
     with_it, without = (sum(weights.weight_bytes(model, replace(SFT, bf16=bf16))) for bf16 in (True, False))
     assert without - with_it == 2 * (model.parameters - model.quantised)
@@ -342,7 +342,7 @@ LARGER: Mapping[str, Any] = {
 
 
 @pytest.mark.parametrize("field", list(LARGER))
-def test_what_asks_for_more_takes_more(field: str) -> None:
+def test_larger_settings_need_more_memory(field: str) -> None:
     model = architecture("qwen2_5_vl_3b")
     small = replace(GRPO, row=replace(ROW, patches=256))
     more = replace(small, **{field: LARGER[field]})
@@ -350,11 +350,11 @@ def test_what_asks_for_more_takes_more(field: str) -> None:
     assert totals[0] < totals[1]
 
 
-def test_no_knob_is_turned_where_the_stage_fits() -> None:
+def test_no_setting_changes_if_the_stage_fits() -> None:
     assert first_fit(architecture("medgemma_4b"), GRPO, usable_bytes(16), 896) == ()
 
 
-def test_the_first_knob_that_is_enough_is_named_and_is_enough() -> None:
+def test_the_first_sufficient_setting_is_named() -> None:
     model = architecture("qwen2_5_vl_7b")
     heavy = replace(SFT, rows=8, checkpointing=False)
     assert estimate(model, heavy).peak.total > usable_bytes(24)
@@ -362,7 +362,7 @@ def test_the_first_knob_that_is_enough_is_named_and_is_enough() -> None:
     assert estimate(model, replace(heavy, rows=4)).peak.total <= usable_bytes(24)
 
 
-def test_knobs_are_taken_together_where_one_is_not_enough() -> None:
+def test_settings_are_combined_if_one_is_not_enough() -> None:
     model = architecture("qwen2_5_vl_7b")
     heavy = replace(SFT, rows=8, checkpointing=False, precision="16bit")
     found = first_fit(model, heavy, usable_bytes(16), 896)
@@ -371,7 +371,7 @@ def test_knobs_are_taken_together_where_one_is_not_enough() -> None:
     assert any("4bit" in text for text in found)
 
 
-def test_pictures_of_a_fixed_size_are_no_knob() -> None:
+def test_image_size_is_not_suggested_for_fixed_size_images() -> None:
     """Gemma 3 makes the same tokens of every picture."""
     found = first_fit(
         architecture("medgemma_4b"), replace(GRPO, concurrent=64, answer_tokens=512), usable_bytes(8), 896
@@ -379,7 +379,7 @@ def test_pictures_of_a_fixed_size_are_no_knob() -> None:
     assert found is None or not any("max_side" in text for text in found)
 
 
-def test_a_limit_above_the_pictures_own_size_is_no_knob() -> None:
+def test_image_size_is_not_suggested_above_the_size_of_the_images() -> None:
     """600 x 450 pixels in cells of 28: a limit of 896 * 0.75 = 672 would change nothing."""
     model = architecture("qwen2_vl_2b")
     row = RowSize(text=100, images=21 * 16, answer=60, pictures=1, patches=21 * 16 * 4, sizes=((600, 450),))
@@ -398,7 +398,7 @@ def test_fewer_completions_are_still_whole_micro_batches() -> None:
     assert [one.concurrent for _, one in _completions(model, replace(GRPO, rows=4, concurrent=16), 896)] == [8, 4]
 
 
-def test_nothing_is_promised_where_nothing_helps() -> None:
+def test_no_setting_is_suggested_if_none_is_enough() -> None:
     assert first_fit(architecture("qwen3_vl_8b"), SFT, 2 * GIB, 896) is None
 
 
@@ -409,7 +409,9 @@ def test_nothing_is_promised_where_nothing_helps() -> None:
     checkpointing=st.booleans(),
     precision=st.sampled_from(["4bit", "8bit", "16bit", "32bit"]),
 )
-def test_a_longer_row_never_takes_less(rows: int, text: int, images: int, checkpointing: bool, precision: Any) -> None:
+def test_a_longer_row_never_needs_less_memory(
+    rows: int, text: int, images: int, checkpointing: bool, precision: Any
+) -> None:
     row = RowSize(text, images, 50, 1, images * 4)
     setting = replace(SFT, row=row, rows=rows, checkpointing=checkpointing, precision=precision)
     longer = replace(setting, row=replace(row, text=text + 100))
@@ -421,7 +423,9 @@ QWEN = architecture("qwen2_vl_2b")
 
 @pytest.mark.parametrize("precision", ["auto", "4bit", "16bit", "32bit"])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_plans_precision_is_the_loaders(precision: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_of_the_plan_is_that_of_loading(
+    precision: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for cuda in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         model = Model(precision=precision, tuning=tuning)

@@ -61,7 +61,7 @@ def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(
 
 
 @pytest.mark.usefixtures("online")
-def test_the_hub_is_asked_once_for_the_repository_that_is_loaded() -> None:
+def test_the_hub_is_queried_once_for_the_repository_that_is_loaded() -> None:
     asked = []
 
     def ask(name: str) -> Repository:
@@ -159,7 +159,7 @@ def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: 
     assert is_kept(module, [listed]) is kept
 
 
-def test_the_counted_bytes_are_those_of_a_model_with_the_listed_layers_left_alone() -> None:
+def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers() -> None:
     """Against transformers' own conversion of the same model, with the listed names written out for it."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -209,7 +209,7 @@ def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_
     assert fraction_kept(model, None) == MOST_KEPT
 
 
-def test_keeping_some_layers_changes_no_count_but_that_of_quantised_ones() -> None:
+def test_keeping_a_fraction_of_layers_changes_only_the_quantized_count() -> None:
     model = build_architecture(shape_fields("medgemma_4b"), KEPT)
     some = keep_fraction(model, MOST_KEPT)
     assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
