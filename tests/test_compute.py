@@ -1,4 +1,4 @@
-"""What runs use: counted by formula and by torch, kept through a kill, added up once, and told without inventing."""
+"""Usage of runs: FLOPs by formula and by torch, records of killed processes, sums and reports."""
 
 import dataclasses
 import json
@@ -44,17 +44,17 @@ EMPTY = Usage().to_json()
 
 @pytest.fixture(autouse=True)
 def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """codecarbon begins only where a test wants it."""
+    """Disable codecarbon, except in tests that enable it."""
     monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
 
 
 def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
-    # 3 positions through 10 x 20 weights. Forward 2 n, backward 2 n for the input's gradient and 2 n for the weights'.
+    # 3 positions, 10 x 20 parameters. Forward 2 n, backward 2 n for the inputs and 2 n for the parameters.
     full = nn.Linear(10, 20)
     assert weights_of(full) == ParameterCount(200, 200)
     assert weights_of(full).forward(3) == 2 * 200 * 3
     assert weights_of(full).forward_backward(3, checkpointing=False) == 6 * 200 * 3
-    # Frozen, with an adapter of rank 2 beside it: 10 x 2 + 2 x 20 = 60 weights more, which are trained.
+    # Frozen, with an adapter of rank 2, which has 10 x 2 + 2 x 20 = 60 trained parameters.
     full.requires_grad_(False)
     adapted = nn.ModuleList([full, nn.Linear(10, 2), nn.Linear(2, 20)])
     assert weights_of(adapted) == ParameterCount(260, 60)
@@ -68,12 +68,12 @@ def test_embeddings_and_norms_have_no_flops() -> None:
 
 def test_merged_positions_count_a_fraction_of_the_parameters() -> None:
     tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
-    # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
+    # 2 x 2 patches of width 4 become one position of width 16: 16 parameters per patch, and 128 / 4.
     assert weights_of(tower, merged=4).all == 16 + 32
 
 
 class Attention(nn.Module):
-    """One layer of attention with what a language model of transformers has: a decoder, a head, hooks to find them."""
+    """One attention layer with the decoder, head and accessors of a language model in transformers."""
 
     def __init__(self, width: int, words: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length:
     found = counts() - before
     assert (found.trained_tokens, found.read_tokens) == (rows * length, 0)
     assert found.training == 6 * (4 * width * width + width * words) * rows * length
-    # Q K^T and its product with V: 2 x 2 x length x length x width a row, forward, and twice that backward.
+    # Q K^T and its product with V: 2 x 2 x length x length x width per row, forward, and twice that backward.
     assert counter.get_total_flops() - found.training == 3 * 2 * 2 * rows * length * length * width
 
 
@@ -125,7 +125,7 @@ def test_a_pass_without_gradients_counts_as_read_or_generated() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """SFT and GRPO of two steps with evaluations; an answer is asked for afterwards."""
+    """Return a run with two steps of SFT and GRPO, evaluations, and a prediction."""
     folder = tmp_path_factory.mktemp("compute")
     tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}}
     with pytest.MonkeyPatch.context() as patch:
@@ -141,13 +141,13 @@ def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) ->
     assert [(start.command, start.outcome) for start in record.starts] == [("run", "finished"), ("predict", "finished")]
     found = {name: used.counts for name, used in record.stages().items()}
     assert list(found) == ["data", "evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "predict"]
-    # 2 steps of 2 passes of 4 rows with one picture each.
+    # 2 steps of 2 passes with 4 rows of one image.
     assert found["sft"].trained_images == 16
-    # Before the first step: one row twice with its picture, and once with another row's.
+    # Before the first step: one row twice with its image, and once with the image of another row.
     assert found["sft"].read_images == 3
     assert found["sft"].generated_tokens == 0
-    # 2 steps of 2 prompts x 4 answers; each picture is read once to generate and once more to train. Three passes look
-    # whether pictures count before the first step, and three more in the first batch.
+    # 2 steps of 2 prompts x 4 completions. Each image is read once to generate and once to train. Three passes check
+    # before the first step that images matter, and three more in the first batch.
     assert found["grpo"].trained_images == 16
     assert found["grpo"].read_images == 16 + 3 + 3
     assert found["grpo"].generated_tokens > 0
@@ -176,8 +176,8 @@ def test_torchs_counter_measures_one_pass_of_a_stage_and_agrees_with_the_formula
     for name in ("sft", "grpo"):
         found = stages[name].counts
         assert 0 < found.counted_tokens < found.trained_tokens / 2
-        # Attention comes on top of the formula; the first layer's gradient of its input, which the formula has and an
-        # adapter does not need, goes off. At some 120 positions of width 192 both stay within a tenth.
+        # The counter adds attention. It lacks the gradient of the first input, which an adapter does not need.
+        # With about 120 positions of width 192, both are below a tenth.
         assert found.counted_flops == pytest.approx(found.counted_formula, rel=0.1)
         assert found.counter_training == pytest.approx(found.training, rel=0.15)
     assert stages["evaluate-sft"].counts.counter_training is None
@@ -206,7 +206,7 @@ def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
         found[switched] = read_compute(run.compute_file).stages()["sft"].counts
     plain, again = found[False], found[True]
     assert plain.trained_tokens == again.trained_tokens
-    # From 4 n and a little for the adapter to 6 n and the same. The head is not computed again.
+    # From 4 n and the adapter to 6 n and the adapter. The head is not recomputed.
     assert 1.2 < again.language_training / plain.language_training < 1.5
     assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
 
@@ -225,7 +225,7 @@ def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatc
 
 
 def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
-    """A run folder without a run: what `toolkit report` needs of one."""
+    """Return a run folder with the files that `toolkit report` reads."""
     run = RunFolder(tmp_path / name)
     run.path.mkdir(parents=True)
     tables = {"run": {"name": name, **settings}, "data": {"task": "mcq", "train": "rows.json"}, "sft": {}}
@@ -301,7 +301,7 @@ def test_a_resumed_run_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
     for answers in (3, 4):
         with recording(run, Run(name="one"), "run", beat=0.02) as recorder, recorder.stage("evaluate-sft"):
             count(answers=answers)
-            time.sleep(0.2)  # some beats, each with the sums so far
+            time.sleep(0.2)  # Several lines are written.
     lines = run.compute_file.read_text().splitlines()
     assert sum('"beat"' in line for line in lines) >= 4
     record = read_compute(run.compute_file)
@@ -316,7 +316,7 @@ def test_a_resumed_stage_counts_its_work_once(tmp_path: Path) -> None:
     only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
     run = run_recipe(only_sft, STAGES).run
     once = read_compute(run.compute_file).stages()["sft"].counts.trained_tokens
-    run_recipe(only_sft, STAGES)  # nothing is left to do
+    run_recipe(only_sft, STAGES)  # All stages have finished.
     record = read_compute(run.compute_file)
     assert [start.outcome for start in record.starts] == ["finished", "finished"]
     assert record.stages()["sft"].counts.trained_tokens == once
@@ -388,7 +388,7 @@ def test_the_first_of_several_processes_counts_for_all(tmp_path: Path) -> None:
     stages = {"sft": {"wall": 10, "cpu": 8, "gpu": 10, "counts": {"trained_tokens": 100}}, "evaluate-sft": {"cpu": 1}}
     run = made_up(tmp_path, "one", wall=20, cpu=10, gpu=20, counts={"trained_tokens": 100}, stages=stages, processes=2)
     used = read_compute(run.compute_file).used
-    # Both hold a GPU all the time and train alike; evaluation and the rest are the first one's alone: 8 + 8 + 1 + 1.
+    # Both processes hold a GPU and train. Only the first one evaluates: 8 + 8 + 1 + 1.
     assert (used.wall, used.gpu, used.cpu, used.counts.trained_tokens) == (20, 40, 18, 200)
 
 
@@ -427,13 +427,13 @@ def test_energy_is_measured_without_output_files_or_network(
     for one in found.values():
         one.stop()
     assert all(reading.energy is not None and reading.energy > 0 for reading in readings.values())
-    # Without a country, and of one that codecarbon does not know, it would give the world's mean.
+    # Without a known country, codecarbon would use the world average.
     assert readings[None].co2 is None
     assert readings["QQQ"].co2 is None
     german = readings["DEU"]
     assert german.co2 is not None
     assert german.energy is not None
-    assert 0.1 < german.co2 / german.energy < 1  # kg a kWh
+    assert 0.1 < german.co2 / german.energy < 1  # kg per kWh
     assert found["DEU"].describe()["country"] == "Germany"
     assert found["DEU"].describe()["memory"] == "estimated (size)"
     assert list(tmp_path.iterdir()) == []
@@ -478,7 +478,7 @@ def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_r
     told = "codecarbon cannot start: RuntimeError: Driver/library version mismatch"
     notes = [n for n, line in enumerate(lines) if line.get("facts", {}).get("energy_problem")]
     assert [lines[n]["facts"]["energy_problem"] for n in notes] == [told]
-    assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # its thread lives
+    assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # The thread still runs.
     (problem,) = warnings_in(caplog)
     assert problem.code == "run.energy_not_measured"
     assert problem.rule.endswith(told)
@@ -513,7 +513,7 @@ def made_up(
     processes: int = 1,
     **used: Any,
 ) -> RunFolder:
-    """A run of one start; its stages are lines of their own."""
+    """Write a run with one session. Each stage has its own line."""
     run = RunFolder(folder / name)
     if not run.path.exists():
         run = folder_of(folder, name)
@@ -531,7 +531,7 @@ def made_up(
 
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
-    """Training 10 h, search 4 h, ablation 3 h, one that failed 2 h and one that was killed 1 h; and an old run."""
+    """Return runs: training 10 h, search 4 h, ablation 3 h, failed 2 h, killed 1 h, and one of an old version."""
     runs = tmp_path / "runs"
     hour = 3600
     evaluation = {"wall": 360, "cpu": 720, "gpu": 360, "counts": {"answers": 500, "language_inference": 1e12}}
@@ -543,7 +543,7 @@ def four(tmp_path: Path) -> Path:
     made_up(runs, "without", purpose="ablation", wall=3 * hour, cpu=3 * hour, gpu=3 * hour)
     made_up(runs, "broke", outcome="failed", wall=2 * hour, cpu=2 * hour, gpu=2 * hour)
     made_up(runs, "killed", outcome=None, purpose="search", wall=hour, cpu=hour)
-    folder_of(runs, "older")  # of a version that recorded nothing
+    folder_of(runs, "older")  # This version did not record usage.
     (runs / "no run").mkdir()
     return runs
 
@@ -591,7 +591,7 @@ def test_a_run_that_finished_after_a_failure_counts_completely(tmp_path: Path) -
 def test_the_cost_of_1000_predictions_follows_from_the_evaluations(four: Path) -> None:
     runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
     # Two evaluations after training of 500 answers and 0.1 h: 1,000 in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs. The one
-    # before training, without energy, does not count, but in the run that has no other.
+    # before training has no energy. It counts only in the run without another evaluation.
     assert runs["main"] == {
         "answers": 1000,
         "wall_hours": pytest.approx(0.2),
@@ -608,9 +608,9 @@ def test_a_partial_measurement_is_marked(four: Path) -> None:
     text = as_markdown(read_ledger([four]))
     total_row = next(line for line in text.splitlines() if line.startswith("| total"))
     assert "2 kWh (over 45% of the time)" in total_row  # 9 of 20 hours
-    unknown = " | ".join(["not measured"] * 5)
+    unknown = " | ".join(["not measured"] * 4)
     assert f"| search | 1 | 4 (20%) | 4 (13%) | 0 (0%) | {unknown} |" in text
-    assert "older: no record" in text
+    assert "older: no usage record" in text
 
 
 def test_a_run_that_is_given_twice_counts_once(four: Path) -> None:

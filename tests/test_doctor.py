@@ -1,4 +1,4 @@
-"""The doctor: real processes against libraries that are broken in the ways that real ones are."""
+"""The doctor, with real processes and libraries that fail like real ones."""
 
 import json
 import os
@@ -87,11 +87,11 @@ STUBS: Mapping[str, str] = {
     "triton": "",
     "cv2": "imdecode = len",
 }
-"""A machine without a GPU where everything loads."""
+"""A machine without a GPU on which every library can be imported."""
 
 
 def write_site(folder: Path, **changed: str) -> Path:
-    """Packages in a folder that is put before the real ones."""
+    """Return a folder of packages that shadow the real ones."""
     for name, source in {**STUBS, **changed}.items():
         package = folder / name.replace(".", "/")
         package.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def probe(name: str, limit: float = 30) -> Outcome:
     return run_probes([name], limit=limit)[name]
 
 
-# The versions
+# Versions
 
 
 def test_the_tested_versions_are_those_of_the_constraints_file() -> None:
@@ -155,9 +155,9 @@ def test_every_torch_that_is_allowed_has_a_torchvision() -> None:
         ("peft", "0.21.2", "good", "doctor.version_tested"),
         ("peft", "0.19.0", "warning", "doctor.version_not_tested"),  # >=0.18,<0.22
         ("peft", "0.22.0", "problem", "doctor.version_not_allowed"),
-        ("torch", "2.10.0+cpu", "good", "doctor.version_tested"),  # the build is judged by what it can do
+        ("torch", "2.10.0+cpu", "good", "doctor.version_tested"),  # The build is checked by its features.
         ("datasets", "4.4.2", "problem", "doctor.version_not_allowed"),  # !=4.4.*
-        ("triton", "3.1.0", "warning", "doctor.version_not_tested"),  # no range is named
+        ("triton", "3.1.0", "warning", "doctor.version_not_tested"),  # There is no range.
         ("trl", "main", "warning", "doctor.version_unreadable"),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_version_is_tested_allowed_or_neither(package: str, version: str, stat
     assert state == "good" or TESTED_VERSIONS[package] in found.remedy or "-c constraints.txt" in found.remedy
 
 
-# One library in a process
+# Imports in a process
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_version_is_tested_allowed_or_neither(package: str, version: str, stat
         ("opencv-python", "cv2", LIBGL, "doctor.system_library_missing"),
         ("peft", "peft", "raise ImportError('x.so: undefined symbol: _ZN3c10')", "doctor.built_for_other_library"),
         ("trl", "trl", "import absent_package", "doctor.dependency_missing"),
-        ("datasets", "datasets", "", "doctor.versions_do_not_fit"),  # has no Dataset
+        ("datasets", "datasets", "", "doctor.versions_do_not_fit"),  # The module has no Dataset.
         ("peft", "peft", "raise ImportError('never seen before')", "doctor.load_failed"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_torchvision_for_another_torch_is_found_by_its_version(site: Path, tmp
     info.mkdir()
     text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.24.1\nRequires-Dist: torch==2.9.1\n"
     (info / "METADATA").write_text(text)
-    found = findings_of(call(tmp_path, "--json"))["torchvision"]  # the stub loads
+    found = findings_of(call(tmp_path, "--json"))["torchvision"]  # The stub can be imported.
     assert (found["state"], found["code"]) == ("problem", "doctor.torchvision_for_other_torch")
     assert all(version in found["found"] for version in ("0.24.1", "==2.9.1", "2.10.0"))
     assert "torchvision==0.25.*" in found["remedy"]
@@ -226,7 +226,7 @@ def test_failures_caused_by_torchvision_name_it(site: Path) -> None:
     assert "operator torchvision::nms does not exist" in found.found
     assert (found.name, found.code) == ("transformers", "doctor.torchvision_mismatch")
     assert "torchvision" in found.remedy
-    assert "pip install" not in found.remedy  # the finding on torchvision has the command
+    assert "pip install" not in found.remedy  # The finding of torchvision has the command.
 
 
 def test_opencv_without_libgl_is_reported_with_the_headless_package(site: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_library_that_ends_the_process_is_reported(site: Path, source: str, ho
     assert (outcomes["xformers"].end, outcomes["xformers"].error) == ("died", how)
     assert outcomes["triton"].end == "loaded"
     found = check_load("xformers", outcomes["xformers"], gpu=True)
-    assert (found.state, found.code) == ("problem", "doctor.load_died")  # Unsloth would load it
+    assert (found.state, found.code) == ("problem", "doctor.load_died")  # Unsloth would import it.
     assert "uninstall -y xformers" in found.remedy
     assert check_load("xformers", outcomes["xformers"], gpu=False).state == "warning"
 
@@ -279,7 +279,7 @@ def test_a_hanging_library_is_stopped_with_its_children(site: Path, tmp_path: Pa
 
 
 def _is_alive(pid: int) -> bool:
-    for _ in range(100):  # a killed orphan waits for init
+    for _ in range(100):  # A killed orphan waits for init.
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
@@ -334,7 +334,9 @@ def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "toolkit", "doctor"],
         stderr=subprocess.DEVNULL,
         cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # SIGINT is ignored if pytest runs in the background.
     )
     try:
         while not (note.exists() and note.read_text()):
@@ -348,7 +350,7 @@ def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
     assert not _is_alive(int(note.read_text()))
 
 
-# What its probe finds in a library
+# Facts that probes find
 
 
 def test_unsloth_without_a_gpu_is_not_broken(site: Path) -> None:
@@ -534,7 +536,7 @@ def test_the_hub_cache_is_that_of_huggingface_hub(environment: dict[str, str]) -
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for a model that is there, gated, or absent."""
+    """Respond like the Hub for a model that exists, is gated, or does not exist."""
 
     seen: list[str | None] = []  # noqa: RUF012
 
@@ -619,7 +621,7 @@ def test_a_model_is_cached_if_all_its_weights_are(hub: list[str | None], tmp_pat
     assert ask("some/open").code == "doctor.model_cached"
 
 
-# Folders and the rest
+# Folders, notebooks and recipes
 
 
 def test_a_read_only_cache_is_a_problem(tmp_path: Path) -> None:
@@ -631,7 +633,7 @@ def test_a_read_only_cache_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_missing_home_directory_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose user has no entry, or with a variable that names somebody unknown."""
+    """The user of a container has no entry, or a variable names an unknown user."""
 
     def nowhere(*_: object) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -1,4 +1,4 @@
-"""The trace of GPU memory: the allocator replayed by hand, decode steps interpolated, the plan within its limits."""
+"""The trace of GPU memory: the allocator, interpolated decoding steps, and the limits of the plan."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
 
 
 def log(*lines: tuple[int, float]) -> list[Event]:
-    """Events from (block, MiB); 0 MiB: released."""
+    """Return events from (block, MiB). 0 MiB: released."""
     return [Event(block, int(size * MIB)) for block, size in lines]
 
 
@@ -39,7 +39,7 @@ def test_small_requests_share_a_segment_of_two_mebibytes_in_units_of_512_bytes()
 def test_requests_of_less_than_ten_mebibytes_share_segments_of_twenty() -> None:
     assert replay(log((1, 9), (2, 9))) == Usage(20 * MIB, 18 * MIB)
     assert replay(log((1, 9), (2, 9), (3, 9))).reserved == 40 * MIB
-    assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # the small pool is another one
+    assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # Small blocks have their own pool.
 
 
 def test_larger_requests_get_their_size_rounded_up_to_two_mebibytes() -> None:
@@ -48,7 +48,7 @@ def test_larger_requests_get_their_size_rounded_up_to_two_mebibytes() -> None:
 
 
 def test_the_best_fit_is_taken_and_split() -> None:
-    """Free are 40 and 30 MiB. 25 takes the 30; 5 takes what is left of it; then 40 takes the other one whole."""
+    """40 and 30 MiB are free. 25 uses the block of 30, 5 uses its remainder, and 40 uses the other block."""
     events = log((1, 40), (2, 30), (1, 0), (2, 0), (3, 25), (4, 5), (5, 40))
     assert replay(events) == Usage(70 * MIB, 70 * MIB)
 
@@ -61,14 +61,14 @@ def test_a_remainder_of_at_most_one_mebibyte_is_not_split_off_a_large_block() ->
 
 
 def test_released_neighbours_merge() -> None:
-    """Three blocks of 6 MiB in one segment of 20. Side by side, two of them make room for 12; with one between, not."""
+    """Three blocks of 6 MiB share a segment of 20. Two adjacent free blocks fit 12 MiB, two separated ones do not."""
     three = ((1, 6), (2, 6), (3, 6))
     assert replay(log(*three, (1, 0), (2, 0), (4, 9.5))).reserved == 20 * MIB
     assert replay(log(*three, (1, 0), (3, 0), (4, 9.5))).reserved == 40 * MIB
 
 
 def test_a_growing_cache_leaves_unusable_pieces_unless_segments_expand() -> None:
-    """Each copy is larger than the one before, which is released after it."""
+    """Each copy is larger than the previous one, which is released afterwards."""
     events = []
     for step in range(8):
         events.append(Event(step, (100 + 2 * step) * MIB))
@@ -79,7 +79,7 @@ def test_a_growing_cache_leaves_unusable_pieces_unless_segments_expand() -> None
 
 
 def test_an_expandable_segment_grows_by_pages_and_reuses_its_end() -> None:
-    """100 MiB are five pages of 20. Released, they serve 110 with one page more; a pool of its own has small pages."""
+    """100 MiB are five pages of 20. After release, 110 needs one more page. The small pool has small pages."""
     assert replay(log((1, 100)), expandable=True).reserved == 100 * MIB
     assert replay(log((1, 100), (1, 0), (2, 110)), expandable=True).reserved == 120 * MIB
     assert replay(log((1, 100), (2, 1)), expandable=True).reserved == 102 * MIB
@@ -97,7 +97,7 @@ def test_what_is_released_can_be_allocated_again(expandable: bool) -> None:
 
 
 def decoding(steps: int, *, odd: bool = False) -> list[tuple[bool, Allocation]]:
-    """A log of decode steps as a trace has it: a scratch of 100 bytes, and a cache of 1000 that gains 10 a step."""
+    """Return a log of decoding steps: a temporary of 100 bytes, and a cache of 1000 that grows by 10 per step."""
     logged: list[tuple[bool, Allocation]] = []
     number = 0
 
@@ -134,7 +134,7 @@ def test_decode_steps_that_were_not_traced_lie_between_those_that_were() -> None
     ]
     releases = [[event.block for event in step if not event.size] for step in steps]
     made = [[event.block for event in step if event.size] for step in steps]
-    assert releases[5] == [made[5][0], made[4][1]]  # its own scratch, and the cache of the step before
+    assert releases[5] == [made[5][0], made[4][1]]  # its own temporary, and the cache of the previous step
 
 
 def test_a_rollout_is_replayed_with_every_step_and_ends_with_nothing() -> None:
@@ -152,7 +152,7 @@ def test_decode_steps_that_allocate_differently_are_an_error() -> None:
 
 
 def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
-    """Fused for a decode step of a few rows; never for float32 from eight rows on, where it has no such kernel."""
+    """The kernel is fused for few rows. For float32, there is no fused kernel from eight rows on."""
     fused = kernels._chooser((58, 8, 9))
     assert fused(0, torch.bfloat16, 1, 10240, 2560)
     assert not fused(0, torch.bfloat16, 1536, 2560, 10240)

@@ -1,4 +1,4 @@
-"""The plan of a recipe: what it knows and refuses, and that it stays light; and the plan that a run begins with."""
+"""The plan of a recipe: its facts, findings and imports, and the plan at the start of a run."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ MEDGEMMA = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Practice films as files: 24 questions to train on, 8 to test."""
+    """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
     folder = tmp_path_factory.mktemp("films")
     PHANTOMS["chest"](folder, Phantom(kind="chest", train=24, test=8, size=128), 3407)
     return folder
@@ -58,7 +58,7 @@ def codes(plan: Plan) -> list[str]:
 
 
 def one_of(plan: Plan, code: str) -> Finding:
-    """The only finding with this code."""
+    """Return the only finding with this code."""
     (found,) = (finding for finding in plan.findings if finding.code == code)
     return found
 
@@ -139,7 +139,7 @@ def test_image_tokens_by_formula_are_those_of_the_real_processor(
     model = build_architecture(shape_fields({"qwen2_vl": "qwen2_vl_2b", "qwen3_vl": "qwen3_vl_8b"}[processor]))
     sizes = [(896, 896), (640, 427), (333, 500), (100, 40), (30, 30), (1024, 64)]
     assert [image_token_count(size, model) for size in sizes] == image_tokens(real, sizes)
-    # A processor may have an upper limit, which this one has at a million pixels: the formula errs to more.
+    # This processor has an upper limit of a million pixels, so the formula may only overestimate.
     assert image_token_count((1280, 800), model) >= image_tokens(real, [(1280, 800)])[0]
 
 
@@ -264,7 +264,7 @@ def test_missing_weights_are_a_certain_problem_offline(films: Path, tmp_path: Pa
     assert found.certain
     assert (found.place, found.details.value) == ("[model] name", "google/medgemma-4b-it")
     alone = one_of(make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000), "plan.weights_not_cached")
-    assert found.details.rule != alone.details.rule  # it adds that merging needs them too
+    assert found.details.rule != alone.details.rule  # The rule also mentions merging.
 
 
 def test_the_hub_is_queried_once_and_never_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_an_optional_gguf_of_a_quantized_base_model_is_dropped(
 ) -> None:
     monkeypatch.setattr(
         "toolkit.models.llamacpp.require_for", lambda quant, verify: None
-    )  # as if the extra were installed
+    )  # The extra seems to be installed.
     folder = tmp_path / "quantised"
     folder.mkdir()
     fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
@@ -382,7 +382,7 @@ def test_gguf_disk_space_includes_every_quantization_and_the_merged_weights(film
     plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": export}), A5000)
     assert plan.disk is not None
     assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
-    # 8.5 and 4.9 bits a weight, and 16 for the file that both are quantised from.
+    # 8.5 and 4.9 bits per parameter, and 16 for the file that is quantized.
     bits = 8.5 + 4.9 + 16
     assert plan.disk.parts["export gguf"] == pytest.approx(bits / 8 * 4_300_079_472, rel=0.01)
 
@@ -476,7 +476,7 @@ def test_synthetic_data_are_planned_before_they_are_generated(tmp_path: Path) ->
 
 
 def loaded(recipe: Recipe) -> Architecture:
-    """The recipe's model as its backend quantises it while loading."""
+    """Return the recipe's model as its backend quantizes it while loading."""
     found = find_configuration(recipe.model)
     assert found is not None
     return build_architecture(found.fields, KEPT if planned_backend(recipe) == "unsloth" else ())
@@ -485,7 +485,7 @@ def loaded(recipe: Recipe) -> Architecture:
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.stem)
 @pytest.mark.parametrize("backend", ["auto", "hf"])
 def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file: Path, backend: Any) -> None:
-    """With rows that fill model.max_tokens, and 5 % of the GPU to spare on the backend that it runs."""
+    """The rows have model.max_tokens, and 5 % of the GPU memory must stay free on the planned backend."""
     from toolkit.planning.memory import estimate
     from toolkit.planning.stages import memory_settings
     from toolkit.planning.tokens import longest_possible_row
@@ -500,7 +500,7 @@ def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file:
 
 
 def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
-    """The traced ones beside them are those that tests/benchmarks/bench_memory.py printed."""
+    """The traced figures in the table are those of tests/benchmarks/bench_memory.py."""
     from toolkit.planning.memory import estimate
     from toolkit.planning.stages import memory_settings
     from toolkit.planning.tokens import longest_possible_row
@@ -595,7 +595,9 @@ def test_the_plan_is_stored_and_compared_with_measured_peaks(
     assert read_json(run.plan_file) == plan
     expected = plan["memory"]["sft"]["reserved_gb"]
     kept = read_json(run.results_file)["gpu_memory"]
-    assert kept == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # this machine's torch reserved nothing
+    assert kept == {
+        "sft": {"estimated_gb": expected, "measured_gb": None}
+    }  # torch reserves no GPU memory on this machine.
     assert describe_peaks(kept) == "no GPU was used"
     with caplog.at_level(logging.INFO, "toolkit"):
         assert plan_run(recipe, fresh=False) is None
@@ -637,7 +639,7 @@ def test_without_a_gpu_there_is_no_estimate(films: Path, tmp_path: Path) -> None
 def test_rows_of_max_tokens_fit_the_gpu_of_each_shipped_recipe(name: str, card: int) -> None:
     lost = DataError("data.file_missing", "the file of rows must exist")
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
-    elsewhere = named_gpu("Tesla T4")  # where Unsloth is taken to be installed
+    elsewhere = named_gpu("Tesla T4")  # Unsloth counts as installed on another machine.
     assert elsewhere is not None
     for gpu in (described_gpu(card), *([T4, elsewhere] if card == 16 else [])):
         plan = make_plan(recipe, lost, gpu, ask=lambda _: BaseWeights("cache"))
@@ -651,7 +653,9 @@ def test_without_rows_memory_is_estimated_for_the_longest_possible_row(tmp_path:
         load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
     )
     assert steps.memory is not None
-    assert not any("max_side" in str(one.knobs) for one in steps.memory.values())  # text would take the pictures' place
+    assert not any(
+        "max_side" in str(one.knobs) for one in steps.memory.values()
+    )  # Smaller images would leave more tokens for text.
     recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
     plan = make_plan(recipe, lost, A5000, ask=lambda model: BaseWeights("reachable"))
     assert plan.data is None
@@ -699,7 +703,7 @@ def test_a_gpu_without_figures_and_rollouts_by_vllm_have_no_time_and_a_reason(fi
     recipe = recipe_on_files(tmp_path, films, {**MEDGEMMA, "grpo": {"rollouts": "vllm"}})
     unknown = make(recipe, A5000)
     assert unknown.time is None
-    assert "RTX A5000" in unknown.unknown["time"]  # which was made without its figures
+    assert "RTX A5000" in unknown.unknown["time"]  # The GPU has no data-sheet figures.
     plan = make(recipe, named_gpu("L4"))
     assert plan.time is not None
     assert set(plan.time["L4"]) == {"sft", "evaluate"}
@@ -711,7 +715,7 @@ def test_gpu_memory_is_that_of_the_repository_that_unsloth_loads(films: Path, tm
     listed = Repository("unsloth/medgemma-4b-it-unsloth-bnb-4bit", ("lm_head",), 4_000_000_000)
 
     def loaded(backend: str, **model: str) -> int:
-        """Bytes of all parameters."""
+        """Return the bytes of all parameters."""
         changed = recipe.model.model_copy(update={"backend": backend, **model})
         memory = make(recipe.model_copy(update={"model": changed}), named_gpu("L4")).memory
         assert memory is not None

@@ -1,4 +1,4 @@
-"""The estimated duration of a stage: published runs lie in its range, and it follows from the setting."""
+"""The estimated duration of a stage: published runs are in its range, and settings change it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ class Published:
 
 
 def longest(mean: float, completions: int) -> float:
-    """Expected longest of so many normal lengths with a standard deviation of 35 % of their mean."""
+    """Return the expected maximum of normal lengths with a standard deviation of 35 % of the mean."""
     return mean * (1 + 0.35 * {2: 0.56, 8: 1.42}[completions])
 
 
@@ -136,7 +136,7 @@ def test_published_runs_without_vllm_that_were_not_fitted_are_in_the_range(
 
 
 def test_a_model_card_without_settings_claims_less_than_the_lower_end(models: Mapping[str, Architecture]) -> None:
-    """A card gives 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
+    """A model card states 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
 
     That is at most 0.38 s a row. The lower end is above it even with a frozen tower and without checkpointing. The card
     does not show whether its figure was measured.
@@ -236,7 +236,7 @@ def test_a_gpu_is_found_by_any_spelling(spelled: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["RTX 3090 Ti", "GTX 1080", "A100 MIG 1g.5gb", "a card of 24 GB", "RTX 4090 Laptop GPU"]
+    "name", ["RTX 3090 Ti", "GTX 1080", "A100 MIG 1g.5gb", "a GPU with 24 GB", "RTX 4090 Laptop GPU"]
 )
 def test_an_unlisted_gpu_does_not_match_a_listed_one(name: str) -> None:
     assert figures_of(name) is None

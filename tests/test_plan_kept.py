@@ -1,4 +1,4 @@
-"""A second plan of the same rows counts nothing, and a changed one counts again."""
+"""The cache of plans: a second plan of the same rows counts nothing, and a changed one counts again."""
 
 import json
 import os
@@ -33,17 +33,17 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    return recipe_on_files(folder, films, tables, evaluate=None)  # whose questions are counted on their own
+    return recipe_on_files(folder, films, tables, evaluate=None)  # Evaluation rows are counted separately.
 
 
 def model_at(folder: Path) -> Path:
-    """A copy of the model that ships, to be changed."""
+    """Return a copy of the tiny model that a test may change."""
     return Path(shutil.copytree(tiny.FOLDER, folder / "model"))
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was counted, in its order, by the real functions."""
+    """Return the calls of the real counting functions, in order."""
     found: list[str] = []
     for place, name in ((tokens, "_count"), (making, "build_architecture")):
         real = getattr(place, name)
@@ -174,7 +174,7 @@ def test_a_corrupt_or_read_only_cache_is_ignored(
 
 
 def recipe_file(folder: Path) -> Path:
-    """A file where the cache's folder should be."""
+    """The path of the cache folder is a file."""
     (folder / "file").write_text("", encoding="utf-8")
     return folder / "file"
 

@@ -1,4 +1,4 @@
-"""The memory model against what torch, bitsandbytes and peft allocate on the CPU, and what it says of models."""
+"""GPU memory formulas, compared with allocations of torch, bitsandbytes and peft on the CPU."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def architecture(name: str) -> Architecture:
 
 
 def by_unsloths_rule(name: str) -> Architecture:
-    """With the vision tower in 16 bits."""
+    """The vision tower has 16 bits."""
     return build_architecture(shape_fields(name), KEPT)
 
 
@@ -54,7 +54,7 @@ def by_unsloths_rule(name: str) -> Architecture:
     ],
 )
 def test_the_shipped_shapes_have_the_published_parameter_counts(name: str, parameters: int) -> None:
-    """The counts that the models' pages on the Hub give for their safetensors."""
+    """The counts are those of the safetensors on the models' Hub pages."""
     assert architecture(name).parameters == parameters
 
 
@@ -67,7 +67,7 @@ def test_the_tiny_models_parameters_are_counted_exactly() -> None:
     assert found.vision_parameters == sum(parameter.numel() for parameter in tower.parameters())
     file = (tiny.FOLDER / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(file[:8], "little")
-    assert found.parameters * 2 == len(file) - header  # 16 bits a weight
+    assert found.parameters * 2 == len(file) - header  # 16 bits per parameter
 
 
 @pytest.mark.parametrize("vision", [False, True])
@@ -124,7 +124,7 @@ def test_a_model_in_four_bits_has_as_many_bytes_as_transformers_loads(tmp_path: 
 def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
     name: str, unsloth: int, quantised: int
 ) -> None:
-    """A layer in 16 bits casts what the LayerNorm gives it. Qwen2.5-VL's norms keep the type themselves."""
+    """A layer in 16 bits casts the output of LayerNorm. The norms of Qwen2.5-VL keep the type."""
     kept, packed = by_unsloths_rule(name), architecture(name)
     assert (weights.quantises_tower(kept, SFT), weights.quantises_tower(packed, SFT)) == (False, True)
     assert weights.tower_value(kept, SFT, autocast=True) == unsloth
@@ -139,7 +139,7 @@ def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
 def test_activations_and_layer_bytes_are_those_that_a_training_pass_allocates(
     name: str, precision: str, checkpointing: bool, tmp_path: Path
 ) -> None:
-    """Within 15 % for what is kept without checkpointing, and for the peak of the backward pass with it."""
+    """Within 15 %, for saved activations without checkpointing and for the peak of the backward pass with it."""
     fields = small_fields(name)
     model = trainable(base_model(fields, precision, tmp_path), Lora(), checkpointing=checkpointing)
     inputs, images, patches = one_row(model.config, text=500)
@@ -168,7 +168,7 @@ def test_activations_and_layer_bytes_are_those_that_a_training_pass_allocates(
 
 
 def test_only_unsloths_checkpointing_keeps_a_frozen_vision_tower() -> None:
-    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
+    """A hook of transformers makes the embeddings require gradients. The hf backend does not use the hook."""
     model = by_unsloths_rule("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
     assert training.kept_bytes(model, SFT) == training.kept_bytes(model, blind)
@@ -188,7 +188,7 @@ def test_grpo_logits_have_as_many_bytes_as_trl_allocates(rows: int, tokens: int)
     head = torch.randn(vocabulary, width, dtype=torch.bfloat16)
     ids = torch.randint(0, vocabulary, (rows, tokens))
     with Allocated() as allocated:
-        logits = (hidden @ head.t()).float()[:, :-1, :]  # accelerate turns a model's output into float32
+        logits = (hidden @ head.t()).float()[:, :-1, :]  # accelerate converts the output of a model to float32.
         logits.div_(0.9)
         logps = selective_log_softmax(logits, ids)
         with torch.no_grad():
@@ -201,7 +201,7 @@ def test_grpo_logits_have_as_many_bytes_as_trl_allocates(rows: int, tokens: int)
 
 
 def test_the_sft_loss_needs_a_slice_of_the_logits() -> None:
-    """The trained positions are those of the answer; a vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
+    """The trained positions are those of the answer. A vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
     assert (training.SLICE, training.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
     states = 2 * 2 * 2560
@@ -211,7 +211,7 @@ def test_the_sft_loss_needs_a_slice_of_the_logits() -> None:
 
 
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
-    """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
+    """566 positions with 16 bytes per logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
     model, by_unsloth = by_unsloths_rule("medgemma_4b"), replace(SFT, backend="unsloth")
     gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
     sizes = [training.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
@@ -228,13 +228,13 @@ def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: 
     )
     layers = output.past_key_values.layers
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-    # The last token that is written never passes through the model.
+    # The last generated token never passes through the model.
     setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
     assert generation.kv_cache_bytes(build_architecture(fields), setting) == held
 
 
 def test_gemmas_sliding_layers_cache_only_their_window() -> None:
-    """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens; 2 tensors of 2 bytes, 8 answers of 2000 tokens."""
+    """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens. There are 2 tensors of 2 bytes and 8 rows of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
     assert generation.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
@@ -256,7 +256,7 @@ def test_gemmas_sliding_layers_cache_only_their_window() -> None:
     ],
 )
 def test_prefill_has_as_many_bytes_as_are_allocated(name: str, precision: Any, tmp_path: Path) -> None:
-    """From 5 % too little to 15 % too much: a CPU's kernels need other temporaries than a GPU's, for which see
+    """From 5 % below to 15 % above: kernels of a CPU have other temporary tensors than those of a GPU, for which see
     tests/benchmarks/bench_memory.py.
     """
     fields, answers = small_fields(name), 6
@@ -372,7 +372,7 @@ def test_settings_are_combined_if_one_is_not_enough() -> None:
 
 
 def test_image_size_is_not_suggested_for_fixed_size_images() -> None:
-    """Gemma 3 makes the same tokens of every picture."""
+    """Gemma 3 has the same number of tokens for every image."""
     found = first_fit(
         architecture("medgemma_4b"), replace(GRPO, concurrent=64, answer_tokens=512), usable_bytes(8), 896
     )
@@ -387,7 +387,9 @@ def test_image_size_is_not_suggested_above_the_size_of_the_images() -> None:
     knobs = dict(_image_sizes(model, heavy, 896))
     assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
     assert knobs["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
-    assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below what processors take
+    assert (
+        knobs["images.max_side = 224"].row.images == (256 // 28) ** 2
+    )  # 8 x 6 would be below the minimum of processors.
     assert not dict(_image_sizes(model, replace(heavy, row=replace(row, sizes=())), 896))
 
 

@@ -1,4 +1,4 @@
-"""What a plan refuses because the run would: rows, files, a model's folder, a backend, a place to write to."""
+"""Plans report what a run would reject: rows, files, model folders, backends and run folders."""
 
 import json
 import shutil
@@ -26,14 +26,14 @@ A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 
 @pytest.fixture
 def films(tmp_path: Path) -> Path:
-    """Practice films as files: 24 questions to train on, 8 to test."""
+    """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
     folder = tmp_path / "films"
     PHANTOMS["chest"](folder, Phantom(kind="chest", train=24, test=8, size=64), 3407)
     return folder
 
 
 def recipe_of(films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None, **off: None) -> Recipe:
-    """SFT, GRPO and evaluation on the films; a section that is None is off."""
+    """Return a recipe with SFT, GRPO and evaluation. A section that is None is disabled."""
     return recipe_on_files(films.parent, films, tables, **off)
 
 
@@ -42,13 +42,13 @@ def codes(plan: Plan) -> list[str]:
 
 
 def one_of(plan: Plan, code: str) -> Problem:
-    """The only problem with this code."""
+    """Return the only problem with this code."""
     (found,) = (problem.details for problem in plan.problems if problem.code == code)
     return found
 
 
 def change_row(file: Path, **fields: Any) -> None:
-    """The file's first row gets these fields."""
+    """Replace fields of the first row of the file."""
     rows = json.loads(file.read_text())
     rows[next(iter(rows))] |= fields
     file.write_text(json.dumps(rows))
@@ -61,7 +61,7 @@ def test_a_missing_image_is_a_problem_as_in_a_run(films: Path, split: str) -> No
     plan = make(recipe, None)
     (problem,) = plan.problems
     assert Path(problem.place).name == "none.png"
-    assert not problem.certain  # the run's own scan names every such picture
+    assert not problem.certain  # The scan of the run reports every such image.
     with pytest.raises(ImageError, match=r"none\.png"):
         run_recipe(recipe, STAGES)
 
@@ -124,7 +124,7 @@ def test_without_rows_there_is_no_finding_about_tokens(films: Path) -> None:
     plan = make(recipe_of(films, tables), None)
     assert "plan.tokens_estimated" not in [one.code for one in plan.warnings]
     (problem,) = plan.problems
-    assert not problem.code.startswith("plan.")  # it is the error of reading the rows
+    assert not problem.code.startswith("plan.")  # The error comes from reading the rows.
     assert str(problem).count(f"{problem.place}: ") == 1
 
 
@@ -288,7 +288,7 @@ def test_a_run_folder_below_a_file_or_a_read_only_folder_is_a_problem(
     recipe = recipe_of(films, {"run": {"folder": file}})
     found = one_of(make(recipe, None), "plan.run_folder_below_file")
     assert (found.place, found.value) == ("[run] folder", str(file))
-    monkeypatch.setattr("toolkit.planning.disk.os.access", lambda *_: False)  # root may write into a closed folder
+    monkeypatch.setattr("toolkit.planning.disk.os.access", lambda *_: False)  # root may write into read-only folders.
     assert one_of(make(recipe_of(films), None), "plan.run_folder_not_writable").place == "[run] folder"
 
 

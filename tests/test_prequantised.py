@@ -1,4 +1,4 @@
-"""The repository that Unsloth loads in a model's place: its name, and which layers it keeps in 16 bits."""
+"""Repositories that Unsloth loads in place of a model: names, and layers in 16 bits."""
 
 import ast
 import json
@@ -160,7 +160,7 @@ def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: 
 
 
 def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers() -> None:
-    """Against transformers' own conversion of the same model, with the listed names written out for it."""
+    """The reference is the conversion by transformers of the same model, with the listed names."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 

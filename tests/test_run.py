@@ -1,4 +1,4 @@
-"""The run folder: whole files, one process, one recipe, a clean stop."""
+"""The run folder: atomic files, locks, unchanged recipes and stop signals."""
 
 import logging
 import os
@@ -69,7 +69,7 @@ def test_a_finished_stage_stays_finished_and_its_record_is_kept(recipe: Recipe) 
         run.mark_done("evaluate-sft", {})
     with start_run(recipe) as run:
         assert run.is_done("sft")
-        # JSON has no NaN: a loss that was none is null.
+        # JSON has no NaN, so the loss is null.
         assert run.record("sft") == {"steps": 3, "loss": None, "weights": "stages/sft/weights"}
         assert run.finished_stages() == ["sft", "evaluate-sft"]
 
@@ -193,7 +193,7 @@ def test_metrics_survive_an_unfinished_line_and_repeated_steps(recipe: Recipe) -
             handle.write('{"stage": "sft", "step": 4, "lo')
         assert [line["step"] for line in read_lines(run.metrics_file)] == [1, 2, 3]
     with start_run(recipe) as run:
-        # Resumed from the checkpoint after step 2: step 3 runs again, and closes with a figure logged apart.
+        # After resuming from the checkpoint of step 2, step 3 is repeated, and one of its figures is logged separately.
         run.log_metrics("sft", 3, {"loss": 5, "best": float("inf")})
         run.log_metrics("sft", 3, {"seconds": 2})
         run.log_metrics("grpo", 1, {"reward": 0.5})
@@ -279,7 +279,7 @@ def test_the_first_signal_is_recorded_and_the_old_handler_is_restored() -> None:
         with raises(Interrupted, "run.interrupted") as caught:
             stop.check("step 3 is saved")
     assert "step 3 is saved" in caught.problem.rule
-    assert caught.error.exit_code == 143  # 128 + 15, as shells say it
+    assert caught.error.exit_code == 143  # 128 + 15, the convention of shells
     assert signal.getsignal(signal.SIGTERM) is before
 
 
