@@ -493,7 +493,7 @@ def wait_for(true: Any) -> None:
 
 
 def test_without_codecarbon_the_report_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "is_there", lambda: False)
+    monkeypatch.setattr(recorder_module, "is_installed", lambda: False)
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run"):
         pass

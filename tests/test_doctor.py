@@ -334,9 +334,7 @@ def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "toolkit", "doctor"],
         stderr=subprocess.DEVNULL,
         cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # SIGINT is ignored if pytest runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # A background pytest ignores SIGINT.
     )
     try:
         while not (note.exists() and note.read_text()):

@@ -595,9 +595,7 @@ def test_the_plan_is_stored_and_compared_with_measured_peaks(
     assert read_json(run.plan_file) == plan
     expected = plan["memory"]["sft"]["reserved_gb"]
     kept = read_json(run.results_file)["gpu_memory"]
-    assert kept == {
-        "sft": {"estimated_gb": expected, "measured_gb": None}
-    }  # torch reserves no GPU memory on this machine.
+    assert kept == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # torch reserved none here.
     assert describe_peaks(kept) == "no GPU was used"
     with caplog.at_level(logging.INFO, "toolkit"):
         assert plan_run(recipe, fresh=False) is None
@@ -642,7 +640,7 @@ def test_rows_of_max_tokens_fit_the_gpu_of_each_shipped_recipe(name: str, card: 
     elsewhere = named_gpu("Tesla T4")  # Unsloth counts as installed on another machine.
     assert elsewhere is not None
     for gpu in (described_gpu(card), *([T4, elsewhere] if card == 16 else [])):
-        plan = make_plan(recipe, lost, gpu, ask=lambda _: BaseWeights("cache"))
+        plan = make_plan(recipe, lost, gpu, query=lambda _: BaseWeights("cache"))
         assert plan.memory is not None
         assert "plan.gpu_memory_too_small" not in codes(plan), gpu.name
 
@@ -650,14 +648,12 @@ def test_rows_of_max_tokens_fit_the_gpu_of_each_shipped_recipe(name: str, card: 
 def test_without_rows_memory_is_estimated_for_the_longest_possible_row(tmp_path: Path) -> None:
     lost = DataError("data.file_missing", "the file of rows must exist")
     steps = make_plan(
-        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
+        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, query=lambda _: BaseWeights("cache")
     )
     assert steps.memory is not None
-    assert not any(
-        "max_side" in str(one.knobs) for one in steps.memory.values()
-    )  # Smaller images would leave more tokens for text.
+    assert not any("max_side" in str(one.knobs) for one in steps.memory.values())
     recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
-    plan = make_plan(recipe, lost, A5000, ask=lambda model: BaseWeights("reachable"))
+    plan = make_plan(recipe, lost, A5000, query=lambda model: BaseWeights("reachable"))
     assert plan.data is None
     assert plan.tokens is not None
     assert (plan.tokens.rows, plan.tokens.longest.total) == (0, recipe.model.max_tokens)

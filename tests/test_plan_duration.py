@@ -136,7 +136,7 @@ def test_published_runs_without_vllm_that_were_not_fitted_are_in_the_range(
 
 
 def test_a_model_card_without_settings_claims_less_than_the_lower_end(models: Mapping[str, Architecture]) -> None:
-    """A model card states 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
+    """A model card says 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
 
     That is at most 0.38 s a row. The lower end is above it even with a frozen tower and without checkpointing. The card
     does not show whether its figure was measured.

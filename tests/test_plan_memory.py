@@ -211,7 +211,7 @@ def test_the_sft_loss_needs_a_slice_of_the_logits() -> None:
 
 
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
-    """566 positions with 16 bytes per logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
+    """566 positions with 16 bytes per logit are 2.2 GiB: one slice in 4 GiB, four in 2 GiB, eight in 0.5 GiB."""
     model, by_unsloth = by_unsloths_rule("medgemma_4b"), replace(SFT, backend="unsloth")
     gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
     sizes = [training.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
@@ -234,7 +234,7 @@ def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: 
 
 
 def test_gemmas_sliding_layers_cache_only_their_window() -> None:
-    """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens. There are 2 tensors of 2 bytes and 8 rows of 2000 tokens."""
+    """29 of 34 layers (4 heads of 256 numbers) see 1024 tokens. 2 tensors of 2 bytes, 8 rows of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
     assert generation.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
@@ -387,9 +387,7 @@ def test_image_size_is_not_suggested_above_the_size_of_the_images() -> None:
     knobs = dict(_image_sizes(model, heavy, 896))
     assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
     assert knobs["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
-    assert (
-        knobs["images.max_side = 224"].row.images == (256 // 28) ** 2
-    )  # 8 x 6 would be below the minimum of processors.
+    assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below the minimum.
     assert not dict(_image_sizes(model, replace(heavy, row=replace(row, sizes=())), 896))
 
 
