@@ -240,8 +240,8 @@ def test_opencv_without_libgl_is_reported_with_the_headless_package(site: Path) 
 @pytest.mark.parametrize(
     ("source", "how"),
     [
-        (SEGFAULT, "ended by SIGSEGV while it was imported"),
-        ("import os\nos.abort()", "ended by SIGABRT while it was imported"),
+        (SEGFAULT, "ended by SIGSEGV while being imported"),
+        ("import os\nos.abort()", "ended by SIGABRT while being imported"),
         ("import os\nos._exit(3)", "exited with code 3 while being imported"),
         ("raise SystemExit(4)", "exited with code 4 while being imported"),
     ],
