@@ -171,7 +171,7 @@ def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(backend:
     fields["vision_config"]["num_hidden_layers"] = 2
     setting = Setting(
         "grpo",
-        RowSize(text=250, images=256, answer=0, pictures=1, patches=4096),
+        RowSize(text=250, images=256, answer=0, image_count=1, patches=4096),
         "4bit",
         bf16=True,
         dropout=0.05,

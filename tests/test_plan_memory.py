@@ -29,7 +29,7 @@ from toolkit.training import sft_loss
 
 TARGETS = Lora().targets
 NAMES = sorted(file.stem for file in SHAPES.glob("*.json"))
-ROW = RowSize(text=250, images=256, answer=60, pictures=1, patches=4096)
+ROW = RowSize(text=250, images=256, answer=60, image_count=1, patches=4096)
 SFT = Setting("sft", ROW, "4bit", bf16=True, targets=TARGETS)
 GRPO = replace(SFT, stage="grpo", concurrent=8, answer_tokens=128)
 
@@ -382,7 +382,7 @@ def test_image_size_is_not_suggested_for_fixed_size_images() -> None:
 def test_image_size_is_not_suggested_above_the_size_of_the_images() -> None:
     """600 x 450 pixels in cells of 28: a limit of 896 * 0.75 = 672 would change nothing."""
     model = architecture("qwen2_vl_2b")
-    row = RowSize(text=100, images=21 * 16, answer=60, pictures=1, patches=21 * 16 * 4, sizes=((600, 450),))
+    row = RowSize(text=100, images=21 * 16, answer=60, image_count=1, patches=21 * 16 * 4, sizes=((600, 450),))
     heavy = replace(SFT, row=row, rows=1, checkpointing=True)
     knobs = dict(_image_sizes(model, heavy, 896))
     assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]

@@ -162,12 +162,12 @@ class Architecture:
 
 
 FOUR_NORMS = ("gemma2", "gemma3", "gemma3n", "gemma4")
-"""Prefixes of model types: with four norms in a layer, with norms of queries and keys, and with a mask of their own.
-Image tokens of the last group attend to each other in both directions, so transformers repeats keys and values."""
+"""Prefixes of model types with four norms in each layer."""
 HEAD_NORMS = ("gemma3", "gemma3n", "gemma4", "qwen3")
+"""Prefixes of model types with norms of queries and keys."""
 OWN_MASKS = ("gemma3", "gemma3n", "gemma4", "paligemma")
-"""Model types that begin so: with four norms a layer, with norms of queries and keys, and with a mask of their own
-(picture tokens see each other both ways), for which transformers repeats keys and values."""
+"""Prefixes of model types in which image tokens attend to each other in both directions. The model passes its own mask,
+so transformers repeats keys and values for every head."""
 
 Shape = tuple[str, int, int, bool, bool]
 
@@ -316,7 +316,7 @@ def _tower(config: Any, vision: Any, model: Any) -> Tower:
 
 
 def is_kept(name: str, kept: Iterable[str]) -> bool:
-    """Return whether a module is_kept in 16 bits because a list names it, as Unsloth reads the list.
+    """Return whether a module stays in 16 bits because a list names it, as Unsloth reads the list.
 
     A listed name matches the module itself, all modules below it, and any path that contains it. Names of older module
     trees match those of the present one: ``language_model.model.`` for ``language_model.``, and ``vision_model.`` for

@@ -134,14 +134,14 @@ def describe_knobs(knobs: tuple[str, ...] | None) -> str:
     return f"Set {', '.join(knobs)} to make it fit."
 
 
-def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictures: int) -> Iterator[Finding]:
+def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, images: int) -> Iterator[Finding]:
     """Yield findings for settings that Unsloth or vLLM would reject after the run has started.
 
     Args:
         recipe: the run.
         gpu: the GPU to plan for.
         model_type: of the model's configuration. None: unknown, so it is not checked.
-        pictures: the most images of a training prompt.
+        images: the most images of a training prompt.
     """
     here = gpu is None or gpu.here
     if recipe.model.backend == "unsloth":
@@ -153,7 +153,7 @@ def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictu
             yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
-    reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), pictures)
+    reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), images)
     if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
         reasons.append("it goes through Unsloth, and the backend here is hf")
     if reasons:

@@ -163,8 +163,8 @@ class Passes:
 
     @property
     def _picture(self) -> float:
-        """Return the patches of one image. Attention in the tower is_kept within an image."""
-        return self.setting.row.patches / max(1, self.setting.row.pictures)
+        """Return the patches of one image. Attention in the tower stays within an image."""
+        return self.setting.row.patches / max(1, self.setting.row.image_count)
 
     def _tower_forward(self, rows: int) -> Load:
         tower = self._tower

@@ -91,8 +91,8 @@ def find_repository(model: Model, query: Query | None = None) -> Repository | No
         return Repository(name, kept_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
     from huggingface_hub import constants
 
-    asked = None if constants.HF_HUB_OFFLINE else (query or query_hub)(name)
-    return asked or Repository(name, None, DOWNLOADS.get(name))
+    found = None if constants.HF_HUB_OFFLINE else (query or query_hub)(name)
+    return found or Repository(name, None, DOWNLOADS.get(name))
 
 
 def unsloth_repositories() -> Mapping[str, str]:

@@ -47,7 +47,7 @@ class RowSize:
     """Tokens of the images."""
     answer: int
     """Tokens of the reference answer (SFT)."""
-    pictures: int
+    image_count: int
     patches: int
     """Patches of all images in the vision tower."""
     sizes: tuple[tuple[int, int], ...] = ()
@@ -188,9 +188,9 @@ def longest_possible_row(recipe: Recipe, architecture: Architecture) -> Tokens:
         ToolkitError: see ``image_token_count``.
     """
     limit, side = recipe.model.max_tokens, recipe.images.max_side
-    pictures = min(image_token_count((side, side), architecture), limit)
-    answer = min(limit - pictures, recipe.evaluation.max_completion_tokens)
-    return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
+    images = min(image_token_count((side, side), architecture), limit)
+    answer = min(limit - images, recipe.evaluation.max_completion_tokens)
+    return Tokens(0, (Length(limit - images - answer, images, answer),), limit, exact=False)
 
 
 def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
@@ -198,8 +198,8 @@ def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], 
     if tower is None or not length.images:
         return RowSize(length.text, length.images, length.answer, 0, 0)
     if tower.side is not None:
-        pictures = max(1, round(length.images / (tower.tokens or length.images)))
-        return RowSize(length.text, length.images, length.answer, pictures, pictures * (tower.side // tower.patch) ** 2)
+        count = max(1, round(length.images / (tower.tokens or length.images)))
+        return RowSize(length.text, length.images, length.answer, count, count * (tower.side // tower.patch) ** 2)
     patches = length.images * tower.merge**2
     return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes)
 
@@ -233,8 +233,8 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
         raise ModelError("model.tokens_unknown", rule)
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
-    pictures = sum(image_token_count(shown_size(ref, prompts.images), architecture) for ref in sample.images)
-    return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)
+    images = sum(image_token_count(shown_size(ref, prompts.images), architecture) for ref in sample.images)
+    return Length(text, images, 1 + len(prompts.task.target(sample)) // CHARACTERS)
 
 
 @dataclass(frozen=True, slots=True)

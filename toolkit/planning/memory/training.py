@@ -177,7 +177,7 @@ def _layers_with_a_graph(model: Architecture, setting: Setting) -> list[_Layers]
     if tower is not None and patches and tower_has_graph(tower, setting):
         value, packed = tower_value(model, setting, autocast=setting.mixed), quantises_tower(model, setting)
         casts = norm_value(model, setting, autocast=setting.mixed) > value
-        patches_of_image = setting.row.patches // max(1, setting.row.pictures)  # attention is_kept within an image
+        patches_of_image = setting.row.patches // max(1, setting.row.image_count)  # attention stays within an image
         found.append(_Layers(tower.stack, patches, patches_of_image, tower_names(model, setting), value, packed, casts))
     return found
 
