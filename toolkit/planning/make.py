@@ -86,7 +86,7 @@ class _Facts:
     repository: Repository | None = None
     """Repository that Unsloth loads in place of the model."""
 
-    def tried(self, what: str, find: Callable[[], Found]) -> Found | None:
+    def attempt(self, what: str, find: Callable[[], Found]) -> Found | None:
         """Return the result of ``find``. If it raises a ToolkitError, note the reason and return None."""
         try:
             return find()
@@ -184,18 +184,18 @@ def _collect_facts(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, que
         kept: Sequence[str] = KEPT if unsloth else ()
         if repository is not None and repository.kept is not None:
             kept = repository.kept
-        facts.model = facts.tried("model", lambda: _architecture(config, kept))
+        facts.model = facts.attempt("model", lambda: _architecture(config, kept))
         if repository is not None and repository.kept is None and facts.model is not None:
             fraction = fraction_kept(facts.model, repository.size)
             facts.model = keep_fraction(facts.model, fraction)
             facts.unknown[repository.name] = (
                 "its config.json, which lists the layers in 16 bits, is not in the Hub's cache. The vision tower and "
                 f"{fraction:.0%} of the language model are counted in 16 bits"
-                + (", as the repository's size says" if repository.size else "")
+                + (", which follows from the size of the repository" if repository.size else "")
             )
     else:
         where = "not in a folder, not in the Hub's cache, and not shipped with this package"
-        facts.unknown["model"] = f"config.json of {recipe.model.name} is {where}: parameters, GPU memory, disk"
+        facts.unknown["model"] = f"config.json of {recipe.model.name} is {where}"
     if isinstance(rows, Rows):
         facts.evaluated = facts.examine(recipe, rows, evaluation_rows(recipe, rows.data))
         trained = training_rows(recipe, rows.data)
@@ -203,7 +203,7 @@ def _collect_facts(recipe: Recipe, rows: Rows | ToolkitError, unsloth: bool, que
     else:
         facts.unknown["data"] = "the rows cannot be read: rows, tokens, steps"
         if (model := facts.model) is not None:
-            facts.tokens = facts.tried("tokens", lambda: longest_possible_row(recipe, model))
+            facts.tokens = facts.attempt("tokens", lambda: longest_possible_row(recipe, model))
     return facts
 
 
