@@ -138,7 +138,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) -> None:
     record = read_compute(finished.compute_file)
-    assert [(start.command, start.outcome) for start in record.starts] == [("run", "finished"), ("predict", "finished")]
+    assert [(start.command, start.outcome) for start in record.sessions] == [
+        ("run", "finished"),
+        ("predict", "finished"),
+    ]
     found = {name: used.counts for name, used in record.stages().items()}
     assert list(found) == ["data", "evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "predict"]
     # 2 steps of 2 passes with 4 rows of one image.
@@ -159,7 +162,7 @@ def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) ->
 
 
 def test_stages_add_up_to_almost_the_whole_session(finished: RunFolder) -> None:
-    start = read_compute(finished.compute_file).starts[0]
+    start = read_compute(finished.compute_file).sessions[0]
     parts = total(stage.used for stage in start.stages)
     assert parts.counts.to_json() == pytest.approx(start.used.counts.to_json())
     assert 0.9 * start.used.wall < parts.wall <= start.used.wall
@@ -244,7 +247,7 @@ def test_only_the_usage_of_the_block_is_recorded(tmp_path: Path) -> None:
         count(answers=1)
         with recorder.stage("b"):
             count(answers=4)
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     assert start.used.counts.answers == 7
     assert {stage.name: stage.used.counts.answers for stage in start.stages} == {"a": 2, "b": 4}
     assert start.stages[0].used.wall >= 0.05
@@ -264,7 +267,7 @@ def test_the_outcome_of_a_session_is_recorded(tmp_path: Path, error: Exception, 
     run = folder_of(tmp_path)
     with pytest.raises(type(error)), recording(run, Run(name="one"), "run") as recorder, recorder.stage("sft"):
         raise error
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     assert start.outcome == outcome
     assert [stage.name for stage in start.stages] == ["sft"]
 
@@ -289,7 +292,7 @@ def test_a_killed_process_has_recorded_its_hours(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(run.path)], cwd=Path.cwd(), check=False)
     assert done.returncode == -signal.SIGKILL
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     assert start.outcome == "unfinished"
     assert start.used.wall > 0.3
     assert start.used.cpu > 0
@@ -305,7 +308,7 @@ def test_a_resumed_run_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
     lines = run.compute_file.read_text().splitlines()
     assert sum('"beat"' in line for line in lines) >= 4
     record = read_compute(run.compute_file)
-    assert len(record.starts) == 2
+    assert len(record.sessions) == 2
     assert record.used.counts.answers == 7
     assert record.stages()["evaluate-sft"].counts.answers == 7
     assert 0.4 <= record.used.wall < 1.5
@@ -318,7 +321,7 @@ def test_a_resumed_stage_counts_its_work_once(tmp_path: Path) -> None:
     once = read_compute(run.compute_file).stages()["sft"].counts.trained_tokens
     run_recipe(only_sft, STAGES)  # All stages have finished.
     record = read_compute(run.compute_file)
-    assert [start.outcome for start in record.starts] == ["finished", "finished"]
+    assert [start.outcome for start in record.sessions] == ["finished", "finished"]
     assert record.stages()["sft"].counts.trained_tokens == once
 
 
@@ -331,7 +334,7 @@ def test_an_unfinished_line_is_skipped_and_reported(tmp_path: Path) -> None:
     with recording(run, Run(name="one"), "evaluate"):
         count(answers=1)
     record = read_compute(run.compute_file)
-    assert (len(record.starts), record.damaged) == (2, 1)
+    assert (len(record.sessions), record.damaged) == (2, 1)
     assert record.used.counts.answers == 2
 
 
@@ -449,7 +452,7 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
         wait_for(lambda: recorder._energy is not None)
         with recorder.stage("sft"):
             time.sleep(1.0)
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     stage = start.stages[0].used
     assert start.used.energy is not None
     assert stage.energy is not None

@@ -30,13 +30,13 @@ class RunUse:
     @property
     def finished(self) -> bool:
         """Return whether `toolkit run` has finished."""
-        return any(start.command == "run" and start.outcome == "finished" for start in self.record.starts)
+        return any(session.command == "run" and session.outcome == "finished" for session in self.record.sessions)
 
     @property
     def purpose(self) -> str:
         """Return one of ``PURPOSES``, by the newest session."""
-        own = self.record.starts[-1].purpose if self.record.starts else None
-        if not self.record.starts and self.recipe is not None:
+        own = self.record.sessions[-1].purpose if self.record.sessions else None
+        if not self.record.sessions and self.recipe is not None:
             own = self.recipe.run.purpose
         return own if own in PURPOSES and self.finished else FAILED
 
@@ -59,9 +59,9 @@ class Ledger:
     runs: tuple[RunUse, ...]
 
     @property
-    def starts(self) -> list[Session]:
+    def sessions(self) -> list[Session]:
         """Return all sessions of all runs."""
-        return [start for run in self.runs for start in run.record.starts]
+        return [session for run in self.runs for session in run.record.sessions]
 
     @property
     def used(self) -> Usage:
@@ -76,19 +76,19 @@ class Ledger:
     @property
     def unrecorded(self) -> list[str]:
         """Return the runs without a usage record, which no sum includes."""
-        return [run.name for run in self.runs if not run.record.starts]
+        return [run.name for run in self.runs if not run.record.sessions]
 
     @property
     def copies(self) -> list[str]:
         """Return the runs that share a session with another run, because one folder is a copy. Sums count it twice."""
-        having = Counter(name for run in self.runs for name in {start.id for start in run.record.starts})
-        return [run.name for run in self.runs if any(having[start.id] > 1 for start in run.record.starts)]
+        having = Counter(name for run in self.runs for name in {session.id for session in run.record.sessions})
+        return [run.name for run in self.runs if any(having[session.id] > 1 for session in run.record.sessions)]
 
     def by_purpose(self) -> dict[str, tuple[int, Usage]]:
         """Return purpose -> number of runs and their usage, for all purposes."""
         found = {}
         for purpose in PURPOSES:
-            runs = [run for run in self.runs if run.purpose == purpose and run.record.starts]
+            runs = [run for run in self.runs if run.purpose == purpose and run.record.sessions]
             found[purpose] = len(runs), total(run.record.used for run in runs)
         return found
 

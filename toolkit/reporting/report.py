@@ -72,11 +72,11 @@ def as_markdown(ledger: Ledger) -> str:
         "## Stages",
         _stages_table(ledger),
         "## Hardware",
-        *_bullets(machines(ledger.starts)),
+        *_bullets(machines(ledger.sessions)),
         "## Energy",
-        *_bullets(energy_sources(ledger.starts)),
+        *_bullets(energy_sources(ledger.sessions)),
         "## Versions",
-        *_bullets(versions_of(ledger.starts)),
+        *_bullets(versions_of(ledger.sessions)),
         "## How to read it",
         *NOTES,
     ]
@@ -93,9 +93,9 @@ def as_json(ledger: Ledger) -> dict[str, Any]:
             for purpose, (runs, used) in ledger.by_purpose().items()
         },
         "runs": [_run_figures(run) for run in ledger.runs],
-        "hardware": machines(ledger.starts),
-        "energy": energy_sources(ledger.starts),
-        "versions": versions_of(ledger.starts),
+        "hardware": machines(ledger.sessions),
+        "energy": energy_sources(ledger.sessions),
+        "versions": versions_of(ledger.sessions),
         "damaged_lines": ledger.damaged,
         "runs_without_record": ledger.unrecorded,
         "runs_that_share_starts": ledger.copies,
@@ -108,12 +108,12 @@ def _run_figures(run: RunUse) -> dict[str, Any]:
         "name": run.name,
         "purpose": run.purpose,
         "finished": run.finished,
-        "starts": [start.outcome for start in run.record.starts],
+        "starts": [session.outcome for session in run.record.sessions],
         "task": task_name(run.recipe) if run.recipe else None,
         "rows": dict(run.rows) or None,
         "model": model_name(run.recipe),
         "training": training_of(run.recipe),
-        **(figures(run.record.used) if run.record.starts else {}),
+        **(figures(run.record.used) if run.record.sessions else {}),
         "stages": {name: figures(used) for name, used in run.record.stages().items()},
         "per_1000_predictions": per_thousand(run.evaluations),
         "damaged_lines": run.record.damaged,
@@ -131,7 +131,7 @@ def _warnings(ledger: Ledger) -> list[str]:
     if ledger.damaged:
         runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
         lines.append(f"**Corrupt:** {ledger.damaged} line(s) of the usage records were skipped: {runs}.")
-    unseen = {what for start in ledger.starts for what in start.machine.get("unseen", ())}
+    unseen = {what for session in ledger.sessions for what in session.machine.get("unseen", ())}
     lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
     return lines
 
@@ -183,11 +183,11 @@ def _runs_table(ledger: Ledger) -> str:
         "task, rows",
         "model",
         "training",
-        "starts",
+        "sessions",
         "wall h",
         "CPU h",
         "GPU h",
-        "memory",
+        "RAM",
         "GPU memory",
     ]
     return _table([*head, "energy", "CO2"], [_run_row(run) for run in ledger.runs])
@@ -198,13 +198,13 @@ def _run_row(run: RunUse) -> list[str]:
     rows = ", ".join(f"{name} {number:,}" for name, number in run.rows.items() if number)
     about = [f"{task_name(recipe)}; {rows or 'rows not read'}" if recipe else UNKNOWN, model_name(recipe) or UNKNOWN]
     about.append(training_of(recipe) or "none")
-    if not run.record.starts:
+    if not run.record.sessions:
         return [run.name, run.purpose, *about, UNKNOWN, *[UNKNOWN] * 7]
-    outcomes = [start.outcome for start in run.record.starts]
-    starts = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    outcomes = [session.outcome for session in run.record.sessions]
+    sessions = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
     hours = [figure(value / HOUR) for value in _hours(used).values()]
     memory = [_bytes(used.memory), _bytes(used.gpu_memory) if used.gpu else "no GPU"]
-    return [run.name, run.purpose, *about, starts, *hours, *memory, energy(used), _co2(used)]
+    return [run.name, run.purpose, *about, sessions, *hours, *memory, energy(used), _co2(used)]
 
 
 def _costs_table(ledger: Ledger) -> str:

@@ -101,34 +101,36 @@ def _length(section: Sft | Grpo) -> str:
 TOO_SHORT = "not measured: the session ended before codecarbon started, or was killed"
 
 
-def machines(starts: Sequence[Session]) -> list[str]:
+def machines(sessions: Sequence[Session]) -> list[str]:
     """Return CPU, RAM, disk and GPUs of each kind of machine, with the number of its sessions."""
-    return _counted(_machine(start) for start in starts)
+    return _counted(_machine(session) for session in sessions)
 
 
-def energy_sources(starts: Sequence[Session]) -> list[str]:
+def energy_sources(sessions: Sequence[Session]) -> list[str]:
     """Return what was measured or estimated, the country of the CO2 figures, or why there are none."""
-    return _counted(_accuracy(start) for start in starts)
+    return _counted(_accuracy(session) for session in sessions)
 
 
-def versions_of(starts: Sequence[Session]) -> list[str]:
+def versions_of(sessions: Sequence[Session]) -> list[str]:
     """Return each distinct set of versions of Python and libraries."""
-    return _counted(", ".join(f"{name} {version}" for name, version in start.versions.items()) for start in starts)
+    return _counted(
+        ", ".join(f"{name} {version}" for name, version in session.versions.items()) for session in sessions
+    )
 
 
-def _machine(start: Session) -> str:
-    facts = start.machine
+def _machine(session: Session) -> str:
+    facts = session.machine
     cores = f"{facts.get('cores', UNKNOWN)} cores"
     if facts.get("cores_allowed") not in (None, facts.get("cores")):
         cores += f" ({facts['cores_allowed']} allowed)"
     gpus = [f"{one['name']} ({one['memory_gb']} GB)" for one in facts.get("gpus", ())]
-    used = ", ".join(f"{gpus.count(name) * start.processes} x {name}" for name in dict.fromkeys(gpus))
-    parts = [str(facts.get("cpu", UNKNOWN)), cores, _size(facts.get("memory_gb"), "memory")]
+    used = ", ".join(f"{gpus.count(name) * session.processes} x {name}" for name in dict.fromkeys(gpus))
+    parts = [str(facts.get("cpu", UNKNOWN)), cores, _size(facts.get("memory_gb"), "RAM")]
     parts += [_size(facts.get("disk_gb"), "disk"), f"GPUs used: {used or 'none'}"]
     if cuda := facts.get("cuda"):
         parts.append(f"CUDA {cuda}")
-    if start.processes > 1:
-        parts.append(f"{start.processes} processes")
+    if session.processes > 1:
+        parts.append(f"{session.processes} processes")
     return ", ".join(parts)
 
 
@@ -136,18 +138,16 @@ def _size(value: object, what: str) -> str:
     return f"{what} {UNKNOWN}" if value is None else f"{value} GB {what}"
 
 
-def _accuracy(start: Session) -> str:
-    if start.energy:
-        return f"{UNKNOWN}: {start.energy}"
-    if problem := start.machine.get("energy_problem"):
+def _accuracy(session: Session) -> str:
+    if session.energy:
+        return f"{UNKNOWN}: {session.energy}"
+    if problem := session.machine.get("energy_problem"):
         return f"{UNKNOWN}: {problem}"
-    how = start.machine.get("energy")
-    if start.used.energy is None or not how:
+    how = session.machine.get("energy")
+    if session.used.energy is None or not how:
         return TOO_SHORT
-    parts = [
-        f"{name} {how[key]}" for name, key in (("CPU", "cpu"), ("GPU", "gpu"), ("memory", "memory")) if how.get(key)
-    ]
-    if start.used.co2 is not None:
+    parts = [f"{name} {how[key]}" for name, key in (("CPU", "cpu"), ("GPU", "gpu"), ("RAM", "memory")) if how.get(key)]
+    if session.used.co2 is not None:
         parts.append(f"CO2 by the electricity mix of {how.get('country')}")
     else:
         parts.append(f"CO2 {UNKNOWN}: codecarbon does not know the country in run.country")

@@ -44,19 +44,19 @@ class Session:
 class ComputeRecord:
     """All sessions of a run, and the number of corrupt lines."""
 
-    starts: tuple[Session, ...] = ()
+    sessions: tuple[Session, ...] = ()
     damaged: int = 0
 
     @property
     def used(self) -> Usage:
         """Return the usage of all sessions."""
-        return total(start.used for start in self.starts)
+        return total(session.used for session in self.sessions)
 
     def stages(self) -> dict[str, Usage]:
         """Return stage -> usage in all sessions, in the order of their first lines."""
         found: dict[str, Usage] = {}
-        for start in self.starts:
-            for stage in start.stages:
+        for session in self.sessions:
+            for stage in session.stages:
                 found[stage.name] = found.get(stage.name, Usage()) + stage.used
         return found
 
@@ -68,33 +68,33 @@ def read_compute(file: Path) -> ComputeRecord:
     """
     if not file.is_file():
         return ComputeRecord()
-    starts: dict[str, Session] = {}
+    sessions: dict[str, Session] = {}
     stages: dict[str, dict[int, Stage]] = {}
     damaged = 0
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         if text.strip():
             try:
-                _take(json.loads(text), starts, stages)
+                _take(json.loads(text), sessions, stages)
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged += 1
-    whole = [replace(start, stages=tuple(stages[name].values())) for name, start in starts.items()]
-    return ComputeRecord(tuple(_of_all_processes(start) for start in whole), damaged)
+    whole = [replace(session, stages=tuple(stages[name].values())) for name, session in sessions.items()]
+    return ComputeRecord(tuple(_of_all_processes(session) for session in whole), damaged)
 
 
-def _take(line: Mapping[str, Any], starts: dict[str, Session], stages: dict[str, dict[int, Stage]]) -> None:
+def _take(line: Mapping[str, Any], sessions: dict[str, Session], stages: dict[str, dict[int, Stage]]) -> None:
     name, event = line["start"], line["event"]
     if event == "machine":
-        starts[name] = replace(starts[name], machine={**starts[name].machine, **_facts(line["facts"])})
+        sessions[name] = replace(sessions[name], machine={**sessions[name].machine, **_facts(line["facts"])})
         return
     used = Usage.from_json(line["used"])
     part = line.get("stage", {})
     stage = Stage(str(part["name"]), Usage.from_json(part["used"])) if part else None
     if event == "start":
-        starts[name] = _begun(line, used)
+        sessions[name] = _begun(line, used)
         stages[name] = {}
     else:
-        outcome = str(line["outcome"]) if event == "end" else starts[name].outcome
-        starts[name] = replace(starts[name], used=used, outcome=outcome)
+        outcome = str(line["outcome"]) if event == "end" else sessions[name].outcome
+        sessions[name] = replace(sessions[name], used=used, outcome=outcome)
     if stage:
         stages[name][int(part["number"])] = stage
 
@@ -130,22 +130,22 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _of_all_processes(start: Session) -> Session:
+def _of_all_processes(session: Session) -> Session:
     """Return the usage of all processes.
 
     Only the first process records. The others hold a GPU and train as much.
     """
-    if start.processes == 1:
-        return start
-    stages = tuple(Stage(stage.name, _scaled(stage, start.processes)) for stage in start.stages)
-    own, shared = total(stage.used for stage in start.stages), total(stage.used for stage in stages)
+    if session.processes == 1:
+        return session
+    stages = tuple(Stage(stage.name, _scaled(stage, session.processes)) for stage in session.stages)
+    own, shared = total(stage.used for stage in session.stages), total(stage.used for stage in stages)
     used = replace(
-        start.used,
-        gpu=start.used.gpu * start.processes,
-        cpu=start.used.cpu + shared.cpu - own.cpu,
-        counts=start.used.counts + (shared.counts - own.counts),
+        session.used,
+        gpu=session.used.gpu * session.processes,
+        cpu=session.used.cpu + shared.cpu - own.cpu,
+        counts=session.used.counts + (shared.counts - own.counts),
     )
-    return replace(start, stages=stages, used=used)
+    return replace(session, stages=stages, used=used)
 
 
 def _scaled(stage: Stage, processes: int) -> Usage:
@@ -165,11 +165,11 @@ def summarise_compute(file: Path) -> dict[str, Any] | None:
     Null: not measured. None: nothing was recorded.
     """
     record = read_compute(file)
-    if not record.starts:
+    if not record.sessions:
         return None
     used = record.used
     return {
-        "starts": len(record.starts),
+        "starts": len(record.sessions),
         "wall_hours": _rounded(used.wall / HOUR),
         "cpu_hours": _rounded(used.cpu / HOUR),
         "gpu_hours": _rounded(used.gpu / HOUR),
@@ -186,7 +186,7 @@ def summarise_compute(file: Path) -> dict[str, Any] | None:
 def compute_line(file: Path) -> str | None:
     """Return one line for the end of a run. None: nothing was recorded."""
     record = read_compute(file)
-    return describe(record) if record.starts else None
+    return describe(record) if record.sessions else None
 
 
 def describe(record: ComputeRecord) -> str:
@@ -195,9 +195,9 @@ def describe(record: ComputeRecord) -> str:
     parts = [f"{figure(used.wall / HOUR)} h wall", f"{figure(used.cpu / HOUR)} CPU h"]
     parts.append(f"{figure(used.gpu / HOUR)} GPU h" if used.gpu else "no GPU")
     if used.memory is not None:
-        parts.append(f"{used.memory / 1e9:.1f} GB memory")
+        parts.append(f"{used.memory / 1e9:.1f} GB RAM")
     if used.gpu_memory is not None:
-        parts.append(f"{used.gpu_memory / 1e9:.1f} GB of a GPU")
+        parts.append(f"{used.gpu_memory / 1e9:.1f} GB GPU memory")
     parts.append(f"energy {energy(used)}")
     return ", ".join(parts)
 
