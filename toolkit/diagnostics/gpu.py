@@ -69,7 +69,7 @@ def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
     for index, device in enumerate(devices):
         yield _device(index, device)
     if len(devices) > 1:
-        text = f"{len(devices)} GPUs, of which a run uses the first. CUDA_VISIBLE_DEVICES=1 selects the second"
+        text = f"{len(devices)} GPUs. A run uses the first one. CUDA_VISIBLE_DEVICES=1 selects the second"
         yield Finding("doctor.gpus_several", "several GPUs", "good", text)
 
 
