@@ -33,7 +33,7 @@ from toolkit.models.llamacpp.converter import unusual_rhythm
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.recipe import Model
-from toolkit.runfolder import RunFolder, find_exported, locate, read_json, write_json
+from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
 
 
 def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
@@ -305,10 +305,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "adapter")
     assert "(merged, f16, q8_0)" in caught.problem.remedy
-    assert locate(run.path) == (run, None)
-    assert locate(folder / "merged") == (run, folder / "merged")
+    assert locate_weights(run.path) == (run, None)
+    assert locate_weights(folder / "merged") == (run, folder / "merged")
     with raises(RunError, "run.not_a_run_folder"):
-        locate(tmp_path)
+        locate_weights(tmp_path)
     shutil.rmtree(folder / "merged")
     with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "merged")

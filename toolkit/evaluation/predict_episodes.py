@@ -25,9 +25,9 @@ from toolkit.runfolder import (
     StopRequest,
     append_line,
     current_weights,
-    cut_torn_line,
+    no_progress,
     read_lines,
-    silent,
+    remove_partial_line,
     write_text,
 )
 from toolkit.runfolder.usage import recording
@@ -53,7 +53,7 @@ def predict_chains(
     run: RunFolder,
     files: Files,
     stop: StopRequest,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     backend: Backend | None = None,
     chosen: Path | None = None,
 ) -> list[Record]:
@@ -148,7 +148,7 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
             place=out,
             remedy="Name another file with --out, or move this one.",
         )
-    cut_torn_line(out)
+    remove_partial_line(out)
     return {line["id"]: reply_of(line) for line in lines}
 
 

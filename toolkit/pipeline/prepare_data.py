@@ -16,7 +16,7 @@ from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
 from toolkit.recipe import SPLITS, Phantom, Recipe
-from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
+from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, no_progress, read_json, write_json
 from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.tasks.steps.synthetic import write_steps
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
@@ -69,7 +69,7 @@ def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
     data = load_data(recipe, run.path / "phantom" if recipe.data.phantom else None)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
-        data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, silent))
+        data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, no_progress))
     return data, images
 
 

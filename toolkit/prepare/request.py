@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.data import Dropped
 from toolkit.errors import DataError
-from toolkit.runfolder import Progress, silent
+from toolkit.runfolder import Progress, no_progress
 
 
 def usable_cores() -> int:
@@ -34,7 +34,7 @@ class PrepareRequest:
     validation: float = 0.1
     test: float = 0.2
     workers: int | None = None
-    progress: Progress = silent
+    progress: Progress = no_progress
     notify: Callable[[int], None] = lambda number: None
 
     def __post_init__(self) -> None:

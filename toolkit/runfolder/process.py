@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a wish to stop: the first is noted, the second ends the process at once."""
+"""This process: its rank in a distributed run, and stop requests by SIGINT and SIGTERM.
+
+`accelerate launch` sets the rank in the environment, as torch.distributed defines it. The process with rank 0 writes
+the run folder.
+"""
 
 import os
 import signal
@@ -9,17 +13,33 @@ from typing import Any
 
 from toolkit.errors import Interrupted
 
+
+def rank() -> int:
+    """Return the rank of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes the run folder and the terminal."""
+    return rank() == 0
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Notes the first signal while its ``with`` block runs; whoever works in steps looks at ``requested``.
+    """Record the first SIGINT or SIGTERM while the ``with`` block runs. The second one ends the process.
 
-    The handlers that were there before come back afterwards. Outside the main thread, where Python allows no
-    handlers, it never becomes ``requested``.
+    Loops check ``requested`` after each step. The previous handlers are restored at the end. Outside the main thread,
+    Python allows no signal handlers, so ``requested`` stays False.
 
     Args:
-        notify: called with the signal's number when it is noted. It runs inside the handler: write with ``os.write``.
+        notify: called with the signal number inside the handler, so it may only use ``os.write``.
     """
 
     def __init__(self, notify: Callable[[int], None] = lambda number: None) -> None:
@@ -29,16 +49,16 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Return whether a signal was received."""
         return self.number is not None
 
     def check(self, saved: str) -> None:
-        """Raise ``Interrupted`` if a signal has come; ``saved`` says what is safe on disk."""
+        """Raise ``Interrupted`` if a signal was received. ``saved`` describes the state on disk."""
         if self.number is not None:
             raise Interrupted(self.number, saved)
 
     def join(self, number: int) -> None:
-        """Stop as another process of this run was asked to."""
+        """Request a stop because another process of the run received a signal."""
         self.number = self.number or number
 
     def __enter__(self) -> "StopRequest":

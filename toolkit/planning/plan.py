@@ -1,33 +1,33 @@
-"""The plan as one object: what `toolkit plan --json` prints and plan.json keeps.
+"""The plan of a run, as `toolkit plan --json` prints it and plan.json stores it.
 
-Keys stay as they are from version to version; ``format`` is raised where one changes its meaning. What is not known is
-null, and ``unknown`` says why.
+Keys are stable between versions. ``format`` is increased if a key changes its meaning. Unknown values are null, and
+``unknown`` has the reasons.
 
 ::
 
     format          2
     run             run.name
     stages          the stages in their order
-    ok              no problem was found
+    ok              whether there are no problems
     problems        code, place, value, rule, remedy, certain (false: by an estimate)
     warnings        code, place, value, rule, remedy
-    unknown         what -> why it cannot be told
-    data            rows by split, dropped, leaks, announcements, practice (the rows are generated when the run begins)
+    unknown         fact -> reason that it is unknown
+    data            rows by split, dropped, leaks, announcements, practice (true: synthetic rows)
     tokens          rows, counted, exact, limit, too_long, and median, p95, max of total, text, images, answer
     work            stage -> steps, samples, completions, answers, answer_tokens, evaluations
     model           name, configuration (folder, cache, shipped), type, parameters, vision_parameters,
-                    trained_parameters, precision, base (where the weights are), loaded (the repository that
-                    Unsloth loads in the model's place; null: the model itself)
-    gpu             name, memory_gb, bf16, count, here; null: none
+                    trained_parameters, precision, base (location of the weights), loaded (the repository that
+                    Unsloth loads in place of the model. Null: the model itself)
+    gpu             name, memory_gb, bf16, count, here. Null: no GPU
     memory          stage -> peak_gb, reserved_gb, precision, moment, peak_gb_without_bf16,
-                    moments (moment -> part -> bytes), fits (card's GB -> fits, knobs)
-    time            null, or assumptions; gpus (GPU -> stage -> seconds_per_step, steps, hours: two ends each; a step of
-                    evaluate is one evaluation); here (the plan's GPU as gpus names it; null: none, or several)
+                    moments (moment -> part -> bytes), fits (nominal GB of a GPU -> fits, knobs)
+    time            null, or assumptions, gpus (GPU -> stage -> seconds_per_step, steps, hours: both ends of a range. A
+                    step of evaluate is one evaluation), here (the GPU of the plan. Null: none or several)
     disk            parts (bytes), needed_gb, free_gb, downloads (repository -> bytes), downloads_free_gb
-    versions        package -> installed and tested version, where they differ
+    versions        package -> installed and tested version, if they differ
 
-GB are 10^9 bytes, but for the cards' nominal sizes. ``reserved_gb`` is what torch would report as its peak: the
-estimate without CUDA's own context.
+GB are 10^9 bytes, except for nominal sizes of GPUs. ``reserved_gb`` is the peak that torch would report, which does not
+include the CUDA context.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.base import BaseWeights
 from toolkit.planning.disk import Disk
 from toolkit.planning.duration import ASSUMPTIONS, StageTime
 from toolkit.planning.findings import Finding
 from toolkit.planning.gpu import Gpu
 from toolkit.planning.memory import Estimate
+from toolkit.planning.model_files import BaseWeights
 from toolkit.planning.prequantised import Repository
+from toolkit.planning.stages import Work
 from toolkit.planning.tokens import Tokens
-from toolkit.planning.work import Work
 
 FORMAT = 2
 GB = 1e9
@@ -51,23 +51,23 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """A stage's estimate, and what would make it fit: empty: as it is; None: nothing that is known.
+    """Memory estimate of a stage, and the settings that make it fit. Empty: it fits. None: no known setting is enough.
 
-    ``knobs`` has that for each size of card in GB, ``here`` for the card of the plan. ``without_bf16`` is the stage on
-    a card without bfloat16 (T4, V100), where what is not quantised is float32.
+    ``knobs`` has the settings for each GPU size in GB, and ``here`` for the GPU of the plan. ``without_bf16`` is the
+    estimate for a GPU without bfloat16 (T4, V100), on which unquantized parameters are float32.
     """
 
     estimate: Estimate
     without_bf16: Estimate
     knobs: Mapping[int, tuple[str, ...] | None]
     precision: str
-    """On a card: ``auto`` may be another on this machine."""
+    """Precision on a GPU. ``auto`` may be another precision on this machine."""
     here: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """See the module. None: not known."""
+    """The plan of a recipe, as the module describes it. None: unknown."""
 
     run: str
     stages: Sequence[str]
@@ -83,26 +83,26 @@ class Plan:
     precision: str = ""
     base: BaseWeights | None = None
     repository: Repository | None = None
-    """What Unsloth loads in the model's place."""
+    """Repository that Unsloth loads in place of the model."""
     gpu: Gpu | None = None
     memory: Mapping[str, StageMemory] | None = None
     time: Mapping[str, Mapping[str, StageTime]] | None = None
-    """GPU -> stage -> duration: of the plan's GPU, of all GPUs of a described size, or of common ones."""
+    """GPU -> stage -> duration, for the plan's GPU, for all GPUs of a described size, or for common GPUs."""
     disk: Disk | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[Finding]:
-        """What the run cannot work with."""
+        """Return the findings that prevent the run."""
         return [finding for finding in self.findings if finding.problem]
 
     @property
     def warnings(self) -> list[Finding]:
-        """What must be known."""
+        """Return the findings that do not prevent the run."""
         return [finding for finding in self.findings if not finding.problem]
 
     def to_json(self) -> dict[str, Any]:
-        """The object that the module describes."""
+        """Return the JSON object that the module describes."""
         return {
             "format": FORMAT,
             "run": self.run,
@@ -149,9 +149,9 @@ class Plan:
 
 
 def _tokens(tokens: Tokens) -> dict[str, Any]:
-    spreads = {part: tokens.spread(part) for part in ("total", "text", "images", "answer")}
+    percentiles = {part: tokens.percentiles(part) for part in ("total", "text", "images", "answer")}
     facts = {"rows": tokens.rows, "counted": len(tokens.lengths), "exact": tokens.exact, "limit": tokens.limit}
-    return {**facts, "too_long": list(tokens.too_long), **spreads}
+    return {**facts, "too_long": list(tokens.too_long), **percentiles}
 
 
 def _gpu(gpu: Gpu) -> dict[str, Any]:

@@ -1,23 +1,99 @@
-"""Whether the base weights can be had: for loading at the start, and for merging at the end."""
+"""Files of a model: its configuration and its weights, in a folder, in the Hub's cache or on the Hub."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from toolkit.errors import Problem
+from toolkit.errors import ModelError, Problem
 from toolkit.models.llamacpp import mergeable_forms
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.findings import Finding, warning
-from toolkit.planning.model_configs import Configuration, cached_file
 from toolkit.recipe import Model, Recipe
 from toolkit.recipe.checks import is_folder_name
 
+SHAPES = Path(__file__).parent / "shapes"
+KNOWN: Mapping[str, str] = {
+    "google/medgemma-4b-it": "medgemma_4b",
+    "google/medgemma-4b-pt": "medgemma_4b",
+    "google/medgemma-1.5-4b-it": "medgemma_4b",
+    "google/gemma-3-4b-it": "medgemma_4b",
+    "google/gemma-3-4b-pt": "medgemma_4b",
+    "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl_2b",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl_3b",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl_7b",
+    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl_8b",
+}
+"""Hub name -> a file in ``shapes``. Models that share a file have the same architecture."""
+
+Origin = Literal["folder", "cache", "shipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Fields of config.json, and their origin."""
+
+    fields: Mapping[str, Any]
+    origin: Origin
+
+    @property
+    def model_type(self) -> str:
+        """Return the architecture's name in transformers, such as gemma3. Empty: the file does not have it."""
+        return str(self.fields.get("model_type", ""))
+
+
+def find_configuration(model: Model) -> Configuration | None:
+    """Return the model's configuration without a request to the Hub. None: it is not available.
+
+    Raises:
+        ModelError: the file is corrupt.
+    """
+    folder = Path(model_source(model))
+    if (folder / "config.json").is_file():
+        return Configuration(read_configuration(folder / "config.json"), "folder")
+    file = cached_file(model, "config.json")
+    if file is not None:
+        return Configuration(read_configuration(file), "cache")
+    if model.name in KNOWN:
+        return Configuration(read_configuration(SHAPES / f"{KNOWN[model.name]}.json"), "shipped")
+    return None
+
+
+def cached_file(model: Model, name: str) -> Path | None:
+    """Return a file of a Hub model in the local cache. None: it is not cached, or the model is not a Hub name."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model.name, name, revision=model.revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def read_configuration(file: Path) -> Mapping[str, Any]:
+    """Return the fields of a config.json.
+
+    Raises:
+        ModelError: the file is corrupt.
+    """
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "model.config_not_json", "a model's configuration must be readable JSON", place=file, value=error
+        ) from error
+    if not isinstance(fields, Mapping):
+        rule = "a model's configuration must be a JSON object"
+        raise ModelError("model.config_not_object", rule, place=file, value=type(fields).__name__)
+    return fields
+
+
 TIMEOUT = 3.0
-"""Seconds that one look at the Hub may take."""
+"""Seconds until a request to the Hub is given up."""
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -26,7 +102,7 @@ State = Literal["folder", "cache", "reachable", "offline", "gated", "missing", "
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """Where the model's own weights are. ``reason`` and ``code``: why they are not available, and its identifier."""
+    """Location of the model's own weights. ``reason`` and ``code``: why they are not available."""
 
     state: State
     reason: str = ""
@@ -34,14 +110,14 @@ class BaseWeights:
 
     @property
     def there(self) -> bool:
-        """In this machine or to be downloaded."""
+        """Return whether the weights are on this machine or can be downloaded."""
         return self.state in ("folder", "cache", "reachable")
 
 
-def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None) -> BaseWeights:
-    """Where the base weights are: in a folder, in the Hub's cache, on the Hub, or nowhere.
+def find_base(model: Model, query: "Callable[[Model], BaseWeights] | None" = None) -> BaseWeights:
+    """Return the location of the base weights: a folder, the Hub's cache, the Hub, or nowhere.
 
-    One request is made at most, by ``ask`` (default: ``ask_hub``), and none with ``HF_HUB_OFFLINE=1``.
+    At most one request is made, by ``query`` (default: ``query_hub``), and none with ``HF_HUB_OFFLINE=1``.
     """
     folder = Path(model_source(model))
     if folder.is_dir():
@@ -57,11 +133,11 @@ def find_base(model: Model, ask: "Callable[[Model], BaseWeights] | None" = None)
     if constants.HF_HUB_OFFLINE:
         reason = "they are not in the Hub cache, and HF_HUB_OFFLINE=1 forbids downloads"
         return BaseWeights("offline", reason, "plan.weights_not_cached")
-    return (ask or ask_hub)(model)
+    return (query or query_hub)(model)
 
 
-def ask_hub(model: Model) -> BaseWeights:
-    """One request for the facts of config.json; nothing is downloaded."""
+def query_hub(model: Model) -> BaseWeights:
+    """Request the metadata of config.json. Nothing is downloaded."""
     import httpx
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -79,8 +155,8 @@ def ask_hub(model: Model) -> BaseWeights:
     return BaseWeights("reachable")
 
 
-def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
-    """What is wrong with the base weights, for loading and for merging."""
+def check_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) -> Iterator[Finding]:
+    """Yield findings about the base weights, for loading and for merging."""
     place, name = "[model] name", recipe.model.name
     merges = writes_merged(recipe)
     dequantises = recipe.export is not None and recipe.export.allow_dequantised
@@ -96,8 +172,8 @@ def judge_base(recipe: Recipe, base: BaseWeights, config: Configuration | None) 
         yield Finding(Problem("model.base_stored_quantised", rule, place, name, remedy))
 
 
-def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
-    """The recipe without optional forms that its base does not give, and the warning that tells so."""
+def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, list[Finding]]:
+    """Return the recipe without optional formats that its base model does not allow, and a warning about them."""
     if recipe.export is None or config is None:
         return recipe, []
     makeable = mergeable_forms(recipe.export, quantised=bool(config.fields.get("quantization_config")))
@@ -110,10 +186,10 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
 
 
 def is_complete(find: Callable[[str], Path | None]) -> bool:
-    """Return whether one file with all parameters is there, or an index and each file that it names.
+    """Return whether one file with all parameters exists, or an index and every file that it names.
 
     Args:
-        find: name of a file -> its place. None: it is not there.
+        find: file name -> path. None: the file does not exist.
     """
 
     def whole(name: str) -> bool:
@@ -139,8 +215,7 @@ def _named_in(index: Path) -> set[str]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file in safetensors' format is as long as its head says, and holds weights: a copy that broke off is
-    not, and does not."""
+    """Return whether a safetensors file has tensors and the length that its header states. A partial copy does not."""
     if file.suffix != ".safetensors":
         return True
     try:

@@ -1,9 +1,9 @@
-"""The program of one probe: loads one library in a process of its own and writes down what it finds there.
+"""Script of a probe: imports one library in its own process and writes what it finds.
 
-It is run by its path and imports nothing of this package, so that a library that crashes or hangs takes only this
-process with it. ``inside.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object: ``step`` is "import" (the
-import has not come back), "look" (it has) or "done"; ``facts`` is what was found; ``error`` and ``where`` tell of an
-exception. What the library prints goes where this process's output goes.
+The script is run by its path and imports nothing of this package, so a library that crashes or hangs affects only this
+process. ``probe_script.py RESULT NAME SECONDS [MODEL]`` writes RESULT, a JSON object. ``step`` is "import" (the import
+has not finished), "look" (it has) or "done". ``facts`` has the results. ``error`` and ``where`` describe an exception.
+Output of the library goes to the output of this process.
 """
 
 import faulthandler
@@ -34,42 +34,44 @@ LOADS: Mapping[str, tuple[str, ...]] = {
     "vllm": ("vllm:LLM",),
     "hub": ("huggingface_hub", "huggingface_hub.constants"),
 }
-"""Probe -> modules and what is taken from them: libraries that load themselves lazily load only then."""
+"""Probe -> modules and attributes. Accessing an attribute imports libraries that load lazily."""
 
 REQUEST_SECONDS = 5.0
-"""The longest that one request to the Hub may take."""
+"""Timeout of a request to the Hub."""
 
 
 def main(result: str, name: str, seconds: str, model: str = "") -> None:
-    """Load, look, and leave at once: what a library does while Python ends is not looked at."""
-    told: dict[str, Any] = {"step": "import"}
+    """Import, inspect, and exit at once, because the library's own shutdown is not checked."""
+    report: dict[str, Any] = {"step": "import"}
 
     def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         root = list(_chain(error))[-1]
-        told["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
-        told["missing"] = root.name if isinstance(root, ModuleNotFoundError) else None
-        told["where"] = _last_line(root.__traceback__)
-        _write(result, told)
+        report["error"] = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+        report["missing"] = root.name if isinstance(root, ModuleNotFoundError) else None
+        report["where"] = _last_line(root.__traceback__)
+        _write(result, report)
 
     sys.excepthook = fail
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(float(seconds) - 5, float(seconds) / 2))  # where it hangs, before it is ended
-    _write(result, told)
+    # Dump before the time limit ends the process.
+    faulthandler.dump_traceback_later(max(float(seconds) - 5, float(seconds) / 2))
+    _write(result, report)
     for wanted in LOADS[name]:
         module, _, attribute = wanted.partition(":")
         loaded = importlib.import_module(module)
         if attribute:
             getattr(loaded, attribute)
-    told["step"] = "look"
-    _write(result, told)
-    told["facts"] = look_at_hub(model) if name == "hub" else LOOKS.get(name, dict)()
-    told["step"] = "done"
-    _write(result, told)
+    report["step"] = "look"
+    _write(result, report)
+    report["facts"] = inspect_hub(model) if name == "hub" else INSPECTIONS.get(name, dict)()
+    report["step"] = "done"
+    _write(result, report)
     os._exit(0)
 
 
-def look_at_torch() -> dict[str, Any]:
-    """Its build, and each CUDA device: name, capability, memory in bytes, bfloat16, and whether a kernel runs."""
+def inspect_torch() -> dict[str, Any]:
+    """Return the build of torch, and name, capability, bytes of memory, bfloat16 and a kernel test for each CUDA
+    device."""
     torch = sys.modules["torch"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -91,13 +93,13 @@ def _device(torch: Any, index: int) -> dict[str, Any]:
             found["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
             found["free"] = torch.cuda.mem_get_info(index)[0]
             torch.ones(2, device=f"cuda:{index}").sum().item()
-    except RuntimeError as error:  # a build without kernels for this device; a device that is lost or full
+    except RuntimeError as error:  # The build has no kernels for the device, or the device is lost or full.
         found["error"] = str(error)
     return found
 
 
-def look_at_xformers() -> dict[str, Any]:
-    """Whether its compiled part is loaded, and, where there is a GPU, whether its attention runs."""
+def inspect_xformers() -> dict[str, Any]:
+    """Return whether the compiled extension is loaded, and, with a GPU, whether attention runs."""
     problem = sys.modules["xformers._cpp_lib"]._cpp_library_load_exception
     if problem is not None:
         return {"error": str(problem)}
@@ -107,19 +109,19 @@ def look_at_xformers() -> dict[str, Any]:
     one = torch.zeros(1, 16, 1, 64, dtype=torch.float16, device="cuda")
     try:
         sys.modules["xformers.ops"].memory_efficient_attention(one, one, one).sum().item()
-    except (RuntimeError, ValueError) as error:  # NotImplementedError among them: no kernel for this GPU
+    except (RuntimeError, ValueError) as error:  # NotImplementedError: there is no kernel for this GPU.
         return {"error": str(error)}
     return {"ran": True}
 
 
-def look_at_bitsandbytes() -> dict[str, Any]:
-    """Which native library it has loaded; a stand-in keeps the error of the one that it could not load."""
+def inspect_bitsandbytes() -> dict[str, Any]:
+    """Return which native library is loaded. A stub keeps the error of a library that failed to load."""
     native = sys.modules["bitsandbytes.cextension"].lib
     return {"cuda": bool(native.compiled_with_cuda), "error": vars(native).get("error_msg")}
 
 
-def look_at_hub(model: str) -> dict[str, Any]:
-    """Whether ``model`` is in the cache with all its weights, and, unless offline, whether its files may be had."""
+def inspect_hub(model: str) -> dict[str, Any]:
+    """Return whether ``model`` is cached with all weights, and, unless offline, whether its files are accessible."""
     hub = sys.modules["huggingface_hub"]
     found: dict[str, Any] = {"offline": hub.constants.HF_HUB_OFFLINE, "cached": model and _is_cached(hub, model)}
     if model and not found["offline"]:
@@ -143,20 +145,20 @@ def _is_cached(hub: Any, model: str) -> bool:
         if cached("config.json") is None or index is None:
             return cached("config.json") is not None and cached("model.safetensors") is not None
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError):  # a name that is none, a cache that is damaged
+    except (OSError, ValueError, KeyError):  # The name is invalid, or the cache is corrupt.
         return False
     return all(cached(part) is not None for part in parts)
 
 
-LOOKS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "torch": look_at_torch,
-    "xformers": look_at_xformers,
-    "bitsandbytes": look_at_bitsandbytes,
+INSPECTIONS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "torch": inspect_torch,
+    "xformers": inspect_xformers,
+    "bitsandbytes": inspect_bitsandbytes,
 }
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it came from, the root last."""
+    """Yield the error and its causes. The root cause is last."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -170,9 +172,9 @@ def _last_line(trace: TracebackType | None) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _write(result: str, told: Mapping[str, Any]) -> None:
+def _write(result: str, report: Mapping[str, Any]) -> None:
     partial = Path(f"{result}.partial")
-    partial.write_text(json.dumps(told, default=str), encoding="utf-8")
+    partial.write_text(json.dumps(report, default=str), encoding="utf-8")
     partial.replace(result)
 
 

@@ -1,24 +1,24 @@
 """Bytes of a rollout: the vision tower over all images, the pass over the prompts (prefill), and decoding.
 
-The three never meet. The tower has finished before the first layer caches a key, and prefill's intermediate tensors are
-gone when decoding begins. Formulas marked "trace" follow the tensors that are alive at the peak of an allocation trace
-(tests/benchmarks/bench_memory.py).
+The three phases do not overlap. The tower has finished before the first layer caches a key, and temporary tensors of
+prefill are freed before decoding. Formulas marked "trace" follow the tensors that are alive at the peak of an
+allocation trace (tests/benchmarks/bench_memory.py).
 """
 
 from toolkit.planning.architecture import Architecture, Tower
-from toolkit.planning.memory.setting import Setting
 from toolkit.planning.memory.weights import FLOAT, dequantised_bytes, norm_value, quantises_tower, tower_value
+from toolkit.planning.stages import Setting
 
 IDS = 5 * 8
-"""Bytes of a prompt's token: ids, attention mask, token kinds and copies of them, each in 64 bits."""
+"""Bytes of a prompt token: ids, attention mask, token types and copies of them, each in 64 bits."""
 
 ROTARY_SETS = 3
-"""Cosines and sines of a token's position, each of a head's width: Qwen2-VL and Qwen2.5-VL have one set for each of
-three axes, Gemma 3 one for each of two kinds of layers, others one."""
+"""Sets of cosines and sines of a position, each as wide as a head. Qwen2-VL and Qwen2.5-VL have one for each of three
+axes, Gemma 3 one for each of two kinds of layers, others one."""
 
 
 def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
-    """Keys and values of every layer for prompt and completion of all completions that are generated at once.
+    """Return the bytes of keys and values of every layer, for all completions that are generated at once.
 
     A sliding layer keeps the last ``sliding_window - 1`` tokens (transformers' ``DynamicSlidingWindowLayer``).
     """
@@ -29,15 +29,17 @@ def kv_cache_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def prompt_cache_bytes(model: Architecture, setting: Setting) -> int:
-    """The cache at the end of prefill. Sliding layers too keep all of a prompt until the first token is generated,
-    since what they keep is a view of it. A static cache (Unsloth) has its full length from the beginning.
+    """Return the bytes of the KV cache at the end of prefill.
+
+    Sliding layers also keep the whole prompt until the first token is generated, because their cache is a view of it. A
+    static cache (Unsloth) has its full length from the start.
     """
     stack = model.language
     return 2 * stack.key * setting.stored * stack.layers * _cached_tokens(model, setting) * setting.concurrent
 
 
 def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast: bool) -> int:
-    """What a layer of the vision tower needs in a forward pass over so many patches, of which nothing is kept."""
+    """Return the bytes that a layer of the vision tower needs in a forward pass over ``patches`` without a graph."""
     if model.vision is None or not patches:
         return 0
     matrix = dequantised_bytes(model, setting) if quantises_tower(model, setting) else 0
@@ -46,15 +48,16 @@ def tower_bytes(model: Architecture, setting: Setting, patches: int, *, autocast
 
 
 def embedding_bytes(model: Architecture, setting: Setting) -> int:
-    """The embedded prompts, into which the tower's output is written, with their ids, kinds and masks (trace)."""
+    """Return the bytes of the embedded prompts, which receive the output of the tower, with ids, types and masks
+    (trace)."""
     return (setting.stored * model.language.width + IDS) * setting.concurrent * setting.row.prompt
 
 
 def _tower_a_patch(tower: Tower, setting: Setting, value: int, norm: int) -> int:
-    """The larger of the MLP's peak and that of the rotary embedding (trace).
+    """Return the larger peak for a patch: that of the MLP, or that of the rotary embedding (trace).
 
-    The MLP: four tensors of the layer's width (residual, its sum, the norm's output, the embeddings) and the inner
-    ones. Towers with rotary embeddings turn queries and keys in float32: residual, norm and the three projections, then
+    The MLP has four tensors of the hidden size (residual, its sum, the norm's output, the embeddings) and the inner
+    ones. Towers with rotary embeddings compute queries and keys in float32: residual, norm and three projections, then
     float32 queries and keys, and four products.
     """
     stack = tower.stack
@@ -69,9 +72,10 @@ def _tower_a_patch(tower: Tower, setting: Setting, value: int, norm: int) -> int
 
 
 def prefill_bytes(model: Architecture, setting: Setting) -> int:
-    """What a language layer needs while all prompts pass at once, without gradients: its MLP, where the adapter of the
-    last projection is added (trace); beside it the masks of the pass, a byte for each pair of tokens, and the rotary
-    embedding of the positions.
+    """Return the bytes that a language layer needs while all prompts pass at once, without gradients.
+
+    The peak is in the MLP, when the adapter of the last projection is added (trace). The masks (a byte for each pair of
+    tokens) and the rotary embedding of the positions are added.
     """
     stack, prompts = model.language, setting.concurrent * setting.row.prompt
     value = setting.stored
@@ -89,8 +93,10 @@ def prefill_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def features_bytes(model: Architecture, setting: Setting) -> int:
-    """What the tower leaves while the prompts pass: its features, and with deep features its last hidden state and the
-    features of each level with a copy of the last ones (trace).
+    """Return the bytes of the image features during prefill.
+
+    With deep features, these include the last hidden state, and the features of each level with a copy of the last ones
+    (trace).
     """
     tower = model.vision
     if tower is None:
@@ -103,20 +109,22 @@ def features_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def decoding_bytes(model: Architecture, setting: Setting) -> int:
-    """What a decode step needs beside the cache: one layer's keys and values, repeated for every head because a mask is
-    there (transformers' ``sdpa_attention_forward``).
+    """Return the bytes that a decoding step needs besides the cache.
+
+    These are keys and values of one layer, repeated for every head because there is a mask (transformers'
+    ``sdpa_attention_forward``).
     """
     length = setting.row.prompt + setting.answer_tokens
     return 2 * model.language.query * setting.stored * length * setting.concurrent + dequantised_bytes(model, setting)
 
 
 def sampling_bytes(model: Architecture, setting: Setting) -> int:
-    """Logits of the next token of every completion, and three tensors of their size in float32."""
+    """Return the bytes of the next token's logits for every completion, and of three float32 tensors of their size."""
     return (setting.stored + 3 * FLOAT) * model.vocabulary * setting.concurrent
 
 
 def largest_in_tower(model: Architecture, setting: Setting) -> int:
-    """The largest tensor of the tower's pass over all images: the inner one of an MLP, or three projections at once."""
+    """Return the bytes of the tower's largest tensor: the inner one of an MLP, or three projections at once."""
     if model.vision is None:
         return 0
     value = tower_value(model, setting, autocast=samples_under_autocast(setting))
@@ -125,13 +133,13 @@ def largest_in_tower(model: Architecture, setting: Setting) -> int:
 
 
 def largest_in_prefill(model: Architecture, setting: Setting) -> int:
-    """The largest tensor of the pass over the prompts: the inner one of an MLP, or what its adapter adds to it."""
+    """Return the bytes of the largest tensor of prefill: the inner one of an MLP, or what its adapter adds to it."""
     wide = _lora_value(setting) if setting.tuning == "lora" else setting.stored
     return wide * model.language.inner * setting.concurrent * setting.row.prompt
 
 
 def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
-    """Pixels of the images in float32, as processors hand them over, for ``rows`` rows."""
+    """Return the bytes of the pixel values of ``rows`` rows, which processors return in float32."""
     if model.vision is None:
         return 0
     tower = model.vision
@@ -139,20 +147,23 @@ def input_bytes(model: Architecture, rows: int, setting: Setting) -> int:
 
 
 def _lora_value(setting: Setting) -> int:
-    """Bytes of a number in an adapter: it works in float32 outside of autocast. Unsloth samples under autocast."""
+    """Return the bytes of a number in an adapter: float32 outside autocast. Unsloth samples under autocast."""
     return setting.stored if samples_under_autocast(setting) else FLOAT
 
 
 def samples_under_autocast(setting: Setting) -> bool:
-    """Unsloth generates under autocast, transformers does not."""
+    """Return whether generation runs under autocast: with Unsloth, but not with transformers."""
     return setting.backend == "unsloth" and setting.mixed
 
 
 def _cached_tokens(model: Architecture, setting: Setting) -> int:
-    """Tokens of a row for which prefill has room in the cache, and a place in its masks."""
+    """Return the tokens of a row for which prefill allocates cache and masks."""
     return setting.row.prompt + (setting.answer_tokens if _static_cache(model, setting) else 0)
 
 
 def _static_cache(model: Architecture, setting: Setting) -> bool:
-    """Unsloth takes a static cache unless image tokens need a mask of their own (``unsloth_base_fast_generate``)."""
+    """Return whether the KV cache is static.
+
+    Unsloth uses a static cache unless image tokens need their own mask (``unsloth_base_fast_generate``).
+    """
     return setting.backend == "unsloth" and not model.language.expanded

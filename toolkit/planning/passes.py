@@ -1,28 +1,28 @@
-"""What the passes of a stage demand of a GPU: FLOPs, bytes moved and kernel launches, counted from the architecture.
+"""FLOPs, bytes moved and kernel launches of the passes of a stage, from the architecture.
 
-FLOPs follow ``toolkit.runfolder.usage.flops``, with attention's own products added. Bytes and launches of one layer are
-sums over its operations. Their coefficients were counted with torch's dispatcher on layers of Gemma 3 and Qwen3-VL with
-peft's LoRA, bfloat16 weights and a float32 adapter, on the meta device. They agree with that count to 10 %.
+FLOPs follow ``toolkit.runfolder.usage.counters``, with the products of attention added. Bytes and launches of one layer
+are sums over its operations. Their coefficients were counted with torch's dispatcher on layers of Gemma 3 and Qwen3-VL
+with peft's LoRA, bfloat16 parameters and a float32 adapter, on the meta device. They agree with that count to 10 %.
 """
 
 from dataclasses import dataclass
 
 from toolkit.planning.architecture import Architecture, Linear, Stack
-from toolkit.planning.memory import Setting
-from toolkit.planning.memory.activations import language_names, tower_names
-from toolkit.runfolder.usage.flops import Weights
+from toolkit.planning.memory.training import language_names, tower_names
+from toolkit.planning.stages import Setting
+from toolkit.runfolder.usage.counters import ParameterCount
 
 PACKED = 0.53
 """Bytes of a parameter in nf4 with the scales of its block."""
 NORM = {2: 40, 4: 28}
-"""Bytes of a value -> bytes that a root-mean-square norm moves for each number of its input: one pass an operation, in
-float32, and copies to and from float32."""
+"""Bytes of a value -> bytes that a root-mean-square norm moves for each number of its input: one pass for each
+operation, in float32, and copies to and from float32."""
 LAYER_NORM = 8
-"""The same for the vision towers' layer norm, which is one kernel."""
+"""The same for the layer norm of vision towers, which is one kernel."""
 ROTATION, GATE = 30, 10
-"""Bytes a number of queries and keys for rotary positions, and a number of the MLP's inner width."""
+"""Bytes for each number of queries and keys for rotary positions, and for each number of the MLP's inner tensor."""
 LORA_IN, LORA_OUT = {2: 10, 4: 4}, {2: 28, 4: 24}
-"""Bytes of a value -> bytes that a float32 adapter moves for each number of a linear layer's input and output."""
+"""Bytes of a value -> bytes that a float32 adapter moves for each number of a layer's input and output."""
 SCORES = 22
 """Bytes that eager attention moves for each score."""
 DROPOUT, BACKWARD = 1.3, 1.6
@@ -33,9 +33,9 @@ NORM_LAUNCHES, LORA_LAUNCHES, DEQUANT_LAUNCHES, DROPOUT_LAUNCHES = 9, 6, 3, 3
 BACKWARD_LAUNCHES = 1.2
 """Kernels of a backward pass, relative to a forward pass."""
 PASS_LAUNCHES, TOKEN_LAUNCHES = 50, 260
-"""Kernels of a pass outside its layers, and of choosing one token of every completion in a batch."""
+"""Kernels of a pass outside its layers, and of sampling one token of every completion in a batch."""
 LOGITS = 32
-"""Bytes that a training pass moves for each logit: float32, its log-softmax, and their gradients."""
+"""Bytes that a training pass moves for each logit: float32, log-softmax, and their gradients."""
 FUSED_ROWS = {4: 7, 2: 32}
 """Bytes of a value -> positions up to which bitsandbytes multiplies with packed parameters. For more positions it
 unpacks them first. In half precision its own limit depends on GPU and matrix, and is mostly higher."""
@@ -43,7 +43,7 @@ unpacks them first. In half precision its own limit depends on GPU and matrix, a
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What some work demands. Loads of work that follows each other add up."""
+    """FLOPs, bytes and kernel launches of some work. Loads of consecutive work add up."""
 
     flops: float = 0.0
     moved: float = 0.0
@@ -59,7 +59,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A stack of layers with its linear layers, as one pass sees it."""
+    """A stack of layers with its linear layers, as one pass uses it."""
 
     stack: Stack
     linears: tuple[Linear, ...]
@@ -67,14 +67,14 @@ class Layers:
     """Names of the linear layers with an adapter."""
     vision: bool
 
-    def weights(self, r: int, *, full: bool) -> Weights:
-        """Return the parameters of a language layer's matrices, or of the tower's, with their adapters."""
+    def weights(self, r: int, *, full: bool) -> ParameterCount:
+        """Return the parameters of all matrices in the layers, with their adapters."""
         base = sum(one.weights for one in self.linears)
         lora = sum(r * (one.inputs + one.outputs) * one.count for one in self.linears if one.name in self.adapted)
-        return Weights(base + lora, base if full else lora)
+        return ParameterCount(base + lora, base if full else lora)
 
     def bytes_a_position(self, value: int) -> float:
-        """Return the bytes that a forward pass moves for each position, besides parameters and attention's scores."""
+        """Return the bytes that a forward pass moves for each position, besides parameters and attention scores."""
         stack = self.stack
         norm = LAYER_NORM if self.vision else NORM[value]
         each = norm * stack.width * stack.norms + GATE * stack.inner + ROTATION * (stack.query + stack.key)
@@ -101,7 +101,7 @@ class Passes:
     Attributes:
         model: its architecture.
         setting: of the stage, with a mean row in place of the longest.
-        value: bytes of an activation and of a parameter that is not quantised: 2 or 4.
+        value: bytes of an activation and of an unquantized parameter: 2 or 4.
         fused: positions up to which 4-bit parameters are not unpacked. None: as the pinned bitsandbytes does.
     """
 
@@ -111,9 +111,9 @@ class Passes:
     fused: int | None = None
 
     def rollout(self, rows: int, answer: float) -> tuple[Load, Load]:
-        """Return the loads of reading ``rows`` prompts and of generating ``answer`` tokens for each of them.
+        """Return the loads of prefill for ``rows`` prompts, and of generating ``answer`` tokens for each of them.
 
-        Every token is a pass of its own, until the longest completion of the batch ends.
+        Every token takes one pass, until the longest completion of the batch ends.
         """
         stack, prompt = self.model.language, self.setting.row.prompt
         head = Load(self._head.forward(rows), self.value * self._head.all)
@@ -133,16 +133,16 @@ class Passes:
         return found + self._both(tower, rows * self.setting.row.patches, self._picture)
 
     def reading(self, rows: int, answer: float) -> Load:
-        """Return the load of a forward pass over prompt and answer, which a KL reference takes."""
+        """Return the load of a forward pass over prompt and answer, which a KL reference needs."""
         length = self.setting.row.prompt + answer
         head = Load(self._head.forward(rows * answer), self.value * self._head.all)
         return self._forward(self._language, rows * length, length) + self._tower_forward(rows) + head
 
     @property
-    def _head(self) -> Weights:
-        """Parameters of the vocabulary's head."""
+    def _head(self) -> ParameterCount:
+        """Return the parameters of the language-model head."""
         size = self.model.vocabulary * self.model.language.width
-        return Weights(size, size if self.setting.tuning == "full" else 0)
+        return ParameterCount(size, size if self.setting.tuning == "full" else 0)
 
     @property
     def _language(self) -> Layers:
@@ -151,7 +151,10 @@ class Passes:
 
     @property
     def _tower(self) -> Layers | None:
-        """Layers of the vision tower. What merges patches into tokens is left out: up to a tenth of the tower."""
+        """Return the layers of the vision tower.
+
+        The merger of patches into tokens is left out: up to a tenth of the tower.
+        """
         tower = self.model.vision
         if tower is None or not self.setting.row.patches:
             return None
@@ -160,15 +163,15 @@ class Passes:
 
     @property
     def _picture(self) -> float:
-        """Patches of one image: attention in the tower stays within an image."""
-        return self.setting.row.patches / max(1, self.setting.row.pictures)
+        """Return the patches of one image. Attention in the tower stays within an image."""
+        return self.setting.row.patches / max(1, self.setting.row.image_count)
 
     def _tower_forward(self, rows: int) -> Load:
         tower = self._tower
         return Load() if tower is None else self._forward(tower, rows * self.setting.row.patches, self._picture)
 
     def _forward(self, layers: Layers, positions: float, seen: float, *, trains: bool = False) -> Load:
-        """The load of a forward pass of ``positions`` in all, each of which attends to ``seen``."""
+        """Return the load of a forward pass of ``positions``, each of which attends to ``seen`` positions."""
         dropout = trains and bool(layers.adapted) and self.setting.dropout > 0
         stack, full = layers.stack, self.setting.tuning == "full"
         moved = layers.bytes_a_position(self.value) * positions * (DROPOUT if dropout else 1.0)
@@ -180,7 +183,7 @@ class Passes:
         )
 
     def _both(self, layers: Layers, positions: float, seen: float) -> Load:
-        """The load of a forward and a backward pass, with the forward pass repeated if the stage checkpoints."""
+        """Return the load of a forward and a backward pass. Gradient checkpointing repeats the forward pass."""
         forward = self._forward(layers, positions, seen, trains=True)
         stack, full = layers.stack, self.setting.tuning == "full"
         read, unpacking = self._parameters(layers, positions)
@@ -194,20 +197,21 @@ class Passes:
         return forward * (2 if self.setting.checkpointing else 1) + backward
 
     def _loss(self, positions: float) -> Load:
-        """The load of logits and loss of the answer's positions, forward and backward."""
+        """Return the load of logits and loss of the answer's positions, forward and backward."""
         head = self._head
         moved = 3.0 * self.value * head.all + LOGITS * self.model.vocabulary * positions
-        return Load(head.both(positions, checkpointing=False), moved, PASS_LAUNCHES)
+        return Load(head.forward_backward(positions, checkpointing=False), moved, PASS_LAUNCHES)
 
     def _attention(self, stack: Stack, positions: float, seen: float) -> float:
-        """FLOPs of scores and of the sum of values, for all layers. Causal masks and windows save none here."""
+        """Return the FLOPs of scores and weighted values in all layers. Causal masks and windows save none here."""
         return 4.0 * stack.layers * stack.query * positions * seen
 
     def _scores(self, stack: Stack, positions: float, seen: float) -> float:
         return float(SCORES * stack.layers * stack.heads) * positions * seen if self.setting.eager else 0.0
 
     def _parameters(self, layers: Layers, positions: float) -> tuple[float, float]:
-        """Bytes of reading all parameters once, unpacked if they are quantised, and the kernels that unpack them."""
+        """Return the bytes of reading all parameters once, unpacked if they are quantized, and the kernels that unpack
+        them."""
         fused = positions <= (FUSED_ROWS[self.value] if self.fused is None else self.fused)
         moved, launches = 0.0, 0.0
         for one in layers.linears:
