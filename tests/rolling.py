@@ -40,7 +40,7 @@ class Scripted(HfBackend):
         self.memories: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
-        return self.load_reader(recipe)
+        return self.load_without_model(recipe)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         if len(self.asked) == self.fail_after:

@@ -16,9 +16,9 @@ from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import ModelError
 from toolkit.models import backend_name, choose_backend, preload
 from toolkit.models import choose as choice
-from toolkit.models.unsloth.limits import refusals, refuse
+from toolkit.models.unsloth.limits import check_supported, unsupported_reasons
 from toolkit.models.unsloth.start import start
-from toolkit.models.vllm import Machine, vllm_refusals
+from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Model, Recipe, dump_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -193,17 +193,17 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
 )
 def test_what_unsloth_would_change_is_refused(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:
     recipe = small_recipe(tmp_path, tables)
-    assert len(refusals(recipe)) == 1
+    assert len(unsupported_reasons(recipe)) == 1
     with raises(ModelError, "model.unsloth_cannot_train") as caught:
-        refuse(recipe)
+        check_supported(recipe)
     assert re.search(reason, caught.problem.rule)
 
 
 def test_what_unsloth_does_as_written_is_not_refused(tmp_path: Path) -> None:
-    assert refusals(small_recipe(tmp_path)) == []
+    assert unsupported_reasons(small_recipe(tmp_path)) == []
     written = {"loss": "dr_grpo", "scale_rewards": "none"}
-    assert refusals(small_recipe(tmp_path, {"grpo": written})) == []
-    assert refusals(small_recipe(tmp_path, {"grpo": {"beta": 0.1}})) == []
+    assert unsupported_reasons(small_recipe(tmp_path, {"grpo": written})) == []
+    assert unsupported_reasons(small_recipe(tmp_path, {"grpo": {"beta": 0.1}})) == []
 
 
 def test_auto_takes_hf_where_unsloth_would_change_the_recipe(
@@ -229,12 +229,14 @@ def by_vllm(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:
 
 
 def test_vllm_may_write_where_everything_fits(tmp_path: Path) -> None:
-    assert vllm_refusals(by_vllm(tmp_path), BIG, "gemma3", 1) == []
-    assert vllm_refusals(by_vllm(tmp_path), Machine(23.6, (8, 6), True), "qwen2_5_vl", 1) == []  # a card sold as 24 GB
+    assert vllm_unsupported_reasons(by_vllm(tmp_path), BIG, "gemma3", 1) == []
+    assert (
+        vllm_unsupported_reasons(by_vllm(tmp_path), Machine(23.6, (8, 6), True), "qwen2_5_vl", 1) == []
+    )  # a card sold as 24 GB
 
 
 def test_nothing_is_refused_where_vllm_is_not_asked_for(tmp_path: Path) -> None:
-    assert vllm_refusals(small_recipe(tmp_path), Machine(0.0, (0, 0), False), "no_such", 9) == []
+    assert vllm_unsupported_reasons(small_recipe(tmp_path), Machine(0.0, (0, 0), False), "no_such", 9) == []
 
 
 @pytest.mark.parametrize(
@@ -253,14 +255,14 @@ def test_nothing_is_refused_where_vllm_is_not_asked_for(tmp_path: Path) -> None:
 def test_vllm_is_refused_with_the_reason(
     tmp_path: Path, machine: Machine, architecture: str, pictures: int, tables: dict[str, Any], reason: str
 ) -> None:
-    found = vllm_refusals(by_vllm(tmp_path, tables), machine, architecture, pictures)
+    found = vllm_unsupported_reasons(by_vllm(tmp_path, tables), machine, architecture, pictures)
     assert len(found) == 1
     assert reason in found[0]
 
 
 def test_vllm_beside_sft_is_refused(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"rollouts": "vllm"}})
-    assert ["SFT" in reason for reason in vllm_refusals(recipe, BIG, "gemma3", 1)] == [True]
+    assert ["SFT" in reason for reason in vllm_unsupported_reasons(recipe, BIG, "gemma3", 1)] == [True]
 
 
 def test_grpo_refuses_vllm_before_it_loads_a_model(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, TrainingJob
 from toolkit.models.collate import IGNORED, collate
 from toolkit.models.hf import make_policy
-from toolkit.models.image_ids import mark
+from toolkit.models.image_ids import set_image_key
 from toolkit.models.loading import load_model
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Model
-from toolkit.training.image_processor_cache import ImageMemory
+from toolkit.training.image_processor_cache import CachedImageProcessor
 from toolkit.training.trl_settings import check_settings, grpo_settings
 
 
@@ -49,7 +49,7 @@ def rows(context: Context) -> list[Row]:
 
 def noise(side: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    return mark(Image.fromarray(pixels), f"noise-{side}-{seed}")
+    return set_image_key(Image.fromarray(pixels), f"noise-{side}-{seed}")
 
 
 def test_the_loss_covers_the_answer_and_its_turn_end_only(policy: Policy, rows: list[Row]) -> None:
@@ -109,35 +109,35 @@ def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path,
 
 
 def test_each_picture_is_processed_once(policy: Policy) -> None:
-    memory = ImageMemory(policy.processor.image_processor, capacity=8)
+    memory = CachedImageProcessor(policy.processor.image_processor, capacity=8)
     first, second = noise(50), noise(70, 1)
     images = [[first], [first], [second], [copy.deepcopy(first)]]
     expected = policy.processor.image_processor([[first], [first], [second], [first]], return_tensors="pt")
     found = memory(images, return_tensors="pt")
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
-    assert (memory.processed, memory.remembered) == (2, 2)
+    assert (memory.processed, memory.cache_hits) == (2, 2)
 
 
 def test_the_memory_forgets_the_oldest_picture(policy: Policy) -> None:
-    memory = ImageMemory(policy.processor.image_processor, capacity=1)
+    memory = CachedImageProcessor(policy.processor.image_processor, capacity=1)
     for seed in (0, 1, 0):
         memory([noise(40, seed)], return_tensors="pt")
-    assert (memory.processed, memory.remembered) == (3, 0)
+    assert (memory.processed, memory.cache_hits) == (3, 0)
 
 
 def test_a_picture_without_identity_is_processed_each_time(policy: Policy) -> None:
-    memory = ImageMemory(policy.processor.image_processor, capacity=8)
+    memory = CachedImageProcessor(policy.processor.image_processor, capacity=8)
     plain = Image.new("RGB", (30, 30))
     memory([plain], return_tensors="pt")
     memory([plain], return_tensors="pt")
-    assert (memory.processed, memory.remembered) == (2, 0)
+    assert (memory.processed, memory.cache_hits) == (2, 0)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "smolvlm_256m_idefics3"])
 def test_remembered_pictures_of_real_processors_equal_fresh_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
     unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
-    memory = ImageMemory(processor.image_processor, capacity=8)
+    memory = CachedImageProcessor(processor.image_processor, capacity=8)
     images = [[noise(80)], [noise(200, 1)], [noise(80)]]
     expected = processor.image_processor(copy.deepcopy(images), return_tensors="pt")
     for _ in range(2):

@@ -26,9 +26,9 @@ from toolkit.errors import MissingExtraError, ModelError, RunError
 from toolkit.exporting.verification import BOUNDS, Asked, Bound, compare
 from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
-from toolkit.models.gguf import GgufBackend, as_seen
-from toolkit.models.llamacpp import Child, find_pair, is_gguf, require_for
-from toolkit.models.llamacpp.convert import _lay_out, refuse_foreign_names, tensor_names
+from toolkit.models.gguf import GgufBackend, processed_images
+from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
+from toolkit.models.llamacpp.convert import _lay_out, check_tensor_names, tensor_names
 from toolkit.models.llamacpp.converter import unusual_rhythm
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
@@ -37,13 +37,13 @@ from toolkit.runfolder import RunFolder, find_exported, locate, read_json, write
 
 
 def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
-    refuse_foreign_names(tiny.FOLDER)
+    check_tensor_names(tiny.FOLDER)
     assert any("vision_tower.vision_model.embeddings" in name for name in tensor_names(tiny.FOLDER))
     weights = load_file(tiny.FOLDER / "model.safetensors")
     renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
     save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
     with raises(ModelError, "export.tensor_names_not_of_hub") as caught:
-        refuse_foreign_names(tmp_path)
+        check_tensor_names(tmp_path)
     assert caught.problem.place == str(tmp_path)
     assert "vision_tower.embeddings" in str(caught.problem.value)
     assert str(caught.problem.value).endswith(" more")
@@ -51,7 +51,7 @@ def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with raises(ModelError, "export.safetensors_missing"):
-        refuse_foreign_names(tmp_path)
+        check_tensor_names(tmp_path)
 
 
 def test_the_converter_is_told_of_the_added_tokens(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_gemmas_pictures_are_handed_over_as_its_processor_resized_them(size: tup
     processor = AutoProcessor.from_pretrained(tiny.FOLDER)
     picture = noise(size)
     inputs = processor(text=["<start_of_image>"], images=[[picture]], return_tensors="pt")
-    seen = as_seen(processor, inputs)
+    seen = processed_images(processor, inputs)
     assert [one.size for one in seen] == [(112, 112)]
     again = processor.image_processor([seen[0]], return_tensors="pt")["pixel_values"]
     assert torch.equal(again, inputs["pixel_values"])
@@ -92,7 +92,7 @@ def test_qwens_patches_are_laid_together_to_the_picture_again(name: str, shared_
     pictures = [noise((8 * block, 10 * block)), noise((12 * block, 6 * block))]  # nothing to resize
     token = processor.image_token
     inputs = processor(text=[f"{token}{token}"], images=[pictures], return_tensors="pt")
-    for seen, picture in zip(as_seen(processor, inputs), pictures, strict=True):
+    for seen, picture in zip(processed_images(processor, inputs), pictures, strict=True):
         assert np.array_equal(np.asarray(seen), np.asarray(picture))
 
 
@@ -190,14 +190,14 @@ def test_a_pair_is_one_text_model_and_one_projector(tmp_path: Path) -> None:
     model, other, mmproj = (tmp_path / name for name in ("a-f16.gguf", "a-Q8_0.gguf", "mmproj-a-f16.gguf"))
     model.touch()
     with raises(ModelError, "model.gguf_projector_ambiguous") as caught:
-        find_pair(model)
+        find_gguf_pair(model)
     assert (caught.problem.place, caught.problem.value) == (str(model), [])
     mmproj.touch()
-    assert find_pair(model) == find_pair(tmp_path) == (model, mmproj)
+    assert find_gguf_pair(model) == find_gguf_pair(tmp_path) == (model, mmproj)
     other.touch()
-    assert find_pair(other) == (other, mmproj)
+    assert find_gguf_pair(other) == (other, mmproj)
     with raises(ModelError, "model.gguf_text_model_ambiguous") as caught:
-        find_pair(tmp_path)
+        find_gguf_pair(tmp_path)
     assert caught.problem.value == ["a-Q8_0.gguf", "a-f16.gguf"]
     assert is_gguf(tmp_path)
     assert not is_gguf(tiny.FOLDER)

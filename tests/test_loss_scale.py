@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
 from toolkit.training import trainers
-from toolkit.training.callbacks import Report
+from toolkit.training.callbacks import MetricsReporter
 
 SCALE = 256.0
 
@@ -104,7 +104,7 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_skipped_step_that_is_made_again_counts_once() -> None:
     """An error inside ``optimizer.step`` falls back to a checkpoint before steps that no line of the log has yet."""
     reported: list[dict[str, float]] = []
-    report = Report(lambda step, steps, figures: reported.append(dict(figures)))
+    report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, control = TrainingArguments(report_to="none", use_cpu=True), TrainerControl()
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     skipped = SimpleNamespace(step_was_skipped=True, scaler=scaler)
@@ -118,7 +118,7 @@ def test_a_skipped_step_that_is_made_again_counts_once() -> None:
 
 def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> None:
     reported: list[dict[str, float]] = []
-    report = Report(lambda step, steps, figures: reported.append(dict(figures)))
+    report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
     Accelerator(cpu=True)  # its optimizer wants one
     parameter = torch.nn.Parameter(torch.ones(2))

@@ -34,7 +34,7 @@ from toolkit.models.batch_sizes import Sizes
 from toolkit.models.collate import collate
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import check_lengths
-from toolkit.models.oom import AtOnce, attempt
+from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.prompts import Prompts
 from toolkit.pipeline.dry_run import rehearsal
 from toolkit.recipe import Recipe, load_recipe
@@ -360,7 +360,9 @@ def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_
         keep_sizes(begun, "grpo", Sizes(2, 2, 1))
         train_grpo(context)
     generations = count_generations(monkeypatch)
-    with small_memory(monkeypatch, fits=1, gradients=False, spared=2) as memory:  # look_first's passes have one row
+    with small_memory(
+        monkeypatch, fits=1, gradients=False, spared=2
+    ) as memory:  # check_images_used's passes have one row
         record = run(recovered, "grpo")
     assert generations == [4, 2, *[1] * 8]  # out of memory at the third token of all 4, and at the first of a pair
     assert memory.raised == 2
@@ -426,7 +428,7 @@ def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkey
 def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without the check that images count, whose passes would not fit either."""
     with patch.context() as inner:
-        inner.setattr("toolkit.training.grpo.look_first", lambda *_: True)
+        inner.setattr("toolkit.training.grpo.check_images_used", lambda *_: True)
         yield
 
 
@@ -629,10 +631,10 @@ def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
     assert {few.rows(number) for number in range(few.count)} == {5}
     with context_of(recipe_of("sft", tmp_path, "counted")) as context:
         prompts = Prompts.of(context.recipe, context.images)
-        processor = HfBackend().load_reader(context.recipe).processor
+        processor = HfBackend().load_without_model(context.recipe).processor
         lengths = check_lengths(processor, prompts, context.data.train, 256)
         rows = [prompts.row(sample, answer=True) for sample in context.data.train]
-        policy = HfBackend().load_reader(context.recipe)
+        policy = HfBackend().load_without_model(context.recipe)
         tokens = [collate(policy, [row])["input_ids"].shape[1] for row in rows]
         assert [tokens[number] for number in lengths.longest] == sorted(tokens, reverse=True)
 
@@ -804,7 +806,7 @@ def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: 
         with evaluated(context, fits=3) as (memory, policy, rows), caplog.at_level(logging.WARNING):
             assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
             assert memory.raised == 2
-            assert policy.at_once.most == 2
+            assert policy.batch_limit.limit == 2
             warned = warnings_in(caplog)
             assert len(warned) == len([line for line in caplog.records if line.levelno == logging.WARNING]) == 2
             assert [problem.code for problem in warned] == ["generation.batch_halved"] * 2
@@ -817,7 +819,7 @@ def test_several_answers_to_one_question_are_written_in_turns(tmp_path: Path) ->
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=2) as (_, policy, rows):
         groups = HfBackend().generate(policy, rows[:2], Sampling(8, temperature=1.0, count=5))
         assert [len(group) for group in groups] == [5, 5]
-        assert policy.at_once.most == 2
+        assert policy.batch_limit.limit == 2
 
 
 def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> None:
@@ -841,10 +843,10 @@ def test_only_a_lack_of_memory_is_caught() -> None:
 
 
 def test_halving_ends_at_one() -> None:
-    rows = AtOnce()
+    rows = BatchLimit()
     halved = []
     while rows.halve(rows.of(13)):
-        halved.append(rows.most)
+        halved.append(rows.limit)
     assert halved == [7, 4, 2, 1]
     assert rows.errors == 5
 

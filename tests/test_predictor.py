@@ -44,7 +44,7 @@ class Saying(HfBackend):
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         self.loaded.append((recipe.model.name, weights))
-        return self.load_reader(recipe)
+        return self.load_without_model(recipe)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         self.questions += [str(row.messages[0]["content"][-1]["text"]) for row in rows]

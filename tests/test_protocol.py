@@ -15,8 +15,8 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.prompts import Prompts
-from toolkit.training.grpo import make_judge, rewards_of
-from toolkit.training.image_check import look_first
+from toolkit.training.grpo import make_reward_scorer, recipe_rewards
+from toolkit.training.image_check import check_images_used
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def answers(backend: Backend, policy: Policy, rows: list[Row]) -> list[str]:
 
 def job_of(context: Context, stage: str, folder: Path) -> TrainingJob:
     prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
-    judge = make_judge(prompts.task, rewards_of(context.recipe), samples, 4) if stage == "grpo" else None
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(context.recipe), samples, 4) if stage == "grpo" else None
     rows = prompts.rows(samples, answer=stage == "sft")
-    return TrainingJob(context.recipe, rows, len(samples), folder / stage, judge=judge)
+    return TrainingJob(context.recipe, rows, len(samples), folder / stage, scorer=scorer)
 
 
 def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, policy: Policy, rows: list[Row]) -> None:
@@ -127,7 +127,7 @@ def test_a_saved_adapter_has_no_unfilled_model_card(backend: Backend, tmp_path: 
 
 
 def test_pictures_reach_the_model(backend: Backend, policy: Policy, context: Context) -> None:
-    assert look_first(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
+    assert check_images_used(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
 
 
 def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Context, tmp_path: Path) -> None:
@@ -231,5 +231,5 @@ def test_a_judge_is_needed_for_grpo(backend: Backend, context: Context, tmp_path
     from toolkit.training.trainers import build_grpo  # after the backend: Unsloth goes before trl
 
     trained = backend.load(context.recipe, None, trainable=True)
-    with raises(TrainingError, "training.judge_missing"):
+    with raises(TrainingError, "training.reward_scorer_missing"):
         build_grpo(backend, trained, job_of(context, "sft", tmp_path))

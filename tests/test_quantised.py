@@ -28,7 +28,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import StopRequest
 from toolkit.training import train as training
-from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.grpo import make_reward_scorer, recipe_rewards
 from toolkit.training.sft import train_sft
 from toolkit.training.trainers import build_grpo
 
@@ -147,8 +147,8 @@ def test_the_adapter_of_a_quantised_model_keeps_its_precision(context: Context, 
     backend, policy = HfBackend(), policy_of(context)
     prompts = Prompts.of(context.recipe, context.images)
     before = {name: value.clone() for name, value in trained(policy)}
-    judge = make_judge(prompts.task, rewards_of(context.recipe), context.data.train, 4)
-    job = TrainingJob(context.recipe, prompts.rows(context.data.train), 4, tmp_path, judge=judge)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(context.recipe), context.data.train, 4)
+    job = TrainingJob(context.recipe, prompts.rows(context.data.train), 4, tmp_path, scorer=scorer)
     build_grpo(backend, policy, job)
     assert {value.dtype for _, value in trained(policy)} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in trained(policy))

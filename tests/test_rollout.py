@@ -17,7 +17,7 @@ from toolkit.errors import RecipeError
 from toolkit.evaluation.context import Context, EvaluationRecord
 from toolkit.evaluation.episodes import find_chains
 from toolkit.evaluation.evaluate import evaluate
-from toolkit.models.lengths import NO_ROOM, SPECIAL
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import read_json, read_lines
@@ -286,14 +286,14 @@ def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
     record = evaluate(context, "before", None, [], Scripted(swells))
     own = record["memory"]["ways"]["own"]
     # The first step of each task is asked, the three behind it find no room.
-    assert own["unasked"] == {NO_ROOM: 12}
+    assert own["unasked"] == {PROMPT_TOO_LONG: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
     assert own["measures"]["step"]["n"] == 16
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.prompts_skipped")
     assert warned.value == 12
-    assert NO_ROOM in warned.rule
+    assert PROMPT_TOO_LONG in warned.rule
     lines = read_lines(folder_of(context) / "predictions.own.jsonl")
-    assert sum(line["unasked"] == NO_ROOM for line in lines) == 12
+    assert sum(line["unasked"] == PROMPT_TOO_LONG for line in lines) == 12
 
 
 def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -> None:
@@ -303,7 +303,7 @@ def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(speaks_in_tokens))
-    assert record["memory"]["ways"]["own"]["unasked"] == {SPECIAL: 12}
+    assert record["memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
 
 
 def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from toolkit.errors import TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Row
 from toolkit.models.hf import HfBackend
-from toolkit.models.image_ablation import check_sight
+from toolkit.models.image_ablation import check_images_change_loss
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import train_grpo
-from toolkit.training.image_check import look_first
+from toolkit.training.image_check import check_images_used
 from toolkit.training.sft import train_sft
 
 
@@ -50,7 +50,7 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
     """With dropout in training, whose noise would hide a model that does not look."""
     random = torch.get_rng_state()
-    assert look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
+    assert check_images_used(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
     assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
     assert policy.model.training
 
@@ -111,12 +111,12 @@ def test_noise_alone_is_no_sight() -> None:
     noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)
     rows = [Row([], []), Row([], [])]
     with raises(TrainingError, "training.images_ignored"):
-        check_sight(lambda row: next(noise), rows)
+        check_images_change_loss(lambda row: next(noise), rows)
 
 
 def test_one_row_of_two_that_changes_is_enough() -> None:
     losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first row's answer is certain either way
-    assert check_sight(lambda row: next(losses), [Row([], []), Row([], [])])
+    assert check_images_change_loss(lambda row: next(losses), [Row([], []), Row([], [])])
 
 
 def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, policy: Policy) -> None:
@@ -125,4 +125,4 @@ def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, 
             raise AssertionError("nothing is to be asked")
 
     same = [context.data.train[0]] * 3
-    assert not look_first(Deaf(), policy, Prompts.of(context.recipe, context.images), same)
+    assert not check_images_used(Deaf(), policy, Prompts.of(context.recipe, context.images), same)

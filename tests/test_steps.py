@@ -497,7 +497,7 @@ def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns:
     recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
     sample = load_data(recipe).train[3]
     prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
-    given = render_prompt(HfBackend().load_reader(recipe).processor, prompts.messages(sample))
+    given = render_prompt(HfBackend().load_without_model(recipe).processor, prompts.messages(sample))
     assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
     assert "SENTINEL" in prompts.task.target(sample)
     assert "SENTINEL" not in given + repr(prompts.row(sample))

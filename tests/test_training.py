@@ -33,7 +33,13 @@ from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
 from toolkit.training import callbacks, trainers
 from toolkit.training import train as training
-from toolkit.training.grpo import check_rewards_apply, describe_reference, make_judge, rewards_of, train_grpo
+from toolkit.training.grpo import (
+    check_rewards_apply,
+    describe_reference,
+    make_reward_scorer,
+    recipe_rewards,
+    train_grpo,
+)
 from toolkit.training.grpo_trainer import PolicyTrainer
 from toolkit.training.sft import train_sft
 from toolkit.training.train import last_checkpoint
@@ -238,7 +244,7 @@ def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeyp
     # batch once more ahead of the step; plain TRL processes 2 x 8 pictures for each step. Two pictures were exchanged
     # before, to see that they count.
     assert memory.processed == 2
-    assert memory.remembered == 14
+    assert memory.cache_hits == 14
     assert opened <= 5 + 2
 
 
@@ -362,9 +368,9 @@ def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
 
     with context_of(small_recipe(tmp_path)) as context:
         task, samples = TASKS["mcq"], context.data.train
-        judge = make_judge(task, rewards_of(context.recipe), samples, 2)
+        scorer = make_reward_scorer(task, recipe_rewards(context.recipe), samples, 2)
         right = Completion(task.target(samples[0]), 20, False)
-        values, figures = judge.score([0, 0], [right, Completion("no idea", 3, False)])
+        values, figures = scorer.score([0, 0], [right, Completion("no idea", 3, False)])
         assert values[0]["letter"] == task.scores(samples[0], task.parse(right.text, samples[0]))["accuracy"] == 1
         assert values[1]["letter"] == 0
         assert figures["reward/unreadable"] == 0.5
@@ -457,7 +463,7 @@ def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
-    report = callbacks.Report(lambda step, steps, figures: None)
+    report = callbacks.MetricsReporter(lambda step, steps, figures: None)
     state = TrainerState(global_step=3, max_steps=8)
     with raises(TrainingError, "training.loss_not_finite") as caught:
         report.on_log(TrainingArguments(tmp_path), state, TrainerControl(), {"loss": float("nan")})
@@ -480,7 +486,7 @@ def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
         prompts = Prompts.of(context.recipe, context.images)
         (sample,) = context.data.train[:1]
         bad = replace(sample, reference={**sample.reference, "explanation": "Opacity.<end_of_turn>"})
-        policy = HfBackend().load_reader(context.recipe)
+        policy = HfBackend().load_without_model(context.recipe)
         with raises(DataError, "data.special_token_in_text") as caught:
             check_lengths(policy.processor, prompts, [bad], 256)
         assert caught.problem.value == "<end_of_turn>"
@@ -507,7 +513,7 @@ def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) ->
     with context_of(small_recipe(tmp_path, {"rewards": off})) as context:
         samples = list(context.data.train)
         bare = replace(samples[5], reference={**samples[5].reference, "explanation": None})
-        table = rewards_of(context.recipe)
+        table = recipe_rewards(context.recipe)
         check_rewards_apply(TASKS["mcq"], table, samples)
         with raises(RewardError, "rewards.none_applies") as caught:
             check_rewards_apply(TASKS["mcq"], table, [*samples, bare])

@@ -39,11 +39,11 @@ from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth import options
-from toolkit.models.unsloth.limits import refusals
+from toolkit.models.unsloth.limits import unsupported_reasons
 from toolkit.recipe import Recipe
-from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.grpo import make_reward_scorer, recipe_rewards
 from toolkit.training.grpo_trainer import RolloutTrainer
-from toolkit.training.image_check import look_first
+from toolkit.training.image_check import check_images_used
 from toolkit.training.trainers import Manner, build_grpo, build_sft
 from toolkit.training.trl_settings import grpo_settings, sft_settings
 
@@ -126,7 +126,7 @@ def settings() -> dict[str, Any]:
     for name, section in sections.items():
         checkpointed = {"gradient_checkpointing": section.get("gradient_checkpointing", False)}
         recipe = small_recipe(FOLDER, {"grpo": section, "sft": checkpointed}, "settings")
-        policy = HfBackend().load_reader(recipe)
+        policy = HfBackend().load_without_model(recipe)
         job = TrainingJob(recipe, lambda index: None, 4, FOLDER)
         sft = {**sft_settings(job), **options.sft_changes(policy, recipe)}
         grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
@@ -148,9 +148,9 @@ def rewritten(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
 def refused() -> dict[str, Any]:
     """What limits refuses, and that Unsloth would indeed rewrite it."""
     recipe = small_recipe(FOLDER, {"grpo": {"loss": "dr_grpo"}}, "refused")
-    policy, job = HfBackend().load_reader(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
+    policy, job = HfBackend().load_without_model(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
     grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
-    return {"reasons": refusals(recipe), **rewritten(trl.GRPOConfig, grpo)}
+    return {"reasons": unsupported_reasons(recipe), **rewritten(trl.GRPOConfig, grpo)}
 
 
 def trainers() -> dict[str, Any]:
@@ -198,14 +198,14 @@ def trained(context: Context) -> dict[str, Any]:
     """Steps of both generated trainers with the tiny model, whose labels, rewards and pictures are ours."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
-    look_first(HfBackend(), policy, prompts, samples)
+    check_images_used(HfBackend(), policy, prompts, samples)
     sft = TrainingJob(recipe, prompts.rows(samples, answer=True), len(samples), FOLDER / "sft")
     trainer = build_sft(policy, sft, manner(options.sft_changes(policy, recipe)))
     trainer.train()
     by_tokens = bool(trainer.model_accepts_loss_kwargs)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
-    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", judge=judge)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
+    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", scorer=scorer)
     aligned = watch_token_kinds(policy)
     before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
     trainer = build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe)))
@@ -244,8 +244,8 @@ def blind(context: Context) -> str:
     whole = policy.model.get_base_model()
     seeing = whole.model.get_image_features
     whole.model.get_image_features = lambda pixels, **rest: seeing(torch.zeros_like(pixels), **rest)
-    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
-    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", judge=judge)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
+    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", scorer=scorer)
     try:
         build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe))).train()
     except ToolkitError as error:
@@ -270,9 +270,9 @@ def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, fl
     """One step of a policy just loaded. ``alike``: each pass weighs alike, however many tokens it has."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
-    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
     rows = prompts.rows(samples, answer=stage == "sft")
-    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", judge=judge, sizes=sizes)
+    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", scorer=scorer, sizes=sizes)
     build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
     trainer = build(policy, job, manner(changes(policy, recipe)))
     trainer.train()

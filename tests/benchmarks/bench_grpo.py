@@ -25,7 +25,7 @@ from transformers.utils.hub import PushToHubMixin
 
 from toolkit import tiny
 from toolkit.evaluation.context import Context
-from toolkit.models.backend import Completion, Judge, RowSource, TrainingJob
+from toolkit.models.backend import Completion, RewardScorer, RowSource, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training.trainers import build_grpo
@@ -103,7 +103,7 @@ def make_job(context: Context, clock: Clock) -> TrainingJob:
         rows=counted(rows, clock),
         count=len(context.data.train),
         folder=context.run.stage_folder("grpo"),
-        judge=Judge({"length": 1.0}, score),
+        scorer=RewardScorer({"length": 1.0}, score),
     )
 
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
 from fake_cuda.model import grid_of
-from toolkit.models.gradient_checkpointing import spare_input_gradients
+from toolkit.models.gradient_checkpointing import disable_input_gradients
 from toolkit.planning.memory import Setting
 
 
@@ -124,7 +124,7 @@ class Stage:
         """Ready for a training pass, as the backends load a model and the trainers switch checkpointing on."""
         self.model.config.use_cache = False
         if self.setting.backend == "hf":
-            spare_input_gradients(self.model)
+            disable_input_gradients(self.model)
         if self.setting.checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.setting.backend == "unsloth":

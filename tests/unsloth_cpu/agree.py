@@ -42,7 +42,7 @@ def main(file: Path, out: Path) -> None:
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts
         from toolkit.pipeline.prepare_data import prepare
-        from toolkit.training.grpo import make_judge, rewards_of
+        from toolkit.training.grpo import make_reward_scorer, recipe_rewards
 
         data, images = prepare(recipe, run, silent)
         context = Context(recipe, run, data, images, stop)
@@ -51,9 +51,9 @@ def main(file: Path, out: Path) -> None:
         asked = backend.load(recipe, context.weights, trainable=False)
         found: dict[str, Any] = {"log_probs": backend.log_probs(asked, rows, [row.answer or "" for row in rows])}
         for stage in ("sft", "grpo"):
-            judge = make_judge(prompts.task, rewards_of(recipe), samples, 4) if stage == "grpo" else None
+            scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4) if stage == "grpo" else None
             job = TrainingJob(
-                recipe, prompts.rows(samples, answer=stage == "sft"), len(samples), run.path / stage, judge=judge
+                recipe, prompts.rows(samples, answer=stage == "sft"), len(samples), run.path / stage, scorer=scorer
             )
             policy = backend.load(recipe, context.weights, trainable=True)
             policy.model.generate = seeded(policy.model.generate)

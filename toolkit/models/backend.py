@@ -9,11 +9,11 @@ from PIL import Image
 
 from toolkit.models.batch_sizes import Sizes
 from toolkit.models.chat_template import Message, TurnEnd
-from toolkit.models.oom import AtOnce
+from toolkit.models.oom import BatchLimit
 from toolkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from toolkit.models.merge import Compared
+    from toolkit.models.merge import MergeComparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Policy:
     original: Original | None = None
     bits: int = 32
     """In how many bits the base weights are: 4 and 8 are quantised, 16 round, 32 do neither."""
-    at_once: AtOnce = field(default_factory=AtOnce)
+    batch_limit: BatchLimit = field(default_factory=BatchLimit)
     """How many completions ``generate`` writes at once."""
     dequantised: bool = False
     """Whether they were stored quantised and were made whole again, with the rounding in them."""
@@ -82,7 +82,7 @@ RowSource = Callable[[int], Row]
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class RewardScorer:
     """Scores for TRL: reward names with their weights, and a function over row numbers and completions.
 
     ``score`` gives, for each completion, name -> value in [0, 1] or None where the reward does not apply, and may put
@@ -102,13 +102,13 @@ class TrainingJob:
     count: int
     folder: Path
     callbacks: Sequence[Any] = field(default=())
-    judge: Judge | None = None
+    scorer: RewardScorer | None = None
     """GRPO only."""
     longest: Sequence[int] = ()
     """Numbers of rows, the longest first, for the preflight step; empty: there is none."""
     sizes: Sizes | None = None
     """How a step is divided; None: as the recipe says."""
-    rollout: AtOnce = field(default_factory=AtOnce)
+    rollout: BatchLimit = field(default_factory=BatchLimit)
     """GRPO only: completions per ``generate`` call. The trainer halves it after an out-of-memory error."""
     preflight: bool = False
     """Whether the trainer is built for the preflight step alone."""
@@ -119,17 +119,17 @@ class TrainerTraits:
     """How a backend's library needs TRL's trainers. The defaults are those of TRL with transformers.
 
     Attributes:
-        changes: settings that the library would rewrite, as it rewrites them.
-        rewritten: whether the library replaces TRL's trainers by its own.
-        watched: whether torch's FLOP counter can watch a pass.
-        by_tokens: whether SFT's loss divides by the answer tokens of an optimizer step. None: the library decides for
+        changed_settings: settings that the library would rewrite, as it rewrites them.
+        replaces_trl: whether the library replaces TRL's trainers by its own.
+        count_flops: whether torch's FLOP counter can watch a pass.
+        loss_by_tokens: whether SFT's loss divides by the answer tokens of an optimizer step. None: the library decides for
             each model.
     """
 
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    rewritten: bool = False
-    watched: bool = True
-    by_tokens: bool | None = True
+    changed_settings: Mapping[str, Any] = field(default_factory=dict)
+    replaces_trl: bool = False
+    count_flops: bool = True
+    loss_by_tokens: bool | None = True
 
 
 class Backend(Protocol):
@@ -146,7 +146,7 @@ class Backend(Protocol):
             ModelError: the model cannot be had, or cannot do what the recipe asks.
         """
 
-    def load_reader(self, recipe: Recipe) -> Policy:
+    def load_without_model(self, recipe: Recipe) -> Policy:
         """The policy without its model, which is None: for what needs the processor alone.
 
         Raises:
@@ -183,7 +183,7 @@ class Backend(Protocol):
     def save(self, policy: Policy, folder: Path) -> None:
         """The adapter (or the whole model after full fine-tuning) with its processor."""
 
-    def save_merged(self, policy: Policy, folder: Path) -> "Compared | None":
+    def save_merged(self, policy: Policy, folder: Path) -> "MergeComparison | None":
         """Write the adapter merged into the base weights, with the processor, loadable by transformers alone.
 
         The policy is used up. Returns what the comparison of each written matrix with base + scale * B A found; None

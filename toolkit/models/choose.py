@@ -70,10 +70,10 @@ def preload(recipe: Recipe, folder: Path, weights: Path | None = None) -> None:
         return
     if backend_name(recipe.model) != UNSLOTH:
         return
-    from toolkit.models.unsloth.limits import refusals, refuse
+    from toolkit.models.unsloth.limits import check_supported, unsupported_reasons
     from toolkit.models.unsloth.start import start
 
-    if recipe.model.backend == "auto" and (reasons := refusals(recipe)):
+    if recipe.model.backend == "auto" and (reasons := unsupported_reasons(recipe)):
         warn(
             "model.backend_hf_chosen",
             f"Unsloth cannot train this recipe, so the backend is hf: {'; '.join(reasons)}",
@@ -81,7 +81,7 @@ def preload(recipe: Recipe, folder: Path, weights: Path | None = None) -> None:
             value=recipe.model.backend,
         )
         return
-    refuse(recipe)
+    check_supported(recipe)
     start(folder)
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model: where they meet, and what they agree on. Alone, nothing happens."""
+"""Several processes that train one model: where they wait, and what they agree on. Alone, nothing happens."""
 
 from datetime import timedelta
 
@@ -7,17 +7,17 @@ from accelerate import PartialState
 
 from toolkit.runfolder import world_size
 
-PATIENCE = timedelta(days=3)
+TIMEOUT = timedelta(days=3)
 """The first process evaluates alone, for hours where questions are many; the others wait for it that long."""
 
 
-def meet() -> None:
+def wait_for_all() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:
         _state().wait_for_everyone()
 
 
-def highest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of the numbers that the processes bring."""
     if world_size() == 1:
         return number
@@ -27,4 +27,4 @@ def highest(number: int) -> int:
 
 
 def _state() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)

@@ -20,7 +20,7 @@ TOLD = 0.05
 """From this share of weights outside linear layers, convolutions and embeddings on, the report tells of them."""
 
 
-def weights_of(module: nn.Module, merged: int = 1) -> Weights:
+def parameter_counts(module: nn.Module, merged: int = 1) -> Weights:
     """Return the parameters of linear layers and convolutions; of quantised ones by their shape, since their storage is
     packed.
 
@@ -37,7 +37,7 @@ def weights_of(module: nn.Module, merged: int = 1) -> Weights:
     return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
-def meter(model: Any) -> None:
+def register_usage_hooks(model: Any) -> None:
     """Have every pass of the model counted from now on; see ``toolkit.runfolder.usage.counters``."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else None
@@ -45,18 +45,20 @@ def meter(model: Any) -> None:
         note_unseen("the language model of an architecture that does not name it: no tokens, no FLOPs")
         return
     _tell_left_out(decoder)
-    weights = weights_of(decoder)
+    weights = parameter_counts(decoder)
     decoder.register_forward_hook(lambda module, args, output: _language(module, weights, output))
     head = whole.get_output_embeddings()
     if head is not None:
-        head_weights = weights_of(head)
+        head_weights = parameter_counts(head)
         head.register_forward_hook(lambda module, args, output: _head(whole, head_weights, output))
         whole.register_forward_pre_hook(
             lambda module, args, fields: _chunked_head(module, head_weights, fields), with_kwargs=True
         )
     tower = _tower(whole)
     if tower is not None:
-        tower_weights = weights_of(tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2)  # as Qwen's towers merge
+        tower_weights = parameter_counts(
+            tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2
+        )  # as Qwen's towers merge
         tower.register_forward_hook(
             lambda module, args, fields, output: _vision(module, tower_weights, (args, fields), output),
             with_kwargs=True,

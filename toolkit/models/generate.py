@@ -26,7 +26,7 @@ def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[li
     found: list[Completion] = []
     while len(found) < len(rows) * count:
         row, made = divmod(len(found), count)
-        most = policy.at_once.of(len(rows) * count)
+        most = policy.batch_limit.size_for(len(rows) * count)
         # Whole rows as long as they fit; else one row's completions, some at a time.
         asked = rows[row : row + max(1, most // count)] if not made else rows[row : row + 1]
         each = min(most, count - made)
@@ -39,7 +39,7 @@ def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[li
 
 
 def _halve(policy: Policy, completions: int) -> None:
-    if not policy.at_once.halve(completions):
+    if not policy.batch_limit.halve(completions):
         raise ModelError(
             "generation.out_of_memory",
             "GPU memory must be large enough for a batch of 1 completion",
@@ -49,7 +49,7 @@ def _halve(policy: Policy, completions: int) -> None:
         )
     warn(
         "generation.batch_halved",
-        f"out of memory in a batch of {completions} completions. Batches have {policy.at_once.most} from now on",
+        f"out of memory in a batch of {completions} completions. Batches have {policy.batch_limit.limit} from now on",
         place="generation",
     )
 

@@ -13,7 +13,7 @@ from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTra
 from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.generate import encode
 from toolkit.models.hf import load_processor, make_policy
-from toolkit.models.llamacpp import Child, find_pair
+from toolkit.models.llamacpp import Child, find_gguf_pair
 from toolkit.models.llamacpp.session import MARKER, PICTURE
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import count
@@ -28,7 +28,7 @@ class GgufBackend:
     name = "gguf"
 
     def __init__(self) -> None:
-        self.read_otherwise = 0
+        self.mismatched_prompts = 0
         """Prompts whose tokens llama.cpp read otherwise than the processor."""
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
@@ -42,7 +42,7 @@ class GgufBackend:
         """
         if trainable or weights is None:
             _refuse("trained")
-        model, mmproj = find_pair(weights)
+        model, mmproj = find_gguf_pair(weights)
         policy = make_policy(None, load_processor(recipe.model), weights)
         child = Child()
         ends = child.load(model, mmproj, recipe.model.max_tokens + recipe.evaluation.max_completion_tokens)
@@ -56,8 +56,8 @@ class GgufBackend:
             )
         return replace(policy, model=child, bits=16)
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """See ``Backend.load_reader``."""
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_without_model``."""
         return make_policy(None, load_processor(recipe.model), None)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
@@ -114,7 +114,7 @@ class GgufBackend:
         return found
 
     def _tell_reading(self, policy: Policy, read: Sequence[int], expected: Sequence[int]) -> None:
-        if not self.read_otherwise:
+        if not self.mismatched_prompts:
             place = next((i for i, (a, b) in enumerate(zip(read, expected, strict=False)) if a != b), len(expected))
             tokenizer = policy.processor.tokenizer
             ours, theirs = (
@@ -128,10 +128,10 @@ class GgufBackend:
                 place="gguf",
                 value=f"{places[0]} and {theirs}",
             )
-        self.read_otherwise += 1
+        self.mismatched_prompts += 1
 
 
-def as_seen(processor: Any, inputs: Any) -> list[Image.Image]:
+def processed_images(processor: Any, inputs: Any) -> list[Image.Image]:
     """The pictures as the model's own processor made them: resized its way, before they were normalised.
 
     Handed to llama.cpp at this size its own resizing has nothing to do.
@@ -174,7 +174,7 @@ def _as_llama_reads(policy: Policy, row: Row) -> tuple[str, list[Image.Image], l
     own = holder.image_token_id
     expected = [PICTURE if token == own else token for token in inputs["input_ids"][0].tolist()]
     prompt = _with_markers(processor, render_prompt(processor, row.messages))
-    return prompt, as_seen(processor, inputs), expected
+    return prompt, processed_images(processor, inputs), expected
 
 
 def _with_markers(processor: Any, text: str) -> str:

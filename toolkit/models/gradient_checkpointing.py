@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def spare_input_gradients(model: Any) -> None:
+def disable_input_gradients(model: Any) -> None:
     """Leave the outputs of embeddings without a gradient, for good.
 
     TRL and transformers have them require one whenever checkpointing is switched on, since reentrant checkpointing

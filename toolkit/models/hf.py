@@ -18,12 +18,12 @@ from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
-from toolkit.models.flops import meter
+from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import generate, log_probs
-from toolkit.models.gradient_checkpointing import spare_input_gradients
+from toolkit.models.gradient_checkpointing import disable_input_gradients
 from toolkit.models.image_ablation import answer_loss
-from toolkit.models.loading import bits_of, dequantise, load_model, not_found, refuse_unmergeable, restore_weights
-from toolkit.models.merge import Compared, compare_merged, plan_merge, write_merged
+from toolkit.models.loading import bits_of, check_mergeable, dequantise, load_model, model_not_found, restore_weights
+from toolkit.models.merge import MergeComparison, compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import find_weights
@@ -43,7 +43,7 @@ class HfBackend:
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else base_source(recipe, weights)
         if trainable:
-            refuse_unmergeable(source, recipe)
+            check_mergeable(source, recipe)
         model = load_model(source, recipe.model, mergeable=mergeable)
         dequantised = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantised)
         if dequantised:
@@ -57,8 +57,8 @@ class HfBackend:
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
         if trainable:
-            spare_input_gradients(model)
-        meter(model)
+            disable_input_gradients(model)
+        register_usage_hooks(model)
         policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             warn(
@@ -70,8 +70,8 @@ class HfBackend:
             )
         return policy
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """See ``Backend.load_reader``."""
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_without_model``."""
         return make_policy(None, load_processor(recipe.model), None)
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
@@ -84,7 +84,7 @@ class HfBackend:
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""
-        with asking(policy.model):
+        with eval_mode(policy.model):
             return answer_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
@@ -105,7 +105,7 @@ class HfBackend:
             return
         save_adapter(policy, folder)
 
-    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
         """See ``Backend.save_merged``."""
         if policy.bits < 16:
             raise ModelError(
@@ -128,7 +128,7 @@ class HfBackend:
 
 
 @contextmanager
-def asking(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """The model answers as it is asked later, without dropout; then it is in the mode that it was in."""
     training = model.training
     model.eval()
@@ -156,7 +156,7 @@ def load_processor(model: Model) -> Any:
     try:
         return AutoProcessor.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
 
 
 def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:

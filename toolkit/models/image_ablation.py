@@ -17,7 +17,7 @@ def answer_loss(policy: Policy, row: Row) -> float:
         return float(policy.model(**batch).loss)
 
 
-def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> bool:
+def check_images_change_loss(loss: Callable[[Row], float], rows: Sequence[Row]) -> bool:
     """Exchange the pictures of two rows: the log-probabilities of their answers must change. Then it is True.
 
     Args:
@@ -32,10 +32,10 @@ def check_sight(loss: Callable[[Row], float], rows: Sequence[Row]) -> bool:
         seen, again = loss(row), loss(row)
         if abs(loss(replace(row, images=other.images)) - seen) > abs(again - seen):
             return True
-    raise blindness("two rows with swapped images")
+    raise images_ignored_error("two rows with swapped images")
 
 
-def blindness(place: str) -> TrainingError:
+def images_ignored_error(place: str) -> TrainingError:
     """The error that training would go on without looking at pictures."""
     return TrainingError(
         "training.images_ignored",

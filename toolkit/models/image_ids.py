@@ -6,7 +6,7 @@ KEY = "toolkit_key"
 """Where a picture carries its identity: in ``Image.info``, which a deep copy keeps."""
 
 
-def mark(image: Image.Image, key: str) -> Image.Image:
+def set_image_key(image: Image.Image, key: str) -> Image.Image:
     """Give a picture its identity."""
     image.info[KEY] = key
     return image

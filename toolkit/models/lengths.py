@@ -30,8 +30,8 @@ SAMPLED = 1000
 
 TOO_LONG = "[model] max_tokens"
 """The place that an error about rows that are too long names."""
-NO_ROOM = "the prompt with its memory leaves no room for an answer in model.max_tokens"
-SPECIAL = "the question or its memory holds one of the model's special tokens"
+PROMPT_TOO_LONG = "the prompt with its memory leaves no room for an answer in model.max_tokens"
+HAS_SPECIAL_TOKEN = "the question or its memory holds one of the model's special tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CountedLengths:
     """The lengths that were counted: each with its row's number, in their order."""
 
     numbers: tuple[int, ...]
@@ -70,7 +70,7 @@ def check_lengths(
     samples: Sequence[Sample],
     limit: int,
     answer_tokens: int | None = None,
-    tell: Callable[[int], None] = lambda done: None,
+    on_row: Callable[[int], None] = lambda done: None,
 ) -> Lengths:
     """Count the rows, as ``count_lengths`` does, and see that they fit.
 
@@ -89,8 +89,8 @@ def count_lengths(
     samples: Sequence[Sample],
     limit: int,
     answer_tokens: int | None = None,
-    tell: Callable[[int], None] = lambda done: None,
-) -> Counted:
+    on_row: Callable[[int], None] = lambda done: None,
+) -> CountedLengths:
     """Count the rows; the answer is the reference, or ``answer_tokens`` where the model writes it.
 
     ``tell`` is called with the number of rows that were looked at; what it raises ends the count.
@@ -105,18 +105,18 @@ def count_lengths(
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
     numbers, lengths = [], []
     special = special_tokens(processor)
-    refuse_special([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
+    check_no_special_tokens([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
     for number, sample in enumerate(samples):
-        tell(number)
-        refuse_special(texts_of(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
+        on_row(number)
+        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
         if number % every and not might_exceed(sample):
             continue
         numbers.append(number)
         lengths.append(count(sample))
-    return Counted(tuple(numbers), tuple(lengths))
+    return CountedLengths(tuple(numbers), tuple(lengths))
 
 
-def summarise(counted: Counted, rows: int, limit: int) -> Lengths:
+def summarise(counted: CountedLengths, rows: int, limit: int) -> Lengths:
     """Median, 95th percentile and maximum of what was counted, and which rows are the longest."""
     lengths = counted.lengths
     totals = [length.total for length in lengths]
@@ -132,23 +132,23 @@ def summarise(counted: Counted, rows: int, limit: int) -> Lengths:
     )
 
 
-def describe_too_long(counted: Counted, samples: Sequence[Sample], limit: int) -> Iterator[str]:
+def describe_too_long(counted: CountedLengths, samples: Sequence[Sample], limit: int) -> Iterator[str]:
     """Each counted row that is longer than ``limit``, by its id, with its tokens."""
     for number, length in zip(counted.numbers, counted.lengths, strict=True):
         if length.total > limit:
             yield f"{samples[number].id}: {length.total} ({length.images} of them image tokens)"
 
 
-def find_unfit(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
-    """Sample -> why it cannot be asked (``NO_ROOM`` or ``SPECIAL``), or None: for prompts that a model's own words
+def prompt_checker(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
+    """Sample -> why it cannot be asked (``PROMPT_TOO_LONG`` or ``HAS_SPECIAL_TOKEN``), or None: for prompts that a model's own words
     are in, which nobody can count before.
     """
     count, special = _counter(processor, prompts, answer_tokens), special_tokens(processor)
 
     def unfit(sample: Sample) -> str | None:
-        if special.search("\n".join(texts_of(sample, prompts, with_answer=False))):
-            return SPECIAL
-        return NO_ROOM if count(sample).total > limit else None
+        if special.search("\n".join(prompt_texts(sample, prompts, with_answer=False))):
+            return HAS_SPECIAL_TOKEN
+        return PROMPT_TOO_LONG if count(sample).total > limit else None
 
     return unfit
 
@@ -159,13 +159,13 @@ def special_tokens(processor: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
-def texts_of(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
+def prompt_texts(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
     """What of a row the model is shown; with the reference answer where SFT trains on it."""
     texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
     return [*texts, prompts.task.target(sample)] if with_answer else texts
 
 
-def refuse_special(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
+def check_no_special_tokens(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
     """Text that reads as a turn or a picture would be taken for one.
 
     Raises:
@@ -190,7 +190,9 @@ def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Cal
             answer: Sequence[int] = encode_answer(processor, prompts.task.target(sample), end)
         else:
             answer = range(answer_tokens)
-        return count_tokens(processor, prompt, [shown_size(ref, prompts.images) for ref in sample.images], answer)
+        return count_tokens(
+            processor, prompt, [processor_input_size(ref, prompts.images) for ref in sample.images], answer
+        )
 
     return count
 
@@ -212,7 +214,7 @@ def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: i
     return might_exceed
 
 
-def shown_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
+def processor_input_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
     """(width, height) of the picture that the model's processor gets; that of the placeholder where one stands for it.
 
     Raises:

@@ -17,7 +17,7 @@ QUANTISED = ("4bit", "8bit")
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
 ROOM = 1.25
-"""A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
+"""A model is put on the GPU when this many times its size is free there: the rest is for eval_mode it."""
 
 
 def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
@@ -27,7 +27,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
         ModelError: they cannot be had, or not in this precision on this machine, or they do not fit the GPU.
     """
     show_downloads_only()
-    refuse_blind_attention(source, model)
+    check_attention(source, model)
     precision = precision_of(model, mergeable=mergeable)
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTISED:
@@ -55,9 +55,9 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             remedy="Install it, or choose another precision or attention.",
         ) from error
     except torch.OutOfMemoryError as error:
-        raise too_large(source) from error
+        raise model_too_large(source) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     _keep_trainable(loaded)
     if precision == "16bit" and loaded.dtype == torch.float32:
         warn(
@@ -92,7 +92,7 @@ def _has_way_back(conversion: Any) -> bool:
     return True
 
 
-def refuse_unmergeable(source: str, recipe: Recipe) -> None:
+def check_mergeable(source: str, recipe: Recipe) -> None:
     """Before anything is trained: merged weights need a base that is not stored quantised, or the wish to dequantise.
 
     Raises:
@@ -122,7 +122,7 @@ def stored_quantised(source: str, model: Model) -> str | None:
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     found = settings.get("quantization_config")
     return str(found.get("quant_method", "quantised")) if found else None
 
@@ -167,7 +167,7 @@ def bits_of(model: Any) -> int:
     return int(torch.finfo(model.dtype).bits)
 
 
-def not_found(source: str, error: Exception) -> ModelError:
+def model_not_found(source: str, error: Exception) -> ModelError:
     """The error that tells how a model can be had."""
     return ModelError(
         "model.not_found",
@@ -178,7 +178,7 @@ def not_found(source: str, error: Exception) -> ModelError:
     )
 
 
-def too_large(source: str) -> ModelError:
+def model_too_large(source: str) -> ModelError:
     """Return the error for a model that does not fit the GPU."""
     return ModelError(
         "model.too_large_for_gpu",
@@ -189,7 +189,7 @@ def too_large(source: str) -> ModelError:
     )
 
 
-def refuse_blind_attention(source: str, model: Model) -> None:
+def check_attention(source: str, model: Model) -> None:
     """Raises ModelError where flash_attention_2 would leave out what the model's pictures need."""
     if model.attention != "flash_attention_2":
         return
@@ -212,7 +212,7 @@ def architecture_of(source: str, model: Model) -> str:
     try:
         config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     return str(config.model_type)
 
 

@@ -61,7 +61,7 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
+class MergePlan:
     """An adapter on the files of its base. Keys are names of tensors in these files."""
 
     folder: Path
@@ -74,7 +74,7 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class MergeComparison:
     """What a comparison of merged weights found; ``deviation`` and ``change`` are the largest absolute ones."""
 
     matrices: int
@@ -90,7 +90,7 @@ class Compared:
         }
 
 
-def plan_merge(model: PeftModel) -> Merge | None:
+def plan_merge(model: PeftModel) -> MergePlan | None:
     """Return how the adapter goes into the base's files; None, with the reason in the log: peft must merge it.
 
     Raises:
@@ -119,7 +119,7 @@ def plan_merge(model: PeftModel) -> Merge | None:
             value=missing[:NAMED],
             remedy="Report this with the model's name and the version of transformers.",
         )
-    return Merge(
+    return MergePlan(
         folder,
         files,
         {stored[name]: factors for name, factors in adapted.items()},
@@ -128,7 +128,7 @@ def plan_merge(model: PeftModel) -> Merge | None:
     )
 
 
-def write_merged(merge: Merge, folder: Path) -> None:
+def write_merged(merge: MergePlan, folder: Path) -> None:
     """Write the merged weights into ``folder`` under the names of the base's files; each has its name once whole."""
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
@@ -145,7 +145,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
         (folder / f"{INDEX}.partial").replace(folder / INDEX)
 
 
-def compare_merged(merge: Merge, folder: Path) -> Compared:
+def compare_merged(merge: MergePlan, folder: Path) -> MergeComparison:
     """Compare the safetensors in ``folder`` with the base and the adapter, tensor by tensor.
 
     An adapted matrix must be base + scale * B A within the rounding of its dtype, and every other tensor the base's.
@@ -184,7 +184,7 @@ def compare_merged(merge: Merge, folder: Path) -> Compared:
             remedy="Export the adapter alone, and report this with the model's name and the versions of peft and "
             "transformers.",
         )
-    return Compared(len(merge.factors), deviation, change)
+    return MergeComparison(len(merge.factors), deviation, change)
 
 
 class _NotPlainError(Exception):
@@ -200,7 +200,7 @@ def _expectation(factors: Factors, base: torch.Tensor, dtype: torch.dtype) -> tu
     return update, bound
 
 
-def _merged(merge: Merge, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _merged(merge: MergePlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     dtype = merge.dtype if merge.dtype is not None and tensor.is_floating_point() else tensor.dtype
     if name in merge.replaced:
         return merge.replaced[name].to(dtype).contiguous()

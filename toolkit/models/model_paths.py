@@ -4,7 +4,7 @@ import re
 from pathlib import PureWindowsPath
 
 from toolkit import tiny
-from toolkit.models.llamacpp import forms_of
+from toolkit.models.llamacpp import formats_of
 from toolkit.recipe import Model, Recipe
 
 ELSEWHERE = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
@@ -32,4 +32,4 @@ def public_name(source: str) -> str:
 
 def writes_merged(recipe: Recipe) -> bool:
     """Whether the recipe's export writes merged weights: as a form, or to make a GGUF of them."""
-    return recipe.export is not None and bool({"merged", "gguf"} & set(forms_of(recipe.export)))
+    return recipe.export is not None and bool({"merged", "gguf"} & set(formats_of(recipe.export)))

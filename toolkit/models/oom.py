@@ -10,7 +10,7 @@ _UNTYPED = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_ST
 """Messages of CUDA's own libraries, which torch raises as a plain RuntimeError."""
 
 
-class AtOnce:
+class BatchLimit:
     """The largest number of completions per ``generate`` call. It only shrinks.
 
     Attributes:
@@ -19,21 +19,21 @@ class AtOnce:
     """
 
     def __init__(self, most: int | None = None, notify: Callable[[int], None] | None = None) -> None:
-        self.most, self.errors = most, 0
+        self.limit, self.errors = most, 0
         self._notify = notify
 
-    def of(self, rows: int) -> int:
+    def size_for(self, rows: int) -> int:
         """Return the batch size to use for ``rows`` rows."""
-        return rows if self.most is None else min(rows, self.most)
+        return rows if self.limit is None else min(rows, self.limit)
 
     def halve(self, rows: int) -> bool:
         """Note that ``rows`` did not fit, and halve the limit. Return False if ``rows`` was 1."""
         self.errors += 1
         if rows <= 1:
             return False
-        self.most = (rows + 1) // 2
+        self.limit = (rows + 1) // 2
         if self._notify is not None:
-            self._notify(self.most)
+            self._notify(self.limit)
         return True
 
 

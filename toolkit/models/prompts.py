@@ -8,7 +8,7 @@ from toolkit.data.task import Task
 from toolkit.images import ImageStore
 from toolkit.models import chat_template
 from toolkit.models.backend import Row, RowSource
-from toolkit.models.image_ids import mark
+from toolkit.models.image_ids import set_image_key
 from toolkit.recipe import Prompt, Recipe
 from toolkit.tasks import TASKS
 
@@ -38,7 +38,7 @@ class Prompts:
 
     def row(self, sample: Sample, *, answer: bool = False) -> Row:
         """The conversation and its opened pictures; with the reference answer for SFT."""
-        pictures = [mark(self.images.get(ref), f"{ref.path}#{ref.part}") for ref in sample.images]
+        pictures = [set_image_key(self.images.get(ref), f"{ref.path}#{ref.part}") for ref in sample.images]
         return Row(self.messages(sample), pictures, self.task.target(sample) if answer else None)
 
     def rows(self, samples: Sequence[Sample], *, answer: bool = False) -> RowSource:

@@ -34,7 +34,7 @@ class Machine:
         return cls(properties.total_memory / 1e9, (properties.major, properties.minor), find_spec("vllm") is not None)
 
 
-def vllm_refusals(recipe: Recipe, machine: Machine, architecture: str, pictures: int) -> list[str]:
+def vllm_unsupported_reasons(recipe: Recipe, machine: Machine, architecture: str, pictures: int) -> list[str]:
     """Why vLLM cannot write this recipe's completions, each as a sentence; empty: it can, or is not asked to.
 
     Args:

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 from toolkit.errors import ModelError, Problem
 from toolkit.models import backend_name
-from toolkit.models.unsloth.limits import refusals
-from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_refusals
+from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
 from toolkit.planning.findings import Finding, from_error
 from toolkit.planning.gpu import Gpu
 from toolkit.recipe import Recipe
@@ -25,13 +25,13 @@ def judge_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, pictu
     if recipe.model.backend == "unsloth":
         if here:
             yield from _not_here(recipe)
-        for reason in refusals(recipe):
+        for reason in unsupported_reasons(recipe):
             rule = f"Unsloth cannot train this recipe: {reason}"
             remedy = 'Change the recipe, or set backend = "hf".'
             yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
-    reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), pictures)
+    reasons = vllm_unsupported_reasons(recipe, _machine(gpu), model_type or min(ARCHITECTURES), pictures)
     if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
         reasons.append("it goes through Unsloth, and the backend here is hf")
     if reasons:

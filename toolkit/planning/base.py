@@ -9,7 +9,7 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from toolkit.errors import Problem
-from toolkit.models.llamacpp import mergeable_forms
+from toolkit.models.llamacpp import mergeable_formats
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.findings import Finding, warning
 from toolkit.planning.model_configs import Configuration, cached_file
@@ -100,7 +100,7 @@ def leave_out(recipe: Recipe, config: Configuration | None) -> tuple[Recipe, lis
     """The recipe without optional forms that its base does not give, and the warning that tells so."""
     if recipe.export is None or config is None:
         return recipe, []
-    makeable = mergeable_forms(recipe.export, quantised=bool(config.fields.get("quantization_config")))
+    makeable = mergeable_formats(recipe.export, quantised=bool(config.fields.get("quantization_config")))
     if makeable == recipe.export:
         return recipe, []
     rule = "no GGUF file will be exported, because it needs merged weights and the base model is stored quantized"

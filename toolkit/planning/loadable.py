@@ -64,7 +64,7 @@ def _judge_layers(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
 
 
 def _judge_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
-    """As ``backends.loading.refuse_blind_attention``."""
+    """As ``backends.loading.check_attention``."""
     if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
         rule = "must support the bidirectional attention between the model's image tokens"
         remedy = 'Set attention = "sdpa" or "eager".'

@@ -10,7 +10,7 @@ from toolkit.data.loading.sample_set import limit
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ImageError, MissingExtraError, Problem, ToolkitError
 from toolkit.images import ImageStore
-from toolkit.models.lengths import shown_size
+from toolkit.models.lengths import processor_input_size
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.tokens import COUNTED, Tokens, count_rows
@@ -66,7 +66,7 @@ def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Archi
     if tokens is None:
         return Looked(findings=left_out, unknown="no row that was looked at can be used")
     longest, prompt = (
-        tuple(shown_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
+        tuple(processor_input_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
         for one in (tokens.longest, tokens.longest_prompt)
     )
     known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
@@ -76,7 +76,7 @@ def look_at(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Archi
 def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
     try:
         for ref in sample.images:
-            shown_size(ref, images)
+            processor_input_size(ref, images)
     except ImageError:
         return False
     return True

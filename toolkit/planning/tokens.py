@@ -11,7 +11,7 @@ from toolkit.data.sample import Sample
 from toolkit.errors import ModelError, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import Length
-from toolkit.models.lengths import count_lengths, describe_too_long, shown_size
+from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
@@ -134,7 +134,7 @@ def _count(
 
 def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
     """All of a row that its tokens depend on, and its name, which a row that is too long is told by."""
-    sizes = [shown_size(ref, prompts.images) for ref in sample.images]
+    sizes = [processor_input_size(ref, prompts.images) for ref in sample.images]
     return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
 
 
@@ -190,5 +190,5 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
         raise ModelError("model.tokens_unknown", rule)
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
-    pictures = sum(picture_tokens(shown_size(ref, prompts.images), architecture) for ref in sample.images)
+    pictures = sum(picture_tokens(processor_input_size(ref, prompts.images), architecture) for ref in sample.images)
     return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)

@@ -29,7 +29,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether every file of a checkpoint is there with the size that it was written with."""
     try:
         sizes = read_json(checkpoint / MANIFEST)
@@ -54,10 +54,10 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after it has written ``partial/checkpoint-N``."""
-        distributed.meet()  # each process has written its own random state
+        distributed.wait_for_all()  # each process has written its own random state
         if is_main():
             self._keep(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", state.global_step)
-        distributed.meet()
+        distributed.wait_for_all()
 
     def _keep(self, source: Path, step: int) -> None:
         write_json(source / MANIFEST, {file.name: file.stat().st_size for file in source.iterdir() if file.is_file()})
@@ -82,7 +82,7 @@ class StopBetweenSteps(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after each optimiser step."""
-        if number := distributed.highest(self.stop.number or 0):
+        if number := distributed.max_over_processes(self.stop.number or 0):
             self.stop.join(number)  # a signal may reach one process of several, or reach them at different steps
         if self.stop.requested and state.global_step < state.max_steps:
             control.should_log = True  # what is not finite is seen in the log, which comes before the checkpoint
@@ -139,7 +139,7 @@ class LastStep(TrainerCallback):
         self._flos = state.total_flos + self._trainer.current_flos
 
 
-class Report(TrainerCallback):
+class MetricsReporter(TrainerCallback):
     """Hands each step's figures to ``report(step, steps, figures)``, with those that ``notes`` returns.
 
     With float16 a gradient scaler skips the optimizer steps whose gradients overflow, by design, and lowers its scale.

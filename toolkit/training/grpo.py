@@ -10,19 +10,19 @@ from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.answers import read_answer
 from toolkit.evaluation.context import Context
 from toolkit.models import choose_backend
-from toolkit.models.backend import Completion, Judge, Policy, TrainingJob
+from toolkit.models.backend import Completion, Policy, RewardScorer, TrainingJob
 from toolkit.models.lengths import check_lengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
-from toolkit.models.vllm import Machine, vllm_refusals
+from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import Record, is_main, read_json, write_json
-from toolkit.training.image_check import look_first
+from toolkit.training.image_check import check_images_used
 from toolkit.training.reward_probe import probe
 from toolkit.training.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
-from toolkit.training.train import last_checkpoint, rows_for_preflight, train, training_rows
-from toolkit.training.trl_settings import optimizer_here
+from toolkit.training.train import last_checkpoint, preflight_rows, train, training_rows
+from toolkit.training.trl_settings import local_optimizer
 
 log = logging.getLogger(__name__)
 STAGE = "grpo"
@@ -33,7 +33,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     recipe, samples = context.recipe, training_rows(context, STAGE)
     grpo = recipe.grpo or Grpo()
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
-    table = rewards_of(recipe)
+    table = recipe_rewards(recipe)
     check_rewards_apply(prompts.task, table, samples)
     if len(samples) < grpo.prompts_per_step:
         raise TrainingError(
@@ -43,14 +43,16 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
             value=grpo.prompts_per_step,
             remedy="Lower prompts_per_step, or add rows.",
         )
-    check_rollouts(recipe, backend.name, samples)
+    check_vllm_rollouts(recipe, backend.name, samples)
     folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
     kept = folder / "probe.json"
 
     def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
         processor, most = policy.processor, recipe.model.max_tokens
-        lengths = check_lengths(processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet)
-        look_first(backend, policy, prompts, samples)
+        lengths = check_lengths(
+            processor, prompts, samples, most, grpo.max_completion_tokens, on_row=context.no_step_yet
+        )
+        check_images_used(backend, policy, prompts, samples)
         log.info("grpo: %s", reference)
         if is_main() and grpo.probe_prompts and last_checkpoint(folder) is None:
             write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
@@ -59,8 +61,8 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
             rows=prompts.rows(samples),
             count=len(samples),
             folder=folder,
-            judge=make_judge(prompts.task, table, samples, grpo.generations),
-            longest=rows_for_preflight(lengths, preflight),
+            scorer=make_reward_scorer(prompts.task, table, samples, grpo.generations),
+            longest=preflight_rows(lengths, preflight),
         )
         return job, {"lengths": lengths.to_dict()}
 
@@ -68,7 +70,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     return {
         **record,
         "backend": backend.name,
-        "optimizer": optimizer_here(grpo),
+        "optimizer": local_optimizer(grpo),
         "rows": len(samples),
         "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
         "pictures": context.count_pictures(STAGE),
@@ -77,7 +79,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
     }
 
 
-def rewards_of(recipe: Recipe) -> RewardTable:
+def recipe_rewards(recipe: Recipe) -> RewardTable:
     """The recipe's rewards with their weights."""
     return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
 
@@ -94,7 +96,7 @@ def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample
         table.score(sample, task.parse(task.target(sample), sample))
 
 
-def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
+def check_vllm_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
     """Before a model is loaded: can vLLM write the completions, where it is asked to?
 
     Raises:
@@ -103,7 +105,9 @@ def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> N
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
     architecture = architecture_of(model_source(recipe.model), recipe.model)
-    reasons = vllm_refusals(recipe, Machine.here(), architecture, max(len(sample.images) for sample in samples))
+    reasons = vllm_unsupported_reasons(
+        recipe, Machine.here(), architecture, max(len(sample.images) for sample in samples)
+    )
     if backend != "unsloth" and recipe.model.backend != "hf":
         reasons.append(f"it needs Unsloth, but this run's backend is {backend}")
     if reasons:
@@ -116,7 +120,7 @@ def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> N
         )
 
 
-def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> Judge:
+def make_reward_scorer(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> RewardScorer:
     """Row numbers and completions -> each reward's value, with its spread within groups and the unreadable share."""
 
     def score(
@@ -127,7 +131,7 @@ def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample], genera
         scored = [table.score(*pair) for pair in zip(asked, answers, strict=True)]
         return [one.components for one in scored], _figures(scored, answers, generations)
 
-    return Judge(table.weights, score)
+    return RewardScorer(table.weights, score)
 
 
 def describe_reference(recipe: Recipe, start: Path | None) -> str:

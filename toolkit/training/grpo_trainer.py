@@ -32,9 +32,9 @@ from trl.trainer.utils import RepeatSampler
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.chat_template import adds_bos, conversation, render_prompt
-from toolkit.models.image_ablation import blindness
-from toolkit.models.oom import AtOnce, attempt
-from toolkit.training.image_processor_cache import with_memory
+from toolkit.models.image_ablation import images_ignored_error
+from toolkit.models.oom import BatchLimit, attempt
+from toolkit.training.image_processor_cache import with_image_cache
 from toolkit.training.random_state import RandomState
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
@@ -47,7 +47,7 @@ _NOT_KNOWN = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "v
 
 def rollout_processor(processor: Any, pictures: int) -> Any:
     """A copy that remembers the last ``pictures`` pictures, and adds no BOS where the template writes one."""
-    twin = with_memory(processor, pictures)
+    twin = with_image_cache(processor, pictures)
     if not adds_bos(processor, render_prompt(processor, conversation("", 0))):
         twin.tokenizer = copy.deepcopy(processor.tokenizer)
         twin.tokenizer.add_bos_token = False
@@ -82,7 +82,7 @@ def _without_dropout(model: Any) -> Iterator[None]:
             module.train()
 
 
-def _refuse_blindness(trainer: Any, batch: dict[str, Any]) -> None:
+def _check_pixels_used(trainer: Any, batch: dict[str, Any]) -> None:
     """The first sample's log-probabilities must change with its pixels' signs.
 
     unsloth#11031: log-probabilities of models without an image grid were computed from the text alone, in silence.
@@ -107,7 +107,7 @@ def _refuse_blindness(trainer: Any, batch: dict[str, Any]) -> None:
     seen, again = ask(own), ask(own)
     other = ask({**own, "pixel_values": -own["pixel_values"]})
     if (other - seen).abs().max() <= (again - seen).abs().max():
-        raise blindness("grpo, the first batch")
+        raise images_ignored_error("grpo, the first batch")
 
 
 def _first_sample(batch: dict[str, Any]) -> dict[str, Any] | None:
@@ -140,7 +140,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         rollout: completions per ``generate`` call.
     """
 
-    rollout: AtOnce
+    rollout: BatchLimit
     _looked = False
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -159,7 +159,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             batch = super()._generate_and_score_completions(inputs)
             if not self._looked:
                 self._check_token_kinds(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
-                _refuse_blindness(self, batch)
+                _check_pixels_used(self, batch)
                 self._looked = True  # not where memory ended: the step is made again, and looked at again
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
             _refuse_tiles(batch["pixel_values"], batch["num_images"])
@@ -188,13 +188,13 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             return completion_ids
 
         rows, begun = len(prompt_ids), RandomState.now()
-        while (found := attempt(functools.partial(in_parts, self.rollout.of(rows)))) is None:
-            size = self.rollout.of(rows)
+        while (found := attempt(functools.partial(in_parts, self.rollout.size_for(rows)))) is None:
+            size = self.rollout.size_for(rows)
             if not self.rollout.halve(size):
                 raise torch.OutOfMemoryError("one completion does not fit")
             warn(
                 "training.rollout_halved",
-                f"out of memory with {size} completions per generate call. Calls have {self.rollout.most} from now on",
+                f"out of memory with {size} completions per generate call. Calls have {self.rollout.limit} from now on",
                 place=f"grpo, step {self.state.global_step + 1}",
             )
             begun.restore()

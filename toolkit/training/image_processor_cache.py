@@ -19,14 +19,14 @@ MOST_BYTES = 2 * 2**30
 """Of processed pictures that are remembered; one of 896 x 896 in float32 has 9.6 MB."""
 
 
-def with_memory(processor: Any, capacity: int) -> Any:
+def with_image_cache(processor: Any, capacity: int) -> Any:
     """A shallow copy of the processor whose image processor remembers ``capacity`` pictures, at most ``MOST_BYTES``."""
     twin = copy.copy(processor)
-    twin.image_processor = ImageMemory(processor.image_processor, capacity)
+    twin.image_processor = CachedImageProcessor(processor.image_processor, capacity)
     return twin
 
 
-class ImageMemory(PushToHubMixin):
+class CachedImageProcessor(PushToHubMixin):
     """Behaves as the image processor that it wraps; ``processed`` and ``remembered`` count pictures.
 
     A picture without a key, or a processor whose result for one picture cannot be laid beside another's (shapes that
@@ -35,7 +35,7 @@ class ImageMemory(PushToHubMixin):
 
     def __init__(self, inner: Any, capacity: int) -> None:
         self.inner, self.capacity = inner, capacity
-        self.processed = self.remembered = 0
+        self.processed = self.cache_hits = 0
         self._memory: OrderedDict[tuple[str, str], Mapping[str, Any]] = OrderedDict()
         self._bytes = 0
 
@@ -55,7 +55,7 @@ class ImageMemory(PushToHubMixin):
         options = {**options, "return_tensors": "pt"}
         key = (image.info[KEY], repr(sorted(options.items(), key=lambda item: item[0])))
         if key in self._memory:
-            self.remembered += 1
+            self.cache_hits += 1
             self._memory.move_to_end(key)
             return self._memory[key]
         self._last = self._whole([image], 1, options)
@@ -79,7 +79,7 @@ class ImageMemory(PushToHubMixin):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ImageMemory":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedImageProcessor":
         return self
 
 

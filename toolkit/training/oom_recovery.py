@@ -17,7 +17,7 @@ import torch
 
 from toolkit.errors import RunError, TrainingError, warn
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
-from toolkit.models.oom import AtOnce
+from toolkit.models.oom import BatchLimit
 from toolkit.recipe import Optimisation, Recipe
 from toolkit.runfolder import Record, is_main, read_json, write_json
 
@@ -42,9 +42,9 @@ class Recovery:
         if self._file.is_file():
             self._read(read_json(self._file))
 
-    def rollout(self) -> AtOnce:
+    def rollout(self) -> BatchLimit:
         """Return the limit of completions per ``generate`` call, which notes here each time that it is halved."""
-        return AtOnce(self.sizes.completions, self._halve_rollout)
+        return BatchLimit(self.sizes.completions, self._halve_rollout)
 
     def shrink(self, step: int, during: str, start: str | None, plan: Mapping[str, Any] | None) -> None:
         """Halve what the step is divided into.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from toolkit.models.backend import Completion, Judge, TrainingJob
+from toolkit.models.backend import Completion, RewardScorer, TrainingJob
 from toolkit.models.batch_sizes import recipe_sizes
 from toolkit.models.oom import attempt
 from toolkit.recipe import Grpo
@@ -35,12 +35,12 @@ def preflight_job(job: TrainingJob, stage: str) -> TrainingJob:
         rows=lambda number: rows(longest[number % len(longest)]),
         count=sizes.rows if stage == "sft" else grpo.prompts_per_step,
         callbacks=(),
-        judge=None if job.judge is None else Judge(job.judge.weights, _unjudged(job.judge.weights)),
+        scorer=None if job.scorer is None else RewardScorer(job.scorer.weights, _unjudged(job.scorer.weights)),
         preflight=True,
     )
 
 
-def make_preflight_step(trainer: Any) -> Record | None:
+def run_preflight_step(trainer: Any) -> Record | None:
     """Make the one step of a trainer built from a ``preflight_job``.
 
     Returns:

@@ -9,9 +9,9 @@ from toolkit.models.lengths import check_lengths
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Sft
 from toolkit.runfolder import Record
-from toolkit.training.image_check import look_first
-from toolkit.training.train import rows_for_preflight, train, training_rows
-from toolkit.training.trl_settings import optimizer_here
+from toolkit.training.image_check import check_images_used
+from toolkit.training.train import preflight_rows, train, training_rows
+from toolkit.training.trl_settings import local_optimizer
 
 log = logging.getLogger(__name__)
 STAGE = "sft"
@@ -26,15 +26,15 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
 
     def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
-        lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, tell=context.no_step_yet)
+        lengths = check_lengths(policy.processor, prompts, samples, recipe.model.max_tokens, on_row=context.no_step_yet)
         log.info("sft: %d rows, median %d and at most %d tokens", lengths.rows, lengths.median, lengths.max)
-        look_first(backend, policy, prompts, samples)
+        check_images_used(backend, policy, prompts, samples)
         job = TrainingJob(
             recipe=recipe,
             rows=prompts.rows(samples, answer=True),
             count=len(samples),
             folder=context.run.stage_folder(STAGE),
-            longest=rows_for_preflight(lengths, preflight),
+            longest=preflight_rows(lengths, preflight),
         )
         return job, {"lengths": lengths.to_dict()}
 
@@ -42,7 +42,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
     return {
         **record,
         "backend": backend.name,
-        "optimizer": optimizer_here(recipe.sft or Sft()),
+        "optimizer": local_optimizer(recipe.sft or Sft()),
         "rows": len(samples),
         "pictures": context.count_pictures(STAGE),
     }

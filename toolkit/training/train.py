@@ -24,9 +24,17 @@ from toolkit.models.oom import attempt, free
 from toolkit.runfolder import Record, flush_folder, is_main, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
-from toolkit.training.callbacks import PARTIAL, Checkpoints, LastStep, Report, StopBetweenSteps, checkpoints, is_whole
+from toolkit.training.callbacks import (
+    PARTIAL,
+    Checkpoints,
+    LastStep,
+    MetricsReporter,
+    StopBetweenSteps,
+    checkpoints,
+    is_complete,
+)
 from toolkit.training.oom_recovery import Recovery
-from toolkit.training.preflight import make_preflight_step, preflight_job
+from toolkit.training.preflight import preflight_job, run_preflight_step
 from toolkit.training.step_time import StepTimes
 
 log = logging.getLogger(__name__)
@@ -53,7 +61,7 @@ def training_callbacks(
         context.report(stage, step, steps, figures)
 
     return [
-        Report(report, notes),
+        MetricsReporter(report, notes),
         StopBetweenSteps(context.stop),
         Checkpoints(folder, context.recipe.run.keep_checkpoints),
     ]
@@ -92,7 +100,7 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare) -> R
     folder = context.run.stage_folder(stage)
     if is_main() and (folder / PARTIAL).exists():
         shutil.rmtree(folder / PARTIAL)  # what an interruption left half written; nothing is resumed from it
-    distributed.meet()
+    distributed.wait_for_all()
     held = _Held(partial(backend.load, context.recipe, context.weights, trainable=True))
     job, facts = prepare(held.policy)
     start = last_checkpoint(folder)
@@ -174,7 +182,7 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
     measured: Record | None = None
     while job.longest and measured is None:
         step = _step_of(resumed) + 1
-        measured = make_preflight_step(build(held.policy, preflight_job(sized(), stage)))
+        measured = run_preflight_step(build(held.policy, preflight_job(sized(), stage)))
         context.stop.check(_saved(stage, resumed))
         if measured is None:
             recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
@@ -196,7 +204,7 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
         context.stop.check(_saved(stage, start))
         held.reload()
     _check_end(context, stage, outcome)
-    distributed.meet()
+    distributed.wait_for_all()
     if is_main():
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return {
@@ -305,7 +313,7 @@ def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
-def rows_for_preflight(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
+def preflight_rows(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
     """Return the rows for the preflight step, the longest first, or none if it is not ``wanted`` (None: on a GPU).
 
     Several processes make none: after an out-of-memory error they could not make smaller passes.
@@ -318,7 +326,7 @@ def rows_for_preflight(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a stage; skips an incomplete one with a warning."""
     for checkpoint in reversed(checkpoints(folder)):
-        if is_whole(checkpoint):
+        if is_complete(checkpoint):
             return checkpoint
         warn("training.checkpoint_incomplete", "checkpoint is incomplete or corrupt. Skipping it", place=checkpoint)
     return None
@@ -328,7 +336,7 @@ def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
     """Write the weights beside their place, then rename; the first process does, and the others wait."""
     if is_main():
         _write_weights(backend, policy, target)
-    distributed.meet()
+    distributed.wait_for_all()
 
 
 def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:

@@ -10,14 +10,14 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from toolkit.errors import ModelError, TrainingError, warn
-from toolkit.models.backend import Backend, Completion, Judge, Policy, Row, RowSource, TrainingJob
+from toolkit.models.backend import Backend, Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
 from toolkit.models.collate import SftCollator
-from toolkit.models.flops import meter
+from toolkit.models.flops import register_usage_hooks
 from toolkit.recipe import Grpo
 from toolkit.training import sft_loss
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
 from toolkit.training.measured_flops import count_one_pass
-from toolkit.training.trl_settings import check_settings, grpo_settings, one_device, sft_settings
+from toolkit.training.trl_settings import check_settings, grpo_settings, sft_settings, use_one_gpu
 
 
 def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
@@ -28,11 +28,11 @@ def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         ModelError: the backend cannot train.
     """
     traits = backend.prepare_training(policy, job.recipe, "sft")
-    wanted = {**sft_settings(job), **traits.changes}
+    wanted = {**sft_settings(job), **traits.changed_settings}
     with _same_precision(policy.model):
         trainer = SFTTrainer(
             model=policy.model,
-            args=one_device(SFTConfig(**wanted)),
+            args=use_one_gpu(SFTConfig(**wanted)),
             train_dataset=datasets.Dataset.from_dict({"index": list(range(job.count))}),
             data_collator=SftCollator(policy, job.rows),
             processing_class=policy.processor,
@@ -40,8 +40,8 @@ def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         )
     # TRL's loss divides by the answer tokens of the whole step if it is told their number, which the trainer tells only
     # models that say they want it. Gemma 3 says it does not; then each pass would weigh alike, whatever its length.
-    if traits.by_tokens is not None:
-        trainer.model_accepts_loss_kwargs = traits.by_tokens
+    if traits.loss_by_tokens is not None:
+        trainer.model_accepts_loss_kwargs = traits.loss_by_tokens
     elif not trainer.model_accepts_loss_kwargs and trainer.args.gradient_accumulation_steps > 1:
         warn(
             "training.loss_by_forward_pass",
@@ -50,7 +50,7 @@ def build_sft(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
         )
     if trainer.args.loss_type == "chunked_nll":
         sft_loss.install(trainer)
-    if traits.watched and not job.preflight:
+    if traits.count_flops and not job.preflight:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)
 
@@ -59,33 +59,33 @@ def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
     """Return TRL's GRPOTrainer with the recipe's settings and the rewards as its reward functions.
 
     Raises:
-        TrainingError: the library rewrote a setting, or the job has no judge.
+        TrainingError: the library rewrote a setting, or the job has no scorer.
         ModelError: the backend cannot train, or trl was imported before the library that rewrites its trainers.
     """
     traits = backend.prepare_training(policy, job.recipe, "grpo")
-    if traits.rewritten:
+    if traits.replaces_trl:
         _check_rewritten()
-    if job.judge is None:
-        raise TrainingError("training.judge_missing", "GRPO must have a judge")
-    wanted = {**grpo_settings(policy, job), **traits.changes}
+    if job.scorer is None:
+        raise TrainingError("training.reward_scorer_missing", "GRPO must have a scorer")
+    wanted = {**grpo_settings(policy, job), **traits.changed_settings}
     if job.preflight and wanted.get("use_vllm"):
         tokens = (job.recipe.grpo or Grpo()).max_completion_tokens
         wanted["generation_kwargs"] = {**wanted["generation_kwargs"], "min_tokens": tokens}
     memory = 2 * (job.recipe.grpo or Grpo()).prompts_per_step  # this step's pictures and, fetched ahead, the next one's
-    columns = _RewardColumns(job.judge, policy)
+    columns = _RewardColumns(job.scorer, policy)
     with _same_precision(policy.model):
-        trainer = (RolloutTrainer if traits.rewritten else PolicyTrainer)(
+        trainer = (RolloutTrainer if traits.replaces_trl else PolicyTrainer)(
             model=policy.model,
             reward_funcs=columns.functions(),
-            args=one_device(GRPOConfig(**wanted)),
+            args=use_one_gpu(GRPOConfig(**wanted)),
             train_dataset=_prompts(job.rows, job.count, memory),
             processing_class=rollout_processor(policy.processor, memory * job.recipe.images.max_per_question),
             callbacks=list(job.callbacks),
         )
     if trainer.ref_model is not None:  # full fine-tuning with a KL term; an adapter is switched off instead
-        meter(trainer.ref_model)
+        register_usage_hooks(trainer.ref_model)
     trainer.rollout = job.rollout
-    if traits.watched and not job.preflight:
+    if traits.count_flops and not job.preflight:
         count_one_pass(trainer, policy)
     return _checked(trainer, wanted, policy)
 
@@ -158,14 +158,14 @@ class _OpenPrompts:
 class _RewardColumns:
     """TRL calls one function a reward; the completions are read and judged once, at the first of them."""
 
-    def __init__(self, judge: Judge, policy: Policy) -> None:
-        self.judge, self.policy = judge, policy
+    def __init__(self, scorer: RewardScorer, policy: Policy) -> None:
+        self.scorer, self.policy = scorer, policy
         self._for: Any = None
         self._scores: list[Mapping[str, float | None]] = []
 
     def functions(self) -> list[Callable[..., list[float | None]]]:
         """One function a reward, named after it: TRL logs it under that name."""
-        return [self._function(name) for name in self.judge.weights]
+        return [self._function(name) for name in self.scorer.weights]
 
     def _function(self, name: str) -> Callable[..., list[float | None]]:
         def reward(
@@ -177,7 +177,7 @@ class _RewardColumns:
         ) -> list[float | None]:
             if self._for is not completion_ids:
                 read = [self._read(text, ids) for text, ids in zip(completions, completion_ids, strict=True)]
-                self._scores, figures = self.judge.score(index, read)
+                self._scores, figures = self.scorer.score(index, read)
                 self._for = completion_ids
                 for figure, value in figures.items():
                     log_metric(figure, value)

@@ -57,7 +57,7 @@ def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
         "scale_rewards": grpo.scale_rewards,
         "mask_truncated_completions": grpo.mask_truncated,
         "generation_kwargs": _generation(policy, grpo, preflight=job.preflight) or None,
-        "reward_weights": list(job.judge.weights.values()) if job.judge else None,
+        "reward_weights": list(job.scorer.weights.values()) if job.scorer else None,
         "remove_unused_columns": False,
         "log_completions": False,
     }
@@ -109,7 +109,7 @@ def check_settings(wanted: Mapping[str, Any], built: Any) -> None:
         )
 
 
-def one_device(settings: Any) -> Any:
+def use_one_gpu(settings: Any) -> Any:
     """The settings, with one GPU however many the machine has.
 
     Left alone, transformers multiplies the batch by the GPUs that it sees (two on Kaggle) and spreads the model.
@@ -119,7 +119,7 @@ def one_device(settings: Any) -> Any:
     return settings
 
 
-def optimizer_here(section: Optimisation) -> str:
+def local_optimizer(section: Optimisation) -> str:
     """Return the optimizer that trains on this machine: paging moves state from GPU memory, so a CPU has none.
 
     The update is that of the optimizer without paging.
@@ -136,7 +136,7 @@ def mixed_precision(recipe: Recipe) -> bool:
 
 def _common(job: TrainingJob, section: Optimisation, epochs: float) -> dict[str, Any]:
     run = job.recipe.run
-    optimizer = optimizer_here(section)
+    optimizer = local_optimizer(section)
     if optimizer != section.optimizer:
         warn(
             "training.optimizer_not_paged",

@@ -6,9 +6,9 @@ from pathlib import Path
 from toolkit.errors import MissingExtraError, ModelError
 from toolkit.models.llamacpp import child, convert
 from toolkit.models.llamacpp.child import Child
-from toolkit.models.llamacpp.convert import refuse_foreign_names
+from toolkit.models.llamacpp.convert import check_tensor_names
 from toolkit.models.llamacpp.metadata import Expected, check_metadata, read_metadata
-from toolkit.models.llamacpp.quantise import KINDS, most_bytes
+from toolkit.models.llamacpp.quantise import KINDS, max_bytes
 from toolkit.recipe import Export
 
 __all__ = [
@@ -17,15 +17,15 @@ __all__ = [
     "Child",
     "Expected",
     "check_metadata",
+    "check_tensor_names",
     "convert",
-    "find_pair",
-    "forms_of",
+    "find_gguf_pair",
+    "formats_of",
     "is_gguf",
-    "lacking",
-    "mergeable_forms",
-    "most_bytes",
+    "max_bytes",
+    "mergeable_formats",
+    "missing_requirement",
     "read_metadata",
-    "refuse_foreign_names",
     "require_for",
 ]
 
@@ -46,13 +46,13 @@ def require_for(quant: Collection[str], *, verify: bool) -> None:
         child.require("verifying a GGUF file (skip it with --no-verify)")
 
 
-def forms_of(section: Export) -> tuple[str, ...]:
+def formats_of(section: Export) -> tuple[str, ...]:
     """The forms that an export writes here: ``to``, and what is ``optional`` where what it needs is installed."""
     optional = [form for form in section.optional if form not in section.to]
-    return (*section.to, *optional) if optional and lacking(section) is None else section.to
+    return (*section.to, *optional) if optional and missing_requirement(section) is None else section.to
 
 
-def mergeable_forms(section: Export, *, quantised: bool) -> Export:
+def mergeable_formats(section: Export, *, quantised: bool) -> Export:
     """The section without an optional GGUF that cannot be made; ``quantised``: how the base's weights are stored.
 
     Such a base gives no merged weights, which a GGUF is made from. A form that ``to`` names is never left out.
@@ -61,7 +61,7 @@ def mergeable_forms(section: Export, *, quantised: bool) -> Export:
     return section if needed or not quantised else section.model_copy(update={"optional": ()})
 
 
-def lacking(section: Export) -> str | None:
+def missing_requirement(section: Export) -> str | None:
     """What a GGUF of this export needs and is not installed; None: nothing."""
     try:
         require_for(section.quant, verify=section.verify > 0)
@@ -75,7 +75,7 @@ def is_gguf(weights: Path) -> bool:
     return weights.suffix == ".gguf" or (weights.is_dir() and any(weights.glob("*.gguf")))
 
 
-def find_pair(weights: Path) -> tuple[Path, Path]:
+def find_gguf_pair(weights: Path) -> tuple[Path, Path]:
     """The text model and the projector that lie together.
 
     Args:

@@ -58,7 +58,7 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, n
         ModelError: the weights' names or their architecture are none that it knows, or it failed.
     """
     require("GGUF")
-    refuse_foreign_names(weights)
+    check_tensor_names(weights)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=model.parent) as folder:
         source = Path(folder) / weights.name
         _lay_out(weights, source)
@@ -75,7 +75,7 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, n
         )
 
 
-def refuse_foreign_names(weights: Path) -> None:
+def check_tensor_names(weights: Path) -> None:
     """See that the tensors carry the Hub's names, before anything is converted.
 
     Raises:

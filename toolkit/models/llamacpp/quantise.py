@@ -29,7 +29,7 @@ KINDS: Mapping[str, Kind] = {
 """Those that are offered, from the finest to the coarsest."""
 
 
-def most_bytes(weights: int, kinds: Collection[str]) -> int:
+def max_bytes(weights: int, kinds: Collection[str]) -> int:
     """Bytes that a pair of files takes at most while it is written, of a model with so many weights.
 
     The f16 file counts too, from which the others are quantised. The projector is in each kind's share, at its bits.

@@ -17,13 +17,13 @@ from unsloth import FastVisionModel
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
-from toolkit.models.flops import meter
+from toolkit.models.flops import register_usage_hooks
 from toolkit.models.generate import generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
 from toolkit.models.image_ablation import answer_loss
-from toolkit.models.loading import refuse_blind_attention, refuse_unmergeable
-from toolkit.models.merge import Compared
-from toolkit.models.unsloth.limits import refuse
+from toolkit.models.loading import check_attention, check_mergeable
+from toolkit.models.merge import MergeComparison
+from toolkit.models.unsloth.limits import check_supported
 from toolkit.models.unsloth.loading import load_model
 from toolkit.models.unsloth.options import Loading, grpo_changes, half_precision, lora_options, sft_changes
 from toolkit.recipe import Recipe
@@ -41,7 +41,7 @@ class UnslothBackend:
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """See ``Backend.load``."""
         if trainable:
-            refuse(recipe)
+            check_supported(recipe)
         if mergeable:
             # Unsloth loads all 16-bit weights onto the GPU, where a 7B does not fit into 16 GB, and its own merge loses
             # the vision tower's update on Gemma 3 (unsloth_zoo/saving_utils.py finds files by the modules' names).
@@ -50,15 +50,15 @@ class UnslothBackend:
         torch.cuda.empty_cache()
         adapted = weights if weights is not None and adapter.is_adapter(weights) else None
         source = str(weights) if weights is not None and adapted is None else base_source(recipe, weights)
-        refuse_blind_attention(source, recipe.model)
+        check_attention(source, recipe.model)
         if trainable:
-            refuse_unmergeable(source, recipe)
+            check_mergeable(source, recipe)
         model = load_model(recipe, source, adapted, Loading(trainable))
         if adapted is not None and trainable and (note := adapter.differences(model, recipe.lora)):
             adapter.warn_differs(weights, note)
         elif adapted is None and trainable:
             model = _attach(model, recipe)
-        meter(model)
+        register_usage_hooks(model)
         note_unseen("the vocabulary's head in Unsloth's own loss, and all passes for torch's counter")
         policy = make_policy(model, load_processor(recipe.model), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
@@ -70,9 +70,9 @@ class UnslothBackend:
             )
         return policy
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """See ``Backend.load_reader``."""
-        return self._hf.load_reader(recipe)
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_without_model``."""
+        return self._hf.load_without_model(recipe)
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
         """See ``Backend.prepare_training``.
@@ -82,17 +82,17 @@ class UnslothBackend:
         default makes a Qwen image 512 pixels wide, and tests the width alone).
         """
         if stage == "sft":
-            return TrainerTraits(sft_changes(policy, recipe), rewritten=True, watched=False, by_tokens=None)
+            return TrainerTraits(sft_changes(policy, recipe), replaces_trl=True, count_flops=False, loss_by_tokens=None)
         if recipe.grpo and recipe.grpo.beta > 0 and policy.trained_from is not None:
             adapter.add_reference(policy.model)
-        return TrainerTraits(grpo_changes(policy, recipe), rewritten=True, watched=False)
+        return TrainerTraits(grpo_changes(policy, recipe), replaces_trl=True, count_flops=False)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
         if _is_hfs(policy):
             with _rewritten(policy):
                 return self._hf.generate(policy, rows, sampling)
-        with _asking(policy.model):
+        with _inference_mode(policy.model):
             return generate(policy, rows, sampling)
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
@@ -122,7 +122,7 @@ class UnslothBackend:
         else:
             self._hf.save(policy, folder)
 
-    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
         """See ``Backend.save_merged``: as the hf backend does it, which loaded the policy."""
         return self._hf.save_merged(policy, folder)
 
@@ -133,7 +133,7 @@ def _is_hfs(policy: Policy) -> bool:
 
 
 @contextmanager
-def _asking(model: Any) -> Iterator[None]:
+def _inference_mode(model: Any) -> Iterator[None]:
     """The model as Unsloth wants it for answering; then as it was."""
     training = model.training
     FastVisionModel.for_inference(model)
@@ -146,9 +146,9 @@ def _asking(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _computing(policy: Policy) -> Iterator[None]:
-    """As ``_asking``, in the half precision that training computes in."""
+    """As ``_inference_mode``, in the half precision that training computes in."""
     half = half_precision(policy)
-    with _asking(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
+    with _inference_mode(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
         yield
 
 

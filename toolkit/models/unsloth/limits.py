@@ -4,9 +4,9 @@ from toolkit.errors import ModelError
 from toolkit.recipe import Recipe
 
 
-def refuse(recipe: Recipe) -> None:
-    """Raises ModelError with every reason of ``refusals``."""
-    if reasons := refusals(recipe):
+def check_supported(recipe: Recipe) -> None:
+    """Raises ModelError with every reason of ``unsupported_reasons``."""
+    if reasons := unsupported_reasons(recipe):
         raise ModelError(
             "model.unsloth_cannot_train",
             f"Unsloth cannot train this recipe: {'; '.join(reasons)}",
@@ -15,7 +15,7 @@ def refuse(recipe: Recipe) -> None:
         )
 
 
-def refusals(recipe: Recipe) -> list[str]:
+def unsupported_reasons(recipe: Recipe) -> list[str]:
     """Why Unsloth cannot train this recipe as it is written, each as a sentence; empty: it can."""
     return [reason for check in (_weights, _checkpointing, _grpo, _export) for reason in check(recipe)]
 

@@ -17,7 +17,7 @@ from unsloth.models.loader_utils import get_model_name
 
 from toolkit.errors import ModelError
 from toolkit.models import lora as adapter
-from toolkit.models.loading import not_found, show_downloads_only, too_large
+from toolkit.models.loading import model_not_found, model_too_large, show_downloads_only
 from toolkit.models.unsloth.options import Loading, load_options
 from toolkit.recipe import Recipe
 
@@ -52,9 +52,9 @@ def _load(recipe: Recipe, name: str, source: str, loading: Loading) -> Any:
     try:
         model, _ = FastVisionModel.from_pretrained(**load_options(recipe, name, loading))
     except torch.OutOfMemoryError as error:
-        raise too_large(source) from error
+        raise model_too_large(source) from error
     except (OSError, ValueError, RuntimeError, ImportError, NotImplementedError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     loaded = str(getattr(model.config, "_name_or_path", source))
     if loaded != source and not Path(loaded).is_dir():
         log.info("Unsloth loads %s in the place of %s (a pinned model.revision keeps the latter)", loaded, source)
@@ -68,7 +68,7 @@ def _pinned(recipe: Recipe, source: str) -> str:
     try:
         return str(snapshot_download(source, revision=recipe.model.revision, allow_patterns=list(NEEDED)))
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Counts:
     answers: int = 0
     """Completions that evaluation, prediction, the probe and the check of an export asked for."""
     language_training: float = 0.0
-    """FLOPs by formula, with a backward pass: see ``backends.meter``."""
+    """FLOPs by formula, with a backward pass: see ``backends.register_usage_hooks``."""
     language_inference: float = 0.0
     vision_training: float = 0.0
     vision_inference: float = 0.0

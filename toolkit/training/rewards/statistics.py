@@ -11,7 +11,7 @@ from toolkit.training.rewards.table import ScoredAnswer
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class RewardSummary:
     """One reward over the prompts of a step; None where it applied to nothing."""
 
     n: int
@@ -27,8 +27,8 @@ class Spread:
 class GroupStatistics:
     """The rewards of one step, ready for the log."""
 
-    total: Spread
-    components: Mapping[str, Spread]
+    total: RewardSummary
+    components: Mapping[str, RewardSummary]
     unreadable: float
     """Share of the completions that no answer could be read from."""
     truncated: float
@@ -70,12 +70,12 @@ def group_statistics(
     )
 
 
-def _spread(rewards_PG: Sequence[Sequence[float | None]]) -> Spread:
+def _spread(rewards_PG: Sequence[Sequence[float | None]]) -> RewardSummary:
     groups = [values for row in rewards_PG if (values := [value for value in row if value is not None])]
     values = [value for group in groups for value in group]
     if not values:
-        return Spread(0, None, None, None)
-    return Spread(
+        return RewardSummary(0, None, None, None)
+    return RewardSummary(
         n=len(values),
         mean=fmean(values),
         spread=fmean(stdev(group) if len(group) > 1 else 0.0 for group in groups),
