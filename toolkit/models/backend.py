@@ -121,9 +121,9 @@ class TrainerTraits:
     Attributes:
         changed_settings: settings that the library would rewrite, as it rewrites them.
         replaces_trl: whether the library replaces TRL's trainers by its own.
-        count_flops: whether torch's FLOP counter can watch a pass.
-        loss_by_tokens: whether SFT's loss divides by the answer tokens of an optimizer step. None: the library decides for
-            each model.
+        count_flops: whether torch's FLOP counter works in a training pass.
+        loss_by_tokens: whether the SFT loss divides by the answer tokens of an optimizer step. None: the library
+            decides for each model.
     """
 
     changed_settings: Mapping[str, Any] = field(default_factory=dict)

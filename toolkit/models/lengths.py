@@ -77,7 +77,7 @@ def check_lengths(
     Raises:
         DataError: rows are longer than ``limit``, or hold a special token of the model; the message names them.
     """
-    counted = count_lengths(processor, prompts, samples, limit, answer_tokens, tell)
+    counted = count_lengths(processor, prompts, samples, limit, answer_tokens, on_row)
     if too_long := list(describe_too_long(counted, samples, limit)):
         raise _too_long(too_long, len(samples), limit)
     return summarise(counted, len(samples), limit)
@@ -140,8 +140,9 @@ def describe_too_long(counted: CountedLengths, samples: Sequence[Sample], limit:
 
 
 def prompt_checker(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
-    """Sample -> why it cannot be asked (``PROMPT_TOO_LONG`` or ``HAS_SPECIAL_TOKEN``), or None: for prompts that a model's own words
-    are in, which nobody can count before.
+    """Return a function from a sample to ``PROMPT_TOO_LONG``, ``HAS_SPECIAL_TOKEN`` or None (the prompt can be used).
+
+    It serves prompts that contain earlier completions of the model, whose length is unknown before the evaluation.
     """
     count, special = _counter(processor, prompts, answer_tokens), special_tokens(processor)
 
