@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from toolkit.models import lora as adapter
-from toolkit.models.gradient_checkpointing import disable_input_gradients
+from toolkit.models.hf import disable_input_gradients
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"

@@ -22,12 +22,12 @@ from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, TrainingJob
 from toolkit.models.collate import IGNORED, collate
 from toolkit.models.hf import make_policy
-from toolkit.models.image_ids import set_image_key
 from toolkit.models.loading import load_model
-from toolkit.models.prompts import Prompts
+from toolkit.models.prompts import Prompts, set_image_key
 from toolkit.recipe import Model
+from toolkit.training.grpo import grpo_settings
 from toolkit.training.image_processor_cache import CachedImageProcessor
-from toolkit.training.trl_settings import check_settings, grpo_settings
+from toolkit.training.trl_settings import check_settings
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkey
         return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
 
     counted = weights("counted")
-    monkeypatch.setattr("toolkit.training.trainers.count_one_pass", lambda trainer, policy: None)
+    monkeypatch.setattr("toolkit.training.sft.count_one_pass", lambda trainer, policy: None)
     monkeypatch.setattr("toolkit.models.hf.register_usage_hooks", lambda model: None)
     assert weights("plain") == counted
 

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
-from toolkit.training import trainers
+from toolkit.training import sft
 from toolkit.training.callbacks import MetricsReporter
 
 SCALE = 256.0
@@ -46,7 +46,7 @@ class Overflow(TrainerCallback):
 
 @contextmanager
 def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool = True) -> Iterator[Overflow]:
-    build, overflow = trainers.build_sft, Overflow(steps)
+    build, overflow = sft.build_sft, Overflow(steps)
 
     def scaled(backend: Any, policy: Any, job: Any) -> Any:
         trainer = build(backend, policy, job)
@@ -57,7 +57,7 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
         return trainer
 
     with patch.context() as inner:
-        inner.setattr(trainers, "build_sft", scaled)
+        inner.setattr(sft, "build_sft", scaled)
         yield overflow
 
 

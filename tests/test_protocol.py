@@ -15,8 +15,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.prompts import Prompts
-from toolkit.training.grpo import make_reward_scorer, recipe_rewards
+from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
 from toolkit.training.image_check import check_images_used
+from toolkit.training.sft import build_sft
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +132,6 @@ def test_pictures_reach_the_model(backend: Backend, policy: Policy, context: Con
 
 
 def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Context, tmp_path: Path) -> None:
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
-
     trained = backend.load(context.recipe, None, trainable=True)
     rows = job_of(context, "sft", tmp_path).rows
     before = sum(backend.answer_loss(trained, rows(number)) for number in range(8))
@@ -171,8 +170,6 @@ def test_training_moves_the_adapter_alone_and_it_is_found_again(
 
 def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
     """GRPO after SFT: the adapter that was trained, not a second one on top of it."""
-    from toolkit.training.trainers import build_grpo, build_sft  # after the backend: Unsloth goes before trl
-
     first = backend.load(context.recipe, None, trainable=True)
     build_sft(backend, first, job_of(context, "sft", tmp_path)).train()
     backend.save(first, tmp_path / "adapter")
@@ -186,8 +183,6 @@ def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tm
 
 
 def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
-
     trained = backend.load(context.recipe, None, trainable=True)
     backend.save(trained, tmp_path / "start")
     expected = answers(backend, trained, rows)
@@ -199,8 +194,6 @@ def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list
 def test_merged_weights_are_safetensors_and_answer_alike(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path
 ) -> None:
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
-
     trained = backend.load(context.recipe, None, trainable=True)
     build_sft(backend, trained, job_of(context, "sft", tmp_path)).train()
     backend.save(trained, tmp_path / "adapter")
@@ -228,8 +221,6 @@ def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, 
 
 
 def test_a_judge_is_needed_for_grpo(backend: Backend, context: Context, tmp_path: Path) -> None:
-    from toolkit.training.trainers import build_grpo  # after the backend: Unsloth goes before trl
-
     trained = backend.load(context.recipe, None, trainable=True)
     with raises(TrainingError, "training.reward_scorer_missing"):
         build_grpo(backend, trained, job_of(context, "sft", tmp_path))

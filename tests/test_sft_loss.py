@@ -16,7 +16,7 @@ from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training import sft_loss
-from toolkit.training.trainers import build_sft
+from toolkit.training.sft import build_sft
 
 TRL = sft_trainer._chunked_cross_entropy_loss
 VOCABULARY, WIDTH, ROWS, LENGTH = 333, 24, 3, 17

@@ -110,11 +110,11 @@ def test_two_processes_stop_together_and_go_on(tmp_path: Path) -> None:
 
 def test_a_step_that_two_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.errors import TrainingError
-    from toolkit.training.trl_settings import _shared
+    from toolkit.training.trl_settings import per_process
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert _shared(8, "[sft] accumulation") == 4
+    assert per_process(8, "[sft] accumulation") == 4
     with raises(TrainingError, "training.step_not_divisible") as caught:
-        _shared(3, "[sft] accumulation")
+        per_process(3, "[sft] accumulation")
     assert (caught.problem.place, caught.problem.value) == ("[sft] accumulation", 3)
     assert "multiple of 2" in caught.problem.remedy

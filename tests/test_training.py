@@ -31,7 +31,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
-from toolkit.training import callbacks, trainers
+from toolkit.training import callbacks, grpo
 from toolkit.training import train as training
 from toolkit.training.grpo import (
     check_rewards_apply,
@@ -227,14 +227,14 @@ def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
 def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 1}, "images": {"memory_cache_mb": 0, "disk_cache": False}})
     seen: list[Any] = []
-    build = trainers.build_grpo
+    build = grpo.build_grpo
 
     def remember(backend: Any, policy: Any, job: Any) -> Any:
         trainer = build(backend, policy, job)
         seen.append(trainer)
         return trainer
 
-    monkeypatch.setattr(trainers, "build_grpo", remember)
+    monkeypatch.setattr(grpo, "build_grpo", remember)
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         before = context.images.report().opened
         train_grpo(context)

@@ -105,7 +105,7 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     from toolkit.models.backend import TrainingJob
     from toolkit.models.hf import HfBackend
     from toolkit.models.prompts import Prompts
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
+    from toolkit.training.sft import build_sft
 
     with context_of(small_recipe(tmp_path, FEW_STEPS)) as context:
         backend, samples = HfBackend(), context.data.train

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unsloth_cpu.gpu import GPUS
 from unsloth_cpu.stand_ins import install
@@ -34,18 +34,17 @@ from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm
-from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.backend import Policy, TrainerTraits, TrainingJob
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth import options
 from toolkit.models.unsloth.limits import unsupported_reasons
 from toolkit.recipe import Recipe
-from toolkit.training.grpo import make_reward_scorer, recipe_rewards
+from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer, recipe_rewards
 from toolkit.training.grpo_trainer import RolloutTrainer
 from toolkit.training.image_check import check_images_used
-from toolkit.training.trainers import Manner, build_grpo, build_sft
-from toolkit.training.trl_settings import grpo_settings, sft_settings
+from toolkit.training.sft import build_sft, sft_settings
 
 FOLDER = Path(sys.argv[1])
 IN_FLOAT32 = {"model": {"precision": "32bit"}}
@@ -190,8 +189,12 @@ def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
     return policy
 
 
-def manner(changes: dict[str, Any]) -> Manner:
-    return Manner(changes, RolloutTrainer, watched=False, by_tokens=None)
+class GeneratedTrainers(HfBackend):
+    """The hf backend with Unsloth's trainers, as the Unsloth backend requests them."""
+
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+        changes = options.sft_changes if stage == "sft" else options.grpo_changes
+        return TrainerTraits(changes(policy, recipe), replaces_trl=True, count_flops=False, loss_by_tokens=None)
 
 
 def trained(context: Context) -> dict[str, Any]:
@@ -200,7 +203,7 @@ def trained(context: Context) -> dict[str, Any]:
     policy = as_on_a_gpu(recipe)
     check_images_used(HfBackend(), policy, prompts, samples)
     sft = TrainingJob(recipe, prompts.rows(samples, answer=True), len(samples), FOLDER / "sft")
-    trainer = build_sft(policy, sft, manner(options.sft_changes(policy, recipe)))
+    trainer = build_sft(GeneratedTrainers(), policy, sft)
     trainer.train()
     by_tokens = bool(trainer.model_accepts_loss_kwargs)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
@@ -208,7 +211,7 @@ def trained(context: Context) -> dict[str, Any]:
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", scorer=scorer)
     aligned = watch_token_kinds(policy)
     before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
-    trainer = build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe)))
+    trainer = build_grpo(GeneratedTrainers(), policy, grpo)
     trainer.train()
     moved = [not torch.equal(value, dict(policy.model.named_parameters())[name]) for name, value in before.items()]
     lines = [line for line in trainer.state.log_history if "reward" in line]
@@ -247,7 +250,7 @@ def blind(context: Context) -> str:
     scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", scorer=scorer)
     try:
-        build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe))).train()
+        build_grpo(GeneratedTrainers(), policy, grpo).train()
     except ToolkitError as error:
         return error.code
     return "trained without its pictures"
@@ -273,8 +276,7 @@ def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, fl
     scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
     rows = prompts.rows(samples, answer=stage == "sft")
     job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", scorer=scorer, sizes=sizes)
-    build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
-    trainer = build(policy, job, manner(changes(policy, recipe)))
+    trainer = (build_sft if stage == "sft" else build_grpo)(GeneratedTrainers(), policy, job)
     trainer.train()
     line = next(line for line in trainer.state.log_history if "loss" in line)
     return {

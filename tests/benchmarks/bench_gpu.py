@@ -284,7 +284,8 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
         from rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from transformers import PrinterCallback
 
-        from toolkit.training.trl_settings import grpo_settings, sft_settings
+        from toolkit.training.grpo import grpo_settings
+        from toolkit.training.sft import sft_settings
 
         recipe = context.recipe
         source = recipe.model.name

@@ -28,8 +28,7 @@ from toolkit.evaluation.context import Context
 from toolkit.models.backend import Completion, RewardScorer, RowSource, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
-from toolkit.training.trainers import build_grpo
-from toolkit.training.trl_settings import grpo_settings
+from toolkit.training.grpo import build_grpo, grpo_settings
 
 LIMIT = 4.0
 GENERATIONS, PROMPTS = 8, 2

@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
 from fake_cuda.model import grid_of
-from toolkit.models.gradient_checkpointing import disable_input_gradients
+from toolkit.models.hf import disable_input_gradients
 from toolkit.planning.memory import Setting
 
 

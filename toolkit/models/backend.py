@@ -108,7 +108,7 @@ class TrainingJob:
     """Numbers of rows, the longest first, for the preflight step; empty: there is none."""
     sizes: Sizes | None = None
     """How a step is divided; None: as the recipe says."""
-    rollout: BatchLimit = field(default_factory=BatchLimit)
+    rollout_limit: BatchLimit = field(default_factory=BatchLimit)
     """GRPO only: completions per ``generate`` call. The trainer halves it after an out-of-memory error."""
     preflight: bool = False
     """Whether the trainer is built for the preflight step alone."""

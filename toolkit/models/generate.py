@@ -10,6 +10,7 @@ import torch
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.chat_template import adds_bos, encode_answer, render_prompt
+from toolkit.models.collate import collate
 from toolkit.models.oom import attempt
 from toolkit.runfolder.usage import count as note
 
@@ -95,6 +96,13 @@ def log_probs(policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> li
         found = [_log_probs(policy, row, answer) for row, answer in zip(rows, answers, strict=True)]
     policy.model.train(was_training)
     return found
+
+
+def answer_loss(policy: Policy, row: Row) -> float:
+    """Return minus the mean log-probability of the answer's tokens. The model's mode does not change."""
+    batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row]).items()}
+    with torch.no_grad():
+        return float(policy.model(**batch).loss)
 
 
 def _log_probs(policy: Policy, row: Row, answer: str) -> list[float]:

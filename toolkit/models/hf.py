@@ -19,9 +19,7 @@ from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.generate import generate, log_probs
-from toolkit.models.gradient_checkpointing import disable_input_gradients
-from toolkit.models.image_ablation import answer_loss
+from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.loading import bits_of, check_mergeable, dequantise, load_model, model_not_found, restore_weights
 from toolkit.models.merge import MergeComparison, compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
@@ -266,3 +264,21 @@ def _spare_pad(tokenizer: Any, end: str) -> str:
     raise ModelError(
         "model.pad_token_missing", "the tokenizer must have a padding token other than the end of turn", value=end
     )
+
+
+def disable_input_gradients(model: Any) -> None:
+    """Permanently leave the outputs of embeddings without gradients.
+
+    TRL and transformers enable these gradients whenever they switch checkpointing on, because reentrant checkpointing
+    passes no gradient into a layer whose inputs require none. Ours is not reentrant. With the gradients, a frozen
+    vision tower, whose patches have an embedding too, would keep its activations and run a useless backward pass. Each
+    GRPO rollout, which switches checkpointing off and on, would register the hooks on the embeddings again.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "disable_input_require_grads"):
+        base.disable_input_require_grads()
+    base.enable_input_require_grads = _do_nothing
+
+
+def _do_nothing() -> None:
+    """Replace ``enable_input_require_grads``."""

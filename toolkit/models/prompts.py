@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
 from toolkit.data.sample import Sample
 from toolkit.data.task import Task
 from toolkit.images import ImageStore
 from toolkit.models import chat_template
 from toolkit.models.backend import Row, RowSource
-from toolkit.models.image_ids import set_image_key
 from toolkit.recipe import Prompt, Recipe
 from toolkit.tasks import TASKS
+
+IMAGE_KEY = "toolkit_key"
+"""Key of an image's identity in ``Image.info``, which survives a deep copy. Processed images are cached by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +48,9 @@ class Prompts:
     def rows(self, samples: Sequence[Sample], *, answer: bool = False) -> RowSource:
         """Row number -> row, opened when asked for."""
         return lambda number: self.row(samples[number], answer=answer)
+
+
+def set_image_key(image: Image.Image, key: str) -> Image.Image:
+    """Store the identity of an image in the image, and return it."""
+    image.info[IMAGE_KEY] = key
+    return image

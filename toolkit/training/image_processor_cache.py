@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers.utils.hub import PushToHubMixin
 
-from toolkit.models.image_ids import KEY
+from toolkit.models.prompts import IMAGE_KEY
 
 MOST_BYTES = 2 * 2**30
 """Of processed pictures that are remembered; one of 896 x 896 in float32 has 9.6 MB."""
@@ -42,7 +42,7 @@ class CachedImageProcessor(PushToHubMixin):
     def __call__(self, images: Any, **options: Any) -> Any:
         """The wrapped processor's output for these pictures (a picture, a list, or a list of lists)."""
         flat = _flatten(images)
-        if not all(isinstance(image, Image.Image) and KEY in image.info for image in flat):
+        if not all(isinstance(image, Image.Image) and IMAGE_KEY in image.info for image in flat):
             return self._whole(images, len(flat), options)
         parts = [self._one(image, options) for image in flat]
         if (_several_in_a_row(images) and any(_has_row_axis(part) for part in parts)) or not _stackable(parts):
@@ -53,7 +53,7 @@ class CachedImageProcessor(PushToHubMixin):
     def _one(self, image: Image.Image, options: dict[str, Any]) -> Mapping[str, Any]:
         # TRL asks for lists before it generates and for tensors before it trains; tensors serve both.
         options = {**options, "return_tensors": "pt"}
-        key = (image.info[KEY], repr(sorted(options.items(), key=lambda item: item[0])))
+        key = (image.info[IMAGE_KEY], repr(sorted(options.items(), key=lambda item: item[0])))
         if key in self._memory:
             self.cache_hits += 1
             self._memory.move_to_end(key)

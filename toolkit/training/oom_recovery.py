@@ -42,7 +42,7 @@ class Recovery:
         if self._file.is_file():
             self._read(read_json(self._file))
 
-    def rollout(self) -> BatchLimit:
+    def rollout_limit(self) -> BatchLimit:
         """Return the limit of completions per ``generate`` call, which notes here each time that it is halved."""
         return BatchLimit(self.sizes.completions, self._halve_rollout)
 

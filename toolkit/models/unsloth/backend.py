@@ -18,9 +18,8 @@ from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.flops import register_usage_hooks
-from toolkit.models.generate import generate, log_probs
+from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
-from toolkit.models.image_ablation import answer_loss
 from toolkit.models.loading import check_attention, check_mergeable
 from toolkit.models.merge import MergeComparison
 from toolkit.models.unsloth.limits import check_supported

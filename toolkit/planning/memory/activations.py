@@ -111,7 +111,7 @@ def tower_names(model: Architecture, setting: Setting) -> tuple[str, ...]:
 def tower_has_graph(tower: Tower, setting: Setting) -> bool:
     """Whether a training pass keeps the vision tower for its backward pass.
 
-    The hf backend keeps nothing of a frozen tower (``backends.checkpointing.disable_input_gradients``). With Unsloth's
+    The hf backend keeps nothing of a frozen tower (``models.hf.disable_input_gradients``). With Unsloth's
     checkpointing a hook has the tower's embeddings require gradients, if transformers finds them.
     """
     hooked = setting.backend == "unsloth" and setting.checkpointing and tower.hooked
