@@ -183,12 +183,12 @@ def test_statistics_of_a_step_are_taken_inside_the_groups() -> None:
     cut = Answer("", problem="no solution", truncated=True)
     statistics = group_statistics(scored_PG, [[Answer("B"), cut], [Answer("B"), Answer("B")]])
     # Standard deviation of (1, 0) with divisor 1 is 0.7071, of (0.5, 0.5) it is 0: mean 0.3536; one flat group of two.
-    assert statistics.total.spread == pytest.approx(2**-0.5 / 2)
-    assert (statistics.total.n, statistics.total.mean, statistics.total.flat) == (4, 0.5, 0.5)
+    assert statistics.total.std == pytest.approx(2**-0.5 / 2)
+    assert (statistics.total.n, statistics.total.mean, statistics.total.zero_variance) == (4, 0.5, 0.5)
     # b applies to the second group alone: (0.25, 0.75) has 0.3536.
     assert statistics.components["b"].n == 2
-    assert statistics.components["b"].spread == pytest.approx(0.5 / 2**0.5)
-    assert statistics.components["b"].flat == 0.0
+    assert statistics.components["b"].std == pytest.approx(0.5 / 2**0.5)
+    assert statistics.components["b"].zero_variance == 0.0
     assert (statistics.unreadable, statistics.truncated, statistics.problems) == (0.25, 0.25, {"no solution": 1})
 
 
@@ -210,7 +210,7 @@ def test_spread_is_what_trl_logs_as_reward_std() -> None:
     torch = pytest.importorskip("torch")
     rewards_PG = np.random.default_rng(0).random((5, 4))
     statistics = group_statistics([[scored(v) for v in row] for row in rewards_PG], [[Answer("B")] * 4] * 5)
-    assert statistics.total.spread == pytest.approx(torch.tensor(rewards_PG).std(dim=1).mean().item())
+    assert statistics.total.std == pytest.approx(torch.tensor(rewards_PG).std(dim=1).mean().item())
 
 
 def test_statistics_of_nothing_or_of_unequal_shapes_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Rewards train: pure scores in [0, 1] of one answer, their weights, and their spread over a step."""
+"""Rewards for GRPO: scores in [0, 1] of one answer, their weights, and their statistics over a step."""
 
 from toolkit.training.rewards.custom import custom_name, load_custom
 from toolkit.training.rewards.explain import Explanation, explain
