@@ -1,4 +1,4 @@
-"""Several processes that train one model: where they wait, and what they agree on. Alone, nothing happens."""
+"""Synchronisation of several training processes. With one process, nothing happens."""
 
 from datetime import timedelta
 
@@ -8,22 +8,22 @@ from accelerate import PartialState
 from toolkit.runfolder import world_size
 
 TIMEOUT = timedelta(days=3)
-"""The first process evaluates alone, for hours where questions are many; the others wait for it that long."""
+"""How long the other processes wait while the first one evaluates alone, which can take hours."""
 
 
 def wait_for_all() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this call."""
     if world_size() > 1:
         _state().wait_for_everyone()
 
 
 def max_over_processes(number: int) -> int:
-    """The largest of the numbers that the processes bring."""
+    """Return the maximum of ``number`` over all processes."""
     if world_size() == 1:
         return number
-    brought = torch.tensor(number, device=_state().device)
-    torch.distributed.all_reduce(brought, op=torch.distributed.ReduceOp.MAX)
-    return int(brought)
+    result = torch.tensor(number, device=_state().device)
+    torch.distributed.all_reduce(result, op=torch.distributed.ReduceOp.MAX)
+    return int(result)
 
 
 def _state() -> PartialState:

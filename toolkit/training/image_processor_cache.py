@@ -27,10 +27,10 @@ def with_image_cache(processor: Any, capacity: int) -> Any:
 
 
 class CachedImageProcessor(PushToHubMixin):
-    """Behaves as the image processor that it wraps; ``processed`` and ``remembered`` count pictures.
+    """Behaves like the image processor that it wraps. ``processed`` and ``cache_hits`` count images.
 
-    A picture without a key, or a processor whose result for one picture cannot be laid beside another's (shapes that
-    differ beyond the first axis), goes through the wrapped processor as it is.
+    Images without a key are not cached. Neither are results that cannot be concatenated, because their shapes differ
+    beyond the first axis.
     """
 
     def __init__(self, inner: Any, capacity: int) -> None:

@@ -2,8 +2,8 @@
 
 A pass that ran out of memory leaves the gradients of some of its rows, and a trainer whose buffers cannot be reset. So
 nothing is repaired. The stage saves the last finished optimizer step, frees trainer and model, and resumes with smaller
-sizes, exactly like a run that was interrupted there. The sizes are stored in the stage's folder and hold until the stage
-ends, even if the run is interrupted. The recipe never changes, and ``--fresh`` starts with its sizes.
+sizes, exactly like a run that was interrupted there. The sizes are stored in the stage's folder and hold until the
+stage ends, even if the run is interrupted. The recipe never changes, and ``--fresh`` starts with its sizes.
 """
 
 import logging

@@ -65,7 +65,7 @@ class StepTimes(TrainerCallback):
 
     @property
     def measured(self) -> float | None:
-        """Return the median seconds of this start's steps, without the first one, which may compile, if there are others."""
+        """Return the median seconds per step of this start. If possible, omit the first step, which may compile."""
         steps = self._steps[1:] or self._steps
         return statistics.median(steps) if steps else None
 
