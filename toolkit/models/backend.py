@@ -174,7 +174,7 @@ class Backend(Protocol):
         """
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
-        """Return minus the mean log-probability of the tokens of ``row.answer`` and its end of turn, without dropout."""
+        """Return minus the mean log-probability of the tokens of ``row.answer`` and its end of turn. No dropout."""
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """Return the natural log-probability of each token of each row's answer, end of turn included."""

@@ -1,4 +1,4 @@
-"""Rows as the model sees them: the rendered text with the supervised part marked."""
+"""Rendered rows: the text that the model reads, with the supervised part marked."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,13 +13,13 @@ from toolkit.recipe import Recipe
 
 
 def render_samples(recipe: Recipe, samples: Sequence[Sample], images: ImageStore) -> Iterator[tuple[str, str]]:
-    """Pairs of id and text, the part that SFT's loss covers between ⟦ and ⟧; no model is loaded.
+    """Yield id and text of each row, with the supervised part between ⟦ and ⟧. No model is loaded.
 
     Raises:
-        ModelError: the processor cannot be had.
-        DataError: a row holds one of the model's special tokens.
+        ModelError: The processor is not available.
+        DataError: A row contains a special token of the model.
     """
-    policy = HfBackend().load_without_model(recipe)  # any backend's processor is this one
+    policy = HfBackend().load_without_model(recipe)  # all backends use this processor
     prompts = Prompts.of(recipe, images)
     special = special_tokens(policy.processor)
     for sample in samples:
