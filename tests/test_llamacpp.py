@@ -28,8 +28,8 @@ from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
 from toolkit.models.gguf import GgufBackend, processed_images
 from toolkit.models.llamacpp import Child, find_gguf_pair, is_gguf, require_for
-from toolkit.models.llamacpp.convert import _lay_out, check_tensor_names, tensor_names
-from toolkit.models.llamacpp.converter import unusual_rhythm
+from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_names, tensor_names
+from toolkit.models.llamacpp.converter import unusual_pattern
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.recipe import Model
@@ -55,7 +55,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_converter_is_told_of_the_added_tokens(tmp_path: Path) -> None:
-    _lay_out(tiny.FOLDER, tmp_path / "source")
+    _link_with_tokens(tiny.FOLDER, tmp_path / "source")
     told = read_json(tmp_path / "source/tokenizer_config.json")["added_tokens_decoder"]
     assert told["10"]["content"] == "model"
     assert not told["10"]["special"]
@@ -64,11 +64,11 @@ def test_the_converter_is_told_of_the_added_tokens(tmp_path: Path) -> None:
     assert (tmp_path / "source/model.safetensors").resolve() == (tiny.FOLDER / "model.safetensors").resolve()
 
 
-def test_only_an_unusual_rhythm_of_global_layers_is_said() -> None:
+def test_only_an_unusual_pattern_of_global_layers_is_said() -> None:
     usual = ["sliding_attention"] * 5 + ["full_attention"]
-    assert unusual_rhythm([*usual, *usual, "sliding_attention"]) is None
-    assert unusual_rhythm([]) is None
-    assert unusual_rhythm(read_json(tiny.FOLDER / "config.json")["text_config"]["layer_types"]) == [True] * 3 + [False]
+    assert unusual_pattern([*usual, *usual, "sliding_attention"]) is None
+    assert unusual_pattern([]) is None
+    assert unusual_pattern(read_json(tiny.FOLDER / "config.json")["text_config"]["layer_types"]) == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("size", [(112, 112), (300, 220)])
@@ -151,7 +151,7 @@ def test_ctrl_c_in_a_terminal_leaves_the_worker_and_the_converter_to_finish_thei
 
 def test_a_failure_that_llama_cpp_reports_leaves_the_worker_working() -> None:
     replies = io.StringIO()
-    requests = [{"do": "answer", "prompt": "", "pictures": [], "most": 1, "stop": 1, "forbidden": []}] * 2
+    requests = [{"do": "generate", "prompt": "", "images": [], "max_tokens": 1, "stop": 1, "forbidden": []}] * 2
     serve(Worker(None), io.StringIO("".join(json.dumps(one) + "\n" for one in requests)), replies)  # type: ignore[arg-type]
     assert [json.loads(line) for line in replies.getvalue().splitlines()] == [{"error": "no model is loaded"}] * 2
 

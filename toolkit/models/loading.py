@@ -16,8 +16,8 @@ from toolkit.recipe import Model, Recipe
 QUANTISED = ("4bit", "8bit")
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
-ROOM = 1.25
-"""A model is put on the GPU when this many times its size is free there: the rest is for eval_mode it."""
+HEADROOM = 1.25
+"""A model for merging moves to the GPU if this multiple of its size is free. The excess is for inference."""
 
 
 def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
@@ -150,8 +150,8 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
 def precision_of(model: Model, *, mergeable: bool = False) -> str:
     """Return 4bit, 8bit, 16bit, 32bit, or ``own`` (the stored dtype).
 
-    ``auto`` is 4bit for LoRA on CUDA, otherwise 32bit, because small optimizer updates vanish in 16-bit weights. A model
-    for merging is not quantised, because merging would add the quantisation error.
+    ``auto`` is 4bit for LoRA on CUDA, otherwise 32bit, because small optimizer updates vanish in 16-bit weights. A
+    model for merging is not quantised, because merging would add the quantisation error.
     """
     precision: str = model.precision
     if precision == "auto":
