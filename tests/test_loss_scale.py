@@ -61,7 +61,7 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
         yield overflow
 
 
-def test_skipped_steps_are_counted_and_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_steps_are_counted_and_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "skipped", sft={"max_steps": 4, "schedule": "linear"})
     with float16(monkeypatch, {1, 2}) as overflow:
         record = run(recipe, "sft")
@@ -101,7 +101,7 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
     assert record["skipped_steps"] == 2
 
 
-def test_a_skipped_step_that_is_made_again_counts_once() -> None:
+def test_a_repeated_skipped_step_counts_once() -> None:
     """An error inside ``optimizer.step`` falls back to a checkpoint before steps that no line of the log has yet."""
     reported: list[dict[str, float]] = []
     report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
@@ -116,7 +116,7 @@ def test_a_skipped_step_that_is_made_again_counts_once() -> None:
     assert reported[0]["skipped_steps"] == 2
 
 
-def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> None:
+def test_a_non_finite_loss_of_a_skipped_step_is_omitted_from_the_log() -> None:
     reported: list[dict[str, float]] = []
     report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()

@@ -68,7 +68,7 @@ def test_merged_files_equal_what_peft_merges(tmp_path: Path, settings: dict[str,
     assert all(torch.allclose(again[name], whole[name], atol=1e-6) for name in whole)
 
 
-def test_the_vision_towers_update_is_merged_under_the_names_of_the_files(tmp_path: Path) -> None:
+def test_the_vision_towers_update_is_merged_under_the_files_names(tmp_path: Path) -> None:
     """A module is called vision_tower.encoder, and its file vision_tower.vision_model.encoder."""
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
@@ -105,7 +105,7 @@ def test_shards_names_dtypes_and_the_index_are_the_bases(tmp_path: Path) -> None
         (lambda merged, base: None, "missing"),
     ],
 )
-def test_a_matrix_that_was_merged_wrongly_is_named(tmp_path: Path, damage: Any, told: str) -> None:
+def test_a_wrongly_merged_matrix_is_named(tmp_path: Path, damage: Any, told: str) -> None:
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     write_merged(merge, tmp_path)
@@ -120,7 +120,7 @@ def test_a_matrix_that_was_merged_wrongly_is_named(tmp_path: Path, damage: Any, 
     assert f"{name} ({told}" in str(caught.problem.value)
 
 
-def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path) -> None:
+def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     write_merged(merge, tmp_path)
@@ -133,7 +133,7 @@ def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path)
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])
-def test_an_adapter_beyond_plain_lora_is_left_to_peft(settings: dict[str, Any]) -> None:
+def test_peft_merges_an_adapter_beyond_plain_lora(settings: dict[str, Any]) -> None:
     """It changes the base's biases or weights in memory, which the base's files do not have."""
     assert plan_merge(adapted(tiny.FOLDER, **settings)) is None
 

@@ -175,7 +175,7 @@ def one_by_one(stage: str) -> Sizes:
 
 
 @pytest.mark.parametrize(("stage", "where", "most"), [("sft", "forward", 4), ("grpo", "backward", 2)])
-def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_the_smaller_sizes(
+def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str, most: int
 ) -> None:
     ours, theirs = {
@@ -210,7 +210,7 @@ def closing_of(recipe: Recipe) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("stage", "where"), [("sft", "backward"), ("grpo", "forward")])
-def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from_there_with_the_smaller_sizes(
+def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
 ) -> None:
     resumed, recovered = (recipe_of(stage, tmp_path, name) for name in ("resumed", "recovered"))
@@ -245,7 +245,7 @@ def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from
         assert states[0][name] == states[1][name], name
 
 
-def test_out_of_memory_in_the_optimizer_step_falls_back_to_what_is_on_disk(
+def test_oom_in_the_optimizer_step_falls_back_to_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = recipe_of("sft", tmp_path, "begun", sft={"batch_size": 1, "accumulation": 4})
@@ -316,9 +316,7 @@ def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: 
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
-def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_fine_tuning_recovers_from_its_own_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
         record = run(recipe, "sft")
@@ -326,7 +324,7 @@ def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
-def test_a_signal_during_the_recovery_is_obeyed_once_the_step_is_saved(
+def test_a_signal_during_recovery_stops_the_run_after_the_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "stopped")
@@ -352,7 +350,7 @@ def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
         assert "4, the rows" in caught.problem.rule
 
 
-def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_that_began_so(
+def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, recovered = (recipe_of("grpo", tmp_path, name) for name in ("begun", "recovered"))
@@ -394,7 +392,7 @@ def too_small_for(fits: int) -> Callable[..., Any]:
     return measured
 
 
-def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
+def test_medgemma_grpo_finishes_after_an_oom_error_in_its_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"run.folder={tmp_path}"])
@@ -411,7 +409,9 @@ def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
     assert adapter_of(recipe, "grpo")
 
 
-def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_of("grpo", tmp_path, "none", grpo={"micro_batch": 1})
     with (
         small_memory(monkeypatch, fits=0, gradients=False),
@@ -481,7 +481,7 @@ def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.Monk
         run(recipe, "sft")
 
 
-def test_bnpo_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bnpo_with_smaller_micro_batches_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for loss, warned in (("bnpo", True), ("dapo", False)):
         caplog.clear()
         recipe = recipe_of("grpo", tmp_path, loss, grpo={"loss": loss})
@@ -489,7 +489,7 @@ def test_bnpo_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         assert ("training.loss_depends_on_batch" in [problem.code for problem in warnings_in(caplog)]) == warned
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -517,7 +517,7 @@ def test_sizes_halve_to_divisors_of_the_step() -> None:
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_the_preflight_step_leaves_the_training_as_it_was(
+def test_the_preflight_step_does_not_change_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     plain, checked = (
@@ -559,7 +559,7 @@ def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
     return lengths
 
 
-def test_a_checkpoint_that_was_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_checkpoint_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "saved", run={"checkpoint_steps": 1})
     plain, saved = Trainer._save_checkpoint, []
 
@@ -574,7 +574,7 @@ def test_a_checkpoint_that_was_written_is_not_written_again(tmp_path: Path, monk
     assert saved == [1, 2]
 
 
-def test_steps_that_recovery_leaves_out_of_the_log_are_named(
+def test_steps_that_recovery_omits_from_the_log_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "seldom", run={"log_steps": 2}, sft={"max_steps": 4})
@@ -585,7 +585,7 @@ def test_steps_that_recovery_leaves_out_of_the_log_are_named(
     assert [line["step"] for line in lines_of(recipe)] == [2, 4]
 
 
-def test_a_stage_whose_weights_alone_are_missing_keeps_the_record_of_its_recovery(
+def test_a_finished_stage_without_weights_keeps_the_record_of_its_recovery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "unwritten")
@@ -600,7 +600,7 @@ def test_a_stage_whose_weights_alone_are_missing_keeps_the_record_of_its_recover
     assert record.keys() == first.keys()
 
 
-def test_errors_that_metrics_jsonl_lacks_are_in_its_next_line(tmp_path: Path) -> None:
+def test_errors_missing_from_metrics_jsonl_are_in_its_next_line(tmp_path: Path) -> None:
     recipe = recipe_of("sft", tmp_path, "unlogged")
     Recovery(tmp_path, recipe, "sft").shrink(1, "pass", None, None)
     again = Recovery(tmp_path, recipe, "sft")  # the run was interrupted before a line was written
@@ -620,7 +620,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_an_error_with_advice(
     assert "4bit" in caught.problem.remedy
 
 
-def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
+def test_the_preflight_step_uses_the_longest_rows(tmp_path: Path) -> None:
     longest = (7, 3, 9, 1, 2, 0)
     sft = preflight_job(job_of("sft", tmp_path, longest), "sft")
     assert {sft.rows(number) for number in range(sft.count)} == {7, 3}  # those of one micro-batch
@@ -644,7 +644,7 @@ def job_of(stage: str, folder: Path, longest: tuple[int, ...]) -> TrainingJob:
     return TrainingJob(recipe_of(stage, folder, "job"), lambda number: number, 24, folder, longest=longest)  # type: ignore[arg-type,return-value]
 
 
-def test_what_the_preflight_step_had_to_halve_stays_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_halved_in_the_preflight_step_stay_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = "sft"
     recipe = recipe_of(stage, tmp_path, "checked", sft={"max_steps": 1})
     with small_memory(monkeypatch, fits=1, gradients=True) as memory:
@@ -680,7 +680,7 @@ class FakeCuda:
         self.peak = self.held
 
 
-def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_within_a_stage_keeps_the_peak_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     monkeypatch.setattr(machine, "_cuda", lambda: cuda)
     machine.forget_peak()
@@ -713,7 +713,7 @@ def count_generations(patch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_a_rollout_is_cut_with_each_rows_images(size: int) -> None:
+def test_a_rollout_is_split_with_the_images_of_each_row(size: int) -> None:
     grids = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 4]])
     fields = {
         "image_grid_thw": grids.tolist(),
@@ -739,7 +739,7 @@ def test_a_rollout_is_cut_with_each_rows_images(size: int) -> None:
             assert caught.problem.place == f"grpo, {name}"
 
 
-def test_images_of_different_sizes_keep_their_own_patches_in_a_rollout_that_is_cut(
+def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
     """Greedy completions do not depend on how many are generated at once, unless one saw another's patches."""
@@ -800,7 +800,7 @@ def evaluated(context: Context, fits: int) -> Iterator[tuple[SmallMemory, Any, l
     hook.remove()
 
 
-def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_greedy_completions_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with context_of(recipe_of("sft", tmp_path, "asked")) as context, evaluated(context, fits=99) as (_, policy, rows):
         wanted = backend_class()().generate(policy, rows[:7], Sampling(12))
         with evaluated(context, fits=3) as (memory, policy, rows), caplog.at_level(logging.WARNING):
@@ -815,14 +815,14 @@ def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: 
             assert memory.raised == 2  # the smaller batch stays
 
 
-def test_several_answers_to_one_question_are_written_in_turns(tmp_path: Path) -> None:
+def test_several_completions_of_one_prompt_are_generated_in_batches(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=2) as (_, policy, rows):
         groups = HfBackend().generate(policy, rows[:2], Sampling(8, temperature=1.0, count=5))
         assert [len(group) for group in groups] == [5, 5]
         assert policy.batch_limit.limit == 2
 
 
-def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> None:
+def test_one_completion_that_does_not_fit_is_an_error_with_advice(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=0) as (_, policy, rows):
         with raises(ModelError, "generation.out_of_memory") as caught:
             HfBackend().generate(policy, rows[:2], Sampling(8))
@@ -830,7 +830,7 @@ def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> Non
         assert not policy.model.training
 
 
-def test_only_a_lack_of_memory_is_caught() -> None:
+def test_only_out_of_memory_errors_are_caught() -> None:
     def fail(error: Exception) -> None:
         raise error
 
@@ -852,7 +852,7 @@ def test_halving_ends_at_one() -> None:
 
 
 @pytest.mark.parametrize("family", ["tiny", "qwen3_vl"])
-def test_checkpointing_leaves_a_frozen_vision_tower_without_gradients(
+def test_checkpointing_computes_no_gradients_for_a_frozen_vision_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, request: pytest.FixtureRequest
 ) -> None:
     """And the adapter's gradients are those without checkpointing."""
@@ -897,7 +897,7 @@ def _requires(values: Any) -> bool:
     return isinstance(values, list | tuple) and any(map(_requires, values))
 
 
-def test_rollouts_hang_no_hooks_on_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollouts_register_no_hooks_on_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
     load = HfBackend.load
 

@@ -50,7 +50,7 @@ def job_of(context: Context, stage: str, folder: Path) -> TrainingJob:
     return TrainingJob(context.recipe, rows, len(samples), folder / stage, scorer=scorer)
 
 
-def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, policy: Policy, rows: list[Row]) -> None:
+def test_generation_stops_at_the_chat_templates_end_of_turn(backend: Backend, policy: Policy, rows: list[Row]) -> None:
     ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
     completion = backend.generate(policy, [ask], Sampling(40))[0][0]
     assert not completion.truncated
@@ -58,7 +58,7 @@ def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, polic
     assert "<end_of_turn>" not in completion.text
 
 
-def test_an_answer_that_meets_the_limit_says_so(backend: Backend, policy: Policy, rows: list[Row]) -> None:
+def test_a_completion_at_the_token_limit_is_truncated(backend: Backend, policy: Policy, rows: list[Row]) -> None:
     ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
     completion = backend.generate(policy, [ask], Sampling(2))[0][0]
     assert completion.truncated
@@ -66,7 +66,7 @@ def test_an_answer_that_meets_the_limit_says_so(backend: Backend, policy: Policy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="in 16 bits, sums differ with the batch")
-def test_answers_do_not_depend_on_their_neighbours_in_a_batch(
+def test_completions_do_not_depend_on_other_rows_of_the_batch(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
     asked = [Row(row.messages, row.images) for row in rows[:5]]
@@ -96,7 +96,7 @@ def test_image_tokens_cannot_be_generated(backend: Backend, policy: Policy, rows
 
 
 @pytest.mark.parametrize("vision", [False, True])
-def test_lora_goes_where_the_recipe_says(backend: Backend, tmp_path: Path, vision: bool) -> None:
+def test_lora_adapts_the_recipes_layers(backend: Backend, tmp_path: Path, vision: bool) -> None:
     recipe = small_recipe(tmp_path, {"lora": {"vision": vision}})
     model = backend.load(recipe, None, trainable=True).model
     adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -105,7 +105,7 @@ def test_lora_goes_where_the_recipe_says(backend: Backend, tmp_path: Path, visio
     assert all("lora_" in name for name in adapted)
 
 
-def test_an_unknown_layer_is_named_with_the_known_ones(backend: Backend, tmp_path: Path) -> None:
+def test_an_unknown_target_layer_is_an_error_that_lists_the_known_ones(backend: Backend, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"lora": {"targets": ("q_proj", "w_pack")}})
     with raises(ModelError, "model.lora_target_unknown") as caught:
         backend.load(recipe, None, trainable=True)
@@ -113,7 +113,7 @@ def test_an_unknown_layer_is_named_with_the_known_ones(backend: Backend, tmp_pat
     assert "q_proj" in caught.problem.remedy
 
 
-def test_a_model_that_is_not_there_is_named(backend: Backend, tmp_path: Path) -> None:
+def test_a_missing_model_is_named_in_the_error(backend: Backend, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"name": str(tmp_path / "nothing")}})
     with raises(ModelError, "model.not_found") as caught:
         backend.load(recipe, None, trainable=False)
@@ -127,7 +127,7 @@ def test_a_saved_adapter_has_no_unfilled_model_card(backend: Backend, tmp_path: 
     assert "README.md" not in names
 
 
-def test_pictures_reach_the_model(backend: Backend, policy: Policy, context: Context) -> None:
+def test_images_reach_the_model(backend: Backend, policy: Policy, context: Context) -> None:
     assert check_images_used(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
 
 
@@ -152,7 +152,7 @@ def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_training_moves_the_adapter_alone_and_it_is_found_again(
+def test_training_changes_only_the_adapter_which_reloads_identically(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path, stage: str
 ) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
@@ -168,7 +168,7 @@ def test_training_moves_the_adapter_alone_and_it_is_found_again(
     assert answers(backend, again, rows) == answers(backend, trained, rows)
 
 
-def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
+def test_training_continues_from_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
     """GRPO after SFT: the adapter that was trained, not a second one on top of it."""
     first = backend.load(context.recipe, None, trainable=True)
     build_sft(backend, first, job_of(context, "sft", tmp_path)).train()
@@ -182,7 +182,7 @@ def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tm
     build_grpo(backend, second, job_of(context, "grpo", tmp_path))
 
 
-def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
+def test_a_checkpoint_is_restored(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     backend.save(trained, tmp_path / "start")
     expected = answers(backend, trained, rows)
@@ -191,7 +191,7 @@ def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list
     assert answers(backend, trained, rows) == expected
 
 
-def test_merged_weights_are_safetensors_and_answer_alike(
+def test_merged_weights_are_safetensors_with_the_same_completions(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path
 ) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
@@ -210,7 +210,7 @@ def test_merged_weights_are_safetensors_and_answer_alike(
     assert found == expected if whole.bits == 32 else sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
 
 
-def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
+def test_trainers_have_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     for stage in ("sft", "grpo"):
         trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
@@ -220,7 +220,7 @@ def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, 
         assert trained.processor.tokenizer.padding_side == "left"
 
 
-def test_a_judge_is_needed_for_grpo(backend: Backend, context: Context, tmp_path: Path) -> None:
+def test_grpo_needs_a_reward_scorer(backend: Backend, context: Context, tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     with raises(TrainingError, "training.reward_scorer_missing"):
         build_grpo(backend, trained, job_of(context, "sft", tmp_path))

@@ -65,7 +65,7 @@ def measured(record: EvaluationRecord, way: str) -> list[float]:
     return [one["value"] for one in record["memory"]["ways"][way]["measures"].values()]
 
 
-def test_steps_are_asked_task_beside_task_and_each_with_what_the_answers_before_left(context: Context) -> None:
+def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earlier_answers(context: Context) -> None:
     backend = Scripted(second_tasks_fail_at_3)
     evaluate(context, "before", None, [], backend)
     first = [(task, 1) for task in TASKS]
@@ -77,7 +77,7 @@ def test_steps_are_asked_task_beside_task_and_each_with_what_the_answers_before_
     assert (reference["completed_subtasks"], own["completed_subtasks"], off) == (done, done, {})
 
 
-def test_a_model_that_fails_at_step_3_of_every_second_task(context: Context) -> None:
+def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
     for way in ("reference", "own", "off"):
         # 14 of 16 steps; 2 of 4 tasks; those that fail have done 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
@@ -88,7 +88,7 @@ def test_a_model_that_fails_at_step_3_of_every_second_task(context: Context) -> 
     assert record["memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
 
 
-def test_a_model_that_lives_by_its_memory_pays_for_a_note_that_it_forgot(context: Context) -> None:
+def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(counts_what_is_done))
     # With the reference's memory every step is right. Step 4 is COMPLETE, which the reference's list of three done
     # subtasks tells.
@@ -105,7 +105,7 @@ def test_a_model_that_lives_by_its_memory_pays_for_a_note_that_it_forgot(context
     assert differences["own"]["reference"]["step"]["difference"]["groups"] == 4
 
 
-def test_an_answer_that_cannot_be_read_keeps_the_memory_and_counts_as_a_failure(context: Context) -> None:
+def test_an_unreadable_answer_keeps_the_agent_memory_and_counts_as_a_failure(context: Context) -> None:
     backend = Scripted(mumbles_at_2)
     record = evaluate(context, "before", None, [], backend)
     assert measured(record, "own") == [0.75, 0, 0.25]
@@ -117,7 +117,7 @@ def test_an_answer_that_cannot_be_read_keeps_the_memory_and_counts_as_a_failure(
     assert second["memory_after"] == {**second["memory"], "failures": 1}
 
 
-def test_the_history_can_be_replayed_from_the_lines(context: Context) -> None:
+def test_the_history_can_be_reconstructed_from_the_predictions(context: Context) -> None:
     evaluate(context, "before", None, [], Scripted(mumbles_at_2))
     lines = [line for line in read_lines(folder_of(context) / "predictions.own.jsonl") if line["chain"] == "3"]
     assert [line["place"] for line in lines] == [1, 2, 3, 4]
@@ -126,7 +126,7 @@ def test_the_history_can_be_replayed_from_the_lines(context: Context) -> None:
 
 
 @pytest.mark.parametrize("died_after", [3, 6, 9, 15])
-def test_an_evaluation_that_died_goes_on_and_leaves_the_same_bytes(tmp_path: Path, died_after: int) -> None:
+def test_an_interrupted_evaluation_resumes_to_identical_files(tmp_path: Path, died_after: int) -> None:
     with context_of(rolling_recipe(tmp_path / "whole", ALL)) as whole:
         evaluate(whole, "before", None, [], Scripted(counts_what_is_done))
     with context_of(rolling_recipe(tmp_path / "died", ALL)) as died:
@@ -178,9 +178,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     assert warned["evaluate.chains_incomplete"].value == 1
 
 
-def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [one for task in TASKS for one in task_rows(task) if not one["Image_id"].endswith("_1")]
     write_csv(tmp_path, rows, "test_results.csv")
     record = run_evaluation(tmp_path, right)
@@ -191,14 +189,14 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
-def test_chains_end_at_the_first_missing_place() -> None:
+def test_episodes_end_at_the_first_missing_step() -> None:
     stands = [Stand("b", 2, 3), Stand("a", 1, 3), Stand("b", 1, 3), Stand("a", 3, 3), Stand("c", 2, 2)]
     chains, behind = find_chains(stands)
     assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
     assert behind == [3, 4]
 
 
-def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Context) -> None:
+def test_the_readable_files_have_reference_prediction_and_verdict(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
     with (folder_of(context) / "predictions.csv").open() as stream:
         table = list(csv.DictReader(stream))
@@ -217,7 +215,9 @@ def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Con
     assert {"memory", "completion", "answer", "memory_after", "scores"} <= details[0].keys()
 
 
-def test_the_tables_have_both_baselines_and_every_way(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_have_both_baselines_and_every_agent_memory_mode(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, script, earlier in (("before", mumbles_at_2, []), ("sft", counts_what_is_done, ["before"])):
         context.run.mark_done(f"evaluate-{name}", evaluate(context, name, None, earlier, Scripted(script)))
     results = write_results(context.run)
@@ -237,7 +237,7 @@ def test_the_tables_have_both_baselines_and_every_way(context: Context, capsys: 
         assert words in text
 
 
-def test_the_table_of_actions_is_set_against_the_most_frequent_action(tmp_path: Path) -> None:
+def test_the_table_of_actions_has_the_majority_baseline(tmp_path: Path) -> None:
     # All targets differ but for the end's: the most frequent step is the end, the most frequent action a click.
     steps = (("CLICK", "Open", [40, 60]), ("CLICK", "Save", [80, 60]), ("COMPLETE", "task", None))
     write_csv(tmp_path, [row(task, number, steps) for task in TASKS for number in (1, 2, 3)], "test_results.csv")
@@ -252,7 +252,7 @@ def test_the_table_of_actions_is_set_against_the_most_frequent_action(tmp_path: 
     assert action["differences"]["baseline"]["difference"]["value"] == pytest.approx(-2 / 3)
 
 
-def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:
+def test_max_tasks_selects_whole_episodes_by_the_seed(tmp_path: Path) -> None:
     backend = Scripted(right)
     with context_of(rolling_recipe(tmp_path, {"max_tasks": 2, "memory": ("reference",)})) as context:
         record = evaluate(context, "before", None, [], backend)
@@ -265,7 +265,7 @@ def test_max_tasks_takes_whole_tasks_by_the_seed(tmp_path: Path) -> None:
     assert images == {f"{task}_{step}.png" for task, step in asked}
 
 
-def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:
+def test_prompts_without_agent_memory_are_generated_once(tmp_path: Path) -> None:
     backend = Scripted(right)
     with context_of(rolling_recipe(tmp_path, ALL, sections=("goal", "image"))) as context:
         record = evaluate(context, "before", None, [], backend)
@@ -275,7 +275,7 @@ def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:
     assert "whole tasks (no memory in the prompt)" in record["also"]
 
 
-def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
+def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
     context: Context, caplog: pytest.LogCaptureFixture
 ) -> None:
     def swells(task: str, step: int, memory: dict[str, Any]) -> str:
@@ -296,7 +296,7 @@ def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
     assert sum(line["unasked"] == PROMPT_TOO_LONG for line in lines) == 12
 
 
-def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -> None:
+def test_an_agent_memory_with_an_end_of_turn_is_a_counted_failure(context: Context) -> None:
     def speaks_in_tokens(task: str, step: int, memory: dict[str, Any]) -> str:
         output = json.loads(right(task, step, memory))
         output["Long Term"]["overall_progress"] = "done<end_of_turn>"
@@ -306,7 +306,7 @@ def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -
     assert record["memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
 
 
-def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tmp_path: Path) -> None:
+def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_path: Path) -> None:
     with context_of(rolling_recipe(tmp_path, {"memory": ("reference",)})) as first:
         first.run.mark_done("evaluate-before", evaluate(first, "before", None, [], Scripted(mumbles_at_2)))
         section = first.recipe.evaluation.model_copy(update={"memory": ("reference", "own")})
@@ -327,7 +327,7 @@ def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tm
         ('evaluate.memory=["reference","reference"]', "recipe.evaluated_memory_invalid", ["reference"] * 2),
     ],
 )
-def test_what_cuts_tasks_or_evaluates_nothing_is_rejected(
+def test_settings_that_split_episodes_or_evaluate_nothing_are_rejected(
     tmp_path: Path, setting: str, code: str, value: object
 ) -> None:
     rolling_recipe(tmp_path)
@@ -338,7 +338,7 @@ def test_what_cuts_tasks_or_evaluates_nothing_is_rejected(
 
 
 @pytest.mark.parametrize("setting", ["evaluate.max_tasks=2", 'evaluate.memory=["reference"]'])
-def test_other_tasks_have_neither_tasks_nor_memories(tmp_path: Path, setting: str) -> None:
+def test_other_tasks_have_neither_episodes_nor_agent_memory(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "mcq.toml"
     file.write_text('[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "t.json"\ntest = "t.json"\n[evaluate]\n')
     with pytest.raises(RecipeError) as caught:

@@ -87,7 +87,7 @@ def only(stage: str, folder: Path, name: str = "small", changes: dict[str, Any] 
         ("grpo", {"model": {"tuning": "full"}}),
     ],
 )
-def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
     tmp_path: Path, stage: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = {"sft": train_sft, "grpo": train_grpo}[stage]
@@ -108,7 +108,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     assert same(weights_of(whole, stage), weights_of(halved, stage))
 
 
-def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_uninterrupted_run(
+def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 4 rows, 2 a step: step 3 begins the second pass, and the stop comes in it.
@@ -127,7 +127,7 @@ def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_un
 
 
 @pytest.mark.parametrize(("stage", "tuning"), [("sft", "lora"), ("grpo", "lora"), ("sft", "full")])
-def test_a_run_that_ended_between_its_last_checkpoint_and_its_weights_trains_no_further(
+def test_a_run_interrupted_after_its_last_checkpoint_trains_no_further_step(
     tmp_path: Path, stage: str, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = {"sft": train_sft, "grpo": train_grpo}[stage]
@@ -150,7 +150,7 @@ def _disk_full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_accumulated_batches_weigh_as_one_batch(tmp_path: Path) -> None:
+def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
     """The loss is the mean over the answer tokens of the whole step, however it is cut into forward passes."""
     losses = {}
     for name, sizes in {"one": (8, 1), "two": (4, 2), "eight": (1, 8)}.items():
@@ -174,7 +174,7 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         assert len(callbacks.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
-def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
         half = context.run.stage_folder("sft") / callbacks.PARTIAL / "checkpoint-2"
@@ -185,7 +185,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     assert record["steps"] == 4
 
 
-def test_grpo_goes_on_with_sfts_adapter(tmp_path: Path) -> None:
+def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path, {"rewards": with_spread(tmp_path)})) as context:
         context.run.mark_done("sft", train_sft(context))
         start = context.weights
@@ -196,7 +196,7 @@ def test_grpo_goes_on_with_sfts_adapter(tmp_path: Path) -> None:
         assert not same(before, after)
 
 
-def test_grpo_logs_each_reward_with_its_spread_and_the_unreadable_share(tmp_path: Path) -> None:
+def test_grpo_logs_the_deviation_of_each_reward_and_the_fraction_of_unreadable_answers(tmp_path: Path) -> None:
     with context_of(only("grpo", tmp_path)) as context:
         train_grpo(context)
         line = next(line for line in context.run.metrics() if line["step"] == 1)
@@ -207,7 +207,7 @@ def test_grpo_logs_each_reward_with_its_spread_and_the_unreadable_share(tmp_path
     assert 0 <= line["completions/clipped_ratio"] <= 1
 
 
-def test_grpo_with_a_kl_term_measures_it_against_the_adapter_it_started_from(tmp_path: Path) -> None:
+def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"beta": 0.1, "max_steps": 2}, "run": {"checkpoint_steps": 1}})
     with context_of(recipe) as context:
         context.run.mark_done("sft", train_sft(context))
@@ -224,7 +224,7 @@ def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
     assert describe_reference(small_recipe(tmp_path), None) == "beta = 0: no KL term, no reference model"
 
 
-def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_opened_and_processed_once_per_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 1}, "images": {"memory_cache_mb": 0, "disk_cache": False}})
     seen: list[Any] = []
     build = grpo.build_grpo
@@ -249,7 +249,7 @@ def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_dropout_is_off_while_the_policy_is_sampled_and_on_in_its_update(
+def test_dropout_is_off_in_the_rollout_and_on_in_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beta: float
 ) -> None:
     changes = {"lora": {"dropout": 0.5}, "grpo": {"max_steps": 2, "beta": beta}}
@@ -266,7 +266,7 @@ def test_dropout_is_off_while_the_policy_is_sampled_and_on_in_its_update(
     assert seen == {True: {True}, False: {False}}
 
 
-def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> None:
+def test_the_probe_stops_a_run_with_truncated_completions(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "max_completion_tokens": 1}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
@@ -277,7 +277,7 @@ def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> 
     assert caught.problem.value == "100% at 1 tokens"
 
 
-def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
+def test_the_probe_stops_a_run_with_zero_variance_groups(tmp_path: Path) -> None:
     weights = {"letter": 0.0, "explanation": 0.0, "evidence": 0.0, "brevity": 0.0, "format": 1.0}
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "probe_max_truncated": 1.0}, "rewards": weights})
     with (
@@ -287,7 +287,7 @@ def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
         train_grpo(context)
 
 
-def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
+def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = {"probe_prompts": 2, "probe_on_failure": "report", "max_completion_tokens": 1, "max_steps": 1}
@@ -301,7 +301,7 @@ def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
     assert record["probe"]["failure"] == str(warned)
 
 
-def test_the_probe_leaves_the_training_as_it_would_have_been(tmp_path: Path) -> None:
+def test_the_probe_does_not_change_the_training(tmp_path: Path) -> None:
     plain = only("grpo", tmp_path, "plain")
     probed = only("grpo", tmp_path, "probed")
     probed = probed.model_copy(
@@ -334,7 +334,7 @@ def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> Non
     assert context.data.train[0].id in caught.problem.rule
 
 
-def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
+def test_counted_lengths_equal_those_of_the_batches(tmp_path: Path) -> None:
     from toolkit.models.collate import collate
 
     with context_of(small_recipe(tmp_path)) as context:
@@ -346,9 +346,7 @@ def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
         assert lengths.max == batch["input_ids"].shape[1]
 
 
-def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths_module, "COUNT_ALL", 8)
     monkeypatch.setattr(lengths_module, "SAMPLED", 4)
     with context_of(small_recipe(tmp_path)) as context:
@@ -363,7 +361,7 @@ def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
         assert f"24 of 24 do not: {samples[0].id}" in caught.problem.rule
 
 
-def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
+def test_the_reward_scorer_agrees_with_the_evaluation(tmp_path: Path) -> None:
     from toolkit.models.backend import Completion
 
     with context_of(small_recipe(tmp_path)) as context:
@@ -376,7 +374,7 @@ def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
         assert figures["reward/unreadable"] == 0.5
 
 
-def test_a_whole_run_is_stopped_by_sigterm_and_goes_on(tmp_path: Path) -> None:
+def test_a_run_stops_at_sigterm_and_resumes(tmp_path: Path) -> None:
     """The command itself, killed within SFT and run again: exit code 143, then the adapter of a whole run."""
     whole, killed = only("sft", tmp_path, "whole"), only("sft", tmp_path, "killed")
     run_recipe(whole, STAGES)
@@ -406,7 +404,7 @@ def test_every_line_of_the_metrics_is_plain_json(tmp_path: Path) -> None:
         assert all(json.dumps(line) for line in read_lines(context.run.metrics_file))
 
 
-def test_tensorboard_files_stand_in_the_stages_folder(tmp_path: Path) -> None:
+def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     recipe = small_recipe(tmp_path, {"run": {"report_to": ("tensorboard",)}, "sft": {"max_steps": 1}})
     with context_of(recipe) as context:
@@ -416,7 +414,9 @@ def test_tensorboard_files_stand_in_the_stages_folder(tmp_path: Path) -> None:
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
-def test_the_mask_of_picture_tokens_lies_on_the_picture_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TRL tokenizes a rendered prompt twice; a second BOS there would shift the mask that training sees by one."""
     seen = []
     plain = PolicyTrainer._check_token_kinds
@@ -434,7 +434,7 @@ def test_the_mask_of_picture_tokens_lies_on_the_picture_tokens(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (1, 2), (2, 1)])
-def test_grpo_takes_several_pictures_a_question(tmp_path: Path, counts: tuple[int, int]) -> None:
+def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[int, int]) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         films = sorted((context.run.path / "phantom" / "images").glob("*.png"))
@@ -452,7 +452,7 @@ def test_grpo_takes_several_pictures_a_question(tmp_path: Path, counts: tuple[in
     assert record["steps"] == 2
 
 
-def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
+def test_too_few_rows_for_a_step_are_rejected(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"data": {"limit_train": 1}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
@@ -462,7 +462,7 @@ def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
     assert caught.problem.place == "[grpo] prompts_per_step"
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
+def test_a_non_finite_loss_ends_training_before_a_checkpoint_is_saved(tmp_path: Path) -> None:
     report = callbacks.MetricsReporter(lambda step, steps, figures: None)
     state = TrainerState(global_step=3, max_steps=8)
     with raises(TrainingError, "training.loss_not_finite") as caught:
@@ -470,7 +470,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path
     assert caught.problem.place == "step 3"
 
 
-def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
+def test_rows_with_a_special_token_are_named(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         policy = HfBackend().load(context.recipe, None, trainable=False)
         prompts = Prompts.of(context.recipe, context.images)
@@ -481,7 +481,7 @@ def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
         assert (caught.problem.place, caught.problem.value) == (sample.id, "<end_of_turn>")
 
 
-def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
+def test_an_answer_with_a_special_token_is_named(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         prompts = Prompts.of(context.recipe, context.images)
         (sample,) = context.data.train[:1]
@@ -493,7 +493,7 @@ def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
         check_lengths(policy.processor, prompts, [bad], 256, answer_tokens=16)  # GRPO does not show the answer
 
 
-def test_a_recipes_own_adapter_is_not_said_to_differ_from_it(tmp_path: Path) -> None:
+def test_the_adapter_of_a_recipe_does_not_differ_from_it(tmp_path: Path) -> None:
     for vision in (False, True):
         lora = {"vision": vision, "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")}
         recipe = small_recipe(tmp_path, {"lora": lora}, name=f"vision-{vision}")
@@ -508,7 +508,7 @@ def test_a_recipes_own_adapter_is_not_said_to_differ_from_it(tmp_path: Path) -> 
         assert "not q_proj" in words
 
 
-def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) -> None:
+def test_a_row_without_an_applicable_reward_is_named_before_training(tmp_path: Path) -> None:
     off = {"letter": 0.0, "evidence": 0.0, "format": 0.0, "brevity": 0.0, "explanation": 1.0}
     with context_of(small_recipe(tmp_path, {"rewards": off})) as context:
         samples = list(context.data.train)
@@ -521,7 +521,7 @@ def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "manifest.json"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = only("sft", tmp_path, changes={"sft": {"max_steps": 6}, "run": {"checkpoint_steps": 2}})

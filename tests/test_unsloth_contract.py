@@ -58,12 +58,12 @@ def test_every_setting_is_a_field_and_none_is_rewritten(found: dict[str, Any]) -
             assert result == {"unknown": [], "changed": {}}, f"{stage}, {name}"
 
 
-def test_what_is_refused_would_be_rewritten(found: dict[str, Any]) -> None:
+def test_rejected_settings_would_be_rewritten(found: dict[str, Any]) -> None:
     assert ["scale_rewards" in reason for reason in found["refused"]["reasons"]] == [True]
     assert list(found["refused"]["changed"]) == ["scale_rewards"]
 
 
-def test_the_generated_trainers_have_what_is_overridden_and_call_it(found: dict[str, Any]) -> None:
+def test_the_generated_trainers_have_and_call_the_overridden_methods(found: dict[str, Any]) -> None:
     assert found["trainers"] == {
         "generated": "UnslothGRPOTrainer",
         "lacking": [],
@@ -74,11 +74,11 @@ def test_the_generated_trainers_have_what_is_overridden_and_call_it(found: dict[
     }
 
 
-def test_unsloth_gives_our_architectures_to_vllm(found: dict[str, Any]) -> None:
+def test_unsloth_supports_vllm_for_our_architectures(found: dict[str, Any]) -> None:
     assert found["vllm"] == []
 
 
-def test_the_table_of_names_puts_another_repository_in_place(found: dict[str, Any]) -> None:
+def test_the_table_of_names_substitutes_another_repository(found: dict[str, Any]) -> None:
     """That is why a pinned revision is loaded by its exact name, and why adapters' bases are compared through it."""
     assert [name.lower() for name in found["names"]] == [
         "unsloth/medgemma-4b-it-unsloth-bnb-4bit",
@@ -117,7 +117,7 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     assert found["trained"]["sft"] == pytest.approx(expected, rel=1e-3 if found["trained"]["by tokens"] else 0.05)
 
 
-def test_pictures_that_are_lost_stop_the_generated_trainer(found: dict[str, Any]) -> None:
+def test_lost_images_stop_the_generated_trainer(found: dict[str, Any]) -> None:
     assert found["blind"] == "training.images_ignored"
 
 

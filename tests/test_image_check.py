@@ -46,7 +46,7 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HfBackend, "load", blind)
 
 
-def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
+def test_swapped_images_change_the_answers_loss(context: Context, policy: Policy) -> None:
     """With dropout in training, whose noise would hide a model that does not look."""
     random = torch.get_rng_state()
     assert check_images_used(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
@@ -69,7 +69,9 @@ def test_the_answers_loss_is_that_of_the_batch(context: Context, policy: Policy)
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_model_that_does_not_see_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_model_that_ignores_images_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     blinded(monkeypatch)
     with (
         context_of(small_recipe(tmp_path)) as context,
@@ -80,7 +82,7 @@ def test_a_model_that_does_not_see_is_not_trained(tmp_path: Path, monkeypatch: p
         )
 
 
-def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
+def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in unsloth#11031: the model sees, and the log-probabilities that are trained on are computed without."""
@@ -98,14 +100,14 @@ def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
     assert caught.problem.place == "grpo, the first batch"
 
 
-def test_answers_that_are_cut_off_and_masked_are_looked_at_too(tmp_path: Path) -> None:
+def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> None:
     cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
     recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         assert train_grpo(context)["steps"] == 1
 
 
-def test_noise_alone_is_no_sight() -> None:
+def test_numerical_noise_alone_does_not_pass_the_check() -> None:
     """A GPU's sums differ from one time to the next in their last bits."""
     noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)
     rows = [Row([], []), Row([], [])]
@@ -113,12 +115,12 @@ def test_noise_alone_is_no_sight() -> None:
         check_images_change_loss(lambda row: next(noise), rows)
 
 
-def test_one_row_of_two_that_changes_is_enough() -> None:
+def test_a_change_in_one_of_two_rows_is_enough() -> None:
     losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first row's answer is certain either way
     assert check_images_change_loss(lambda row: next(losses), [Row([], []), Row([], [])])
 
 
-def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, policy: Policy) -> None:
+def test_rows_with_the_same_images_cannot_be_swapped(context: Context, policy: Policy) -> None:
     class Deaf(HfBackend):
         def answer_loss(self, policy: Policy, row: Row) -> float:
             raise AssertionError("nothing is to be asked")

@@ -63,7 +63,7 @@ def tables(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_write_one_run_folder(tmp_path: Path) -> None:
+def test_two_processes_train_the_same_weights_as_one_and_write_one_run_folder(tmp_path: Path) -> None:
     one, two = (small_recipe(tmp_path, tables(tmp_path), name=name) for name in ("one", "two"))
     run_recipe(one, STAGES)
     process = two_processes(two, tmp_path)
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_does_and_write_one_run_folder(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_resume(tmp_path: Path) -> None:
     changes = {**tables(tmp_path), "sft": {"max_steps": 400}, "run": {"checkpoint_steps": 1000}}
     recipe = small_recipe(tmp_path, changes, name="stopped")
     process = two_processes(recipe, tmp_path)
@@ -108,7 +108,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path: Path) -> None:
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}, err[-2000:]
 
 
-def test_a_step_that_two_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_two_processes_cannot_divide_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.errors import TrainingError
     from toolkit.training.trl_settings import per_process
 
