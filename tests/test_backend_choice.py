@@ -1,4 +1,4 @@
-"""Which backend a recipe gets, what is refused with it, and that Unsloth comes before everything else."""
+"""The choice of a backend, unsupported settings, and the import of Unsloth before other libraries."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ BIG = Machine(24.0, (8, 9), vllm=True)
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a CUDA device and Unsloth, as far as the choice can see."""
+    """Make the choice find a CUDA device and Unsloth."""
     monkeypatch.setattr(choice, "_has_cuda", lambda: True)
     monkeypatch.setattr(choice, "_is_installed", lambda: True)
 
@@ -64,7 +64,9 @@ def test_a_gguf_always_uses_llama_cpp(gpu: None, monkeypatch: pytest.MonkeyPatch
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     for weights in (tmp_path, tmp_path / "x-f16.gguf"):
         assert choose_backend(recipe.model, weights).name == "gguf"
-    preload(recipe, tmp_path, tmp_path / "x-f16.gguf")  # else an error here, where transformers came first
+    preload(
+        recipe, tmp_path, tmp_path / "x-f16.gguf"
+    )  # without the GGUF this would be an error, because transformers is imported
     with raises(ModelError, "model.unsloth_imported_late"):
         preload(recipe, tmp_path, tmp_path / "merged")
     monkeypatch.setattr(choice, "_has_cuda", lambda: False)
@@ -104,7 +106,7 @@ from toolkit.models import choice
 choice._has_cuda = lambda: True
 choice._is_installed = lambda: True
 """
-"""Python imports it at the start of every process: the one that makes the plan too."""
+"""Python imports this module at the start of every process, the plan's process included."""
 
 FAKE = """
 import json, os, sys
@@ -119,7 +121,7 @@ raise ImportError("this is not the real one")
 
 
 def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) -> tuple[int, str, dict[str, Any]]:
-    """The command line where the choice sees a GPU, with an unsloth that writes down what it finds and gives up."""
+    """Run the command line with a fake GPU, and a fake unsloth that records the imported modules and raises."""
     (tmp_path / "fake").mkdir(exist_ok=True)
     (tmp_path / "fake" / "unsloth.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "fake" / "sitecustomize.py").write_text(SEEN, encoding="utf-8")
@@ -209,7 +211,7 @@ def test_auto_is_hf_if_unsloth_would_change_the_recipe(
 ) -> None:
     import transformers
 
-    assert sys.modules["transformers"] is transformers  # so that an attempt to import Unsloth would be an error
+    assert sys.modules["transformers"] is transformers  # importing Unsloth would now be an error
     recipe = small_recipe(tmp_path, {"model": {"name": "a/b"}, "grpo": {"loss": "dr_grpo"}})
     with caplog.at_level(logging.WARNING):
         preload(recipe, tmp_path)
@@ -221,16 +223,15 @@ def test_auto_is_hf_if_unsloth_would_change_the_recipe(
         preload(named, tmp_path)
 
 
-def by_vllm(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:
+def vllm_recipe(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:
     tables = {**(tables or {}), "grpo": {"rollouts": "vllm"}}
     return small_recipe(tmp_path, tables).model_copy(update={"sft": None})
 
 
 def test_vllm_is_supported_if_all_requirements_hold(tmp_path: Path) -> None:
-    assert vllm_unsupported_reasons(by_vllm(tmp_path), BIG, "gemma3", 1) == []
-    assert (
-        vllm_unsupported_reasons(by_vllm(tmp_path), Machine(23.6, (8, 6), True), "qwen2_5_vl", 1) == []
-    )  # a card sold as 24 GB
+    assert vllm_unsupported_reasons(vllm_recipe(tmp_path), BIG, "gemma3", 1) == []
+    nominal_24_gb = Machine(23.6, (8, 6), True)
+    assert vllm_unsupported_reasons(vllm_recipe(tmp_path), nominal_24_gb, "qwen2_5_vl", 1) == []
 
 
 def test_without_vllm_rollouts_nothing_is_checked(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_without_vllm_rollouts_nothing_is_checked(tmp_path: Path) -> None:
 def test_vllm_is_rejected_with_the_reason(
     tmp_path: Path, machine: Machine, architecture: str, pictures: int, tables: dict[str, Any], reason: str
 ) -> None:
-    found = vllm_unsupported_reasons(by_vllm(tmp_path, tables), machine, architecture, pictures)
+    found = vllm_unsupported_reasons(vllm_recipe(tmp_path, tables), machine, architecture, pictures)
     assert len(found) == 1
     assert reason in found[0]
 
@@ -268,5 +269,5 @@ def test_grpo_rejects_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
 
     from toolkit.training.grpo import train_grpo
 
-    with context_of(by_vllm(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):
+    with context_of(vllm_recipe(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):
         train_grpo(context)

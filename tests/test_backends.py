@@ -1,4 +1,4 @@
-"""What every backend does with prompts, labels, settings and images, and the tiny model's files."""
+"""Prompts, labels, settings and images in every backend, and the files of the tiny model."""
 
 import copy
 import shutil
@@ -78,7 +78,7 @@ def test_labels_equal_those_of_trls_collator_up_to_the_end_of_turn(policy: Polic
     expected = oracle([example])
     batch = collate(policy, rows[:1])
     ours, theirs = batch["labels"][0], expected["labels"][0]
-    # TRL's completion goes on to the line break that the template writes after the turn; ours stops at the turn end.
+    # TRL's labels include the line break after the end of turn in the template. Ours stop at the end of turn.
     assert ours.tolist() == theirs[: len(ours)].tolist()
     assert policy.processor.tokenizer.decode(theirs[len(ours) :]).strip() == ""
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])

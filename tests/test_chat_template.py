@@ -1,4 +1,4 @@
-"""Chat rendering: the template's turn end, image tokens, BOS, token counts, on the tiny model and real processors."""
+"""Chat templates: end of turn, image tokens, BOS and token counts, for the tiny model and real processors."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The canary: training does not begin where pictures do not count."""
+"""The image check: training does not begin if the model ignores its images."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,7 +33,7 @@ def policy(context: Context) -> Policy:
 
 
 def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that are loaded from now on get black pictures, whatever they are shown."""
+    """Replace the pixels of all models that are loaded from now on with zeros."""
     load = HfBackend.load
 
     def blind(self: HfBackend, *args: object, **options: object) -> Policy:
@@ -47,10 +47,10 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_swapped_images_change_the_answers_loss(context: Context, policy: Policy) -> None:
-    """With dropout in training, whose noise would hide a model that does not look."""
+    """The noise of dropout would hide a model that ignores its images."""
     random = torch.get_rng_state()
     assert check_images_used(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
-    assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
+    assert torch.equal(torch.get_rng_state(), random)  # the check does not change the random state
     assert policy.model.training
 
 
@@ -85,7 +85,7 @@ def test_a_model_that_ignores_images_is_not_trained(
 def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in unsloth#11031: the model sees, and the log-probabilities that are trained on are computed without."""
+    """As in unsloth#11031, the model reads its images, but GRPO computes log-probabilities without pixels."""
     from toolkit.training.grpo_trainer import PolicyTrainer
 
     ask = PolicyTrainer._get_per_token_logps_and_entropies
@@ -108,7 +108,7 @@ def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> Non
 
 
 def test_numerical_noise_alone_does_not_pass_the_check() -> None:
-    """A GPU's sums differ from one time to the next in their last bits."""
+    """Sums on a GPU may differ in their last bits from call to call."""
     noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)
     rows = [Row([], []), Row([], [])]
     with raises(TrainingError, "training.images_ignored"):
@@ -116,7 +116,7 @@ def test_numerical_noise_alone_does_not_pass_the_check() -> None:
 
 
 def test_a_change_in_one_of_two_rows_is_enough() -> None:
-    losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first row's answer is certain either way
+    losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first answer is certain with either image
     assert check_images_change_loss(lambda row: next(losses), [Row([], []), Row([], [])])
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's room without llama.cpp: what is refused before converting, and a process that dies."""
+"""The llama.cpp package without llama.cpp: checks before the conversion, and worker processes that crash."""
 
 import io
 import json
@@ -102,7 +102,7 @@ def noise(size: tuple[int, int]) -> Image.Image:
 
 
 def test_a_worker_that_crashes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Native code that faults takes its process with it: this one stands for it."""
+    """A crash in native code ends its process. This worker simulates it."""
     (tmp_path / "faulty.py").write_text(
         "import os, signal, sys\nsys.stdin.readline()\nprint('the last word', file=sys.stderr, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGSEGV)\n",
@@ -121,10 +121,10 @@ CTRL_C = """
 import os, signal, sys
 from pathlib import Path
 from toolkit.models.llamacpp import Child, convert
-signal.signal(signal.SIGINT, lambda *_: None)  # as a stage notes it, and goes on to its next step
+signal.signal(signal.SIGINT, lambda *_: None)  # like a stage, which records the signal and continues to its next step
 with Child("slow") as child:
     signal.setitimer(signal.ITIMER_REAL, 0.5)
-    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # as a terminal does
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # like a terminal
     print(child.load(Path("a"), Path("b"), 10))
     convert.PROGRAM = "slow"
     signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -299,7 +299,9 @@ def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: P
     assert find_exported(run, str(folder / "merged")).name == "merged"
     for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
         (tmp_path / place).mkdir(parents=True)
-        assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
+        assert (
+            find_exported(run, str(tmp_path / place)).name == name
+        )  # other weights are never reported as those of the run
     with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
         find_exported(run, "adapter")
     assert locate(run.path) == (run, None)

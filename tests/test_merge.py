@@ -1,4 +1,4 @@
-"""Merged weights: written into the base's files shard by shard, and every matrix compared with base + scale * B A."""
+"""Merged weights: written shard by shard, and every matrix compared with base + scale * B A."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from toolkit.recipe import Lora
 
 
 def adapted(base: Path, dtype: Any = torch.float32, **settings: Any) -> PeftModel:
-    """The base with a LoRA adapter on the language model and the vision tower, moved away from zero."""
+    """Return the base with a LoRA adapter on language model and vision tower, with weights other than 0."""
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
     layers = adapter.layers(model, Lora(vision=True))
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": layers, **settings}))
@@ -69,7 +69,7 @@ def test_merged_files_equal_what_peft_merges(tmp_path: Path, settings: dict[str,
 
 
 def test_the_vision_towers_update_is_merged_under_the_files_names(tmp_path: Path) -> None:
-    """A module is called vision_tower.encoder, and its file vision_tower.vision_model.encoder."""
+    """A module is named vision_tower.encoder, and its stored tensors vision_tower.vision_model.encoder."""
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     towers = [name for name in merge.factors if "vision_tower.vision_model.encoder" in name]
@@ -134,7 +134,7 @@ def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])
 def test_peft_merges_an_adapter_beyond_plain_lora(settings: dict[str, Any]) -> None:
-    """It changes the base's biases or weights in memory, which the base's files do not have."""
+    """Such an adapter changes the base's biases or weights in memory, but not in the base's files."""
     assert plan_merge(adapted(tiny.FOLDER, **settings)) is None
 
 

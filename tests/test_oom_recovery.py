@@ -55,14 +55,14 @@ TRAIN: Mapping[str, Callable[..., Record]] = {"sft": train_sft, "grpo": train_gr
 
 @dataclass
 class SmallMemory:
-    """Runs out of memory if more rows go through than fit. ``seen``: the rows of each pass that began."""
+    """Raises an out-of-memory error for passes with too many rows. ``seen``: the rows of each pass."""
 
     fits: int
     where: str = "forward"
     gradients: bool | None = None
     """True: passes with gradients only; False: those without only."""
     spared: int = 0
-    """The number of passes that go well although they would not fit."""
+    """The number of passes that succeed although they would not fit."""
     seen: list[int] = field(default_factory=list)
     raised: int = 0
     models: list[Any] = field(default_factory=list)
@@ -104,7 +104,7 @@ def backend_class() -> Any:
 
 @contextmanager
 def small_memory(patch: pytest.MonkeyPatch, **how: Any) -> Iterator[SmallMemory]:
-    """Models that are loaded have little memory, and only one of them may exist at a time."""
+    """Give loaded models little GPU memory, and check that only one of them exists at a time."""
     backend = backend_class()
     memory, load = SmallMemory(**how), backend.load
 
@@ -122,7 +122,7 @@ def small_memory(patch: pytest.MonkeyPatch, **how: Any) -> Iterator[SmallMemory]
 
 @contextmanager
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """A signal comes in ``step``; the run must end with Interrupted."""
+    """Send a signal in ``step``. The run must end with Interrupted."""
     plain = training.training_callbacks
     with patch.context() as inner:
         stopping = lambda context, *rest: [StopAfter(context, step), *plain(context, *rest)]  # noqa: E731
@@ -137,26 +137,26 @@ def run(recipe: Recipe, stage: str, **options: Any) -> Record:
 
 
 def lines_of(recipe: Recipe) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are of steps, as they are in the file, without what depends on the clock."""
+    """Return the lines of steps in metrics.jsonl, without values that depend on time."""
     lines = [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "loss" in line]
     return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
-def untold(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines without what they say of recovery."""
+def without_recovery(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines without the values of recovery."""
     names = {"out_of_memory", "micro_batch", "accumulation", "completions_per_generate"}
     return [{name: value for name, value in line.items() if name not in names} for line in lines]
 
 
 def keep_sizes(recipe: Recipe, stage: str, sizes: Sizes) -> None:
-    """What a stage leaves that was out of memory before."""
+    """Check the results of a stage after an out-of-memory error."""
     kept = {"micro_batch": sizes.micro_batch, "accumulation": sizes.accumulation}
     file = recipe.run_folder / "stages" / stage / "sizes.json"
     write_json(file, {**kept, "completions_per_generate": sizes.completions, "recoveries": []})
 
 
 def recipe_of(stage: str, folder: Path, name: str, **tables: Mapping[str, Any]) -> Recipe:
-    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written at stops alone."""
+    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written only at stops."""
     base: dict[str, dict[str, Any]] = {
         "run": {"checkpoint_steps": 100},
         "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 2},
@@ -191,9 +191,9 @@ def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     assert memory.seen == [*([4, 2] if most == 4 else [2]), *[1] * 4]  # SFT: 4, 2 and 1, two errors in a row
     with small_memory(monkeypatch, fits=1, where=where, gradients=True) as memory:
         record = run(recovered, stage)
-    assert memory.seen == [1] * 4  # the sizes are still known
+    assert memory.seen == [1] * 4  # the sizes are stored
     assert same(adapter_of(recovered, stage), adapter_of(begun, stage))
-    assert untold(lines_of(recovered)) == lines_of(begun)
+    assert without_recovery(lines_of(recovered)) == lines_of(begun)
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [errors, None]
     assert (lines_of(recovered)[0]["micro_batch"], lines_of(recovered)[0]["accumulation"]) == (1, 4)
     found = record["memory"]
@@ -201,11 +201,11 @@ def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
     assert record["resumed_from"] == "step-00000001"
     assert "train_loss" in closing_of(begun)
-    assert "train_loss" not in closing_of(recovered)  # it would be that of the last start, divided by all steps
+    assert "train_loss" not in closing_of(recovered)  # it would be the sum of the last start, divided by all steps
 
 
 def closing_of(recipe: Recipe) -> dict[str, Any]:
-    """The closing summary of the last start in metrics.jsonl."""
+    """Return the final summary of the last start in metrics.jsonl."""
     return [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "train_runtime" in line][-1]
 
 
@@ -218,12 +218,12 @@ def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller
         run(resumed, stage)
     keep_sizes(resumed, stage, one_by_one(stage))
     assert run(resumed, stage)["resumed_from"] == "step-00000001"
-    # A step of two passes goes well, and one pass of the second step.
+    # One step of two passes succeeds, and one pass of the second step.
     with small_memory(monkeypatch, fits=1, where=where, gradients=True, spared=3) as memory:
         record = run(recovered, stage)
     assert memory.seen == [*[2] * 4, *[1] * 4]
     assert same(adapter_of(recovered, stage), adapter_of(resumed, stage))
-    assert untold(lines_of(recovered)) == untold(lines_of(resumed))
+    assert without_recovery(lines_of(recovered)) == without_recovery(lines_of(resumed))
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, 1]
     assert record["memory"]["recoveries"] == [
@@ -251,10 +251,10 @@ def test_oom_in_the_optimizer_step_falls_back_to_the_last_checkpoint(
     begun = recipe_of("sft", tmp_path, "begun", sft={"batch_size": 1, "accumulation": 4})
     recovered = recipe_of("sft", tmp_path, "recovered")
     run(begun, "sft")
-    with failing_optimizer(monkeypatch, 2):  # step 1 is finished, and saved nowhere
+    with failing_optimizer(monkeypatch, 2):  # step 1 is finished but not saved
         record = run(recovered, "sft")
     assert same(adapter_of(recovered, "sft"), adapter_of(begun, "sft"))
-    assert untold(lines_of(recovered)) == lines_of(begun)  # step 1 was made twice, and is there once
+    assert without_recovery(lines_of(recovered)) == lines_of(begun)  # step 1 was repeated, and is logged once
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
     (event,) = record["memory"]["recoveries"]
     assert (event["step"], event["during"]) == (2, "optimizer step")
@@ -364,9 +364,9 @@ def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts
         record = run(recovered, "grpo")
     assert generations == [4, 2, *[1] * 8]  # out of memory at the third token of all 4, and at the first of a pair
     assert memory.raised == 2
-    assert len(memory.models) == 1  # nothing is loaded again for a rollout
+    assert len(memory.models) == 1  # a rollout does not reload the model
     assert same(adapter_of(recovered, "grpo"), adapter_of(begun, "grpo"))
-    assert untold(lines_of(recovered)) == untold(lines_of(begun))
+    assert without_recovery(lines_of(recovered)) == without_recovery(lines_of(begun))
     assert lines_of(recovered)[0]["completions_per_generate"] == 1
     assert [one["completions_per_generate"] for one in record["memory"]["recoveries"]] == [2, 1]
     assert record["memory"]["micro_batch"] == 2
@@ -426,7 +426,7 @@ def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
 
 @contextmanager
 def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the check that images count, whose passes would not fit either."""
+    """Skip the image check, whose passes would not fit either."""
     with patch.context() as inner:
         inner.setattr("toolkit.training.grpo.check_images_used", lambda *_: True)
         yield
@@ -469,9 +469,9 @@ def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
     recipe = recipe_of("grpo", tmp_path, "advice")
     assert advice(recipe, "sft", PLAN) != advice(recipe, "sft", None)
     for plan in (None, {}, PLAN, {"memory": None, "gpu": None}, {"memory": {"grpo": {"fits": {"8": {"knobs": None}}}}}):
-        told = advice(recipe, "grpo", plan)  # the plan knows nothing of GRPO
-        assert "grpo.max_completion_tokens below 8" in told
-        assert "micro_batch" not in told
+        found = advice(recipe, "grpo", plan)  # the plan has no GRPO
+        assert "grpo.max_completion_tokens below 8" in found
+        assert "micro_batch" not in found
 
 
 def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +511,7 @@ def test_sizes_halve_to_divisors_of_the_step() -> None:
     assert path(Sizes(9, 1)) == [(3, 3), (1, 9)]
     assert path(Sizes(7, 1)) == [(1, 7)]
     assert path(Sizes(1, 4)) == []
-    assert Sizes(1, 8, 8).smaller() == Sizes(1, 8, 4)  # nothing else is left to halve
+    assert Sizes(1, 8, 8).smaller() == Sizes(1, 8, 4)  # only the completions can be halved
     assert Sizes(2, 4, 1).smaller() == Sizes(1, 8, 1)
     assert Sizes(1, 8, 1).smaller() is None
 
@@ -531,7 +531,7 @@ def test_the_preflight_step_does_not_change_the_training(
     preflight = record["memory"]["preflight"]
     assert preflight["seconds"] > 0
     assert preflight["peak_reserved_bytes"] is None
-    assert memory.seen == [2, 2] * 2  # the preflight step is a whole one
+    assert memory.seen == [2, 2] * 2  # the preflight step is an optimizer step
     assert len(memory.models) == 2
     assert record["seconds_per_step"]["measured"] > 0
     assert lines_of(plain) == lines_of(checked)
@@ -547,7 +547,7 @@ def test_trl_1_16_may_pass_more_arguments_to_a_rollout() -> None:
 
 
 def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The lengths of the completions of each rollout from now on."""
+    """Record the lengths of the completions of each rollout."""
     plain, lengths = PolicyTrainer._generate_single_turn, list[list[int]]()
 
     def spy(self: Any, *args: Any) -> Any:
@@ -603,7 +603,7 @@ def test_a_finished_stage_without_weights_keeps_the_record_of_its_recovery(
 def test_errors_missing_from_metrics_jsonl_are_in_its_next_line(tmp_path: Path) -> None:
     recipe = recipe_of("sft", tmp_path, "unlogged")
     Recovery(tmp_path, recipe, "sft").shrink(1, "pass", None, None)
-    again = Recovery(tmp_path, recipe, "sft")  # the run was interrupted before a line was written
+    again = Recovery(tmp_path, recipe, "sft")  # the run was interrupted before the line was written
     assert again.figures()["out_of_memory"] == 1
     assert again.figures() == {}
 
@@ -744,7 +744,7 @@ def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
 ) -> None:
     """Greedy completions do not depend on how many are generated at once, unless one saw another's patches."""
     tables: dict[str, dict[str, Any]] = {
-        # Weights this large, or the last token of the prompt alone decides what follows.
+        # With smaller weights, the last token of the prompt alone would determine the completion.
         "model": {"name": str(build("qwen2_5_vl", shared_data, tmp_path, initializer_range=0.5)), "max_tokens": 600},
         "images": {"max_side": 84},
         "grpo": {
@@ -775,7 +775,7 @@ def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
 
 
 def unequal_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Every third picture has half the height."""
+    """Every third image has half the height."""
     plain = Prompts.row
 
     def row(self: Prompts, sample: Any, *, answer: bool = False) -> Any:
@@ -855,7 +855,7 @@ def test_halving_ends_at_one() -> None:
 def test_checkpointing_computes_no_gradients_for_a_frozen_vision_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, request: pytest.FixtureRequest
 ) -> None:
-    """And the adapter's gradients are those without checkpointing."""
+    """The adapter's gradients equal those without checkpointing."""
     name = family if family == "tiny" else str(build(family, request.getfixturevalue("shared_data"), tmp_path))
     gradients, needed = {}, []
     for checkpointing in (False, True):

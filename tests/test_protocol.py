@@ -1,4 +1,4 @@
-"""What every backend must do. They run on hf; ``TOOLKIT_TEST_BACKEND=unsloth`` runs them on Unsloth (CUDA)."""
+"""Tests of the Backend protocol. They run on hf. ``TOOLKIT_TEST_BACKEND=unsloth`` runs them on Unsloth (CUDA)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_completions_do_not_depend_on_other_rows_of_the_batch(
 
 
 def test_image_tokens_cannot_be_generated(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    """The most likely token of all, if it were let: nothing but the rule keeps it out."""
+    """The image token gets the highest logit, so only the suppression prevents it."""
     image = policy.processor.tokenizer.image_token_id
 
     def prefer_image(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def test_image_tokens_cannot_be_generated(backend: Backend, policy: Policy, rows
         free = backend.generate(replace(policy, forbidden=()), ask, Sampling(8))[0][0]
     finally:
         hook.remove()
-    assert free.text.strip() == ""  # without the rule it writes nothing else
+    assert free.text.strip() == ""  # without suppression, all tokens are image tokens
     assert all(completion.text.strip() for completion in sampled)
 
 
@@ -161,7 +161,7 @@ def test_training_changes_only_the_adapter_which_reloads_identically(
     trainer.train()
     now = dict(trained.model.named_parameters())
     assert all("lora_" in name for name in start)
-    assert {now[name].dtype for name in start} == {torch.float32}  # 16 bits would round GRPO's small steps away
+    assert {now[name].dtype for name in start} == {torch.float32}  # 16 bits would round away GRPO's small updates
     assert any(not torch.equal(value, now[name]) for name, value in start.items())
     backend.save(trained, tmp_path / "adapter")
     again = backend.load(context.recipe, tmp_path / "adapter", trainable=False)
@@ -169,7 +169,7 @@ def test_training_changes_only_the_adapter_which_reloads_identically(
 
 
 def test_training_continues_from_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
-    """GRPO after SFT: the adapter that was trained, not a second one on top of it."""
+    """GRPO after SFT trains the same adapter, not a second one on top of it."""
     first = backend.load(context.recipe, None, trainable=True)
     build_sft(backend, first, job_of(context, "sft", tmp_path)).train()
     backend.save(first, tmp_path / "adapter")
@@ -206,7 +206,7 @@ def test_merged_weights_are_safetensors_with_the_same_completions(
     assert not any(name.endswith((".bin", ".pt")) for name in names)
     again = backend.load(context.recipe, tmp_path / "merged", trainable=False, mergeable=True)
     found = answers(backend, again, rows)
-    # Merging into 16 bits rounds the weights; the same answers are asked of 32 bits alone.
+    # Merging into 16 bits rounds the weights, so completions must be equal in 32 bits only.
     assert found == expected if whole.bits == 32 else sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
 
 

@@ -86,7 +86,7 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
 def test_training_resumes_bit_for_bit_with_and_without_avx512bf16(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed for AVX512-BF16, a layer has no backward pass and its scales are rounded: weights would differ."""
+    """A layer repacked for AVX512-BF16 has no backward pass, and rounded scales, so weights would differ."""
     tables = {"model": {"precision": precision}, "sft": {"max_steps": 2, "accumulation": 1, "optimizer": "adamw_8bit"}}
 
     def recipe_of(name: str) -> Recipe:
@@ -134,7 +134,7 @@ def test_a_saved_4bit_adapter_has_the_same_completions(
 
 
 def test_a_layer_repacked_for_avx512bf16_loses_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason for ``_keep_trainable``; where this fails, bitsandbytes has changed and it may go."""
+    """The reason for ``_keep_trainable``. If this test fails, bitsandbytes has changed and it can be removed."""
     pretend_avx512bf16(monkeypatch, True)
     layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
     layer.eval()(torch.randn(2, 64))
@@ -142,7 +142,7 @@ def test_a_layer_repacked_for_avx512bf16_loses_its_gradient(monkeypatch: pytest.
 
 
 def test_the_adapter_of_a_quantised_model_keeps_its_precision(context: Context, tmp_path: Path) -> None:
-    """In bfloat16 the neighbours of a weight of 0.01 are 6e-5 away: GRPO's steps of 5e-6 would be rounded away."""
+    """Near 0.01, bfloat16 values are 6e-5 apart, so GRPO's updates of 5e-6 would be rounded away."""
     backend, policy = HfBackend(), policy_of(context)
     prompts = Prompts.of(context.recipe, context.images)
     before = {name: value.clone() for name, value in trained(policy)}

@@ -1,4 +1,4 @@
-"""Rewards of mcq and vqa: each part by hand-computed examples."""
+"""Rewards of mcq and vqa, with hand-computed examples."""
 
 import doctest
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_an_empty_completion_has_reward_0() -> None:
 
 
 def test_the_explanation_reward_is_the_better_of_reasoning_and_solution_text() -> None:
-    # Reference: consolidation in right lower lobe (5 words). The text shares 5 of 5; the reasoning 1 of 2 words.
+    # Reference: consolidation in right lower lobe (5 words). The text has 5 of 5 words, and the reasoning 1 of 2.
     both = answer(explanation="Consolidation seen", text="Consolidation in the right lower lobe")
     assert mcq.explanation(sample(), both) == 1.0
     assert mcq.explanation(sample(), answer(explanation="Consolidation seen")) == pytest.approx(2 / 7)
@@ -60,7 +60,7 @@ def test_the_explanation_reward_does_not_apply_without_a_reference(missing: str 
 
 
 def test_evidence_copied_from_the_prompt_has_reward_0() -> None:
-    # Report words: right lower lobe consolidation pneumonia; "pneumonia" stands in option B and is left out.
+    # Report words: right lower lobe consolidation pneumonia; "pneumonia" is in option B and is ignored.
     assert mcq.evidence_words(sample()) == {"right", "lower", "lobe", "consolidation"}
     assert mcq.evidence(sample(), answer(explanation="The main finding is pneumonia, not normal")) == 0.0
     assert mcq.evidence(sample(), answer(explanation="pneumonia: consolidation")) == 0.25

@@ -1,4 +1,4 @@
-"""The reward table: weights, the users' own rewards, statistics of a step, explanations."""
+"""The reward table: weights, custom rewards, statistics of a step, explanations."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def write(folder: Path, code: str) -> str:
 
 def test_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
     scored = reward_table("mcq", {}, [], tmp_path).score(mcq.EXAMPLE, RIGHT)
-    # Explanation: 3 shared of 4 and 5, so 6 / 9. Evidence: right, lower, lobe of 4. 1 + 0.4 + 0.15 + 0.1 + 0.1.
+    # Explanation: 3 common words of 4 and 5, so 6 / 9. Evidence: right, lower, lobe of 4. 1 + 0.4 + 0.15 + 0.1 + 0.1.
     assert scored.components == pytest.approx(
         {"letter": 1.0, "explanation": 2 / 3, "evidence": 0.75, "format": 1.0, "brevity": 1.0}
     )
@@ -182,10 +182,11 @@ def test_statistics_of_a_step_are_computed_within_the_groups() -> None:
     ]
     cut = Answer("", problem="no solution", truncated=True)
     statistics = group_statistics(scored_PG, [[Answer("B"), cut], [Answer("B"), Answer("B")]])
-    # Standard deviation of (1, 0) with divisor 1 is 0.7071, of (0.5, 0.5) it is 0: mean 0.3536; one flat group of two.
+    # The standard deviation (divisor 1) of (1, 0) is 0.7071, of (0.5, 0.5) it is 0: mean 0.3536.
+    # One of the two groups has zero variance.
     assert statistics.total.std == pytest.approx(2**-0.5 / 2)
     assert (statistics.total.n, statistics.total.mean, statistics.total.zero_variance) == (4, 0.5, 0.5)
-    # b applies to the second group alone: (0.25, 0.75) has 0.3536.
+    # b applies only to the second group, and (0.25, 0.75) has 0.3536.
     assert statistics.components["b"].n == 2
     assert statistics.components["b"].std == pytest.approx(0.5 / 2**0.5)
     assert statistics.components["b"].zero_variance == 0.0

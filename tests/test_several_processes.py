@@ -1,4 +1,4 @@
-"""Two processes of one run under torch.distributed: the weights of one, and one run folder, written once."""
+"""Two processes of one run under torch.distributed: the weights of one process, and one run folder."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
 
-# What `accelerate launch` runs where there are several GPUs; on a CPU it starts one process whatever it is told.
+# `accelerate launch` uses this launcher with several GPUs. On a CPU, it would always start one process.
 LAUNCH = (
     sys.executable,
     "-m",
@@ -79,7 +79,7 @@ def test_two_processes_train_the_same_weights_as_one_and_write_one_run_folder(tm
     for stage in ("sft", "grpo"):
         (checkpoint, *_) = (run.path / "stages" / stage / "checkpoints").iterdir()
         assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}
-    # SFT sees the same rows in each step, shared out; sums of floats differ by their order, and Adam divides by them.
+    # Each SFT step has the same rows, divided between processes. The order of sums differs, and Adam divides by them.
     losses = [
         [line["loss"] for line in each.metrics() if "loss" in line][:3] for each in (RunFolder(one.run_folder), run)
     ]
@@ -101,7 +101,7 @@ def test_two_processes_stop_together_and_resume(tmp_path: Path) -> None:
     until = time.monotonic() + 200
     while time.monotonic() < until and not (run.metrics_file.is_file() and '"sft"' in run.metrics_file.read_text()):
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and to both processes
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the launcher and both processes
     _, err = process.communicate(timeout=200)
     assert process.returncode != 0
     (checkpoint,) = (run.path / "stages/sft/checkpoints").iterdir()

@@ -1,4 +1,4 @@
-"""SFT's loss in slices: TRL's own function is the oracle for loss, figures and gradients; its memory is the limit."""
+"""The sliced SFT loss: TRL's function is the reference for loss, metrics and gradients, and its peak is the limit."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 @pytest.fixture(autouse=True)
 def several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven positions a slice: 3 x 16 supervised ones take seven slices, the last of which is not full."""
+    """Seven positions per slice: 3 x 16 supervised positions need seven slices, and the last one is not full."""
     monkeypatch.setattr(sft_loss, "SLICE_BYTES", 7 * 8 * VOCABULARY)
 
 
@@ -50,13 +50,13 @@ def inputs(dtype: torch.dtype, *, bias: bool = False, trained: bool = True) -> d
 
 
 def targets(supervised: str = "some") -> torch.Tensor:
-    """Labels: an answer at the end, one in the middle with padding behind it, and a row without any."""
+    """Labels: an answer at the end, an answer in the middle followed by padding, and a row without an answer."""
     labels = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
     hidden = {
         "some": [(0, slice(0, 9)), (1, slice(0, 3)), (1, slice(12, None)), (2, slice(None))],
         "all": [],
         "none": [(slice(None), slice(None))],
-        "first place": [(slice(None), slice(1, None))],  # supervises nothing: no hidden state comes before it
+        "first place": [(slice(None), slice(1, None))],  # no supervision, because no hidden state precedes it
     }[supervised]
     for row, place in hidden:
         labels[row, place] = -100
@@ -66,7 +66,7 @@ def targets(supervised: str = "some") -> torch.Tensor:
 def outcome(
     function: Callable[..., Any], given: dict[str, torch.Tensor], **options: Any
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-    """What the function returns, and the gradients of 3 times its loss."""
+    """Return the results of the function, and the gradients of 3 times its loss."""
     given = {name: tensor.detach().clone().requires_grad_(tensor.requires_grad) for name, tensor in given.items()}
     found = function(**given, chunk_size=8, **options)
     (3 * found[0]).backward()
@@ -311,6 +311,6 @@ def test_a_trainer_logs_and_learns_the_same_as_with_trls_loss(
     for line, other in zip(logged, expected, strict=True):
         for key in ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens"):
             assert line[key] == pytest.approx(other[key], rel=1e-4), key
-    # Adam turns a gradient of rounding errors into a whole step, so that single elements may differ.
+    # Adam scales a gradient of rounding errors to a full update, so single elements may differ.
     difference = sum(float((value - wanted[key]).square().sum()) for key, value in weights.items())
     assert difference <= 1e-6 * sum(float(value.square().sum()) for value in wanted.values())

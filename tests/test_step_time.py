@@ -1,4 +1,4 @@
-"""Seconds of an optimizer step: the plan's range reaches training, and what is measured replaces it."""
+"""Seconds per optimizer step: training reports the plan's range until it has measured a step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +41,8 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
     reports: list[tuple[int, int, str]] = []
     with context_of(small_recipe(tmp_path)) as context:
         plan = plan_for(context, here=True)
-        told = lambda what, done, total, note="": reports.append((done, total, note))  # noqa: E731
-        record = train_sft(replace(context, progress=told))["seconds_per_step"]
+        progress = lambda what, done, total, note="": reports.append((done, total, note))  # noqa: E731
+        record = train_sft(replace(context, progress=progress))["seconds_per_step"]
     assert record["planned"] == plan["time"]["gpus"]["T4"]["sft"]["seconds_per_step"]
     assert record["preflight"] is None
     assert 0 < record["measured"] < 60

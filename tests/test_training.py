@@ -1,4 +1,4 @@
-"""SFT and GRPO on the tiny model: they learn, stop, resume to the same adapter, and refuse what cannot work."""
+"""SFT and GRPO on the tiny model: learning, stop and resume to the same adapter, and checks before training."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 class StopAfter(TrainerCallback):
-    """Asks for a stop at a step, as a signal would."""
+    """Requests a stop at a step, like a signal."""
 
     def __init__(self, context: Context, step: int) -> None:
         self.context, self.step = context, step
@@ -96,7 +96,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
         work(context)
     plain = training.training_callbacks
     with context_of(halved) as context, monkeypatch.context() as patch:
-        # Step 3 lies between the checkpoints of steps 2 and 4: the stop itself must save.
+        # Step 3 is between the checkpoints of steps 2 and 4, so the stop itself must save.
         stop_in_order = lambda ctx, *rest: [StopAfter(ctx, 3), *plain(ctx, *rest)]  # noqa: E731
         patch.setattr(training, "training_callbacks", stop_in_order)
         with pytest.raises(Interrupted, match="saved after step 3 of 4"):
@@ -111,7 +111,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
 def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 4 rows, 2 a step: step 3 begins the second pass, and the stop comes in it.
+    # 4 rows, 2 per step: the second epoch begins with step 3, and the stop is in it.
     changes = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
     whole, halved = only("grpo", tmp_path, "whole", changes), only("grpo", tmp_path, "halved", changes)
     with context_of(whole) as context:
@@ -151,7 +151,7 @@ def _disk_full(*_: Any) -> None:
 
 
 def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
-    """The loss is the mean over the answer tokens of the whole step, however it is cut into forward passes."""
+    """The loss is the mean over the answer tokens of the whole step, however it is divided into forward passes."""
     losses = {}
     for name, sizes in {"one": (8, 1), "two": (4, 2), "eight": (1, 8)}.items():
         changes = {"max_steps": 1, "batch_size": sizes[0], "accumulation": sizes[1]}
@@ -192,7 +192,7 @@ def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
         assert start == context.run.weights_folder("sft")
         train_grpo(context)
         before, after = load_file(start / ADAPTER), adapter_of(context.recipe, "grpo")
-        assert before.keys() == after.keys()  # one adapter: none was added
+        assert before.keys() == after.keys()  # no second adapter was added
         assert not same(before, after)
 
 
@@ -213,7 +213,7 @@ def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> No
         context.run.mark_done("sft", train_sft(context))
         record = train_grpo(context)
         kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
-        # The reference is the SFT adapter, not the base model; what is left is dropout, which acts in the update.
+        # The reference is the SFT adapter, not the base model. The remaining difference is dropout in the update.
         assert kl[0] == pytest.approx(0, abs=1e-3)
         assert "sft" in record["kl_reference"]
         saved = adapter_of(recipe, "grpo")
@@ -240,9 +240,8 @@ def test_an_image_is_opened_and_processed_once_per_prompt(tmp_path: Path, monkey
         train_grpo(context)
         opened = context.images.report().opened - before
     memory = seen[0].processing_class.image_processor
-    # One step of 2 prompts x 4 generations. TRL opens row 0 once more to look at its columns, and asks for the
-    # batch once more ahead of the step; plain TRL processes 2 x 8 pictures for each step. Two pictures were exchanged
-    # before, to see that they count.
+    # One step of 2 prompts x 4 generations. TRL opens row 0 once more to read its columns, and prefetches one batch.
+    # Without the cache, TRL processes 2 x 8 images per step. The image check before training opens two images.
     assert memory.processed == 2
     assert memory.cache_hits == 14
     assert opened <= 5 + 2
@@ -375,7 +374,7 @@ def test_the_reward_scorer_agrees_with_the_evaluation(tmp_path: Path) -> None:
 
 
 def test_a_run_stops_at_sigterm_and_resumes(tmp_path: Path) -> None:
-    """The command itself, killed within SFT and run again: exit code 143, then the adapter of a whole run."""
+    """The command is killed within SFT and run again: exit code 143, then the adapter of an uninterrupted run."""
     whole, killed = only("sft", tmp_path, "whole"), only("sft", tmp_path, "killed")
     run_recipe(whole, STAGES)
     file = tmp_path / "killed.toml"
@@ -417,7 +416,7 @@ def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
 def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TRL tokenizes a rendered prompt twice; a second BOS there would shift the mask that training sees by one."""
+    """TRL tokenizes a rendered prompt twice. A second BOS would shift the mask in training by one position."""
     seen = []
     plain = PolicyTrainer._check_token_kinds
 
@@ -490,7 +489,9 @@ def test_an_answer_with_a_special_token_is_named(tmp_path: Path) -> None:
         with raises(DataError, "data.special_token_in_text") as caught:
             check_lengths(policy.processor, prompts, [bad], 256)
         assert caught.problem.value == "<end_of_turn>"
-        check_lengths(policy.processor, prompts, [bad], 256, answer_tokens=16)  # GRPO does not show the answer
+        check_lengths(
+            policy.processor, prompts, [bad], 256, answer_tokens=16
+        )  # GRPO's prompts do not contain the answer
 
 
 def test_the_adapter_of_a_recipe_does_not_differ_from_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run by tests/test_unsloth_contract.py in a process of its own: what the installed Unsloth and TRL make of our calls.
+"""Results of our calls with the installed Unsloth and TRL, for tests/test_unsloth_contract.py in a separate process.
 
 Unsloth is imported first, on the pretended GPU of ``unsloth_cpu``: a T4, so that what is trained in float32 stays so.
 Prints one JSON object: what was looked at -> what was found.
@@ -51,13 +51,13 @@ IN_FLOAT32 = {"model": {"precision": "32bit"}}
 
 
 def unbound(function: Any, *args: Any, **keywords: Any) -> str | None:
-    """Why a call does not fit the signature, keyword by keyword; None: it does."""
+    """Return the reason why a call does not match the signature, or None."""
     try:
         inspect.signature(function).bind(*args, **keywords)
     except TypeError as error:
         return str(error)
     named = {name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD}
-    swallowed = set(keywords) - named  # **kwargs takes any name, also one that means nothing
+    swallowed = set(keywords) - named  # **kwargs accepts any name, even an unknown one
     return f"not named: {sorted(swallowed)}" if swallowed - {"attn_implementation"} else None
 
 
@@ -81,13 +81,13 @@ def adapters() -> dict[str, Any]:
     for vision in (False, True):
         recipe = small_recipe(FOLDER, {"lora": {"vision": vision}}, f"lora-{vision}")
         keywords = options.lora_options(recipe, ["model.layers.0.q_proj"])
-        # FastVisionModel hands all of them on to this.
+        # FastVisionModel passes all of them on to this function.
         found[f"vision {vision}"] = unbound(FastBaseModel.get_peft_model, object(), **keywords)
     return found
 
 
 def layers() -> dict[str, Any]:
-    """Unsloth's own choice of layers by the last part of their names, and the hf backend's."""
+    """Compare Unsloth's choice of layers by the last part of their names with that of the hf backend."""
     import re
 
     from transformers import AutoModelForImageTextToText
@@ -110,7 +110,7 @@ def layers() -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """Keys of ours that the configurations lack, and values that building one rewrites."""
+    """Return our settings that the configurations do not have, and values that they rewrite."""
     found = {}
     sections = {
         "as it is": {},
@@ -145,7 +145,7 @@ def rewritten(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def refused() -> dict[str, Any]:
-    """What limits refuses, and that Unsloth would indeed rewrite it."""
+    """Return the rejected settings, and the values to which Unsloth would rewrite them."""
     recipe = small_recipe(FOLDER, {"grpo": {"loss": "dr_grpo"}}, "refused")
     policy, job = HfBackend().load_without_model(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
     grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
@@ -153,7 +153,7 @@ def refused() -> dict[str, Any]:
 
 
 def trainers() -> dict[str, Any]:
-    """What ``RolloutTrainer`` overrides and asks of the generated trainer."""
+    """Check the methods of the generated trainer that ``RolloutTrainer`` overrides and calls."""
     generated = RolloutTrainer.__mro__[1]
     ask = generated._get_per_token_logps_and_entropies
     source = inspect.getsource(sys.modules[generated.__module__])
@@ -182,9 +182,9 @@ def trainers() -> dict[str, Any]:
 
 def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
     policy = HfBackend().load(recipe, weights, trainable=True)
-    policy.model._unsloth_forced_float32 = True  # so that its trainers leave float32 alone
+    policy.model._unsloth_forced_float32 = True  # so that its trainers keep float32
     apply_accepts_loss_kwargs_fix(policy.model)
-    for name in ("for_training", "for_inference"):  # as loading through Unsloth leaves them
+    for name in ("for_training", "for_inference"):  # as after loading with Unsloth
         setattr(policy.model, name, functools.partial(getattr(FastBaseModel, name), policy.model))
     return policy
 
@@ -198,7 +198,7 @@ class GeneratedTrainers(HfBackend):
 
 
 def trained(context: Context) -> dict[str, Any]:
-    """Steps of both generated trainers with the tiny model, whose labels, rewards and pictures are ours."""
+    """Train the tiny model with both generated trainers, with our labels, rewards and images."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
     check_images_used(HfBackend(), policy, prompts, samples)
@@ -220,13 +220,13 @@ def trained(context: Context) -> dict[str, Any]:
         "by tokens": by_tokens,
         "grpo": [line["reward"] for line in lines],
         "moved": any(moved),
-        "picture tokens": len(aligned) > 0 and all(aligned),
+        "image tokens": len(aligned) > 0 and all(aligned),
         "side": policy.processor.tokenizer.padding_side,
     }
 
 
 def watch_token_kinds(policy: Policy) -> list[bool]:
-    """For each batch that is generated: does Gemma's mask of picture tokens lie on the picture tokens?"""
+    """Record for each rollout whether Gemma's mask of image tokens is aligned with the image tokens."""
     aligned: list[bool] = []
     generate = RolloutTrainer._generate_and_score_completions
 
@@ -253,13 +253,17 @@ def blind(context: Context) -> str:
         build_grpo(GeneratedTrainers(), policy, grpo).train()
     except ToolkitError as error:
         return error.code
-    return "trained without its pictures"
+    return "trained without its images"
 
 
 def small_sizes() -> dict[str, Any]:
     """A step of both generated trainers with the recipe's sizes and with those of OOM recovery."""
     found = {}
-    for stage, loss in (("sft", "dapo"), ("grpo", "grpo"), ("grpo", "bnpo")):  # by tokens told, by rows, by all tokens
+    for stage, loss in (
+        ("sft", "dapo"),
+        ("grpo", "grpo"),
+        ("grpo", "bnpo"),
+    ):  # normalised by the step's tokens, by rows, by the micro-batch's tokens
         section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
         tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": with_spread(FOLDER)}
         with context_of(small_recipe(FOLDER, tables, f"sizes-{stage}-{loss}")) as context:
@@ -270,7 +274,7 @@ def small_sizes() -> dict[str, Any]:
 
 
 def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, float]:
-    """One step of a policy just loaded. ``alike``: each pass weighs alike, however many tokens it has."""
+    """Make one step with a new policy. ``alike``: each pass has equal weight, whatever its number of tokens."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
     scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)

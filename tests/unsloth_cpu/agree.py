@@ -1,4 +1,4 @@
-"""What one backend makes of a recipe, as JSON: compared between hf and unsloth by tests/long/unsloth_agreement.py.
+"""Losses, rewards and log-probabilities of a recipe on one backend, for tests/long/unsloth_agreement.py.
 
     python tests/unsloth_cpu/run.py -m unsloth_cpu.agree RECIPE FILE
 
@@ -37,7 +37,7 @@ def main(file: Path, out: Path) -> None:
     """Write log-probabilities of reference answers, SFT's losses, and GRPO's losses and rewards."""
     recipe = load_recipe(file)
     with start_run(recipe) as run, StopRequest() as stop:
-        preload(recipe, run.path)  # before what follows imports transformers
+        preload(recipe, run.path)  # before the imports below import transformers
         from toolkit.evaluation.context import Context
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts

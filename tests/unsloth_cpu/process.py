@@ -1,4 +1,4 @@
-"""`toolkit run` through the harness, as tests start it: a process of its own, since Unsloth rewrites its libraries."""
+"""`toolkit run` in the harness, for tests: a separate process, because Unsloth patches its libraries."""
 
 import json
 import os

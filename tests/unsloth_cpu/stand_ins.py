@@ -84,7 +84,7 @@ def _memory_info(gpu: Gpu) -> tuple[int, int]:
 
 
 def _on_cpu(gpu: Gpu, original: Any) -> Any:
-    """The original, asked about the CPU."""
+    """Return the original with the CPU as its device."""
     return lambda device_type="cuda": original("cpu")
 
 
