@@ -1,4 +1,4 @@
-"""Rollouts by a script that answers from the reference, so that every number of whole tasks is known by hand."""
+"""Episodes with a scripted model that answers from the reference, so that all scores are known by hand."""
 
 import csv
 import json
@@ -28,12 +28,12 @@ ALL = {"memory": ("reference", "own", "off")}
 
 
 def second_tasks_fail_at_3(task: str, step: int, memory: dict[str, Any]) -> str:
-    """Of every second task the third step is wrong; the memory it leaves is right."""
+    """The third step of every second episode is wrong, but its agent memory is right."""
     return wrong(task, step) if step == 3 and int(task) % 2 == 0 else right(task, step, memory)
 
 
 def counts_what_is_done(task: str, step: int, memory: dict[str, Any]) -> str:
-    """Reads the number of the step out of its memory alone, and forgets to note step 2 of the tasks 3 and 4."""
+    """Takes the step number from its agent memory alone, and does not record step 2 of the episodes 3 and 4."""
     number = len(memory.get("completed_subtasks", [])) + 1
     done = json.loads(right(task, number, memory))
     if number == 2 and task in "34":
@@ -61,7 +61,7 @@ def folder_of(context: Context, name: str = "before") -> Path:
 
 
 def measured(record: EvaluationRecord, way: str) -> list[float]:
-    """Steps right, whole tasks right, share before the first failure."""
+    """Return the accuracy of steps, the accuracy of episodes, and the fraction of steps before the first failure."""
     return [one["value"] for one in record["memory"]["ways"][way]["measures"].values()]
 
 
@@ -69,7 +69,7 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
     backend = Scripted(second_tasks_fail_at_3)
     evaluate(context, "before", None, [], backend)
     first = [(task, 1) for task in TASKS]
-    # Sixteen questions with the reference's memory in batches of three, then rounds of four tasks, then with none.
+    # Sixteen prompts with the reference memory in batches of three, then rounds of four episodes, then no agent memory.
     assert backend.asked[6:8] == [first[:3], first[3:]]
     assert [batch[0][1] for batch in backend.asked[6:14]] == [1, 1, 2, 2, 3, 3, 4, 4]
     done = ["Load volume", "Axial slice"]
@@ -80,7 +80,7 @@ def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earl
 def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(second_tasks_fail_at_3))
     for way in ("reference", "own", "off"):
-        # 14 of 16 steps; 2 of 4 tasks; those that fail have done 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
+        # 14 of 16 steps, 2 of 4 episodes. Failed episodes have 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
         assert measured(record, way) == [0.875, 0.5, 0.75]
         chains = record["memory"]["ways"][way]["chains"]
         assert (chains["failing"], chains["first_failure"]["value"]) == ({3: 2}, 3.0)
@@ -90,18 +90,17 @@ def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context:
 
 def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
     record = evaluate(context, "before", None, [], Scripted(counts_what_is_done))
-    # With the reference's memory every step is right. Step 4 is COMPLETE, which the reference's list of three done
-    # subtasks tells.
+    # With the reference memory, every step is right. Its list of three finished subtasks implies COMPLETE for step 4.
     assert measured(record, "reference") == [1, 1, 1]
-    # With its own, tasks 3 and 4 answer step 2 once more at step 3 and again at step 4: 12 of 16 right.
+    # With its own agent memory, episodes 3 and 4 repeat step 2 at steps 3 and 4: 12 of 16 right.
     assert measured(record, "own") == [0.75, 0.5, 0.75]
-    # With none, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
+    # Without agent memory, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
     assert measured(record, "off") == [0.25, 0, 0.25]
     differences = record["memory"]["differences"]
     assert differences["own"]["reference"]["step"]["difference"]["value"] == -0.25
     assert differences["own"]["off"]["step"]["difference"]["value"] == 0.5
     assert differences["reference"]["off"]["whole tasks"]["difference"]["value"] == 1
-    # The bootstrap draws tasks: two of the four lose 2 of 4 steps.
+    # The bootstrap resamples episodes. Two of the four lose 2 of 4 steps.
     assert differences["own"]["reference"]["step"]["difference"]["groups"] == 4
 
 
@@ -110,7 +109,7 @@ def test_an_unreadable_answer_keeps_the_agent_memory_and_counts_as_a_failure(con
     record = evaluate(context, "before", None, [], backend)
     assert measured(record, "own") == [0.75, 0, 0.25]
     assert record["summary"]["overall"]["n"] == 16
-    assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # what step 1 left
+    assert backend.memories["1", 3][1]["completed_subtasks"] == ["Load volume"]  # written by step 1
     details = [one for one in read_lines(folder_of(context) / "details.jsonl") if one["asked"] == "own"]
     second = details[1]
     assert second["problem"]
@@ -133,7 +132,7 @@ def test_an_interrupted_evaluation_resumes_to_identical_files(tmp_path: Path, di
         with pytest.raises(KeyboardInterrupt):
             evaluate(died, "before", None, [], Scripted(counts_what_is_done, fail_after=died_after))
         for partial in folder_of(died).glob("predictions.own-*"):
-            # As power that went in the middle of a line leaves it: the last answer of a batch is gone.
+            # A power failure within a line: the last answer of a batch is lost.
             partial.write_bytes(partial.read_bytes()[:-40])
         again = Scripted(counts_what_is_done)
         evaluate(died, "before", None, [], again)
@@ -155,7 +154,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
     with context_of(rolling_recipe(tmp_path)) as context:
         backend = Scripted(right)
         record = evaluate(context, "before", None, [], backend)
-        # Task 2 lacks step 2, and so the memory before step 3 is not known: rows 1 and 4 are left.
+        # Episode 2 has no step 2, so the agent memory for step 3 is unknown. Rows 1 and 4 remain.
         assert [step for batch in backend.asked[2:] for step in batch] == [
             *(("1", 1), ("2", 1)),
             *(("1", 2), ("1", 3), ("1", 4)),
@@ -182,10 +181,10 @@ def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog
     rows = [one for task in TASKS for one in task_rows(task) if not one["Image_id"].endswith("_1")]
     write_csv(tmp_path, rows, "test_results.csv")
     record = run_evaluation(tmp_path, right)
-    # Step 2 has no known memory before it and is dropped; steps 3 and 4 have the reference's.
+    # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference memory.
     assert record["value"]["n"] == 8
     assert list(record["memory"]["ways"]) == ["reference"]
-    assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
+    assert next(iter(record["also"])) == "action (reference memory)"  # no episode is complete
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
@@ -205,7 +204,7 @@ def test_the_readable_files_have_reference_prediction_and_verdict(context: Conte
     row = table[6]
     assert (row["Task_id"], row["step"], row["image"]) == ("2", "3", "2_3.png")
     assert (row["reference_action"], row["action_own_memory"]) == ("TEXT", "ZOOM")
-    # The script answers 40, 270, which the tiny model's convention reads as 40 % and 270 % of 400 x 300 pixels.
+    # The script answers 40, 270, which is 40 % and 270 % of 400 x 300 pixels in the tiny model's convention.
     assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
     assert figures["memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
@@ -224,7 +223,7 @@ def test_the_tables_have_both_baselines_and_every_agent_memory_mode(
     assert list(results.tables)[:3] == ["step (reference memory)", "step (own memory)", "whole tasks (own memory)"]
     rows = results.tables["step (own memory)"]
     assert [row.label for row in rows] == ["majority baseline", "repeat-last baseline", "before", "after SFT"]
-    # One of four equally frequent steps; no step of a task is the same as the one before.
+    # The majority of four equally frequent steps is right once. No step repeats the previous one.
     assert [row.estimate["value"] for row in rows] == [0.25, 0, 0.75, 0.75]
     assert rows[2].to_previous["difference"]["value"] == 0.75  # type: ignore[index]
     assert rows[3].to_baseline["difference"]["value"] == 0.5  # type: ignore[index]
@@ -238,7 +237,7 @@ def test_the_tables_have_both_baselines_and_every_agent_memory_mode(
 
 
 def test_the_table_of_actions_has_the_majority_baseline(tmp_path: Path) -> None:
-    # All targets differ but for the end's: the most frequent step is the end, the most frequent action a click.
+    # All targets differ except at the end, so the most frequent step is the end, and the most frequent action a click.
     steps = (("CLICK", "Open", [40, 60]), ("CLICK", "Save", [80, 60]), ("COMPLETE", "task", None))
     write_csv(tmp_path, [row(task, number, steps) for task in TASKS for number in (1, 2, 3)], "test_results.csv")
     recipe = rolling_recipe(tmp_path, {"memory": ("reference",)})
@@ -285,7 +284,7 @@ def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
 
     record = evaluate(context, "before", None, [], Scripted(swells))
     own = record["memory"]["ways"]["own"]
-    # The first step of each task is asked, the three behind it find no room.
+    # The first step of each episode fits. The prompts of the other three are too long.
     assert own["unasked"] == {PROMPT_TOO_LONG: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
     assert own["measures"]["step"]["n"] == 16

@@ -1,4 +1,4 @@
-"""Evaluation, prediction and export on the tiny model, where a run may start from, and real questions and films."""
+"""Evaluation, prediction and export on the tiny model, start weights of a run, and real data."""
 
 import json
 import logging
@@ -36,12 +36,12 @@ from toolkit.training.sft import train_sft
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = 24
-"""Answers are cut there: a model that was taught for a few steps has not learned to stop."""
+"""Limit of completion tokens. A model that was trained for a few steps has not learned to stop."""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe whose run has gone through SFT, with the evaluations before and after it."""
+    """A run with SFT, and the evaluations before and after it."""
     folder = tmp_path_factory.mktemp("stages")
     tables = {
         "sft": {"max_steps": 8, "learning_rate": 5e-3},
@@ -80,7 +80,7 @@ def answers_of(backend: HfBackend, policy: Policy, context: Context, count: int 
 
 
 def answers_of_plain_transformers(model: Any, processor: Any, context: Context, count: int = 4) -> list[str]:
-    """Asked as anybody would who has the folder and transformers."""
+    """Generate with transformers alone, as any user of the folder."""
     prompts = Prompts.of(context.recipe, context.images)
     found = []
     for sample in context.data.test[:count]:
@@ -120,7 +120,7 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         evaluate(replace(context, progress=stop), "halved", context.weights, [])
     (partial,) = context.run.stage_folder("evaluate-halved").glob(PARTIAL.format("*"))
     with partial.open("a", encoding="utf-8") as file:
-        file.write('{"id": "torn')  # as a machine leaves it that lost its power
+        file.write('{"id": "torn')  # as after a power failure
     with context_of(context.recipe.model_copy(update={"run": other_run(context)})) as again:
         shutil.copy(partial, again.run.stage_folder("evaluate-halved"))
         record = evaluate(again, "halved", context.weights, [])
@@ -129,18 +129,18 @@ def test_an_interrupted_evaluation_resumes_without_repeating_questions(
         assert {path.name for path in again.run.stage_folder("evaluate-halved").iterdir()} == {PREDICTIONS, CONFUSION}
         shutil.copy(partial, again.run.stage_folder("evaluate-base"))
         evaluate(again, "base", None, [])
-        assert asked == [6, 6, 6, 6]  # answers of other weights are not taken for these
+        assert asked == [6, 6, 6, 6]  # answers of other weights are not reused
         shutil.copy(partial, again.run.stage_folder("evaluate-split"))
         section = again.recipe.evaluation.model_copy(update={"split": "validation"})
         other = replace(again.data, validation=again.data.test)
         moved = replace(again, recipe=again.recipe.model_copy(update={"evaluate": section}), data=other)
         evaluate(moved, "split", again.weights, [])
-    assert asked == [6] * 6  # nor are those of another split, where rows without ids of their own have the same
+    assert asked == [6] * 6  # answers of another split are not reused either, although rows without ids have equal ids
     assert record["value"] == context.run.record("evaluate-sft")["value"]
 
 
 def other_run(context: Context) -> Any:
-    """The stop of a context was used up by its signal; another process would begin with a new one."""
+    """Return the context with a new stop request, as in another process."""
     return context.recipe.run.model_copy(update={"name": "again"})
 
 
@@ -226,7 +226,7 @@ def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path:
 
 
 def without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights were loaded in 32 bits, and saying so is right."""
+    """The weights were loaded in 32 bits, so the files must say so."""
     return {
         key: without_dtype(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -247,7 +247,7 @@ def test_an_export_stops_at_the_end_of_turn_even_if_the_base_does_not(context: C
 
 
 class Careless(HfBackend):
-    """Writes merged weights that are not those of the policy."""
+    """Writes merged weights that differ from the policy's."""
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
         super().save_merged(policy, folder)
@@ -276,7 +276,7 @@ def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(c
 
 
 def test_a_quantised_recipe_is_merged_into_the_stored_base(context: Context) -> None:
-    """Merging into 4 bits would round what was learned; the base comes anew, in the 16 bits of its file."""
+    """Merging into 4 bits would round the updates, so the base is loaded again in the 16 bits of its file."""
     model = context.recipe.model.model_copy(update={"precision": "4bit"})
     quantised = replace(context, recipe=context.recipe.model_copy(update={"model": model}))
     policy = HfBackend().load(quantised.recipe, context.weights, trainable=False, mergeable=True)
@@ -371,13 +371,13 @@ def test_a_recipe_continues_from_an_earlier_runs_adapter(context: Context, train
         assert completions(later, "before") == completions(context, "sft")
         later.run.mark_done("sft", train_sft(later))
         old, new = (load_file(place / "adapter_model.safetensors") for place in (context.weights, later.weights))  # type: ignore[operator]
-        assert old.keys() == new.keys()  # one adapter: none was added
-        # A step of 1e-12 is lost in every weight that is not 0, so the adapter is the earlier one.
+        assert old.keys() == new.keys()  # no second adapter was added
+        # An update of 1e-12 changes no weight other than 0, so the adapter equals the earlier one.
         assert all(torch.allclose(old[name], new[name], atol=1e-10) for name in old)
 
 
 def completions(context: Context, name: str) -> list[str]:
-    """The evaluation's answers; both runs draw the same practice films from the same seed."""
+    """Return the evaluation's answers. Both runs have the same synthetic data, because the seed is the same."""
     return [line["completion"] for line in predictions(context, name)]
 
 
@@ -405,7 +405,7 @@ def test_an_adapter_of_another_model_is_rejected(trained: Recipe, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe whose run fine-tuned every weight, in two steps, and exported them."""
+    """A run with full fine-tuning in two steps, and an export."""
     tables = {
         "model": {"tuning": "full"},
         "sft": {"max_steps": 2, "learning_rate": 1e-4},
@@ -436,7 +436,7 @@ def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) ->
 
 
 def test_lora_continues_from_full_weights(full: Recipe, tmp_path: Path) -> None:
-    """An adapter on an earlier full fine-tuning finds that base again, not the one in model.name."""
+    """An adapter on an earlier full fine-tuning is loaded on that base, not on model.name."""
     tables = {
         "model": {"adapter": full.run_folder},
         "sft": {"max_steps": 1, "learning_rate": 1e-12},
@@ -470,7 +470,7 @@ def vqa_rad(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Reci
         "sft.optimizer": "adamw_torch",
         "grpo.max_steps": 2,
         "grpo.max_completion_tokens": 8,
-        "grpo.probe_prompts": 0,  # what the tiny model says about real films may well score 0 throughout
+        "grpo.probe_prompts": 0,  # completions of the tiny model on real radiographs may all have reward 0
         "grpo.gradient_checkpointing": False,
         "grpo.optimizer": "adamw_torch",
         "evaluate.max_completion_tokens": 8,
@@ -491,7 +491,7 @@ def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
     assert set(record["summary"]["by"]) == {"question_type", "answer_type"}
     steps = [line for line in run.metrics() if line["stage"] == "grpo" and "reward" in line]
     assert len(steps) == 2
-    # A step of two closed questions has no open one whose words could be compared.
+    # A step of two closed questions has no open question for the reward of words.
     assert {f"rewards/{name}/mean" for name in ("exact", "token_f1", "format")} <= {*steps[0], *steps[1]}
 
 
@@ -516,7 +516,7 @@ def test_real_radiographs_have_predictions(trained: Recipe, shared_data: Path) -
 
 
 def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No table a step, no bar for each file of weights, no word about tokens that were aligned."""
+    """No table per step, no progress bar per weights file, no message about aligned tokens."""
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 1}, "grpo": {"max_steps": 1}})
     with context_of(recipe) as context:
         context.run.mark_done("sft", train_sft(context))

@@ -50,7 +50,7 @@ def attempt(work: Callable[[], Result]) -> Result | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU ran out of memory. Running out of main memory ends a process without an error."""
+    """Return whether a GPU ran out of memory. If the CPU runs out of memory, the process ends without an error."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _UNTYPED)

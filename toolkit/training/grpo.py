@@ -266,10 +266,9 @@ def _group_metrics(scored: Sequence[ScoredAnswer], answers: Sequence[Answer], ge
     TRL logs the mean of each reward and the fraction of truncated completions.
     """
     starts = range(0, len(answers), generations)
-    found = group_statistics(
-        [scored[start : start + generations] for start in starts],
-        [answers[start : start + generations] for start in starts],
-    )
+    scored_PG = [scored[start : start + generations] for start in starts]
+    answers_PG = [answers[start : start + generations] for start in starts]
+    found = group_statistics(scored_PG, answers_PG)
     return {name: value for name, value in found.to_log().items() if not name.endswith(("/mean", "/truncated"))}
 
 
