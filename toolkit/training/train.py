@@ -119,7 +119,7 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare, buil
         record = _finished_record(context, stage, start)
     else:
         with _tensorboard_folder(context, stage):
-            record = _train(context, stage, holder, job, partial(build, backend), backend)
+            record = _train(context, stage, backend, holder, job, build)
     save_weights(backend, holder.policy, context.run.weights_folder(stage))
     return {**record, **facts}
 
@@ -175,11 +175,8 @@ def _finished_record(context: Context, stage: str, last: Path) -> Record:
     }
 
 
-BuildOnBackend = Callable[[Policy, TrainingJob], Any]
-
-
 def _train(
-    context: Context, stage: str, holder: _PolicyHolder, job: TrainingJob, build: BuildOnBackend, backend: Backend
+    context: Context, stage: str, backend: Backend, holder: _PolicyHolder, job: TrainingJob, build: Build
 ) -> Record:
     """Make the preflight step, then build one trainer after another until one reaches the end."""
     folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
@@ -196,13 +193,13 @@ def _train(
     measured: Record | None = None
     while job.longest and measured is None:
         step = _step_of(resumed) + 1
-        measured = run_preflight_step(build(holder.policy, preflight_job(sized(), stage)))
+        measured = run_preflight_step(build(backend, holder.policy, preflight_job(sized(), stage)))
         context.stop.check(_saved(stage, resumed))
         if measured is None:
             recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
         else:
             times.note_preflight(measured["seconds"])
-        holder.reload()
+        holder.reload()  # discards the update of the preflight step
     begin_peak()
     while True:
         start = last_checkpoint(folder)
@@ -234,7 +231,7 @@ def _train(
 def _use_one_trainer(
     backend: Backend,
     policy: Policy,
-    build: BuildOnBackend,
+    build: Build,
     job: TrainingJob,
     start: Path | None,
 ) -> _Outcome:
@@ -246,8 +243,10 @@ def _use_one_trainer(
     if start and job.recipe.model.tuning == "full":
         # transformers looks for parameter names that differ from the saved ones, and would silently load nothing.
         backend.restore(policy, start)
-    trainer = build(policy, job)
+    trainer = build(backend, policy, job)
     last = LastStep(trainer)
+    # The trainer restores the adapter, optimizer, schedule and random state, and skips the rows that the checkpoint has
+    # used. Training therefore continues with the same numbers as without an interruption.
     fits = attempt(partial(trainer.train, resume_from_checkpoint=str(start) if start else None)) is not None
     step = trainer.state.global_step
     if not fits:
@@ -259,7 +258,8 @@ def _use_one_trainer(
                 value="out of memory",
                 remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
             )
-        trainer.model.zero_grad()
+        trainer.model.zero_grad()  # frees the gradients of the passes before the error
+        # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.
         if last.complete and step > _step_of(start):
             if _step_of(last_checkpoint(job.folder)) < step:
                 _warn_unlogged(trainer, start)
