@@ -30,7 +30,7 @@ class Done:
 
 
 def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: Path | None = None, oom: str = "") -> Done:
-    """Run the recipe's stages on the pretended GPU.
+    """Run the recipe's stages on the simulated GPU.
 
     Args:
         recipe: what to run; it is written beside its run folder.
