@@ -30,8 +30,9 @@ SAMPLED = 1000
 
 TOO_LONG = "[model] max_tokens"
 """The place of an error about rows that are too long."""
-PROMPT_TOO_LONG = "the prompt with its agent memory leaves no tokens for a completion in model.max_tokens"
-HAS_SPECIAL_TOKEN = "the question or its agent memory contains a special token of the model"
+# Both texts are stored in the files of evaluations, where they are also keys, so they must not change.
+PROMPT_TOO_LONG = "the prompt with its memory leaves no room for an answer in model.max_tokens"
+HAS_SPECIAL_TOKEN = "the question or its memory holds one of the model's special tokens"
 
 
 @dataclass(frozen=True, slots=True)
