@@ -56,9 +56,8 @@ def register_usage_hooks(model: Any) -> None:
         )
     tower = _tower(whole)
     if tower is not None:
-        tower_weights = parameter_counts(
-            tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2
-        )  # as Qwen's towers merge
+        merged = int(getattr(tower, "spatial_merge_size", 1)) ** 2  # Qwen's towers merge squares of patches
+        tower_weights = parameter_counts(tower, merged)
         tower.register_forward_hook(
             lambda module, args, fields, output: _vision(module, tower_weights, (args, fields), output),
             with_kwargs=True,
