@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from toolkit.models import lora as adapter
-from toolkit.models.gradient_checkpointing import spare_input_gradients
+from toolkit.models.hf import disable_input_gradients
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
@@ -132,7 +132,7 @@ def trainable(model: Any, lora: Lora, *, checkpointing: bool) -> Any:
     """Return the model with an adapter in training mode, as the hf backend and TRL's trainers build it."""
     model = adapter.attach(model, lora, 0).train()
     model.config.use_cache = False
-    spare_input_gradients(model)
+    disable_input_gradients(model)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

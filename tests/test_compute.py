@@ -29,7 +29,7 @@ from toolkit.evaluation.predict import predict
 from toolkit.models import choose_backend
 from toolkit.models.backend import Row, Sampling
 from toolkit.models.chat_template import conversation
-from toolkit.models.flops import meter, weights_of
+from toolkit.models.flops import parameter_counts, register_usage_hooks
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, Run, dump_recipe
@@ -51,25 +51,25 @@ def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
     # 3 positions, 10 x 20 parameters. Forward 2 n, backward 2 n for the inputs and 2 n for the parameters.
     full = nn.Linear(10, 20)
-    assert weights_of(full) == ParameterCount(200, 200)
-    assert weights_of(full).forward(3) == 2 * 200 * 3
-    assert weights_of(full).forward_backward(3, checkpointing=False) == 6 * 200 * 3
-    # Frozen, with an adapter of rank 2, which has 10 x 2 + 2 x 20 = 60 trained parameters.
+    assert parameter_counts(full) == ParameterCount(200, 200)
+    assert parameter_counts(full).forward(3) == 2 * 200 * 3
+    assert parameter_counts(full).forward_backward(3, checkpointing=False) == 6 * 200 * 3
+    # Frozen, with an adapter of rank 2 beside it: 10 x 2 + 2 x 20 = 60 weights more, which are trained.
     full.requires_grad_(False)
     adapted = nn.ModuleList([full, nn.Linear(10, 2), nn.Linear(2, 20)])
-    assert weights_of(adapted) == ParameterCount(260, 60)
-    assert weights_of(adapted).forward_backward(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
-    assert weights_of(adapted).forward_backward(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
+    assert parameter_counts(adapted) == ParameterCount(260, 60)
+    assert parameter_counts(adapted).forward_backward(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
+    assert parameter_counts(adapted).forward_backward(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
 
 
-def test_embeddings_and_norms_have_no_flops() -> None:
-    assert weights_of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == ParameterCount(0, 0)
+def test_embeddings_and_norms_are_no_multiplications() -> None:
+    assert parameter_counts(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == ParameterCount(0, 0)
 
 
 def test_merged_positions_count_a_fraction_of_the_parameters() -> None:
     tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
-    # 2 x 2 patches of width 4 become one position of width 16: 16 parameters per patch, and 128 / 4.
-    assert weights_of(tower, merged=4).all == 16 + 32
+    # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
+    assert parameter_counts(tower, merged=4).all == 16 + 32
 
 
 class Attention(nn.Module):
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 @given(rows=st.integers(1, 3), length=st.integers(2, 9), width=st.sampled_from([4, 8]), words=st.integers(3, 20))
 def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length: int, width: int, words: int) -> None:
     model = Attention(width, words)
-    meter(model)
+    register_usage_hooks(model)
     before = counts()
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(rows, length, dtype=torch.long)).sum().backward()
@@ -113,7 +113,7 @@ def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length:
 
 def test_a_pass_without_gradients_counts_as_read_or_generated() -> None:
     model = Attention(4, 5)
-    meter(model)
+    register_usage_hooks(model)
     before = counts()
     with torch.no_grad():
         model(torch.zeros(2, 7, dtype=torch.long))
@@ -222,8 +222,8 @@ def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatc
         return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
 
     counted = weights("counted")
-    monkeypatch.setattr("toolkit.training.trainers.count_one_pass", lambda trainer, policy: None)
-    monkeypatch.setattr("toolkit.models.hf.meter", lambda model: None)
+    monkeypatch.setattr("toolkit.training.sft.count_one_pass", lambda trainer, policy: None)
+    monkeypatch.setattr("toolkit.models.hf.register_usage_hooks", lambda model: None)
     assert weights("plain") == counted
 
 

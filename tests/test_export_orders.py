@@ -15,7 +15,7 @@ from toolkit.cli.tables import _proven
 from toolkit.errors import DataError, RunError
 from toolkit.exporting import _job
 from toolkit.models.hf import HfBackend
-from toolkit.models.lengths import NO_ROOM
+from toolkit.models.lengths import PROMPT_TOO_LONG
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.results import read_results
@@ -161,7 +161,7 @@ def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
         warned = {problem.code: problem for problem in warnings_in(caplog)}
         assert "export.verified_on_training_rows" in warned
         assert warned["export.questions_replaced"].value == 1
-        assert NO_ROOM in warned["export.questions_replaced"].rule
+        assert PROMPT_TOO_LONG in warned["export.questions_replaced"].rule
         endless = replace(asked, data=replace(data, train=rows[:1]))
         with raises(DataError, "export.no_question_fits"):
             _job(endless, HfBackend(), trained.weights_folder("sft"))

@@ -497,7 +497,7 @@ def test_no_part_of_the_reference_is_in_the_model_input(own_columns: bool, tmp_p
     recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
     sample = load_data(recipe).train[3]
     prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images))
-    given = render_prompt(HfBackend().load_reader(recipe).processor, prompts.messages(sample))
+    given = render_prompt(HfBackend().load_without_model(recipe).processor, prompts.messages(sample))
     assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
     assert "SENTINEL" in prompts.task.target(sample)
     assert "SENTINEL" not in given + repr(prompts.row(sample))

@@ -110,7 +110,7 @@ def write_pairs(folder: Path) -> dict[str, Any]:
     return {"task": "mcq", "phantom": None, "image_root": folder, **named}
 
 
-def test_qwen_trains_in_bfloat16_with_two_images_a_prompt(tmp_path: Path, shared_data: Path) -> None:
+def test_qwen_trains_in_bfloat16_with_two_images_per_prompt(tmp_path: Path, shared_data: Path) -> None:
     model = tmp_path / "qwen2_5_vl_3b"
     write_model("qwen2_5_vl_3b", model, shared_data, small=True)
     tables = {

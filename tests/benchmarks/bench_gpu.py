@@ -282,7 +282,8 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
         from rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from transformers import PrinterCallback
 
-        from toolkit.training.trl_settings import grpo_settings, sft_settings
+        from toolkit.training.grpo import grpo_settings
+        from toolkit.training.sft import sft_settings
 
         recipe = context.recipe
         source = recipe.model.name
@@ -310,17 +311,17 @@ RUN: Mapping[tuple[str, bool], Callable[["Context"], Any]] = {
 
 def plain_job(context: "Context", stage: str) -> "TrainingJob":
     """The toolkit's rows, for a trainer that is not the toolkit's."""
-    from toolkit.models.backend import Judge, TrainingJob
+    from toolkit.models.backend import RewardScorer, TrainingJob
     from toolkit.models.prompts import Prompts
 
     prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
     rows = prompts.rows(samples, answer=stage == "sft")
     job = TrainingJob(context.recipe, rows, len(samples), context.run.stage_folder(stage))
-    return job if stage == "sft" else replace(job, judge=Judge({"length": 1.0}, score))
+    return job if stage == "sft" else replace(job, scorer=RewardScorer({"length": 1.0}, score))
 
 
 def score(numbers: Sequence[int], completions: Sequence[Any]) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Never called: the plain trainer has ``length``. The settings take the weights from the judge that this is in."""
+    """Never called: the plain trainer has ``length``. The settings take the weights from the scorer that this is in."""
     raise NotImplementedError
 
 

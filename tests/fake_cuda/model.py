@@ -1,4 +1,4 @@
-"""A model of the real size on the pretended device, as the toolkit loads it: quantised, frozen, with its adapter."""
+"""A model of the real size on the simulated device, as the toolkit loads it: quantised, frozen, with its adapter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from toolkit.recipe import Lora
 
 
 class _Packed:
-    """``bitsandbytes.nn.Params4bit`` cannot hold a fake tensor: a plain parameter with its attributes."""
+    """A parameter with the attributes of ``bitsandbytes.nn.Params4bit``, which cannot contain a fake tensor."""
 
     def __new__(cls, data: Any = None, requires_grad: bool = False, quant_state: Any = None, **_: Any) -> Any:
         parameter = torch.nn.Parameter(data, requires_grad=False)
@@ -107,7 +107,7 @@ def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
 
 
 def grid_of(patches: int, merge: int) -> tuple[int, int]:
-    """Return the most square grid of so many patches whose sides are multiples of ``merge``."""
+    """Return the grid with this number of patches that is closest to a square, with sides divisible by ``merge``."""
     cells = patches // merge**2
     rows = max(one for one in range(1, int(cells**0.5) + 1) if cells % one == 0)
     return rows * merge, cells // rows * merge

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from toolkit.evaluation.prompts import OFF, OWN, REFERENCE, Questions
-from toolkit.models.lengths import NO_ROOM, SPECIAL
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.runfolder import Record
 from toolkit.scoring.statistics import (
     BEFORE_FAILURE,
@@ -78,7 +78,7 @@ def _way(questions: Questions, way: str, rows: Sequence[ScoredAnswer], summary: 
             column: {value: asdict(part.scores[primary]) for value, part in values.items()}
             for column, values in summary.by.items()
         },
-        "unasked": dict(Counter(row.problem for row in rows if row.problem in (NO_ROOM, SPECIAL))),
+        "unasked": dict(Counter(row.problem for row in rows if row.problem in (PROMPT_TOO_LONG, HAS_SPECIAL_TOKEN))),
     }
     return found if way == REFERENCE else {**found, "summary": summary.to_dict()}
 

@@ -59,7 +59,7 @@ def ask_open(
     if REFERENCE in waiting:
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
         processor = asker.policy.processor
-        check_lengths(processor, questions.prompts, waiting[REFERENCE], most, tokens, tell=context.no_step_yet)
+        check_lengths(processor, questions.prompts, waiting[REFERENCE], most, tokens, on_row=context.no_step_yet)
     for way, samples in waiting.items():
         job = _Job(context, name, way, questions, asker, files[way])
         if way == OWN:

@@ -22,8 +22,8 @@ from toolkit.exporting.size import form_bytes
 from toolkit.exporting.verification import Questions
 from toolkit.models import Backend, choose_backend
 from toolkit.models.hf import base_source
-from toolkit.models.lengths import find_unfit
-from toolkit.models.llamacpp import forms_of, lacking, mergeable_forms
+from toolkit.models.lengths import prompt_checker
+from toolkit.models.llamacpp import formats_of, mergeable_formats, missing_requirement
 from toolkit.models.loading import stored_quantised
 from toolkit.models.lora import is_adapter
 from toolkit.models.prompts import Prompts
@@ -112,7 +112,7 @@ def _job(context: Context, backend: Backend, weights: Path) -> Job:
             place="export",
         )
     pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
-    processor = backend.load_reader(recipe).processor
+    processor = backend.load_without_model(recipe).processor
     serving = Serving.of(recipe, processor, pictures)
 
     def facts(form: str, proof: Record) -> CardFacts:
@@ -124,7 +124,7 @@ def _job(context: Context, backend: Backend, weights: Path) -> Job:
 def _questions(context: Context, processor: Any, samples: SampleSet) -> Questions:
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
-    unfit = find_unfit(processor, prompts, recipe.model.max_tokens, 0)  # a GGUF has room for the answer besides
+    unfit = prompt_checker(processor, prompts, recipe.model.max_tokens, 0)  # a GGUF has room for the answer besides
     chosen: list[Sample] = []
     left_out: Counter[str] = Counter()
     for sample in samples:
@@ -173,10 +173,10 @@ def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Pl
 
 def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
     """The section without an optional form that the base does not give, which is told."""
-    if "gguf" not in forms_of(section) or not (is_adapter(weights) and section.optional):
+    if "gguf" not in formats_of(section) or not (is_adapter(weights) and section.optional):
         return section
     method = stored_quantised(base_source(recipe, weights), recipe.model)
-    makeable = mergeable_forms(section, quantised=method is not None)
+    makeable = mergeable_formats(section, quantised=method is not None)
     if makeable != section:
         warn(
             "export.gguf_left_out",
@@ -190,11 +190,11 @@ def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
     """The forms that are written now; GGUF comes last, after the merged weights that it is made from."""
-    wanted = forms_of(section)
+    wanted = formats_of(section)
     forms = [form for form in wanted if form != "gguf"]
     if "gguf" not in wanted:
         if section.optional:
-            log.info("export: no GGUF is written here: %s", lacking(section))
+            log.info("export: no GGUF is written here: %s", missing_requirement(section))
         return forms
     if "merged" not in forms and not _stands(record.get("merged", {}), folder / "merged", proven=section.verify > 0):
         log.info("export: a GGUF is made from merged weights, which are written first")

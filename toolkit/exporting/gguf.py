@@ -84,7 +84,7 @@ def _expected(job: Job, merged: Path) -> Expected:
 
     from toolkit.models.chat_template import adds_bos, conversation, render_prompt
 
-    policy = job.backend.load_reader(job.recipe)
+    policy = job.backend.load_without_model(job.recipe)
     processor, text = policy.processor, AutoConfig.from_pretrained(merged).get_text_config()
     stops = GenerationConfig.from_pretrained(merged).eos_token_id
     prompt = render_prompt(processor, conversation("question", 0))
@@ -118,7 +118,7 @@ def _prove(job: Job, merged: Path, pair: _Pair, place: Place, files: Mapping[str
         child.model.close()
         compared = compare(before, after[kind])
         files[kind].update(compared.to_record() | {"score": primary_score(job.questions, after[kind].answers)})
-        problems += _problems(kind, files[kind], backend.read_otherwise, compared.fits(BOUNDS[kind]))
+        problems += _problems(kind, files[kind], backend.mismatched_prompts, compared.fits(BOUNDS[kind]))
     lines = side_by_side(job.questions, before, after)
     _keep(lines, place)
     if problems:
@@ -128,12 +128,12 @@ def _prove(job: Job, merged: Path, pair: _Pair, place: Place, files: Mapping[str
     return {"questions": worst["questions"], "differing": worst["differing"], "held_out": job.questions.held_out}
 
 
-def _problems(kind: str, found: Record, read_otherwise: int, fits: bool) -> list[str]:
+def _problems(kind: str, found: Record, mismatched_prompts: int, fits: bool) -> list[str]:
     same = f"{found['questions'] - found['differing']} of {found['questions']} answers as the merged weights"
     log.info("export: gguf %s gives %s (log-probabilities within %.2g)", kind, same, found["gap"])
     problems = []
-    if read_otherwise:
-        problems.append(f"{kind} tokenizes {read_otherwise} prompts differently from the processor")
+    if mismatched_prompts:
+        problems.append(f"{kind} tokenizes {mismatched_prompts} prompts differently from the processor")
     if not fits:
         share = f"at least {1 - BOUNDS[kind].share:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
         problems.append(f"{kind} gives {same}, within {found['gap']:.2g} ({share} are required)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.evaluation.context import Context, EvaluationRecord
-from toolkit.models.llamacpp import forms_of, is_gguf
+from toolkit.models.llamacpp import formats_of, is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
 from toolkit.pipeline.run import DATA, Stages, Step, require_export, run_step, stopping
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
@@ -136,7 +136,7 @@ def _do(
 
 
 def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
-    if "gguf" not in forms_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
+    if "gguf" not in formats_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
         rule = "only GGUF files can be quantized, and none is exported"
         raise RunError("export.quant_without_gguf", rule, place="--quant", remedy="Add --to gguf.")
     own = (run.path / "stages" / EXPORT).resolve()

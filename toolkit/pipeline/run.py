@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toolkit.evaluation.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
-from toolkit.models.llamacpp import forms_of, require_for
+from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
@@ -36,7 +36,7 @@ DATA = "data"
 def meet() -> None:
     """Wait for the other processes of the run, if there are any; loads no model library where there is one alone."""
     if world_size() > 1:
-        from toolkit.models.distributed import meet as wait
+        from toolkit.models.distributed import wait_for_all as wait
 
         wait()
 
@@ -143,7 +143,7 @@ def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
     record, trained = run.record(EXPORT), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
     made_from_last = last is not None and record["weights"] == run.relative(last)
-    wanted = [form for form in forms_of(recipe.export) if form not in record.get("left_out", ())]
+    wanted = [form for form in formats_of(recipe.export) if form not in record.get("left_out", ())]
     forms = made_from_last and set(wanted) <= set(record["asked"])
     written = [record[form] for form in wanted if form in record]  # full fine-tuning leaves no adapter
     forms = forms and (not recipe.export.verify or all(form["questions"] for form in written))

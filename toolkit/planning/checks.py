@@ -10,8 +10,8 @@ from toolkit.models import backend_name
 from toolkit.models.llamacpp import require_for
 from toolkit.models.model_paths import writes_merged
 from toolkit.models.module_names import IMAGE_BLOCKS
-from toolkit.models.unsloth.limits import refusals
-from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_refusals
+from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu
@@ -147,13 +147,13 @@ def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, image
     if recipe.model.backend == "unsloth":
         if here:
             yield from _not_here(recipe)
-        for reason in refusals(recipe):
+        for reason in unsupported_reasons(recipe):
             rule = f"Unsloth cannot train this recipe: {reason}"
             remedy = 'Change the recipe, or set backend = "hf".'
             yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
-    reasons = vllm_refusals(recipe, _machine(gpu), model_type or min(ARCHITECTURES), images)
+    reasons = vllm_unsupported_reasons(recipe, _machine(gpu), model_type or min(ARCHITECTURES), images)
     if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
         reasons.append("it goes through Unsloth, and the backend here is hf")
     if reasons:

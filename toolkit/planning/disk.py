@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import Problem
-from toolkit.models.llamacpp import forms_of, most_bytes
+from toolkit.models.llamacpp import formats_of, max_bytes
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.findings import Finding
@@ -73,13 +73,13 @@ def plan_disk(
             parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
             parts[f"{name} weights"] = weights + processor
     section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
-    forms = forms_of(section)
+    forms = formats_of(section)
     if "adapter" in forms and trained is not None and trained.tuning == "lora":
         parts["export adapter"] = _trained_bytes(model, trained) + processor
     if writes_merged(recipe):
         parts["export merged"] = 2 * model.parameters + processor
     if "gguf" in forms:
-        parts["export gguf"] = most_bytes(model.parameters, section.quant)
+        parts["export gguf"] = max_bytes(model.parameters, section.quant)
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from toolkit.errors import ModelError, Problem
-from toolkit.models.llamacpp import mergeable_forms
+from toolkit.models.llamacpp import mergeable_formats
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.findings import Finding, warning
 from toolkit.recipe import Model, Recipe
@@ -176,7 +176,7 @@ def drop_optional_formats(recipe: Recipe, config: Configuration | None) -> tuple
     """Return the recipe without optional formats that its base model does not allow, and a warning about them."""
     if recipe.export is None or config is None:
         return recipe, []
-    makeable = mergeable_forms(recipe.export, quantised=bool(config.fields.get("quantization_config")))
+    makeable = mergeable_formats(recipe.export, quantised=bool(config.fields.get("quantization_config")))
     if makeable == recipe.export:
         return recipe, []
     rule = "no GGUF file will be exported, because it needs merged weights and the base model is stored quantized"

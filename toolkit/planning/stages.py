@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from toolkit.models.chat_template import Length
 from toolkit.models.choose import HF, backend_name
-from toolkit.models.unsloth.limits import refusals
+from toolkit.models.unsloth.limits import unsupported_reasons
 from toolkit.planning.architecture import Architecture
 from toolkit.planning.tokens import RowSize, Tokens, row_size
 from toolkit.recipe import Model, Recipe
@@ -100,7 +100,7 @@ def planned_backend(recipe: Recipe, *, here: bool = False) -> Literal["hf", "uns
     if model.backend == "unsloth":
         return "unsloth"
     named = model.backend == "hf" or model.name == "tiny" or model.tuning != "lora" or model.precision == "32bit"
-    if named or refusals(recipe):
+    if named or unsupported_reasons(recipe):
         return "hf"
     return "hf" if here and backend_name(model) == HF else "unsloth"
 

@@ -14,7 +14,7 @@ from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import Length
-from toolkit.models.lengths import count_lengths, describe_too_long, shown_size
+from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
@@ -177,7 +177,7 @@ def _count(
 
 def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
     """Return everything that a row's tokens depend on, and its name, by which rows that are too long are reported."""
-    sizes = [shown_size(ref, prompts.images) for ref in sample.images]
+    sizes = [processor_input_size(ref, prompts.images) for ref in sample.images]
     return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
 
 
@@ -233,7 +233,7 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
         raise ModelError("model.tokens_unknown", rule)
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
-    images = sum(image_token_count(shown_size(ref, prompts.images), architecture) for ref in sample.images)
+    images = sum(image_token_count(processor_input_size(ref, prompts.images), architecture) for ref in sample.images)
     return Length(text, images, 1 + len(prompts.task.target(sample)) // CHARACTERS)
 
 
@@ -286,7 +286,7 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
     if tokens is None:
         return ExaminedRows(findings=dropped, unknown="none of the rows checked can be used")
     longest, prompt = (
-        tuple(shown_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
+        tuple(processor_input_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
         for one in (tokens.longest, tokens.longest_prompt)
     )
     known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
@@ -296,7 +296,7 @@ def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: 
 def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
     try:
         for ref in sample.images:
-            shown_size(ref, images)
+            processor_input_size(ref, images)
     except ImageError:
         return False
     return True

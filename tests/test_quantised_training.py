@@ -28,9 +28,8 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import StopRequest
 from toolkit.training import train as training
-from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
 from toolkit.training.sft import train_sft
-from toolkit.training.trainers import build_grpo
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
 
@@ -53,7 +52,7 @@ def policy_of(context: Context, weights: Path | None = None) -> Policy:
 
 
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
-def test_a_quantised_run_goes_through_every_stage_on_a_cpu(
+def test_a_quantised_run_completes_every_stage_on_a_cpu(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_avx512bf16(monkeypatch, True)
@@ -84,10 +83,10 @@ def test_a_quantised_run_goes_through_every_stage_on_a_cpu(
 
 
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
-def test_training_resumes_to_the_bit_whether_the_cpu_has_avx512bf16_or_not(
+def test_training_resumes_bit_for_bit_with_and_without_avx512bf16(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed for AVX512-BF16, a layer has no backward pass and its scales are rounded: weights would differ."""
+    """A layer repacked for AVX512-BF16 has no backward pass, and rounded scales, so weights would differ."""
     tables = {"model": {"precision": precision}, "sft": {"max_steps": 2, "accumulation": 1, "optimizer": "adamw_8bit"}}
 
     def recipe_of(name: str) -> Recipe:
@@ -119,7 +118,7 @@ def stop_after_the_first_step(patch: pytest.MonkeyPatch, stop: StopRequest) -> N
 
 
 @pytest.mark.parametrize("avx512bf16", [False, True])
-def test_an_adapter_on_four_bits_answers_as_before_after_it_was_saved(
+def test_a_saved_4bit_adapter_has_the_same_completions(
     context: Context, tmp_path: Path, avx512bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_avx512bf16(monkeypatch, avx512bf16)
@@ -134,8 +133,8 @@ def test_an_adapter_on_four_bits_answers_as_before_after_it_was_saved(
     assert backend.generate(policy_of(context, tmp_path / "weights"), asked, Sampling(8)) == before
 
 
-def test_a_layer_that_bitsandbytes_packs_for_avx512bf16_loses_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason for ``_keep_trainable``; where this fails, bitsandbytes has changed and it may go."""
+def test_a_layer_repacked_for_avx512bf16_loses_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason for ``_keep_trainable``. If this test fails, bitsandbytes has changed and it can be removed."""
     pretend_avx512bf16(monkeypatch, True)
     layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
     layer.eval()(torch.randn(2, 64))
@@ -143,12 +142,12 @@ def test_a_layer_that_bitsandbytes_packs_for_avx512bf16_loses_its_gradient(monke
 
 
 def test_the_adapter_of_a_quantised_model_keeps_its_precision(context: Context, tmp_path: Path) -> None:
-    """In bfloat16 the neighbours of a weight of 0.01 are 6e-5 away: GRPO's steps of 5e-6 would be rounded away."""
+    """Near 0.01, bfloat16 values are 6e-5 apart, so GRPO's updates of 5e-6 would be rounded away."""
     backend, policy = HfBackend(), policy_of(context)
     prompts = Prompts.of(context.recipe, context.images)
     before = {name: value.clone() for name, value in trained(policy)}
-    judge = make_judge(prompts.task, rewards_of(context.recipe), context.data.train, 4)
-    job = TrainingJob(context.recipe, prompts.rows(context.data.train), 4, tmp_path, judge=judge)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(context.recipe), context.data.train, 4)
+    job = TrainingJob(context.recipe, prompts.rows(context.data.train), 4, tmp_path, scorer=scorer)
     build_grpo(backend, policy, job)
     assert {value.dtype for _, value in trained(policy)} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in trained(policy))
@@ -158,12 +157,12 @@ def trained(policy: Policy) -> list[tuple[str, torch.Tensor]]:
     return [(name, value.data) for name, value in policy.model.named_parameters() if value.requires_grad]
 
 
-def test_a_quantised_base_is_not_merged_into(context: Context, tmp_path: Path) -> None:
+def test_merging_into_a_quantised_base_is_rejected(context: Context, tmp_path: Path) -> None:
     with raises(ModelError, "export.base_quantised") as caught:
         HfBackend().save_merged(policy_of(context), tmp_path / "merged")
     assert caught.problem.value == "4 bits"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is 4bit on a GPU")
-def test_auto_stays_thirty_two_bits_on_a_cpu() -> None:
+def test_auto_is_32bit_on_a_cpu() -> None:
     assert precision_of(Model()) == "32bit"

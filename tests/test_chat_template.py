@@ -1,4 +1,4 @@
-"""Chat rendering: the template's turn end, image tokens, BOS, token counts, on the tiny model and real processors."""
+"""Chat templates: end of turn, image tokens, BOS and token counts, for the tiny model and real processors."""
 
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,18 @@ def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {name: AutoProcessor.from_pretrained(folder / "processors" / name) for name in REAL}
 
 
-def test_gemmas_turn_ends_with_another_token_than_the_tokenizers_eos(gemma: Any) -> None:
+def test_gemmas_end_of_turn_differs_from_the_tokenizers_eos(gemma: Any) -> None:
     end = chat_template.find_turn_end(gemma)
     assert end.text == "<end_of_turn>"
     assert gemma.tokenizer.eos_token == "<eos>"
     assert end.id != gemma.tokenizer.eos_token_id
 
 
-def test_real_processors_end_their_turns_as_their_templates_say(real: dict[str, Any]) -> None:
+def test_real_processors_have_the_end_of_turn_of_their_templates(real: dict[str, Any]) -> None:
     assert {name: chat_template.find_turn_end(processor).text for name, processor in real.items()} == REAL
 
 
-def test_a_template_without_a_turn_end_is_refused(gemma: Any) -> None:
+def test_a_template_without_an_end_of_turn_is_rejected(gemma: Any) -> None:
     class NoEnd:
         tokenizer = gemma.tokenizer
 
@@ -60,26 +60,26 @@ def test_a_prompt_begins_with_one_bos_only(gemma: Any) -> None:
     assert ids[0] == gemma.tokenizer.bos_token_id
 
 
-def test_a_system_prompt_stands_before_the_question(gemma: Any) -> None:
+def test_a_system_prompt_precedes_the_question(gemma: Any) -> None:
     text = chat_template.render_prompt(gemma, chat_template.conversation("What?", 0, system="Be brief."))
     assert text.index("Be brief.") < text.index("What?")
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
-def test_placeholders_stand_where_the_images_go(gemma: Any, images: int) -> None:
+def test_placeholders_are_at_the_positions_of_images(gemma: Any, images: int) -> None:
     text = chat_template.render_prompt(gemma, chat_template.conversation("Compare.", images))
     assert text.count("<start_of_image>") == images
     assert text.index("<start_of_image>") < text.index("Compare.")
 
 
 @pytest.mark.parametrize("sizes", [[(112, 112)], [(300, 200), (64, 512)]])
-def test_tokens_are_counted_as_the_tiny_models_processor_makes_them(gemma: Any, sizes: list[tuple[int, int]]) -> None:
+def test_token_counts_equal_those_of_the_tiny_models_processor(gemma: Any, sizes: list[tuple[int, int]]) -> None:
     _same_count(gemma, sizes)
 
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("sizes", [[(300, 200)], [(800, 1000)], [(300, 200), (640, 480)]])
-def test_tokens_are_counted_as_real_processors_make_them(
+def test_token_counts_equal_those_of_real_processors(
     real: dict[str, Any], name: str, sizes: list[tuple[int, int]]
 ) -> None:
     _same_count(real[name], sizes)

@@ -1,4 +1,4 @@
-"""Two processes of one run under torch.distributed: the weights of one, and one run folder, written once."""
+"""Two processes of one run under torch.distributed: the weights of one process, and one run folder."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder
 
-# What `accelerate launch` runs where there are several GPUs; on a CPU it starts one process whatever it is told.
+# `accelerate launch` uses this launcher with several GPUs. On a CPU, it would always start one process.
 LAUNCH = (
     sys.executable,
     "-m",
@@ -63,7 +63,7 @@ def tables(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_write_one_run_folder(tmp_path: Path) -> None:
+def test_two_processes_train_the_same_weights_as_one_and_write_one_run_folder(tmp_path: Path) -> None:
     one, two = (small_recipe(tmp_path, tables(tmp_path), name=name) for name in ("one", "two"))
     run_recipe(one, STAGES)
     process = two_processes(two, tmp_path)
@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_does_and_write_one_run_folder(tmp_path: Path
     for stage in ("sft", "grpo"):
         (checkpoint, *_) = (run.path / "stages" / stage / "checkpoints").iterdir()
         assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}
-    # SFT sees the same rows in each step, shared out; sums of floats differ by their order, and Adam divides by them.
+    # Each SFT step has the same rows, divided between processes. The order of sums differs, and Adam divides by them.
     losses = [
         [line["loss"] for line in each.metrics() if "loss" in line][:3] for each in (RunFolder(one.run_folder), run)
     ]
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_does_and_write_one_run_folder(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_resume(tmp_path: Path) -> None:
     changes = {**tables(tmp_path), "sft": {"max_steps": 400}, "run": {"checkpoint_steps": 1000}}
     recipe = small_recipe(tmp_path, changes, name="stopped")
     process = two_processes(recipe, tmp_path)
@@ -101,20 +101,20 @@ def test_two_processes_stop_together_and_go_on(tmp_path: Path) -> None:
     until = time.monotonic() + 200
     while time.monotonic() < until and not (run.metrics_file.is_file() and '"sft"' in run.metrics_file.read_text()):
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and to both processes
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the launcher and both processes
     _, err = process.communicate(timeout=200)
     assert process.returncode != 0
     (checkpoint,) = (run.path / "stages/sft/checkpoints").iterdir()
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}, err[-2000:]
 
 
-def test_a_step_that_two_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_two_processes_cannot_divide_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.errors import TrainingError
-    from toolkit.training.trl_settings import _shared
+    from toolkit.training.trl_settings import per_process
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert _shared(8, "[sft] accumulation") == 4
+    assert per_process(8, "[sft] accumulation") == 4
     with raises(TrainingError, "training.step_not_divisible") as caught:
-        _shared(3, "[sft] accumulation")
+        per_process(3, "[sft] accumulation")
     assert (caught.problem.place, caught.problem.value) == ("[sft] accumulation", 3)
     assert "multiple of 2" in caught.problem.remedy

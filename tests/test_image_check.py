@@ -1,4 +1,4 @@
-"""The canary: training does not begin where pictures do not count."""
+"""The image check: training does not begin if the model ignores its images."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,10 +13,9 @@ from toolkit.errors import TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, Row
 from toolkit.models.hf import HfBackend
-from toolkit.models.image_ablation import check_sight
 from toolkit.models.prompts import Prompts
 from toolkit.training.grpo import train_grpo
-from toolkit.training.image_check import look_first
+from toolkit.training.image_check import check_images_change_loss, check_images_used
 from toolkit.training.sft import train_sft
 
 
@@ -34,7 +33,7 @@ def policy(context: Context) -> Policy:
 
 
 def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that are loaded from now on get black pictures, whatever they are shown."""
+    """Replace the pixels of all models that are loaded from now on with zeros."""
     load = HfBackend.load
 
     def blind(self: HfBackend, *args: object, **options: object) -> Policy:
@@ -47,11 +46,11 @@ def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HfBackend, "load", blind)
 
 
-def test_exchanged_pictures_change_the_answers_likelihood(context: Context, policy: Policy) -> None:
-    """With dropout in training, whose noise would hide a model that does not look."""
+def test_swapped_images_change_the_answers_loss(context: Context, policy: Policy) -> None:
+    """The noise of dropout would hide a model that ignores its images."""
     random = torch.get_rng_state()
-    assert look_first(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
-    assert torch.equal(torch.get_rng_state(), random)  # training draws as if nothing had been
+    assert check_images_used(HfBackend(), policy, Prompts.of(context.recipe, context.images), context.data.train)
+    assert torch.equal(torch.get_rng_state(), random)  # the check does not change the random state
     assert policy.model.training
 
 
@@ -70,7 +69,9 @@ def test_the_answers_loss_is_that_of_the_batch(context: Context, policy: Policy)
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_a_model_that_does_not_see_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_model_that_ignores_images_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     blinded(monkeypatch)
     with (
         context_of(small_recipe(tmp_path)) as context,
@@ -81,10 +82,10 @@ def test_a_model_that_does_not_see_is_not_trained(tmp_path: Path, monkeypatch: p
         )
 
 
-def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
+def test_pixels_lost_only_in_grpo_are_detected_in_its_first_batch(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in unsloth#11031: the model sees, and the log-probabilities that are trained on are computed without."""
+    """As in unsloth#11031, the model reads its images, but GRPO computes log-probabilities without pixels."""
     from toolkit.training.grpo_trainer import PolicyTrainer
 
     ask = PolicyTrainer._get_per_token_logps_and_entropies
@@ -99,30 +100,30 @@ def test_pixels_that_grpo_alone_loses_are_found_at_its_first_batch(
     assert caught.problem.place == "grpo, the first batch"
 
 
-def test_answers_that_are_cut_off_and_masked_are_looked_at_too(tmp_path: Path) -> None:
+def test_truncated_and_masked_completions_are_checked_too(tmp_path: Path) -> None:
     cut = {"max_completion_tokens": 2, "mask_truncated": True, "max_steps": 1}
     recipe = small_recipe(tmp_path, {"grpo": cut, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         assert train_grpo(context)["steps"] == 1
 
 
-def test_noise_alone_is_no_sight() -> None:
-    """A GPU's sums differ from one time to the next in their last bits."""
+def test_numerical_noise_alone_does_not_pass_the_check() -> None:
+    """Sums on a GPU may differ in their last bits from call to call."""
     noise = iter([1.0, 1.0 + 2e-7, 1.0 + 1e-7] * 2)
     rows = [Row([], []), Row([], [])]
     with raises(TrainingError, "training.images_ignored"):
-        check_sight(lambda row: next(noise), rows)
+        check_images_change_loss(lambda row: next(noise), rows)
 
 
-def test_one_row_of_two_that_changes_is_enough() -> None:
-    losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first row's answer is certain either way
-    assert check_sight(lambda row: next(losses), [Row([], []), Row([], [])])
+def test_a_change_in_one_of_two_rows_is_enough() -> None:
+    losses = iter([0.0, 0.0, 0.0, 1.0, 1.0, 1.5])  # the first answer is certain with either image
+    assert check_images_change_loss(lambda row: next(losses), [Row([], []), Row([], [])])
 
 
-def test_rows_with_the_same_pictures_have_nothing_to_exchange(context: Context, policy: Policy) -> None:
+def test_rows_with_the_same_images_cannot_be_swapped(context: Context, policy: Policy) -> None:
     class Deaf(HfBackend):
         def answer_loss(self, policy: Policy, row: Row) -> float:
             raise AssertionError("nothing is to be asked")
 
     same = [context.data.train[0]] * 3
-    assert not look_first(Deaf(), policy, Prompts.of(context.recipe, context.images), same)
+    assert not check_images_used(Deaf(), policy, Prompts.of(context.recipe, context.images), same)
