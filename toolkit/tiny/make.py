@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeing-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--images", type=int, default=24_000)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(options.seed)

@@ -12,14 +12,14 @@ from toolkit.tasks.lesion.settings import LesionSettings
 WHAT = (
     "What does this picture of the skin show?",
     "Which skin lesion is this?",
-    "Describe the lesion in this dermoscopic image.",
+    "Describe the lesion in this dermoscopic picture.",
     "Name the skin lesion that you see.",
 )
 WHERE = (
     "What does this picture of the skin show, and where?",
     "Which skin lesion is this, and where is it?",
-    "Name each lesion in this dermoscopic image and say where it is.",
-    "Find the lesions in this image and name them.",
+    "Name each lesion in this dermoscopic picture and say where it is.",
+    "Find the lesions in this picture and name them.",
 )
 """Wordings of one question. The seed chooses one per row."""
 

@@ -13,7 +13,7 @@ from toolkit.tasks.steps.settings import StepSettings
 
 TEMPLATE: Mapping[str, str] = {
     "goal": "Goal: {goal}",
-    "image": "The image shows the screen now.",
+    "image": "The picture shows the screen now.",
     "short_term": "Short-term memory: {short_term}",
     "long_term": "Long-term memory: {long_term}",
 }
