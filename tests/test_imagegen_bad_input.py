@@ -9,6 +9,7 @@ import torch
 from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, changes
 
+from tests.helpers.problems import raises
 from toolkit.cli import main
 from toolkit.errors import DataError
 from toolkit.imagegen.rating_stage import prepare_ratings
@@ -89,13 +90,20 @@ def accepts(recipe: Recipe) -> int:
         return prepare_ratings(Workplace(recipe, run, stop))[1].images
 
 
+UNUSABLE = "imagegen.too_many_rows_unusable"
+
+
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "code", "said"),
     [
-        (lambda lines: column(lines, 0, "images/none.png", 40), ("ratings.csv, row 1", "images/none.png")),
-        (lambda lines: column(lines, 1, "9", 40), ("ratings.csv, row 1", "rating must be one of 1, 2, 3", "'9'")),
-        (lambda lines: column(lines, 2, "PET", 40), ("ratings.csv, row 1", "modality must be one of", "'PET'")),
-        (lambda lines: [line for line in lines if line.split(",")[1] != "3"], ("no rating 3",)),
+        (lambda lines: column(lines, 0, "images/none.png", 40), UNUSABLE, ("ratings.csv, row 1", "images/none.png")),
+        (lambda lines: column(lines, 1, "9", 40), UNUSABLE, ("ratings.csv, row 1", "1, 2, 3", "'9'")),
+        (lambda lines: column(lines, 2, "PET", 40), UNUSABLE, ("ratings.csv, row 1", "modality", "'PET'")),
+        (
+            lambda lines: [line for line in lines if line.split(",")[1] != "3"],
+            "imagegen.training_levels_missing",
+            ("train without 3",),
+        ),
     ],
 )
 def test_ratings_that_cannot_be_used_end_the_command_and_corrected_ones_are_taken(
@@ -103,6 +111,7 @@ def test_ratings_that_cannot_be_used_end_the_command_and_corrected_ones_are_take
     base: Path,
     dataset: Path,
     change: Callable[[list[str]], list[str]],
+    code: str,
     said: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -110,10 +119,10 @@ def test_ratings_that_cannot_be_used_end_the_command_and_corrected_ones_are_take
     whole = (tmp_path / "data" / "ratings.csv").read_text()
     change_ratings(tmp_path, change)
     error = error_of(capsys, recipe, file_settings(tmp_path, base))
-    assert all(part in error for part in said), error
+    assert all(part in error for part in (f"[{code}]", *said)), error
     assert finished(tmp_path) == []
     loaded = load_recipe(recipe, file_settings(tmp_path, base), files=True)
-    with pytest.raises(DataError, match=r"rating|modality|image"):  # without the command's plan
+    with raises(DataError, code):  # without the command's plan
         accepts(loaded)
     (tmp_path / "data" / "ratings.csv").write_text(whole)
     assert accepts(loaded) == 90
@@ -126,7 +135,9 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
     image = tmp_path / "data" / "images" / "000003.png"
     content = image.read_bytes()
     image.write_bytes(b"no image")
-    assert "000003.png" in error_of(capsys, recipe, file_settings(tmp_path, base))
+    error = error_of(capsys, recipe, file_settings(tmp_path, base))
+    assert "000003.png" in error
+    assert "[images.unusable]" in error
     assert finished(tmp_path) == []
     image.write_bytes(content)
     assert accepts(load_recipe(recipe, file_settings(tmp_path, base))) == 90
@@ -135,11 +146,13 @@ def test_an_image_that_cannot_be_read_ends_the_command_and_a_restored_one_is_tak
 def test_a_prompt_that_is_too_long_ends_the_command_and_a_shorter_one_is_taken(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "words" in error_of(capsys, RECIPE, settings(tmp_path, base, [LONG]))
+    assert "[imagegen.prompt_too_long]" in error_of(capsys, RECIPE, settings(tmp_path, base, [LONG]))
     save_tiny_pipeline(tmp_path / "sd")
-    assert "tokens" in error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LONG, LICENCE]))
+    assert "[imagegen.prompt_too_long]" in error_of(
+        capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LONG, LICENCE])
+    )
     # Python's function has no plan, so that its run folder exists when the prompt is found.
-    with pytest.raises(DataError, match="words"):
+    with raises(DataError, "imagegen.prompt_too_long"):
         run_imagegen(load_recipe(RECIPE, settings(tmp_path, base, [LONG])))
     assert finished(tmp_path) == []
     assert accepts(load_recipe(RECIPE, settings(tmp_path, base))) == 150
@@ -154,7 +167,8 @@ def test_a_model_folder_with_pickles_only_ends_the_command(tmp_path: Path, capsy
         torch.save({}, file.with_suffix(".bin"))
         file.unlink()
     error = error_of(capsys, RECIPE, settings(tmp_path, tmp_path / "sd", [LICENCE]))
-    assert "[imagegen.generator] model: every part must be stored as safetensors" in error
+    assert "[imagegen.generator] model: " in error
+    assert "[imagegen.pipeline_pickled]" in error
     assert "unet" in error
     assert not (tmp_path / "runs" / "bad").exists()
 
@@ -167,7 +181,8 @@ def test_a_selector_that_passes_nothing_ends_the_command_and_keeps_what_was_trai
     # A threshold passes some validation ratings, which are in the pool, so that no recipe makes this happen.
     monkeypatch.setattr(sft_stage, "passes", lambda scored, threshold: torch.zeros(len(scored.scores_N)).bool())
     error = error_of(capsys, RECIPE, settings(tmp_path, base))
-    assert "imagegen.selector.target_precision: sft needs at least one image that the selector passes" in error
+    assert "imagegen.selector.target_precision: " in error
+    assert "[imagegen.no_image_passes]" in error
     assert finished(tmp_path) == ["ratings", "scorers", "base"]
     monkeypatch.undo()
     done = tmp_path / "runs" / "bad" / "stages" / "scorers" / "done.json"

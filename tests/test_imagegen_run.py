@@ -12,6 +12,7 @@ import torch
 from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
+from tests.helpers.problems import raises
 from toolkit.cli.predict import Which
 from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
@@ -151,7 +152,7 @@ def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole
 
 def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base: Path) -> None:
     small = recipe(tmp_path, base, "other", ['imagegen.prompts.CT=["CT: unknownword"]'])
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.prompt_word_unknown"):
         run_imagegen(small)  # leaves a run folder
     run = tmp_path / "runs" / "other"
     for again in (evaluate_again, export_again):
@@ -236,7 +237,9 @@ def test_ratings_of_weight_0_are_reported_and_a_level_without_a_weight_is_an_err
         prepared, found = prepare_ratings(Workplace(wanted, run, stop))
     count = sum(rating.expert_level == 1 for _, rating in prepared.ratings.pairs)
     assert count > 0
-    assert any(f"{count:,} ratings of expert level 1" in warning for warning in found.warnings)
-    with pytest.raises(DataError) as raised:
+    (notice,) = (one for one in prepared.notices if one.code == "imagegen.ratings_of_weight_zero")
+    assert notice.value == f"{count:,} of level 1"
+    assert str(notice) in found.warnings
+    with raises(DataError, "imagegen.expert_levels_missing") as raised:
         unweighted(prepared.ratings, {2: 0.5, 3: 1.0})
-    assert raised.value.value == {1: count}
+    assert raised.problem.value == {1: count}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from tests.helpers.problems import raises
 from toolkit import recipe
 from toolkit.errors import DataError
 from toolkit.imagegen.agreement import agreement
@@ -232,5 +233,5 @@ def test_the_default_experts_agree_partly_and_precision_finds_their_order(defaul
 
 
 def test_a_recipe_without_synthetic_data_writes_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
+    with raises(DataError, "imagegen.synthetic_section_missing"):
         write_synthetic(tmp_path, Imagegen(ratings=("a.csv",)), seed=0)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.errors import warn
 from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.checkpoints import SYNTHETIC, Checkpoints, save_epoch
 from toolkit.imagegen.ddim import make_schedule
@@ -109,7 +110,12 @@ def well_rated(place: Workplace, images: Sequence[RatedImage]) -> tuple[RatedIma
     good = tuple(image for image in images if sum(image.levels) / len(image.levels) >= least)
     if 4 * len(good) >= len(images):
         return good
-    log.warning("%d of %d images are rated well: reference figures use all images", len(good), len(images))
+    warn(
+        "imagegen.few_images_rated_well",
+        "reference figures use all images, because fewer than a quarter are rated well",
+        place="imagegen.ratings",
+        value=f"{len(good)} of {len(images)}",
+    )
     return tuple(images)
 
 

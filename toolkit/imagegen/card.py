@@ -56,11 +56,15 @@ class GeneratorCard:
         """
         if self.licence.id == APACHE.id:
             rule = "the licence of a Stable Diffusion LoRA must be its base model's, which is never Apache-2.0"
-            raise ModelError(rule, place=public_name(self.base), value=self.licence.id)
+            raise ModelError(
+                "imagegen.lora_licence_not_bases", rule, place=public_name(self.base), value=self.licence.id
+            )
         if not self.revision.strip():
             rule = "the card must name the base model's revision"
             remedy = "Give the commit that was loaded, or a digest of the folder."
-            raise ModelError(rule, place=public_name(self.base), value=self.revision, remedy=remedy)
+            raise ModelError(
+                "imagegen.base_revision_missing", rule, place=public_name(self.base), value=self.revision, remedy=remedy
+            )
 
 
 def write_card(folder: Path, card: GeneratorCard) -> None:

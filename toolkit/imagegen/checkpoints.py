@@ -53,6 +53,7 @@ def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:
     existing = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if len(existing) > 1:
         raise RunError(
+            "imagegen.checkpoint_folders_several",
             "a run must have one folder of checkpoints",
             place=root,
             value=[path.name for path in existing],
@@ -114,6 +115,7 @@ def load_part(checkpoints: Checkpoints, epoch: int, name: str) -> dict[str, Any]
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         raise RunError(
+            "imagegen.checkpoint_unreadable",
             "a checkpoint must be complete",
             place=path,
             value=str(error).partition("\n")[0],

@@ -7,7 +7,6 @@ The best round is chosen by the judge on noise of its own. The table is made on 
 flatter it.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from toolkit.errors import warn
 from toolkit.imagegen.arm import ROUNDS, ArmFigures, Studio, resume_round, save_round
 from toolkit.imagegen.ddpo import DdpoRound, DdpoSettings, Rollout, Score, group_advantages, roll_out, update_policy
 from toolkit.imagegen.guards import Evaluation, Verdict, check_guards, is_best
@@ -29,8 +29,6 @@ from toolkit.imagegen.scorer_stage import load_models
 from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
 from toolkit.recipe.imagegen import most_clipped
 from toolkit.scoring.statistics import Estimate
-
-log = logging.getLogger(__name__)
 
 ARM = "ddpo"
 
@@ -166,7 +164,8 @@ def _round(studio: Studio, state: UpdateState, settings: DdpoSettings, progress:
     with models.resident("selector"):
         passed_N = passes(models.selector.score(rollout.images_NCHW), studio.scorers.selector_threshold)
     if not bool(passed_N.any()):
-        log.warning("ddpo round %d: the selector passes no image, so that none is reinforced", state.round + 1)
+        rule = "the selector passes no image, so the round reinforces none"
+        warn("imagegen.round_without_passing_images", rule, place=f"ddpo round {state.round + 1}")
     rollout = replace(rollout, passed_N=passed_N)
     update = update_policy(state, settings, rollout)
     refreshed = Refreshed()
@@ -266,4 +265,5 @@ def _report(studio: Studio, result: RoundResult, total: int) -> None:
     for verdict in result.verdicts:
         if verdict.status == "fired":
             what = "stops the update" if verdict.stops else "only logs"
-            log.warning("ddpo round %d: guard %s fired and %s: %s", result.round, verdict.guard, what, verdict.text)
+            rule = f"guard {verdict.guard} fired and {what}: {verdict.text}"
+            warn("imagegen.guard_fired", rule, place=f"ddpo round {result.round}")

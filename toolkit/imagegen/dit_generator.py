@@ -114,6 +114,7 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
     network = load_dit(folder)
     if settings.image_size not in (None, network.config.image_size):
         raise ModelError(
+            "imagegen.image_size_not_bases",
             f"this base generates images of {network.config.image_size} pixels only",
             place="imagegen.generator.image_size",
             value=settings.image_size,
@@ -121,6 +122,7 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
         )
     if settings.prediction not in (None, network.config.prediction_type):
         raise ModelError(
+            "imagegen.prediction_not_bases",
             f"this base predicts {network.config.prediction_type}",
             place="imagegen.generator.prediction",
             value=settings.prediction,
@@ -128,6 +130,7 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
         )
     if settings.gradient_checkpointing:
         raise ModelError(
+            "imagegen.dit_gradient_checkpointing",
             "a DiT must run without gradient checkpointing",
             place="imagegen.generator.gradient_checkpointing",
             value=True,

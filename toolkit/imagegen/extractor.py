@@ -47,12 +47,16 @@ class Extractor(nn.Module):
         super().__init__()
         if not 1 <= settings.num_features <= MAX_FEATURES:
             raise ModelError(
-                f"num_features must be from 1 to {MAX_FEATURES}", place="extractor", value=settings.num_features
+                "imagegen.extractor_features_out_of_range",
+                f"num_features must be from 1 to {MAX_FEATURES}",
+                place="extractor",
+                value=settings.num_features,
             )
         self.settings, self.num_features = settings, settings.num_features
         self.tower = build_tower(settings.tower, image_size, settings.seed, shared)
         if self.tower.num_features < settings.num_features:
             raise ModelError(
+                "imagegen.extractor_features_above_tower",
                 f"num_features must be at most the tower's {self.tower.num_features}",
                 place="extractor",
                 value=settings.num_features,
@@ -92,6 +96,7 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     """
     if len(images_NCHW) <= extractor.num_features:
         raise DataError(
+            "imagegen.extractor_images_too_few",
             f"{extractor.num_features} features need more real images than that",
             place="extractor",
             value=len(images_NCHW),
@@ -114,6 +119,7 @@ def _train_tower(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[str
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise DataError(
+            "imagegen.extractor_labels_too_few",
             "an extractor with random parameters learns from 2 labels or more",
             place="extractor",
             value=classes,

@@ -53,11 +53,13 @@ class FinishedRun:
                 f"the method must be one of this run's, {', '.join(self.methods)}",
                 "Choose another --method.",
             )
-            raise RunError(rule, place=self.run.path, value=method, remedy=remedy)
+            raise RunError("imagegen.method_unknown", rule, place=self.run.path, value=method, remedy=remedy)
         for stage in (STAGE, method):
             if not self.run.is_done(stage):
                 rule, remedy = f"the stage {stage} of this run must be finished", "Finish the run with toolkit run."
-                raise RunError(rule, place=self.run.path, value="unfinished", remedy=remedy)
+                raise RunError(
+                    "imagegen.stage_not_finished", rule, place=self.run.path, value="unfinished", remedy=remedy
+                )
         return method
 
     def best_method(self) -> str:
@@ -123,7 +125,9 @@ def use_method(finished: FinishedRun, generator: Generator, method: str) -> None
     if record.base_sha256 != generator.base.sha256:
         rule = "the base must be the one that the LoRA was trained on"
         remedy = f"Restore {record.base} at revision {record.revision or record.base_sha256}."
-        raise ModelError(rule, place="imagegen.generator.model", value=generator.base.name, remedy=remedy)
+        raise ModelError(
+            "imagegen.base_changed", rule, place="imagegen.generator.model", value=generator.base.name, remedy=remedy
+        )
     generator.load_lora(finished.run.weights_folder(method))
 
 

@@ -172,6 +172,7 @@ def check_images(images: Tensor, side: int) -> None:
     """
     if images.ndim != 4 or images.shape[1:] != (3, side, side):
         raise ImageError(
+            "imagegen.training_image_shape",
             f"training images must be RGB of {side} x {side} pixels, as this generator makes them",
             place="imagegen.generator",
             value=tuple(images.shape),

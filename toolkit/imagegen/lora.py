@@ -58,6 +58,7 @@ def attach_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:
     missing = [name for name in settings.targets if not _has_module(network, name)]
     if missing:
         raise ModelError(
+            "imagegen.lora_target_unknown",
             "every LoRA target must be the ending of a module's name",
             place="lora.targets",
             value=missing,
@@ -128,6 +129,7 @@ def restore_lora(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     if own != given:
         different = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
         raise ModelError(
+            "imagegen.lora_settings_differ",
             "a saved LoRA must have the rank and the target modules of the recipe",
             place="lora",
             value=different[:3],
@@ -166,11 +168,16 @@ def read_lora(folder: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, o
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(
-            "the LoRA file must be readable", place=path, value=str(error), remedy="Save the LoRA again."
+            "imagegen.lora_file_unreadable",
+            "the LoRA file must be readable",
+            place=path,
+            value=str(error),
+            remedy="Save the LoRA again.",
         ) from error
     start = f"{prefix}."
     if metadata is None or not all(name.startswith(start) for name in tensors):
         raise ModelError(
+            "imagegen.lora_file_contents",
             f"the LoRA file must hold adapter metadata, and parameters of {prefix!r} only",
             place=path,
             value=sorted({name.partition(".")[0] for name in tensors}),
@@ -198,6 +205,7 @@ def check_metadata(network: nn.Module, metadata: Mapping[str, object], place: Pa
     wrong = {key: metadata.get(key) for key in ("r", "lora_alpha") if metadata.get(key) != own[key]}
     if wrong:
         raise ModelError(
+            "imagegen.lora_rank_differs",
             f"the LoRA must have rank {own['r']} and alpha {own['lora_alpha']}",
             place=place,
             value=wrong,

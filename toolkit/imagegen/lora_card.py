@@ -81,6 +81,7 @@ def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
         return TypeAdapter(LoraRecord).validate_python(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
         raise RunError(
+            "imagegen.lora_record_unreadable",
             "the record of the LoRA must be what the run wrote",
             place=path,
             value=str(error).splitlines()[0],
@@ -98,6 +99,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     licence, folder = required_licence(section), run.weights_folder(arm)
     if licence is None:
         raise ModelError(
+            "imagegen.lora_not_stable_diffusion",
             "only the LoRA of a Stable Diffusion model can be passed on, because diffusers can load it",
             place="imagegen.generator.model",
             value=public_name(section.generator.model),
@@ -106,12 +108,20 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     if missing := sorted(name for name in FILES if not (folder / name).is_file()):
         remedy = "Restore them. Without a copy of the licence in this package, save its text as LICENSE."
         raise ModelError(
-            "a LoRA must have its card and a copy of its licence", place=folder, value=missing, remedy=remedy
+            "imagegen.lora_folder_incomplete",
+            "a LoRA must have its card and a copy of its licence",
+            place=folder,
+            value=missing,
+            remedy=remedy,
         )
     if unknown := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
         remedy = "Move other files away."
         raise ModelError(
-            "the folder must hold the LoRA, its card and its licence only", place=folder, value=unknown, remedy=remedy
+            "imagegen.lora_folder_unknown_files",
+            "the folder must hold the LoRA, its card and its licence only",
+            place=folder,
+            value=unknown,
+            remedy=remedy,
         )
     _check_unchanged(folder, licence, read_lora_record(run, arm))
     return folder
@@ -120,16 +130,26 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
 def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord) -> None:
     restore = "Restore the file that the run wrote."
     if digest([folder / LORA_FILE]) != record.sha256:
-        raise ModelError("the LoRA must be the one that the run trained", place=folder / LORA_FILE, remedy=restore)
+        raise ModelError(
+            "imagegen.lora_changed",
+            "the LoRA must be the one that the run trained",
+            place=folder / LORA_FILE,
+            remedy=restore,
+        )
     copy = folder / LICENCE_COPY
     own = None if licence.file is None else licence.file.read_text(encoding="utf-8")
     text = copy.read_text(encoding="utf-8")
     if not text.strip() or own not in (None, text):
-        raise ModelError(f"the file must be the text of the licence {licence.name}", place=copy, remedy=restore)
+        raise ModelError(
+            "imagegen.licence_text_changed",
+            f"the file must be the text of the licence {licence.name}",
+            place=copy,
+            remedy=restore,
+        )
     named = _licence_in(folder / CARD)
     if named != licence.id:
         rule = f"the card must name the licence of the base model, {licence.id}"
-        raise ModelError(rule, place=folder / CARD, value=named, remedy=restore)
+        raise ModelError("imagegen.card_licence_not_bases", rule, place=folder / CARD, value=named, remedy=restore)
 
 
 def _licence_in(card: Path) -> str | None:

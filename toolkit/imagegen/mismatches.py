@@ -37,6 +37,7 @@ class MismatchPool:
         self._by_text = {plain_text(prompt): prompt for prompt in reversed(prompts)}
         if len(self._by_text) < 2:
             raise DataError(
+                "imagegen.prompts_too_few",
                 "agreement of images and prompts can be learned from 2 distinct prompts or more",
                 place="prompt",
                 value=next(iter(self._by_text.values()), ""),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data import Dropped
-from toolkit.errors import DataError
+from toolkit.errors import DataError, Problem
 from toolkit.imagegen.agreement import Agreement, agreement
 from toolkit.imagegen.images import image_stores, scan_images
 from toolkit.imagegen.oracle import network_scores
@@ -77,12 +77,14 @@ class PreparedRatings:
         splits: ``train``, ``validation`` (selector and policy), ``judge_train``, ``judge_validation`` and ``test``.
         weights: expert level -> weight.
         stores: modality -> image store.
+        notices: warnings about splits and weights.
     """
 
     ratings: Ratings
     splits: Mapping[str, Ratings]
     weights: Mapping[int, float]
     stores: Mapping[str, ImageStore]
+    notices: tuple[Problem, ...] = ()
 
     def images(self, images: Sequence[RatedImage]) -> Tensor:
         """Return images (N, 1 or 3, side, side) in uint8. One channel if all of them are grey."""
@@ -146,14 +148,13 @@ def prepare_ratings(place: Workplace) -> tuple[PreparedRatings, RatingsResult]:
         "judge_validation": judge["validation"],
         "test": parts["test"],
     }
-    warnings = require_all_levels(splits, TRAINING)
+    lacking = require_all_levels(splits, TRAINING)
     weights = expert_weights(section, own["train"])
-    warnings += unweighted(ratings, weights)
-    prepared = PreparedRatings(ratings, splits, weights, stores)
-    return prepared, _result(place, prepared, warnings)
+    prepared = PreparedRatings(ratings, splits, weights, stores, (*lacking, *unweighted(ratings, weights)))
+    return prepared, _result(place, prepared)
 
 
-def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[str, ...]:
+def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[Problem, ...]:
     """Return a warning for each expert level whose ratings have weight 0.
 
     Raises:
@@ -163,13 +164,15 @@ def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[str, ...
     missing = sorted(counts.keys() - weights.keys())
     if missing:
         raise DataError(
+            "imagegen.expert_levels_missing",
             "the training split must have ratings of every expert level that occurs",
             place="imagegen.expert_weight",
             value={level: counts[level] for level in missing},
             remedy='Use expert_weight = "linear" or "table", or collect more ratings of these levels.',
         )
+    rule = "ratings of an expert level with weight 0 are left out of training and tests"
     return tuple(
-        f"{count:,} ratings of expert level {level} have weight 0 and are left out of training and tests"
+        Problem("imagegen.ratings_of_weight_zero", rule, "imagegen.expert_weight", f"{count:,} of level {level}")
         for level, count in sorted(counts.items())
         if not weights[level]
     )
@@ -207,7 +210,7 @@ def _content(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _result(place: Workplace, prepared: PreparedRatings, warnings: tuple[str, ...]) -> RatingsResult:
+def _result(place: Workplace, prepared: PreparedRatings) -> RatingsResult:
     ratings = prepared.ratings
     section, seed = place.section, place.recipe.run.seed
     return RatingsResult(
@@ -217,7 +220,7 @@ def _result(place: Workplace, prepared: PreparedRatings, warnings: tuple[str, ..
         splits={name: _counts(split) for name, split in prepared.splits.items()},
         agreement=agreement(ratings, section.judge.bootstrap, seed),
         weights=prepared.weights,
-        warnings=warnings,
+        warnings=tuple(map(str, prepared.notices)),
         synthetic=section.synthetic is not None,
     )
 

@@ -51,6 +51,7 @@ def with_anchors(
         members = (ratings.levels_N == level).nonzero()[:, 0]
         if not len(members):
             raise DataError(
+                "imagegen.anchor_levels_missing",
                 "low-rated anchors must have ratings of every level that does not pass",
                 place="ratings",
                 value=f"no rating of rank {level}",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.errors import warn
 from toolkit.imagegen.agreement_metrics import AgreementMetrics
 from toolkit.imagegen.checkpoints import Checkpoints, save_epoch
 from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch, stage_one_part
@@ -288,8 +289,13 @@ def choose_threshold_of(place: Workplace, prepared: PreparedRatings, selector: S
     settings = ThresholdSettings(keys.target_precision, min(fewest, len(rated)))
     threshold = selector_threshold(selector, rated, passing_level(place), settings)
     if not threshold.reached:
-        rule = "no threshold reaches the target precision of %g on %s ratings. The best one, %.3f, has %s"
-        log.warning(rule, keys.target_precision, split, threshold.value, threshold.precision)
+        warn(
+            "imagegen.target_precision_missed",
+            f"no threshold reaches the target precision of {keys.target_precision:g} on {split} ratings. The best one "
+            f"is {threshold.value:.3f}",
+            place="imagegen.selector.target_precision",
+            value=threshold.precision,
+        )
     return threshold
 
 

@@ -87,6 +87,7 @@ def _training_images(studio: Studio, pool: tuple[RatedImage, ...], arm: str) -> 
     numbers = passed_N.nonzero()[:, 0].tolist()
     if not numbers:
         raise TrainingError(
+            "imagegen.no_image_passes",
             "sft needs at least one image that the selector passes",
             place="imagegen.selector.target_precision",
             value=f"0 of {len(pool)} images score {studio.scorers.selector_threshold:.3f} or more",

@@ -1,11 +1,11 @@
 """The stages of [imagegen] in order, with resume: ratings, scorers, base, control, sft, ddpo."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from toolkit.errors import warn
 from toolkit.imagegen.arm import ArmFigures, Studio, reference_of
 from toolkit.imagegen.checkpoints import Checkpoints
 from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
@@ -28,8 +28,6 @@ from toolkit.imagegen.sft_stage import SftResult, train_sft
 from toolkit.imagegen.text_towers import TextReader
 from toolkit.imagegen.workplace import Workplace, keep, kept
 from toolkit.recipe.imagegen import Imagegen
-
-log = logging.getLogger(__name__)
 
 RATINGS, BASE = "ratings", "base"
 
@@ -127,10 +125,9 @@ def _report_figures(place: Workplace, name: str, result: object) -> None:
 def _ratings(session: Session) -> object:
     check_inputs(session)
     result = session.result
-    for warning in result.warnings if result else ():
-        log.warning("ratings: %s", warning)
-    for dropped in result.dropped if result else ():
-        log.warning("left out: %s", dropped)
+    dropped = [one.notice("left out") for one in result.dropped] if result else []
+    for notice in (*session.prepared.notices, *dropped):
+        warn(notice.code, notice.rule, place=notice.place, value=notice.value, remedy=notice.remedy)
     return result
 
 

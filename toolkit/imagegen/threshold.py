@@ -61,6 +61,7 @@ def choose_threshold(
         raise ValueError(f"{len(values_N)} scores, but {len(good_N)} ratings")
     if len(values_N) < max(1, settings.min_passed):
         raise TrainingError(
+            "imagegen.threshold_ratings_too_few",
             f"a threshold needs at least {max(1, settings.min_passed)} validation ratings",
             place="selector threshold",
             value=len(values_N),
@@ -93,6 +94,7 @@ def require_reached(threshold: Threshold) -> Threshold:
     """
     if not threshold.reached:
         raise TrainingError(
+            "imagegen.target_precision_not_reached",
             f"a threshold of the selector must reach the target precision of {threshold.target:g} on validation data",
             place="selector threshold",
             value=f"at most {threshold.precision} at {threshold.value:.3f}, {threshold.base_rate} without a threshold",

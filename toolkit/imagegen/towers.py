@@ -152,6 +152,7 @@ def build_tower(settings: TowerSettings, image_size: int, seed: int, shared: Fro
     """
     if settings.encoder in FROM_SCRATCH and settings.is_frozen:
         raise ModelError(
+            "imagegen.random_encoder_frozen",
             "an encoder with random parameters must be trained",
             place=settings.encoder,
             value="frozen = true",
@@ -266,9 +267,15 @@ def _pretrained(settings: TowerSettings) -> Backbone:
     try:
         processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision)
     except (OSError, ValueError) as error:
-        raise ModelError("the encoder must have a preprocessor_config.json", place=name) from error
+        raise ModelError(
+            "imagegen.encoder_preprocessor_missing", "the encoder must have a preprocessor_config.json", place=name
+        ) from error
     if getattr(config, "image_size", None) is None or getattr(config, "num_hidden_layers", None) is None:
-        raise ModelError("the encoder's config must have image_size and num_hidden_layers", place=name)
+        raise ModelError(
+            "imagegen.encoder_config_unsupported",
+            "the encoder's config must have image_size and num_hidden_layers",
+            place=name,
+        )
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     layers = _chosen_layers(settings, config.num_hidden_layers)
     return Backbone(HiddenStates(model, layers), size, tuple(processor.image_mean), tuple(processor.image_std))
@@ -285,19 +292,28 @@ def _open_clip_backbone(settings: TowerSettings) -> Backbone:
         raise MissingExtraError("open-clip-torch", "imagegen-biomedclip", f"The encoder {settings.encoder}") from error
     name = settings.encoder.removeprefix(OPEN_CLIP)
     if settings.revision is not None:
-        raise ModelError("open_clip takes no revision", place=name, value=settings.revision, remedy="Remove it.")
+        raise ModelError(
+            "imagegen.open_clip_revision",
+            "open_clip takes no revision",
+            place=name,
+            value=settings.revision,
+            remedy="Remove it.",
+        )
     try:
         # Without require_pretrained open_clip only warns and keeps random parameters.
         visual = open_clip.create_model(name, require_pretrained=True, weights_only=True).visual
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
+            "imagegen.open_clip_not_loadable",
             "the encoder must be a pretrained model that open_clip can load",
             place=name,
             remedy=f"Correct the name, or download it first. open_clip says: {str(error).splitlines()[0]}",
         ) from error
     trunk: Any = getattr(visual, "trunk", None)
     if not hasattr(trunk, "forward_intermediates"):
-        raise ModelError("the open_clip model must have a timm vision trunk", place=name)
+        raise ModelError(
+            "imagegen.open_clip_trunk_missing", "the open_clip model must have a timm vision trunk", place=name
+        )
     layers = _chosen_layers(settings, len(trunk.blocks))
     size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
     return Backbone(TimmLayers(trunk, layers), size, tuple(visual.image_mean), tuple(visual.image_std))
@@ -308,7 +324,12 @@ def _chosen_layers(settings: TowerSettings, n_layers: int) -> tuple[int, ...]:
         count = min(settings.layer_count, n_layers)
         return tuple(round(n_layers * (index + 1) / count) for index in range(count))
     if not all(1 <= layer <= n_layers for layer in settings.layers):
-        raise ModelError(f"layers must be from 1 to {n_layers}", place=settings.encoder, value=settings.layers)
+        raise ModelError(
+            "imagegen.encoder_layer_out_of_range",
+            f"layers must be from 1 to {n_layers}",
+            place=settings.encoder,
+            value=settings.layers,
+        )
     return settings.layers
 
 

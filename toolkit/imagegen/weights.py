@@ -70,6 +70,7 @@ def _require_images(levels: list[int], several: list[RatedImage]) -> None:
 
 def _not_estimable(found: str) -> DataError:
     return DataError(
+        "imagegen.expert_ratings_too_few",
         f'"precision" needs {LEAST_IMAGES} images with several ratings for each expert level',
         place="imagegen.expert_weight",
         value=found,

@@ -74,6 +74,7 @@ def kept(run: RunFolder, stage: str, kind: type[Result]) -> Result:
         return TypeAdapter(kind).validate_python(run.record(stage))
     except ValidationError as error:
         raise RunError(
+            "imagegen.stage_record_unreadable",
             f"the record of the stage {stage} must be of this version of the toolkit",
             place=run.stage_folder(stage) / "done.json",
             value=str(error).splitlines()[0],
@@ -102,6 +103,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         raise RunError(
+            "imagegen.stage_parameters_unreadable",
             "the parameters of a finished stage must be readable",
             place=path,
             value=str(error).partition("\n")[0],

@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from toolkit.errors import Problem
 from toolkit.planning.disk import SPARE, Disk
-from toolkit.planning.findings import Finding
+from toolkit.planning.findings import Finding, warning
 from toolkit.planning.imagegen.encoders import FLOAT, Encoder, Scorer
 from toolkit.planning.imagegen.layout import Layout
 from toolkit.planning.imagegen.pipeline import Base, cached
@@ -52,18 +53,22 @@ def plan_imagegen_disk(
 
 
 def judge_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
-    """Yield too little room, which is an estimate."""
+    """Yield problems and warnings about free disk space, which are estimates."""
     place = f"disk of {recipe.run_folder.parent}"
-    text = f"about {disk.needed / 1e9:.1f} GB are needed, {disk.free / 1e9:.1f} GB are free"
-    remedy = "Make room, lower run.keep_checkpoints, or choose another run.folder."
+    free = round(disk.free / 1e9, 1)
+    remedy = "Free disk space, lower run.keep_checkpoints, or choose another run.folder."
     if disk.needed > disk.free:
-        yield Finding(place, text, remedy, certain=False)
+        rule = f"about {disk.needed / 1e9:.1f} GB must be free"
+        yield Finding(Problem("plan.disk_too_small", rule, place, free, remedy), certain=False)
     elif disk.needed + SPARE > disk.free:
-        yield Finding(place, f"little room: {text}", remedy, problem=False, certain=False)
+        rule = f"the run needs about {disk.needed / 1e9:.1f} GB, and {SPARE / 1e9:.0f} GB more should be free"
+        yield warning(Problem("plan.disk_nearly_full", rule, place, free, remedy))
     fetched = sum(disk.downloads.values())
     if fetched > disk.cache_free:
-        text = f"{fetched / 1e9:.1f} GB are downloaded, {disk.cache_free / 1e9:.1f} GB are free"
-        yield Finding(f"disk of {disk.cache}", text, "Make room, or set HF_HOME to another disk.", certain=False)
+        rule = f"{fetched / 1e9:.1f} GB must be free to download {' and '.join(disk.downloads)}"
+        place, free = f"disk of {disk.cache}", round(disk.cache_free / 1e9, 1)
+        remedy = "Free disk space, or set HF_HOME to a folder on another disk."
+        yield Finding(Problem("plan.cache_disk_too_small", rule, place, free, remedy), certain=False)
 
 
 def _downloads(section: Imagegen, base: Base, scorers: Mapping[str, Scorer]) -> dict[str, int]:

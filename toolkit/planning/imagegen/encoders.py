@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import Problem
 from toolkit.imagegen.batches import scoring_batch
 from toolkit.planning.duration.load import Load
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import TextEncoder, text_encoder_of
-from toolkit.planning.imagegen.pipeline import cached
+from toolkit.planning.imagegen.pipeline import DOWNLOAD, cached
 from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_ENCODERS, Imagegen
 
 FLOAT = 4
@@ -179,11 +180,12 @@ def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
     place, folder = f"[imagegen] {scorer.key}", Path(scorer.name)
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")):
-            text = f"the encoder must be stored as safetensors, because a pickle can run code (got {folder})"
-            yield Finding(place, text, "Choose a revision with safetensors, or convert it with save_pretrained.")
+            rule = "the encoder must be stored as safetensors, because a pickle can run code"
+            remedy = "Choose a revision with safetensors, or convert it with save_pretrained."
+            yield Finding(Problem("imagegen.encoder_pickled", rule, place, str(folder), remedy))
     elif constants.HF_HUB_OFFLINE and cached(scorer.name, "config.json", scorer.revision) is None:
-        text = f"the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1 (got {scorer.name})"
-        yield Finding(place, text, "Download it, or unset HF_HUB_OFFLINE.")
+        rule, remedy = "the encoder must be in the Hub's cache while HF_HUB_OFFLINE=1", DOWNLOAD
+        yield Finding(Problem("imagegen.encoder_not_cached", rule, place, scorer.name, remedy))
 
 
 def _scorer(key: str, name: str, revision: str | None) -> Scorer:

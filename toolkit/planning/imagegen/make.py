@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, Problem
 from toolkit.imagegen.licence import KEY, licence_of
 from toolkit.planning.duration import COMMON, Range, figures_of
-from toolkit.planning.findings import Finding, warning
+from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu, usable_bytes
 from toolkit.planning.imagegen.disk import judge_imagegen_disk, plan_imagegen_disk
 from toolkit.planning.imagegen.encoders import (
@@ -192,11 +192,13 @@ def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: Ra
     if ratings is None:
         return
     if ratings.images <= section.judge.features:
-        text = f"the feature extractor needs more rated images than features (got {ratings.images})"
-        yield Finding("[imagegen.judge] features", text, "Lower it, or add rated images.")
+        rule = f"the feature extractor needs more rated images than its {section.judge.features} features"
+        place, remedy = "[imagegen.judge] features", "Lower it, or add rated images."
+        yield Finding(Problem("imagegen.extractor_images_too_few", rule, place, ratings.images, remedy))
     if section.judge.encoder in TINY_ENCODERS and ratings.modalities == 1:
-        text = "an encoder of random parameters learns from at least two modalities (got 1)"
-        yield Finding("[imagegen.judge] encoder", text, "Name a pretrained encoder.")
+        rule = "an encoder with random parameters needs ratings of at least two modalities"
+        place, remedy = "[imagegen.judge] encoder", "Name a pretrained encoder."
+        yield Finding(Problem("imagegen.extractor_labels_too_few", rule, place, 1, remedy))
 
 
 def _judge_memory(
@@ -205,11 +207,12 @@ def _judge_memory(
     """Stages whose estimate is above the GPU's memory. It is certain if the parameters alone are."""
     if stages is None or memory is None or gpu is None:
         return
-    offered = f"{gpu.name} offers {gpu.memory / GIB:.1f} GiB"
+    offered = f"the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
     fixed = memory.layout.parameters * memory.setting.value
     if fixed > gpu.memory:
-        text = f"the generator's parameters take {fixed / GIB:.1f} GiB, {offered}"
-        yield Finding("GPU memory", text, "Choose a smaller model or a larger GPU.")
+        rule, value = f"the generator's parameters in GiB must fit {offered}", round(fixed / GIB, 1)
+        remedy = "Choose a smaller model or a larger GPU."
+        yield Finding(Problem("imagegen.generator_larger_than_gpu", rule, "GPU memory", value, remedy))
         return
     above: dict[str, tuple[Moment, list[str]]] = {}
     for name, one in stages.items():
@@ -217,8 +220,10 @@ def _judge_memory(
             if moment.total > gpu.memory:
                 above.setdefault(moment.name, (moment, []))[1].append(name)
     for moment, names in above.values():
-        text = f"about {moment.total / GIB:.1f} GiB are needed ({moment.name}), {offered}"
-        yield Finding(f"memory of {', '.join(names)}", text, _remedy(moment.name, memory, gpu.memory), certain=False)
+        rule = f"the estimated peak in GiB ({moment.name}) must fit {offered}"
+        place, value = f"GPU memory of {', '.join(names)}", round(moment.total / GIB, 1)
+        remedy = _remedy(moment.name, memory, gpu.memory)
+        yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
 
 
 def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
@@ -251,7 +256,7 @@ def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
     try:
         licence_of(section.generator.model, section.generator.licence)
     except ModelError as error:
-        yield Finding(KEY, f"{error.rule} (got {error.value})", error.remedy)
+        yield from_error(error, KEY)
 
 
 def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
@@ -262,8 +267,9 @@ def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
     except (AttributeError, ValueError, OSError):  # not on Windows
         return
     if needed > there:
-        text = f"about {needed / GIB:.1f} GiB of RAM are needed for images and models, there are {there / GIB:.1f} GiB"
-        yield warning("RAM", text, "Lower imagegen.size, rate fewer images, or use a machine with more RAM.")
+        rule = f"images and models need about {needed / GIB:.1f} GiB of RAM"
+        remedy = "Lower imagegen.size, rate fewer images, or use a machine with more RAM."
+        yield warning(Problem("imagegen.ram_too_small", rule, "RAM", round(there / GIB, 1), remedy))
 
 
 def _judge_guards(section: Imagegen) -> Iterator[Finding]:
@@ -272,18 +278,18 @@ def _judge_guards(section: Imagegen) -> Iterator[Finding]:
     chosen = sorted({"advantage_clip", "max_clipped"} & keys.model_fields_set)
     most = most_clipped(keys.advantage_clip, group)
     if "ddpo" in section.update.methods and chosen and most <= keys.max_clipped:
-        rule = f"the guard cannot fire: at most {most:.2g} of the advantages can be beyond {keys.advantage_clip:g}"
+        rule = f"the guard cannot fire: at most {most:.2g} of the advantages can exceed {keys.advantage_clip:g}"
         remedy = "Lower advantage_clip or max_clipped, or raise update.images_per_prompt."
-        yield warning(
-            f"[imagegen.guards] {', '.join(chosen)}", f"{rule} (got max_clipped {keys.max_clipped:g})", remedy
-        )
+        place, value = f"[imagegen.guards] {', '.join(chosen)}", keys.max_clipped
+        yield warning(Problem("imagegen.guard_cannot_fire", rule, place, value, remedy))
 
 
 def _judge_figures(section: Imagegen) -> Iterator[Finding]:
     needed = FID_IMAGES * section.judge.features
     if section.judge.images < needed:
-        text = f"FID is left out: it needs {needed} images for {section.judge.features} features"
-        yield warning("[imagegen.judge] images", f"{text} (got {section.judge.images})", "Raise it, or lower features.")
+        rule = f"FID is left out, because it needs {needed} images for {section.judge.features} features"
+        place, remedy = "[imagegen.judge] images", "Raise it, or lower features."
+        yield warning(Problem("imagegen.fid_left_out", rule, place, section.judge.images, remedy))
 
 
 def _unknown(

@@ -9,11 +9,12 @@ from toolkit.errors import DataError, ToolkitError
 from toolkit.imagegen.partition import partition, require_all_levels
 from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.weights import expert_weights
-from toolkit.planning.findings import Finding, warning
+from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import SYNTHETIC_MODALITIES, Imagegen
 
 TRAINING = ("train", "judge_train")
+PLACE = "[imagegen] ratings"
 SEED_RANGE = 2**31
 
 
@@ -64,17 +65,17 @@ def look_at_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | N
     try:
         ratings = load_ratings(section)
     except ToolkitError as error:
-        return None, [_problem(error)]
+        return None, [from_error(error, PLACE)]
     findings = [*_dropped(ratings)]
     try:
         splits = divide(recipe, section, ratings)
     except DataError as error:
-        return None, [*findings, _problem(error)]
+        return None, [*findings, from_error(error, PLACE)]
     for check in (_levels, _weights):
         try:
             findings += check(section, splits)
         except DataError as error:
-            findings.append(_problem(error))
+            findings.append(from_error(error, PLACE))
     own = [prompt for prompts in section.prompts.values() for prompt in prompts]
     prompts = tuple(dict.fromkeys([*own, *(image.prompt for image in ratings.images)]))
     modalities = len({image.modality for image in ratings.images})
@@ -108,7 +109,7 @@ def _judge_seed(section: Imagegen) -> int:
 
 
 def _levels(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
-    return [warning("[imagegen] ratings", text) for text in require_all_levels(splits, TRAINING)]
+    return [warning(lacking) for lacking in require_all_levels(splits, TRAINING)]
 
 
 def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
@@ -118,8 +119,7 @@ def _weights(section: Imagegen, splits: Mapping[str, Ratings]) -> list[Finding]:
 
 def _dropped(ratings: Ratings) -> Iterator[Finding]:
     for one in ratings.dropped:
-        text = f"{one.count:,} rows of {one.source} cannot be used: {one.reason} (got {', '.join(one.examples)})"
-        yield warning("[imagegen] ratings", text)
+        yield warning(one.notice("cannot be used"))
 
 
 def _synthetic(section: Imagegen) -> RatingsFacts:
@@ -143,8 +143,3 @@ def _synthetic(section: Imagegen) -> RatingsFacts:
 
 def _facts(ratings: Ratings) -> SplitFacts:
     return SplitFacts(len(ratings.images), ratings.count, ratings.level_counts())
-
-
-def _problem(error: ToolkitError) -> Finding:
-    place = str(error.place or "[imagegen] ratings")
-    return Finding(place, str(error).removeprefix(f"{place}: "))
