@@ -13,9 +13,9 @@ from tests.helpers.problems import raises
 from toolkit.cli import main
 from toolkit.errors import DataError
 from toolkit.imagegen.rating_stage import prepare_ratings
+from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.synthetic import write_synthetic
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.imagegen.workplace import Workplace
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
@@ -87,7 +87,7 @@ def finished(folder: Path) -> list[str]:
 def accepts(recipe: Recipe) -> int:
     """Start the run again as far as its ratings, and return the number of rated images."""
     with start_run(recipe) as run, StopRequest() as stop:
-        return prepare_ratings(Workplace(recipe, run, stop))[1].images
+        return prepare_ratings(StageContext(recipe, run, stop))[1].images
 
 
 UNUSABLE = "imagegen.too_many_rows_unusable"

@@ -11,13 +11,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, ModelError, TrainingError
-from toolkit.imagegen.arms import ImageKey, compare_arms
 from toolkit.imagegen.copies import copy_figures, nearest_distances
 from toolkit.imagegen.distribution import DistributionSettings, FeatureSet, distribution_figures, fid, kid, squared_mmd
 from toolkit.imagegen.diversity import STANDARD, diversity_figures, pair_ms_ssim, prompt_pairs, setting_for
 from toolkit.imagegen.extractor import Extractor, ExtractorSettings, fit_extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.fitting import FitSettings
+from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
 from toolkit.imagegen.towers import TowerSettings
 
 torch.set_num_threads(1)

@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import RecipeError
-from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.ddpo import group_advantages
 from toolkit.imagegen.guards import Evaluation, GuardSettings, check_guards
+from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.settings import guard_settings
 from toolkit.recipe import changed_keys, dump_recipe, for_language_models, load_recipe
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS, Imagegen, ImagegenSection, most_clipped

@@ -17,9 +17,9 @@ from toolkit.cli.predict import Which
 from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
 from toolkit.imagegen.sft_stage import SftResult
-from toolkit.imagegen.stages import Session
+from toolkit.imagegen.stage_context import StageContext, load_result
+from toolkit.imagegen.stages import RunSession
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.imagegen.workplace import Workplace, kept
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.rerun import evaluate_again, export_again
@@ -97,7 +97,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_table_of_an_undisturbed_one(
 ) -> None:
     killed = recipe(tmp_path, base, "killed")
     # Epoch 1 of stage 1; the judge; the end of stage 1; the base; then the first round of each arm, and the last one.
-    deaths = [("save_epoch", 1), ("save_tensors", 1), ("keep", 1), ("keep", 1), *[("save_epoch", 1)] * 3]
+    deaths = [("save_epoch", 1), ("save_tensors", 1), ("save_result", 1), ("save_result", 1), *[("save_epoch", 1)] * 3]
     for dies in deaths:
         assert run_until_death(killed, dies) == -signal.SIGKILL
     assert run_until_death(killed, ("save_epoch", 2)) in (-signal.SIGKILL, 0)
@@ -189,16 +189,16 @@ def test_no_method_trains_on_an_image_that_an_evaluation_knows(tmp_path: Path, b
     small = recipe(tmp_path, base, "apart", ['imagegen.update.methods=["sft"]'])
     run_imagegen(small)
     with start_run(small) as run, StopRequest() as stop:
-        session = Session(Workplace(small, run, stop))
+        session = RunSession(StageContext(small, run, stop))
         splits = session.prepared.splits
         own = [image for name in ("train", "validation") for image in splits[name].images]
         others = {image.group for name in ("judge_train", "judge_validation", "test") for image in splits[name].images}
         assert session.prepared.images(own).dtype == torch.uint8
-        reference = session.studio.reference
+        reference = session.arm_context.reference
         assert set(reference.features.groups) <= others
         assert reference.training.groups == tuple(image.group for image in own)
         assert not others & set(reference.training.groups)
-        assert kept(run, "sft", SftResult).pool == kept(run, "control", SftResult).pool == len(own)
+        assert load_result(run, "sft", SftResult).pool == load_result(run, "control", SftResult).pool == len(own)
 
 
 def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) -> None:
@@ -234,7 +234,7 @@ def test_ratings_of_weight_0_are_reported_and_a_level_without_a_weight_is_an_err
     more = ['imagegen.expert_weight="table"', "imagegen.expert_table={ 1 = 0.0, 2 = 0.5, 3 = 1.0 }"]
     wanted = recipe(tmp_path, base, "unweighted", more)
     with start_run(wanted) as run, StopRequest() as stop:
-        prepared, found = prepare_ratings(Workplace(wanted, run, stop))
+        prepared, found = prepare_ratings(StageContext(wanted, run, stop))
     count = sum(rating.expert_level == 1 for _, rating in prepared.ratings.pairs)
     assert count > 0
     (notice,) = (one for one in prepared.notices if one.code == "imagegen.ratings_of_weight_zero")

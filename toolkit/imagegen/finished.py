@@ -17,8 +17,8 @@ from toolkit.imagegen.results import BASE, arm_figures
 from toolkit.imagegen.scorer_stage import STAGE
 from toolkit.imagegen.selector import Selector
 from toolkit.imagegen.settings import generator_settings, seed_of, selector_settings
+from toolkit.imagegen.stage_context import load_tensors
 from toolkit.imagegen.synthetic import RATINGS_FILE
-from toolkit.imagegen.workplace import load_tensors
 from toolkit.recipe import Recipe, for_image_generators
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.runfolder import RunFolder, find_run

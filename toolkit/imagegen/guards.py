@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from toolkit.imagegen.arms import ImageKey, compare_arms
 from toolkit.imagegen.figure import Bootstrap
+from toolkit.imagegen.paired_comparison import ImageKey, compare_arms
 from toolkit.scoring.statistics import Estimate
 
 GuardName = Literal["judge", "diversity", "kl", "copies", "advantage_clip"]

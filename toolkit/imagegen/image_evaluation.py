@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from toolkit.imagegen.arms import ImageKey
 from toolkit.imagegen.copies import CopyFigures, copy_figures
 from toolkit.imagegen.distribution import DistributionFigures, DistributionSettings, FeatureSet, distribution_figures
 from toolkit.imagegen.diversity import DiversityFigures, diversity_figures, prompt_pairs
@@ -14,6 +13,7 @@ from toolkit.imagegen.extractor import Extractor
 from toolkit.imagegen.figure import Bootstrap
 from toolkit.imagegen.guards import Evaluation
 from toolkit.imagegen.offload import on_device
+from toolkit.imagegen.paired_comparison import ImageKey
 from toolkit.imagegen.policy import Policy
 from toolkit.imagegen.selector import Selector
 from toolkit.scoring.statistics import Estimate, bootstrap_mean, share

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from toolkit.errors import ModelError, RunError
-from toolkit.imagegen.arm import ArmFigures
+from toolkit.imagegen.arm_context import ArmFigures
 from toolkit.imagegen.card import CARD, LICENCE_COPY, GeneratorCard, write_card
 from toolkit.imagegen.dit_generator import is_dit
 from toolkit.imagegen.generator import BaseModel, digest
@@ -20,7 +20,7 @@ from toolkit.imagegen.licence import GeneratorLicence, licence_of
 from toolkit.imagegen.lora import LORA_FILE
 from toolkit.imagegen.results import ArmRow, arm_figures, arm_row
 from toolkit.imagegen.settings import bootstrap_of
-from toolkit.imagegen.workplace import Workplace
+from toolkit.imagegen.stage_context import StageContext
 from toolkit.models.model_paths import public_name
 from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
 from toolkit.runfolder import RunFolder, read_json, versions, write_json
@@ -53,21 +53,21 @@ def required_licence(section: Imagegen) -> GeneratorLicence | None:
     return licence_of(keys.model, keys.licence)
 
 
-def describe_lora(place: Workplace, base: BaseModel, arm: str, figures: ArmFigures) -> None:
+def describe_lora(context: StageContext, base: BaseModel, arm: str, figures: ArmFigures) -> None:
     """Write the record of an arm's LoRA, and for Stable Diffusion its card and the copy of its licence.
 
     Args:
-        place: the context of the stage.
+        context: the context of the stage.
         base: the base that was trained on.
         arm: control, sft or ddpo, with its LoRA saved.
         figures: what the arm found. Those of the arms before it are in the run.
     """
-    folder = place.run.weights_folder(arm)
+    folder = context.run.weights_folder(arm)
     record = LoraRecord(digest([folder / LORA_FILE]), public_name(base.name), base.revision, base.sha256)
-    write_json(place.run.stage_folder(arm) / RECORD, asdict(record))
-    licence = required_licence(place.section)
+    write_json(context.run.stage_folder(arm) / RECORD, asdict(record))
+    licence = required_licence(context.section)
     if licence is not None:
-        write_card(folder, _card(place, base, licence, arm, {**arm_figures(place.run), arm: figures}))
+        write_card(folder, _card(context, base, licence, arm, {**arm_figures(context.run), arm: figures}))
 
 
 def read_lora_record(run: RunFolder, arm: str) -> LoraRecord:
@@ -162,16 +162,16 @@ def _licence_in(card: Path) -> str | None:
 
 
 def _card(
-    place: Workplace, base: BaseModel, licence: GeneratorLicence, arm: str, figures: Mapping[str, ArmFigures]
+    context: StageContext, base: BaseModel, licence: GeneratorLicence, arm: str, figures: Mapping[str, ArmFigures]
 ) -> GeneratorCard:
-    section = place.section
+    section = context.section
     rows = [
-        arm_row(name, figures, bootstrap_of(place.recipe))
+        arm_row(name, figures, bootstrap_of(context.recipe))
         for name in dict.fromkeys(("base", "control", arm))
         if name in figures
     ]
     return GeneratorCard(
-        name=f"{place.run.name}, {arm}",
+        name=f"{context.run.name}, {arm}",
         base=base.name,
         revision=base.revision or f"sha256:{base.sha256}",
         licence=licence,
