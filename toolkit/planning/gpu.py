@@ -29,6 +29,11 @@ class Gpu:
     figures: tuple[GpuFigures, ...] = ()
     """Data-sheet figures of the GPU, or of all GPUs with the described size. Empty: not known."""
 
+    def to_json(self) -> dict[str, object]:
+        """Return name, memory in GB, and where the GPU is."""
+        facts = {"name": self.name, "memory_gb": round(self.memory / 1e9, 2), "bf16": self.bf16}
+        return {**facts, "count": self.count, "here": self.here}
+
 
 def described_gpu(gib: float) -> Gpu:
     """A card of so many GiB that is not here; it is taken to compute in bfloat16."""
