@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import warn
-from toolkit.imagegen.checkpoints import SYNTHETIC, Checkpoints, save_epoch
+from toolkit.imagegen.checkpoints import POLICY, SELECTOR, SYNTHETIC, Checkpoints, last_epoch, load_part, save_epoch
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.distribution import FeatureSet
-from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch
 from toolkit.imagegen.fitting import load_trained_state, trained_state
 from toolkit.imagegen.generator import Generator
 from toolkit.imagegen.image_evaluation import (
@@ -153,11 +152,11 @@ def save_round(arm_context: ArmContext, arm: str, state: UpdateState, more: Mapp
 def resume_round(arm_context: ArmContext, arm: str, state: UpdateState) -> dict[str, Any] | None:
     """Continue an arm from its newest epoch. None: the arm has no epoch yet."""
     epoch = last_epoch(arm_context.checkpoints)
-    saved = load_epoch(arm_context.checkpoints, epoch, SYNTHETIC) if epoch else {}
+    saved = load_part(arm_context.checkpoints, epoch, SYNTHETIC) if epoch else {}
     if saved.get("arm") != arm:
         return None
     restore_state(state, saved["update"])
     for model, part in ((arm_context.models.selector, SELECTOR), (arm_context.models.policy, POLICY)):
-        load_trained_state(model, load_epoch(arm_context.checkpoints, epoch, part)["model"])
+        load_trained_state(model, load_part(arm_context.checkpoints, epoch, part)["model"])
     log.info("%s: resumed after round %d", arm, state.round)
     return saved

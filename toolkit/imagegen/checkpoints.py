@@ -1,4 +1,9 @@
-"""Checkpoints: ``checkpoints/<run timestamp>/epoch_<n>/``, each complete or absent, the newest ones kept."""
+"""Checkpoints: ``checkpoints/<run timestamp>/epoch_<n>/``, each complete or absent. Only the newest ones are kept.
+
+An epoch has ``{selector,policy,synthetic}_checkpoint.pt``, and its number counts through all stages. In stage 1
+``synthetic`` only names the generator's base. In stage 2 it has the update of one method, and selector and policy are
+those of that round. Frozen encoders and the base are never stored.
+"""
 
 import os
 import re
@@ -13,10 +18,15 @@ from typing import Any
 import torch
 
 from toolkit.errors import RunError
+from toolkit.runfolder import RunFolder
 from toolkit.runfolder.files import flush_folder
 
 SYNTHETIC = "synthetic_checkpoint.pt"
 """The generator's update: LoRA, optimizer, random states and round."""
+
+SELECTOR, POLICY = "selector_checkpoint.pt", "policy_checkpoint.pt"
+PARTS = (SELECTOR, POLICY, SYNTHETIC)
+FOLDER = "checkpoints"
 
 _EPOCH = re.compile(r"epoch_(\d+)")
 
@@ -40,6 +50,21 @@ class Checkpoints:
     def path(self, epoch: int) -> Path:
         """Return the folder of an epoch."""
         return self.folder / f"epoch_{epoch}"
+
+
+def open_run_checkpoints(run: RunFolder, keep_last: int) -> Checkpoints:
+    """Return the checkpoints of a run, below ``checkpoints/<timestamp>``."""
+    return open_checkpoints(run.path / FOLDER, keep_last, datetime.now())
+
+
+def last_epoch(checkpoints: Checkpoints) -> int:
+    """Return the newest complete epoch, 0 before the first."""
+    return newest_epoch(checkpoints, PARTS) or 0
+
+
+def stage_one_part(epoch: int, base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the ``synthetic`` part of stage 1, in which the generator is its base."""
+    return {SYNTHETIC: {"epoch": epoch, "stage": 1, "base": dict(base)}}
 
 
 def open_checkpoints(root: Path, keep_last: int, now: datetime) -> Checkpoints:

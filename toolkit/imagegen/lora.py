@@ -139,27 +139,27 @@ def restore_lora(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         parameter.data.copy_(state[name])
 
 
-def write_lora(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, object], prefix: str) -> None:
-    """Write a LoRA file in the format of diffusers, with the adapter's metadata.
+def write_lora(folder: Path, network: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Write a LoRA file in the format of diffusers, with the adapter's configuration (rank, alpha, target modules).
 
     Args:
         folder: where ``LORA_FILE`` is written.
+        network: the network of the LoRA.
         state: parameters by name, as the reader of ``prefix`` expects them.
-        metadata: the adapter's configuration (rank, alpha, target modules, ...).
         prefix: the network's name: "unet", or "dit".
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{prefix}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    prefixed = {f"{prefix}.{name}": value for name, value in metadata.items()}
+    prefixed = {f"{prefix}.{name}": value for name, value in _adapter_config(network).items()}
     text = json.dumps(prefixed, indent=2, sort_keys=True, default=_to_json)
     save_file(tensors, folder / LORA_FILE, metadata={"format": "pt", METADATA_KEY: text})
 
 
-def read_lora(folder: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return parameters and metadata of a LoRA file without the prefix.
+def read_lora(folder: Path, network: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Return the parameters of a LoRA file by name, without the prefix.
 
     Raises:
-        ModelError: the file is missing, damaged, of another network, or has no adapter metadata.
+        ModelError: the file is missing, damaged, of another network, rank or alpha, or has no adapter metadata.
     """
     path = folder / LORA_FILE
     try:
@@ -184,10 +184,11 @@ def read_lora(folder: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, o
             remedy="Save it with the toolkit, or with diffusers and unet_lora_adapter_metadata.",
         )
     own = {name.removeprefix(start): value for name, value in metadata.items() if name.startswith(start)}
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items()}, own
+    _check_rank(network, own, folder)
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items()}
 
 
-def adapter_metadata(network: nn.Module) -> dict[str, object]:
+def _adapter_config(network: nn.Module) -> dict[str, object]:
     """Return the configuration of the network's adapter, as JSON can hold it."""
     config = network.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr, index]
     return {
@@ -195,13 +196,9 @@ def adapter_metadata(network: nn.Module) -> dict[str, object]:
     }
 
 
-def check_metadata(network: nn.Module, metadata: Mapping[str, object], place: Path) -> None:
-    """Check that a file's adapter has the rank and alpha of the network's own.
-
-    Raises:
-        ModelError: they differ.
-    """
-    own = adapter_metadata(network)
+def _check_rank(network: nn.Module, metadata: Mapping[str, object], place: Path) -> None:
+    """Check that a file's adapter has the rank and alpha of the network's own."""
+    own = _adapter_config(network)
     wrong = {key: metadata.get(key) for key in ("r", "lora_alpha") if metadata.get(key) != own[key]}
     if wrong:
         raise ModelError(

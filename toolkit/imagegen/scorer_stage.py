@@ -16,8 +16,15 @@ from torch import nn
 
 from toolkit.errors import warn
 from toolkit.imagegen.agreement_metrics import AgreementMetrics
-from toolkit.imagegen.checkpoints import Checkpoints, save_epoch
-from toolkit.imagegen.epochs import POLICY, SELECTOR, last_epoch, load_epoch, stage_one_part
+from toolkit.imagegen.checkpoints import (
+    POLICY,
+    SELECTOR,
+    Checkpoints,
+    last_epoch,
+    load_part,
+    save_epoch,
+    stage_one_part,
+)
 from toolkit.imagegen.extractor import Extractor, fit_extractor
 from toolkit.imagegen.fitting import EpochRecord, Fitting, load_trained_state, trained_state
 from toolkit.imagegen.image_evaluation import Scorers
@@ -216,7 +223,7 @@ def _train_rewards(
     epoch = last_epoch(checkpoints)
     if epoch:
         for name, part in (("selector", SELECTOR), ("policy", POLICY)):
-            fittings[name].load_state_dict(load_epoch(checkpoints, epoch, part)["fitting"])
+            fittings[name].load_state_dict(load_part(checkpoints, epoch, part)["fitting"])
         log.info("scorers: resumed after epoch %d", epoch)
     total = max(fitting.settings.epochs for fitting in fittings.values())
     while not all(fitting.is_finished for fitting in fittings.values()):

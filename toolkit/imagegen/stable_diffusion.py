@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from toolkit.errors import DataError, ModelError
 from toolkit.imagegen.ddim import make_scheduler
 from toolkit.imagegen.generator import BaseModel, GeneratorSettings, autocast, check_images, digest, guided_prediction
-from toolkit.imagegen.lora import (
-    adapter_metadata,
-    attach_lora,
-    check_metadata,
-    copy_lora,
-    read_lora,
-    restore_lora,
-    write_lora,
-)
+from toolkit.imagegen.lora import attach_lora, copy_lora, read_lora, restore_lora, write_lora
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
@@ -131,14 +123,13 @@ class StableDiffusionGenerator:
         from peft import get_peft_model_state_dict
 
         state = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
-        write_lora(folder, state, adapter_metadata(self.network), PREFIX)
+        write_lora(folder, self.network, state, PREFIX)
 
     def load_lora(self, folder: Path) -> None:
         """Set the LoRA to a saved one of the same rank, alpha and targets."""
         from diffusers.utils import convert_unet_state_dict_to_peft
 
-        state, metadata = read_lora(folder, PREFIX)
-        check_metadata(self.network, metadata, folder)
+        state = read_lora(folder, self.network, PREFIX)
         own = {name.replace(".default.", "."): name for name in copy_lora(self.network)}
         converted = convert_unet_state_dict_to_peft(state)
         restore_lora(self.network, {own.get(name, name): tensor for name, tensor in converted.items()})

@@ -7,9 +7,8 @@ from typing import Any
 
 from toolkit.errors import warn
 from toolkit.imagegen.arm_context import ArmContext, ArmFigures, reference_of
-from toolkit.imagegen.checkpoints import Checkpoints
+from toolkit.imagegen.checkpoints import Checkpoints, open_run_checkpoints
 from toolkit.imagegen.ddpo_stage import DdpoResult, train_ddpo
-from toolkit.imagegen.epochs import open_run_checkpoints
 from toolkit.imagegen.generator import Generator, load_generator
 from toolkit.imagegen.lora import reset_lora
 from toolkit.imagegen.lora_card import describe_lora
