@@ -19,7 +19,8 @@ from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.synthetic import EXPERTS, closed_form_scores, rate, write_synthetic
 from toolkit.imagegen.synthetic_images import DEGRADATIONS, MISMATCH, PROMPTS, draw, synthetic_image
 from toolkit.imagegen.weights import expert_variances, expert_weights
-from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
 
 IMAGES = [synthetic_image(0, index) for index in range(600)]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from toolkit.diagnostics.finding import Finding, joined
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_GENERATOR
+from toolkit.recipe.imagegen_sections import TINY_GENERATOR
 
 TINY = (
     "recipes/quickstart.toml",

@@ -27,7 +27,7 @@ from toolkit.imagegen.refresh_stage import Refreshed, refresh_scorers
 from toolkit.imagegen.reward import RewardSettings, passes, rewards
 from toolkit.imagegen.scorer_stage import load_models
 from toolkit.imagegen.settings import ddpo_settings, guard_settings, seed_of
-from toolkit.recipe.imagegen import most_clipped
+from toolkit.recipe.imagegen_sections import most_clipped
 from toolkit.scoring.statistics import Estimate
 
 ARM = "ddpo"

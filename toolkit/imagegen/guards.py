@@ -58,7 +58,7 @@ class Evaluation:
         kl: Divergence from the base generator.
         below_floor: Fraction of images at most as far from a training image as the floor (``copies.CopyFigures``).
         clipped_advantages: Fraction of the round's advantages that were clipped.
-        most_clipped: The largest fraction that can be clipped (``recipe.imagegen.most_clipped``).
+        most_clipped: The largest fraction that can be clipped (``recipe.imagegen_sections.most_clipped``).
     """
 
     round: int

@@ -22,7 +22,8 @@ from toolkit.imagegen.results import ArmRow, arm_figures, arm_row
 from toolkit.imagegen.settings import bootstrap_of
 from toolkit.imagegen.stage_context import StageContext
 from toolkit.models.model_paths import public_name
-from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_GENERATOR
 from toolkit.runfolder import RunFolder, read_json, versions, write_json
 from toolkit.scoring.statistics import Estimate
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import warn
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import REHEARSAL, Recipe, changed_keys
-from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
+from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
 from toolkit.recipe.overrides import merge
 from toolkit.runfolder import Progress, RunFolder, silent
 from toolkit.runfolder.cache import cache_folder

@@ -12,7 +12,8 @@ from toolkit.planning.imagegen.layout import Layout
 from toolkit.planning.imagegen.pipeline import Base, cached
 from toolkit.planning.imagegen.ratings import RatingsFacts
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_ENCODERS
 
 ADAM = 2
 """Moments of AdamW for each parameter."""

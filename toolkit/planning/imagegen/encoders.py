@@ -12,7 +12,8 @@ from toolkit.planning.duration.load import Load
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import TextEncoder, text_encoder_of
 from toolkit.planning.imagegen.pipeline import DOWNLOAD, cached
-from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_ENCODERS, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import BIOMEDCLIP, TINY_ENCODERS
 
 FLOAT = 4
 LAUNCHES = 14

@@ -30,7 +30,8 @@ from toolkit.planning.imagegen.work import StageWork, imagegen_stages, plan_work
 from toolkit.planning.memory.estimate import Moment
 from toolkit.planning.tested import compare_versions
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen, most_clipped
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_ENCODERS, most_clipped
 
 SIZES = (8, 12, 16, 24)
 """Nominal GB of GPUs that a plan names."""

@@ -11,7 +11,8 @@ from toolkit.errors import Problem, ToolkitError
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import KNOWN, PARTS, Layout, read_layout
 from toolkit.recipe.checks import is_folder_name
-from toolkit.recipe.imagegen import TINY_ENCODERS, TINY_GENERATOR, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import TINY_ENCODERS, TINY_GENERATOR
 
 INDEX = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"

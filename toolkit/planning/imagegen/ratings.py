@@ -11,7 +11,8 @@ from toolkit.imagegen.ratings import Ratings, load_ratings
 from toolkit.imagegen.weights import expert_weights
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.recipe import Recipe
-from toolkit.recipe.imagegen import SYNTHETIC_MODALITIES, Imagegen
+from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.imagegen_sections import SYNTHETIC_MODALITIES
 
 TRAINING = ("train", "judge_train")
 PLACE = "[imagegen] ratings"
