@@ -1,4 +1,4 @@
-"""What the commands print about a run of [imagegen]."""
+"""Tables and lines that the commands print about an [imagegen] run."""
 
 import sys
 from typing import TYPE_CHECKING

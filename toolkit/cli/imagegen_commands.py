@@ -42,7 +42,8 @@ def generate(
     run_folder: RunPath,
     out: Out,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="What the images show. Repeat it for several prompts.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A description of the image. Repeat for several prompts."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     best_of: Annotated[
@@ -108,7 +109,9 @@ def collect(
     run_folder: RunPath,
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="CSV", help="What experts downloaded from the pages.", exists=True, dir_okay=False),
+        typer.Argument(
+            metavar="CSV", help="CSV files that experts downloaded from the pages.", exists=True, dir_okay=False
+        ),
     ],
     sheet_folder: Annotated[Path, typer.Option("--sheet", metavar="FOLDER", help="The sheet's folder.")],
     out: Annotated[

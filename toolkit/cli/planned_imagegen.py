@@ -120,7 +120,7 @@ def _generator(plan: "ImagegenPlan") -> Iterator[str]:
 
 
 def _memory(plan: "ImagegenPlan") -> Iterator[str]:
-    """Each moment with the stages that have it, the largest first."""
+    """Yield each moment with the stages that have it, the largest first."""
     if plan.memory is None:
         return
     stages: dict[str, list[str]] = {}

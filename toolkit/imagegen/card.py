@@ -20,7 +20,7 @@ LORA = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class GeneratorCard:
-    """What the card of a LoRA says.
+    """The facts that the card of a LoRA states.
 
     Attributes:
         name: title, such as the run's name.
@@ -186,5 +186,5 @@ def _slug(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """One line of Markdown without marks."""
+    """Return one line of Markdown without marks."""
     return " ".join(re.sub(r"([\\`*|<>\[\]])", r"\\\1", text).split())

@@ -76,7 +76,7 @@ class RoundScores:
 
 @dataclass(frozen=True, slots=True)
 class DdpoResult:
-    """What ``ddpo`` found.
+    """The result of ``ddpo``.
 
     Attributes:
         rounds: all rounds, from round 0, the base.
@@ -235,7 +235,7 @@ def _evaluated(number: int, metrics: ImageMetrics, scores: RoundScores) -> Round
 
 
 def _evaluation(result: RoundResult, same_keys: ImageMetrics) -> Evaluation:
-    """What the guards look at, of an earlier round. All evaluations have the same prompts and noise."""
+    """Return the figures of an earlier round for the guards. All evaluations have the same prompts and noise."""
     scores = result.evaluation
     return Evaluation(
         result.round,

@@ -86,7 +86,7 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     Args:
         extractor: The extractor to fit.
         images_NCHW: Real images in [0, 1].
-        labels: What the tower learns to distinguish, such as the prompts or the modalities.
+        labels: Classes that the tower learns to distinguish, such as the prompts or the modalities.
 
     Returns:
         The records of the tower's training. Empty for a frozen tower.

@@ -29,7 +29,7 @@ NOTICE = "Synthetic image, generated for research. Not for diagnosis."
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What to generate.
+    """The images to generate.
 
     Attributes:
         prompts: each with its modality, or with an empty one if that is not known.

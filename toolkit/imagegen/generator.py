@@ -1,4 +1,4 @@
-"""What an update needs of a generator: prompts, predictions, latents and images, and a LoRA."""
+"""The interface of a generator that an update needs: prompts, predictions, latents and images, and a LoRA."""
 
 import hashlib
 from collections.abc import Callable, Sequence

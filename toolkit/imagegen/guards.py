@@ -20,7 +20,7 @@ Status = Literal["passed", "fired", "not measured"]
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
-    """What each guard does when it fires, and its limit.
+    """The action and the limit of each guard.
 
     Attributes:
         judge: If the judge's score is below the best evaluation's by more than the interval of the paired difference,
@@ -48,7 +48,7 @@ class GuardSettings:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured after a round of updates. Round 0 is the base. None is what was not measured.
+    """The measurements after a round of updates. Round 0 is the base. A value that was not measured is None.
 
     Attributes:
         round: Number of the round.
@@ -78,14 +78,14 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a guard says about the last evaluation.
+    """The verdict of a guard about the last evaluation.
 
     Attributes:
         guard: Name of the guard.
         round: Round of the evaluation.
         status: "fired" if the limit is exceeded.
-        action: What to do if it fired.
-        value: What is compared with the limit.
+        action: The action to take if it fired.
+        value: The value that is compared with the limit.
         limit: The limit, in the same unit.
         text: The rule with its figures, or why it was not measured.
         interval: Of the judge's paired difference.

@@ -91,7 +91,7 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def lora_disabled(network: nn.Module) -> Iterator[None]:
-    """While the block runs, the network is the base model.
+    """Switch the LoRA off while the block runs, so that the network is the base model.
 
     With gradient checkpointing, a switch between a graded forward pass and its backward pass makes every LoRA gradient
     zero without an error, since the recomputation runs without the adapter. Use the block before the graded pass.

@@ -1,4 +1,4 @@
-"""What goes with the LoRA of a run: its identity, and for Stable Diffusion its card and licence.
+"""Files beside the LoRA of a run: its identity, and for Stable Diffusion its card and licence.
 
 ``stages/<arm>/lora.json`` identifies base and LoRA. The card and the copy of the licence are beside the LoRA.
 """
@@ -29,7 +29,7 @@ from toolkit.scoring.statistics import Estimate
 
 RECORD = "lora.json"
 FILES = frozenset({CARD, LICENCE_COPY, LORA_FILE})
-"""What the folder of a LoRA holds."""
+"""Files in the folder of a LoRA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _check_unchanged(folder: Path, licence: GeneratorLicence, record: LoraRecord
 
 
 def _licence_in(card: Path) -> str | None:
-    """The licence in the header of a card, which its owner may have completed."""
+    """Return the licence in the header of a card. The owner of the card may have completed it."""
     try:
         named: str | None = ModelCard.load(card).data.license
     except (ValueError, YAMLError):

@@ -35,7 +35,7 @@ class SourceRatings:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What experts returned.
+    """The ratings that experts returned.
 
     Attributes:
         file: for ``imagegen.ratings``.
@@ -97,7 +97,7 @@ def write_run_sheet(
 def _items(
     finished: FinishedRun, generator: Generator, method: str, wanted: Sequence[tuple[str, str]], seed: int
 ) -> list[SheetItem]:
-    """Images of one method. Noise differs between methods, so that no two images of a sheet resemble each other."""
+    """Return images of one method. Noise differs between methods, so that no two images of a sheet are alike."""
     keys = finished.section.generator
     schedule = make_schedule(generator.scheduler, keys.steps)
     own = derive_seed(seed, "sheet", method)
@@ -134,7 +134,7 @@ def collect_run_sheet(finished: FinishedRun, files: Sequence[Path], sheet: Path,
 
 
 def _find_key(run: RunFolder, sheet: Path) -> SheetKey:
-    """The key whose images the folder of a sheet has."""
+    """Return the key whose images the folder of a sheet has."""
     if not sheet.is_dir():
         raise DataError(
             "imagegen.sheet_folder_missing",

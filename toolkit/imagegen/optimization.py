@@ -19,7 +19,7 @@ WEIGHT_DECAY = 1e-4
 
 @dataclass(slots=True, eq=False)
 class UpdateState:
-    """What changes while a generator is updated.
+    """The state that changes while a generator is updated.
 
     Attributes:
         generator: its LoRA is trained.

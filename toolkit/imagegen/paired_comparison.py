@@ -13,7 +13,7 @@ MIN_PAIRS = 384
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImageKey:
-    """What an image is generated from."""
+    """The prompt and the noise that an image is generated from."""
 
     prompt: str
     noise_seed: int

@@ -113,7 +113,7 @@ def _assign(groups: Mapping[str, Counter[Stratum]], fractions: Mapping[str, floa
 
 
 def _cost(counts: Counter[Stratum], left: Mapping[Stratum, float], wanted: Mapping[Stratum, float]) -> float:
-    """How much a split's chi-squared distance from what it should hold grows with these ratings."""
+    """Return the growth of a split's chi-squared distance from its target counts if it gets these ratings."""
     return sum(((left[key] - n) ** 2 - left[key] ** 2) / wanted[key] for key, n in counts.items())
 
 

@@ -45,7 +45,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class RatingsResult:
-    """What the stage ``ratings`` found.
+    """The result of the stage ``ratings``.
 
     Attributes:
         rows: rows that were read.
@@ -179,7 +179,7 @@ def unweighted(ratings: Ratings, weights: Mapping[int, float]) -> tuple[Problem,
 
 
 def _synthetic_files(context: StageContext) -> tuple[str, ...] | None:
-    """The file of synthetic ratings, which is written if it does not exist. None: the recipe's own files."""
+    """Return the file of synthetic ratings, and write it if it does not exist. None: the recipe's own files."""
     settings, seed = context.section.synthetic, context.recipe.run.seed
     if settings is None:
         return None

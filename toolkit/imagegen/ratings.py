@@ -113,7 +113,7 @@ class Ratings:
         return {modality: tuple(prompts) for modality, prompts in found.items()}
 
     def level_counts(self) -> tuple[int, ...]:
-        """Number of ratings of each level."""
+        """Return the number of ratings of each level."""
         levels = [level for image in self.images for level in image.levels]
         return tuple(levels.count(level) for level in range(len(self.rating_range)))
 
@@ -211,7 +211,7 @@ def _require_columns(source: str, records: Sequence[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What a row of one file is checked against."""
+    """The section, image root and file that rows are checked against."""
 
     section: Imagegen
     root: Path
@@ -296,7 +296,7 @@ def _text(record: Mapping[str, Any], column: str, place: str) -> str:
 
 
 def _id(record: Mapping[str, Any], column: str, place: str) -> str:
-    """An optional id, which files with types may store as a whole number."""
+    """Return an optional id. Files with types may store it as a whole number."""
     value = record.get(column)
     if value is None or value == "":
         return ""
@@ -304,14 +304,14 @@ def _id(record: Mapping[str, Any], column: str, place: str) -> str:
 
 
 def _number(value: object) -> float | None:
-    """The number that a value is, or that a text spells (in a CSV, every cell is text)."""
+    """Return a value as a number. None: it is neither a number nor its text (in CSV files every cell is text)."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _group_by_image(rows: Sequence[_Row]) -> tuple[tuple[RatedImage, ...], tuple[Dropped, ...]]:
-    """Images with their ratings, and the rows of images whose rows contradict each other."""
+    """Return images with their ratings, and the dropped rows of images whose rows contradict each other."""
     by_image: dict[ImageRef, list[_Row]] = defaultdict(list)
     for row in rows:
         by_image[row.image].append(row)

@@ -84,7 +84,7 @@ def decide(before: Figure, after: Figure, settings: RefreshSettings) -> RefreshO
 
 
 def _drawn(rows: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
-    """Whole shuffled passes over the rows, until there are ``count``."""
+    """Return ``count`` rows of shuffled passes over all rows."""
     found: list[int] = []
     while len(found) < count:
         found.extend(rows[index] for index in torch.randperm(len(rows), generator=generator).tolist())

@@ -29,7 +29,7 @@ _SEED_RANGE = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a refresh found.
+    """The result of a refresh.
 
     Attributes:
         outcomes: of selector and policy. Empty if no image passed.
@@ -108,12 +108,12 @@ def _passed(arm_context: ArmContext, images_NCHW: Tensor, prompts: Sequence[str]
 
 
 def _in_colour(rated: RatedImages) -> RatedImages:
-    """Three channels, as generated images have."""
+    """Return the images with three channels, as generated images have."""
     return replace(rated, images_NCHW=rated.images_NCHW.expand(-1, 3, -1, -1))
 
 
 def _agreement(arm_context: ArmContext, validation: RatedImages) -> dict[str, Figure]:
-    """The selector's rank correlation with validation ratings, and the policy's AUROC on their prompts."""
+    """Return the selector's rank correlation with validation ratings, and the policy's AUROC on their prompts."""
     models, bootstrap = arm_context.models, bootstrap_of(arm_context.context.recipe)
     images = arm_context.prepared.ratings.images
     pool = MismatchPool([image.prompt for image in images], [image.modality for image in images])

@@ -58,7 +58,7 @@ class ArmRow:
 
 @dataclass(frozen=True, slots=True)
 class ImagegenResult:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         rows: the table.

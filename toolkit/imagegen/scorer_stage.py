@@ -57,7 +57,7 @@ _FEWEST_PASSED, _LEAST_PASSED = 5, 0.1
 
 @dataclass(frozen=True, slots=True)
 class ScorersResult:
-    """What the stage ``scorers`` found, on ratings that no scorer was trained on.
+    """The result of the stage ``scorers``, on ratings that no scorer was trained on.
 
     Attributes:
         selector: agreement of the selector with held-out ratings.

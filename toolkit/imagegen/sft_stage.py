@@ -30,7 +30,7 @@ _ROUNDS = TypeAdapter(tuple[SftRound, ...])
 
 @dataclass(frozen=True, slots=True)
 class SftResult:
-    """What ``sft`` or its control found.
+    """The result of ``sft`` or of its control.
 
     Attributes:
         images: training images.
@@ -78,7 +78,7 @@ def train_sft(arm_context: ArmContext, arm: Literal["sft", "control"]) -> SftRes
 
 
 def _training_images(arm_context: ArmContext, pool: tuple[RatedImage, ...], arm: str) -> SftImages:
-    """The images that the selector passes with the reward as their weight, or for ``control`` as many random ones."""
+    """Return the images that the selector passes, weighted by their reward, or for ``control`` as many random ones."""
 
     def load(numbers: Sequence[int]) -> Tensor:
         return as_floats(arm_context.prepared.images([pool[number] for number in numbers])).expand(-1, 3, -1, -1)
@@ -104,7 +104,7 @@ def _training_images(arm_context: ArmContext, pool: tuple[RatedImage, ...], arm:
 
 
 def _weights(arm_context: ArmContext, pool: tuple[RatedImage, ...]) -> tuple[Tensor, Tensor]:
-    """Each image's reward times the mean weight of its experts, and whether the selector passes the image."""
+    """Return each image's reward times the mean weight of its experts, and whether the selector passes the image."""
     keys, images_NCHW = arm_context.context.section.update, arm_context.prepared.images(pool)
     with arm_context.models.resident("selector", "policy"):
         selected = arm_context.models.selector.score(images_NCHW)

@@ -80,7 +80,7 @@ class KeyEntry:
 
 @dataclass(frozen=True, slots=True)
 class SheetKey:
-    """What maps a sheet's images back to their sources."""
+    """The mapping from a sheet's images to their sources."""
 
     sheet: str
     images: tuple[KeyEntry, ...]
@@ -285,7 +285,7 @@ def _write(
 
 
 def _png(item: SheetItem, stores: Mapping[str, ImageStore]) -> bytes:
-    """The image as the models see it, in one format and without metadata, which could name its source."""
+    """Return the image as the models see it, as PNG without metadata, because metadata could name its source."""
     image = stores[item.modality].get(item.image) if isinstance(item.image, ImageRef) else Image.fromarray(item.image)
     stream = BytesIO()
     Image.fromarray(np.asarray(image.convert("RGB"))).save(stream, "PNG")
@@ -319,7 +319,7 @@ def _images(
 
 
 def _html(data: Mapping[str, object]) -> str:
-    """The page. In a script element, only "<" could end the data or begin a comment."""
+    """Return the page. In a script element, only "<" could end the data or begin a comment."""
     text = json.dumps(data).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace(_MARK, text, 1)
 

@@ -70,7 +70,7 @@ def _distinct_per_page(options: SheetOptions) -> int:
 
 
 def _repeats(distinct: int, fraction: float) -> int:
-    """Number of repeated images of a page."""
+    """Return the number of repeated images of a page."""
     if not fraction:
         return 0
     return min(distinct // 2, max(1, round(fraction * distinct)))

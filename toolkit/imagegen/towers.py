@@ -259,7 +259,7 @@ def _tiny_clip(settings: TowerSettings) -> Backbone:
 
 
 def _pretrained(settings: TowerSettings) -> Backbone:
-    """A vision model of Transformers: one of its own, or the vision half of a CLIP or SigLIP model."""
+    """Return a vision model of Transformers: one of its own, or the vision half of a CLIP or SigLIP model."""
     from transformers import AutoImageProcessor
 
     name = settings.encoder
@@ -282,7 +282,7 @@ def _pretrained(settings: TowerSettings) -> Backbone:
 
 
 def _open_clip_backbone(settings: TowerSettings) -> Backbone:
-    """The vision half of an open_clip model with a timm trunk, such as BiomedCLIP.
+    """Return the vision half of an open_clip model with a timm trunk, such as BiomedCLIP.
 
     open_clip's text half loads its config from the Hub, so that an offline machine needs the Hub's cache filled before.
     """
@@ -334,12 +334,12 @@ def _chosen_layers(settings: TowerSettings, n_layers: int) -> tuple[int, ...]:
 
 
 def _channels_first(hidden: Tensor) -> Tensor:
-    """N x channels x positions, of N x tokens x channels (transformers) or N x channels x H x W (convolutions)."""
+    """Return N x channels x positions from N x tokens x channels or (convolutions) N x channels x H x W."""
     return hidden.flatten(2) if hidden.ndim == 4 else hidden.transpose(1, 2)
 
 
 def _moments(maps_NCP: Tensor) -> Tensor:
-    """Mean and standard deviation over positions, side by side: N x 2C."""
+    """Return mean and standard deviation over positions, side by side: N x 2C."""
     mean_NC1 = maps_NCP.mean(dim=2, keepdim=True)
     # Tensor.var takes several times as long on a CPU.
     variance_NC = (maps_NCP - mean_NC1).square().mean(dim=2)

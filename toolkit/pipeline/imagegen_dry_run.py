@@ -120,7 +120,7 @@ def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _licence(section: Imagegen) -> str:
-    """The licence of the recipe's base, with which the card of the dry run is written."""
+    """Return the licence of the recipe's base, which the card of the dry run names."""
     from toolkit.imagegen.licence import OPEN_RAIL
     from toolkit.imagegen.lora_card import required_licence
 

@@ -1,4 +1,4 @@
-"""The LoRA of an image generator on its way to the Hub, with its card and licence."""
+"""Push the LoRA of an image generator to the Hub, with its card and licence."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -129,7 +129,7 @@ def _list_rules(section: Imagegen) -> Iterator[str]:
 
 
 def _encoder_rules(section: Imagegen) -> Iterator[str]:
-    """Encoders of random parameters must be trained, and a policy needs a text tower."""
+    """Yield broken rules: encoders with random parameters must be trained, and a policy needs a text tower."""
     for name in ("selector", "policy", "judge"):
         model = getattr(section, name)
         if model.encoder in TINY_ENCODERS and model.tuning == "frozen":

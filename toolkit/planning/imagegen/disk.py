@@ -73,7 +73,7 @@ def judge_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
 
 
 def _downloads(section: Imagegen, base: Base, scorers: Mapping[str, Scorer]) -> dict[str, int]:
-    """Repositories that are not in this machine. Pipelines and encoders are stored in float32."""
+    """Return the bytes of repositories that are not on this machine. Pipelines and encoders are stored in float32."""
     found: dict[str, int] = {}
     if base.state == "reachable" and base.layout is not None:
         found[section.generator.model] = FLOAT * base.layout.parameters
@@ -94,7 +94,7 @@ def _lora(section: Imagegen, layout: Layout | None) -> int:
 
 
 def _trained(section: Imagegen, scorer: Scorer) -> int:
-    """Parameters of heads or fusion layers, and of an encoder that is trained."""
+    """Return the number of parameters of heads or fusion layers, and of an encoder that is trained."""
     tunings = {
         "selector.encoder": section.selector.tuning,
         "policy.encoder": section.policy.tuning,

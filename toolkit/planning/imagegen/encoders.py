@@ -198,7 +198,7 @@ def _scorer(key: str, name: str, revision: str | None) -> Scorer:
 
 
 def _has_crops(section: Imagegen, scorer: Scorer) -> bool:
-    """Whether images are larger than the encoder takes, as ``imagegen.towers.build_tower`` requires for crops."""
+    """Return whether images are larger than the encoder's input, as ``towers.build_tower`` requires for crops."""
     return scorer.encoder is not None and section.size > scorer.encoder.vision.size
 
 

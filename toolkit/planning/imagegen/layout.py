@@ -209,12 +209,12 @@ class Layout:
 
     @property
     def factor(self) -> int:
-        """Side of the square of pixels that one position of a latent stands for."""
+        """Side in pixels of the square that one position of a latent covers."""
         return 1 << (len(self.vae.channels) - 1)
 
     @property
     def unit(self) -> int:
-        """An image's side is a multiple of so many pixels."""
+        """Pixels that an image's side must be a multiple of."""
         return self.factor << (len(self.unet.channels) - 1)
 
     @property

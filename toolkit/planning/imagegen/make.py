@@ -1,4 +1,4 @@
-"""Puts the plan of a recipe with [imagegen] together."""
+"""Make the plan of a recipe with [imagegen]."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -109,7 +109,7 @@ def imagegen_memory(section: Imagegen, layout: Layout, scorers: Mapping[str, Sco
 
 
 def _frozen(section: Imagegen) -> tuple[str, ...]:
-    """The scorers whose vision tower is frozen. The extractor's always is, unless its parameters are random."""
+    """Return the scorers whose vision tower is frozen. The extractor's always is, unless its parameters are random."""
     tunings = {name: getattr(section, name).tuning for name in ("selector", "policy", "judge")}
     return ("extractor", *(name for name, tuning in tunings.items() if tuning != "full"))
 
@@ -134,7 +134,7 @@ def _fits(moments: list[Moment], usable: int) -> bool:
 
 
 def _largest(section: Imagegen, memory: ImagegenMemory, usable: int) -> dict[str, int]:
-    """Recipe key -> the largest value that fits. 0: not even one image fits."""
+    """Return recipe key -> the largest value that fits. 0: not even one image fits."""
 
     def generating(images: int) -> list[Moment]:
         return [memory.rollout(images), memory.encode(images)]
@@ -175,7 +175,7 @@ def _generator(section: Imagegen, base: Base, gpu: Gpu | None) -> GeneratorFacts
 
 
 def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[str, int]:
-    """Bytes of RAM by part: rated images in 8 bits, generated ones and trajectories in float32, at most 3 channels."""
+    """Return bytes of RAM by part: rated images in 8 bits, the others in float32, with at most 3 channels."""
     image, keys = 3 * FLOAT * section.size**2, section.update
     channels, side = (base.layout.unet.latent, section.size // base.layout.factor) if base.layout else (1, section.size)
     rounds = keys.images_per_round if "ddpo" in keys.methods else 0
@@ -187,7 +187,7 @@ def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[st
 
 
 def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
-    """What the scoring models reject when they are built or fitted."""
+    """Yield problems that building or fitting the scoring models would raise."""
     for one in {one.key: one for one in scorers.values()}.values():
         yield from judge_encoder(one)
     if ratings is None:
@@ -205,7 +205,7 @@ def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: Ra
 def _judge_memory(
     stages: Mapping[str, ImagegenStageMemory] | None, memory: ImagegenMemory | None, gpu: Gpu | None
 ) -> Iterator[Finding]:
-    """Stages whose estimate is above the GPU's memory. It is certain if the parameters alone are."""
+    """Yield stages whose estimate is above the GPU memory. The problem is certain if the parameters alone are above."""
     if stages is None or memory is None or gpu is None:
         return
     offered = f"the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
@@ -251,7 +251,7 @@ def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
 
 
 def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
-    """A Stable Diffusion base whose licence is not known: a run ends before training."""
+    """Yield an unknown licence of a Stable Diffusion base, because the run would end before training."""
     if base.kind != "pipeline":
         return
     try:
@@ -261,7 +261,7 @@ def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
 
 
 def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
-    """More RAM than this machine has, by the estimate."""
+    """Yield a warning if the estimate is above this machine's RAM."""
     needed = sum(ram.values())
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -274,7 +274,7 @@ def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
 
 
 def _judge_guards(section: Imagegen) -> Iterator[Finding]:
-    """Limits of clipped advantages that the recipe sets and that can never act."""
+    """Yield limits of clipped advantages that the recipe sets and that can never take effect."""
     keys, group = section.guards, section.update.images_per_round
     chosen = sorted({"advantage_clip", "max_clipped"} & keys.model_fields_set)
     most = most_clipped(keys.advantage_clip, group)
@@ -327,7 +327,7 @@ def _time(
     ratings: RatingsFacts | None,
     gpu: Gpu | None,
 ) -> dict[str, dict[str, Range]] | None:
-    """GPU -> stage -> duration: of the plan's GPU, of all GPUs of a described size, or of common ones."""
+    """Return GPU -> stage -> duration for the plan's GPU, all GPUs of a described size, or common ones."""
     if memory is None:
         return None
     gpus = [figures for name in COMMON if (figures := figures_of(name))] if gpu is None else gpu.figures

@@ -72,7 +72,7 @@ def find_pipeline(section: Imagegen) -> Base:
 
 
 def cached(name: str, file: str, revision: str | None) -> Path | None:
-    """Return a file of a Hub repository in the local cache. None: it is not there, or the name is none of the Hub's."""
+    """Return a file of a Hub repository in the local cache. None: not cached, or not a Hub name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -111,7 +111,7 @@ def judge_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tupl
 
 
 def _encoder_folder(name: str, revision: str | None) -> Path | None:
-    """The folder of an encoder with its tokenizer, if it is in this machine."""
+    """Return the folder of an encoder with its tokenizer. None: it is not on this machine."""
     if Path(name).is_dir():
         return Path(name)
     file = cached(name, "tokenizer_config.json", revision)
@@ -119,7 +119,7 @@ def _encoder_folder(name: str, revision: str | None) -> Path | None:
 
 
 def _look(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) -> Base:
-    """A pipeline in this machine. A part that the cache lacks can still be downloaded."""
+    """Return a pipeline on this machine. A part that the cache lacks can still be downloaded."""
     found = list(_judge_folder(folder, certain=state == "folder"))
     try:
         layout: Layout | None = read_layout(folder)
@@ -165,7 +165,7 @@ def _judge_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
 
 
 def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> list[Finding]:
-    """Prompts beyond the positions of a text encoder, or of the text half of a dual tower."""
+    """Return prompts with more tokens than a text encoder, or the text half of a dual tower, has positions."""
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
@@ -182,7 +182,7 @@ def _long_prompts(tokenizer: Path, encoder: Path, prompts: Sequence[str]) -> lis
 
 
 def _dit_prompts(folder: Path, prompts: Sequence[str]) -> list[Finding]:
-    """A DiT knows the words of its vocabulary, and takes a number of them."""
+    """Return prompts with words outside a DiT's vocabulary, or with too many words."""
     from pydantic import TypeAdapter
 
     from toolkit.errors import DataError
@@ -211,7 +211,7 @@ def _is_dit(folder: Path) -> bool:
 
 
 def _fields(file: Path) -> Mapping[str, Any]:
-    """The fields of a JSON file. Empty: it is missing or damaged."""
+    """Return the fields of a JSON file. Empty: it is missing or damaged."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

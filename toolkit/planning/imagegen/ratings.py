@@ -1,4 +1,4 @@
-"""What a plan finds out about expert ratings: usable rows, splits, rating levels, and the prompts."""
+"""The expert ratings of a plan: usable rows, splits, rating levels, and the prompts."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -104,7 +104,7 @@ def divide(recipe: Recipe, section: Imagegen, ratings: Ratings) -> Mapping[str, 
 
 
 def _judge_seed(section: Imagegen) -> int:
-    """The judge's seed as ``imagegen.settings.seed_of`` derives it."""
+    """Return the judge's seed as ``imagegen.settings.seed_of`` derives it."""
     digest = hashlib.sha256(f"{section.judge.seed}/judge".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 1) % SEED_RANGE
 
@@ -124,7 +124,7 @@ def _dropped(ratings: Ratings) -> Iterator[Finding]:
 
 
 def _synthetic(section: Imagegen) -> RatingsFacts:
-    """The counts of synthetic ratings, as far as the fractions give them."""
+    """Return the counts of synthetic ratings that follow from the fractions."""
     settings, keys = section.synthetic, section.judge.fractions
     if settings is None:
         raise ValueError("the recipe must have [imagegen.synthetic]")

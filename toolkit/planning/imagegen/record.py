@@ -1,7 +1,7 @@
 """The plan of a recipe with [imagegen] as one object: what `toolkit plan --json` prints and plan.json keeps.
 
-Keys stay as they are from version to version. ``format`` is raised if one changes its meaning. What is not known is
-null, and ``unknown`` says why.
+Keys stay as they are from version to version. ``format`` is raised if one changes its meaning. Unknown
+values are null, and ``unknown`` says why.
 
 ::
 
@@ -89,7 +89,7 @@ class ImagegenPlan:
 
     @property
     def problems(self) -> list[Finding]:
-        """What the run cannot work with."""
+        """Problems that keep the run from working."""
         return [finding for finding in self.findings if finding.problem]
 
     @property
@@ -99,7 +99,7 @@ class ImagegenPlan:
 
     @property
     def warnings(self) -> list[Finding]:
-        """What must be known."""
+        """Findings that the run can work with."""
         return [finding for finding in self.findings if not finding.problem]
 
     def to_json(self) -> dict[str, object]:
