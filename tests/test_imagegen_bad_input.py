@@ -1,4 +1,4 @@
-"""What the command says to input that image generation cannot use: one clear error, exit code 1, and nothing lost."""
+"""Errors of the command for input that image generation cannot use: one clear error, exit code 1, and nothing lost."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -70,14 +70,14 @@ def column(lines: list[str], index: int, value: str, rows: int) -> list[str]:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], recipe: Path, given: Sequence[str]) -> str:
-    """What `toolkit run` says as it ends with 1."""
-    with pytest.raises(SystemExit) as left:
+    """Return the error that `toolkit run` prints before it exits with 1."""
+    with pytest.raises(SystemExit) as exited:
         main(["run", str(recipe), *changes(given)])
-    said = capsys.readouterr().err
-    assert left.value.code == 1, said
-    assert "Traceback" not in said
-    assert said.count("toolkit: ") == 1
-    return said[said.index("toolkit: ") :]
+    shown = capsys.readouterr().err
+    assert exited.value.code == 1, shown
+    assert "Traceback" not in shown
+    assert shown.count("toolkit: ") == 1
+    return shown[shown.index("toolkit: ") :]
 
 
 def finished(folder: Path) -> list[str]:
@@ -94,7 +94,7 @@ UNUSABLE = "imagegen.too_many_rows_unusable"
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "said"),
+    ("change", "code", "shown"),
     [
         (lambda lines: column(lines, 0, "images/none.png", 40), UNUSABLE, ("ratings.csv, row 1", "images/none.png")),
         (lambda lines: column(lines, 1, "9", 40), UNUSABLE, ("ratings.csv, row 1", "1, 2, 3", "'9'")),
@@ -112,14 +112,14 @@ def test_ratings_that_cannot_be_used_end_the_command_and_corrected_ones_are_take
     dataset: Path,
     change: Callable[[list[str]], list[str]],
     code: str,
-    said: tuple[str, ...],
+    shown: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = write_recipe(tmp_path, dataset)
     whole = (tmp_path / "data" / "ratings.csv").read_text()
     change_ratings(tmp_path, change)
     error = error_of(capsys, recipe, file_settings(tmp_path, base))
-    assert all(part in error for part in (f"[{code}]", *said)), error
+    assert all(part in error for part in (f"[{code}]", *shown)), error
     assert finished(tmp_path) == []
     loaded = load_recipe(recipe, file_settings(tmp_path, base), files=True)
     with raises(DataError, code):  # without the command's plan
@@ -187,7 +187,7 @@ def test_a_selector_that_passes_nothing_ends_the_command_and_keeps_what_was_trai
     monkeypatch.undo()
     done = tmp_path / "runs" / "bad" / "stages" / "scorers" / "done.json"
     before = done.read_bytes()
-    run_imagegen(load_recipe(RECIPE, settings(tmp_path, base)))  # goes on, with the scorers of the first start
+    run_imagegen(load_recipe(RECIPE, settings(tmp_path, base)))  # resumes with the scorers of the first start
     assert done.read_bytes() == before
     assert finished(tmp_path) == list(STAGES)
 

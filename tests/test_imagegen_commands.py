@@ -131,7 +131,7 @@ def test_best_of_keeps_the_candidate_with_the_highest_selector_score(run: Path, 
         assert (pixels_of(tmp_path / "best")[number] == kept).all()
 
 
-def test_a_modality_stands_for_all_of_its_prompts(run: Path, tmp_path: Path) -> None:
+def test_a_modality_generates_images_for_all_of_its_prompts(run: Path, tmp_path: Path) -> None:
     done("generate", run, "--modality", "OCT", "--count", 2, "--method", "base", "--out", tmp_path / "oct")
     rows = rows_of(tmp_path / "oct")
     assert {row["prompt"] for row in rows} == set(PROMPTS["OCT"].values())
@@ -171,7 +171,7 @@ def test_no_command_overwrites_a_file(run: Path, tmp_path: Path) -> None:
     done("generate", run, "--prompt", LUNGS, "--method", "base", "--out", tmp_path / "empty")
 
 
-def test_a_run_of_a_language_model_or_none_is_an_error(other_kind: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_language_model_and_a_folder_without_a_run_are_errors(other_kind: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     csv_file = tmp_path / "ratings.csv"
     csv_file.write_text("")

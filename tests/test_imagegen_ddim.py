@@ -103,7 +103,7 @@ def test_last_step_of_stable_diffusion_has_the_known_deviation() -> None:
     assert float(schedule.std_S[-1]) == pytest.approx(0.0206, abs=1e-4)
 
 
-def test_clipping_is_what_was_asked_for_although_the_config_is_silent() -> None:
+def test_clipping_follows_the_argument_if_the_config_lacks_it() -> None:
     assert make_schedule(make_scheduler(SD15, clip_sample=False), 5).clip_range is None
     assert make_schedule(make_scheduler(SD15, clip_sample=True), 5).clip_range == 1.0
 

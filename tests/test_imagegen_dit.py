@@ -59,7 +59,7 @@ def test_output_depends_on_image_time_and_every_word() -> None:
     assert outputs[0].shape == image.shape
 
 
-def test_patches_are_put_where_they_came_from() -> None:
+def test_patches_return_to_their_positions() -> None:
     model = noisy_model()
     image, ids = torch.zeros(2, 1, 8, 8), encode_words(SMALL, ["oct", "oct"])
     assert model.position.shape[1] == 4

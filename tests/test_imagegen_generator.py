@@ -100,7 +100,7 @@ def test_saved_lora_loads_with_the_same_parameters(generator: Generator, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_new_lora_leaves_the_base_unchanged_and_alone_is_trainable(generator: Generator) -> None:
+def test_a_new_lora_leaves_the_base_unchanged_and_only_the_lora_is_trainable(generator: Generator) -> None:
     trainable = {name for name, value in generator.network.named_parameters() if value.requires_grad}
     assert trainable == set(lora_parameters(generator.network))
     assert {value.dtype for value in lora_parameters(generator.network).values()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""Guards: when each fires, what it then does, and what it says if something was not measured."""
+"""Guards: when each fires, its action, and its verdict if a value was not measured."""
 
 import math
 from dataclasses import replace

@@ -181,7 +181,7 @@ def test_one_file_written_in_two_ways_is_one_image(tmp_path: Path) -> None:
     assert [image.levels for image in ratings.images] == [(0, 1, 0)]
 
 
-def test_several_files_are_joined_and_equal_names_told_apart(tmp_path: Path) -> None:
+def test_several_files_are_joined_and_equal_names_are_distinguished(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         write_images(tmp_path / folder, ["a.png"])
         write_csv(tmp_path / folder / "r.csv", [row()])

@@ -289,7 +289,7 @@ def test_no_group_has_more_advantages_beyond_the_clip_than_the_bound(group: int,
     assert (bound == 0) == (clip >= math.sqrt(group - 1))
 
 
-def test_a_guard_that_cannot_fire_says_so() -> None:
+def test_the_verdict_of_a_guard_that_cannot_fire_names_the_reason() -> None:
     scores = {ImageKey("a", 0): 0.5}
 
     def text(clip: float, group: int) -> str:

@@ -150,7 +150,7 @@ def test_losses_pass_rates_learning_rates_and_scores_arrive_in_tensorboard(whole
     assert {tag for tag, _ in arrived} >= losses | passes | others
 
 
-def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base: Path) -> None:
+def test_commands_for_language_models_reject_runs_of_image_generators(tmp_path: Path, base: Path) -> None:
     small = recipe(tmp_path, base, "other", ['imagegen.prompts.CT=["CT: unknownword"]'])
     with raises(DataError, "imagegen.prompt_word_unknown"):
         run_imagegen(small)  # leaves a run folder
@@ -214,7 +214,7 @@ def test_a_kept_refresh_chooses_the_threshold_again(tmp_path: Path, base: Path) 
     assert [one.threshold for one in rounds] == pytest.approx([first, first], abs=1e-4)
 
 
-def test_a_refresh_between_rounds_says_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
+def test_a_refresh_between_rounds_records_whether_it_was_kept_or_rolled_back(tmp_path: Path, base: Path) -> None:
     more = ['imagegen.update.methods=["ddpo"]', "imagegen.update.control=false", "imagegen.update.refresh.enabled=true"]
     _, found = run_imagegen(recipe(tmp_path, base, "refreshed", [*more, "imagegen.selector.target_precision=0.01"]))
     assert [row.arm for row in found.rows] == ["base", "ddpo"]

@@ -214,7 +214,7 @@ def test_ratings_are_divided_by_the_source_of_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "sheet": "a"}'])
-def test_what_is_no_key_is_rejected(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_key_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "key.json").write_text(text)
     with raises(DataError, "imagegen.sheet_key_unreadable"):
         read_key(tmp_path / "key.json")

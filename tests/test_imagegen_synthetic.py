@@ -100,7 +100,7 @@ def nearest_mean(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> f
 
 
 @pytest.mark.parametrize("modality", PROMPTS)
-def test_the_findings_of_a_modality_can_be_told_apart(modality: str) -> None:
+def test_a_classifier_distinguishes_the_findings_of_a_modality(modality: str) -> None:
     def drawn(seed: int, n: int) -> dict[str, np.ndarray]:
         return {
             finding: np.stack([draw(modality, finding, 32, np.random.default_rng([seed, i])) for i in range(n)])
@@ -111,7 +111,7 @@ def test_the_findings_of_a_modality_can_be_told_apart(modality: str) -> None:
     assert nearest_mean(drawn(0, 60), drawn(1, 60)) > 0.6
 
 
-def test_modalities_are_told_apart_easily() -> None:
+def test_a_classifier_distinguishes_modalities_easily() -> None:
     def drawn(seed: int) -> dict[str, np.ndarray]:
         return {
             modality: np.stack([draw(modality, "normal", 32, np.random.default_rng([seed, i])) for i in range(30)])

@@ -1,4 +1,4 @@
-"""Trackers of an image generation run: what arrives, and what a tracker that cannot start says."""
+"""Trackers of an image generation run: the logged values, and the error of a tracker that cannot start."""
 
 import os
 import subprocess

@@ -33,7 +33,7 @@ from toolkit.scoring.statistics import Estimate, bootstrap_mean
 log = logging.getLogger(__name__)
 
 TABLE, ROUNDS = "table", "rounds"
-"""Noise of the table of results, and of the evaluations after each round, of which the best round is chosen."""
+"""Noise of the results table, and of the evaluations after each round, which select the best round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class ArmContext:
 
 
 def well_rated(context: StageContext, images: Sequence[RatedImage]) -> tuple[RatedImage, ...]:
-    """Return the images whose mean rating is nearer to a good one than to the level below.
+    """Return the images whose mean rating is closer to a good rating than to the level below it.
 
     If fewer than a quarter of the images are rated well, all images are returned.
     """

@@ -32,7 +32,7 @@ class GeneratorCard:
         alpha: alpha of the LoRA.
         modalities: of the images it was trained for.
         training: further facts of the training, label -> text.
-        results: the results table in Markdown, with what its figures mean. Empty: the card says that there are none.
+        results: the results table in Markdown, with what its figures mean. Empty: the card says that it has none.
         versions: library -> version.
     """
 

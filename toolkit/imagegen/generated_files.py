@@ -34,7 +34,7 @@ class ImageRequest:
     Attributes:
         prompts: each with its modality, or with an empty one if that is not known.
         count: images of each prompt.
-        best_of: images that are generated for each file, of which the selector's best one is kept.
+        best_of: images generated for each file. Only the one with the highest selector score is kept.
         seed: of the noise. The same request gives the same images.
         method: ``base``, or a finished method of the run.
     """
@@ -63,7 +63,7 @@ class GeneratedFile:
         seed: as in ``ImageRequest``.
         noise: number of the noise, with which the seed gives this image again.
         selector_score: from 0 to 1. The reward contains the selector, so that it is no evidence of quality.
-        candidates: images of which this one is the best by the selector.
+        candidates: images among which this one has the highest selector score.
     """
 
     image_path: str

@@ -134,7 +134,7 @@ def best_evaluation(history: Sequence[Evaluation]) -> Evaluation:
 def is_best(history: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> bool:
     """Return whether the last evaluation is the best one.
 
-    A round that a guard stops never is, whatever the judge says about it.
+    A round that a guard stops never is, whatever its judge score.
     """
     return best_evaluation(history) is history[-1] and not any(verdict.stops for verdict in verdicts)
 

@@ -34,7 +34,7 @@ class SftResult:
 
     Attributes:
         images: training images.
-        pool: images of the selector's splits, of which they were chosen.
+        pool: images of the selector's splits, from which they were chosen.
         rounds: losses.
         figures: of the table.
     """

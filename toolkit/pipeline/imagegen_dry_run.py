@@ -71,7 +71,7 @@ def derive_dry_run(recipe: Recipe, pipeline: Path, *, own_ratings: bool) -> Reci
     """Return the recipe of the dry run. ``changed_keys`` shows the differences.
 
     Args:
-        recipe: any recipe with [imagegen]. It stays as it is.
+        recipe: any recipe with [imagegen]. It is not changed.
         pipeline: folder of the pipeline that is used instead.
         own_ratings: use the recipe's ratings. False: synthetic ones.
     """

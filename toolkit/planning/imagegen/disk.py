@@ -53,7 +53,7 @@ def plan_imagegen_disk(
     return Disk(parts, free, _downloads(section, base, scorers), cache, cache_free)
 
 
-def judge_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+def check_imagegen_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
     """Yield problems and warnings about free disk space, which are estimates."""
     place = f"disk of {recipe.run_folder.parent}"
     free = round(disk.free / 1e9, 1)

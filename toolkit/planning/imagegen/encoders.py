@@ -172,7 +172,7 @@ def scoring_bytes(scorers: Mapping[str, Scorer], side: int) -> int:
     return most
 
 
-def judge_encoder(scorer: Scorer) -> Iterator[Finding]:
+def check_encoder(scorer: Scorer) -> Iterator[Finding]:
     """Yield what keeps an encoder from being loaded: pickles only, or a machine that is offline and lacks it."""
     from huggingface_hub import constants
 

@@ -64,7 +64,7 @@ class ImagegenLoads:
         )
 
     def _backward(self, rows: int) -> Load:
-        """Return the load of a backward pass. Without gradients of frozen parameters, a product costs as much as forward."""
+        """Return the load of a backward pass. Frozen parameters get no gradient: a product costs as much as forward."""
         products, attention = self._flops
         return Load(
             rows * (products + FLASH_BACKWARD * attention),

@@ -9,11 +9,11 @@ from toolkit.imagegen.licence import KEY, licence_of
 from toolkit.planning.duration import COMMON, Range, figures_of
 from toolkit.planning.findings import Finding, from_error, warning
 from toolkit.planning.gpu import GIB, Gpu, usable_bytes
-from toolkit.planning.imagegen.disk import judge_imagegen_disk, plan_imagegen_disk
+from toolkit.planning.imagegen.disk import check_imagegen_disk, plan_imagegen_disk
 from toolkit.planning.imagegen.encoders import (
     FLOAT,
     Scorer,
-    judge_encoder,
+    check_encoder,
     resident_bytes,
     scorers_of,
     scoring_bytes,
@@ -23,8 +23,8 @@ from toolkit.planning.imagegen.hours import Hours
 from toolkit.planning.imagegen.layout import Layout
 from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
-from toolkit.planning.imagegen.pipeline import Base, find_pipeline, judge_prompts
-from toolkit.planning.imagegen.ratings import RatingsFacts, look_at_ratings
+from toolkit.planning.imagegen.pipeline import Base, check_prompts, find_pipeline
+from toolkit.planning.imagegen.ratings import RatingsFacts, inspect_ratings
 from toolkit.planning.imagegen.record import GeneratorFacts, ImagegenPlan, ImagegenStageMemory
 from toolkit.planning.imagegen.work import StageWork, imagegen_stages, plan_work
 from toolkit.planning.memory.estimate import Moment
@@ -47,14 +47,14 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
 
     Args:
         recipe: loaded, so without problems of its own.
-        gpu: the GPU to plan for. None: there is none.
+        gpu: the GPU to plan for. None: the plan has no GPU.
     """
     section = recipe.imagegen
     if section is None:
         raise ValueError("the recipe must have the section [imagegen]")
-    ratings, findings = look_at_ratings(recipe, section)
+    ratings, findings = inspect_ratings(recipe, section)
     base, scorers = find_pipeline(section), scorers_of(section)
-    prompts, untried = judge_prompts(section, base, () if ratings is None else ratings.prompts)
+    prompts, untried = check_prompts(section, base, () if ratings is None else ratings.prompts)
     work = plan_work(section, ratings)
     memory = None if base.layout is None else imagegen_memory(section, base.layout, scorers)
     stages = None if memory is None else _stage_moments(section, memory)
@@ -62,14 +62,14 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
     ram = _ram(section, base, ratings) | {"scoring models": stored_bytes(scorers, _frozen(section))}
     findings += [
         *base.findings,
-        *_judge_licence(section, base),
+        *_check_licence(section, base),
         *prompts,
-        *_judge_scorers(section, scorers, ratings),
-        *_judge_memory(stages, memory, gpu),
-        *_judge_ram(ram),
-        *judge_imagegen_disk(recipe, disk),
-        *_judge_figures(section),
-        *_judge_guards(section),
+        *_check_scorers(section, scorers, ratings),
+        *_check_memory(stages, memory, gpu),
+        *_check_ram(ram),
+        *check_imagegen_disk(recipe, disk),
+        *_check_figures(section),
+        *_check_guards(section),
     ]
     return ImagegenPlan(
         run=recipe.run.name,
@@ -186,10 +186,10 @@ def _ram(section: Imagegen, base: Base, ratings: RatingsFacts | None) -> dict[st
     }
 
 
-def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
+def _check_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: RatingsFacts | None) -> Iterator[Finding]:
     """Yield problems that building or fitting the scoring models would raise."""
     for one in {one.key: one for one in scorers.values()}.values():
-        yield from judge_encoder(one)
+        yield from check_encoder(one)
     if ratings is None:
         return
     if ratings.images <= section.judge.features:
@@ -202,7 +202,7 @@ def _judge_scorers(section: Imagegen, scorers: Mapping[str, Scorer], ratings: Ra
         yield Finding(Problem("imagegen.extractor_labels_too_few", rule, place, 1, remedy))
 
 
-def _judge_memory(
+def _check_memory(
     stages: Mapping[str, ImagegenStageMemory] | None, memory: ImagegenMemory | None, gpu: Gpu | None
 ) -> Iterator[Finding]:
     """Yield stages whose estimate is above the GPU memory. The problem is certain if the parameters alone are above."""
@@ -250,7 +250,7 @@ def _remedy(moment: str, memory: ImagegenMemory, usable: int) -> str:
     return SMALLER
 
 
-def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
+def _check_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
     """Yield an unknown licence of a Stable Diffusion base, because the run would end before training."""
     if base.kind != "pipeline":
         return
@@ -260,7 +260,7 @@ def _judge_licence(section: Imagegen, base: Base) -> Iterator[Finding]:
         yield from_error(error, KEY)
 
 
-def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
+def _check_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
     """Yield a warning if the estimate is above this machine's RAM."""
     needed = sum(ram.values())
     try:
@@ -273,7 +273,7 @@ def _judge_ram(ram: Mapping[str, int]) -> Iterator[Finding]:
         yield warning(Problem("imagegen.ram_too_small", rule, "RAM", round(there / GIB, 1), remedy))
 
 
-def _judge_guards(section: Imagegen) -> Iterator[Finding]:
+def _check_guards(section: Imagegen) -> Iterator[Finding]:
     """Yield limits of clipped advantages that the recipe sets and that can never take effect."""
     keys, group = section.guards, section.update.images_per_round
     chosen = sorted({"advantage_clip", "max_clipped"} & keys.model_fields_set)
@@ -285,7 +285,7 @@ def _judge_guards(section: Imagegen) -> Iterator[Finding]:
         yield warning(Problem("imagegen.guard_cannot_fire", rule, place, value, remedy))
 
 
-def _judge_figures(section: Imagegen) -> Iterator[Finding]:
+def _check_figures(section: Imagegen) -> Iterator[Finding]:
     needed = FID_IMAGES * section.judge.features
     if section.judge.images < needed:
         rule = f"FID is left out, because it needs {needed} images for {section.judge.features} features"

@@ -156,7 +156,7 @@ class ImagegenMemory:
 
 def kept_bytes(unet: Unet, setting: ImagegenSetting) -> float:
     """Return what a forward pass keeps of one row for its backward pass."""
-    everything = sum(_kept(unet, setting))
+    everything = sum(_saved_activations(unet, setting))
     if not setting.checkpointing:
         return everything
     return UNCHECKPOINTED * everything + sum(_inputs(unet, setting))
@@ -169,7 +169,7 @@ def pass_bytes(unet: Unet, setting: ImagegenSetting) -> float:
     return setting.value * skips + WORKING[setting.value] * largest
 
 
-def _kept(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
+def _saved_activations(unet: Unet, setting: ImagegenSetting) -> Iterator[float]:
     """Return the bytes of each block. Before the first LoRA, a block keeps only its output, which is joined later."""
     value, graded = setting.value, False
     for block in unet.blocks:

@@ -56,10 +56,10 @@ def find_pipeline(section: Imagegen) -> Base:
         return Base("shipped", _tiny_folder(), "dit")
     folder = Path(name)
     if folder.is_dir():
-        return Base("folder", folder, "dit") if _is_dit(folder) else _look(section, folder, "folder")
+        return Base("folder", folder, "dit") if _is_dit(folder) else _inspect_pipeline(section, folder, "folder")
     index = cached(name, INDEX, section.generator.revision)
     if index is not None:
-        return _look(section, index.parent, "cache")
+        return _inspect_pipeline(section, index.parent, "cache")
     layout = KNOWN.get(name)
     if is_folder_name(name):
         absent = Problem("imagegen.base_folder_missing", "must be an existing folder", PLACE, name, "Correct the path.")
@@ -83,7 +83,7 @@ def cached(name: str, file: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def judge_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
+def check_prompts(section: Imagegen, base: Base, prompts: Sequence[str]) -> tuple[list[Finding], Mapping[str, str]]:
     """Return prompts that the generator's or the policy's text encoder cannot take, and what was not tried."""
     if not prompts:
         return [], {"prompts": "not tried: they come with the ratings"}
@@ -118,9 +118,9 @@ def _encoder_folder(name: str, revision: str | None) -> Path | None:
     return None if file is None else file.parent
 
 
-def _look(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) -> Base:
+def _inspect_pipeline(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) -> Base:
     """Return a pipeline on this machine. A part that the cache lacks can still be downloaded."""
-    found = list(_judge_folder(folder, certain=state == "folder"))
+    found = list(_check_folder(folder, certain=state == "folder"))
     try:
         layout: Layout | None = read_layout(folder)
     except ToolkitError as error:
@@ -128,11 +128,11 @@ def _look(section: Imagegen, folder: Path, state: Literal["folder", "cache"]) ->
         if not found:
             found.append(Finding(replace(error.problem, place=PLACE), certain=state == "folder"))
     if layout is not None:
-        found += _judge_layout(section, layout)
+        found += _check_layout(section, layout)
     return Base(state, folder, "pipeline", layout or KNOWN.get(section.generator.model), tuple(found))
 
 
-def _judge_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
+def _check_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
     """Yield what ``imagegen.stable_diffusion`` rejects: another pipeline, and parts that are stored as pickles only."""
     kind = _fields(folder / INDEX).get("_class_name")
     if kind != PIPELINE:
@@ -152,7 +152,7 @@ def _judge_folder(folder: Path, *, certain: bool) -> Iterator[Finding]:
         yield Finding(Problem("imagegen.pipeline_pickled", rule, PLACE, value, remedy), certain=certain)
 
 
-def _judge_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
+def _check_layout(section: Imagegen, layout: Layout) -> Iterator[Finding]:
     unit = layout.unit
     if section.size % unit:
         nearest = max(unit, round(section.size / unit) * unit)

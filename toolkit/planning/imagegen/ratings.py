@@ -59,7 +59,7 @@ class RatingsFacts:
         return sum(self.splits[name].ratings for name in splits)
 
 
-def look_at_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
+def inspect_ratings(recipe: Recipe, section: Imagegen) -> tuple[RatingsFacts | None, list[Finding]]:
     """Return the facts, and what is wrong with the ratings. None: they cannot be read."""
     if section.synthetic is not None:
         return _synthetic(section), []
