@@ -47,7 +47,7 @@ def lines(plan: "ImagegenPlan") -> Iterator[str]:
     yield from _titled("not tried or not estimated", [f"{what}: {why}" for what, why in plan.unknown.items()])
     yield from _titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
     yield from _titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
-    yield "the run cannot work" if plan.problems else "no problem found"
+    yield "the run cannot work as it is" if plan.problems else "no problem found"
 
 
 def short_lines(plan: "ImagegenPlan") -> Iterator[str]:
