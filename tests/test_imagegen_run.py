@@ -156,10 +156,11 @@ def test_commands_for_language_models_reject_runs_of_image_generators(tmp_path: 
         run_imagegen(small)  # leaves a run folder
     run = tmp_path / "runs" / "other"
     for again in (evaluate_again, export_again):
-        with pytest.raises(RecipeError, match="vision-language"):
+        with raises(RecipeError, "recipe.not_vision_language"):
             again(run, STAGES_OF_LANGUAGE_MODELS)
-    with pytest.raises(RecipeError, match="toolkit predict"):
+    with raises(RecipeError, "recipe.not_vision_language") as caught:
         Which(run).ready()
+    assert "toolkit predict" in caught.problem.rule
 
 
 def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from toolkit.errors import Problem
+from toolkit.recipe.base import BrokenRules
 from toolkit.recipe.imagegen_sections import (
     BIOMEDCLIP,
     SYNTHETIC_EXPERT_LEVELS,
@@ -93,80 +95,88 @@ class Imagegen(ImagegenSection):
             *_encoder_rules(self),
         ]
         if broken:
-            raise ValueError(". ".join(broken))
+            raise BrokenRules(broken)
         return self
 
 
-def _source_rules(section: Imagegen) -> Iterator[str]:
+def _source_rules(section: Imagegen) -> Iterator[Problem]:
     if bool(section.ratings) == (section.synthetic is not None):
-        found = "both" if section.ratings else "neither"
-        yield f"must have either ratings, or [imagegen.synthetic] (got {found})"
+        rule, found = "must have either ratings, or [imagegen.synthetic]", "both" if section.ratings else "neither"
+        yield Problem("recipe.ratings_source_not_one", rule, value=found)
     if section.synthetic is not None and section.image_root is not None:
-        yield f"image_root belongs to ratings, not to [imagegen.synthetic] (got {section.image_root})"
+        rule, remedy = "must not be set with [imagegen.synthetic]", "Remove it."
+        yield Problem("recipe.image_root_with_synthetic", rule, "image_root", str(section.image_root), remedy)
     if section.synthetic is None:
         return
-    if missing := [name for name in SYNTHETIC_MODALITIES if name not in section.modalities]:
-        yield f"modalities must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)} (without {missing})"
-    if missing_levels := [level for level in SYNTHETIC_EXPERT_LEVELS if level not in section.expert_levels]:
-        levels = list(SYNTHETIC_EXPERT_LEVELS)
-        yield f"expert_levels must have those of [imagegen.synthetic], {levels} (without {missing_levels})"
+    if not set(SYNTHETIC_MODALITIES) <= set(section.modalities):
+        rule = f"must have those of [imagegen.synthetic], {list(SYNTHETIC_MODALITIES)}"
+        yield Problem("recipe.synthetic_modalities_missing", rule, "modalities", list(section.modalities))
+    if not set(SYNTHETIC_EXPERT_LEVELS) <= set(section.expert_levels):
+        rule = f"must have those of [imagegen.synthetic], {list(SYNTHETIC_EXPERT_LEVELS)}"
+        yield Problem("recipe.synthetic_expert_levels_missing", rule, "expert_levels", list(section.expert_levels))
 
 
-def _list_rules(section: Imagegen) -> Iterator[str]:
-    levels = section.rating_range
+def _list_rules(section: Imagegen) -> Iterator[Problem]:
+    levels, good = section.rating_range, section.selector.good_rating
     if len(levels) < 2 or not _rises(levels):
-        yield f"rating_range must be at least two rising numbers (got {_numbers(levels)})"
-    if section.selector.good_rating is not None and section.selector.good_rating not in levels[1:]:
-        rule = f"selector.good_rating must be one of the ratings above the lowest, {_numbers(levels[1:])}"
-        yield f"{rule} (got {section.selector.good_rating:g})"
+        rule = "must be at least two rising numbers"
+        yield Problem("recipe.rating_range_not_rising", rule, "rating_range", list(levels))
+    if good is not None and good not in levels[1:]:
+        rule = f"must be one of the ratings above the lowest, {[f'{level:g}' for level in levels[1:]]}"
+        yield Problem("recipe.good_rating_unknown", rule, "selector.good_rating", good)
     experts = section.expert_levels
     if not experts or experts[0] < 1 or not _rises(experts):
-        yield f"expert_levels must be rising whole numbers from 1 (got {list(experts)})"
+        rule = "must be rising whole numbers from 1"
+        yield Problem("recipe.expert_levels_not_rising", rule, "expert_levels", list(experts))
     for name in ("ratings", "modalities"):
         listed = getattr(section, name)
         if len(set(listed)) < len(listed) or (name == "modalities" and not listed):
-            yield f"{name} must name each entry once (got {list(listed)})"
+            rule = "must name at least one entry, each once"
+            yield Problem("recipe.entries_repeated", rule, name, list(listed))
 
 
-def _encoder_rules(section: Imagegen) -> Iterator[str]:
+def _encoder_rules(section: Imagegen) -> Iterator[Problem]:
     """Yield broken rules: encoders with random parameters must be trained, and a policy needs a text tower."""
     for name in ("selector", "policy", "judge"):
         model = getattr(section, name)
         if model.encoder in TINY_ENCODERS and model.tuning == "frozen":
-            yield f'{name}.tuning must be "auto" or "full" with encoder = "{model.encoder}" (got "frozen")'
+            rule = f'must be "auto" or "full" with encoder = "{model.encoder}"'
+            yield Problem("recipe.random_encoder_frozen", rule, f"{name}.tuning", model.tuning)
     if section.policy.encoder in (BIOMEDCLIP, *TINY_ENCODERS[1:]):
-        yield f'policy.encoder must be a dual tower of Transformers, or "tiny" (got "{section.policy.encoder}")'
+        rule = 'must be a dual tower of Transformers, or "tiny"'
+        yield Problem("recipe.policy_without_text_tower", rule, "policy.encoder", section.policy.encoder)
 
 
 def _rises(levels: Sequence[float]) -> bool:
     return all(low < high for low, high in pairwise(levels))
 
 
-def _numbers(levels: Sequence[float]) -> str:
-    return f"[{', '.join(f'{level:g}' for level in levels)}]"
-
-
-def _weight_rules(section: Imagegen) -> Iterator[str]:
+def _weight_rules(section: Imagegen) -> Iterator[Problem]:
     table, levels = section.expert_table, [str(level) for level in section.expert_levels]
     if section.expert_weight != "table":
         if table:
-            yield f'expert_table belongs to expert_weight = "table" (got "{section.expert_weight}")'
+            rule = 'must be "table" if expert_table is set'
+            yield Problem("recipe.expert_table_unused", rule, "expert_weight", section.expert_weight)
         return
     if sorted(table) != sorted(levels):
-        yield f"expert_table must have a weight for each of expert_levels {levels} (got {sorted(table)})"
+        rule = f"must have a weight for each of expert_levels {levels}"
+        yield Problem("recipe.expert_table_levels", rule, "expert_table", sorted(table))
     if any(weight < 0 for weight in table.values()) or not any(table.values()):
-        yield f"expert_table must have weights of at least 0, and one above 0 (got {table})"
+        rule = "must have weights of at least 0, and one above 0"
+        yield Problem("recipe.expert_table_weights", rule, "expert_table", table)
 
 
-def _modality_rules(section: Imagegen) -> Iterator[str]:
+def _modality_rules(section: Imagegen) -> Iterator[Problem]:
     for name in ("windows", "prompts"):
         for modality in getattr(section, name):
             if modality not in section.modalities:
-                yield f"{name} must name modalities of {list(section.modalities)} (got {modality!r})"
+                rule = f"must name modalities of {list(section.modalities)}"
+                yield Problem("recipe.modality_unknown", rule, name, modality)
     if section.window == "fixed" and not section.windows:
-        yield 'window = "fixed" needs at least one modality in [imagegen.windows]'
+        rule = 'must have at least one modality with window = "fixed"'
+        yield Problem("recipe.windows_missing", rule, "windows")
     if section.window == "auto" and section.windows:
-        yield f'windows belongs to window = "fixed" (got window = "auto" and {sorted(section.windows)})'
-    empty = [modality for modality, prompts in section.prompts.items() if not prompts]
-    if empty:
-        yield f"prompts must have at least one prompt for each modality it names (got none for {empty})"
+        rule, value = 'must be empty with window = "auto"', sorted(section.windows)
+        yield Problem("recipe.windows_unused", rule, "windows", value, 'Set window = "fixed", or remove the windows.')
+    if empty := [modality for modality, prompts in section.prompts.items() if not prompts]:
+        yield Problem("recipe.prompts_empty", "must have a prompt for each modality that it names", "prompts", empty)

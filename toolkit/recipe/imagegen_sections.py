@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from toolkit.recipe.base import Section
+from toolkit.errors import Problem
+from toolkit.recipe.base import BrokenRules, Section
 
 FRACTIONS_MUST_SUM_TO_1 = 1e-9
 
@@ -47,10 +48,9 @@ class FixedWindow(ImagegenSection):
     def _preset_or_numbers(self) -> "FixedWindow":
         numbers = (self.centre is not None, self.width is not None)
         if any(numbers) if self.preset else not all(numbers):
-            raise ValueError(
-                f"must have either preset, or centre and width "
-                f"(got preset {self.preset}, centre {self.centre}, width {self.width})"
-            )
+            value = {"preset": self.preset, "centre": self.centre, "width": self.width}
+            rule = "must have either preset, or centre and width"
+            raise BrokenRules([Problem("recipe.window_incomplete", rule, value=value)])
         return self
 
 
@@ -221,28 +221,30 @@ class Update(ImagegenSection):
     @model_validator(mode="after")
     def _methods_are_distinct(self) -> "Update":
         if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must name at least one method, each once (got {list(self.methods)})")
+            rule, value = "must name at least one method, each once", list(self.methods)
+            raise BrokenRules([Problem("recipe.update_methods_repeated", rule, "methods", value)])
         return self
 
     @model_validator(mode="after")
     def _control_has_its_method(self) -> "Update":
         if self.control and "sft" not in self.methods:
-            raise ValueError('control = true compares with "sft", which methods must name. Set control = false')
+            rule, remedy = 'must be false unless update.methods names "sft"', "Set control = false."
+            raise BrokenRules([Problem("recipe.control_without_sft", rule, "control", True, remedy)])
         return self
 
     @model_validator(mode="after")
     def _reward_depends_on_something(self) -> "Update":
         if not (self.selector_power or self.policy_power):
-            raise ValueError("selector_power and policy_power must not both be 0: every reward would be 1")
+            rule = "selector_power and policy_power must not both be 0, because every reward would be 1"
+            raise BrokenRules([Problem("recipe.reward_constant", rule)])
         return self
 
     @model_validator(mode="after")
     def _a_round_divides_into_updates(self) -> "Update":
         if self.images_per_round % self.updates_per_round:
-            raise ValueError(
-                f"updates_per_round (={self.updates_per_round}) must divide prompts_per_round * images_per_prompt "
-                f"(={self.images_per_round})"
-            )
+            rule = f"must divide prompts_per_round * images_per_prompt (= {self.images_per_round})"
+            place, value = "updates_per_round", self.updates_per_round
+            raise BrokenRules([Problem("recipe.updates_not_dividing_round", rule, place, value)])
         return self
 
 
@@ -260,7 +262,8 @@ class Fractions(ImagegenSection):
     def _sum_to_one(self) -> "Fractions":
         total = self.selector + self.judge + self.test
         if abs(total - 1) > FRACTIONS_MUST_SUM_TO_1:
-            raise ValueError(f"selector + judge + test must be 1 (got {total:g})")
+            rule = "selector + judge + test must be 1"
+            raise BrokenRules([Problem("recipe.fractions_not_one", rule, value=round(total, 9))])
         return self
 
     @property
