@@ -195,7 +195,7 @@ def _timesteps(scheduler: "DDIMScheduler", steps: int) -> Tensor:
             return timesteps_S
     raise ModelError(
         "imagegen.denoising_steps_not_distinct",
-        "the scheduler must have one training timestep per denoising step",
+        "every denoising step must have a training timestep of its own",
         place="imagegen.generator.steps",
         value=steps,
         remedy="Use 20 to 50.",

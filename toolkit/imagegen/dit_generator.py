@@ -105,7 +105,7 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
     if settings.image_size not in (None, network.config.image_size):
         raise ModelError(
             "imagegen.image_size_not_bases",
-            f"this base generates images of {network.config.image_size} pixels only",
+            f"the image size must be {network.config.image_size} pixels, the only one of this base",
             place="imagegen.generator.image_size",
             value=settings.image_size,
             remedy="Leave the key out.",
@@ -113,7 +113,7 @@ def load_dit_generator(settings: GeneratorSettings, device: torch.device) -> Dit
     if settings.prediction not in (None, network.config.prediction_type):
         raise ModelError(
             "imagegen.prediction_not_bases",
-            f"this base predicts {network.config.prediction_type}",
+            f"the prediction must be {network.config.prediction_type}, as this base was trained",
             place="imagegen.generator.prediction",
             value=settings.prediction,
             remedy="Leave the key out.",

@@ -97,7 +97,7 @@ def fit_extractor(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[st
     if len(images_NCHW) <= extractor.num_features:
         raise DataError(
             "imagegen.extractor_images_too_few",
-            f"{extractor.num_features} features need more real images than that",
+            f"the extractor must have more real images than its {extractor.num_features} features",
             place="extractor",
             value=len(images_NCHW),
             remedy="Add real images, or lower num_features.",
@@ -120,7 +120,7 @@ def _train_tower(extractor: Extractor, images_NCHW: Tensor, labels: Sequence[str
     if len(classes) < 2:
         raise DataError(
             "imagegen.extractor_labels_too_few",
-            "an extractor with random parameters learns from 2 labels or more",
+            "an extractor with random parameters must have at least 2 labels to learn",
             place="extractor",
             value=classes,
             remedy="Use a pretrained encoder.",

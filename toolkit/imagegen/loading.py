@@ -36,7 +36,7 @@ def load_half(name: str, revision: str | None, half: str, what: str) -> tuple[nn
     if found["missing_keys"]:
         raise ModelError(
             "imagegen.encoder_parameters_missing",
-            "parameters of the encoder are missing",
+            "the encoder's files must have all of its parameters",
             place=name,
             value=sorted(found["missing_keys"])[:3],
         )

@@ -101,7 +101,7 @@ def check_lora_folder(run: RunFolder, section: Imagegen, arm: str) -> Path:
     if licence is None:
         raise ModelError(
             "imagegen.lora_not_stable_diffusion",
-            "only the LoRA of a Stable Diffusion model can be passed on, because diffusers can load it",
+            "a published LoRA must be of a Stable Diffusion model, so that diffusers can load it",
             place="imagegen.generator.model",
             value=public_name(section.generator.model),
             remedy="Train on a Stable Diffusion base.",

@@ -38,7 +38,7 @@ class MismatchPool:
         if len(self._by_text) < 2:
             raise DataError(
                 "imagegen.prompts_too_few",
-                "agreement of images and prompts can be learned from 2 distinct prompts or more",
+                "the policy must have ratings of at least 2 distinct prompts",
                 place="prompt",
                 value=next(iter(self._by_text.values()), ""),
                 remedy="Add ratings of images with other prompts, or remove the policy from the recipe.",

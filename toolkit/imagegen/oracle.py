@@ -85,7 +85,7 @@ class OracleNetwork(nn.Module):
             ModelError: a prompt is not one of ``FINDINGS``.
         """
         if unknown := sorted(set(prompts) - set(FINDINGS)):
-            rule = "the oracle knows the prompts of synthetic images only"
+            rule = "the prompts must be those of synthetic images, because the oracle knows no others"
             raise ModelError(
                 "imagegen.oracle_prompt_unknown",
                 rule,

@@ -30,7 +30,7 @@ def compare_arms(
     if different := sorted(set(before) ^ set(after)):
         raise TrainingError(
             "imagegen.arms_differ_in_images",
-            "two arms are compared on images from the same prompts and noise",
+            "both arms must have images from the same prompts and noise",
             place="evaluation",
             value=f"{len(different)} images are in one arm only, such as {different[0]}",
             remedy="Evaluate both arms with the same prompts, count and seed.",
@@ -38,7 +38,7 @@ def compare_arms(
     if len(before) < min_pairs:
         raise TrainingError(
             "imagegen.comparison_too_small",
-            f"a comparison needs at least {min_pairs} images of each arm",
+            f"a comparison must have at least {min_pairs} images of each arm",
             place="evaluation",
             value=len(before),
             remedy="Generate more images per prompt.",

@@ -175,7 +175,7 @@ def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Droppe
         remedy = "Set imagegen.image_root to the folder that the paths start from."
         raise DataError(
             "imagegen.image_root_missing",
-            "relative image paths need a folder to start from",
+            "relative image paths must have an image root",
             place=source,
             remedy=remedy,
         )
@@ -348,7 +348,7 @@ def _check_dropped(section: Imagegen, count: int, dropped: Sequence[Dropped]) ->
         return
     raise DataError(
         "imagegen.too_many_rows_unusable",
-        f"at most {section.max_dropped:.1%} of the rows can be unusable, and at least one must be usable",
+        f"at most {section.max_dropped:.1%} of the rows may be unusable, and at least one must be usable",
         place="imagegen.ratings",
         value=f"{lost:,} of {count:,}",
         remedy="Correct the rows, or raise imagegen.max_dropped:" + "".join(_lines(dropped)),

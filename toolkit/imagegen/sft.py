@@ -100,7 +100,7 @@ def random_control(images: SftImages, pool: SftImages, seed: int) -> SftImages:
     if len(pool.numbers) < len(images.numbers):
         raise TrainingError(
             "imagegen.control_images_too_few",
-            f"the control needs at least {len(images.numbers)} images",
+            f"the control must have at least {len(images.numbers)} images",
             place="imagegen.update.control",
             value=len(pool.numbers),
             remedy="Pass all rated images, before filtering.",
@@ -123,7 +123,7 @@ def encode_training_images(generator: Generator, images: SftImages, batch_size: 
     if not images.numbers or bool((weights_N < 0).any()) or not float(weights_N.sum()) > 0:
         raise TrainingError(
             "imagegen.sft_weights_not_usable",
-            "supervised fine-tuning needs images whose weights are not negative and not all zero",
+            "the images must have weights of at least 0, and one weight above 0",
             place="imagegen.update",
             value=f"{len(images.numbers)} images, weights from {min(images.weights, default=0.0)}",
             remedy="Lower the selector's threshold, or rate more images.",

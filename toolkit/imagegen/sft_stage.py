@@ -88,7 +88,7 @@ def _training_images(arm_context: ArmContext, pool: tuple[RatedImage, ...], arm:
     if not numbers:
         raise TrainingError(
             "imagegen.no_image_passes",
-            "sft needs at least one image that the selector passes",
+            "the selector must pass at least one image",
             place="imagegen.selector.target_precision",
             value=f"0 of {len(pool)} images score {arm_context.scorers.selector_threshold:.3f} or more",
             remedy="Start a new run with a lower imagegen.selector.target_precision, or rate more images.",

@@ -221,7 +221,7 @@ def _check_items(items: Sequence[SheetItem], section: Imagegen) -> None:
             value="no image",
         )
     if len(section.rating_range) > MOST_LEVELS:
-        rule = f"a rating sheet has at most {MOST_LEVELS} ratings, one for each digit"
+        rule = f"a rating sheet must have at most {MOST_LEVELS} ratings, one for each digit"
         raise DataError(
             "imagegen.sheet_levels_too_many",
             rule,

@@ -95,7 +95,7 @@ def write_synthetic(folder: Path, section: Imagegen, seed: int, oracle: Oracle =
     if settings is None:
         raise DataError(
             "imagegen.synthetic_section_missing",
-            "synthetic data need the section [imagegen.synthetic]",
+            "the recipe must have the section [imagegen.synthetic]",
             place="imagegen",
         )
     (folder / "images").mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def choose_threshold(
     if len(values_N) < max(1, settings.min_passed):
         raise TrainingError(
             "imagegen.threshold_ratings_too_few",
-            f"a threshold needs at least {max(1, settings.min_passed)} validation ratings",
+            f"a threshold must have at least {max(1, settings.min_passed)} validation ratings",
             place="selector threshold",
             value=len(values_N),
             remedy="Rate more images, or lower min_passed.",
@@ -95,7 +95,7 @@ def require_reached(threshold: Threshold) -> Threshold:
     if not threshold.reached:
         raise TrainingError(
             "imagegen.target_precision_not_reached",
-            f"a threshold of the selector must reach the target precision of {threshold.target:g} on validation data",
+            f"the threshold must reach the target precision of {threshold.target:g} on validation data",
             place="selector threshold",
             value=f"at most {threshold.precision} at {threshold.value:.3f}, {threshold.base_rate} without a threshold",
             remedy="Lower the target, rate more images, or use a stronger encoder.",

@@ -294,7 +294,7 @@ def _open_clip_backbone(settings: TowerSettings) -> Backbone:
     if settings.revision is not None:
         raise ModelError(
             "imagegen.open_clip_revision",
-            "open_clip takes no revision",
+            "an open_clip encoder must have no revision",
             place=name,
             value=settings.revision,
             remedy="Remove it.",

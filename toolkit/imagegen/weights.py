@@ -71,7 +71,7 @@ def _require_images(levels: list[int], several: list[RatedImage]) -> None:
 def _not_estimable(found: str) -> DataError:
     return DataError(
         "imagegen.expert_ratings_too_few",
-        f'"precision" needs {LEAST_IMAGES} images with several ratings for each expert level',
+        f'"precision" must have {LEAST_IMAGES} images with several ratings for each expert level',
         place="imagegen.expert_weight",
         value=found,
         remedy='Set imagegen.expert_weight to "linear" or "table", or add ratings of the same images.',

@@ -36,7 +36,7 @@ def push_generator(path: Path, push: Push, method: str | None = None) -> PushedL
 
     finished = open_finished(path, "toolkit export --push")
     if method == BASE:
-        rule, remedy = "only the LoRA of a method can be pushed", "Choose --method sft or ddpo."
+        rule, remedy = "the method must have a LoRA", "Choose --method sft or ddpo."
         raise RunError("imagegen.base_not_pushable", rule, place="--method", value=method, remedy=remedy)
     chosen = finished.best_method() if method is None else finished.require(method)
     folder = check_lora_folder(finished.run, finished.section, chosen)
