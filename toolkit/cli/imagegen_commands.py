@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.errors import warn
+
 if TYPE_CHECKING:
     from toolkit.imagegen.generated_files import GeneratedFile
     from toolkit.imagegen.next_round import Collected
@@ -186,7 +188,8 @@ def _show_collected(collected: "Collected", sheet_folder: Path) -> None:
         console.print(f"  {rater}: {_agreement(own)}", markup=False)
     console.print(f"{collected.ratings:,} ratings of {collected.images:,} images: {collected.file}", markup=False)
     if collected.missing:
-        console.print(f"warning: {collected.missing:,} images of the sheet have no rating", markup=False)
+        rule, value = "every image of the sheet should have a rating", f"{collected.missing:,} without a rating"
+        warn("imagegen.sheet_images_unrated", rule, place=sheet_folder, value=value)
     console.print("\nfor the next recipe, beside the earlier files:\n\n[imagegen]", markup=False)
     console.print(f"ratings = [{json.dumps(str(collected.file), ensure_ascii=False)}]", markup=False, soft_wrap=True)
     if collected.file.parent != sheet_folder.absolute():

@@ -46,7 +46,7 @@ def dry_run_imagegen(
     ]
     derived = derive_dry_run(recipe, tiny_pipeline(), own_ratings=not lacking)
     for problem in lacking:
-        rule = f"the dry run uses synthetic ratings, because the recipe's {problem.rule}"
+        rule = "the dry run uses synthetic ratings, because a path of the recipe does not exist"
         warn("imagegen.dry_run_ratings_synthetic", rule, place=problem.place, value=problem.value)
     log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders stand in for the recipe's models")
     for key, (old, new) in changed_keys(recipe, derived).items():
