@@ -1,7 +1,7 @@
 """A synthetic dataset of rated images, in the layout of a real one: images, ratings.csv, and truth.csv beside them.
 
 Simulated experts of three levels rate the images. They know how good an image is by a closed formula, and err the more
-the lower their level is. The dataset tests the machinery and says nothing about clinical quality.
+the lower their level is. The dataset tests the software and shows nothing about clinical quality.
 """
 
 import csv

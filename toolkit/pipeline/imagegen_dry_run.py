@@ -1,7 +1,7 @@
 """The dry run of a recipe with [imagegen]: every stage with few steps, tiny random networks and images of 32 pixels.
 
 It shows that the ratings can be read and that every stage runs. It does not load the recipe's models, and its figures
-say nothing.
+have no meaning.
 """
 
 import logging
@@ -48,7 +48,7 @@ def dry_run_imagegen(
     for problem in lacking:
         rule = "the dry run uses synthetic ratings, because a path of the recipe does not exist"
         warn("imagegen.dry_run_ratings_synthetic", rule, place=problem.place, value=problem.value)
-    log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders stand in for the recipe's models")
+    log.info("dry run: a tiny random Stable Diffusion pipeline and tiny encoders replace the recipe's models")
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.debug("dry run: %s: %s -> %s", key, old, new)
     return run_imagegen(derived, fresh=True, progress=progress, notify=notify)
