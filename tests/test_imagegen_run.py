@@ -73,7 +73,7 @@ def _run(wanted: Recipe, dies: tuple[str, int] | None) -> None:
 
 def _arm(name: str, calls: int) -> None:
     """Kill this process when the saving function ``name`` returns for the last of ``calls`` times."""
-    from toolkit.imagegen import arm, scorer_stage, stages
+    from toolkit.imagegen import arm_context, scorer_stage, stages
 
     left = [calls]
 
@@ -87,7 +87,7 @@ def _arm(name: str, calls: int) -> None:
 
         return call
 
-    for module in (arm, scorer_stage, stages):
+    for module in (arm_context, scorer_stage, stages):
         if hasattr(module, name):
             setattr(module, name, lethal(getattr(module, name)))
 
