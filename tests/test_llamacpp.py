@@ -290,8 +290,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     for name in ("a-f16.gguf", "a-Q8_0.gguf"):
         (folder / "gguf" / name).touch()
     files = {"f16": {"file": "a-f16.gguf"}, "q8_0": {"file": "a-Q8_0.gguf"}}
-    with pytest.raises(RunError, match=r"--model gguf.*Exported are: merged"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "gguf")
+    assert caught.problem.place == "--model gguf"
+    assert "(merged)" in caught.problem.remedy
     run.mark_done("export", {"gguf": {"files": files}})
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
@@ -300,12 +302,14 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
         (tmp_path / place).mkdir(parents=True)
         assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
-    with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "adapter")
+    assert "(merged, f16, q8_0)" in caught.problem.remedy
     assert locate(run.path) == (run, None)
     assert locate(folder / "merged") == (run, folder / "merged")
-    with pytest.raises(RunError, match="not a run folder"):
+    with raises(RunError, "run.not_a_run_folder"):
         locate(tmp_path)
     shutil.rmtree(folder / "merged")
-    with pytest.raises(RunError, match=r"Exported are: f16, q8_0"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "merged")
+    assert "(f16, q8_0)" in caught.problem.remedy

@@ -129,16 +129,16 @@ def test_without_rows_nothing_is_said_of_their_tokens(films: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tables", "place"),
+    ("tables", "code", "place"),
     [
-        ({"model": {"adapter": "/nowhere/at/all"}}, "[model] adapter"),
-        ({"rewards": {"custom": ["/nowhere/mine.py:polite"]}}, "[rewards] custom"),
+        ({"model": {"adapter": "/nowhere/at/all"}}, "recipe.adapter_missing", "[model] adapter"),
+        ({"rewards": {"custom": ["/nowhere/mine.py:polite"]}}, "recipe.file_missing", "[rewards] custom"),
     ],
 )
 def test_a_file_that_the_recipe_names_must_be_there(
-    films: Path, tables: Mapping[str, Mapping[str, Any]], place: str
+    films: Path, tables: Mapping[str, Mapping[str, Any]], code: str, place: str
 ) -> None:
-    found = one_of(make(recipe_of(films, tables), None), "recipe.file_missing")
+    found = one_of(make(recipe_of(films, tables), None), code)
     assert found.place == place
     assert "/nowhere/" in str(found)
 

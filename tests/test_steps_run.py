@@ -8,6 +8,7 @@ import pytest
 from stepping import task_rows, write_csv
 from training import small_recipe
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.evaluation.predict import predict
 from toolkit.pipeline import read_results, run_recipe
@@ -80,7 +81,7 @@ def test_a_screenshot_of_ones_own_is_asked_about(steps: Recipe) -> None:
     screen = next((Path(steps.data.train or "").parent / "images").iterdir())
     answer = predict(find_run(steps.run_folder), "Load the MRI scan", [screen])
     assert answer.problem or answer.values["action"]
-    with pytest.raises(DataError, match=r"a step has one screenshot"):
+    with raises(DataError, "predict.question_invalid"):
         predict(find_run(steps.run_folder), "Load the MRI scan", [screen, screen])
 
 
