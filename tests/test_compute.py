@@ -559,7 +559,7 @@ def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
         "training": (2, 10, 10),
         "search": (1, 4, 0),
         "ablation": (1, 3, 3),
-        "rehearsal": (0, 0, 0),
+        "dry_run": (0, 0, 0),
         "failed or unfinished": (2, 3, 2),
     }
     assert found["total"]["wall_hours"] == 20

@@ -36,7 +36,7 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import check_lengths
 from toolkit.models.oom import AtOnce, attempt
 from toolkit.models.prompts import Prompts
-from toolkit.pipeline.dry_run import rehearsal
+from toolkit.pipeline.dry_run import derive_dry_run
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.runfolder import Record, read_json, read_lines, write_json
 from toolkit.runfolder.usage import machine
@@ -398,7 +398,7 @@ def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
     shipped = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"run.folder={tmp_path}"])
     assert shipped.grpo is not None
     assert shipped.grpo.micro_batch == 1  # so that no smaller micro-batch could help
-    recipe = rehearsal(shipped, own_rows=False)
+    recipe = derive_dry_run(shipped, own_rows=False)
     assert recipe.grpo is not None
     short = recipe.grpo.model_copy(update={"max_steps": 1, "max_completion_tokens": 8, "probe_prompts": 0})
     recipe = recipe.model_copy(update={"sft": None, "evaluate": None, "export": None, "grpo": short})

@@ -24,7 +24,7 @@
 # is used. The model is not gated, so no token is needed; read the licence on its page. A T4 has no bfloat16, so
 # computing is slower there than on newer cards.
 #
-# On a machine without a GPU, or with `TOOLKIT_REHEARSE=1` in the environment, the cells **rehearse**: they do
+# On a machine without a GPU, or with `TOOLKIT_DRY_RUN=1` in the environment, the cells perform a **dry run**: they do
 # the same with a model of 3.5 MB and a few rows, in about a minute. That shows whether data, prompts, rewards
 # and export work. Its scores mean nothing.
 
@@ -58,7 +58,7 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
@@ -82,20 +82,20 @@ def toolkit(*words, hours=None):
         raise RuntimeError(f"the command ended with {code}: the lines above say why")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## Data
 #
 # Add as inputs a data set with HAM10000's pictures (`HAM10000_images_part_1`, `HAM10000_images_part_2`) and
 # `HAM10000_metadata.csv`, and one with the lesions' outlines (`HAM10000_segmentations_lesion_tschandl`). They
-# are looked for by these names anywhere in `/kaggle/input`. Without them a rehearsal draws lesions in the same
+# are looked for by these names anywhere in `/kaggle/input`. Without them a dry run draws lesions in the same
 # layout; nobody learns medicine from those.
 
 # %%
 os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
 INPUT = Path("/kaggle/input")
-if REHEARSE and next(INPUT.rglob("HAM10000_metadata.csv"), None) is None:
+if DRY_RUN and next(INPUT.rglob("HAM10000_metadata.csv"), None) is None:
     INPUT = Path("practice")
     toolkit("data", "phantom", "lesion", "--out", INPUT, "--train", 60, "--test", 30, "--size", 128)
 
@@ -138,7 +138,7 @@ DATA = [
 
 # %%
 SHORT = ["--set", "evaluate.limit=200"]
-toolkit("run", RECIPES / "ham10000_sft.toml", *REHEARSE, *DATA, *SHORT, "--set", "sft.max_steps=200", hours=8)
+toolkit("run", RECIPES / "ham10000_sft.toml", *DRY_RUN, *DATA, *SHORT, "--set", "sft.max_steps=200", hours=8)
 
 # %% [markdown]
 # Read the tables like this:
@@ -154,12 +154,12 @@ toolkit("run", RECIPES / "ham10000_sft.toml", *REHEARSE, *DATA, *SHORT, "--set",
 # %% [markdown]
 # ## Stage 2: by reward
 #
-# It goes on with the adapter of stage 1. (A rehearsal starts from the small model itself.)
+# It goes on with the adapter of stage 1. (A dry run starts from the small model itself.)
 
 # %%
 EARLIER = ["--set", f"model.adapter={Path('runs') / 'ham10000_sft'}"]
 toolkit(
-    "run", RECIPES / "ham10000_grpo.toml", *REHEARSE, *DATA, *SHORT, *EARLIER, "--set", "grpo.max_steps=100", hours=8
+    "run", RECIPES / "ham10000_grpo.toml", *DRY_RUN, *DATA, *SHORT, *EARLIER, "--set", "grpo.max_steps=100", hours=8
 )
 
 # %% [markdown]

@@ -21,7 +21,7 @@
 # **Which GPU.** An L4 or A100 computes in bfloat16. The T4 of the free tier does not, and MedGemma overflows in
 # float16, so on a T4 everything is computed in float32, several times slower: begin with few steps, as below.
 #
-# On a machine without a GPU, or with `TOOLKIT_REHEARSE=1` in the environment, the cells **rehearse**: they do
+# On a machine without a GPU, or with `TOOLKIT_DRY_RUN=1` in the environment, the cells perform a **dry run**: they do
 # the same with a model of 3.5 MB and a few rows, in about a minute. That shows whether data, prompts, rewards
 # and export work. Its scores mean nothing.
 
@@ -55,7 +55,7 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
@@ -79,7 +79,7 @@ def toolkit(*words, hours=None):
         raise RuntimeError(f"the command ended with {code}: the lines above say why")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## The model's licence
@@ -89,7 +89,7 @@ print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECI
 # is never printed.
 
 # %%
-if not REHEARSE:
+if not DRY_RUN:
     from google.colab import userdata
 
     os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
@@ -98,7 +98,7 @@ if not REHEARSE:
 # ## Data
 #
 # ReXVQA's three JSON files and its pictures are expected in one folder. Where the folder is missing, a
-# rehearsal works on generated films in the same layout, and a real run stops and says so. Copy the data to the
+# dry run works on generated films in the same layout, and a real run stops and says so. Copy the data to the
 # machine's own disk, as here, and not to Drive: reading thousands of small files from Drive takes hours.
 
 # %%
@@ -120,7 +120,7 @@ if FOLDER.is_dir():
 
 # %%
 RUNS = Path("runs")
-if not REHEARSE:
+if not DRY_RUN:
     from google.colab import drive
 
     drive.mount("/content/drive")
@@ -139,7 +139,7 @@ PLACE = ["--set", f"run.folder={RUNS}", "--set", 'export.to=["adapter"]']
 
 # %%
 SHORT = ["--set", "data.limit_train=400", "--set", "grpo.max_steps=100", "--set", "evaluate.limit=200"]
-toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT)
+toolkit("run", RECIPES / "medgemma_grpo.toml", *DRY_RUN, *DATA, *PLACE, *SHORT)
 
 # %% [markdown]
 # ## What the table says
@@ -154,7 +154,7 @@ toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT)
 # answers of a question all score the same, and there is nothing to learn from.
 
 # %%
-RUN = RUNS / ("medgemma_grpo.rehearsal" if REHEARSE else "medgemma_grpo")
+RUN = RUNS / ("medgemma_grpo.dry-run" if DRY_RUN else "medgemma_grpo")
 for line in (RUN / "metrics.jsonl").read_text().splitlines()[-3:]:
     print(line[:300])
 

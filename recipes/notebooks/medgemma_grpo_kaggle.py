@@ -24,7 +24,7 @@
 # 30 and newer). On a T4 begin with few steps, as below, or take a Qwen model, such as that of
 # `recipes/ham10000_sft.toml`.
 #
-# On a machine without a GPU, or with `TOOLKIT_REHEARSE=1` in the environment, the cells **rehearse**: they do
+# On a machine without a GPU, or with `TOOLKIT_DRY_RUN=1` in the environment, the cells perform a **dry run**: they do
 # the same with a model of 3.5 MB and a few rows, in about a minute. That shows whether data, prompts, rewards
 # and export work. Its scores mean nothing.
 
@@ -58,7 +58,7 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
@@ -82,7 +82,7 @@ def toolkit(*words, hours=None):
         raise RuntimeError(f"the command ended with {code}: the lines above say why")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## The model's licence
@@ -92,7 +92,7 @@ print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECI
 
 # %%
 os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
-if not REHEARSE:
+if not DRY_RUN:
     from kaggle_secrets import UserSecretsClient
 
     os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
@@ -101,7 +101,7 @@ if not REHEARSE:
 # ## Data
 #
 # ReXVQA's three JSON files and its pictures are expected in one folder. Where the folder is missing, a
-# rehearsal works on generated films in the same layout, and a real run stops and says so.
+# dry run works on generated films in the same layout, and a real run stops and says so.
 
 # %%
 FOLDER = Path("/kaggle/input/rexvqa")
@@ -140,7 +140,7 @@ if not (RUNS / "medgemma_grpo").exists():
 
 # %%
 SHORT = ["--set", "data.limit_train=400", "--set", "grpo.max_steps=100", "--set", "evaluate.limit=200"]
-toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT, hours=8)
+toolkit("run", RECIPES / "medgemma_grpo.toml", *DRY_RUN, *DATA, *PLACE, *SHORT, hours=8)
 
 # %% [markdown]
 # ## What the table says
@@ -155,7 +155,7 @@ toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT,
 # answers of a question all score the same, and there is nothing to learn from.
 
 # %%
-RUN = RUNS / ("medgemma_grpo.rehearsal" if REHEARSE else "medgemma_grpo")
+RUN = RUNS / ("medgemma_grpo.dry-run" if DRY_RUN else "medgemma_grpo")
 for line in (RUN / "metrics.jsonl").read_text().splitlines()[-3:]:
     print(line[:300])
 

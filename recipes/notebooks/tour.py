@@ -50,7 +50,7 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
@@ -74,7 +74,7 @@ def toolkit(*words, hours=None):
         raise RuntimeError(f"the command ended with {code}: the lines above say why")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## What the model will see
@@ -183,4 +183,4 @@ toolkit("report", "compute", "runs/tour")
 
 # %% [markdown]
 # Next: copy `recipes/quickstart.toml`, point `[data]` at your own files, and try it with `toolkit run my.toml
-# --rehearse`.
+# --dry-run`.

@@ -7,7 +7,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
-from toolkit.cli.dry_run import rehearse_run
+from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
 from toolkit.cli.plan import plan, plan_run
 from toolkit.cli.prepare import prepare_app
@@ -65,9 +65,9 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; an old run of this name is kept as NAME.old-1.")
     ] = False,
-    rehearse: Annotated[
+    dry_run: Annotated[
         bool,
-        typer.Option("--rehearse", help="Run every stage on a few rows with tiny models, in NAME.rehearsal."),
+        typer.Option("--dry-run", help="Run every stage on a few rows with tiny models, in NAME.dry-run."),
     ] = False,
 ) -> None:
     """Run all stages of a recipe, or resume where it stopped.
@@ -75,8 +75,8 @@ def run(
     Vision-language model: data, evaluation, SFT, GRPO, export. Image generator, if the recipe has the
     section imagegen: ratings, scorers, base, control, SFT, DDPO.
     """
-    if rehearse:
-        rehearse_run(recipe, settings or ())
+    if dry_run:
+        run_dry_run(recipe, settings or ())
         return
     from toolkit.cli import tables as show
     from toolkit.cli.progress import telling

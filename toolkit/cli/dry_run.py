@@ -1,4 +1,4 @@
-"""`toolkit run --rehearse`: what it shows, and the command for the real run."""
+"""`toolkit run --dry-run`: what it shows, and the command for the real run."""
 
 import shlex
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolkit.pipeline.dry_run import Rehearsed
+    from toolkit.pipeline.dry_run import DryRunResult
 
 
-def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
-    """Rehearse a recipe: samples as they are rendered, the tables of results, and what comes next."""
+def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
+    """Run a dry run: samples as they are rendered, the tables of results, and what comes next."""
     from toolkit.cli import tables as show
     from toolkit.cli.progress import telling
-    from toolkit.pipeline.dry_run import rehearse
+    from toolkit.pipeline.dry_run import dry_run
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main
@@ -25,19 +25,19 @@ def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
         imagegen.dry_run_recipe(loaded)
         return
     with telling() as (progress, notify):
-        done = rehearse(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
+        done = dry_run(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
     if is_main():
         show.results(done.results)
         print(*closing_lines(done, recipe, settings), sep="\n")
 
 
-def closing_lines(done: "Rehearsed", recipe: Path, settings: Sequence[str]) -> list[str]:
-    """That the rehearsal passed and how long it took, on what, what the real run lacks, and its command."""
+def closing_lines(done: "DryRunResult", recipe: Path, settings: Sequence[str]) -> list[str]:
+    """That the dry run passed and how long it took, on what, what the real run lacks, and its command."""
     rows = (
         "practice data, since the recipe's own rows are not here" if done.no_rows else "some of the recipe's own rows"
     )
     lines = [
-        f"\nthe rehearsal passed in {done.seconds:.0f} s, with the tiny model on {rows}: the figures above show that "
+        f"\nthe dry run passed in {done.seconds:.0f} s, with the tiny model on {rows}: the figures above show that "
         "every stage works, and say nothing about the real model"
     ]
     lines += [f"before the real run: {line}" for line in done.lacking]

@@ -4,7 +4,7 @@ from toolkit.recipe.base import Section
 from toolkit.recipe.checks import PHANTOM_TASKS, absent, for_image_generators, for_language_models
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
-    REHEARSAL,
+    DRY_RUN_SUFFIX,
     REWARD_WEIGHTS,
     SPLITS,
     Data,
@@ -27,8 +27,8 @@ from toolkit.recipe.sections import (
 )
 
 __all__ = [
+    "DRY_RUN_SUFFIX",
     "PHANTOM_TASKS",
-    "REHEARSAL",
     "REWARD_WEIGHTS",
     "SPLITS",
     "Data",

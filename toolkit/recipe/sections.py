@@ -41,8 +41,8 @@ RESULTS_BY: Mapping[str, tuple[str, ...]] = {
 POSITIVE: Mapping[str, str] = {"lesion": "mel"}
 """task -> the label that is set against all others."""
 
-REHEARSAL = ".rehearsal"
-"""How the name of a rehearsal's run ends."""
+DRY_RUN_SUFFIX = ".dry-run"
+"""How the name of a dry run's run ends."""
 
 SPLITS = ("train", "validation", "test")
 """The splits, in the order in which they give up what they share with a later one."""
@@ -67,16 +67,16 @@ class Run(Section):
     """Older checkpoints are removed once a newer one is complete."""
     log_steps: int = Field(1, ge=1)
     """A line in the log every so many optimiser steps."""
-    purpose: Literal["training", "search", "ablation", "rehearsal"] = "training"
-    """Under which heading the compute report counts the run; `toolkit run --rehearse` sets the last one."""
+    purpose: Literal["training", "search", "ablation", "dry_run"] = "training"
+    """Under which heading the compute report counts the run; `toolkit run --dry-run` sets the last one."""
     country: str | None = Field(None, pattern=r"^[A-Z]{3}$")
     """Where the machine stands, in three letters (ISO 3166, such as DEU): its mix of electricity gives the CO2. Without
     it, energy is reported and CO2 is not."""
 
     @property
-    def is_rehearsal(self) -> bool:
-        """Whether this is a rehearsal, which begins anew each time and replaces the one before."""
-        return self.purpose == "rehearsal" and self.name.endswith(REHEARSAL)
+    def is_dry_run(self) -> bool:
+        """Whether this is a dry run, which begins anew each time and replaces the one before."""
+        return self.purpose == "dry_run" and self.name.endswith(DRY_RUN_SUFFIX)
 
 
 class Model(Section):

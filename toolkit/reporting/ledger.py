@@ -11,7 +11,7 @@ from toolkit.runfolder import RunFolder, find_run
 from toolkit.runfolder.usage import ComputeRecord, Start, Usage, read_compute, total
 
 FAILED = "failed or unfinished"
-PURPOSES = ("training", "search", "ablation", "rehearsal", FAILED)
+PURPOSES = ("training", "search", "ablation", "dry_run", FAILED)
 """The headings. A run that never came to its end counts under the last one, whatever its recipe says."""
 
 EVALUATIONS = "evaluate-"

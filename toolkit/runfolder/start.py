@@ -54,16 +54,16 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
     Args:
         recipe: its ``run_folder`` names the place.
         fresh: begin anew; an old folder of this name is renamed to ``<name>.old-1`` (or -2, ...), never removed; but an
-            old rehearsal is, by a new one.
+            old dry run is, by a new one.
 
     Raises:
         RunError: another process works in it; the recipe differs from the folder's; the folder is no run; or a
-            rehearsal would replace what is none.
+            dry run would replace what is none.
     """
     path = recipe.run_folder.absolute()
     with _locked(path):
-        if fresh and recipe.run.is_rehearsal:
-            _remove_rehearsal(RunFolder(path))
+        if fresh and recipe.run.is_dry_run:
+            _remove_dry_run(RunFolder(path))
         elif fresh and path.exists():
             path.rename(_name_for_old(path))
         run = RunFolder(path)
@@ -171,11 +171,11 @@ def _name_for_old(path: Path) -> Path:
     return path.with_name(f"{path.name}.old-{number}")
 
 
-def _remove_rehearsal(old: RunFolder) -> None:
+def _remove_dry_run(old: RunFolder) -> None:
     if not old.recipe_file.is_file():
         return  # nothing, or no run at all, which is looked at next
     try:
-        replaceable = old.recipe().run.is_rehearsal
+        replaceable = old.recipe().run.is_dry_run
     except RecipeError:  # of another version, or damaged: nobody can say what it is
         replaceable = False
     if not replaceable:

@@ -1,4 +1,4 @@
-"""The recipe of a rehearsal, derived from a recipe: a small model and few rows, and as little else changed as possible.
+"""The recipe of a dry run, derived from a recipe: a small model and few rows, and as little else changed as possible.
 
 What decides prompts, answers, rewards and metrics stays: the task and its settings, pictures and the places in them,
 the prompt, rewards with their weights, losses, learning rates, seed, what is evaluated and exported.
@@ -9,7 +9,7 @@ from math import gcd
 from typing import Any
 
 from toolkit.pipeline.dry_run.synthetic_data import practice_changes
-from toolkit.recipe import REHEARSAL, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
+from toolkit.recipe import DRY_RUN_SUFFIX, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
 from toolkit.recipe.overrides import merge
 from toolkit.scoring.regions import choose_coordinates
 
@@ -33,8 +33,8 @@ Changes = dict[str, Any]
 """Dotted key -> new value."""
 
 
-def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
-    """The recipe that is run in place of ``recipe`` to rehearse it; ``changed_keys`` tells what is different.
+def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
+    """The recipe that is run in place of ``recipe`` for a dry run; ``changed_keys`` tells what is different.
 
     Args:
         recipe: any recipe; it stays as it is.
@@ -59,8 +59,8 @@ def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quant
 
 def _run(recipe: Recipe) -> Changes:
     return {
-        "run.name": recipe.run.name[: 100 - len(REHEARSAL)] + REHEARSAL,
-        "run.purpose": "rehearsal",
+        "run.name": recipe.run.name[: 100 - len(DRY_RUN_SUFFIX)] + DRY_RUN_SUFFIX,
+        "run.purpose": "dry_run",
         "run.report_to": (),
     }
 

@@ -1,4 +1,4 @@
-"""Performing a rehearsal: what is changed is told, samples are shown, and every stage of the recipe runs."""
+"""Performing a dry run: what is changed is told, samples are shown, and every stage of the recipe runs."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from statistics import fmean
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
 from toolkit.evaluation.context import DataAndImages
-from toolkit.pipeline.dry_run.derive import rehearsal
+from toolkit.pipeline.dry_run.derive import derive_dry_run
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
@@ -27,15 +27,15 @@ SHOWN = 3
 OF_THE_ROWS = frozenset({*(f"data.{split}" for split in SPLITS), "data.image_root", "data.lesion.labels"})
 """What is not there leaves the recipe without rows of its own."""
 NEEDED = frozenset({"rewards.custom"})
-"""What is not there cannot be rehearsed without."""
+"""What is not there a dry run cannot do without."""
 
 Rendered = Sequence[tuple[str, str]]
 """Pairs of id and text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """A rehearsal that came to its end.
+class DryRunResult:
+    """A dry run that came to its end.
 
     ``lacking``: what the real run would not find, empty where it can begin; ``no_rows``: why practice data were used,
     empty where the rows were the recipe's own.
@@ -47,26 +47,26 @@ class Rehearsed:
     lacking: tuple[str, ...]
 
 
-def rehearse(
+def dry_run(
     recipe: Recipe,
     stages: Stages,
     *,
     show: Callable[[Rendered], None] = lambda rendered: None,
     progress: Progress = silent,
     notify: Callable[[int], None] = lambda number: None,
-) -> Rehearsed:
-    """Run ``rehearsal(recipe)`` from its beginning, in a folder of its own that the next rehearsal replaces.
+) -> DryRunResult:
+    """Run ``derive_dry_run(recipe)`` from its beginning, in a folder of its own that the next dry run replaces.
 
     Args:
         recipe: the real one; none of its runs is touched.
         stages: who does it.
         show: gets ``SHOWN`` training rows as the tiny model sees them, with the supervised part marked.
         progress: told how far a stage has come.
-        notify: told the number of the signal that asks the rehearsal to stop.
+        notify: told the number of the signal that asks the dry run to stop.
 
     Raises:
-        RecipeError: a file of own rewards is not there, or the recipe has nothing that can be rehearsed.
-        RunError: the rehearsal's folder holds a run that is none.
+        RecipeError: a file of own rewards is not there, or the recipe has nothing that a dry run can do.
+        RunError: the dry run's folder holds a run that is none.
         ToolkitError: whatever would end a run.
     """
     begun = time.monotonic()
@@ -74,7 +74,7 @@ def rehearse(
     no_gguf = _missing_extra(recipe)
     lacking = (*lacking, *no_gguf)
     quantised = find_spec("bitsandbytes") is not None
-    derived = rehearsal(recipe, own_rows=not no_rows, gguf=not no_gguf, quantised=quantised)
+    derived = derive_dry_run(recipe, own_rows=not no_rows, gguf=not no_gguf, quantised=quantised)
     _refuse_nothing(derived)
 
     def prepare(wanted: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
@@ -84,7 +84,7 @@ def rehearse(
 
         show(list(render_samples(wanted, data.train[:SHOWN], images)))
         if wanted.grpo:
-            log.info("rehearsal: %s", reference_rewards(wanted, data.train))
+            log.info("dry run: %s", reference_rewards(wanted, data.train))
         return data, images
 
     try:
@@ -97,7 +97,7 @@ def rehearse(
         if error.place != TOO_LONG:
             raise
         raise _about_the_tiny_model(error) from error
-    return Rehearsed(results, time.monotonic() - begun, no_rows, lacking)
+    return DryRunResult(results, time.monotonic() - begun, no_rows, lacking)
 
 
 def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
@@ -127,7 +127,7 @@ def _look_for(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
-    """What a GGUF needs and is not installed: a rehearsal goes on without it, and says so."""
+    """What a GGUF needs and is not installed: a dry run goes on without it, and says so."""
     try:
         require_export(recipe)
     except MissingExtraError as error:
@@ -153,11 +153,11 @@ def _refuse_nothing(derived: Recipe) -> None:
     if not (derived.sft or derived.grpo or derived.evaluate or derived.export):
         rule = "the recipe must have a stage that a dry run can run, and it only exports an existing adapter"
         remedy = "Add [sft], [grpo] or [evaluate]."
-        raise RecipeError([Problem("recipe.nothing_to_dry_run", rule, "--rehearse", remedy=remedy)])
+        raise RecipeError([Problem("recipe.nothing_to_dry_run", rule, "--dry-run", remedy=remedy)])
 
 
 def _tell(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequence[str]) -> None:
-    log.info("rehearsal: the tiny model in place of %s, a few rows and steps; changed:", recipe.model.name)
+    log.info("dry run: the tiny model in place of %s, a few rows and steps; changed:", recipe.model.name)
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.info("  %s: %s -> %s", key, _value(old), _value(new))
     if no_rows:
