@@ -24,7 +24,7 @@ from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import export_again
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.recipe import Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import RunFolder, find_run, read_json
 from toolkit.synthetic.chest import write_chest
 
@@ -59,7 +59,7 @@ class Planted:
 
 def write_wards(folder: Path) -> dict[str, Path]:
     """Practice films whose patients have numbers, one of them in both splits, and one row that cannot be used."""
-    files = write_chest(folder, Phantom(kind="chest", train=24, test=40, size=64), 1)
+    files = write_chest(folder, SyntheticData(kind="chest", train=24, test=40, size=64), 1)
     for picture in (folder / "images").iterdir():
         picture.rename(picture.with_name(picture.name.replace("film", PATIENT)))
     for file in files.values():
@@ -87,7 +87,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
     tables = {
         "model": {"name": str(home / "models/basis")},
         "data": {
-            "phantom": None,
+            "synthetic": None,
             "train": str(files["train"]),
             "test": str(files["test"]),
             "image_root": str(home / "wards"),
@@ -292,7 +292,7 @@ def test_a_model_goes_by_a_name_that_tells_no_place(source: str, name: str) -> N
 
 
 def test_a_recipe_from_the_hub_keeps_its_names(tmp_path: Path) -> None:
-    tables = {"data": {"phantom": None, "train": "hub:flaviagiammarino/vqa-rad#train", "task": "vqa"}}
+    tables = {"data": {"synthetic": None, "train": "hub:flaviagiammarino/vqa-rad#train", "task": "vqa"}}
     shown = tomllib.loads(public_recipe(small_recipe(tmp_path, tables)))
     assert shown["data"]["train"] == "hub:flaviagiammarino/vqa-rad#train"
     assert str(tmp_path) not in json.dumps(shown)

@@ -57,7 +57,8 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "plan", "evaluate", "export", "predict", "doctor", "data inspect", "data phantom", "reward test"]
+    "command",
+    ["run", "plan", "evaluate", "export", "predict", "doctor", "data inspect", "data synthetic", "reward test"],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call([*command.split(), "--help"]) == 0
@@ -150,7 +151,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "chest"
-    assert call(["data", "phantom", "chest", "--out", str(out), "--train", "8", "--test", "4", "--size", "64"]) == 0
+    assert call(["data", "synthetic", "chest", "--out", str(out), "--train", "8", "--test", "4", "--size", "64"]) == 0
     printed = capsys.readouterr().out
     assert f'train = "{out}/train.json"' in printed
     recipe = tmp_path / "recipe.toml"
@@ -168,7 +169,7 @@ def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.
 def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(["data", "phantom", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
+    call(["data", "synthetic", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
     next(iter(sorted((tmp_path / "images").iterdir()))).unlink()
     capsys.readouterr()
     path = write_recipe(tmp_path, "[evaluate]\n")
@@ -183,7 +184,7 @@ def test_practice_data_of_a_recipe_are_inspected_without_leaving_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.toml").write_text(
-        '[run]\nname = "one"\n[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\ntrain = 4\ntest = 2\nsize = 64\n'
+        '[run]\nname = "one"\n[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\ntrain = 4\ntest = 2\nsize = 64\n'
         "[evaluate]\n"
     )
     assert call(["data", "inspect", "recipe.toml"]) == 0

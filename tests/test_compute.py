@@ -131,7 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
         run = run_recipe(small_recipe(folder, tables), STAGES).run
-        picture = next((run.path / "phantom").rglob("*.png"))
+        picture = next((run.path / "synthetic").rglob("*.png"))
         predict(run, "How large is the heart?", [picture], ["A. Normal", "B. Large"])
     return run
 

@@ -16,27 +16,27 @@ from toolkit.pipeline.dry_run import DryRunResult, derive_dry_run, dry_run
 from toolkit.pipeline.dry_run.derive import ROWS, STEPS
 from toolkit.pipeline.dry_run.perform import reference_rewards
 from toolkit.pipeline.dry_run.synthetic_data import COLUMNS
-from toolkit.pipeline.prepare_data import PHANTOMS, read_rows
+from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS, read_rows
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import PHANTOM_TASKS, Phantom, Recipe, changed_keys, dump_recipe, load_recipe
+from toolkit.recipe import SYNTHETIC_TASKS, Recipe, SyntheticData, changed_keys, dump_recipe, load_recipe
 from toolkit.runfolder import find_run, read_json, start_run
 from toolkit.synthetic.chest import write_chest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [file for file in sorted((ROOT / "recipes").glob("*.toml")) if load_recipe(file).imagegen is None]
-CASES = [(file, own) for file in SHIPPED for own in (True, False) if own or "phantom" not in file.read_text()]
+CASES = [(file, own) for file in SHIPPED for own in (True, False) if own or "[data.synthetic]" not in file.read_text()]
 NAMES = [f"{file.stem}-{'own' if own else 'practice'}" for file, own in CASES]
 
 MAY_CHANGE = re.compile(
     r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
-    r"|lora\.targets|data\.(limit_\w+|phantom\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
+    r"|lora\.targets|data\.(limit_\w+|synthetic\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
     r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
     r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
     r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|optional|quant|allow_dequantised))?"
 )
 """Keys that a dry run on a recipe's own rows may change."""
 MAY_CHANGE_TOO = re.compile(
-    r"data\.(train|validation|test|image_root|columns\.\w+|group|phantom\.\w+|lesion\.labels"
+    r"data\.(train|validation|test|image_root|columns\.\w+|group|synthetic\.\w+|lesion\.labels"
     r"|steps\.(actions|places|task_start|task_end))|prompt\.context|evaluate\.by"
 )
 """And on practice data."""
@@ -83,7 +83,7 @@ def test_a_dry_run_changes_what_it_may_and_nothing_else(file: Path, own: bool) -
 @pytest.mark.parametrize("file", [file for file, own in CASES if not own], ids=lambda file: file.stem)
 def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
     derived = derive_dry_run(load_recipe(file), own_rows=False)
-    data = read_rows(derived, tmp_path / "phantom")
+    data = read_rows(derived, tmp_path / "synthetic")
     assert len(data.train) >= derived.grpo.prompts_per_step if derived.grpo else len(data.train)
     assert derived.evaluate is None or len(getattr(data, derived.evaluate.split))
     assert not data.dropped
@@ -95,8 +95,8 @@ def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_path: Path) -> None:
-    phantom = Phantom(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
-    file = PHANTOMS[kind](tmp_path, phantom, 1)["train"]
+    synthetic = SyntheticData(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
+    file = SYNTHETIC_WRITERS[kind](tmp_path, synthetic, 1)["train"]
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".csv":
         written = set(text.splitlines()[0].split(","))
@@ -107,7 +107,7 @@ def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_
 
 
 def test_every_kind_of_practice_data_is_written_and_has_columns() -> None:
-    assert set(PHANTOM_TASKS) == set(PHANTOMS) == set(COLUMNS)
+    assert set(SYNTHETIC_TASKS) == set(SYNTHETIC_WRITERS) == set(COLUMNS)
 
 
 def test_what_the_model_family_decides_is_spelled_out(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
 
 @pytest.fixture
 def chest(tmp_path: Path) -> Path:
-    write_chest(tmp_path / "chest", Phantom(kind="chest", train=40, test=20, size=64), seed=1)
+    write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=40, test=20, size=64), seed=1)
     return tmp_path
 
 
@@ -320,7 +320,7 @@ def test_the_dry_run_of_a_shipped_recipe_finishes(name: str, tmp_path: Path) -> 
 
 
 def test_a_dry_run_that_is_interrupted_promises_no_resume(tmp_path: Path) -> None:
-    write_chest(tmp_path / "chest", Phantom(kind="chest", train=4, test=2, size=64), 3407)
+    write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=4, test=2, size=64), 3407)
 
     def stopped(*_: object) -> None:
         raise Interrupted(2, "sft is saved after step 1 of 3")

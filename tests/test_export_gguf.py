@@ -275,7 +275,7 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
 ) -> None:
     folder = build(family, shared_data, tmp_path)
     # llama.cpp enlarges a picture of less than 8 tokens, each 28 pixels wide: these have 16.
-    films = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
+    films = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
     with context_of(small_recipe(tmp_path, films)) as other:
         found = agreement(other, folder, tmp_path)
     # Random weights hardly tell one token from another, so answers may part; probabilities may not.

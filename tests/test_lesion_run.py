@@ -21,7 +21,7 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     tables = {
         "data": {
             "task": "lesion",
-            "phantom": {"kind": "lesion", "train": 40, "test": 20, "size": 96},
+            "synthetic": {"kind": "lesion", "train": 40, "test": 20, "size": 96},
             "lesion": {"answer": ("diagnosis", "location", "bbox", "polygon"), "crop": 0.7},
             "sampling": "balanced",
         },
@@ -50,7 +50,7 @@ def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
 
 
 def test_practice_lesions_stand_in_one_split_and_are_prepared_like_a_download(lesions: Recipe) -> None:
-    folder = lesions.run_folder / "phantom"
+    folder = lesions.run_folder / "synthetic"
     rows = {split: json.loads((folder / f"{split}.json").read_text()) for split in ("train", "test")}
     assert sum(map(len, rows.values())) == 60
     assert not {row["lesion_id"] for row in rows["train"]} & {row["lesion_id"] for row in rows["test"]}
@@ -59,14 +59,14 @@ def test_practice_lesions_stand_in_one_split_and_are_prepared_like_a_download(le
 
 
 def test_a_picture_of_ones_own_is_asked_about_with_ones_own_words(lesions: Recipe) -> None:
-    picture = next((lesions.run_folder / "phantom" / "HAM10000_images_part_1").iterdir())
+    picture = next((lesions.run_folder / "synthetic" / "HAM10000_images_part_1").iterdir())
     answer = predict(find_run(lesions.run_folder), "Is this benign?", [picture])
     assert answer.text
     assert answer.problem or set(answer.values) == {"diagnosis", "lesions", "unread"}
 
 
 def test_given_answers_are_scored_with_their_reasons(lesions: Recipe, tmp_path: Path) -> None:
-    (row, *_) = json.loads((lesions.run_folder / "phantom" / "test.json").read_text())
+    (row, *_) = json.loads((lesions.run_folder / "synthetic" / "test.json").read_text())
     x1, y1, x2, y2 = row["bbox"]
     # The tiny model's coordinates run from 0 to 100.
     box = [

@@ -26,7 +26,7 @@ from toolkit.errors import NOTHING, DataError, ModelError, PlanError
 from toolkit.models.chat_template import image_tokens
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
-from toolkit.pipeline.prepare_data import PHANTOMS
+from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
 from toolkit.planning.architecture import Architecture
@@ -41,7 +41,7 @@ from toolkit.planning.stage_settings import planned_backend
 from toolkit.planning.tested import compare_versions
 from toolkit.planning.tokens import picture_tokens
 from toolkit.planning.work import plan_work
-from toolkit.recipe import Model, Phantom, Recipe, load_recipe
+from toolkit.recipe import Model, Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import TESTED, append_line, find_run, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ MEDGEMMA = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Practice films as files: 24 questions to train on, 8 to test."""
     folder = tmp_path_factory.mktemp("films")
-    PHANTOMS["chest"](folder, Phantom(kind="chest", train=24, test=8, size=128), 3407)
+    SYNTHETIC_WRITERS["chest"](folder, SyntheticData(kind="chest", train=24, test=8, size=128), 3407)
     return folder
 
 

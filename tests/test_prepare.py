@@ -14,7 +14,7 @@ from toolkit.evaluation.context import Context
 from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
-from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.recipe import Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import read_json, silent, start_run
 from toolkit.synthetic.chest import write_chest
 
@@ -25,7 +25,7 @@ FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.js
 @pytest.fixture
 def chest(tmp_path: Path) -> Path:
     """Eight training questions about films 0 to 3, four test questions about films 4 and 5."""
-    write_chest(tmp_path / "chest", Phantom(kind="chest", train=8, test=4, size=64), seed=1)
+    write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=8, test=4, size=64), seed=1)
     return tmp_path / "chest"
 
 
@@ -40,7 +40,7 @@ def film(chest: Path, number: int) -> Path:
 
 
 def test_practice_data_are_written_into_the_run_once(tmp_path: Path) -> None:
-    text = '[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n[sft]\n[evaluate]\n'
+    text = '[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n[sft]\n[evaluate]\n'
     recipe = make_recipe(tmp_path, text)
     with start_run(recipe) as run:
         data, images = prepare(recipe, run, silent)

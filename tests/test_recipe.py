@@ -176,10 +176,10 @@ custom = ["polite"]
 CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
     "nothing to do": (SMALL.replace("[grpo]", ""), (), "nothing_to_do", "", NOTHING),
     "no rows": (SMALL.replace('train = "rows.json"', ""), (), "no_rows", "data", NOTHING),
-    "rows and phantom": (SMALL, ("data.phantom.kind=chest",), "two_sources_of_rows", "data.train", "rows.json"),
-    "phantom of another task": (
+    "rows and synthetic": (SMALL, ("data.synthetic.kind=chest",), "two_sources_of_rows", "data.train", "rows.json"),
+    "synthetic of another task": (
         SMALL.replace('train = "rows.json"', ""),
-        ("data.phantom.kind=chest", "data.task=vqa"),
+        ("data.synthetic.kind=chest", "data.task=vqa"),
         "synthetic_task_mismatch",
         "data.task",
         "vqa",
@@ -367,7 +367,7 @@ def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     file = tmp_path / "r.toml"
     file.write_text(
-        '[run]\nname = "r"\nreport_to = ["wandb"]\n[sft]\n[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\n'
+        '[run]\nname = "r"\nreport_to = ["wandb"]\n[sft]\n[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\n'
     )
     with raises(RecipeError, "recipe.tracker_not_installed") as caught:
         load_recipe(file, files=True)

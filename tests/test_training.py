@@ -106,7 +106,7 @@ def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_un
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 4 rows, 2 a step: step 3 begins the second pass, and the stop comes in it.
-    changes = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
+    changes = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
     whole, halved = only("grpo", tmp_path, "whole", changes), only("grpo", tmp_path, "halved", changes)
     with context_of(whole) as context:
         train_grpo(context)
@@ -431,16 +431,16 @@ def test_the_mask_of_picture_tokens_lies_on_the_picture_tokens(tmp_path: Path, m
 def test_grpo_takes_several_pictures_a_question(tmp_path: Path, counts: tuple[int, int]) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
-        films = sorted((context.run.path / "phantom" / "images").glob("*.png"))
-        rows = json.loads((context.run.path / "phantom" / "train.json").read_text(encoding="utf-8"))
+        films = sorted((context.run.path / "synthetic" / "images").glob("*.png"))
+        rows = json.loads((context.run.path / "synthetic" / "train.json").read_text(encoding="utf-8"))
         for number, row in enumerate(rows.values()):
             first = number % len(films)
             row["ImagePath"] = [f"images/{film.name}" for film in (films * 2)[first : first + counts[number % 2]]]
         (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
-        phantom = context.run.path / "phantom"
-        source = {"train": str(tmp_path / "train.json"), "test": str(phantom / "test.json"), "image_root": phantom}
+        synthetic = context.run.path / "synthetic"
+        source = {"train": str(tmp_path / "train.json"), "test": str(synthetic / "test.json"), "image_root": synthetic}
         changed = context.recipe.model_copy(
-            update={"data": context.recipe.data.model_copy(update={"phantom": None, **source, "on_leak": "report"})}
+            update={"data": context.recipe.data.model_copy(update={"synthetic": None, **source, "on_leak": "report"})}
         )
         record = train_grpo(replace(context, recipe=changed, data=load_data(changed)))
     assert record["steps"] == 2

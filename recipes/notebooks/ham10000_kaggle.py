@@ -97,7 +97,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
 INPUT = Path("/kaggle/input")
 if DRY_RUN and next(INPUT.rglob("HAM10000_metadata.csv"), None) is None:
     INPUT = Path("practice")
-    toolkit("data", "phantom", "lesion", "--out", INPUT, "--train", 60, "--test", 30, "--size", 128)
+    toolkit("data", "synthetic", "lesion", "--out", INPUT, "--train", 60, "--test", 30, "--size", 128)
 
 
 def find(name):

@@ -87,8 +87,8 @@ print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES
 # %%
 SETTINGS = {
     "run.name": "tour",
-    "data.phantom.train": 800,
-    "data.phantom.test": 300,
+    "data.synthetic.train": 800,
+    "data.synthetic.test": 300,
     "sft.max_steps": 70,
     "grpo.max_steps": 25,
     "grpo.prompts_per_step": 8,
@@ -166,9 +166,9 @@ print(
 # One film of the test set, its question, and what the trained model says. The reference answer stands below it.
 
 # %%
-record = next(iter(json.loads(Path("runs/tour/phantom/test.json").read_text()).values()))
+record = next(iter(json.loads(Path("runs/tour/synthetic/test.json").read_text()).values()))
 options = [word for option in record["options"] for word in ("--option", option)]
-picture = Path("runs/tour/phantom") / record["ImagePath"][0]
+picture = Path("runs/tour/synthetic") / record["ImagePath"][0]
 toolkit("predict", "runs/tour", "--image", picture, "--question", record["question"], *options)
 print("reference:", record["correct_answer"], "-", record["correct_answer_explanation"])
 

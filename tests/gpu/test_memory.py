@@ -44,7 +44,7 @@ def wide(folder: Path, name: str, batch: int = 64) -> Recipe:
     tables: dict[str, dict[str, Any]] = {
         "model": {"precision": "32bit"},
         "lora": {"dropout": 0.0},
-        "data": {"phantom": {"kind": "chest", "train": 128, "test": 16, "size": 128}},
+        "data": {"synthetic": {"kind": "chest", "train": 128, "test": 16, "size": 128}},
         "sft": {"max_steps": 2, "batch_size": batch, "accumulation": 1},
     }
     return only("sft", folder, name, tables)

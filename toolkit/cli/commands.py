@@ -234,7 +234,7 @@ def _name_and_text(given: str) -> tuple[str, str]:
 
 
 @data_app.command()
-def phantom(
+def synthetic(
     kind: Annotated[
         Literal["chest", "chest_vqa", "lesion", "steps"],
         typer.Argument(
@@ -251,11 +251,11 @@ def phantom(
 ) -> None:
     """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
     from toolkit.cli import tables as show
-    from toolkit.pipeline.prepare_data import PHANTOMS
-    from toolkit.recipe import PHANTOM_TASKS, Phantom
+    from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
+    from toolkit.recipe import SYNTHETIC_TASKS, SyntheticData
 
-    wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
-    show.phantom(PHANTOM_TASKS[kind], PHANTOMS[kind](out, wanted, seed))
+    wanted = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
+    show.synthetic(SYNTHETIC_TASKS[kind], SYNTHETIC_WRITERS[kind](out, wanted, seed))
 
 
 @data_app.command()

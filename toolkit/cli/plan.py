@@ -198,13 +198,13 @@ def _rows(recipe: "Recipe", folder: Path) -> "Rows":
     from toolkit.planning import Rows
     from toolkit.recipe import SPLITS
 
-    phantom = recipe.data.phantom
-    if phantom is None:
+    synthetic = recipe.data.synthetic
+    if synthetic is None:
         data = read_rows(recipe, folder)
         return Rows(data, image_store(recipe, data), {name: len(getattr(data, name)) for name in SPLITS})
-    rows = {name: getattr(phantom, name) for name in SPLITS}
-    few = phantom.model_copy(update={name: min(count, PRACTICE) for name, count in rows.items()})
-    small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"phantom": few})})
+    rows = {name: getattr(synthetic, name) for name in SPLITS}
+    few = synthetic.model_copy(update={name: min(count, PRACTICE) for name, count in rows.items()})
+    small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"synthetic": few})})
     data = read_rows(small, folder)
     return Rows(data, image_store(small, data), rows, practice=True)
 

@@ -160,7 +160,7 @@ def rendered(rows: Sequence[tuple[str, str]]) -> None:
         print(f"\n{name} (what SFT's loss covers stands between ⟦ and ⟧):\n{text}")
 
 
-def phantom(task: str, files: Mapping[str, Path]) -> None:
+def synthetic(task: str, files: Mapping[str, Path]) -> None:
     """Where the practice data lie, as a recipe names them."""
     print(f'[data]\ntask = "{task}"')
     for split, file in files.items():

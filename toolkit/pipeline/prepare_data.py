@@ -15,7 +15,7 @@ from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
-from toolkit.recipe import SPLITS, Phantom, Recipe
+from toolkit.recipe import SPLITS, Recipe, SyntheticData
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
 from toolkit.synthetic.chest import write_chest
 from toolkit.tasks.steps.synthetic import write_steps
@@ -23,7 +23,7 @@ from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
 log = logging.getLogger(__name__)
 
-PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {
+SYNTHETIC_WRITERS: dict[str, Callable[[Path, SyntheticData, int], dict[str, Path]]] = {
     "chest": write_chest,
     "chest_vqa": write_chest_vqa,
     "lesion": write_lesions,
@@ -42,7 +42,7 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
         ImageError: pictures cannot be used and the recipe says ``unreadable = "stop"``; all of them are named.
         RunError: data or rewards changed since the run began.
     """
-    data = read_rows(recipe, run.path / "phantom")
+    data = read_rows(recipe, run.path / "synthetic")
     fingerprints = {"data": data.fingerprint}
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
@@ -66,7 +66,7 @@ def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
     Raises:
         DataError, ImageError: as ``prepare``.
     """
-    data = load_data(recipe, run.path / "phantom" if recipe.data.phantom else None)
+    data = load_data(recipe, run.path / "synthetic" if recipe.data.synthetic else None)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
         data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, silent))
@@ -95,22 +95,22 @@ def _rendered(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) 
     return list(render_samples(recipe, data.train[:count], images))
 
 
-def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
-    """The recipe's splits; practice data are written into ``phantom_folder`` first.
+def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
+    """The recipe's splits; practice data are written into ``synthetic_folder`` first.
 
     Raises:
         DataError: as ``load_data``.
     """
-    phantom = recipe.data.phantom
-    if phantom is None:
+    synthetic = recipe.data.synthetic
+    if synthetic is None:
         return load_data(recipe)
-    log.info("practice data: %s, %d rows to train on and %d to test", phantom.kind, phantom.train, phantom.test)
-    written = phantom_folder / "written.json"  # last, so that what it tells of is whole
-    wanted = {"seed": recipe.run.seed, **phantom.model_dump()}
+    log.info("practice data: %s, %d rows to train on and %d to test", synthetic.kind, synthetic.train, synthetic.test)
+    written = synthetic_folder / "written.json"  # last, so that what it tells of is whole
+    wanted = {"seed": recipe.run.seed, **synthetic.model_dump()}
     if not written.is_file() or read_json(written) != wanted:
-        PHANTOMS[phantom.kind](phantom_folder, phantom, recipe.run.seed)
+        SYNTHETIC_WRITERS[synthetic.kind](synthetic_folder, synthetic, recipe.run.seed)
         write_json(written, wanted)
-    return load_data(recipe, phantom_folder)
+    return load_data(recipe, synthetic_folder)
 
 
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:

@@ -8,12 +8,12 @@ from pathlib import Path
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Phantom, Recipe, Steps
+from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps, SyntheticData
 
 Check = Callable[[Recipe], Iterator[Problem]]
 """Yields problems whose place is a dotted key of the recipe."""
 
-PHANTOM_TASKS: Mapping[str, str] = {
+SYNTHETIC_TASKS: Mapping[str, str] = {
     "chest": "mcq",
     "chest_vqa": "vqa",
     "lesion": "lesion",
@@ -77,29 +77,29 @@ def something_to_do(recipe: Recipe) -> Iterator[Problem]:
 def one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
     """Files or practice data, not both, not neither."""
     data = recipe.data
-    if data.phantom is None and data.train is None:
-        remedy = "Set data.train to a file, or add [data.phantom] for synthetic data."
+    if data.synthetic is None and data.train is None:
+        remedy = "Set data.train to a file, or add [data.synthetic] for synthetic data."
         yield Problem("recipe.no_rows", "must have a source of rows", "data", remedy=remedy)
     for name in ("train", "validation", "test", "image_root"):
         value = getattr(data, name)
-        if data.phantom is not None and value is not None:
-            rule = "must not be set beside [data.phantom], which generates rows"
+        if data.synthetic is not None and value is not None:
+            rule = "must not be set beside [data.synthetic], which generates rows"
             yield Problem("recipe.two_sources_of_rows", rule, f"data.{name}", str(value), "Remove one of them.")
         if value is not None and not str(value):
             remedy = "Set a path, or remove the key."
             yield Problem("recipe.path_empty", "must not be empty", f"data.{name}", "", remedy)
-    if data.phantom is not None:
-        yield from _phantom_fits(data.phantom, data.task)
+    if data.synthetic is not None:
+        yield from _synthetic_data_fits(data.synthetic, data.task)
 
 
-def _phantom_fits(phantom: Phantom, task: str) -> Iterator[Problem]:
-    if phantom.kind in SMALLEST:
-        least, shown = SMALLEST[phantom.kind]
-        if phantom.size < least:
+def _synthetic_data_fits(synthetic: SyntheticData, task: str) -> Iterator[Problem]:
+    if synthetic.kind in SMALLEST:
+        least, shown = SMALLEST[synthetic.kind]
+        if synthetic.size < least:
             rule = f"must be at least {least} for {shown}"
-            yield Problem("recipe.synthetic_size_too_small", rule, "data.phantom.size", phantom.size, "Raise it.")
-    if task != (wanted := PHANTOM_TASKS[phantom.kind]):
-        rule = f'must be "{wanted}" with [data.phantom] kind = "{phantom.kind}"'
+            yield Problem("recipe.synthetic_size_too_small", rule, "data.synthetic.size", synthetic.size, "Raise it.")
+    if task != (wanted := SYNTHETIC_TASKS[synthetic.kind]):
+        rule = f'must be "{wanted}" with [data.synthetic] kind = "{synthetic.kind}"'
         yield Problem("recipe.synthetic_task_mismatch", rule, "data.task", task, "Change one of them.")
 
 
@@ -230,7 +230,7 @@ def evaluated_split_exists(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluate is None:
         return
     name, data = recipe.evaluate.split, recipe.data
-    generated = getattr(data.phantom, name) if data.phantom else 0
+    generated = getattr(data.synthetic, name) if data.synthetic else 0
     if getattr(data, name) is None and not getattr(data.split, name) and not generated:
         rule = "must name a split that the data have"
         remedy = f"Set data.{name} to a file, or data.split.{name} to a fraction of the rows."

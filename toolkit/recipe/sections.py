@@ -111,7 +111,7 @@ class Lora(Section):
     """Adapt the linear layers of the vision tower too."""
 
 
-class Phantom(Section):
+class SyntheticData(Section):
     """Generated practice data, written in the layout of a real data set."""
 
     kind: Literal["chest", "chest_vqa", "lesion", "steps"]
@@ -194,7 +194,7 @@ class Data(Section):
     """A file (.json .jsonl .parquet .csv), a folder of them, or ``hub:owner/name`` with an optional ``#split``."""
     validation: str | None = None
     test: str | None = None
-    phantom: Phantom | None = None
+    synthetic: SyntheticData | None = None
     """Generate practice data instead of reading files."""
     image_root: Path | None = None
     """Relative image paths start here and none may leave it; default: the folder of the rows."""

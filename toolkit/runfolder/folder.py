@@ -35,7 +35,7 @@ class RunFolder:
         compute.jsonl          what each start used: time, memory, energy, tokens
         plan.json              what the run was expected to need, as `toolkit plan --json` tells it
         results.json           the records of all finished stages and the table of results
-        phantom/               practice data, if the recipe asks for them
+        synthetic/             synthetic data, if the recipe has [data.synthetic]
         stages/<name>/         what a stage keeps: checkpoints, weights, predictions
         stages/<name>/sizes.json   the sizes of a training stage after an out-of-memory error
         stages/<name>/done.json    its record, written last: a stage is finished when this file is there

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.radiograph import Rng, draw_film, write_film
 
 SIDES = ("right", "left")
@@ -120,25 +120,25 @@ def make_record(film: Film, kind: str, rng: Rng) -> dict[str, Any]:
     }
 
 
-def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+def write_chest(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
     """Write films and questions and give the JSON file of each split that has rows.
 
     ``folder`` gets ``train.json``, ``validation.json``, ``test.json`` (object id -> record) and ``images/*.png``.
     Written again, the files are the same to the byte. No film stands in two splits. Each JSON is written last, under a
     temporary name first.
     """
-    return write_films(folder, phantom, seed, questions_about)
+    return write_films(folder, synthetic, seed, questions_about)
 
 
-def write_films(folder: Path, phantom: Phantom, seed: int, ask: Ask) -> dict[str, Path]:
+def write_films(folder: Path, synthetic: SyntheticData, seed: int, ask: Ask) -> dict[str, Path]:
     """As ``write_chest``, with other questions about the same films."""
-    counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
+    counts = {"train": synthetic.train, "validation": synthetic.validation, "test": synthetic.test}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     files, first = {}, 0
     for split, rows in counts.items():
         films = range(first, first + -(-rows // QUESTIONS_PER_FILM))
         if rows:
-            records = _write_pictures(folder, films, (phantom.size, seed), ask)
+            records = _write_pictures(folder, films, (synthetic.size, seed), ask)
             files[split] = _write_split(folder / f"{split}.json", dict(records[:rows]))
         first = films.stop
     return files

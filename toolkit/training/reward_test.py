@@ -171,10 +171,10 @@ def _read(samples: SampleSet, number: int) -> Sample | RowProblem:
 
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     """Split, source and image root; practice data are in the run's folder once it was started."""
-    practice = recipe.run_folder / "phantom"
+    practice = recipe.run_folder / "synthetic"
     for split in SPLITS:
         file = practice_rows(practice, split)
-        if recipe.data.phantom is not None and file is not None:
+        if recipe.data.synthetic is not None and file is not None:
             yield split, str(file), practice
         elif (source := getattr(recipe.data, split)) is not None:
             yield split, source, None

@@ -43,7 +43,7 @@ def header(facts: CardFacts) -> ModelCardData:
 
 def _tags(facts: CardFacts) -> list[str]:
     tuning = "lora" if facts.recipe.model.tuning == "lora" else "full-fine-tuning"
-    practice = ["generated-data"] if facts.recipe.data.phantom else []
+    practice = ["generated-data"] if facts.recipe.data.synthetic else []
     return ["medical", "vision-language", facts.recipe.data.task, *facts.trained, tuning, facts.form, *practice]
 
 

@@ -75,8 +75,8 @@ def versions(facts: CardFacts) -> str:
 
 def _sources(facts: CardFacts) -> str:
     section = facts.recipe.data
-    if section.phantom:
-        return f"Generated practice data (`{section.phantom.kind}`), which show nothing of real patients."
+    if section.synthetic:
+        return f"Generated practice data (`{section.synthetic.kind}`), which show nothing of real patients."
     named = {"train": section.train, "validation": section.validation, "test": section.test}
     told = [f"{split} `{public_name(source)}`" for split, source in named.items() if source]
     grouped = f"; groups by column `{section.group}`" if section.group else ""

@@ -96,8 +96,8 @@ def _coordinates(recipe: Recipe) -> Changes:
 def _rows(recipe: Recipe) -> Changes:
     """Some rows of each split that the recipe has: of its files drawn by the seed, of practice data the first."""
     data = recipe.data
-    if data.phantom is not None:
-        return {f"data.phantom.{split}": min(getattr(data.phantom, split), most) for split, most in ROWS.items()}
+    if data.synthetic is not None:
+        return {f"data.synthetic.{split}": min(getattr(data.synthetic, split), most) for split, most in ROWS.items()}
     splits = [split for split in ROWS if getattr(data, split) or getattr(data.split, split, 0)]
     changes: Changes = {}
     if data.task == "steps" and recipe.evaluate:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.recipe import PHANTOM_TASKS, Recipe, Steps
+from toolkit.recipe import SYNTHETIC_TASKS, Recipe, Steps
 from toolkit.tasks import TASKS
 
 COLUMNS: Mapping[str, frozenset[str]] = {
@@ -68,12 +68,12 @@ def practice_changes(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Any]:
         rows: split -> how many.
     """
     data = recipe.data
-    kind = next(kind for kind, task in PHANTOM_TASKS.items() if task == data.task)
+    kind = next(kind for kind, task in SYNTHETIC_TASKS.items() if task == data.task)
     there = COLUMNS[kind]
     wanted = data.validation or data.split.validation or (recipe.evaluate and recipe.evaluate.split == "validation")
     counts = {**rows, "validation": rows["validation"] if wanted else 0}
     changes: dict[str, Any] = {
-        "data.phantom": {"kind": kind, "size": SIZE, **counts},
+        "data.synthetic": {"kind": kind, "size": SIZE, **counts},
         **dict.fromkeys(("data.train", "data.validation", "data.test", "data.image_root")),
         "data.columns": {},
         "data.group": data.group if data.group in there else None,

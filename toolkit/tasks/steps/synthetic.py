@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.gui_tasks import Step, Task, answer, make_task, place
 from toolkit.synthetic.gui_viewer import draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
@@ -20,21 +20,21 @@ from toolkit.synthetic.gui_widgets import WIDGETS
 COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application")
 
 
-def write_steps(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+def write_steps(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
     """Write tasks step by step and give the CSV file of each split that has rows.
 
-    ``folder`` gets ``train.csv``, ``validation.csv``, ``test.csv`` and ``screens/*.png`` (square, ``phantom.size``
+    ``folder`` gets ``train.csv``, ``validation.csv``, ``test.csv`` and ``screens/*.png`` (square, ``synthetic.size``
     pixels a side). A split has whole tasks, as many as it takes to reach the rows that are asked for, so it may have up
     to seven more. Written again, the files are the same to the byte. No task stands in two splits. Each CSV is written
     last, under a temporary name first.
     """
-    counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
+    counts = {"train": synthetic.train, "validation": synthetic.validation, "test": synthetic.test}
     (folder / "screens").mkdir(parents=True, exist_ok=True)
     files, first = {}, 0
     for split, rows in counts.items():
         tasks = list(_tasks(seed, first, rows))
         if tasks:
-            files[split] = _write_split(folder, f"{split}.csv", tasks, (phantom.size, seed))
+            files[split] = _write_split(folder, f"{split}.csv", tasks, (synthetic.size, seed))
         first += len(tasks)
     return files
 

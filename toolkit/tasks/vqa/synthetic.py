@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import Film, Records, write_films
 from toolkit.synthetic.radiograph import Rng
 
@@ -28,9 +28,9 @@ class ShortAnswer(NamedTuple):
 Ask = Callable[[Film], ShortAnswer]
 
 
-def write_chest_vqa(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+def write_chest_vqa(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
     """As ``write_chest``: the same films of a seed, with an open and a closed question about each."""
-    return write_films(folder, phantom, seed, short_questions)
+    return write_films(folder, synthetic, seed, short_questions)
 
 
 def short_questions(film: Film, rng: Rng) -> Records:

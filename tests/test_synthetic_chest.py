@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from training import small_recipe
 
 from toolkit.data.loading import load_data
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about, write_chest
 from toolkit.synthetic.radiograph import draw_film
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
@@ -34,7 +34,7 @@ REXVQA = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("chest")
-    write_chest(made, Phantom(kind="chest", train=40, validation=11, test=20, size=96), seed=5)
+    write_chest(made, SyntheticData(kind="chest", train=40, validation=11, test=20, size=96), seed=5)
     return made
 
 
@@ -64,10 +64,10 @@ def test_no_film_stands_in_two_splits(folder: Path) -> None:
 
 
 def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
-    phantom = Phantom(kind="chest", train=4, test=2, size=64)
+    synthetic = SyntheticData(kind="chest", train=4, test=2, size=64)
 
     def digest(name: str, seed: int) -> str:
-        write_chest(tmp_path / name, phantom, seed)
+        write_chest(tmp_path / name, synthetic, seed)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
@@ -117,7 +117,7 @@ def test_the_finding_can_be_seen() -> None:
 
 
 def test_short_answers_are_true_of_their_film_and_the_films_are_those_of_the_seed(tmp_path: Path) -> None:
-    written = write_chest_vqa(tmp_path, Phantom(kind="chest_vqa", train=40, test=7, size=96), seed=5)
+    written = write_chest_vqa(tmp_path, SyntheticData(kind="chest_vqa", train=40, test=7, size=96), seed=5)
     rows = json.loads(written["train"].read_text(encoding="utf-8"))
     assert (len(rows), len(json.loads(written["test"].read_text(encoding="utf-8")))) == (40, 7)
     for row in rows.values():
@@ -134,5 +134,5 @@ def test_short_answers_are_true_of_their_film_and_the_films_are_those_of_the_see
         assert row["answer_type"] == ("CLOSED" if row["answer"] in ("yes", "no") else "OPEN")
     assert len({row["question"] for row in rows.values()}) == 4
     chest = tmp_path / "chest"
-    write_chest(chest, Phantom(kind="chest", train=40, test=7, size=96), seed=5)
+    write_chest(chest, SyntheticData(kind="chest", train=40, test=7, size=96), seed=5)
     assert (chest / "images" / "film000003.png").read_bytes() == (tmp_path / "images" / "film000003.png").read_bytes()
