@@ -19,6 +19,7 @@ from toolkit.cli import tables as show
 from toolkit.cli.progress import PlainLines, telling
 from toolkit.errors import Interrupted, RunError
 from toolkit.pipeline import ResultRow, Results
+from toolkit.recipe.renamed import RENAMED
 from toolkit.runfolder import RunFolder
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
@@ -119,6 +120,31 @@ def test_a_folder_that_is_no_run_exits_with_1(tmp_path: Path, capsys: pytest.Cap
 def test_a_wrong_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["run"]) == 2
     assert call(["run", "a.toml", "--fersh"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "former"),
+    [
+        (["run", "a.toml", "--rehearse"], "--rehearse"),
+        (["run", "--rehearse=yes", "a.toml"], "--rehearse"),
+        (["data", "phantom", "chest", "--out", "a"], "toolkit data phantom"),
+    ],
+)
+def test_a_renamed_command_or_option_is_rejected_with_its_new_name(
+    arguments: list[str], former: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(arguments) == 2
+    assert f"Use {RENAMED[former]} instead." in capsys.readouterr().err
+
+
+def test_every_new_name_of_a_command_or_option_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    for new in RENAMED.values():
+        if new.startswith("toolkit "):
+            assert call([*new.split()[1:], "--help"]) == 0
+    assert call(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(new in text for new in RENAMED.values() if new.startswith("--"))
+    assert not any(former in text for former in RENAMED if former.startswith("--"))
 
 
 def test_errors_are_shown_without_tokens_and_interruptions_exit_like_a_signal(

@@ -11,6 +11,7 @@ from toolkit.errors import CODE, NOTHING, Problem, RecipeError
 from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, checks, dump_recipe, load_recipe
 from toolkit.recipe.checks import CHECKS
 from toolkit.recipe.problems import FOREIGN, TABLES
+from toolkit.recipe.renamed import RENAMED
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -114,6 +115,18 @@ def test_a_wrong_set_has_a_suggestion(tmp_path: Path) -> None:
         ("recipe.section_unknown", "--set learning_rate", NOTHING),
     ]
     assert [problem.remedy for problem in found[2:]] == ["Did you mean learning_rate?", "Move it to [sft] or [grpo]."]
+
+
+def test_a_renamed_key_is_rejected_with_its_new_name(tmp_path: Path) -> None:
+    keys = {former: new for former, new in RENAMED.items() if new[0].isalpha() and " " not in new}
+    for former, new in keys.items():
+        (found,) = problems(write(tmp_path), f"{former}={{}}")
+        assert (found.code, found.place) == ("recipe.key_unknown", f"--set {former}")
+        assert found.remedy == f"Use {new} instead."
+        *table, name = new.split(".")
+        assert name in TABLES[tuple(table)]
+        *table, name = former.split(".")
+        assert name not in TABLES[tuple(table)]
 
 
 def test_all_problems_are_reported_together_with_code_place_value_and_suggestion(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The commands and their options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
@@ -13,6 +14,35 @@ from toolkit.cli.plan import plan, plan_run
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
 
+
+class _Group(TyperGroup):
+    """A group of commands that suggests the new name of a renamed command."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that ``args`` name, and its arguments."""
+        if args and args[0] not in self.commands:
+            _reject_renamed(ctx, f"toolkit {self.name} {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+class _Command(TyperCommand):
+    """A command that suggests the new name of a renamed option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Return the arguments that are left after the options."""
+        for word in args:
+            if word.startswith("--"):
+                _reject_renamed(ctx, word.partition("=")[0])
+        return super().parse_args(ctx, args)
+
+
+def _reject_renamed(ctx: Any, former: str) -> None:
+    from toolkit.recipe.renamed import use_new_name  # imports pydantic, which `toolkit --help` must not wait for
+
+    if remedy := use_new_name(former):
+        ctx.fail(f"{former} was renamed. {remedy}")
+
+
 app = typer.Typer(
     help="Fine-tune medical vision-language models (SFT, GRPO), and train medical image generators from expert ratings "
     "(SFT, DDPO): data, training, evaluation and export from one TOML recipe.",
@@ -21,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at a recipe's data, or make practice data.", no_args_is_help=True)
+data_app = typer.Typer(cls=_Group, help="Inspect a recipe's data, or generate synthetic data.", no_args_is_help=True)
 reward_app = typer.Typer(help="Try rewards out.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
@@ -58,7 +88,7 @@ def toolkit(
     """The options that every command has."""
 
 
-@app.command()
+@app.command(cls=_Command)
 def run(
     recipe: RecipePath,
     settings: Settings = None,

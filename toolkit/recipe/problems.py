@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from toolkit.errors import NOTHING, Problem
+from toolkit.recipe.renamed import use_new_name
 from toolkit.recipe.sections import Recipe
 
 Key = tuple[str, ...]
@@ -103,6 +104,8 @@ def _unknown(key: Key, places: Places) -> Problem:
 
 
 def _suggest(table: Key, name: str) -> str:
+    if renamed := use_new_name(".".join((*table, name))):
+        return renamed
     homes = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
     if homes:
         return f"Move it to {' or '.join(f'[{home}]' for home in homes)}."
