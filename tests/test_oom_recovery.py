@@ -196,7 +196,7 @@ def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_th
     assert untold(lines_of(recovered)) == lines_of(begun)
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [errors, None]
     assert (lines_of(recovered)[0]["micro_batch"], lines_of(recovered)[0]["accumulation"]) == (1, 4)
-    found = record["memory"]
+    found = record["gpu_memory"]
     assert (found["out_of_memory"], found["micro_batch"], found["accumulation"]) == (errors, 1, 4)
     assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
     assert record["resumed_from"] == "step-00000001"
@@ -226,7 +226,7 @@ def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from
     assert untold(lines_of(recovered)) == untold(lines_of(resumed))
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, 1]
-    assert record["memory"]["recoveries"] == [
+    assert record["gpu_memory"]["recoveries"] == [
         {
             "step": 2,
             "during": "pass" if stage == "sft" else "rollout or pass",
@@ -256,7 +256,7 @@ def test_out_of_memory_in_the_optimizer_step_falls_back_to_what_is_on_disk(
     assert same(adapter_of(recovered, "sft"), adapter_of(begun, "sft"))
     assert untold(lines_of(recovered)) == lines_of(begun)  # step 1 was made twice, and is there once
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
-    (event,) = record["memory"]["recoveries"]
+    (event,) = record["gpu_memory"]["recoveries"]
     assert (event["step"], event["during"]) == (2, "optimizer step")
     assert event["continued_from"] == "the start of the stage"
 
@@ -291,12 +291,12 @@ def test_errors_of_every_kind_in_one_stage_of_sft(tmp_path: Path, monkeypatch: p
     ):
         record = run(recipe, "sft")
     start = "the start of the stage"
-    assert [(one["step"], one["during"], one["continued_from"]) for one in record["memory"]["recoveries"]] == [
+    assert [(one["step"], one["during"], one["continued_from"]) for one in record["gpu_memory"]["recoveries"]] == [
         (1, "pass", start),
         (1, "optimizer step", start),
         (2, "pass", "step-00000001"),
     ]
-    assert record["memory"]["micro_batch"] == 1
+    assert record["gpu_memory"]["micro_batch"] == 1
     assert memory.seen[-8:] == [1] * 8
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
@@ -309,10 +309,10 @@ def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: 
         small_memory(monkeypatch, fits=1, gradients=True, spared=2),
     ):
         record = run(recipe, "grpo")
-    events = record["memory"]["recoveries"]
+    events = record["gpu_memory"]["recoveries"]
     assert [one["during"] for one in events] == ["rollout", "rollout or pass"]
     assert events[1]["continued_from"] == "step-00000001"
-    assert (record["memory"]["completions_per_generate"], record["memory"]["micro_batch"]) == (2, 1)
+    assert (record["gpu_memory"]["completions_per_generate"], record["gpu_memory"]["micro_batch"]) == (2, 1)
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
@@ -322,7 +322,7 @@ def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
     recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
         record = run(recipe, "sft")
-    assert record["memory"]["recoveries"][0]["continued_from"] == "step-00000001"
+    assert record["gpu_memory"]["recoveries"][0]["continued_from"] == "step-00000001"
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
@@ -368,8 +368,8 @@ def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_
     assert same(adapter_of(recovered, "grpo"), adapter_of(begun, "grpo"))
     assert untold(lines_of(recovered)) == untold(lines_of(begun))
     assert lines_of(recovered)[0]["completions_per_generate"] == 1
-    assert [one["completions_per_generate"] for one in record["memory"]["recoveries"]] == [2, 1]
-    assert record["memory"]["micro_batch"] == 2
+    assert [one["completions_per_generate"] for one in record["gpu_memory"]["recoveries"]] == [2, 1]
+    assert record["gpu_memory"]["micro_batch"] == 2
     assert read_json(recovered.run_folder / "stages" / "grpo" / "sizes.json")["completions_per_generate"] == 1
 
 
@@ -378,7 +378,7 @@ def test_a_reference_that_does_not_fit_halves_the_micro_batch(tmp_path: Path, mo
     recipe = recipe_of("grpo", tmp_path, "reference", grpo={"beta": 0.1, "max_steps": 1})
     monkeypatch.setattr(PolicyTrainer, "_get_per_token_logps_and_entropies", too_small_for(1))
     record = run(recipe, "grpo")
-    assert [one["micro_batch"] for one in record["memory"]["recoveries"]] == [1]
+    assert [one["micro_batch"] for one in record["gpu_memory"]["recoveries"]] == [1]
 
 
 def too_small_for(fits: int) -> Callable[..., Any]:
@@ -405,7 +405,7 @@ def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
     with small_memory(monkeypatch, fits=1, gradients=False) as memory:
         record = run(recipe, "grpo")
     assert memory.raised > 1
-    assert (record["memory"]["micro_batch"], record["memory"]["completions_per_generate"]) == (1, 1)
+    assert (record["gpu_memory"]["micro_batch"], record["gpu_memory"]["completions_per_generate"]) == (1, 1)
     assert adapter_of(recipe, "grpo")
 
 
@@ -525,8 +525,8 @@ def test_the_preflight_step_leaves_the_training_as_it_was(
     before, lengths = run(plain, stage), spy_on_completions(monkeypatch)
     with small_memory(monkeypatch, fits=99, gradients=True) as memory:
         record = run(checked, stage, preflight=True)
-    assert before["memory"]["preflight"] is None
-    preflight = record["memory"]["preflight"]
+    assert before["gpu_memory"]["preflight"] is None
+    preflight = record["gpu_memory"]["preflight"]
     assert preflight["seconds"] > 0
     assert preflight["peak_reserved_bytes"] is None
     assert memory.seen == [2, 2] * 2  # the preflight step is a whole one
@@ -568,7 +568,7 @@ def test_a_checkpoint_that_was_written_is_not_written_again(tmp_path: Path, monk
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
         record = run(recipe, "sft")
-    assert record["memory"]["recoveries"][0]["continued_from"] == "step-00000001"
+    assert record["gpu_memory"]["recoveries"][0]["continued_from"] == "step-00000001"
     assert saved == [1, 2]
 
 
@@ -594,7 +594,7 @@ def test_a_stage_whose_weights_alone_are_missing_keeps_the_record_of_its_recover
     record = run(recipe, "sft")
     assert same(adapter_of(recipe, "sft"), weights)
     assert record["resumed_from"] == "step-00000002"
-    assert record["memory"]["recoveries"] == first["memory"]["recoveries"]
+    assert record["gpu_memory"]["recoveries"] == first["gpu_memory"]["recoveries"]
     assert record.keys() == first.keys()
 
 
@@ -648,7 +648,7 @@ def test_what_the_preflight_step_had_to_halve_stays_halved(tmp_path: Path, monke
     with small_memory(monkeypatch, fits=1, gradients=True) as memory:
         record = run(recipe, stage, preflight=True)
     assert memory.seen == [2, *[1] * 8]
-    (event,) = record["memory"]["recoveries"]
+    (event,) = record["gpu_memory"]["recoveries"]
     assert (event["step"], event["during"], event["micro_batch"]) == (1, "preflight step", 1)
     assert lines_of(recipe)[0]["micro_batch"] == 1
 

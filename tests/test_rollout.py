@@ -62,7 +62,7 @@ def folder_of(context: Context, name: str = "before") -> Path:
 
 def measured(record: EvaluationRecord, way: str) -> list[float]:
     """Steps right, whole tasks right, share before the first failure."""
-    return [one["value"] for one in record["memory"]["ways"][way]["measures"].values()]
+    return [one["value"] for one in record["agent_memory"]["ways"][way]["measures"].values()]
 
 
 def test_steps_are_asked_task_beside_task_and_each_with_what_the_answers_before_left(context: Context) -> None:
@@ -82,10 +82,10 @@ def test_a_model_that_fails_at_step_3_of_every_second_task(context: Context) -> 
     for way in ("reference", "own", "off"):
         # 14 of 16 steps; 2 of 4 tasks; those that fail have done 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
         assert measured(record, way) == [0.875, 0.5, 0.75]
-        chains = record["memory"]["ways"][way]["chains"]
+        chains = record["agent_memory"]["ways"][way]["chains"]
         assert (chains["failing"], chains["first_failure"]["value"]) == ({3: 2}, 3.0)
         assert [one["value"] for one in chains["survival"].values()] == [1, 1, 0.5, 0.5]
-    assert record["memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
+    assert record["agent_memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
 
 
 def test_a_model_that_lives_by_its_memory_pays_for_a_note_that_it_forgot(context: Context) -> None:
@@ -97,7 +97,7 @@ def test_a_model_that_lives_by_its_memory_pays_for_a_note_that_it_forgot(context
     assert measured(record, "own") == [0.75, 0.5, 0.75]
     # With none, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
     assert measured(record, "off") == [0.25, 0, 0.25]
-    differences = record["memory"]["differences"]
+    differences = record["agent_memory"]["differences"]
     assert differences["own"]["reference"]["step"]["difference"]["value"] == -0.25
     assert differences["own"]["off"]["step"]["difference"]["value"] == 0.5
     assert differences["reference"]["off"]["whole tasks"]["difference"]["value"] == 1
@@ -161,9 +161,9 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
             *(("1", 2), ("1", 3), ("1", 4)),
         ]
         assert record["value"]["n"] == 6
-        own = record["memory"]["ways"]["own"]
+        own = record["agent_memory"]["ways"]["own"]
         assert (own["chains"]["n"], own["chains"]["incomplete"], own["measures"]["step"]["n"]) == (1, 1, 5)
-        assert record["memory"]["behind"] == 1
+        assert record["agent_memory"]["behind"] == 1
         assert record["also"]["step (own memory)"]["baseline"]["n"] == 5
         with (folder_of(context) / "predictions.csv").open() as stream:
             table = list(csv.DictReader(stream))
@@ -186,7 +186,7 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
     record = run_evaluation(tmp_path, right)
     # Step 2 has no known memory before it and is dropped; steps 3 and 4 have the reference's.
     assert record["value"]["n"] == 8
-    assert list(record["memory"]["ways"]) == ["reference"]
+    assert list(record["agent_memory"]["ways"]) == ["reference"]
     assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
@@ -210,7 +210,7 @@ def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Con
     # The script answers 40, 270, which the tiny model's convention reads as 40 % and 270 % of 400 x 300 pixels.
     assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
-    assert figures["memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
+    assert figures["agent_memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
     assert figures["value"] == record["value"]
     details = read_lines(folder_of(context) / "details.jsonl")
     assert len(details) == 48
@@ -271,7 +271,7 @@ def test_prompts_without_memory_are_asked_once(tmp_path: Path) -> None:
         record = evaluate(context, "before", None, [], backend)
     assert sum(map(len, backend.asked)) == 16
     assert record["score"] == "step (no memory in the prompt)"
-    assert record["memory"]["differences"] == {}
+    assert record["agent_memory"]["differences"] == {}
     assert "whole tasks (no memory in the prompt)" in record["also"]
 
 
@@ -284,7 +284,7 @@ def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(swells))
-    own = record["memory"]["ways"]["own"]
+    own = record["agent_memory"]["ways"]["own"]
     # The first step of each task is asked, the three behind it find no room.
     assert own["unasked"] == {NO_ROOM: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
@@ -303,7 +303,7 @@ def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(speaks_in_tokens))
-    assert record["memory"]["ways"]["own"]["unasked"] == {SPECIAL: 12}
+    assert record["agent_memory"]["ways"]["own"]["unasked"] == {SPECIAL: 12}
 
 
 def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tmp_path: Path) -> None:

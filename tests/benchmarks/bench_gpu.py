@@ -222,7 +222,7 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
             result = RUN[stage, options.way == "trl"](replace(context, progress=steps))
         if options.way != "trl" and stage != "evaluate":
-            measurement.note(stage, record={name: result.get(name) for name in ("backend", "memory")})
+            measurement.note(stage, record={name: result.get(name) for name in ("backend", "gpu_memory")})
         state = "done"
     except Enough:
         state = "stopped"

@@ -13,7 +13,7 @@ MOST_PLACES = 10
 """Places of a chain that get a column."""
 
 Records = Mapping[str, Mapping[str, Any]]
-"""Line of the table of results -> ``memory`` of its record."""
+"""Line of the table of results -> ``agent_memory`` of its record."""
 
 
 def memory_tables(records: Records) -> Iterator[Table]:

@@ -46,7 +46,7 @@ def results(found: Results) -> None:
     console = _console()
     for score, rows in found.tables.items():
         console.print(_table(score, found.split, rows, console.width))
-    for table in memory_tables(found.memory):
+    for table in memory_tables(found.agent_memory):
         console.print(table)
     fresh = found.run.is_done(EXPORT) and not outdated(found.run)
     if fresh and "gguf" in (record := found.run.record(EXPORT)):
@@ -60,7 +60,7 @@ def results(found: Results) -> None:
     if peaks := gpu_peaks(found.run):
         console.print(f"peak GPU memory: {describe_peaks(peaks)}", markup=False)
     console.print("every figure: results.json; every answer: stages/evaluate-*/predictions.jsonl", markup=False)
-    if found.memory:
+    if found.agent_memory:
         console.print("step by step: predictions.csv, details.jsonl and metrics.json in the same folders", markup=False)
 
 

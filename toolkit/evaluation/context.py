@@ -101,8 +101,8 @@ class EvaluationRecord(ScoreRecord):
     """Context.count_pictures()."""
     predictions: str
     """The JSONL of answers, relative to the run folder."""
-    memory: NotRequired[dict[str, Any]]
-    """Where answers carry a memory: ``evaluate.memory.memory_record``."""
+    agent_memory: NotRequired[dict[str, Any]]
+    """If the task has agent memory: ``agent_memory_modes.memory_record``."""
 
 
 class TrainStage(Protocol):

@@ -60,7 +60,7 @@ def make_record(
     _warn(name, "", summary)
     if questions.carried:
         record["baselines"] = first["baselines"]
-        record["memory"] = _memory(context, name, questions, rows, summary)
+        record["agent_memory"] = _memory(context, name, questions, rows, summary)
     return record
 
 

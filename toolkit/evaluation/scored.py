@@ -85,7 +85,7 @@ def baseline_rows(context: Context, questions: Questions) -> Baselines:
 def _answers_of(run: RunFolder, record: Mapping[str, object]) -> dict[str, Path]:
     """Way -> the file of its answers, of an evaluation that has finished."""
     main = run.path / str(record["predictions"])
-    memory = record.get("memory")
+    memory = record.get("agent_memory")
     ways = memory["ways"] if isinstance(memory, dict) else ()
     return {REFERENCE: main, **{way: main.with_name(answers_file(way)) for way in ways if way != REFERENCE}}
 

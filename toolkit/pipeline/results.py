@@ -42,7 +42,7 @@ class Results:
     split: str
     rows: tuple[ResultRow, ...]
     also: Mapping[str, tuple[ResultRow, ...]] = field(default_factory=dict)
-    memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    agent_memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def tables(self) -> Mapping[str, tuple[ResultRow, ...]]:
@@ -64,12 +64,12 @@ def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
     last = records[-1]
     shared = [score for score in last["also"] if all(score in record["also"] for record in records)]
     also = {score: _rows(names, [record["also"][score] for record in records]) for score in shared}
-    memory = {
-        LABELS.get(name, name): record["memory"]
+    agent_memory = {
+        LABELS.get(name, name): record["agent_memory"]
         for name, record in zip(names, records, strict=True)
-        if "memory" in record
+        if "agent_memory" in record
     }
-    return Results(run, last["score"], last["split"], _rows(names, records), also, memory)
+    return Results(run, last["score"], last["split"], _rows(names, records), also, agent_memory)
 
 
 def write_results(run: RunFolder) -> Results:

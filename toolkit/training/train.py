@@ -142,7 +142,7 @@ def _trained_earlier(context: Context, stage: str, last: Path) -> Record:
         "seconds_per_step": StepTimes(context, stage).record(),
         "skipped_steps": _logged(context, stage, "skipped_steps"),
         "resumed_from": last.name,
-        "memory": {
+        "gpu_memory": {
             **unmeasured,
             **Recovery(context.run.stage_folder(stage), context.recipe, stage).to_record(),
             "preflight": None,
@@ -205,7 +205,7 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
         "seconds_per_step": times.record(),
         "skipped_steps": _logged(context, stage, "skipped_steps"),
         "resumed_from": resumed.name if resumed else None,
-        "memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
+        "gpu_memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
     }
 
 
