@@ -16,7 +16,7 @@ import pytest
 import toolkit
 from toolkit.cli import main
 from toolkit.cli import tables as show
-from toolkit.cli.progress import PlainLines, telling
+from toolkit.cli.progress import PlainLines, show_progress
 from toolkit.errors import Interrupted, RunError
 from toolkit.pipeline import ResultRow, Results
 from toolkit.recipe.renamed import RENAMED
@@ -244,7 +244,7 @@ def test_reward_test_explains_each_score_and_gives_means(tmp_path: Path, capsys:
     assert letters[0] == ["letter", "1.00", "x", "1", "="]
     assert letters[1][1] == "0.00"
     assert letters[2][1] == "0.500"
-    assert any(line.startswith("line 2: ") and "could not be read" in line for line in lines)
+    assert any(line.startswith("line 2: ") and "could not be parsed" in line for line in lines)
 
 
 def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +297,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
     clock = iter([100.0, 105.0, 110.0, 130.0])
     monkeypatch.setattr("toolkit.cli.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
-    with telling(stream) as (progress, _):
+    with show_progress(stream) as (progress, _):
         assert isinstance(progress, PlainLines)
         progress("sft", 10, 40)
         progress("sft", 12, 40)  # five seconds later: no line
@@ -317,7 +317,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
-    with telling(stream) as (progress, _):
+    with show_progress(stream) as (progress, _):
         progress("sft", 16, 40, "loss 0.5")  # a run that goes on
         logging.getLogger("toolkit").info("a line above the bar")
         progress("sft", 40, 40)
@@ -332,7 +332,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
 
 def test_log_lines_are_shown_and_details_are_not() -> None:
     stream = io.StringIO()
-    with telling(stream):
+    with show_progress(stream):
         logging.getLogger("toolkit.pipeline").info("sft begins [1 of 2]")
         logging.getLogger("toolkit.pipeline").debug("a detail")
         logging.getLogger("toolkit.data").warning("2 rows are left out")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from toolkit.cli.exports import gguf_table
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import tables as show
-from toolkit.cli.exports import gguf_table
 from toolkit.cli.tables import _proven
 from toolkit.errors import DataError, RunError
 from toolkit.exporting import _job

@@ -12,7 +12,6 @@ import torch
 from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
-from toolkit.cli.predict import Which
 from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
 from toolkit.imagegen.sft_stage import SftResult
@@ -21,7 +20,7 @@ from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.imagegen.workplace import Workplace, kept
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
-from toolkit.pipeline.rerun import evaluate_again, export_again
+from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
@@ -158,7 +157,7 @@ def test_commands_that_do_not_know_image_generators_say_so(tmp_path: Path, base:
         with pytest.raises(RecipeError, match="vision-language"):
             again(run, STAGES_OF_LANGUAGE_MODELS)
     with pytest.raises(RecipeError, match="toolkit predict"):
-        Which(run).ready()
+        open_for_inference(run)
 
 
 def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_path: Path) -> None:

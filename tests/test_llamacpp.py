@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
 from toolkit import tiny
-from toolkit.cli.exports import export_settings, gguf_table
+from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
 from toolkit.exporting.verification import BOUNDS, Asked, Bound, compare
 from toolkit.models import llamacpp
@@ -32,6 +32,7 @@ from toolkit.models.llamacpp.convert import _lay_out, refuse_foreign_names, tens
 from toolkit.models.llamacpp.converter import unusual_rhythm
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
+from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
 from toolkit.runfolder import RunFolder, find_exported, locate, read_json, write_json
 

@@ -13,7 +13,7 @@ import pytest
 from training import recipe_on_files
 
 from toolkit import tiny
-from toolkit.cli.plan import make
+from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.planning import cache as kept
 from toolkit.planning import make as making

@@ -11,10 +11,10 @@ from training import recipe_on_files
 
 from toolkit import tiny
 from toolkit.cli import main
-from toolkit.cli.plan import make
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem
 from toolkit.models import backend_name
 from toolkit.pipeline import run_recipe
+from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Gpu, Plan, described_gpu

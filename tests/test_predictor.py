@@ -17,7 +17,7 @@ from training import context_of, small_recipe
 from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
-from toolkit.evaluation.predict_episodes import Files, predict_chains
+from toolkit.evaluation.predict_episodes import Files, predict_episodes
 from toolkit.evaluation.predictor import load_model_for_inference
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
@@ -77,7 +77,7 @@ def write_csv_without_output(folder: Path, rows: Sequence[dict[str, Any]]) -> Pa
 
 def predicted(run: RunFolder, file: Path, out: Path, backend: HfBackend) -> list[dict[str, Any]]:
     with StopRequest() as stop:
-        return predict_chains(run, Files(file, out, file.parent / "images"), stop, backend=backend)
+        return predict_episodes(run, Files(file, out, file.parent / "images"), stop, backend=backend)
 
 
 def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFolder, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_prediction_that_was_interrupted_goes_on_and_gives_the_same_file(run: 
     with StopRequest() as stop:
         stop.join(15)
         with pytest.raises(Interrupted, match="holds 6 of 8"):
-            predict_chains(run, files, stop, backend=Scripted(right))
+            predict_episodes(run, files, stop, backend=Scripted(right))
     again = Scripted(right)
     predicted(run, file, tmp_path / "out.jsonl", again)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -323,9 +323,9 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
     assert call(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("CLICK Load volume at 200, 30") == 2
-    assert "not asked: " in out
+    assert "skipped: " in out
     assert "nowhere.png" in out
-    assert "no step could be read" in out
+    assert "the GUI step could not be parsed" in out
     # The wrong path and the unreadable answer keep the memory of step 1.
     assert all('"completed_subtasks":["load"]' in question for question in backend.questions[1:])
     assert "screenshot of step 4 (or quit): " in out

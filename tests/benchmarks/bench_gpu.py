@@ -239,7 +239,7 @@ def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
     an evaluation: a batch of questions). The plan is made in a process of its own, as by ``toolkit run``: it imports
     the model's module of transformers, and Unsloth then no longer rewrites it.
     """
-    from toolkit.cli.plan import make
+    from toolkit.pipeline.plan import plan_language_model as make
     from toolkit.planning import described_gpu, find_gpu
 
     size, here = described_gpu(gigabytes), find_gpu()

@@ -49,7 +49,7 @@ class Files:
     image_root: Path | None = None
 
 
-def predict_chains(
+def predict_episodes(
     run: RunFolder,
     files: Files,
     stop: StopRequest,
@@ -103,7 +103,7 @@ class _Kept:
 
 
 def _keep(batches: Iterable[Sequence[Turn]], kept: _Kept, stop: StopRequest, progress: Progress) -> None:
-    """Write what is new of each batch before the next is asked; raises Interrupted as ``predict_chains``."""
+    """Write what is new of each batch before the next is asked; raises Interrupted as ``predict_episodes``."""
     done = 0
     for turns in batches:
         new = [turn for turn in turns if turn.new]
