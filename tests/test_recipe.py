@@ -1,16 +1,18 @@
 """The recipe: loading, every problem at once, --set, and the way back to TOML."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from tests.helpers.problems import raises
 from toolkit.errors import CODE, NOTHING, Problem, RecipeError
 from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, checks, dump_recipe, load_recipe
 from toolkit.recipe.checks import CHECKS
-from toolkit.recipe.problems import FOREIGN, TABLES
+from toolkit.recipe.problems import FOREIGN, TABLES, section_in
 from toolkit.recipe.renamed import RENAMED
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -331,6 +333,24 @@ def test_changed_keys_name_old_and_new_and_sections_as_a_whole(tmp_path: Path) -
     new = load_recipe(path, ["grpo.beta=0.1", "sft={}", "evaluate={}"])
     assert changed_keys(old, old) == {}
     assert changed_keys(old, new) == {"sft": ("off", "on"), "grpo.beta": (0.0, 0.1), "evaluate.limit": (5, None)}
+
+
+def sections_in(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield section
+    for info in section.model_fields.values():
+        if inner := section_in(info.annotation):
+            yield from sections_in(inner)
+
+
+def test_every_section_and_every_key_has_a_description() -> None:
+    without = [
+        f"{section.__name__}.{name}"
+        for section in sections_in(Recipe)
+        for name, info in section.model_fields.items()
+        if not info.description and section_in(info.annotation) is None
+    ]
+    assert without == []
+    assert all(section.__doc__ for section in sections_in(Recipe))
 
 
 def test_a_loaded_recipe_cannot_be_changed(tmp_path: Path) -> None:

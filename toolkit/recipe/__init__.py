@@ -1,4 +1,4 @@
-"""The recipe: one TOML file as frozen sections, loaded with every problem at once."""
+"""Load a recipe, one TOML file, into frozen sections. All errors are reported together."""
 
 from toolkit.recipe.base import Section
 from toolkit.recipe.checks import SYNTHETIC_TASKS, absent, for_image_generators, for_language_models
