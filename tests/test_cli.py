@@ -258,7 +258,7 @@ def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.Captu
     show.exported({"weights": "w", "asked": ["adapter", "merged"], "merged": merged}, Path("runs/x"))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("adapter: not written")
-    assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits; 15 of 16 held-out answers as before)"
+    assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits, 15 of 16 held-out completions unchanged)"
 
 
 def test_an_export_ends_with_the_commands_that_serve_it_where_it_lies(capsys: pytest.CaptureFixture[str]) -> None:

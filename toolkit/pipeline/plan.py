@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from toolkit.errors import PlanError, Problem, ToolkitError, warn
 from toolkit.recipe import SPLITS, Recipe
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # numpy and pyarrow, which the plan of an image generator doe
     from toolkit.planning import Gpu, Plan, Rows
     from toolkit.planning.imagegen import ImagegenPlan
 
-    AnyPlan = Plan | ImagegenPlan
+    AnyPlan: TypeAlias = Plan | ImagegenPlan
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The dry run: a recipe's way through every stage with the tiny model and a few rows, before anything is spent."""
+"""The dry run: every stage of a recipe with the tiny model on a few rows."""
 
 from toolkit.pipeline.dry_run.derive import derive_dry_run
 from toolkit.pipeline.dry_run.perform import DryRunResult, dry_run
