@@ -189,7 +189,7 @@ def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.
     assert "test: 4 rows in 2 groups" in text
     assert "unusable rows: 0" in text
     assert "6 checked, 0 unusable" in text
-    assert "6 of 16 bits" in text
+    assert "6 with 16 bits" in text
 
 
 def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(

@@ -340,10 +340,10 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
         (["--question", "What?"], "--question needs --image"),
         (["--goal", "Load"], "--goal and --interactive"),
         (["--interactive"], "--interactive needs --goal"),
-        (["--goal", "Load", "--interactive", "--question", "What?"], "--question cannot stand beside --interactive"),
-        (["--steps", "FILE", "--goal", "Load"], "--goal cannot stand beside --steps"),
-        (["--steps", "FILE", "--context", "a=b"], "--context cannot stand beside --steps"),
-        (["--question", "What?", "--image", "FILE", "--out", "x"], "--out cannot stand beside --question"),
+        (["--goal", "Load", "--interactive", "--question", "What?"], "--question must not be used with --interactive"),
+        (["--steps", "FILE", "--goal", "Load"], "--goal must not be used with --steps"),
+        (["--steps", "FILE", "--context", "a=b"], "--context must not be used with --steps"),
+        (["--question", "What?", "--image", "FILE", "--out", "x"], "--out must not be used with --question"),
     ],
 )
 def test_options_of_two_forms_are_refused(
