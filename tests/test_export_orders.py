@@ -11,7 +11,7 @@ from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import tables as show
-from toolkit.cli.tables import _proven
+from toolkit.cli.tables import _verification
 from toolkit.errors import DataError, RunError
 from toolkit.exporting import _job
 from toolkit.models.hf import HfBackend
@@ -135,16 +135,16 @@ def test_the_runs_own_folder_of_exports_is_no_place_elsewhere(trained: RunFolder
 
 
 @pytest.mark.parametrize("held_out", [True, False])
-def test_what_is_told_of_a_proof_names_the_rows_that_were_asked(held_out: bool) -> None:
+def test_the_summary_of_a_verification_names_its_split(held_out: bool) -> None:
     score = {"name": "accuracy", "n": 8, "value": 0.5}
     file = {"file": "x.gguf", "megabytes": 1.0, "bits": 8, "questions": 8, "differing": 0, "gap": 0.0, "score": score}
     record = {"questions": 8, "differing": 0, "held_out": held_out, "files": {"q8_0": file}}
     table = gguf_table({**record, "mmproj": "m.gguf", "mmproj_megabytes": 1.0})
-    for told in (str(table.title), _proven(record)):
-        assert ("held-out" in told, "training rows" in told) == (held_out, not held_out)
+    for text in (str(table.title), _verification(record)):
+        assert ("held-out" in text, "training" in text) == (held_out, not held_out)
 
 
-def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
+def test_verification_skips_samples_that_do_not_fit_and_warns_about_training_samples(
     trained: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = trained.recipe()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.exporting.push import Push, check_push, is_proven, push_form
+from toolkit.exporting.push import Push, check_push, is_verified_export, push_format
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, current_weights
 
@@ -38,7 +38,7 @@ def prepare_push(run: RunFolder, recipe: Recipe, repo: str) -> PushFormat:
         rule, remedy = "exactly one format must be pushed to a repository", "Name it, such as --to merged."
         raise RunError("push.one_format_only", rule, place="--push", value=", ".join(formats), remedy=remedy)
     weights = current_weights(run, recipe)
-    return PushFormat(formats[0], needs_export=weights is None or not is_proven(run, weights, formats[0]))
+    return PushFormat(formats[0], needs_export=weights is None or not is_verified_export(run, weights, formats[0]))
 
 
 def push_export(run: RunFolder, record: Mapping[str, Any], name: str, push: Push) -> str:
@@ -46,9 +46,9 @@ def push_export(run: RunFolder, record: Mapping[str, Any], name: str, push: Push
 
     Raises:
         RunError: the format is not in the export's record.
-        ModelError, RunError: as in ``push_form``.
+        ModelError, RunError: as in ``push_format``.
     """
     if name not in record:
         rule, remedy = "the format must be exported before it is pushed", "Export it first."
         raise RunError("push.format_not_exported", rule, place="--push", value=name, remedy=remedy)
-    return push_form(run.path / Path(record[name]["folder"]), record[name], push)
+    return push_format(run.path / Path(record[name]["folder"]), record[name], push)
