@@ -15,7 +15,7 @@ from tests.helpers.problems import warnings_in
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
 from toolkit.evaluation.context import Context, EvaluationRecord
-from toolkit.evaluation.episodes import find_chains
+from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.models.lengths import NO_ROOM, SPECIAL
 from toolkit.pipeline import read_results, write_results
@@ -172,7 +172,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
         ("2", "4"),
     ]
     assert (table[-1]["right_reference_memory"], table[-1]["right_own_memory"]) == ("1", "")
-    assert table[-1]["problem_own_memory"] == "stands behind a missing step"
+    assert table[-1]["problem_own_memory"] == "after a missing step"
     warned = {problem.code: problem for problem in warnings_in(caplog)}
     assert warned["evaluate.questions_after_missing_step"].value == 1
     assert warned["evaluate.chains_incomplete"].value == 1
@@ -193,7 +193,7 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
 
 def test_chains_end_at_the_first_missing_place() -> None:
     stands = [Stand("b", 2, 3), Stand("a", 1, 3), Stand("b", 1, 3), Stand("a", 3, 3), Stand("c", 2, 2)]
-    chains, behind = find_chains(stands)
+    chains, behind = find_episodes(stands)
     assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
     assert behind == [3, 4]
 

@@ -71,7 +71,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
         "optimizer": optimizer_here(grpo),
         "rows": len(samples),
         "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
-        "pictures": context.count_pictures(STAGE),
+        "pictures": context.count_images(STAGE),
         "probe": read_json(kept) if kept.is_file() else None,
         "kl_reference": reference,
     }

@@ -44,5 +44,5 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
         "backend": backend.name,
         "optimizer": optimizer_here(recipe.sft or Sft()),
         "rows": len(samples),
-        "pictures": context.count_pictures(STAGE),
+        "pictures": context.count_images(STAGE),
     }
