@@ -125,7 +125,7 @@ if not (RUNS / "medgemma_grpo").exists():
     places = ("*/runs/medgemma_grpo", "*/*/*/runs/medgemma_grpo")
     for earlier in (folder for place in places for folder in Path("/kaggle/input").glob(place)):
         shutil.copytree(earlier, RUNS / "medgemma_grpo", dirs_exist_ok=True)
-        print("goes on from", earlier)
+        print("resumes", earlier)
 
 # %% [markdown]
 # ## Training

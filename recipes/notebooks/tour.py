@@ -112,7 +112,7 @@ ROW = {
     "correct_answer": "B",
     "correct_answer_explanation": "Patchy opacity in the right lower zone.",
     "Findings": "Patchy opacity in the right lower zone. No fracture.",
-    "ImagePath": ["film.png"],
+    "ImagePath": ["image.png"],
 }
 FORM = "<start_working_out>{}<end_working_out><SOLUTION>{}</SOLUTION>"
 ANSWERS = [FORM.format("Opacity in the right lower zone.", "B - Pneumonia"), "B", FORM.format("It is large.", "C")]
