@@ -170,7 +170,7 @@ def test_rows_left_out_and_leaks_are_counted(planted: Planted) -> None:
     assert all(f"`{digest}`" in card for digest in fingerprints.values())
 
 
-def test_every_row_of_the_results_stands_in_the_card_with_its_interval(planted: Planted) -> None:
+def test_every_row_of_the_results_is_in_the_card_with_its_interval(planted: Planted) -> None:
     card, rows = planted.card(), read_json(planted.run.results_file)["table"]
     assert [row["label"] for row in rows] == ["majority baseline", "after SFT"]
     for row in rows:
@@ -215,7 +215,7 @@ def test_the_card_of_a_run_is_the_same_every_time(planted: Planted) -> None:
     assert planted.card() == before
 
 
-def test_what_was_not_asked_is_said(planted: Planted) -> None:
+def test_the_card_says_what_was_not_verified(planted: Planted) -> None:
     folder, facts = planted.folder("merged"), planted.facts()
     unverified = str(model_card(folder, replace(facts, verification={**facts.verification, "verified": False})))
     assert "**It is not verified.** These files were not reloaded" in unverified
@@ -239,7 +239,7 @@ def test_answers_and_ids_in_the_record_of_an_export_stay_out_of_the_card(planted
     assert not re.search(f"{PATIENT}|Mrs K", card)
 
 
-def test_practice_data_are_called_that(planted: Planted, tmp_path: Path) -> None:
+def test_the_card_names_synthetic_data(planted: Planted, tmp_path: Path) -> None:
     facts = replace(planted.facts(), recipe=small_recipe(tmp_path))
     card = str(model_card(planted.folder("merged"), facts))
     assert "**Real images:** the model was trained and evaluated on synthetic images only." in card
@@ -287,7 +287,7 @@ def test_gated_terms_are_named_with_their_link_and_an_unknown_model_gets_none() 
         ("/home/anna/stages/films.json", "films.json"),  # a folder of this name alone makes no run
     ],
 )
-def test_a_model_goes_by_a_name_that_tells_no_place(source: str, name: str) -> None:
+def test_the_public_name_of_a_model_is_not_a_path(source: str, name: str) -> None:
     assert public_name(source) == name
 
 

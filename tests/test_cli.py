@@ -81,7 +81,7 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert (done.returncode, done.stdout) == (0, f"toolkit {toolkit.__version__}\n")
 
 
-def test_a_wrong_recipe_tells_all_its_problems_without_a_traceback(
+def test_an_invalid_recipe_reports_all_problems_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe(tmp_path, "[grpo]\ngenerations = 1\n[gprp]\n")
@@ -101,7 +101,7 @@ def test_a_wrong_recipe_tells_all_its_problems_without_a_traceback(
     assert last.endswith("[recipe.invalid]")
 
 
-def test_files_that_are_missing_are_told_before_anything_is_made(
+def test_missing_files_are_reported_before_the_run_folder_exists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(["run", write_recipe(tmp_path, "[evaluate]\n")]) == 2
@@ -175,7 +175,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main([])
 
 
-def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_synthetic_data_is_written_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "chest"
     assert call(["data", "synthetic", "chest", "--out", str(out), "--train", "8", "--test", "4", "--size", "64"]) == 0
     printed = capsys.readouterr().out
@@ -192,9 +192,7 @@ def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.
     assert "6 with 16 bits" in text
 
 
-def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_lists_missing_images_and_does_not_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(["data", "synthetic", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
     next(iter(sorted((tmp_path / "images").iterdir()))).unlink()
     capsys.readouterr()
@@ -205,7 +203,7 @@ def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(
     assert "film000000.png" in text
 
 
-def test_practice_data_of_a_recipe_are_inspected_without_leaving_files(
+def test_synthetic_data_of_a_recipe_is_inspected_without_leaving_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +251,7 @@ def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.Captu
     assert "[rewards.completion_missing]" in capsys.readouterr().err
 
 
-def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_prints_each_format_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     merged = {"folder": "stages/export/merged", "megabytes": 12.5, "bits": 16, "questions": 16, "differing": 1}
     show.exported({"weights": "w", "asked": ["adapter", "merged"], "merged": merged}, Path("runs/x"))
     first, second = capsys.readouterr().out.splitlines()
@@ -261,7 +259,7 @@ def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.Captu
     assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits, 15 of 16 held-out completions unchanged)"
 
 
-def test_an_export_ends_with_the_commands_that_serve_it_where_it_lies(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_ends_with_the_commands_that_serve_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = {
         "folder": "e/merged",
         "megabytes": 1,
@@ -346,7 +344,7 @@ def test_log_lines_are_shown_and_details_are_not() -> None:
         RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
     ],
 )
-def test_a_full_disk_is_told_without_a_traceback(
+def test_a_full_disk_is_reported_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -81,7 +81,7 @@ def test_a_dry_run_changes_what_it_may_and_nothing_else(file: Path, own: bool) -
 
 
 @pytest.mark.parametrize("file", [file for file, own in CASES if not own], ids=lambda file: file.stem)
-def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
+def test_synthetic_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
     derived = derive_dry_run(load_recipe(file), own_rows=False)
     data = read_rows(derived, tmp_path / "synthetic")
     assert len(data.train) >= derived.grpo.prompts_per_step if derived.grpo else len(data.train)
@@ -94,7 +94,7 @@ def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_path: Path) -> None:
+def test_the_columns_of_synthetic_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
     synthetic = SyntheticData(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
     file = SYNTHETIC_WRITERS[kind](tmp_path, synthetic, 1)["train"]
     text = file.read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_
     assert COLUMNS[kind] == written
 
 
-def test_every_kind_of_practice_data_is_written_and_has_columns() -> None:
+def test_every_kind_of_synthetic_data_is_written_and_has_columns() -> None:
     assert set(SYNTHETIC_TASKS) == set(SYNTHETIC_WRITERS) == set(COLUMNS)
 
 
@@ -163,7 +163,7 @@ def test_a_dry_run_exports_a_gguf_in_16_bits_or_left_out(tmp_path: Path) -> None
     assert only.export.to == ("merged",)
 
 
-def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_reports_the_package_that_gguf_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
     (line,) = dry_run_package.perform._missing_extra(recipe)

@@ -286,7 +286,7 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
     )
 
 
-def test_a_file_that_is_no_gguf_is_an_error_and_the_run_goes_on(context: Context, tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_an_error_and_the_run_continues(context: Context, tmp_path: Path) -> None:
     for name in ("x.gguf", "mmproj-x.gguf"):
         (tmp_path / name).write_bytes(b"no gguf")
     with Child() as child, raises(ModelError, "model.llamacpp_failed") as caught:

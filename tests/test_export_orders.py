@@ -26,7 +26,7 @@ from toolkit.runfolder import RunFolder, find_exported, write_text
 FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
 
 
-def test_an_optional_gguf_that_the_base_does_not_give_is_left_out_and_told(
+def test_an_optional_gguf_that_the_base_does_not_support_is_skipped_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run_recipe(recipe.model_copy(update={"grpo": None}), STAGES).run
 
 
-def test_a_quantisation_without_a_gguf_is_refused(trained: RunFolder) -> None:
+def test_a_quantization_without_gguf_is_rejected(trained: RunFolder) -> None:
     with raises(RunError, "export.quant_without_gguf") as caught:
         export_again(trained.path, STAGES, ['export.quant=["q8_0"]'])
     assert caught.problem.place == "--quant"

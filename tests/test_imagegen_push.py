@@ -134,7 +134,7 @@ def test_the_default_is_the_method_with_the_highest_judge_score(run: Path, hub: 
     assert hub.repos["anna/minim"]["private"] is False
 
 
-def test_a_repository_with_files_is_refused_unless_forced(run: Path, hub: FakeHub) -> None:
+def test_a_repository_with_files_is_rejected_unless_forced(run: Path, hub: FakeHub) -> None:
     hub.repos["anna/minim"] = {"private": True, "files": {"thesis.pdf"}}
     assert isinstance(export(run, "--push", "anna/minim").exception, RunError)
     assert "upload_folder" not in hub.names

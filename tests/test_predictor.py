@@ -92,7 +92,7 @@ def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFo
     assert read_lines(tmp_path / "out.jsonl") == lines
 
 
-def test_a_prediction_that_was_interrupted_goes_on_and_gives_the_same_file(run: RunFolder, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_resumes_and_writes_the_same_file(run: RunFolder, tmp_path: Path) -> None:
     file = open_csv(tmp_path)
     predicted(run, file, tmp_path / "whole.jsonl", Scripted(right))
     with pytest.raises(KeyboardInterrupt):
@@ -131,7 +131,7 @@ def test_a_file_of_another_kind_keeps_every_byte(text: str, run: RunFolder, tmp_
 
 
 @pytest.mark.parametrize("whole_lines", [0, 2])
-def test_predictions_that_end_in_half_a_line_go_on(whole_lines: int, run: RunFolder, tmp_path: Path) -> None:
+def test_predictions_with_an_incomplete_last_line_resume(whole_lines: int, run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     predicted(run, open_csv(tmp_path), out, Scripted(right))
     complete = out.read_bytes()
@@ -141,7 +141,7 @@ def test_predictions_that_end_in_half_a_line_go_on(whole_lines: int, run: RunFol
     assert out.read_bytes() == complete
 
 
-def test_where_predictions_cannot_be_written_is_told_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_an_error_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
@@ -165,7 +165,7 @@ def test_what_a_file_holds_of_the_answers_is_not_looked_at(run: RunFolder, tmp_p
     assert [line["problem"] is not None for line in lines] == [True] * 4
 
 
-def test_rows_that_cannot_be_asked_are_told_and_those_behind_them_wait(
+def test_unusable_rows_and_rows_after_them_are_skipped_with_a_warning(
     run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = open_csv(tmp_path, ("31", "32"))
@@ -218,7 +218,7 @@ def test_a_screenshot_that_is_written_over_is_looked_at_anew(run: RunFolder, tmp
     assert predictor.predict_step(screen(tmp_path, size=(200, 600)), "Load").coords == (100.0, 60.0)
 
 
-def test_what_cannot_be_asked_is_refused_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
+def test_an_invalid_prompt_is_an_error_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
     predictor = load_model_for_inference(run.path, backend=Saying())
     with pytest.raises(ImageError, match="nowhere"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
@@ -278,7 +278,7 @@ def test_a_trained_run_is_rolled_out_and_its_weights_are_found_in_each_form(
     assert "predict.recipe_missing" not in [problem.code for problem in warnings_in(caplog)]
 
 
-def test_weights_outside_a_run_say_their_base_and_take_the_defaults_which_is_told(
+def test_weights_outside_a_run_use_their_base_and_the_defaults_with_a_warning(
     trained: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = find_run(trained.run_folder)
@@ -311,7 +311,7 @@ def test_steps_of_a_file_are_predicted_on_the_command_line(
     assert (tmp_path / "other.jsonl").read_bytes() == (tmp_path / "asked.predictions.jsonl").read_bytes()
 
 
-def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
+def test_interactive_prediction_reads_screenshots_until_the_input_ends(
     trained: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Saying(json.dumps(STEP), "Well.", json.dumps(STEP))
@@ -346,7 +346,7 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
         (["--question", "What?", "--image", "FILE", "--out", "x"], "--out must not be used with --question"),
     ],
 )
-def test_options_of_two_forms_are_refused(
+def test_options_of_two_modes_are_rejected(
     tmp_path: Path, options: list[str], rule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()

@@ -74,7 +74,7 @@ def test_a_repository_that_is_public_already_takes_no_private_push(folder: Path)
     assert hub.names == ["repo_info"]
 
 
-def test_a_repository_with_files_is_refused_unless_forced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repository_with_files_is_rejected_unless_forced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": {".gitattributes", "thesis.pdf"}}})
     with raises(RunError, "push.repository_not_empty") as caught:
         push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_weights_changed_after_verification_are_not_pushed_but_an_edited_card_is
     assert "anna/other" not in hub.repos
 
 
-def test_what_the_hub_says_is_told_without_the_token(folder: Path, online: None) -> None:
+def test_the_error_of_the_hub_is_shown_without_the_token(folder: Path, online: None) -> None:
     error = HfHubHTTPError(f"403 Forbidden for Bearer {TOKEN}\nmore", response=response(403))
     hub = FakeHub(refuses=error)
     with raises(RunError, "push.rejected") as caught:
@@ -185,16 +185,14 @@ def test_what_was_changed_by_hand_is_exported_again_before_its_push(recipe: Reci
 
 
 @pytest.mark.parametrize("name", ["anna/-x", "anna/a--b", "anna/x.git", "anna/..", "anna/süß", f"anna/{'x' * 97}"])
-def test_a_name_that_the_hub_refuses_is_told_before_anything_is_exported(
-    recipe: Recipe, hub: FakeHub, name: str
-) -> None:
+def test_a_name_that_the_hub_rejects_is_an_error_before_the_export(recipe: Recipe, hub: FakeHub, name: str) -> None:
     with raises(RunError, "push.name_rejected") as caught:
         export_again(recipe.run_folder, NOTHING, ['export.to=["adapter"]'], Delivery(push=name))
     assert (caught.problem.place, caught.problem.value) == ("--push", name)
     assert hub.calls == []
 
 
-def test_what_will_not_be_verified_is_refused_before_it_is_written(
+def test_a_push_without_verification_is_rejected_before_the_export(
     recipe: Recipe, hub: FakeHub, tmp_path: Path
 ) -> None:
     settings = ['export.to=["merged"]', "export.verify=0"]
@@ -204,7 +202,7 @@ def test_what_will_not_be_verified_is_refused_before_it_is_written(
     assert hub.calls == []
 
 
-def test_a_private_repository_stays_private_and_that_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_private_repository_stays_private_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": set()}})
     with caplog.at_level(logging.WARNING, "toolkit"):
         push_format(folder, record_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
@@ -229,7 +227,7 @@ def test_the_command_pushes_and_prints_the_address_and_no_token(recipe: Recipe, 
     assert TOKEN not in find_run(recipe.run_folder).log_file.read_text(encoding="utf-8")
 
 
-def test_public_alone_is_refused(recipe: Recipe) -> None:
+def test_public_without_push_is_rejected(recipe: Recipe) -> None:
     found = CliRunner().invoke(app, ["export", str(recipe.run_folder), "--public"])
     assert found.exit_code == 2
 

@@ -319,7 +319,7 @@ def test_a_missing_recipe_has_its_neighbour_as_suggestion(tmp_path: Path) -> Non
     assert (found.code, found.remedy) == ("recipe.not_found", f"Did you mean {tmp_path / 'quickstart.toml'}?")
 
 
-def test_a_byte_order_mark_is_read_and_other_encodings_are_refused(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted_and_other_encodings_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
     assert load_recipe(path).run.name == "small"

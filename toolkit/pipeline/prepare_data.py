@@ -95,10 +95,10 @@ def inspect_data(
         data = read_rows(recipe, Path(folder))
         images = image_store(recipe, data)
         report = _scan(recipe, data, SPLITS, images, progress)
-        return data, report, _rendered(recipe, data, images, show)
+        return data, report, _render_rows(recipe, data, images, show)
 
 
-def _rendered(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
+def _render_rows(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
     if not count:
         return []
     from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
@@ -159,7 +159,7 @@ def without_unusable_images(recipe: Recipe, data: DataSplits, report: ScanReport
         if not bad:
             continue
         examples = tuple(samples[i].id for i in bad[:EXAMPLES])
-        dropped.append(Dropped(str(samples.source.file), "a picture cannot be used", len(bad), examples))
+        dropped.append(Dropped(str(samples.source.file), "an image is unusable", len(bad), examples))
         rule = f"{len(bad):,} rows are skipped, because an image is unusable (for example {'; '.join(examples)})"
         warn("data.image_unusable", rule, place=samples.source.file)
         splits[name] = samples.take(np.delete(samples.rows, bad))
