@@ -217,7 +217,7 @@ def test_the_files_for_people_hold_reference_prediction_and_verdict(context: Con
     assert {"memory", "completion", "answer", "memory_after", "scores"} <= details[0].keys()
 
 
-def test_the_tables_have_both_baselines_and_every_way(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
     for name, script, earlier in (("before", mumbles_at_2, []), ("sft", counts_what_is_done, ["before"])):
         context.run.mark_done(f"evaluate-{name}", evaluate(context, name, None, earlier, Scripted(script)))
     results = write_results(context.run)
@@ -233,7 +233,7 @@ def test_the_tables_have_both_baselines_and_every_way(context: Context, capsys: 
     assert read_results(context.run) == results
     show.results(results)
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("what memory does", "own to reference", "own to off", "mean first failure", "step by action"):
+    for words in ("agent-memory modes", "own - reference", "own - off", "mean first failure", "step by action"):
         assert words in text
 
 
