@@ -12,7 +12,7 @@ from typing import Any
 from shapes import write_model
 from training import context_of
 
-from toolkit.recipe import Evaluate, Export, Phantom, Recipe, load_recipe
+from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData, load_recipe
 from toolkit.scoring.regions.coordinates import choose_coordinates
 from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.training.grpo import train_grpo
@@ -135,12 +135,12 @@ def _practice(recipe: Recipe, folder: Path, rows: Mapping[str, int]) -> dict[str
     if recipe.data.task == "vqa":
         return {**none, **_questions(folder / "vqa", rows)}
     kind = {"mcq": "chest", "lesion": "lesion", "steps": "steps"}[recipe.data.task]
-    return {**none, "phantom": Phantom(kind=kind, **rows), "columns": {}}
+    return {**none, "synthetic": SyntheticData(kind=kind, **rows), "columns": {}}
 
 
 def _questions(folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     """Practice films with their questions in VQA-RAD's columns."""
-    written = write_chest(folder, Phantom(kind="chest", **rows), 0)
+    written = write_chest(folder, SyntheticData(kind="chest", **rows), 0)
     for split, file in written.items():
         asked = json.loads(file.read_text(encoding="utf-8"))
         table = [

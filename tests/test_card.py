@@ -24,7 +24,7 @@ from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import export_again
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.recipe import Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import RunFolder, find_run, read_json
 from toolkit.tasks.mcq.synthetic import write_chest
 
@@ -53,13 +53,13 @@ class Planted:
         record = self.run.record("export")
         serving = Serving("planted", "basis", 256, 16, 1, 4, False, ("<end_of_turn>",), None)
         return read_facts(
-            self.run, self.recipe, self.run.path / record["weights"], form, serving=serving, proof=record[form]
+            self.run, self.recipe, self.run.path / record["weights"], form, serving=serving, verification=record[form]
         )
 
 
 def write_wards(folder: Path) -> dict[str, Path]:
     """Practice films whose patients have numbers, one of them in both splits, and one row that cannot be used."""
-    files = write_chest(folder, Phantom(kind="chest", train=24, test=40, size=64), 1)
+    files = write_chest(folder, SyntheticData(kind="chest", train=24, test=40, size=64), 1)
     for picture in (folder / "images").iterdir():
         picture.rename(picture.with_name(picture.name.replace("film", PATIENT)))
     for file in files.values():
@@ -87,7 +87,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
     tables = {
         "model": {"name": str(home / "models/basis")},
         "data": {
-            "phantom": None,
+            "synthetic": None,
             "train": str(files["train"]),
             "test": str(files["test"]),
             "image_root": str(home / "wards"),
@@ -124,7 +124,7 @@ def test_the_hubs_own_parser_reads_the_header_and_gives_the_scores_of_these_weig
     assert card.data.eval_results[0].metric_args["n"] == 40
     # A folder's name is no repository, and nobody knows the licence of what is in it.
     assert (card.data.base_model, card.data.license) == (None, None)
-    assert "not known to the program that wrote this card" in planted.card()
+    assert "unknown to the program that wrote this card" in planted.card()
 
 
 def test_nothing_of_patients_places_users_or_tokens_is_in_any_file(planted: Planted) -> None:
@@ -163,14 +163,14 @@ def test_rows_left_out_and_leaks_are_counted(planted: Planted) -> None:
     record = planted.run.record("data")
     assert f"| train | {record['rows']['train']} |" in card
     assert [one["count"] for one in record["dropped"]] == [1]
-    assert f"1 rows were left out: {record['dropped'][0]['reason']}" in card
-    assert "**Leak:** 1 groups (patients, lesions or films) of test stand in train too" in card
+    assert f"1 rows were dropped: {record['dropped'][0]['reason']}" in card
+    assert "**Leak:** 1 groups (patients, lesions or images) of test are in train too" in card
     assert planted.run.record("data")["leaks"][0]["kind"] == "group"
     fingerprints = read_json(planted.run.run_file)["fingerprints"]
     assert all(f"`{digest}`" in card for digest in fingerprints.values())
 
 
-def test_every_row_of_the_results_stands_in_the_card_with_its_interval(planted: Planted) -> None:
+def test_every_row_of_the_results_is_in_the_card_with_its_interval(planted: Planted) -> None:
     card, rows = planted.card(), read_json(planted.run.results_file)["table"]
     assert [row["label"] for row in rows] == ["majority baseline", "after SFT"]
     for row in rows:
@@ -186,7 +186,7 @@ def test_subgroups_are_shown_and_single_patients_are_not(planted: Planted) -> No
     assert len(by["PatientID"]) == len(by["Case"]) == 20
     for value, found in by["PatientSex"].items():
         assert f"| {value} | {found['n']} |" in card
-    assert "Case: 20 values with fewer than 5 patients, lesions or films are not shown." in card
+    assert "Case: 20 values with fewer than 5 patients, lesions or images are hidden." in card
     facts = planted.facts()
     evaluation = json.loads(json.dumps(facts.evaluation))
     evaluation["summary"]["not_found"] = ["Scanner"]
@@ -215,11 +215,11 @@ def test_the_card_of_a_run_is_the_same_every_time(planted: Planted) -> None:
     assert planted.card() == before
 
 
-def test_what_was_not_asked_is_said(planted: Planted) -> None:
+def test_the_card_says_what_was_not_verified(planted: Planted) -> None:
     folder, facts = planted.folder("merged"), planted.facts()
-    unproven = str(model_card(folder, replace(facts, proof={**facts.proof, "verified": False})))
-    assert "**It was not.** Nothing was asked of these files" in unproven
-    assert "**These files themselves:** nothing was asked of them" in unproven
+    unverified = str(model_card(folder, replace(facts, verification={**facts.verification, "verified": False})))
+    assert "**It is not verified.** These files were not reloaded" in unverified
+    assert "**These files themselves:** they were not reloaded" in unverified
     unasked = str(model_card(folder, replace(facts, evaluation=None)))
     assert "**These weights on held-out questions:** they were not evaluated." in unasked
     assert "model-index" not in unasked
@@ -231,20 +231,20 @@ def test_answers_and_ids_in_the_record_of_an_export_stay_out_of_the_card(planted
     facts = planted.facts("merged")
     answers = [{"id": PATIENT, "expected": "lung of Mrs K.", "agreement": 0.5}]
     quants = {"q8_0": {"file": "a-q8_0.gguf", "agreement": 0.98765, "answers": answers}}
-    proof = {**facts.proof, "largest_difference": 0.0123, "asked": answers, "quants": quants}
-    card = str(model_card(planted.folder("merged"), replace(facts, proof=proof)))
+    verification = {**facts.verification, "largest_difference": 0.0123, "asked": answers, "quants": quants}
+    card = str(model_card(planted.folder("merged"), replace(facts, verification=verification)))
     assert "- largest difference: 0.0123" in card
-    assert "2 greedy answers were those of the run's weights. The weights have 32 bits." in card
+    assert "2 greedy completions were those of the run's weights. The weights have 32 bits." in card
     assert "| q8_0 | a-q8_0.gguf | 0.9877 |" in card
     assert not re.search(f"{PATIENT}|Mrs K", card)
 
 
-def test_practice_data_are_called_that(planted: Planted, tmp_path: Path) -> None:
+def test_the_card_names_synthetic_data(planted: Planted, tmp_path: Path) -> None:
     facts = replace(planted.facts(), recipe=small_recipe(tmp_path))
     card = str(model_card(planted.folder("merged"), facts))
-    assert "**Real pictures:** the model was trained and asked on generated practice pictures alone." in card
+    assert "**Real images:** the model was trained and evaluated on synthetic images only." in card
     assert "generated-data" in (ModelCard(card).data.tags or ())
-    assert "**Real pictures:**" not in planted.card()
+    assert "**Real images:**" not in planted.card()
 
 
 def test_time_and_energy_are_those_of_the_run_or_said_to_be_unknown(planted: Planted) -> None:
@@ -287,12 +287,12 @@ def test_gated_terms_are_named_with_their_link_and_an_unknown_model_gets_none() 
         ("/home/anna/stages/films.json", "films.json"),  # a folder of this name alone makes no run
     ],
 )
-def test_a_model_goes_by_a_name_that_tells_no_place(source: str, name: str) -> None:
+def test_the_public_name_of_a_model_is_not_a_path(source: str, name: str) -> None:
     assert public_name(source) == name
 
 
 def test_a_recipe_from_the_hub_keeps_its_names(tmp_path: Path) -> None:
-    tables = {"data": {"phantom": None, "train": "hub:flaviagiammarino/vqa-rad#train", "task": "vqa"}}
+    tables = {"data": {"synthetic": None, "train": "hub:flaviagiammarino/vqa-rad#train", "task": "vqa"}}
     shown = tomllib.loads(public_recipe(small_recipe(tmp_path, tables)))
     assert shown["data"]["train"] == "hub:flaviagiammarino/vqa-rad#train"
     assert str(tmp_path) not in json.dumps(shown)

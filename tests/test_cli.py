@@ -16,9 +16,10 @@ import pytest
 import toolkit
 from toolkit.cli import main
 from toolkit.cli import tables as show
-from toolkit.cli.progress import PlainLines, telling
+from toolkit.cli.progress import PlainLines, show_progress
 from toolkit.errors import Interrupted, RunError
 from toolkit.pipeline import ResultRow, Results
+from toolkit.recipe.renamed import RENAMED
 from toolkit.runfolder import RunFolder
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "cv2", "pyarrow", "pydantic", "PIL", "filelock")
@@ -57,7 +58,8 @@ def test_help_lists_every_command_and_none_that_is_not_there(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "plan", "evaluate", "export", "predict", "doctor", "data inspect", "data phantom", "reward test"]
+    "command",
+    ["run", "plan", "evaluate", "export", "predict", "doctor", "data inspect", "data synthetic", "reward test"],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call([*command.split(), "--help"]) == 0
@@ -79,7 +81,7 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert (done.returncode, done.stdout) == (0, f"toolkit {toolkit.__version__}\n")
 
 
-def test_a_wrong_recipe_tells_all_its_problems_without_a_traceback(
+def test_an_invalid_recipe_reports_all_problems_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe(tmp_path, "[grpo]\ngenerations = 1\n[gprp]\n")
@@ -99,7 +101,7 @@ def test_a_wrong_recipe_tells_all_its_problems_without_a_traceback(
     assert last.endswith("[recipe.invalid]")
 
 
-def test_files_that_are_missing_are_told_before_anything_is_made(
+def test_missing_files_are_reported_before_the_run_folder_exists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(["run", write_recipe(tmp_path, "[evaluate]\n")]) == 2
@@ -118,6 +120,31 @@ def test_a_folder_that_is_no_run_exits_with_1(tmp_path: Path, capsys: pytest.Cap
 def test_a_wrong_option_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["run"]) == 2
     assert call(["run", "a.toml", "--fersh"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "former"),
+    [
+        (["run", "a.toml", "--rehearse"], "--rehearse"),
+        (["run", "--rehearse=yes", "a.toml"], "--rehearse"),
+        (["data", "phantom", "chest", "--out", "a"], "toolkit data phantom"),
+    ],
+)
+def test_a_renamed_command_or_option_is_rejected_with_its_new_name(
+    arguments: list[str], former: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(arguments) == 2
+    assert f"Use {RENAMED[former]} instead." in capsys.readouterr().err
+
+
+def test_every_new_name_of_a_command_or_option_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    for new in RENAMED.values():
+        if new.startswith("toolkit "):
+            assert call([*new.split()[1:], "--help"]) == 0
+    assert call(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(new in text for new in RENAMED.values() if new.startswith("--"))
+    assert not any(former in text for former in RENAMED if former.startswith("--"))
 
 
 def test_errors_are_shown_without_tokens_and_interruptions_exit_like_a_signal(
@@ -148,9 +175,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main([])
 
 
-def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_synthetic_data_is_written_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "chest"
-    assert call(["data", "phantom", "chest", "--out", str(out), "--train", "8", "--test", "4", "--size", "64"]) == 0
+    assert call(["data", "synthetic", "chest", "--out", str(out), "--train", "8", "--test", "4", "--size", "64"]) == 0
     printed = capsys.readouterr().out
     assert f'train = "{out}/train.json"' in printed
     recipe = tmp_path / "recipe.toml"
@@ -162,13 +189,11 @@ def test_practice_data_are_written_and_inspected(tmp_path: Path, capsys: pytest.
     assert "test: 4 rows in 2 groups" in text
     assert "unusable rows: 0" in text
     assert "6 checked, 0 unusable" in text
-    assert "6 of 16 bits" in text
+    assert "6 with 16 bits" in text
 
 
-def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call(["data", "phantom", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
+def test_inspect_lists_missing_images_and_does_not_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(["data", "synthetic", "chest", "--out", str(tmp_path), "--train", "8", "--test", "4", "--size", "64"])
     next(iter(sorted((tmp_path / "images").iterdir()))).unlink()
     capsys.readouterr()
     path = write_recipe(tmp_path, "[evaluate]\n")
@@ -178,12 +203,12 @@ def test_inspect_lists_pictures_that_are_missing_and_does_not_stop(
     assert "film000000.png" in text
 
 
-def test_practice_data_of_a_recipe_are_inspected_without_leaving_files(
+def test_synthetic_data_of_a_recipe_is_inspected_without_leaving_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.toml").write_text(
-        '[run]\nname = "one"\n[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\ntrain = 4\ntest = 2\nsize = 64\n'
+        '[run]\nname = "one"\n[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\ntrain = 4\ntest = 2\nsize = 64\n'
         "[evaluate]\n"
     )
     assert call(["data", "inspect", "recipe.toml"]) == 0
@@ -217,7 +242,7 @@ def test_reward_test_explains_each_score_and_gives_means(tmp_path: Path, capsys:
     assert letters[0] == ["letter", "1.00", "x", "1", "="]
     assert letters[1][1] == "0.00"
     assert letters[2][1] == "0.500"
-    assert any(line.startswith("line 2: ") and "could not be read" in line for line in lines)
+    assert any(line.startswith("line 2: ") and "could not be parsed" in line for line in lines)
 
 
 def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,15 +251,15 @@ def test_reward_test_says_what_a_line_lacks(tmp_path: Path, capsys: pytest.Captu
     assert "[rewards.completion_missing]" in capsys.readouterr().err
 
 
-def test_an_export_tells_each_form_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_prints_each_format_and_what_was_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     merged = {"folder": "stages/export/merged", "megabytes": 12.5, "bits": 16, "questions": 16, "differing": 1}
     show.exported({"weights": "w", "asked": ["adapter", "merged"], "merged": merged}, Path("runs/x"))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("adapter: not written")
-    assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits; 15 of 16 held-out answers as before)"
+    assert second == "merged: runs/x/stages/export/merged (12.5 MB, 16 bits, 15 of 16 held-out completions unchanged)"
 
 
-def test_an_export_ends_with_the_commands_that_serve_it_where_it_lies(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_ends_with_the_commands_that_serve_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = {
         "folder": "e/merged",
         "megabytes": 1,
@@ -270,7 +295,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
     clock = iter([100.0, 105.0, 110.0, 130.0])
     monkeypatch.setattr("toolkit.cli.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
-    with telling(stream) as (progress, _):
+    with show_progress(stream) as (progress, _):
         assert isinstance(progress, PlainLines)
         progress("sft", 10, 40)
         progress("sft", 12, 40)  # five seconds later: no line
@@ -290,7 +315,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
-    with telling(stream) as (progress, _):
+    with show_progress(stream) as (progress, _):
         progress("sft", 16, 40, "loss 0.5")  # a run that goes on
         logging.getLogger("toolkit").info("a line above the bar")
         progress("sft", 40, 40)
@@ -305,7 +330,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
 
 def test_log_lines_are_shown_and_details_are_not() -> None:
     stream = io.StringIO()
-    with telling(stream):
+    with show_progress(stream):
         logging.getLogger("toolkit.pipeline").info("sft begins [1 of 2]")
         logging.getLogger("toolkit.pipeline").debug("a detail")
         logging.getLogger("toolkit.data").warning("2 rows are left out")
@@ -319,7 +344,7 @@ def test_log_lines_are_shown_and_details_are_not() -> None:
         RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
     ],
 )
-def test_a_full_disk_is_told_without_a_traceback(
+def test_a_full_disk_is_reported_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -131,7 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
         run = run_recipe(small_recipe(folder, tables), STAGES).run
-        picture = next((run.path / "phantom").rglob("*.png"))
+        picture = next((run.path / "synthetic").rglob("*.png"))
         predict(run, "How large is the heart?", [picture], ["A. Normal", "B. Large"])
     return run
 
@@ -560,7 +560,7 @@ def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
         "training": (2, 10, 10),
         "search": (1, 4, 0),
         "ablation": (1, 3, 3),
-        "rehearsal": (0, 0, 0),
+        "dry_run": (0, 0, 0),
         "failed or unfinished": (2, 3, 2),
     }
     assert found["total"]["wall_hours"] == 20

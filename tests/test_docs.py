@@ -146,7 +146,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
     assert wrong == []
 
 
-def test_every_option_that_stands_alone_is_one_of_some_command() -> None:
+def test_every_option_in_prose_belongs_to_a_command() -> None:
     known = {option for command in COMMANDS.values() for option in options_of(command)}
     assert {span.split()[0] for span in spans() if span.startswith("-")} <= known
 

@@ -22,7 +22,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.exporting import export
 from toolkit.exporting import gguf as stage
-from toolkit.exporting.verification import Questions, ask, compare
+from toolkit.exporting.verification import VerificationSet, compare, generate_completions
 from toolkit.models.gguf import GgufBackend
 from toolkit.models.hf import HfBackend
 from toolkit.models.llamacpp import Child, read_metadata
@@ -116,7 +116,7 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
         return found
 
     policy.model.answer = note
-    ask(backend, policy, questions_of(context, 3))
+    generate_completions(backend, policy, questions_of(context, 3))
     assert backend.mismatched_prompts == 0
     for tokens, sample in zip(seen, context.data.test[:3], strict=True):
         inputs = policy.processor(
@@ -139,10 +139,10 @@ def test_the_loss_of_an_answer_is_that_of_the_merged_weights(context: Context, e
     assert found["gguf"] == pytest.approx(found["hf"], abs=0.01)
 
 
-def questions_of(context: Context, count: int) -> Questions:
+def questions_of(context: Context, count: int) -> VerificationSet:
     samples = list(context.data.test[:count])
     prompts = Prompts.of(context.recipe, context.images)
-    return Questions(context.recipe, TASKS["mcq"], samples, [prompts.row(sample) for sample in samples])
+    return VerificationSet(context.recipe, TASKS["mcq"], samples, [prompts.row(sample) for sample in samples])
 
 
 def test_a_vision_tower_that_was_trained_is_in_the_projector(
@@ -206,7 +206,7 @@ def test_unverified_files_are_written_and_say_so(
     }
 
 
-def test_merged_weights_that_are_not_as_they_were_proven_are_written_again(
+def test_merged_weights_that_are_changed_after_verification_are_written_again(
     context: Context, exported: Mapping[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     merged, told = context.run.path / "stages/export/merged", "merged weights, which are written first"
@@ -260,9 +260,9 @@ def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Any:
     recipe = context.recipe.model_copy(update={"model": model})
     questions = replace(questions_of(context, count), recipe=recipe)
     hf, llama = HfBackend(), GgufBackend()
-    before = ask(hf, hf.load(recipe, None, trainable=False), questions)
+    before = generate_completions(hf, hf.load(recipe, None, trainable=False), questions)
     policy = llama.load(recipe, out / "x-f16.gguf", trainable=False)
-    found = compare(before, ask(llama, policy, questions, before.texts))
+    found = compare(before, generate_completions(llama, policy, questions, before.texts))
     policy.model.close()
     assert llama.mismatched_prompts == 0
     return found
@@ -275,7 +275,7 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
 ) -> None:
     folder = build(family, shared_data, tmp_path)
     # llama.cpp enlarges a picture of less than 8 tokens, each 28 pixels wide: these have 16.
-    films = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
+    films = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 4, "size": 128}}, "model": {"max_tokens": 600}}
     with context_of(small_recipe(tmp_path, films)) as other:
         found = agreement(other, folder, tmp_path)
     # Random weights hardly tell one token from another, so answers may part; probabilities may not.
@@ -286,7 +286,7 @@ def test_qwens_architectures_convert_and_answer_as_in_transformers(
     )
 
 
-def test_a_file_that_is_no_gguf_is_an_error_and_the_run_goes_on(context: Context, tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_an_error_and_the_run_continues(context: Context, tmp_path: Path) -> None:
     for name in ("x.gguf", "mmproj-x.gguf"):
         (tmp_path / name).write_bytes(b"no gguf")
     with Child() as child, raises(ModelError, "model.llamacpp_failed") as caught:
@@ -297,7 +297,7 @@ def test_a_file_that_is_no_gguf_is_an_error_and_the_run_goes_on(context: Context
     assert caught.problem.place == str(tmp_path / "x.gguf")
 
 
-def test_an_optional_gguf_is_written_and_proven_here(context: Context, tmp_path: Path) -> None:
+def test_an_optional_gguf_is_written_and_verified(context: Context, tmp_path: Path) -> None:
     record = export(with_export(context, to=["merged"], optional=["gguf"], quant=["f16"], verify=3), out=tmp_path)
     assert record["asked"] == ["merged", "gguf"]
     assert record["gguf"]["files"]["f16"]["questions"] == 3

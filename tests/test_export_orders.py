@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from toolkit.cli.exports import gguf_table
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
 from toolkit.cli import tables as show
-from toolkit.cli.exports import gguf_table
-from toolkit.cli.tables import _proven
+from toolkit.cli.tables import _verification
 from toolkit.errors import DataError, RunError
 from toolkit.exporting import _job
 from toolkit.models.hf import HfBackend
@@ -26,7 +26,7 @@ from toolkit.runfolder import RunFolder, find_exported, write_text
 FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
 
 
-def test_an_optional_gguf_that_the_base_does_not_give_is_left_out_and_told(
+def test_an_optional_gguf_that_the_base_does_not_support_is_skipped_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run_recipe(recipe.model_copy(update={"grpo": None}), STAGES).run
 
 
-def test_a_quantisation_without_a_gguf_is_refused(trained: RunFolder) -> None:
+def test_a_quantization_without_gguf_is_rejected(trained: RunFolder) -> None:
     with raises(RunError, "export.quant_without_gguf") as caught:
         export_again(trained.path, STAGES, ['export.quant=["q8_0"]'])
     assert caught.problem.place == "--quant"
@@ -135,16 +135,16 @@ def test_the_runs_own_folder_of_exports_is_no_place_elsewhere(trained: RunFolder
 
 
 @pytest.mark.parametrize("held_out", [True, False])
-def test_what_is_told_of_a_proof_names_the_rows_that_were_asked(held_out: bool) -> None:
+def test_the_summary_of_a_verification_names_its_split(held_out: bool) -> None:
     score = {"name": "accuracy", "n": 8, "value": 0.5}
     file = {"file": "x.gguf", "megabytes": 1.0, "bits": 8, "questions": 8, "differing": 0, "gap": 0.0, "score": score}
     record = {"questions": 8, "differing": 0, "held_out": held_out, "files": {"q8_0": file}}
     table = gguf_table({**record, "mmproj": "m.gguf", "mmproj_megabytes": 1.0})
-    for told in (str(table.title), _proven(record)):
-        assert ("held-out" in told, "training rows" in told) == (held_out, not held_out)
+    for text in (str(table.title), _verification(record)):
+        assert ("held-out" in text, "training" in text) == (held_out, not held_out)
 
 
-def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
+def test_verification_skips_samples_that_do_not_fit_and_warns_about_training_samples(
     trained: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = trained.recipe()

@@ -182,7 +182,7 @@ def test_stable_diffusions_path_runs_end_to_end_on_a_tiny_random_pipeline(tmp_pa
 def test_the_dry_run_of_a_recipe_for_a_gpu_runs_every_stage_without_its_models_and_ratings(tmp_path: Path) -> None:
     real = load_recipe(RECIPE.parent / "minim_rlhf.toml", [f"run.folder={tmp_path / 'runs'}"])
     run, result = dry_run_imagegen(real)
-    assert run.name == "minim_rlhf.rehearsal"
+    assert run.name == "minim_rlhf.dry-run"
     assert [row.arm for row in result.rows] == ["base", "control", "sft", "ddpo"]
 
 

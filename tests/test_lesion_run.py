@@ -21,7 +21,7 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     tables = {
         "data": {
             "task": "lesion",
-            "phantom": {"kind": "lesion", "train": 40, "test": 20, "size": 96},
+            "synthetic": {"kind": "lesion", "train": 40, "test": 20, "size": 96},
             "lesion": {"answer": ("diagnosis", "location", "bbox", "polygon"), "crop": 0.7},
             "sampling": "balanced",
         },
@@ -66,7 +66,7 @@ def test_prediction_accepts_an_own_image_and_an_own_question(lesions: Recipe) ->
 
 
 def test_given_answers_are_scored_with_their_reasons(lesions: Recipe, tmp_path: Path) -> None:
-    (row, *_) = json.loads((lesions.run_folder / "phantom" / "test.json").read_text())
+    (row, *_) = json.loads((lesions.run_folder / "synthetic" / "test.json").read_text())
     x1, y1, x2, y2 = row["bbox"]
     # The tiny model's coordinates run from 0 to 100.
     box = [

@@ -21,9 +21,9 @@ from transformers import AutoProcessor
 
 from tests.helpers.problems import raises
 from toolkit import tiny
-from toolkit.cli.exports import export_settings, gguf_table
+from toolkit.cli.tables import gguf_table
 from toolkit.errors import MissingExtraError, ModelError, RunError
-from toolkit.exporting.verification import BOUNDS, Asked, Bound, compare
+from toolkit.exporting.verification import BOUNDS, Bound, GreedyCompletions, compare
 from toolkit.models import llamacpp
 from toolkit.models.backend import Completion
 from toolkit.models.gguf import GgufBackend, processed_images
@@ -32,6 +32,7 @@ from toolkit.models.llamacpp.convert import _link_with_tokens, check_tensor_name
 from toolkit.models.llamacpp.converter import unusual_pattern
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
+from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
 from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
 
@@ -213,8 +214,8 @@ def test_a_gguf_is_neither_trained_nor_sampled(tmp_path: Path) -> None:
             refused(None, None)  # type: ignore[arg-type]
 
 
-def asked(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> Asked:
-    return Asked([Completion(text, 1, False) for text in texts], log_probs)
+def asked(texts: Sequence[str], log_probs: Sequence[Sequence[float]]) -> GreedyCompletions:
+    return GreedyCompletions([Completion(text, 1, False) for text in texts], log_probs)
 
 
 def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
@@ -232,13 +233,13 @@ def test_a_comparison_counts_answers_and_finds_the_largest_gap() -> None:
 def test_a_nan_log_probability_fits_no_bound_at_any_position() -> None:
     said = [Completion("A", 1, truncated=False)]
     for after in ([float("nan"), -1.0], [-1.0, float("nan")]):
-        found = compare(Asked(said, [[-1.0, -1.0]]), Asked(said, [after]))
+        found = compare(GreedyCompletions(said, [[-1.0, -1.0]]), GreedyCompletions(said, [after]))
         assert not found.fits(Bound(1, 1e9))
 
 
 def test_bounds_are_wider_for_fewer_bits() -> None:
     kinds = [BOUNDS[kind] for kind in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")]
-    assert [bound.share for bound in kinds] == sorted(bound.share for bound in kinds)
+    assert [bound.fraction for bound in kinds] == sorted(bound.fraction for bound in kinds)
     assert [bound.gap for bound in kinds] == sorted(bound.gap for bound in kinds)
 
 
@@ -266,8 +267,8 @@ def record_of(questions: int) -> Mapping[str, Any]:
 
 
 def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
-    proven, unproven = gguf_table(record_of(8)), gguf_table(record_of(0))
-    assert [next(iter(column.cells)) for column in proven.columns] == [
+    verified, unverified = gguf_table(record_of(8)), gguf_table(record_of(0))
+    assert [next(iter(column.cells)) for column in verified.columns] == [
         "q8_0",
         "x-Q8_0.gguf",
         "1.25",
@@ -276,8 +277,8 @@ def test_the_table_of_gguf_files_lists_unverified_ones() -> None:
         "0.012",
         "75.0%",
     ]
-    assert unproven.title == "GGUF, not verified"
-    assert [next(iter(column.cells)) for column in unproven.columns][4:] == ["", "", ""]
+    assert unverified.title == "GGUF, not verified"
+    assert [next(iter(column.cells)) for column in unverified.columns][4:] == ["", "", ""]
 
 
 def test_a_model_is_named_by_its_format_its_quantisation_or_its_path(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.helpers.problems import raises
 from toolkit.data import open_index
 from toolkit.data.loading import DataSplits, load_data, read_file, row_scan
 from toolkit.errors import NOTHING, DataError
-from toolkit.recipe import Images, Phantom, Recipe
+from toolkit.recipe import Images, Recipe, SyntheticData
 from toolkit.tasks import TASKS, RowOrigin
 from toolkit.tasks.mcq.synthetic import write_chest
 
@@ -328,7 +328,7 @@ def test_samples_can_be_pickled_and_read_in_another_process(train: str) -> None:
 
 
 def test_synthetic_data_loads_from_its_folder(tmp_path: Path) -> None:
-    phantom = Phantom(kind="chest", train=12, test=6, size=64)
+    phantom = SyntheticData(kind="chest", train=12, test=6, size=64)
     write_chest(tmp_path, phantom, 1)
     data = load_data(recipe(phantom=phantom.model_dump(), group="PatientID"), tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 0, 6)

@@ -96,7 +96,7 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
     recipe = recipe_of("sft", tmp_path, "recovered", sft={"max_steps": 3})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2), float16(monkeypatch, {1, 3}):
         record = run(recipe, "sft")
-    assert record["memory"]["out_of_memory"] == 1
+    assert record["gpu_memory"]["out_of_memory"] == 1
     assert [line.get("loss_scale") for line in lines_of(recipe)] == [SCALE / 2, None, SCALE / 4]
     assert record["skipped_steps"] == 2
 

@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from toolkit import tiny
 from toolkit.exporting.chat_turns import Turns, ollama_template, read_turns
-from toolkit.exporting.serving import Pair, Serving, commands, fill_in, modelfile, write_modelfiles
+from toolkit.exporting.serving import GgufFiles, Serving, commands, fill_folder, modelfile, write_modelfiles
 from toolkit.models.chat_template import conversation, render_prompt
 from toolkit.recipe import Recipe
 
@@ -58,8 +58,8 @@ def test_gemmas_pieces_are_those_of_its_own_template(gemma: Any) -> None:
     # Gemma has no system turn: the text stands in front of the first question.
     assert turns == Turns(
         head="<start_of_turn>user\n",
-        ask="<end_of_turn>\n<start_of_turn>model\n",
-        again="<end_of_turn>\n<start_of_turn>user\n",
+        after_question="<end_of_turn>\n<start_of_turn>model\n",
+        after_answer="<end_of_turn>\n<start_of_turn>user\n",
         before_system="<start_of_turn>user\n",
         after_system="\n\n",
     )
@@ -168,7 +168,7 @@ def test_a_folder_with_several_quantisations_has_a_modelfile_for_each(gemma: Any
     serving = Serving.of(RECIPE, gemma, 1)
     assert write_modelfiles(tmp_path, serving) == []
     (tmp_path / "chest-f16.gguf").touch()
-    assert Pair.of(tmp_path) is None  # without its vision part a text model is no export
+    assert GgufFiles.of(tmp_path) is None  # without its vision part a text model is no export
     (tmp_path / "mmproj-chest-f16.gguf").touch()
     assert write_modelfiles(tmp_path, serving) == ["Modelfile"]
     (tmp_path / "chest-q8_0.gguf").touch()
@@ -180,13 +180,13 @@ def test_the_commands_name_this_models_files_and_the_recipes_limits(gemma: Any, 
     serving = Serving.of(RECIPE, gemma, 2)
     (tmp_path / "chat_template.jinja").touch()
     (merged,) = commands("merged", tmp_path, serving)
-    words = shlex.split(fill_in(merged, "/data/chest films"))
+    words = shlex.split(fill_folder(merged, "/data/chest films"))
     assert words[:5] == ["vllm", "serve", "/data/chest films", "--served-model-name", "chest_films.2"]
     assert words[words.index("--max-model-len") + 1] == "1536"
     assert json.loads(words[words.index("--limit-mm-per-prompt") + 1]) == {"image": 2}
     assert words[words.index("--chat-template") + 1] == "/data/chest films/chat_template.jinja"
     (adapter,) = commands("adapter", tmp_path, serving)
-    words = shlex.split(fill_in(adapter, "."))
+    words = shlex.split(fill_folder(adapter, "."))
     assert words[:4] == ["vllm", "serve", "google/medgemma-4b-it", "--enable-lora"]
     # vLLM knows ranks of 8, 16, 32, ...; the adapter's is 20.
     assert words[words.index("--max-lora-rank") + 1] == "32"
@@ -199,7 +199,7 @@ def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Pat
     assert commands("gguf", tmp_path, serving) == []
     for name in ("chest-q8_0.gguf", "mmproj-chest.gguf"):
         (tmp_path / name).touch()
-    server, create, run = (shlex.split(fill_in(text, "x")) for text in commands("gguf", tmp_path, serving))
+    server, create, run = (shlex.split(fill_folder(text, "x")) for text in commands("gguf", tmp_path, serving))
     assert server[:5] == ["llama-server", "-m", "x/chest-q8_0.gguf", "--mmproj", "x/mmproj-chest.gguf"]
     assert server[server.index("-c") + 1] == "1536"
     assert create == ["ollama", "create", "chest_films.2", "-f", "x/Modelfile"]
@@ -209,4 +209,4 @@ def test_a_gguf_pair_is_served_by_llama_cpp_and_ollama(gemma: Any, tmp_path: Pat
 def test_a_run_with_mmproj_in_its_name_keeps_its_commands(tmp_path: Path) -> None:
     for name in ("with-mmproj-f16.gguf", "mmproj-with-mmproj-f16.gguf"):
         (tmp_path / name).touch()
-    assert Pair.of(tmp_path) == Pair(("with-mmproj-f16.gguf",), "mmproj-with-mmproj-f16.gguf")
+    assert GgufFiles.of(tmp_path) == GgufFiles(("with-mmproj-f16.gguf",), "mmproj-with-mmproj-f16.gguf")

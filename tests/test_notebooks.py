@@ -65,7 +65,7 @@ def test_every_recipe_and_key_that_a_notebook_names_exists(source: Path) -> None
 
 def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything that a notebook printed, run from its first cell to its last in an empty folder."""
-    monkeypatch.setenv("TOOLKIT_REHEARSE", "1")
+    monkeypatch.setenv("TOOLKIT_DRY_RUN", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
     made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
@@ -77,26 +77,26 @@ def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["medgemma_grpo_colab", "medgemma_grpo_kaggle"])
-def test_a_medgemma_notebook_is_rehearsed_to_its_end(
+def test_the_dry_run_of_a_medgemma_notebook_finishes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = execute(name, tmp_path, monkeypatch)
-    assert "a rehearsal with the recipes in" in printed
-    assert "the rehearsal passed in" in printed
+    assert "a dry run with the recipes in" in printed
+    assert "the dry run passed in" in printed
     assert "after GRPO" in printed
-    assert (tmp_path / "runs" / "medgemma_grpo.rehearsal" / "results.json").is_file()
+    assert (tmp_path / "runs" / "medgemma_grpo.dry-run" / "results.json").is_file()
 
 
 @pytest.mark.slow
-def test_the_ham10000_notebook_prepares_and_rehearses_both_stages(
+def test_the_ham10000_notebook_prepares_data_and_runs_both_dry_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = execute("ham10000_kaggle", tmp_path, monkeypatch)
-    assert printed.count("the rehearsal passed in") == 2
+    assert printed.count("the dry run passed in") == 2
     assert printed.count("some of the recipe's own rows") == 2
     assert {run.name for run in (tmp_path / "runs").iterdir() if not run.name.startswith(".")} == {
-        "ham10000_sft.rehearsal",
-        "ham10000_grpo.rehearsal",
+        "ham10000_sft.dry-run",
+        "ham10000_grpo.dry-run",
     }
 
 

@@ -160,7 +160,7 @@ def test_a_second_run_skips_everything_says_so_and_reads_no_data(
     ]
 
 
-def test_a_run_that_failed_goes_on_with_the_stage_that_failed(tmp_path: Path) -> None:
+def test_a_failed_run_resumes_with_the_failed_stage(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     with raises(TrainingError, "training.failed"):
         run_recipe(recipe, FakeStages(fail={"grpo": TrainingError("training.failed", "nothing to learn")}).table())
@@ -202,7 +202,7 @@ def test_an_export_that_was_not_verified_does_not_stand_for_one_that_is_to_be(tm
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_an_optional_form_is_written_where_it_can_be_and_added_once_it_can(
+def test_an_optional_format_is_written_when_its_packages_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: installed)
@@ -218,7 +218,7 @@ def test_an_optional_form_is_written_where_it_can_be_and_added_once_it_can(
     assert [call[0] for call in again.calls] == (["prepare", "export"] if installed else [])
 
 
-def test_a_gguf_that_cannot_be_made_here_is_refused_before_anything_is_trained(
+def test_a_gguf_without_its_packages_is_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
@@ -246,7 +246,7 @@ def test_an_export_of_fewer_quantisations_does_not_stand_for_the_recipes(
         assert bool(later.calls) == again
 
 
-def test_a_signal_ends_the_run_with_its_exit_code_and_the_next_goes_on(tmp_path: Path) -> None:
+def test_a_signal_ends_the_run_with_its_exit_code_and_the_next_run_resumes(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     noted: list[int] = []
     with pytest.raises(Interrupted) as caught:
@@ -286,7 +286,7 @@ def test_only_the_sections_that_are_there_run(tmp_path: Path) -> None:
     assert [row.label for row in results.rows] == ["majority baseline", "before"]
 
 
-def test_a_run_goes_on_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None:
+def test_a_run_starts_from_the_weights_of_an_earlier_run(tmp_path: Path) -> None:
     earlier = run_recipe(make_recipe(tmp_path), FakeStages().table()).run
     seen: list[Path | None] = []
 

@@ -18,8 +18,8 @@ from toolkit import tiny
 from toolkit.errors import Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context
 from toolkit.exporting import export
-from toolkit.exporting.atomic_output import BESIDE, MARGIN, Place, free_name, refuse_small_disk
-from toolkit.exporting.size import Size, base_size, form_bytes
+from toolkit.exporting.atomic_output import EXTRA_BYTES, MARGIN, OutputFolder, free_name, require_disk_space
+from toolkit.exporting.size import Size, base_size, format_bytes
 from toolkit.models.backend import Policy
 from toolkit.models.hf import HfBackend
 from toolkit.pipeline import run_recipe
@@ -30,7 +30,7 @@ FILES = 30
 Disk = namedtuple("Disk", "total used free")
 
 
-def write_version(place: Place, version: int) -> None:
+def write_version(place: OutputFolder, version: int) -> None:
     place.partial.mkdir()
     for number in range(FILES):
         (place.partial / f"{number}.txt").write_text(str(version), encoding="utf-8")
@@ -44,19 +44,19 @@ def folders(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir() if path.is_dir())
 
 
-def write_until_killed(place: Place, told: int) -> None:
+def write_until_killed(place: OutputFolder, told: int) -> None:
     version = 0
     while True:
-        place.take()
+        place.prepare()
         write_version(place, version)
-        place.put()
+        place.commit()
         os.write(told, b".")
         version += 1
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(tmp_path: Path) -> None:
     """A process that exports again and again is killed 25 times; what has the final name is always of one version."""
-    place = Place(tmp_path / "merged")
+    place = OutputFolder(tmp_path / "merged")
     left = set()
     for attempt in range(25):
         read, told = os.pipe()
@@ -73,18 +73,18 @@ def test_a_kill_at_any_moment_leaves_a_whole_export_or_none(tmp_path: Path) -> N
         if place.target.exists():
             assert len(set(versions_in(place.target))) == 1
             assert len(versions_in(place.target)) == FILES
-        place.take()
+        place.prepare()
         assert len(versions_in(place.target)) == FILES  # what was whole once is never lost
         assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     assert "merged.partial" in left  # some were killed while they wrote
 
 
 def test_an_export_whose_second_rename_did_not_come_gets_its_name_back(tmp_path: Path) -> None:
-    place = Place(tmp_path / "merged")
+    place = OutputFolder(tmp_path / "merged")
     write_version(place, 1)
-    place.put()
+    place.commit()
     place.target.replace(place.old)  # where a kill between the two renames stops
-    place.take()
+    place.prepare()
     assert versions_in(place.target) == ["1"] * FILES
 
 
@@ -93,14 +93,14 @@ def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tm
     target.mkdir()
     (target / "thesis.txt").write_text("three years", encoding="utf-8")
     with raises(RunError, "export.target_exists") as caught:
-        Place(target, own=False).take()
+        OutputFolder(target, own=False).prepare()
     assert caught.problem.place == str(target)
     assert "--force" in caught.problem.remedy
-    forced = Place(target, own=False, force=True)
+    forced = OutputFolder(target, own=False, force=True)
     for number in (1, 2):
-        forced.take()
+        forced.prepare()
         write_version(forced, number)
-        forced.put()
+        forced.commit()
     assert (tmp_path / "merged.old-1/thesis.txt").read_text(encoding="utf-8") == "three years"
     assert versions_in(tmp_path / "merged.old-2") == ["1"] * FILES
     assert versions_in(target) == ["2"] * FILES
@@ -109,27 +109,27 @@ def test_a_folder_of_others_is_refused_and_with_force_kept_under_another_name(tm
 
 def test_an_empty_folder_may_be_taken_and_a_file_may_not(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
-    place = Place(tmp_path / "merged", own=False)
-    place.take()
+    place = OutputFolder(tmp_path / "merged", own=False)
+    place.prepare()
     write_version(place, 1)
-    place.put()
+    place.commit()
     assert versions_in(place.target) == ["1"] * FILES
     (tmp_path / "adapter").write_text("", encoding="utf-8")
     with raises(RunError, "export.target_is_file"):
-        Place(tmp_path / "adapter", force=True).take()
+        OutputFolder(tmp_path / "adapter", force=True).prepare()
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with raises(RunError, "export.target_not_writable") as caught:
-        Place(tmp_path / "file" / "merged").take()
+        OutputFolder(tmp_path / "file" / "merged").prepare()
     assert caught.problem.place == str(tmp_path / "file")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     # Root may write anywhere but into the kernel's own files.
     read_only = Path("/proc") if os.geteuid() == 0 else locked
     with raises(RunError, "export.target_not_writable"):
-        Place(read_only / "merged").take()
+        OutputFolder(read_only / "merged").prepare()
     assert list(locked.iterdir()) == []
 
 
@@ -138,15 +138,15 @@ def test_a_small_disk_is_told_with_what_is_needed(tmp_path: Path, monkeypatch: p
 
     def usage(folder: Path) -> Disk:
         asked.append(folder)
-        return Disk(10**12, 0, round(MARGIN * 2_000_000_000) + BESIDE - 1)
+        return Disk(10**12, 0, round(MARGIN * 2_000_000_000) + EXTRA_BYTES - 1)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     with raises(RunError, "export.disk_full") as caught:
-        refuse_small_disk(tmp_path / "not/there/yet", 2_000_000_000, "export of merged")
+        require_disk_space(tmp_path / "not/there/yet", 2_000_000_000, "export of merged")
     assert caught.problem.value == "2.16 GB"
     assert "export of merged needs 2.16 GB" in caught.problem.rule
     assert asked == [tmp_path]
-    refuse_small_disk(tmp_path, 1_999_999_000, "export of merged")
+    require_disk_space(tmp_path, 1_999_999_000, "export of merged")
 
 
 def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Path) -> None:
@@ -160,14 +160,14 @@ def test_the_size_of_a_form_is_read_off_the_headers_of_its_weights(tmp_path: Pat
     adapter.mkdir()
     shutil.copy(tiny.FOLDER / "model.safetensors", adapter)
     (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
-    assert form_bytes("adapter", adapter, Model()) == stored
-    assert form_bytes("merged", adapter, Model(precision="32bit")) == 4 * base.values
-    assert form_bytes("merged", adapter, Model(precision="16bit")) == 2 * base.values
-    assert form_bytes("merged", adapter, Model(precision="4bit")) == stored  # merged into the weights as stored
-    # A copy in 16 bits, and 8.5 bits a weight; merged weights count as a form of their own.
-    gguf = form_bytes("gguf", adapter, Model(precision="16bit"), ["q8_0"])
+    assert format_bytes("adapter", adapter, Model()) == stored
+    assert format_bytes("merged", adapter, Model(precision="32bit")) == 4 * base.values
+    assert format_bytes("merged", adapter, Model(precision="16bit")) == 2 * base.values
+    assert format_bytes("merged", adapter, Model(precision="4bit")) == stored  # merged into the weights as stored
+    # A copy in 16 bits, and 8.5 bits a weight; merged weights count as their own format.
+    gguf = format_bytes("gguf", adapter, Model(precision="16bit"), ["q8_0"])
     assert gguf == pytest.approx((2 + 8.5 / 8) * base.values, abs=1)
-    assert form_bytes("merged", adapter, Model(name="nobody/has-this")) is None
+    assert format_bytes("merged", adapter, Model(name="nobody/has-this")) is None
     assert base_size(Model(name=str(tmp_path))) is None
     assert base_size(Model(name=str(adapter))) == Size(base.values, stored)
 
@@ -202,7 +202,7 @@ class Reluctant(HfBackend):
 
 
 def test_ctrl_c_keeps_the_forms_that_were_finished_and_no_half_of_another(context: Context, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="merged was not asked yet"):
+    with pytest.raises(Interrupted, match="merged was not verified yet"):
         export(context, Reluctant(context), out=tmp_path)
     assert folders(tmp_path) == ["adapter", "merged.partial"]
     context.stop.number = None
@@ -262,7 +262,7 @@ def test_what_others_have_under_a_name_beside_the_export_is_neither_taken_nor_re
 def test_what_this_runs_export_left_elsewhere_is_cleared_away(context: Context, tmp_path: Path) -> None:
     only = replace(context, recipe=context.recipe.model_copy(update={"export": Export(to=("adapter",), verify=1)}))
     with raises(ModelError, "export.answers_differ") as caught:
-        export(only, Unproven(), out=tmp_path)
+        export(only, FailsVerification(), out=tmp_path)
     assert caught.problem.place == str(tmp_path / "adapter.differs")
     export(only, out=tmp_path)
     assert folders(tmp_path) == ["adapter"]
@@ -270,13 +270,13 @@ def test_what_this_runs_export_left_elsewhere_is_cleared_away(context: Context, 
 
 def test_a_form_that_is_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     """Weights may have been moved to a larger disk, with a link in their place."""
-    place = Place(tmp_path / "merged")
+    place = OutputFolder(tmp_path / "merged")
     (tmp_path / "large").mkdir()
     place.target.symlink_to(tmp_path / "large")
     for version in range(3):
-        place.take()
+        place.prepare()
         write_version(place, version)
-        place.put()
+        place.commit()
         assert set(versions_in(place.target)) == {str(version)}
     assert folders(tmp_path) == ["large", "merged"]
 
@@ -285,10 +285,10 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_written(tmp_pat
     (tmp_path / "merged").symlink_to(tmp_path / "gone")
     for own in (True, False):
         with raises(RunError, "export.target_broken_link"):
-            Place(tmp_path / "merged", own=own).take()
+            OutputFolder(tmp_path / "merged", own=own).prepare()
 
 
-class Unproven(HfBackend):
+class FailsVerification(HfBackend):
     """Saves an adapter whose weights are those of nobody."""
 
     def save(self, policy: Policy, folder: Path) -> None:
@@ -300,6 +300,6 @@ class Unproven(HfBackend):
 
 def test_what_does_not_pass_never_gets_the_final_name(context: Context, tmp_path: Path) -> None:
     with raises(ModelError, "export.answers_differ") as caught:
-        export(context, Unproven(), out=tmp_path)
+        export(context, FailsVerification(), out=tmp_path)
     assert caught.problem.place == str(tmp_path / "adapter.differs")
     assert folders(tmp_path) == ["adapter.differs"]

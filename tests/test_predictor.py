@@ -17,7 +17,7 @@ from training import context_of, small_recipe
 from tests.helpers.problems import raises, warnings_in
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
-from toolkit.evaluation.predict_episodes import Files, predict_chains
+from toolkit.evaluation.predict_episodes import Files, predict_episodes
 from toolkit.evaluation.predictor import load_model_for_inference
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
@@ -78,7 +78,7 @@ def write_csv_without_output(folder: Path, rows: Sequence[dict[str, Any]]) -> Pa
 
 def predicted(run: RunFolder, file: Path, out: Path, backend: HfBackend) -> list[dict[str, Any]]:
     with StopRequest() as stop:
-        return predict_chains(run, Files(file, out, file.parent / "images"), stop, backend=backend)
+        return predict_episodes(run, Files(file, out, file.parent / "images"), stop, backend=backend)
 
 
 def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFolder, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_every_step_of_a_file_is_predicted_with_the_models_own_memory(run: RunFo
     assert read_lines(tmp_path / "out.jsonl") == lines
 
 
-def test_a_prediction_that_was_interrupted_goes_on_and_gives_the_same_file(run: RunFolder, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_resumes_and_writes_the_same_file(run: RunFolder, tmp_path: Path) -> None:
     file = open_csv(tmp_path)
     predicted(run, file, tmp_path / "whole.jsonl", Scripted(right))
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def test_a_prediction_that_was_interrupted_goes_on_and_gives_the_same_file(run: 
     with StopRequest() as stop:
         stop.join(15)
         with pytest.raises(Interrupted, match="holds 6 of 8"):
-            predict_chains(run, files, stop, backend=Scripted(right))
+            predict_episodes(run, files, stop, backend=Scripted(right))
     again = Scripted(right)
     predicted(run, file, tmp_path / "out.jsonl", again)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -132,7 +132,7 @@ def test_a_file_of_another_kind_keeps_every_byte(text: str, run: RunFolder, tmp_
 
 
 @pytest.mark.parametrize("whole_lines", [0, 2])
-def test_predictions_that_end_in_half_a_line_go_on(whole_lines: int, run: RunFolder, tmp_path: Path) -> None:
+def test_predictions_with_an_incomplete_last_line_resume(whole_lines: int, run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     predicted(run, open_csv(tmp_path), out, Scripted(right))
     complete = out.read_bytes()
@@ -142,7 +142,7 @@ def test_predictions_that_end_in_half_a_line_go_on(whole_lines: int, run: RunFol
     assert out.read_bytes() == complete
 
 
-def test_where_predictions_cannot_be_written_is_told_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_an_error_before_the_model_is_loaded(run: RunFolder, tmp_path: Path) -> None:
     backend = Scripted(right)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
@@ -166,7 +166,7 @@ def test_what_a_file_holds_of_the_answers_is_not_looked_at(run: RunFolder, tmp_p
     assert [line["problem"] is not None for line in lines] == [True] * 4
 
 
-def test_rows_that_cannot_be_asked_are_told_and_those_behind_them_wait(
+def test_unusable_rows_and_rows_after_them_are_skipped_with_a_warning(
     run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = open_csv(tmp_path, ("31", "32"))
@@ -219,7 +219,7 @@ def test_a_screenshot_that_is_written_over_is_looked_at_anew(run: RunFolder, tmp
     assert predictor.predict_step(screen(tmp_path, size=(200, 600)), "Load").coords == (100.0, 60.0)
 
 
-def test_what_cannot_be_asked_is_refused_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
+def test_an_invalid_prompt_is_an_error_with_its_reason(run: RunFolder, tmp_path: Path) -> None:
     predictor = load_model_for_inference(run.path, backend=Saying())
     with pytest.raises(ImageError, match="nowhere"):
         predictor.predict_step(tmp_path / "nowhere.png", "Load")
@@ -279,7 +279,7 @@ def test_a_trained_run_is_rolled_out_and_its_weights_are_found_in_each_form(
     assert "predict.recipe_missing" not in [problem.code for problem in warnings_in(caplog)]
 
 
-def test_weights_outside_a_run_say_their_base_and_take_the_defaults_which_is_told(
+def test_weights_outside_a_run_use_their_base_and_the_defaults_with_a_warning(
     trained: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = find_run(trained.run_folder)
@@ -305,14 +305,14 @@ def test_steps_of_a_file_are_predicted_on_the_command_line(
     arguments = ["predict", str(trained.run_folder.absolute()), "--steps", str(file), "--image-root", "images"]
     assert call(arguments) == 0
     out = capsys.readouterr().out
-    assert "4 steps, " in out
+    assert "4 GUI steps, " in out
     assert "asked.predictions.jsonl" in out
     assert len(read_lines(tmp_path / "asked.predictions.jsonl")) == 4
     assert call([*arguments, "--out", str(tmp_path / "other.jsonl")]) == 0
     assert (tmp_path / "other.jsonl").read_bytes() == (tmp_path / "asked.predictions.jsonl").read_bytes()
 
 
-def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
+def test_interactive_prediction_reads_screenshots_until_the_input_ends(
     trained: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Saying(json.dumps(STEP), "Well.", json.dumps(STEP))
@@ -324,9 +324,9 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
     assert call(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("CLICK Load volume at 200, 30") == 2
-    assert "not asked: " in out
+    assert "skipped: " in out
     assert "nowhere.png" in out
-    assert "no step could be read" in out
+    assert "the GUI step could not be parsed" in out
     # The wrong path and the unreadable answer keep the memory of step 1.
     assert all('"completed_subtasks":["load"]' in question for question in backend.questions[1:])
     assert "screenshot of step 4 (or quit): " in out
@@ -337,17 +337,17 @@ def test_one_screenshot_after_another_is_asked_about_until_the_input_ends(
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ([], "name --question and --image, or --steps, or --goal and --interactive"),
+        ([], "use --question and --image, or --steps, or --goal and --interactive"),
         (["--question", "What?"], "--question needs --image"),
         (["--goal", "Load"], "--goal and --interactive"),
         (["--interactive"], "--interactive needs --goal"),
-        (["--goal", "Load", "--interactive", "--question", "What?"], "--question cannot stand beside --interactive"),
-        (["--steps", "FILE", "--goal", "Load"], "--goal cannot stand beside --steps"),
-        (["--steps", "FILE", "--context", "a=b"], "--context cannot stand beside --steps"),
-        (["--question", "What?", "--image", "FILE", "--out", "x"], "--out cannot stand beside --question"),
+        (["--goal", "Load", "--interactive", "--question", "What?"], "--question must not be used with --interactive"),
+        (["--steps", "FILE", "--goal", "Load"], "--goal must not be used with --steps"),
+        (["--steps", "FILE", "--context", "a=b"], "--context must not be used with --steps"),
+        (["--question", "What?", "--image", "FILE", "--out", "x"], "--out must not be used with --question"),
     ],
 )
-def test_options_of_two_forms_are_refused(
+def test_options_of_two_modes_are_rejected(
     tmp_path: Path, options: list[str], rule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()

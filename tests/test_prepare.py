@@ -14,9 +14,9 @@ from toolkit.evaluation.context import Context
 from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
-from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.recipe import Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import no_progress, read_json, start_run
-from toolkit.tasks.mcq.synthetic import write_chest
+from toolkit.synthetic.chest import write_chest
 
 HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
 FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'
@@ -25,7 +25,7 @@ FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.js
 @pytest.fixture
 def chest(tmp_path: Path) -> Path:
     """Eight training questions about films 0 to 3, four test questions about films 4 and 5."""
-    write_chest(tmp_path / "chest", Phantom(kind="chest", train=8, test=4, size=64), seed=1)
+    write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=8, test=4, size=64), seed=1)
     return tmp_path / "chest"
 
 
@@ -39,8 +39,8 @@ def film(chest: Path, number: int) -> Path:
     return chest / "images" / f"film{number:06d}.png"
 
 
-def test_practice_data_are_written_into_the_run_once(tmp_path: Path) -> None:
-    text = '[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n[sft]\n[evaluate]\n'
+def test_synthetic_data_is_written_to_the_run_once(tmp_path: Path) -> None:
+    text = '[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n[sft]\n[evaluate]\n'
     recipe = make_recipe(tmp_path, text)
     with start_run(recipe) as run:
         data, images = prepare(recipe, run, no_progress)
@@ -54,7 +54,7 @@ def test_practice_data_are_written_into_the_run_once(tmp_path: Path) -> None:
         assert read_json(run.run_file)["fingerprints"] == first
 
 
-def test_a_row_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path: Path) -> None:
+def test_a_changed_row_is_rejected_on_resume(chest: Path, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run:
         prepare(recipe, run, no_progress)
@@ -66,7 +66,7 @@ def test_a_row_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path:
     assert caught.problem.value == "changed: data"
 
 
-def test_a_reward_file_that_changed_is_noticed_when_a_run_goes_on(chest: Path, tmp_path: Path) -> None:
+def test_a_changed_reward_file_is_rejected_on_resume(chest: Path, tmp_path: Path) -> None:
     own = tmp_path / "mine.py"
     own.write_text("def polite(sample, answer):\n    return 1.0\n")
     recipe = make_recipe(tmp_path, FILES + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
@@ -89,7 +89,7 @@ def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
     assert data.train[0].images[0].path.is_relative_to(moved)
 
 
-def test_all_unusable_pictures_of_the_rows_that_are_used_stop_a_run_at_once(chest: Path, tmp_path: Path) -> None:
+def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path: Path) -> None:
     film(chest, 0).unlink()
     film(chest, 2).write_bytes(b"no picture")
     film(chest, 4).unlink()
@@ -102,7 +102,7 @@ def test_all_unusable_pictures_of_the_rows_that_are_used_stop_a_run_at_once(ches
     assert "film000002.png" in caught.problem.rule
 
 
-def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_says_skip(
+def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so(
     chest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     film(chest, 1).unlink()
@@ -114,7 +114,7 @@ def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_s
         # Two questions about each film.
         assert (len(data.train), len(data.test)) == (6, 4)
         (dropped,) = run.record("data")["dropped"]
-    assert (dropped["reason"], dropped["count"]) == ("a picture cannot be used", 2)
+    assert (dropped["reason"], dropped["count"]) == ("an image is unusable", 2)
     (warned,) = (one for one in warnings_in(caplog) if one.code == "data.image_unusable")
     assert warned.rule.startswith("2 rows")
     assert Path(warned.place).name == "train.json"
@@ -124,7 +124,7 @@ def test_rows_with_unusable_pictures_are_left_out_and_counted_where_the_recipe_s
     assert caught.problem.value == "changed: unusable pictures"
 
 
-def test_a_split_without_a_usable_picture_is_an_error(chest: Path, tmp_path: Path) -> None:
+def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path) -> None:
     for number in (4, 5):
         film(chest, number).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
@@ -143,13 +143,13 @@ def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Pa
     assert unusable["path"] == str(film(chest, 1))
 
 
-def test_an_inspection_looks_at_every_split_and_goes_on_over_bad_pictures(chest: Path, tmp_path: Path) -> None:
+def test_inspect_scans_every_split_and_continues_after_unusable_images(chest: Path, tmp_path: Path) -> None:
     film(chest, 5).unlink()
     told: list[tuple[str, int, int]] = []
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     data, scan, _ = inspect_data(recipe, lambda what, done, total, note="": told.append((what, done, total)))
     assert (len(data.train), scan.checked, len(scan.bad)) == (8, 6, 1)
-    assert told[-1] == ("pictures", 6, 6)
+    assert told[-1] == ("images", 6, 6)
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,4 +1,4 @@
-"""Pushing: what was proven, private unless said, into no repository of others. The Hub's side is a fake."""
+"""Push: verified exports only, private by default, and never over other files. The Hub is a fake."""
 
 import logging
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.exporting import push as push_module
 from toolkit.exporting.extra_files import digest_of
-from toolkit.exporting.push import Push, check_push, is_proven, push_form
+from toolkit.exporting.push import Push, check_push, is_verified_export, push_format
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.run import Stages
@@ -45,13 +45,13 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def proof_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> dict[str, Any]:
     return {"questions": 16, "differing": 0, "digest": digest_of(folder)}
 
 
 def test_a_new_repository_is_private_and_gets_all_files(folder: Path) -> None:
     hub = FakeHub()
-    url = push_form(folder, proof_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+    url = push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert url == "https://hub.invalid/anna/chest/commit/1"
     assert hub.repos["anna/chest"]["private"] is True
     assert hub.repos["anna/chest"]["files"] == {".gitattributes", "model.safetensors", "config.json", "README.md"}
@@ -61,7 +61,7 @@ def test_a_new_repository_is_private_and_gets_all_files(folder: Path) -> None:
 
 def test_public_must_be_said(folder: Path) -> None:
     hub = FakeHub()
-    push_form(folder, proof_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
+    push_format(folder, record_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
     assert hub.repos["anna/chest"]["private"] is False
 
 
@@ -69,19 +69,19 @@ def test_a_repository_that_is_public_already_takes_no_private_push(folder: Path)
     """create_repo ignores ``private`` where the repository is there."""
     hub = FakeHub({"anna/chest": {"private": False, "files": set()}})
     with raises(RunError, "push.repository_public") as caught:
-        push_form(folder, proof_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
+        push_format(folder, record_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
     assert caught.problem.place == "anna/chest"
     assert hub.names == ["repo_info"]
 
 
-def test_a_repository_with_files_is_refused_unless_forced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repository_with_files_is_rejected_unless_forced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": {".gitattributes", "thesis.pdf"}}})
     with raises(RunError, "push.repository_not_empty") as caught:
-        push_form(folder, proof_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+        push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert caught.problem.value == ["thesis.pdf"]
     assert "upload_folder" not in hub.names
     with caplog.at_level(logging.WARNING, "toolkit"):
-        push_form(folder, proof_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
+        push_format(folder, record_of(folder), Push("anna/chest", force=True), hub)  # type: ignore[arg-type]
     assert "thesis.pdf" in hub.repos["anna/chest"]["files"]
     (warned,) = warnings_in(caplog)
     assert (warned.code, warned.place, warned.value) == ("push.files_kept", "anna/chest", 1)
@@ -89,39 +89,39 @@ def test_a_repository_with_files_is_refused_unless_forced(folder: Path, caplog: 
 
 def test_an_empty_repository_is_taken(folder: Path) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": {".gitattributes"}}})
-    push_form(folder, proof_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+    push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert hub.names[-1] == "upload_folder"
 
 
-@pytest.mark.parametrize("proof", [{"questions": 0}, {"questions": 16, "verified": False}, {}])
-def test_what_was_not_proven_is_not_pushed(folder: Path, proof: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize("record", [{"questions": 0}, {"questions": 16, "verified": False}, {}])
+def test_an_unverified_export_is_not_pushed(folder: Path, record: Mapping[str, Any]) -> None:
     hub = FakeHub()
     with raises(ModelError, "push.not_verified"):
-        push_form(folder, {**proof, "digest": digest_of(folder)}, Push("anna/chest"), hub)  # type: ignore[arg-type]
+        push_format(folder, {**record, "digest": digest_of(folder)}, Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert hub.calls == []
 
 
-def test_weights_that_changed_since_their_proof_are_not_pushed_and_a_completed_card_is(folder: Path) -> None:
-    hub, proof = FakeHub(), proof_of(folder)
+def test_weights_changed_after_verification_are_not_pushed_but_an_edited_card_is(folder: Path) -> None:
+    hub, record = FakeHub(), record_of(folder)
     (folder / "README.md").write_text("with a word about the wards", encoding="utf-8")
-    push_form(folder, proof, Push("anna/chest"), hub)  # type: ignore[arg-type]
+    push_format(folder, record, Push("anna/chest"), hub)  # type: ignore[arg-type]
     (folder / "model.safetensors").write_text("others", encoding="utf-8")
     with raises(ModelError, "push.files_changed"):
-        push_form(folder, proof, Push("anna/other"), hub)  # type: ignore[arg-type]
+        push_format(folder, record, Push("anna/other"), hub)  # type: ignore[arg-type]
     assert "anna/other" not in hub.repos
 
 
-def test_what_the_hub_says_is_told_without_the_token(folder: Path, online: None) -> None:
+def test_the_error_of_the_hub_is_shown_without_the_token(folder: Path, online: None) -> None:
     error = HfHubHTTPError(f"403 Forbidden for Bearer {TOKEN}\nmore", response=response(403))
     hub = FakeHub(refuses=error)
     with raises(RunError, "push.rejected") as caught:
-        push_form(folder, proof_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
+        push_format(folder, record_of(folder), Push("anna/chest"), hub)  # type: ignore[arg-type]
     assert caught.problem.place == "anna/chest"
     assert str(caught.problem.value).startswith("403 Forbidden")
     assert TOKEN not in str(caught.error)
     lost = FakeHub(refuses=httpx.ConnectError("no route"))
     with raises(RunError, "push.rejected") as caught:
-        push_form(folder, proof_of(folder), Push("anna/chest"), lost)  # type: ignore[arg-type]
+        push_format(folder, record_of(folder), Push("anna/chest"), lost)  # type: ignore[arg-type]
     assert caught.problem.value == "no route"
 
 
@@ -163,7 +163,7 @@ def hub(online: None, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return made
 
 
-def test_a_run_pushes_what_it_has_proven_without_exporting_it_again(recipe: Recipe, hub: FakeHub) -> None:
+def test_a_verified_export_is_pushed_without_another_export(recipe: Recipe, hub: FakeHub) -> None:
     before = find_run(recipe.run_folder).record("export")
     record = export_again(recipe.run_folder, STAGES, delivery=Delivery(push="anna/small"))
     assert record == {**before, "pushed": "https://hub.invalid/anna/small/commit/1"}
@@ -176,25 +176,23 @@ def test_what_was_changed_by_hand_is_exported_again_before_its_push(recipe: Reci
     whole = file.read_text(encoding="utf-8")
     file.write_text("{}", encoding="utf-8")
     weights = run.weights_folder("sft")
-    assert not is_proven(run, weights, "adapter")
+    assert not is_verified_export(run, weights, "adapter")
     export_again(recipe.run_folder, STAGES, delivery=Delivery(push="anna/small"))
     assert set(file.read_text(encoding="utf-8").split()) == set(whole.split())  # peft orders its layers anew
-    assert is_proven(run, weights, "adapter")
-    assert not is_proven(run, weights, "merged")
+    assert is_verified_export(run, weights, "adapter")
+    assert not is_verified_export(run, weights, "merged")
     assert "anna/small" in hub.repos
 
 
 @pytest.mark.parametrize("name", ["anna/-x", "anna/a--b", "anna/x.git", "anna/..", "anna/süß", f"anna/{'x' * 97}"])
-def test_a_name_that_the_hub_refuses_is_told_before_anything_is_exported(
-    recipe: Recipe, hub: FakeHub, name: str
-) -> None:
+def test_a_name_that_the_hub_rejects_is_an_error_before_the_export(recipe: Recipe, hub: FakeHub, name: str) -> None:
     with raises(RunError, "push.name_rejected") as caught:
         export_again(recipe.run_folder, NOTHING, ['export.to=["adapter"]'], Delivery(push=name))
     assert (caught.problem.place, caught.problem.value) == ("--push", name)
     assert hub.calls == []
 
 
-def test_what_will_not_be_verified_is_refused_before_it_is_written(
+def test_a_push_without_verification_is_rejected_before_the_export(
     recipe: Recipe, hub: FakeHub, tmp_path: Path
 ) -> None:
     settings = ['export.to=["merged"]', "export.verify=0"]
@@ -204,10 +202,10 @@ def test_what_will_not_be_verified_is_refused_before_it_is_written(
     assert hub.calls == []
 
 
-def test_a_private_repository_stays_private_and_that_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_private_repository_stays_private_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub = FakeHub({"anna/chest": {"private": True, "files": set()}})
     with caplog.at_level(logging.WARNING, "toolkit"):
-        push_form(folder, proof_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
+        push_format(folder, record_of(folder), Push("anna/chest", public=True), hub)  # type: ignore[arg-type]
     assert hub.repos["anna/chest"]["private"]
     (warned,) = warnings_in(caplog)
     assert (warned.code, warned.place) == ("push.repository_stays_private", "anna/chest")
@@ -229,7 +227,7 @@ def test_the_command_pushes_and_prints_the_address_and_no_token(recipe: Recipe, 
     assert TOKEN not in find_run(recipe.run_folder).log_file.read_text(encoding="utf-8")
 
 
-def test_public_alone_is_refused(recipe: Recipe) -> None:
+def test_public_without_push_is_rejected(recipe: Recipe) -> None:
     found = CliRunner().invoke(app, ["export", str(recipe.run_folder), "--public"])
     assert found.exit_code == 2
 

@@ -59,7 +59,7 @@ def test_a_quantised_run_completes_every_stage_on_a_cpu(
     steps = {"max_steps": 1, "optimizer": "paged_adamw_8bit", "gradient_checkpointing": True}
     tables = {
         "model": {"precision": precision},
-        "data": {"phantom": {"kind": "chest", "train": 8, "test": 2, "size": 64}},
+        "data": {"synthetic": {"kind": "chest", "train": 8, "test": 2, "size": 64}},
         "rewards": with_spread(tmp_path),
         "sft": {**steps, "accumulation": 1},
         "grpo": {**steps, "max_completion_tokens": 8},

@@ -1,16 +1,19 @@
 """The recipe: loading, every problem at once, --set, and the way back to TOML."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from tests.helpers.problems import raises
 from toolkit.errors import CODE, NOTHING, Problem, RecipeError
 from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, checks, dump_recipe, load_recipe
 from toolkit.recipe.checks import CHECKS
-from toolkit.recipe.problems import FOREIGN, TABLES
+from toolkit.recipe.problems import FOREIGN, TABLES, section_in
+from toolkit.recipe.renamed import RENAMED
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -116,6 +119,18 @@ def test_a_wrong_set_has_a_suggestion(tmp_path: Path) -> None:
     assert [problem.remedy for problem in found[2:]] == ["Did you mean learning_rate?", "Move it to [sft] or [grpo]."]
 
 
+def test_a_renamed_key_is_rejected_with_its_new_name(tmp_path: Path) -> None:
+    keys = {former: new for former, new in RENAMED.items() if new[0].isalpha() and " " not in new}
+    for former, new in keys.items():
+        (found,) = problems(write(tmp_path), f"{former}={{}}")
+        assert (found.code, found.place) == ("recipe.key_unknown", f"--set {former}")
+        assert found.remedy == f"Use {new} instead."
+        *table, name = new.split(".")
+        assert name in TABLES[tuple(table)]
+        *table, name = former.split(".")
+        assert name not in TABLES[tuple(table)]
+
+
 def test_all_problems_are_reported_together_with_code_place_value_and_suggestion(tmp_path: Path) -> None:
     text = """
 [run]
@@ -176,10 +191,10 @@ custom = ["polite"]
 CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
     "nothing to do": (SMALL.replace("[grpo]", ""), (), "nothing_to_do", "", NOTHING),
     "no rows": (SMALL.replace('train = "rows.json"', ""), (), "no_rows", "data", NOTHING),
-    "rows and phantom": (SMALL, ("data.phantom.kind=chest",), "two_sources_of_rows", "data.train", "rows.json"),
-    "phantom of another task": (
+    "rows and synthetic": (SMALL, ("data.synthetic.kind=chest",), "two_sources_of_rows", "data.train", "rows.json"),
+    "synthetic of another task": (
         SMALL.replace('train = "rows.json"', ""),
-        ("data.phantom.kind=chest", "data.task=vqa"),
+        ("data.synthetic.kind=chest", "data.task=vqa"),
         "synthetic_task_mismatch",
         "data.task",
         "vqa",
@@ -304,7 +319,7 @@ def test_a_missing_recipe_has_its_neighbour_as_suggestion(tmp_path: Path) -> Non
     assert (found.code, found.remedy) == ("recipe.not_found", f"Did you mean {tmp_path / 'quickstart.toml'}?")
 
 
-def test_a_byte_order_mark_is_read_and_other_encodings_are_refused(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted_and_other_encodings_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
     assert load_recipe(path).run.name == "small"
@@ -318,6 +333,24 @@ def test_changed_keys_name_old_and_new_and_sections_as_a_whole(tmp_path: Path) -
     new = load_recipe(path, ["grpo.beta=0.1", "sft={}", "evaluate={}"])
     assert changed_keys(old, old) == {}
     assert changed_keys(old, new) == {"sft": ("off", "on"), "grpo.beta": (0.0, 0.1), "evaluate.limit": (5, None)}
+
+
+def sections_in(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield section
+    for info in section.model_fields.values():
+        if inner := section_in(info.annotation):
+            yield from sections_in(inner)
+
+
+def test_every_section_and_every_key_has_a_description() -> None:
+    without = [
+        f"{section.__name__}.{name}"
+        for section in sections_in(Recipe)
+        for name, info in section.model_fields.items()
+        if not info.description and section_in(info.annotation) is None
+    ]
+    assert without == []
+    assert all(section.__doc__ for section in sections_in(Recipe))
 
 
 def test_a_loaded_recipe_cannot_be_changed(tmp_path: Path) -> None:
@@ -367,7 +400,7 @@ def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     file = tmp_path / "r.toml"
     file.write_text(
-        '[run]\nname = "r"\nreport_to = ["wandb"]\n[sft]\n[data]\ntask = "mcq"\n[data.phantom]\nkind = "chest"\n'
+        '[run]\nname = "r"\nreport_to = ["wandb"]\n[sft]\n[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\n'
     )
     with raises(RecipeError, "recipe.tracker_not_installed") as caught:
         load_recipe(file, files=True)

@@ -15,7 +15,7 @@ from tests.helpers.problems import warnings_in
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
 from toolkit.evaluation.context import Context, EvaluationRecord
-from toolkit.evaluation.episodes import find_chains
+from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
@@ -61,8 +61,8 @@ def folder_of(context: Context, name: str = "before") -> Path:
 
 
 def measured(record: EvaluationRecord, way: str) -> list[float]:
-    """Return the accuracy of steps, the accuracy of episodes, and the fraction of steps before the first failure."""
-    return [one["value"] for one in record["memory"]["ways"][way]["measures"].values()]
+    """Steps right, whole tasks right, share before the first failure."""
+    return [one["value"] for one in record["agent_memory"]["ways"][way]["measures"].values()]
 
 
 def test_gui_steps_of_several_episodes_are_batched_with_the_agent_memory_of_earlier_answers(context: Context) -> None:
@@ -82,10 +82,10 @@ def test_scores_of_a_model_that_fails_at_step_3_of_every_second_episode(context:
     for way in ("reference", "own", "off"):
         # 14 of 16 steps, 2 of 4 episodes. Failed episodes have 2 of 4 steps before: (1 + 1/2 + 1 + 1/2) / 4.
         assert measured(record, way) == [0.875, 0.5, 0.75]
-        chains = record["memory"]["ways"][way]["chains"]
+        chains = record["agent_memory"]["ways"][way]["chains"]
         assert (chains["failing"], chains["first_failure"]["value"]) == ({3: 2}, 3.0)
         assert [one["value"] for one in chains["survival"].values()] == [1, 1, 0.5, 0.5]
-    assert record["memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
+    assert record["agent_memory"]["differences"]["own"]["reference"]["step"]["difference"]["value"] == 0
 
 
 def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Context) -> None:
@@ -96,7 +96,7 @@ def test_a_lost_agent_memory_entry_lowers_the_scores_of_later_steps(context: Con
     assert measured(record, "own") == [0.75, 0.5, 0.75]
     # Without agent memory, every answer is that of step 1: 4 of 16, and 1 of 4 before the first failure.
     assert measured(record, "off") == [0.25, 0, 0.25]
-    differences = record["memory"]["differences"]
+    differences = record["agent_memory"]["differences"]
     assert differences["own"]["reference"]["step"]["difference"]["value"] == -0.25
     assert differences["own"]["off"]["step"]["difference"]["value"] == 0.5
     assert differences["reference"]["off"]["whole tasks"]["difference"]["value"] == 1
@@ -160,9 +160,9 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
             *(("1", 2), ("1", 3), ("1", 4)),
         ]
         assert record["value"]["n"] == 6
-        own = record["memory"]["ways"]["own"]
+        own = record["agent_memory"]["ways"]["own"]
         assert (own["chains"]["n"], own["chains"]["incomplete"], own["measures"]["step"]["n"]) == (1, 1, 5)
-        assert record["memory"]["behind"] == 1
+        assert record["agent_memory"]["behind"] == 1
         assert record["also"]["step (own memory)"]["baseline"]["n"] == 5
         with (folder_of(context) / "predictions.csv").open() as stream:
             table = list(csv.DictReader(stream))
@@ -171,7 +171,7 @@ def test_rows_out_of_order_and_a_task_with_a_gap(tmp_path: Path, caplog: pytest.
         ("2", "4"),
     ]
     assert (table[-1]["right_reference_memory"], table[-1]["right_own_memory"]) == ("1", "")
-    assert table[-1]["problem_own_memory"] == "stands behind a missing step"
+    assert table[-1]["problem_own_memory"] == "after a missing step"
     warned = {problem.code: problem for problem in warnings_in(caplog)}
     assert warned["evaluate.questions_after_missing_step"].value == 1
     assert warned["evaluate.chains_incomplete"].value == 1
@@ -183,12 +183,12 @@ def test_episodes_without_a_first_step_are_not_rolled_out(tmp_path: Path, caplog
     record = run_evaluation(tmp_path, right)
     # Step 2 is dropped, because its agent memory is unknown. Steps 3 and 4 have the reference memory.
     assert record["value"]["n"] == 8
-    assert list(record["memory"]["ways"]) == ["reference"]
-    assert next(iter(record["also"])) == "action (reference memory)"  # no episode is complete
+    assert list(record["agent_memory"]["ways"]) == ["reference"]
+    assert next(iter(record["also"])) == "action (reference memory)"  # there is no whole task
     assert "evaluate.no_first_steps" in [problem.code for problem in warnings_in(caplog)]
 
 
-def test_episodes_end_at_the_first_missing_step() -> None:
+def test_chains_end_at_the_first_missing_place() -> None:
     stands = [
         EpisodePosition("b", 2, 3),
         EpisodePosition("a", 1, 3),
@@ -196,7 +196,7 @@ def test_episodes_end_at_the_first_missing_step() -> None:
         EpisodePosition("a", 3, 3),
         EpisodePosition("c", 2, 2),
     ]
-    chains, behind = find_chains(stands)
+    chains, behind = find_episodes(stands)
     assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
     assert behind == [3, 4]
 
@@ -213,16 +213,14 @@ def test_the_readable_files_have_reference_prediction_and_verdict(context: Conte
     # The script answers 40, 270, which is 40 % and 270 % of 400 x 300 pixels in the tiny model's convention.
     assert (row["reference_coords"], row["coords_own_memory"]) == ("[40.0, 270.0]", "[160.0, 810.0]")
     figures = read_json(folder_of(context) / "metrics.json")
-    assert figures["memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
+    assert figures["agent_memory"]["ways"]["own"]["measures"]["whole tasks"]["value"] == 0.5
     assert figures["value"] == record["value"]
     details = read_lines(folder_of(context) / "details.jsonl")
     assert len(details) == 48
     assert {"memory", "completion", "answer", "memory_after", "scores"} <= details[0].keys()
 
 
-def test_the_tables_have_both_baselines_and_every_agent_memory_mode(
-    context: Context, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tables_have_both_baselines_and_every_mode(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
     for name, script, earlier in (("before", mumbles_at_2, []), ("sft", counts_what_is_done, ["before"])):
         context.run.mark_done(f"evaluate-{name}", evaluate(context, name, None, earlier, Scripted(script)))
     results = write_results(context.run)
@@ -238,7 +236,7 @@ def test_the_tables_have_both_baselines_and_every_agent_memory_mode(
     assert read_results(context.run) == results
     show.results(results)
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("what memory does", "own to reference", "own to off", "mean first failure", "step by action"):
+    for words in ("agent-memory modes", "own - reference", "own - off", "mean first failure", "step by action"):
         assert words in text
 
 
@@ -276,7 +274,7 @@ def test_prompts_without_agent_memory_are_generated_once(tmp_path: Path) -> None
         record = evaluate(context, "before", None, [], backend)
     assert sum(map(len, backend.asked)) == 16
     assert record["score"] == "step (no memory in the prompt)"
-    assert record["memory"]["differences"] == {}
+    assert record["agent_memory"]["differences"] == {}
     assert "whole tasks (no memory in the prompt)" in record["also"]
 
 
@@ -289,8 +287,8 @@ def test_an_agent_memory_that_exceeds_the_prompt_is_a_counted_failure(
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(swells))
-    own = record["memory"]["ways"]["own"]
-    # The first step of each episode fits. The prompts of the other three are too long.
+    own = record["agent_memory"]["ways"]["own"]
+    # The first step of each task is asked, the three behind it find no room.
     assert own["unasked"] == {PROMPT_TOO_LONG: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
     assert own["measures"]["step"]["n"] == 16
@@ -308,7 +306,7 @@ def test_an_agent_memory_with_an_end_of_turn_is_a_counted_failure(context: Conte
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(speaks_in_tokens))
-    assert record["memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
+    assert record["agent_memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
 
 
 def test_an_earlier_evaluation_is_compared_in_the_same_agent_memory_mode(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_finished_stage_stays_finished_and_its_record_is_kept(recipe: Recipe) 
         assert run.finished_stages() == ["sft", "evaluate-sft"]
 
 
-def test_a_changed_recipe_is_rejected_with_every_key_and_the_remedies(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_changed_recipe_is_rejected_with_each_key_and_a_remedy(recipe: Recipe, tmp_path: Path) -> None:
     with start_run(recipe) as run:
         pass
     changed = make_recipe(tmp_path, "sft.epochs=2", "grpo={}", "run.log_steps=5")
@@ -151,7 +151,7 @@ def test_a_folder_with_other_files_is_not_a_run(recipe: Recipe) -> None:
     assert caught.problem.place == str(recipe.run_folder)
 
 
-def test_changed_data_are_rejected_on_resume(recipe: Recipe) -> None:
+def test_changed_data_is_rejected_on_resume(recipe: Recipe) -> None:
     with start_run(recipe) as run:
         check_fingerprints(run, {"data": "abc"})
     with start_run(recipe) as run:
@@ -311,7 +311,7 @@ def test_the_run_folder_imports_no_large_library() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"fingerprints": {}, "sessions": []}'])
-def test_a_corrupt_run_json_is_reported(tmp_path: Path, text: str) -> None:
+def test_a_corrupt_run_json_is_an_error(tmp_path: Path, text: str) -> None:
     recipe = make_recipe(tmp_path)
     with start_run(recipe) as run:
         pass
@@ -322,7 +322,7 @@ def test_a_corrupt_run_json_is_reported(tmp_path: Path, text: str) -> None:
     assert "--fresh" in caught.problem.remedy
 
 
-def test_missing_weights_are_reported(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     with start_run(make_recipe(tmp_path)) as run:
         run.mark_done("sft", {})
         with raises(RunError, "run.weights_missing") as caught:
@@ -330,7 +330,7 @@ def test_missing_weights_are_reported(tmp_path: Path) -> None:
         assert caught.problem.place == str(run.weights_folder("sft"))
 
 
-def test_a_run_folder_below_a_file_is_reported(tmp_path: Path) -> None:
+def test_a_run_folder_below_a_file_is_an_error(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     recipe.run_folder.parent.write_text("a file")
     with raises(RunError, "run.folder_not_made") as caught, start_run(recipe):

@@ -9,8 +9,8 @@ import pytest
 from training import context_of, small_recipe
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from toolkit.cli.plan import make
 from toolkit.evaluation.context import Context
+from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.planning import named_gpu
 from toolkit.runfolder import write_json
 from toolkit.training import step_time

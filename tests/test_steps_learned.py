@@ -13,8 +13,8 @@ from toolkit.runfolder import read_json
 
 SHORTER = (
     "sft.max_steps=70",
-    "data.phantom.train=1200",
-    "data.phantom.test=160",
+    "data.synthetic.train=1200",
+    "data.synthetic.test=160",
     "evaluate.before=false",
     "export.to=['adapter']",
 )

@@ -27,7 +27,7 @@ def trained(folder: Path, sections: tuple[str, ...], **more: Any) -> Recipe:
     tables = {
         "data": {
             "task": "steps",
-            "phantom": None,
+            "synthetic": None,
             "train": str(folder / "task_results.csv"),
             "image_root": folder / "images",
             "split": {"test": 0.3, "validation": 0},

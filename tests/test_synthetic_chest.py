@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from training import small_recipe
 
 from toolkit.data.loading import load_data
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import FINDINGS, make_case
 from toolkit.synthetic.radiograph import draw_radiograph
 from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, make_questions, write_chest
@@ -35,7 +35,7 @@ REXVQA = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("chest")
-    write_chest(made, Phantom(kind="chest", train=40, validation=11, test=20, size=96), seed=5)
+    write_chest(made, SyntheticData(kind="chest", train=40, validation=11, test=20, size=96), seed=5)
     return made
 
 
@@ -65,10 +65,10 @@ def test_no_radiograph_is_in_two_splits(folder: Path) -> None:
 
 
 def test_files_depend_only_on_the_seed(tmp_path: Path) -> None:
-    phantom = Phantom(kind="chest", train=4, test=2, size=64)
+    synthetic = SyntheticData(kind="chest", train=4, test=2, size=64)
 
     def digest(name: str, seed: int) -> str:
-        write_chest(tmp_path / name, phantom, seed)
+        write_chest(tmp_path / name, synthetic, seed)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
@@ -118,7 +118,7 @@ def test_a_linear_classifier_recognises_the_finding() -> None:
 
 
 def test_short_answers_match_their_case_and_both_tasks_draw_the_same_images(tmp_path: Path) -> None:
-    written = write_chest_vqa(tmp_path, Phantom(kind="chest_vqa", train=40, test=7, size=96), seed=5)
+    written = write_chest_vqa(tmp_path, SyntheticData(kind="chest_vqa", train=40, test=7, size=96), seed=5)
     rows = json.loads(written["train"].read_text(encoding="utf-8"))
     assert (len(rows), len(json.loads(written["test"].read_text(encoding="utf-8")))) == (40, 7)
     for row in rows.values():
@@ -135,5 +135,5 @@ def test_short_answers_match_their_case_and_both_tasks_draw_the_same_images(tmp_
         assert row["answer_type"] == ("CLOSED" if row["answer"] in ("yes", "no") else "OPEN")
     assert len({row["question"] for row in rows.values()}) == 4
     chest = tmp_path / "chest"
-    write_chest(chest, Phantom(kind="chest", train=40, test=7, size=96), seed=5)
+    write_chest(chest, SyntheticData(kind="chest", train=40, test=7, size=96), seed=5)
     assert (chest / "images" / "film000003.png").read_bytes() == (tmp_path / "images" / "film000003.png").read_bytes()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.recipe.checks import SMALLEST
 from toolkit.synthetic.gui_icons import ICONS
 from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("steps")
-    write_steps(made, Phantom(kind="steps", size=SIZE, **REQUESTED), seed=5)
+    write_steps(made, SyntheticData(kind="steps", size=SIZE, **REQUESTED), seed=5)
     return made
 
 
@@ -137,7 +137,7 @@ def test_every_row_has_its_own_screen(folder: Path) -> None:
 
 
 def test_files_depend_only_on_the_seed(tmp_path: Path) -> None:
-    wanted = Phantom(kind="steps", train=12, test=5, size=112)
+    wanted = SyntheticData(kind="steps", train=12, test=5, size=112)
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
         files = write_steps(tmp_path / name, wanted, seed)
         assert {split: path.name for split, path in files.items()} == {"train": "train.csv", "test": "test.csv"}
@@ -329,6 +329,6 @@ def test_screens_of_any_valid_size_are_drawn(seed: int, size: int) -> None:
 def test_too_small_screens_are_rejected(tmp_path: Path) -> None:
     assert SMALLEST["steps"][0] == LEAST_SIDE
     with raises(DataError, "synthetic.size_too_small") as caught:
-        write_steps(tmp_path, Phantom(kind="steps", train=4, test=4, size=111), seed=1)
+        write_steps(tmp_path, SyntheticData(kind="steps", train=4, test=4, size=111), seed=1)
     assert (caught.problem.widget_box, caught.problem.value) == ("size", 111)
     assert not (tmp_path / "train.csv").exists()

@@ -436,16 +436,16 @@ def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
 def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[int, int]) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
-        films = sorted((context.run.path / "phantom" / "images").glob("*.png"))
-        rows = json.loads((context.run.path / "phantom" / "train.json").read_text(encoding="utf-8"))
+        films = sorted((context.run.path / "synthetic" / "images").glob("*.png"))
+        rows = json.loads((context.run.path / "synthetic" / "train.json").read_text(encoding="utf-8"))
         for number, row in enumerate(rows.values()):
             first = number % len(films)
             row["ImagePath"] = [f"images/{film.name}" for film in (films * 2)[first : first + counts[number % 2]]]
         (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
-        phantom = context.run.path / "phantom"
-        source = {"train": str(tmp_path / "train.json"), "test": str(phantom / "test.json"), "image_root": phantom}
+        synthetic = context.run.path / "synthetic"
+        source = {"train": str(tmp_path / "train.json"), "test": str(synthetic / "test.json"), "image_root": synthetic}
         changed = context.recipe.model_copy(
-            update={"data": context.recipe.data.model_copy(update={"phantom": None, **source, "on_leak": "report"})}
+            update={"data": context.recipe.data.model_copy(update={"synthetic": None, **source, "on_leak": "report"})}
         )
         record = train_grpo(replace(context, recipe=changed, data=load_data(changed)))
     assert record["steps"] == 2

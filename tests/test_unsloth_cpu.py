@@ -14,7 +14,7 @@ from training import Tables, small_recipe, with_spread
 from unsloth_cpu.process import Done, figures, run_toolkit
 from unsloth_cpu.stand_ins import STAND_INS
 
-from toolkit.recipe import Phantom, Recipe
+from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder
 from toolkit.tasks.mcq.synthetic import write_chest
 
@@ -34,7 +34,7 @@ def recipe_of(folder: Path, backend: str, tables: Tables) -> Recipe:
         "run": {"checkpoint_steps": 1, "log_steps": 1},
         "model": {"backend": backend, "precision": "4bit"},
         "lora": {"dropout": 0.0, "vision": True},
-        "data": {"phantom": {"kind": "chest", "train": 16, "test": QUESTIONS, "size": 64}},
+        "data": {"synthetic": {"kind": "chest", "train": 16, "test": QUESTIONS, "size": 64}},
         "sft": {"max_steps": STEPS, "batch_size": 2, "accumulation": 2},
         "grpo": {"max_steps": STEPS, "max_completion_tokens": 8, "beta": 0.04},
         "evaluate": {"batch_size": QUESTIONS, "max_completion_tokens": 4, "before": False},
@@ -98,7 +98,7 @@ def test_gemma_3_trains_in_float32_on_a_gpu_without_bfloat16(tmp_path: Path) -> 
 
 def write_pairs(folder: Path) -> dict[str, Any]:
     """A [data] table of questions with two images each: a radiograph and another one of the same split."""
-    files = write_chest(folder, Phantom(kind="chest", train=16, test=QUESTIONS, size=64), 0)
+    files = write_chest(folder, SyntheticData(kind="chest", train=16, test=QUESTIONS, size=64), 0)
     for file in files.values():
         rows = json.loads(file.read_text(encoding="utf-8"))
         images = sorted({row["ImagePath"][0] for row in rows.values()})
@@ -107,7 +107,7 @@ def write_pairs(folder: Path) -> dict[str, Any]:
             row["ImagePath"] = [own, images[images.index(own) - 1]]
         file.write_text(json.dumps(rows), encoding="utf-8")
     named = {split: str(file) for split, file in files.items()}
-    return {"task": "mcq", "phantom": None, "image_root": folder, **named}
+    return {"task": "mcq", "synthetic": None, "image_root": folder, **named}
 
 
 def test_qwen_trains_in_bfloat16_with_two_images_per_prompt(tmp_path: Path, shared_data: Path) -> None:

@@ -26,7 +26,7 @@ def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small"
         "run": {"name": name, "folder": folder / "runs", "checkpoint_steps": 2},
         "model": {"max_tokens": 256},
         "lora": {"r": 4, "alpha": 8, "dropout": 0.05},
-        "data": {"task": "mcq", "phantom": {"kind": "chest", "train": 24, "test": 12, "size": 64}},
+        "data": {"task": "mcq", "synthetic": {"kind": "chest", "train": 24, "test": 12, "size": 64}},
         "images": {"max_side": 112},
         "sft": {
             "learning_rate": 1e-3,

@@ -13,27 +13,26 @@
 # %% [markdown]
 # # Skin lesions in two stages, on Kaggle
 #
-# A vision-language model of 3 billion parameters (Qwen2.5-VL) learns to name a skin lesion and to say where it
-# is, on HAM10000's 10,015 dermoscopic pictures.
+# A vision-language model with 3 billion parameters (Qwen2.5-VL) learns to classify and locate skin lesions in the
+# 10,015 dermoscopic images of HAM10000.
 #
-# 1. **By example** (SFT): it copies the answers that were made from the data set's tables and masks.
-# 2. **By reward** (GRPO): it writes eight answers to a picture, each is scored, and it moves towards the better
-#    ones. Only here does it learn that a box that is nearly right is better than one that is far off.
+# 1. **SFT** on answers that are made from the tables and masks of the dataset.
+# 2. **GRPO** with eight completions per prompt. The rewards also distinguish a nearly correct box from a wrong one.
 #
-# In the notebook's settings choose the accelerator "GPU T4 x2" and switch the internet on. One of the two cards
-# is used. The model is not gated, so no token is needed; read the licence on its page. A T4 has no bfloat16, so
-# computing is slower there than on newer cards.
+# In the notebook's settings, select the accelerator "GPU T4 x2" and enable the internet. One of the two GPUs
+# is used. The model is not gated, so no token is needed. Read the licence on its page. A T4 has no bfloat16, so
+# it is slower than newer GPUs.
 #
-# On a machine without a GPU, or with `TOOLKIT_REHEARSE=1` in the environment, the cells **rehearse**: they do
-# the same with a model of 3.5 MB and a few rows, in about a minute. That shows whether data, prompts, rewards
+# On a machine without a GPU, or with `TOOLKIT_DRY_RUN=1` in the environment, the cells perform a **dry run**: they do
+# the same with a model of 3.5 MB and a few rows, in about a minute. It shows whether data, prompts, rewards
 # and export work. Its scores mean nothing.
 
 # %% [markdown]
-# ## Setting up
+# ## Setup
 #
-# The next cell installs the toolkit where it is missing, which takes some minutes, and defines `toolkit(...)`.
-# Every call prints the command that you could type into a terminal instead. Commands run in processes of their
-# own, so the notebook's kernel need not be restarted after the installation.
+# The next cell installs the toolkit if it is missing, which takes some minutes, and defines `toolkit(...)`.
+# Each call prints the equivalent terminal command. Commands run in their own processes, so the kernel does not
+# need a restart after the installation.
 
 # %%
 import os
@@ -58,13 +57,13 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
-    """Run one command of the toolkit, show what it says, and stop the notebook where it fails.
+    """Run one command of the toolkit, print its output, and raise an error if it fails.
 
-    After so many hours it is asked to stop: it finishes its step, saves its state and leaves.
+    After ``hours`` it receives SIGTERM, finishes its optimizer step, saves its state and exits.
     """
     print("$ toolkit", shlex.join(map(str, words)), flush=True)
     command = [sys.executable, "-m", "toolkit", *map(str, words)]
@@ -77,27 +76,26 @@ def toolkit(*words, hours=None):
     stopper.cancel()
     code = process.wait()
     if code == 143 and hours is not None:
-        print(f"stopped after {hours} hours with its state saved: the same cell goes on in the next session")
+        print(f"stopped after {hours} hours with its state saved. The same cell resumes in the next session")
     elif code:
-        raise RuntimeError(f"the command ended with {code}: the lines above say why")
+        raise RuntimeError(f"the command failed with exit code {code}. See the lines above")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## Data
 #
-# Add as inputs a data set with HAM10000's pictures (`HAM10000_images_part_1`, `HAM10000_images_part_2`) and
-# `HAM10000_metadata.csv`, and one with the lesions' outlines (`HAM10000_segmentations_lesion_tschandl`). They
-# are looked for by these names anywhere in `/kaggle/input`. Without them a rehearsal draws lesions in the same
-# layout; nobody learns medicine from those.
+# Add as inputs a dataset with the images of HAM10000 (`HAM10000_images_part_1`, `HAM10000_images_part_2`) and
+# `HAM10000_metadata.csv`, and one with the masks (`HAM10000_segmentations_lesion_tschandl`). The next cell finds
+# them by these names in `/kaggle/input`. Without them, a dry run uses synthetic lesions in the same layout.
 
 # %%
 os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
 INPUT = Path("/kaggle/input")
-if REHEARSE and next(INPUT.rglob("HAM10000_metadata.csv"), None) is None:
-    INPUT = Path("practice")
-    toolkit("data", "phantom", "lesion", "--out", INPUT, "--train", 60, "--test", 30, "--size", 128)
+if DRY_RUN and next(INPUT.rglob("HAM10000_metadata.csv"), None) is None:
+    INPUT = Path("synthetic")
+    toolkit("data", "synthetic", "lesion", "--out", INPUT, "--train", 60, "--test", 30, "--size", 128)
 
 
 def find(name):
@@ -109,10 +107,9 @@ def find(name):
 
 
 # %% [markdown]
-# One command turns the download into rows: the box and the outline of each lesion from its mask, the place in
-# words, and splits in which **no lesion stands twice**. Nearly two thousand lesions were photographed more than
-# once; if one picture of a lesion were trained on and another asked, the score would look better than the model
-# is.
+# One command turns the download into rows: box and outline of each lesion from its mask, its location in words,
+# and splits in which **no lesion is in two splits**. Nearly two thousand lesions have several images. With images
+# of one lesion in training and test data, the score would be too high.
 
 # %%
 ROWS = Path("prepared") / "ham10000"
@@ -129,44 +126,40 @@ DATA = [
 ]
 
 # %% [markdown]
-# ## Stage 1: by example
+# ## Stage 1: SFT
 #
-# The settings below keep a first run short: drop `SHORT` for the recipe as it stands, which goes through the
-# pictures three times. Where a session ends before the run does, save the version, attach its output as an
-# input, copy its folder `runs` back into the working folder, and call the cell again: it goes on from the last
-# saved step.
+# The settings below keep a first run short. Remove `SHORT` for the whole recipe with three epochs. If a session
+# ends before the run, save the version, attach its output as an input, copy its folder `runs` into the working
+# directory, and run the cell again. It resumes from the last checkpoint.
 
 # %%
 SHORT = ["--set", "evaluate.limit=200"]
-toolkit("run", RECIPES / "ham10000_sft.toml", *REHEARSE, *DATA, *SHORT, "--set", "sft.max_steps=200", hours=8)
+toolkit("run", RECIPES / "ham10000_sft.toml", *DRY_RUN, *DATA, *SHORT, "--set", "sft.max_steps=200", hours=8)
 
 # %% [markdown]
-# Read the tables like this:
+# How to read the tables:
 #
-# - **accuracy** is the share of right diagnoses. Two thirds of HAM10000 are harmless moles, so always answering
-#   "nevus" is right for 67 % (the *majority baseline*). A model at 70 % has learned next to nothing: look at
-#   the balanced accuracy in `results.json`, which counts each of the seven diagnoses alike; guessing gives 14
-#   %.
-# - **box_iou** says how well the box fits: 1 is exact, 0 is beside it, and from about 0.5 on one would call it
-#   found.
-# - The brackets hold the 95 % interval; a difference is believed where its interval lies wholly above 0.
+# - **accuracy**: the fraction of correct diagnoses. Two thirds of HAM10000 are nevi, so always answering "nevus"
+#   has an accuracy of 67 % (the *majority baseline*), and 70 % is hardly better. Read the balanced accuracy in
+#   `results.json`, which weights the seven diagnoses equally. Chance is 14 %.
+# - **box_iou**: the overlap of the box with the reference box, from 0 to 1. From about 0.5 a box counts as found.
+# - Brackets are 95 % intervals. A difference is significant if its interval is above 0.
 
 # %% [markdown]
-# ## Stage 2: by reward
+# ## Stage 2: GRPO
 #
-# It goes on with the adapter of stage 1. (A rehearsal starts from the small model itself.)
+# It trains the adapter of stage 1. (A dry run starts from the tiny model.)
 
 # %%
 EARLIER = ["--set", f"model.adapter={Path('runs') / 'ham10000_sft'}"]
 toolkit(
-    "run", RECIPES / "ham10000_grpo.toml", *REHEARSE, *DATA, *SHORT, *EARLIER, "--set", "grpo.max_steps=100", hours=8
+    "run", RECIPES / "ham10000_grpo.toml", *DRY_RUN, *DATA, *SHORT, *EARLIER, "--set", "grpo.max_steps=100", hours=8
 )
 
 # %% [markdown]
-# The row **after GRPO** of `box_iou` and `mask_iou` is what stage 2 was for. The diagnosis may stay where it
-# was.
+# Stage 2 should improve the row **after GRPO** of `box_iou` and `mask_iou`. The diagnosis may not change.
 #
-# What both stages cost:
+# The compute of both stages:
 
 # %%
 toolkit("report", "compute", "runs")

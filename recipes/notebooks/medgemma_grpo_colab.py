@@ -11,26 +11,26 @@
 # ---
 
 # %% [markdown]
-# # MedGemma learns from rewards, on Colab
+# # Train MedGemma with GRPO on Colab
 #
-# MedGemma 4B reads a chest film and answers a multiple-choice question about it. Here it is trained by
-# reinforcement learning (GRPO) on one GPU, in 4 bits, and measured on questions that it has never seen.
+# MedGemma 4B answers multiple-choice questions about chest X-rays. Here it is trained with GRPO on one GPU, in
+# 4 bits, and evaluated on held-out data.
 #
-# Choose a GPU under Runtime, Change runtime type.
+# Select a GPU under Runtime, Change runtime type.
 #
-# **Which GPU.** An L4 or A100 computes in bfloat16. The T4 of the free tier does not, and MedGemma overflows in
-# float16, so on a T4 everything is computed in float32, several times slower: begin with few steps, as below.
+# **GPU:** an L4 or A100 has bfloat16. The T4 of the free tier does not, and MedGemma overflows in float16, so it
+# computes in float32, several times slower. On a T4, start with few optimizer steps, as below.
 #
-# On a machine without a GPU, or with `TOOLKIT_REHEARSE=1` in the environment, the cells **rehearse**: they do
-# the same with a model of 3.5 MB and a few rows, in about a minute. That shows whether data, prompts, rewards
+# On a machine without a GPU, or with `TOOLKIT_DRY_RUN=1` in the environment, the cells perform a **dry run**: they do
+# the same with a model of 3.5 MB and a few rows, in about a minute. It shows whether data, prompts, rewards
 # and export work. Its scores mean nothing.
 
 # %% [markdown]
-# ## Setting up
+# ## Setup
 #
-# The next cell installs the toolkit where it is missing, which takes some minutes, and defines `toolkit(...)`.
-# Every call prints the command that you could type into a terminal instead. Commands run in processes of their
-# own, so the notebook's kernel need not be restarted after the installation.
+# The next cell installs the toolkit if it is missing, which takes some minutes, and defines `toolkit(...)`.
+# Each call prints the equivalent terminal command. Commands run in their own processes, so the kernel does not
+# need a restart after the installation.
 
 # %%
 import os
@@ -55,13 +55,13 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
-    """Run one command of the toolkit, show what it says, and stop the notebook where it fails.
+    """Run one command of the toolkit, print its output, and raise an error if it fails.
 
-    After so many hours it is asked to stop: it finishes its step, saves its state and leaves.
+    After ``hours`` it receives SIGTERM, finishes its optimizer step, saves its state and exits.
     """
     print("$ toolkit", shlex.join(map(str, words)), flush=True)
     command = [sys.executable, "-m", "toolkit", *map(str, words)]
@@ -74,22 +74,22 @@ def toolkit(*words, hours=None):
     stopper.cancel()
     code = process.wait()
     if code == 143 and hours is not None:
-        print(f"stopped after {hours} hours with its state saved: the same cell goes on in the next session")
+        print(f"stopped after {hours} hours with its state saved. The same cell resumes in the next session")
     elif code:
-        raise RuntimeError(f"the command ended with {code}: the lines above say why")
+        raise RuntimeError(f"the command failed with exit code {code}. See the lines above")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## The model's licence
 #
-# MedGemma is gated: accept its terms on its page of the Hugging Face Hub, make a token there (read access is
+# MedGemma is gated: accept the terms on its page of the Hugging Face Hub, create a token there (read access is
 # enough), and store it under the key symbol at the left as `HF_TOKEN`, with access for this notebook. The token
 # is never printed.
 
 # %%
-if not REHEARSE:
+if not DRY_RUN:
     from google.colab import userdata
 
     os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
@@ -97,9 +97,9 @@ if not REHEARSE:
 # %% [markdown]
 # ## Data
 #
-# ReXVQA's three JSON files and its pictures are expected in one folder. Where the folder is missing, a
-# rehearsal works on generated films in the same layout, and a real run stops and says so. Copy the data to the
-# machine's own disk, as here, and not to Drive: reading thousands of small files from Drive takes hours.
+# The three JSON files and the images of ReXVQA must be in one folder. If the folder is missing, a dry run uses
+# synthetic X-rays in the same layout, and a real run stops with an error. Copy the
+# data to the disk of the machine, not to Drive: reading thousands of small files from Drive takes hours.
 
 # %%
 FOLDER = Path("/content/rexvqa")
@@ -111,16 +111,15 @@ if FOLDER.is_dir():
     toolkit("data", "inspect", RECIPES / "medgemma_grpo.toml", *DATA)
 
 # %% [markdown]
-# ## Colab forgets
+# ## Save the run on Drive
 #
-# A Colab machine is thrown away when it disconnects, with everything on it. So the run's folder goes to your
-# Drive. After a disconnection run all cells again: the training cell finds the folder and goes on from the last
-# saved step. Check the room on your Drive: the merged model takes about 9 GB, and leaving it out
-# (`export.to=["adapter"]`) saves that.
+# A Colab machine is deleted when it disconnects, so the run folder is on your Drive. After a disconnection, run all
+# cells again. The training cell resumes from the last checkpoint. The merged model needs about 9 GB on Drive.
+# `export.to=["adapter"]` leaves it out.
 
 # %%
 RUNS = Path("runs")
-if not REHEARSE:
+if not DRY_RUN:
     from google.colab import drive
 
     drive.mount("/content/drive")
@@ -130,39 +129,37 @@ PLACE = ["--set", f"run.folder={RUNS}", "--set", 'export.to=["adapter"]']
 # %% [markdown]
 # ## Training
 #
-# One command does everything in `recipes/medgemma_grpo.toml`: it asks held-out questions, trains, asks the same
-# questions again, and writes the weights. For each question the model writes four answers. Each answer is
-# scored (the right letter, an explanation that shares words with the radiologist's, the asked format), and the
-# model moves towards the better ones of its four.
+# One command runs `recipes/medgemma_grpo.toml`: evaluation on the held-out split, GRPO, the same evaluation again, and
+# export. The model generates four completions per prompt. The rewards score the letter, the overlap of the
+# explanation with the radiologist's, and the format.
 #
-# The settings below keep a first run short: drop `SHORT` for the recipe as it stands.
+# The settings below keep a first run short. Remove `SHORT` for the whole recipe.
 
 # %%
 SHORT = ["--set", "data.limit_train=400", "--set", "grpo.max_steps=100", "--set", "evaluate.limit=200"]
-toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT)
+toolkit("run", RECIPES / "medgemma_grpo.toml", *DRY_RUN, *DATA, *PLACE, *SHORT)
 
 # %% [markdown]
-# ## What the table says
+# ## Read the table
 #
-# - **majority baseline**: the score of always giving the most frequent answer. A model below it has learned
-#   nothing.
-# - **before** and **after GRPO**: the same questions before and after training.
-# - The brackets are 95 % intervals. With 200 questions they are wide: about 7 points up and down.
-# - **to the row above**: the gain. Believe it where its range lies wholly above 0.
+# - **majority baseline**: the score of the most frequent answer. A model below it has learned nothing.
+# - **before** and **after GRPO**: the score on the same samples before and after training.
+# - Brackets are 95 % intervals. With 200 samples they are about +-7 points.
+# - **to the row above**: the gain. It is significant if its interval is above 0.
 #
-# While it trains, watch `reward`: the mean score of the answers. If it stays flat over a hundred steps, the
-# answers of a question all score the same, and there is nothing to learn from.
+# During training, `reward` is the mean reward of the completions. If it does not change over a hundred steps, most
+# groups have zero variance and give no gradient.
 
 # %%
-RUN = RUNS / ("medgemma_grpo.rehearsal" if REHEARSE else "medgemma_grpo")
+RUN = RUNS / ("medgemma_grpo.dry-run" if DRY_RUN else "medgemma_grpo")
 for line in (RUN / "metrics.jsonl").read_text().splitlines()[-3:]:
     print(line[:300])
 
 # %% [markdown]
-# What it cost: hours, memory, and where it can be measured, energy.
+# The compute: hours, RAM and GPU memory, and energy if it is measured.
 
 # %%
 toolkit("report", "compute", RUN)
 
 # %% [markdown]
-# The trained adapter lies in the run's folder under `stages/export/adapter`.
+# The trained adapter is in the run folder in `stages/export/adapter`.

@@ -11,29 +11,28 @@
 # ---
 
 # %% [markdown]
-# # MedGemma learns from rewards, on Kaggle
+# # Train MedGemma with GRPO on Kaggle
 #
-# MedGemma 4B reads a chest film and answers a multiple-choice question about it. Here it is trained by
-# reinforcement learning (GRPO) on one GPU, in 4 bits, and measured on questions that it has never seen.
+# MedGemma 4B answers multiple-choice questions about chest X-rays. Here it is trained with GRPO on one GPU, in
+# 4 bits, and evaluated on held-out data.
 #
-# In the notebook's settings choose the accelerator "GPU T4 x2" and switch the internet on.
+# In the notebook's settings, select the accelerator "GPU T4 x2" and enable the internet.
 #
-# **Which GPU.** Kaggle's "T4 x2" gives two cards, of which one is used: the model fits on it, and MedGemma's
-# steps are too small to be worth sharing. A T4 cannot compute in bfloat16, and MedGemma overflows in float16,
-# so on a T4 everything is computed in float32, several times slower than on a card with bfloat16 (L4, A10, RTX
-# 30 and newer). On a T4 begin with few steps, as below, or take a Qwen model, such as that of
+# **GPU:** Kaggle's "T4 x2" has two GPUs. One is used, because the model fits on it. A T4 has no bfloat16, and
+# MedGemma overflows in float16, so it computes in float32, several times slower than a GPU with bfloat16 (L4, A10,
+# RTX 30 and newer). On a T4, start with few optimizer steps, as below, or use a Qwen model, such as that of
 # `recipes/ham10000_sft.toml`.
 #
-# On a machine without a GPU, or with `TOOLKIT_REHEARSE=1` in the environment, the cells **rehearse**: they do
-# the same with a model of 3.5 MB and a few rows, in about a minute. That shows whether data, prompts, rewards
+# On a machine without a GPU, or with `TOOLKIT_DRY_RUN=1` in the environment, the cells perform a **dry run**: they do
+# the same with a model of 3.5 MB and a few rows, in about a minute. It shows whether data, prompts, rewards
 # and export work. Its scores mean nothing.
 
 # %% [markdown]
-# ## Setting up
+# ## Setup
 #
-# The next cell installs the toolkit where it is missing, which takes some minutes, and defines `toolkit(...)`.
-# Every call prints the command that you could type into a terminal instead. Commands run in processes of their
-# own, so the notebook's kernel need not be restarted after the installation.
+# The next cell installs the toolkit if it is missing, which takes some minutes, and defines `toolkit(...)`.
+# Each call prints the equivalent terminal command. Commands run in their own processes, so the kernel does not
+# need a restart after the installation.
 
 # %%
 import os
@@ -58,13 +57,13 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
-    """Run one command of the toolkit, show what it says, and stop the notebook where it fails.
+    """Run one command of the toolkit, print its output, and raise an error if it fails.
 
-    After so many hours it is asked to stop: it finishes its step, saves its state and leaves.
+    After ``hours`` it receives SIGTERM, finishes its optimizer step, saves its state and exits.
     """
     print("$ toolkit", shlex.join(map(str, words)), flush=True)
     command = [sys.executable, "-m", "toolkit", *map(str, words)]
@@ -77,22 +76,22 @@ def toolkit(*words, hours=None):
     stopper.cancel()
     code = process.wait()
     if code == 143 and hours is not None:
-        print(f"stopped after {hours} hours with its state saved: the same cell goes on in the next session")
+        print(f"stopped after {hours} hours with its state saved. The same cell resumes in the next session")
     elif code:
-        raise RuntimeError(f"the command ended with {code}: the lines above say why")
+        raise RuntimeError(f"the command failed with exit code {code}. See the lines above")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
 # ## The model's licence
 #
-# MedGemma is gated: accept its terms on its page of the Hugging Face Hub, make a token there (read access is
+# MedGemma is gated: accept the terms on its page of the Hugging Face Hub, create a token there (read access is
 # enough), and store it in this notebook under Add-ons, Secrets as `HF_TOKEN`. The token is never printed.
 
 # %%
 os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # one of the two cards
-if not REHEARSE:
+if not DRY_RUN:
     from kaggle_secrets import UserSecretsClient
 
     os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
@@ -100,8 +99,8 @@ if not REHEARSE:
 # %% [markdown]
 # ## Data
 #
-# ReXVQA's three JSON files and its pictures are expected in one folder. Where the folder is missing, a
-# rehearsal works on generated films in the same layout, and a real run stops and says so.
+# The three JSON files and the images of ReXVQA must be in one folder. If the folder is missing, a dry run uses
+# synthetic X-rays in the same layout, and a real run stops with an error.
 
 # %%
 FOLDER = Path("/kaggle/input/rexvqa")
@@ -115,9 +114,9 @@ if FOLDER.is_dir():
 # %% [markdown]
 # ## Sessions end
 #
-# Kaggle stops a session after some hours and keeps what lies in `/kaggle/working` when the version is saved. So
-# the run is asked to stop before that. To go on, attach the output of that version as an input of the next
-# session: the cell below copies it back, and the same training cell goes on from the last saved step.
+# Kaggle stops a session after some hours, and saves `/kaggle/working` with the version. The run stops before that.
+# To resume, attach the output of that version as an input of the next session. The cell below copies it back, and
+# the training cell resumes from the last checkpoint.
 
 # %%
 RUNS = Path("runs")
@@ -126,45 +125,42 @@ if not (RUNS / "medgemma_grpo").exists():
     places = ("*/runs/medgemma_grpo", "*/*/*/runs/medgemma_grpo")
     for earlier in (folder for place in places for folder in Path("/kaggle/input").glob(place)):
         shutil.copytree(earlier, RUNS / "medgemma_grpo", dirs_exist_ok=True)
-        print("goes on from", earlier)
+        print("resumes", earlier)
 
 # %% [markdown]
 # ## Training
 #
-# One command does everything in `recipes/medgemma_grpo.toml`: it asks held-out questions, trains, asks the same
-# questions again, and writes the weights. For each question the model writes four answers. Each answer is
-# scored (the right letter, an explanation that shares words with the radiologist's, the asked format), and the
-# model moves towards the better ones of its four.
+# One command runs `recipes/medgemma_grpo.toml`: evaluation on the held-out split, GRPO, the same evaluation again, and
+# export. The model generates four completions per prompt. The rewards score the letter, the overlap of the
+# explanation with the radiologist's, and the format.
 #
-# The settings below keep a first run short: drop `SHORT` for the recipe as it stands.
+# The settings below keep a first run short. Remove `SHORT` for the whole recipe.
 
 # %%
 SHORT = ["--set", "data.limit_train=400", "--set", "grpo.max_steps=100", "--set", "evaluate.limit=200"]
-toolkit("run", RECIPES / "medgemma_grpo.toml", *REHEARSE, *DATA, *PLACE, *SHORT, hours=8)
+toolkit("run", RECIPES / "medgemma_grpo.toml", *DRY_RUN, *DATA, *PLACE, *SHORT, hours=8)
 
 # %% [markdown]
-# ## What the table says
+# ## Read the table
 #
-# - **majority baseline**: the score of always giving the most frequent answer. A model below it has learned
-#   nothing.
-# - **before** and **after GRPO**: the same questions before and after training.
-# - The brackets are 95 % intervals. With 200 questions they are wide: about 7 points up and down.
-# - **to the row above**: the gain. Believe it where its range lies wholly above 0.
+# - **majority baseline**: the score of the most frequent answer. A model below it has learned nothing.
+# - **before** and **after GRPO**: the score on the same samples before and after training.
+# - Brackets are 95 % intervals. With 200 samples they are about +-7 points.
+# - **to the row above**: the gain. It is significant if its interval is above 0.
 #
-# While it trains, watch `reward`: the mean score of the answers. If it stays flat over a hundred steps, the
-# answers of a question all score the same, and there is nothing to learn from.
+# During training, `reward` is the mean reward of the completions. If it does not change over a hundred steps, most
+# groups have zero variance and give no gradient.
 
 # %%
-RUN = RUNS / ("medgemma_grpo.rehearsal" if REHEARSE else "medgemma_grpo")
+RUN = RUNS / ("medgemma_grpo.dry-run" if DRY_RUN else "medgemma_grpo")
 for line in (RUN / "metrics.jsonl").read_text().splitlines()[-3:]:
     print(line[:300])
 
 # %% [markdown]
-# What it cost: hours, memory, and where it can be measured, energy.
+# The compute: hours, RAM and GPU memory, and energy if it is measured.
 
 # %%
 toolkit("report", "compute", RUN)
 
 # %% [markdown]
-# The trained adapter and the merged model lie in the run's folder under `stages/export`. Save the version to
-# keep them.
+# The trained adapter and the merged model are in the run folder in `stages/export`. Save the version to keep them.

@@ -11,21 +11,20 @@
 # ---
 
 # %% [markdown]
-# # A tour of five minutes
+# # A tour in five minutes
 #
-# Everything that the toolkit does for a large model, here with a tiny one, on an ordinary computer without a
-# GPU: look at data, try out rewards, train by example and by reward, measure on unseen questions, ask the
-# model, and count the cost.
+# All functions of the toolkit with a tiny model, on a computer without a GPU: inspect data, test rewards, train
+# with SFT and GRPO, evaluate on held-out data, predict, and report the compute.
 #
-# The pictures are drawn chest films. A finding can be seen in them, so there is something to learn; about
-# patients they say nothing.
+# The images are synthetic chest X-rays. Their findings are visible, so a model can learn them. They show nothing
+# about patients.
 
 # %% [markdown]
-# ## Setting up
+# ## Setup
 #
-# The next cell installs the toolkit where it is missing, which takes some minutes, and defines `toolkit(...)`.
-# Every call prints the command that you could type into a terminal instead. Commands run in processes of their
-# own, so the notebook's kernel need not be restarted after the installation.
+# The next cell installs the toolkit if it is missing, which takes some minutes, and defines `toolkit(...)`.
+# Each call prints the equivalent terminal command. Commands run in their own processes, so the kernel does not
+# need a restart after the installation.
 
 # %%
 import os
@@ -50,13 +49,13 @@ else:
 RECIPES = home / "recipes"
 
 has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
-REHEARSE = ["--rehearse"] if os.environ.get("TOOLKIT_REHEARSE") == "1" or not has_gpu else []
+DRY_RUN = ["--dry-run"] if os.environ.get("TOOLKIT_DRY_RUN") == "1" or not has_gpu else []
 
 
 def toolkit(*words, hours=None):
-    """Run one command of the toolkit, show what it says, and stop the notebook where it fails.
+    """Run one command of the toolkit, print its output, and raise an error if it fails.
 
-    After so many hours it is asked to stop: it finishes its step, saves its state and leaves.
+    After ``hours`` it receives SIGTERM, finishes its optimizer step, saves its state and exits.
     """
     print("$ toolkit", shlex.join(map(str, words)), flush=True)
     command = [sys.executable, "-m", "toolkit", *map(str, words)]
@@ -69,26 +68,25 @@ def toolkit(*words, hours=None):
     stopper.cancel()
     code = process.wait()
     if code == 143 and hours is not None:
-        print(f"stopped after {hours} hours with its state saved: the same cell goes on in the next session")
+        print(f"stopped after {hours} hours with its state saved. The same cell resumes in the next session")
     elif code:
-        raise RuntimeError(f"the command ended with {code}: the lines above say why")
+        raise RuntimeError(f"the command failed with exit code {code}. See the lines above")
 
 
-print("a rehearsal" if REHEARSE else "the real run", "with the recipes in", RECIPES)
+print("a dry run" if DRY_RUN else "the real run", "with the recipes in", RECIPES)
 
 # %% [markdown]
-# ## What the model will see
+# ## Inspect the data
 #
-# A **recipe** is one file that says which data, which model, and which stages. The quickstart's is shortened
-# here with `--set`, which replaces single values. `data inspect` reads the rows without training: how many
-# there are, what cannot be used, whether a patient stands in two splits, and one row exactly as the model gets
-# it. The part between ⟦ and ⟧ is what training by example teaches; the question itself is not learned by heart.
+# A **recipe** is one file with the data, the model and the stages. Here `--set` shortens that of the quickstart.
+# `data inspect` reports the rows of each split, unusable rows, leaks (a patient in two splits), and one row as
+# the model sees it. The SFT loss covers only the text between ⟦ and ⟧.
 
 # %%
 SETTINGS = {
     "run.name": "tour",
-    "data.phantom.train": 800,
-    "data.phantom.test": 300,
+    "data.synthetic.train": 800,
+    "data.synthetic.test": 300,
     "sft.max_steps": 70,
     "grpo.max_steps": 25,
     "grpo.prompts_per_step": 8,
@@ -99,11 +97,11 @@ RECIPE = RECIPES / "quickstart.toml"
 toolkit("data", "inspect", RECIPE, *SHORT, "--show", 1)
 
 # %% [markdown]
-# ## What an answer is worth
+# ## Test the rewards
 #
-# Training by reward needs a number for every answer. Here are three answers to one question: right with a
-# reason, right without one, and wrong. `reward test` says what each earns and why, before any training is spent
-# on a reward that does not measure what you meant.
+# GRPO needs a reward for every completion. Here are three completions of one prompt: correct with a reason,
+# correct without one, and wrong. `reward test` prints the reward of each with an explanation, before any
+# training.
 
 # %%
 import json
@@ -114,7 +112,7 @@ ROW = {
     "correct_answer": "B",
     "correct_answer_explanation": "Patchy opacity in the right lower zone.",
     "Findings": "Patchy opacity in the right lower zone. No fracture.",
-    "ImagePath": ["film.png"],
+    "ImagePath": ["image.png"],
 }
 FORM = "<start_working_out>{}<end_working_out><SOLUTION>{}</SOLUTION>"
 ANSWERS = [FORM.format("Opacity in the right lower zone.", "B - Pneumonia"), "B", FORM.format("It is large.", "C")]
@@ -125,22 +123,20 @@ toolkit("reward", "test", RECIPE, *SHORT, "answers.jsonl")
 # %% [markdown]
 # ## Training
 #
-# First by example (SFT), then by reward (GRPO). Before, between and after, the same 300 questions are asked
-# about films that the training never saw. If you interrupt it and run the cell again, it goes on where it
-# stopped.
+# SFT, then GRPO. The model is evaluated on the same 300 held-out samples before training and after each stage.
+# If you interrupt the cell and run it again, it resumes.
 
 # %%
 toolkit("run", RECIPE, *SHORT)
 
 # %% [markdown]
-# ## What the table says
+# ## Read the table
 #
-# - **majority baseline** is the score of always giving the most frequent answer, without looking at a film.
-# - **before**: the tiny model has never seen this form of answer, so it scores about nothing.
-# - **after SFT** and **after GRPO**: what each stage added is in the column *to the row above*, in percentage
-#   points. The brackets are 95 % intervals. A gain whose interval contains 0 may be luck: this run is short,
-#   and GRPO's few steps may well end like that. The quickstart as it stands trains longer and asks 1,000
-#   questions.
+# - **majority baseline**: the score of the most frequent answer, without the image.
+# - **before**: the tiny model has not learned this format, so its score is close to 0.
+# - **after SFT** and **after GRPO**: the column *to the row above* is the gain of the stage in percentage points,
+#   with a 95 % interval. If the interval contains 0, the gain may be chance, which is likely in this short run.
+#   The quickstart itself trains longer and evaluates 1,000 samples.
 
 # %%
 results = json.loads(Path("runs/tour/results.json").read_text())
@@ -149,8 +145,8 @@ for row in results["table"]:
     print(f"{row['label']:<18} {score['value']:.1%} of {score['n']} [{score['low']:.1%} to {score['high']:.1%}]")
 
 # %% [markdown]
-# While GRPO trains, `reward` is the mean score of the answers, and `reward_std` how much the eight answers to a
-# question differ. Where they do not differ, nothing is learned.
+# During GRPO, `reward` is the mean reward of the completions, and `reward_std` its standard deviation among the
+# eight completions of a prompt. A zero-variance group gives no gradient.
 
 # %%
 steps = [json.loads(line) for line in Path("runs/tour/metrics.jsonl").read_text().splitlines()]
@@ -161,26 +157,26 @@ print(
 )
 
 # %% [markdown]
-# ## Asking the model
+# ## Predict
 #
-# One film of the test set, its question, and what the trained model says. The reference answer stands below it.
+# One test image, its question, the completion of the trained model, and the reference answer.
 
 # %%
-record = next(iter(json.loads(Path("runs/tour/phantom/test.json").read_text()).values()))
+record = next(iter(json.loads(Path("runs/tour/synthetic/test.json").read_text()).values()))
 options = [word for option in record["options"] for word in ("--option", option)]
-picture = Path("runs/tour/phantom") / record["ImagePath"][0]
-toolkit("predict", "runs/tour", "--image", picture, "--question", record["question"], *options)
+image = Path("runs/tour/synthetic") / record["ImagePath"][0]
+toolkit("predict", "runs/tour", "--image", image, "--question", record["question"], *options)
 print("reference:", record["correct_answer"], "-", record["correct_answer_explanation"])
 
 # %% [markdown]
-# ## What it cost
+# ## Report the compute
 #
-# Hours, memory, energy where the machine can tell it, and the arithmetic of each stage. The same report comes
-# out of a large run, for the table on compute that many conferences ask for.
+# Hours, RAM and GPU memory, energy if the machine measures it, and FLOPs of each stage, as many conferences
+# require.
 
 # %%
 toolkit("report", "compute", "runs/tour")
 
 # %% [markdown]
-# Next: copy `recipes/quickstart.toml`, point `[data]` at your own files, and try it with `toolkit run my.toml
-# --rehearse`.
+# Next: copy `recipes/quickstart.toml`, set the paths in `[data]` to your files, and test it with
+# `toolkit run my.toml --dry-run`.

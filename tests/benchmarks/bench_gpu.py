@@ -170,8 +170,8 @@ def one_stage(recipe: "Recipe", stage: str, folder: Path, options: argparse.Name
     changes: dict[str, Any] = {name: None for name in ("sft", "grpo") if name != stage}
     if stage == "evaluate":
         changes["evaluate"] = Evaluate(limit=QUESTIONS, batch_size=QUESTIONS // 2, max_completion_tokens=ANSWER_TOKENS)
-        rows = recipe.data.phantom.model_copy(update={"test": QUESTIONS}) if recipe.data.phantom else None
-        changes["data"] = recipe.data.model_copy(update={"phantom": rows})
+        rows = recipe.data.synthetic.model_copy(update={"test": QUESTIONS}) if recipe.data.synthetic else None
+        changes["data"] = recipe.data.model_copy(update={"synthetic": rows})
     else:
         changes[stage] = getattr(recipe, stage).model_copy(update={"max_steps": options.steps})
         changes["rewards"] = recipe.rewards.model_copy(update=with_spread(folder))
@@ -184,12 +184,12 @@ def shrink(recipe: "Recipe", options: argparse.Namespace) -> "Recipe":
         return recipe
     from recipes_on_shapes import SMALLER
 
-    from toolkit.recipe import Phantom
+    from toolkit.recipe import SyntheticData
 
     changes: dict[str, Any] = {"images": recipe.images.model_copy(update={"max_side": 112})}
-    if recipe.data.phantom is not None:
-        rows = Phantom(kind=recipe.data.phantom.kind, **{**SMALLER, "test": recipe.data.phantom.test})
-        changes["data"] = recipe.data.model_copy(update={"phantom": rows})
+    if recipe.data.synthetic is not None:
+        rows = SyntheticData(kind=recipe.data.synthetic.kind, **{**SMALLER, "test": recipe.data.synthetic.test})
+        changes["data"] = recipe.data.model_copy(update={"synthetic": rows})
     cheap: dict[str, Any] = {} if has_cuda() else {"optimizer": "adamw_torch"}
     if recipe.sft is not None:
         changes["sft"] = recipe.sft.model_copy(update={**cheap, "accumulation": 2})
@@ -220,7 +220,7 @@ def run_stage(stage: str, recipe: "Recipe", measurement: Measurement, options: a
             steps = Steps(stage, measurement, BEGUN + options.seconds - RESERVE * later)
             result = RUN[stage, options.way == "trl"](replace(context, progress=steps))
         if options.way != "trl" and stage != "evaluate":
-            measurement.note(stage, record={name: result.get(name) for name in ("backend", "memory")})
+            measurement.note(stage, record={name: result.get(name) for name in ("backend", "gpu_memory")})
         state = "done"
     except Enough:
         state = "stopped"
@@ -237,7 +237,7 @@ def planned(recipe: "Recipe", stage: str, gigabytes: float) -> dict[str, Any]:
     an evaluation: a batch of questions). The plan is made in a process of its own, as by ``toolkit run``: it imports
     the model's module of transformers, and Unsloth then no longer rewrites it.
     """
-    from toolkit.cli.plan import make
+    from toolkit.pipeline.plan import plan_language_model as make
     from toolkit.planning import described_gpu, find_gpu
 
     size, here = described_gpu(gigabytes), find_gpu()

@@ -150,7 +150,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         rows = 2 * PROMPTS * options.steps
         tables = {
-            "data": {"phantom": {"kind": "chest", "train": rows, "test": 2, "size": 1024}},
+            "data": {"synthetic": {"kind": "chest", "train": rows, "test": 2, "size": 1024}},
             "images": {"max_side": options.side, "disk_cache": False},
             "grpo": {
                 "max_steps": options.steps,

@@ -102,7 +102,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         tables = {
-            "data": {"phantom": {"kind": "chest", "train": options.batch * options.steps, "test": 2, "size": 256}},
+            "data": {"synthetic": {"kind": "chest", "train": options.batch * options.steps, "test": 2, "size": 256}},
             "images": {"max_side": 112, "disk_cache": False},
             "sft": {"batch_size": options.batch, "accumulation": 1, "max_steps": options.steps},
         }

@@ -48,11 +48,11 @@ QWEN = "recipes/steps_grpo.toml --layers 12"
 """Twelve of the 36 layers of its language model: the whole one takes too long to write and load."""
 PIPELINE = f"""-m toolkit run recipes/quickstart.toml --fresh --set run.folder={SCRATCH}/runs
     --set model.backend=unsloth --set model.precision=4bit --set model.max_tokens=600
-    --set data.phantom.train=320 --set data.phantom.test=50 --set evaluate.limit=50 --set export.optional=[]
+    --set data.synthetic.train=320 --set data.synthetic.test=50 --set evaluate.limit=50 --set export.optional=[]
     --set sft.max_steps=20 --set sft.gradient_checkpointing=true
     --set grpo.max_steps=4 --set grpo.gradient_checkpointing=true --set grpo.probe_on_failure=report"""
 """All stages of a run with the tiny model, through Unsloth."""
-SHORTER = """--set data.phantom.train=40 --set data.phantom.test=8 --set evaluate.limit=8 --set export.verify=4
+SHORTER = """--set data.synthetic.train=40 --set data.synthetic.test=8 --set evaluate.limit=8 --set export.verify=4
     --set sft.max_steps=2 --set sft.batch_size=4
     --set grpo.max_steps=2 --set grpo.prompts_per_step=2 --set grpo.micro_batch=8"""
 """What makes that run short enough for a pretended GPU."""

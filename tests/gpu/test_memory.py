@@ -44,7 +44,7 @@ def wide(folder: Path, name: str, batch: int = 64) -> Recipe:
     tables: dict[str, dict[str, Any]] = {
         "model": {"precision": "32bit"},
         "lora": {"dropout": 0.0},
-        "data": {"phantom": {"kind": "chest", "train": 128, "test": 16, "size": 128}},
+        "data": {"synthetic": {"kind": "chest", "train": 128, "test": 16, "size": 128}},
         "sft": {"max_steps": 2, "batch_size": batch, "accumulation": 1},
     }
     return only("sft", folder, name, tables)
@@ -58,14 +58,14 @@ def trained(recipe: Recipe, **options: Any) -> tuple[Record, list[dict[str, Any]
 def test_sft_under_a_cap_makes_the_same_update(tmp_path: Path) -> None:
     record, wanted = trained(wide(tmp_path, "whole"))
     small, _ = trained(wide(tmp_path, "narrow", 16))
-    preflight = record["memory"]["preflight"]
-    assert record["memory"]["out_of_memory"] == 0
+    preflight = record["gpu_memory"]["preflight"]
+    assert record["gpu_memory"]["out_of_memory"] == 0
     assert preflight["peak_allocated_bytes"] <= preflight["peak_reserved_bytes"]
     # More than 16 rows per pass fit, and less than 64: the preflight step has to be made again.
-    cap = (small["memory"]["peak_reserved_bytes"] + record["memory"]["peak_allocated_bytes"]) / 2
+    cap = (small["gpu_memory"]["peak_reserved_bytes"] + record["gpu_memory"]["peak_allocated_bytes"]) / 2
     with capped(cap):
         capped_record, found = trained(wide(tmp_path, "capped"))
-    memory = capped_record["memory"]
+    memory = capped_record["gpu_memory"]
     assert memory["recoveries"][0]["during"] == "preflight step"
     assert memory["micro_batch"] < 64
     assert memory["micro_batch"] * memory["accumulation"] == 64
@@ -81,10 +81,10 @@ def test_recovery_in_a_step_frees_the_gpu_and_ends_near_an_undisturbed_run(tmp_p
     """Without a preflight step, so that the error comes within the training."""
     record, wanted = trained(wide(tmp_path, "whole"), preflight=False)
     small, _ = trained(wide(tmp_path, "narrow", 16), preflight=False)
-    cap = (small["memory"]["peak_reserved_bytes"] + record["memory"]["peak_allocated_bytes"]) / 2
+    cap = (small["gpu_memory"]["peak_reserved_bytes"] + record["gpu_memory"]["peak_allocated_bytes"]) / 2
     with capped(cap):
         capped_record, found = trained(wide(tmp_path, "capped"), preflight=False)
-    assert capped_record["memory"]["recoveries"][0]["during"] == "pass"
+    assert capped_record["gpu_memory"]["recoveries"][0]["during"] == "pass"
     assert [line["step"] for line in found] == [1, 2]
     for one, other in zip(found, wanted, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
@@ -112,9 +112,9 @@ def test_a_rollout_under_a_cap_is_generated_in_parts(tmp_path: Path) -> None:
     peaks = []
     for prompts in (1, 8):
         with context_of(recipe(f"whole-{prompts}", prompts)) as context:
-            peaks.append(train_grpo(context, preflight=False)["memory"]["peak_reserved_bytes"])
+            peaks.append(train_grpo(context, preflight=False)["gpu_memory"]["peak_reserved_bytes"])
     with capped((peaks[0] + peaks[1]) / 2), context_of(recipe("capped", 8)) as context:
-        memory = train_grpo(context, preflight=False)["memory"]
+        memory = train_grpo(context, preflight=False)["gpu_memory"]
     assert memory["completions_per_generate"] < 128
     assert {one["during"] for one in memory["recoveries"]} == {"rollout"}
 

@@ -1,6 +1,6 @@
-"""The command line: loads a recipe, calls a stage, prints; a ToolkitError becomes its message and an exit code.
+"""The command line: load a recipe, call a stage, print. A ToolkitError becomes a message and an exit code.
 
-Nothing heavy is imported before a command needs it: ``toolkit --help`` answers in under 0.3 s.
+Heavy libraries are imported only inside the commands that need them, so that ``toolkit --help`` takes under 0.3 s.
 """
 
 import errno
@@ -13,16 +13,16 @@ from toolkit.cli.commands import app
 from toolkit.errors import RunError, ToolkitError
 
 _DISK_FULL = ("No space left on device", "os error 28", "enforce fail at inline_container")
-"""How the operating system, safetensors and torch.save say it."""
+"""Messages of the operating system, safetensors and torch.save."""
 
 
-def _errors_of_writing() -> tuple[type[BaseException], ...]:
+def _write_errors() -> tuple[type[BaseException], ...]:
     safetensors = sys.modules.get("safetensors")  # loaded only by commands that train
     return (OSError, RuntimeError, *([safetensors.SafetensorError] if safetensors else []))
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in _DISK_FULL)
+    return getattr(error, "errno", None) == errno.ENOSPC or any(text in str(error) for text in _DISK_FULL)
 
 
 def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
@@ -35,10 +35,13 @@ def _fail(error: ToolkitError, arguments: Sequence[str] | None) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command (default: that of the process) and leave with its exit code.
+    """Run one command and exit with its exit code.
 
-    0: done. 1: a problem that the message tells. 2: a wrong recipe or command line. 130 and 143: stopped by Ctrl-C or
-    SIGTERM with the state saved. Anything that is not a ToolkitError is a bug and shows its traceback.
+    0: success. 1: an error, with its message printed. 2: an invalid recipe or command line. 130 and 143: stopped by
+    Ctrl-C or SIGTERM with the state saved. Any other exception than a ToolkitError is a bug and shows its traceback.
+
+    Args:
+        arguments: the command and its options. Default: those of the process.
     """
     try:
         app(args=arguments)
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("toolkit: stopped by Ctrl-C before any work began [run.interrupted]", file=sys.stderr)
         sys.exit(130)
-    except _errors_of_writing() as error:
+    except _write_errors() as error:
         if not _is_disk_full(error):
             raise
         remedy = "Finished work is kept. Free disk space, and run the same command again to resume."

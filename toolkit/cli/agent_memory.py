@@ -1,4 +1,4 @@
-"""Tables of what memory does: ways of asking beside each other, where whole tasks fail first, figures by column."""
+"""Tables that compare agent-memory modes: scores, first failures, and scores by column."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,39 +8,39 @@ from rich.table import Table
 from toolkit.cli.figures import percent, points
 
 OWN = "own"
-"""The way of asking that is set against the others; where it is lacking, the first one is."""
-MOST_PLACES = 10
-"""Places of a chain that get a column."""
+"""The mode that is compared with the others. If it is missing, the first one is."""
+MAX_POSITIONS = 10
+"""Positions in an episode that get a column."""
 
 Records = Mapping[str, Mapping[str, Any]]
-"""Line of the table of results -> ``memory`` of its record."""
+"""Label in the table of results -> ``agent_memory`` of its record."""
 
 
-def memory_tables(records: Records) -> Iterator[Table]:
-    """The tables of these lines; none where answers carry no memory."""
+def agent_memory_tables(records: Records) -> Iterator[Table]:
+    """Yield the tables of these evaluations. There are none if the task has no agent memory."""
     if not records:
         return
-    yield _ways(records)
+    yield _modes(records)
     yield _failures(records)
     last = list(records)[-1]
     for column in next(iter(records[last]["ways"].values()))["by"]:
         yield _by(last, column, records[last])
 
 
-def _ways(records: Records) -> Table:
-    """One line a measure, one column a way of asking, and how far one is above the others."""
-    names = {way: found["name"] for record in records.values() for way, found in record["ways"].items()}
+def _modes(records: Records) -> Table:
+    """Return one row per measure and one column per mode, with the differences between modes."""
+    names = {mode: found["name"] for record in records.values() for mode, found in record["ways"].items()}
     first = OWN if OWN in names else next(iter(names))
     others = {other: None for record in records.values() for other in record["differences"].get(first, {})}
-    table = Table(title="what memory does, 95 % intervals in brackets")
+    table = Table(title="agent-memory modes, 95 % intervals in brackets")
     table.add_column("", overflow="fold")
-    for title in ("n", *names.values(), *(f"{first} to {other}" for other in others)):
+    for title in ("n", *names.values(), *(f"{first} - {other}" for other in others)):
         table.add_column(title, justify="right", overflow="fold")
     for label, record in records.items():
         table.add_row(f"{label}:")
         for measure in record["measures"]:
-            found = {way: of["measures"][measure] for way, of in record["ways"].items()}
-            cells = [percent(found[way]) if way in found else "" for way in names]
+            found = {mode: of["measures"][measure] for mode, of in record["ways"].items()}
+            cells = [percent(found[mode]) if mode in found else "" for mode in names]
             cells += [points(record["differences"].get(first, {}).get(other, {}).get(measure)) for other in others]
             n = max(estimate["n"] for estimate in found.values())
             table.add_row(f"  {measure}", f"{n:,}", *(cell.replace(" [", "\n[") for cell in cells))
@@ -49,42 +49,42 @@ def _ways(records: Records) -> Table:
 
 
 def _failures(records: Records) -> Table:
-    """Which share of the chains is right up to each place, and where those that fail do so first, on average."""
+    """Return the fraction of episodes without an error up to each position, and the mean first failure."""
     survival = {
-        (label, way): {int(place): of for place, of in found["chains"]["survival"].items()}
+        (label, mode): {int(position): of for position, of in found["chains"]["survival"].items()}
         for label, record in records.items()
-        for way, found in record["ways"].items()
+        for mode, found in record["ways"].items()
     }
-    places = sorted({place for found in survival.values() for place in found})[:MOST_PLACES]
-    chains = next(iter(records.values()))["measures"][1]
-    table = Table(title=f"{chains}: % that are right up to step …, of those that have so many steps")
-    for title in ("", "asked with"):
+    positions = sorted({position for found in survival.values() for position in found})[:MAX_POSITIONS]
+    episodes = next(iter(records.values()))["measures"][1]
+    table = Table(title=f"{episodes}: % without an error up to GUI step …, of those with that many")
+    for title in ("", "mode"):
         table.add_column(title, overflow="fold")
-    for title in (chains, "mean first failure", *map(str, places)):
+    for title in (episodes, "mean first failure", *map(str, positions)):
         table.add_column(title, justify="right")
     for label, record in records.items():
-        for number, (way, found) in enumerate(record["ways"].items()):
-            chain, mean = found["chains"], found["chains"]["first_failure"]["value"]
-            shares = [_share(survival[label, way].get(place)) for place in places]
-            head = (label if number == 0 else "", found["name"], f"{chain['n']:,}")
-            table.add_row(*head, "-" if mean is None else f"{mean:.1f}", *shares)
+        for number, (mode, found) in enumerate(record["ways"].items()):
+            chains, mean = found["chains"], found["chains"]["first_failure"]["value"]
+            fractions = [_whole_percent(survival[label, mode].get(position)) for position in positions]
+            head = (label if number == 0 else "", found["name"], f"{chains['n']:,}")
+            table.add_row(*head, "-" if mean is None else f"{mean:.1f}", *fractions)
         table.add_section()
     return table
 
 
 def _by(label: str, column: str, record: Mapping[str, Any]) -> Table:
-    """The first measure for each value of a column, in every way of asking."""
-    measure, ways = record["measures"][0], record["ways"]
+    """Return the first measure for each value of a column, in every mode."""
+    measure, modes = record["measures"][0], record["ways"]
     table = Table(title=f"{label}: {measure} by {column}, 95 % intervals in brackets")
     table.add_column(column, overflow="fold")
-    for title in ("n", *(found["name"] for found in ways.values())):
+    for title in ("n", *(found["name"] for found in modes.values())):
         table.add_column(title, justify="right", overflow="fold")
-    for value in next(iter(ways.values()))["by"][column]:
-        found = [of["by"].get(column, {}).get(value) for of in ways.values()]
+    for value in next(iter(modes.values()))["by"][column]:
+        found = [of["by"].get(column, {}).get(value) for of in modes.values()]
         n = max(estimate["n"] for estimate in found if estimate)
         table.add_row(value, f"{n:,}", *(percent(estimate) if estimate else "" for estimate in found))
     return table
 
 
-def _share(estimate: Mapping[str, Any] | None) -> str:
+def _whole_percent(estimate: Mapping[str, Any] | None) -> str:
     return "" if estimate is None or estimate["value"] is None else f"{100 * estimate['value']:.0f}"

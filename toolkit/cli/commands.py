@@ -1,17 +1,47 @@
-"""The commands and their options."""
+"""Commands of `toolkit` and their options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from toolkit import __version__
 from toolkit.cli.doctor import doctor
-from toolkit.cli.dry_run import rehearse_run
+from toolkit.cli.dry_run import run_dry_run
 from toolkit.cli.imagegen_commands import Method, imagegen_app
-from toolkit.cli.plan import plan, plan_run
+from toolkit.cli.plan import plan, short_lines
 from toolkit.cli.prepare import prepare_app
 from toolkit.cli.report import report_app
+
+
+class _Group(TyperGroup):
+    """A group of commands that suggests the new name of a renamed command."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that ``args`` name, and its arguments."""
+        if args and args[0] not in self.commands:
+            _reject_renamed(ctx, f"toolkit {self.name} {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+class _Command(TyperCommand):
+    """A command that suggests the new name of a renamed option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Return the arguments that are left after the options."""
+        for word in args:
+            if word.startswith("--"):
+                _reject_renamed(ctx, word.partition("=")[0])
+        return super().parse_args(ctx, args)
+
+
+def _reject_renamed(ctx: Any, former: str) -> None:
+    from toolkit.recipe.renamed import use_new_name  # imports pydantic, which `toolkit --help` must not wait for
+
+    if remedy := use_new_name(former):
+        ctx.fail(f"{former} was renamed. {remedy}")
+
 
 app = typer.Typer(
     help="Fine-tune medical vision-language models (SFT, GRPO), and train medical image generators from expert ratings "
@@ -21,8 +51,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at a recipe's data, or make practice data.", no_args_is_help=True)
-reward_app = typer.Typer(help="Try rewards out.", no_args_is_help=True)
+data_app = typer.Typer(cls=_Group, help="Inspect a recipe's data, or generate synthetic data.", no_args_is_help=True)
+reward_app = typer.Typer(help="Test rewards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 data_app.add_typer(prepare_app, name="prepare")
 app.add_typer(reward_app, name="reward")
@@ -34,7 +64,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such
 ModelChoice = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="MODEL", help="adapter, merged, gguf, a quantisation such as q8_0, or a path to weights."
+        "--model", metavar="MODEL", help="adapter, merged, gguf, a quantization such as q8_0, or a path to weights."
     ),
 ]
 Settings = Annotated[
@@ -43,7 +73,7 @@ Settings = Annotated[
 ]
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"toolkit {__version__}")
         raise typer.Exit
@@ -52,35 +82,34 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def toolkit(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The options that every command has."""
+    """Define the options of `toolkit` itself."""
 
 
-@app.command()
+@app.command(cls=_Command)
 def run(
     recipe: RecipePath,
     settings: Settings = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin anew; an old run of this name is kept as NAME.old-1.")
-    ] = False,
-    rehearse: Annotated[
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again. An old run is renamed to NAME.old-1.")] = False,
+    dry_run: Annotated[
         bool,
-        typer.Option("--rehearse", help="Run every stage on a few rows with tiny models, in NAME.rehearsal."),
+        typer.Option("--dry-run", help="Run every stage on a few rows with tiny models, in NAME.dry-run."),
     ] = False,
 ) -> None:
-    """Run all stages of a recipe, or resume where it stopped.
+    """Run all stages of a recipe, or resume where the run stopped.
 
-    Vision-language model: data, evaluation, SFT, GRPO, export. Image generator, if the recipe has the
-    section imagegen: ratings, scorers, base, control, SFT, DDPO.
+    Vision-language model: data, evaluation, SFT, GRPO and export. Image generator (a recipe with the section
+    imagegen): ratings, scorers, base, control, SFT and DDPO.
     """
-    if rehearse:
-        rehearse_run(recipe, settings or ())
+    if dry_run:
+        run_dry_run(recipe, settings or ())
         return
     from toolkit.cli import tables as show
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
     from toolkit.pipeline import run_recipe
+    from toolkit.pipeline.plan import plan_run
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
@@ -91,8 +120,8 @@ def run(
 
         imagegen.run_recipe(loaded, fresh=fresh)
         return
-    with telling() as (progress, notify):
-        planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
+    with show_progress() as (progress, notify):
+        planned = plan_run(loaded, fresh=fresh, describe=short_lines) if is_main_process() else None
         results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
     if is_main_process():
         show.results(results)
@@ -106,69 +135,92 @@ def evaluate(
     run_folder: RunPath,
     settings: Settings = None,
     name: Annotated[
-        str | None, typer.Option(help="What the table calls it; default: the model's name, or again-1, again-2, …")
+        str | None, typer.Option(help="Name in the table. Default: the model's name, otherwise again-1, again-2, …")
     ] = None,
     model: ModelChoice = None,
 ) -> None:
-    """Ask a run's model, or what was exported of it, the held-out questions; --set may change its section evaluate."""
+    """Evaluate a run's model, or one of its exports, on the held-out split. --set changes the section evaluate."""
     from toolkit.cli import tables as show
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
     from toolkit.pipeline.rerun import evaluate_again
     from toolkit.pipeline.stages import STAGES
 
-    with telling() as told:
-        results = evaluate_again(run_folder, STAGES, settings or (), name=name, model=model, told=told)
+    with show_progress() as callbacks:
+        results = evaluate_again(run_folder, STAGES, settings or (), name=name, model=model, callbacks=callbacks)
     show.results(results)
 
 
 @app.command()
 def export(
     run_folder: RunPath,
-    to: Annotated[list[str] | None, typer.Option(help="adapter, merged or gguf; repeat it, or a,b.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(help="Format: adapter, merged or gguf. Repeat it, or use a,b.")
+    ] = None,
     quant: Annotated[
-        list[str] | None, typer.Option(help="Of a GGUF: f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; repeat it, or a,b.")
+        list[str] | None,
+        typer.Option(help="GGUF quantization: f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m. Repeat it, or use a,b."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write here, and not into the run folder.", file_okay=False)] = None,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not ask what was written whether it answers as before.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write here instead of the run folder.", file_okay=False)] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip verification of the exported weights.")] = False,
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Push the one form to the Hub once it is proven.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push the format to the Hub after verification.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see; else private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: create a public repository.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Rename what stands in --out to NAME.old-1; push beside files that are there."),
+        typer.Option(
+            "--force", help="Rename an existing folder in --out to NAME.old-1, and push to a repository with files."
+        ),
     ] = False,
     method: Annotated[
         Method | None,
-        typer.Option(help="Image generation, with --push: whose LoRA; default: the one with the best judge score."),
+        typer.Option(help="Image generation, with --push: the method. Default: the best judge score."),
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Write a run's weights for other programs; --set may change its section export.
+    """Export a run's model as an adapter, merged weights or GGUF, and verify it. --set changes the section export.
 
-    The run of an image generator has its LoRA in stages/METHOD/weights already, and --push uploads it.
+    The run of an image generator already has its LoRA in stages/METHOD/weights, and --push uploads it.
     """
     from toolkit.cli import tables as show
-    from toolkit.cli.exports import export_settings, is_for_generators
-    from toolkit.cli.progress import telling
-    from toolkit.pipeline.rerun import Delivery, export_again
+    from toolkit.cli.progress import show_progress
+    from toolkit.pipeline.rerun import Delivery, export_again, export_settings
     from toolkit.pipeline.stages import STAGES
 
     if public and push is None:
-        raise typer.BadParameter("has a meaning only with --push", param_hint="--public")
+        raise typer.BadParameter("must be used with --push", param_hint="--public")
     others = {"--to": to, "--quant": quant, "--out": out, "--no-verify": no_verify, "--set": settings}
-    if is_for_generators(run_folder, push, method, {name for name, value in others.items() if value}):
+    if _is_image_generator(run_folder, push, method, {name for name, value in others.items() if value}):
         from toolkit.cli.imagegen_commands import push_lora
 
         push_lora(run_folder, push or "", method, public=public, force=force)
         return
     chosen = [*export_settings(to or (), quant or (), verify=not no_verify), *(settings or ())]
     delivery = Delivery(out, push, public, force)
-    with telling() as told:
-        record = export_again(run_folder, STAGES, chosen, delivery, told=told)
+    with show_progress() as callbacks:
+        record = export_again(run_folder, STAGES, chosen, delivery, callbacks=callbacks)
     show.exported(record, run_folder)
+
+
+def _is_image_generator(run_folder: Path, push: str | None, method: str | None, others: set[str]) -> bool:
+    """Return whether the run trained an image generator. Its LoRA can only be pushed.
+
+    Raises:
+        typer.BadParameter: an option does not apply to this kind of run.
+        RunError: the folder is not a run.
+    """
+    from toolkit.runfolder import find_run
+
+    if find_run(run_folder).recipe().imagegen is None:
+        if method is not None:
+            raise typer.BadParameter("must be left out for a vision-language model", param_hint="--method")
+        return False
+    if push is None:
+        place = "The LoRA of an image generator is in stages/METHOD/weights of its run already."
+        raise typer.BadParameter(f"must be given for an image generator. {place}", param_hint="--push")
+    if others:
+        raise typer.BadParameter("must be left out for an image generator", param_hint=", ".join(sorted(others)))
+    return True
 
 
 @app.command()
@@ -176,35 +228,38 @@ def predict(
     run_folder: RunPath,
     question: Annotated[str | None, typer.Option(help="The question, without its options.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="A picture; repeat it for several.", exists=True, dir_okay=False)
+        list[Path] | None, typer.Option(help="An image. Repeat it for several.", exists=True, dir_okay=False)
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help='An option of a multiple-choice question, such as "A. Normal"; repeat it.')
+        list[str] | None, typer.Option(help='An option of a multiple-choice question, such as "A. Normal". Repeat it.')
     ] = None,
     context: Annotated[
-        list[str] | None, typer.Option(help="NAME=TEXT for a column of the recipe's prompt.context; repeat it.")
+        list[str] | None, typer.Option(help="NAME=TEXT for a column of prompt.context. Repeat it.")
     ] = None,
     steps: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Tasks of steps (Task_id, Image_id, Instruction): predict all.", exists=True),
+        typer.Option(
+            metavar="FILE", help="Predict all GUI steps of a file (Task_id, Image_id, Instruction).", exists=True
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --steps: the JSONL file.", dir_okay=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="With --steps: the JSONL file to write.", dir_okay=False)] = None,
     image_root: Annotated[
         Path | None,
         typer.Option(
-            help="With --steps: where screenshots lie; default: beside the file.", exists=True, file_okay=False
+            help="With --steps: folder of the screenshots. Default: that of the file.", exists=True, file_okay=False
         ),
     ] = None,
-    goal: Annotated[str | None, typer.Option(help="With --interactive: what the steps are to reach.")] = None,
+    goal: Annotated[str | None, typer.Option(help="With --interactive: the goal of the GUI steps.")] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", help="Read one screenshot's path after another, and tell the next step.")
+        bool,
+        typer.Option("--interactive", help="Prompt for one screenshot after another, and print the next GUI step."),
     ] = False,
     model: ModelChoice = None,
 ) -> None:
-    """Ask a run's model, or exported weights in it, one question, every step of a file, or step after step."""
-    from toolkit.cli.predict import Which, ask_one, ask_steps, check_form, converse
+    """Predict with a run's model or one of its exports: one question, a file of GUI steps, or interactively."""
+    from toolkit.cli.predict import check_mode, predict_file, predict_interactively, predict_one
 
-    named = dict(_name_and_text(text) for text in context or ())
+    columns = dict(_name_and_text(text) for text in context or ())
     given = {
         "--question": question,
         "--image": image,
@@ -216,62 +271,63 @@ def predict(
         "--goal": goal,
         "--interactive": interactive,
     }
-    form = check_form({name for name, value in given.items() if value})
-    which = Which(run_folder, model)
-    if form == "--steps" and steps is not None:
-        ask_steps(which, steps, out, image_root)
-    elif form == "--interactive" and goal is not None:
-        converse(which, goal, named)
+    mode = check_mode({name for name, value in given.items() if value})
+    if mode == "--steps" and steps is not None:
+        predict_file((run_folder, model), steps, out, image_root)
+    elif mode == "--interactive" and goal is not None:
+        predict_interactively((run_folder, model), goal, columns)
     elif question is not None and image is not None:
-        ask_one(which, question, image, option or (), named)
+        predict_one((run_folder, model), question, image, option or (), columns)
 
 
 def _name_and_text(given: str) -> tuple[str, str]:
     name, equals, text = given.partition("=")
     if not equals:
-        raise typer.BadParameter(f"{given!r} is not NAME=TEXT", param_hint="--context")
+        raise typer.BadParameter(f"must be NAME=TEXT (got {given!r})", param_hint="--context")
     return name.strip(), text.strip()
 
 
 @data_app.command()
-def phantom(
+def synthetic(
     kind: Annotated[
         Literal["chest", "chest_vqa", "lesion", "steps"],
         typer.Argument(
-            help="chest: 16-bit films, multiple choice. chest_vqa: the same films, open and closed questions. "
-            "lesion: skin, with masks. steps: tasks in a viewer."
+            help="chest: 16-bit radiographs, multiple choice. chest_vqa: the same images, open and closed questions. "
+            "lesion: skin lesions with masks. steps: tasks in an image viewer."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write to.", file_okay=False)],
     train: Annotated[int, typer.Option(min=1, help="Training rows.")] = 1200,
     validation: Annotated[int, typer.Option(min=0, help="Validation rows.")] = 0,
     test: Annotated[int, typer.Option(min=1, help="Test rows.")] = 400,
-    size: Annotated[int, typer.Option(min=64, max=2048, help="Width of a picture in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pictures.")] = 3407,
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Image width in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed generates the same images.")] = 3407,
 ) -> None:
-    """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
+    """Generate synthetic data in the layout of a real dataset. Every answer is visible in its image."""
     from toolkit.cli import tables as show
-    from toolkit.pipeline.prepare_data import PHANTOMS
-    from toolkit.recipe import PHANTOM_TASKS, Phantom
+    from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
+    from toolkit.recipe import SYNTHETIC_TASKS, SyntheticData
 
-    wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
-    show.phantom(PHANTOM_TASKS[kind], PHANTOMS[kind](out, wanted, seed))
+    settings = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
+    show.synthetic(SYNTHETIC_TASKS[kind], SYNTHETIC_WRITERS[kind](out, settings, seed))
 
 
 @data_app.command()
 def inspect(
     recipe: RecipePath,
     settings: Settings = None,
-    rows: Annotated[int, typer.Option("--show", min=0, help="Print so many training rows as the model sees them.")] = 0,
+    rows: Annotated[
+        int, typer.Option("--show", min=0, help="Print this many training rows as the model sees them.")
+    ] = 0,
 ) -> None:
-    """Read a recipe's rows and pictures and tell what is there: splits, unusable rows, leaks, pictures."""
+    """Report the splits, unusable rows, leaks and images of a recipe."""
     from toolkit.cli import tables as show
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
     from toolkit.pipeline.prepare_data import inspect_data
     from toolkit.recipe import for_language_models, load_recipe
 
     loaded = for_language_models(load_recipe(recipe, settings or (), files=True), "toolkit data inspect")
-    with telling() as (progress, _):
+    with show_progress() as (progress, _):
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
     show.rendered(rendered)
@@ -284,14 +340,14 @@ def reward_test(
         Path,
         typer.Argument(
             metavar="FILE.jsonl",
-            help="Each line: completion, and id (a row of the data) or sample (the row itself).",
+            help="Each line has a completion, and an id (of a row) or a sample (the row itself).",
             exists=True,
             dir_okay=False,
         ),
     ],
     settings: Settings = None,
 ) -> None:
-    """Score given completions with a recipe's rewards and say why each scored what it did."""
+    """Score completions with a recipe's rewards, and explain each score."""
     from toolkit.cli import tables as show
     from toolkit.recipe import for_language_models, load_recipe
     from toolkit.training.reward_test import score_file

@@ -1,4 +1,4 @@
-"""The command that looks at the machine, and how its findings are printed."""
+"""`toolkit doctor`: check the machine and print the findings."""
 
 import json
 import sys
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 Seconds = Annotated[
     float | None,
-    typer.Option("--time-limit", min=1, help="Seconds for loading one library; default 120, and 300 for all of them."),
+    typer.Option("--time-limit", min=1, help="Seconds to import one library. Default: 120, and 300 for all."),
 ]
 
 
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe whose model is looked for; default: MedGemma.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe whose model is checked. Default: MedGemma.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value of the recipe.")
@@ -26,8 +26,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     time_limit: Seconds = None,
 ) -> None:
-    """Look at this machine: GPU, versions, libraries that do not load, Hub, disk; what is wrong, and what to do."""
-    from toolkit.cli.progress import telling
+    """Check this machine: GPU, versions, libraries, Hub and disk, with a remedy for every problem."""
+    from toolkit.cli.progress import show_progress
     from toolkit.diagnostics import examine
     from toolkit.diagnostics.probes import LIMIT, TOTAL
     from toolkit.recipe import load_recipe
@@ -35,8 +35,8 @@ def doctor(
     loaded = None if recipe is None else load_recipe(recipe, settings or ())
     limit = time_limit or LIMIT
     total = TOTAL * max(1.0, limit / LIMIT)
-    with telling() as (progress, _):
-        print(f"loading each library in a process of its own: up to {total:.0f} s", file=sys.stderr)
+    with show_progress() as (progress, _):
+        print(f"importing each library in its own process: up to {total:.0f} s", file=sys.stderr)
         found = examine(loaded, limit=limit, total=total, progress=progress)
     print(json.dumps(found.to_json(), indent=2) if as_json else as_text(found))
     if found.count("problem"):
@@ -44,7 +44,7 @@ def doctor(
 
 
 def as_text(found: "Examination") -> str:
-    """A line a finding, what to do below it, and the sum; ASCII where the screen's encoding needs it."""
+    """Return one line per finding, its remedy below it, and the counts. Characters follow the screen's encoding."""
     width = max(len(one.name) for one in found.findings)
     lines = []
     for one in found.findings:

@@ -1,4 +1,4 @@
-"""`toolkit run --rehearse`: what it shows, and the command for the real run."""
+"""`toolkit run --dry-run`: run it, print its results, and print the command of the real run."""
 
 import shlex
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolkit.pipeline.dry_run import Rehearsed
+    from toolkit.pipeline.dry_run import DryRunResult
 
 
-def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
-    """Rehearse a recipe: samples as they are rendered, the tables of results, and what comes next."""
+def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
+    """Perform the dry run of a recipe. Print rendered samples, the tables of results, and the next command."""
     from toolkit.cli import tables as show
-    from toolkit.cli.progress import telling
-    from toolkit.pipeline.dry_run import rehearse
+    from toolkit.cli.progress import show_progress
+    from toolkit.pipeline.dry_run import dry_run
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
@@ -24,22 +24,22 @@ def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
 
         imagegen.dry_run_recipe(loaded)
         return
-    with telling() as (progress, notify):
-        done = rehearse(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
+    with show_progress() as (progress, notify):
+        result = dry_run(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
     if is_main_process():
-        show.results(done.results)
-        print(*closing_lines(done, recipe, settings), sep="\n")
+        show.results(result.results)
+        print(*closing_lines(result, recipe, settings), sep="\n")
 
 
-def closing_lines(done: "Rehearsed", recipe: Path, settings: Sequence[str]) -> list[str]:
-    """That the rehearsal passed and how long it took, on what, what the real run lacks, and its command."""
+def closing_lines(result: "DryRunResult", recipe: Path, settings: Sequence[str]) -> list[str]:
+    """Return the last lines of a dry run: its time and data, what the real run lacks, and the real run's command."""
     rows = (
-        "practice data, since the recipe's own rows are not here" if done.no_rows else "some of the recipe's own rows"
+        "synthetic data, because the recipe's own rows are missing" if result.no_rows else "some of the recipe's rows"
     )
     lines = [
-        f"\nthe rehearsal passed in {done.seconds:.0f} s, with the tiny model on {rows}: the figures above show that "
-        "every stage works, and say nothing about the real model"
+        f"\nthe dry run passed in {result.seconds:.0f} s, with the tiny model on {rows}. The figures above show that "
+        "every stage works. They show nothing about the real model"
     ]
-    lines += [f"before the real run: {line}" for line in done.lacking]
+    lines += [f"before the real run: {line}" for line in result.lacking]
     words = ["toolkit", "run", str(recipe), *(word for setting in settings for word in ("--set", setting))]
     return [*lines, f"the real run: {shlex.join(words)}"]

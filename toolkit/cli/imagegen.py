@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from toolkit.cli.progress import show_progress
 from toolkit.runfolder.usage import compute_line
 
 if TYPE_CHECKING:
@@ -21,22 +22,22 @@ WIDTH = 150
 
 def run_recipe(recipe: "Recipe", *, fresh: bool) -> None:
     """Run a recipe with [imagegen] and print its tables."""
-    from toolkit.cli.plan import plan_run
-    from toolkit.cli.progress import telling
+    from toolkit.cli.plan import short_lines
+    from toolkit.cli.progress import show_progress
     from toolkit.pipeline.imagegen import run_imagegen
+    from toolkit.pipeline.plan import plan_run
 
-    with telling() as (progress, notify):
-        planned = plan_run(recipe, fresh=fresh)
+    with show_progress() as (progress, notify):
+        planned = plan_run(recipe, fresh=fresh, describe=short_lines)
         run, result = run_imagegen(recipe, fresh=fresh, plan=planned, progress=progress, notify=notify)
     show(run, result)
 
 
 def dry_run_recipe(recipe: "Recipe") -> None:
     """Run the dry run of a recipe with [imagegen], and print its tables."""
-    from toolkit.cli.progress import telling
     from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 
-    with telling() as (progress, notify):
+    with show_progress() as (progress, notify):
         run, result = dry_run_imagegen(recipe, progress=progress, notify=notify)
     show(run, result)
     print("the dry run passed: every stage works with tiny random networks, and the figures above have no meaning")

@@ -61,10 +61,10 @@ def generate(
     seed: Seed = 0,
 ) -> None:
     """Generate PNG files from a finished run, with images.csv: prompt, method, seed and selector score of each."""
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
     from toolkit.runfolder import StopRequest
 
-    with telling() as (progress, notify), StopRequest(notify) as stop:
+    with show_progress() as (progress, notify), StopRequest(notify) as stop:
         from toolkit.imagegen.finished import open_finished
         from toolkit.imagegen.generated_files import ImageRequest, find_prompts, write_images
 
@@ -93,9 +93,9 @@ def sheet(
     seed: Seed = 0,
 ) -> None:
     """Write a rating sheet of a finished run's images: pages for experts, blinded to the source of each image."""
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
 
-    with telling() as (progress, _):
+    with show_progress() as (progress, _):
         from toolkit.imagegen.finished import open_finished
         from toolkit.imagegen.next_round import write_run_sheet
         from toolkit.imagegen.sheet_order import SheetOptions
@@ -123,9 +123,9 @@ def collect(
     ] = None,
 ) -> None:
     """Join the CSV files that experts returned into ratings for the next run, and print intra-rater agreement."""
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
 
-    with telling():
+    with show_progress():
         from toolkit.imagegen.finished import open_finished
         from toolkit.imagegen.next_round import collect_run_sheet
 
@@ -136,9 +136,9 @@ def collect(
 
 def push_lora(run_folder: Path, repo: str, method: str | None, *, public: bool, force: bool) -> None:
     """Push the LoRA of a run and print its address."""
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
 
-    with telling():
+    with show_progress():
         from toolkit.exporting.push import Push
         from toolkit.pipeline.imagegen_push import push_generator
 

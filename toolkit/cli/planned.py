@@ -1,4 +1,4 @@
-"""A plan as lines of text: in full for `toolkit plan`, in short for `toolkit run`."""
+"""Format a plan as lines of text: all of it for `toolkit plan`, a few lines for `toolkit run`."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -11,64 +11,64 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 UNITS = ((172_800, 86_400, "days"), (5400, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
-"""Seconds from which a unit is used, its own seconds, its name."""
+"""Smallest number of seconds for a unit, seconds per unit, and its name."""
 NAMES = {
     "weights": "weights of the language model",
     "vision_tower": "vision tower",
     "adapter": "adapter",
-    "reference": "reference of the KL term",
-    "optimizer": "optimiser state",
+    "reference": "reference model of the KL term",
+    "optimizer": "optimizer state",
     "gradients": "gradients",
-    "activations": "activations that are kept",
-    "layer": "one layer at work",
+    "activations": "stored activations",
+    "layer": "activations of one layer",
     "logits": "logits",
-    "images": "vision tower's pass over the images",
-    "kv_cache": "KV cache of the answers",
-    "prefill": "pass over the prompts",
-    "decoding": "one layer of a decode step",
-    "sampling": "choice of tokens",
+    "images": "vision tower's forward pass",
+    "kv_cache": "KV cache",
+    "prefill": "prefill",
+    "decoding": "one layer of a decoding step",
+    "sampling": "sampling",
     "inputs": "pixels",
     "fragmentation": "fragmentation (traced)",
-    "context": "CUDA's own (assumed)",
+    "context": "CUDA context (assumed)",
 }
-"""Part of a stage's memory -> what it is called."""
+"""Part of a stage's GPU memory -> its label."""
 
 
 def lines(plan: "Plan") -> Iterator[str]:
-    """The whole plan."""
+    """Yield the whole plan."""
     yield f"plan of {plan.run}: {', '.join(plan.stages)}"
     yield from titled("data", _data(plan))
-    yield from titled("tokens a row", _tokens(plan.tokens) if plan.tokens else ())
+    yield from titled("tokens per row", _tokens(plan.tokens) if plan.tokens else ())
     yield from titled("work", _work(plan))
     yield from titled("model", _model(plan))
-    yield from titled("memory on a GPU: formulas checked against an allocation trace, not against a GPU", _memory(plan))
+    yield from titled("GPU memory: formulas checked against an allocation trace, not against a GPU", _memory(plan))
     yield from titled("time: an estimate from FLOPs, bytes and kernel launches", _time(plan))
     yield from titled("disk", _disk(plan))
     yield from titled("versions", _versions(plan))
-    yield from titled("cannot be told", (f"{what}: {why}" for what, why in plan.unknown.items()))
+    yield from titled("not estimated", (f"{what}: {why}" for what, why in plan.unknown.items()))
     yield from titled("warnings", [f"{one} [{one.code}]" for one in plan.warnings])
     yield from titled("problems", [f"{one} [{one.code}]" for one in plan.problems])
     yield "the run cannot work as it is" if plan.problems else "no problem found"
 
 
 def short_lines(plan: "Plan") -> Iterator[str]:
-    """What `toolkit run` begins with."""
-    parts = [f"{name} {work.steps:,} steps" for name, work in (plan.work or {}).items() if work.steps]
+    """Yield the lines with which `toolkit run` starts."""
+    parts = [f"{name} {work.steps:,} optimizer steps" for name, work in (plan.work or {}).items() if work.steps]
     if plan.tokens is not None and plan.tokens.rows:
         total = plan.tokens.percentiles("total")
         about = "" if plan.tokens.exact else "about "
-        parts.append(f"{about}{total['median']:,} tokens a row, {total['max']:,} at most")
+        parts.append(f"{about}{total['median']:,} tokens per row, at most {total['max']:,}")
     if plan.disk is not None:
         parts.append(f"{plan.disk.needed / 1e9:.1f} GB of disk")
-    yield f"plan: {', '.join(plan.stages)}; {', '.join(parts)}" if parts else f"plan: {', '.join(plan.stages)}"
+    yield f"plan: {', '.join(plan.stages)}: {', '.join(parts)}" if parts else f"plan: {', '.join(plan.stages)}"
     if plan.gpu is not None and plan.memory is not None:
         peaks = [f"{name} {one.estimate.peak.total / GIB:.1f}" for name, one in plan.memory.items()]
-        yield f"plan: estimated peaks in GiB: {', '.join(peaks)}; {plan.gpu.name} has {plan.gpu.memory / GIB:.1f}"
+        yield f"plan: estimated peaks in GiB: {', '.join(peaks)}. {plan.gpu.name} has {plan.gpu.memory / GIB:.1f}"
     yield from _short_time(plan)
 
 
 def _short_time(plan: "Plan") -> Iterator[str]:
-    """The estimated hours on the plan's GPU."""
+    """Yield the estimated time on the plan's GPU."""
     figures = () if plan.gpu is None else plan.gpu.figures
     if plan.time and len(figures) == 1:
         found = plan.time[figures[0].name]
@@ -89,21 +89,21 @@ def _data(plan: "Plan") -> Iterator[str]:
     if data is None:
         return
     rows = ", ".join(f"{name} {count:,}" for name, count in data["rows"].items() if count)
-    yield f"rows: {rows}" + (" (practice data, generated when the run begins)" if data["practice"] else "")
+    yield f"rows: {rows}" + (" (synthetic data, generated when the run starts)" if data["practice"] else "")
     dropped = sum(one["count"] for one in data["dropped"])
-    yield f"unusable rows: {dropped:,}; leaks: {len(data['leaks'])}"
+    yield f"unusable rows: {dropped:,}, leaks: {len(data['leaks'])}"
     yield from data["announcements"]
 
 
 def _tokens(tokens: "Tokens") -> Iterator[str]:
     if not tokens.rows:
-        yield f"no rows: memory is told for one of {tokens.limit:,} tokens (model.max_tokens) with one picture"
+        yield f"no rows: GPU memory is estimated for a row of {tokens.limit:,} tokens (model.max_tokens) with one image"
         return
     how = "counted" if tokens.exact else "estimated"
-    yield f"{len(tokens.lengths):,} of {tokens.rows:,} rows {how}; room for {tokens.limit:,} (model.max_tokens)"
-    for part, name in (("text", "prompt text"), ("images", "pictures"), ("answer", "answer"), ("total", "all")):
+    yield f"{len(tokens.lengths):,} of {tokens.rows:,} rows {how}, at most {tokens.limit:,} tokens (model.max_tokens)"
+    for part, name in (("text", "prompt text"), ("images", "images"), ("answer", "answer"), ("total", "all")):
         found = tokens.percentiles(part)
-        yield f"{name:<12} median {found['median']:>6,}   95 % {found['p95']:>6,}   most {found['max']:>6,}"
+        yield f"{name:<12} median {found['median']:>6,}   95 % {found['p95']:>6,}   max {found['max']:>6,}"
 
 
 def _work(plan: "Plan") -> Iterator[str]:
@@ -111,31 +111,31 @@ def _work(plan: "Plan") -> Iterator[str]:
         parts = []
         if work.steps:
             unit = "prompts" if work.completions else "rows"
-            parts.append(f"{work.steps:,} steps of {work.samples:,} {unit}")
+            parts.append(f"{work.steps:,} optimizer steps of {work.samples:,} {unit}")
         if work.completions:
-            parts.append(f"{work.completions:,} completions a step")
+            parts.append(f"{work.completions:,} completions per step")
         if work.answers:
-            parts.append(f"{work.answers:,} answers of at most {work.answer_tokens:,} tokens")
+            parts.append(f"{work.answers:,} completions of at most {work.answer_tokens:,} tokens")
         yield f"{name}: {', '.join(parts)}"
 
 
 def _model(plan: "Plan") -> Iterator[str]:
     model = plan.architecture
-    where = {"folder": "its folder", "cache": "the Hub's cache", "shipped": "this package"}
+    where = {"folder": "its folder", "cache": "the Hub cache", "shipped": "this package"}
     if model is not None and plan.configuration is not None:
         yield (
-            f"{plan.model_name}: {model.parameters:,} weights, {model.vision_parameters:,} of them in the vision tower "
-            f"(configuration from {where[plan.configuration]})"
+            f"{plan.model_name}: {model.parameters:,} parameters, {model.vision_parameters:,} of them in the vision "
+            f"tower (configuration from {where[plan.configuration]})"
         )
     else:
-        yield f"{plan.model_name}: its configuration is not here"
+        yield f"{plan.model_name}: the configuration is not available"
     if plan.trained_parameters is not None:
-        yield f"trained: {plan.trained_parameters:,} weights; precision {plan.precision}"
+        yield f"trained: {plan.trained_parameters:,} parameters, precision {plan.precision}"
     if plan.repository is not None:
-        yield f"Unsloth loads {plan.repository.name}, which keeps some layers in 16 bits"
+        yield f"Unsloth loads {plan.repository.name}, which has some layers in 16 bits"
     if plan.base is not None:
-        state = {"folder": "in a folder", "cache": "in the Hub's cache", "reachable": "to be downloaded from the Hub"}
-        yield f"its weights are {state.get(plan.base.state, 'not to be had: ' + plan.base.reason)}"
+        state = {"folder": "in a folder", "cache": "in the Hub cache", "reachable": "will be downloaded from the Hub"}
+        yield f"weights: {state.get(plan.base.state, 'not available: ' + plan.base.reason)}"
 
 
 def _memory(plan: "Plan") -> Iterator[str]:
@@ -144,32 +144,32 @@ def _memory(plan: "Plan") -> Iterator[str]:
         yield f"{name}, {one.precision}: about {peak.total / GIB:.1f} GiB ({peak.name})"
         shown = sorted(((size, part) for part, size in peak.parts.items() if size >= 0.005 * GIB), reverse=True)
         yield "  " + "; ".join(f"{NAMES[part]} {size / GIB:.2f}" for size, part in shown)
-        yield from (f"  {text}" for text in _cards(one))
+        yield from (f"  {text}" for text in _gpu_sizes(one))
         without = one.without_bf16.peak.total
         if without > peak.total:
-            yield f"  on a card without bfloat16 (T4, V100): about {without / GIB:.1f} GiB"
+            yield f"  on a GPU without bfloat16 (T4, V100): about {without / GIB:.1f} GiB"
     if plan.memory:
         gpu = plan.gpu
         yield f"this plan's GPU: {gpu.name}, {gpu.memory / GIB:.1f} GiB" if gpu else "this machine has no CUDA device"
 
 
-def _cards(one: "StageMemory") -> Iterator[str]:
+def _gpu_sizes(one: "StageMemory") -> Iterator[str]:
     fits = [f"{size}" for size, knobs in one.knobs.items() if knobs == ()]
     if fits:
         yield f"fits on {', '.join(fits)} GB"
     for size, knobs in one.knobs.items():
         if knobs is None:
-            yield f"does not fit on {size} GB with any setting that is known here"
+            yield f"does not fit on {size} GB with any known setting"
         elif knobs:
             yield f"would fit on {size} GB with {', '.join(knobs)}"
 
 
 def _time(plan: "Plan") -> Iterator[str]:
-    """One line a GPU, then the assumptions."""
+    """Yield one line per GPU, then the assumptions."""
     from toolkit.planning.duration import ASSUMPTIONS
 
     for gpu, found in (plan.time or {}).items():
-        yield f"{gpu}: {'; '.join(_stage_time(name, one) for name, one in found.items())}"
+        yield f"{gpu}: {', '.join(_stage_time(name, one) for name, one in found.items())}"
     if plan.time:
         yield from (f"  {text}" for text in ASSUMPTIONS)
 
@@ -177,11 +177,11 @@ def _time(plan: "Plan") -> Iterator[str]:
 def _stage_time(name: str, one: "StageTime") -> str:
     if name == "evaluate":
         return f"{span(one.step.low, one.step.high)} for each of {one.steps} evaluations"
-    return f"{name} {span(one.step.low, one.step.high)} a step, {span(one.total.low, one.total.high)} in all"
+    return f"{name} {span(one.step.low, one.step.high)} per step, {span(one.total.low, one.total.high)} in total"
 
 
 def span(low: float, high: float) -> str:
-    """Return a range of seconds in the unit that suits its upper end."""
+    """Return a range of seconds as text, in the unit that fits the upper end."""
     size, unit = next((size, unit) for least, size, unit in UNITS if high >= least)
     digits = [f"{value / size:.2g}" if value < 10 * size else f"{value / size:,.0f}" for value in (low, high)]
     return f"{digits[0]} to {digits[1]} {unit}"
@@ -197,6 +197,6 @@ def _disk(plan: "Plan") -> Iterator[str]:
 
 def _versions(plan: "Plan") -> Iterator[str]:
     if not plan.versions:
-        yield "those that were tested together"
+        yield "the tested versions"
     for package, one in plan.versions.items():
         yield f"{package} {one['installed']}, tested with {one['tested']}"

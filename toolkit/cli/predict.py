@@ -1,8 +1,7 @@
-"""The forms of `toolkit predict`: one question, every step of a file, one screenshot after another."""
+"""The modes of `toolkit predict`: one question, a file of GUI steps, or one screenshot after another."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,119 +9,98 @@ import typer
 
 if TYPE_CHECKING:
     from toolkit.evaluation.predictor import StepPrediction
-    from toolkit.runfolder import RunFolder
 
-FORMS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+MODES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "--interactive": (frozenset({"--interactive", "--goal"}), frozenset({"--context"})),
     "--steps": (frozenset({"--steps"}), frozenset({"--out", "--image-root"})),
     "--question": (frozenset({"--question", "--image"}), frozenset({"--option", "--context"})),
 }
-"""The option that chooses a form -> the options that it needs, and those that it may have besides."""
+"""Option that selects a mode -> required options, and optional ones."""
 
 END = ("quit", "exit", "q")
 
+Chosen = tuple[Path, str | None]
+"""A run folder or weights inside one, and the value of ``--model``."""
 
-def check_form(given: set[str]) -> str:
-    """The form that these options ask for.
+
+def check_mode(given: set[str]) -> str:
+    """Return the mode that the options select.
 
     Raises:
-        typer.BadParameter: an option lacks, or belongs to another form.
+        typer.BadParameter: an option is missing, or belongs to another mode.
     """
-    chosen = [name for name in FORMS if name in given] or ["--interactive" if "--goal" in given else "--question"]
-    needed, allowed = FORMS[chosen[0]]
-    if missing := sorted(needed - given):
-        raise typer.BadParameter(f"{chosen[0]} needs {' and '.join(missing)}" if chosen[0] in given else _HOW)
-    if foreign := sorted(given - needed - allowed):
-        raise typer.BadParameter(f"{', '.join(foreign)} cannot stand beside {chosen[0]}")
-    return chosen[0]
+    selected = [name for name in MODES if name in given] or ["--interactive" if "--goal" in given else "--question"]
+    required, optional = MODES[selected[0]]
+    if missing := sorted(required - given):
+        raise typer.BadParameter(f"{selected[0]} needs {' and '.join(missing)}" if selected[0] in given else _USAGE)
+    if others := sorted(given - required - optional):
+        raise typer.BadParameter(f"{', '.join(others)} must not be used with {selected[0]}")
+    return selected[0]
 
 
-_HOW = "name --question and --image, or --steps, or --goal and --interactive"
+_USAGE = "use --question and --image, or --steps, or --goal and --interactive"
 
 
-@dataclass(frozen=True, slots=True)
-class Which:
-    """Who is asked: ``path`` is a run folder or weights that lie in one, ``model`` what ``--model`` says."""
-
-    path: Path
-    model: str | None = None
-
-    def ready(self) -> "tuple[RunFolder, Path | None]":
-        """The run, and the weights that are asked instead of its own; what must precede the stages is imported.
-
-        Raises:
-            RunError: one of them is not there.
-            ModelError: the recipe's backend cannot be had.
-        """
-        from toolkit.models import preload
-        from toolkit.recipe import for_language_models
-        from toolkit.runfolder import find_exported, locate_weights
-
-        run, weights = locate_weights(self.path)
-        for_language_models(run.recipe(), "toolkit predict")
-        if self.model is not None:
-            weights = find_exported(run, self.model).weights
-        preload(run.recipe(), run.path, weights)
-        return run, weights
-
-
-def ask_one(
-    which: Which, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
+def predict_one(
+    chosen: Chosen, question: str, images: Sequence[Path], options: Sequence[str], context: Mapping[str, str]
 ) -> None:
-    """Ask one question and print its answer."""
+    """Answer one question and print the answer."""
     from toolkit.cli import tables as show
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
+    from toolkit.pipeline.rerun import open_for_inference
 
-    with telling():
-        run, weights = which.ready()
-        from toolkit.evaluation.predict import predict
+    with show_progress():
+        run, weights = open_for_inference(*chosen)
+        from toolkit.evaluation.predict import predict  # after Unsloth is imported
 
         answer = predict(run, question, images, options, context, weights)
     show.answer(answer)
 
 
-def ask_steps(which: Which, steps: Path, out: Path | None, image_root: Path | None) -> None:
-    """Predict every step of a file into a JSONL, by default NAME.predictions.jsonl in the working directory."""
+def predict_file(chosen: Chosen, steps: Path, out: Path | None, image_root: Path | None) -> None:
+    """Predict every GUI step of a file. The default output is NAME.predictions.jsonl in the working directory."""
     from toolkit.cli import tables as show
-    from toolkit.cli.progress import telling
+    from toolkit.cli.progress import show_progress
+    from toolkit.pipeline.rerun import open_for_inference
     from toolkit.runfolder import StopRequest
 
-    with telling() as (progress, notify), StopRequest(notify) as stop:
-        run, weights = which.ready()
-        from toolkit.evaluation.predict_episodes import Files, predict_chains
+    with show_progress() as (progress, notify), StopRequest(notify) as stop:
+        run, weights = open_for_inference(*chosen)
+        from toolkit.evaluation.predict_episodes import Files, predict_episodes  # after Unsloth is imported
 
         files = Files(steps, out or Path(f"{steps.stem}.predictions.jsonl"), image_root)
-        lines = predict_chains(run, files, stop, progress, chosen=weights)
+        lines = predict_episodes(run, files, stop, progress, chosen=weights)
     show.steps(lines, files.out)
 
 
-def converse(which: Which, goal: str, context: Mapping[str, str]) -> None:
-    """Read a screenshot's path a line from standard input and print the next step, with the memory of those before."""
-    from toolkit.cli.progress import telling
+def predict_interactively(chosen: Chosen, goal: str, context: Mapping[str, str]) -> None:
+    """Read one screenshot path per line from standard input, and print the next GUI step and its agent memory."""
+    from toolkit.cli.progress import show_progress
     from toolkit.errors import DataError, ImageError
+    from toolkit.pipeline.rerun import open_for_inference
 
-    with telling():  # not around the talk: a bar would hold back a line that does not end
-        run, weights = which.ready()
-        from toolkit.evaluation.predictor import load_model_for_inference
+    with show_progress():  # not around the dialogue, because a progress bar would delay the prompt
+        run, weights = open_for_inference(*chosen)
+        from toolkit.evaluation.predictor import load_model_for_inference  # after Unsloth is imported
 
         predictor = load_model_for_inference(weights or run.path)
     short: dict[str, Any] = {}
     long: dict[str, Any] = {}
     number = 1
     print(f"goal: {goal}")
-    while (path := _ask(f"screenshot of step {number} (or quit): ")) is not None:
+    while (path := _read_line(f"screenshot of step {number} (or quit): ")) is not None:
         try:
             found = predictor.predict_step(path, goal, short, long, context)
         except (ImageError, DataError) as error:
-            print(f"not asked: {error}")
+            print(f"skipped: {error}")
             continue
-        _show(found)
+        _print_step(found)
         short, long = dict(found.short_term_memory), dict(found.long_term_memory)
         number += 1
 
 
-def _ask(prompt: str) -> str | None:
-    """The next line that is not empty; None at the end of the input, or where it says so."""
+def _read_line(prompt: str) -> str | None:
+    """Return the next line that is not empty. None at the end of the input or after one of ``END``."""
     while True:
         print(prompt, end="", flush=True)
         line = sys.stdin.readline()
@@ -133,9 +111,9 @@ def _ask(prompt: str) -> str | None:
             return text
 
 
-def _show(found: "StepPrediction") -> None:
+def _print_step(found: "StepPrediction") -> None:
     if found.problem is not None:
-        print(f"{found.completion}\nno step could be read: {found.problem}; the memory stays as it was")
+        print(f"{found.completion}\nthe GUI step could not be parsed: {found.problem}. The agent memory is unchanged")
         return
     place = "" if found.coords is None else f" at {', '.join(f'{number:.0f}' for number in found.coords)}"
     print(f"{found.action} {found.target or ''}{place}".replace("  ", " "))

@@ -1,4 +1,4 @@
-"""The commands that turn a download into rows."""
+"""`toolkit data prepare`: turn a download into rows."""
 
 import json
 from pathlib import Path
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from toolkit.prepare import PrepareResult
 
 prepare_app = typer.Typer(
-    help="Turn a download into rows: boxes, outlines and places from masks, and splits that do not leak.",
+    help="Turn a download into rows: boxes, outlines and locations from masks, and splits without leaks.",
     no_args_is_help=True,
 )
 
-Out = Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same splits on every machine.")]
-Validation = Annotated[float, typer.Option(min=0, max=0.9, help="Share held out for validation.")]
-Test = Annotated[float, typer.Option(min=0, max=0.9, help="Share held out for the test.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read masks; default: one a core.")]
+Out = Annotated[Path, typer.Option(help="The folder to write to.", file_okay=False)]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same splits on every machine.")]
+Validation = Annotated[float, typer.Option(min=0, max=0.9, help="Fraction held out for validation.")]
+Test = Annotated[float, typer.Option(min=0, max=0.9, help="Fraction held out for testing.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read masks. Default: one per core.")]
 
 
 @prepare_app.command()
 def ham10000(
     images: Annotated[
         list[Path],
-        typer.Option(help="A folder of pictures, named by image_id; repeat it.", exists=True, file_okay=False),
+        typer.Option(help="A folder of images, named by image_id. Repeat it.", exists=True, file_okay=False),
     ],
     metadata: Annotated[Path, typer.Option(help="HAM10000_metadata.csv.", exists=True, dir_okay=False)],
     out: Out,
@@ -37,11 +37,11 @@ def ham10000(
     test: Test = 0.2,
     workers: Workers = None,
 ) -> None:
-    """HAM10000: one row a picture, split by lesion, with boxes and outlines where a mask is there."""
-    from toolkit.cli.progress import telling
+    """Prepare HAM10000: one row per image, split by lesion, with boxes and outlines from masks."""
+    from toolkit.cli.progress import show_progress
     from toolkit.prepare import PrepareRequest, prepare_ham10000
 
-    with telling() as (progress, notify):
+    with show_progress() as (progress, notify):
         request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
         prepared = prepare_ham10000(images, masks, metadata, request)
     show(prepared)
@@ -50,27 +50,27 @@ def ham10000(
 @prepare_app.command()
 def isic(
     source: Annotated[
-        Path, typer.Option(help="The folder of the download: tables, pictures, masks.", exists=True, file_okay=False)
+        Path, typer.Option(help="The folder of the download: tables, images and masks.", exists=True, file_okay=False)
     ],
-    stage: Annotated[int, typer.Option(min=1, max=2, help="1: whatever is known of each picture. 2: boxes.")],
+    stage: Annotated[int, typer.Option(min=1, max=2, help="1: all known fields of each image. 2: boxes.")],
     out: Out,
     seed: Seed = 3407,
     validation: Validation = 0.1,
     test: Test = 0.2,
     workers: Workers = None,
 ) -> None:
-    """ISIC's archive and challenges: one row a picture, split by patient, else by lesion."""
-    from toolkit.cli.progress import telling
+    """Prepare an ISIC archive or challenge: one row per image, split by patient, otherwise by lesion."""
+    from toolkit.cli.progress import show_progress
     from toolkit.prepare import PrepareRequest, prepare_isic
 
-    with telling() as (progress, notify):
+    with show_progress() as (progress, notify):
         request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
         prepared = prepare_isic(source, 1 if stage == 1 else 2, request)
     show(prepared)
 
 
 def show(prepared: "PrepareResult") -> None:
-    """What was written, what was counted, and the section of a recipe that reads it."""
+    """Print the rows, the counts, and the recipe section that reads them."""
     print(f"{prepared.rows:,} rows in {prepared.out.absolute()}")
     for split, groups in prepared.groups.items():
         rows = sum(counts[split] for counts in prepared.classes.values())
@@ -80,7 +80,7 @@ def show(prepared: "PrepareResult") -> None:
         print(f"  {name or 'no diagnosis'}: {shown}")
     for note in prepared.notes:
         print(f"{note.count:,} {note.reason} (for example {'; '.join(note.examples)})")
-    print(f"to look at: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
+    print(f"contact sheet: {prepared.out.absolute() / 'sheet.png'}, {prepared.out.absolute() / 'sheet.html'}")
     print('\nfor a recipe:\n\n[data]\ntask = "lesion"')
     for split, file in prepared.splits.items():
         print(f"{split} = {_quoted(file.absolute())}")
@@ -88,5 +88,5 @@ def show(prepared: "PrepareResult") -> None:
 
 
 def _quoted(value: object) -> str:
-    """A basic string of TOML: JSON's quoting is one."""
+    """Return a basic string of TOML. JSON quotes it the same way."""
     return json.dumps(str(value), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Progress and log lines on the screen: a bar with the time left on a terminal, plain lines everywhere else."""
+"""Show progress and log lines: progress bars on a terminal, plain lines everywhere else."""
 
 import logging
 import os
@@ -16,40 +16,47 @@ from rich.progress import Progress as Bars
 from toolkit.runfolder import LOGGER, Progress, format_duration, hide_secrets, is_main_process
 
 SECONDS_BETWEEN_LINES = 10.0
-MEASURED = 1800.0
-"""Seconds of work that the time left is measured over. rich's own 30 s hold no two optimizer steps of a large model."""
+SPEED_WINDOW = 1800.0
+"""Seconds of work from which the remaining time is estimated. rich's default of 30 s is shorter than two optimizer
+steps of a large model."""
 
-ABOUT_THE_MACHINE = ("torchao", "bitsandbytes")
-"""Loggers that tell of kernels that a CPU does not have; nothing here uses them. Their errors are still shown."""
+NOISY_LOGGERS = ("torchao", "bitsandbytes")
+"""Loggers that warn about kernels that a CPU does not have. The toolkit does not use them. Their errors are shown."""
 
 
 @contextmanager
-def telling(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[int], None]]]:
-    """Show log lines and progress on ``stream`` (default: standard error) while the block runs.
+def show_progress(stream: TextIO | None = None) -> Iterator[tuple[Progress, Callable[[int], None]]]:
+    """Show log lines and progress while the block runs.
 
-    Gives what long work calls as it goes on, and what is called when a signal asks it to stop.
+    Args:
+        stream: where to show them. Default: standard error.
+
+    Yields:
+        A callback for progress, and a callback for the number of a signal that requests a stop.
     """
-    hush()
+    hide_library_warnings()
     console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
     handler = _ScreenHandler(console)
     logger = logging.getLogger(LOGGER)
     logger.addHandler(handler)
     level = logger.level
-    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)  # of several processes one speaks
+    logger.setLevel(
+        logging.INFO if is_main_process() else logging.ERROR
+    )  # only the main process of a distributed run logs
     try:
         if console.is_terminal:
-            with Bars(*_COLUMNS, console=console, transient=True, speed_estimate_period=MEASURED) as bars:
-                yield TerminalBars(bars), tell_signal
+            with Bars(*_COLUMNS, console=console, transient=True, speed_estimate_period=SPEED_WINDOW) as bars:
+                yield TerminalBars(bars), report_signal
         else:
-            yield PlainLines(console), tell_signal
+            yield PlainLines(console), report_signal
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
 
 
-def hush() -> None:
-    """Have ``ABOUT_THE_MACHINE`` speak of errors alone."""
-    for name in ABOUT_THE_MACHINE:
+def hide_library_warnings() -> None:
+    """Show only the errors of ``NOISY_LOGGERS``."""
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -66,15 +73,15 @@ _COLUMNS = (
 
 @dataclass
 class TerminalBars:
-    """A bar for what is going on; a finished one disappears."""
+    """One progress bar per unfinished stage. A bar disappears when its stage finishes."""
 
     bars: Bars
     tasks: dict[str, TaskID] = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """See ``Progress``."""
-        if _is_told_twice(self.complete, what, done, total):
+        """Implement ``Progress``."""
+        if _is_repeated_end(self.complete, what, done, total):
             return
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, completed=done, total=total or None, note=note)
@@ -85,38 +92,38 @@ class TerminalBars:
 
 @dataclass
 class PlainLines:
-    """A line every ten seconds and when a piece of work is complete, with the time left."""
+    """One line every ten seconds and at the end of a stage, with the remaining time."""
 
     console: Console
     started: dict[str, tuple[float, int]] = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
-    told: float = float("-inf")
+    last_line: float = float("-inf")
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """See ``Progress``."""
-        if _is_told_twice(self.complete, what, done, total):
+        """Implement ``Progress``."""
+        if _is_repeated_end(self.complete, what, done, total):
             return
         now = time.monotonic()
         since, first = self.started.setdefault(what, (now, done))
         if what in self.complete:
             del self.started[what]
-        elif now - self.told < SECONDS_BETWEEN_LINES:
+        elif now - self.last_line < SECONDS_BETWEEN_LINES:
             return
-        self.told = now
+        self.last_line = now
         left = (now - since) / (done - first) * (total - done) if done > first and total > done else None
         parts = [f"{what}: {done:,}" + (f" of {total:,}" if total else "")]
         parts += [f"{format_duration(left)} left"] if left is not None else []
         self.console.print(", ".join([*parts, note] if note else parts), markup=False)
 
 
-def tell_signal(number: int) -> None:
-    """Say that the first signal was understood. Runs inside a signal handler, where printing is not safe."""
-    text = "\nstopping after this step; once more ends it at once and loses what is not saved\n"
+def report_signal(number: int) -> None:
+    """Report that the first signal was received. It runs in a signal handler, in which printing is not safe."""
+    text = "\nstopping after this step. Send the signal again to stop at once and lose unsaved work\n"
     os.write(2, text.encode())
 
 
 class _ScreenHandler(logging.Handler):
-    """INFO and above, without the time, above the bars."""
+    """Show log lines from INFO upwards, without the time, above the progress bars."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -129,11 +136,11 @@ class _ScreenHandler(logging.Handler):
         self.console.print(hide_secrets(prefix + record.getMessage() + suffix), style=style, markup=False)
 
 
-def _is_told_twice(complete: set[str], what: str, done: int, total: int) -> bool:
-    """Whether the end of ``what`` was told before; keeps in ``complete`` what is at its end."""
+def _is_repeated_end(complete: set[str], what: str, done: int, total: int) -> bool:
+    """Return whether the end of ``what`` was reported before, and update ``complete``."""
     if not total or done < total:
         complete.discard(what)
         return False
-    told = what in complete
+    repeated = what in complete
     complete.add(what)
-    return told
+    return repeated

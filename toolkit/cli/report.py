@@ -1,4 +1,4 @@
-"""The commands that report on runs."""
+"""`toolkit report`: report on runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,17 +10,17 @@ report_app = typer.Typer(help="Report on runs.", no_args_is_help=True)
 
 @report_app.callback()
 def report() -> None:
-    """Its commands have names, even while there is one."""
+    """Keep `compute` a named command although it is the only one."""
 
 
 @report_app.command()
 def compute(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders with runs in them.")],
     out: Annotated[
-        Path | None, typer.Option(help="Write the report into this file too: .md or .json.", dir_okay=False)
+        Path | None, typer.Option(help="Also write the report to this file: .md or .json.", dir_okay=False)
     ] = None,
 ) -> None:
-    """What runs used: hours, memory, energy, CO2, FLOPs, by purpose, and the cost of 1,000 predictions."""
+    """Report hours, RAM, GPU memory, energy, CO2 and FLOPs by purpose, and the cost of 1,000 predictions."""
     from toolkit.reporting import as_markdown, read_ledger, write_report
 
     ledger = read_ledger(runs)

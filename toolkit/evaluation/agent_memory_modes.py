@@ -1,4 +1,4 @@
-"""What memory does: the same questions with the reference's memory, with the model's own, and with none."""
+"""Compare agent-memory modes: the same prompts with the reference's memory, the model's own, and none."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from toolkit.evaluation.prompts import OFF, OWN, REFERENCE, Questions
+from toolkit.evaluation.prompts import OFF, OWN, REFERENCE, EvaluationSet
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.runfolder import Record
 from toolkit.scoring.statistics import (
@@ -22,52 +22,52 @@ from toolkit.scoring.statistics import (
 BEFORE = "share before the first failure"
 
 COMPARED = (OWN, REFERENCE, OFF)
-"""A way is compared with those behind it: own minus reference is what memory costs, own minus off what it is worth."""
+"""A mode is compared with the later ones. Own minus reference is the cost of errors, own minus off the benefit."""
 
 Draws = tuple[int, int]
 """Resamples and seed of the bootstrap."""
 
 
 def memory_record(
-    questions: Questions, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
+    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
 ) -> Record:
-    """The record of all ways.
+    """Return the record of all modes.
 
-    ``measures``: the primary score, whole chains, and the share of a chain before its first failure. ``ways``: way ->
-    name, chains (``EpisodeMetrics``), by (column -> value -> the primary score), unasked (reason -> questions), and for
-    all but the reference's the whole summary. ``differences``: way -> other way -> measure -> Paired, the first minus
-    the second on what both have. ``behind``: questions that no rollout reaches.
+    ``measures``: the primary score, whole episodes, and the fraction of an episode before its first failure. ``ways``:
+    mode -> name, chains (``ChainFigures``), by (column -> value -> primary score), unasked (reason -> skipped samples),
+    and the summary of every mode but reference. ``differences``: mode -> other mode -> measure -> Paired, the first
+    minus the second on common samples. ``behind``: samples that no rollout reaches.
     """
-    task, stands = questions.task, questions.stands
+    task, positions = questions.task, questions.positions
     chains = questions.carried.chains if questions.carried else WHOLE
-    ways = {way: _way(questions, way, found, summaries[way], draws) for way, found in rows.items()}
+    modes = {mode: _way(questions, mode, found, summaries[mode], draws) for mode, found in rows.items()}
     measured = {
-        way: {
+        mode: {
             task.primary: (task.primary, list(found)),
             chains: (
                 WHOLE,
-                whole := [one.scored_answer() for one in find_scored_episodes(found, stands, task.primary)[0]],
+                whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
             ),
             BEFORE: (BEFORE_FAILURE, whole),
         }
-        for way, found in rows.items()
+        for mode, found in rows.items()
     }
     return {
         "measures": [task.primary, chains, BEFORE],
-        "ways": ways,
+        "ways": modes,
         "differences": {
-            way: _against(way, measured, draws) for way in COMPARED[:-1] if way in rows and len(measured) > 1
+            mode: _against(mode, measured, draws) for mode in COMPARED[:-1] if mode in rows and len(measured) > 1
         },
         "behind": len(questions.behind),
     }
 
 
-def _way(questions: Questions, way: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws) -> Record:
-    primary, stands = questions.task.primary, questions.stands
-    figures = episode_metrics(rows, stands, primary, *draws)
+def _way(questions: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws) -> Record:
+    primary, positions = questions.task.primary, questions.positions
+    figures = episode_metrics(rows, positions, primary, *draws)
     chains = questions.carried.chains if questions.carried else WHOLE
     found: Record = {
-        "name": questions.names[way],
+        "name": questions.names[mode],
         "measures": {
             primary: asdict(summary.overall.scores[primary]),
             chains: asdict(figures.whole),
@@ -80,19 +80,19 @@ def _way(questions: Questions, way: str, rows: Sequence[ScoredAnswer], summary: 
         },
         "unasked": dict(Counter(row.problem for row in rows if row.problem in (PROMPT_TOO_LONG, HAS_SPECIAL_TOKEN))),
     }
-    return found if way == REFERENCE else {**found, "summary": summary.to_dict()}
+    return found if mode == REFERENCE else {**found, "summary": summary.to_dict()}
 
 
 Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
 """Way -> measure -> score and rows."""
 
 
-def _against(way: str, measured: Measured, draws: Draws) -> dict[str, Any]:
-    others = [other for first, other in combinations(COMPARED, 2) if first == way and other in measured]
+def _against(mode: str, measured: Measured, draws: Draws) -> dict[str, Any]:
+    others = [other for first, other in combinations(COMPARED, 2) if first == mode and other in measured]
     return {
         other: {
             measure: {**asdict(paired), "clear": paired.clear}
-            for measure, (score, rows) in measured[way].items()
+            for measure, (score, rows) in measured[mode].items()
             if (before := measured[other][measure][1])
             and rows
             and (paired := compare(before, rows, score, *draws).paired)

@@ -1,4 +1,4 @@
-"""From a completion to an Answer and a judged row: one way, for rewards, evaluation and prediction."""
+"""Parse a completion and score it, in the same way for rewards, evaluation and prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,32 +11,37 @@ from toolkit.scoring.statistics import ScoredAnswer
 
 
 def read_answer(task: Task, sample: Sample, completion: Completion) -> Answer:
-    """What the task's parser finds, with the word on whether the token limit came first."""
+    """Parse a completion, and note whether it was truncated at the token limit."""
     return replace(task.parse(completion.text, sample), truncated=completion.truncated)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back for one question: a completion, or why it was not asked at all (the completion is empty then)."""
+    """The result of one prompt.
+
+    Attributes:
+        completion: the completion. Empty if the prompt was skipped.
+        skipped: why the prompt was skipped, or None.
+    """
 
     completion: Completion
-    unasked: str | None = None
+    skipped: str | None = None
 
 
 def reply_of(line: Mapping[str, Any]) -> Reply:
-    """The reply that a line of a file of answers keeps."""
+    """Return the reply that a line of a predictions file has."""
     return Reply(Completion(line["completion"], 0, line["truncated"]), line.get("unasked"))
 
 
 def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:
-    """``read_answer``; a question that was not asked is a failure, with the reason as its problem."""
-    if reply.unasked is not None:
-        return Answer("", {}, reply.unasked)
+    """Parse a reply. A skipped prompt counts as a failure, with the reason as its problem."""
+    if reply.skipped is not None:
+        return Answer("", {}, reply.skipped)
     return read_answer(task, sample, reply.completion)
 
 
 def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> ScoredAnswer:
-    """An answer's scores as one row of an evaluation."""
+    """Return the scores of an answer as one row of an evaluation."""
     return ScoredAnswer(
         id=sample.id,
         group=sample.group,
@@ -49,6 +54,6 @@ def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Scor
 
 
 def _value(sample: Sample, name: str) -> object:
-    """What results are given by: a field, or where there is none a part of the reference, which no prompt shows."""
+    """Return the value of a column: a field, otherwise a part of the reference, which no prompt shows."""
     value = sample.fields.get(name)
     return sample.reference.get(name) if value is None else value

@@ -1,9 +1,9 @@
-"""What a stage gets to work with, and what it leaves: the contract between the pipeline and the stages.
+"""The contract between the pipeline and the stages: the input of a stage, and its record.
 
-A training stage goes on from ``context.weights``, keeps its checkpoints in ``context.run.stage_folder(name)``, puts its
-weights into ``context.run.weights_folder(name)``, and returns its record. It is called again after an interruption, and
-goes on from its last checkpoint. It calls ``context.report`` after each step, looks at ``context.stop.requested``, and
-raises Interrupted once its state is saved.
+A training stage starts from ``context.weights``, saves checkpoints in ``context.run.stage_folder(name)``, saves its
+weights in ``context.run.weights_folder(name)``, and returns its record. After an interruption it is called again and
+resumes from its last checkpoint. It calls ``context.report`` after each optimizer step, reads
+``context.stop.requested``, and raises Interrupted when its state is saved.
 """
 
 import logging
@@ -27,7 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A stage's surroundings: recipe, run folder, rows, pictures, the wish to stop, and who is told of progress."""
+    """The input of a stage.
+
+    Attributes:
+        recipe: the recipe of the run.
+        run: the run folder.
+        data: the splits.
+        images: the store of the images.
+        stop: whether a signal requested a stop.
+        progress: called with the progress of the stage.
+    """
 
     recipe: Recipe
     run: RunFolder
@@ -38,11 +47,11 @@ class Context:
 
     @property
     def weights(self) -> Path | None:
-        """What to go on from; None: the base model. Raises RunError as ``current_weights``."""
+        """Return the newest weights. None: the base model. Raises RunError as ``current_weights``."""
         return current_weights(self.run, self.recipe)
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Tell of one finished step in metrics.jsonl, log.txt and by progress; of several processes one does."""
+        """Report an optimizer step in metrics.jsonl, log.txt and the progress. Only the main process reports."""
         if not is_main_process():
             return
         self.run.log_metrics(stage, step, figures)
@@ -51,11 +60,11 @@ class Context:
         self.progress(stage, step, steps, _shown(figures))
 
     def no_step_yet(self, done: int) -> None:
-        """Raises Interrupted once a signal has come: for work of a stage before its first step, which saves nothing."""
+        """Raise Interrupted after a signal, during work before the first optimizer step, which saves nothing."""
         self.stop.check("no step had begun")
 
-    def count_pictures(self, stage: str) -> Record:
-        """What happened to pictures so far, for the stage's record; what a user must know of it is told."""
+    def count_images(self, stage: str) -> Record:
+        """Return counts of what happened to images so far, and warn about replaced and uncached ones."""
         found = self.images.report()
         if found.placeholders:
             warn(
@@ -75,60 +84,60 @@ class Context:
 
 
 class ScoreRecord(TypedDict):
-    """One score of an evaluation. Estimates and differences are ``dataclasses.asdict`` of those in ``metrics``."""
+    """One score of an evaluation. Estimates and differences are ``dataclasses.asdict`` of those in ``scoring``."""
 
     value: Mapping[str, Any]
     """The score's Estimate."""
     baseline: Mapping[str, Any]
-    """The Estimate of the majority baseline on the same questions."""
+    """The Estimate of the majority baseline on the same samples."""
     differences: Mapping[str, Mapping[str, Any]]
-    """``baseline``, a further baseline or an earlier evaluation's name -> Paired: this evaluation minus that one."""
+    """``baseline``, another baseline or an earlier evaluation -> Paired: this evaluation minus the other."""
     baselines: NotRequired[Mapping[str, Mapping[str, Any]]]
-    """Label -> value and differences (to ``baseline``) of further baselines, where the task has some."""
+    """Label -> value and differences (to ``baseline``) of the task's other baselines."""
 
 
 class EvaluationRecord(ScoreRecord):
-    """What an evaluation leaves; its own value, baseline and differences are those of the primary score."""
+    """The record of an evaluation. Its own value, baseline and differences are those of the primary score."""
 
     split: str
     score: str
-    """The task's primary score, which the table of results shows; with the way of asking where there are several."""
+    """The task's primary score, with the agent-memory mode if there are several."""
     also: Mapping[str, ScoreRecord]
-    """Further scores, ways of asking and whole chains that get a table."""
+    """Other scores, agent-memory modes and whole episodes that get a table."""
     summary: Mapping[str, Any]
-    """Summary.to_dict()."""
+    """``Summary.to_dict()``."""
     pictures: Record
-    """Context.count_pictures()."""
+    """``Context.count_images()``."""
     predictions: str
-    """The JSONL of answers, relative to the run folder."""
-    memory: NotRequired[dict[str, Any]]
-    """Where answers carry a memory: ``evaluate.memory.memory_record``."""
+    """The JSONL file of predictions, relative to the run folder."""
+    agent_memory: NotRequired[dict[str, Any]]
+    """If the task has agent memory: ``agent_memory_modes.memory_record``."""
 
 
 class TrainStage(Protocol):
-    """A training stage: leaves weights, gives its record."""
+    """A training stage. It saves weights and returns its record."""
 
     def __call__(self, context: Context) -> Record:
-        """Raises Interrupted, ModelError or TrainingError."""
+        """Train, and raise Interrupted, ModelError or TrainingError."""
 
 
 class EvaluateStage(Protocol):
-    """Asks the held-out questions."""
+    """Evaluates weights on the held-out split."""
 
     def __call__(self, context: Context, name: str, weights: Path | None, earlier: Sequence[str]) -> EvaluationRecord:
         """Evaluate ``weights`` (None: the base model) as evaluation ``name``, compared with ``earlier`` ones.
 
-        Its files go to ``context.run.stage_folder(f"evaluate-{name}")``.
+        Its files are in ``context.run.stage_folder(f"evaluate-{name}")``.
         """
 
 
 class ExportStage(Protocol):
-    """Writes weights for other programs and sees that they give the same answers."""
+    """Exports weights and verifies that they give the same completions."""
 
     def __call__(self, context: Context, *, out: Path | None = None, force: bool = False) -> Record:
-        """Exports ``context.weights`` into ``out``, else the stage's own folder; raises ModelError or RunError.
+        """Export ``context.weights`` to ``out``, by default the stage's folder. Raises ModelError or RunError.
 
-        ``force``: a folder in ``out`` that is not the stage's own is renamed instead of being refused.
+        ``force``: rename a foreign folder in ``out`` instead of raising an error.
         """
 
 

@@ -1,7 +1,7 @@
-"""A rollout: the questions of a chain in their order, each with the memory that the model's own answers left.
+"""Rollouts: the steps of an episode in order, each with the agent memory that the model's own completions left.
 
-Chains are asked beside each other: round k asks the k-th question of every chain that has one. What is known already
-is not asked again but read: the memories of an interrupted rollout, or of a finished one, come back from its lines.
+Episodes advance in parallel: round k generates the k-th step of every episode that has one. Known completions are not
+generated again: an interrupted or finished rollout is replayed from its predictions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +16,13 @@ from toolkit.scoring.statistics import EpisodePosition
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """Numbers of samples in the order in which they are asked, up to the first place that no sample fills."""
+class Episode:
+    """An episode.
+
+    Attributes:
+        name: the id of the task.
+        numbers: indices of its samples in order, up to the first missing step.
+    """
 
     name: str
     numbers: tuple[int, ...]
@@ -25,89 +30,99 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question as it was asked, its answer, the memory after it, and whether it was asked just now."""
+    """One step of a rollout.
+
+    Attributes:
+        question: the sample with the agent memory of its prompt.
+        answer: the parsed completion.
+        after: the agent memory after it.
+        skipped: why the prompt was skipped, or None.
+        new: whether the completion was generated now.
+    """
 
     question: Sample
     answer: Answer
     after: Any
-    unasked: str | None
+    skipped: str | None
     new: bool
 
 
-Ask = Callable[[Sequence[Sample]], Sequence[Reply]]
-"""Questions of one batch -> their replies, in order."""
+Generate = Callable[[Sequence[Sample]], Sequence[Reply]]
+"""Prompts of one batch -> their replies, in order."""
 
 
-def find_chains(stands: Sequence[EpisodePosition]) -> tuple[list[Chain], list[int]]:
-    """The chains in the order of their first samples, and the samples behind a missing place.
+def find_episodes(positions: Sequence[EpisodePosition]) -> tuple[list[Episode], list[int]]:
+    """Return the episodes in the order of their first samples, and the samples after a missing step.
 
-    Those cannot be asked: the memory that they need would have come from an answer that nobody gave.
+    A rollout stops at the first missing step, because the agent memory for later steps is unknown.
     """
     parts: dict[str, list[int]] = {}
-    for number, stand in enumerate(stands):
+    for number, stand in enumerate(positions):
         parts.setdefault(stand.chain, []).append(number)
-    chains, behind = [], []
+    episodes, behind = [], []
     for name, numbers in parts.items():
-        numbers.sort(key=lambda number: stands[number].place)
-        reached = [number for place, number in enumerate(numbers, start=1) if stands[number].place == place]
-        chains.append(Chain(name, tuple(reached)))
+        numbers.sort(key=lambda number: positions[number].place)
+        reached = [number for place, number in enumerate(numbers, start=1) if positions[number].place == place]
+        episodes.append(Episode(name, tuple(reached)))
         behind += numbers[len(reached) :]
-    return [chain for chain in chains if chain.numbers], sorted(behind)
+    return [episode for episode in episodes if episode.numbers], sorted(behind)
 
 
 def rollout(
     task: Task,
     samples: Sequence[Sample],
-    chains: Sequence[Chain],
+    episodes: Sequence[Episode],
     known: Mapping[str, Reply],
-    ask: Ask,
+    generate: Generate,
     batch_size: int,
 ) -> Iterator[list[Turn]]:
-    """The turns of all chains, a batch at a time; whoever takes a batch may keep it before the next is asked.
+    """Yield the turns of all episodes, one batch at a time. The caller may save a batch before the next is generated.
 
-    The batches are the same whatever is known: one of which something is missing is asked whole, so that a rollout
-    that goes on gives what one that was never interrupted gives.
+    The batches do not depend on what is known. A batch with a missing completion is generated as a whole, so that a
+    resumed rollout is equal to an uninterrupted one.
 
     Args:
-        task: one whose answers carry something (``Task.carried``).
-        samples: what the chains' numbers count.
-        chains: as ``find_chains`` gives them.
-        known: id -> the reply that is kept already.
-        ask: called with the questions of a batch.
-        batch_size: questions a batch.
+        task: a task with agent memory (``Task.carried``).
+        samples: the samples that the episodes index.
+        episodes: the result of ``find_episodes``.
+        known: sample id -> its saved reply.
+        generate: generates the replies of a batch.
+        batch_size: prompts per batch.
     """
     carried = _carried(task)
     memories: dict[str, Any] = {}
-    for place in range(max((len(chain.numbers) for chain in chains), default=0)):
-        going = [chain for chain in chains if len(chain.numbers) > place]
+    for place in range(max((len(episode.numbers) for episode in episodes), default=0)):
+        going = [episode for episode in episodes if len(episode.numbers) > place]
         for start in range(0, len(going), batch_size):
             batch = going[start : start + batch_size]
-            turns = _turns(task, [_question(carried, samples, chain, place, memories) for chain in batch], known, ask)
-            memories |= {chain.name: turn.after for chain, turn in zip(batch, turns, strict=True)}
+            turns = _turns(
+                task, [_question(carried, samples, episode, place, memories) for episode in batch], known, generate
+            )
+            memories |= {episode.name: turn.after for episode, turn in zip(batch, turns, strict=True)}
             yield turns
 
 
 def _carried(task: Task) -> Carried:
     if task.carried is None:
-        raise TypeError(f"answers of the task {task.name} carry nothing")
+        raise TypeError(f"the task {task.name} has no agent memory")
     return task.carried
 
 
 def _question(
-    carried: Carried, samples: Sequence[Sample], chain: Chain, place: int, memories: Mapping[str, Any]
+    carried: Carried, samples: Sequence[Sample], episode: Episode, place: int, memories: Mapping[str, Any]
 ) -> Sample:
-    sample = samples[chain.numbers[place]]
-    return carried.put(sample, memories[chain.name] if place else carried.start(sample))
+    sample = samples[episode.numbers[place]]
+    return carried.put(sample, memories[episode.name] if place else carried.start(sample))
 
 
-def _turns(task: Task, questions: Sequence[Sample], known: Mapping[str, Reply], ask: Ask) -> list[Turn]:
+def _turns(task: Task, questions: Sequence[Sample], known: Mapping[str, Reply], generate: Generate) -> list[Turn]:
     complete = all(question.id in known for question in questions)
-    replies = [known[question.id] for question in questions] if complete else ask(questions)
+    replies = [known[question.id] for question in questions] if complete else generate(questions)
     turns = []
     for question, new in zip(questions, replies, strict=True):
         reply = known.get(question.id, new)
         answer = read_reply(task, question, reply)
         carried = _carried(task)
         after = carried.advance(carried.held(question), answer)
-        turns.append(Turn(question, answer, after, reply.unasked, question.id not in known))
+        turns.append(Turn(question, answer, after, reply.skipped, question.id not in known))
     return turns

@@ -1,4 +1,4 @@
-"""A loaded model and how it is asked: greedy answers to questions in batches."""
+"""Generate greedy completions of a loaded model in batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,23 @@ from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 
 
-def weights_seen(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:
-    """What tells two sets of weights apart without reading them: the folder, its files with size and time of change."""
+def weights_identity(weights: Path | None) -> tuple[str, list[tuple[str, int, int]]]:
+    """Return what identifies weights without reading them: the folder, and its files with size and time of change."""
     files = sorted((weights if weights.is_dir() else weights.parent).iterdir()) if weights else []
     return str(weights), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Asks ``policy`` the questions that ``prompts`` puts. ``unfit`` says why one cannot be asked (None: it can)."""
+class Generator:
+    """A loaded model that generates completions.
+
+    Attributes:
+        backend: the backend of the model.
+        policy: the model.
+        prompts: renders samples as prompts.
+        sampling: the generation settings.
+        unfit: returns why a prompt cannot be used, or None.
+    """
 
     backend: Backend
     policy: Policy
@@ -38,13 +46,18 @@ class Asker:
         backend: Backend | None = None,
         *,
         stored: bool = False,
-    ) -> "Asker":
-        """The recipe's model with ``weights``, ready to be asked as [evaluate] says.
+    ) -> "Generator":
+        """Load the recipe's model with ``weights`` and the settings of [evaluate].
 
-        ``stored``: whole weights are asked in the precision that they are stored in, and never quantised.
+        Args:
+            recipe: the recipe.
+            prompts: renders samples as prompts.
+            weights: the weights. None: the base model.
+            backend: loads the model. Default: that of the recipe.
+            stored: use merged weights in their stored precision, without quantization.
 
         Raises:
-            ModelError: it cannot be had.
+            ModelError: the model is not available.
         """
         backend = backend or choose_backend(recipe.model, weights)
         policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
@@ -53,12 +66,12 @@ class Asker:
         return cls(backend, policy, prompts, Sampling(tokens), unfit)
 
     def complete(self, questions: Sequence[Sample]) -> list[Completion]:
-        """One completion a question, all of them in one batch."""
+        """Return one completion per sample, generated in one batch."""
         rows = [self.prompts.row(question) for question in questions]
         return [group[0] for group in self.backend.generate(self.policy, rows, self.sampling)]
 
     def reply(self, questions: Sequence[Sample]) -> list[Reply]:
-        """One reply a question; those that cannot be asked are left out of the batch."""
+        """Return one reply per sample. Prompts that do not fit are skipped."""
         reasons = [self.unfit(question) for question in questions]
         fit = [question for question, reason in zip(questions, reasons, strict=True) if reason is None]
         completions = iter(self.complete(fit) if fit else [])

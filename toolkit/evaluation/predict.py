@@ -1,4 +1,4 @@
-"""Prediction: one question about one or more pictures, asked of a run's model."""
+"""Answer one question about one or more images with a run's model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
 
 PREDICT = "predict"
-"""What the compute report calls a prediction."""
+"""Name of predictions in the compute report."""
 
 _STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
     "mcq": lambda settings: {"answer": "A"},
@@ -45,29 +45,32 @@ def predict(
     context: Mapping[str, str] | None = None,
     weights: Path | None = None,
 ) -> Answer:
-    """The run's greedy answer, with question, pictures and prompt treated as in training.
+    """Answer a question with greedy decoding. Prompt and images are processed as in training.
 
     Args:
-        run: a run; its last trained weights are asked, or its base model where nothing was trained.
-        question: without its options.
-        images: pictures, in the order of the question.
-        options: of a multiple-choice question, with or without their letters.
-        context: values of the columns that the recipe's prompt.context names; a name without one is warned about.
-        weights: what is asked instead of the run's own: an adapter, whole weights, or a GGUF with its projector.
+        run: a run. Its last trained weights are used, or its base model if nothing was trained.
+        question: the question, without its options.
+        images: image files, in the order of the question.
+        options: options of a multiple-choice question, with or without letters.
+        context: column of prompt.context -> text. A missing column causes a warning.
+        weights: an adapter, merged weights, or a GGUF file beside its projector, instead of the run's weights.
+
+    Returns:
+        The parsed completion.
 
     Raises:
-        DataError: the question lacks what its task needs, is too long, or has context that the recipe does not name.
-        ImageError: a picture cannot be read.
-        RunError: the weights that the recipe starts from are gone.
+        DataError: the question lacks something that its task needs, is too long, or has unknown context.
+        ImageError: an image cannot be read.
+        RunError: the weights that the recipe starts from are missing.
     """
     recipe = run.recipe()
     sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
-        return _ask(recipe, sample, weights, current_weights(run, recipe))
+        return _generate(recipe, sample, weights, current_weights(run, recipe))
 
 
-def _ask(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
-    # Whatever training does with unreadable pictures, nobody wants an answer about a grey square.
+def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) -> Answer:
+    # A prediction on the gray placeholder of an unreadable image would be meaningless.
     prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"})))
     weights, stored = chosen or own, chosen is not None and (chosen / "config.json").is_file()
     backend = choose_backend(recipe.model, weights)
@@ -79,7 +82,7 @@ def _ask(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) 
 
 
 def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
-    """The question as the task reads one from a row, so that it looks as it did in training."""
+    """Return the question as a sample of the task, so that its prompt is the same as in training."""
     task = recipe.data.task
     _check_options(task, options)
     settings = TASKS[task].settings(recipe, "predict")

@@ -1,4 +1,4 @@
-"""Prediction step after step: every chain of a file, with the memory that the model's own answers leave."""
+"""Predict every GUI step of a file, with the agent memory that the model's own completions leave."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ from toolkit.data.agent_memory import Carried
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import Reply, reply_of
 from toolkit.evaluation.episodes import Turn, rollout
-from toolkit.evaluation.generate import Asker, weights_seen
+from toolkit.evaluation.generate import Generator, weights_identity
 from toolkit.evaluation.predict import PREDICT
-from toolkit.evaluation.unlabelled_rows import OpenRows, carrying, read_open
+from toolkit.evaluation.unlabelled_rows import UnlabelledRows, read_unlabelled, task_with_memory
 from toolkit.images import ImageStore
 from toolkit.models import Backend
 from toolkit.models.prompts import Prompts
@@ -35,13 +35,13 @@ from toolkit.runfolder.usage import recording
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What is predicted, and where to.
+    """The input and output of a prediction.
 
     Attributes:
-        rows: a file with a task, a screenshot and a goal in each row; see ``read_open``.
-        out: a JSONL file: the place of each step, its prediction (places in pixels of the screenshot), the memory
-            before and after it, the completion, and what is wrong with it.
-        image_root: the folder that the screenshots' paths start from; None: that of ``rows``.
+        rows: a file with a task, a screenshot and a goal in each row. See ``read_unlabelled``.
+        out: the JSONL file of predictions: position of the step, predicted action (coordinates in pixels of the
+            screenshot), agent memory before and after it, completion, and why it could not be parsed.
+        image_root: the folder of relative screenshot paths. None: that of ``rows``.
     """
 
     rows: Path
@@ -49,7 +49,7 @@ class Files:
     image_root: Path | None = None
 
 
-def predict_chains(
+def predict_episodes(
     run: RunFolder,
     files: Files,
     stop: StopRequest,
@@ -57,26 +57,25 @@ def predict_chains(
     backend: Backend | None = None,
     chosen: Path | None = None,
 ) -> list[Record]:
-    """Answer every row and give the lines that ``files.out`` then holds, in the order of the rows.
+    """Predict every row, and return the lines of ``files.out`` in the order of the rows.
 
-    Every answer is a flushed line. Called again after an interruption it goes on; called again at the end it gives the
-    lines that are there.
+    Every prediction is a flushed line. An interrupted call resumes, and a repeated call returns the saved lines.
 
     Args:
-        run: its last trained weights are asked, or its base model where nothing was trained.
+        run: a run. Its last trained weights are used, or its base model if nothing was trained.
         files: rows and predictions.
-        stop: looked at after every batch.
-        progress: told how far it is.
-        backend: who loads and asks the model; default: the recipe's.
-        chosen: weights that are asked instead of the run's own; see ``predict``.
+        stop: checked after every batch.
+        progress: called with the progress.
+        backend: loads the model. Default: that of the recipe.
+        chosen: weights to use instead of the run's. See ``predict``.
 
     Raises:
-        DataError: the rows cannot be asked, or ``out`` holds something else.
-        Interrupted: a signal came; what was answered is kept.
+        DataError: the rows are invalid, or ``out`` has other content.
+        Interrupted: after a signal. Saved predictions are kept.
     """
     recipe = run.recipe()
-    task, carried = carrying(recipe)
-    rows, out = read_open(recipe, files.rows, files.image_root), files.out
+    task, carried = task_with_memory(recipe)
+    rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
         warn(note.code, note.rule, place=note.place, value=note.value)
     weights = chosen or current_weights(run, recipe)
@@ -88,15 +87,15 @@ def predict_chains(
                 recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"}))
             )
             stored = chosen is not None and (chosen / "config.json").is_file()
-            asker = Asker.load(recipe, prompts, weights, backend, stored=stored)
-            batches = rollout(task, rows.samples, rows.chains, known, asker.reply, recipe.evaluation.batch_size)
+            generator = Generator.load(recipe, prompts, weights, backend, stored=stored)
+            batches = rollout(task, rows.samples, rows.episodes, known, generator.reply, recipe.evaluation.batch_size)
             _keep(batches, _Kept(carried, digest, out, _total(rows)), stop, progress)
     return _in_order(out, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Where turns are written, how, and how many there will be."""
+    """How turns are saved, and their total number."""
 
     carried: Carried
     digest: str
@@ -105,7 +104,7 @@ class _Kept:
 
 
 def _keep(batches: Iterable[Sequence[Turn]], kept: _Kept, stop: StopRequest, progress: Progress) -> None:
-    """Write what is new of each batch before the next is asked; raises Interrupted as ``predict_chains``."""
+    """Save the new turns of each batch before the next is generated. Raises Interrupted as ``predict_episodes``."""
     done = 0
     for turns in batches:
         new = [turn for turn in turns if turn.new]
@@ -117,24 +116,24 @@ def _keep(batches: Iterable[Sequence[Turn]], kept: _Kept, stop: StopRequest, pro
             stop.check(f"{kept.out} holds {done} of {kept.total} predictions")
 
 
-def _total(rows: OpenRows) -> int:
-    return sum(len(chain.numbers) for chain in rows.chains)
+def _total(rows: UnlabelledRows) -> int:
+    return sum(len(episode.numbers) for episode in rows.episodes)
 
 
-def _identity(recipe: Recipe, weights: Path | None, rows: OpenRows) -> str:
-    """A digest of the weights' files, the rows, and how they are asked."""
+def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows) -> str:
+    """Return a digest of the weights' files, the rows, and the generation settings."""
     sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.data.steps)
     pictures = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
-    how = (weights_seen(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
+    how = (weights_identity(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()
 
 
 def _known(out: Path, digest: str) -> dict[str, Reply]:
-    """The replies in ``out``, whose folder is made; raises DataError where it is no file of these predictions."""
+    """Return the replies in ``out``, after creating its folder. Raises DataError if it has other predictions."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lines, torn = (read_lines(out), out.read_bytes().rpartition(b"\n")[2]) if out.exists() else ([], b"")
-        out.open("ab").close()  # nobody wants to hear of a file that cannot be written after the model has answered
+        out.open("ab").close()  # reports a file that is not writable before the model generates
     except ValueError:
         lines, torn = [{}], b""
     except OSError as error:
@@ -153,7 +152,7 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
 
 
 def _is_cut(lines: Sequence[Record], torn: bytes) -> bool:
-    """Whether a last line without an end is what a crash left of ours: behind others of ours, or a part of a first."""
+    """Return whether an incomplete last line is from a crash of this prediction, and not from another program."""
     try:
         json.loads(torn or b"-")
     except ValueError:
@@ -162,7 +161,7 @@ def _is_cut(lines: Sequence[Record], torn: bytes) -> bool:
 
 
 _BEGINS = b'{"id": '
-"""How ``_line`` is written."""
+"""First bytes of a line of ``_line``."""
 
 
 def _line(carried: Carried, turn: Turn, digest: str) -> Record:
@@ -178,13 +177,13 @@ def _line(carried: Carried, turn: Turn, digest: str) -> Record:
         "answer": dict(answer.values),
         "problem": answer.problem,
         "truncated": answer.truncated,
-        "unasked": turn.unasked,
+        "unasked": turn.skipped,
         "asked": digest,
     }
 
 
-def _in_order(out: Path, rows: OpenRows) -> list[Record]:
-    """The lines in the order of the rows, as the finished file has them too."""
+def _in_order(out: Path, rows: UnlabelledRows) -> list[Record]:
+    """Return the lines in the order of the rows, and rewrite the file in this order."""
     lines = {line["id"]: line for line in read_lines(out)}
     ordered = [lines[sample.id] for sample in rows.samples if sample.id in lines]
     text = _text(ordered)

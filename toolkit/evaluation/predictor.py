@@ -1,4 +1,4 @@
-"""The next step in medical software, from Python: a loaded model that is asked one step after another.
+"""Predict one GUI step after another with a loaded model.
 
 >>> predictor = load_model_for_inference("runs/steps")                                     # doctest: +SKIP
 >>> first = predictor.predict_step(image_path="1.png", user_goal="Load the MRI scan")      # doctest: +SKIP
@@ -21,8 +21,8 @@ from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_reply
-from toolkit.evaluation.generate import Asker
-from toolkit.evaluation.unlabelled_rows import carrying
+from toolkit.evaluation.generate import Generator
+from toolkit.evaluation.unlabelled_rows import task_with_memory
 from toolkit.images import ImagePolicy, ImageStore, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
@@ -35,24 +35,25 @@ from toolkit.tasks.steps import Memory, advance
 
 TASK = "steps"
 ANSWER_TOKENS = 512
-"""Tokens of an answer where no recipe says how many: room for both memories."""
+"""Maximum length of a completion in tokens without a recipe: enough for both agent memories."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPrediction:
-    """One predicted step.
+    """One predicted GUI step.
 
     Attributes:
-        action: one of the recipe's actions; None: none could be read.
-        target: what it acts on, in the model's words; None: it named nothing.
-        coords: (x, y) or (x1, y1, x2, y2) in pixels of the screenshot's file, from its upper left corner; not clipped
-            to the screenshot; None: no place.
-        short_term_memory, long_term_memory: for the next call: the answer's, merged key by key into those that the call
-            was given. Where the answer could not be read they are those that it was given.
-        reason: the model's own; None: it gave none.
-        problem: why no step could be read, or was asked for at all; None: one was read.
-        completion: the model's text.
-        truncated: whether it ran into evaluate.max_completion_tokens.
+        action: one of the recipe's actions, or None if no action could be parsed.
+        target: the object of the action in the model's words, or None.
+        coords: (x, y) or (x1, y1, x2, y2) in pixels of the screenshot file, from the upper left corner. They are not
+            clipped to the screenshot. None if the model gave no coordinates.
+        short_term_memory: agent memory for the next call: that of the completion merged by key into that of the call.
+            It is that of the call if the completion could not be parsed.
+        long_term_memory: likewise.
+        reason: the reason that the model gave, or None.
+        problem: why no step could be parsed, or why the prompt was skipped. None if a step was parsed.
+        completion: the text of the model.
+        truncated: whether the completion reached evaluate.max_completion_tokens.
     """
 
     action: str | None
@@ -68,10 +69,15 @@ class StepPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A loaded model; ``recipe`` says how it is asked. It remembers nothing between calls."""
+    """A loaded model. It keeps no state between calls.
+
+    Attributes:
+        recipe: defines the prompt.
+        generator: the loaded model.
+    """
 
     recipe: Recipe
-    asker: Asker
+    generator: Generator
 
     def predict_step(
         self,
@@ -81,25 +87,25 @@ class Predictor:
         long_term_memory: Mapping[str, Any] | None = None,
         context: Mapping[str, str] | None = None,
     ) -> StepPrediction:
-        """The next step towards the goal on this screenshot.
+        """Predict the next GUI step towards a goal.
 
-        It keeps no compute record: what such calls use is in no run's ``compute.jsonl`` and in no compute report.
+        The call is not in the compute report of any run.
 
         Args:
             image_path: the screenshot, in any format that training reads.
-            user_goal: what is to be reached, as the rows' Instruction.
-            short_term_memory: what the step before left (``StepPrediction.short_term_memory``); nothing at the first.
+            user_goal: the goal, as in the rows' column Instruction.
+            short_term_memory: ``StepPrediction.short_term_memory`` of the preceding step. None at the first step.
             long_term_memory: likewise.
-            context: values of the columns that the recipe's prompt.context names.
+            context: column of prompt.context -> text.
 
         Raises:
             ImageError: the screenshot is missing or cannot be read.
-            DataError: the goal is empty, a memory is no object that JSON can hold, or the recipe names no such context.
+            DataError: the goal is empty, an agent memory is not a JSON object, or the recipe has no such context.
         """
         memory = Memory(_plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory"))
         question = self._question(Path(image_path).absolute(), user_goal, memory, context or {})
-        reply = self.asker.reply([question])[0]
-        answer = read_reply(self.asker.prompts.task, question, reply)
+        reply = self.generator.reply([question])[0]
+        answer = read_reply(self.generator.prompts.task, question, reply)
         after = advance(memory, answer)
         place = answer.values.get("place")
         return StepPrediction(
@@ -122,8 +128,8 @@ class Predictor:
                 place="context",
                 value=unknown,
             )
-        _, carried = carrying(self.recipe)
-        # Looked at anew each time: a program may write its screenshots over each other.
+        _, carried = task_with_memory(self.recipe)
+        # The size is read each time, because a program may overwrite its screenshots.
         width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
         settings = TASKS[TASK].settings(self.recipe, "predict")
@@ -147,20 +153,20 @@ def load_model_for_inference(
     recipe: Path | str | None = None,
     backend: Backend | None = None,
 ) -> Predictor:
-    """The model in ``model_path``, ready to be asked.
+    """Load the model in ``model_path``.
 
     Args:
-        model_path: a run folder (its last trained weights), a folder with an adapter, or one with whole weights.
-        base_model_name: the base model's Hub name, its folder, or "tiny"; default: what the run or the adapter says.
-        recipe: the TOML that says how steps are asked for; default: that of the run that ``model_path`` is or lies in,
-            else the defaults of the task steps, which is warned about.
-        backend: who loads and asks the model; default: the recipe's.
+        model_path: a run folder (its last trained weights), or a folder with an adapter or merged weights.
+        base_model_name: Hub name or folder of the base model, or "tiny". Default: as the run or the adapter says.
+        recipe: the recipe that defines the prompt. Default: that of the run that contains ``model_path``, otherwise the
+            defaults of the task steps, with a warning.
+        backend: loads the model. Default: that of the recipe.
 
     Raises:
         RunError: there are no weights.
-        ModelError: the base model is not known or cannot be had.
-        RecipeError: how the model's family writes coordinates is not known.
-        DataError: the recipe is one of another task.
+        ModelError: the base model is unknown or not available.
+        RecipeError: the coordinate convention of the model family is unknown.
+        DataError: the recipe is for another task.
     """
     path = Path(model_path).absolute()
     run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
@@ -169,16 +175,16 @@ def load_model_for_inference(
     if own is not None:
         for_language_models(own, "load_predictor")
     asked = _named(own or _default(path, base_model_name, weights), base_model_name)
-    carrying(asked)
-    TASKS[asked.data.task].settings(asked, "predict")  # an unknown family of models is told before the model is loaded
+    task_with_memory(asked)
+    TASKS[asked.data.task].settings(asked, "predict")  # reports an unknown model family before the model is loaded
     if path == run:
         weights = current_weights(find_run(path), asked)
     loaded = asked
     if weights is not None and path != run and not _is_adapter(weights) and not is_gguf(weights):
-        loaded, weights = _named(asked, str(weights)), None  # whole weights bring their own processor
+        loaded, weights = _named(asked, str(weights)), None  # merged weights have their own processor
     images = asked.images.model_copy(update={"unreadable": "stop", "memory_cache_mb": 0})
     prompts = Prompts.of(asked, ImageStore.from_recipe(images))
-    return Predictor(asked, Asker.load(loaded, prompts, weights, backend))
+    return Predictor(asked, Generator.load(loaded, prompts, weights, backend))
 
 
 def _is_run(folder: Path) -> bool:
@@ -190,14 +196,14 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _named(recipe: Recipe, name: str | None) -> Recipe:
-    """The recipe with another base model."""
+    """Return the recipe with another base model."""
     if name is None or name == recipe.model.name:
         return recipe
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name, "revision": None})})
 
 
 def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
-    """The defaults of the task, on the base model that is named or that the adapter says."""
+    """Return the task's defaults for the given base model, or that of the adapter."""
     warn(
         "predict.recipe_missing",
         "the weights are not in a run and no recipe is given, so the task's defaults apply",
@@ -218,7 +224,7 @@ def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
 
 
 def _plain(memory: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """The memory as JSON has it: a copy that shares nothing with the caller's."""
+    """Return a copy of an agent memory through JSON, which shares nothing with the caller's."""
     try:
         plain = json.loads(json.dumps(dict(memory or {}), allow_nan=False))
     except (TypeError, ValueError) as error:

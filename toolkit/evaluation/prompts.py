@@ -1,4 +1,4 @@
-"""What an evaluation asks: the held-out rows, and with which memories."""
+"""Select the samples of an evaluation, and the agent memory of their prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,37 +14,42 @@ from toolkit.data.task import Task
 from toolkit.errors import DataError, warn
 from toolkit.evaluation.answers import judge
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.episodes import Chain, find_chains
+from toolkit.evaluation.episodes import Episode, find_episodes
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
 
 REFERENCE, OWN, OFF = "reference", "own", "off"
-"""Ways of asking, as evaluate.memory names them. Questions that stand alone are asked in the first way only."""
+"""Agent-memory modes, as in evaluate.memory. Tasks without agent memory have only the first one."""
 
 NAMES: Mapping[str, str] = {REFERENCE: "reference memory", OWN: "own memory", OFF: "memory off"}
 NO_MEMORY = "no memory in the prompt"
-"""What tables call a way."""
+"""Label of a task whose prompts show no agent memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """The held-out samples and how they are asked.
+class EvaluationSet:
+    """The samples of an evaluation.
 
-    ``names``: way -> what tables call it. ``stands``: sample id -> where it stands, in the samples' order; ``chains``
-    are rolled out, ``behind`` are the samples (by number) that no rollout reaches; empty where questions stand alone.
+    Attributes:
+        prompts: renders samples as prompts.
+        samples: the held-out samples.
+        names: agent-memory mode -> its label in tables.
+        positions: sample id -> its position in an episode, in the order of the samples. Empty without agent memory.
+        episodes: the episodes to roll out.
+        behind: indices of the samples that no rollout reaches.
     """
 
     prompts: Prompts
     samples: SampleSet
     names: Mapping[str, str]
-    stands: Mapping[str, EpisodePosition] = field(default_factory=dict)
-    chains: tuple[Chain, ...] = ()
+    positions: Mapping[str, EpisodePosition] = field(default_factory=dict)
+    episodes: tuple[Episode, ...] = ()
     behind: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, context: Context) -> "Questions":
-        """The questions of a run's [evaluate].
+    def of(cls, context: Context) -> "EvaluationSet":
+        """Return the samples of a run's [evaluate].
 
         Raises:
             DataError: there are none.
@@ -54,12 +59,12 @@ class Questions:
         carried = prompts.task.carried
         if carried is None:
             return cls(prompts, samples, {REFERENCE: ""})
-        samples, stands = _whole_chains(samples, carried, recipe)
-        ways: Sequence[str] = recipe.evaluation.memory if carried.shown(samples[0]) else ()
-        names = {way: name for way, name in NAMES.items() if way in ways} or {REFERENCE: NO_MEMORY}
+        samples, positions = _whole_episodes(samples, carried, recipe)
+        modes: Sequence[str] = recipe.evaluation.memory if carried.shown(samples[0]) else ()
+        names = {mode: name for mode, name in NAMES.items() if mode in modes} or {REFERENCE: NO_MEMORY}
         if OWN not in names:
-            return cls(prompts, samples, names, stands)
-        chains, behind = find_chains(list(stands.values()))
+            return cls(prompts, samples, names, positions)
+        chains, behind = find_episodes(list(positions.values()))
         if not chains:
             warn(
                 "evaluate.no_first_steps",
@@ -67,43 +72,43 @@ class Questions:
                 place="[evaluate] memory",
                 value=OWN,
             )
-            names = {way: name for way, name in names.items() if way != OWN}
-        return cls(prompts, samples, names, stands, tuple(chains), tuple(behind))
+            names = {mode: name for mode, name in names.items() if mode != OWN}
+        return cls(prompts, samples, names, positions, tuple(chains), tuple(behind))
 
     @property
     def task(self) -> Task:
-        """Whose questions they are."""
+        """Return the task of the samples."""
         return self.prompts.task
 
     @property
     def carried(self) -> Carried | None:
-        """What goes from question to question."""
+        """Return the agent memory of the task, or None."""
         return self.prompts.task.carried
 
     @property
-    def ways(self) -> tuple[str, ...]:
-        """How they are asked."""
+    def modes(self) -> tuple[str, ...]:
+        """Return the agent-memory modes."""
         return tuple(self.names)
 
-    def asked(self, way: str) -> Sequence[Sample]:
-        """The samples with the memory that they are asked with; for ``own`` as read, since only answers tell theirs."""
-        if way == OWN:
+    def samples_of(self, mode: str) -> Sequence[Sample]:
+        """Return the samples with the agent memory of a mode. That of ``own`` is known only during the rollout."""
+        if mode == OWN:
             left_out = set(self.behind)
             return [sample for number, sample in enumerate(self.samples) if number not in left_out]
-        if way == OFF and self.carried:
+        if mode == OFF and self.carried:
             return [self.carried.put(sample, self.carried.start(sample)) for sample in self.samples]
         return self.samples
 
     def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
-        """Scores of answers, as rows of an evaluation."""
+        """Return the scores of answers, as rows of an evaluation."""
         return [judge(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
 
 
 def held_out(context: Context) -> SampleSet:
-    """The split that the recipe evaluates on.
+    """Return the samples of the evaluated split, up to evaluate.limit.
 
     Raises:
-        DataError: it has no rows.
+        DataError: the split has no rows.
     """
     section = context.recipe.evaluation
     samples: SampleSet = getattr(context.data, section.split)
@@ -120,13 +125,15 @@ def held_out(context: Context) -> SampleSet:
     return samples
 
 
-def _whole_chains(samples: SampleSet, carried: Carried, recipe: Recipe) -> tuple[SampleSet, dict[str, EpisodePosition]]:
-    """All rows of the chains that evaluate.max_tasks draws by the seed, in their order, and where each stands."""
-    stands = {sample.id: carried.stand(sample) for sample in samples}
-    names, most = list(dict.fromkeys(stand.chain for stand in stands.values())), recipe.evaluation.max_tasks
+def _whole_episodes(
+    samples: SampleSet, carried: Carried, recipe: Recipe
+) -> tuple[SampleSet, dict[str, EpisodePosition]]:
+    """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
+    positions = {sample.id: carried.stand(sample) for sample in samples}
+    names, most = list(dict.fromkeys(stand.chain for stand in positions.values())), recipe.evaluation.max_tasks
     if most is None or most >= len(names):
-        return samples, stands
+        return samples, positions
     drawn = set(Random(f"{recipe.run.seed}/evaluate tasks").sample(names, most))
-    kept = [stand.chain in drawn for stand in stands.values()]
-    left = {name: stand for name, stand in stands.items() if stand.chain in drawn}
+    kept = [stand.chain in drawn for stand in positions.values()]
+    left = {name: stand for name, stand in positions.items() if stand.chain in drawn}
     return samples.take(samples.rows[np.array(kept)]), left

@@ -1,4 +1,4 @@
-"""The record of an evaluation: every score with its interval, beside the baselines and the earlier evaluations."""
+"""Build the record of an evaluation: every score with its interval, baselines and differences."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from toolkit.errors import warn
 from toolkit.evaluation.agent_memory_modes import memory_record
 from toolkit.evaluation.context import Context, EvaluationRecord, ScoreRecord
 from toolkit.evaluation.generate_answers import PREDICTIONS
-from toolkit.evaluation.prompts import OWN, REFERENCE, Questions
+from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
 from toolkit.evaluation.scored import BASELINE, Baselines, Rows
 from toolkit.runfolder import Record
 from toolkit.scoring.statistics import (
@@ -28,19 +28,19 @@ log = logging.getLogger(__name__)
 CONFUSION = "confusion.png"
 
 Others = tuple[Baselines, Mapping[str, Mapping[str, Rows]]]
-"""The baselines, and earlier evaluation -> way -> its rows."""
+"""The baselines, and earlier evaluation -> mode -> its rows."""
 
 
 def make_record(
-    context: Context, name: str, questions: Questions, rows: Mapping[str, Rows], others: Others
+    context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], others: Others
 ) -> EvaluationRecord:
-    """What the evaluation ``name`` leaves, from the rows of each way; draws the confusion picture."""
+    """Return the record of the evaluation ``name`` from the rows of each mode, and draw the confusion matrix."""
     recipe = context.recipe
     section, seed, main = recipe.evaluation, recipe.run.seed, rows[REFERENCE]
     summary = summarise(main, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
     if summary.confusion.labels:
         plot_confusion_matrix(
-            summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: answers"
+            summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: completions"
         )
     tables = {
         label: _score_record(context, view)
@@ -56,31 +56,33 @@ def make_record(
         "differences": first["differences"],
         "also": dict(also),
         "summary": summary.to_dict(),
-        "pictures": context.count_pictures(f"evaluate-{name}"),
+        "pictures": context.count_images(f"evaluate-{name}"),
         "predictions": f"stages/evaluate-{name}/{PREDICTIONS}",
     }
     _warn(name, "", summary)
     if questions.carried:
         record["baselines"] = first["baselines"]
-        record["memory"] = _memory(context, name, questions, rows, summary)
+        record["agent_memory"] = _memory(context, name, questions, rows, summary)
     return record
 
 
-def _memory(context: Context, name: str, questions: Questions, rows: Mapping[str, Rows], reference: Summary) -> Record:
-    """The record of the ways of asking; what is wrong with their answers, and what they leave out, is told."""
+def _memory(
+    context: Context, name: str, questions: EvaluationSet, rows: Mapping[str, Rows], reference: Summary
+) -> Record:
+    """Return the record of the agent-memory modes. Warn about failures and skipped samples."""
     recipe = context.recipe
     by, draws = recipe.results_by, (recipe.evaluation.bootstrap, recipe.run.seed)
-    summaries = {way: summarise(found, by, *draws) for way, found in rows.items() if way != REFERENCE}
-    for way, found in summaries.items():
-        _warn(name, f" ({questions.names[way]})", found)
+    summaries = {mode: summarise(found, by, *draws) for mode, found in rows.items() if mode != REFERENCE}
+    for mode, found in summaries.items():
+        _warn(name, f" ({questions.names[mode]})", found)
     record = memory_record(questions, rows, {REFERENCE: reference, **summaries}, draws)
-    _tell_left_out(name, questions, record)
+    _warn_about_skipped(name, questions, record)
     return record
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One table: a score of some rows, of the baselines on the same questions, and of earlier evaluations."""
+    """One table: a score of some rows, of the baselines on the same samples, and of earlier evaluations."""
 
     score: str
     rows: Rows
@@ -88,19 +90,20 @@ class _View:
     earlier: Mapping[str, Rows]
 
 
-def _views(questions: Questions, rows: Mapping[str, Rows], others: Others) -> dict[str, _View]:
-    """Title -> table: the primary score first; with the model's own memory too, and the chains with that, if asked.
+def _views(questions: EvaluationSet, rows: Mapping[str, Rows], others: Others) -> dict[str, _View]:
+    """Return title -> table, with the primary score first.
 
-    What the other ways give stands in the record of memory, beside these.
+    With agent memory there are also tables of the mode own and of whole episodes. The other modes are only in the
+    record of the agent memory.
     """
     task, (baselines, before) = questions.task, others
-    shown = [way for way in (REFERENCE, OWN) if way in rows]
+    shown = [mode for mode in (REFERENCE, OWN) if mode in rows]
     views: dict[str, _View] = {}
-    for way in shown:
-        ids = {row.id for row in rows[way]}
+    for mode in shown:
+        ids = {row.id for row in rows[mode]}
         same = {label: [row for row in of if row.id in ids] for label, of in baselines.rows.items()}
-        earlier = {name: ways[way] for name, ways in before.items() if way in ways}
-        views[_title(task.primary, questions, way)] = _View(task.primary, rows[way], same, earlier)
+        earlier = {name: modes[mode] for name, modes in before.items() if mode in modes}
+        views[_title(task.primary, questions, mode)] = _View(task.primary, rows[mode], same, earlier)
     if questions.carried:
         steps = views[_title(task.primary, questions, shown[-1])]
         views[_title(questions.carried.chains, questions, shown[-1])] = _of_chains(steps, questions)
@@ -110,17 +113,17 @@ def _views(questions: Questions, rows: Mapping[str, Rows], others: Others) -> di
     return views
 
 
-def _title(score: str, questions: Questions, way: str) -> str:
-    """A score's name, with the way of asking where there are several."""
-    name = questions.names[way]
+def _title(score: str, questions: EvaluationSet, mode: str) -> str:
+    """Return the name of a score, with the agent-memory mode if there are several."""
+    name = questions.names[mode]
     return f"{score} ({name})" if name else score
 
 
-def _of_chains(view: _View, questions: Questions) -> _View:
-    stands = questions.stands
+def _of_chains(view: _View, questions: EvaluationSet) -> _View:
+    positions = questions.positions
 
     def chains(rows: Rows) -> Rows:
-        return [chain.scored_answer() for chain in find_scored_episodes(rows, stands, view.score)[0]]
+        return [chain.scored_answer() for chain in find_scored_episodes(rows, positions, view.score)[0]]
 
     return _View(
         WHOLE,
@@ -138,8 +141,8 @@ def _score_record(context: Context, view: _View) -> ScoreRecord:
 
     majority = view.baselines[BASELINE]
     record: ScoreRecord = {
-        "value": asdict(_proportion(view.rows, view.score, *draws)),
-        "baseline": asdict(_proportion(majority, view.score, *draws)),
+        "value": asdict(_mean(view.rows, view.score, *draws)),
+        "baseline": asdict(_mean(majority, view.score, *draws)),
         "differences": {
             other: minus(view.rows, rows) for other, rows in {**view.baselines, **view.earlier}.items() if rows
         },
@@ -148,7 +151,7 @@ def _score_record(context: Context, view: _View) -> ScoreRecord:
     if further:
         record["baselines"] = {
             label: {
-                "value": asdict(_proportion(rows, view.score, *draws)),
+                "value": asdict(_mean(rows, view.score, *draws)),
                 "differences": {BASELINE: minus(rows, majority)},
             }
             for label, rows in further.items()
@@ -165,15 +168,15 @@ def _paired(found: Comparison) -> Record:
     }
 
 
-def _proportion(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Any:
+def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Any:
     judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
     return proportion(
         [value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed
     )
 
 
-def _warn(name: str, way: str, summary: Summary) -> None:
-    overall, place = summary.overall, f"evaluate-{name}{way}"
+def _warn(name: str, mode: str, summary: Summary) -> None:
+    overall, place = summary.overall, f"evaluate-{name}{mode}"
     for code, rule, value in (
         ("evaluate.completions_truncated", "reach the token limit", overall.truncated.value),
         ("evaluate.completions_unreadable", "cannot be parsed", overall.unreadable.value),
@@ -185,11 +188,11 @@ def _warn(name: str, way: str, summary: Summary) -> None:
             warn(code, rule, place=place, value=round(value, 3))
 
 
-def _tell_left_out(name: str, questions: Questions, record: Record) -> None:
-    """What stands in no figure of whole chains, what was not asked, and what no rollout reaches."""
+def _warn_about_skipped(name: str, questions: EvaluationSet, record: Record) -> None:
+    """Warn about incomplete episodes, skipped prompts, and samples that no rollout reaches."""
     chains = questions.carried.chains if questions.carried else ""
-    for way, found in record["ways"].items():
-        place = f"evaluate-{name} ({questions.names[way]})"
+    for mode, found in record["ways"].items():
+        place = f"evaluate-{name} ({questions.names[mode]})"
         if incomplete := found["chains"]["incomplete"]:
             warn(
                 "evaluate.chains_incomplete",

@@ -1,4 +1,4 @@
-"""Written answers read again and judged: those of this evaluation, of earlier ones, and of the baselines."""
+"""Parse and score saved predictions: those of this evaluation, of earlier ones, and of the baselines."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from toolkit.evaluation.answers import Reply, judge, read_reply
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import rollout
 from toolkit.evaluation.generate_answers import answers_file, known_replies
-from toolkit.evaluation.prompts import OWN, REFERENCE, Questions
+from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
 from toolkit.models.prompts import Prompts
 from toolkit.runfolder import RunFolder, read_json, write_json
 from toolkit.scoring.statistics import ScoredAnswer
@@ -19,53 +19,58 @@ Rows = list[ScoredAnswer]
 Answered = list[tuple[Sample, Answer]]
 
 BASELINE = "baseline"
-"""The majority baseline's name in records."""
+"""Name of the majority baseline in records."""
 
 
-def read_way(questions: Questions, way: str, file: Path) -> Answered:
-    """Every question of a way as it was asked and its answer, parsed anew; of a rollout the memories come back too.
+def read_mode(questions: EvaluationSet, mode: str, file: Path) -> Answered:
+    """Return every sample of a mode with its agent memory, and its parsed answer. A rollout is replayed.
 
     Raises:
-        RunError: an answer is missing.
+        RunError: a prediction is missing.
     """
-    known = _complete(file, [sample.id for sample in questions.asked(way)])
-    if way != OWN:
-        return [(sample, read_reply(questions.task, sample, known[sample.id])) for sample in questions.asked(way)]
-    turns = rollout(questions.task, questions.samples, questions.chains, known, lambda _: [], len(questions.samples))
+    known = _complete(file, [sample.id for sample in questions.samples_of(mode)])
+    if mode != OWN:
+        return [(sample, read_reply(questions.task, sample, known[sample.id])) for sample in questions.samples_of(mode)]
+    turns = rollout(questions.task, questions.samples, questions.episodes, known, lambda _: [], len(questions.samples))
     return [(turn.question, turn.answer) for batch in turns for turn in batch]
 
 
 def judge_predictions(context: Context, prompts: Prompts, samples: Sequence[Sample], file: Path) -> Rows:
-    """The written completions, parsed and judged anew: one row a sample, in the samples' order."""
+    """Parse and score saved completions. Return one row per sample, in order."""
     known, task = _complete(file, [sample.id for sample in samples]), prompts.task
     by = context.recipe.results_by
     return [judge(task, sample, read_reply(task, sample, known[sample.id]), by) for sample in samples]
 
 
-def earlier_rows(context: Context, questions: Questions, name: str) -> dict[str, Rows]:
-    """Way -> the rows of an earlier evaluation, for the ways that it has too."""
+def earlier_rows(context: Context, questions: EvaluationSet, name: str) -> dict[str, Rows]:
+    """Return mode -> the rows of an earlier evaluation, for the common modes."""
     files = _answers_of(context.run, context.run.record(f"evaluate-{name}"))
     return {
-        way: questions.judge(read_way(questions, way, files[way]), context.recipe)
-        for way in questions.ways
-        if way in files
+        mode: questions.judge(read_mode(questions, mode, files[mode]), context.recipe)
+        for mode in questions.modes
+        if mode in files
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """Label -> rows, the majority baseline first; ``own``: score -> the rows of its own majority baseline."""
+    """The rows of the baselines.
+
+    Attributes:
+        rows: label -> rows, with the majority baseline first.
+        own: score -> the rows of its own majority baseline.
+    """
 
     rows: Mapping[str, Rows]
     own: Mapping[str, Rows]
 
     def of(self, score: str) -> dict[str, Rows]:
-        """Label -> the rows that a score is set against."""
+        """Return label -> the rows of the baselines of a score."""
         return {**self.rows, BASELINE: self.own.get(score, self.rows[BASELINE])}
 
 
-def baseline_rows(context: Context, questions: Questions) -> Baselines:
-    """The baselines, judged as a model's answers would be."""
+def baseline_rows(context: Context, questions: EvaluationSet) -> Baselines:
+    """Return the baselines, scored like a model's completions."""
 
     samples, task = questions.samples, questions.task
 
@@ -83,11 +88,11 @@ def baseline_rows(context: Context, questions: Questions) -> Baselines:
 
 
 def _answers_of(run: RunFolder, record: Mapping[str, object]) -> dict[str, Path]:
-    """Way -> the file of its answers, of an evaluation that has finished."""
+    """Return mode -> the predictions file of a finished evaluation."""
     main = run.path / str(record["predictions"])
-    memory = record.get("memory")
-    ways = memory["ways"] if isinstance(memory, dict) else ()
-    return {REFERENCE: main, **{way: main.with_name(answers_file(way)) for way in ways if way != REFERENCE}}
+    memory = record.get("agent_memory")
+    modes = memory["ways"] if isinstance(memory, dict) else ()
+    return {REFERENCE: main, **{mode: main.with_name(answers_file(mode)) for mode in modes if mode != REFERENCE}}
 
 
 def _complete(file: Path, ids: Sequence[str]) -> dict[str, Reply]:
@@ -103,10 +108,10 @@ def _complete(file: Path, ids: Sequence[str]) -> dict[str, Reply]:
     return known
 
 
-def _majority(context: Context, questions: Questions) -> dict[str, dict[str, str]]:
-    """Score -> sample id -> the majority answer, the primary score first.
+def _majority(context: Context, questions: EvaluationSet) -> dict[str, dict[str, str]]:
+    """Return score -> sample id -> the majority answer, with the primary score first.
 
-    They are kept in the run, since finding them reads every training row.
+    They are saved in the run, because computing them reads every training row.
     """
     file = context.run.stage_folder(BASELINE) / f"{context.recipe.evaluation.split}.json"
     task = questions.task

@@ -1,4 +1,4 @@
-"""Chains that are only asked: the rows of a file in the order of their chains, without any reference."""
+"""Read rows without references for prediction, in the order of their episodes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem
-from toolkit.evaluation.episodes import Chain, find_chains
+from toolkit.evaluation.episodes import Episode, find_episodes
 from toolkit.images import ImagePolicy, read_image_header
 from toolkit.recipe import Recipe
 from toolkit.scoring.statistics import EpisodePosition
@@ -19,31 +19,34 @@ from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRows:
-    """The samples of a file, in its order, and the chains they form.
+class UnlabelledRows:
+    """The samples of a file.
 
-    ``notes`` are warnings: rows that cannot be used, and rows after a missing step, which are skipped. ``fingerprint``
-    is that of the rows.
+    Attributes:
+        samples: the samples, in the order of the file.
+        episodes: their episodes.
+        notes: warnings about unusable rows, and about rows after a missing step, which are skipped.
+        fingerprint: the fingerprint of the rows.
     """
 
     samples: tuple[Sample, ...]
-    chains: tuple[Chain, ...]
+    episodes: tuple[Episode, ...]
     notes: tuple[Problem, ...]
     fingerprint: str
 
 
-def read_open(recipe: Recipe, file: Path, image_root: Path | None = None) -> OpenRows:
-    """The rows of ``file`` (.csv, .jsonl, .json or .parquet) as questions of the recipe's task.
+def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) -> UnlabelledRows:
+    """Read the rows of ``file`` (.csv, .jsonl, .json or .parquet) as samples of the recipe's task.
 
     Args:
-        recipe: its task, column names, prompt and settings.
-        file: whatever it holds of answers is not looked at.
-        image_root: the folder that the screenshots' paths start from; default: the file's.
+        recipe: defines the task, column names, prompt and settings.
+        file: the rows. References in it are ignored.
+        image_root: the folder of relative screenshot paths. Default: that of the file.
 
     Raises:
-        DataError: the task's answers carry nothing, a column is not there, or no row can be used.
+        DataError: the task has no agent memory, a column is missing, or no row is usable.
     """
-    task, carried = carrying(recipe)
+    task, carried = task_with_memory(recipe)
     index = open_index(str(file), id_column=recipe.data.columns.get("id"))
     origin = _origin(recipe, task, carried, index, image_root)
     links = task.link(index, origin) if task.link else None
@@ -72,20 +75,20 @@ def read_open(recipe: Recipe, file: Path, image_root: Path | None = None) -> Ope
             place=file,
             value="; ".join(map(_left_out, dropped)),
         )
-    chains, behind = find_chains([carried.stand(sample) for sample in samples])
+    chains, behind = find_episodes([carried.stand(sample) for sample in samples])
     notes += _behind(carried, [samples[number] for number in behind], str(file))
-    return OpenRows(tuple(samples), tuple(chains), tuple(notes), index.fingerprint)
+    return UnlabelledRows(tuple(samples), tuple(chains), tuple(notes), index.fingerprint)
 
 
 def _left_out(dropped: Dropped) -> str:
     return f"the number of skipped rows should be 0: {dropped.reason} (for example {'; '.join(dropped.examples)})"
 
 
-def carrying(recipe: Recipe) -> tuple[Task, Carried]:
-    """The recipe's task and what its answers carry.
+def task_with_memory(recipe: Recipe) -> tuple[Task, Carried]:
+    """Return the recipe's task and its agent memory.
 
     Raises:
-        DataError: they carry nothing.
+        DataError: the task has no agent memory.
     """
     task = TASKS[recipe.data.task]
     if task.carried is None:
@@ -100,16 +103,16 @@ def carrying(recipe: Recipe) -> tuple[Task, Carried]:
 
 
 def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image_root: Path | None) -> RowOrigin:
-    """How the file's columns are named. Columns of the recipe that only its training rows need may be lacking."""
-    there = index.columns
+    """Return the columns of the file. Columns that only training rows need may be missing."""
+    available = index.columns
     named = {
         field: column
         for field, column in recipe.data.columns.items()
-        if column in there or field in carried.open_fields
+        if column in available or field in carried.open_fields
     }
     settings = task.settings(recipe, "predict")
     wanted = RowSettings(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
-    column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, there)
+    column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, available)
     if problems:
         rule = "\n  ".join(["the columns must match the task:", *map(str, problems)])
         raise DataError("predict.columns_invalid", rule, place=index.source)
@@ -118,8 +121,8 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
 
 
 def _behind(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
-    stands: list[EpisodePosition] = [carried.stand(sample) for sample in samples]
-    if stands:
-        example = f"{stands[0].chain}, step {stands[0].place}"
+    positions: list[EpisodePosition] = [carried.stand(sample) for sample in samples]
+    if positions:
+        example = f"{positions[0].chain}, step {positions[0].place}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"
-        yield Problem("predict.rows_after_missing_step", rule, file, len(stands))
+        yield Problem("predict.rows_after_missing_step", rule, file, len(positions))

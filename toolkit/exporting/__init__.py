@@ -1,4 +1,4 @@
-"""Export: adapter, merged weights and GGUF, reloaded and asked again before they count as done."""
+"""Export an adapter, merged weights and GGUF. A format is complete only after it is reloaded and verified."""
 
 import logging
 from collections import Counter
@@ -11,15 +11,15 @@ from toolkit.data.sample import Sample
 from toolkit.errors import DataError, ModelError, warn
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.evaluate import held_out
-from toolkit.exporting.atomic_output import Place, Written, free_name, refuse_small_disk
+from toolkit.exporting.atomic_output import OutputFolder, WrittenFolders, free_name, require_disk_space
 from toolkit.exporting.card import CardFacts, read_facts
 from toolkit.exporting.card.facts import is_verified
 from toolkit.exporting.extra_files import digest_of
-from toolkit.exporting.formats import Job, export_form
+from toolkit.exporting.formats import ExportJob, export_format
 from toolkit.exporting.gguf import export_gguf
 from toolkit.exporting.serving import Serving
-from toolkit.exporting.size import form_bytes
-from toolkit.exporting.verification import Questions
+from toolkit.exporting.size import format_bytes
+from toolkit.exporting.verification import VerificationSet
 from toolkit.models import Backend, choose_backend
 from toolkit.models.hf import base_source
 from toolkit.models.lengths import prompt_checker
@@ -34,30 +34,34 @@ __all__ = ["export"]
 
 log = logging.getLogger(__name__)
 WRITTEN = "written.json"
-"""What this run exported outside itself, in the stage's folder."""
-MOST_LOOKED_AT = 1000
-"""Questions whose pictures are counted for the commands of servers."""
+"""File in the stage's folder with the exports outside the run."""
+MAX_COUNTED = 1000
+"""Samples whose images are counted for the commands of servers."""
 
 
 def export(context: Context, backend: Backend | None = None, *, out: Path | None = None, force: bool = False) -> Record:
-    """Write the weights in each form the recipe names, reload them, and compare greedy answers.
+    """Export each format of the recipe, reload it, and compare greedy completions.
 
-    A form's folder is there only once it has passed. Merged weights are compared with the adapter beside a base that
-    is not quantised either, since a quantised base gives other answers by itself. A GGUF is made from merged weights,
-    which are written first if they are not there, and compared with them.
+    The folder of a format exists only after verification. Merged weights are compared with the adapter on an
+    unquantized base, because a quantized base alone changes completions. GGUF is converted from the merged weights,
+    which are written first if they are missing, and compared with them.
 
     Args:
-        context: the run; its newest weights are exported.
-        backend: who loads, asks and writes; default: the recipe's.
-        out: where the forms' folders go; default: the run's own folder. The caller keeps the record of what is in the
-            run; of what is elsewhere ``WRITTEN`` in the run has it.
-        force: a folder in ``out`` that this run's export has not written is renamed instead of refused.
+        context: the run, whose newest weights are exported.
+        backend: loads and writes the model. Default: that of the recipe.
+        out: parent of the formats' folders. Default: the run folder. The caller saves the record of an export inside
+            the run. ``WRITTEN`` has the records of other exports.
+        force: rename a folder in ``out`` that this run's export did not write, instead of raising an error.
+
+    Returns:
+        The record of the export: format -> folder, size and verification.
 
     Raises:
-        ModelError: nothing was trained, or what was written answers otherwise; it stays in a folder whose name says so.
-        MissingExtraError: GGUF is asked for, and what it needs is not installed.
-        RunError: the disk is too small, or the place of a form cannot be taken.
-        Interrupted: a signal came; the forms that were finished are there.
+        ModelError: there are no trained weights, or the exported model generates other completions. Its files stay in
+            ``NAME.differs``.
+        MissingExtraError: a package that GGUF needs is not installed.
+        RunError: the disk is too small, or a folder of a format cannot be written.
+        Interrupted: after a signal. Complete formats are kept.
     """
     recipe, section = context.recipe, context.recipe.export or Export()
     if context.weights is None:
@@ -73,37 +77,37 @@ def export(context: Context, backend: Backend | None = None, *, out: Path | None
         )
     run, folder = context.run, out.absolute() if out else context.run.stage_folder(EXPORT)
     record = _earlier(run, context.weights, out)
-    makeable = _makeable(section, recipe, context.weights)
-    forms = _in_order(makeable, record, folder)
-    record |= {"asked": list(dict.fromkeys([*record["asked"], *forms]))}
-    if makeable != section:
+    section_here = _without_optional(section, recipe, context.weights)
+    formats = _in_order(section_here, record, folder)
+    record |= {"asked": list(dict.fromkeys([*record["asked"], *formats]))}
+    if section_here != section:
         record["left_out"] = list(section.optional)
-    if "adapter" in forms and recipe.model.tuning == "full":
+    if "adapter" in formats and recipe.model.tuning == "full":
         warn(
             "export.no_adapter_to_write",
             "full fine-tuning has no adapter, so only merged weights are written",
             place="export.to",
             value="adapter",
         )
-        forms.remove("adapter")
+        formats.remove("adapter")
     if out is None:
-        _set_aside(folder, keep={*forms, *record})
-    written = Written(run.stage_folder(EXPORT) / WRITTEN)
-    places = _take_places(context, {form: _place(run, written, folder / form, force=force) for form in forms})
+        _set_aside(folder, keep={*formats, *record})
+    written = WrittenFolders(run.stage_folder(EXPORT) / WRITTEN)
+    places = _prepare_places(context, {name: _place(run, written, folder / name, force=force) for name in formats})
     job = _job(context, backend or choose_backend(recipe.model), context.weights)
     for place in places.values():
         written.begin(place.target)
-    for form, place in places.items():
-        context.stop.check(f"{form} was not written")
-        found = export_gguf(job, folder / "merged", place) if form == "gguf" else export_form(job, form, place)
-        record[form] = {**found, "folder": run.relative(place.target)}
-        written.add(place.target, record[form])
+    for name, place in places.items():
+        context.stop.check(f"{name} was not written")
+        found = export_gguf(job, folder / "merged", place) if name == "gguf" else export_format(job, name, place)
+        record[name] = {**found, "folder": run.relative(place.target)}
+        written.add(place.target, record[name])
     return record
 
 
-def _job(context: Context, backend: Backend, weights: Path) -> Job:
+def _job(context: Context, backend: Backend, weights: Path) -> ExportJob:
     recipe = context.recipe
-    # Without a held-out split, training rows serve: what is compared is one answer with the same answer reloaded.
+    # Without a held-out split, training samples are enough: a completion is compared with that of the reloaded model.
     samples = held_out(context) if recipe.evaluate or len(context.data.test) else context.data.train
     if samples is context.data.train:
         warn(
@@ -111,20 +115,22 @@ def _job(context: Context, backend: Backend, weights: Path) -> Job:
             "no held-out rows exist, so training rows verify the export",
             place="export",
         )
-    pictures = max(len(sample.images) for sample in samples[:MOST_LOOKED_AT])
+    images = max(len(sample.images) for sample in samples[:MAX_COUNTED])
     processor = backend.load_without_model(recipe).processor
-    serving = Serving.of(recipe, processor, pictures)
+    serving = Serving.of(recipe, processor, images)
 
-    def facts(form: str, proof: Record) -> CardFacts:
-        return read_facts(context.run, recipe, weights, form, serving=serving, proof=proof)
+    def facts(name: str, verification: Record) -> CardFacts:
+        return read_facts(context.run, recipe, weights, name, serving=serving, verification=verification)
 
-    return Job(backend, recipe, weights, _questions(context, processor, samples), facts, context.stop.check)
+    return ExportJob(backend, recipe, weights, _questions(context, processor, samples), facts, context.stop.check)
 
 
-def _questions(context: Context, processor: Any, samples: SampleSet) -> Questions:
+def _questions(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
-    unfit = prompt_checker(processor, prompts, recipe.model.max_tokens, 0)  # a GGUF has room for the answer besides
+    unfit = prompt_checker(
+        processor, prompts, recipe.model.max_tokens, 0
+    )  # llama.cpp adds the tokens of the completion itself
     chosen: list[Sample] = []
     left_out: Counter[str] = Counter()
     for sample in samples:
@@ -149,30 +155,30 @@ def _questions(context: Context, processor: Any, samples: SampleSet) -> Question
             value=recipe.model.max_tokens,
         )
     held_out = samples is not context.data.train
-    return Questions(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen], held_out)
+    return VerificationSet(recipe, prompts.task, chosen, [prompts.row(sample) for sample in chosen], held_out)
 
 
-def _take_places(context: Context, places: dict[str, Place]) -> dict[str, Place]:
-    """The places, once all of them can be taken and the disk has room for what they get."""
+def _prepare_places(context: Context, places: dict[str, OutputFolder]) -> dict[str, OutputFolder]:
+    """Return the folders after checking the disk space and preparing each of them."""
     quant = (context.recipe.export or Export()).quant
     if context.weights is not None and places:
-        sizes = [form_bytes(form, context.weights, context.recipe.model, quant) for form in places]
+        sizes = [format_bytes(name, context.weights, context.recipe.model, quant) for name in places]
         first = next(iter(places.values()))
-        refuse_small_disk(first.target.parent, sum(size or 0 for size in sizes), f"export of {' and '.join(places)}")
+        require_disk_space(first.target.parent, sum(size or 0 for size in sizes), f"export of {' and '.join(places)}")
     for place in places.values():
-        place.take()
+        place.prepare()
     return places
 
 
-def _place(run: RunFolder, written: Written, target: Path, *, force: bool) -> Place:
-    """The place of a form: its own where it lies in the run, or holds what this run wrote there."""
+def _place(run: RunFolder, written: WrittenFolders, target: Path, *, force: bool) -> OutputFolder:
+    """Return the folder of a format. It is the run's own if it is in the run, or unchanged since this run wrote it."""
     inside = target.is_relative_to(run.path / "stages" / EXPORT)
     own = inside or (target.is_dir() and written.digest(target) == digest_of(target))
-    return Place(target, own=own, begun=inside or written.has(target), force=force)
+    return OutputFolder(target, own=own, begun=inside or written.has(target), force=force)
 
 
-def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
-    """The section without an optional form that the base does not give, which is told."""
+def _without_optional(section: Export, recipe: Recipe, weights: Path) -> Export:
+    """Return the section without an optional format that the base does not support, with a warning."""
     if "gguf" not in formats_of(section) or not (is_adapter(weights) and section.optional):
         return section
     method = stored_quantised(base_source(recipe, weights), recipe.model)
@@ -189,28 +195,30 @@ def _makeable(section: Export, recipe: Recipe, weights: Path) -> Export:
 
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
-    """The forms that are written now; GGUF comes last, after the merged weights that it is made from."""
+    """Return the formats to write. GGUF is last, because it is converted from the merged weights."""
     wanted = formats_of(section)
-    forms = [form for form in wanted if form != "gguf"]
+    formats = [name for name in wanted if name != "gguf"]
     if "gguf" not in wanted:
         if section.optional:
-            log.info("export: no GGUF is written here: %s", missing_requirement(section))
-        return forms
-    if "merged" not in forms and not _stands(record.get("merged", {}), folder / "merged", proven=section.verify > 0):
-        log.info("export: a GGUF is made from merged weights, which are written first")
-        forms.append("merged")
-    return [*forms, "gguf"]
+            log.info("export: GGUF is skipped on this machine: %s", missing_requirement(section))
+        return formats
+    if "merged" not in formats and not _is_unchanged(
+        record.get("merged", {}), folder / "merged", verified=section.verify > 0
+    ):
+        log.info("export: GGUF is converted from merged weights, which are written first")
+        formats.append("merged")
+    return [*formats, "gguf"]
 
 
-def _stands(found: Record, folder: Path, *, proven: bool) -> bool:
-    """Whether a form is as an earlier export left it; ``proven``: and was asked again then."""
-    return folder.is_dir() and found.get("digest") == digest_of(folder) and (is_verified(found) or not proven)
+def _is_unchanged(found: Record, folder: Path, *, verified: bool) -> bool:
+    """Return whether a format is unchanged since an earlier export, and verified if ``verified``."""
+    return folder.is_dir() and found.get("digest") == digest_of(folder) and (is_verified(found) or not verified)
 
 
 def _set_aside(folder: Path, keep: Collection[str]) -> None:
-    """Rename forms that lie in the run and are in no record of these weights: they may be of earlier ones."""
-    forms = [form for form in ("adapter", "merged", "gguf") if form not in keep]
-    for old in (folder / f"{form}{end}" for form in forms for end in ("", ".comparison.jsonl")):
+    """Rename formats in the run that no record of these weights has, because they may be of earlier weights."""
+    formats = [name for name in ("adapter", "merged", "gguf") if name not in keep]
+    for old in (folder / f"{name}{end}" for name in formats for end in ("", ".comparison.jsonl")):
         if old.exists():
             new = free_name(old)
             old.rename(new)
@@ -222,7 +230,7 @@ def _set_aside(folder: Path, keep: Collection[str]) -> None:
 
 
 def _earlier(run: RunFolder, weights: Path, out: Path | None) -> Record:
-    """What an earlier export of the same weights left: forms that are not asked for now stay."""
+    """Return the record of an earlier export of the same weights. Its other formats stay valid."""
     earlier = run.record(EXPORT) if out is None and run.is_done(EXPORT) else {}
     name = run.relative(weights)
     return earlier if earlier.get("weights") == name else {"weights": name, "asked": []}

@@ -1,4 +1,4 @@
-"""Where an export stands: nothing of others is replaced, nothing half written has the final name, room comes first."""
+"""Write output folders atomically: check the disk first, rename complete folders, and never replace foreign files."""
 
 import os
 import shutil
@@ -10,18 +10,20 @@ from toolkit.errors import RunError
 from toolkit.runfolder import Record, flush_folder, read_json, write_json
 
 MARGIN = 1.05
-"""Of the weights' own size: headers, and a tokenizer that grew."""
-BESIDE = 64_000_000
-"""Bytes of what stands beside the weights: tokenizer, processor, card."""
+"""Factor of the size of the weights, for headers and a larger tokenizer."""
+EXTRA_BYTES = 64_000_000
+"""Bytes of the other files: tokenizer, processor, model card."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The final folder of one form, and the names beside it that an export uses on its way there.
+class OutputFolder:
+    """The final folder of one format, and the temporary names beside it.
 
-    ``own``: the run has written this folder before, so a new export may take its place. ``begun``: the run has begun to
-    write here before, so what has the names beside it is its own too. ``force``: a folder that is not its own is
-    renamed to ``NAME.old-1`` instead of being refused.
+    Attributes:
+        target: the final folder.
+        own: the run wrote this folder before, so a new export may replace it.
+        begun: the run started to write here before, so the temporary names are its own too.
+        force: rename a foreign folder to ``NAME.old-1`` instead of raising an error.
     """
 
     target: Path
@@ -31,46 +33,46 @@ class Place:
 
     @property
     def partial(self) -> Path:
-        """What is being written."""
+        """Return the folder while it is written."""
         return self._beside("partial")
 
     @property
     def differs(self) -> Path:
-        """What was written and did not pass."""
+        """Return the folder of an export that failed verification."""
         return self._beside("differs")
 
     @property
     def old(self) -> Path:
-        """The run's own earlier export, for the moment between two renames."""
+        """Return the name of the earlier export between two renames."""
         return self._beside("old")
 
-    def take(self) -> None:
-        """See that the place can be taken, and clear away what an export that was interrupted has left.
+    def prepare(self) -> None:
+        """Check that the folder can be written, and remove files of an interrupted export.
 
-        An own earlier export whose rename was interrupted gets its name back.
+        If a rename was interrupted, the earlier export gets its name back.
 
         Raises:
-            RunError: another's folder or a file stands there or under a name beside it, or nothing can be written.
+            RunError: a foreign folder or a file has one of the names, or the parent folder is not writable.
         """
-        if self.begun and _is_there(self.old) and not _is_there(self.target):
+        if self.begun and _exists(self.old) and not _exists(self.target):
             self.old.replace(self.target)
-        _refuse_foreign(self)
-        _refuse_read_only(self.target.parent)
-        for left in filter(_is_there, (self.partial, self.differs, self.old)):
+        _reject_foreign(self)
+        _require_writable(self.target.parent)
+        for left in filter(_exists, (self.partial, self.differs, self.old)):
             if self.begun:
                 _remove(left)
             else:
                 left.rename(free_name(left))
 
-    def put(self) -> None:
-        """Put what was written and has passed under its final name, by renames alone; it is on disk before."""
+    def commit(self) -> None:
+        """Flush the written folder to disk, and give it its final name by renames only."""
         flush_folder(self.partial)
         if self.target.exists() and self.own:
             self.target.replace(self.old)
         elif self.target.exists():
             self.target.rename(free_name(self.target))
         self.partial.replace(self.target)
-        if _is_there(self.old):
+        if _exists(self.old):
             _remove(self.old)
 
     def _beside(self, end: str) -> Path:
@@ -78,27 +80,27 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """The folders outside a run that its exports have written: path -> their records, in ``file`` inside the run."""
+class WrittenFolders:
+    """The folders outside a run that its exports wrote. ``file`` inside the run has path -> record."""
 
     file: Path
 
     def digest(self, target: Path) -> str | None:
-        """The digest of what this run left in ``target``; None: it wrote nothing there."""
+        """Return the digest of what this run wrote to ``target``, or None."""
         digest: str | None = self._known().get(str(target), {}).get("digest")
         return digest
 
     def has(self, target: Path) -> bool:
-        """Whether this run has begun to write ``target`` before."""
+        """Return whether this run started to write ``target`` before."""
         return str(target) in self._known()
 
     def begin(self, target: Path) -> None:
-        """Remember that ``target`` is written from now on, and the names beside it."""
+        """Record that ``target`` and its temporary names are being written."""
         if not self.has(target):
             self.add(target, {})
 
     def add(self, target: Path, record: Record) -> None:
-        """Remember a folder by the export's record of it, unless it lies beside ``file``."""
+        """Save the record of a folder, unless it is inside the run."""
         if not target.is_relative_to(self.file.parent):
             write_json(self.file, {**self._known(), str(target): record})
 
@@ -106,13 +108,18 @@ class Written:
         return read_json(self.file) if self.file.is_file() else {}
 
 
-def refuse_small_disk(folder: Path, needed: int, what: str) -> None:
-    """See that so many bytes of weights fit, with a margin.
+def require_disk_space(folder: Path, needed: int, what: str) -> None:
+    """Check that the disk has space for the weights, with a margin.
+
+    Args:
+        folder: the folder to write to. It need not exist.
+        needed: size of the weights in bytes.
+        what: the operation, for the error.
 
     Raises:
-        RunError: they do not.
+        RunError: the free space is too small.
     """
-    wanted, free = round(MARGIN * needed) + BESIDE, shutil.disk_usage(_existing(folder)).free
+    wanted, free = round(MARGIN * needed) + EXTRA_BYTES, shutil.disk_usage(_existing(folder)).free
     if wanted > free:
         raise RunError(
             "export.disk_full",
@@ -124,23 +131,23 @@ def refuse_small_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """``NAME.old-1`` beside ``path``, or -2, ... where that is taken."""
+    """Return ``NAME.old-1`` beside ``path``, or the next free number."""
     number = 1
     while path.with_name(f"{path.name}.old-{number}").exists():
         number += 1
     return path.with_name(f"{path.name}.old-{number}")
 
 
-def _is_there(path: Path) -> bool:
-    """Whether anything has this name, a link that leads nowhere among it."""
+def _exists(path: Path) -> bool:
+    """Return whether a file, folder or link has this name, even a broken link."""
     return path.is_symlink() or path.exists()
 
 
 def _remove(path: Path) -> None:
-    """Take a folder away; of a link the link alone.
+    """Remove a folder, or a link without its target.
 
     Raises:
-        RunError: it cannot be taken away; files of before would be mixed with new ones.
+        RunError: it cannot be removed, so that old and new files would be mixed.
     """
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -155,7 +162,7 @@ def _remove(path: Path) -> None:
         )
 
 
-def _refuse_foreign(place: Place) -> None:
+def _reject_foreign(place: OutputFolder) -> None:
     target = place.target
     if target.is_symlink() and not target.exists():
         raise RunError(
@@ -164,7 +171,7 @@ def _refuse_foreign(place: Place) -> None:
             place=target,
             remedy="Remove the link.",
         )
-    beside = [] if place.begun or place.force else [*filter(_is_there, (place.partial, place.differs, place.old))]
+    beside = [] if place.begun or place.force else [*filter(_exists, (place.partial, place.differs, place.old))]
     if beside:
         raise RunError(
             "export.temporary_name_taken",
@@ -188,7 +195,7 @@ def _refuse_foreign(place: Place) -> None:
         )
 
 
-def _refuse_read_only(folder: Path) -> None:
+def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -204,8 +211,8 @@ def _refuse_read_only(folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100  # a link is kept: the disk is the one that it leads to
+    """Return the folder, or its nearest existing parent."""
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100  # keeps links, because the disk is that of their target
     return folder if folder.exists() else _existing(folder.parent)
 
 

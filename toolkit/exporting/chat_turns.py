@@ -1,4 +1,4 @@
-"""What a chat template writes between question and answer, read off what it renders; the same as Ollama's TEMPLATE."""
+"""Derive the separators of a chat template from rendered conversations, and write them as an Ollama TEMPLATE."""
 
 import json
 from collections.abc import Sequence
@@ -14,47 +14,53 @@ SYSTEM, QUESTION, ANSWER = "SENTINELSYSTEM", "SENTINELQUESTION{}", "SENTINELANSW
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The pieces of a prompt, without the BOS, which whoever tokenizes puts in front.
+    """The separators of a prompt, without the BOS token, which the tokenizer adds.
 
-    A prompt is ``head`` (with a system text ``before_system``, that text, ``after_system``), then questions and answers
-    in turn with ``ask`` after each question and ``again`` after each answer.
+    Attributes:
+        head: the start of a prompt without a system prompt.
+        after_question: the text after each question.
+        after_answer: the text after each answer.
+        before_system: the text before the system prompt. None: the template accepts no system prompt.
+        after_system: the text after the system prompt.
     """
 
     head: str
-    ask: str
-    again: str
+    after_question: str
+    after_answer: str
     before_system: str | None = None
     after_system: str | None = None
 
     def render(self, texts: Sequence[str], system: str | None = None) -> str:
-        """The prompt of questions and answers in turn, beginning and ending with a question."""
+        """Return the prompt of alternating questions and answers. The first and last text are questions."""
         has_system = system and self.before_system is not None
         start = f"{self.before_system}{system}{self.after_system}" if has_system else self.head
-        return start + "".join(text + (self.again if i % 2 else self.ask) for i, text in enumerate(texts))
+        return start + "".join(
+            text + (self.after_answer if i % 2 else self.after_question) for i, text in enumerate(texts)
+        )
 
 
 def read_turns(processor: Any) -> Turns | None:
-    """The pieces of the processor's own chat template; None where it does not work by such pieces.
+    """Return the separators of the processor's chat template, or None if it cannot be described by separators.
 
-    What they put together is compared with what the template renders for a longer conversation.
+    The result is compared with the template's rendering of a longer conversation.
     """
     texts = [QUESTION.format(1), ANSWER.format(1), QUESTION.format(2), ANSWER.format(2), QUESTION.format(3)]
     try:
         one, whole = _render(processor, texts[:1]), _render(processor, texts)
     except TemplateError:
         return None
-    head, _, ask = one.partition(texts[0])
-    again = whole.partition(texts[1])[2].partition(texts[2])[0]
-    turns = Turns(head, ask, again, *_read_system(processor))
+    head, _, after_question = one.partition(texts[0])
+    after_answer = whole.partition(texts[1])[2].partition(texts[2])[0]
+    turns = Turns(head, after_question, after_answer, *_read_system(processor))
     systems = [None] if turns.before_system is None else [None, SYSTEM]
     same = all(turns.render(texts, system) == _render(processor, texts, system) for system in systems)
     return turns if same else None
 
 
 def ollama_template(turns: Turns) -> str:
-    """Ollama's TEMPLATE (Go's text/template over ``.System`` and ``.Messages``) that renders what ``turns`` does.
+    """Return the Ollama TEMPLATE (Go's text/template over ``.System`` and ``.Messages``) that is equal to ``turns``.
 
-    Every piece stands as a quoted string, so that no newline or space of it depends on the template's own layout.
+    Every separator is a quoted string, so that its newlines and spaces do not depend on the template's layout.
     """
     start = _piece(turns.head)
     if turns.before_system is not None and turns.after_system is not None:
@@ -65,8 +71,8 @@ def ollama_template(turns: Turns) -> str:
             "{{- $first := true }}",
             "{{- range .Messages }}",
             '{{- if eq .Role "user" }}',
-            f"{{{{- if $first }}}}{start}{{{{ else }}}}{_piece(turns.again)}{{{{ end }}}}",
-            f"{{{{- $first = false }}}}{{{{ .Content }}}}{_piece(turns.ask)}",
+            f"{{{{- if $first }}}}{start}{{{{ else }}}}{_piece(turns.after_answer)}{{{{ end }}}}",
+            f"{{{{- $first = false }}}}{{{{ .Content }}}}{_piece(turns.after_question)}",
             '{{- else if eq .Role "assistant" }}{{ .Content }}',
             "{{- end }}",
             "{{- end }}",
@@ -89,12 +95,12 @@ def _answer(text: str) -> list[Message]:
 def _read_system(processor: Any) -> tuple[str, str] | tuple[()]:
     try:
         text = _render(processor, [QUESTION.format(1)], SYSTEM)
-    except TemplateError:  # some templates refuse a system text
+    except TemplateError:  # some templates reject a system prompt
         return ()
     before, found, rest = text.partition(SYSTEM)
     return (before, rest.partition(QUESTION.format(1))[0]) if found else ()
 
 
 def _piece(text: str) -> str:
-    # JSON's strings are Go's, as long as nothing beyond ASCII is escaped.
+    # A JSON string is a valid Go string if characters beyond ASCII are not escaped.
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

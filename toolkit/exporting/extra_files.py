@@ -1,4 +1,4 @@
-"""What stands beside exported weights: the base's public name, Modelfiles, the card; and a digest of it all."""
+"""Write the files beside exported weights (Modelfiles, model card), and compute the digest of a folder."""
 
 import hashlib
 from pathlib import Path
@@ -11,8 +11,8 @@ from toolkit.runfolder import Record, read_json, write_json
 BLOCK = 1 << 20
 
 
-def name_base(folder: Path) -> None:
-    """Have an adapter's configuration call its base by a name that means something on other machines."""
+def set_public_base_name(folder: Path) -> None:
+    """Set the base model's public name in an adapter's configuration, instead of a path of this machine."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         return
@@ -22,16 +22,16 @@ def name_base(folder: Path) -> None:
         write_json(file, {**settings, "base_model_name_or_path": public_name(base)})
 
 
-def put_beside(folder: Path, facts: CardFacts) -> Record:
-    """Write what goes with the weights in ``folder``; gives ``next``, commands that serve them, and ``digest``."""
-    if facts.form == "gguf":
+def write_extra_files(folder: Path, facts: CardFacts) -> Record:
+    """Write Modelfiles and model card, and return ``next`` (commands that serve the weights) and ``digest``."""
+    if facts.format_name == "gguf":
         write_modelfiles(folder, facts.serving)
     write_card(folder, facts)
-    return {"next": commands(facts.form, folder, facts.serving), "digest": digest_of(folder)}
+    return {"next": commands(facts.format_name, folder, facts.serving), "digest": digest_of(folder)}
 
 
 def digest_of(folder: Path) -> str:
-    """A digest of the names and bytes of all files below ``folder`` but the card, which its owner may complete."""
+    """Return a digest of all files below ``folder`` except the model card, which its owner may edit."""
     whole = hashlib.blake2b(digest_size=16)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()

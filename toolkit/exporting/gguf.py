@@ -1,4 +1,4 @@
-"""The form GGUF: converted from the merged weights, quantised, read back, and asked by llama.cpp."""
+"""Export GGUF: convert the merged weights, quantize them, check the metadata, and verify them with llama.cpp."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ModelError
-from toolkit.exporting.atomic_output import Place, free_name
-from toolkit.exporting.extra_files import put_beside
-from toolkit.exporting.formats import Job, megabytes
-from toolkit.exporting.verification import BOUNDS, Asked, ask, compare, primary_score, side_by_side
+from toolkit.exporting.atomic_output import OutputFolder, free_name
+from toolkit.exporting.extra_files import write_extra_files
+from toolkit.exporting.formats import ExportJob, megabytes
+from toolkit.exporting.verification import (
+    BOUNDS,
+    GreedyCompletions,
+    compare,
+    compare_lines,
+    generate_completions,
+    primary_score,
+)
 from toolkit.models.llamacpp import CONVERTED, KINDS, Child, Expected, check_metadata, require_for
 from toolkit.models.llamacpp.convert import convert
 from toolkit.recipe import Export
@@ -18,19 +25,24 @@ from toolkit.runfolder import Record, append_line
 log = logging.getLogger(__name__)
 
 SHOWN = 3
-"""Answers that a failed proof shows."""
+"""Completions in the error of a failed verification."""
 
 
-def export_gguf(job: Job, merged: Path, place: Place) -> Record:
-    """Write text models and projector to their place, and prove each quantisation against the merged weights.
+def export_gguf(job: ExportJob, merged: Path, place: OutputFolder) -> Record:
+    """Export language models and projector, and compare each quantization with the merged weights.
 
-    The answers stand side by side in ``gguf.comparison.jsonl`` beside the folder.
+    All completions are in ``gguf.comparison.jsonl`` beside the folder.
+
+    Args:
+        job: the export.
+        merged: the folder of the merged weights.
+        place: the folder to write to.
 
     Raises:
         MissingExtraError: the converter or llama.cpp is not installed.
-        Interrupted: a signal came; nothing has the final name that had it not before.
-        ModelError: the weights cannot be converted, a file does not say what it must, or a quantisation answers
-            otherwise more often than it may; the files stay in ``gguf.differs`` then.
+        Interrupted: after a signal. The final folder is unchanged.
+        ModelError: the weights cannot be converted, the metadata is wrong, or too many completions of a quantization
+            differ. The files then stay in ``gguf.differs``.
     """
     section = job.recipe.export or Export()
     quant = tuple(dict.fromkeys(section.quant))
@@ -45,23 +57,29 @@ def export_gguf(job: Job, merged: Path, place: Place) -> Record:
     }
     record: Record = {"bits": 16, "questions": 0, "differing": 0, "files": files, "metadata": about[quant[0]]}
     if job.questions.rows:
-        record |= _prove(job, merged, pair, place, files)
-    record |= put_beside(place.partial, job.facts("gguf", record))
-    place.put()
+        record |= _verify(job, merged, pair, place, files)
+    record |= write_extra_files(place.partial, job.facts("gguf", record))
+    place.commit()
     target = place.target
     mmproj = target / pair.mmproj.name
     return record | {"mmproj": mmproj.name, "mmproj_megabytes": megabytes(mmproj), "megabytes": megabytes(target)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class _Files:
+    """The files of an export.
+
+    Attributes:
+        models: quantization -> language model.
+        mmproj: the projector.
+    """
+
     models: Mapping[str, Path]
-    """Kind -> text model."""
     mmproj: Path
 
 
-def _write(job: Job, merged: Path, folder: Path, quant: Sequence[str]) -> _Pair:
-    """Convert once a converted kind, and quantise the others from f16, which stays only if it is asked for."""
+def _write(job: ExportJob, merged: Path, folder: Path, quant: Sequence[str]) -> _Files:
+    """Convert the float formats, and quantize the others from f16, which is deleted unless the recipe has it."""
     name = job.recipe.run.name
     models = {kind: folder / f"{name}-{KINDS[kind].label}.gguf" for kind in KINDS}
     mmproj = folder / f"mmproj-{name}-f16.gguf"
@@ -75,11 +93,11 @@ def _write(job: Job, merged: Path, folder: Path, quant: Sequence[str]) -> _Pair:
                 child.quantise(models["f16"], models[kind], kind)
     if "f16" not in quant:
         models["f16"].unlink(missing_ok=True)
-    return _Pair({kind: models[kind] for kind in quant}, mmproj)
+    return _Files({kind: models[kind] for kind in quant}, mmproj)
 
 
-def _expected(job: Job, merged: Path) -> Expected:
-    """What the files must say, by the merged weights' own files."""
+def _expected(job: ExportJob, merged: Path) -> Expected:
+    """Return the metadata that the files must have, from the files of the merged weights."""
     from transformers import AutoConfig, GenerationConfig
 
     from toolkit.models.chat_template import adds_bos, conversation, render_prompt
@@ -101,46 +119,46 @@ def _expected(job: Job, merged: Path) -> Expected:
     )
 
 
-def _prove(job: Job, merged: Path, pair: _Pair, place: Place, files: Mapping[str, Record]) -> Record:
-    """Ask the merged weights and then each quantisation; its figures go into ``files``."""
+def _verify(job: ExportJob, merged: Path, pair: _Files, place: OutputFolder, files: Mapping[str, Record]) -> Record:
+    """Verify each quantization against the merged weights, and add its figures to ``files``."""
     from toolkit.models.gguf import GgufBackend
 
     policy = job.backend.load(job.recipe, merged, trainable=False, mergeable=True)
-    before = ask(job.backend, policy, job.questions)
+    before = generate_completions(job.backend, policy, job.questions)
     del policy
-    after: dict[str, Asked] = {}
+    after: dict[str, GreedyCompletions] = {}
     problems: list[str] = []
     for kind, file in pair.models.items():
-        job.check(f"gguf {kind} was not asked yet")
+        job.check(f"gguf {kind} was not verified yet")
         backend = GgufBackend()
         child = backend.load(job.recipe, file, trainable=False)
-        after[kind] = ask(backend, child, job.questions, before.texts)
+        after[kind] = generate_completions(backend, child, job.questions, before.texts)
         child.model.close()
         compared = compare(before, after[kind])
-        files[kind].update(compared.to_record() | {"score": primary_score(job.questions, after[kind].answers)})
+        files[kind].update(compared.to_record() | {"score": primary_score(job.questions, after[kind].completions)})
         problems += _problems(kind, files[kind], backend.mismatched_prompts, compared.fits(BOUNDS[kind]))
-    lines = side_by_side(job.questions, before, after)
-    _keep(lines, place)
+    lines = compare_lines(job.questions, before, after)
+    _save_lines(lines, place)
     if problems:
         place.partial.replace(place.differs)
-        raise _differs(place, problems, [line for line in lines if not line["same"]])
+        raise _difference_error(place, problems, [line for line in lines if not line["same"]])
     worst = max(files.values(), key=lambda found: int(found["differing"]))
     return {"questions": worst["questions"], "differing": worst["differing"], "held_out": job.questions.held_out}
 
 
 def _problems(kind: str, found: Record, mismatched_prompts: int, fits: bool) -> list[str]:
-    same = f"{found['questions'] - found['differing']} of {found['questions']} answers as the merged weights"
-    log.info("export: gguf %s gives %s (log-probabilities within %.2g)", kind, same, found["gap"])
+    same = f"{found['questions'] - found['differing']} of {found['questions']} completions equal the merged weights'"
+    log.info("export: gguf %s: %s (log-probabilities within %.2g)", kind, same, found["gap"])
     problems = []
     if mismatched_prompts:
         problems.append(f"{kind} tokenizes {mismatched_prompts} prompts differently from the processor")
     if not fits:
-        share = f"at least {1 - BOUNDS[kind].share:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
-        problems.append(f"{kind} gives {same}, within {found['gap']:.2g} ({share} are required)")
+        required = f"at least {1 - BOUNDS[kind].fraction:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
+        problems.append(f"{kind}: {same}, within {found['gap']:.2g} ({required} are required)")
     return problems
 
 
-def _keep(lines: Sequence[Record], place: Place) -> None:
+def _save_lines(lines: Sequence[Record], place: OutputFolder) -> None:
     file = place.target.with_name(f"{place.target.name}.comparison.jsonl")
     if file.exists() and not place.own:
         file.rename(free_name(file))
@@ -149,7 +167,7 @@ def _keep(lines: Sequence[Record], place: Place) -> None:
         append_line(file, line)
 
 
-def _differs(place: Place, problems: Sequence[str], lines: Sequence[Record]) -> ModelError:
+def _difference_error(place: OutputFolder, problems: Sequence[str], lines: Sequence[Record]) -> ModelError:
     shown = "\n".join(
         f"  {line['id']}: "
         + " | ".join(f"{name}: {text!r}" for name, text in line.items() if name not in ("id", "same"))
@@ -160,5 +178,5 @@ def _differs(place: Place, problems: Sequence[str], lines: Sequence[Record]) -> 
         "a GGUF file must generate the same completions as its merged weights",
         place=place.differs,
         value="; ".join(problems),
-        remedy=f"Remove the quantisation from export.quant, or inspect the files, which are kept.\n{shown}",
+        remedy=f"Remove the quantization from export.quant, or inspect the files, which are kept.\n{shown}",
     )

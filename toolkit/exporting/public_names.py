@@ -1,4 +1,4 @@
-"""What leaves the machine: names instead of paths, in the recipe and in the files that libraries wrote."""
+"""Replace paths of this machine by public names, in the recipe and in other text that is published."""
 
 import os
 import re
@@ -15,14 +15,14 @@ HIDDEN_PATH = "[path]"
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether ``name`` has the form ``owner/name``."""
+    """Return whether ``name`` is ``owner/name``."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def public_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML with file names instead of paths; where things lie on this machine is left out.
+    """Return the recipe as TOML, with file names instead of paths.
 
-    [export], which changes neither weights nor answers, is left out too, and so are the settings of other tasks.
+    Folders of this machine, the settings of other tasks, and [export], which does not change the weights, are left out.
     """
     table = recipe.model_dump(mode="json", exclude_none=True)
     table.pop("export", None)
@@ -34,8 +34,8 @@ def public_recipe(recipe: Recipe) -> str:
 
 
 def scrub(text: str, *places: Path) -> str:
-    """``text`` without secrets, and without ``places`` and the home folder where they are named after all."""
-    for place in (*places, Path(os.path.expanduser("~"))):  # noqa: PTH111  # Path.home raises where there is none
+    """Return ``text`` without secrets and without the paths ``places`` and the home folder."""
+    for place in (*places, Path(os.path.expanduser("~"))):  # noqa: PTH111  # Path.home raises an error if there is no home folder
         if len(place.parts) > 1:
             text = re.sub(re.escape(str(place)) + r"(?=[/\\\s\"'`:,;)\]]|$)", HIDDEN_PATH, text)
     return hide_secrets(text)

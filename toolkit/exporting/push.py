@@ -1,4 +1,4 @@
-"""An export to the Hub: what was proven and nothing else, private unless it is said otherwise."""
+"""Push a verified export to the Hub. The repository is private unless the user says otherwise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,20 @@ from toolkit.exporting.public_names import is_hub_name
 from toolkit.runfolder import EXPORT, Record, RunFolder, hide_secrets
 
 OWN_FILES = frozenset({".gitattributes"})
-"""What the Hub puts into every repository by itself."""
-MOST_NAMED = 5
+"""Files that the Hub adds to every repository."""
+MAX_NAMED = 5
+"""Files that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Where to: ``owner/name``; ``force``: also into a repository that has files."""
+    """The target of a push.
+
+    Attributes:
+        repo: ``owner/name``.
+        public: create a public repository.
+        force: push to a repository that has files.
+    """
 
     repo: str
     public: bool = False
@@ -31,10 +38,10 @@ class Push:
 
 
 def check_push(push: Push) -> None:
-    """See that a push can begin, before hours are spent on what it would push.
+    """Check that a push can start, before hours are spent on the export.
 
     Raises:
-        RunError: the name is none, this machine is offline, or nobody is logged in.
+        RunError: the name is invalid, this machine is offline, or there is no Hub token.
     """
     if not is_hub_name(push.repo):
         raise RunError(
@@ -62,47 +69,47 @@ def check_push(push: Push) -> None:
         )
 
 
-def is_proven(run: RunFolder, weights: Path, form: str) -> bool:
-    """Whether these weights stand exported in this form, proven, and as they were when they were proven."""
+def is_verified_export(run: RunFolder, weights: Path, name: str) -> bool:
+    """Return whether the run has a verified export of these weights whose files are unchanged."""
     record: Record = run.record(EXPORT) if run.is_done(EXPORT) else {}
-    if form not in record or record["weights"] != run.relative(weights) or not is_verified(record[form]):
+    if name not in record or record["weights"] != run.relative(weights) or not is_verified(record[name]):
         return False
-    folder = run.path / record[form]["folder"]
-    return folder.is_dir() and bool(digest_of(folder) == record[form].get("digest"))
+    folder = run.path / record[name]["folder"]
+    return folder.is_dir() and bool(digest_of(folder) == record[name].get("digest"))
 
 
-def push_form(folder: Path, proof: Mapping[str, Any], push: Push, api: HfApi | None = None) -> str:
-    """Push the form in ``folder``, and give the address of the commit.
+def push_format(folder: Path, record: Mapping[str, Any], push: Push, api: HfApi | None = None) -> str:
+    """Push an exported format, and return the address of the commit.
 
     Args:
-        folder: what the export has written.
-        proof: the export's record of it.
-        push: where to, and how.
-        api: the Hub's interface; default: huggingface_hub's own, with the token that it finds.
+        folder: the folder that the export wrote.
+        record: the record of the format.
+        push: the target.
+        api: the client of the Hub. Default: that of this machine's login.
 
     Raises:
-        ModelError: the form was not proven, or its files have changed since then.
-        RunError: the Hub refuses, or its repository is public or has files, and that was not said.
+        ModelError: the export is not verified, or its files changed after verification.
+        RunError: the Hub rejects the push, or the repository is public or has files and the push does not allow it.
     """
-    _refuse_unproven(folder, proof)
-    return upload(folder, f"Weights as {folder.name}, with their card", push, api)
+    _require_verified(folder, record)
+    return upload(folder, f"Weights ({folder.name}) and model card", push, api)
 
 
 def upload(folder: Path, message: str, push: Push, api: HfApi | None = None) -> str:
-    """Upload a folder that was checked, and return the address of the commit.
+    """Upload a folder, and return the address of the commit.
 
     Args:
-        folder: all of its files are uploaded.
-        message: of the commit.
-        push: where to, and how.
-        api: as in ``push_form``.
+        folder: the folder, of which all files are uploaded.
+        message: the commit message.
+        push: the target.
+        api: as in ``push_format``.
 
     Raises:
-        RunError: the Hub refuses, or its repository is public or has files, and that was not said.
+        RunError: the Hub rejects the push, or the repository is public or has files and the push does not allow it.
     """
     api = api or HfApi()
     try:
-        _refuse_repository(api, push)
+        _check_repository(api, push)
         api.create_repo(push.repo, private=not push.public, repo_type="model", exist_ok=True)
         commit = api.upload_folder(
             repo_id=push.repo,
@@ -121,15 +128,15 @@ def upload(folder: Path, message: str, push: Push, api: HfApi | None = None) -> 
     return str(commit.commit_url)
 
 
-def _refuse_unproven(folder: Path, proof: Mapping[str, Any]) -> None:
-    if not is_verified(proof):
+def _require_verified(folder: Path, record: Mapping[str, Any]) -> None:
+    if not is_verified(record):
         raise ModelError(
             "push.not_verified",
             "only verified weights can be pushed",
             place=folder,
             remedy="Export again with verification.",
         )
-    if digest_of(folder) != proof.get("digest"):
+    if digest_of(folder) != record.get("digest"):
         raise ModelError(
             "push.files_changed",
             "only README.md may change after verification, but other files did",
@@ -138,8 +145,8 @@ def _refuse_unproven(folder: Path, proof: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_repository(api: HfApi, push: Push) -> None:
-    """A repository that is there keeps its visibility, whatever a push says, and its other files."""
+def _check_repository(api: HfApi, push: Push) -> None:
+    """Check an existing repository, which keeps its visibility and its other files."""
     try:
         private = bool(api.repo_info(push.repo, repo_type="model").private)
     except RepositoryNotFoundError:
@@ -164,7 +171,7 @@ def _refuse_repository(api: HfApi, push: Push) -> None:
             "push.repository_not_empty",
             "the repository must be empty, because a push may replace its files",
             place=push.repo,
-            value=files[:MOST_NAMED],
+            value=files[:MAX_NAMED],
             remedy="Choose another name, or add --force. Files with other names stay, and the history keeps the rest.",
         )
     if files:

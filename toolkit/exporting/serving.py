@@ -1,4 +1,4 @@
-"""Where an export is used next: commands that serve it and Ollama's Modelfile, with this model's own file names."""
+"""Commands that serve an export, and Ollama Modelfiles, with the file names of the export."""
 
 import shlex
 from dataclasses import dataclass
@@ -10,40 +10,50 @@ from toolkit.models.chat_template import find_turn_end
 from toolkit.models.model_paths import public_name
 from toolkit.recipe import Recipe
 
-HERE = "{folder}"
-"""Stands in a command for the folder of the form."""
+FOLDER = "{folder}"
+"""Placeholder of the export's folder in a command."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank."""
+"""Values that vLLM accepts for --max-lora-rank."""
 MODELFILE = "Modelfile"
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a server must be told of a model so that it is asked as in its evaluation."""
+    """Settings of a server that gives the same prompts and completions as the evaluation.
+
+    Attributes:
+        name: the name of the model on the server.
+        base: the base model.
+        max_tokens: maximum length of prompt, image tokens and completion in tokens.
+        answer_tokens: maximum length of a completion in tokens.
+        images: maximum number of images per prompt.
+        rank: the rank of the LoRA adapter.
+        vision: whether the adapter includes the vision tower, which vLLM does not support.
+        stops: texts that end a completion.
+        turns: separators of the chat template. None: it cannot be described by separators.
+        system: the system prompt.
+    """
 
     name: str
     base: str
     max_tokens: int
-    """Prompt, pictures and answer together."""
     answer_tokens: int
-    pictures: int
-    """The most that one question has."""
+    images: int
     rank: int
     vision: bool
-    """Whether the adapter stands on the vision tower too, which vLLM cannot load."""
     stops: tuple[str, ...]
     turns: Turns | None
     system: str | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, processor: Any, pictures: int) -> "Serving":
-        """Read off the recipe and the processor; ``pictures``: the most that one question has."""
+    def of(cls, recipe: Recipe, processor: Any, images: int) -> "Serving":
+        """Return the settings for a recipe and its processor. ``images`` is the maximum per prompt."""
         return cls(
-            name=recipe.run.name.lower(),  # Ollama takes small letters
+            name=recipe.run.name.lower(),  # Ollama accepts only lowercase names
             base=public_name(recipe.model.name),
             max_tokens=recipe.model.max_tokens,
             answer_tokens=recipe.evaluation.max_completion_tokens,
-            pictures=max(pictures, 1),
+            images=max(images, 1),
             rank=recipe.lora.r,
             vision=recipe.lora.vision,
             stops=(find_turn_end(processor).text,),
@@ -53,50 +63,50 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """The GGUF files of a folder: text models, and the vision part that goes with each of them."""
+class GgufFiles:
+    """The GGUF files of a folder: language models, and their common projector."""
 
     texts: tuple[str, ...]
     mmproj: str
 
     @classmethod
-    def of(cls, folder: Path) -> "Pair | None":
-        """The files in ``folder``; None: a text model or the vision part is not there."""
+    def of(cls, folder: Path) -> "GgufFiles | None":
+        """Return the files in ``folder``, or None if the language model or the projector is missing."""
         names = sorted(file.name for file in folder.glob("*.gguf"))
         vision = [name for name in names if name.startswith("mmproj")]
         texts = tuple(name for name in names if name not in vision)
         return cls(texts, vision[0]) if texts and vision else None
 
 
-def commands(form: str, folder: Path, serving: Serving) -> list[str]:
-    """Shell commands that serve what is in ``folder``; ``{folder}`` in them stands for where it lies then."""
-    if form == "gguf":
-        pair = Pair.of(folder)
+def commands(name: str, folder: Path, serving: Serving) -> list[str]:
+    """Return shell commands that serve a format. ``{folder}`` is the placeholder of its folder."""
+    if name == "gguf":
+        pair = GgufFiles.of(folder)
         return [] if pair is None else _gguf_commands(pair, serving)
-    limit = f"--max-model-len {serving.max_tokens} --limit-mm-per-prompt '{{\"image\": {serving.pictures}}}'"
-    template = f"--chat-template {HERE}/chat_template.jinja" if (folder / "chat_template.jinja").is_file() else ""
-    if form == "merged":
-        parts = [f"vllm serve {HERE} --served-model-name {serving.name}", limit, template]
+    limit = f"--max-model-len {serving.max_tokens} --limit-mm-per-prompt '{{\"image\": {serving.images}}}'"
+    template = f"--chat-template {FOLDER}/chat_template.jinja" if (folder / "chat_template.jinja").is_file() else ""
+    if name == "merged":
+        parts = [f"vllm serve {FOLDER} --served-model-name {serving.name}", limit, template]
     elif serving.vision or serving.rank > LORA_RANKS[-1]:
         return []
     else:
         rank = next(rank for rank in LORA_RANKS if rank >= serving.rank)
-        lora = f"--enable-lora --max-lora-rank {rank} --lora-modules {serving.name}={HERE}"
+        lora = f"--enable-lora --max-lora-rank {rank} --lora-modules {serving.name}={FOLDER}"
         parts = [f"vllm serve {shlex.quote(serving.base)}", lora, limit, template]
     return [" ".join(part for part in parts if part)]
 
 
-def fill_in(command: str, folder: str) -> str:
-    """A command of ``commands`` for the folder that the form lies in."""
-    return command.replace(HERE, shlex.quote(folder))
+def fill_folder(command: str, folder: str) -> str:
+    """Replace the placeholder of a command by a folder."""
+    return command.replace(FOLDER, shlex.quote(folder))
 
 
 def write_modelfiles(folder: Path, serving: Serving) -> list[str]:
-    """Ollama's Modelfile for each text model in ``folder``; gives their names.
+    """Write an Ollama Modelfile for each language model in ``folder``, and return their names.
 
-    One is called ``Modelfile``; of several each has its text model's name behind that.
+    A single one is called ``Modelfile``. Otherwise the name of the language model is appended.
     """
-    pair = Pair.of(folder)
+    pair = GgufFiles.of(folder)
     if pair is None:
         return []
     names = _modelfile_names(pair)
@@ -106,10 +116,10 @@ def write_modelfiles(folder: Path, serving: Serving) -> list[str]:
 
 
 def modelfile(text: str, mmproj: str, serving: Serving) -> str:
-    """Ollama's Modelfile of a text model and its vision part, greedy as the evaluation asks.
+    """Return the Ollama Modelfile of a language model and its projector, with greedy decoding as in evaluation.
 
-    Two FROM lines are how Ollama takes a projector (ollama#9780); some versions took it and answered blindly all the
-    same (ollama#9967), so the card tells to look at what ``ollama show`` says.
+    Ollama accepts a projector as a second FROM line (ollama#9780). Some versions ignore the image (ollama#9967), so the
+    model card asks the user to check ``ollama show``.
     """
     lines = [f"FROM ./{text}", f"FROM ./{mmproj}"]
     if serving.turns is not None:
@@ -126,17 +136,17 @@ def modelfile(text: str, mmproj: str, serving: Serving) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _gguf_commands(pair: Pair, serving: Serving) -> list[str]:
+def _gguf_commands(pair: GgufFiles, serving: Serving) -> list[str]:
     text, name = pair.texts[-1], _modelfile_names(pair)[-1]
-    server = f"llama-server -m {HERE}/{shlex.quote(text)} --mmproj {HERE}/{shlex.quote(pair.mmproj)}"
+    server = f"llama-server -m {FOLDER}/{shlex.quote(text)} --mmproj {FOLDER}/{shlex.quote(pair.mmproj)}"
     return [
         f"{server} -c {serving.max_tokens} -np 1 --jinja --temp 0",
-        f"ollama create {serving.name} -f {HERE}/{shlex.quote(name)}",
+        f"ollama create {serving.name} -f {FOLDER}/{shlex.quote(name)}",
         f"ollama run {serving.name}",
     ]
 
 
-def _modelfile_names(pair: Pair) -> list[str]:
+def _modelfile_names(pair: GgufFiles) -> list[str]:
     if len(pair.texts) == 1:
         return [MODELFILE]
     return [f"{MODELFILE}.{text.removesuffix('.gguf')}" for text in pair.texts]

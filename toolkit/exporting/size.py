@@ -1,4 +1,4 @@
-"""How many bytes a form will take, from the headers of the weights it is made of: nothing is loaded for it."""
+"""Estimate the size of a format from the headers of its source weights, without loading them."""
 
 import math
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ from toolkit.recipe import Model
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Weights on disk: how many numbers they hold and how many bytes those take."""
+    """The number of parameters on disk, and their size in bytes."""
 
     values: int
     bytes: int
 
 
-def form_bytes(form: str, weights: Path, model: Model, quants: Sequence[str] = ()) -> int | None:
-    """Bytes that exporting ``weights`` in ``form`` will write; None: the base's weights are not on this disk yet.
+def format_bytes(name: str, weights: Path, model: Model, quants: Sequence[str] = ()) -> int | None:
+    """Return the size of an export in bytes. None: the base weights are not on this disk yet.
 
     Args:
-        form: adapter, merged or gguf; for gguf a copy in 16 bits counts too; its merged weights are a form themselves.
-        weights: the run's.
-        model: the recipe's.
-        quants: of gguf, the quantisations that are asked for.
+        name: adapter, merged or gguf. gguf includes a temporary copy in 16 bits, but not the merged weights.
+        weights: the run's trained weights.
+        model: the section [model] of the recipe.
+        quants: GGUF quantizations.
     """
     own = weights_size(weights)
-    if form == "adapter" or own is None:
+    if name == "adapter" or own is None:
         return own.bytes if own else None
     whole = base_size(model) if is_adapter(weights) else own
     if whole is None:
         return None
     merged = {"16bit": 2 * whole.values, "32bit": 4 * whole.values}.get(precision_of(model, mergeable=True))
-    if form == "merged":
+    if name == "merged":
         return whole.bytes if merged is None else merged
     return max_bytes(whole.values, quants)
 
 
 def base_size(model: Model) -> Size | None:
-    """The base's weights in their folder or in the Hub's cache; None: they are not there."""
+    """Return the size of the base weights in their folder or the Hub cache, or None if they are missing."""
     source = model_source(model)
     if Path(source).is_dir():
         return weights_size(Path(source))
@@ -57,7 +57,7 @@ def base_size(model: Model) -> Size | None:
 
 
 def weights_size(folder: Path) -> Size | None:
-    """The safetensors in a folder; None: it has none."""
+    """Return the size of the safetensors files in a folder, or None if there are none."""
     values, size = 0, 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:

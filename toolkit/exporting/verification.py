@@ -1,4 +1,4 @@
-"""The proof of an export: the same questions asked before and after, answers and their probabilities compared."""
+"""Verify an export: compare greedy completions and token log-probabilities before and after reloading."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,14 @@ from toolkit.runfolder import Record
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What may differ: this ``share`` of the answers, and the logarithm of a token's probability by ``gap``."""
+    """The largest difference that passes verification.
 
-    share: float
+    Attributes:
+        fraction: fraction of the completions that may differ, in [0, 1].
+        gap: largest difference of a token's log-probability.
+    """
+
+    fraction: float
     gap: float
 
 
@@ -31,44 +36,63 @@ BOUNDS: Mapping[str, Bound] = {
     "q5_k_m": Bound(0.3, 3.0),
     "q4_k_m": Bound(0.4, 6.0),
 }
-"""Bits of merged or reloaded weights, or a quantisation -> what may differ.
+"""Bits of the weights, or GGUF quantization -> largest difference.
 
-In 32 bits only the order of sums changes: 1e-5 was measured, and no answer. All else rounds, and one token that was
-nearly tied may turn an answer. The gaps are twice and more those measured on the trained tiny model, whose few weights
-feel rounding more than a large model's. The shares are meant for 16 questions: of q8_0, which turned 16 of 1,000
-answers, 2 may differ; 3 and more would come by chance once in 500 times. The figures are in
-docs/concepts/export_verification.md.
+In 32 bits only the order of sums changes. The measured gap was 1e-5, and no completion changed. All other formats
+round, and one token that was nearly tied may change a completion. The gaps are at least twice those measured on the
+trained tiny model, whose few parameters are more sensitive to rounding than those of a large model. The fractions are
+meant for 16 samples. q8_0 changed 16 of 1,000 completions, so 2 of 16 may differ: chance gives 3 or more once in 500
+exports. The measurements are in docs/concepts/export_verification.md.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """The questions of a proof: ``samples`` as the task has them, and ``rows`` as a model sees them."""
+class VerificationSet:
+    """Samples that verify an export.
+
+    Attributes:
+        recipe: the recipe of the run.
+        task: the task of the samples.
+        samples: the samples, at most ``export.verify``.
+        rows: the prompts of the samples, as a model sees them.
+        held_out: False if no held-out samples exist, so that these are training samples.
+    """
 
     recipe: Recipe
     task: Task
     samples: Sequence[Sample]
     rows: Sequence[Row]
     held_out: bool = True
-    """False: they are rows that were trained on, for want of others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Greedy answers, and the log-probabilities of the tokens of the answers that they are compared with."""
+class GreedyCompletions:
+    """Greedy completions of one model.
 
-    answers: Sequence[Completion]
+    Attributes:
+        completions: one per sample.
+        log_probs: log-probabilities of the tokens of the reference completions, per sample.
+    """
+
+    completions: Sequence[Completion]
     log_probs: Sequence[Sequence[float]]
 
     @property
     def texts(self) -> list[str]:
-        """The answers' texts."""
-        return [answer.text for answer in self.answers]
+        """Return the texts of the completions."""
+        return [one.text for one in self.completions]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``differing``: numbers of the questions with another answer; gaps are between log-probabilities of tokens."""
+    """The difference between two models.
+
+    Attributes:
+        questions: number of samples.
+        differing: indices of the samples with different completions.
+        gap: largest difference of a token's log-probability.
+        mean_gap: mean difference of a token's log-probability.
+    """
 
     questions: int
     differing: tuple[int, ...]
@@ -76,26 +100,35 @@ class Comparison:
     mean_gap: float
 
     def fits(self, bound: Bound) -> bool:
-        """Whether no more differs than may."""
-        return len(self.differing) <= bound.share * self.questions and self.gap <= bound.gap
+        """Return whether the difference is within the bound."""
+        return len(self.differing) <= bound.fraction * self.questions and self.gap <= bound.gap
 
     def to_record(self) -> Record:
-        """For the stage's record."""
+        """Return the figures for the stage's record."""
         gaps = {"gap": round(self.gap, 5), "mean_gap": round(self.mean_gap, 6)}
         return {"questions": self.questions, "differing": len(self.differing), **gaps}
 
 
-def ask(backend: Backend, policy: Policy, questions: Questions, answers: Sequence[str] | None = None) -> Asked:
-    """Ask all questions, and find the log-probabilities of ``answers`` (default: those that came)."""
+def generate_completions(
+    backend: Backend, policy: Policy, questions: VerificationSet, references: Sequence[str] | None = None
+) -> GreedyCompletions:
+    """Generate a completion per sample, and compute the log-probabilities of ``references``.
+
+    Args:
+        backend: the backend of the model.
+        policy: the model.
+        questions: the samples.
+        references: completions whose token log-probabilities are computed. Default: the generated ones.
+    """
     section = questions.recipe.evaluation
     sampling, size, rows = Sampling(section.max_completion_tokens), section.batch_size, questions.rows
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     found = [group[0] for batch in batches for group in backend.generate(policy, batch, sampling)]
-    return Asked(found, backend.log_probs(policy, rows, answers or [one.text for one in found]))
+    return GreedyCompletions(found, backend.log_probs(policy, rows, references or [one.text for one in found]))
 
 
-def compare(before: Asked, after: Asked) -> Comparison:
-    """``after`` was asked with the answers of ``before``."""
+def compare(before: GreedyCompletions, after: GreedyCompletions) -> Comparison:
+    """Return the difference. The log-probabilities of ``after`` must be those of the completions of ``before``."""
     pairs = zip(before.texts, after.texts, strict=True)
     differing = tuple(number for number, (old, new) in enumerate(pairs) if old != new)
     gaps = [
@@ -103,24 +136,26 @@ def compare(before: Asked, after: Asked) -> Comparison:
         for olds, news in zip(before.log_probs, after.log_probs, strict=True)
         for old, new in zip(olds, news, strict=True)
     ]
-    # max() passes over a NaN unless it comes first; a gap that is no number fits no bound.
+    # max() ignores NaN unless it comes first. A gap of NaN is within no bound.
     gap = math.nan if any(map(math.isnan, gaps)) else max(gaps, default=0.0)
     return Comparison(len(before.texts), differing, gap, sum(gaps) / max(len(gaps), 1))
 
 
-def primary_score(questions: Questions, answers: Sequence[Completion]) -> Record:
-    """The mean of the task's primary score over the answers that can be judged, and how many these are."""
+def primary_score(questions: VerificationSet, completions: Sequence[Completion]) -> Record:
+    """Return the mean of the task's primary score, over the completions to which it applies, and their number."""
     task = questions.task
-    judged = [
-        task.scores(sample, read_answer(task, sample, answer)).get(task.primary)
-        for sample, answer in zip(questions.samples, answers, strict=True)
+    values = [
+        task.scores(sample, read_answer(task, sample, completion)).get(task.primary)
+        for sample, completion in zip(questions.samples, completions, strict=True)
     ]
-    scores = [score for score in judged if score is not None]
+    scores = [score for score in values if score is not None]
     return {"name": task.primary, "n": len(scores), "value": sum(scores) / len(scores) if scores else None}
 
 
-def side_by_side(questions: Questions, before: Asked, after: Mapping[str, Asked]) -> list[Record]:
-    """One line a question: its id, the answer before, and the answers after, by the name of what gave them."""
+def compare_lines(
+    questions: VerificationSet, before: GreedyCompletions, after: Mapping[str, GreedyCompletions]
+) -> list[Record]:
+    """Return one record per sample: its id, the completion before, and the completions after by model."""
     return [
         {"id": sample.id, "before": old, "same": all(one.texts[i] == old for one in after.values())}
         | {name: one.texts[i] for name, one in after.items()}

@@ -1,16 +1,6 @@
-"""The stages of a recipe in order, with resume, and the table of results they end in."""
+"""Run the stages of a recipe in order, resume them, and collect their results."""
 
 from toolkit.pipeline.results import ResultRow, Results, read_results, write_results
-from toolkit.pipeline.run import Stages, evaluation_step, plan_steps, run_recipe, run_step
+from toolkit.pipeline.run import Stages, run_recipe
 
-__all__ = [
-    "ResultRow",
-    "Results",
-    "Stages",
-    "evaluation_step",
-    "plan_steps",
-    "read_results",
-    "run_recipe",
-    "run_step",
-    "write_results",
-]
+__all__ = ["ResultRow", "Results", "Stages", "read_results", "run_recipe", "write_results"]

@@ -1,4 +1,4 @@
-"""Peak memory of a GPU by training stage: what the plan estimated beside what was measured."""
+"""Compare the GPU memory that the plan estimated with the measured peak, by training stage."""
 
 from typing import Any
 
@@ -7,9 +7,10 @@ from toolkit.runfolder.usage import read_compute
 
 
 def gpu_peaks(run: RunFolder) -> dict[str, Record]:
-    """Training stage -> ``estimated_gb`` and ``measured_gb``, both of what torch reserves of one GPU.
+    """Return training stage -> ``estimated_gb`` and ``measured_gb`` of the memory that torch reserves on one GPU.
 
-    Null: there is no estimate (no GPU where the run was planned, or no plan), or no GPU was used.
+    ``estimated_gb`` is None if the run was planned without a GPU or has no plan. ``measured_gb`` is None if no GPU was
+    used.
     """
     plan: dict[str, Any] = read_json(run.plan_file) if run.plan_file.is_file() else {}
     estimates = (plan.get("memory") or {}) if plan.get("gpu") else {}
@@ -26,7 +27,7 @@ def gpu_peaks(run: RunFolder) -> dict[str, Record]:
 
 
 def describe_peaks(peaks: dict[str, Record]) -> str:
-    """One line for the end of a run."""
+    """Return the peaks in one line, for the end of a run."""
     if all(one["measured_gb"] is None for one in peaks.values()):
         return "no GPU was used"
     return ", ".join(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import warn
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import REHEARSAL, Recipe, changed_keys
+from toolkit.recipe import DRY_RUN_SUFFIX, Recipe, changed_keys
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
 from toolkit.recipe.imagegen_sections import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES
@@ -79,8 +79,8 @@ def derive_dry_run(recipe: Recipe, pipeline: Path, *, own_ratings: bool) -> Reci
     if section is None:
         raise ValueError("the recipe must have the section [imagegen]")
     changes: Changes = {
-        "run.name": recipe.run.name.removesuffix(REHEARSAL) + REHEARSAL,
-        "run.purpose": "rehearsal",
+        "run.name": recipe.run.name.removesuffix(DRY_RUN_SUFFIX) + DRY_RUN_SUFFIX,
+        "run.purpose": "dry_run",
         "run.checkpoint_steps": 2,
         "imagegen.size": SIDE,
         **{f"imagegen.{key}": value for key, value in _smaller(section, pipeline)},

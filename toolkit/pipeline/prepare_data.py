@@ -1,4 +1,4 @@
-"""Rows and pictures before a run: practice data written, rows read, pictures scanned, and all of it told."""
+"""Prepare the data of a run: generate synthetic data, read rows, scan images, and report what was found."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
-from toolkit.recipe import SPLITS, Phantom, Recipe
+from toolkit.recipe import SPLITS, Recipe, SyntheticData
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, no_progress, read_json, write_json
 from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.tasks.steps.synthetic import write_steps
@@ -23,26 +23,30 @@ from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
 log = logging.getLogger(__name__)
 
-PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {
+SYNTHETIC_WRITERS: dict[str, Callable[[Path, SyntheticData, int], dict[str, Path]]] = {
     "chest": write_chest,
     "chest_vqa": write_chest_vqa,
     "lesion": write_lesions,
     "steps": write_steps,
 }
-"""Kind of practice data -> what writes it: files of rows called train, validation and test, and their pictures."""
+"""Kind of synthetic data -> the function that writes train, validation and test rows with their images."""
 
 EXAMPLES = 5
+"""Row ids in a warning."""
 
 
 def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSplits, ImageStore]:
-    """The rows and pictures that the run's stages work with; their record is kept as the stage ``data``.
+    """Validate the rows and images of a run, and save their record as the stage ``data``.
+
+    Returns:
+        The splits, and the store of their images.
 
     Raises:
-        DataError: a source, column or split is wrong, or nothing is left of a split.
-        ImageError: pictures cannot be used and the recipe says ``unreadable = "stop"``; all of them are named.
-        RunError: data or rewards changed since the run began.
+        DataError: a source, column or split is invalid, or a split has no usable rows.
+        ImageError: images are unusable and the recipe has ``unreadable = "stop"``. All of them are listed.
+        RunError: data or rewards changed since the run started.
     """
-    data = read_rows(recipe, run.path / "phantom")
+    data = read_rows(recipe, run.path / "synthetic")
     fingerprints = {"data": data.fingerprint}
     if recipe.rewards.custom:
         fingerprints["rewards"] = fingerprint_rewards(recipe)
@@ -50,80 +54,87 @@ def prepare(recipe: Recipe, run: RunFolder, progress: Progress) -> tuple[DataSpl
     for one in data.notices:
         warn(one.code, one.rule, place=one.place, value=one.value, remedy=one.remedy)
     images = image_store(recipe, data)
-    report = scan_pictures(recipe, data, images, progress)
+    report = scan_images(recipe, data, images, progress)
     log.info("%s", describe_scan(report))
     if recipe.images.unreadable != "stop":
         bad = sorted(f"{ref.path.name}#{ref.part}" for ref in report.bad_refs)
         check_fingerprints(run, {"unusable pictures": hashlib.blake2b(repr(bad).encode(), digest_size=16).hexdigest()})
-    data = without_bad_pictures(recipe, data, report)
+    data = without_unusable_images(recipe, data, report)
     run.mark_done("data", _record(data, report))
     return data, images
 
 
 def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
-    """What ``prepare`` gave to another process of this run, read again; nothing is written or told.
+    """Return the rows and images that ``prepare`` returned to the main process. Nothing is written or logged.
 
     Raises:
-        DataError, ImageError: as ``prepare``.
+        DataError, ImageError: as in ``prepare``.
     """
-    data = load_data(recipe, run.path / "phantom" if recipe.data.phantom else None)
+    data = load_data(recipe, run.path / "synthetic" if recipe.data.synthetic else None)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
-        data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, no_progress))
+        data = without_unusable_images(recipe, data, scan_images(recipe, data, images, no_progress))
     return data, images
 
 
 def inspect_data(
     recipe: Recipe, progress: Progress, show: int = 0
 ) -> tuple[DataSplits, ScanReport, list[tuple[str, str]]]:
-    """The rows, what a scan of all their pictures finds, and ``show`` training rows as the model sees them.
+    """Read the rows of a recipe and scan all of their images.
 
-    The scan reports whatever the recipe says about unreadable pictures; shown are pairs of id and rendered text.
+    Args:
+        recipe: the recipe.
+        progress: called with the progress of the scan.
+        show: number of training rows to render.
+
+    Returns:
+        The splits, the report of the scan (whatever the recipe says about unreadable images), and pairs of id and
+        rendered text.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = read_rows(recipe, Path(folder))
         images = image_store(recipe, data)
         report = _scan(recipe, data, SPLITS, images, progress)
-        return data, report, _rendered(recipe, data, images, show)
+        return data, report, _render_rows(recipe, data, images, show)
 
 
-def _rendered(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
+def _render_rows(recipe: Recipe, data: DataSplits, images: ImageStore, count: int) -> list[tuple[str, str]]:
     if not count:
         return []
-    from toolkit.models.rendered_rows import render_samples  # loads torch and transformers
+    from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
 
     return list(render_samples(recipe, data.train[:count], images))
 
 
-def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
-    """The recipe's splits; practice data are written into ``phantom_folder`` first.
+def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
+    """Return the splits of a recipe. Synthetic data is first written to ``synthetic_folder``.
 
     Raises:
-        DataError: as ``load_data``.
+        DataError: as in ``load_data``.
     """
-    phantom = recipe.data.phantom
-    if phantom is None:
+    synthetic = recipe.data.synthetic
+    if synthetic is None:
         return load_data(recipe)
-    log.info("practice data: %s, %d rows to train on and %d to test", phantom.kind, phantom.train, phantom.test)
-    written = phantom_folder / "written.json"  # last, so that what it tells of is whole
-    wanted = {"seed": recipe.run.seed, **phantom.model_dump()}
-    if not written.is_file() or read_json(written) != wanted:
-        PHANTOMS[phantom.kind](phantom_folder, phantom, recipe.run.seed)
-        write_json(written, wanted)
-    return load_data(recipe, phantom_folder)
+    log.info("synthetic data: %s, %d training rows and %d test rows", synthetic.kind, synthetic.train, synthetic.test)
+    written = synthetic_folder / "written.json"  # written last, so that it exists only if the data is complete
+    settings = {"seed": recipe.run.seed, **synthetic.model_dump()}
+    if not written.is_file() or read_json(written) != settings:
+        SYNTHETIC_WRITERS[synthetic.kind](synthetic_folder, synthetic, recipe.run.seed)
+        write_json(written, settings)
+    return load_data(recipe, synthetic_folder)
 
 
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
-    """The store that gives the pictures of all splits."""
+    """Return the store of the images of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
     return ImageStore.from_recipe(recipe.images, sorted(roots))
 
 
-def scan_pictures(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:
-    """Check the pictures of the rows that the recipe's stages will use.
+def scan_images(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:
+    """Scan the images of the rows that the recipe's stages use.
 
     Raises:
-        ImageError: there are bad ones and the recipe says ``unreadable = "stop"``.
+        ImageError: images are unusable and the recipe has ``unreadable = "stop"``.
     """
     used = ["train"] if recipe.sft or recipe.grpo else []
     if recipe.evaluate or recipe.export:
@@ -134,11 +145,11 @@ def scan_pictures(recipe: Recipe, data: DataSplits, images: ImageStore, progress
     return report
 
 
-def without_bad_pictures(recipe: Recipe, data: DataSplits, report: ScanReport) -> DataSplits:
-    """The rows whose pictures can all be used, where the recipe says ``skip``; what is left out is counted.
+def without_unusable_images(recipe: Recipe, data: DataSplits, report: ScanReport) -> DataSplits:
+    """Return the rows whose images are usable, if the recipe skips the others. Skipped rows are counted.
 
     Raises:
-        DataError: no row of a split is left.
+        DataError: a split has no usable rows.
     """
     if recipe.images.unreadable != "skip" or not report.bad:
         return data
@@ -148,7 +159,7 @@ def without_bad_pictures(recipe: Recipe, data: DataSplits, report: ScanReport) -
         if not bad:
             continue
         examples = tuple(samples[i].id for i in bad[:EXAMPLES])
-        dropped.append(Dropped(str(samples.source.file), "a picture cannot be used", len(bad), examples))
+        dropped.append(Dropped(str(samples.source.file), "an image is unusable", len(bad), examples))
         rule = f"{len(bad):,} rows are skipped, because an image is unusable (for example {'; '.join(examples)})"
         warn("data.image_unusable", rule, place=samples.source.file)
         splits[name] = samples.take(np.delete(samples.rows, bad))
@@ -158,7 +169,7 @@ def without_bad_pictures(recipe: Recipe, data: DataSplits, report: ScanReport) -
 
 
 def fingerprint_rewards(recipe: Recipe) -> str:
-    """A digest of the user's own reward files."""
+    """Return a digest of the files with custom rewards."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted({entry.rpartition(":")[0] for entry in recipe.rewards.custom}):
         digest.update(Path(file).read_bytes())
@@ -166,18 +177,16 @@ def fingerprint_rewards(recipe: Recipe) -> str:
 
 
 def describe_scan(report: ScanReport) -> str:
-    """A scan in one line."""
+    """Return the report of a scan in one line."""
     parts = [f"{count:,} {name}" for name, count in report.formats.items()]
-    parts += [f"{count:,} of {bits} bits" for bits, count in report.bits.items()]
+    parts += [f"{count:,} with {bits} bits" for bits, count in report.bits.items()]
     if report.smallest and report.largest:
         parts.append("from {}x{} to {}x{} pixels".format(*report.smallest, *report.largest))
     if report.windowed:
-        most = f" (at most {report.worst_clipped:.1%} of a picture)" if report.clipped else ""
-        parts.append(
-            f"{report.windowed:,} brought to 8 bits by a window, {report.clipped:,} with pixels outside it{most}"
-        )
-    head = f"pictures ({report.mode} scan): {report.checked:,} checked, {len(report.bad):,} unusable"
-    return "; ".join([head, *parts])
+        most = f" (at most {report.worst_clipped:.1%} of an image)" if report.clipped else ""
+        parts.append(f"{report.windowed:,} windowed to 8 bits, {report.clipped:,} with pixels outside the window{most}")
+    head = f"images ({report.mode} scan): {report.checked:,} checked, {len(report.bad):,} unusable"
+    return ", ".join([head, *parts])
 
 
 def _splits(data: DataSplits) -> dict[str, SampleSet]:
@@ -194,9 +203,9 @@ def _scan(
 
     skips = recipe.images.unreadable == "skip"
     report = scan(
-        refs(), images, "full" if skips else recipe.images.scan, progress=lambda done: progress("pictures", done, 0)
+        refs(), images, "full" if skips else recipe.images.scan, progress=lambda done: progress("images", done, 0)
     )
-    progress("pictures", report.checked, report.checked)
+    progress("images", report.checked, report.checked)
     return report
 
 

@@ -1,4 +1,4 @@
-"""A run's export on its way to the Hub: which form, whether it must be exported first, and the push."""
+"""Push one exported format of a run to the Hub, after exporting it if necessary."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,43 +6,49 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.exporting.push import Push, check_push, is_proven, push_form
+from toolkit.exporting.push import Push, check_push, is_verified_export, push_format
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, current_weights
 
-__all__ = ["Form", "Push", "prepare_push", "push_export"]
+__all__ = ["Push", "PushFormat", "prepare_push", "push_export"]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """The form that is pushed; ``open``: it must be exported first."""
+class PushFormat:
+    """The format to push.
+
+    Attributes:
+        name: adapter, merged or gguf.
+        needs_export: whether it must be exported first.
+    """
 
     name: str
-    open: bool
+    needs_export: bool
 
 
-def prepare_push(run: RunFolder, recipe: Recipe, repo: str) -> Form:
-    """What a push to ``repo`` needs, found before any work.
+def prepare_push(run: RunFolder, recipe: Recipe, repo: str) -> PushFormat:
+    """Return the format to push to ``repo``, before any work is done.
 
     Raises:
-        RunError: the recipe names several forms, or nothing can be pushed from here.
+        RunError: the recipe has several formats, or this machine cannot push.
     """
     check_push(Push(repo))
-    forms = recipe.export.to if recipe.export else ()
-    if len(forms) != 1:
+    formats = recipe.export.to if recipe.export else ()
+    if len(formats) != 1:
         rule, remedy = "exactly one format must be pushed to a repository", "Name it, such as --to merged."
-        raise RunError("push.one_format_only", rule, place="--push", value=", ".join(forms), remedy=remedy)
+        raise RunError("push.one_format_only", rule, place="--push", value=", ".join(formats), remedy=remedy)
     weights = current_weights(run, recipe)
-    return Form(forms[0], open=weights is None or not is_proven(run, weights, forms[0]))
+    return PushFormat(formats[0], needs_export=weights is None or not is_verified_export(run, weights, formats[0]))
 
 
-def push_export(run: RunFolder, record: Mapping[str, Any], form: str, push: Push) -> str:
-    """Push a form that ``record`` tells of, and give the address of the commit.
+def push_export(run: RunFolder, record: Mapping[str, Any], name: str, push: Push) -> str:
+    """Push an exported format, and return the address of the commit.
 
     Raises:
-        ModelError, RunError: as ``push_form``.
+        RunError: the format is not in the export's record.
+        ModelError, RunError: as in ``push_format``.
     """
-    if form not in record:
+    if name not in record:
         rule, remedy = "the format must be exported before it is pushed", "Export it first."
-        raise RunError("push.format_not_exported", rule, place="--push", value=form, remedy=remedy)
-    return push_form(run.path / Path(record[form]["folder"]), record[form], push)
+        raise RunError("push.format_not_exported", rule, place="--push", value=name, remedy=remedy)
+    return push_format(run.path / Path(record[name]["folder"]), record[name], push)

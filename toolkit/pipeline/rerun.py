@@ -1,5 +1,6 @@
-"""One more evaluation or export of a run that is there, with its own section of the recipe changed if asked."""
+"""Evaluate or export an existing run again, with other settings of that section, and open it for inference."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +12,38 @@ from toolkit.errors import RunError
 from toolkit.evaluation.context import Context, EvaluationRecord
 from toolkit.models.llamacpp import formats_of, is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
-from toolkit.pipeline.run import DATA, Stages, Step, require_export, run_step, stopping
+from toolkit.pipeline.run import DATA, StageCall, Stages, require_export, run_stage, stopping
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
-from toolkit.runfolder import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, no_progress, reopen_run
+from toolkit.runfolder import (
+    EXPORT,
+    Exported,
+    Progress,
+    RunFolder,
+    StopRequest,
+    find_exported,
+    locate_weights,
+    no_progress,
+    reopen_run,
+)
 from toolkit.runfolder.usage import recording
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-Told = tuple[Progress, Callable[[int], None]]
-"""Who is told how far a stage has come, and of the number of a signal that asks it to stop."""
+Callbacks = tuple[Progress, Callable[[int], None]]
+"""Called with the progress of a stage, and with the number of a signal that requests a stop."""
 
-SILENT: Told = (no_progress, lambda number: None)
+SILENT: Callbacks = (no_progress, lambda number: None)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Where an export goes besides the run folder.
+    """Where an export goes in addition to the run folder.
 
-    ``out``: a folder for the forms' folders. ``push``: ``owner/name`` on the Hub, private unless ``public``. ``force``:
-    a folder of others in ``out`` is renamed, and a repository may have files, instead of either being refused.
+    Attributes:
+        out: the parent folder of the formats' folders. None: the run folder.
+        push: ``owner/name`` of a repository on the Hub. None: nothing is pushed.
+        public: create a public repository instead of a private one.
+        force: rename an existing folder in ``out``, and push to a repository that has files.
     """
 
     out: Path | None = None
@@ -45,37 +59,41 @@ def evaluate_again(
     *,
     name: str | None = None,
     model: str | None = None,
-    told: Told = SILENT,
+    callbacks: Callbacks = SILENT,
 ) -> Results:
-    """Evaluate a run's last weights, or some exported ones, and give the table with this evaluation in it.
+    """Evaluate a run's last weights or one of its exports.
 
-    It is compared with the run's own evaluations where it asks the same questions.
+    The evaluation is compared with the run's own evaluations if its samples are the same.
 
     Args:
         path: the run folder.
-        stages: who does it.
+        stages: the functions that do the work.
         settings: ``--set`` values for [evaluate].
-        name: of the evaluation; default: the model's (merged, q8_0), or again-1, again-2, …
-        model: what is asked instead of the run's last weights; see ``find_exported``.
+        name: name of the evaluation. Default: that of the model (merged, q8_0), otherwise again-1, again-2, …
+        model: the model to evaluate instead of the last weights. See ``find_exported``.
+        callbacks: progress and signals.
+
+    Returns:
+        The table of results with this evaluation as its last row.
 
     Raises:
-        RunError: no run is there, the name is taken, or a setting is not about [evaluate].
+        RunError: the folder is not a run, the name is taken, or a setting does not belong to [evaluate].
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "evaluate", settings)
-        asked = find_exported(run, model) if model is not None else None
-        name = _free_name(run, asked) if name is None else _checked(name)
+        exported = find_exported(run, model) if model is not None else None
+        name = _free_name(run, exported) if name is None else _valid_name(name)
         if run.is_done(EVALUATE + name):
             rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
             raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
-        earlier = evaluations(run) if _same_questions(run.recipe(), recipe) else []
+        earlier = evaluations(run) if _same_samples(run.recipe(), recipe) else []
 
         def work(context: Context) -> EvaluationRecord:
-            return stages.evaluate(context, name, asked.weights if asked else context.weights, earlier)
+            return stages.evaluate(context, name, exported.weights if exported else context.weights, earlier)
 
-        if asked is not None and is_gguf(asked.weights):
+        if exported is not None and is_gguf(exported.weights):
             recipe = _without_backend(recipe)
-        _do(run, recipe, stages, Step(EVALUATE + name, work), told)
+        _run_one(run, recipe, stages, StageCall(EVALUATE + name, work), callbacks)
         return read_results(run, [*earlier, name])
 
 
@@ -85,57 +103,111 @@ def export_again(
     settings: Sequence[str] = (),
     delivery: Delivery = Delivery(),
     *,
-    told: Told = SILENT,
+    callbacks: Callbacks = SILENT,
 ) -> Mapping[str, Any]:
-    """Export a run's last weights, with ``--set`` values for [export], and give the stage's record.
+    """Export a run's last weights.
 
-    What is to be pushed and stands proven already is not exported again. The record of a push has ``pushed``, the
-    address of its commit.
-    An export elsewhere leaves the run's own record as it is.
+    A format that is already exported and verified is pushed without another export. An export outside the run folder
+    does not change the run's record.
+
+    Args:
+        path: the run folder.
+        stages: the functions that do the work.
+        settings: ``--set`` values for [export].
+        delivery: where the export goes.
+        callbacks: progress and signals.
+
+    Returns:
+        The record of the export. After a push, ``pushed`` is the address of the commit.
 
     Raises:
-        RunError: no run is there, it has no weights, a setting is not about [export], or nothing can be pushed.
+        RunError: the folder is not a run, it has no weights, a setting does not belong to [export], or nothing can be
+            pushed.
     """
     with reopen_run(path) as run:
         recipe = _with_section(run, "export", settings)
-        _refuse_misplaced(run, recipe, settings, delivery)
+        _check_delivery(run, recipe, settings, delivery)
         require_export(recipe)
         export = stages.export
         if delivery.out or delivery.force:
             export = partial(export, out=delivery.out, force=delivery.force)
-        step, kept = Step(EXPORT, export), delivery.out is None
+        call, in_run = StageCall(EXPORT, export), delivery.out is None
         if delivery.push is None:
-            return _do(run, recipe, stages, step, told, kept=kept)
-        from toolkit.pipeline.push import Push, prepare_push, push_export  # loads model libraries
+            return _run_one(run, recipe, stages, call, callbacks, in_run=in_run)
+        from toolkit.pipeline.push import Push, prepare_push, push_export  # imports model libraries
 
-        form = prepare_push(run, recipe, delivery.push)
-        again = form.open or delivery.out
-        if again and recipe.export and not recipe.export.verify:
+        chosen = prepare_push(run, recipe, delivery.push)
+        export_first = chosen.needs_export or delivery.out
+        if export_first and recipe.export and not recipe.export.verify:
             rule, remedy = "only verified exports can be pushed", "Leave out --no-verify (export.verify = 0)."
             raise RunError("push.not_verified", rule, place="--push", remedy=remedy)
-        record = _do(run, recipe, stages, step, told, kept=kept) if again else run.record(EXPORT)
+        record = _run_one(run, recipe, stages, call, callbacks, in_run=in_run) if export_first else run.record(EXPORT)
         push = Push(delivery.push, delivery.public, delivery.force)
-        return {**record, "pushed": push_export(run, record, form.name, push)}
+        return {**record, "pushed": push_export(run, record, chosen.name, push)}
 
 
-def _do(
-    run: RunFolder, recipe: Recipe, stages: Stages, step: Step, told: Told, *, kept: bool = True
+def export_settings(to: Sequence[str], quant: Sequence[str], *, verify: bool = True) -> list[str]:
+    """Return ``--set`` values of [export].
+
+    Args:
+        to: formats. One text may hold several, separated by commas.
+        quant: GGUF quantizations, likewise.
+        verify: False: skip verification.
+    """
+    settings = []
+    for key, given in (("to", to), ("quant", quant)):
+        names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+        if names:
+            settings.append(f"export.{key}={json.dumps(names)}")
+            settings += ["export.optional=[]"] if key == "to" else []  # named formats are never optional
+    return settings if verify else [*settings, "export.verify=0"]
+
+
+def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder, Path | None]:
+    """Open a run for predictions, and import Unsloth if its recipe uses it.
+
+    Call it before any module that imports transformers, because Unsloth must be imported first.
+
+    Args:
+        path: a run folder, or weights inside one.
+        model: an export of the run. See ``find_exported``.
+
+    Returns:
+        The run, and the weights to use. None: the run's last weights.
+
+    Raises:
+        RunError: the folder is not a run, or the weights are missing.
+        RecipeError: the run is one of an image generator.
+        ModelError: the backend of the recipe is not available.
+    """
+    from toolkit.models import preload
+
+    run, weights = locate_weights(path)
+    for_language_models(run.recipe(), "toolkit predict")
+    if model is not None:
+        weights = find_exported(run, model).weights
+    preload(run.recipe(), run.path, weights)
+    return run, weights
+
+
+def _run_one(
+    run: RunFolder, recipe: Recipe, stages: Stages, call: StageCall, callbacks: Callbacks, *, in_run: bool = True
 ) -> Mapping[str, Any]:
-    """Do one step of a run; ``kept``: its record becomes the run's."""
-    command, (progress, notify) = step.name.partition("-")[0], told
+    """Run one stage. Its record becomes the run's if ``in_run``."""
+    command, (progress, notify) = call.name.partition("-")[0], callbacks
     with StopRequest(notify) as stop, recording(run, recipe.run, command) as recorder:
         with recorder.stage(DATA):
             data, images = stages.prepare(recipe, run, stopping(stop, progress))
         context = Context(recipe, run, data, images, stop, progress)
-        stop.check(f"{step.name} has not begun")
-        if kept:
-            return run_step(step, context, recorder)
-        write_results(run)  # what a model card is written from
-        with recorder.stage(step.name):
-            return step.work(context)
+        stop.check(f"{call.name} has not begun")
+        if in_run:
+            return run_stage(call, context, recorder)
+        write_results(run)  # the model card is written from results.json
+        with recorder.stage(call.name):
+            return call.work(context)
 
 
-def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
+def _check_delivery(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
     if "gguf" not in formats_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
         rule = "only GGUF files can be quantized, and none is exported"
         raise RunError("export.quant_without_gguf", rule, place="--quant", remedy="Add --to gguf.")
@@ -146,7 +218,7 @@ def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], d
 
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
-    """The run's recipe with the section switched on and ``settings`` put in."""
+    """Return the run's recipe with ``settings`` for one section, which is added if the recipe lacks it."""
     own = for_language_models(run.recipe(), f"toolkit {section}")
     switch_on = [f"{section}={{}}"] if getattr(own, section) is None else []
     recipe = load_recipe(run.recipe_file, [*switch_on, *settings])
@@ -163,11 +235,11 @@ def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Reci
 
 
 def _without_backend(recipe: Recipe) -> Recipe:
-    """llama.cpp asks a GGUF: a machine without the recipe's own backend can evaluate it."""
+    """Return the recipe for llama.cpp, which runs a GGUF file without the recipe's own backend."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": "hf"})})
 
 
-def _checked(name: str) -> str:
+def _valid_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name in (*LABELS, "baseline"):
         raise RunError(
             "evaluate.name_invalid",
@@ -179,17 +251,18 @@ def _checked(name: str) -> str:
     return name
 
 
-def _same_questions(own: Recipe, recipe: Recipe) -> bool:
-    def questions(section: Any) -> tuple[Any, ...] | None:
+def _same_samples(own: Recipe, recipe: Recipe) -> bool:
+    def selection(section: Any) -> tuple[Any, ...] | None:
         return (section.split, section.limit, section.max_tasks) if section else None
 
-    return questions(own.evaluate) == questions(recipe.evaluate)
+    return selection(own.evaluate) == selection(recipe.evaluate)
 
 
-def _free_name(run: RunFolder, asked: Exported | None) -> str:
-    if asked is not None and not run.is_done(EVALUATE + asked.name):
-        return _checked(asked.name)
-    number, base = (2, _checked(asked.name)) if asked else (1, "again")
+def _free_name(run: RunFolder, exported: Exported | None) -> str:
+    """Return a name for an evaluation that the run does not have yet."""
+    if exported is not None and not run.is_done(EVALUATE + exported.name):
+        return _valid_name(exported.name)
+    number, base = (2, _valid_name(exported.name)) if exported else (1, "again")
     while run.is_done(f"{EVALUATE}{base}-{number}"):
         number += 1
     return f"{base}-{number}"

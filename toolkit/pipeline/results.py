@@ -1,4 +1,4 @@
-"""The table of results: baseline, before, after SFT, after GRPO, each with n, interval and paired differences."""
+"""Collect the results of a run: baseline, before, after SFT, after GRPO, with intervals and paired differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,18 +9,21 @@ from toolkit.runfolder import Record, RunFolder, read_json, write_json
 from toolkit.runfolder.usage import summarise_compute
 
 EVALUATE = "evaluate-"
-"""An evaluation's stage is called by this and its name."""
+"""Prefix of the stage of an evaluation."""
 
 LABELS: Mapping[str, str] = {"before": "before", "sft": "after SFT", "grpo": "after GRPO"}
-"""A run's own evaluations in their order, and what the table calls them; any other goes by its name."""
+"""Evaluations of `toolkit run` in order -> their label in the table. Other evaluations are labelled by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One line of the table.
+    """One row of the table.
 
-    ``estimate`` is the score with n and interval; ``to_previous`` and ``to_baseline`` are paired differences to the row
-    above and to the majority baseline, None where there is none to compare with.
+    Attributes:
+        label: the label of the row.
+        estimate: the score with n and interval.
+        to_previous: paired difference to the row above. None: there is nothing to compare with.
+        to_baseline: paired difference to the majority baseline. None: likewise.
     """
 
     label: str
@@ -31,10 +34,15 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a run has found so far: ``score`` names what ``rows`` hold; empty where nothing was evaluated.
+    """The results of a run so far.
 
-    ``also`` holds the same lines for further scores, ways of asking and whole chains; ``memory`` the lines' records of
-    what memory does, where answers carry one.
+    Attributes:
+        run: the run folder.
+        score: name of the primary score. Empty if nothing is evaluated.
+        split: the evaluated split.
+        rows: rows of the primary score.
+        also: further score, agent-memory mode or whole episodes -> rows.
+        agent_memory: label of a row -> its comparison of agent-memory modes, if the task has agent memory.
     """
 
     run: RunFolder
@@ -42,21 +50,21 @@ class Results:
     split: str
     rows: tuple[ResultRow, ...]
     also: Mapping[str, tuple[ResultRow, ...]] = field(default_factory=dict)
-    memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    agent_memory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def tables(self) -> Mapping[str, tuple[ResultRow, ...]]:
-        """Score -> its lines, the primary score first; none where nothing was evaluated."""
+        """Score -> its rows, with the primary score first. Empty if nothing is evaluated."""
         return {self.score: self.rows, **self.also} if self.rows else {}
 
 
 def evaluations(run: RunFolder) -> list[str]:
-    """Names of the run's own finished evaluations, in their order."""
+    """Return the finished evaluations of `toolkit run`, in order."""
     return [name for name in LABELS if run.is_done(EVALUATE + name)]
 
 
 def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
-    """The table of finished evaluations (default: the run's own), which all asked the same questions."""
+    """Return the table of finished evaluations on the same samples. Default: those of `toolkit run`."""
     names = evaluations(run) if names is None else names
     if not names:
         return Results(run, "", "", ())
@@ -64,16 +72,16 @@ def read_results(run: RunFolder, names: Sequence[str] | None = None) -> Results:
     last = records[-1]
     shared = [score for score in last["also"] if all(score in record["also"] for record in records)]
     also = {score: _rows(names, [record["also"][score] for record in records]) for score in shared}
-    memory = {
-        LABELS.get(name, name): record["memory"]
+    agent_memory = {
+        LABELS.get(name, name): record["agent_memory"]
         for name, record in zip(names, records, strict=True)
-        if "memory" in record
+        if "agent_memory" in record
     }
-    return Results(run, last["score"], last["split"], _rows(names, records), also, memory)
+    return Results(run, last["score"], last["split"], _rows(names, records), also, agent_memory)
 
 
 def write_results(run: RunFolder) -> Results:
-    """Put the table and the records of all finished stages into results.json, and give the table."""
+    """Write the table and the records of all finished stages to results.json, and return the table."""
     results = read_results(run)
     write_json(
         run.results_file,
@@ -93,7 +101,7 @@ def write_results(run: RunFolder) -> Results:
 
 
 def _rows(names: Sequence[str], records: Sequence[Record]) -> tuple[ResultRow, ...]:
-    """The lines of the baselines, then one an evaluation."""
+    """Return the rows of the baselines, then one per evaluation."""
     last = records[-1]
     rows = [ResultRow("majority baseline", last["baseline"])]
     previous = "baseline"

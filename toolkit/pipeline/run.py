@@ -1,4 +1,4 @@
-"""The stages of a recipe in order, with resume: what is finished is skipped, what is not goes on."""
+"""Run the stages of a recipe in order: finished stages are skipped, an interrupted one resumes."""
 
 import logging
 import time
@@ -30,28 +30,27 @@ from toolkit.runfolder.usage import Recorder, recording
 log = logging.getLogger(__name__)
 
 DATA = "data"
-"""What the compute report calls the reading of rows and the scan of pictures."""
-
-
-def meet() -> None:
-    """Wait for the other processes of the run, if there are any; loads no model library where there is one alone."""
-    if world_size() > 1:
-        from toolkit.models.distributed import wait_for_all as wait
-
-        wait()
-
+"""Name of reading the rows and scanning the images in the compute report."""
 
 Prepare = Callable[[Recipe, RunFolder, Progress], DataAndImages]
-"""Rows and pictures of a recipe, checked; raises DataError, ImageError, or RunError if they changed."""
+"""Validates the rows and images of a recipe. Raises DataError, ImageError, or RunError if they changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The functions that do the work; tests pass others."""
+    """The functions that do the work. Tests pass others.
+
+    Attributes:
+        prepare: validates rows and images, and writes their record.
+        look: returns the rows and images of a prepared run and writes nothing, for processes that only train.
+        sft: trains with SFT.
+        grpo: trains with GRPO.
+        evaluate: evaluates weights on the held-out split.
+        export: exports and verifies weights.
+    """
 
     prepare: Prepare
     look: Callable[[Recipe, RunFolder], DataAndImages]
-    """The same rows and pictures once they are prepared, for the processes that only train: nothing is written."""
     sft: TrainStage
     grpo: TrainStage
     evaluate: EvaluateStage
@@ -59,8 +58,13 @@ class Stages:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One entry of a run's plan; ``name`` is the stage's folder."""
+class StageCall:
+    """One stage of a run.
+
+    Attributes:
+        name: the name of the stage and of its folder.
+        work: does the work and returns the record of the stage.
+    """
 
     name: str
     work: Callable[[Context], Mapping[str, object]]
@@ -75,144 +79,161 @@ def run_recipe(
     progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
 ) -> Results:
-    """Run every stage of the recipe that has not finished, and give the table of results.
+    """Run every stage of a recipe that has not finished.
 
     Args:
-        recipe: what to do.
-        stages: who does it.
-        fresh: begin anew; an old run of this name is moved aside.
-        plan: what the run is expected to need, kept as plan.json; None: nothing new.
-        progress: told how far a stage has come.
-        notify: told the number of the signal that asks the run to stop, inside the signal's handler.
+        recipe: the recipe of the run.
+        stages: the functions that do the work.
+        fresh: start again. An old run of this name is renamed.
+        plan: what the run is expected to need, saved as plan.json. None: plan.json stays as it is.
+        progress: called with the progress of each stage.
+        notify: called with the number of the signal that requests a stop, inside the signal handler.
+
+    Returns:
+        The table of results.
 
     Raises:
-        ToolkitError: whatever ends the run; Interrupted after a signal, with the state saved.
+        ToolkitError: a stage failed. Interrupted after a signal, with the state saved.
     """
     if not is_main_process():
-        return train_beside(recipe, stages)
+        return train_as_worker(recipe, stages)
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
             write_json(run.plan_file, plan)
-        steps = plan_steps(recipe, stages)
-        open_steps = [step for step in steps if not _is_finished(step, run, recipe)]
-        for step in steps:
-            if step not in open_steps:
-                log.info("%s: finished before, skipped", step.name)
-        if any(step.name == EXPORT for step in open_steps):
+        unfinished = []
+        for call in stage_calls(recipe, stages):
+            if _is_finished(call, run, recipe):
+                log.info("%s: already finished, skipped", call.name)
+            else:
+                unfinished.append(call)
+        if any(call.name == EXPORT for call in unfinished):
             require_export(recipe)
         with recording(run, recipe.run, "run") as recorder:
-            if open_steps:
+            if unfinished:
                 with recorder.stage(DATA):
                     data, images = stages.prepare(recipe, run, stopping(stop, progress))
                 context = Context(recipe, run, data, images, stop, progress)
-            meet()  # the other processes see from here on what is open
-            for step in open_steps:
-                stop.check(f"{step.name} has not begun, and what came before is finished")
-                run_step(step, context, recorder)
+            wait_for_all()  # from here on the other processes read which stages are unfinished
+            for call in unfinished:
+                stop.check(f"{call.name} has not begun, and the stages before it are finished")
+                run_stage(call, context, recorder)
         return write_results(run)
 
 
-def train_beside(recipe: Recipe, stages: Stages) -> Results:
-    """What the other processes of `accelerate launch` do: train where the first one trains, and write nothing.
+def train_as_worker(recipe: Recipe, stages: Stages) -> Results:
+    """Train with the main process of `accelerate launch`, and write nothing.
 
     Raises:
-        ToolkitError: as ``run_recipe``.
+        ToolkitError: as in ``run_recipe``.
     """
-    meet()
+    wait_for_all()
     run = find_run(recipe.run_folder)
     with StopRequest() as stop:
-        open_stages = [name for name in _training_stages(recipe) if not run.is_done(name)]
-        if open_stages:
+        unfinished = [name for name in _training_stages(recipe) if not run.is_done(name)]
+        if unfinished:
             data, images = stages.look(recipe, run)
             context = Context(recipe, run, data, images, stop)
-            for name in open_stages:
-                meet()  # with the first process, where it begins the stage
+            for name in unfinished:
+                wait_for_all()  # the main process starts the stage
                 getattr(stages, name)(context)
-                meet()  # and where its record is written, which the next stage goes on from
+                wait_for_all()  # the main process has written the record that the next stage reads
     return read_results(run)
 
 
-def _is_finished(step: Step, run: RunFolder, recipe: Recipe) -> bool:
-    """Whether a step needs nothing more.
+def wait_for_all() -> None:
+    """Wait for the other processes of the run. Imports no model library if there is only one process."""
+    if world_size() > 1:
+        wait_for_all()
 
-    `toolkit export` may have exported between two stages, in other forms, or unverified: an export counts if it holds
-    the forms of the recipe, made from the last weights that the run leaves, and proven where the recipe says so.
+
+def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall]:
+    """Return the stages of a recipe in order.
+
+    The model is evaluated before training and after each training stage, and exported at the end.
     """
-    if step.name != EXPORT or recipe.export is None or not run.is_done(EXPORT):
-        return run.is_done(step.name)
-    record, trained = run.record(EXPORT), _training_stages(recipe)
-    last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
-    made_from_last = last is not None and record["weights"] == run.relative(last)
-    wanted = [form for form in formats_of(recipe.export) if form not in record.get("left_out", ())]
-    forms = made_from_last and set(wanted) <= set(record["asked"])
-    written = [record[form] for form in wanted if form in record]  # full fine-tuning leaves no adapter
-    forms = forms and (not recipe.export.verify or all(form["questions"] for form in written))
-    return forms and ("gguf" not in wanted or set(recipe.export.quant) <= set(record["gguf"]["files"]))
+    trained, calls = _training_stages(recipe), []
+    if recipe.evaluate and (recipe.evaluate.before or not trained):
+        calls.append(evaluation_call("before", stages.evaluate))
+    for name in trained:
+        calls.append(StageCall(name, getattr(stages, name)))
+        if recipe.evaluate:
+            calls.append(evaluation_call(name, stages.evaluate))
+    if recipe.export:
+        calls.append(StageCall(EXPORT, stages.export))
+    return calls
+
+
+def evaluation_call(name: str, evaluate: EvaluateStage) -> StageCall:
+    """Return the evaluation of the newest weights, compared with the run's earlier evaluations."""
+
+    def work(context: Context) -> Mapping[str, object]:
+        earlier = [other for other in evaluations(context.run) if other != name]
+        return evaluate(context, name, context.weights, earlier)
+
+    return StageCall(EVALUATE + name, work)
+
+
+def run_stage(call: StageCall, context: Context, recorder: Recorder) -> Record:
+    """Run one stage, save its record, and update results.json."""
+    log.info("%s begins", call.name)
+    started = time.monotonic()
+    trains = call.name in TRAINING_STAGES
+    if call.name == EXPORT:
+        write_results(context.run)  # the model card is written from results.json, which a crash may have left outdated
+    with recorder.stage(call.name):
+        if trains:
+            wait_for_all()
+        record = call.work(context)
+        context.run.mark_done(call.name, record)
+        if trains:
+            wait_for_all()
+    write_results(context.run)
+    log.info("%s is finished (%s)", call.name, format_duration(time.monotonic() - started))
+    return context.run.record(call.name)
+
+
+def stopping(stop: StopRequest, progress: Progress) -> Progress:
+    """Return a progress callback that raises Interrupted after a signal.
+
+    It is for work before the first stage, which saves nothing.
+    """
+
+    def report(what: str, done: int, total: int, note: str = "") -> None:
+        stop.check("no stage had begun")
+        progress(what, done, total, note)
+
+    return report
 
 
 def require_export(recipe: Recipe) -> None:
-    """See that what the recipe exports can be written here, before anything is trained.
+    """Check before training that this machine can write the formats of the recipe.
 
     Raises:
-        MissingExtraError: it cannot.
+        MissingExtraError: a package is not installed.
     """
     section = recipe.export
     if section and "gguf" in section.to:
         require_for(section.quant, verify=section.verify > 0)
 
 
+def _is_finished(call: StageCall, run: RunFolder, recipe: Recipe) -> bool:
+    """Return whether a stage does not have to run again.
+
+    `toolkit export` may have exported other formats, earlier weights, or without verification. An export counts if it
+    has the recipe's formats of the last weights, verified if the recipe requires it.
+    """
+    if call.name != EXPORT or recipe.export is None or not run.is_done(EXPORT):
+        return run.is_done(call.name)
+    record, trained = run.record(EXPORT), _training_stages(recipe)
+    last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
+    wanted = [name for name in formats_of(recipe.export) if name not in record.get("left_out", ())]
+    if last is None or record["weights"] != run.relative(last) or not set(wanted) <= set(record["asked"]):
+        return False
+    written = [record[name] for name in wanted if name in record]  # full fine-tuning has no adapter
+    if recipe.export.verify and not all(one["questions"] for one in written):
+        return False
+    return "gguf" not in wanted or set(recipe.export.quant) <= set(record["gguf"]["files"])
+
+
 def _training_stages(recipe: Recipe) -> list[str]:
     return [name for name in TRAINING_STAGES if getattr(recipe, name) is not None]
-
-
-def stopping(stop: StopRequest, progress: Progress) -> Progress:
-    """Progress that raises Interrupted once a signal has come: for work before the first stage, which saves nothing."""
-
-    def tell(what: str, done: int, total: int, note: str = "") -> None:
-        stop.check("no stage had begun")
-        progress(what, done, total, note)
-
-    return tell
-
-
-def plan_steps(recipe: Recipe, stages: Stages) -> list[Step]:
-    """Evaluate, then train and evaluate again for each training stage, then export; only what the recipe has."""
-    trained, steps = _training_stages(recipe), []
-    if recipe.evaluate and (recipe.evaluate.before or not trained):
-        steps.append(evaluation_step("before", stages.evaluate))
-    for name in trained:
-        steps.append(Step(name, getattr(stages, name)))
-        if recipe.evaluate:
-            steps.append(evaluation_step(name, stages.evaluate))
-    if recipe.export:
-        steps.append(Step(EXPORT, stages.export))
-    return steps
-
-
-def evaluation_step(name: str, evaluate: EvaluateStage) -> Step:
-    """The evaluation ``name`` of the newest weights, compared with those that finished before it."""
-
-    def work(context: Context) -> Mapping[str, object]:
-        earlier = [other for other in evaluations(context.run) if other != name]
-        return evaluate(context, name, context.weights, earlier)
-
-    return Step(EVALUATE + name, work)
-
-
-def run_step(step: Step, context: Context, recorder: Recorder) -> Record:
-    """Do one step, keep its record, bring results.json up to date."""
-    log.info("%s begins", step.name)
-    started = time.monotonic()
-    trains = step.name in TRAINING_STAGES
-    if step.name == EXPORT:
-        write_results(context.run)  # a model card is written from it: a crash or a hand may have left another
-    with recorder.stage(step.name):
-        if trains:
-            meet()
-        record = step.work(context)
-        context.run.mark_done(step.name, record)
-        if trains:
-            meet()
-    write_results(context.run)
-    log.info("%s is finished (%s)", step.name, format_duration(time.monotonic() - started))
-    return context.run.record(step.name)

@@ -1,6 +1,6 @@
-"""The real stages, each imported when it begins: a run that has nothing left to train loads no model library.
+"""The stages of `toolkit run`. Each is imported when it begins, so a finished run imports no model library.
 
-A run's rows are prepared before its first stage, so what must be imported before transformers is imported there.
+The rows are prepared before the first stage. Unsloth, which must be imported before transformers, is imported there.
 """
 
 from collections.abc import Sequence
@@ -53,4 +53,4 @@ def _export(context: Context, *, out: Path | None = None, force: bool = False) -
 
 
 STAGES = Stages(_prepare, _look, _sft, _grpo, _evaluate, _export)
-"""What `toolkit run` works with."""
+"""The stages of `toolkit run`."""

@@ -1,10 +1,10 @@
-"""The recipe: one TOML file as frozen sections, loaded with every problem at once."""
+"""Load a recipe, one TOML file, into frozen sections. All errors are reported together."""
 
 from toolkit.recipe.base import Section
-from toolkit.recipe.checks import PHANTOM_TASKS, absent, for_image_generators, for_language_models
+from toolkit.recipe.checks import SYNTHETIC_TASKS, absent, for_image_generators, for_language_models
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
-    REHEARSAL,
+    DRY_RUN_SUFFIX,
     REWARD_WEIGHTS,
     SPLITS,
     Data,
@@ -16,7 +16,6 @@ from toolkit.recipe.sections import (
     Lora,
     Model,
     Optimisation,
-    Phantom,
     Prompt,
     Recipe,
     Rewards,
@@ -24,13 +23,14 @@ from toolkit.recipe.sections import (
     Sft,
     Split,
     Steps,
+    SyntheticData,
 )
 
 __all__ = [
-    "PHANTOM_TASKS",
-    "REHEARSAL",
+    "DRY_RUN_SUFFIX",
     "REWARD_WEIGHTS",
     "SPLITS",
+    "SYNTHETIC_TASKS",
     "Data",
     "Evaluate",
     "Export",
@@ -40,7 +40,6 @@ __all__ = [
     "Lora",
     "Model",
     "Optimisation",
-    "Phantom",
     "Prompt",
     "Recipe",
     "Rewards",
@@ -49,6 +48,7 @@ __all__ = [
     "Sft",
     "Split",
     "Steps",
+    "SyntheticData",
     "absent",
     "changed_keys",
     "dump_recipe",

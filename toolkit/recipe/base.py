@@ -1,4 +1,4 @@
-"""The base class of all sections of a recipe."""
+"""Base class of all sections of a recipe."""
 
 from collections.abc import Iterable
 
@@ -8,9 +8,9 @@ from toolkit.errors import Problem
 
 
 class Section(BaseModel):
-    """A table of the recipe: frozen, unknown keys and numbers that are not finite refused."""
+    """A table of the recipe. It is frozen, and rejects unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class BrokenRules(ValueError):

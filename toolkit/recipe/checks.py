@@ -1,4 +1,4 @@
-"""What must hold between sections, and which files a recipe points to must be there."""
+"""Rules that involve several keys or sections, and the files and packages that a recipe needs."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,37 +8,37 @@ from pathlib import Path
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Phantom, Recipe, Steps
+from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps, SyntheticData
 
 Check = Callable[[Recipe], Iterator[Problem]]
-"""Yields problems whose place is a dotted key of the recipe."""
+"""Yields problems. Their place is a dotted key of the recipe."""
 
-PHANTOM_TASKS: Mapping[str, str] = {
+SYNTHETIC_TASKS: Mapping[str, str] = {
     "chest": "mcq",
     "chest_vqa": "vqa",
     "lesion": "lesion",
     "steps": "steps",
 }
-"""Kind of practice data -> the task it is written for."""
+"""Kind of synthetic data -> its task."""
 
 SMALLEST: Mapping[str, tuple[int, str]] = {"lesion": (96, "lesions"), "steps": (112, "screens")}
-"""Kind of practice data -> how wide its pictures are at least, in pixels, and what they show."""
+"""Kind of synthetic data -> minimum image width in pixels, and the content of its images."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _CUSTOM_REWARD = re.compile(r".+\.py:[A-Za-z_]\w*")
 
 
 def is_folder_name(model: str) -> bool:
-    """Whether ``model.name`` means a folder (it starts with ``./``, ``../``, ``~`` or ``/``) and not a Hub name."""
+    """Return whether ``model.name`` is a folder (starts with ``./``, ``../``, ``~`` or ``/``), not a Hub name."""
     return model in (".", "..") or model.startswith(("./", "../", "~")) or Path(model).is_absolute()
 
 
 def for_language_models(recipe: Recipe, command: str) -> Recipe:
-    """Return the recipe, if it is one of a vision-language model.
+    """Return the recipe of a vision-language model.
 
     Args:
-        recipe: of a command that cannot work on image generators yet.
-        command: how the user calls it.
+        recipe: the recipe of a command that does not support image generators.
+        command: the command, as the user types it.
 
     Raises:
         RecipeError: the recipe has [imagegen].
@@ -54,11 +54,11 @@ def for_image_generators(recipe: Recipe, command: str) -> Imagegen:
     """Return the section [imagegen] of a recipe.
 
     Args:
-        recipe: of a command that works on image generators only.
-        command: how the user calls it.
+        recipe: the recipe of a command for image generators only.
+        command: the command, as the user types it.
 
     Raises:
-        RecipeError: the recipe is one of a vision-language model.
+        RecipeError: the recipe is for a vision-language model.
     """
     if recipe.imagegen is None:
         rule = f"{command} needs the recipe of an image generator, and this one has no section [imagegen]"
@@ -67,44 +67,44 @@ def for_image_generators(recipe: Recipe, command: str) -> Imagegen:
     return recipe.imagegen
 
 
-def something_to_do(recipe: Recipe) -> Iterator[Problem]:
-    """At least one stage."""
+def has_a_stage(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the recipe has at least one stage."""
     if not (recipe.sft or recipe.grpo or recipe.evaluate or recipe.export):
         rule = "must have at least one of [sft], [grpo], [evaluate] and [export]"
         yield Problem("recipe.nothing_to_do", rule, remedy="Add one of these sections.")
 
 
-def one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
-    """Files or practice data, not both, not neither."""
+def has_one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the rows come either from files or from [data.synthetic]."""
     data = recipe.data
-    if data.phantom is None and data.train is None:
-        remedy = "Set data.train to a file, or add [data.phantom] for synthetic data."
+    if data.synthetic is None and data.train is None:
+        remedy = "Set data.train to a file, or add [data.synthetic] for synthetic data."
         yield Problem("recipe.no_rows", "must have a source of rows", "data", remedy=remedy)
     for name in ("train", "validation", "test", "image_root"):
         value = getattr(data, name)
-        if data.phantom is not None and value is not None:
-            rule = "must not be set beside [data.phantom], which generates rows"
+        if data.synthetic is not None and value is not None:
+            rule = "must not be set beside [data.synthetic], which generates rows"
             yield Problem("recipe.two_sources_of_rows", rule, f"data.{name}", str(value), "Remove one of them.")
         if value is not None and not str(value):
             remedy = "Set a path, or remove the key."
             yield Problem("recipe.path_empty", "must not be empty", f"data.{name}", "", remedy)
-    if data.phantom is not None:
-        yield from _phantom_fits(data.phantom, data.task)
+    if data.synthetic is not None:
+        yield from _synthetic_data_fits(data.synthetic, data.task)
 
 
-def _phantom_fits(phantom: Phantom, task: str) -> Iterator[Problem]:
-    if phantom.kind in SMALLEST:
-        least, shown = SMALLEST[phantom.kind]
-        if phantom.size < least:
+def _synthetic_data_fits(synthetic: SyntheticData, task: str) -> Iterator[Problem]:
+    if synthetic.kind in SMALLEST:
+        least, shown = SMALLEST[synthetic.kind]
+        if synthetic.size < least:
             rule = f"must be at least {least} for {shown}"
-            yield Problem("recipe.synthetic_size_too_small", rule, "data.phantom.size", phantom.size, "Raise it.")
-    if task != (wanted := PHANTOM_TASKS[phantom.kind]):
-        rule = f'must be "{wanted}" with [data.phantom] kind = "{phantom.kind}"'
+            yield Problem("recipe.synthetic_size_too_small", rule, "data.synthetic.size", synthetic.size, "Raise it.")
+    if task != (wanted := SYNTHETIC_TASKS[synthetic.kind]):
+        rule = f'must be "{wanted}" with [data.synthetic] kind = "{synthetic.kind}"'
         yield Problem("recipe.synthetic_task_mismatch", rule, "data.task", task, "Change one of them.")
 
 
 def loss_fits(recipe: Recipe) -> Iterator[Problem]:
-    """CISPO caps the ratio itself, which is 1 on policy; GSPO is the sequence ratio under GRPO's own loss."""
+    """Check the settings of CISPO, which caps a ratio that is 1 on policy, and of GSPO, which uses the GRPO loss."""
     grpo = recipe.grpo
     if grpo is None:
         return
@@ -118,7 +118,7 @@ def loss_fits(recipe: Recipe) -> Iterator[Problem]:
 
 
 def lesion_settings_fit(recipe: Recipe) -> Iterator[Problem]:
-    """[data.lesion] belongs to its task, and asks for something."""
+    """Check that [data.lesion] belongs to the task, and that an answer has content."""
     data = recipe.data
     listed = list(data.lesion.answer)
     if data.task != "lesion":
@@ -146,7 +146,7 @@ def _repeated(key: str, listed: Sequence[str]) -> Problem:
 
 
 def step_settings_fit(recipe: Recipe) -> Iterator[Problem]:
-    """[data.steps] belongs to its task, shows something, and asks for an action."""
+    """Check that [data.steps] belongs to the task, and that the prompt has content and the answer an action."""
     steps = recipe.data.steps
     if recipe.data.task != "steps":
         if steps != Steps():
@@ -162,10 +162,10 @@ def step_settings_fit(recipe: Recipe) -> Iterator[Problem]:
     if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
         rule = f"must be at least task_start (={steps.task_start})"
         yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
-    yield from _dropped_memories_fit(steps)
+    yield from _memory_fractions_fit(steps)
 
 
-def _dropped_memories_fit(steps: Steps) -> Iterator[Problem]:
+def _memory_fractions_fit(steps: Steps) -> Iterator[Problem]:
     both = steps.drop_memory + steps.corrupt_memory
     if both > 1:
         rule = "drop_memory + corrupt_memory must be at most 1"
@@ -179,7 +179,7 @@ def _dropped_memories_fit(steps: Steps) -> Iterator[Problem]:
 
 
 def whole_tasks_are_evaluated(recipe: Recipe) -> Iterator[Problem]:
-    """Steps are held out by whole tasks and asked with memories; nothing else has either."""
+    """Check the settings that only the task steps has: evaluation by whole tasks and with agent memory."""
     section = recipe.evaluate
     if recipe.data.task != "steps":
         if section and section.max_tasks is not None:
@@ -202,23 +202,23 @@ def whole_tasks_are_evaluated(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.evaluated_memory_invalid", rule, "evaluate.memory", listed, remedy)
 
 
-def checkpoints_are_looked_at(recipe: Recipe) -> Iterator[Problem]:
-    """A loss that is not finite is seen in the log; a checkpoint between two lines of it could hold one."""
+def checkpoints_are_logged(recipe: Recipe) -> Iterator[Problem]:
+    """Check that every checkpoint has a log line. Otherwise a checkpoint could have a loss that is not finite."""
     run = recipe.run
     if run.checkpoint_steps % run.log_steps:
         rule, remedy = f"must divide run.checkpoint_steps (={run.checkpoint_steps})", "Change one of them."
         yield Problem("recipe.log_steps_not_divisor", rule, "run.log_steps", run.log_steps, remedy)
 
 
-def skipped_pictures_are_known(recipe: Recipe) -> Iterator[Problem]:
-    """What is to be skipped must be known before training."""
+def skipped_images_are_scanned(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the scan finds unreadable images if they are skipped, before training."""
     if recipe.images.unreadable == "skip" and recipe.images.scan in ("header", "off"):
         rule = 'must be "auto" or "full" with unreadable = "skip", because only decoding finds unreadable images'
         yield Problem("recipe.scan_finds_no_unreadable", rule, "images.scan", recipe.images.scan, 'Set scan = "auto".')
 
 
-def shares_leave_training_rows(recipe: Recipe) -> Iterator[Problem]:
-    """The held-out shares sum to less than 1."""
+def fractions_leave_training_rows(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the held-out fractions sum to less than 1."""
     split = recipe.data.split
     if (held_out := split.validation + split.test) >= 1:
         rule = "validation + test must be less than 1"
@@ -226,19 +226,19 @@ def shares_leave_training_rows(recipe: Recipe) -> Iterator[Problem]:
 
 
 def evaluated_split_exists(recipe: Recipe) -> Iterator[Problem]:
-    """The split that [evaluate] names has a file, practice rows or a share."""
+    """Check that the evaluated split has a file, synthetic rows or a fraction."""
     if recipe.evaluate is None:
         return
     name, data = recipe.evaluate.split, recipe.data
-    generated = getattr(data.phantom, name) if data.phantom else 0
+    generated = getattr(data.synthetic, name) if data.synthetic else 0
     if getattr(data, name) is None and not getattr(data.split, name) and not generated:
         rule = "must name a split that the data have"
         remedy = f"Set data.{name} to a file, or data.split.{name} to a fraction of the rows."
         yield Problem("recipe.evaluated_split_missing", rule, "evaluate.split", name, remedy)
 
 
-def known_rewards(recipe: Recipe) -> Iterator[Problem]:
-    """Reward names belong to the task or to the user's own rewards; weights are not negative."""
+def rewards_are_known(recipe: Recipe) -> Iterator[Problem]:
+    """Check that rewards belong to the task or are custom, and that weights are not negative."""
     own = [name.rpartition(":")[2] for name in recipe.rewards.custom]
     known = (*REWARD_WEIGHTS[recipe.data.task], *own)
     for name, weight in recipe.rewards.weights.items():
@@ -250,8 +250,8 @@ def known_rewards(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("recipe.out_of_range", "must be at least 0", f"rewards.{name}", weight, "Raise it.")
 
 
-def well_formed_custom_rewards(recipe: Recipe) -> Iterator[Problem]:
-    """``file.py:function``, each function name once and none of the task's own."""
+def custom_rewards_are_well_formed(recipe: Recipe) -> Iterator[Problem]:
+    """Check that custom rewards are ``file.py:function`` with unique names."""
     taken = set(REWARD_WEIGHTS[recipe.data.task])
     for text in recipe.rewards.custom:
         name = text.rpartition(":")[2]
@@ -264,15 +264,15 @@ def well_formed_custom_rewards(recipe: Recipe) -> Iterator[Problem]:
         taken.add(name)
 
 
-def something_to_reward(recipe: Recipe) -> Iterator[Problem]:
-    """GRPO has at least one reward that counts."""
+def grpo_has_a_reward(recipe: Recipe) -> Iterator[Problem]:
+    """Check that GRPO has a reward with a weight above 0."""
     if recipe.grpo and not any(weight > 0 for weight in recipe.reward_weights.values()):
         rule = "must have a weight above 0 for [grpo]"
         yield Problem("recipe.rewards_all_zero", rule, "rewards", remedy="Raise at least one weight.")
 
 
-def trainable_weights(recipe: Recipe) -> Iterator[Problem]:
-    """What is to be trained can be trained."""
+def parameters_are_trainable(recipe: Recipe) -> Iterator[Problem]:
+    """Check that precision, adapter and layers suit the kind of tuning."""
     model, lora = recipe.model, recipe.lora
     if model.tuning == "full" and model.precision in ("4bit", "8bit"):
         rule, remedy = 'must be "16bit" or "32bit" with tuning = "full"', 'Change it, or set tuning = "lora".'
@@ -287,8 +287,8 @@ def trainable_weights(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.no_layer_to_train", rule, "lora.targets", list(lora.targets), remedy)
 
 
-def named_model(recipe: Recipe) -> Iterator[Problem]:
-    """A model's name is ``tiny``, a folder or a Hub name; only a Hub name has revisions."""
+def model_name_is_valid(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the model is ``tiny``, a folder or a Hub name. Only a Hub name has revisions."""
     name, revision = recipe.model.name, recipe.model.revision
     if not is_folder_name(name) and not _HUB_NAME.fullmatch(name):
         rule = "must be tiny, a Hub name (owner/name) or a folder that starts with ./, ../, ~ or /"
@@ -298,8 +298,8 @@ def named_model(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.revision_without_hub", rule, "model.revision", revision, "Remove it.")
 
 
-def something_to_export(recipe: Recipe) -> Iterator[Problem]:
-    """Exported weights come from a training stage or an earlier adapter."""
+def export_has_weights(recipe: Recipe) -> Iterator[Problem]:
+    """Check that exported weights come from a training stage or an adapter."""
     if recipe.export is None:
         return
     if not (recipe.sft or recipe.grpo or recipe.model.adapter):
@@ -310,8 +310,8 @@ def something_to_export(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("recipe.list_empty", "must have at least one entry", f"export.{name}", [], remedy)
 
 
-def room_for_the_prompt(recipe: Recipe) -> Iterator[Problem]:
-    """A completion leaves room for its prompt."""
+def completions_leave_room(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the longest completion leaves tokens for its prompt."""
     for name, section in (("grpo", recipe.grpo), ("evaluate", recipe.evaluate)):
         if section and section.max_completion_tokens >= recipe.model.max_tokens:
             rule = f"must be less than model.max_tokens (={recipe.model.max_tokens}), which includes the prompt"
@@ -319,8 +319,8 @@ def room_for_the_prompt(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("recipe.no_room_for_prompt", rule, key, value, "Change one of them.")
 
 
-def ordered_pairs(recipe: Recipe) -> Iterator[Problem]:
-    """Lower bounds stand below upper bounds."""
+def pairs_are_ordered(recipe: Recipe) -> Iterator[Problem]:
+    """Check that lower bounds are below upper bounds."""
     low, high = recipe.images.percentiles
     if not 0 <= low < high <= 100:
         rule, remedy = "must be two numbers, 0 <= lower < upper <= 100", "Correct the numbers."
@@ -332,35 +332,35 @@ def ordered_pairs(recipe: Recipe) -> Iterator[Problem]:
 
 
 CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
-    (frozenset({"sft", "grpo", "evaluate", "export"}), something_to_do),
-    (frozenset({"data"}), one_source_of_rows),
+    (frozenset({"sft", "grpo", "evaluate", "export"}), has_a_stage),
+    (frozenset({"data"}), has_one_source_of_rows),
     (frozenset({"grpo"}), loss_fits),
-    (frozenset({"run"}), checkpoints_are_looked_at),
-    (frozenset({"images"}), skipped_pictures_are_known),
-    (frozenset({"data"}), shares_leave_training_rows),
+    (frozenset({"run"}), checkpoints_are_logged),
+    (frozenset({"images"}), skipped_images_are_scanned),
+    (frozenset({"data"}), fractions_leave_training_rows),
     (frozenset({"data"}), lesion_settings_fit),
     (frozenset({"data"}), step_settings_fit),
     (frozenset({"data", "evaluate"}), evaluated_split_exists),
     (frozenset({"data", "evaluate"}), whole_tasks_are_evaluated),
-    (frozenset({"data", "rewards"}), known_rewards),
-    (frozenset({"data", "rewards"}), well_formed_custom_rewards),
-    (frozenset({"data", "rewards", "grpo"}), something_to_reward),
-    (frozenset({"model", "lora"}), trainable_weights),
-    (frozenset({"model"}), named_model),
-    (frozenset({"model", "sft", "grpo", "export"}), something_to_export),
-    (frozenset({"model", "grpo", "evaluate"}), room_for_the_prompt),
-    (frozenset({"images", "grpo"}), ordered_pairs),
+    (frozenset({"data", "rewards"}), rewards_are_known),
+    (frozenset({"data", "rewards"}), custom_rewards_are_well_formed),
+    (frozenset({"data", "rewards", "grpo"}), grpo_has_a_reward),
+    (frozenset({"model", "lora"}), parameters_are_trainable),
+    (frozenset({"model"}), model_name_is_valid),
+    (frozenset({"model", "sft", "grpo", "export"}), export_has_weights),
+    (frozenset({"model", "grpo", "evaluate"}), completions_leave_room),
+    (frozenset({"images", "grpo"}), pairs_are_ordered),
 )
-"""The sections a check looks at, and the check: it is left out while one of them has problems of its own."""
+"""Sections that a check reads, and the check. It is skipped if one of these sections has errors."""
 
 
 def absent(recipe: Recipe) -> list[Problem]:
-    """Files, folders and packages that the recipe names and that are not there: loading refuses them if asked to."""
+    """Return missing files, folders and packages. ``load_recipe(files=True)`` rejects them."""
     return [*missing_files(recipe), *missing_packages(recipe)]
 
 
 def missing_files(recipe: Recipe) -> Iterator[Problem]:
-    """Files and folders that the recipe names and that are not there."""
+    """Yield files and folders of the recipe that do not exist."""
     for name in ("train", "validation", "test"):
         source = getattr(recipe.data, name)
         if source is not None and not source.startswith("hub:") and not Path(source).exists():
@@ -390,7 +390,7 @@ def missing(code: str, rule: str, key: str, path: Path | str) -> Problem:
 
 
 def missing_packages(recipe: Recipe) -> Iterator[Problem]:
-    """Experiment trackers that are not installed."""
+    """Yield experiment trackers that are not installed."""
     for package in recipe.run.report_to:
         if find_spec(package) is None:
             remedy = "Install it with: pip install -e '.[tracking]' -c constraints.txt"

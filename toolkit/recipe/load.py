@@ -1,4 +1,4 @@
-"""From a TOML file and ``--set`` values to a Recipe, or to every problem at once; and back to TOML."""
+"""Load a recipe from TOML and ``--set`` values with all errors together, and write it as TOML."""
 
 import json
 import os
@@ -32,22 +32,22 @@ _MODELS: frozenset[Key] = frozenset(
     {("model", "name"), ("imagegen", "generator", "model")}
     | {("imagegen", part, "encoder") for part in ("selector", "policy", "judge")}
 )
-"""Keys that hold a Hub name or a folder."""
+"""Keys whose value is a Hub name or a folder."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
-    """The recipe in ``path`` with ``overrides`` (``key=value``) put in.
+    """Load the recipe in ``path`` with ``overrides``.
 
-    Paths become absolute: those in the file start at its folder, those in ``overrides`` at the working directory. The
-    weights of all rewards of the task are filled in, so that the resolved copy says what a run was trained with.
+    Paths become absolute. Those in the file are relative to its folder, those in ``overrides`` to the working
+    directory. The weights of all rewards of the task are filled in, so that the saved copy has every weight.
 
     Args:
         path: a TOML file.
-        overrides: each a dotted key and a TOML value; a section that is not in the file is switched on by it.
-        files: also require that the files the recipe names are there.
+        overrides: ``key=value`` with a dotted key and a TOML value. It adds the section if the file lacks it.
+        files: also require that the files of the recipe exist.
 
     Raises:
-        RecipeError: with every problem that was found.
+        RecipeError: with all problems.
     """
     settings, problems = parse_settings(overrides)
     settings = [(keys, _resolve(value, Path(), keys)) for keys, value in settings]
@@ -60,18 +60,18 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool 
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """``recipe`` as TOML with every default written out; loading it gives an equal recipe.
+    """Return the recipe as TOML with every default. Loading it gives an equal recipe.
 
-    What is None is left out, since None is the default wherever it is allowed. So are sections that [imagegen] rejects.
+    Keys with the value None are left out, because None is then the default. So are sections that [imagegen] rejects.
     """
     sections = None if recipe.imagegen is None else set(SECTIONS)
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, include=sections))
 
 
 def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value) where the recipes differ.
+    """Return dotted key -> (old value, new value) of the differences between two recipes.
 
-    None stands for a value that is not set. A section that only one of them has is one entry, "on" or "off".
+    None is a value that is not set. A section that only one recipe has is one entry with "on" and "off".
     """
     before, after = (recipe.model_dump(mode="json", exclude_none=True) for recipe in (old, new))
     switched = [name for name in Recipe.model_fields if (name in before) != (name in after)]
@@ -95,7 +95,7 @@ def _read(path: Path) -> Table:
         remedy = f"Did you mean {path.parent / close[0]}?" if close else "Correct the path."
         raise RecipeError([Problem("recipe.not_found", "must be an existing file", str(path), remedy=remedy)])
     try:
-        # An editor on Windows may have put a byte order mark in front, which TOML does not know.
+        # Editors on Windows may write a byte order mark, which TOML does not allow.
         text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
@@ -118,7 +118,7 @@ def _syntax_problem(path: Path, text: str, message: str) -> Problem:
 
 
 def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
-    """``value``, found under ``key``, with the paths in it made absolute, starting at ``base``."""
+    """Return the value of ``key`` with its paths made absolute, relative to ``base``."""
     if isinstance(value, dict):
         return {name: _resolve(inner, base, (*key, name)) for name, inner in value.items()}
     if key == ("rewards", "custom") and isinstance(value, list):
@@ -131,7 +131,7 @@ def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
 
 
 def _absolute(path: str, base: Path) -> str:
-    # Not Path.resolve: following a link would change the folder that relative image paths start from.
+    # Not Path.resolve: following a link would change the folder of relative image paths.
     return os.path.abspath(base / os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
@@ -158,7 +158,7 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
     except ValidationError as error:
         problems = schema_problems(error.errors(include_url=False), places)
         broken = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
-        recipe = _sound_part(raw, broken)
+        recipe = _valid_part(raw, broken)
     if "imagegen" in raw:
         problems += places.of_all(only_imagegen_stages(raw))
     elif "data" not in raw:
@@ -174,12 +174,12 @@ def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None
 
 
 def _strict(section: type[Kind], table: Mapping[str, Any]) -> Kind:
-    # Through JSON, where strict mode takes a list for a tuple and text for a path but never text for a number.
+    # From JSON, strict mode accepts a list as a tuple and text as a path, but no text as a number.
     return section.model_validate_json(json.dumps(table, default=str), strict=True)
 
 
-def _sound_part(raw: Table, broken: set[str]) -> Recipe:
-    """The sections that are right; whoever looks at it must not look at the broken ones."""
+def _valid_part(raw: Table, broken: set[str]) -> Recipe:
+    """Return a recipe of the valid sections. Checks must not read the others."""
     sections = {}
     for name, info in Recipe.model_fields.items():
         kind = section_in(info.annotation)

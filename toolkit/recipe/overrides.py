@@ -1,4 +1,4 @@
-"""``--set grpo.learning_rate=1e-6``: single values of a recipe from the command line."""
+"""Parse ``--set grpo.learning_rate=1e-6``, which overrides a value of a recipe."""
 
 import tomllib
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ Setting = tuple[tuple[str, ...], Any]
 
 
 def parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Problem]]:
-    """Key paths with values, and what could not be read.
+    """Return key paths with values, and a problem for each override that cannot be parsed.
 
-    A value is TOML (``1e-6``, ``true``, ``["wandb"]``, ``"7"``); a bare word that is not TOML is text.
+    A value is TOML (``1e-6``, ``true``, ``["wandb"]``, ``"7"``). A bare word that is not TOML is text.
     """
     settings: list[Setting] = []
     problems: list[Problem] = []
@@ -27,7 +27,7 @@ def parse_settings(overrides: Sequence[str]) -> tuple[list[Setting], list[Proble
 
 
 def merge(table: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
-    """``table`` with ``settings`` put in, the last of two equal keys winning; tables on the way are made."""
+    """Return ``table`` with ``settings``. Missing tables are added, and the last of two equal keys wins."""
     merged = {key: merge(value, ()) if isinstance(value, dict) else value for key, value in table.items()}
     for keys, value in settings:
         inner = merged

@@ -1,4 +1,4 @@
-"""The errors of pydantic as problems with a code, a place, the value found and a suggestion."""
+"""Turn pydantic's errors into problems with a code, place, value and suggestion."""
 
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from toolkit.errors import NOTHING, Problem
 from toolkit.recipe.base import BrokenRules
+from toolkit.recipe.renamed import use_new_name
 from toolkit.recipe.sections import Recipe
 
 Key = tuple[str, ...]
@@ -34,31 +35,31 @@ FOREIGN: Mapping[str, str] = {
     "logging_steps": "run.log_steps",
     "output_dir": "run.folder and run.name",
 }
-"""What TRL, peft and transformers call a setting -> what a recipe calls it."""
+"""Name of a setting in TRL, peft or transformers -> its name in a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Says of a key where it was written: in the recipe's file, or in a ``--set`` on the command line."""
+    """Where keys were set: in the recipe's file, or in ``--set`` on the command line."""
 
     file: str
     overridden: frozenset[Key] = field(default_factory=frozenset)
 
     def of(self, key: Key) -> str:
-        """``recipes/a.toml: grpo.beta``, or ``--set grpo.beta``."""
+        """Return the place of a key, such as ``recipes/a.toml: grpo.beta`` or ``--set grpo.beta``."""
         if not key:
             return self.file
         on_command_line = any(override[: len(key)] == key[: len(override)] for override in self.overridden)
         return f"--set {'.'.join(key)}" if on_command_line else f"{self.file}: {'.'.join(key)}"
 
     def of_all(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Return the problems, each at the place where its dotted key was written."""
+        """Return the problems with the place where their key was set."""
         return [replace(one, place=self.of(tuple(one.place.split(".")) if one.place else ())) for one in problems]
 
 
 def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
-    """Return the problems of pydantic's errors about a Recipe, in pydantic's order."""
-    return [problem for error in errors for problem in _problems(error, places)]
+    """Return one problem per pydantic error about a recipe, in pydantic's order."""
+    return [_problem(error, places) for error in errors]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -103,7 +104,7 @@ def _missing(key: Key, places: Places) -> Problem:
 
 
 def _unknown(key: Key, places: Places) -> Problem:
-    """Return the problem of an unknown key, with the known key that it resembles or belongs to."""
+    """Return the problem of an unknown key, with a suggestion."""
     table, name = key[:-1], key[-1]
     if table:
         return Problem(
@@ -115,32 +116,34 @@ def _unknown(key: Key, places: Places) -> Problem:
 
 
 def _suggest(table: Key, name: str) -> str:
-    homes = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
-    if homes:
-        return f"Move it to {' or '.join(f'[{home}]' for home in homes)}."
+    if renamed := use_new_name(".".join((*table, name))):
+        return renamed
+    tables = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
+    if tables:
+        return f"Move it to {' or '.join(f'[{found}]' for found in tables)}."
     if name in FOREIGN:
         return f"Use {FOREIGN[name]} instead."
     return nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name, table) or "Remove it."
 
 
 def _same_kind(path: Key, table: Key) -> bool:
-    """Whether both are tables of [imagegen], or neither is: the two kinds of recipes share only [run] and [images]."""
+    """Return whether both or neither are tables of [imagegen]. The kinds of recipes share only [run] and [images]."""
     return (path[0] == "imagegen") == (table[:1] == ("imagegen",))
 
 
 def _nearest_elsewhere(name: str, table: Key) -> str:
-    homes = {
+    paths = {
         known: f"{'.'.join(path)}.{known}"
         for path, keys in TABLES.items()
         for known in keys
         if path and _same_kind(path, table)
     }
-    close = get_close_matches(name, homes, n=1, cutoff=0.75)
-    return f"Did you mean {homes[close[0]]}?" if close else ""
+    close = get_close_matches(name, paths, n=1, cutoff=0.75)
+    return f"Did you mean {paths[close[0]]}?" if close else ""
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section in a field's type: ``Grpo`` in ``Grpo | None``; None where there is none."""
+    """Return the section in a field's type, such as ``Grpo`` in ``Grpo | None``, or None."""
     parts = (annotation, *typing.get_args(annotation))
     return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
@@ -154,7 +157,7 @@ def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tup
 
 
 TABLES: Mapping[Key, tuple[str, ...]] = dict(_tables(Recipe))
-"""Every table of a recipe, by its path, and the keys it may hold."""
+"""Path of every table of a recipe -> its keys."""
 
 _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "literal_error": ("recipe.choice_unknown", lambda rule: f"must be {rule['expected']}"),

@@ -1,7 +1,7 @@
-"""The recipe's sections, frozen. Every default and every name a recipe may use stands here.
+"""The sections of a recipe: every key with its type, default and description.
 
-Loading makes the paths in ``model``, ``data`` and ``rewards`` absolute: a path in a file starts at the file's folder, a
-path in ``--set`` at the working directory. Only ``run.folder`` stays relative to the working directory.
+Loading makes the paths in ``model``, ``data`` and ``rewards`` absolute. A path in a file is relative to the file's
+folder, and a path in ``--set`` to the working directory. ``run.folder`` stays relative to the working directory.
 """
 
 from collections.abc import Mapping
@@ -41,118 +41,132 @@ RESULTS_BY: Mapping[str, tuple[str, ...]] = {
 POSITIVE: Mapping[str, str] = {"lesion": "mel"}
 """task -> the label that is set against all others."""
 
-REHEARSAL = ".rehearsal"
-"""How the name of a rehearsal's run ends."""
+DRY_RUN_SUFFIX = ".dry-run"
+"""Suffix of the name of a dry run."""
 
 SPLITS = ("train", "validation", "test")
-"""The splits, in the order in which they give up what they share with a later one."""
+"""The splits. With ``on_leak = "drop"``, a shared row is dropped from the earlier split."""
 
 Share = Field(ge=0, le=1)
 
 
 class Run(Section):
-    """Where a run lives and what makes it repeatable."""
+    """The name, folder and seed of the run, and how often it logs and saves."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """The run's folder inside ``folder``."""
+    """Name of the run, and of its folder in ``folder``."""
     folder: Path = Path("runs")
-    """Where run folders are made, relative to the working directory."""
+    """Parent of the run folders, relative to the working directory."""
     seed: int = Field(3407, ge=0, lt=2**31)
-    """Seeds data order, sampling, adapter initialisation and bootstrap."""
+    """Seed of the data order, sampling, adapter initialization and bootstrap."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Experiment trackers, passed on to transformers."""
+    """Experiment trackers, passed to transformers."""
     checkpoint_steps: int = Field(50, ge=1)
-    """A resumable checkpoint every so many optimiser steps."""
+    """Optimizer steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Older checkpoints are removed once a newer one is complete."""
+    """Number of checkpoints to keep. Older ones are removed when a new one is complete."""
     log_steps: int = Field(1, ge=1)
-    """A line in the log every so many optimiser steps."""
-    purpose: Literal["training", "search", "ablation", "rehearsal"] = "training"
-    """Under which heading the compute report counts the run; `toolkit run --rehearse` sets the last one."""
+    """Optimizer steps between two log lines."""
+    purpose: Literal["training", "search", "ablation", "dry_run"] = "training"
+    """Heading of the run in the compute report. `toolkit run --dry-run` sets ``dry_run``."""
     country: str | None = Field(None, pattern=r"^[A-Z]{3}$")
-    """Where the machine stands, in three letters (ISO 3166, such as DEU): its mix of electricity gives the CO2. Without
-    it, energy is reported and CO2 is not."""
+    """Country of the machine as an ISO 3166 code of three letters, such as DEU. Its electricity mix determines the CO2.
+    Without it, only energy is reported."""
 
     @property
-    def is_rehearsal(self) -> bool:
-        """Whether this is a rehearsal, which begins anew each time and replaces the one before."""
-        return self.purpose == "rehearsal" and self.name.endswith(REHEARSAL)
+    def is_dry_run(self) -> bool:
+        """Return whether this is a dry run. A dry run starts again each time and replaces the previous one."""
+        return self.purpose == "dry_run" and self.name.endswith(DRY_RUN_SUFFIX)
 
 
 class Model(Section):
-    """Which model, how it is loaded and what of it is trained."""
+    """The base model, how it is loaded, and which parameters are trained."""
 
     name: str = "tiny"
-    """``tiny`` (shipped with the package), a Hub name, or a folder: it starts with ``./``, ``../``, ``~`` or ``/``."""
+    """``tiny`` (shipped with the package), a Hub name, or a folder that starts with ``./``, ``../``, ``~`` or ``/``."""
     revision: str | None = None
+    """Branch, tag or commit of the model on the Hub."""
     backend: Literal["auto", "hf", "unsloth"] = "auto"
-    """``auto`` is unsloth for LoRA on a CUDA device where it is installed, except for ``tiny``, 32bit and several
-    processes; else hf: transformers and peft."""
+    """``hf`` is transformers and peft. ``auto`` is unsloth for LoRA on a CUDA device if it is installed, but hf for
+    ``tiny``, 32bit and several processes."""
     precision: Literal["auto", "4bit", "8bit", "16bit", "32bit"] = "auto"
-    """4bit is bitsandbytes nf4, slow on a CPU. ``auto``: 4bit for LoRA on CUDA, otherwise 32bit."""
+    """Precision of the base weights. 4bit is bitsandbytes nf4, which is slow on a CPU. ``auto`` is 4bit for LoRA on
+    CUDA, otherwise 32bit."""
     tuning: Literal["lora", "full"] = "lora"
+    """Train a LoRA adapter, or all parameters."""
     adapter: Path | None = None
-    """An earlier run's folder, or an adapter's, to start from."""
+    """Folder of an earlier run or of an adapter to start from."""
     max_tokens: int = Field(2048, ge=16)
-    """Prompt, image tokens and answer together; a longer row is found before training, never cut."""
+    """Maximum length of prompt, image tokens and completion in tokens. Longer rows are reported before training and
+    never truncated."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation of transformers."""
     trust_remote_code: bool = False
+    """Run Python code from the model's repository."""
 
 
 class Lora(Section):
-    """The adapter (Hu et al. 2021, arXiv 2106.09685)."""
+    """The LoRA adapter (Hu et al. 2021, arXiv 2106.09685)."""
 
     r: int = Field(16, ge=1)
+    """Rank."""
     alpha: int = Field(32, ge=1)
+    """Scaling factor. The update is multiplied by ``alpha / r``."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability of the adapter."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers of the language model, by the last part of their name."""
     vision: bool = False
-    """Adapt the linear layers of the vision tower too."""
+    """Also adapt the linear layers of the vision tower."""
 
 
-class Phantom(Section):
-    """Generated practice data, written in the layout of a real data set."""
+class SyntheticData(Section):
+    """Synthetic data in the layout of a real dataset."""
 
     kind: Literal["chest", "chest_vqa", "lesion", "steps"]
+    """Kind of images and questions. It must match ``data.task``."""
     train: int = Field(1200, ge=1)
+    """Number of training rows."""
     validation: int = Field(0, ge=0)
+    """Number of validation rows."""
     test: int = Field(400, ge=1)
+    """Number of test rows."""
     size: int = Field(256, ge=64, le=2048)
-    """Width of the pictures in pixels; films (of 16 bits) and screens are square."""
+    """Image width in pixels. Radiographs (16 bits) and screenshots are square."""
 
 
 class Split(Section):
-    """Shares of the groups that are held out where the files give no split."""
+    """Fractions of the groups to hold out if the files have no split."""
 
     validation: float = Field(0.0, ge=0, lt=1)
+    """Fraction for validation."""
     test: float = Field(0.1, ge=0, lt=1)
+    """Fraction for testing."""
 
 
 class Lesion(Section):
-    """What the task ``lesion`` asks for, and how places are written."""
+    """Settings of the task ``lesion``: parts of the answer, labels and coordinates."""
 
     answer: tuple[Literal["diagnosis", "location", "size", "features", "bbox", "polygon"], ...] = (
         "diagnosis",
         "location",
         "bbox",
     )
-    """The parts of an answer, in this order; of each lesion only those that its row knows."""
+    """Parts of an answer, in this order. A row without a value for a part leaves it out."""
     labels: Path | None = None
-    """A table of diagnoses (TOML: ``[[label]] code, name, synonyms``) instead of HAM10000's seven."""
+    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
     grid: Literal[3, 5] = 3
-    """Places are named by the cells of a grid of 3 x 3 or 5 x 5 over the picture."""
+    """Rows and columns of the grid whose cells name a location in the image."""
     coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """How numbers are written (``regions.coordinates``). ``auto``: the convention of the model's family."""
+    """Convention for coordinates in completions. ``auto`` is that of the model family."""
     crop: float = Field(1.0, gt=0, le=1)
-    """Below 1, a part of each picture is shown that holds its lesions: sides of this share to all of the picture's,
-    drawn by the seed, so that lesions stand anywhere."""
+    """Smallest side of a random crop around the lesions, as a fraction of the image side. 1 disables cropping."""
     crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
-    """Where pictures are cropped."""
+    """Splits whose images are cropped."""
 
 
 class Steps(Section):
-    """What the task ``steps`` shows of a step, what it asks for, and which tasks are trained on."""
+    """Settings of the task ``steps``: the prompt, the answer, and the tasks to train on."""
 
     sections: tuple[Literal["goal", "image", "short_term", "long_term"], ...] = (
         "goal",
@@ -160,153 +174,191 @@ class Steps(Section):
         "short_term",
         "long_term",
     )
-    """What a prompt is made of; without ``image`` the rows have no picture. ``prompt.instruction`` is the last part."""
+    """Parts of the prompt. Without ``image`` the rows have no image. ``prompt.instruction`` is the last part."""
     answer: tuple[Literal["short_term", "long_term", "reason", "predicted"], ...] = (
         "short_term",
         "long_term",
         "reason",
         "predicted",
     )
-    """The parts of an answer, which stand in the order of the row."""
+    """Parts of an answer, in the order of the row."""
     actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
-    """All actions that there are; rows with another one cannot be used."""
+    """Allowed actions. Rows with another action are unusable."""
     coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """How the model writes numbers (``regions.coordinates``). ``auto``: the convention of the model's family."""
+    """Convention for coordinates in completions. ``auto`` is that of the model family."""
     places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
-    """How the rows write them: in pixels of the screenshot, or from 0 to 1000, 100 or 1 over each side."""
+    """Convention for coordinates in the rows: pixels of the screenshot, or 0 to 1000, 100 or 1 along each side."""
     task_start: int | None = Field(None, ge=0)
+    """First task of ``data.train`` to use, by the number at the end of its id."""
     task_end: int | None = Field(None, ge=0)
-    """The first and the last task of ``data.train`` that is used, both included, by the number that ends its id."""
+    """Last task of ``data.train`` to use, inclusive."""
     on_gap: Literal["drop", "empty"] = "drop"
-    """A step whose predecessor is missing, so that the memory before it is not known: leave it out, counted, or show an
-    empty memory."""
+    """GUI steps after a missing one, whose agent memory is unknown: drop and count them, or show an empty memory."""
     drop_memory: float = Field(0.0, ge=0, le=1)
-    """The chance that a training row is shown no memory, drawn by the seed and the row."""
+    """Probability that a training prompt has no agent memory."""
     corrupt_memory: float = Field(0.0, ge=0, le=1)
-    """The chance that half of a training row's memory is left out."""
+    """Probability that half of the agent memory of a training prompt is left out."""
 
 
 class Data(Section):
-    """Rows: where they are, what their columns mean, how they are split."""
+    """The rows: their source, columns, groups and splits."""
 
     task: Literal["mcq", "vqa", "lesion", "steps"]
+    """The task, which defines prompt, parser, rewards and metrics."""
     train: str | None = None
-    """A file (.json .jsonl .parquet .csv), a folder of them, or ``hub:owner/name`` with an optional ``#split``."""
+    """Training rows: a file (.json .jsonl .parquet .csv), a folder of files, or ``hub:owner/name`` with an optional
+    ``#split``."""
     validation: str | None = None
+    """Validation rows, likewise."""
     test: str | None = None
-    phantom: Phantom | None = None
-    """Generate practice data instead of reading files."""
+    """Test rows, likewise."""
+    synthetic: SyntheticData | None = None
+    """Generate synthetic data instead of reading files."""
     image_root: Path | None = None
-    """Relative image paths start here and none may leave it; default: the folder of the rows."""
+    """Folder of relative image paths, which must stay inside it. Default: the folder of the rows."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Field of the task -> column of the source; columns with the usual names are found without it."""
+    """Field of the task -> column of the source. Columns with common names are found without it."""
     group: str | None = None
-    """The column that names the patient or lesion; default: the row's first image."""
+    """Column of the patient or lesion. A group is never in two splits. Default: the row's first image."""
     split: Split = Split()
+    """Fractions to hold out if the files have no split."""
     lesion: Lesion = Lesion()
+    """Settings of the task ``lesion``."""
     steps: Steps = Steps()
+    """Settings of the task ``steps``."""
     sampling: Literal["natural", "balanced"] = "natural"
-    """``balanced``: training draws every class equally often, and within a class every group (lesion, patient)."""
+    """``balanced`` draws every class equally often in training, and every group of a class."""
     on_leak: Literal["stop", "report", "drop"] = "stop"
-    """A group, image or question that stands in two splits: ``drop`` removes the training row, counted."""
+    """Groups, images or questions in two splits: stop, report them, or drop the training rows and count them."""
     max_dropped: float = Field(0.05, ge=0, le=1)
-    """More unusable rows than this share stop the run."""
+    """Largest fraction of unusable rows. The run stops above it."""
     limit_train: int | None = Field(None, ge=1)
+    """Maximum number of training rows, drawn with the seed."""
     limit_validation: int | None = Field(None, ge=1)
+    """Maximum number of validation rows, likewise."""
     limit_test: int | None = Field(None, ge=1)
-    """At most so many rows, chosen by the seed."""
+    """Maximum number of test rows, likewise."""
 
 
 class Images(Section):
-    """One policy for every picture, in training, evaluation and prediction."""
+    """How every image is processed, in training, evaluation and prediction alike."""
 
     max_side: int = Field(896, ge=16)
-    """Longest side after reduction, in pixels; smaller pictures are not enlarged."""
+    """Maximum length of the longest side in pixels. Smaller images are not enlarged."""
     window: Literal["auto", "range", "percentile", "dicom"] = "auto"
-    """More than 8 bits to 8: DICOM's window, the data's range, or percentiles. ``auto``: DICOM's, else range."""
+    """How more than 8 bits become 8: the range of the data, percentiles, or the DICOM window. ``auto`` is the DICOM
+    window if there is one, otherwise the range."""
     percentiles: tuple[float, float] = (0.5, 99.5)
+    """Lower and upper percentile of ``window = "percentile"``."""
     resample: Literal["area", "bilinear", "bicubic", "lanczos", "nearest"] = "area"
+    """Interpolation of the resize."""
     unreadable: Literal["stop", "skip", "placeholder"] = "stop"
+    """Unreadable images: stop, skip their rows, or show a gray square. Each is counted."""
     scan: Literal["auto", "full", "header", "off"] = "auto"
-    """Before training: ``full`` decodes every picture (and fills the disk cache), ``header`` opens it and looks at its
-    end; ``auto`` is full up to 20,000 pictures and with ``unreadable = "skip"``, else header."""
+    """Scan before training: ``full`` decodes every image and fills the disk cache, ``header`` reads its header and last
+    bytes. ``auto`` is full for up to 20,000 images or with ``unreadable = "skip"``, otherwise header."""
     max_pixels: int = Field(120_000_000, ge=1)
-    """A larger picture is refused before it is decoded (decompression bombs)."""
+    """Larger images are rejected before decoding (decompression bombs)."""
     max_per_question: int = Field(8, ge=1)
+    """Maximum number of images per row."""
     memory_cache_mb: int = Field(512, ge=0)
+    """Size of the image cache in RAM in MB."""
     disk_cache: bool = True
+    """Keep decoded images on disk."""
 
 
 class Prompt(Section):
-    """What stands around the question."""
+    """The text around the question."""
 
     system: str | None = None
+    """System prompt."""
     instruction: str | None = None
-    """Replaces the task's own instruction."""
+    """Instruction that replaces the task's own."""
     context: tuple[str, ...] = ()
-    """Columns that are put before the question, such as Indication. None is, unless it is named here."""
+    """Columns that are shown before the question, such as Indication. No other column is shown."""
 
 
 class Optimisation(Section):
-    """What SFT and GRPO share."""
+    """Settings that SFT and GRPO share."""
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning-rate schedule."""
     warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warmup."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of AdamW."""
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """Optimizer, by its name in transformers."""
     gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass, which saves GPU memory."""
     max_steps: int | None = Field(None, ge=1)
-    """Ends training before ``epochs`` are over."""
+    """Maximum number of optimizer steps, even if ``epochs`` are not complete."""
 
 
 class Sft(Optimisation):
-    """Supervised fine-tuning on the reference answers; the loss covers the answer only."""
+    """Supervised fine-tuning on the reference answers. The loss covers the answer only."""
 
     learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
     epochs: float = Field(1.0, gt=0)
+    """Passes over the training rows."""
     batch_size: int = Field(1, ge=1)
-    """Samples a forward pass."""
+    """Rows per forward pass."""
     accumulation: int = Field(8, ge=1)
-    """Forward passes an optimiser step."""
+    """Forward passes per optimizer step."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
 
 
 class Grpo(Optimisation):
-    """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300).
+    """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300).
 
-    A step generates ``prompts_per_step * generations`` completions and makes one update from them.
+    An optimizer step generates ``prompts_per_step * generations`` completions and makes one update from them.
     """
 
     learning_rate: float = Field(5e-6, gt=0)
+    """Peak learning rate."""
     epochs: float = Field(1.0, gt=0)
+    """Passes over the training rows."""
     prompts_per_step: int = Field(2, ge=1, le=4096)
+    """Prompts per optimizer step."""
     generations: int = Field(4, ge=2, le=1024)
-    """Completions of one prompt: the group that rewards are compared in."""
+    """Completions per prompt. They form the group in which rewards are compared."""
     micro_batch: int = Field(1, ge=1)
-    """Completions a forward pass; divides ``prompts_per_step * generations``."""
+    """Completions per forward pass. It must divide ``prompts_per_step * generations``."""
     max_completion_tokens: int = Field(128, ge=1)
+    """Maximum length of a completion in tokens."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
-    """Who writes the completions. vllm: through Unsloth, with one picture a prompt, no adapter on the vision tower and
-    a GPU of 24 GB at least."""
+    """Library that generates the completions. vllm runs through Unsloth and needs one image per prompt, no adapter on
+    the vision tower, and a GPU with at least 24 GB."""
     temperature: float = Field(1.0, gt=0)
+    """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: probability mass of the candidate tokens."""
     top_k: int = Field(0, ge=0)
+    """Number of candidate tokens. 0: all tokens."""
     beta: float = Field(0.0, ge=0)
-    """KL weight. The reference is the model as the stage found it: after SFT the SFT model, else the base model."""
+    """Weight of the KL penalty. The reference model is the model at the start of the stage."""
     epsilon: float = Field(0.2, gt=0)
+    """Clipping range of the probability ratio."""
     epsilon_high: float | None = Field(None, gt=0)
+    """Upper clipping range. Default: ``epsilon``. With ``loss = "cispo"`` it caps the ratio."""
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
+    """Loss, by its name in TRL."""
     importance: Literal["token", "sequence"] = "token"
-    """``sequence`` is GSPO (arXiv 2507.18071)."""
+    """Level of the probability ratio. ``sequence`` is GSPO (arXiv 2507.18071)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of the group or of the batch."""
     mask_truncated: bool = False
+    """Leave completions that reach the token limit out of the loss."""
     max_grad_norm: float = Field(0.2, gt=0)
+    """Gradients are clipped to this norm."""
     probe_prompts: int = Field(8, ge=0)
-    """Prompts that are sampled before step 1 to see whether there is anything to learn; 0 switches the probe off."""
+    """Prompts that are sampled before the first optimizer step to check that rewards differ. 0 disables the check."""
     probe_max_truncated: float = Field(0.5, ge=0, le=1)
-    """The run stops when more of the probe's completions than this share run into the token limit."""
+    """Largest fraction of those completions that may reach the token limit."""
     probe_on_failure: Literal["stop", "report"] = "stop"
-    """What happens where the probe finds nothing to learn: no group with any spread, or too many answers cut off."""
+    """If every group has zero variance, or too many completions are truncated: stop, or only report it."""
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_step(self) -> "Grpo":
@@ -319,70 +371,74 @@ class Grpo(Optimisation):
 
     @property
     def completions_per_step(self) -> int:
-        """Completions that one optimiser step is made from."""
+        """Return the number of completions per optimizer step."""
         return self.prompts_per_step * self.generations
 
 
 class Rewards(BaseModel):
-    """Weights by the reward's name, and the user's own rewards as ``file.py:function``."""
+    """Reward name -> weight, and custom rewards."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
     custom: tuple[str, ...] = ()
+    """Custom rewards as ``file.py:function``, each with a default weight of 1."""
     __pydantic_extra__: dict[str, float]
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weights that the recipe names."""
+        """Return the weights that the recipe sets."""
         return dict(self.__pydantic_extra__)
 
 
 class Evaluate(Section):
-    """Greedy answers on held-out questions, before training and after each stage."""
+    """Evaluation with greedy decoding on a held-out split, before training and after each stage."""
 
     split: Literal["validation", "test"] = "test"
+    """Split to evaluate."""
     limit: int | None = Field(None, ge=1)
-    """At most so many rows, drawn by the seed; not for steps, whose tasks it would cut."""
+    """Maximum number of rows, drawn with the seed. Not for the task steps, whose tasks it would cut."""
     max_tasks: int | None = Field(None, ge=1)
-    """Steps: at most so many tasks, drawn by the seed, each with all of its rows."""
+    """Task steps: maximum number of tasks, drawn with the seed, each with all of its rows."""
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
-    """Steps: the memories that every step is asked with. ``reference``: what the reference of the step before left;
-    ``own``: what the model's own answers left, step after step; ``off``: none, for an ablation."""
+    """Task steps: agent memory in the prompt. ``reference`` is that of the reference answers, ``own`` that of the
+    model's own completions, ``off`` an ablation without agent memory."""
     batch_size: int = Field(8, ge=1)
+    """Completions per ``generate`` call."""
     max_completion_tokens: int = Field(128, ge=1)
+    """Maximum length of a completion in tokens."""
     before: bool = True
-    """Evaluate the model as it is before the first training stage."""
+    """Evaluate the base model before the first training stage."""
     by: tuple[str, ...] | None = None
-    """Columns whose values get figures of their own; default: those in ``RESULTS_BY``."""
+    """Columns by whose values the score is also reported. Default: those of the task."""
     positive: str | None = None
-    """A label that is set against all others, such as ``mel``; default: that of ``POSITIVE``."""
+    """Label that is compared with all others (sensitivity, specificity), such as ``mel``. Default: that of the task."""
     bootstrap: int = Field(2000, ge=100)
-    """Resamples of the groups for intervals that Wilson's formula does not cover."""
+    """Bootstrap resamples of the groups, for intervals that Wilson's formula does not cover."""
 
 
 class Export(Section):
-    """Weights for other programs."""
+    """Export of the trained weights."""
 
     to: tuple[Literal["adapter", "merged", "gguf"], ...] = ("adapter", "merged")
-    """``gguf`` is made from the merged weights, which are written too."""
+    """Formats. ``gguf`` is converted from the merged weights, which are written too."""
     optional: tuple[Literal["gguf"], ...] = ()
-    """Forms that are written too where what they need is installed; where it is not, that is told."""
+    """Formats that are written only if the packages they need are installed."""
     quant: tuple[Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"], ...] = ("f16", "q8_0", "q4_k_m")
-    """The quantisations of a GGUF's text model; its projector is always f16."""
+    """GGUF quantizations of the language model. The projector is always f16."""
     verify: int = Field(16, ge=0)
-    """Held-out questions whose greedy answers the reloaded weights must repeat; 0: nothing is verified."""
+    """Held-out samples whose completions the reloaded weights must reproduce. 0 disables verification."""
     allow_dequantised: bool = False
-    """Merge into the dequantised weights of a base that is stored quantised: its rounding stays in them."""
+    """Merge into the dequantized weights of a base that is stored quantized. Its rounding errors remain."""
 
 
 NO_ROWS = Data(task="vqa")
-"""Placeholder beside [imagegen], which has data of its own. ``for_language_models`` keeps it from being read."""
+"""Placeholder for a recipe with [imagegen], which has its own data. ``for_language_models`` prevents its use."""
 
 
 class Recipe(Section):
-    """A whole run. A stage whose section is absent is off.
+    """A recipe. A section that is present enables its stage.
 
-    Loading requires ``data``, except beside ``imagegen``, which has only ``run`` and ``images`` beside it.
+    ``data`` is required. A recipe with ``imagegen`` has only ``run`` and ``images`` in addition.
     """
 
     run: Run
@@ -400,26 +456,26 @@ class Recipe(Section):
 
     @property
     def run_folder(self) -> Path:
-        """``run.folder/run.name``, relative to the working directory."""
+        """Return ``run.folder/run.name``, relative to the working directory."""
         return self.run.folder / self.run.name
 
     @property
     def evaluation(self) -> Evaluate:
-        """How answers are generated and judged: the recipe's own section, else its defaults."""
+        """Return the settings of evaluation: the recipe's section, otherwise the defaults."""
         return self.evaluate or Evaluate()
 
     @property
     def results_by(self) -> tuple[str, ...]:
-        """The columns whose values get figures of their own."""
+        """Return the columns by whose values the score is reported."""
         return RESULTS_BY[self.data.task] if self.evaluation.by is None else self.evaluation.by
 
     @property
     def positive(self) -> str | None:
-        """The label that is set against all others; None: none is."""
+        """Return the label that is compared with all others, or None."""
         return self.evaluation.positive or POSITIVE.get(self.data.task)
 
     @property
     def reward_weights(self) -> Mapping[str, float]:
-        """name -> weight for this task: the defaults, then the recipe's own; a custom reward defaults to 1."""
+        """Return reward name -> weight: the task's defaults, 1 for custom rewards, then the recipe's own weights."""
         custom = {name.rpartition(":")[2]: 1.0 for name in self.rewards.custom}
         return {**REWARD_WEIGHTS[self.data.task], **custom, **self.rewards.weights}

@@ -62,7 +62,7 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
     """
     path = recipe.run_folder.absolute()
     with _locked(path):
-        if fresh and recipe.run.is_rehearsal:
+        if fresh and recipe.run.is_dry_run:
             _remove_dry_run(RunFolder(path))
         elif fresh and path.exists():
             path.rename(_backup_path(path))
@@ -175,7 +175,7 @@ def _remove_dry_run(old: RunFolder) -> None:
     if not old.recipe_file.is_file():
         return  # The folder does not exist, or is not a run, which is checked next.
     try:
-        replaceable = old.recipe().run.is_rehearsal
+        replaceable = old.recipe().run.is_dry_run
     except RecipeError:  # A recipe of another version or a corrupt one may belong to a real run.
         replaceable = False
     if not replaceable:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.radiograph import Rng, draw_radiograph, write_radiograph
 
 SIDES = ("right", "left")
@@ -89,19 +89,21 @@ def make_case(seed: int, index: int) -> tuple[ChestCase, Rng]:
     return case, rng
 
 
-def write_radiographs(folder: Path, phantom: Phantom, seed: int, make_questions: MakeQuestions) -> dict[str, Path]:
+def write_radiographs(
+    folder: Path, synthetic: SyntheticData, seed: int, make_questions: MakeQuestions
+) -> dict[str, Path]:
     """Write radiographs and questions, and return the JSON file of each split that has rows.
 
     ``folder`` gets ``train.json``, ``validation.json``, ``test.json`` (object id -> record) and ``images/*.png``. A
     second call writes the same bytes. No radiograph is in two splits. Each JSON file is written last and atomically.
     """
-    counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
+    counts = {"train": synthetic.train, "validation": synthetic.validation, "test": synthetic.test}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     files, first = {}, 0
     for split, rows in counts.items():
         indices = range(first, first + -(-rows // QUESTIONS_PER_IMAGE))
         if rows:
-            records = _write_images(folder, indices, (phantom.size, seed), make_questions)
+            records = _write_images(folder, indices, (synthetic.size, seed), make_questions)
             files[split] = _write_split(folder / f"{split}.json", dict(records[:rows]))
         first = indices.stop
     return files

@@ -98,7 +98,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
         "optimizer": local_optimizer(grpo),
         "rows": len(samples),
         "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
-        "pictures": context.count_pictures(STAGE),
+        "pictures": context.count_images(STAGE),
         "probe": read_json(probe_file) if probe_file.is_file() else None,
         "kl_reference": reference,
     }

@@ -174,7 +174,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     synthetic = recipe.run_folder / "phantom"
     for split in SPLITS:
         file = synthetic_rows_file(synthetic, split)
-        if recipe.data.phantom is not None and file is not None:
+        if recipe.data.synthetic is not None and file is not None:
             yield split, str(file), synthetic
         elif (source := getattr(recipe.data, split)) is not None:
             yield split, source, None

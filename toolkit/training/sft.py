@@ -66,7 +66,7 @@ def train_sft(context: Context, *, preflight: bool | None = None) -> Record:
         "backend": backend.name,
         "optimizer": local_optimizer(recipe.sft or Sft()),
         "rows": len(samples),
-        "pictures": context.count_pictures(STAGE),
+        "pictures": context.count_images(STAGE),
     }
 
 

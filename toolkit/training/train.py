@@ -167,7 +167,7 @@ def _finished_record(context: Context, stage: str, last: Path) -> Record:
         "seconds_per_step": StepTimes(context, stage).record(),
         "skipped_steps": _logged(context, stage, "skipped_steps"),
         "resumed_from": last.name,
-        "memory": {
+        "gpu_memory": {
             **unmeasured,
             **Recovery(context.run.stage_folder(stage), context.recipe, stage).to_record(),
             "preflight": None,
@@ -224,7 +224,7 @@ def _train(
         "seconds_per_step": times.record(),
         "skipped_steps": _logged(context, stage, "skipped_steps"),
         "resumed_from": resumed.name if resumed else None,
-        "memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
+        "gpu_memory": {**gpu_peaks(), **recovery.to_record(), "preflight": measured},
     }
 
 

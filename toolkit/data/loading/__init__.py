@@ -79,7 +79,7 @@ def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
         found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
     if "train" not in found:
         rule = "the data must have training rows"
-        remedy = "Set data.train to a file, or add [data.phantom] to generate synthetic data."
+        remedy = "Set data.train to a file, or add [data.synthetic] to generate synthetic data."
         raise DataError("data.no_training_rows", rule, place=folder or "[data]", remedy=remedy)
     return found
 

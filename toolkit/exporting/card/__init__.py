@@ -1,4 +1,4 @@
-"""The model card of an export: README.md in the Hub's format, made of the run's own records alone."""
+"""Write the model card of an export (README.md in the Hub's format) from the records of the run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from toolkit.exporting.card.header import header
 from toolkit.exporting.card.results import results, subgroups
 from toolkit.exporting.card.training import compute, data, training, versions
 from toolkit.exporting.card.untested import untested
-from toolkit.exporting.card.use import intended_use, proof, usage
+from toolkit.exporting.card.use import intended_use, usage, verification
 from toolkit.exporting.public_names import scrub
 from toolkit.runfolder import write_text
 
@@ -19,19 +19,19 @@ CARD = "README.md"
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write the card of the form in ``folder``; the same run and form give the same bytes."""
+    """Write the model card of the format in ``folder``. The same run and format give the same bytes."""
     write_text(folder / CARD, scrub(str(model_card(folder, facts)), *facts.places))
 
 
 def model_card(folder: Path, facts: CardFacts) -> ModelCard:
-    """The card with its header; commands name the files that are in ``folder``."""
+    """Return the model card with its header. Its commands have the file names of ``folder``."""
     sections = (
         intended_use(facts),
         usage(folder, facts),
         results(facts),
         subgroups(facts),
         untested(facts),
-        proof(facts),
+        verification(facts),
         data(facts),
         training(facts),
         compute(facts),

@@ -1,4 +1,4 @@
-"""What a card is written from: the run's records, as they stand on disk."""
+"""Read the content of a model card from the records of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,26 @@ from toolkit.runfolder.usage import ComputeRecord, Usage, read_compute
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """One form of one run's weights.
+    """The content of the model card of one exported format.
 
-    ``proof`` is the export's record of the form. ``evaluation`` is the record of the evaluation of these weights, None
-    where none was asked; ``results`` is what results.json holds; ``data`` the record of the rows; ``trained`` the
-    stages of this run that the weights went through.
+    Attributes:
+        format_name: adapter, merged or gguf.
+        recipe: the recipe of the run.
+        serving: settings of servers.
+        verification: the export's record of the format.
+        data: the record of the rows.
+        results: the content of results.json.
+        evaluation: the record of the evaluation of these weights. None: they were not evaluated.
+        state: the content of run.json.
+        compute: the compute record of the run.
+        trained: the training stages of this run that produced the weights.
+        places: folders of this machine that must not appear in the text.
     """
 
-    form: str
+    format_name: str
     recipe: Recipe
     serving: Serving
-    proof: Mapping[str, Any]
+    verification: Mapping[str, Any]
     data: Record
     results: Mapping[str, Any]
     evaluation: Record | None
@@ -32,39 +41,38 @@ class CardFacts:
     compute: ComputeRecord
     trained: tuple[str, ...]
     places: tuple[Path, ...]
-    """Folders of this machine that a text may name by mistake."""
 
     @property
     def name(self) -> str:
-        """The run's name, by which the model goes."""
+        """Return the name of the model, which is that of the run."""
         return self.recipe.run.name
 
     @property
     def base(self) -> str:
-        """The base model as others know it."""
+        """Return the public name of the base model."""
         return public_name(self.recipe.model.name)
 
     @property
     def verified(self) -> bool:
-        """Whether what was written has answered questions as the run's weights did."""
-        return is_verified(self.proof)
+        """Return whether the export is verified."""
+        return is_verified(self.verification)
 
 
-def is_verified(proof: Mapping[str, Any]) -> bool:
-    """Whether an export's record of a form says that it was asked again, and passed."""
-    return bool(proof.get("questions")) and proof.get("verified", True) is not False
+def is_verified(record: Mapping[str, Any]) -> bool:
+    """Return whether the record of a format says that it was verified."""
+    return bool(record.get("questions")) and record.get("verified", True) is not False
 
 
 def read_facts(
-    run: RunFolder, recipe: Recipe, weights: Path, form: str, *, serving: Serving, proof: Mapping[str, Any]
+    run: RunFolder, recipe: Recipe, weights: Path, name: str, *, serving: Serving, verification: Mapping[str, Any]
 ) -> CardFacts:
-    """The facts of one form of ``weights``, which ``run`` has trained."""
+    """Read the content of the model card of ``weights`` in the format ``name``."""
     evaluation = f"evaluate-{_evaluation_of(run, weights)}"
     return CardFacts(
-        form=form,
+        format_name=name,
         recipe=recipe,
         serving=serving,
-        proof=proof,
+        verification=verification,
         data=run.record("data") if run.is_done("data") else {},
         results=read_json(run.results_file) if run.results_file.is_file() else {},
         evaluation=run.record(evaluation) if run.is_done(evaluation) else None,
@@ -76,18 +84,18 @@ def read_facts(
 
 
 def _evaluation_of(run: RunFolder, weights: Path) -> str:
-    """The name of the evaluation that asks these weights: their stage's, or that of the model as it came."""
+    """Return the name of the evaluation of these weights: that of their stage, otherwise of the base model."""
     return next((name for name in TRAINING_STAGES if run.weights_folder(name) == weights), "before")
 
 
 def _trained_into(run: RunFolder, weights: Path) -> tuple[str, ...]:
-    """The finished training stages up to the one that left these weights; none where another run made them."""
+    """Return the finished training stages up to that of these weights. None if another run trained them."""
     done = [name for name in TRAINING_STAGES if run.is_done(name)]
     last = [number for number, name in enumerate(done) if run.weights_folder(name) == weights]
     return tuple(done[: last[0] + 1]) if last else ()
 
 
 def counted_stages(record: ComputeRecord) -> dict[str, Usage]:
-    """Stage -> what `toolkit run` used for it, but for the export: exporting or evaluating again changes no card."""
-    starts = tuple(start for start in record.sessions if start.command == "run")
-    return {name: used for name, used in ComputeRecord(starts).stages().items() if name != EXPORT}
+    """Return stage -> usage of `toolkit run`, without the export. Later commands do not change a model card."""
+    sessions = tuple(session for session in record.sessions if session.command == "run")
+    return {name: used for name, used in ComputeRecord(sessions).stages().items() if name != EXPORT}

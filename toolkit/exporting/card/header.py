@@ -1,4 +1,4 @@
-"""The card's YAML header, by huggingface_hub."""
+"""The YAML header of the model card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,22 +12,24 @@ from toolkit.recipe import Recipe
 
 LIBRARIES: Mapping[str, str] = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 RELATIONS: Mapping[str, str] = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
-"""Form -> how the Hub calls its relation to the base model."""
+"""Format -> its relation to the base model on the Hub."""
 TASK = "image-text-to-text"
 
 
 def header(facts: CardFacts) -> ModelCardData:
-    """Base model, licence, library, tags and results. What is not known is left out.
+    """Return base model, licence, library, tags and results. Unknown fields are left out.
 
-    The results are those of the weights that were exported; the card says of which precision.
+    The results are those of the run's weights. The card states their precision.
     """
     licence = licence_of(facts.recipe.model.name)
     on_hub = is_hub_name(facts.base)
     results = _results(facts)
-    more: dict[str, Any] = {"base_model_relation": RELATIONS[facts.form]} if on_hub and facts.form in RELATIONS else {}
+    more: dict[str, Any] = (
+        {"base_model_relation": RELATIONS[facts.format_name]} if on_hub and facts.format_name in RELATIONS else {}
+    )
     return ModelCardData(
         base_model=facts.base if on_hub else None,
-        library_name=LIBRARIES.get(facts.form),
+        library_name=LIBRARIES.get(facts.format_name),
         license=licence.id if licence else None,
         license_name=licence.name if licence else None,
         license_link=licence.link if licence else None,
@@ -43,8 +45,8 @@ def header(facts: CardFacts) -> ModelCardData:
 
 def _tags(facts: CardFacts) -> list[str]:
     tuning = "lora" if facts.recipe.model.tuning == "lora" else "full-fine-tuning"
-    practice = ["generated-data"] if facts.recipe.data.phantom else []
-    return ["medical", "vision-language", facts.recipe.data.task, *facts.trained, tuning, facts.form, *practice]
+    synthetic = ["generated-data"] if facts.recipe.data.synthetic else []
+    return ["medical", "vision-language", facts.recipe.data.task, *facts.trained, tuning, facts.format_name, *synthetic]
 
 
 def _results(facts: CardFacts) -> list[EvalResult]:
@@ -72,7 +74,7 @@ def _result(facts: CardFacts, split: str, score: str, value: Mapping[str, Any]) 
 
 
 def _hub_data(recipe: Recipe) -> list[str]:
-    """The data sets on the Hub that the recipe reads."""
+    """Return the datasets on the Hub that the recipe reads."""
     sources = [recipe.data.train, recipe.data.validation, recipe.data.test]
     hub = [text.removeprefix("hub:").partition("#")[0] for text in sources if text and text.startswith("hub:")]
     return list(dict.fromkeys(hub))

@@ -1,4 +1,4 @@
-"""The licence of a base model, as its own card names it; what is not known here is left out, never guessed."""
+"""The licence of a base model, as in its own model card. An unknown licence is left out."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from toolkit.models.model_paths import public_name
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """``id`` is the Hub's identifier; ``name`` and ``link`` stand where that is "other"."""
+    """A licence. ``id`` is the identifier of the Hub. ``name`` and ``link`` are set if it is "other"."""
 
     id: str
     name: str | None = None
@@ -32,13 +32,13 @@ LICENCES: Sequence[tuple[str, Licence]] = (
     (r"^qwen2\.5-vl-(7|32)b", _APACHE),
     (r"^qwen3-vl", _APACHE),
 )
-"""The last part of a model's name, in small letters -> its licence."""
+"""Pattern of the last part of a model's name, in lower case -> its licence."""
 
 
 def licence_of(model: str) -> Licence | None:
-    """The licence of a recipe's ``model.name``; None: not known. A folder goes by its name, but none is the tiny model.
+    """Return the licence of ``model.name`` of a recipe, or None if it is unknown.
 
-    That one ships with this package, under its licence.
+    A folder is looked up by its name. The tiny model has the licence of this package.
     """
     if model == "tiny":
         return _APACHE

@@ -1,26 +1,26 @@
-"""Texts of a run inside Markdown: tables whose cells cannot break them."""
+"""Write Markdown tables and lists, with escaped text."""
 
 from collections.abc import Sequence
 
 MARKS = "\\`*|<>"
-"""What Markdown and HTML would read as their own."""
+"""Characters with a meaning in Markdown or HTML."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
+    """Return a Markdown table. The first column is text, the others are figures."""
     rule = "| --- |" + " ---: |" * (len(head) - 1)
     return "\n".join([_line(head), rule, *(_line(row) for row in rows)])
 
 
 def cell(text: str) -> str:
-    """A text on one line, with its marks escaped."""
+    """Return a text on one line, with ``MARKS`` escaped."""
     for mark in MARKS:
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A list, one line an item."""
+    """Return a list with one line per item."""
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""The card's results: every row of the run's table, and the subgroups that were asked for."""
+"""The results of the model card: the tables of the run, and the subgroups of evaluate.by."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,30 +6,31 @@ from typing import Any
 from toolkit.exporting.card.facts import CardFacts
 from toolkit.exporting.card.markdown import cell, table
 
-FEWEST = 5
-"""A subgroup of fewer patients (lesions, films) is not shown: its figures would say little, and might say who."""
+MIN_GROUPS = 5
+"""Smallest number of patients (lesions, images) of a subgroup. A smaller one is hidden, because its intervals are wide
+and it might identify a patient."""
 
 
 def results(facts: CardFacts) -> str:
-    """The tables of all scores with intervals and baselines, and which row is that of these weights."""
+    """Return the tables of all scores with intervals and baselines, and which row is that of these weights."""
     rows = facts.results.get("table", [])
     if not rows:
-        return "## Results\n\nNone: no held-out question was asked."
-    title = f"Held-out questions of the split `{facts.results['split']}`; 95 % intervals in brackets."
+        return "## Results\n\nNone: nothing was evaluated."
+    title = f"Held-out split `{facts.results['split']}`, 95 % intervals in brackets."
     tables = {facts.results["score"]: rows, **facts.results["also"]}
     parts = ["## Results", title, *(_table(score, lines) for score, lines in tables.items()), *_reading(facts)]
     return "\n\n".join(parts)
 
 
 def subgroups(facts: CardFacts) -> str:
-    """The scores of these weights by the columns of evaluate.by; empty where there are none."""
+    """Return the scores of these weights by the columns of evaluate.by, or an empty string."""
     columns = _columns(facts)
     if not columns:
         return ""
-    head = "Scores of these weights by column; `not given` stands for rows without a value."
+    head = "Scores of these weights by column. `not given`: rows without a value."
     parts = ["## Subgroups", head]
     for name, values in columns.items():
-        shown = {value: found for value, found in values.items() if found["groups"] >= FEWEST}
+        shown = {value: found for value, found in values.items() if found["groups"] >= MIN_GROUPS}
         if shown:
             scores = list(dict.fromkeys(score for found in shown.values() for score in found["scores"]))
             lines = [
@@ -39,13 +40,13 @@ def subgroups(facts: CardFacts) -> str:
             parts.append(table([name, "n", *scores], lines))
         if hidden := len(values) - len(shown):
             parts.append(
-                f"{cell(name)}: {hidden:,} values with fewer than {FEWEST} patients, lesions or films are not shown."
+                f"{cell(name)}: {hidden:,} values with fewer than {MIN_GROUPS} patients, lesions or images are hidden."
             )
     return "\n\n".join(parts)
 
 
 def points(paired: Mapping[str, Any] | None) -> str:
-    """A paired difference in percentage points with its interval; empty where there is none."""
+    """Return a paired difference in percentage points with its interval, or an empty string."""
     found = None if paired is None else paired["difference"]
     if found is None or found["value"] is None:
         return ""
@@ -55,7 +56,7 @@ def points(paired: Mapping[str, Any] | None) -> str:
 
 
 def percent(found: Mapping[str, Any]) -> str:
-    """An Estimate's value with its interval; "-" where there is none."""
+    """Return an estimate in percent with its interval, or "-" if it has no value."""
     if found["value"] is None:
         return "-"
     low, high = found["low"], found["high"]
@@ -78,17 +79,19 @@ def _table(score: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _reading(facts: CardFacts) -> list[str]:
-    """What a reader of the table must know: which row counts, and whether it beats the baseline."""
+    """Return how to read the table: which row is that of these weights, and whether it beats the baseline."""
     found = facts.evaluation
     if found is None:
         return ["No row is that of these weights: they were not evaluated."]
     lines = ["The last row is that of these weights." if _is_last(facts) else "These weights are not the last row's."]
     beside = found["differences"].get("baseline")
     if beside is not None and not (beside["clear"] and beside["difference"]["value"] > 0):
-        lines.append("**These weights were not shown to be better than the majority baseline**, which sees no picture.")
+        lines.append("**These weights were not shown to be better than the majority baseline**, which sees no image.")
     rates = found["summary"]["overall"]
-    told = [("could not be read", rates["unreadable"]), ("ran into the token limit", rates["truncated"])]
-    lines += [f"{percent(rate)} of the answers {what}; they count as wrong." for what, rate in told if rate["value"]]
+    failures = [("could not be parsed", rates["unreadable"]), ("reached the token limit", rates["truncated"])]
+    lines += [
+        f"{percent(rate)} of the completions {what} and count as wrong." for what, rate in failures if rate["value"]
+    ]
     return lines
 
 
@@ -97,7 +100,7 @@ def _is_last(facts: CardFacts) -> bool:
 
 
 def _columns(facts: CardFacts) -> Mapping[str, Mapping[str, Any]]:
-    """Column -> value -> figures; the column of patients themselves is no subgroup."""
+    """Return column -> value -> figures, without the column of the patients."""
     by = facts.evaluation["summary"]["by"] if facts.evaluation else {}
     return {name: values for name, values in by.items() if name != facts.recipe.data.group}
 

@@ -1,4 +1,4 @@
-"""What the model is for, how its files are used, and what proved them."""
+"""The sections of the model card on intended use, loading and serving, and verification."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.exporting.card.facts import CardFacts
 from toolkit.exporting.card.licence import licence_of
 from toolkit.exporting.card.markdown import bullets, cell, table
-from toolkit.exporting.serving import commands, fill_in
+from toolkit.exporting.serving import commands, fill_folder
 
 NO_DEVICE = (
     "**Not a medical device.** It is not meant for diagnosis or for decisions about patients, and no authority has "
@@ -36,82 +36,86 @@ processor = AutoProcessor.from_pretrained(".")
 ```""",
 }
 _SHOWN_TEXTS = ("", "file", "quant", "quantisation", "type")
-_TOLD_APART = frozenset(
+_SHOWN_ELSEWHERE = frozenset(
     ("folder", "megabytes", "questions", "differing", "bits", "verified", "dequantised", "next", "digest", "held_out")
 )
 _NAMES: Mapping[str, str] = {
     "gap": "largest difference of a token's log-probability",
     "mean_gap": "mean difference of a token's log-probability",
-    "differing": "other answers",
+    "differing": "different completions",
 }
 
 
 def intended_use(facts: CardFacts) -> str:
-    """Title, what it is, what it is not, and under which terms."""
+    """Return the title, the intended use and the licence."""
     licence = licence_of(facts.recipe.model.name)
-    terms = f"`{licence.name or licence.id}`" if licence else "not known to the program that wrote this card"
+    terms = f"`{licence.name or licence.id}`" if licence else "unknown to the program that wrote this card"
     link = f", see {licence.link}" if licence and licence.link else ""
     return "\n\n".join(
         (
             f"# {cell(facts.name)}",
-            f"`{facts.base}`, trained for {TASKS[facts.recipe.data.task]}; here as {_form(facts)}.",
+            f"`{facts.base}`, trained for {TASKS[facts.recipe.data.task]}. Format: {_format(facts)}.",
             "## Intended use",
-            "Research and the development of methods, on data like those named below.",
+            "Research and method development, on data like that described below.",
             NO_DEVICE,
-            f"Licence of the base model: {terms}{link}. It holds for these files too, beside the terms of the data.",
+            f"Licence of the base model: {terms}{link}. It also applies to these files, besides the terms of the data.",
         )
     )
 
 
 def usage(folder: Path, facts: CardFacts) -> str:
-    """How to load the files, and the commands that serve them, with these files' names."""
+    """Return how to load the files, and the commands that serve them."""
     parts = ["## How to use it"]
-    if facts.form in LOADING:
-        parts.append(LOADING[facts.form].format(base=facts.base))
-    if facts.form == "adapter" and "/" not in facts.base:
-        parts.append(f"`{facts.base}` is no name on the Hub: give the folder that holds this base model.")
-    found = [fill_in(command, ".") for command in commands(facts.form, folder, facts.serving)]
+    if facts.format_name in LOADING:
+        parts.append(LOADING[facts.format_name].format(base=facts.base))
+    if facts.format_name == "adapter" and "/" not in facts.base:
+        parts.append(f"`{facts.base}` is not a name on the Hub. Use the folder of this base model.")
+    found = [fill_folder(command, ".") for command in commands(facts.format_name, folder, facts.serving)]
     if found:
-        parts.append("Served, with this folder as the working directory:\n\n```bash\n" + "\n".join(found) + "\n```")
-    elif facts.form == "adapter" and facts.serving.vision:
-        parts.append("vLLM loads no adapter of a vision tower: serve the merged weights.")
-    if facts.form == "gguf":
+        parts.append("Serve it, with this folder as the working directory:\n\n```bash\n" + "\n".join(found) + "\n```")
+    elif facts.format_name == "adapter" and facts.serving.vision:
+        parts.append("vLLM does not support an adapter of the vision tower. Serve the merged weights.")
+    if facts.format_name == "gguf":
         parts.append(
-            "After `ollama create`, `ollama show` must name *vision* among the capabilities: some versions of Ollama "
-            "take the vision part and answer without it (ollama#9967). Ask about a picture before you rely on it."
+            "After `ollama create`, `ollama show` must list *vision* among the capabilities. Some versions of Ollama "
+            "ignore the projector (ollama#9967). Test the model with an image before you rely on it."
         )
     parts.append(
-        "The model was trained on one wording of its prompt. `toolkit predict` asks in that wording; "
+        "The model was trained with one prompt. `toolkit predict` uses this prompt, and "
         "`toolkit data inspect RECIPE --show 1` prints it."
     )
     return "\n\n".join(parts)
 
 
-def proof(facts: CardFacts) -> str:
-    """How what was written was compared with the run's weights."""
-    found = facts.proof
+def verification(facts: CardFacts) -> str:
+    """Return how the exported files were compared with the run's weights."""
+    found = facts.verification
     if not facts.verified:
-        return "## How this export was proven\n\n**It was not.** Nothing was asked of these files after writing them."
+        return (
+            "## Verification of this export\n\n**It is not verified.** These files were not reloaded after the export."
+        )
     same = found["questions"] - found.get("differing", 0)
-    whose = "merged" if facts.form == "gguf" else "run's"
+    whose = "merged" if facts.format_name == "gguf" else "run's"
     bits = f" The weights have {found['bits']} bits." if "bits" in found else ""
-    kind = "questions" if found.get("held_out", True) else "questions of rows that were trained on,"
-    told = f"These files were loaded again and asked {found['questions']:,} {kind} with their pictures: {same:,} "
-    told += f"greedy answers were those of the {whose} weights.{bits}"
-    more = {name: value for name, value in found.items() if name not in _TOLD_APART}
-    rounded = ["**The base is stored quantised**, and its dequantised weights were merged, with that rounding in them."]
+    kind = "held-out" if found.get("held_out", True) else "training"
+    text = (
+        f"These files were reloaded and evaluated on {found['questions']:,} {kind} samples with their images: {same:,} "
+    )
+    text += f"greedy completions were those of the {whose} weights.{bits}"
+    more = {name: value for name, value in found.items() if name not in _SHOWN_ELSEWHERE}
+    rounded = ["**The base is stored quantized.** Its dequantized weights were merged, and its rounding errors remain."]
     return "\n\n".join(
-        ["## How this export was proven", told, *(rounded if found.get("dequantised") else []), *_further(more)]
+        ["## Verification of this export", text, *(rounded if found.get("dequantised") else []), *_further(more)]
     )
 
 
-def _form(facts: CardFacts) -> str:
-    forms = {"adapter": "a LoRA adapter (PEFT)", "merged": "merged weights (safetensors)", "gguf": "GGUF"}
-    return forms.get(facts.form, facts.form)
+def _format(facts: CardFacts) -> str:
+    names = {"adapter": "a LoRA adapter (PEFT)", "merged": "merged weights (safetensors)", "gguf": "GGUF"}
+    return names.get(facts.format_name, facts.format_name)
 
 
 def _further(found: Mapping[str, Any]) -> list[str]:
-    """Whatever other figures the record of the export holds: single ones as a list, lists of records as tables."""
+    """Return the other figures of the export's record: single ones as a list, lists of records as tables."""
     single = [f"{_words(name)}: {_value(value)}" for name, value in found.items() if _is_shown(name, value)]
     tables = [_records(value) for value in found.values() if isinstance(value, Mapping | Sequence) and value]
     return [part for part in (bullets(single), *(one for one in tables if one)) if part]
@@ -128,7 +132,7 @@ def _records(value: Any) -> str:
 
 
 def _is_shown(name: str, value: Any) -> bool:
-    """Figures, and texts under these names only: answers and ids of questions stand in the record too."""
+    """Return whether a value is shown: figures, and texts with these names. The record also has completions and ids."""
     return isinstance(value, int | float) or (isinstance(value, str) and name in _SHOWN_TEXTS)
 
 

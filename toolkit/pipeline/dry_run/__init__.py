@@ -1,6 +1,6 @@
-"""The rehearsal: a recipe's way through every stage with the tiny model and a few rows, before anything is spent."""
+"""The dry run: every stage of a recipe with the tiny model on a few rows."""
 
-from toolkit.pipeline.dry_run.derive import rehearsal
-from toolkit.pipeline.dry_run.perform import Rehearsed, rehearse
+from toolkit.pipeline.dry_run.derive import derive_dry_run
+from toolkit.pipeline.dry_run.perform import DryRunResult, dry_run
 
-__all__ = ["Rehearsed", "rehearsal", "rehearse"]
+__all__ = ["DryRunResult", "derive_dry_run", "dry_run"]

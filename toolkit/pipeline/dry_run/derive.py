@@ -1,51 +1,51 @@
-"""The recipe of a rehearsal, derived from a recipe: a small model and few rows, and as little else changed as possible.
+"""Derive the recipe of a dry run: the tiny model, few rows, and as few other changes as possible.
 
-What decides prompts, answers, rewards and metrics stays: the task and its settings, pictures and the places in them,
-the prompt, rewards with their weights, losses, learning rates, seed, what is evaluated and exported.
+Everything that determines prompts, answers, rewards and metrics is unchanged: the task and its settings, images and
+coordinates, the prompt, rewards and their weights, losses, learning rates, seed, evaluation and export.
 """
 
 from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
-from toolkit.pipeline.dry_run.synthetic_data import practice_changes
-from toolkit.recipe import REHEARSAL, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
+from toolkit.pipeline.dry_run.synthetic_data import synthetic_data_changes
+from toolkit.recipe import DRY_RUN_SUFFIX, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
 from toolkit.recipe.overrides import merge
 from toolkit.scoring.regions import choose_coordinates
 
 ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}
-"""Split -> rows of it at most."""
-TASKS_ASKED = 2
-"""Whole tasks that are evaluated where rows are steps of tasks."""
+"""Split -> maximum number of rows."""
+MAX_TASKS = 2
+"""Tasks that are evaluated if rows are GUI steps."""
 STEPS = 3
-"""Optimiser steps of each training stage."""
+"""Optimizer steps of each training stage."""
 COMPLETION_TOKENS = 64
-"""Of GRPO's completions and of answers at most; a step of GRPO and an evaluation take the time of so many tokens."""
+"""Maximum length of completions in GRPO and evaluation. It determines how long they take."""
 TOKENS = (2048, 8192)
-"""The least and the most of model.max_tokens."""
-TOKENS_A_TOKEN = 4
-"""Room for each token of the recipe's model: the tiny tokenizer knows a thousand pieces and cuts a text into two to
-three times the tokens of a real one's."""
+"""Lower and upper bound of model.max_tokens."""
+TINY_TOKENS_PER_TOKEN = 4
+"""Factor of model.max_tokens. The tiny tokenizer has a thousand tokens and needs two to three times as many as a real
+one for a text."""
 LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
-"""The linear layers of the tiny language model."""
+"""Linear layers of the tiny language model."""
 
 Changes = dict[str, Any]
 """Dotted key -> new value."""
 
 
-def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
-    """The recipe that is run in place of ``recipe`` to rehearse it; ``changed_keys`` tells what is different.
+def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quantised: bool = True) -> Recipe:
+    """Return the recipe of the dry run of ``recipe``. ``changed_keys`` lists the differences.
 
     Args:
-        recipe: any recipe; it stays as it is.
-        own_rows: work with some of its own rows; False: with practice data of its task.
-        gguf: whether a GGUF can be written here; False: it is left out.
+        recipe: the recipe of the real run.
+        own_rows: use some of its own rows. False: use synthetic data of its task.
+        gguf: whether this machine can write GGUF. False: GGUF is left out.
         quantised: whether bitsandbytes is installed. False: 32 bits, and an optimizer without 8-bit state.
 
     Raises:
-        RecipeError: places are to be written as the model's family does, and its name is of no family that is known.
+        RecipeError: coordinates follow the model family, and the family of the model is unknown.
     """
-    rows = _rows(recipe) if own_rows else practice_changes(recipe, ROWS)
+    rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, ROWS)
     changes = {
         **_run(recipe),
         **_model(recipe, quantised=quantised),
@@ -59,8 +59,8 @@ def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quant
 
 def _run(recipe: Recipe) -> Changes:
     return {
-        "run.name": recipe.run.name[: 100 - len(REHEARSAL)] + REHEARSAL,
-        "run.purpose": "rehearsal",
+        "run.name": recipe.run.name[: 100 - len(DRY_RUN_SUFFIX)] + DRY_RUN_SUFFIX,
+        "run.purpose": "dry_run",
         "run.report_to": (),
     }
 
@@ -68,7 +68,7 @@ def _run(recipe: Recipe) -> Changes:
 def _model(recipe: Recipe, *, quantised: bool) -> Changes:
     model, lora = recipe.model, recipe.lora
     low, high = TOKENS
-    longest = max(low, min(high, TOKENS_A_TOKEN * model.max_tokens))
+    longest = max(low, min(high, TINY_TOKENS_PER_TOKEN * model.max_tokens))
     known = tuple(name for name in lora.targets if name in LAYERS)
     return {
         "model.name": "tiny",
@@ -85,7 +85,7 @@ def _model(recipe: Recipe, *, quantised: bool) -> Changes:
 
 
 def _coordinates(recipe: Recipe) -> Changes:
-    """``auto`` follows the model, so the convention of the real one is spelled out."""
+    """Return the convention of the real model, because ``auto`` would be that of the tiny model."""
     task, model = recipe.data.task, recipe.model.name
     if task not in ("lesion", "steps"):
         return {}
@@ -94,16 +94,16 @@ def _coordinates(recipe: Recipe) -> Changes:
 
 
 def _rows(recipe: Recipe) -> Changes:
-    """Some rows of each split that the recipe has: of its files drawn by the seed, of practice data the first."""
+    """Return limits on the rows of each split: of files a sample drawn with the seed, of synthetic data the first."""
     data = recipe.data
-    if data.phantom is not None:
-        return {f"data.phantom.{split}": min(getattr(data.phantom, split), most) for split, most in ROWS.items()}
+    if data.synthetic is not None:
+        return {f"data.synthetic.{split}": min(getattr(data.synthetic, split), most) for split, most in ROWS.items()}
     splits = [split for split in ROWS if getattr(data, split) or getattr(data.split, split, 0)]
     changes: Changes = {}
     if data.task == "steps" and recipe.evaluate:
-        splits.remove(recipe.evaluate.split)  # a limit would cut tasks, which are evaluated whole
+        splits.remove(recipe.evaluate.split)  # a limit would cut tasks, which are evaluated as a whole
         if recipe.images.unreadable != "skip":
-            changes["images.scan"] = "header"  # of all screens of that split
+            changes["images.scan"] = "header"  # because that split keeps all of its screenshots
     return changes | {f"data.limit_{split}": _least(getattr(data, f"limit_{split}"), ROWS[split]) for split in splits}
 
 
@@ -129,7 +129,7 @@ def _sft(sft: Sft) -> Changes:
 def _grpo(grpo: Grpo) -> Changes:
     prompts, generations = min(grpo.prompts_per_step, 2), min(grpo.generations, 4)
     return {
-        "grpo.rollouts": "transformers",  # vLLM does not write the tiny model's completions, nor on a CPU
+        "grpo.rollouts": "transformers",  # vLLM supports neither the tiny model nor a CPU
         "grpo.prompts_per_step": prompts,
         "grpo.generations": generations,
         "grpo.micro_batch": gcd(grpo.micro_batch, prompts * generations),
@@ -146,13 +146,13 @@ def _answers(recipe: Recipe, *, gguf: bool) -> Changes:
     if recipe.export is not None:
         changes |= _export(recipe.export, gguf=gguf)
         if not (recipe.sft or recipe.grpo):
-            changes["export"] = None  # the adapter that it would write is left out
+            changes["export"] = None  # the recipe would export an existing adapter, which the dry run does not load
     return changes
 
 
 def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
     tokens = min(section.max_completion_tokens, COMPLETION_TOKENS)
-    tasks = {"evaluate.max_tasks": _least(section.max_tasks, TASKS_ASKED)} if recipe.data.task == "steps" else {}
+    tasks = {"evaluate.max_tasks": _least(section.max_tasks, MAX_TASKS)} if recipe.data.task == "steps" else {}
     return {"evaluate.max_completion_tokens": tokens, **tasks}
 
 
@@ -165,8 +165,8 @@ def _export(section: Export, *, gguf: bool) -> Changes:
     if "gguf" not in section.to:
         return changes
     if not gguf:
-        return changes | {"export.to": tuple(form for form in section.to if form != "gguf") or ("merged",)}
-    return changes | {"export.quant": ("f16",)}  # after a few steps of training coarse kinds change answers at random
+        return changes | {"export.to": tuple(name for name in section.to if name != "gguf") or ("merged",)}
+    return changes | {"export.quant": ("f16",)}  # after a few steps, coarser quantizations change completions at random
 
 
 def _least(own: int | None, most: int) -> int:

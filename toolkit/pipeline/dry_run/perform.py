@@ -1,4 +1,4 @@
-"""Performing a rehearsal: what is changed is told, samples are shown, and every stage of the recipe runs."""
+"""Perform a dry run: log the changed keys, show samples, and run every stage of the recipe."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from statistics import fmean
 from toolkit.data.sample import Sample
 from toolkit.errors import DataError, Interrupted, MissingExtraError, Problem, RecipeError, warn
 from toolkit.evaluation.context import DataAndImages
-from toolkit.pipeline.dry_run.derive import rehearsal
+from toolkit.pipeline.dry_run.derive import derive_dry_run
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
@@ -21,24 +21,27 @@ from toolkit.training.rewards import reward_table
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3
+SHOWN_ROWS = 3
 """Training rows that are shown as the model sees them."""
 
-OF_THE_ROWS = frozenset({*(f"data.{split}" for split in SPLITS), "data.image_root", "data.lesion.labels"})
-"""What is not there leaves the recipe without rows of its own."""
-NEEDED = frozenset({"rewards.custom"})
-"""What is not there cannot be rehearsed without."""
+ROW_KEYS = frozenset({*(f"data.{split}" for split in SPLITS), "data.image_root", "data.lesion.labels"})
+"""Keys of files without which the recipe has no rows of its own."""
+REQUIRED_KEYS = frozenset({"rewards.custom"})
+"""Keys of files that a dry run needs too."""
 
 Rendered = Sequence[tuple[str, str]]
 """Pairs of id and text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """A rehearsal that came to its end.
+class DryRunResult:
+    """The result of a dry run.
 
-    ``lacking``: what the real run would not find, empty where it can begin; ``no_rows``: why practice data were used,
-    empty where the rows were the recipe's own.
+    Attributes:
+        results: the tables of results.
+        seconds: duration in seconds.
+        no_rows: why synthetic data was used. Empty if the rows were the recipe's own.
+        lacking: what the real run would not find. Empty if it can start.
     """
 
     results: Results
@@ -47,44 +50,44 @@ class Rehearsed:
     lacking: tuple[str, ...]
 
 
-def rehearse(
+def dry_run(
     recipe: Recipe,
     stages: Stages,
     *,
     show: Callable[[Rendered], None] = lambda rendered: None,
     progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
-) -> Rehearsed:
-    """Run ``rehearsal(recipe)`` from its beginning, in a folder of its own that the next rehearsal replaces.
+) -> DryRunResult:
+    """Run ``derive_dry_run(recipe)`` from the start, in its own folder, which the next dry run replaces.
 
     Args:
-        recipe: the real one; none of its runs is touched.
-        stages: who does it.
-        show: gets ``SHOWN`` training rows as the tiny model sees them, with the supervised part marked.
-        progress: told how far a stage has come.
-        notify: told the number of the signal that asks the rehearsal to stop.
+        recipe: the recipe of the real run. Its runs are not changed.
+        stages: the functions that do the work.
+        show: called with ``SHOWN_ROWS`` training rows as the tiny model sees them, with the supervised part marked.
+        progress: called with the progress of each stage.
+        notify: called with the number of the signal that requests a stop.
 
     Raises:
-        RecipeError: a file of own rewards is not there, or the recipe has nothing that can be rehearsed.
-        RunError: the rehearsal's folder holds a run that is none.
-        ToolkitError: whatever would end a run.
+        RecipeError: a file with custom rewards is missing, or the recipe has no stage that a dry run can run.
+        RunError: the folder of the dry run has a run that is not a dry run.
+        ToolkitError: any error of a run.
     """
     begun = time.monotonic()
-    no_rows, lacking = _look_for(recipe)
+    no_rows, lacking = _find_missing(recipe)
     no_gguf = _missing_extra(recipe)
     lacking = (*lacking, *no_gguf)
     quantised = find_spec("bitsandbytes") is not None
-    derived = rehearsal(recipe, own_rows=not no_rows, gguf=not no_gguf, quantised=quantised)
-    _refuse_nothing(derived)
+    derived = derive_dry_run(recipe, own_rows=not no_rows, gguf=not no_gguf, quantised=quantised)
+    _require_a_stage(derived)
 
-    def prepare(wanted: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
-        _tell(recipe, wanted, no_rows, lacking)
-        data, images = stages.prepare(wanted, run, report)
-        from toolkit.models.rendered_rows import render_samples  # loads torch and transformers
+    def prepare(derived: Recipe, run: RunFolder, report: Progress) -> DataAndImages:
+        _log_changes(recipe, derived, no_rows, lacking)
+        data, images = stages.prepare(derived, run, report)
+        from toolkit.models.rendered_rows import render_samples  # imports torch and transformers
 
-        show(list(render_samples(wanted, data.train[:SHOWN], images)))
-        if wanted.grpo:
-            log.info("rehearsal: %s", reference_rewards(wanted, data.train))
+        show(list(render_samples(derived, data.train[:SHOWN_ROWS], images)))
+        if derived.grpo:
+            log.info("dry run: %s", reference_rewards(derived, data.train))
         return data, images
 
     try:
@@ -96,15 +99,15 @@ def rehearse(
 
         if error.place != TOO_LONG:
             raise
-        raise _about_the_tiny_model(error) from error
-    return Rehearsed(results, time.monotonic() - begun, no_rows, lacking)
+        raise _with_tiny_remedy(error) from error
+    return DryRunResult(results, time.monotonic() - begun, no_rows, lacking)
 
 
 def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
-    """What the reference answers themselves earn, in words: GRPO cannot ask for more than the best of them.
+    """Return the mean reward of the reference answers as text. It is the most that GRPO can reach.
 
     Raises:
-        RewardError: a reward raised, or none applies to a row.
+        RewardError: a reward raised an exception, or no reward applies to a row.
     """
     task = TASKS[recipe.data.task]
     table = reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
@@ -114,20 +117,22 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
         values = [value for one in scored if (value := one.components[name]) is not None]
         means.append(f"{name} {fmean(values):.2f}" if values else f"{name} does not apply")
     total = fmean(one.total for one in scored)
-    return f"the reference answers of {len(scored)} training rows earn {total:.2f} on average ({', '.join(means)})"
+    return (
+        f"the reference answers of {len(scored)} training rows have a mean reward of {total:.2f} ({', '.join(means)})"
+    )
 
 
-def _look_for(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Why there are no own rows, and all that the real run would not find."""
+def _find_missing(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return why the recipe has no rows of its own, and everything that the real run would not find."""
     found = absent(recipe)
-    if refused := [problem for problem in found if problem.place in NEEDED]:
-        raise RecipeError(refused)
-    no_rows = [*filter(_is_of_the_rows, found), *_of_the_hub(recipe)]
+    if required := [problem for problem in found if problem.place in REQUIRED_KEYS]:
+        raise RecipeError(required)
+    no_rows = [*filter(_is_about_rows, found), *_hub_rows(recipe)]
     return tuple(map(str, no_rows)), tuple(map(str, found))
 
 
 def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
-    """What a GGUF needs and is not installed: a rehearsal goes on without it, and says so."""
+    """Return the package that GGUF needs and that is not installed. A dry run skips GGUF with a warning."""
     try:
         require_export(recipe)
     except MissingExtraError as error:
@@ -135,11 +140,11 @@ def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
     return ()
 
 
-def _is_of_the_rows(problem: Problem) -> bool:
-    return problem.place in OF_THE_ROWS
+def _is_about_rows(problem: Problem) -> bool:
+    return problem.place in ROW_KEYS
 
 
-def _of_the_hub(recipe: Recipe) -> list[Problem]:
+def _hub_rows(recipe: Recipe) -> list[Problem]:
     sources = {f"data.{split}": getattr(recipe.data, split) for split in SPLITS}
     rule, remedy = "a dry run does not download rows of the Hub", "Read them with `toolkit data inspect`."
     return [
@@ -149,15 +154,15 @@ def _of_the_hub(recipe: Recipe) -> list[Problem]:
     ]
 
 
-def _refuse_nothing(derived: Recipe) -> None:
+def _require_a_stage(derived: Recipe) -> None:
     if not (derived.sft or derived.grpo or derived.evaluate or derived.export):
         rule = "the recipe must have a stage that a dry run can run, and it only exports an existing adapter"
         remedy = "Add [sft], [grpo] or [evaluate]."
-        raise RecipeError([Problem("recipe.nothing_to_dry_run", rule, "--rehearse", remedy=remedy)])
+        raise RecipeError([Problem("recipe.nothing_to_dry_run", rule, "--dry-run", remedy=remedy)])
 
 
-def _tell(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequence[str]) -> None:
-    log.info("rehearsal: the tiny model in place of %s, a few rows and steps; changed:", recipe.model.name)
+def _log_changes(recipe: Recipe, derived: Recipe, no_rows: Sequence[str], lacking: Sequence[str]) -> None:
+    log.info("dry run: the tiny model instead of %s, few rows and optimizer steps. Changed keys:", recipe.model.name)
     for key, (old, new) in changed_keys(recipe, derived).items():
         log.info("  %s: %s -> %s", key, _value(old), _value(new))
     if no_rows:
@@ -176,8 +181,8 @@ def _value(value: object) -> str:
     return "not set" if value is None else str(value)
 
 
-def _about_the_tiny_model(error: DataError) -> DataError:
-    """Rows that are too long are too long in the tiny model's tokens, which are many."""
+def _with_tiny_remedy(error: DataError) -> DataError:
+    """Return the error of a row that is too long, with a remedy for the tiny model's tokenizer."""
     return DataError(
         "data.row_too_long_in_dry_run",
         error.rule,

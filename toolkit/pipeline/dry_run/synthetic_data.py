@@ -1,9 +1,9 @@
-"""Practice data in place of a recipe's own rows: which kind, and what of the recipe such rows do not have."""
+"""Replace a recipe's own rows by synthetic data, and remove settings that need columns of the own rows."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.recipe import PHANTOM_TASKS, Recipe, Steps
+from toolkit.recipe import SYNTHETIC_TASKS, Recipe, Steps
 from toolkit.tasks import TASKS
 
 COLUMNS: Mapping[str, frozenset[str]] = {
@@ -52,36 +52,36 @@ COLUMNS: Mapping[str, frozenset[str]] = {
     ),
     "steps": frozenset({"Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application"}),
 }
-"""Kind of practice data -> the columns that its rows have."""
+"""Kind of synthetic data -> the columns of its rows."""
 
 SIZE = 224
-"""Width of the pictures."""
+"""Image width in pixels."""
 
 
-def practice_changes(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Any]:
-    """Dotted key -> value that puts practice data of the recipe's task in the place of its own rows.
+def synthetic_data_changes(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Any]:
+    """Return dotted key -> value that replaces a recipe's own rows by synthetic data of its task.
 
-    Columns that practice rows do not have leave the recipe; a split that it evaluates or names has rows.
+    Columns that synthetic rows lack are removed. The evaluated split and those with files have rows.
 
     Args:
-        recipe: as it is loaded.
-        rows: split -> how many.
+        recipe: the recipe of the real run.
+        rows: split -> number of rows.
     """
     data = recipe.data
-    kind = next(kind for kind, task in PHANTOM_TASKS.items() if task == data.task)
-    there = COLUMNS[kind]
+    kind = next(kind for kind, task in SYNTHETIC_TASKS.items() if task == data.task)
+    columns = COLUMNS[kind]
     wanted = data.validation or data.split.validation or (recipe.evaluate and recipe.evaluate.split == "validation")
     counts = {**rows, "validation": rows["validation"] if wanted else 0}
     changes: dict[str, Any] = {
-        "data.phantom": {"kind": kind, "size": SIZE, **counts},
+        "data.synthetic": {"kind": kind, "size": SIZE, **counts},
         **dict.fromkeys(("data.train", "data.validation", "data.test", "data.image_root")),
         "data.columns": {},
-        "data.group": data.group if data.group in there else None,
+        "data.group": data.group if data.group in columns else None,
         "data.lesion.labels": None,
-        "prompt.context": tuple(name for name in recipe.prompt.context if name in there),
+        "prompt.context": tuple(name for name in recipe.prompt.context if name in columns),
     }
     if recipe.evaluate and recipe.evaluate.by is not None:
-        known = there | TASKS[data.task].columns.keys()
+        known = columns | TASKS[data.task].columns.keys()
         changes["evaluate.by"] = tuple(name for name in recipe.evaluate.by if name in known)
     if data.task == "steps":
         steps = Steps()

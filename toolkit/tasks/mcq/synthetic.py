@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import (
     FINDINGS,
     LOCATIONS,
@@ -33,12 +33,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 
-def write_chest(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+def write_chest(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
     """Write radiographs and multiple-choice questions, and return the JSON file of each split that has rows.
 
     See ``write_radiographs`` for the layout of the folder.
     """
-    return write_radiographs(folder, phantom, seed, make_questions)
+    return write_radiographs(folder, synthetic, seed, make_questions)
 
 
 def make_questions(case: ChestCase, rng: Rng) -> Records:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.gui_layouts import Layout, make_layout
 from toolkit.synthetic.gui_viewer import draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
@@ -177,20 +177,20 @@ def reference_answer(task: GuiTask, step: GuiStep, size: int) -> dict[str, Any]:
     }
 
 
-def write_steps(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+def write_steps(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
     """Write synthetic GUI tasks, and return the CSV file of each split that has rows.
 
-    ``folder`` gets ``train.csv``, ``validation.csv``, ``test.csv`` and ``screens/*.png`` (square, ``phantom.size``
+    ``folder`` gets ``train.csv``, ``validation.csv``, ``test.csv`` and ``screens/*.png`` (square, ``synthetic.size``
     pixels per side). A split has whole tasks, enough to reach the requested rows, so it can have up to seven more. A
     second call writes the same bytes. No task is in two splits. Each CSV is written last and atomically.
     """
-    counts = {"train": phantom.train, "validation": phantom.validation, "test": phantom.test}
+    counts = {"train": synthetic.train, "validation": synthetic.validation, "test": synthetic.test}
     (folder / "screens").mkdir(parents=True, exist_ok=True)
     files, first = {}, 0
     for split, rows in counts.items():
         tasks = list(_tasks(seed, first, rows))
         if tasks:
-            files[split] = _write_split(folder, f"{split}.csv", tasks, (phantom.size, seed))
+            files[split] = _write_split(folder, f"{split}.csv", tasks, (synthetic.size, seed))
         first += len(tasks)
     return files
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.recipe import Phantom
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import ChestCase, Records, write_radiographs
 from toolkit.synthetic.radiograph import Rng
 
@@ -28,12 +28,12 @@ class ShortAnswer(NamedTuple):
 MakeShortAnswer = Callable[[ChestCase], ShortAnswer]
 
 
-def write_chest_vqa(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+def write_chest_vqa(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
     """Write the radiographs of ``write_chest`` for the same seed, with an open and a closed question about each.
 
     See ``write_radiographs`` for the layout of the folder.
     """
-    return write_radiographs(folder, phantom, seed, make_short_questions)
+    return write_radiographs(folder, synthetic, seed, make_short_questions)
 
 
 def make_short_questions(case: ChestCase, rng: Rng) -> Records:

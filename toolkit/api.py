@@ -1,0 +1,211 @@
+"""The Python API: the commands of `toolkit` as functions. ``import toolkit`` imports them when they are first used.
+
+Each function loads the recipe or the run folder and calls the same code as the command of its name. It prints nothing
+and logs to the logger ``toolkit``. Errors are subclasses of ``toolkit.errors.ToolkitError``.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.data.sample import Answer
+    from toolkit.evaluation.predictor import Predictor
+    from toolkit.imagegen.results import ImagegenResult
+    from toolkit.pipeline import Results
+    from toolkit.pipeline.plan import AnyPlan
+    from toolkit.recipe import Recipe
+
+
+def run(
+    recipe: Path | str, settings: Sequence[str] = (), *, fresh: bool = False, dry_run: bool = False
+) -> "Results | ImagegenResult":
+    """Run all stages of a recipe, or resume where the run stopped.
+
+    Args:
+        recipe: the TOML file of the recipe.
+        settings: overrides, such as ``"grpo.learning_rate=1e-6"``.
+        fresh: start again. An old run of this name is renamed to NAME.old-1.
+        dry_run: run every stage on a few rows with tiny models, in the folder NAME.dry-run.
+
+    Returns:
+        The results of the run. For a recipe with [imagegen] these are an ``ImagegenResult``.
+
+    Raises:
+        RecipeError: the recipe is invalid, or files that it names are missing.
+        PlanError: the run certainly cannot work.
+        ToolkitError: a stage failed. Call ``run`` again to resume.
+    """
+    from toolkit.pipeline import run_recipe
+    from toolkit.pipeline.plan import plan_run
+    from toolkit.pipeline.stages import STAGES
+    from toolkit.recipe import load_recipe
+    from toolkit.runfolder import is_main_process
+
+    loaded = load_recipe(recipe, settings, files=not dry_run)
+    if dry_run:
+        return _dry_run(loaded)
+    planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
+    if loaded.imagegen is not None:
+        from toolkit.pipeline.imagegen import run_imagegen
+
+        return run_imagegen(loaded, fresh=fresh, plan=planned)[1]
+    return run_recipe(loaded, STAGES, fresh=fresh, plan=planned)
+
+
+def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float | None = None) -> "AnyPlan":
+    """Estimate what a run needs, without running it.
+
+    Args:
+        recipe: the TOML file of the recipe.
+        settings: overrides, such as ``"grpo.learning_rate=1e-6"``.
+        gpu: the GPU to plan for, by name (``"T4"``) or memory in GB (``16``). None: the GPU of this machine.
+
+    Returns:
+        The plan. ``plan.problems`` is empty if the run can work, and ``plan.to_json()`` returns all figures.
+
+    Raises:
+        RecipeError: the recipe is invalid.
+        PlanError: no GPU with known figures has the name ``gpu``, or its memory is out of range.
+    """
+    from toolkit.pipeline.plan import parse_gpu, plan_recipe
+    from toolkit.planning import find_gpu
+    from toolkit.recipe import load_recipe
+
+    return plan_recipe(load_recipe(recipe, settings), find_gpu() if gpu is None else parse_gpu(str(gpu)))
+
+
+def evaluate(
+    run_folder: Path | str, settings: Sequence[str] = (), *, name: str | None = None, model: str | None = None
+) -> "Results":
+    """Evaluate a run's model, or one of its exports, on the held-out split.
+
+    Args:
+        run_folder: a run folder, such as ``"runs/quickstart"``.
+        settings: overrides of [evaluate], such as ``"evaluate.limit=100"``.
+        name: the name of the evaluation. Default: the name of the model, otherwise again-1, again-2, …
+        model: adapter, merged, gguf, a quantization such as q8_0, or a path. Default: the last trained weights.
+
+    Returns:
+        The evaluations of the run with this one as the last row, compared with the earlier ones.
+
+    Raises:
+        RunError: the folder is not a run, the name is taken, or a setting does not belong to [evaluate].
+    """
+    from toolkit.pipeline.rerun import evaluate_again
+    from toolkit.pipeline.stages import STAGES
+
+    return evaluate_again(Path(run_folder), STAGES, settings, name=name, model=model)
+
+
+def export(
+    run_folder: Path | str,
+    settings: Sequence[str] = (),
+    *,
+    to: Sequence[str] = (),
+    quant: Sequence[str] = (),
+    out: Path | str | None = None,
+    force: bool = False,
+) -> Mapping[str, Any]:
+    """Export a run's model and verify the exported weights.
+
+    Args:
+        run_folder: a run folder, such as ``"runs/quickstart"``.
+        settings: overrides of [export], such as ``"export.verify=0"``.
+        to: formats: adapter, merged, gguf. Default: those of the recipe.
+        quant: GGUF quantizations: f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m. Default: those of the recipe.
+        out: the folder to write to. Default: the run folder.
+        force: rename an existing folder in ``out`` to NAME.old-1 instead of raising an error.
+
+    Returns:
+        The record of the export: format -> folder, size, and how many completions changed after reloading.
+
+    Raises:
+        RunError: the folder is not a run or has no weights, or a setting does not belong to [export].
+        ModelError: the exported weights fail verification.
+        MissingExtraError: a package that the format needs is not installed.
+    """
+    from toolkit.pipeline.rerun import Delivery, export_again, export_settings
+    from toolkit.pipeline.stages import STAGES
+
+    chosen = [*export_settings(to, quant), *settings]
+    return export_again(Path(run_folder), STAGES, chosen, Delivery(None if out is None else Path(out), force=force))
+
+
+def predict(
+    run_folder: Path | str,
+    question: str,
+    images: Sequence[Path | str],
+    *,
+    options: Sequence[str] = (),
+    context: Mapping[str, str] | None = None,
+    model: str | None = None,
+) -> "Answer":
+    """Answer one question about one or more images with greedy decoding.
+
+    Args:
+        run_folder: a run folder, or weights inside one.
+        question: the question, without its options.
+        images: image files, in the order of the question.
+        options: the options of a multiple-choice question, with or without letters.
+        context: column of ``prompt.context`` -> its text.
+        model: adapter, merged, gguf, a quantization such as q8_0, or a path. Default: the last trained weights.
+
+    Returns:
+        The completion (``text``), the parsed values, and why it could not be parsed (``problem``).
+
+    Raises:
+        RunError: the folder is not a run, or the weights are missing.
+        DataError: the question lacks something that its task needs, or is too long.
+        ImageError: an image cannot be read.
+    """
+    from toolkit.pipeline.rerun import open_for_inference
+
+    opened, weights = open_for_inference(Path(run_folder), model)
+    from toolkit.evaluation.predict import predict as answer  # after Unsloth is imported
+
+    return answer(opened, question, [Path(image) for image in images], options, context, weights)
+
+
+def load_predictor(
+    model_path: Path | str, base_model_name: str | None = None, *, recipe: Path | str | None = None
+) -> "Predictor":
+    """Load a model of the task ``steps`` that predicts one GUI step after another.
+
+    Args:
+        model_path: a run folder (its last trained weights), an adapter, a merged model, or a GGUF file.
+        base_model_name: Hub name or folder of the base model. Default: as the run or the adapter says.
+        recipe: the recipe that defines the prompt. Default: that of the run that contains ``model_path``.
+
+    Returns:
+        A predictor. ``predictor.predict_step(image_path, user_goal, ...)`` returns one step and the agent memory after
+        it.
+
+    Raises:
+        RunError: there are no weights.
+        ModelError: the base model is unknown or not available.
+        DataError: the recipe is for another task.
+    """
+    from toolkit.errors import RunError
+    from toolkit.pipeline.rerun import open_for_inference
+
+    try:
+        open_for_inference(Path(model_path))
+    except RunError as error:
+        if error.code != "run.not_a_run_folder":
+            raise
+    from toolkit.evaluation.predictor import load_model_for_inference  # after Unsloth is imported
+
+    return load_model_for_inference(model_path, base_model_name, recipe=recipe)
+
+
+def _dry_run(recipe: "Recipe") -> "Results | ImagegenResult":
+    from toolkit.pipeline.stages import STAGES
+
+    if recipe.imagegen is not None:
+        from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
+
+        return dry_run_imagegen(recipe)[1]
+    from toolkit.pipeline.dry_run import dry_run
+
+    return dry_run(recipe, STAGES).results
