@@ -172,7 +172,7 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     with start_run(recipe) as run, StopRequest():
         prepare(recipe, run, no_progress)
-    film = next((run.path / "phantom" / "images").glob("*.png"))
+    film = next((run.path / "synthetic" / "images").glob("*.png"))
     more = ["--question", "Which?", "--image", str(film), "--option", "A. a", "--option", "B. b"]
     code, _, found = run_with_fake(tmp_path, recipe, command, str(run.path), *(more if command == "predict" else []))
     assert code == 1

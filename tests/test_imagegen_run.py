@@ -13,7 +13,6 @@ from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
 from tests.helpers.problems import raises
-from toolkit.cli.predict import Which
 from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
 from toolkit.imagegen.sft_stage import SftResult
@@ -22,7 +21,7 @@ from toolkit.imagegen.stages import RunSession
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
-from toolkit.pipeline.rerun import evaluate_again, export_again
+from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
 from toolkit.recipe import Recipe, load_recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
@@ -159,7 +158,7 @@ def test_commands_for_language_models_reject_runs_of_image_generators(tmp_path: 
         with raises(RecipeError, "recipe.not_vision_language"):
             again(run, STAGES_OF_LANGUAGE_MODELS)
     with raises(RecipeError, "recipe.not_vision_language") as caught:
-        Which(run).ready()
+        open_for_inference(run, None)
     assert "toolkit predict" in caught.problem.rule
 
 

@@ -50,7 +50,7 @@ def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
 
 
 def test_synthetic_lesions_are_in_one_split_and_prepared_like_a_download(lesions: Recipe) -> None:
-    folder = lesions.run_folder / "phantom"
+    folder = lesions.run_folder / "synthetic"
     rows = {split: json.loads((folder / f"{split}.json").read_text()) for split in ("train", "test")}
     assert sum(map(len, rows.values())) == 60
     assert not {row["lesion_id"] for row in rows["train"]} & {row["lesion_id"] for row in rows["test"]}
@@ -59,7 +59,7 @@ def test_synthetic_lesions_are_in_one_split_and_prepared_like_a_download(lesions
 
 
 def test_prediction_accepts_an_own_image_and_an_own_question(lesions: Recipe) -> None:
-    image = next((lesions.run_folder / "phantom" / "HAM10000_images_part_1").iterdir())
+    image = next((lesions.run_folder / "synthetic" / "HAM10000_images_part_1").iterdir())
     answer = predict(find_run(lesions.run_folder), "Is this benign?", [image])
     assert answer.text
     assert answer.problem or set(answer.values) == {"diagnosis", "lesions", "unread"}

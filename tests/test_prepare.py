@@ -16,7 +16,7 @@ from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
 from toolkit.recipe import Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import no_progress, read_json, start_run
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 
 HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
 FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'

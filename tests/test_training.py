@@ -112,7 +112,7 @@ def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_r
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 4 rows, 2 per step: the second epoch begins with step 3, and the stop is in it.
-    changes = {"data": {"phantom": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
+    changes = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
     whole, halved = only("grpo", tmp_path, "whole", changes), only("grpo", tmp_path, "halved", changes)
     with context_of(whole) as context:
         train_grpo(context)

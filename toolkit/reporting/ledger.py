@@ -11,7 +11,7 @@ from toolkit.runfolder import RunFolder, find_run
 from toolkit.runfolder.usage import ComputeRecord, Session, Usage, read_compute, total
 
 FAILED = "failed or unfinished"
-PURPOSES = ("training", "search", "ablation", "rehearsal", FAILED)
+PURPOSES = ("training", "search", "ablation", "dry_run", FAILED)
 """Purposes of runs. A run that did not finish counts under the last one, regardless of its recipe."""
 
 EVALUATIONS = "evaluate-"

@@ -171,7 +171,7 @@ def _read(samples: SampleSet, number: int) -> Sample | RowProblem:
 
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     """Yield split, source and image root. Synthetic data are in the run folder after the first start."""
-    synthetic = recipe.run_folder / "phantom"
+    synthetic = recipe.run_folder / "synthetic"
     for split in SPLITS:
         file = synthetic_rows_file(synthetic, split)
         if recipe.data.synthetic is not None and file is not None:
