@@ -1,7 +1,7 @@
 """The commands and their options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -84,8 +84,9 @@ def run(
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main
+    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings or (), files=True)
+    loaded = load_recipe(recipe, settings or (), tasks=TASKS, files=True)
     if loaded.imagegen is not None:
         from toolkit.cli import imagegen
 
@@ -235,13 +236,7 @@ def _name_and_text(given: str) -> tuple[str, str]:
 
 @data_app.command()
 def phantom(
-    kind: Annotated[
-        Literal["chest", "chest_vqa", "lesion", "steps"],
-        typer.Argument(
-            help="chest: 16-bit films, multiple choice. chest_vqa: the same films, open and closed questions. "
-            "lesion: skin, with masks. steps: tasks in a viewer."
-        ),
-    ],
+    kind: Annotated[str, typer.Argument(help="The kind of rows, such as chest. An unknown kind lists all of them.")],
     out: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],
     train: Annotated[int, typer.Option(min=1, help="Training rows.")] = 1200,
     validation: Annotated[int, typer.Option(min=0, help="Validation rows.")] = 0,
@@ -251,11 +246,16 @@ def phantom(
 ) -> None:
     """Make practice data: pictures whose answers can be seen in them, in the layout of a real data set."""
     from toolkit.cli import tables as show
-    from toolkit.pipeline.prepare_data import PHANTOMS
-    from toolkit.recipe import PHANTOM_TASKS, Phantom
+    from toolkit.recipe import Phantom
+    from toolkit.tasks import TASKS
 
+    rows = {task.synthetic.kind: (task, task.synthetic) for task in TASKS.values() if task.synthetic is not None}
+    if kind not in rows:
+        kinds = "".join(f"\n  {name}: {one.description}" for name, (_, one) in rows.items())
+        raise typer.BadParameter(f"{kind!r} must be one of:{kinds}", param_hint="KIND")
+    task, synthetic = rows[kind]
     wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
-    show.phantom(PHANTOM_TASKS[kind], PHANTOMS[kind](out, wanted, seed))
+    show.phantom(task.name, synthetic.write(out, wanted, seed))
 
 
 @data_app.command()
@@ -269,8 +269,9 @@ def inspect(
     from toolkit.cli.progress import telling
     from toolkit.pipeline.prepare_data import inspect_data
     from toolkit.recipe import for_language_models, load_recipe
+    from toolkit.tasks import TASKS
 
-    loaded = for_language_models(load_recipe(recipe, settings or (), files=True), "toolkit data inspect")
+    loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS, files=True), "toolkit data inspect")
     with telling() as (progress, _):
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
@@ -294,9 +295,10 @@ def reward_test(
     """Score given completions with a recipe's rewards and say why each scored what it did."""
     from toolkit.cli import tables as show
     from toolkit.recipe import for_language_models, load_recipe
+    from toolkit.tasks import TASKS
     from toolkit.training.reward_test import score_file
 
-    loaded = for_language_models(load_recipe(recipe, settings or ()), "toolkit reward test")
+    loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS), "toolkit reward test")
     show.scored(score_file(loaded, completions))
 
 

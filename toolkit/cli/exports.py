@@ -34,8 +34,9 @@ def is_for_generators(run_folder: Path, push: str | None, method: str | None, ot
         RunError: no run is there.
     """
     from toolkit.runfolder import find_run
+    from toolkit.tasks import TASKS
 
-    if find_run(run_folder).recipe().imagegen is None:
+    if find_run(run_folder).recipe(TASKS).imagegen is None:
         if method is not None:
             raise typer.BadParameter("must be left out for a vision-language model", param_hint="--method")
         return False

@@ -50,8 +50,9 @@ def plan(
     from toolkit.cli.progress import hush
     from toolkit.planning import find_gpu
     from toolkit.recipe import load_recipe
+    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings or ())
+    loaded = load_recipe(recipe, settings or (), tasks=TASKS)
     if loaded.imagegen is not None:
         _tell_imagegen(loaded, find_gpu() if gpu is None else _other_gpu(gpu), as_json=as_json)
     hush()
@@ -198,13 +199,13 @@ def _rows(recipe: "Recipe", folder: Path) -> "Rows":
     from toolkit.planning import Rows
     from toolkit.recipe import SPLITS
 
-    phantom = recipe.data.phantom
+    phantom = recipe.dataset.phantom
     if phantom is None:
         data = read_rows(recipe, folder)
         return Rows(data, image_store(recipe, data), {name: len(getattr(data, name)) for name in SPLITS})
     rows = {name: getattr(phantom, name) for name in SPLITS}
     few = phantom.model_copy(update={name: min(count, PRACTICE) for name, count in rows.items()})
-    small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"phantom": few})})
+    small = recipe.model_copy(update={"data": recipe.dataset.model_copy(update={"phantom": few})})
     data = read_rows(small, folder)
     return Rows(data, image_store(small, data), rows, practice=True)
 

@@ -57,12 +57,13 @@ class Which:
         from toolkit.models import preload
         from toolkit.recipe import for_language_models
         from toolkit.runfolder import find_exported, locate
+        from toolkit.tasks import TASKS
 
         run, weights = locate(self.path)
-        for_language_models(run.recipe(), "toolkit predict")
+        for_language_models(run.recipe(TASKS), "toolkit predict")
         if self.model is not None:
             weights = find_exported(run, self.model).weights
-        preload(run.recipe(), run.path, weights)
+        preload(run.recipe(TASKS), run.path, weights)
         return run, weights
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from toolkit.data.agent_memory import Carried
 from toolkit.data.links import Links
 from toolkit.data.sample import Answer, Reward, Sample
-from toolkit.recipe import Recipe
+from toolkit.errors import Problem
+from toolkit.recipe import Phantom, Recipe, Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,34 @@ class RowOrigin:
 
 
 @dataclass(frozen=True, slots=True)
+class Synthetic:
+    """The synthetic rows of a task.
+
+    Attributes:
+        kind: what ``data.phantom.kind`` calls them.
+        description: what they are, in a few words.
+        write: (folder, [data.phantom], seed) -> split -> file of rows. Its files are called ``train``, ``validation``
+            and ``test`` (.json or .csv), with images below the folder. The same arguments write the same rows.
+        columns: the columns of the rows.
+        min_size: the least ``data.phantom.size``, in pixels.
+        content: what the images show.
+    """
+
+    kind: str
+    description: str
+    write: Callable[[Path, Phantom, int], Mapping[str, Path]]
+    columns: frozenset[str]
+    min_size: int = 64
+    content: str = "images"
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One kind of question. All functions are pure.
 
     Attributes:
-        name: the word in the recipe.
+        name: the word in the recipe, and the name of its section [data.<name>] of settings.
+        description: what a model is trained for, as the model card says it.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
         required: the fields a source must have; ``a|b`` asks for one of them.
         leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
@@ -46,7 +70,8 @@ class Task:
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
         parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
-        rewards: name -> reward; the names and default weights stand in recipe.REWARD_WEIGHTS.
+        rewards: name -> reward.
+        reward_weights: name of each reward -> default weight. 0: the reward is off unless the recipe gives a weight.
         scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
         primary: the name in ``scores`` that comparisons and the final table use.
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
@@ -54,14 +79,26 @@ class Task:
         baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` that get a table of results of their own.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
-        settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
+        why: name of a reward -> (Sample, Answer) -> the reason for its value, in words.
+        all_or_nothing: rewards that are 0 or 1 for nearly every answer.
+        results_by: columns whose values get results of their own if ``evaluate.by`` names none.
+        positive: the label that is set against all others if ``evaluate.positive`` names none.
+        settings_model: the section [data.<name>]; every key has a default, and a key of type Path is a file.
+        check: recipe of this task -> problems with its settings. The place of each is a dotted key of the recipe.
+        settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError. Default: the section.
+        synthetic: its synthetic rows; None: it has none, and its dry run needs rows of the recipe's own.
+        dry_run: (recipe, whether the rows are synthetic) -> key of the section -> its value in the dry run.
+        takes_options: whether a question of ``toolkit predict`` has options.
+        stand_in: ``settings`` -> fields of the reference that ``read`` needs. Prediction removes them again.
         link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         carried: what goes from one question to the next; None: each question stands alone.
         grouped_by: what makes a group where ``data.group`` names no column.
+        entry: where a user's own task was loaded from (``file.py:TASK``); empty: it is one of the package's.
     """
 
     name: str
+    description: str
     columns: Mapping[str, tuple[str, ...]]
     required: frozenset[str]
     leaking: frozenset[str]
@@ -71,6 +108,7 @@ class Task:
     target: Callable[[Sample], str]
     parse: Callable[[str, Sample], Answer]
     rewards: Mapping[str, Reward]
+    reward_weights: Mapping[str, float]
     scores: Callable[[Sample, Answer], Mapping[str, float | None]]
     primary: str
     labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
@@ -78,8 +116,29 @@ class Task:
     also: tuple[str, ...] = ()
     baselines: Mapping[str, Callable[[Sequence[Sample]], Callable[[Sample], str]]] = field(default_factory=dict)
     stratum: Callable[[Sample], str] | None = None
-    settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
+    why: Mapping[str, Callable[[Sample, Answer], str]] = field(default_factory=dict)
+    all_or_nothing: frozenset[str] = frozenset()
+    results_by: tuple[str, ...] = ()
+    positive: str | None = None
+    settings_model: type[Section] | None = None
+    check: Callable[[Recipe], Iterable[Problem]] = lambda recipe: ()
+    settings: Callable[[Recipe, str], Any] = lambda recipe, split: recipe.settings
+    synthetic: Synthetic | None = None
+    dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
+    takes_options: bool = False
+    stand_in: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
     link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     carried: Carried | None = None
     grouped_by: str = "each row's first image"
+    entry: str = ""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether ``data.sampling = "balanced"`` has classes to balance."""
+        return self.stratum is not None
+
+    @property
+    def has_agent_memory(self) -> bool:
+        """Whether a question starts from what the answers before it left."""
+        return self.carried is not None

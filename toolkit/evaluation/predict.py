@@ -1,9 +1,8 @@
 """Prediction: one question about one or more pictures, asked of a run's model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
@@ -17,24 +16,10 @@ from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, current_weights
 from toolkit.runfolder.usage import recording
-from toolkit.tasks import TASKS
+from toolkit.tasks import TASKS, Task
 
 PREDICT = "predict"
 """What the compute report calls a prediction."""
-
-_STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
-    "mcq": lambda settings: {"answer": "A"},
-    "vqa": lambda settings: {"answer": "unknown", "answer_type": "open"},
-    "lesion": lambda settings: {
-        "diagnosis": settings.labels.labels[0].code,
-        "bbox": [0, 0, 1, 1],
-        "polygons": [[[0, 0], [1, 0], [1, 1]]],
-        "size": "unknown",
-        "features": "unknown",
-    },
-    "steps": lambda settings: {"task": "question", "action": settings.actions[0]},
-}
-"""A task reads rows that have a reference, and asks for what they know; the one put here is taken off again."""
 
 
 def predict(
@@ -60,7 +45,7 @@ def predict(
         ImageError: a picture cannot be read.
         RunError: the weights that the recipe starts from are gone.
     """
-    recipe = run.recipe()
+    recipe = run.recipe(TASKS)
     sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
         return _ask(recipe, sample, weights, current_weights(run, recipe))
@@ -80,18 +65,19 @@ def _ask(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | None) 
 
 def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
     """The question as the task reads one from a row, so that it looks as it did in training."""
-    task = recipe.data.task
+    task = TASKS[recipe.dataset.task]
     _check_options(task, options)
-    settings = TASKS[task].settings(recipe, "predict")
+    settings = task.settings(recipe, "predict")
     row = {
         "question": question,
         "options": list(options),
         "image": [str(path.absolute()) for path in images],
-        **_STAND_INS[task](settings),
+        # A task reads rows that have a reference. The one put here is taken off again.
+        **task.stand_in(settings),
     }
     source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
     try:
-        sample = TASKS[task].read("question", row, source)
+        sample = task.read("question", row, source)
     except RowProblem as problem:
         raise DataError(
             "predict.question_invalid",
@@ -124,8 +110,8 @@ def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) ->
     return replace(sample, fields={**sample.fields, **context})
 
 
-def _check_options(task: str, options: Sequence[str]) -> None:
-    if task == "mcq" and len(options) < 2:
+def _check_options(task: Task, options: Sequence[str]) -> None:
+    if task.takes_options and len(options) < 2:
         raise DataError(
             "predict.too_few_options",
             "a multiple-choice question must have at least two options",
@@ -133,7 +119,7 @@ def _check_options(task: str, options: Sequence[str]) -> None:
             value=list(options),
             remedy='Give each with --option "A. text".',
         )
-    if task != "mcq" and options:
+    if not task.takes_options and options:
         raise DataError(
             "predict.options_not_allowed",
             "only a multiple-choice question may have options",

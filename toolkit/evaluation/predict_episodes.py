@@ -31,6 +31,7 @@ from toolkit.runfolder import (
     write_text,
 )
 from toolkit.runfolder.usage import recording
+from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def predict_chains(
         DataError: the rows cannot be asked, or ``out`` holds something else.
         Interrupted: a signal came; what was answered is kept.
     """
-    recipe = run.recipe()
+    recipe = run.recipe(TASKS)
     task, carried = carrying(recipe)
     rows, out = read_open(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
@@ -121,7 +122,7 @@ def _total(rows: OpenRows) -> int:
 
 def _identity(recipe: Recipe, weights: Path | None, rows: OpenRows) -> str:
     """A digest of the weights' files, the rows, and how they are asked."""
-    sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.data.steps)
+    sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.settings)
     pictures = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
     how = (weights_seen(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()

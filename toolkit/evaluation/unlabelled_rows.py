@@ -44,7 +44,7 @@ def read_open(recipe: Recipe, file: Path, image_root: Path | None = None) -> Ope
         DataError: the task's answers carry nothing, a column is not there, or no row can be used.
     """
     task, carried = carrying(recipe)
-    index = open_index(str(file), id_column=recipe.data.columns.get("id"))
+    index = open_index(str(file), id_column=recipe.dataset.columns.get("id"))
     origin = _origin(recipe, task, carried, index, image_root)
     links = task.link(index, origin) if task.link else None
     tally, samples = Tally(), []
@@ -87,14 +87,14 @@ def carrying(recipe: Recipe) -> tuple[Task, Carried]:
     Raises:
         DataError: they carry nothing.
     """
-    task = TASKS[recipe.data.task]
+    task = TASKS[recipe.dataset.task]
     if task.carried is None:
         able = ", ".join(name for name, one in TASKS.items() if one.carried)
         raise DataError(
             "predict.task_without_memory",
             f"step-by-step prediction needs a task with agent memory ({able})",
             place="[data] task",
-            value=recipe.data.task,
+            value=recipe.dataset.task,
         )
     return task, task.carried
 
@@ -104,7 +104,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
     there = index.columns
     named = {
         field: column
-        for field, column in recipe.data.columns.items()
+        for field, column in recipe.dataset.columns.items()
         if column in there or field in carried.open_fields
     }
     settings = task.settings(recipe, "predict")

@@ -24,7 +24,7 @@ class Prompts:
     @classmethod
     def of(cls, recipe: Recipe, images: ImageStore) -> "Prompts":
         """The prompts of a recipe."""
-        return cls(TASKS[recipe.data.task], recipe.prompt, images)
+        return cls(TASKS[recipe.dataset.task], recipe.prompt, images)
 
     def text(self, sample: Sample) -> str:
         """Context that the recipe names, the question, the instruction; nothing of the reference."""

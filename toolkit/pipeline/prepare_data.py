@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,22 +14,11 @@ from toolkit.data.loading import DataSplits, SampleSet, load_data
 from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
-from toolkit.prepare.synthetic import write_lesions
-from toolkit.recipe import SPLITS, Phantom, Recipe
+from toolkit.recipe import SPLITS, Recipe
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
-from toolkit.synthetic.chest import write_chest
-from toolkit.tasks.steps.synthetic import write_steps
-from toolkit.tasks.vqa.synthetic import write_chest_vqa
+from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
-
-PHANTOMS: dict[str, Callable[[Path, Phantom, int], dict[str, Path]]] = {
-    "chest": write_chest,
-    "chest_vqa": write_chest_vqa,
-    "lesion": write_lesions,
-    "steps": write_steps,
-}
-"""Kind of practice data -> what writes it: files of rows called train, validation and test, and their pictures."""
 
 EXAMPLES = 5
 
@@ -66,7 +55,7 @@ def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
     Raises:
         DataError, ImageError: as ``prepare``.
     """
-    data = load_data(recipe, run.path / "phantom" if recipe.data.phantom else None)
+    data = load_data(recipe, TASKS[recipe.dataset.task], run.path / "phantom" if recipe.dataset.phantom else None)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
         data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, silent))
@@ -101,16 +90,16 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
     Raises:
         DataError: as ``load_data``.
     """
-    phantom = recipe.data.phantom
-    if phantom is None:
-        return load_data(recipe)
+    task, phantom = TASKS[recipe.dataset.task], recipe.dataset.phantom
+    if phantom is None or task.synthetic is None:
+        return load_data(recipe, task)
     log.info("practice data: %s, %d rows to train on and %d to test", phantom.kind, phantom.train, phantom.test)
     written = phantom_folder / "written.json"  # last, so that what it tells of is whole
     wanted = {"seed": recipe.run.seed, **phantom.model_dump()}
     if not written.is_file() or read_json(written) != wanted:
-        PHANTOMS[phantom.kind](phantom_folder, phantom, recipe.run.seed)
+        task.synthetic.write(phantom_folder, phantom, recipe.run.seed)
         write_json(written, wanted)
-    return load_data(recipe, phantom_folder)
+    return load_data(recipe, task, phantom_folder)
 
 
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:

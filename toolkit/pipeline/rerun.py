@@ -15,6 +15,7 @@ from toolkit.pipeline.run import DATA, Stages, Step, require_export, run_step, s
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
 from toolkit.runfolder import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, reopen_run, silent
 from toolkit.runfolder.usage import recording
+from toolkit.tasks import TASKS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -68,7 +69,7 @@ def evaluate_again(
         if run.is_done(EVALUATE + name):
             rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
             raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
-        earlier = evaluations(run) if _same_questions(run.recipe(), recipe) else []
+        earlier = evaluations(run) if _same_questions(run.recipe(TASKS), recipe) else []
 
         def work(context: Context) -> EvaluationRecord:
             return stages.evaluate(context, name, asked.weights if asked else context.weights, earlier)
@@ -147,9 +148,9 @@ def _refuse_misplaced(run: RunFolder, recipe: Recipe, settings: Sequence[str], d
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
     """The run's recipe with the section switched on and ``settings`` put in."""
-    own = for_language_models(run.recipe(), f"toolkit {section}")
+    own = for_language_models(run.recipe(TASKS), f"toolkit {section}")
     switch_on = [f"{section}={{}}"] if getattr(own, section) is None else []
-    recipe = load_recipe(run.recipe_file, [*switch_on, *settings])
+    recipe = load_recipe(run.recipe_file, [*switch_on, *settings], tasks=TASKS)
     others = [key for key in changed_keys(own, recipe) if key.partition(".")[0] != section]
     if others:
         raise RunError(

@@ -10,9 +10,7 @@ from toolkit.planning.findings import Finding, warning
 from toolkit.planning.gpu import Gpu
 from toolkit.planning.tokens import Tokens
 from toolkit.recipe import Recipe
-
-ALL_OR_NOTHING = frozenset({"letter", "exact", "diagnosis", "action", "target", "json"})
-"""Rewards that are 0 or 1 for nearly every answer."""
+from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def _flat_rewards(known: Known) -> Iterator[Finding]:
     if recipe.grpo is None:
         return
     counted = {name for name, weight in recipe.reward_weights.items() if weight > 0}
-    if counted and counted <= ALL_OR_NOTHING:
+    if counted and counted <= TASKS[recipe.dataset.task].all_or_nothing:
         rule = "every weighted reward is all or nothing, and zero-variance groups have no gradient"
         remedy = "Add weight to a reward with partial credit. The probe before step 1 reports these groups."
         yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))

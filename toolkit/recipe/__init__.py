@@ -1,18 +1,16 @@
 """The recipe: one TOML file as frozen sections, loaded with every problem at once."""
 
 from toolkit.recipe.base import Section
-from toolkit.recipe.checks import PHANTOM_TASKS, absent, for_image_generators, for_language_models
+from toolkit.recipe.checks import absent, for_image_generators, for_language_models
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
     REHEARSAL,
-    REWARD_WEIGHTS,
     SPLITS,
     Data,
     Evaluate,
     Export,
     Grpo,
     Images,
-    Lesion,
     Lora,
     Model,
     Optimisation,
@@ -23,36 +21,35 @@ from toolkit.recipe.sections import (
     Run,
     Sft,
     Split,
-    Steps,
+    recipe_model,
 )
+from toolkit.recipe.task import RecipeTask
 
 __all__ = [
-    "PHANTOM_TASKS",
     "REHEARSAL",
-    "REWARD_WEIGHTS",
     "SPLITS",
     "Data",
     "Evaluate",
     "Export",
     "Grpo",
     "Images",
-    "Lesion",
     "Lora",
     "Model",
     "Optimisation",
     "Phantom",
     "Prompt",
     "Recipe",
+    "RecipeTask",
     "Rewards",
     "Run",
     "Section",
     "Sft",
     "Split",
-    "Steps",
     "absent",
     "changed_keys",
     "dump_recipe",
     "for_image_generators",
     "for_language_models",
     "load_recipe",
+    "recipe_model",
 ]

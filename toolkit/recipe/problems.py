@@ -14,6 +14,8 @@ from toolkit.recipe.sections import Recipe
 
 Key = tuple[str, ...]
 """A key path: ``("grpo", "learning_rate")``."""
+Tables = Mapping[Key, tuple[str, ...]]
+"""Path of a table -> the keys it may hold."""
 
 FOREIGN: Mapping[str, str] = {
     "per_device_train_batch_size": "sft.batch_size or grpo.micro_batch",
@@ -55,9 +57,10 @@ class Places:
         return [replace(one, place=self.of(tuple(one.place.split(".")) if one.place else ())) for one in problems]
 
 
-def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
-    """One Problem for each of pydantic's errors about a Recipe, in pydantic's order."""
-    return [_problem(error, places) for error in errors]
+def schema_problems(errors: Iterable[ErrorDetails], places: Places, model: type[Recipe]) -> list[Problem]:
+    """One Problem for each of pydantic's errors about a recipe of class ``model``, in pydantic's order."""
+    tables = tables_of(model)
+    return [_problem(error, places, tables) for error in errors]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -71,11 +74,11 @@ def missing_section(name: str, places: Places) -> Problem:
     return Problem("recipe.section_missing", f"must have a section [{name}]", places.of((name,)), remedy="Add it.")
 
 
-def _problem(error: ErrorDetails, places: Places) -> Problem:
+def _problem(error: ErrorDetails, places: Places, tables: Tables) -> Problem:
     key = tuple(str(part) for part in error["loc"])
     kind = error["type"]
     if kind == "extra_forbidden":
-        return _unknown(key, places)
+        return _unknown(key, places, tables)
     if kind == "missing":
         return _missing(key, places)
     code, rule_of = _RULES.get(kind, ("recipe.value_invalid", None))
@@ -90,25 +93,28 @@ def _missing(key: Key, places: Places) -> Problem:
     return Problem("recipe.key_missing", "must be set, because it has no default", places.of(key), remedy="Set it.")
 
 
-def _unknown(key: Key, places: Places) -> Problem:
+def _unknown(key: Key, places: Places, tables: Tables) -> Problem:
     """Return the problem of an unknown key, with the known key that it resembles or belongs to."""
     table, name = key[:-1], key[-1]
     if table:
         return Problem(
-            "recipe.key_unknown", f"must be a key of [{'.'.join(table)}]", places.of(key), remedy=_suggest(table, name)
+            "recipe.key_unknown",
+            f"must be a key of [{'.'.join(table)}]",
+            places.of(key),
+            remedy=_suggest(table, name, tables),
         )
     return Problem(
-        "recipe.section_unknown", "must be a section of a recipe", places.of(key), remedy=_suggest(table, name)
+        "recipe.section_unknown", "must be a section of a recipe", places.of(key), remedy=_suggest(table, name, tables)
     )
 
 
-def _suggest(table: Key, name: str) -> str:
-    homes = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
+def _suggest(table: Key, name: str, tables: Tables) -> str:
+    homes = [".".join(path) for path, keys in tables.items() if name in keys and path and _same_kind(path, table)]
     if homes:
         return f"Move it to {' or '.join(f'[{home}]' for home in homes)}."
     if name in FOREIGN:
         return f"Use {FOREIGN[name]} instead."
-    return nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name, table) or "Remove it."
+    return nearest(name, tables.get(table, ())) or _nearest_elsewhere(name, table, tables) or "Remove it."
 
 
 def _same_kind(path: Key, table: Key) -> bool:
@@ -116,10 +122,10 @@ def _same_kind(path: Key, table: Key) -> bool:
     return (path[0] == "imagegen") == (table[:1] == ("imagegen",))
 
 
-def _nearest_elsewhere(name: str, table: Key) -> str:
+def _nearest_elsewhere(name: str, table: Key, tables: Tables) -> str:
     homes = {
         known: f"{'.'.join(path)}.{known}"
-        for path, keys in TABLES.items()
+        for path, keys in tables.items()
         for known in keys
         if path and _same_kind(path, table)
     }
@@ -133,6 +139,11 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
     return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
+def tables_of(model: type[Recipe]) -> Tables:
+    """Every table of a recipe of class ``model``, by its path, and the keys it may hold."""
+    return dict(_tables(model))
+
+
 def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tuple[str, ...]]]:
     yield path, tuple(section.model_fields)
     for name, info in section.model_fields.items():
@@ -140,9 +151,6 @@ def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tup
         if inner is not None:
             yield from _tables(inner, (*path, name))
 
-
-TABLES: Mapping[Key, tuple[str, ...]] = dict(_tables(Recipe))
-"""Every table of a recipe, by its path, and the keys it may hold."""
 
 _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "literal_error": ("recipe.choice_unknown", lambda rule: f"must be {rule['expected']}"),

@@ -4,42 +4,22 @@ Loading makes the paths in ``model``, ``data`` and ``rewards`` absolute: a path 
 path in ``--set`` at the working directory. Only ``run.folder`` stays relative to the working directory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
+from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.base import Section
 from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.task import RecipeTask
 
-REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
-    "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
-    "vqa": {"exact": 1.0, "token_f1": 1.0, "format": 0.1},
-    "lesion": {"diagnosis": 0.4, "place": 0.3, "mask_iou": 0.3, "box_iou": 0.0, "giou": 0.0, "format": 0.0},
-    "steps": {
-        "action": 0.4,
-        "target": 0.2,
-        "target_fuzzy": 0.0,
-        "grounding": 0.2,
-        "distance": 0.0,
-        "iou": 0.0,
-        "memory": 0.1,
-        "json": 0.1,
-    },
-}
-"""task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
+Kind = TypeVar("Kind", bound=BaseModel)
 
-RESULTS_BY: Mapping[str, tuple[str, ...]] = {
-    "mcq": ("question_type",),
-    "vqa": ("question_type",),
-    "lesion": ("sex", "age_band", "site", "source"),
-    "steps": ("action", "application"),
-}
-"""task -> the columns that results are given by, where the rows have them."""
-
-POSITIVE: Mapping[str, str] = {"lesion": "mel"}
-"""task -> the label that is set against all others."""
+DATA_MISSING = "data_missing"
+"""pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
 
 REHEARSAL = ".rehearsal"
 """How the name of a rehearsal's run ends."""
@@ -114,7 +94,8 @@ class Lora(Section):
 class Phantom(Section):
     """Generated practice data, written in the layout of a real data set."""
 
-    kind: Literal["chest", "chest_vqa", "lesion", "steps"]
+    kind: str
+    """The ``kind`` of a task's synthetic rows."""
     train: int = Field(1200, ge=1)
     validation: int = Field(0, ge=0)
     test: int = Field(400, ge=1)
@@ -129,67 +110,11 @@ class Split(Section):
     test: float = Field(0.1, ge=0, lt=1)
 
 
-class Lesion(Section):
-    """What the task ``lesion`` asks for, and how places are written."""
-
-    answer: tuple[Literal["diagnosis", "location", "size", "features", "bbox", "polygon"], ...] = (
-        "diagnosis",
-        "location",
-        "bbox",
-    )
-    """The parts of an answer, in this order; of each lesion only those that its row knows."""
-    labels: Path | None = None
-    """A table of diagnoses (TOML: ``[[label]] code, name, synonyms``) instead of HAM10000's seven."""
-    grid: Literal[3, 5] = 3
-    """Places are named by the cells of a grid of 3 x 3 or 5 x 5 over the picture."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """How numbers are written (``regions.coordinates``). ``auto``: the convention of the model's family."""
-    crop: float = Field(1.0, gt=0, le=1)
-    """Below 1, a part of each picture is shown that holds its lesions: sides of this share to all of the picture's,
-    drawn by the seed, so that lesions stand anywhere."""
-    crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
-    """Where pictures are cropped."""
-
-
-class Steps(Section):
-    """What the task ``steps`` shows of a step, what it asks for, and which tasks are trained on."""
-
-    sections: tuple[Literal["goal", "image", "short_term", "long_term"], ...] = (
-        "goal",
-        "image",
-        "short_term",
-        "long_term",
-    )
-    """What a prompt is made of; without ``image`` the rows have no picture. ``prompt.instruction`` is the last part."""
-    answer: tuple[Literal["short_term", "long_term", "reason", "predicted"], ...] = (
-        "short_term",
-        "long_term",
-        "reason",
-        "predicted",
-    )
-    """The parts of an answer, which stand in the order of the row."""
-    actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
-    """All actions that there are; rows with another one cannot be used."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """How the model writes numbers (``regions.coordinates``). ``auto``: the convention of the model's family."""
-    places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
-    """How the rows write them: in pixels of the screenshot, or from 0 to 1000, 100 or 1 over each side."""
-    task_start: int | None = Field(None, ge=0)
-    task_end: int | None = Field(None, ge=0)
-    """The first and the last task of ``data.train`` that is used, both included, by the number that ends its id."""
-    on_gap: Literal["drop", "empty"] = "drop"
-    """A step whose predecessor is missing, so that the memory before it is not known: leave it out, counted, or show an
-    empty memory."""
-    drop_memory: float = Field(0.0, ge=0, le=1)
-    """The chance that a training row is shown no memory, drawn by the seed and the row."""
-    corrupt_memory: float = Field(0.0, ge=0, le=1)
-    """The chance that half of a training row's memory is left out."""
-
-
 class Data(Section):
     """Rows: where they are, what their columns mean, how they are split."""
 
-    task: Literal["mcq", "vqa", "lesion", "steps"]
+    task: str
+    """The name of a task, or ``file.py:TASK`` for a task of your own."""
     train: str | None = None
     """A file (.json .jsonl .parquet .csv), a folder of them, or ``hub:owner/name`` with an optional ``#split``."""
     validation: str | None = None
@@ -203,8 +128,6 @@ class Data(Section):
     group: str | None = None
     """The column that names the patient or lesion; default: the row's first image."""
     split: Split = Split()
-    lesion: Lesion = Lesion()
-    steps: Steps = Steps()
     sampling: Literal["natural", "balanced"] = "natural"
     """``balanced``: training draws every class equally often, and within a class every group (lesion, patient)."""
     on_leak: Literal["stop", "report", "drop"] = "stop"
@@ -353,9 +276,9 @@ class Evaluate(Section):
     before: bool = True
     """Evaluate the model as it is before the first training stage."""
     by: tuple[str, ...] | None = None
-    """Columns whose values get figures of their own; default: those in ``RESULTS_BY``."""
+    """Columns whose values get figures of their own; default: the task's."""
     positive: str | None = None
-    """A label that is set against all others, such as ``mel``; default: that of ``POSITIVE``."""
+    """A label that is set against all others, such as ``mel``; default: the task's."""
     bootstrap: int = Field(2000, ge=100)
     """Resamples of the groups for intervals that Wilson's formula does not cover."""
 
@@ -375,20 +298,20 @@ class Export(Section):
     """Merge into the dequantised weights of a base that is stored quantised: its rounding stays in them."""
 
 
-NO_ROWS = Data(task="vqa")
-"""Placeholder beside [imagegen], which has data of its own. ``for_language_models`` keeps it from being read."""
-
-
 class Recipe(Section):
     """A whole run. A stage whose section is absent is off.
 
-    Loading requires ``data``, except beside ``imagegen``, which has only ``run`` and ``images`` beside it.
+    ``data`` must be present, except beside ``imagegen``, which has only ``run`` and ``images`` beside it.
+    ``recipe_model`` returns the class that knows the tasks. This class alone accepts no section of a task.
     """
+
+    tasks: ClassVar[Mapping[str, RecipeTask]] = {}
+    """The tasks that ``data.task`` may name."""
 
     run: Run
     model: Model = Model()
     lora: Lora = Lora()
-    data: Data = NO_ROWS
+    data: Data | None = None
     images: Images = Images()
     prompt: Prompt = Prompt()
     sft: Sft | None = None
@@ -398,10 +321,48 @@ class Recipe(Section):
     export: Export | None = None
     imagegen: Imagegen | None = None
 
+    @model_validator(mode="after")
+    def _has_data(self) -> "Recipe":
+        if self.data is None and self.imagegen is None:
+            raise PydanticCustomError(DATA_MISSING, "must have a section [data] or [imagegen]")
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to rebuild the recipe in another process, where ``recipe_model`` makes the class again."""
+        task = None if self.data is None else self.data.task
+        return _restore, (self.tasks, task, self.model_dump())
+
     @property
     def run_folder(self) -> Path:
         """``run.folder/run.name``, relative to the working directory."""
         return self.run.folder / self.run.name
+
+    @property
+    def dataset(self) -> Data:
+        """The section [data] of a vision-language model's recipe.
+
+        Raises:
+            RecipeError: the recipe has [imagegen], whose data are its own.
+        """
+        if self.data is None:
+            raise RecipeError([Problem("recipe.section_missing", "must have a section [data]", self.run.name)])
+        return self.data
+
+    @property
+    def task(self) -> RecipeTask:
+        """The task that ``data.task`` names."""
+        return self.tasks[self.dataset.task]
+
+    @property
+    def settings(self) -> Any:
+        """The section [data.<task>] of the recipe's task; None if the task has no settings."""
+        return getattr(self.data, self.task.name, None)
+
+    @property
+    def sections_of_other_tasks(self) -> tuple[str, ...]:
+        """The names of the sections [data.<task>] that belong to other tasks."""
+        inner = set(type(self.dataset).model_fields) - set(Data.model_fields)
+        return tuple(sorted(inner - {self.task.name}))
 
     @property
     def evaluation(self) -> Evaluate:
@@ -411,15 +372,56 @@ class Recipe(Section):
     @property
     def results_by(self) -> tuple[str, ...]:
         """The columns whose values get figures of their own."""
-        return RESULTS_BY[self.data.task] if self.evaluation.by is None else self.evaluation.by
+        return self.task.results_by if self.evaluation.by is None else self.evaluation.by
 
     @property
     def positive(self) -> str | None:
         """The label that is set against all others; None: none is."""
-        return self.evaluation.positive or POSITIVE.get(self.data.task)
+        return self.evaluation.positive or self.task.positive
 
     @property
     def reward_weights(self) -> Mapping[str, float]:
         """name -> weight for this task: the defaults, then the recipe's own; a custom reward defaults to 1."""
         custom = {name.rpartition(":")[2]: 1.0 for name in self.rewards.custom}
-        return {**REWARD_WEIGHTS[self.data.task], **custom, **self.rewards.weights}
+        return {**self.task.reward_weights, **custom, **self.rewards.weights}
+
+
+_MODELS: dict[tuple[int, str, type[Section] | None], type[Recipe]] = {}
+
+
+def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> type[Recipe]:
+    """Return the class of recipes that may name one of ``tasks``, with a section [data.<name>] for their settings.
+
+    Args:
+        tasks: name -> task. The mapping must stay as it is.
+        task: ``file.py:TASK``, a user's task, which ``tasks`` finds but does not list; None: no such task.
+    """
+    own = tasks[task] if task is not None and task not in tasks else None
+    # The class keeps `tasks` alive, so its id stays taken. Equal recipes need the same class.
+    key = (id(tasks), task or "" if own else "", own.settings_model if own else None)
+    if key not in _MODELS:
+        known = [*tasks.values(), *([own] if own else [])]
+        names = (*tasks, *([task] if own else []))
+        _MODELS[key] = _make_model(tasks, known, names)
+    return _MODELS[key]
+
+
+def _make_model(
+    tasks: Mapping[str, RecipeTask], known: Sequence[RecipeTask], names: Sequence[str | None]
+) -> type[Recipe]:
+    kinds = tuple(one.synthetic.kind for one in known if one.synthetic is not None)
+    phantom: Any = _subclass(Phantom, kind=(Literal[kinds], ...)) if kinds else Phantom
+    sections = {one.name: (one.settings_model, one.settings_model()) for one in known if one.settings_model}
+    data: Any = _subclass(Data, task=(Literal[tuple(names)], ...), phantom=(phantom | None, None), **sections)
+    model = _subclass(Recipe, data=(data | None, None))
+    model.tasks = tasks
+    return model
+
+
+def _subclass(base: type[Kind], **fields: Any) -> type[Kind]:
+    """Return ``base`` with more or other fields, under the same name."""
+    return create_model(base.__name__, __base__=base, __module__=base.__module__, __doc__=base.__doc__, **fields)
+
+
+def _restore(tasks: Mapping[str, RecipeTask], task: str | None, table: dict[str, Any]) -> Recipe:
+    return recipe_model(tasks, task).model_validate(table)

@@ -7,7 +7,7 @@ from toolkit.recipe import Grpo, Recipe, Sft
 
 def task_name(recipe: Recipe) -> str:
     """The task of a recipe's rows, or that it is one of image generation."""
-    return recipe.data.task if recipe.imagegen is None else "image generation"
+    return recipe.task.name if recipe.imagegen is None else "image generation"
 
 
 def model_name(recipe: Recipe | None) -> str | None:

@@ -63,7 +63,7 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
     path = recipe.run_folder.absolute()
     with _locked(path):
         if fresh and recipe.run.is_rehearsal:
-            _remove_rehearsal(RunFolder(path))
+            _remove_rehearsal(RunFolder(path), recipe)
         elif fresh and path.exists():
             path.rename(_name_for_old(path))
         run = RunFolder(path)
@@ -171,11 +171,11 @@ def _name_for_old(path: Path) -> Path:
     return path.with_name(f"{path.name}.old-{number}")
 
 
-def _remove_rehearsal(old: RunFolder) -> None:
+def _remove_rehearsal(old: RunFolder, new: Recipe) -> None:
     if not old.recipe_file.is_file():
         return  # nothing, or no run at all, which is looked at next
     try:
-        replaceable = old.recipe().run.is_rehearsal
+        replaceable = old.recipe(new.tasks).run.is_rehearsal
     except RecipeError:  # of another version, or damaged: nobody can say what it is
         replaceable = False
     if not replaceable:
@@ -208,7 +208,7 @@ def _refuse_foreign(path: Path) -> None:
 def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
     if not run.recipe_file.is_file():
         return
-    changed = changed_keys(run.recipe(), recipe)
+    changed = changed_keys(run.recipe(recipe.tasks), recipe)
     lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key not in HARMLESS]
     if lines and _is_bound(run, recipe):
         raise RunError(

@@ -1,13 +1,57 @@
 """Tasks: how rows are read, a question is put, an answer is read, and what judges it."""
 
-from collections.abc import Mapping
+import copyreg
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from toolkit.data.task import RowOrigin, Task
+from toolkit.data.task import RowOrigin, Synthetic, Task
+from toolkit.recipe.user_code import USER_CODE
 from toolkit.tasks.lesion import LESION
 from toolkit.tasks.mcq import MCQ
 from toolkit.tasks.steps import STEPS
+from toolkit.tasks.user_task import load_task
 from toolkit.tasks.vqa import VQA
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (MCQ, VQA, LESION, STEPS)}
+__all__ = ["TASKS", "RowOrigin", "Synthetic", "Task", "Tasks"]
 
-__all__ = ["TASKS", "RowOrigin", "Task"]
+
+class Tasks(Mapping[str, Task]):
+    """The tasks of the package by their names. ``tasks["file.py:TASK"]`` loads a user's own, which is not listed."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = {task.name: task for task in tasks}
+
+    def __getitem__(self, name: str) -> Task:
+        """Return a task.
+
+        Raises:
+            KeyError: no task has this name.
+            RecipeError: the user's file does not give a task.
+        """
+        if name not in self._tasks and USER_CODE.fullmatch(name):
+            return load_task(name, frozenset(self._tasks))
+        return self._tasks[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __reduce__(self) -> str:
+        """Return the name under which another process finds the tasks."""
+        return "TASKS"
+
+
+TASKS = Tasks((MCQ, VQA, LESION, STEPS))
+
+
+def _reduce_task(task: Task) -> tuple[Any, ...]:
+    """Return how another process finds the task, whose functions need not be picklable."""
+    return TASKS.__getitem__, (task.entry or task.name,)
+
+
+copyreg.pickle(Task, _reduce_task)

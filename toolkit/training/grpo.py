@@ -18,6 +18,7 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_refusals
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import Record, is_main, read_json, write_json
+from toolkit.tasks import TASKS
 from toolkit.training.image_check import look_first
 from toolkit.training.reward_probe import probe
 from toolkit.training.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
@@ -79,7 +80,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
 
 def rewards_of(recipe: Recipe) -> RewardTable:
     """The recipe's rewards with their weights."""
-    return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
+    return reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, Path())
 
 
 def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:

@@ -15,7 +15,6 @@ from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import Recipe
-from toolkit.tasks import TASKS
 
 FIRST_ROWS = 200
 """Rows whose columns decide how the first pass reads; another look is taken where a later row changes that."""
@@ -32,7 +31,7 @@ class Loaded:
     """Warnings, the gravest first."""
 
 
-def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
+def read_file(recipe: Recipe, task: Task, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
     """Every usable row of one source, read as the recipe says for a split.
 
     ``image_root`` goes before the recipe's; where neither is given it is the folder of the rows.
@@ -41,20 +40,20 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split
         DataError: the source or a column is not there (all such problems at once), no row can be used, or more rows
             than ``data.max_dropped`` cannot.
     """
-    task, wanted = TASKS[recipe.data.task], wanted_columns(recipe, split)
-    index, row_source, survey = _open(task, wanted, source, image_root or recipe.data.image_root)
+    wanted = wanted_columns(recipe, task, split)
+    index, row_source, survey = _open(task, wanted, source, image_root or recipe.dataset.image_root)
     dropped = (*index.skipped, *survey.dropped)
-    _check_dropped(dropped, index, len(survey.rows), recipe.data.max_dropped)
+    _check_dropped(dropped, index, len(survey.rows), recipe.dataset.max_dropped)
     notices = tuple(_notices(task, wanted, row_source, index, survey))
-    samples = SampleSet(task.name, index, row_source, survey.rows, survey.links)
+    samples = SampleSet(task, index, row_source, survey.rows, survey.links)
     return Loaded(samples, survey.keys, dropped, notices)
 
 
-def wanted_columns(recipe: Recipe, split: str = "train") -> Wanted:
+def wanted_columns(recipe: Recipe, task: Task, split: str = "train") -> Wanted:
     """What the recipe says about columns, with the task's settings for a split."""
     by = recipe.results_by if recipe.evaluate else ()
-    settings = TASKS[recipe.data.task].settings(recipe, split)
-    columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
+    settings = task.settings(recipe, split)
+    columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
     return Wanted(columns, group, context, by, recipe.images.max_per_question, settings)
 
 

@@ -5,6 +5,7 @@ the same columns reads no row.
 """
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -97,10 +98,17 @@ def survey_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     """Where the survey of this index, read in this way, is kept."""
     where = (sorted(source.column.items()), str(source.image_root), source.group)
     digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
-    # What the code of the tasks says about a row may change without a new version.
-    for code in sorted(Path(__file__).parent.parent.rglob("*.py")):
+    # What the code of a task says about a row may change without a new version.
+    for code in (*sorted(Path(__file__).parent.parent.rglob("*.py")), *_code_of(task)):
         digest.update(code.read_bytes())
     return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
+
+
+def _code_of(task: Task) -> list[Path]:
+    """The files that a task is made of: its package, or the file of a user's own."""
+    if task.entry:
+        return [Path(task.entry.rpartition(":")[0])]
+    return sorted(Path(inspect.getfile(task.read)).parent.rglob("*.py"))
 
 
 def save_survey(survey: Survey, file: Path) -> None:

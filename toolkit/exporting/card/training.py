@@ -74,7 +74,7 @@ def versions(facts: CardFacts) -> str:
 
 
 def _sources(facts: CardFacts) -> str:
-    section = facts.recipe.data
+    section = facts.recipe.dataset
     if section.phantom:
         return f"Generated practice data (`{section.phantom.kind}`), which show nothing of real patients."
     named = {"train": section.train, "validation": section.validation, "test": section.test}

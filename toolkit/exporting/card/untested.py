@@ -20,7 +20,7 @@ def untested(facts: CardFacts) -> str:
 
 def _of_evaluation(facts: CardFacts) -> list[str]:
     lines = []
-    if facts.recipe.data.phantom:
+    if facts.recipe.dataset.phantom:
         lines.append("**Real pictures:** the model was trained and asked on generated practice pictures alone.")
     if facts.evaluation is None:
         return [*lines, "**These weights on held-out questions:** they were not evaluated."]

@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.pipeline.dry_run.synthetic_data import practice_changes
 from toolkit.recipe import REHEARSAL, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
 from toolkit.recipe.overrides import merge
-from toolkit.scoring.regions import choose_coordinates
+from toolkit.tasks import TASKS
 
 ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}
 """Split -> rows of it at most."""
@@ -45,16 +45,19 @@ def rehearsal(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, quant
     Raises:
         RecipeError: places are to be written as the model's family does, and its name is of no family that is known.
     """
-    rows = _rows(recipe) if own_rows else practice_changes(recipe, ROWS)
+    task = TASKS[recipe.dataset.task]
+    rows = _rows(recipe) if own_rows else practice_changes(recipe, task, ROWS)
+    changed = task.dry_run(recipe, not own_rows)
     changes = {
         **_run(recipe),
         **_model(recipe, quantised=quantised),
         **rows,
+        **{f"data.{task.name}.{key}": value for key, value in changed.items()},
         **_training(recipe, quantised=quantised),
         **_answers(recipe, gguf=gguf),
     }
     settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
-    return Recipe.model_validate(merge(recipe.model_dump(), settings))
+    return type(recipe).model_validate(merge(recipe.model_dump(), settings))
 
 
 def _run(recipe: Recipe) -> Changes:
@@ -80,27 +83,17 @@ def _model(recipe: Recipe, *, quantised: bool) -> Changes:
         "model.attention": "auto" if model.attention == "flash_attention_2" else model.attention,
         "model.trust_remote_code": False,
         "lora.targets": known or tuple(sorted(LAYERS)),
-        **_coordinates(recipe),
     }
-
-
-def _coordinates(recipe: Recipe) -> Changes:
-    """``auto`` follows the model, so the convention of the real one is spelled out."""
-    task, model = recipe.data.task, recipe.model.name
-    if task not in ("lesion", "steps"):
-        return {}
-    key = f"data.{task}.coordinates"
-    return {key: choose_coordinates(getattr(recipe.data, task).coordinates, model, key).name}
 
 
 def _rows(recipe: Recipe) -> Changes:
     """Some rows of each split that the recipe has: of its files drawn by the seed, of practice data the first."""
-    data = recipe.data
+    data = recipe.dataset
     if data.phantom is not None:
         return {f"data.phantom.{split}": min(getattr(data.phantom, split), most) for split, most in ROWS.items()}
     splits = [split for split in ROWS if getattr(data, split) or getattr(data.split, split, 0)]
     changes: Changes = {}
-    if data.task == "steps" and recipe.evaluate:
+    if recipe.task.has_agent_memory and recipe.evaluate:
         splits.remove(recipe.evaluate.split)  # a limit would cut tasks, which are evaluated whole
         if recipe.images.unreadable != "skip":
             changes["images.scan"] = "header"  # of all screens of that split
@@ -152,7 +145,7 @@ def _answers(recipe: Recipe, *, gguf: bool) -> Changes:
 
 def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
     tokens = min(section.max_completion_tokens, COMPLETION_TOKENS)
-    tasks = {"evaluate.max_tasks": _least(section.max_tasks, TASKS_ASKED)} if recipe.data.task == "steps" else {}
+    tasks = {"evaluate.max_tasks": _least(section.max_tasks, TASKS_ASKED)} if recipe.task.has_agent_memory else {}
     return {"evaluate.max_completion_tokens": tokens, **tasks}
 
 

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 SHOWN = 3
 """Training rows that are shown as the model sees them."""
 
-OF_THE_ROWS = frozenset({*(f"data.{split}" for split in SPLITS), "data.image_root", "data.lesion.labels"})
-"""What is not there leaves the recipe without rows of its own."""
 NEEDED = frozenset({"rewards.custom"})
 """What is not there cannot be rehearsed without."""
 
@@ -106,8 +104,8 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
     Raises:
         RewardError: a reward raised, or none applies to a row.
     """
-    task = TASKS[recipe.data.task]
-    table = reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
+    task = TASKS[recipe.dataset.task]
+    table = reward_table(task, recipe.reward_weights, recipe.rewards.custom, Path())
     scored = [table.score(sample, task.parse(task.target(sample), sample)) for sample in samples]
     means = []
     for name in table.weights:
@@ -136,11 +134,12 @@ def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _is_of_the_rows(problem: Problem) -> bool:
-    return problem.place in OF_THE_ROWS
+    """Whether what does not exist leaves the recipe without rows of its own: a file or folder of [data]."""
+    return problem.place.startswith("data.")
 
 
 def _of_the_hub(recipe: Recipe) -> list[Problem]:
-    sources = {f"data.{split}": getattr(recipe.data, split) for split in SPLITS}
+    sources = {f"data.{split}": getattr(recipe.dataset, split) for split in SPLITS}
     rule, remedy = "a dry run does not download rows of the Hub", "Read them with `toolkit data inspect`."
     return [
         Problem("data.hub_rows_not_downloaded", rule, key, source, remedy)

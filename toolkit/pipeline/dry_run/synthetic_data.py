@@ -3,89 +3,43 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.recipe import PHANTOM_TASKS, Recipe, Steps
-from toolkit.tasks import TASKS
-
-COLUMNS: Mapping[str, frozenset[str]] = {
-    "chest": frozenset(
-        {
-            "question",
-            "options",
-            "correct_answer",
-            "correct_answer_explanation",
-            "ImagePath",
-            "question_type",
-            "PatientID",
-            "PatientSex",
-            "PatientAge",
-            "Indication",
-            "Comparison",
-            "Findings",
-            "Impression",
-        }
-    ),
-    "chest_vqa": frozenset(
-        {"question", "answer", "answer_type", "question_type", "image_name", "image_organ", "PatientID"}
-    ),
-    "lesion": frozenset(
-        {
-            "age",
-            "area_share",
-            "bbox",
-            "boxes",
-            "dataset",
-            "dx",
-            "dx_type",
-            "height",
-            "image",
-            "image_id",
-            "lesion_id",
-            "localization",
-            "mask",
-            "mask_available",
-            "polygons",
-            "sex",
-            "spatial_description",
-            "split",
-            "width",
-        }
-    ),
-    "steps": frozenset({"Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application"}),
-}
-"""Kind of practice data -> the columns that its rows have."""
+from toolkit.errors import Problem, RecipeError
+from toolkit.recipe import Recipe
+from toolkit.tasks import Task
 
 SIZE = 224
 """Width of the pictures."""
 
 
-def practice_changes(recipe: Recipe, rows: Mapping[str, int]) -> dict[str, Any]:
+def practice_changes(recipe: Recipe, task: Task, rows: Mapping[str, int]) -> dict[str, Any]:
     """Dotted key -> value that puts practice data of the recipe's task in the place of its own rows.
 
     Columns that practice rows do not have leave the recipe; a split that it evaluates or names has rows.
 
     Args:
         recipe: as it is loaded.
+        task: the recipe's.
         rows: split -> how many.
+
+    Raises:
+        RecipeError: the task has no synthetic rows.
     """
-    data = recipe.data
-    kind = next(kind for kind, task in PHANTOM_TASKS.items() if task == data.task)
-    there = COLUMNS[kind]
+    data = recipe.dataset
+    if task.synthetic is None:
+        rule = f"a dry run of the task {task.name}, which has no synthetic rows, needs the recipe's own rows"
+        remedy = "Provide the files that the recipe names, or give the task synthetic rows."
+        raise RecipeError([Problem("recipe.dry_run_without_rows", rule, "data.task", data.task, remedy)])
+    there = task.synthetic.columns
     wanted = data.validation or data.split.validation or (recipe.evaluate and recipe.evaluate.split == "validation")
     counts = {**rows, "validation": rows["validation"] if wanted else 0}
     changes: dict[str, Any] = {
-        "data.phantom": {"kind": kind, "size": SIZE, **counts},
+        "data.phantom": {"kind": task.synthetic.kind, "size": SIZE, **counts},
         **dict.fromkeys(("data.train", "data.validation", "data.test", "data.image_root")),
         "data.columns": {},
         "data.group": data.group if data.group in there else None,
-        "data.lesion.labels": None,
         "prompt.context": tuple(name for name in recipe.prompt.context if name in there),
     }
     if recipe.evaluate and recipe.evaluate.by is not None:
-        known = there | TASKS[data.task].columns.keys()
+        known = there | task.columns.keys()
         changes["evaluate.by"] = tuple(name for name in recipe.evaluate.by if name in known)
-    if data.task == "steps":
-        steps = Steps()
-        changes |= {
-            f"data.steps.{name}": getattr(steps, name) for name in ("actions", "places", "task_start", "task_end")
-        }
     return changes

@@ -1,12 +1,54 @@
-"""The majority baseline of lesions: the most frequent diagnosis and place, and the median box, without a look."""
+"""Scores and labels of lesions, and their majority baseline: the most frequent diagnosis and place, the median box."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from toolkit.data.sample import Sample
-from toolkit.scoring.regions import spell_place
+from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.regions import dice, spell_place
 from toolkit.tasks.lesion.prompt import write_box
+from toolkit.tasks.lesion.rewards import box_overlap, diagnosis, mask_iou, place
+from toolkit.tasks.lesion.rewards import format as keeps_format
+
+RESULTS_BY = ("sex", "age_band", "site", "source")
+"""The columns whose values get results of their own."""
+POSITIVE = "mel"
+"""The label that is set against all others."""
+JACCARD_THRESHOLD = 0.65
+"""ISIC 2018 task 1 counts a Jaccard index below it as 0 (arXiv 1902.03368)."""
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None where one does not apply."""
+    overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
+    return {
+        "accuracy": diagnosis(sample, answer),
+        "place": place(sample, answer),
+        "place_exact": _exact(place(sample, answer)),
+        "box_iou": overlap,
+        "box_iou_over_0.5": None if overlap is None else float(overlap >= 0.5),
+        "box_iou_over_0.75": None if overlap is None else float(overlap >= 0.75),
+        "mask_iou": outlined,
+        "thresholded_jaccard": None if outlined is None else outlined * (outlined >= JACCARD_THRESHOLD),
+        "dice": None if outlined is None else dice(outlined),
+        "format": keeps_format(sample, answer),
+    }
+
+
+def _exact(score: float | None) -> float | None:
+    return None if score is None else float(score == 1)
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
+    """The right code and the one that was read; None where no diagnosis is asked for."""
+    if "diagnosis" not in sample.fields["asked"]:
+        return None
+    return sample.reference["diagnosis"], answer.values.get("diagnosis")
+
+
+def stratum(sample: Sample) -> str:
+    """The diagnosis."""
+    return str(sample.reference["diagnosis"])
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:

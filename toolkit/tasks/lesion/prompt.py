@@ -42,6 +42,11 @@ def choose_question(asked: Sequence[str], random: Random) -> str:
     return random.choice(WHERE if PLACED & set(asked) else WHAT)
 
 
+def question(sample: Sample) -> str:
+    """The wording that the seed chose for the row."""
+    return str(sample.fields["question"])
+
+
 def instruction(sample: Sample) -> str:
     """The format of the answer: its tags, the names of diagnoses and places, and what coordinates mean."""
     settings: LesionSettings = sample.fields["settings"]

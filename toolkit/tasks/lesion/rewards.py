@@ -144,6 +144,20 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {
+    "diagnosis": 0.4,
+    "place": 0.3,
+    "mask_iou": 0.3,
+    "box_iou": 0.0,
+    "giou": 0.0,
+    "format": 0.0,
+}
+"""reward -> default weight. 0: the reward is off unless the recipe gives it a weight."""
+
+ALL_OR_NOTHING = frozenset({"diagnosis"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def why_diagnosis(sample: Sample, answer: Answer) -> str:
     """Both codes, or why none was read."""
     if "diagnosis" not in sample.fields["asked"]:

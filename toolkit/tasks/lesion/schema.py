@@ -40,6 +40,17 @@ BY = ("sex", "site", "source")
 """Columns of the source that results can be given by under one name."""
 
 
+def stand_in(settings: LesionSettings) -> dict[str, Any]:
+    """The fields of a reference for a question of ``toolkit predict``, with every part that may be asked for."""
+    return {
+        "diagnosis": settings.labels.labels[0].code,
+        "bbox": [0, 0, 1, 1],
+        "polygons": [[[0, 0], [1, 0], [1, 1]]],
+        "size": "unknown",
+        "features": "unknown",
+    }
+
+
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """The sample of one row.
 

@@ -1,16 +1,61 @@
 """What a recipe says for the task ``lesion``, ready to use."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
 
 from toolkit.data.cells import frame_of
-from toolkit.recipe import Recipe
+from toolkit.errors import Problem
+from toolkit.recipe import Recipe, Section
+from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import Coordinates, Frame, Size, choose_coordinates
 from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 
+class Lesion(Section):
+    """What the task ``lesion`` asks for, and how places are written."""
+
+    answer: tuple[Literal["diagnosis", "location", "size", "features", "bbox", "polygon"], ...] = (
+        "diagnosis",
+        "location",
+        "bbox",
+    )
+    """The parts of an answer, in this order; of each lesion only those that its row knows."""
+    labels: Path | None = None
+    """A table of diagnoses (TOML: ``[[label]] code, name, synonyms``) instead of HAM10000's seven."""
+    grid: Literal[3, 5] = 3
+    """Places are named by the cells of a grid of 3 x 3 or 5 x 5 over the picture."""
+    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
+    """How numbers are written (``regions.coordinates``). ``auto``: the convention of the model's family."""
+    crop: float = Field(1.0, gt=0, le=1)
+    """Below 1, a part of each picture is shown that holds its lesions: sides of this share to all of the picture's,
+    drawn by the seed, so that lesions stand anywhere."""
+    crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
+    """Where pictures are cropped."""
+
+
+def check_settings(recipe: Recipe) -> Iterator[Problem]:
+    """[data.lesion] asks for something."""
+    listed = list(recipe.settings.answer)
+    if not {"diagnosis", "location", "bbox", "polygon"} & set(listed):
+        rule = "must have at least one of diagnosis, location, bbox and polygon"
+        yield Problem("recipe.lesion_answer_incomplete", rule, "data.lesion.answer", listed, "Add one of them.")
+    else:
+        yield from empty_or_repeated("data.lesion.answer", listed)
+
+
+def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
+    """The changes for a dry run: the convention of the recipe's own model, and no labels that synthetic rows lack."""
+    coordinates = choose_coordinates(recipe.settings.coordinates, recipe.model.name, "data.lesion.coordinates").name
+    return {"coordinates": coordinates, **({"labels": None} if synthetic else {})}
+
+
 @dataclass(frozen=True, slots=True)
 class LesionSettings:
-    """``crop``: the least share of each side that is shown; 1: whole pictures. The rest: as in ``recipe.Lesion``."""
+    """``crop``: the least share of each side that is shown; 1: whole pictures. The rest: as in ``Lesion``."""
 
     answer: tuple[str, ...]
     grid: int
@@ -32,7 +77,7 @@ def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
         RecipeError: the coordinates of the model's family are not known.
         DataError: the recipe's own table of labels is wrong.
     """
-    lesion = recipe.data.lesion
+    lesion: Lesion = recipe.settings
     return LesionSettings(
         answer=lesion.answer,
         grid=lesion.grid,

@@ -1,4 +1,4 @@
-"""Practice lesions as files: the layout of a HAM10000 download, and that of a download from ISIC's archive."""
+"""Synthetic lesions: as downloads of HAM10000 and of ISIC's archive, and as the rows that are prepared from one."""
 
 import csv
 import io
@@ -13,7 +13,11 @@ from typing import Any
 import cv2
 from numpy.typing import NDArray
 
+from toolkit.data.task import Synthetic
 from toolkit.errors import DataError
+from toolkit.prepare.ham10000 import prepare_ham10000
+from toolkit.prepare.request import Request
+from toolkit.recipe import Phantom
 from toolkit.synthetic.lesion_shapes import Size
 from toolkit.synthetic.lesion_tables import ham10000_row, isic_row
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
@@ -68,6 +72,23 @@ def write_isic(
         DataError: as ``write_ham10000``.
     """
     return _write(folder, _ISIC, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
+
+
+def write_lesions(folder: Path, phantom: Phantom, seed: int) -> dict[str, Path]:
+    """Write pictures, masks and rows, and give the JSON file of each split that has rows.
+
+    The splits are by lesion, so their numbers of pictures are about those that are asked for. Pictures are
+    ``phantom.size`` wide and three quarters of it high.
+    """
+    total = phantom.train + phantom.validation + phantom.test
+    written = write_ham10000(folder, total, seed, (phantom.size, phantom.size * 3 // 4))
+    shares = {"validation": phantom.validation / total, "test": phantom.test / total}
+    request = Request(folder, seed, shares["validation"], shares["test"], workers=1)
+    prepare_ham10000(
+        [written["images_part_1"], written["images_part_2"]], written["masks"], written["metadata"], request
+    )
+    files = {split: folder / f"{split}.json" for split in ("train", "validation", "test")}
+    return {split: file for split, file in files.items() if file.is_file()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +222,35 @@ def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+LESIONS = Synthetic(
+    kind="lesion",
+    description="skin lesions with masks",
+    write=write_lesions,
+    columns=frozenset(
+        {
+            "age",
+            "area_share",
+            "bbox",
+            "boxes",
+            "dataset",
+            "dx",
+            "dx_type",
+            "height",
+            "image",
+            "image_id",
+            "lesion_id",
+            "localization",
+            "mask",
+            "mask_available",
+            "polygons",
+            "sex",
+            "spatial_description",
+            "split",
+            "width",
+        }
+    ),
+    min_size=96,
+    content="lesions",
+)

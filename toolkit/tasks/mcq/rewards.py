@@ -96,6 +96,19 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {
+    "letter": 1.0,
+    "explanation": 0.6,
+    "evidence": 0.2,
+    "format": 0.1,
+    "brevity": 0.1,
+}
+"""reward -> default weight. 0: the reward is off unless the recipe gives it a weight."""
+
+ALL_OR_NOTHING = frozenset({"letter"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def evidence_words(sample: Sample) -> frozenset[str]:
     """The report's content words that the prompt does not show, without negations.
 

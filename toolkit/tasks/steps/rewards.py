@@ -157,6 +157,22 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {
+    "action": 0.4,
+    "target": 0.2,
+    "target_fuzzy": 0.0,
+    "grounding": 0.2,
+    "distance": 0.0,
+    "iou": 0.0,
+    "memory": 0.1,
+    "json": 0.1,
+}
+"""reward -> default weight. 0: the reward is off unless the recipe gives it a weight."""
+
+ALL_OR_NOTHING = frozenset({"action", "target", "json"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
     """What a long-term memory names as done, each as ``label_text``; None where it says nothing about it.
 

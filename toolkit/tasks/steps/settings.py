@@ -1,14 +1,91 @@
 """What a recipe says for the task ``steps``, ready to use."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from toolkit.recipe import Recipe
+from pydantic import Field
+
+from toolkit.errors import Problem
+from toolkit.recipe import Recipe, Section
+from toolkit.recipe.checks import empty_or_repeated
 from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
+
+
+class Steps(Section):
+    """What the task ``steps`` shows of a step, what it asks for, and which tasks are trained on."""
+
+    sections: tuple[Literal["goal", "image", "short_term", "long_term"], ...] = (
+        "goal",
+        "image",
+        "short_term",
+        "long_term",
+    )
+    """What a prompt is made of; without ``image`` the rows have no picture. ``prompt.instruction`` is the last part."""
+    answer: tuple[Literal["short_term", "long_term", "reason", "predicted"], ...] = (
+        "short_term",
+        "long_term",
+        "reason",
+        "predicted",
+    )
+    """The parts of an answer, which stand in the order of the row."""
+    actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
+    """All actions that there are; rows with another one cannot be used."""
+    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
+    """How the model writes numbers (``regions.coordinates``). ``auto``: the convention of the model's family."""
+    places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
+    """How the rows write them: in pixels of the screenshot, or from 0 to 1000, 100 or 1 over each side."""
+    task_start: int | None = Field(None, ge=0)
+    task_end: int | None = Field(None, ge=0)
+    """The first and the last task of ``data.train`` that is used, both included, by the number that ends its id."""
+    on_gap: Literal["drop", "empty"] = "drop"
+    """A step whose predecessor is missing, so that the memory before it is not known: leave it out, counted, or show an
+    empty memory."""
+    drop_memory: float = Field(0.0, ge=0, le=1)
+    """The chance that a training row is shown no memory, drawn by the seed and the row."""
+    corrupt_memory: float = Field(0.0, ge=0, le=1)
+    """The chance that half of a training row's memory is left out."""
+
+
+def check_settings(recipe: Recipe) -> Iterator[Problem]:
+    """[data.steps] shows something, and asks for an action."""
+    steps: Steps = recipe.settings
+    for name in ("sections", "answer", "actions"):
+        yield from empty_or_repeated(f"data.steps.{name}", list(getattr(steps, name)))
+    if "predicted" not in steps.answer:
+        rule, remedy = 'must have "predicted", the action that is evaluated', 'Add "predicted".'
+        yield Problem("recipe.steps_answer_incomplete", rule, "data.steps.answer", list(steps.answer), remedy)
+    if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
+        rule = f"must be at least task_start (={steps.task_start})"
+        yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
+    yield from _dropped_memories_fit(steps)
+
+
+def _dropped_memories_fit(steps: Steps) -> Iterator[Problem]:
+    both = steps.drop_memory + steps.corrupt_memory
+    if both > 1:
+        rule = "drop_memory + corrupt_memory must be at most 1"
+        yield Problem(
+            "recipe.memory_fractions_too_large", rule, "data.steps.corrupt_memory", both, "Lower one of them."
+        )
+    if both and not {"short_term", "long_term"} & set(steps.sections):
+        rule = "must have short_term or long_term if drop_memory or corrupt_memory is above 0"
+        remedy = "Add one of them, or set both fractions to 0."
+        yield Problem("recipe.no_memory_to_drop", rule, "data.steps.sections", list(steps.sections), remedy)
+
+
+def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
+    """The changes for a dry run: the convention of the recipe's own model, and what synthetic rows have."""
+    steps: Steps = recipe.settings
+    coordinates = choose_coordinates(steps.coordinates, recipe.model.name, "data.steps.coordinates").name
+    defaults = Steps()
+    names = ("actions", "places", "task_start", "task_end") if synthetic else ()
+    return {"coordinates": coordinates, **{name: getattr(defaults, name) for name in names}}
 
 
 @dataclass(frozen=True, slots=True)
 class StepSettings:
-    """``coordinates``: as the model writes places; ``places``: as the rows do. The rest: as in ``recipe.Steps``."""
+    """``coordinates``: as the model writes places; ``places``: as the rows do. The rest: as in ``Steps``."""
 
     sections: tuple[str, ...]
     answer: tuple[str, ...]
@@ -35,7 +112,8 @@ def step_settings(recipe: Recipe, split: str) -> StepSettings:
     Raises:
         RecipeError: the coordinates of the model's family are not known.
     """
-    steps, training = recipe.data.steps, split == "train"
+    steps: Steps = recipe.settings
+    training = split == "train"
     return StepSettings(
         sections=steps.sections,
         answer=steps.answer,

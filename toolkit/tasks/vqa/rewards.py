@@ -70,6 +70,13 @@ def format(sample: Sample, answer: Answer) -> float:
 REWARDS: Mapping[str, Reward] = {"exact": exact, "token_f1": token_f1, "format": format}
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {"exact": 1.0, "token_f1": 1.0, "format": 0.1}
+"""reward -> default weight. 0: the reward is off unless the recipe gives it a weight."""
+
+ALL_OR_NOTHING = frozenset({"exact"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def why_exact(sample: Sample, answer: Answer) -> str:
     """Both answers as they were compared."""
     if not sample.reference["closed"]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toolkit.data.task import Synthetic
 from toolkit.recipe import Phantom
 from toolkit.synthetic.chest import Film, Records, write_films
 from toolkit.synthetic.radiograph import Rng
@@ -70,3 +71,10 @@ OPEN_WITH_SIDE: Mapping[str, Ask] = {
     **OPEN,
     "side": lambda film: ShortAnswer("Which side of the chest shows an abnormality?", film.side, "POS"),
 }
+
+CHEST_VQA = Synthetic(
+    kind="chest_vqa",
+    description="the same radiographs, open and closed questions",
+    write=write_chest_vqa,
+    columns=frozenset({"question", "answer", "answer_type", "question_type", "image_name", "image_organ", "PatientID"}),
+)

@@ -9,20 +9,9 @@ from pathlib import Path
 
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem, RecipeError, RewardError
-from toolkit.recipe import REWARD_WEIGHTS
-from toolkit.tasks.lesion import rewards as lesion
-from toolkit.tasks.mcq import rewards as mcq
-from toolkit.tasks.steps import rewards as steps
-from toolkit.tasks.vqa import rewards as vqa
-from toolkit.training.rewards.custom import custom_name, load_custom, raised_at
-
-REWARDS: Mapping[str, Mapping[str, Reward]] = {
-    "mcq": mcq.REWARDS,
-    "vqa": vqa.REWARDS,
-    "lesion": lesion.REWARDS,
-    "steps": steps.REWARDS,
-}
-"""task -> name -> reward."""
+from toolkit.recipe.user_code import raised_at
+from toolkit.tasks import Task
+from toolkit.training.rewards.custom import custom_name, load_custom
 
 RESERVED = frozenset({"custom", "total"})
 """Names that mean something else: a key of the recipe, a column of the log."""
@@ -46,7 +35,7 @@ class ScoredAnswer:
 class RewardTable:
     """The rewards of one recipe: ``rewards`` and ``weights`` have the same names, every weight is above 0."""
 
-    task: str
+    task: Task
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
 
@@ -74,7 +63,7 @@ class RewardTable:
         return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
 
-def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
+def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
     """The rewards of a task and the user's own, with the weights of the recipe.
 
     A reward without a weight in ``weights`` has its default (the user's own: 1). Weight 0 switches a reward off: it is
@@ -82,7 +71,7 @@ def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str],
     that is reported; a penalty is written as its complement (1 is good).
 
     Args:
-        task: a name in ``REWARDS``.
+        task: whose rewards they are.
         weights: reward -> weight, as ``recipe.reward_weights`` gives it.
         custom: the user's own, ``file.py:function``.
         base: the recipe's folder, where their files are looked for.
@@ -92,10 +81,10 @@ def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str],
             left to train with, and files or functions that cannot be loaded.
     """
     problems: list[Problem] = []
-    rewards = {**REWARDS[task], **_load_all(custom, base, REWARDS[task], problems)}
+    rewards = {**task.rewards, **_load_all(custom, base, task.rewards, problems)}
     # A custom reward that could not be loaded has its own problem; its weight is no second one.
     known = {**rewards, **{custom_name(entry): None for entry in custom}}
-    given = {**REWARD_WEIGHTS[task], **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
+    given = {**task.reward_weights, **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
     problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
     if not problems and not any(given.values()):
         problems.append(
