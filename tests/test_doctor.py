@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.recipes import load_recipe
 from toolkit.diagnostics import STATES, TESTED, Finding
 from toolkit.diagnostics.causes import find_cause
 from toolkit.diagnostics.disk import check_folder, check_folders, hub_cache
@@ -30,7 +31,6 @@ from toolkit.diagnostics.probes import Outcome, run_probes
 from toolkit.diagnostics.recipes import TINY, check_recipes
 from toolkit.diagnostics.versions import TORCHVISION_OF, allowed, check_version
 from toolkit.errors import CODE
-from toolkit.recipe import load_recipe
 from toolkit.runfolder.cache import cache_folder
 
 ROOT = Path(__file__).parent.parent

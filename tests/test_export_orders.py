@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.exports import gguf_table
 from toolkit.cli.tables import _proven
@@ -20,8 +21,9 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.results import read_results
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Export, dump_recipe, load_recipe
+from toolkit.recipe import Export, dump_recipe
 from toolkit.runfolder import RunFolder, find_exported, write_text
+from toolkit.tasks import TASKS
 
 FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
 
@@ -147,7 +149,7 @@ def test_what_is_told_of_a_proof_names_the_rows_that_were_asked(held_out: bool) 
 def test_a_proof_asks_what_fits_and_says_where_it_asks_training_rows(
     trained: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = trained.recipe()
+    recipe = trained.recipe(TASKS)
     section = Export(to=("adapter",), verify=3)
     with context_of(recipe) as context:
         rows = list(context.data.train)

@@ -12,7 +12,8 @@ import pandas
 import pytest
 
 from tests.helpers.problems import raises
-from toolkit.data.loading import DataSplits, load_data, read_file, survey
+from tests.helpers.recipes import load_data, make_recipe, read_file
+from toolkit.data.loading import DataSplits, survey
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Phantom, Recipe
 from toolkit.synthetic.chest import write_chest
@@ -38,7 +39,7 @@ def write(file: Path, rows: Iterable[Row], prefix: str = "r") -> str:
 
 def recipe(task: str = "mcq", prompt: Row | None = None, evaluate: Row | None = None, **data: Any) -> Recipe:
     sections = {"run": {"name": "x"}, "data": {"task": task, **data}, "prompt": prompt or {}}
-    return Recipe.model_validate({**sections, **({"evaluate": evaluate} if evaluate else {})})
+    return make_recipe({**sections, **({"evaluate": evaluate} if evaluate else {})})
 
 
 def ids(samples: Iterable[Any]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from training import small_recipe
 
-from toolkit.data.loading import load_data
+from tests.helpers.recipes import load_data
 from toolkit.recipe import Phantom
 from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about, write_chest
 from toolkit.synthetic.radiograph import draw_film

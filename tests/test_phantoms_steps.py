@@ -16,12 +16,12 @@ from PIL import Image
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.recipe import Phantom
-from toolkit.recipe.checks import SMALLEST
 from toolkit.synthetic.gui_icons import ICONS
 from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
 from toolkit.synthetic.gui_tasks import WORDS, WORKFLOWS, Task, answer, make_task, memory_after, memory_before, place
 from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
+from toolkit.tasks import TASKS
 from toolkit.tasks.steps.synthetic import rows_of, write_steps
 
 SPLITS = ("train", "validation", "test")
@@ -312,7 +312,7 @@ def test_screens_of_any_size_can_be_drawn(seed: int, size: int) -> None:
 
 
 def test_screens_too_small_to_be_read_are_refused(tmp_path: Path) -> None:
-    assert SMALLEST["steps"][0] == LEAST_SIDE
+    assert TASKS["steps"].synthetic.min_size == LEAST_SIDE
     with raises(DataError, "synthetic.size_too_small") as caught:
         write_steps(tmp_path, Phantom(kind="steps", train=4, test=4, size=111), seed=1)
     assert (caught.problem.place, caught.problem.value) == ("size", 111)

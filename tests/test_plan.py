@@ -19,6 +19,7 @@ from training import recipe_on_files, small_recipe
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe, make_recipe
 from toolkit.cli import main
 from toolkit.cli.plan import make, plan_run
 from toolkit.cli.planned import lines, short_lines
@@ -26,7 +27,6 @@ from toolkit.errors import NOTHING, DataError, ModelError, PlanError
 from toolkit.models.chat_template import image_tokens
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
-from toolkit.pipeline.prepare_data import PHANTOMS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
 from toolkit.planning.architecture import Architecture
@@ -41,8 +41,9 @@ from toolkit.planning.stage_settings import planned_backend
 from toolkit.planning.tested import compare_versions
 from toolkit.planning.tokens import picture_tokens
 from toolkit.planning.work import plan_work
-from toolkit.recipe import Model, Phantom, Recipe, load_recipe
+from toolkit.recipe import Model, Phantom, Recipe
 from toolkit.runfolder import TESTED, append_line, find_run, read_json
+from toolkit.synthetic.chest import write_chest
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -54,7 +55,7 @@ MEDGEMMA = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Practice films as files: 24 questions to train on, 8 to test."""
     folder = tmp_path_factory.mktemp("films")
-    PHANTOMS["chest"](folder, Phantom(kind="chest", train=24, test=8, size=128), 3407)
+    write_chest(folder, Phantom(kind="chest", train=24, test=8, size=128), 3407)
     return folder
 
 
@@ -124,7 +125,7 @@ def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> 
         "grpo": {"max_steps": None, "epochs": 1.0, "prompts_per_step": 5, "generations": 2, "micro_batch": 10},
     }
     whole = recipe_on_files(tmp_path, films)
-    recipe = Recipe.model_validate(
+    recipe = make_recipe(
         {**whole.model_dump(), **{name: {**whole.model_dump()[name], **tables[name]} for name in tables}}
     )
     work = plan_work(recipe, {"train": 24, "validation": 0, "test": 8})

@@ -15,11 +15,11 @@ from toolkit.cli.plan import make
 from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem
 from toolkit.models import backend_name
 from toolkit.pipeline import run_recipe
-from toolkit.pipeline.prepare_data import PHANTOMS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Gpu, Plan, described_gpu
 from toolkit.planning.gpu import GIB
 from toolkit.recipe import Phantom, Recipe
+from toolkit.synthetic.chest import write_chest
 
 A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 
@@ -28,7 +28,7 @@ A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 def films(tmp_path: Path) -> Path:
     """Practice films as files: 24 questions to train on, 8 to test."""
     folder = tmp_path / "films"
-    PHANTOMS["chest"](folder, Phantom(kind="chest", train=24, test=8, size=64), 3407)
+    write_chest(folder, Phantom(kind="chest", train=24, test=8, size=64), 3407)
     return folder
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.evaluation.context import Context
 from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
-from toolkit.recipe import Phantom, Recipe, load_recipe
+from toolkit.recipe import Phantom, Recipe
 from toolkit.runfolder import read_json, silent, start_run
 from toolkit.synthetic.chest import write_chest
 

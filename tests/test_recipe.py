@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import CODE, NOTHING, Problem, RecipeError
-from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, checks, dump_recipe, load_recipe
+from toolkit.recipe import Grpo, Recipe, changed_keys, checks, dump_recipe, recipe_model
 from toolkit.recipe.checks import CHECKS
-from toolkit.recipe.problems import FOREIGN, TABLES
+from toolkit.recipe.problems import FOREIGN, tables_of
+from toolkit.tasks import TASKS
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -65,7 +67,7 @@ def test_the_values_of_the_medgemma_recipe_are_those_of_the_scripts_it_replaces(
     assert (grpo.learning_rate, grpo.generations, grpo.max_completion_tokens, grpo.beta) == (5e-6, 4, 128, 0.0)
     # Batch 1 with 8 accumulation steps: eight completions a step, one at a time.
     assert (grpo.completions_per_step, grpo.micro_batch) == (8, 1)
-    assert recipe.reward_weights == REWARD_WEIGHTS["mcq"]
+    assert recipe.reward_weights == TASKS["mcq"].reward_weights
 
 
 def test_a_section_switches_its_stage_on_and_set_creates_sections(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_set_takes_toml_values_and_bare_words(tmp_path: Path) -> None:
     assert (recipe.grpo.learning_rate, recipe.grpo.mask_truncated) == (1e-6, True)
     assert (recipe.run.report_to, recipe.run.name) == (("wandb",), "second")
     assert (recipe.model.name, recipe.data.columns) == ("google/medgemma-4b-it", {"question": "Q"})
-    assert dict(recipe.reward_weights) == dict(REWARD_WEIGHTS["mcq"])
+    assert dict(recipe.reward_weights) == dict(TASKS["mcq"].reward_weights)
 
 
 def test_set_does_not_let_text_pass_for_a_number(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
     ),
     "every weight 0": (
         SMALL,
-        tuple(f"rewards.{name}=0" for name in REWARD_WEIGHTS["mcq"]),
+        tuple(f"rewards.{name}=0" for name in TASKS["mcq"].reward_weights),
         "rewards_all_zero",
         "rewards",
         NOTHING,
@@ -328,10 +330,11 @@ def test_a_loaded_recipe_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_the_tables_of_checks_and_hints_name_what_exists() -> None:
     assert {section for sections, _ in CHECKS for section in sections} <= set(Recipe.model_fields)
-    known = {key for keys in TABLES.values() for key in keys}
+    tables = tables_of(recipe_model(TASKS))
+    known = {key for keys in tables.values() for key in keys}
     assert not known & set(FOREIGN)
-    assert TABLES["data", "split"] == ("validation", "test")
-    assert TABLES["grpo",] == tuple(Grpo.model_fields)
+    assert tables["data", "split"] == ("validation", "test")
+    assert tables["grpo",] == tuple(Grpo.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def make_recipe(folder: Path, tables: Tables) -> Recipe:
     }
     for table, keys in tables.items():
         base.setdefault(table, {}).update(keys)
-    return Recipe.model_validate(base)
+    return recipe_model(TASKS).model_validate(base)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from imagegen_runs import RECIPE
 from torch import Tensor
 
+from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.arm import ROUNDS, Studio
 from toolkit.imagegen.arms import compare_arms
 from toolkit.imagegen.ddim import make_schedule
@@ -25,7 +26,6 @@ from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
 from toolkit.imagegen.stages import Session, run_stage
 from toolkit.imagegen.workplace import Workplace
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import StopRequest, start_run
 
 WEAK = (
