@@ -18,8 +18,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, RowSource, TrainingJob
 from toolkit.models.hf import make_policy
 from toolkit.pipeline.prepare_data import prepare
-from toolkit.recipe import Lora, Recipe
+from toolkit.recipe import Lora, Recipe, recipe_model
 from toolkit.runfolder import Progress, StopRequest, silent, start_run
+from toolkit.tasks import TASKS
 
 transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
 transformers_logging.disable_progress_bar()
