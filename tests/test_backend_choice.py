@@ -102,7 +102,7 @@ main(sys.argv[1:])
 """
 
 SEEN = """
-from toolkit.models import choice
+from toolkit.models import choose as choice
 choice._has_cuda = lambda: True
 choice._is_installed = lambda: True
 """

@@ -156,9 +156,12 @@ def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
 def test_training_moves_the_adapter_alone_and_it_is_found_again(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path, stage: str
 ) -> None:
+    from toolkit.training import trainers  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
     start = {name: value.detach().clone() for name, value in trained.model.named_parameters() if value.requires_grad}
-    trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
+    build = trainers.build_sft if stage == "sft" else trainers.build_grpo
+    trainer = build(backend, trained, job_of(context, stage, tmp_path))
     trainer.train()
     now = dict(trained.model.named_parameters())
     assert all("lora_" in name for name in start)
@@ -218,9 +221,12 @@ def test_merged_weights_are_safetensors_and_answer_alike(
 
 
 def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
+    from toolkit.training import trainers  # after the backend: Unsloth goes before trl
+
     trained = backend.load(context.recipe, None, trainable=True)
     for stage in ("sft", "grpo"):
-        trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
+        build = trainers.build_sft if stage == "sft" else trainers.build_grpo
+        trainer = build(backend, trained, job_of(context, stage, tmp_path))
         section = getattr(context.recipe, stage)
         assert trainer.args.learning_rate == section.learning_rate
         assert trainer.args.max_grad_norm == section.max_grad_norm

@@ -43,6 +43,7 @@ def main(file: Path, out: Path) -> None:
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts
         from toolkit.pipeline.prepare_data import prepare
+        from toolkit.training import trainers
         from toolkit.training.grpo import make_judge, rewards_of
 
         data, images = prepare(recipe, run, silent)
@@ -58,7 +59,8 @@ def main(file: Path, out: Path) -> None:
             )
             policy = backend.load(recipe, context.weights, trainable=True)
             policy.model.generate = seeded(policy.model.generate)
-            trainer = getattr(backend, f"{stage}_trainer")(policy, job)
+            build = trainers.build_sft if stage == "sft" else trainers.build_grpo
+            trainer = build(backend, policy, job)
             trainer.train()
             lines = [line for line in trainer.state.log_history if "loss" in line]
             found[stage] = [

@@ -20,13 +20,13 @@ from toolkit.runfolder import write_text
 from toolkit.runfolder.cache import cache_folder
 
 CODE = (
-    "backends/parts.py",
-    "chat.py",
-    "plan/architecture.py",
-    "plan/counting.py",
-    "plan/prequantised.py",
-    "plan/tokens.py",
-    "stages/lengths.py",
+    "models/chat_template.py",
+    "models/lengths.py",
+    "models/module_names.py",
+    "planning/architecture.py",
+    "planning/counting.py",
+    "planning/prequantised.py",
+    "planning/tokens.py",
 )
 """Files of the package that decide what is counted."""
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "jinja2", "pillow")
