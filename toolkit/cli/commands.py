@@ -255,6 +255,7 @@ def phantom(
         raise typer.BadParameter(f"{kind!r} must be one of:{kinds}", param_hint="KIND")
     task, synthetic = rows[kind]
     wanted = Phantom(kind=kind, train=train, validation=validation, test=test, size=size)
+    out.mkdir(parents=True, exist_ok=True)
     show.phantom(task.name, synthetic.write(out, wanted, seed))
 
 

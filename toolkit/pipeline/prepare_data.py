@@ -97,6 +97,7 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
     written = phantom_folder / "written.json"  # last, so that what it tells of is whole
     wanted = {"seed": recipe.run.seed, **phantom.model_dump()}
     if not written.is_file() or read_json(written) != wanted:
+        phantom_folder.mkdir(parents=True, exist_ok=True)
         task.synthetic.write(phantom_folder, phantom, recipe.run.seed)
         write_json(written, wanted)
     return load_data(recipe, task, phantom_folder)
