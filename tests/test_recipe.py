@@ -1,10 +1,12 @@
 """The recipe: loading, every problem at once, --set, and the way back to TOML."""
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.helpers.problems import raises
 from tests.helpers.recipes import load_recipe
@@ -376,3 +378,33 @@ def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(
         load_recipe(file, files=True)
     assert (caught.problem.place, caught.problem.value) == (f"{file}: run.report_to", "wandb")
     load_recipe(file)
+
+
+def test_a_recipe_needs_data_or_image_generation(tmp_path: Path) -> None:
+    for model in (Recipe, recipe_model(TASKS)):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({"run": {"name": "r"}, "sft": {}})
+        assert [error["type"] for error in caught.value.errors()] == ["data_missing"]
+    with raises(RecipeError, "recipe.section_missing") as found:
+        load_recipe(write(tmp_path, '[run]\nname = "r"\n[sft]\n'))
+    assert found.problem.place.endswith(": data")
+    generator = load_recipe(RECIPES[0].parent / "imagegen_tiny.toml")
+    assert generator.data is None
+    with raises(RecipeError, "recipe.section_missing"):
+        _ = generator.dataset
+
+
+def test_every_recipe_is_the_same_in_another_process() -> None:
+    for file in RECIPES:
+        recipe = load_recipe(file)
+        again = pickle.loads(pickle.dumps(recipe))
+        assert again == recipe
+        assert dump_recipe(again) == dump_recipe(recipe)
+
+
+def test_balanced_sampling_needs_a_task_with_classes(tmp_path: Path) -> None:
+    text = '[run]\nname = "r"\n[data]\ntask = "{}"\ntrain = "rows.json"\nsampling = "balanced"\n[sft]\n'
+    with raises(RecipeError, "recipe.sampling_needs_classes") as caught:
+        load_recipe(write(tmp_path, text.format("mcq")))
+    assert caught.problem.value == "balanced"
+    assert load_recipe(write(tmp_path, text.format("lesion"))).dataset.sampling == "balanced"

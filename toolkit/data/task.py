@@ -40,8 +40,9 @@ class Synthetic:
     Attributes:
         kind: what ``data.phantom.kind`` calls them.
         description: what they are, in a few words.
-        write: (folder that exists, [data.phantom], seed) -> split -> file of rows. Its files are called ``train``, ``validation``
-            and ``test`` (.json or .csv), with images below the folder. The same arguments write the same rows.
+        write: (folder that exists, [data.phantom], seed) -> split -> file of rows. The files are called ``train``,
+            ``validation`` and ``test`` (.json or .csv), with images below the folder. The same arguments write the
+            same rows.
         columns: the columns of the rows.
         min_size: the least ``data.phantom.size``, in pixels.
         content: what the images show.
