@@ -69,7 +69,7 @@ def test_the_settings_of_a_task_are_validated_and_dumped_like_every_section(fold
     assert recipe.dataset.task == f"{folder / 'my_task.py'}:TASK"
     (folder / "again.toml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe("again.toml") == recipe
-    with raises(RecipeError, "recipe.key_unknown", "recipe.wrong_type") as caught:
+    with raises(RecipeError, "recipe.wrong_type", "recipe.key_unknown") as caught:
         load_recipe("my.toml", ["data.side.wrod=1", "data.side.word=2"])
     problems = {problem.code: problem for problem in caught.error.problems}
     assert problems["recipe.key_unknown"].place == "--set data.side.wrod"

@@ -265,11 +265,11 @@ class Evaluate(Section):
 
     split: Literal["validation", "test"] = "test"
     limit: int | None = Field(None, ge=1)
-    """At most so many rows, drawn by the seed; not for steps, whose tasks it would cut."""
+    """At most so many rows, drawn by the seed. Not for a task with agent memory, whose episodes it would cut."""
     max_tasks: int | None = Field(None, ge=1)
-    """Steps: at most so many tasks, drawn by the seed, each with all of its rows."""
+    """Tasks with agent memory: at most so many episodes, drawn by the seed, each with all of its rows."""
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
-    """Steps: the memories that every step is asked with. ``reference``: what the reference of the step before left;
+    """Tasks with agent memory: the memories that every step is asked with. ``reference``: what the reference of the step before left;
     ``own``: what the model's own answers left, step after step; ``off``: none, for an ablation."""
     batch_size: int = Field(8, ge=1)
     max_completion_tokens: int = Field(128, ge=1)

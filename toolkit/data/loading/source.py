@@ -145,7 +145,7 @@ def _notices(task: Task, wanted: Wanted, source: RowOrigin, index: RowIndex, sur
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
     for note in survey.links.notes if survey.links else ():
-        yield Problem("tasks.steps.order_irregular", note)
+        yield Problem("data.order_irregular", note)
     for one in (*index.skipped, *survey.dropped):
         yield one.notice("left out")
     for one in survey.noted:
