@@ -17,7 +17,7 @@ from toolkit.errors import Problem, RecipeError, ToolkitError
 from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages, path_keys
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS
 from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
-from toolkit.recipe.overrides import merge, parse_settings
+from toolkit.recipe.overrides import Setting, merge, parse_settings
 from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
 from toolkit.recipe.sections import DATA_MISSING, SPLITS, Data, Recipe, recipe_model
 from toolkit.recipe.task import RecipeTask
@@ -57,12 +57,11 @@ def load_recipe(
     settings, problems = parse_settings(overrides)
     table = _read(Path(path))
     places = Places(str(path), frozenset(keys for keys, _ in settings))
-    settings = [(keys, _resolve(value, Path(), keys)) for keys, value in settings]
-    named = _task_name(merge(_resolve(table, Path(path).parent), settings))
-    model = _find_model(named, tasks, places)
-    paths = _settings_paths(model)
-    settings = [(keys, _resolve(value, Path(), keys, paths)) for keys, value in settings]
-    raw = _fill_rewards(merge(_resolve(table, Path(path).parent, (), paths), settings), named, tasks)
+    # The task decides which of its settings are paths, and its own file is a path too.
+    named = _task_name(_merged(table, Path(path).parent, settings))
+    task = _find_task(named, tasks, places)
+    model = recipe_model(tasks, named if task else None)
+    raw = _fill_rewards(_merged(table, Path(path).parent, settings, _settings_paths(model)), task)
     recipe, found = _validate(raw, model, places, files=files)
     if recipe is None or problems or found:
         raise RecipeError(problems + found)
@@ -127,6 +126,12 @@ def _syntax_problem(path: Path, text: str, message: str) -> Problem:
     return Problem("recipe.not_toml", rule, f"{path}, line {at[1]}, column {at[2]}", line, remedy)
 
 
+def _merged(table: Table, base: Path, settings: Sequence[Setting], more: frozenset[Key] = frozenset()) -> Table:
+    """The recipe's table with ``settings`` put in, and with absolute paths; ``more`` as ``_resolve``."""
+    absolute = [(keys, _resolve(value, Path(), keys, more)) for keys, value in settings]
+    return merge(_resolve(table, base, (), more), absolute)
+
+
 def _task_name(raw: Table) -> str:
     """The value of ``data.task``; empty if there is none."""
     data = raw.get("data")
@@ -134,16 +139,14 @@ def _task_name(raw: Table) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _find_model(name: str, tasks: Mapping[str, RecipeTask], places: Places) -> type[Recipe]:
-    """The class of recipes whose task is ``name``.
+def _find_task(name: str, tasks: Mapping[str, RecipeTask], places: Places) -> RecipeTask | None:
+    """The task of this name; None: there is no such task.
 
     Raises:
         RecipeError: ``name`` is a task in a file of the user's, and the file does not give one.
     """
-    if not USER_CODE.fullmatch(name) or name in tasks:
-        return recipe_model(tasks)
     try:
-        return recipe_model(tasks, name)
+        return tasks.get(name)
     except ToolkitError as error:
         raise RecipeError([replace(one, place=f"{places.of(_TASK)}: {one.place}") for one in error.problems]) from error
 
@@ -184,13 +187,13 @@ def _absolute_code(name: Any, base: Path) -> Any:
     return f"{_absolute(file, base)}:{function}" if file else name
 
 
-def _fill_rewards(raw: Table, task: str, tasks: Mapping[str, RecipeTask]) -> Table:
+def _fill_rewards(raw: Table, task: RecipeTask | None) -> Table:
     rewards = raw.get("rewards", {})
-    if not isinstance(rewards, dict) or (task not in tasks and not USER_CODE.fullmatch(task)):
+    if not isinstance(rewards, dict) or task is None:
         return raw
     custom = rewards.get("custom", [])
     own = {str(name).rpartition(":")[2]: 1.0 for name in custom} if isinstance(custom, list) else {}
-    return {**raw, "rewards": {**tasks[task].reward_weights, **own, **rewards}}
+    return {**raw, "rewards": {**task.reward_weights, **own, **rewards}}
 
 
 def _validate(raw: Table, model: type[Recipe], places: Places, *, files: bool) -> tuple[Recipe | None, list[Problem]]:

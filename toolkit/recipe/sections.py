@@ -4,7 +4,7 @@ Loading makes the paths in ``model``, ``data`` and ``rewards`` absolute: a path 
 path in ``--set`` at the working directory. Only ``run.folder`` stays relative to the working directory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -269,8 +269,8 @@ class Evaluate(Section):
     max_tasks: int | None = Field(None, ge=1)
     """Tasks with agent memory: at most so many episodes, drawn by the seed, each with all of its rows."""
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
-    """Tasks with agent memory: the memories that every step is asked with. ``reference``: what the reference of the step before left;
-    ``own``: what the model's own answers left, step after step; ``off``: none, for an ablation."""
+    """Tasks with agent memory: the memories that every step is asked with. ``reference``: what the reference of the
+    step before left; ``own``: what the model's own answers left, step after step; ``off``: none, for an ablation."""
     batch_size: int = Field(8, ge=1)
     max_completion_tokens: int = Field(128, ge=1)
     before: bool = True
@@ -386,7 +386,7 @@ class Recipe(Section):
         return {**self.task.reward_weights, **custom, **self.rewards.weights}
 
 
-_MODELS: dict[tuple[int, str, type[Section] | None], type[Recipe]] = {}
+_MODELS: dict[tuple[object, ...], type[Recipe]] = {}
 
 
 def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> type[Recipe]:
@@ -394,25 +394,25 @@ def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> ty
 
     Args:
         tasks: name -> task. The mapping must stay as it is.
-        task: ``file.py:TASK``, a user's task, which ``tasks`` finds but does not list; None: no such task.
+        task: the key of a user's task, which ``tasks`` finds but does not list; None: no such task.
     """
-    own = tasks[task] if task is not None and task not in tasks else None
+    own = {} if task is None or task in tasks else {task: tasks[task]}
+    settings_of_own = next((one.settings_model for one in own.values()), None)
     # The class keeps `tasks` alive, so its id stays taken. Equal recipes need the same class.
-    key = (id(tasks), task or "" if own else "", own.settings_model if own else None)
+    key = (id(tasks), *own, settings_of_own)
     if key not in _MODELS:
-        known = [*tasks.values(), *([own] if own else [])]
-        names = (*tasks, *([task] if own else []))
-        _MODELS[key] = _make_model(tasks, known, names)
+        _MODELS[key] = _make_model(tasks, {**tasks, **own})
     return _MODELS[key]
 
 
-def _make_model(
-    tasks: Mapping[str, RecipeTask], known: Sequence[RecipeTask], names: Sequence[str | None]
-) -> type[Recipe]:
+def _make_model(tasks: Mapping[str, RecipeTask], named: Mapping[str, RecipeTask]) -> type[Recipe]:
+    """Return the class of recipes whose ``data.task`` is a key of ``named``, and which look tasks up in ``tasks``."""
+    known = named.values()
     kinds = tuple(one.synthetic.kind for one in known if one.synthetic is not None)
     phantom: Any = _subclass(Phantom, kind=(Literal[kinds], ...)) if kinds else Phantom
     sections = {one.name: (one.settings_model, one.settings_model()) for one in known if one.settings_model}
-    data: Any = _subclass(Data, task=(Literal[tuple(names)], ...), phantom=(phantom | None, None), **sections)
+    task: Any = Literal[tuple(named)] if named else str
+    data: Any = _subclass(Data, task=(task, ...), phantom=(phantom | None, None), **sections)
     model = _subclass(Recipe, data=(data | None, None))
     model.tasks = tasks
     return model
