@@ -103,8 +103,8 @@ def test_the_columns_of_practice_rows_are_those_that_are_written(task: Task, tmp
     if file.suffix == ".csv":
         written = set(text.splitlines()[0].split(","))
     else:
-        rows = json.loads(text)
-        written = {name for row in (rows.values() if isinstance(rows, dict) else rows) for name in row}
+        records = json.loads(text)
+        written = {name for row in (records.values() if isinstance(records, dict) else records) for name in row}
     assert rows.columns == written
 
 
