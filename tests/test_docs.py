@@ -181,6 +181,9 @@ def load_block(text: str, folder: Path, task: str) -> Recipe:
     lacking = {"run": {"name": "readme"}, "data": {"task": task, "train": "x.json"}, "evaluate": {}}
     whole = "run" in table
     more = "" if whole else "".join(_toml(name, keys) for name, keys in lacking.items() if name not in table)
+    for comment, _, block in fenced():
+        if re.fullmatch(r"file: \w+\.py", comment):
+            (folder / comment.removeprefix("file: ")).write_text(block, encoding="utf-8")
     (folder / "block.toml").write_text(text + more, encoding="utf-8")
     return load_recipe(folder / "block.toml")
 
