@@ -15,7 +15,7 @@ from training import context_of
 
 from toolkit.recipe import Evaluate, Export, Phantom, Recipe
 from toolkit.scoring.regions.coordinates import choose_coordinates
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.training.grpo import train_grpo
 from toolkit.training.sft import train_sft
 

@@ -167,11 +167,11 @@ def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
 def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -> None:
     from toolkit.pipeline.prepare_data import prepare
-    from toolkit.runfolder import StopRequest, silent, start_run
+    from toolkit.runfolder import StopRequest, no_progress, start_run
 
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     with start_run(recipe) as run, StopRequest():
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
     film = next((run.path / "phantom" / "images").glob("*.png"))
     more = ["--question", "Which?", "--image", str(film), "--option", "A. a", "--option", "B. b"]
     code, _, found = run_with_fake(tmp_path, recipe, command, str(run.path), *(more if command == "predict" else []))

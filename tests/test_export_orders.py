@@ -36,8 +36,8 @@ def test_an_optional_gguf_that_the_base_does_not_give_is_left_out_and_told(
     )  # as if the extra were installed
     tables = {**FEW, "export": {"to": ("adapter",), "optional": ("gguf",), "verify": 1}}
     recipe = small_recipe(tmp_path, tables).model_copy(update={"grpo": None})
-    for room in ("backends.loading", "stages.export"):
-        monkeypatch.setattr(f"toolkit.{room}.stored_quantised", lambda source, model: "bitsandbytes")
+    for module in ("models.loading", "exporting"):
+        monkeypatch.setattr(f"toolkit.{module}.stored_quantised", lambda source, model: "bitsandbytes")
     with caplog.at_level(logging.INFO, "toolkit"):
         record = run_recipe(recipe, STAGES).run.record("export")
         assert (record["asked"], record["left_out"]) == (["adapter"], ["gguf"])

@@ -33,7 +33,7 @@ from toolkit.models.llamacpp.converter import unusual_rhythm
 from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.recipe import Model
-from toolkit.runfolder import RunFolder, find_exported, locate, read_json, write_json
+from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
 
 
 def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
@@ -290,8 +290,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     for name in ("a-f16.gguf", "a-Q8_0.gguf"):
         (folder / "gguf" / name).touch()
     files = {"f16": {"file": "a-f16.gguf"}, "q8_0": {"file": "a-Q8_0.gguf"}}
-    with pytest.raises(RunError, match=r"--model gguf.*Exported are: merged"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "gguf")
+    assert caught.problem.place == "--model gguf"
+    assert "(merged)" in caught.problem.remedy
     run.mark_done("export", {"gguf": {"files": files}})
     assert find_exported(run, "gguf").name == "f16"
     assert find_exported(run, "q8_0").weights == folder / "gguf/a-Q8_0.gguf"
@@ -300,12 +302,14 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
     for place, name in (("other/merged", "other-merged"), ("my model", "my-model"), ("a/sft", "a-sft")):
         (tmp_path / place).mkdir(parents=True)
         assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
-    with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "adapter")
-    assert locate(run.path) == (run, None)
-    assert locate(folder / "merged") == (run, folder / "merged")
-    with pytest.raises(RunError, match="not a run folder"):
-        locate(tmp_path)
+    assert "(merged, f16, q8_0)" in caught.problem.remedy
+    assert locate_weights(run.path) == (run, None)
+    assert locate_weights(folder / "merged") == (run, folder / "merged")
+    with raises(RunError, "run.not_a_run_folder"):
+        locate_weights(tmp_path)
     shutil.rmtree(folder / "merged")
-    with pytest.raises(RunError, match=r"Exported are: f16, q8_0"):
+    with raises(RunError, "run.exported_weights_missing") as caught:
         find_exported(run, "merged")
+    assert "(f16, q8_0)" in caught.problem.remedy

@@ -682,7 +682,7 @@ class FakeCuda:
 def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     monkeypatch.setattr(machine, "_cuda", lambda: cuda)
-    machine.forget_peak()
+    machine.reset_peaks()
     for size in (90, 10):
         cuda.hold(size)
     machine.begin_peak()
@@ -693,7 +693,7 @@ def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pyt
     machine.begin_peak()
     assert machine.gpu_peaks()["peak_reserved_bytes"] == 10
     assert machine.peak_gpu_memory() == 90
-    machine.forget_peak()
+    machine.reset_peaks()
     assert machine.peak_gpu_memory() == 10
 
 

@@ -21,7 +21,7 @@ from toolkit.evaluation.evaluate import evaluate
 from toolkit.models.lengths import NO_ROOM, SPECIAL
 from toolkit.pipeline import read_results, write_results
 from toolkit.runfolder import read_json, read_lines
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks.steps import replay
 
 ALL = {"memory": ("reference", "own", "off")}
@@ -192,7 +192,13 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
 
 
 def test_chains_end_at_the_first_missing_place() -> None:
-    stands = [Stand("b", 2, 3), Stand("a", 1, 3), Stand("b", 1, 3), Stand("a", 3, 3), Stand("c", 2, 2)]
+    stands = [
+        EpisodePosition("b", 2, 3),
+        EpisodePosition("a", 1, 3),
+        EpisodePosition("b", 1, 3),
+        EpisodePosition("a", 3, 3),
+        EpisodePosition("c", 2, 2),
+    ]
     chains, behind = find_chains(stands)
     assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
     assert behind == [3, 4]

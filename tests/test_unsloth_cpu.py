@@ -16,7 +16,7 @@ from unsloth_cpu.stand_ins import STAND_INS
 
 from toolkit.recipe import Phantom, Recipe
 from toolkit.runfolder import RunFolder
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 
 pytestmark = [
     pytest.mark.slow,

@@ -34,7 +34,7 @@ from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm
-from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.backend import Policy, TrainerTraits, TrainingJob
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
@@ -44,7 +44,7 @@ from toolkit.recipe import Recipe
 from toolkit.training.grpo import make_judge, rewards_of
 from toolkit.training.grpo_trainer import RolloutTrainer
 from toolkit.training.image_check import look_first
-from toolkit.training.trainers import Manner, build_grpo, build_sft
+from toolkit.training.trainers import build_grpo, build_sft
 from toolkit.training.trl_settings import grpo_settings, sft_settings
 
 FOLDER = Path(sys.argv[1])
@@ -190,8 +190,13 @@ def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
     return policy
 
 
-def manner(changes: dict[str, Any]) -> Manner:
-    return Manner(changes, RolloutTrainer, watched=False, by_tokens=None)
+class OnCpu(HfBackend):
+    """Loads with transformers, and has its trainers built as the Unsloth backend does."""
+
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: str) -> TrainerTraits:
+        """Return the traits of Unsloth's trainers."""
+        changes = options.sft_changes if stage == "sft" else options.grpo_changes
+        return TrainerTraits(changes(policy, recipe), rewritten=True, watched=False, by_tokens=None)
 
 
 def trained(context: Context) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def trained(context: Context) -> dict[str, Any]:
     policy = as_on_a_gpu(recipe)
     look_first(HfBackend(), policy, prompts, samples)
     sft = TrainingJob(recipe, prompts.rows(samples, answer=True), len(samples), FOLDER / "sft")
-    trainer = build_sft(policy, sft, manner(options.sft_changes(policy, recipe)))
+    trainer = build_sft(OnCpu(), policy, sft)
     trainer.train()
     by_tokens = bool(trainer.model_accepts_loss_kwargs)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
@@ -208,7 +213,7 @@ def trained(context: Context) -> dict[str, Any]:
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", judge=judge)
     aligned = watch_token_kinds(policy)
     before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
-    trainer = build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe)))
+    trainer = build_grpo(OnCpu(), policy, grpo)
     trainer.train()
     moved = [not torch.equal(value, dict(policy.model.named_parameters())[name]) for name, value in before.items()]
     lines = [line for line in trainer.state.log_history if "reward" in line]
@@ -247,7 +252,7 @@ def blind(context: Context) -> str:
     judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
     grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", judge=judge)
     try:
-        build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe))).train()
+        build_grpo(OnCpu(), policy, grpo).train()
     except ToolkitError as error:
         return error.code
     return "trained without its pictures"
@@ -273,8 +278,7 @@ def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, fl
     judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
     rows = prompts.rows(samples, answer=stage == "sft")
     job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", judge=judge, sizes=sizes)
-    build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
-    trainer = build(policy, job, manner(changes(policy, recipe)))
+    trainer = (build_sft if stage == "sft" else build_grpo)(OnCpu(), policy, job)
     trainer.train()
     line = next(line for line in trainer.state.log_history if "loss" in line)
     return {

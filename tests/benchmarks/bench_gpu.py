@@ -18,7 +18,6 @@ leaves what it has measured. The process ends with 1 if a stage has failed.
 """
 
 import argparse
-import importlib.metadata
 import os
 import statistics
 import subprocess
@@ -49,7 +48,6 @@ STAGES = ("grpo", "sft", "evaluate")
 RECIPE = ROOT / "recipes/medgemma_sft_grpo.toml"
 QUESTIONS, ANSWER_TOKENS = 16, 32
 """Of the evaluation: two batches of short answers."""
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "triton")
 GIB = 2**30
 RESERVE = 15
 """Seconds that a stage leaves to each of those after it."""
@@ -355,7 +353,9 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     """Cap the GPU memory, and return facts about the GPU and the installed versions."""
     import torch
 
-    found: dict[str, Any] = {"device": "cpu", "versions": versions()}
+    from toolkit.runfolder import installed_versions
+
+    found: dict[str, Any] = {"device": "cpu", "versions": installed_versions()}
     if has_cuda():
         found |= {
             "device": torch.cuda.get_device_name(),
@@ -389,17 +389,6 @@ def cap(gigabytes: float) -> int:
 
     torch.cuda.mem_get_info = torch.cuda.memory.mem_get_info = capped
     return most
-
-
-def versions() -> dict[str, str]:
-    """Package -> installed version, of those of ``PACKAGES`` that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def layers_of(model: Path) -> int:

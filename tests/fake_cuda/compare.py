@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from fake_cuda.trace import Traced
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory import Setting, estimate
+from toolkit.planning.memory import estimate
+from toolkit.planning.stages import Setting
 
 GIB = 2**30
 PARTS = 0.001

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fake_cuda.log import DEVICE, known_tensor
 from fake_cuda.stage import Batch, Stage
-from toolkit.planning.memory import Setting
+from toolkit.planning.stages import Setting
 
 Loss = Callable[[Stage, Batch], torch.Tensor]
 
@@ -55,7 +55,7 @@ def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
     trainer.__dict__["_entropy_bonus_enabled"] = False
     fields: dict[str, Any] = {name: value for name, value in batch.texts.items() if name.endswith("type_ids")}
     if batch.pixels:
-        fields |= {**batch.pixels, "num_images": [stage.setting.row.pictures] * stage.setting.rows}
+        fields |= {**batch.pixels, "num_images": [stage.setting.row.image_count] * stage.setting.rows}
     logps, _, _ = trainer._get_per_token_logps_and_entropies(
         stage.wrapped(),
         batch.texts["input_ids"],

@@ -15,7 +15,7 @@ from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
 from fake_cuda.model import grid_of
 from toolkit.models.gradient_checkpointing import spare_input_gradients
-from toolkit.planning.memory import Setting
+from toolkit.planning.stages import Setting
 
 
 @dataclass(slots=True)
@@ -162,15 +162,15 @@ class Stage:
 
     def _pixels(self, rows: int) -> dict[str, torch.Tensor]:
         vision, row = self.config.vision_config, self.setting.row
-        if not row.pictures or not rows:
+        if not row.image_count or not rows:
             return {}
         if getattr(vision, "spatial_merge_size", None) is None:
             side = vision.image_size
-            return {"pixel_values": torch.empty(rows * row.pictures, 3, side, side, device=DEVICE)}
-        one = row.patches // row.pictures
+            return {"pixel_values": torch.empty(rows * row.image_count, 3, side, side, device=DEVICE)}
+        one = row.patches // row.image_count
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
         with unset_fake_temporarily():
-            grids = torch.tensor([[1, *grid_of(one, vision.spatial_merge_size)]] * (rows * row.pictures))
+            grids = torch.tensor([[1, *grid_of(one, vision.spatial_merge_size)]] * (rows * row.image_count))
         pixels = torch.empty(rows * row.patches, width, device=DEVICE)
         return {"pixel_values": pixels, "image_grid_thw": known_tensor(grids)}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from fake_cuda.allocator import Event, Usage, replay
 from fake_cuda.device import build_stubs
-from toolkit.planning.memory import RowSize, Setting
+from toolkit.planning.stages import Setting
+from toolkit.planning.tokens import RowSize
 
 LIMIT_S = 900
 """Seconds after which a trace is given up."""

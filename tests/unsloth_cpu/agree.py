@@ -18,7 +18,7 @@ import torch
 
 from toolkit.models import choose_backend, preload
 from toolkit.recipe import load_recipe
-from toolkit.runfolder import StopRequest, silent, start_run
+from toolkit.runfolder import StopRequest, no_progress, start_run
 from toolkit.tasks import TASKS
 
 
@@ -46,7 +46,7 @@ def main(file: Path, out: Path) -> None:
         from toolkit.training import trainers
         from toolkit.training.grpo import make_judge, rewards_of
 
-        data, images = prepare(recipe, run, silent)
+        data, images = prepare(recipe, run, no_progress)
         context = Context(recipe, run, data, images, stop)
         backend, prompts, samples = choose_backend(recipe.model), Prompts.of(recipe, images), data.train
         rows = [prompts.row(sample, answer=True) for sample in samples[:4]]

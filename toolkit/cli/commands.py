@@ -83,7 +83,7 @@ def run(
     from toolkit.pipeline import run_recipe
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
-    from toolkit.runfolder import is_main
+    from toolkit.runfolder import is_main_process
     from toolkit.tasks import TASKS
 
     loaded = load_recipe(recipe, settings or (), tasks=TASKS, files=True)
@@ -93,9 +93,9 @@ def run(
         imagegen.run_recipe(loaded, fresh=fresh)
         return
     with telling() as (progress, notify):
-        planned = plan_run(loaded, fresh=fresh) if is_main() else None
+        planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
         results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
-    if is_main():
+    if is_main_process():
         show.results(results)
 
 

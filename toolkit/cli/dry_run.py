@@ -16,7 +16,7 @@ def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
     from toolkit.pipeline.dry_run import rehearse
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
-    from toolkit.runfolder import is_main
+    from toolkit.runfolder import is_main_process
     from toolkit.tasks import TASKS
 
     loaded = load_recipe(recipe, settings, tasks=TASKS)
@@ -27,7 +27,7 @@ def rehearse_run(recipe: Path, settings: Sequence[str]) -> None:
         return
     with telling() as (progress, notify):
         done = rehearse(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
-    if is_main():
+    if is_main_process():
         show.results(done.results)
         print(*closing_lines(done, recipe, settings), sep="\n")
 

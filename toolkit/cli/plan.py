@@ -85,7 +85,7 @@ def _other_gpu(given: str) -> "Gpu":
         typer.BadParameter: the size cannot be, or no GPU with known figures has this name.
     """
     from toolkit.planning import described_gpu, named_gpu
-    from toolkit.planning.duration import GPUS
+    from toolkit.planning.gpu import GPUS
 
     try:
         size = float(given.lower().removesuffix("gb"))

@@ -56,10 +56,10 @@ class Which:
         """
         from toolkit.models import preload
         from toolkit.recipe import for_language_models
-        from toolkit.runfolder import find_exported, locate
+        from toolkit.runfolder import find_exported, locate_weights
         from toolkit.tasks import TASKS
 
-        run, weights = locate(self.path)
+        run, weights = locate_weights(self.path)
         for_language_models(run.recipe(TASKS), "toolkit predict")
         if self.model is not None:
             weights = find_exported(run, self.model).weights

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.prepare import Prepared
+    from toolkit.prepare import PrepareResult
 
 prepare_app = typer.Typer(
     help="Turn a download into rows: boxes, outlines and places from masks, and splits that do not leak.",
@@ -39,10 +39,10 @@ def ham10000(
 ) -> None:
     """HAM10000: one row a picture, split by lesion, with boxes and outlines where a mask is there."""
     from toolkit.cli.progress import telling
-    from toolkit.prepare import Request, prepare_ham10000
+    from toolkit.prepare import PrepareRequest, prepare_ham10000
 
     with telling() as (progress, notify):
-        request = Request(out, seed, validation, test, workers, progress, notify)
+        request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
         prepared = prepare_ham10000(images, masks, metadata, request)
     show(prepared)
 
@@ -61,15 +61,15 @@ def isic(
 ) -> None:
     """ISIC's archive and challenges: one row a picture, split by patient, else by lesion."""
     from toolkit.cli.progress import telling
-    from toolkit.prepare import Request, prepare_isic
+    from toolkit.prepare import PrepareRequest, prepare_isic
 
     with telling() as (progress, notify):
-        request = Request(out, seed, validation, test, workers, progress, notify)
+        request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
         prepared = prepare_isic(source, 1 if stage == 1 else 2, request)
     show(prepared)
 
 
-def show(prepared: "Prepared") -> None:
+def show(prepared: "PrepareResult") -> None:
     """What was written, what was counted, and the section of a recipe that reads it."""
     print(f"{prepared.rows:,} rows in {prepared.out.absolute()}")
     for split, groups in prepared.groups.items():

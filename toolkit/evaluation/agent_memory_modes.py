@@ -9,7 +9,15 @@ from typing import Any
 from toolkit.evaluation.prompts import OFF, OWN, REFERENCE, Questions
 from toolkit.models.lengths import NO_ROOM, SPECIAL
 from toolkit.runfolder import Record
-from toolkit.scoring.statistics import BEFORE_FAILURE, WHOLE, Judged, Summary, chain_figures, compare, read_chains
+from toolkit.scoring.statistics import (
+    BEFORE_FAILURE,
+    WHOLE,
+    ScoredAnswer,
+    Summary,
+    compare,
+    episode_metrics,
+    find_scored_episodes,
+)
 
 BEFORE = "share before the first failure"
 
@@ -21,12 +29,12 @@ Draws = tuple[int, int]
 
 
 def memory_record(
-    questions: Questions, rows: Mapping[str, Sequence[Judged]], summaries: Mapping[str, Summary], draws: Draws
+    questions: Questions, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
 ) -> Record:
     """The record of all ways.
 
     ``measures``: the primary score, whole chains, and the share of a chain before its first failure. ``ways``: way ->
-    name, chains (``ChainFigures``), by (column -> value -> the primary score), unasked (reason -> questions), and for
+    name, chains (``EpisodeMetrics``), by (column -> value -> the primary score), unasked (reason -> questions), and for
     all but the reference's the whole summary. ``differences``: way -> other way -> measure -> Paired, the first minus
     the second on what both have. ``behind``: questions that no rollout reaches.
     """
@@ -36,7 +44,10 @@ def memory_record(
     measured = {
         way: {
             task.primary: (task.primary, list(found)),
-            chains: (WHOLE, whole := [one.judged() for one in read_chains(found, stands, task.primary)[0]]),
+            chains: (
+                WHOLE,
+                whole := [one.scored_answer() for one in find_scored_episodes(found, stands, task.primary)[0]],
+            ),
             BEFORE: (BEFORE_FAILURE, whole),
         }
         for way, found in rows.items()
@@ -51,9 +62,9 @@ def memory_record(
     }
 
 
-def _way(questions: Questions, way: str, rows: Sequence[Judged], summary: Summary, draws: Draws) -> Record:
+def _way(questions: Questions, way: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws) -> Record:
     primary, stands = questions.task.primary, questions.stands
-    figures = chain_figures(rows, stands, primary, *draws)
+    figures = episode_metrics(rows, stands, primary, *draws)
     chains = questions.carried.chains if questions.carried else WHOLE
     found: Record = {
         "name": questions.names[way],
@@ -72,7 +83,7 @@ def _way(questions: Questions, way: str, rows: Sequence[Judged], summary: Summar
     return found if way == REFERENCE else {**found, "summary": summary.to_dict()}
 
 
-Measured = Mapping[str, Mapping[str, tuple[str, list[Judged]]]]
+Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
 """Way -> measure -> score and rows."""
 
 

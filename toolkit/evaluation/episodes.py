@@ -12,7 +12,7 @@ from toolkit.data.agent_memory import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.evaluation.answers import Reply, read_reply
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ Ask = Callable[[Sequence[Sample]], Sequence[Reply]]
 """Questions of one batch -> their replies, in order."""
 
 
-def find_chains(stands: Sequence[Stand]) -> tuple[list[Chain], list[int]]:
+def find_chains(stands: Sequence[EpisodePosition]) -> tuple[list[Chain], list[int]]:
     """The chains in the order of their first samples, and the samples behind a missing place.
 
     Those cannot be asked: the memory that they need would have come from an answer that nobody gave.

@@ -15,7 +15,7 @@ from toolkit.evaluation.generate import Asker
 from toolkit.evaluation.prompts import OWN, REFERENCE, Questions
 from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
-from toolkit.runfolder import Record, append_line, cut_torn_line, read_lines
+from toolkit.runfolder import Record, append_line, read_lines, remove_partial_line
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def ask_open(
     """
     waiting: dict[str, list[Sample]] = {}
     for way, file in files.items():
-        cut_torn_line(file)
+        remove_partial_line(file)
         done = {line["id"] for line in read_lines(file)}
         if missing := [sample for sample in questions.asked(way) if sample.id not in done]:
             waiting[way] = missing

@@ -24,7 +24,7 @@ from toolkit.errors import DataError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_reply
 from toolkit.evaluation.generate import Asker
 from toolkit.evaluation.unlabelled_rows import carrying
-from toolkit.images import ImagePolicy, ImageStore, look
+from toolkit.images import ImagePolicy, ImageStore, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
 from toolkit.models.llamacpp import is_gguf
@@ -126,7 +126,7 @@ class Predictor:
             )
         task, carried = carrying(self.recipe)
         # Looked at anew each time: a program may write its screenshots over each other.
-        width, height = look(ImageRef(image), ImagePolicy.of(self.recipe.images)).size
+        width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
         settings = task.settings(self.recipe, "predict")
         origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
@@ -184,7 +184,7 @@ def load_model_for_inference(
     if weights is not None and path != run and not _is_adapter(weights) and not is_gguf(weights):
         loaded, weights = _named(asked, str(weights)), None  # whole weights bring their own processor
     images = asked.images.model_copy(update={"unreadable": "stop", "memory_cache_mb": 0})
-    prompts = Prompts.of(asked, ImageStore.of(images))
+    prompts = Prompts.of(asked, ImageStore.from_recipe(images))
     return Predictor(asked, Asker.load(loaded, prompts, weights, backend))
 
 

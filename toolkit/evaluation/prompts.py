@@ -17,7 +17,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import Chain, find_chains
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
-from toolkit.scoring.statistics import Judged, Stand
+from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
 
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Ways of asking, as evaluate.memory names them. Questions that stand alone are asked in the first way only."""
@@ -38,7 +38,7 @@ class Questions:
     prompts: Prompts
     samples: SampleSet
     names: Mapping[str, str]
-    stands: Mapping[str, Stand] = field(default_factory=dict)
+    stands: Mapping[str, EpisodePosition] = field(default_factory=dict)
     chains: tuple[Chain, ...] = ()
     behind: tuple[int, ...] = ()
 
@@ -94,7 +94,7 @@ class Questions:
             return [self.carried.put(sample, self.carried.start(sample)) for sample in self.samples]
         return self.samples
 
-    def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[Judged]:
+    def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
         """Scores of answers, as rows of an evaluation."""
         return [judge(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
 
@@ -120,7 +120,7 @@ def held_out(context: Context) -> SampleSet:
     return samples
 
 
-def _whole_chains(samples: SampleSet, carried: Carried, recipe: Recipe) -> tuple[SampleSet, dict[str, Stand]]:
+def _whole_chains(samples: SampleSet, carried: Carried, recipe: Recipe) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """All rows of the chains that evaluate.max_tasks draws by the seed, in their order, and where each stands."""
     stands = {sample.id: carried.stand(sample) for sample in samples}
     names, most = list(dict.fromkeys(stand.chain for stand in stands.values())), recipe.evaluation.max_tasks

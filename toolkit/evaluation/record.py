@@ -15,12 +15,12 @@ from toolkit.runfolder import Record
 from toolkit.scoring.statistics import (
     WHOLE,
     Comparison,
-    Judged,
+    ScoredAnswer,
     Summary,
     compare,
-    draw_confusion,
-    read_chains,
-    share,
+    find_scored_episodes,
+    plot_confusion_matrix,
+    proportion,
     summarise,
 )
 
@@ -39,7 +39,9 @@ def make_record(
     section, seed, main = recipe.evaluation, recipe.run.seed, rows[REFERENCE]
     summary = summarise(main, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
     if summary.confusion.labels:
-        draw_confusion(summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: answers")
+        plot_confusion_matrix(
+            summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: answers"
+        )
     tables = {
         label: _score_record(context, view)
         for label, view in _views(questions, rows, others).items()
@@ -118,7 +120,7 @@ def _of_chains(view: _View, questions: Questions) -> _View:
     stands = questions.stands
 
     def chains(rows: Rows) -> Rows:
-        return [chain.judged() for chain in read_chains(rows, stands, view.score)[0]]
+        return [chain.scored_answer() for chain in find_scored_episodes(rows, stands, view.score)[0]]
 
     return _View(
         WHOLE,
@@ -136,8 +138,8 @@ def _score_record(context: Context, view: _View) -> ScoreRecord:
 
     majority = view.baselines[BASELINE]
     record: ScoreRecord = {
-        "value": asdict(_share(view.rows, view.score, *draws)),
-        "baseline": asdict(_share(majority, view.score, *draws)),
+        "value": asdict(_proportion(view.rows, view.score, *draws)),
+        "baseline": asdict(_proportion(majority, view.score, *draws)),
         "differences": {
             other: minus(view.rows, rows) for other, rows in {**view.baselines, **view.earlier}.items() if rows
         },
@@ -146,7 +148,7 @@ def _score_record(context: Context, view: _View) -> ScoreRecord:
     if further:
         record["baselines"] = {
             label: {
-                "value": asdict(_share(rows, view.score, *draws)),
+                "value": asdict(_proportion(rows, view.score, *draws)),
                 "differences": {BASELINE: minus(rows, majority)},
             }
             for label, rows in further.items()
@@ -163,9 +165,11 @@ def _paired(found: Comparison) -> Record:
     }
 
 
-def _share(rows: Sequence[Judged], score: str, resamples: int, seed: int) -> Any:
+def _proportion(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Any:
     judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
-    return share([value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed)
+    return proportion(
+        [value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed
+    )
 
 
 def _warn(name: str, way: str, summary: Summary) -> None:

@@ -1,6 +1,6 @@
 """Counts what a model works through, and its floating-point operations by formula.
 
-The formula is that of ``toolkit.runfolder.usage.flops``: 6 n for each position in full training, a little over 4 n
+The formula is that of ``toolkit.runfolder.usage.counters``: 6 n for each position in full training, a little over 4 n
 for LoRA, whose gradient passes through the frozen parameters. Language model, its vocabulary's head, and vision tower
 are taken apart, each with its own positions. Attention's own products are left out, as in 6 n (they grow with the
 square of the length), and so is what stands between tower and language model; torch's counter, beside it in the
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from toolkit.models.lora import VISION
-from toolkit.runfolder.usage import Weights, count, note_unseen
+from toolkit.runfolder.usage import ParameterCount, count, note_unmeasured
 
 TOLD = 0.05
 """From this share of weights outside linear layers, convolutions and embeddings on, the report tells of them."""
 
 
-def weights_of(module: nn.Module, merged: int = 1) -> Weights:
+def weights_of(module: nn.Module, merged: int = 1) -> ParameterCount:
     """Return the parameters of linear layers and convolutions; of quantised ones by their shape, since their storage is
     packed.
 
@@ -34,7 +34,7 @@ def weights_of(module: nn.Module, merged: int = 1) -> Weights:
         for name, part in module.named_modules()
         if _size(part)
     ]
-    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+    return ParameterCount(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
 def meter(model: Any) -> None:
@@ -42,7 +42,7 @@ def meter(model: Any) -> None:
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else None
     if decoder is None:
-        note_unseen("the language model of an architecture that does not name it: no tokens, no FLOPs")
+        note_unmeasured("the language model of an architecture that does not name it: no tokens, no FLOPs")
         return
     _tell_left_out(decoder)
     weights = weights_of(decoder)
@@ -63,11 +63,11 @@ def meter(model: Any) -> None:
         )
 
 
-def _language(module: nn.Module, weights: Weights, output: Any) -> None:
+def _language(module: nn.Module, weights: ParameterCount, output: Any) -> None:
     hidden = _hidden(output)
     positions = hidden.shape[:-1].numel()
     if hidden.requires_grad:
-        done = weights.both(positions, checkpointing=_checkpoints(module))
+        done = weights.forward_backward(positions, checkpointing=_checkpoints(module))
         count(trained_tokens=positions, language_training=done)
     else:
         # One place a row is a step of writing: no prompt is that short.
@@ -75,30 +75,32 @@ def _language(module: nn.Module, weights: Weights, output: Any) -> None:
         count(**{kind: positions}, language_inference=weights.forward(positions))
 
 
-def _head(whole: nn.Module, weights: Weights, logits: torch.Tensor) -> None:
+def _head(whole: nn.Module, weights: ParameterCount, logits: torch.Tensor) -> None:
     positions = logits.shape[:-1].numel()
     if logits.requires_grad:
-        count(language_training=weights.both(positions, checkpointing=False))
+        count(language_training=weights.forward_backward(positions, checkpointing=False))
     else:
         count(language_inference=weights.forward(positions))
 
 
-def _chunked_head(whole: nn.Module, weights: Weights, fields: Mapping[str, Any]) -> None:
+def _chunked_head(whole: nn.Module, weights: ParameterCount, fields: Mapping[str, Any]) -> None:
     """Count the head in SFT's loss, which does not call it: supervised positions alone (see ``sft_loss``)."""
     labels = fields.get("labels")
     if labels is not None and torch.is_grad_enabled():
         answered = int((labels[..., 1:] != -100).sum())
-        count(language_training=weights.both(answered, checkpointing=False))
+        count(language_training=weights.forward_backward(answered, checkpointing=False))
 
 
-def _vision(module: nn.Module, weights: Weights, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:
+def _vision(module: nn.Module, weights: ParameterCount, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:
     images, patches = _pictures(given, output)
     hidden = _hidden(output)
     if not torch.is_grad_enabled():
         count(read_images=images, read_patches=patches, vision_inference=weights.forward(patches))
         return
     backward = hidden.requires_grad
-    done = weights.both(patches, checkpointing=_checkpoints(module)) if backward else weights.forward(patches)
+    done = (
+        weights.forward_backward(patches, checkpointing=_checkpoints(module)) if backward else weights.forward(patches)
+    )
     count(trained_images=images, trained_patches=patches, vision_training=done)
 
 
@@ -143,7 +145,9 @@ def _tell_left_out(decoder: nn.Module) -> None:
     others = sum(parameter.numel() for parameter in owned)
     if others > TOLD * (known + others):
         share = others / (known + others)
-        note_unseen(f"{share:.0%} of the language model's weights stand outside linear layers: left out of the formula")
+        note_unmeasured(
+            f"{share:.0%} of the language model's weights stand outside linear layers: left out of the formula"
+        )
 
 
 def _is_matrix(module: nn.Module, parameter: nn.Parameter) -> bool:

@@ -15,7 +15,7 @@ from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.recipe import SPLITS, Recipe
-from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
+from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, no_progress, read_json, write_json
 from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
     data = load_data(recipe, TASKS[recipe.dataset.task], run.path / "phantom" if recipe.dataset.phantom else None)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
-        data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, silent))
+        data = without_bad_pictures(recipe, data, scan_pictures(recipe, data, images, no_progress))
     return data, images
 
 
@@ -106,7 +106,7 @@ def read_rows(recipe: Recipe, phantom_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """The store that gives the pictures of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.of(recipe.images, sorted(roots))
+    return ImageStore.from_recipe(recipe.images, sorted(roots))
 
 
 def scan_pictures(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:

@@ -13,7 +13,7 @@ from toolkit.models.llamacpp import forms_of, is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
 from toolkit.pipeline.run import DATA, Stages, Step, require_export, run_step, stopping
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
-from toolkit.runfolder import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, reopen_run, silent
+from toolkit.runfolder import EXPORT, Exported, Progress, RunFolder, StopRequest, find_exported, no_progress, reopen_run
 from toolkit.runfolder.usage import recording
 from toolkit.tasks import TASKS
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Told = tuple[Progress, Callable[[int], None]]
 """Who is told how far a stage has come, and of the number of a signal that asks it to stop."""
 
-SILENT: Told = (silent, lambda number: None)
+SILENT: Told = (no_progress, lambda number: None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from toolkit.runfolder import (
     StopRequest,
     current_weights,
     find_run,
-    is_main,
-    silent,
-    spell_time,
+    format_duration,
+    is_main_process,
+    no_progress,
     start_run,
     world_size,
     write_json,
@@ -72,7 +72,7 @@ def run_recipe(
     *,
     fresh: bool = False,
     plan: Record | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
 ) -> Results:
     """Run every stage of the recipe that has not finished, and give the table of results.
@@ -88,7 +88,7 @@ def run_recipe(
     Raises:
         ToolkitError: whatever ends the run; Interrupted after a signal, with the state saved.
     """
-    if not is_main():
+    if not is_main_process():
         return train_beside(recipe, stages)
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
@@ -214,5 +214,5 @@ def run_step(step: Step, context: Context, recorder: Recorder) -> Record:
         if trains:
             meet()
     write_results(context.run)
-    log.info("%s is finished (%s)", step.name, spell_time(time.monotonic() - started))
+    log.info("%s is finished (%s)", step.name, format_duration(time.monotonic() - started))
     return context.run.record(step.name)

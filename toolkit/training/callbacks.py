@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from toolkit.errors import TrainingError
 from toolkit.models import distributed
-from toolkit.runfolder import StopRequest, flush_folder, is_main, read_json, write_json
+from toolkit.runfolder import StopRequest, flush_folder, is_main_process, read_json, write_json
 from toolkit.training.random_state import RandomState
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer after it has written ``partial/checkpoint-N``."""
         distributed.meet()  # each process has written its own random state
-        if is_main():
+        if is_main_process():
             self._keep(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", state.global_step)
         distributed.meet()
 

@@ -17,7 +17,7 @@ from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_refusals
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import Record, is_main, read_json, write_json
+from toolkit.runfolder import Record, is_main_process, read_json, write_json
 from toolkit.tasks import TASKS
 from toolkit.training.image_check import look_first
 from toolkit.training.reward_probe import probe
@@ -53,7 +53,7 @@ def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
         lengths = check_lengths(processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet)
         look_first(backend, policy, prompts, samples)
         log.info("grpo: %s", reference)
-        if is_main() and grpo.probe_prompts and last_checkpoint(folder) is None:
+        if is_main_process() and grpo.probe_prompts and last_checkpoint(folder) is None:
             write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
         job = TrainingJob(
             recipe=recipe,

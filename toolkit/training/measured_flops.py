@@ -5,7 +5,7 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.models.backend import Policy
-from toolkit.runfolder.usage import count, counts, note_unseen
+from toolkit.runfolder.usage import count, counts, note_unmeasured
 
 
 def count_one_pass(trainer: Any, policy: Policy) -> None:
@@ -51,6 +51,6 @@ def count_one_pass(trainer: Any, policy: Policy) -> None:
 
 def _note_unseen(policy: Policy) -> None:
     if policy.bits == 8:
-        note_unseen("8-bit products: torch's counter does not know them")
+        note_unmeasured("8-bit products: torch's counter does not know them")
     if "flash" in str(getattr(policy.model.config, "_attn_implementation", "")):
-        note_unseen("the flash-attention package's kernels: torch's counter does not know them")
+        note_unmeasured("the flash-attention package's kernels: torch's counter does not know them")

@@ -19,7 +19,7 @@ from toolkit.errors import RunError, TrainingError, warn
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.oom import AtOnce
 from toolkit.recipe import Optimisation, Recipe
-from toolkit.runfolder import Record, is_main, read_json, write_json
+from toolkit.runfolder import Record, is_main_process, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Recovery:
     def _note(self, sizes: Sizes, step: int | None, during: str, start: str) -> None:
         self.sizes = sizes
         self.errors.append({"step": step, "during": during, **_to_json(sizes), "continued_from": start})
-        if is_main():
+        if is_main_process():
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
     def _read(self, kept: Mapping[str, Any]) -> None:

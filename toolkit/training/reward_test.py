@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.loading import SampleSet, practice_rows, read_file
+from toolkit.data.loading import SampleSet, read_file, synthetic_rows_file
 from toolkit.data.loading.columns import resolve_columns
-from toolkit.data.loading.source import wanted_columns
+from toolkit.data.loading.source import row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
@@ -173,7 +173,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     """Split, source and image root; practice data are in the run's folder once it was started."""
     practice = recipe.run_folder / "phantom"
     for split in SPLITS:
-        file = practice_rows(practice, split)
+        file = synthetic_rows_file(practice, split)
         if recipe.dataset.phantom is not None and file is not None:
             yield split, str(file), practice
         elif (source := getattr(recipe.dataset, split)) is not None:
@@ -220,7 +220,7 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
             value=row,
         )
     task = TASKS[recipe.dataset.task]
-    column, _ = resolve_columns(task, wanted_columns(recipe, task), list(row))
+    column, _ = resolve_columns(task, row_settings(recipe, task), list(row))
     column.setdefault("image", "image")
     source = RowOrigin(
         Path(line.place),

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.evaluation.context import Context
-from toolkit.runfolder import Record, RunFolder, read_json, spell_time
+from toolkit.runfolder import Record, RunFolder, format_duration, read_json
 
 
 def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
@@ -45,9 +45,9 @@ class StepTimes(TrainerCallback):
         if self._steps:
             return  # another trainer continues after an out-of-memory error
         if self.preflight is not None:
-            note = f"at most {spell_time(left * self.preflight)} left (preflight step)"
+            note = f"at most {format_duration(left * self.preflight)} left (preflight step)"
         elif self.planned is not None:
-            low, high = (spell_time(left * seconds) for seconds in self.planned)
+            low, high = (format_duration(left * seconds) for seconds in self.planned)
             note = f"{low} to {high} left (plan)"
         else:
             return

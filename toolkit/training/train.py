@@ -21,7 +21,7 @@ from toolkit.models import Backend, distributed
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import Record, flush_folder, is_main, read_json, world_size
+from toolkit.runfolder import Record, flush_folder, is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
 from toolkit.training.callbacks import PARTIAL, Checkpoints, LastStep, Report, StopBetweenSteps, checkpoints, is_whole
@@ -90,7 +90,7 @@ def train(context: Context, stage: str, backend: Backend, prepare: Prepare) -> R
         TrainingError: the loss became NaN or infinite, the rows ran out, or one row does not fit the GPU.
     """
     folder = context.run.stage_folder(stage)
-    if is_main() and (folder / PARTIAL).exists():
+    if is_main_process() and (folder / PARTIAL).exists():
         shutil.rmtree(folder / PARTIAL)  # what an interruption left half written; nothing is resumed from it
     distributed.meet()
     held = _Held(partial(backend.load, context.recipe, context.weights, trainable=True))
@@ -197,7 +197,7 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
         held.reload()
     _check_end(context, stage, outcome)
     distributed.meet()
-    if is_main():
+    if is_main_process():
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return {
         "steps": outcome.steps,
@@ -282,7 +282,7 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
 
 def _forget_steps(context: Context, stage: str, step: int, recovery: Recovery) -> None:
     """Take the steps after ``step``, which are made again, out of metrics.jsonl."""
-    if is_main() and (count := context.run.forget_metrics(stage, step)):
+    if is_main_process() and (count := context.run.remove_metrics(stage, step)):
         warn(
             "training.metrics_removed",
             f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
@@ -326,7 +326,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
     """Write the weights beside their place, then rename; the first process does, and the others wait."""
-    if is_main():
+    if is_main_process():
         _write_weights(backend, policy, target)
     distributed.meet()
 

@@ -89,5 +89,5 @@ def _trained_into(run: RunFolder, weights: Path) -> tuple[str, ...]:
 
 def counted_stages(record: ComputeRecord) -> dict[str, Usage]:
     """Stage -> what `toolkit run` used for it, but for the export: exporting or evaluating again changes no card."""
-    starts = tuple(start for start in record.starts if start.command == "run")
+    starts = tuple(start for start in record.sessions if start.command == "run")
     return {name: used for name, used in ComputeRecord(starts).stages().items() if name != EXPORT}

@@ -27,7 +27,7 @@ from toolkit.models.unsloth.limits import refuse
 from toolkit.models.unsloth.loading import load_model
 from toolkit.models.unsloth.options import Loading, grpo_changes, half_precision, lora_options, sft_changes
 from toolkit.recipe import Recipe
-from toolkit.runfolder.usage import note_unseen
+from toolkit.runfolder.usage import note_unmeasured
 
 
 class UnslothBackend:
@@ -59,7 +59,7 @@ class UnslothBackend:
         elif adapted is None and trainable:
             model = _attach(model, recipe)
         meter(model)
-        note_unseen("the vocabulary's head in Unsloth's own loss, and all passes for torch's counter")
+        note_unmeasured("the vocabulary's head in Unsloth's own loss, and all passes for torch's counter")
         policy = make_policy(model, load_processor(recipe.model), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
         if half_precision(policy) is None:

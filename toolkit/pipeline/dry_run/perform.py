@@ -15,7 +15,7 @@ from toolkit.pipeline.dry_run.derive import rehearsal
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
-from toolkit.runfolder import Progress, RunFolder, silent
+from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import reward_table
 
@@ -50,7 +50,7 @@ def rehearse(
     stages: Stages,
     *,
     show: Callable[[Rendered], None] = lambda rendered: None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
 ) -> Rehearsed:
     """Run ``rehearsal(recipe)`` from its beginning, in a folder of its own that the next rehearsal replaces.

@@ -1,4 +1,4 @@
-"""Skin lesions: diagnosis, place in words, box and outline; rows, questions, answers, and what judges them."""
+"""Skin lesions: diagnosis, location in words, bounding box and outline."""
 
 from toolkit.data.task import Task
 from toolkit.tasks.lesion.metrics import POSITIVE, RESULTS_BY, baseline, labels, scores, stratum

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.regions import dice, spell_place
+from toolkit.scoring.regions import dice, format_location
 from toolkit.tasks.lesion.prompt import write_box
 from toolkit.tasks.lesion.rewards import box_overlap, diagnosis, mask_iou, place
 from toolkit.tasks.lesion.rewards import format as keeps_format
@@ -19,7 +19,7 @@ JACCARD_THRESHOLD = 0.65
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None where one does not apply."""
+    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. None marks scores that do not apply."""
     overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
     return {
         "accuracy": diagnosis(sample, answer),
@@ -40,21 +40,21 @@ def _exact(score: float | None) -> float | None:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """The right code and the one that was read; None where no diagnosis is asked for."""
-    if "diagnosis" not in sample.fields["asked"]:
+    """Return the reference and the parsed code, or None if the recipe requests no diagnosis."""
+    if "diagnosis" not in sample.fields["requested"]:
         return None
     return sample.reference["diagnosis"], answer.values.get("diagnosis")
 
 
 def stratum(sample: Sample) -> str:
-    """The diagnosis."""
+    """Return the diagnosis."""
     return str(sample.reference["diagnosis"])
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> an answer of one lesion that is the same for every picture, but for the picture's size.
+    """Return sample -> an answer with one lesion, equal for every image except for the image's size.
 
-    The median box has the median of each edge, in shares of the sides, over the training rows' largest lesions.
+    Each edge of the box is the median over the largest lesions of the training rows, as a fraction of the side.
     """
     diagnoses: Counter[str] = Counter()
     places: Counter[tuple[int, ...]] = Counter()
@@ -74,7 +74,7 @@ def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
     def complete(sample: Sample) -> str:
         settings, (width, height) = sample.fields["settings"], sample.fields["size"]
-        parts = [f"<location>{spell_place((row, column), settings.grid)}</location>"]
+        parts = [f"<location>{format_location((row, column), settings.grid)}</location>"]
         if code is not None:
             parts.insert(0, f"<diagnosis>{settings.labels.name(code)}</diagnosis>")
         if box is not None:

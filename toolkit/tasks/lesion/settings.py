@@ -1,4 +1,4 @@
-"""What a recipe says for the task ``lesion``, ready to use."""
+"""Settings of the task ``lesion``, derived from a recipe."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toolkit.data.cells import frame_of
+from toolkit.data.cells import coordinate_frame
 from toolkit.errors import Problem
 from toolkit.recipe import Recipe, Section
 from toolkit.recipe.checks import empty_or_repeated
@@ -55,7 +55,10 @@ def dry_run_settings(recipe: Recipe, synthetic: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class LesionSettings:
-    """``crop``: the least share of each side that is shown; 1: whole pictures. The rest: as in ``Lesion``."""
+    """Settings of ``Lesion``, ready to use.
+
+    ``crop`` is the smallest fraction of each side that is shown. 1 means whole images.
+    """
 
     answer: tuple[str, ...]
     grid: int
@@ -66,16 +69,16 @@ class LesionSettings:
     crop: float
 
     def frame(self, size: Size) -> Frame:
-        """The frame of a picture, or of the crop that is shown of it."""
-        return frame_of(size, self.max_side, self.coordinates)
+        """Return the coordinate frame of an image or of its shown crop."""
+        return coordinate_frame(size, self.max_side, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
-    """The settings for the rows of one split.
+    """Return the settings for the rows of one split.
 
     Raises:
-        RecipeError: the coordinates of the model's family are not known.
-        DataError: the recipe's own table of labels is wrong.
+        RecipeError: The coordinate convention of the model family is unknown.
+        DataError: The recipe's label table is invalid.
     """
     lesion: Lesion = recipe.settings
     return LesionSettings(

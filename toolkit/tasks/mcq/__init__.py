@@ -1,4 +1,4 @@
-"""Multiple choice with reasoning: ReXVQA's rows, the answer with working out and solution, its parser and scores."""
+"""Multiple choice with reasoning: rows of ReXVQA, answers with working out and solution, their parser and scores."""
 
 from toolkit.data.task import Task
 from toolkit.tasks.mcq.metrics import RESULTS_BY, baseline, labels, scores

@@ -14,7 +14,7 @@ RESULTS_BY = ("question_type",)
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """accuracy, token_f1 of the explanation (None without a reference explanation), and format."""
+    """Return accuracy, token_f1 of the explanation (None without a reference explanation), and format."""
     return {
         "accuracy": letter(sample, answer),
         "token_f1": explanation(sample, answer),
@@ -23,12 +23,12 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
-    """The right letter and the one that was read."""
+    """Return the reference letter and the parsed letter."""
     return sample.reference["letter"], answer.values.get("letter")
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """The majority baseline's completion, without an explanation."""
+    """Return the majority baseline, which completes without an explanation."""
     choose_letter = majority(samples)
 
     def complete(sample: Sample) -> str:
@@ -39,10 +39,10 @@ def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
 
 def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the letter that the better of two rules chooses, judged on the training rows.
+    """Return sample -> letter by the better of two rules, evaluated on the training rows.
 
-    The rules: always the letter that is most often right; the offered option whose text is most often right. A row
-    does not count for itself when the second is judged (leave one out): texts that occur once would all look right.
+    The rules choose the letter that is correct most often, or the offered option whose text is correct most often. The
+    second rule is evaluated leave-one-out, because texts that occur once would otherwise always look correct.
     """
     letters, texts = Counter[str](), Counter[str]()
     for sample in samples:
@@ -63,7 +63,7 @@ def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
 
 def _rank(letters: Counter[str]) -> list[str]:
-    """Most frequent first, ties in the order of the alphabet."""
+    """Return the letters by frequency, ties in alphabetical order."""
     return sorted(letters, key=lambda letter: (-letters[letter], letter))
 
 
@@ -73,7 +73,7 @@ def _most_frequent_letter(sample: Sample, by_letter: Iterable[str]) -> str:
 
 
 def _most_frequent_text(sample: Sample, texts: Counter[str], by_letter: Sequence[str]) -> str:
-    """The option whose text was right most often; the most frequent letter where none ever was."""
+    """Return the option whose text was correct most often, or the most frequent letter if no text ever was."""
     options = sample.fields["options"]
     counts = {letter: texts[fold(option)] for letter, option in options.items()}
     best = max(counts.values())

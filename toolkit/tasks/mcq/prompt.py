@@ -15,17 +15,17 @@ def instruction(sample: Sample) -> str:
 
 
 def question(sample: Sample) -> str:
-    """The question, then one line an option."""
+    """Return the question, then one line per option."""
     options = (f"{name}. {text}" for name, text in sample.fields["options"].items())
     return "\n".join([sample.fields["question"], *options])
 
 
 def target(sample: Sample) -> str:
-    """The reference completion; the working out is empty where the source has no explanation."""
+    """Return the reference completion. The working out is empty if the source has no explanation."""
     reference = sample.reference
     return write_completion(reference["letter"], reference["text"], reference["explanation"] or "")
 
 
 def write_completion(letter: str, text: str, working_out: str) -> str:
-    """A completion in the task's format."""
+    """Return a completion in the task's format."""
     return f"<start_working_out>\n{working_out}\n<end_working_out>\n<SOLUTION>\n{letter} - {text}\n</SOLUTION>"

@@ -1,4 +1,4 @@
-"""Steps in medical software: rows in the order of their task, memories, actions with places, and what judges them."""
+"""GUI steps in medical software: ordered rows, agent memory, and actions with coordinates."""
 
 from toolkit.data.task import Task
 from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance, replay

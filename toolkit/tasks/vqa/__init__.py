@@ -1,4 +1,4 @@
-"""Open and closed questions with short answers: rows, parser and scores of VQA-RAD's and SLAKE's kind."""
+"""Open and closed questions with short answers, in the style of VQA-RAD and SLAKE."""
 
 from toolkit.data.task import Task
 from toolkit.tasks.vqa.metrics import RESULTS_BY, baseline, labels, scores

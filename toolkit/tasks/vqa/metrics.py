@@ -13,11 +13,11 @@ RESULTS_BY = ("question_type",)
 """The columns whose values get results of their own."""
 
 Kind = tuple[bool, str | None]
-"""Closed or open, and the question type (None: all of them)."""
+"""Closed or open, and the question type (None for all types)."""
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """score (exact match of closed, token F1 of open questions), both apart, and format."""
+    """Return score (exact match of closed, token F1 of open questions), both separately, and format."""
     closed, opened = exact(sample, answer), token_f1(sample, answer)
     return {
         "score": opened if closed is None else closed,
@@ -28,7 +28,7 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """Yes or no, and what was read of the two; None unless the reference is one of them."""
+    """Return the reference and the parsed yes or no. None unless the reference is one of them."""
     expected = normalise(str(sample.reference["answer"]))
     if not sample.reference["closed"] or expected not in YES_NO:
         return None
@@ -37,10 +37,10 @@ def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the answer that is most frequent in training among questions of its kind.
+    """Return sample -> the most frequent training answer among questions of its kind.
 
-    Closed and open questions are counted apart, and by question type where the training rows have it. Answers that are
-    equal but for case and punctuation count as one.
+    Closed and open questions are counted separately, and by question type if the training rows have it. Answers that
+    differ only in case and punctuation count as one.
     """
     counts: dict[Kind, Counter[str]] = defaultdict(Counter)
     spelling: dict[str, str] = {}

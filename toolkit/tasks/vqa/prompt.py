@@ -11,10 +11,10 @@ def instruction(sample: Sample) -> str:
 
 
 def question(sample: Sample) -> str:
-    """The question as it stands."""
+    """Return the question unchanged."""
     return str(sample.fields["question"])
 
 
 def target(sample: Sample) -> str:
-    """The reference answer as it stands."""
+    """Return the reference answer unchanged."""
     return str(sample.reference["answer"])
