@@ -97,7 +97,7 @@ def test_imports_point_down() -> None:
 
 
 NOT_TASKS = {
-    ("planning/duration/stages.py", "steps"),  # a key of plan.json
+    ("planning/duration.py", "steps"),  # a key of plan.json
     ("training/train.py", "steps"),  # a key of the records of a run
     ("training/trl_settings.py", "steps"),  # a value of transformers' save_strategy
 }
