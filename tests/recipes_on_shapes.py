@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from helpers.recipes import load_recipe
 from shapes import write_model
 from training import context_of
 
-from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData, load_recipe
+from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData
 from toolkit.scoring.regions.coordinates import choose_coordinates
 from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.training.grpo import train_grpo

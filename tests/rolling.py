@@ -8,10 +8,11 @@ from typing import Any
 
 from stepping import LOAD, row, task_rows, write_csv
 
+from tests.helpers.recipes import load_recipe, make_recipe
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import IMAGE_KEY
-from toolkit.recipe import Recipe, dump_recipe, load_recipe
+from toolkit.recipe import Recipe, dump_recipe
 
 TASKS = ("1", "2", "3", "4")
 
@@ -87,7 +88,7 @@ def rolling_recipe(folder: Path, evaluate: dict[str, Any] | None = None, **steps
         "evaluate": {"batch_size": 3, "bootstrap": 100, **(evaluate or {})},
     }
     file = folder / "rolling.toml"
-    file.write_text(dump_recipe(Recipe.model_validate(base)), encoding="utf-8")
+    file.write_text(dump_recipe(make_recipe(base)), encoding="utf-8")
     return load_recipe(file)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.helpers.recipes import make_recipe
 from toolkit.recipe import Recipe
 
 Step = tuple[str, str | None, list[int] | None]
@@ -73,4 +74,4 @@ def steps_recipe(folder: Path, steps: dict[str, Any] | None = None, model: str =
     base = {"task": "steps", "train": str(folder / "task_results.csv"), "image_root": folder / "images"}
     split = {"split": {"test": 0, "validation": 0}}
     table = {**base, **split, "steps": steps or {}, **data}
-    return Recipe.model_validate({"run": {"name": "r"}, "model": {"name": model}, "data": table, "sft": {}})
+    return make_recipe({"run": {"name": "r"}, "model": {"name": model}, "data": table, "sft": {}})

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard, constants
 from training import small_recipe
 
+from tests.helpers.recipes import load_recipe
 from toolkit import tiny
 from toolkit.exporting.card import CardFacts, model_card, read_facts
 from toolkit.exporting.card.licence import licence_of
@@ -24,7 +25,7 @@ from toolkit.models.model_paths import public_name
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import export_again
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Recipe, SyntheticData, load_recipe
+from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder, find_run, read_json
 from toolkit.tasks.mcq.synthetic import write_chest
 

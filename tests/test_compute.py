@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import make_recipe
 from tests.training import small_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import Interrupted, RecipeError, RunError, TrainingError
@@ -32,7 +33,7 @@ from toolkit.models.chat_template import conversation
 from toolkit.models.flops import parameter_counts, register_usage_hooks
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Recipe, Run, dump_recipe
+from toolkit.recipe import Run, dump_recipe
 from toolkit.reporting import as_json, as_markdown, read_ledger
 from toolkit.runfolder import RunFolder, read_json, write_json
 from toolkit.runfolder.usage import Counts, ParameterCount, Usage, count, counts, read_compute, recording, total
@@ -204,7 +205,7 @@ def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
     for switched in (False, True):
         tables = {"sft": {"max_steps": 1, "gradient_checkpointing": switched}}
         recipe = small_recipe(tmp_path / str(switched), tables)
-        only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
+        only_sft = make_recipe({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
         run = run_recipe(only_sft, STAGES).run
         found[switched] = read_compute(run.compute_file).stages()["sft"].counts
     plain, again = found[False], found[True]
@@ -217,7 +218,7 @@ def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
 def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(name: str) -> bytes:
         recipe = small_recipe(tmp_path / name, {"sft": {"max_steps": 2}})
-        only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
+        only_sft = make_recipe({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
         run = run_recipe(only_sft, STAGES).run
         return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
 
@@ -232,7 +233,7 @@ def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
     run = RunFolder(tmp_path / name)
     run.path.mkdir(parents=True)
     tables = {"run": {"name": name, **settings}, "data": {"task": "mcq", "train": "rows.json"}, "sft": {}}
-    run.recipe_file.write_text(dump_recipe(Recipe.model_validate(tables)))
+    run.recipe_file.write_text(dump_recipe(make_recipe(tables)))
     write_json(run.run_file, {"seed": 1, "fingerprints": {}, "sessions": [{"started": "now", "versions": {}}]})
     return run
 
@@ -316,7 +317,7 @@ def test_a_resumed_run_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
 
 def test_a_resumed_stage_counts_its_work_once(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 2}})
-    only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
+    only_sft = make_recipe({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
     run = run_recipe(only_sft, STAGES).run
     once = read_compute(run.compute_file).stages()["sft"].counts.trained_tokens
     run_recipe(only_sft, STAGES)  # All stages have finished.

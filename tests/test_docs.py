@@ -13,12 +13,13 @@ import click
 import pytest
 import typer
 
+from tests.helpers.recipes import load_data, load_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.commands import app
-from toolkit.data.loading import load_data
 from toolkit.errors import RecipeError
-from toolkit.recipe import REWARD_WEIGHTS, Recipe, load_recipe
-from toolkit.recipe.problems import TABLES
+from toolkit.recipe import Recipe, recipe_model
+from toolkit.recipe.problems import tables_of
+from toolkit.tasks import TASKS
 from toolkit.training.reward_test import score_file
 
 ROOT = Path(__file__).parent.parent
@@ -162,8 +163,9 @@ def test_options_of_scripts_exist() -> None:
 
 
 def test_every_key_that_is_named_is_one_of_a_recipe() -> None:
-    keys = {".".join((*path, key)) for path, names in TABLES.items() for key in names}
-    sections = {path[0] for path in TABLES if len(path) == 1}
+    tables = tables_of(recipe_model(TASKS))
+    keys = {".".join((*path, key)) for path, names in tables.items() for key in names}
+    sections = {path[0] for path in tables if len(path) == 1}
     named = {
         match[0]
         for span in [*spans(), *(word for words in toolkit_lines() for word in words)]
@@ -179,6 +181,9 @@ def load_block(text: str, folder: Path, task: str) -> Recipe:
     lacking = {"run": {"name": "readme"}, "data": {"task": task, "train": "x.json"}, "evaluate": {}}
     whole = "run" in table
     more = "" if whole else "".join(_toml(name, keys) for name, keys in lacking.items() if name not in table)
+    for comment, _, block in fenced():
+        if re.fullmatch(r"file: \w+\.py", comment):
+            (folder / comment.removeprefix("file: ")).write_text(block, encoding="utf-8")
     (folder / "block.toml").write_text(text + more, encoding="utf-8")
     return load_recipe(folder / "block.toml")
 
@@ -193,7 +198,7 @@ TOML = [text for _, language, text in fenced() if language == "toml"]
 @pytest.mark.parametrize("text", TOML, ids=lambda text: text.split("\n", 1)[0])
 def test_every_recipe_loads(text: str, tmp_path: Path) -> None:
     problems = []
-    for task in REWARD_WEIGHTS:
+    for task in TASKS:
         try:
             load_block(text, tmp_path, task)
         except RecipeError as error:
@@ -223,7 +228,7 @@ def test_reward_weights_are_those_of_the_code() -> None:
     found: dict[str, dict[str, float]] = {}
     for task, name, weight in rows:
         found.setdefault(task or list(found)[-1], {})[name] = float(weight)
-    assert found == REWARD_WEIGHTS
+    assert found == {name: task.reward_weights for name, task in TASKS.items()}
 
 
 def test_the_worked_example_of_a_reward_prints_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

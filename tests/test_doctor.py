@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.recipes import load_recipe
 from toolkit.diagnostics import LIBRARIES, STATES, Finding
 from toolkit.diagnostics.examine import TINY, check_recipes
 from toolkit.diagnostics.finding import merge_findings
@@ -27,7 +28,6 @@ from toolkit.diagnostics.machine import check_folder, check_folders, hub_cache, 
 from toolkit.diagnostics.probes import Outcome, run_probes
 from toolkit.diagnostics.versions import TORCHVISION_OF, allowed, check_version
 from toolkit.errors import CODE
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import TESTED_VERSIONS
 from toolkit.runfolder.cache import cache_folder
 

@@ -10,16 +10,17 @@ import pytest
 from test_cli import call
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, Interrupted, RecipeError, RunError
 from toolkit.pipeline import dry_run as dry_run_package
 from toolkit.pipeline.dry_run import DryRunResult, derive_dry_run, dry_run
 from toolkit.pipeline.dry_run.derive import ROWS, STEPS
 from toolkit.pipeline.dry_run.perform import reference_rewards
-from toolkit.pipeline.dry_run.synthetic_data import COLUMNS
-from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS, read_rows
+from toolkit.pipeline.prepare_data import read_rows
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import SYNTHETIC_TASKS, Recipe, SyntheticData, changed_keys, dump_recipe, load_recipe
+from toolkit.recipe import Recipe, SyntheticData, changed_keys, dump_recipe
 from toolkit.runfolder import find_run, read_json, start_run
+from toolkit.tasks import TASKS, Task
 from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).parent.parent
@@ -93,21 +94,18 @@ def test_synthetic_rows_fit_every_shipped_recipe(file: Path, tmp_path: Path) -> 
         )
 
 
-@pytest.mark.parametrize("kind", COLUMNS)
-def test_the_columns_of_synthetic_rows_are_those_of_the_files(kind: str, tmp_path: Path) -> None:
-    synthetic = SyntheticData(kind=kind, train=24, test=12, size=112)  # type: ignore[arg-type]
-    file = SYNTHETIC_WRITERS[kind](tmp_path, synthetic, 1)["train"]
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_columns_of_synthetic_rows_are_those_of_the_files(task: Task, tmp_path: Path) -> None:
+    rows = task.synthetic
+    assert rows is not None
+    file = rows.write(tmp_path, SyntheticData(kind=rows.kind, train=24, test=12, size=112), 1)["train"]
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".csv":
         written = set(text.splitlines()[0].split(","))
     else:
-        rows = json.loads(text)
-        written = {name for row in (rows.values() if isinstance(rows, dict) else rows) for name in row}
-    assert COLUMNS[kind] == written
-
-
-def test_every_kind_of_synthetic_data_is_written_and_has_columns() -> None:
-    assert set(SYNTHETIC_TASKS) == set(SYNTHETIC_WRITERS) == set(COLUMNS)
+        records = json.loads(text)
+        written = {name for row in (records.values() if isinstance(records, dict) else records) for name in row}
+    assert rows.columns == written
 
 
 def test_what_the_model_family_decides_is_spelled_out(tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_a_new_dry_run_replaces_the_old_one_and_nothing_else(tmp_path: Path) -> 
         "one",
         "one.dry-run",
     ]
-    assert find_run(tmp_path / "runs" / "one").recipe() == recipe
+    assert find_run(tmp_path / "runs" / "one").recipe(TASKS) == recipe
 
 
 @pytest.mark.parametrize("purpose", ["training", "damaged"])
@@ -277,9 +275,9 @@ def test_a_dry_run_takes_some_of_its_own_rows_through_every_stage(
     run = find_run(chest / "runs" / "one.dry-run")
     assert run.record("data")["rows"] == {"train": 16, "validation": 0, "test": 8}
     assert run.record("grpo")["steps"] == STEPS
-    assert run.recipe().model.precision == "4bit"
-    assert run.recipe().grpo is not None
-    assert run.recipe().grpo.generations == 2  # type: ignore[union-attr]
+    assert run.recipe(TASKS).model.precision == "4bit"
+    assert run.recipe(TASKS).grpo is not None
+    assert run.recipe(TASKS).grpo.generations == 2  # type: ignore[union-attr]
     assert (chest / "runs" / "one" / "mine.txt").is_file()
 
 

@@ -16,6 +16,7 @@ from training import context_of, small_recipe
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import make_recipe
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.evaluation.context import Context
@@ -28,7 +29,6 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.llamacpp import Child, read_metadata
 from toolkit.models.llamacpp.convert import convert
 from toolkit.models.prompts import Prompts
-from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json, read_lines
 from toolkit.tasks import TASKS
 from toolkit.training.sft import train_sft
@@ -49,7 +49,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
 
 
 def with_export(context: Context, **section: Any) -> Context:
-    return replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "export": section}))
+    return replace(context, recipe=make_recipe({**context.recipe.model_dump(), "export": section}))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_merged_weights_that_are_changed_after_verification_are_written_again(
 def test_a_gguf_is_evaluated_like_any_weights(context: Context, exported: Mapping[str, Any]) -> None:
     folder = context.run.path / exported["gguf"]["folder"]
     section = context.recipe.evaluation.model_dump() | {"limit": 6}
-    chosen = replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "evaluate": section}))
+    chosen = replace(context, recipe=make_recipe({**context.recipe.model_dump(), "evaluate": section}))
     merged = evaluate(chosen, "merged", context.run.path / "stages/export/merged", [])
     found = evaluate(chosen, "f16", folder / "small-f16.gguf", [])
     assert found["value"]["n"] == merged["value"]["n"] == 6

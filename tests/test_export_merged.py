@@ -12,16 +12,16 @@ from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import make_recipe
 from toolkit import tiny
 from toolkit.errors import ModelError
 from toolkit.evaluation.context import Context
 from toolkit.exporting import export
 from toolkit.models.hf import HfBackend
-from toolkit.recipe import Recipe
 
 
 def with_export(context: Context, **section: object) -> Context:
-    return replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "export": section}))
+    return replace(context, recipe=make_recipe({**context.recipe.model_dump(), "export": section}))
 
 
 def brought_adapter(folder: Path) -> Path:

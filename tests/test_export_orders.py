@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.cli import tables as show
 from toolkit.cli.tables import _verification, gguf_table
 from toolkit.errors import DataError, RunError
@@ -19,8 +20,9 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.results import read_results
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Export, dump_recipe, load_recipe
+from toolkit.recipe import Export, dump_recipe
 from toolkit.runfolder import RunFolder, find_exported, write_text
+from toolkit.tasks import TASKS
 
 FEW = {"sft": {"max_steps": 1}, "evaluate": {"max_completion_tokens": 4, "before": False}}
 
@@ -146,7 +148,7 @@ def test_the_summary_of_a_verification_names_its_split(held_out: bool) -> None:
 def test_verification_skips_samples_that_do_not_fit_and_warns_about_training_samples(
     trained: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = trained.recipe()
+    recipe = trained.recipe(TASKS)
     section = Export(to=("adapter",), verify=3)
     with context_of(recipe) as context:
         rows = list(context.data.train)

@@ -15,7 +15,7 @@ import pytest
 import session
 import torch
 
-from toolkit.recipe import load_recipe
+from tests.helpers.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = [item for items in session.PARTS.values() for item in items]

@@ -10,6 +10,7 @@ from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, changes
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.cli import main
 from toolkit.errors import DataError
 from toolkit.imagegen.rating_stage import prepare_ratings
@@ -17,8 +18,9 @@ from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.synthetic import write_synthetic
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
+from toolkit.tasks import TASKS
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")
 LONG = 'imagegen.prompts.CT=["CT: ' + " ".join(["lungs"] * 80) + '"]'
@@ -157,7 +159,8 @@ def test_a_prompt_that_is_too_long_ends_the_command_and_a_shorter_one_is_taken(
     assert finished(tmp_path) == []
     assert accepts(load_recipe(RECIPE, settings(tmp_path, base))) == 150
     assert (
-        find_run(tmp_path / "runs" / "bad").recipe().imagegen == load_recipe(RECIPE, settings(tmp_path, base)).imagegen
+        find_run(tmp_path / "runs" / "bad").recipe(TASKS).imagegen
+        == load_recipe(RECIPE, settings(tmp_path, base)).imagegen
     )
 
 

@@ -16,6 +16,7 @@ from imagegen_runs import RECIPE, SMALL
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ToolkitError
 from toolkit.imagegen.collect import COLUMNS
@@ -23,7 +24,7 @@ from toolkit.imagegen.finished import load_selector, open_finished
 from toolkit.imagegen.sheet import read_key
 from toolkit.imagegen.synthetic_images import PROMPTS
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json
 
 LUNGS = "CT: clear lungs"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from imagegen_runs import RECIPE
 
+from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.results import ImagegenResult
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import load_recipe
 from toolkit.scoring.statistics import Paired
 
 SHORT = (

@@ -12,6 +12,7 @@ from imagegen_runs import RECIPE, SMALL
 from typer.testing import CliRunner, Result
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.errors import ModelError, RunError
 from toolkit.exporting import push as push_module
@@ -19,7 +20,7 @@ from toolkit.imagegen.licence import OPEN_RAIL
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.planning.imagegen import make_imagegen_plan
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import read_json
 
 NAMED = f"imagegen.generator.licence={OPEN_RAIL.id}"

@@ -13,6 +13,7 @@ from imagegen_models import prompts_dit_folder
 from imagegen_runs import LICENCE, RECIPE, SMALL, numbers, results
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
 from toolkit.imagegen.rating_stage import prepare_ratings, unweighted
 from toolkit.imagegen.sft_stage import SftResult
@@ -23,7 +24,7 @@ from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.pipeline.imagegen_dry_run import dry_run_imagegen
 from toolkit.pipeline.rerun import evaluate_again, export_again, open_for_inference
 from toolkit.pipeline.stages import STAGES as STAGES_OF_LANGUAGE_MODELS
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import StopRequest, find_run, start_run
 
 STAGES = ("ratings", "scorers", "base", "control", "sft", "ddpo")

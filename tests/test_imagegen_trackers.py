@@ -11,10 +11,10 @@ import pytest
 from imagegen_runs import RECIPE
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import MissingExtraError
 from toolkit.imagegen.trackers import tracking
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import RunFolder, start_run
 
 FIGURES = {"selector_loss": 0.5, "selector_learning_rate": 1e-3}
@@ -62,7 +62,7 @@ from toolkit.imagegen.trackers import tracking
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import start_run
 import sys
-recipe = load_recipe(sys.argv[1], ['run.report_to=["wandb"]', f"run.folder={sys.argv[2]}"])
+recipe = load_recipe(sys.argv[1], ['run.report_to=["wandb"]', f"run.folder={sys.argv[2]}"], tasks={})
 with start_run(recipe) as run, tracking(recipe.run, run):
     pass
 """

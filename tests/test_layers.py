@@ -4,6 +4,7 @@ import ast
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -17,9 +18,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scoring",),
     ("images",),
     ("data",),
-    ("synthetic",),
+    ("synthetic", "prepare"),
     ("tasks",),
-    ("tiny", "prepare"),
+    ("tiny",),
     ("models",),
     ("evaluation",),
     ("training", "exporting", "imagegen"),
@@ -29,9 +30,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "__init__"),
 )
 """Packages from the bottom up. A package imports from the rows below its own, or from itself."""
-
-UPWARD = {("data", "tasks")}
-"""The registered tasks are looked up by name while rows are loaded."""
 
 HEIGHT = {layer: height for height, layers in enumerate(LAYERS) for layer in layers}
 
@@ -91,10 +89,45 @@ def test_imports_point_down() -> None:
             other = rest.partition(".")[0]
             # Names that are no packages, such as the version, come from the package itself.
             if package == "toolkit" and other in HEIGHT and other != layer and HEIGHT[other] >= HEIGHT[layer]:
-                if (layer, other) in UPWARD:
-                    continue
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {layer} imports {other}")
     assert wrong == []
+
+
+NOT_TASKS = {
+    ("planning/duration.py", "steps"),  # a key of plan.json
+    ("training/train.py", "steps"),  # a key of the records of a run
+    ("training/trl_settings.py", "steps"),  # a value of transformers' save_strategy
+}
+"""Texts that equal the name of a task and mean something else."""
+
+TEACHES_TASKS = "tiny/curriculum"
+"""It makes the shipped tiny model, which is taught the labels and the answer formats of these very tasks."""
+
+
+def test_no_package_but_tasks_names_a_task() -> None:
+    from toolkit.tasks import TASKS
+
+    wrong = []
+    for path in modules():
+        file = path.relative_to(PACKAGE).as_posix()
+        if package_of(path) == "tasks":
+            continue
+        named = {f"toolkit.tasks.{name}" for name in TASKS}
+        if not file.startswith(TEACHES_TASKS):
+            imported = [(line, module) for module, line, _ in imports(path)]
+            wrong += [f"{file}:{line}: {name}" for line, name in imported if ".".join(name.split(".")[:3]) in named]
+            tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            wrong += [f"{file}:{one.lineno}: {one.names[0].name}" for one in tree if _imports_task(one, set(TASKS))]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in set(TASKS) and (file, node.value) not in NOT_TASKS:
+                wrong.append(f"{file}:{node.lineno}: {node.value!r}")
+    assert wrong == []
+
+
+def _imports_task(node: ast.AST, names: set[str]) -> TypeGuard[ast.ImportFrom]:
+    """Whether this is ``from toolkit.tasks import <name of a task>``."""
+    is_import = isinstance(node, ast.ImportFrom) and node.module == "toolkit.tasks"
+    return is_import and bool(names & {name.name for name in node.names})
 
 
 def test_only_the_unsloth_backend_imports_unsloth() -> None:

@@ -15,7 +15,7 @@ from isic_challenge_scoring.metrics import binary_dice, binary_jaccard, binary_t
 from PIL import Image
 
 from tests.helpers.problems import raises
-from toolkit.data.loading import load_data
+from tests.helpers.recipes import load_data, make_recipe
 from toolkit.data.loading.balance import balance
 from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Answer, Sample
@@ -51,7 +51,7 @@ TWO = {**ROW, "boxes": [[60, 45, 240, 180], [400, 300, 500, 400]], "polygons": [
 
 def recipe(folder: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", data: Any = None, **lesion: Any) -> Recipe:
     table = {"task": "lesion", "train": str(folder / "train.json"), "lesion": lesion, **(data or {})}
-    return Recipe.model_validate({"run": {"name": "r"}, "model": {"name": model}, "data": table, "evaluate": {}})
+    return make_recipe({"run": {"name": "r"}, "model": {"name": model}, "data": table, "evaluate": {}})
 
 
 def read(row: dict[str, Any], root: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", **lesion: Any) -> Sample:

@@ -14,8 +14,9 @@ import pandas
 import pytest
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_data, make_recipe, read_file
 from toolkit.data import open_index
-from toolkit.data.loading import DataSplits, load_data, read_file, row_scan
+from toolkit.data.loading import DataSplits, row_scan
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Recipe, SyntheticData
 from toolkit.tasks import TASKS, RowOrigin
@@ -42,7 +43,7 @@ def write(file: Path, rows: Iterable[Row], prefix: str = "r") -> str:
 
 def recipe(task: str = "mcq", prompt: Row | None = None, evaluate: Row | None = None, **data: Any) -> Recipe:
     sections = {"run": {"name": "x"}, "data": {"task": task, **data}, "prompt": prompt or {}}
-    return Recipe.model_validate({**sections, **({"evaluate": evaluate} if evaluate else {})})
+    return make_recipe({**sections, **({"evaluate": evaluate} if evaluate else {})})
 
 
 def ids(samples: Iterable[Any]) -> list[str]:
@@ -328,9 +329,9 @@ def test_samples_can_be_pickled_and_read_in_another_process(train: str) -> None:
 
 
 def test_synthetic_data_loads_from_its_folder(tmp_path: Path) -> None:
-    phantom = SyntheticData(kind="chest", train=12, test=6, size=64)
-    write_chest(tmp_path, phantom, 1)
-    data = load_data(recipe(phantom=phantom.model_dump(), group="PatientID"), tmp_path)
+    synthetic = SyntheticData(kind="chest", train=12, test=6, size=64)
+    write_chest(tmp_path, synthetic, 1)
+    data = load_data(recipe(synthetic=synthetic.model_dump(), group="PatientID"), tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 0, 6)
     assert not data.leaks
     assert not data.dropped

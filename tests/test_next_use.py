@@ -13,15 +13,15 @@ import pytest
 from real_processors import unpack_processors
 from transformers import AutoProcessor
 
+from tests.helpers.recipes import make_recipe
 from toolkit import tiny
 from toolkit.exporting.chat_turns import Turns, ollama_template, read_turns
 from toolkit.exporting.serving import GgufFiles, Serving, commands, fill_folder, modelfile, write_modelfiles
 from toolkit.models.chat_template import conversation, render_prompt
-from toolkit.recipe import Recipe
 
 QWEN = ("qwen2_vl", "qwen3_vl")
 TEXTS = ["What is it?", 'An "opacity".', "And where?", "Left <side>", "How large & sure?"]
-RECIPE = Recipe.model_validate(
+RECIPE = make_recipe(
     {
         "run": {"name": "Chest_Films.2"},
         "model": {"name": "google/medgemma-4b-it", "max_tokens": 1536},

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 from notebooks import FOLDER, sources, text_of
 
-from toolkit.recipe import load_recipe
+from tests.helpers.recipes import load_recipe
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["ham10000_kaggle", "medgemma_grpo_colab", "medgemma_grpo_kaggle", "tour"]

@@ -27,6 +27,7 @@ from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, Trainer
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, ModelError, RunError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.backend import Sampling, TrainingJob
@@ -37,7 +38,7 @@ from toolkit.models.lengths import check_lengths
 from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.prompts import Prompts
 from toolkit.pipeline.dry_run import derive_dry_run
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import Record, read_json, read_lines, write_json
 from toolkit.runfolder.usage import machine
 from toolkit.training import train as training

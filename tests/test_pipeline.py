@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
 from toolkit.pipeline.rerun import export_again
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, check_fingerprints, read_json
 
 TEXT = """

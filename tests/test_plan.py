@@ -19,6 +19,7 @@ from training import recipe_on_files, small_recipe
 from transformers import AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe, make_recipe
 from toolkit.cli import main
 from toolkit.cli.planned import lines, short_lines
 from toolkit.errors import NOTHING, DataError, ModelError, PlanError
@@ -27,7 +28,6 @@ from toolkit.pipeline import run_recipe
 from toolkit.pipeline.gpu_peaks import describe_peaks, gpu_peaks
 from toolkit.pipeline.plan import plan_language_model as make
 from toolkit.pipeline.plan import plan_run
-from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
 from toolkit.planning.architecture import Architecture, build_architecture
@@ -37,8 +37,9 @@ from toolkit.planning.model_files import KNOWN, BaseWeights, find_base, find_con
 from toolkit.planning.prequantised import KEPT, Repository
 from toolkit.planning.stages import plan_work, planned_backend
 from toolkit.planning.tokens import image_token_count
-from toolkit.recipe import Model, Recipe, SyntheticData, load_recipe
+from toolkit.recipe import Model, Recipe, SyntheticData
 from toolkit.runfolder import TESTED_VERSIONS, append_line, find_run, read_json, untested_versions
+from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -50,7 +51,7 @@ MEDGEMMA = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
     folder = tmp_path_factory.mktemp("films")
-    SYNTHETIC_WRITERS["chest"](folder, SyntheticData(kind="chest", train=24, test=8, size=128), 3407)
+    write_chest(folder, SyntheticData(kind="chest", train=24, test=8, size=128), 3407)
     return folder
 
 
@@ -120,7 +121,7 @@ def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> 
         "grpo": {"max_steps": None, "epochs": 1.0, "prompts_per_step": 5, "generations": 2, "micro_batch": 10},
     }
     whole = recipe_on_files(tmp_path, films)
-    recipe = Recipe.model_validate(
+    recipe = make_recipe(
         {**whole.model_dump(), **{name: {**whole.model_dump()[name], **tables[name]} for name in tables}}
     )
     work = plan_work(recipe, {"train": 24, "validation": 0, "test": 8})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
 from toolkit.planning.duration import Range
 from toolkit.planning.gpu import GIB, figures_of, usable_bytes
@@ -17,7 +18,6 @@ from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.make import imagegen_memory
 from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
 from toolkit.planning.memory.estimate import CONTEXT, Moment
-from toolkit.recipe import load_recipe
 from toolkit.recipe.imagegen import Imagegen
 
 ROOT = Path(__file__).parents[1]

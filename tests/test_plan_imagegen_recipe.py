@@ -10,6 +10,7 @@ import pytest
 from rated import COLUMNS, write_csv, write_images
 from typer.testing import CliRunner
 
+from tests.helpers.recipes import load_recipe
 from toolkit.cli.commands import app
 from toolkit.imagegen.ratings import load_ratings
 from toolkit.imagegen.settings import imagegen_of, seed_of
@@ -18,7 +19,7 @@ from toolkit.imagegen.tiny_pipeline import SIDE, save_tiny_pipeline
 from toolkit.planning import Gpu, described_gpu, named_gpu
 from toolkit.planning.imagegen import ImagegenPlan, make_imagegen_plan
 from toolkit.planning.imagegen.ratings import divide
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 
 IMAGES = 60
 ROOT = Path(__file__).parents[1]
@@ -247,7 +248,7 @@ def test_a_run_with_a_certain_problem_ends_before_its_first_stage(write: Write, 
 def test_a_plan_of_the_tiny_recipe_imports_no_torch() -> None:
     code = (
         "import sys; from toolkit.recipe import load_recipe; from toolkit.planning.imagegen import make_imagegen_plan; "
-        "plan = make_imagegen_plan(load_recipe('recipes/imagegen_tiny.toml'), None); "
+        "plan = make_imagegen_plan(load_recipe('recipes/imagegen_tiny.toml', tasks={}), None); "
         "assert plan.problems == [], plan.problems; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

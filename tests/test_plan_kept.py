@@ -14,12 +14,12 @@ from training import recipe_on_files
 
 from toolkit import tiny
 from toolkit.pipeline.plan import plan_language_model as make
-from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.planning import cache as kept
 from toolkit.planning import make as making
 from toolkit.planning import tokens
 from toolkit.planning.tokens import Tokens
 from toolkit.recipe import Recipe, SyntheticData
+from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driver, torch is asked for the GPU")
@@ -28,7 +28,7 @@ NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driv
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("films")
-    SYNTHETIC_WRITERS["chest"](folder, SyntheticData(kind="chest", train=6, test=2, size=128), 3407)
+    write_chest(folder, SyntheticData(kind="chest", train=6, test=2, size=128), 3407)
     return folder
 
 

@@ -15,11 +15,11 @@ from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError,
 from toolkit.models import backend_name
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.plan import plan_language_model as make
-from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Gpu, Plan, described_gpu
 from toolkit.planning.gpu import GIB
 from toolkit.recipe import Recipe, SyntheticData
+from toolkit.tasks.mcq.synthetic import write_chest
 
 A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 
@@ -28,7 +28,7 @@ A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 def films(tmp_path: Path) -> Path:
     """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
     folder = tmp_path / "films"
-    SYNTHETIC_WRITERS["chest"](folder, SyntheticData(kind="chest", train=24, test=8, size=64), 3407)
+    write_chest(folder, SyntheticData(kind="chest", train=24, test=8, size=64), 3407)
     return folder
 
 

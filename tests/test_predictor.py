@@ -15,6 +15,7 @@ from test_cli import call
 from training import context_of, small_recipe
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import make_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, RecipeError, RunError
 from toolkit.evaluation.predict_episodes import Files, predict_episodes
@@ -256,7 +257,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 1, "gradient_checkpointing": False},
         "export": {"to": ("merged",), "verify": 1},
     }
-    recipe = Recipe.model_validate({**recipe.model_dump(), **sections})
+    recipe = make_recipe({**recipe.model_dump(), **sections})
     run_recipe(recipe, STAGES)
     return recipe
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, ImageError, RunError
 from toolkit.evaluation.context import Context
 from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
-from toolkit.recipe import Recipe, SyntheticData, load_recipe
+from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import no_progress, read_json, start_run
 from toolkit.tasks.mcq.synthetic import write_chest
 

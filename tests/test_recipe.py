@@ -1,19 +1,22 @@
 """The recipe: loading, every problem at once, --set, and the way back to TOML."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import CODE, NOTHING, Problem, RecipeError
-from toolkit.recipe import REWARD_WEIGHTS, Grpo, Recipe, changed_keys, checks, dump_recipe, load_recipe
+from toolkit.recipe import Grpo, Recipe, changed_keys, checks, dump_recipe, recipe_model
 from toolkit.recipe.checks import CHECKS
-from toolkit.recipe.problems import FOREIGN, TABLES, section_in
+from toolkit.recipe.problems import FOREIGN, section_in, tables_of
 from toolkit.recipe.renamed import RENAMED
+from toolkit.tasks import TASKS
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -68,7 +71,7 @@ def test_the_values_of_the_medgemma_recipe_are_those_of_the_scripts_it_replaces(
     assert (grpo.learning_rate, grpo.generations, grpo.max_completion_tokens, grpo.beta) == (5e-6, 4, 128, 0.0)
     # Batch 1 with 8 accumulation steps: eight completions a step, one at a time.
     assert (grpo.completions_per_step, grpo.micro_batch) == (8, 1)
-    assert recipe.reward_weights == REWARD_WEIGHTS["mcq"]
+    assert recipe.reward_weights == TASKS["mcq"].reward_weights
 
 
 def test_a_section_switches_its_stage_on_and_set_creates_sections(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_set_takes_toml_values_and_bare_words(tmp_path: Path) -> None:
     assert (recipe.grpo.learning_rate, recipe.grpo.mask_truncated) == (1e-6, True)
     assert (recipe.run.report_to, recipe.run.name) == (("wandb",), "second")
     assert (recipe.model.name, recipe.data.columns) == ("google/medgemma-4b-it", {"question": "Q"})
-    assert dict(recipe.reward_weights) == dict(REWARD_WEIGHTS["mcq"])
+    assert dict(recipe.reward_weights) == dict(TASKS["mcq"].reward_weights)
 
 
 def test_set_does_not_let_text_pass_for_a_number(tmp_path: Path) -> None:
@@ -120,15 +123,16 @@ def test_a_wrong_set_has_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_a_renamed_key_is_rejected_with_its_new_name(tmp_path: Path) -> None:
+    tables = tables_of(recipe_model(TASKS))
     keys = {former: new for former, new in RENAMED.items() if new[0].isalpha() and " " not in new}
     for former, new in keys.items():
         (found,) = problems(write(tmp_path), f"{former}={{}}")
         assert (found.code, found.place) == ("recipe.key_unknown", f"--set {former}")
         assert found.remedy == f"Use {new} instead."
         *table, name = new.split(".")
-        assert name in TABLES[tuple(table)]
+        assert name in tables[tuple(table)]
         *table, name = former.split(".")
-        assert name not in TABLES[tuple(table)]
+        assert name not in tables[tuple(table)]
 
 
 def test_all_problems_are_reported_together_with_code_place_value_and_suggestion(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ CROSS: dict[str, tuple[str, tuple[str, ...], str, str, object]] = {
     ),
     "every weight 0": (
         SMALL,
-        tuple(f"rewards.{name}=0" for name in REWARD_WEIGHTS["mcq"]),
+        tuple(f"rewards.{name}=0" for name in TASKS["mcq"].reward_weights),
         "rewards_all_zero",
         "rewards",
         NOTHING,
@@ -345,12 +349,12 @@ def sections_in(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 def test_every_section_and_every_key_has_a_description() -> None:
     without = [
         f"{section.__name__}.{name}"
-        for section in sections_in(Recipe)
+        for section in sections_in(recipe_model(TASKS))
         for name, info in section.model_fields.items()
         if not info.description and section_in(info.annotation) is None
     ]
     assert without == []
-    assert all(section.__doc__ for section in sections_in(Recipe))
+    assert all(section.__doc__ for section in sections_in(recipe_model(TASKS)))
 
 
 def test_a_loaded_recipe_cannot_be_changed(tmp_path: Path) -> None:
@@ -361,10 +365,11 @@ def test_a_loaded_recipe_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_the_tables_of_checks_and_hints_name_what_exists() -> None:
     assert {section for sections, _ in CHECKS for section in sections} <= set(Recipe.model_fields)
-    known = {key for keys in TABLES.values() for key in keys}
+    tables = tables_of(recipe_model(TASKS))
+    known = {key for keys in tables.values() for key in keys}
     assert not known & set(FOREIGN)
-    assert TABLES["data", "split"] == ("validation", "test")
-    assert TABLES["grpo",] == tuple(Grpo.model_fields)
+    assert tables["data", "split"] == ("validation", "test")
+    assert tables["grpo",] == tuple(Grpo.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +394,7 @@ def test_settings_that_would_hide_something_are_rejected(
     tmp_path: Path, text: str, code: str, key: str, value: object
 ) -> None:
     file = tmp_path / "recipe.toml"
-    # A sub-table of [data] must stand behind it.
+    # A sub-table of [data] must follow [data].
     file.write_text('[sft]\n[data]\ntask = "mcq"\ntrain = "rows.json"\n' + text)
     assert facts(problems(file)) == [(code, f"recipe.toml: {key}", value)]
 
@@ -406,3 +411,33 @@ def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(
         load_recipe(file, files=True)
     assert (caught.problem.place, caught.problem.value) == (f"{file}: run.report_to", "wandb")
     load_recipe(file)
+
+
+def test_a_recipe_needs_data_or_image_generation(tmp_path: Path) -> None:
+    for model in (Recipe, recipe_model(TASKS)):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({"run": {"name": "r"}, "sft": {}})
+        assert [error["type"] for error in caught.value.errors()] == ["data_missing"]
+    with raises(RecipeError, "recipe.section_missing") as found:
+        load_recipe(write(tmp_path, '[run]\nname = "r"\n[sft]\n'))
+    assert found.problem.place.endswith(": data")
+    generator = load_recipe(RECIPES[0].parent / "imagegen_tiny.toml")
+    assert generator.data is None
+    with raises(RecipeError, "recipe.section_missing"):
+        _ = generator.dataset
+
+
+def test_every_recipe_is_the_same_in_another_process() -> None:
+    for file in RECIPES:
+        recipe = load_recipe(file)
+        again = pickle.loads(pickle.dumps(recipe))
+        assert again == recipe
+        assert dump_recipe(again) == dump_recipe(recipe)
+
+
+def test_balanced_sampling_needs_a_task_with_classes(tmp_path: Path) -> None:
+    text = '[run]\nname = "r"\n[data]\ntask = "{}"\ntrain = "rows.json"\nsampling = "balanced"\n[sft]\n'
+    with raises(RecipeError, "recipe.sampling_needs_classes") as caught:
+        load_recipe(write(tmp_path, text.format("mcq")))
+    assert caught.problem.value == "balanced"
+    assert load_recipe(write(tmp_path, text.format("lesion"))).dataset.sampling == "balanced"

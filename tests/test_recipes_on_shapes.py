@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from recipes_on_shapes import CASES, GIGABYTES, RECIPES, SHAPE_OF, STEPS, run_some_steps
 
-from toolkit.recipe import load_recipe
+from tests.helpers.recipes import load_recipe
 
 
 @pytest.mark.slow

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.recipe import REWARD_WEIGHTS
+from toolkit.tasks import TASKS
 from toolkit.tasks.mcq import rewards as mcq
 from toolkit.tasks.vqa import rewards as vqa
-from toolkit.training.rewards import REWARDS
-from toolkit.training.rewards.explain import WHY
 
 
 def sample(**reference: Any) -> Sample:
@@ -31,9 +29,9 @@ def test_worked_examples_hold_and_every_reward_has_one(module: Any) -> None:
 
 
 def test_every_reward_has_a_default_weight_and_a_reason() -> None:
-    assert REWARDS.keys() == REWARD_WEIGHTS.keys() == WHY.keys()
-    for task, rewards in REWARDS.items():
-        assert list(rewards) == list(REWARD_WEIGHTS[task]) == list(WHY[task])
+    for task in TASKS.values():
+        assert list(task.rewards) == list(task.reward_weights) == list(task.why)
+        assert task.all_or_nothing <= task.rewards.keys()
 
 
 def test_a_letter_guessed_from_an_unreadable_answer_has_reward_0() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.helpers.problems import raises
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import DataError, RecipeError
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.training.reward_test import score_file
 
 ROW = {

@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.problems import raises
 from toolkit.data.sample import Answer
 from toolkit.errors import NOTHING, Problem, RecipeError, RewardError
+from toolkit.tasks import TASKS
 from toolkit.tasks.mcq import rewards as mcq
 from toolkit.tasks.vqa import rewards as vqa
 from toolkit.training.rewards import RewardTable, ScoredAnswer, explain, group_statistics, load_custom, reward_table
@@ -20,7 +21,7 @@ RIGHT = Answer(
 
 def problems(task: str, weights: dict[str, float], custom: list[str], base: Path) -> list[Problem]:
     with pytest.raises(RecipeError) as caught:
-        reward_table(task, weights, custom, base)
+        reward_table(TASKS[task], weights, custom, base)
     return caught.value.problems
 
 
@@ -30,7 +31,7 @@ def write(folder: Path, code: str) -> str:
 
 
 def test_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
-    scored = reward_table("mcq", {}, [], tmp_path).score(mcq.EXAMPLE, RIGHT)
+    scored = reward_table(TASKS["mcq"], {}, [], tmp_path).score(mcq.EXAMPLE, RIGHT)
     # Explanation: 3 common words of 4 and 5, so 6 / 9. Evidence: right, lower, lobe of 4. 1 + 0.4 + 0.15 + 0.1 + 0.1.
     assert scored.components == pytest.approx(
         {"letter": 1.0, "explanation": 2 / 3, "evidence": 0.75, "format": 1.0, "brevity": 1.0}
@@ -39,13 +40,13 @@ def test_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
 
 
 def test_a_reward_that_does_not_apply_does_not_change_the_total(tmp_path: Path) -> None:
-    table = reward_table("vqa", {"exact": 2.0}, [], tmp_path)
+    table = reward_table(TASKS["vqa"], {"exact": 2.0}, [], tmp_path)
     scored = table.score(vqa.CLOSED_EXAMPLE, Answer("Yes", {"text": "Yes"}))
     assert scored == ScoredAnswer(2.1, {"exact": 1.0, "token_f1": None, "format": 1.0})
 
 
 def test_weight_zero_disables_a_reward(tmp_path: Path) -> None:
-    table = reward_table("mcq", {"explanation": 0, "evidence": 0.0}, [], tmp_path)
+    table = reward_table(TASKS["mcq"], {"explanation": 0, "evidence": 0.0}, [], tmp_path)
     assert list(table.rewards) == list(table.weights) == ["letter", "format", "brevity"]
 
 
@@ -71,7 +72,7 @@ def test_only_zero_weights_are_rejected(tmp_path: Path) -> None:
 
 def test_a_custom_reward_is_found_beside_the_recipe_with_weight_1(tmp_path: Path) -> None:
     entry = write(tmp_path, "def bonus(sample, answer):\n    return 0.5 if 'right' in answer.text else None\n")
-    table = reward_table("vqa", {}, [entry], tmp_path)
+    table = reward_table(TASKS["vqa"], {}, [entry], tmp_path)
     assert table.weights["bonus"] == 1.0
     scored = table.score(vqa.EXAMPLE, Answer("right", {"text": "right"}))
     # right against right lower lobe: 2 / 4 of F1, format 0.1, bonus 0.5.
@@ -156,7 +157,7 @@ def test_any_real_number_is_accepted_with_a_rounding_tolerance(value: float) -> 
 
 def test_a_reward_that_raises_is_an_error_with_its_line(tmp_path: Path) -> None:
     entry = write(tmp_path, "def bonus(sample, answer):\n    return {}['nothing']\n")
-    table = reward_table("mcq", {}, [entry], tmp_path)
+    table = reward_table(TASKS["mcq"], {}, [entry], tmp_path)
     with raises(RewardError, "rewards.function_raised") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
     assert caught.problem.place == "reward bonus, sample example"
@@ -222,7 +223,7 @@ def test_statistics_of_no_completions_or_of_unequal_shapes_are_rejected() -> Non
 
 def test_explanations_have_reasons_and_sum_to_the_total(tmp_path: Path) -> None:
     entry = write(tmp_path, 'def bonus(sample, answer):\n    """Says a side."""\n    return 1.0\n')
-    table = reward_table("mcq", {}, [entry], tmp_path)
+    table = reward_table(TASKS["mcq"], {}, [entry], tmp_path)
     wrong = Answer(
         "C" * 231, {"letter": "A", "text": "Normal", "explanation": "Right lower lobe opacity", "has_format": False}
     )
@@ -241,10 +242,10 @@ def test_explanations_have_reasons_and_sum_to_the_total(tmp_path: Path) -> None:
 
 def test_explanations_name_the_parse_problem_and_inapplicable_rewards(tmp_path: Path) -> None:
     unread = Answer("", problem="empty")
-    table = reward_table("mcq", {}, [], tmp_path)
+    table = reward_table(TASKS["mcq"], {}, [], tmp_path)
     whys = {line.reward: line.why for line in explain(mcq.EXAMPLE, unread, table)}
     assert whys["letter"] == "not readable: empty"
     assert whys["brevity"] == "0 characters <= 220; no answer could be read"
-    closed = explain(vqa.CLOSED_EXAMPLE, Answer("No", {"text": "No"}), reward_table("vqa", {}, [], tmp_path))
+    closed = explain(vqa.CLOSED_EXAMPLE, Answer("No", {"text": "No"}), reward_table(TASKS["vqa"], {}, [], tmp_path))
     assert closed[0].why == 'read "no", reference "yes"'
     assert str(closed[1]) == "token_f1        - x 1 = 0.000  the question is closed"

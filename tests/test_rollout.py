@@ -12,6 +12,7 @@ from stepping import row, task_rows, write_csv
 from training import context_of
 
 from tests.helpers.problems import warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.cli import tables as show
 from toolkit.errors import RecipeError
 from toolkit.evaluation.context import Context, EvaluationRecord
@@ -19,7 +20,6 @@ from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import read_json, read_lines
 from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks.steps import replay

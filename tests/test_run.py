@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe
 from toolkit.errors import Interrupted, RunError
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import (
     RunFolder,
     StopRequest,
@@ -29,6 +30,7 @@ from toolkit.runfolder import (
     start_run,
     write_json,
 )
+from toolkit.tasks import TASKS
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_new_run_has_the_resolved_recipe_seed_versions_and_a_log(recipe: Recip
     with start_run(recipe) as run:
         logging.getLogger("toolkit.somewhere").debug("a detail")
     assert run.path == recipe.run_folder
-    assert run.recipe() == recipe
+    assert run.recipe(TASKS) == recipe
     state = read_json(run.run_file)
     assert state["seed"] == 3407
     assert [session["versions"] for session in state["sessions"]] == [installed_versions()]
@@ -86,7 +88,7 @@ def test_a_changed_recipe_is_rejected_with_each_key_and_a_remedy(recipe: Recipe,
     assert "log_steps" not in message
     assert "--fresh" in message
     assert "run.name" in message
-    assert run.recipe() == recipe
+    assert run.recipe(TASKS) == recipe
 
 
 def test_an_imagegen_recipe_may_change_until_its_first_stage_has_finished(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_an_imagegen_recipe_may_change_until_its_first_stage_has_finished(tmp_pa
     with start_run(load(32)) as run:
         check_fingerprints(run, {"ratings": "abc"})
     with start_run(load(64)) as run:
-        assert run.recipe() == load(64)
+        assert run.recipe(TASKS) == load(64)
         assert read_json(run.run_file)["seed"] == 64
         check_fingerprints(run, {"ratings": "corrected"})
         run.mark_done("ratings", {})
@@ -125,7 +127,7 @@ def test_harmless_keys_may_change_and_the_resolved_copy_follows(recipe: Recipe, 
         pass
     changed = make_recipe(tmp_path, "run.log_steps=5", "data.train=/moved/a")
     with start_run(changed) as run:
-        assert run.recipe() == changed
+        assert run.recipe(TASKS) == changed
     assert "run.log_steps: 1 -> 5" in run.log_file.read_text()
 
 
@@ -168,8 +170,9 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_leaves_no_lock
     holder = in_another_process(f"""
         import time
         from toolkit.recipe import load_recipe
+        from toolkit.tasks import TASKS
         from toolkit.runfolder import start_run
-        with start_run(load_recipe({str(tmp_path / "recipe.toml")!r})):
+        with start_run(load_recipe({str(tmp_path / "recipe.toml")!r}, tasks=TASKS)):
             print("held", flush=True)
             time.sleep(60)
     """)

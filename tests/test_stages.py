@@ -18,6 +18,7 @@ from training import context_of, small_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers.problems import raises, warnings_in
+from tests.helpers.recipes import load_recipe, make_recipe
 from toolkit import tiny
 from toolkit.errors import DataError, ImageError, Interrupted, ModelError, RunError
 from toolkit.evaluation.context import Context, EvaluationRecord
@@ -29,7 +30,7 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe
 from toolkit.runfolder import find_run, read_json, read_lines
 from toolkit.training.grpo import train_grpo
 from toolkit.training.sft import train_sft
@@ -65,7 +66,7 @@ def predictions(context: Context, name: str) -> list[dict[str, Any]]:
 
 def with_export(context: Context, to: Sequence[str] = ("adapter", "merged"), verify: int = 4) -> Context:
     section = {"to": list(to), "verify": verify}
-    return replace(context, recipe=Recipe.model_validate({**context.recipe.model_dump(), "export": section}))
+    return replace(context, recipe=make_recipe({**context.recipe.model_dump(), "export": section}))
 
 
 def with_evaluation(context: Context, **changes: Any) -> Context:

@@ -14,14 +14,13 @@ from PIL import Image
 from stepping import LOAD, SIZE, row, steps_recipe, task_rows, write_csv
 
 from tests.helpers.problems import raises
-from toolkit.data.loading import load_data
+from tests.helpers.recipes import load_data, load_recipe
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import NOTHING, DataError, RecipeError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import render_prompt
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
-from toolkit.recipe import load_recipe
 from toolkit.tasks import TASKS
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
 from toolkit.tasks.steps.agent_memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin

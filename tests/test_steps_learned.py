@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from tests.helpers.recipes import load_recipe
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import read_json
 
 SHORTER = (

@@ -11,12 +11,12 @@ from rapidfuzz.distance import Indel
 
 import toolkit.tasks.steps.rewards
 from toolkit.data.sample import Answer, Sample
-from toolkit.recipe import REWARD_WEIGHTS
 from toolkit.scoring import text as scores
 from toolkit.scoring.text import label_text
+from toolkit.tasks import TASKS
 from toolkit.tasks.steps import agent_memory, order
 from toolkit.tasks.steps import coordinates as places
-from toolkit.tasks.steps.rewards import EXAMPLE, REWARDS, WHY, in_box
+from toolkit.tasks.steps.rewards import EXAMPLE, REWARD_WEIGHTS, REWARDS, WHY, in_box
 from toolkit.training.rewards import explain, reward_table
 
 MISSING = Answer("?", {}, "there is no JSON object")
@@ -149,16 +149,16 @@ def test_the_fuzzy_similarity_counts_insertions_and_deletions(read: str, wanted:
 
 
 def test_the_default_weights_and_reasons_are_there(tmp_path: Any) -> None:
-    table = reward_table("steps", REWARD_WEIGHTS["steps"], (), tmp_path)
+    table = reward_table(TASKS["steps"], REWARD_WEIGHTS, (), tmp_path)
     assert table.weights == {"action": 0.4, "target": 0.2, "grounding": 0.2, "memory": 0.1, "json": 0.1}
-    assert set(WHY) == set(REWARDS) == set(REWARD_WEIGHTS["steps"])
+    assert set(WHY) == set(REWARDS) == set(REWARD_WEIGHTS)
     scored = explain(EXAMPLE, Answer("…", {**RIGHT, "target": "Save", "faults": ["no Reason"]}), table)
     assert sum(one.points for one in scored) == pytest.approx(0.4 + 0.2 + 0.1)
     why = {one.reward: one.why for one in scored}
     assert why["target"] == 'read "save", reference "load volume"'
     assert why["json"] == "no Reason"
     assert why["memory"] == "named: choose the series, open the study; missed: nothing; invented: nothing"
-    everything = reward_table("steps", dict.fromkeys(REWARD_WEIGHTS["steps"], 1.0), (), tmp_path)
+    everything = reward_table(TASKS["steps"], dict.fromkeys(REWARD_WEIGHTS, 1.0), (), tmp_path)
     for answer in (MISSING, Answer("…", RIGHT)):
         assert all(one.why for one in explain(EXAMPLE, answer, everything))
         assert all(one.why for one in explain(other(target=None, place=None, long_term=None), answer, everything))

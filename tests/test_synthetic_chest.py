@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from training import small_recipe
 
-from toolkit.data.loading import load_data
+from tests.helpers.recipes import load_data
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import FINDINGS, make_case
 from toolkit.synthetic.radiograph import draw_radiograph

@@ -16,11 +16,11 @@ from PIL import Image
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.recipe import SyntheticData
-from toolkit.recipe.checks import SMALLEST
 from toolkit.synthetic.gui_icons import ICONS
 from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
 from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
+from toolkit.tasks import TASKS
 from toolkit.tasks.steps.synthetic import (
     WORDS,
     WORKFLOWS,
@@ -327,7 +327,7 @@ def test_screens_of_any_valid_size_are_drawn(seed: int, size: int) -> None:
 
 
 def test_too_small_screens_are_rejected(tmp_path: Path) -> None:
-    assert SMALLEST["steps"][0] == LEAST_SIDE
+    assert TASKS["steps"].synthetic.min_size == LEAST_SIDE
     with raises(DataError, "synthetic.size_too_small") as caught:
         write_steps(tmp_path, SyntheticData(kind="steps", train=4, test=4, size=111), seed=1)
     assert (caught.problem.widget_box, caught.problem.value) == ("size", 111)

@@ -18,7 +18,7 @@ from training import context_of, small_recipe, with_spread
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.helpers.problems import raises, warnings_in
-from toolkit.data.loading import load_data
+from tests.helpers.recipes import load_data
 from toolkit.errors import DataError, Interrupted, RewardError, TrainingError
 from toolkit.evaluation.context import Context
 from toolkit.models import lengths as lengths_module

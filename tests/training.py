@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from helpers.recipes import load_recipe, make_recipe
+
 from toolkit.evaluation.context import Context
 from toolkit.pipeline.prepare_data import prepare
-from toolkit.recipe import Recipe, dump_recipe, load_recipe
+from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import StopRequest, no_progress, start_run
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -51,7 +53,7 @@ def small_recipe(folder: Path, tables: Tables | None = None, name: str = "small"
         base.setdefault(table, {}).update(keys)
     file = folder / f"{name}.toml"
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(dump_recipe(Recipe.model_validate(base)), encoding="utf-8")
+    file.write_text(dump_recipe(make_recipe(base)), encoding="utf-8")
     return load_recipe(file)
 
 
@@ -59,7 +61,7 @@ def recipe_on_files(folder: Path, films: Path, tables: Tables | None = None, **o
     """``small_recipe`` on films that lie in files, train.json and test.json; a section that is None is off."""
     data = {"task": "mcq", "train": str(films / "train.json"), "test": str(films / "test.json"), "image_root": films}
     data |= dict((tables or {}).get("data", {}))
-    return Recipe.model_validate({**small_recipe(folder, tables).model_dump(), "data": data, **off})
+    return make_recipe({**small_recipe(folder, tables).model_dump(), "data": data, **off})
 
 
 @contextmanager

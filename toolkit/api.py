@@ -41,8 +41,9 @@ def run(
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
+    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings, files=not dry_run)
+    loaded = load_recipe(recipe, settings, tasks=TASKS, files=not dry_run)
     if dry_run:
         return _dry_run(loaded)
     planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
@@ -71,8 +72,10 @@ def plan(recipe: Path | str, settings: Sequence[str] = (), *, gpu: str | float |
     from toolkit.pipeline.plan import parse_gpu, plan_recipe
     from toolkit.planning import find_gpu
     from toolkit.recipe import load_recipe
+    from toolkit.tasks import TASKS
 
-    return plan_recipe(load_recipe(recipe, settings), find_gpu() if gpu is None else parse_gpu(str(gpu)))
+    loaded = load_recipe(recipe, settings, tasks=TASKS)
+    return plan_recipe(loaded, find_gpu() if gpu is None else parse_gpu(str(gpu)))
 
 
 def evaluate(

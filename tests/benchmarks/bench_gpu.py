@@ -120,8 +120,9 @@ def measure(options: argparse.Namespace) -> Measurement:
     from shapes import release
 
     from toolkit.recipe import load_recipe
+    from toolkit.tasks import TASKS
 
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, tasks=TASKS)
     shape = options.shape or SHAPE_OF[recipe.model.name]
     facts = {"way": options.way, "recipe": options.recipe.name, "shape": shape, "smoke": options.smoke}
     measurement = Measurement(options.out, facts | machine(options))

@@ -32,6 +32,7 @@ from toolkit.pipeline.imagegen import run_imagegen
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import RunFolder
 from toolkit.scoring.statistics import Paired, paired_difference
+from toolkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # as pytest does, for the settings of --smoke
@@ -66,7 +67,7 @@ class Seed:
 def run_seed(number: int, folder: Path, settings: Sequence[str]) -> Seed:
     """Run the recipe with one seed, or read the run that has finished before."""
     own = [f"run.seed={number}", f"imagegen.judge.seed={JUDGE_SEEDS + number}", f"run.name=seed{number}"]
-    run, result = run_imagegen(load_recipe(RECIPE, [*own, f'run.folder="{folder}"', *settings]))
+    run, result = run_imagegen(load_recipe(RECIPE, [*own, f'run.folder="{folder}"', *settings], tasks=TASKS))
     return Seed(number, result, {row.arm: _figures(run, row.arm).metrics.judge_by_key for row in result.rows})
 
 

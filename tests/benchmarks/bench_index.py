@@ -31,7 +31,7 @@ LIMITS = {
 STEPS = {
     "json.load": "import json; rows = json.load(open(source, encoding='utf-8'))",
     "index": "from toolkit.data import open_index; rows = open_index(source)",
-    "checked": "data = load_data(recipe())",
+    "checked": "wanted = recipe(); data = load_data(wanted, wanted.task)",
     "random rows": "for number in numbers(): data.train[number]",
 }
 """What is timed; ``PREPARE`` runs before the clock starts."""
@@ -41,15 +41,18 @@ import random, resource, sys, time
 from pathlib import Path
 source, step = sys.argv[1:3]
 def recipe():
-    from toolkit.recipe import Recipe
+    from toolkit.recipe import recipe_model
+    from toolkit.tasks import TASKS
     data = {"task": "mcq", "train": source, "split": {"test": 0}}
-    return Recipe.model_validate({"run": {"name": "bench"}, "data": data, "prompt": {"context": ["Indication"]}})
+    sections = {"run": {"name": "bench"}, "data": data, "prompt": {"context": ["Indication"]}}
+    return recipe_model(TASKS).model_validate(sections)
 def numbers():
     return random.Random(0).choices(range(len(data.train)), k=2000)
 if step in ("checked", "random rows"):
     from toolkit.data.loading import load_data
 if step == "random rows":
-    data = load_data(recipe())
+    wanted = recipe()
+    data = load_data(wanted, wanted.task)
 began = time.perf_counter()
 """
 REPORT = """

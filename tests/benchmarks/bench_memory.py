@@ -33,6 +33,7 @@ from toolkit.planning.prequantised import KEPT
 from toolkit.planning.stages import Setting, memory_settings, planned_backend
 from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import load_recipe
+from toolkit.tasks import TASKS
 
 SHAPES = RECIPES.parent / "toolkit/planning/shapes"
 DTYPES = ("bfloat16", "float32")
@@ -58,7 +59,7 @@ class Case:
 def cases(chosen: argparse.Namespace) -> Iterator[Case]:
     """Training stages of the shipped recipes of a real model."""
     for file in sorted(RECIPES.glob("*.toml")):
-        recipe = load_recipe(file)
+        recipe = load_recipe(file, tasks=TASKS)
         if recipe.model.name not in SHAPE_OF or chosen.recipe not in (None, file.stem):
             continue
         shape = SHAPE_OF[recipe.model.name]

@@ -18,8 +18,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models.backend import Policy, RowSource, TrainingJob
 from toolkit.models.hf import make_policy
 from toolkit.pipeline.prepare_data import prepare
-from toolkit.recipe import Lora, Recipe
+from toolkit.recipe import Lora, Recipe, recipe_model
 from toolkit.runfolder import Progress, StopRequest, no_progress, start_run
+from toolkit.tasks import TASKS
 
 transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
 transformers_logging.disable_progress_bar()
@@ -38,7 +39,7 @@ def make_recipe(folder: Path, tables: Tables) -> Recipe:
     }
     for table, keys in tables.items():
         base.setdefault(table, {}).update(keys)
-    return Recipe.model_validate(base)
+    return recipe_model(TASKS).model_validate(base)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from imagegen_runs import RECIPE
 from torch import Tensor
 
+from tests.helpers.recipes import load_recipe
 from toolkit.imagegen.arm_context import ROUNDS, ArmContext
 from toolkit.imagegen.ddim import make_schedule
 from toolkit.imagegen.figure import Bootstrap
@@ -25,7 +26,6 @@ from toolkit.imagegen.settings import guard_settings
 from toolkit.imagegen.sft import EncodedImages, SftImages, SftSettings, encode_training_images, sft_round
 from toolkit.imagegen.stage_context import StageContext
 from toolkit.imagegen.stages import RunSession, run_stage
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import StopRequest, start_run
 
 WEAK = (

@@ -12,8 +12,8 @@ import pytest
 import torch
 from imagegen_runs import RECIPE, SMALL, numbers, results
 
+from tests.helpers.recipes import load_recipe
 from toolkit.pipeline.imagegen import run_imagegen
-from toolkit.recipe import load_recipe
 from toolkit.runfolder import find_run
 
 KILLS = 20

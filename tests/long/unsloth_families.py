@@ -14,7 +14,7 @@ from test_unsloth_cpu import check_run, recipe_of
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3_5Config
 from unsloth_cpu.process import run_toolkit
 
-from toolkit.recipe import load_recipe
+from tests.helpers.recipes import load_recipe
 from toolkit.runfolder import RunFolder
 
 

@@ -19,6 +19,7 @@ import torch
 from toolkit.models import choose_backend, preload
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import StopRequest, no_progress, start_run
+from toolkit.tasks import TASKS
 
 
 def seeded(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +36,7 @@ def seeded(generate: Callable[..., Any]) -> Callable[..., Any]:
 
 def main(file: Path, out: Path) -> None:
     """Write log-probabilities of reference answers, SFT's losses, and GRPO's losses and rewards."""
-    recipe = load_recipe(file)
+    recipe = load_recipe(file, tasks=TASKS)
     with start_run(recipe) as run, StopRequest() as stop:
         preload(recipe, run.path)  # before the imports below import transformers
         from toolkit.evaluation.context import Context

@@ -1,7 +1,7 @@
 """Commands of `toolkit` and their options."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -113,8 +113,9 @@ def run(
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
+    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings or (), files=True)
+    loaded = load_recipe(recipe, settings or (), tasks=TASKS, files=True)
     if loaded.imagegen is not None:
         from toolkit.cli import imagegen
 
@@ -210,8 +211,9 @@ def _is_image_generator(run_folder: Path, push: str | None, method: str | None, 
         RunError: the folder is not a run.
     """
     from toolkit.runfolder import find_run
+    from toolkit.tasks import TASKS
 
-    if find_run(run_folder).recipe().imagegen is None:
+    if find_run(run_folder).recipe(TASKS).imagegen is None:
         if method is not None:
             raise typer.BadParameter("must be left out for a vision-language model", param_hint="--method")
         return False
@@ -290,11 +292,7 @@ def _name_and_text(given: str) -> tuple[str, str]:
 @data_app.command()
 def synthetic(
     kind: Annotated[
-        Literal["chest", "chest_vqa", "lesion", "steps"],
-        typer.Argument(
-            help="chest: 16-bit radiographs, multiple choice. chest_vqa: the same images, open and closed questions. "
-            "lesion: skin lesions with masks. steps: tasks in an image viewer."
-        ),
+        str, typer.Argument(help="Kind of synthetic data, such as chest. An unknown kind prints all kinds.")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write to.", file_okay=False)],
     train: Annotated[int, typer.Option(min=1, help="Training rows.")] = 1200,
@@ -305,11 +303,17 @@ def synthetic(
 ) -> None:
     """Generate synthetic data in the layout of a real dataset. Every answer is visible in its image."""
     from toolkit.cli import tables as show
-    from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
-    from toolkit.recipe import SYNTHETIC_TASKS, SyntheticData
+    from toolkit.recipe import SyntheticData
+    from toolkit.tasks import TASKS
 
+    kinds = {task.synthetic.kind: (task, task.synthetic) for task in TASKS.values() if task.synthetic is not None}
+    if kind not in kinds:
+        known = "".join(f"\n  {name}: {one.description}" for name, (_, one) in kinds.items())
+        raise typer.BadParameter(f"must be one of the following (got {kind!r}):{known}", param_hint="KIND")
+    task, rows = kinds[kind]
     settings = SyntheticData(kind=kind, train=train, validation=validation, test=test, size=size)
-    show.synthetic(SYNTHETIC_TASKS[kind], SYNTHETIC_WRITERS[kind](out, settings, seed))
+    out.mkdir(parents=True, exist_ok=True)
+    show.synthetic(task.name, rows.write(out, settings, seed))
 
 
 @data_app.command()
@@ -325,8 +329,9 @@ def inspect(
     from toolkit.cli.progress import show_progress
     from toolkit.pipeline.prepare_data import inspect_data
     from toolkit.recipe import for_language_models, load_recipe
+    from toolkit.tasks import TASKS
 
-    loaded = for_language_models(load_recipe(recipe, settings or (), files=True), "toolkit data inspect")
+    loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS, files=True), "toolkit data inspect")
     with show_progress() as (progress, _):
         data, scan, rendered = inspect_data(loaded, progress, rows)
     show.data(data, scan)
@@ -350,9 +355,10 @@ def reward_test(
     """Score completions with a recipe's rewards, and explain each score."""
     from toolkit.cli import tables as show
     from toolkit.recipe import for_language_models, load_recipe
+    from toolkit.tasks import TASKS
     from toolkit.training.reward_test import score_file
 
-    loaded = for_language_models(load_recipe(recipe, settings or ()), "toolkit reward test")
+    loaded = for_language_models(load_recipe(recipe, settings or (), tasks=TASKS), "toolkit reward test")
     show.scored(score_file(loaded, completions))
 
 

@@ -31,8 +31,9 @@ def doctor(
     from toolkit.diagnostics import examine
     from toolkit.diagnostics.probes import LIMIT, TOTAL
     from toolkit.recipe import load_recipe
+    from toolkit.tasks import TASKS
 
-    loaded = None if recipe is None else load_recipe(recipe, settings or ())
+    loaded = None if recipe is None else load_recipe(recipe, settings or (), tasks=TASKS)
     limit = time_limit or LIMIT
     total = TOTAL * max(1.0, limit / LIMIT)
     with show_progress() as (progress, _):

@@ -17,8 +17,9 @@ def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
     from toolkit.runfolder import is_main_process
+    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings)
+    loaded = load_recipe(recipe, settings, tasks=TASKS)
     if loaded.imagegen is not None:
         from toolkit.cli import imagegen
 

@@ -34,8 +34,9 @@ def plan(
     from toolkit.pipeline.plan import plan_recipe
     from toolkit.planning import find_gpu
     from toolkit.recipe import load_recipe
+    from toolkit.tasks import TASKS
 
-    loaded = load_recipe(recipe, settings or ())
+    loaded = load_recipe(recipe, settings or (), tasks=TASKS)
     hide_library_warnings()
     found = plan_recipe(loaded, find_gpu() if gpu is None else _parse_gpu(gpu))
     if as_json:

@@ -25,8 +25,9 @@ class Carried:
         held: Sample -> the memory that it is asked with; as rows are read that is the reference's.
         start: Sample -> the memory before the first question of its chain.
         put: (Sample, memory) -> the Sample as it is asked with this memory.
+        memory_of: (short-term memory, long-term memory) -> the agent memory, for callers of the Python API.
         advance: (memory, Answer) -> the memory for the next question.
-        plain: memory -> the same as JSON has it.
+        plain: memory -> JSON-compatible mapping with ``short_term`` and ``long_term``.
         place_columns: Sample -> the first columns of a table of predictions.
         value_columns: a reference or an answer's values -> its columns in such a table.
         baselines: label -> (Sample -> completion): further answers without a look, judged as any model's.
@@ -41,6 +42,7 @@ class Carried:
     held: Callable[[Sample], Memory]
     start: Callable[[Sample], Memory]
     put: Callable[[Sample, Memory], Sample]
+    memory_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Memory]
     advance: Callable[[Memory, Answer], Memory]
     plain: Callable[[Memory], Mapping[str, Any]]
     place_columns: Callable[[Sample], Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""What a task is: how its rows are read, a question is put, an answer is read, and what judges it."""
+"""The definition of a task: rows, prompt, parser, rewards and metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ from typing import Any
 from toolkit.data.agent_memory import Carried
 from toolkit.data.links import Links
 from toolkit.data.sample import Answer, Reward, Sample
-from toolkit.recipe import Recipe
+from toolkit.errors import Problem
+from toolkit.recipe import Recipe, Section, SyntheticData
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class RowOrigin:
     ``column`` maps the task's field names to the columns of this source; ``image_root`` is the folder (absolute) that
     relative image paths start from and that no path may leave; ``group`` names the column that holds the group, if any.
     The columns in ``context`` (for the prompt) and ``by`` (for results by column) go into ``fields`` under their names.
-    A row with more than ``max_images`` pictures cannot be used. ``settings`` is what the recipe says for the task alone
+    A row with more than ``max_images`` images is unusable. ``settings`` has the settings of the task
     (``Task.settings``); its ``repr`` must tell two of them apart.
     """
 
@@ -33,11 +34,35 @@ class RowOrigin:
 
 
 @dataclass(frozen=True, slots=True)
+class Synthetic:
+    """The synthetic rows of a task.
+
+    Attributes:
+        kind: their name in ``data.synthetic.kind``.
+        description: a short description for tables.
+        write: (existing folder, [data.synthetic], seed) -> split -> file of rows. The files are named ``train``,
+            ``validation`` and ``test`` (.json or .csv), with images below the folder. The same arguments write the
+            same rows.
+        columns: the columns of the rows.
+        min_size: the minimum ``data.synthetic.size``, in pixels.
+        content: what the images show.
+    """
+
+    kind: str
+    description: str
+    write: Callable[[Path, SyntheticData, int], Mapping[str, Path]]
+    columns: frozenset[str]
+    min_size: int = 64
+    content: str = "images"
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One kind of question. All functions are pure.
 
     Attributes:
-        name: the word in the recipe.
+        name: the value of ``data.task``, and the name of its section of settings, [data.<name>].
+        description: the purpose of a model, for the model card.
         columns: field -> the column names looked for when the recipe's column map does not name one, in order.
         required: the fields a source must have; ``a|b`` asks for one of them.
         leaking: column names that hold the answer (a recipe that puts one into the prompt is told so).
@@ -46,7 +71,8 @@ class Task:
         question: Sample -> the text of the question with its options, without instruction and context.
         target: Sample -> the completion that SFT learns.
         parse: (completion, Sample) -> Answer; never raises, says in ``problem`` why it failed.
-        rewards: name -> reward; the names and default weights stand in recipe.REWARD_WEIGHTS.
+        rewards: name -> reward.
+        reward_weights: reward -> default weight. A reward with weight 0 is off unless the recipe sets a weight.
         scores: (Sample, Answer) -> name -> value in [0, 1] or None where it does not apply; what evaluation reports.
         primary: the name in ``scores`` that comparisons and the final table use.
         labels: (Sample, Answer) -> (true label, predicted label or None) for macro-F1; None where it does not apply.
@@ -54,14 +80,26 @@ class Task:
         baselines: score -> its own majority baseline, where another answer is right more often.
         also: further names in ``scores`` that get a table of results of their own.
         stratum: Sample -> the class that ``data.sampling = "balanced"`` draws evenly; None: the task has none.
-        settings: (recipe, split) -> the ``settings`` of this split's rows; raises RecipeError.
+        why: reward -> (Sample, Answer) -> the reason for its value.
+        all_or_nothing: rewards that are 0 or 1 for nearly every answer.
+        results_by: columns with a separate result for each value. Default of ``evaluate.by``.
+        positive: the positive class of binary metrics. Default of ``evaluate.positive``.
+        settings_model: the section [data.<name>]. Every key has a default. A key of type Path is a file.
+        check: recipe of this task -> problems with its settings, with dotted keys as places.
+        settings: (recipe, split) -> settings for the rows of this split. Raises RecipeError. Default: the section.
+        synthetic: its synthetic rows. If None, a dry run needs the recipe's own rows.
+        dry_run: (recipe, whether the rows are synthetic) -> key of the section -> value in the dry run.
+        takes_options: whether a question of ``toolkit predict`` has options.
+        stand_in: settings -> placeholder fields of the reference that ``read`` requires. Prediction removes them.
         link: (all rows, source) -> their Links, for a task whose rows follow each other; None: each is read alone.
         notes: Sample -> warnings about a row that can be used, as code and short constant rule, which are counted.
         carried: what goes from one question to the next; None: each question stands alone.
         grouped_by: what makes a group where ``data.group`` names no column.
+        entry: ``file.py:TASK`` of a custom task. Empty for a task of the package.
     """
 
     name: str
+    description: str
     columns: Mapping[str, tuple[str, ...]]
     required: frozenset[str]
     leaking: frozenset[str]
@@ -71,6 +109,7 @@ class Task:
     target: Callable[[Sample], str]
     parse: Callable[[str, Sample], Answer]
     rewards: Mapping[str, Reward]
+    reward_weights: Mapping[str, float]
     scores: Callable[[Sample, Answer], Mapping[str, float | None]]
     primary: str
     labels: Callable[[Sample, Answer], tuple[str, str | None] | None]
@@ -78,8 +117,29 @@ class Task:
     also: tuple[str, ...] = ()
     baselines: Mapping[str, Callable[[Sequence[Sample]], Callable[[Sample], str]]] = field(default_factory=dict)
     stratum: Callable[[Sample], str] | None = None
-    settings: Callable[[Recipe, str], Any] = lambda recipe, split: None
+    why: Mapping[str, Callable[[Sample, Answer], str]] = field(default_factory=dict)
+    all_or_nothing: frozenset[str] = frozenset()
+    results_by: tuple[str, ...] = ()
+    positive: str | None = None
+    settings_model: type[Section] | None = None
+    check: Callable[[Recipe], Iterable[Problem]] = lambda recipe: ()
+    settings: Callable[[Recipe, str], Any] = lambda recipe, split: recipe.settings
+    synthetic: Synthetic | None = None
+    dry_run: Callable[[Recipe, bool], Mapping[str, Any]] = lambda recipe, synthetic: {}
+    takes_options: bool = False
+    stand_in: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
     link: Callable[[Iterable[tuple[str, Mapping[str, Any]]], RowOrigin], Links] | None = None
     notes: Callable[[Sample], Iterable[tuple[str, str]]] | None = None
     carried: Carried | None = None
     grouped_by: str = "each row's first image"
+    entry: str = ""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether ``data.sampling = "balanced"`` has classes to balance."""
+        return self.stratum is not None
+
+    @property
+    def has_agent_memory(self) -> bool:
+        """Whether questions carry agent memory from one to the next."""
+        return self.carried is not None

@@ -1,9 +1,8 @@
 """Answer one question about one or more images with a run's model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
@@ -17,24 +16,10 @@ from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, current_weights
 from toolkit.runfolder.usage import recording
-from toolkit.tasks import TASKS
+from toolkit.tasks import TASKS, Task
 
 PREDICT = "predict"
 """Name of predictions in the compute report."""
-
-_STAND_INS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
-    "mcq": lambda settings: {"answer": "A"},
-    "vqa": lambda settings: {"answer": "unknown", "answer_type": "open"},
-    "lesion": lambda settings: {
-        "diagnosis": settings.labels.labels[0].code,
-        "bbox": [0, 0, 1, 1],
-        "polygons": [[[0, 0], [1, 0], [1, 1]]],
-        "size": "unknown",
-        "features": "unknown",
-    },
-    "steps": lambda settings: {"task": "question", "action": settings.actions[0]},
-}
-"""A task reads rows that have a reference, and asks for what they know; the one put here is taken off again."""
 
 
 def predict(
@@ -63,7 +48,7 @@ def predict(
         ImageError: an image cannot be read.
         RunError: the weights that the recipe starts from are missing.
     """
-    recipe = run.recipe()
+    recipe = run.recipe(TASKS)
     sample = _with_context(recipe, _sample(recipe, question, images, options), context or {})
     with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
         return _generate(recipe, sample, weights, current_weights(run, recipe))
@@ -83,18 +68,19 @@ def _generate(recipe: Recipe, sample: Sample, chosen: Path | None, own: Path | N
 
 def _sample(recipe: Recipe, question: str, images: Sequence[Path], options: Sequence[str]) -> Sample:
     """Return the question as a sample of the task, so that its prompt is the same as in training."""
-    task = recipe.data.task
+    task = TASKS[recipe.dataset.task]
     _check_options(task, options)
-    settings = TASKS[task].settings(recipe, "predict")
+    settings = task.settings(recipe, "predict")
     row = {
         "question": question,
         "options": list(options),
         "image": [str(path.absolute()) for path in images],
-        **_STAND_INS[task](settings),
+        # A task reads only rows with a reference. This one is removed below.
+        **task.stand_in(settings),
     }
     source = RowOrigin(Path("--question"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
     try:
-        sample = TASKS[task].read("question", row, source)
+        sample = task.read("question", row, source)
     except RowProblem as problem:
         raise DataError(
             "predict.question_invalid",
@@ -127,8 +113,8 @@ def _with_context(recipe: Recipe, sample: Sample, context: Mapping[str, str]) ->
     return replace(sample, fields={**sample.fields, **context})
 
 
-def _check_options(task: str, options: Sequence[str]) -> None:
-    if task == "mcq" and len(options) < 2:
+def _check_options(task: Task, options: Sequence[str]) -> None:
+    if task.takes_options and len(options) < 2:
         raise DataError(
             "predict.too_few_options",
             "a multiple-choice question must have at least two options",
@@ -136,7 +122,7 @@ def _check_options(task: str, options: Sequence[str]) -> None:
             value=list(options),
             remedy='Give each with --option "A. text".',
         )
-    if task != "mcq" and options:
+    if not task.takes_options and options:
         raise DataError(
             "predict.options_not_allowed",
             "only a multiple-choice question may have options",

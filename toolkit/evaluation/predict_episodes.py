@@ -31,6 +31,7 @@ from toolkit.runfolder import (
     write_text,
 )
 from toolkit.runfolder.usage import recording
+from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def predict_episodes(
         DataError: the rows are invalid, or ``out`` has other content.
         Interrupted: after a signal. Saved predictions are kept.
     """
-    recipe = run.recipe()
+    recipe = run.recipe(TASKS)
     task, carried = task_with_memory(recipe)
     rows, out = read_unlabelled(recipe, files.rows, files.image_root), files.out
     for note in rows.notes:
@@ -122,7 +123,7 @@ def _total(rows: UnlabelledRows) -> int:
 
 def _identity(recipe: Recipe, weights: Path | None, rows: UnlabelledRows) -> str:
     """Return a digest of the weights' files, the rows, and the generation settings."""
-    sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.data.steps)
+    sections = (recipe.model.name, recipe.model.precision, recipe.prompt, recipe.images, recipe.settings)
     pictures = [(ref.path, ref.path.stat().st_mtime_ns) for sample in rows.samples for ref in sample.images]
     how = (weights_identity(weights), sections, recipe.evaluation.max_completion_tokens, rows.fingerprint, pictures)
     return blake2b(repr(how).encode(), digest_size=6).hexdigest()

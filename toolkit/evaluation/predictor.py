@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import tiny
+from toolkit.data.agent_memory import Memory
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, ModelError, RowProblem, warn
@@ -28,12 +29,10 @@ from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
 from toolkit.models.llamacpp import is_gguf
 from toolkit.models.prompts import Prompts
-from toolkit.recipe import Data, Evaluate, Model, Recipe, Run, for_language_models, load_recipe
+from toolkit.recipe import Evaluate, Model, Recipe, Run, for_language_models, load_recipe, recipe_model
 from toolkit.runfolder import current_weights, find_run, find_weights, read_json
 from toolkit.tasks import TASKS
-from toolkit.tasks.steps import Memory, advance
 
-TASK = "steps"
 ANSWER_TOKENS = 512
 """Maximum length of a completion in tokens without a recipe: enough for both agent memories."""
 
@@ -102,18 +101,21 @@ class Predictor:
             ImageError: the screenshot is missing or cannot be read.
             DataError: the goal is empty, an agent memory is not a JSON object, or the recipe has no such context.
         """
-        memory = Memory(_plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory"))
+        task, carried = task_with_memory(self.recipe)
+        memory = carried.memory_of(
+            _plain(short_term_memory, "short_term_memory"), _plain(long_term_memory, "long_term_memory")
+        )
         question = self._question(Path(image_path).absolute(), user_goal, memory, context or {})
         reply = self.generator.reply([question])[0]
-        answer = read_reply(self.generator.prompts.task, question, reply)
-        after = advance(memory, answer)
+        answer = read_reply(task, question, reply)
+        after = carried.plain(carried.advance(memory, answer))
         place = answer.values.get("place")
         return StepPrediction(
             action=answer.values.get("action"),
             target=answer.values.get("target"),
             coords=None if place is None else tuple(place),
-            short_term_memory=after.short_term,
-            long_term_memory=after.long_term,
+            short_term_memory=after["short_term"],
+            long_term_memory=after["long_term"],
             reason=answer.values.get("reason"),
             problem=answer.problem,
             completion=answer.text,
@@ -128,11 +130,11 @@ class Predictor:
                 place="context",
                 value=unknown,
             )
-        _, carried = task_with_memory(self.recipe)
+        task, carried = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
         width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
-        settings = TASKS[TASK].settings(self.recipe, "predict")
+        settings = task.settings(self.recipe, "predict")
         origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
         try:
             sample = carried.open_row("step", row, origin)
@@ -159,7 +161,7 @@ def load_model_for_inference(
         model_path: a run folder (its last trained weights), or a folder with an adapter or merged weights.
         base_model_name: Hub name or folder of the base model, or "tiny". Default: as the run or the adapter says.
         recipe: the recipe that defines the prompt. Default: that of the run that contains ``model_path``, otherwise the
-            defaults of the task steps, with a warning.
+            defaults of the task with agent memory, with a warning.
         backend: loads the model. Default: that of the recipe.
 
     Raises:
@@ -171,12 +173,17 @@ def load_model_for_inference(
     path = Path(model_path).absolute()
     run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
     weights = path if is_gguf(path) else find_weights(path) if path != run else None
-    own = load_recipe(recipe) if recipe is not None else find_run(run).recipe() if run is not None else None
+    own = (
+        load_recipe(recipe, tasks=TASKS)
+        if recipe is not None
+        else find_run(run).recipe(TASKS)
+        if run is not None
+        else None
+    )
     if own is not None:
         for_language_models(own, "load_predictor")
     asked = _named(own or _default(path, base_model_name, weights), base_model_name)
-    task_with_memory(asked)
-    TASKS[asked.data.task].settings(asked, "predict")  # reports an unknown model family before the model is loaded
+    task_with_memory(asked)[0].settings(asked, "predict")  # reports an unknown model family before the model is loaded
     if path == run:
         weights = current_weights(find_run(path), asked)
     loaded = asked
@@ -219,8 +226,10 @@ def _default(path: Path, base: str | None, weights: Path | None) -> Recipe:
         raise ModelError(
             "predict.base_model_unknown", "the base model must be known", place=path, remedy="Give base_model_name."
         )
+    task = next((name for name, one in TASKS.items() if one.carried), None)  # without one, data.task is rejected
     answer = Evaluate(max_completion_tokens=ANSWER_TOKENS)
-    return Recipe(run=Run(name="predict"), model=Model(name=base), data=Data(task=TASK), evaluate=answer)
+    parts = {"run": Run(name="predict"), "model": Model(name=base), "data": {"task": task}, "evaluate": answer}
+    return recipe_model(TASKS).model_validate(parts)
 
 
 def _plain(memory: Mapping[str, Any] | None, name: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
         DataError: the task has no agent memory, a column is missing, or no row is usable.
     """
     task, carried = task_with_memory(recipe)
-    index = open_index(str(file), id_column=recipe.data.columns.get("id"))
+    index = open_index(str(file), id_column=recipe.dataset.columns.get("id"))
     origin = _origin(recipe, task, carried, index, image_root)
     links = task.link(index, origin) if task.link else None
     tally, samples = Tally(), []
@@ -90,14 +90,14 @@ def task_with_memory(recipe: Recipe) -> tuple[Task, Carried]:
     Raises:
         DataError: the task has no agent memory.
     """
-    task = TASKS[recipe.data.task]
+    task = TASKS[recipe.dataset.task]
     if task.carried is None:
         able = ", ".join(name for name, one in TASKS.items() if one.carried)
         raise DataError(
             "predict.task_without_memory",
             f"step-by-step prediction needs a task with agent memory ({able})",
             place="[data] task",
-            value=recipe.data.task,
+            value=recipe.dataset.task,
         )
     return task, task.carried
 
@@ -107,7 +107,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
     available = index.columns
     named = {
         field: column
-        for field, column in recipe.data.columns.items()
+        for field, column in recipe.dataset.columns.items()
         if column in available or field in carried.open_fields
     }
     settings = task.settings(recipe, "predict")

@@ -28,7 +28,7 @@ def public_recipe(recipe: Recipe) -> str:
     table.pop("export", None)
     table["run"].pop("folder")
     table["data"].pop("image_root", None)
-    for task in {"lesion", "steps"} - {recipe.data.task}:
+    for task in recipe.sections_of_other_tasks:
         table["data"].pop(task)
     return tomli_w.dumps(_without_paths(table)).strip()
 

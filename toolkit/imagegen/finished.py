@@ -22,6 +22,7 @@ from toolkit.imagegen.synthetic import RATINGS_FILE
 from toolkit.recipe import Recipe, for_image_generators
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.runfolder import RunFolder, find_run
+from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def open_finished(path: Path, command: str) -> FinishedRun:
         RecipeError: it is the run of a vision-language model.
     """
     run = find_run(path)
-    recipe = run.recipe()
+    recipe = run.recipe(TASKS)
     return FinishedRun(run, recipe, for_image_generators(recipe, command))
 
 

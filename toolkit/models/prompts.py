@@ -28,7 +28,7 @@ class Prompts:
     @classmethod
     def of(cls, recipe: Recipe, images: ImageStore) -> "Prompts":
         """Return the prompts of a recipe."""
-        return cls(TASKS[recipe.data.task], recipe.prompt, images)
+        return cls(TASKS[recipe.dataset.task], recipe.prompt, images)
 
     def text(self, sample: Sample) -> str:
         """Return the context, the question and the instruction. The text never contains the reference."""

@@ -90,7 +90,7 @@ def derive_dry_run(recipe: Recipe, pipeline: Path, *, own_ratings: bool) -> Reci
         changes |= _synthetic(section)
         raw["imagegen"] |= {"windows": {}, "window": "auto", "prompts": {}, "image_root": None, "ratings": ()}
         raw["imagegen"] |= {"expert_weight": "linear", "expert_table": {}}
-    return Recipe.model_validate(merge(raw, [(tuple(key.split(".")), value) for key, value in changes.items()]))
+    return type(recipe).model_validate(merge(raw, [(tuple(key.split(".")), value) for key, value in changes.items()]))
 
 
 def _smaller(section: Imagegen, pipeline: Path) -> Iterator[tuple[str, Any]]:

@@ -164,13 +164,13 @@ def _read_rows(recipe: Recipe, folder: Path) -> "Rows":
     from toolkit.pipeline.prepare_data import image_store, read_rows
     from toolkit.planning import Rows
 
-    synthetic = recipe.data.synthetic
+    synthetic = recipe.dataset.synthetic
     if synthetic is None:
         data = read_rows(recipe, folder)
         return Rows(data, image_store(recipe, data), {name: len(getattr(data, name)) for name in SPLITS})
     counts = {name: getattr(synthetic, name) for name in SPLITS}
     few = synthetic.model_copy(update={name: min(count, MAX_SYNTHETIC_ROWS) for name, count in counts.items()})
-    small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"synthetic": few})})
+    small = recipe.model_copy(update={"data": recipe.dataset.model_copy(update={"synthetic": few})})
     data = read_rows(small, folder)
     return Rows(data, image_store(small, data), counts, practice=True)
 

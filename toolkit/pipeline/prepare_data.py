@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,22 +14,11 @@ from toolkit.data.loading import DataSplits, SampleSet, load_data
 from toolkit.errors import DataError, warn
 from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
-from toolkit.prepare.synthetic import write_lesions
-from toolkit.recipe import SPLITS, Recipe, SyntheticData
+from toolkit.recipe import SPLITS, Recipe
 from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, no_progress, read_json, write_json
-from toolkit.tasks.mcq.synthetic import write_chest
-from toolkit.tasks.steps.synthetic import write_steps
-from toolkit.tasks.vqa.synthetic import write_chest_vqa
+from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
-
-SYNTHETIC_WRITERS: dict[str, Callable[[Path, SyntheticData, int], dict[str, Path]]] = {
-    "chest": write_chest,
-    "chest_vqa": write_chest_vqa,
-    "lesion": write_lesions,
-    "steps": write_steps,
-}
-"""Kind of synthetic data -> the function that writes train, validation and test rows with their images."""
 
 EXAMPLES = 5
 """Row ids in a warning."""
@@ -70,7 +59,8 @@ def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
     Raises:
         DataError, ImageError: as in ``prepare``.
     """
-    data = load_data(recipe, run.path / "synthetic" if recipe.data.synthetic else None)
+    synthetic_folder = run.path / "synthetic" if recipe.dataset.synthetic else None
+    data = load_data(recipe, TASKS[recipe.dataset.task], synthetic_folder)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
         data = without_unusable_images(recipe, data, scan_images(recipe, data, images, no_progress))
@@ -112,16 +102,17 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
     Raises:
         DataError: as in ``load_data``.
     """
-    synthetic = recipe.data.synthetic
-    if synthetic is None:
-        return load_data(recipe)
+    task, synthetic = TASKS[recipe.dataset.task], recipe.dataset.synthetic
+    if synthetic is None or task.synthetic is None:
+        return load_data(recipe, task)
     log.info("synthetic data: %s, %d training rows and %d test rows", synthetic.kind, synthetic.train, synthetic.test)
     written = synthetic_folder / "written.json"  # written last, so that it exists only if the data is complete
     settings = {"seed": recipe.run.seed, **synthetic.model_dump()}
     if not written.is_file() or read_json(written) != settings:
-        SYNTHETIC_WRITERS[synthetic.kind](synthetic_folder, synthetic, recipe.run.seed)
+        synthetic_folder.mkdir(parents=True, exist_ok=True)
+        task.synthetic.write(synthetic_folder, synthetic, recipe.run.seed)
         write_json(written, settings)
-    return load_data(recipe, synthetic_folder)
+    return load_data(recipe, task, synthetic_folder)
 
 
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:

@@ -26,6 +26,7 @@ from toolkit.runfolder import (
     reopen_run,
 )
 from toolkit.runfolder.usage import recording
+from toolkit.tasks import TASKS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -86,7 +87,7 @@ def evaluate_again(
         if run.is_done(EVALUATE + name):
             rule, remedy = "the name of an evaluation must be new in the run", "Choose another name."
             raise RunError("evaluate.name_taken", rule, place=run.path, value=name, remedy=remedy)
-        earlier = evaluations(run) if _same_samples(run.recipe(), recipe) else []
+        earlier = evaluations(run) if _same_samples(run.recipe(TASKS), recipe) else []
 
         def work(context: Context) -> EvaluationRecord:
             return stages.evaluate(context, name, exported.weights if exported else context.weights, earlier)
@@ -183,10 +184,10 @@ def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder,
     from toolkit.models import preload
 
     run, weights = locate_weights(path)
-    for_language_models(run.recipe(), "toolkit predict")
+    for_language_models(run.recipe(TASKS), "toolkit predict")
     if model is not None:
         weights = find_exported(run, model).weights
-    preload(run.recipe(), run.path, weights)
+    preload(run.recipe(TASKS), run.path, weights)
     return run, weights
 
 
@@ -219,9 +220,9 @@ def _check_delivery(run: RunFolder, recipe: Recipe, settings: Sequence[str], del
 
 def _with_section(run: RunFolder, section: str, settings: Sequence[str]) -> Recipe:
     """Return the run's recipe with ``settings`` for one section, which is added if the recipe lacks it."""
-    own = for_language_models(run.recipe(), f"toolkit {section}")
+    own = for_language_models(run.recipe(TASKS), f"toolkit {section}")
     switch_on = [f"{section}={{}}"] if getattr(own, section) is None else []
-    recipe = load_recipe(run.recipe_file, [*switch_on, *settings])
+    recipe = load_recipe(run.recipe_file, [*switch_on, *settings], tasks=TASKS)
     others = [key for key in changed_keys(own, recipe) if key.partition(".")[0] != section]
     if others:
         raise RunError(

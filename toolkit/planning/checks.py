@@ -20,6 +20,7 @@ from toolkit.planning.plan import StageMemory
 from toolkit.planning.tokens import Tokens
 from toolkit.recipe import Model, Recipe, absent
 from toolkit.recipe.checks import is_folder_name
+from toolkit.tasks import TASKS
 
 MOST_SHOWN = 5
 
@@ -242,10 +243,6 @@ def _check_attention(model: Model, architecture: Architecture) -> Iterator[Findi
         )
 
 
-ALL_OR_NOTHING = frozenset({"letter", "exact", "diagnosis", "action", "target", "json"})
-"""Rewards that are 0 or 1 for nearly every completion."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunFacts:
     """Facts of a run. None: unknown."""
@@ -307,7 +304,7 @@ def _zero_variance_rewards(known: RunFacts) -> Iterator[Finding]:
     if recipe.grpo is None:
         return
     counted = {name for name, weight in recipe.reward_weights.items() if weight > 0}
-    if counted and counted <= ALL_OR_NOTHING:
+    if counted and counted <= TASKS[recipe.dataset.task].all_or_nothing:
         rule = "every weighted reward is all or nothing, and zero-variance groups have no gradient"
         remedy = "Add weight to a reward with partial credit. The probe before step 1 reports these groups."
         yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))

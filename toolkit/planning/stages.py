@@ -260,5 +260,5 @@ def stages(recipe: Recipe) -> list[str]:
 
 def _questions(recipe: Recipe, rows: Mapping[str, int]) -> int:
     section = recipe.evaluation
-    ways = len(section.memory) if recipe.data.task == "steps" else 1
+    ways = len(section.memory) if recipe.task.has_agent_memory else 1
     return ways * min(rows[section.split], section.limit or rows[section.split])

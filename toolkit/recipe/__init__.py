@@ -1,18 +1,16 @@
 """Load a recipe, one TOML file, into frozen sections. All errors are reported together."""
 
 from toolkit.recipe.base import Section
-from toolkit.recipe.checks import SYNTHETIC_TASKS, absent, for_image_generators, for_language_models
+from toolkit.recipe.checks import absent, for_image_generators, for_language_models
 from toolkit.recipe.load import changed_keys, dump_recipe, load_recipe
 from toolkit.recipe.sections import (
     DRY_RUN_SUFFIX,
-    REWARD_WEIGHTS,
     SPLITS,
     Data,
     Evaluate,
     Export,
     Grpo,
     Images,
-    Lesion,
     Lora,
     Model,
     Optimisation,
@@ -22,32 +20,30 @@ from toolkit.recipe.sections import (
     Run,
     Sft,
     Split,
-    Steps,
     SyntheticData,
+    recipe_model,
 )
+from toolkit.recipe.task import RecipeTask
 
 __all__ = [
     "DRY_RUN_SUFFIX",
-    "REWARD_WEIGHTS",
     "SPLITS",
-    "SYNTHETIC_TASKS",
     "Data",
     "Evaluate",
     "Export",
     "Grpo",
     "Images",
-    "Lesion",
     "Lora",
     "Model",
     "Optimisation",
     "Prompt",
     "Recipe",
+    "RecipeTask",
     "Rewards",
     "Run",
     "Section",
     "Sft",
     "Split",
-    "Steps",
     "SyntheticData",
     "absent",
     "changed_keys",
@@ -55,4 +51,5 @@ __all__ = [
     "for_image_generators",
     "for_language_models",
     "load_recipe",
+    "recipe_model",
 ]

@@ -1,31 +1,24 @@
 """Rules that involve several keys or sections, and the files and packages that a recipe needs."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
 
 from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.imagegen import Imagegen
 from toolkit.recipe.problems import nearest
-from toolkit.recipe.sections import REWARD_WEIGHTS, Evaluate, Lesion, Recipe, Steps, SyntheticData
+from toolkit.recipe.sections import Evaluate, Recipe, SyntheticData
+from toolkit.recipe.task import RecipeSynthetic
+from toolkit.recipe.user_code import USER_CODE
 
 Check = Callable[[Recipe], Iterator[Problem]]
 """Yields problems. Their place is a dotted key of the recipe."""
 
-SYNTHETIC_TASKS: Mapping[str, str] = {
-    "chest": "mcq",
-    "chest_vqa": "vqa",
-    "lesion": "lesion",
-    "steps": "steps",
-}
-"""Kind of synthetic data -> its task."""
-
-SMALLEST: Mapping[str, tuple[int, str]] = {"lesion": (96, "lesions"), "steps": (112, "screens")}
-"""Kind of synthetic data -> minimum image width in pixels, and the content of its images."""
-
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_CUSTOM_REWARD = re.compile(r".+\.py:[A-Za-z_]\w*")
 
 
 def is_folder_name(model: str) -> bool:
@@ -76,7 +69,7 @@ def has_a_stage(recipe: Recipe) -> Iterator[Problem]:
 
 def has_one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
     """Check that the rows come either from files or from [data.synthetic]."""
-    data = recipe.data
+    data = recipe.dataset
     if data.synthetic is None and data.train is None:
         remedy = "Set data.train to a file, or add [data.synthetic] for synthetic data."
         yield Problem("recipe.no_rows", "must have a source of rows", "data", remedy=remedy)
@@ -89,18 +82,24 @@ def has_one_source_of_rows(recipe: Recipe) -> Iterator[Problem]:
             remedy = "Set a path, or remove the key."
             yield Problem("recipe.path_empty", "must not be empty", f"data.{name}", "", remedy)
     if data.synthetic is not None:
-        yield from _synthetic_data_fits(data.synthetic, data.task)
+        yield from _synthetic_data_fits(data.synthetic, recipe)
 
 
-def _synthetic_data_fits(synthetic: SyntheticData, task: str) -> Iterator[Problem]:
-    if synthetic.kind in SMALLEST:
-        least, shown = SMALLEST[synthetic.kind]
-        if synthetic.size < least:
-            rule = f"must be at least {least} for {shown}"
-            yield Problem("recipe.synthetic_size_too_small", rule, "data.synthetic.size", synthetic.size, "Raise it.")
-    if task != (wanted := SYNTHETIC_TASKS[synthetic.kind]):
+def _synthetic_data_fits(synthetic: SyntheticData, recipe: Recipe) -> Iterator[Problem]:
+    task = recipe.dataset.task
+    wanted, rows = _task_of_kind(synthetic.kind, recipe)
+    if synthetic.size < rows.min_size:
+        rule = f"must be at least {rows.min_size} for {rows.content}"
+        yield Problem("recipe.synthetic_size_too_small", rule, "data.synthetic.size", synthetic.size, "Raise it.")
+    if task != wanted:
         rule = f'must be "{wanted}" with [data.synthetic] kind = "{synthetic.kind}"'
         yield Problem("recipe.synthetic_task_mismatch", rule, "data.task", task, "Change one of them.")
+
+
+def _task_of_kind(kind: str, recipe: Recipe) -> tuple[str, RecipeSynthetic]:
+    """Return the name of the task with synthetic data of this kind, and the data. The recipe's own task comes first."""
+    known = {recipe.dataset.task: recipe.task, **recipe.tasks}
+    return next((name, one.synthetic) for name, one in known.items() if one.synthetic and one.synthetic.kind == kind)
 
 
 def loss_fits(recipe: Recipe) -> Iterator[Problem]:
@@ -117,21 +116,17 @@ def loss_fits(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("recipe.gspo_loss_mismatch", rule, "grpo.loss", grpo.loss, remedy)
 
 
-def lesion_settings_fit(recipe: Recipe) -> Iterator[Problem]:
-    """Check that [data.lesion] belongs to the task, and that an answer has content."""
-    data = recipe.data
-    listed = list(data.lesion.answer)
-    if data.task != "lesion":
-        if data.lesion != Lesion():
-            yield _of_task("lesion", "data.lesion", data.task)
-        if data.sampling == "balanced":
-            rule = 'must be "natural", because only the task "lesion" has classes to balance'
-            yield Problem("recipe.sampling_needs_lesion", rule, "data.sampling", data.sampling, "Remove it.")
-    elif not {"diagnosis", "location", "bbox", "polygon"} & set(listed):
-        rule = "must have at least one of diagnosis, location, bbox and polygon"
-        yield Problem("recipe.lesion_answer_incomplete", rule, "data.lesion.answer", listed, "Add one of them.")
-    elif len(set(listed)) < len(listed):
-        yield _repeated("data.lesion.answer", listed)
+def task_settings_fit(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the settings of the task suit each other, and that no other task has settings."""
+    data, task = recipe.dataset, recipe.task
+    for name in recipe.sections_of_other_tasks:
+        section = getattr(data, name)
+        if section != type(section)():
+            yield _of_task(name, f"data.{name}", data.task)
+    if data.sampling == "balanced" and not task.has_classes:
+        rule = f'must be "natural", because the task "{task.name}" has no classes to balance'
+        yield Problem("recipe.sampling_needs_classes", rule, "data.sampling", data.sampling, "Remove it.")
+    yield from task.check(recipe)
 
 
 def _of_task(task: str, key: str, found: str) -> Problem:
@@ -140,58 +135,28 @@ def _of_task(task: str, key: str, found: str) -> Problem:
     )
 
 
-def _repeated(key: str, listed: Sequence[str]) -> Problem:
-    rule = "must have at least one entry, each once"
-    return Problem("recipe.list_empty_or_repeated", rule, key, listed, "Correct the list.")
-
-
-def step_settings_fit(recipe: Recipe) -> Iterator[Problem]:
-    """Check that [data.steps] belongs to the task, and that the prompt has content and the answer an action."""
-    steps = recipe.data.steps
-    if recipe.data.task != "steps":
-        if steps != Steps():
-            yield _of_task("steps", "data.steps", recipe.data.task)
-        return
-    for name in ("sections", "answer", "actions"):
-        listed = list(getattr(steps, name))
-        if not listed or len(set(listed)) < len(listed):
-            yield _repeated(f"data.steps.{name}", listed)
-    if "predicted" not in steps.answer:
-        rule, remedy = 'must have "predicted", the action that is evaluated', 'Add "predicted".'
-        yield Problem("recipe.steps_answer_incomplete", rule, "data.steps.answer", list(steps.answer), remedy)
-    if steps.task_start is not None and steps.task_end is not None and steps.task_start > steps.task_end:
-        rule = f"must be at least task_start (={steps.task_start})"
-        yield Problem("recipe.task_range_reversed", rule, "data.steps.task_end", steps.task_end, "Correct the range.")
-    yield from _memory_fractions_fit(steps)
-
-
-def _memory_fractions_fit(steps: Steps) -> Iterator[Problem]:
-    both = steps.drop_memory + steps.corrupt_memory
-    if both > 1:
-        rule = "drop_memory + corrupt_memory must be at most 1"
-        yield Problem(
-            "recipe.memory_fractions_too_large", rule, "data.steps.corrupt_memory", both, "Lower one of them."
-        )
-    if both and not {"short_term", "long_term"} & set(steps.sections):
-        rule = "must have short_term or long_term if drop_memory or corrupt_memory is above 0"
-        remedy = "Add one of them, or set both fractions to 0."
-        yield Problem("recipe.no_memory_to_drop", rule, "data.steps.sections", list(steps.sections), remedy)
+def empty_or_repeated(key: str, listed: Sequence[str]) -> Iterator[Problem]:
+    """Check that a list has at least one entry, each once."""
+    if not listed or len(set(listed)) < len(listed):
+        rule = "must have at least one entry, each once"
+        yield Problem("recipe.list_empty_or_repeated", rule, key, listed, "Correct the list.")
 
 
 def whole_tasks_are_evaluated(recipe: Recipe) -> Iterator[Problem]:
-    """Check the settings that only the task steps has: evaluation by whole tasks and with agent memory."""
+    """Check the settings of tasks with agent memory, whose episodes are evaluated as a whole."""
     section = recipe.evaluate
-    if recipe.data.task != "steps":
+    if not recipe.task.has_agent_memory:
         if section and section.max_tasks is not None:
-            rule, remedy = 'must not be set for a task other than "steps"', "Use evaluate.limit instead."
-            yield Problem("recipe.key_of_other_task", rule, "evaluate.max_tasks", recipe.data.task, remedy)
+            rule, remedy = "must not be set for a task without agent memory", "Use evaluate.limit instead."
+            yield Problem("recipe.key_of_other_task", rule, "evaluate.max_tasks", recipe.dataset.task, remedy)
         if section and section.memory != Evaluate().memory:
-            yield _of_task("steps", "evaluate.memory", recipe.data.task)
+            rule, remedy = "must not be set for a task without agent memory", "Remove evaluate.memory."
+            yield Problem("recipe.key_of_other_task", rule, "evaluate.memory", recipe.dataset.task, remedy)
         return
     if section is None:
         return
     limits = {"evaluate.limit": section.limit}
-    limits[f"data.limit_{section.split}"] = getattr(recipe.data, f"limit_{section.split}")
+    limits[f"data.limit_{section.split}"] = getattr(recipe.dataset, f"limit_{section.split}")
     for key, most in limits.items():
         if most is not None:
             rule = "must not be set, because it cuts through tasks that are evaluated as a whole"
@@ -219,7 +184,7 @@ def skipped_images_are_scanned(recipe: Recipe) -> Iterator[Problem]:
 
 def fractions_leave_training_rows(recipe: Recipe) -> Iterator[Problem]:
     """Check that the held-out fractions sum to less than 1."""
-    split = recipe.data.split
+    split = recipe.dataset.split
     if (held_out := split.validation + split.test) >= 1:
         rule = "validation + test must be less than 1"
         yield Problem("recipe.no_training_fraction", rule, "data.split", held_out, "Lower one of them.")
@@ -229,7 +194,7 @@ def evaluated_split_exists(recipe: Recipe) -> Iterator[Problem]:
     """Check that the evaluated split has a file, synthetic rows or a fraction."""
     if recipe.evaluate is None:
         return
-    name, data = recipe.evaluate.split, recipe.data
+    name, data = recipe.evaluate.split, recipe.dataset
     generated = getattr(data.synthetic, name) if data.synthetic else 0
     if getattr(data, name) is None and not getattr(data.split, name) and not generated:
         rule = "must name a split that the data have"
@@ -240,10 +205,10 @@ def evaluated_split_exists(recipe: Recipe) -> Iterator[Problem]:
 def rewards_are_known(recipe: Recipe) -> Iterator[Problem]:
     """Check that rewards belong to the task or are custom, and that weights are not negative."""
     own = [name.rpartition(":")[2] for name in recipe.rewards.custom]
-    known = (*REWARD_WEIGHTS[recipe.data.task], *own)
+    known = (*recipe.task.reward_weights, *own)
     for name, weight in recipe.rewards.weights.items():
         if name not in known:
-            rule = f'must be a reward of the task "{recipe.data.task}" ({", ".join(known)}) or one of rewards.custom'
+            rule = f'must be a reward of the task "{recipe.dataset.task}" ({", ".join(known)}) or one of rewards.custom'
             remedy = nearest(name, known) or "Remove it."
             yield Problem("recipe.reward_unknown", rule, f"rewards.{name}", remedy=remedy)
         if weight < 0:
@@ -252,10 +217,10 @@ def rewards_are_known(recipe: Recipe) -> Iterator[Problem]:
 
 def custom_rewards_are_well_formed(recipe: Recipe) -> Iterator[Problem]:
     """Check that custom rewards are ``file.py:function`` with unique names."""
-    taken = set(REWARD_WEIGHTS[recipe.data.task])
+    taken = set(recipe.task.reward_weights)
     for text in recipe.rewards.custom:
         name = text.rpartition(":")[2]
-        if not _CUSTOM_REWARD.fullmatch(text):
+        if not USER_CODE.fullmatch(text):
             rule, remedy = "must be file.py:function", "Write it as my_rewards.py:polite."
             yield Problem("recipe.custom_reward_malformed", rule, "rewards.custom", text, remedy)
         elif name in taken:
@@ -338,8 +303,7 @@ CHECKS: tuple[tuple[frozenset[str], Check], ...] = (
     (frozenset({"run"}), checkpoints_are_logged),
     (frozenset({"images"}), skipped_images_are_scanned),
     (frozenset({"data"}), fractions_leave_training_rows),
-    (frozenset({"data"}), lesion_settings_fit),
-    (frozenset({"data"}), step_settings_fit),
+    (frozenset({"data"}), task_settings_fit),
     (frozenset({"data", "evaluate"}), evaluated_split_exists),
     (frozenset({"data", "evaluate"}), whole_tasks_are_evaluated),
     (frozenset({"data", "rewards"}), rewards_are_known),
@@ -362,16 +326,16 @@ def absent(recipe: Recipe) -> list[Problem]:
 def missing_files(recipe: Recipe) -> Iterator[Problem]:
     """Yield files and folders of the recipe that do not exist."""
     for name in ("train", "validation", "test"):
-        source = getattr(recipe.data, name)
+        source = getattr(recipe.dataset, name)
         if source is not None and not source.startswith("hub:") and not Path(source).exists():
             yield missing("recipe.rows_missing", "must be an existing file or folder", f"data.{name}", source)
-    if recipe.data.image_root is not None and not recipe.data.image_root.is_dir():
+    if recipe.dataset.image_root is not None and not recipe.dataset.image_root.is_dir():
         rule = "must be an existing folder"
-        yield missing("recipe.folder_missing", rule, "data.image_root", recipe.data.image_root)
-    if recipe.data.lesion.labels is not None and not recipe.data.lesion.labels.is_file():
-        yield missing(
-            "recipe.file_missing", "must be an existing file", "data.lesion.labels", recipe.data.lesion.labels
-        )
+        yield missing("recipe.folder_missing", rule, "data.image_root", recipe.dataset.image_root)
+    for name in path_keys(type(recipe.settings)):
+        file = getattr(recipe.settings, name)
+        if file is not None and not file.is_file():
+            yield missing("recipe.file_missing", "must be an existing file", f"data.{recipe.task.name}.{name}", file)
     if recipe.model.adapter is not None and not recipe.model.adapter.exists():
         yield missing(
             "recipe.adapter_missing", "must be an existing run or adapter", "model.adapter", recipe.model.adapter
@@ -382,6 +346,12 @@ def missing_files(recipe: Recipe) -> Iterator[Problem]:
         file = Path(reward.rpartition(":")[0])
         if not file.is_file():
             yield missing("recipe.file_missing", "must be an existing file", "rewards.custom", file)
+
+
+def path_keys(section: type[object]) -> tuple[str, ...]:
+    """Return the keys of a task's settings whose value is a file, which are those of type Path."""
+    fields = section.model_fields if issubclass(section, BaseModel) else {}
+    return tuple(name for name, info in fields.items() if Path in (info.annotation, *get_args(info.annotation)))
 
 
 def missing(code: str, rule: str, key: str, path: Path | str) -> Problem:

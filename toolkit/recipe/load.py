@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,22 +13,23 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from toolkit.errors import Problem, RecipeError
-from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages
+from toolkit.errors import Problem, RecipeError, ToolkitError
+from toolkit.recipe.checks import CHECKS, is_folder_name, missing_files, missing_packages, path_keys
 from toolkit.recipe.imagegen import IMAGEGEN_PATHS
 from toolkit.recipe.imagegen_checks import IMAGEGEN_CHECKS, SECTIONS, missing_imagegen_files, only_imagegen_stages
-from toolkit.recipe.overrides import merge, parse_settings
+from toolkit.recipe.overrides import Setting, merge, parse_settings
 from toolkit.recipe.problems import Key, Places, missing_section, schema_problems, section_in
-from toolkit.recipe.sections import REWARD_WEIGHTS, SPLITS, Recipe
+from toolkit.recipe.sections import DATA_MISSING, SPLITS, Data, Recipe, recipe_model
+from toolkit.recipe.task import RecipeTask
+from toolkit.recipe.user_code import USER_CODE
 
 Table = dict[str, Any]
 Kind = TypeVar("Kind", bound=BaseModel)
 
 _PATHS: frozenset[Key] = frozenset(
-    {("model", "adapter"), ("data", "image_root"), ("data", "lesion", "labels")}
-    | {("data", split) for split in SPLITS}
-    | IMAGEGEN_PATHS
+    {("model", "adapter"), ("data", "image_root")} | {("data", split) for split in SPLITS} | IMAGEGEN_PATHS
 )
+_TASK: Key = ("data", "task")
 _MODELS: frozenset[Key] = frozenset(
     {("model", "name"), ("imagegen", "generator", "model")}
     | {("imagegen", part, "encoder") for part in ("selector", "policy", "judge")}
@@ -35,7 +37,9 @@ _MODELS: frozenset[Key] = frozenset(
 """Keys whose value is a Hub name or a folder."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
+def load_recipe(
+    path: Path | str, overrides: Sequence[str] = (), *, tasks: Mapping[str, RecipeTask], files: bool = False
+) -> Recipe:
     """Load the recipe in ``path`` with ``overrides``.
 
     Paths become absolute. Those in the file are relative to its folder, those in ``overrides`` to the working
@@ -44,16 +48,21 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, files: bool 
     Args:
         path: a TOML file.
         overrides: ``key=value`` with a dotted key and a TOML value. It adds the section if the file lacks it.
+        tasks: the tasks that ``data.task`` may name (``toolkit.tasks.TASKS``).
         files: also require that the files of the recipe exist.
 
     Raises:
         RecipeError: with all problems.
     """
     settings, problems = parse_settings(overrides)
-    settings = [(keys, _resolve(value, Path(), keys)) for keys, value in settings]
-    raw = _fill_rewards(merge(_resolve(_read(Path(path)), Path(path).parent), settings))
+    table = _read(Path(path))
     places = Places(str(path), frozenset(keys for keys, _ in settings))
-    recipe, found = _validate(raw, places, files=files)
+    # The task defines which of its settings are paths, and the path of a custom task must be absolute to load it.
+    named = _task_name(_merged(table, Path(path).parent, settings))
+    task = _find_task(named, tasks, places)
+    model = recipe_model(tasks, named if task else None)
+    raw = _fill_rewards(_merged(table, Path(path).parent, settings, _settings_paths(model)), task)
+    recipe, found = _validate(raw, model, places, files=files)
     if recipe is None or problems or found:
         raise RecipeError(problems + found)
     return recipe
@@ -117,15 +126,53 @@ def _syntax_problem(path: Path, text: str, message: str) -> Problem:
     return Problem("recipe.not_toml", rule, f"{path}, line {at[1]}, column {at[2]}", line, remedy)
 
 
-def _resolve(value: Any, base: Path, key: Key = ()) -> Any:
-    """Return the value of ``key`` with its paths made absolute, relative to ``base``."""
+def _merged(table: Table, base: Path, settings: Sequence[Setting], more: frozenset[Key] = frozenset()) -> Table:
+    """Return the recipe's table with ``settings`` and absolute paths. ``more`` is that of ``_resolve``."""
+    absolute = [(keys, _resolve(value, Path(), keys, more)) for keys, value in settings]
+    return merge(_resolve(table, base, (), more), absolute)
+
+
+def _task_name(raw: Table) -> str:
+    """Return the value of ``data.task``, or an empty string."""
+    data = raw.get("data")
+    name = data.get("task") if isinstance(data, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _find_task(name: str, tasks: Mapping[str, RecipeTask], places: Places) -> RecipeTask | None:
+    """Return the task of this name, or None.
+
+    Raises:
+        RecipeError: ``name`` is ``file.py:TASK``, and the file does not define a valid task.
+    """
+    try:
+        return tasks.get(name)
+    except ToolkitError as error:
+        raise RecipeError([replace(one, place=f"{places.of(_TASK)}: {one.place}") for one in error.problems]) from error
+
+
+def _settings_paths(model: type[Recipe]) -> frozenset[Key]:
+    """Return the keys of the tasks' settings whose value is a path, which are those of type Path."""
+    data = section_in(model.model_fields["data"].annotation) or Data
+    sections = {name: section_in(info.annotation) for name, info in data.model_fields.items()}
+    own = {name: section for name, section in sections.items() if section and name not in Data.model_fields}
+    return frozenset(("data", name, key) for name, section in own.items() for key in path_keys(section))
+
+
+def _resolve(value: Any, base: Path, key: Key = (), more: frozenset[Key] = frozenset()) -> Any:
+    """Return the value of ``key`` with its paths made absolute, relative to ``base``.
+
+    ``more``: further keys of paths, those of the tasks' settings.
+    """
     if isinstance(value, dict):
-        return {name: _resolve(inner, base, (*key, name)) for name, inner in value.items()}
+        return {name: _resolve(inner, base, (*key, name), more) for name, inner in value.items()}
     if key == ("rewards", "custom") and isinstance(value, list):
-        return [_absolute_reward(name, base) for name in value]
+        return [_absolute_code(name, base) for name in value]
+    if key == _TASK and isinstance(value, str) and USER_CODE.fullmatch(value):
+        return _absolute_code(value, base)
     if key in _PATHS and isinstance(value, list):
         return [_resolve(path, base, key) for path in value]
-    is_path = key in _PATHS and isinstance(value, str) and value and not value.startswith("hub:")
+    is_path = (key in _PATHS or key in more) and isinstance(value, str) and value and not value.startswith("hub:")
     is_folder = key in _MODELS and isinstance(value, str) and is_folder_name(value)
     return _absolute(value, base) if is_path or is_folder else value
 
@@ -135,30 +182,30 @@ def _absolute(path: str, base: Path) -> str:
     return os.path.abspath(base / os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
-def _absolute_reward(name: Any, base: Path) -> Any:
+def _absolute_code(name: Any, base: Path) -> Any:
     file, _, function = name.rpartition(":") if isinstance(name, str) else ("", "", "")
     return f"{_absolute(file, base)}:{function}" if file else name
 
 
-def _fill_rewards(raw: Table) -> Table:
-    data, rewards = raw.get("data"), raw.get("rewards", {})
-    task = data.get("task") if isinstance(data, dict) else None
-    if not isinstance(rewards, dict) or not isinstance(task, str) or task not in REWARD_WEIGHTS:
+def _fill_rewards(raw: Table, task: RecipeTask | None) -> Table:
+    rewards = raw.get("rewards", {})
+    if not isinstance(rewards, dict) or task is None:
         return raw
     custom = rewards.get("custom", [])
     own = {str(name).rpartition(":")[2]: 1.0 for name in custom} if isinstance(custom, list) else {}
-    return {**raw, "rewards": {**REWARD_WEIGHTS[task], **own, **rewards}}
+    return {**raw, "rewards": {**task.reward_weights, **own, **rewards}}
 
 
-def _validate(raw: Table, places: Places, *, files: bool) -> tuple[Recipe | None, list[Problem]]:
+def _validate(raw: Table, model: type[Recipe], places: Places, *, files: bool) -> tuple[Recipe | None, list[Problem]]:
     try:
-        recipe = _strict(Recipe, raw)
+        recipe = _strict(model, raw)
         problems: list[Problem] = []
         broken: set[str] = set()
     except ValidationError as error:
-        problems = schema_problems(error.errors(include_url=False), places)
-        broken = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
-        recipe = _valid_part(raw, broken)
+        errors = [details for details in error.errors(include_url=False) if details["type"] != DATA_MISSING]
+        problems = schema_problems(errors, places, model)
+        broken = {str(details["loc"][0]) for details in errors if details["loc"]}
+        recipe = _valid_part(raw, model, broken)
     if "imagegen" in raw:
         problems += places.of_all(only_imagegen_stages(raw))
     elif "data" not in raw:
@@ -178,14 +225,14 @@ def _strict(section: type[Kind], table: Mapping[str, Any]) -> Kind:
     return section.model_validate_json(json.dumps(table, default=str), strict=True)
 
 
-def _valid_part(raw: Table, broken: set[str]) -> Recipe:
+def _valid_part(raw: Table, model: type[Recipe], broken: set[str]) -> Recipe:
     """Return a recipe of the valid sections. Checks must not read the others."""
     sections = {}
-    for name, info in Recipe.model_fields.items():
+    for name, info in model.model_fields.items():
         kind = section_in(info.annotation)
         if name in raw and name not in broken and kind is not None:
             sections[name] = _strict(kind, raw[name])
-    return Recipe.model_construct(**sections)  # type: ignore[arg-type]
+    return model.model_construct(**sections)  # type: ignore[arg-type]
 
 
 def _flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,8 @@ from toolkit.recipe.sections import Recipe
 
 Key = tuple[str, ...]
 """A key path: ``("grpo", "learning_rate")``."""
+Tables = Mapping[Key, tuple[str, ...]]
+"""Path of a table -> its keys."""
 
 FOREIGN: Mapping[str, str] = {
     "per_device_train_batch_size": "sft.batch_size or grpo.micro_batch",
@@ -57,9 +59,10 @@ class Places:
         return [replace(one, place=self.of(tuple(one.place.split(".")) if one.place else ())) for one in problems]
 
 
-def schema_problems(errors: Iterable[ErrorDetails], places: Places) -> list[Problem]:
-    """Return one problem per pydantic error about a recipe, in pydantic's order."""
-    return [_problem(error, places) for error in errors]
+def schema_problems(errors: Iterable[ErrorDetails], places: Places, model: type[Recipe]) -> list[Problem]:
+    """Return the problems of pydantic's errors about a recipe of class ``model``, in pydantic's order."""
+    tables = tables_of(model)
+    return [problem for error in errors for problem in _problems(error, places, tables)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -73,22 +76,22 @@ def missing_section(name: str, places: Places) -> Problem:
     return Problem("recipe.section_missing", f"must have a section [{name}]", places.of((name,)), remedy="Add it.")
 
 
-def _problems(error: ErrorDetails, places: Places) -> Iterator[Problem]:
+def _problems(error: ErrorDetails, places: Places, tables: Tables) -> Iterator[Problem]:
     """Yield the problem of an error, or those of every rule between keys that a section breaks."""
     broken = error.get("ctx", {}).get("error")
     if not isinstance(broken, BrokenRules):
-        yield _problem(error, places)
+        yield _problem(error, places, tables)
         return
     key = tuple(str(part) for part in error["loc"])
     for one in broken.problems:
         yield replace(one, place=places.of((*key, *one.place.split(".")) if one.place else key))
 
 
-def _problem(error: ErrorDetails, places: Places) -> Problem:
+def _problem(error: ErrorDetails, places: Places, tables: Tables) -> Problem:
     key = tuple(str(part) for part in error["loc"])
     kind = error["type"]
     if kind == "extra_forbidden":
-        return _unknown(key, places)
+        return _unknown(key, places, tables)
     if kind == "missing":
         return _missing(key, places)
     code, rule_of = _RULES.get(kind, ("recipe.value_invalid", None))
@@ -103,27 +106,30 @@ def _missing(key: Key, places: Places) -> Problem:
     return Problem("recipe.key_missing", "must be set, because it has no default", places.of(key), remedy="Set it.")
 
 
-def _unknown(key: Key, places: Places) -> Problem:
+def _unknown(key: Key, places: Places, tables: Tables) -> Problem:
     """Return the problem of an unknown key, with a suggestion."""
     table, name = key[:-1], key[-1]
     if table:
         return Problem(
-            "recipe.key_unknown", f"must be a key of [{'.'.join(table)}]", places.of(key), remedy=_suggest(table, name)
+            "recipe.key_unknown",
+            f"must be a key of [{'.'.join(table)}]",
+            places.of(key),
+            remedy=_suggest(table, name, tables),
         )
     return Problem(
-        "recipe.section_unknown", "must be a section of a recipe", places.of(key), remedy=_suggest(table, name)
+        "recipe.section_unknown", "must be a section of a recipe", places.of(key), remedy=_suggest(table, name, tables)
     )
 
 
-def _suggest(table: Key, name: str) -> str:
+def _suggest(table: Key, name: str, tables: Tables) -> str:
     if renamed := use_new_name(".".join((*table, name))):
         return renamed
-    tables = [".".join(path) for path, keys in TABLES.items() if name in keys and path and _same_kind(path, table)]
-    if tables:
-        return f"Move it to {' or '.join(f'[{found}]' for found in tables)}."
+    paths = [".".join(path) for path, keys in tables.items() if name in keys and path and _same_kind(path, table)]
+    if paths:
+        return f"Move it to {' or '.join(f'[{path}]' for path in paths)}."
     if name in FOREIGN:
         return f"Use {FOREIGN[name]} instead."
-    return nearest(name, TABLES.get(table, ())) or _nearest_elsewhere(name, table) or "Remove it."
+    return nearest(name, tables.get(table, ())) or _nearest_elsewhere(name, table, tables) or "Remove it."
 
 
 def _same_kind(path: Key, table: Key) -> bool:
@@ -131,10 +137,10 @@ def _same_kind(path: Key, table: Key) -> bool:
     return (path[0] == "imagegen") == (table[:1] == ("imagegen",))
 
 
-def _nearest_elsewhere(name: str, table: Key) -> str:
+def _nearest_elsewhere(name: str, table: Key, tables: Tables) -> str:
     paths = {
         known: f"{'.'.join(path)}.{known}"
-        for path, keys in TABLES.items()
+        for path, keys in tables.items()
         for known in keys
         if path and _same_kind(path, table)
     }
@@ -148,6 +154,11 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
     return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
+def tables_of(model: type[Recipe]) -> Tables:
+    """Return the path of every table of a recipe of class ``model``, and its keys."""
+    return dict(_tables(model))
+
+
 def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tuple[str, ...]]]:
     yield path, tuple(section.model_fields)
     for name, info in section.model_fields.items():
@@ -155,9 +166,6 @@ def _tables(section: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, tup
         if inner is not None:
             yield from _tables(inner, (*path, name))
 
-
-TABLES: Mapping[Key, tuple[str, ...]] = dict(_tables(Recipe))
-"""Path of every table of a recipe -> its keys."""
 
 _RULES: Mapping[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "literal_error": ("recipe.choice_unknown", lambda rule: f"must be {rule['expected']}"),

@@ -6,40 +6,20 @@ folder, and a path in ``--set`` to the working directory. ``run.folder`` stays r
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
+from toolkit.errors import Problem, RecipeError
 from toolkit.recipe.base import Section
 from toolkit.recipe.imagegen import Imagegen
+from toolkit.recipe.task import RecipeTask
 
-REWARD_WEIGHTS: Mapping[str, Mapping[str, float]] = {
-    "mcq": {"letter": 1.0, "explanation": 0.6, "evidence": 0.2, "format": 0.1, "brevity": 0.1},
-    "vqa": {"exact": 1.0, "token_f1": 1.0, "format": 0.1},
-    "lesion": {"diagnosis": 0.4, "place": 0.3, "mask_iou": 0.3, "box_iou": 0.0, "giou": 0.0, "format": 0.0},
-    "steps": {
-        "action": 0.4,
-        "target": 0.2,
-        "target_fuzzy": 0.0,
-        "grounding": 0.2,
-        "distance": 0.0,
-        "iou": 0.0,
-        "memory": 0.1,
-        "json": 0.1,
-    },
-}
-"""task -> reward -> default weight. A reward that the recipe does not name keeps its default; 0 switches it off."""
+Kind = TypeVar("Kind", bound=BaseModel)
 
-RESULTS_BY: Mapping[str, tuple[str, ...]] = {
-    "mcq": ("question_type",),
-    "vqa": ("question_type",),
-    "lesion": ("sex", "age_band", "site", "source"),
-    "steps": ("action", "application"),
-}
-"""task -> the columns that results are given by, where the rows have them."""
-
-POSITIVE: Mapping[str, str] = {"lesion": "mel"}
-"""task -> the label that is set against all others."""
+DATA_MISSING = "data_missing"
+"""pydantic's type of the error that a recipe has neither [data] nor [imagegen]."""
 
 DRY_RUN_SUFFIX = ".dry-run"
 """Suffix of the name of a dry run."""
@@ -123,7 +103,7 @@ class Lora(Section):
 class SyntheticData(Section):
     """Synthetic data in the layout of a real dataset."""
 
-    kind: Literal["chest", "chest_vqa", "lesion", "steps"]
+    kind: str
     """Kind of images and questions. It must match ``data.task``."""
     train: int = Field(1200, ge=1)
     """Number of training rows."""
@@ -144,67 +124,11 @@ class Split(Section):
     """Fraction for testing."""
 
 
-class Lesion(Section):
-    """Settings of the task ``lesion``: parts of the answer, labels and coordinates."""
-
-    answer: tuple[Literal["diagnosis", "location", "size", "features", "bbox", "polygon"], ...] = (
-        "diagnosis",
-        "location",
-        "bbox",
-    )
-    """Parts of an answer, in this order. A row without a value for a part leaves it out."""
-    labels: Path | None = None
-    """TOML file of diagnoses (``[[label]] code, name, synonyms``) that replaces the seven of HAM10000."""
-    grid: Literal[3, 5] = 3
-    """Rows and columns of the grid whose cells name a location in the image."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """Convention for coordinates in completions. ``auto`` is that of the model family."""
-    crop: float = Field(1.0, gt=0, le=1)
-    """Smallest side of a random crop around the lesions, as a fraction of the image side. 1 disables cropping."""
-    crop_splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
-    """Splits whose images are cropped."""
-
-
-class Steps(Section):
-    """Settings of the task ``steps``: the prompt, the answer, and the tasks to train on."""
-
-    sections: tuple[Literal["goal", "image", "short_term", "long_term"], ...] = (
-        "goal",
-        "image",
-        "short_term",
-        "long_term",
-    )
-    """Parts of the prompt. Without ``image`` the rows have no image. ``prompt.instruction`` is the last part."""
-    answer: tuple[Literal["short_term", "long_term", "reason", "predicted"], ...] = (
-        "short_term",
-        "long_term",
-        "reason",
-        "predicted",
-    )
-    """Parts of an answer, in the order of the row."""
-    actions: tuple[str, ...] = ("CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE")
-    """Allowed actions. Rows with another action are unusable."""
-    coordinates: Literal["auto", "thousand", "hundred", "unit", "pixels", "pixels28"] = "auto"
-    """Convention for coordinates in completions. ``auto`` is that of the model family."""
-    places: Literal["pixels", "thousand", "hundred", "unit"] = "pixels"
-    """Convention for coordinates in the rows: pixels of the screenshot, or 0 to 1000, 100 or 1 along each side."""
-    task_start: int | None = Field(None, ge=0)
-    """First task of ``data.train`` to use, by the number at the end of its id."""
-    task_end: int | None = Field(None, ge=0)
-    """Last task of ``data.train`` to use, inclusive."""
-    on_gap: Literal["drop", "empty"] = "drop"
-    """GUI steps after a missing one, whose agent memory is unknown: drop and count them, or show an empty memory."""
-    drop_memory: float = Field(0.0, ge=0, le=1)
-    """Probability that a training prompt has no agent memory."""
-    corrupt_memory: float = Field(0.0, ge=0, le=1)
-    """Probability that half of the agent memory of a training prompt is left out."""
-
-
 class Data(Section):
     """The rows: their source, columns, groups and splits."""
 
-    task: Literal["mcq", "vqa", "lesion", "steps"]
-    """The task, which defines prompt, parser, rewards and metrics."""
+    task: str
+    """The task, which defines prompt, parser, rewards and metrics. ``file.py:TASK`` is a custom task."""
     train: str | None = None
     """Training rows: a file (.json .jsonl .parquet .csv), a folder of files, or ``hub:owner/name`` with an optional
     ``#split``."""
@@ -222,10 +146,6 @@ class Data(Section):
     """Column of the patient or lesion. A group is never in two splits. Default: the row's first image."""
     split: Split = Split()
     """Fractions to hold out if the files have no split."""
-    lesion: Lesion = Lesion()
-    """Settings of the task ``lesion``."""
-    steps: Steps = Steps()
-    """Settings of the task ``steps``."""
     sampling: Literal["natural", "balanced"] = "natural"
     """``balanced`` draws every class equally often in training, and every group of a class."""
     on_leak: Literal["stop", "report", "drop"] = "stop"
@@ -396,12 +316,12 @@ class Evaluate(Section):
     split: Literal["validation", "test"] = "test"
     """Split to evaluate."""
     limit: int | None = Field(None, ge=1)
-    """Maximum number of rows, drawn with the seed. Not for the task steps, whose tasks it would cut."""
+    """Maximum number of rows, drawn with the seed. Not for a task with agent memory, whose episodes it would cut."""
     max_tasks: int | None = Field(None, ge=1)
-    """Task steps: maximum number of tasks, drawn with the seed, each with all of its rows."""
+    """Tasks with agent memory: maximum number of episodes, drawn with the seed, each with all of its rows."""
     memory: tuple[Literal["reference", "own", "off"], ...] = ("reference", "own")
-    """Task steps: agent memory in the prompt. ``reference`` is that of the reference answers, ``own`` that of the
-    model's own completions, ``off`` an ablation without agent memory."""
+    """Tasks with agent memory: the memory in the prompt. ``reference`` is that of the reference answers, ``own`` that
+    of the model's own completions, ``off`` an ablation without agent memory."""
     batch_size: int = Field(8, ge=1)
     """Completions per ``generate`` call."""
     max_completion_tokens: int = Field(128, ge=1)
@@ -431,20 +351,20 @@ class Export(Section):
     """Merge into the dequantized weights of a base that is stored quantized. Its rounding errors remain."""
 
 
-NO_ROWS = Data(task="vqa")
-"""Placeholder for a recipe with [imagegen], which has its own data. ``for_language_models`` prevents its use."""
-
-
 class Recipe(Section):
     """A recipe. A section that is present enables its stage.
 
     ``data`` is required. A recipe with ``imagegen`` has only ``run`` and ``images`` in addition.
+    ``recipe_model`` returns the class that knows the tasks. This class itself accepts no section of a task.
     """
+
+    tasks: ClassVar[Mapping[str, RecipeTask]] = {}
+    """The tasks that ``data.task`` may name."""
 
     run: Run
     model: Model = Model()
     lora: Lora = Lora()
-    data: Data = NO_ROWS
+    data: Data | None = None
     images: Images = Images()
     prompt: Prompt = Prompt()
     sft: Sft | None = None
@@ -454,10 +374,48 @@ class Recipe(Section):
     export: Export | None = None
     imagegen: Imagegen | None = None
 
+    @model_validator(mode="after")
+    def _has_data(self) -> "Recipe":
+        if self.data is None and self.imagegen is None:
+            raise PydanticCustomError(DATA_MISSING, "must have a section [data] or [imagegen]")
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to rebuild the recipe in another process, where ``recipe_model`` makes the class again."""
+        task = None if self.data is None else self.data.task
+        return _restore, (self.tasks, task, self.model_dump())
+
     @property
     def run_folder(self) -> Path:
         """Return ``run.folder/run.name``, relative to the working directory."""
         return self.run.folder / self.run.name
+
+    @property
+    def dataset(self) -> Data:
+        """Return the section [data] of a vision-language model's recipe.
+
+        Raises:
+            RecipeError: the recipe has [imagegen], whose data are its own.
+        """
+        if self.data is None:
+            raise RecipeError([Problem("recipe.section_missing", "must have a section [data]", self.run.name)])
+        return self.data
+
+    @property
+    def task(self) -> RecipeTask:
+        """Return the task that ``data.task`` names."""
+        return self.tasks[self.dataset.task]
+
+    @property
+    def settings(self) -> Any:
+        """Return the section [data.<task>] of the recipe's task, or None if the task has no settings."""
+        return getattr(self.data, self.task.name, None)
+
+    @property
+    def sections_of_other_tasks(self) -> tuple[str, ...]:
+        """Return the names of the sections [data.<task>] of other tasks."""
+        inner = set(type(self.dataset).model_fields) - set(Data.model_fields)
+        return tuple(sorted(inner - {self.task.name}))
 
     @property
     def evaluation(self) -> Evaluate:
@@ -467,15 +425,61 @@ class Recipe(Section):
     @property
     def results_by(self) -> tuple[str, ...]:
         """Return the columns by whose values the score is reported."""
-        return RESULTS_BY[self.data.task] if self.evaluation.by is None else self.evaluation.by
+        return self.task.results_by if self.evaluation.by is None else self.evaluation.by
 
     @property
     def positive(self) -> str | None:
         """Return the label that is compared with all others, or None."""
-        return self.evaluation.positive or POSITIVE.get(self.data.task)
+        return self.evaluation.positive or self.task.positive
 
     @property
     def reward_weights(self) -> Mapping[str, float]:
         """Return reward name -> weight: the task's defaults, 1 for custom rewards, then the recipe's own weights."""
         custom = {name.rpartition(":")[2]: 1.0 for name in self.rewards.custom}
-        return {**REWARD_WEIGHTS[self.data.task], **custom, **self.rewards.weights}
+        return {**self.task.reward_weights, **custom, **self.rewards.weights}
+
+
+_MODELS: dict[tuple[object, ...], type[Recipe]] = {}
+
+
+def recipe_model(tasks: Mapping[str, RecipeTask], task: str | None = None) -> type[Recipe]:
+    """Return the class of recipes that may name one of ``tasks``, with a section [data.<name>] for their settings.
+
+    Args:
+        tasks: name -> task. The mapping must not change.
+        task: ``file.py:TASK`` of a custom task, which ``tasks`` finds but does not list, or None.
+    """
+    own = {} if task is None or task in tasks else {task: tasks[task]}
+    settings_of_own = next((one.settings_model for one in own.values()), None)
+    # The class keeps `tasks` alive, so its id stays taken. Equal recipes need the same class.
+    key = (id(tasks), *own, settings_of_own)
+    if key not in _MODELS:
+        _MODELS[key] = _make_model(tasks, {**tasks, **own})
+    return _MODELS[key]
+
+
+def _make_model(tasks: Mapping[str, RecipeTask], named: Mapping[str, RecipeTask]) -> type[Recipe]:
+    """Return the class of recipes whose ``data.task`` is a key of ``named``, and which look tasks up in ``tasks``."""
+    known = named.values()
+    kinds = tuple(one.synthetic.kind for one in known if one.synthetic is not None)
+    synthetic: Any = _subclass(SyntheticData, kind=(Literal[kinds], ...)) if kinds else SyntheticData
+    sections = {one.name: (one.settings_model, one.settings_model()) for one in known if one.settings_model}
+    task: Any = Literal[tuple(named)] if named else str
+    data: Any = _subclass(Data, task=(task, ...), synthetic=(synthetic | None, None), **sections)
+    model = _subclass(Recipe, data=(data | None, None))
+    model.tasks = tasks
+    return model
+
+
+def _subclass(base: type[Kind], **fields: Any) -> type[Kind]:
+    """Return ``base`` with added or replaced fields, under the same name. A replaced field keeps its description."""
+    descriptions = {name: info.description for name, info in base.model_fields.items()}
+    described: dict[str, Any] = {
+        name: (annotation, Field(default, description=descriptions.get(name)))
+        for name, (annotation, default) in fields.items()
+    }
+    return create_model(base.__name__, __base__=base, __module__=base.__module__, __doc__=base.__doc__, **described)
+
+
+def _restore(tasks: Mapping[str, RecipeTask], task: str | None, table: dict[str, Any]) -> Recipe:
+    return recipe_model(tasks, task).model_validate(table)

@@ -9,6 +9,7 @@ from toolkit.errors import RecipeError, RunError
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run
 from toolkit.runfolder.usage import ComputeRecord, Session, Usage, read_compute, total
+from toolkit.tasks import TASKS
 
 FAILED = "failed or unfinished"
 PURPOSES = ("training", "search", "ablation", "dry_run", FAILED)
@@ -126,7 +127,7 @@ def _is_run(path: Path) -> bool:
 
 def _read(run: RunFolder) -> RunUse:
     try:
-        recipe = run.recipe()
+        recipe = run.recipe(TASKS)
     except RecipeError:  # The usage of a run with a recipe of another version still counts.
         recipe = None
     return RunUse(run.name, recipe, read_compute(run.compute_file), _rows(run))

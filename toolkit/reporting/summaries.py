@@ -56,7 +56,7 @@ def fractions(used: Usage, whole: Usage) -> dict[str, float | None]:
 
 def task_name(recipe: Recipe) -> str:
     """Return the task of a recipe, or "image generation"."""
-    return recipe.data.task if recipe.imagegen is None else "image generation"
+    return recipe.task.name if recipe.imagegen is None else "image generation"
 
 
 def model_name(recipe: Recipe | None) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.recipe import Recipe, load_recipe
+from toolkit.recipe import Recipe, RecipeTask, load_recipe
 from toolkit.runfolder.files import append_line, read_json, read_lines, write_json, write_lines
 from toolkit.runfolder.versions import now
 
@@ -85,13 +85,16 @@ class RunFolder:
         """Return the path of ``results.json``."""
         return self.path / "results.json"
 
-    def recipe(self) -> Recipe:
+    def recipe(self, tasks: Mapping[str, RecipeTask]) -> Recipe:
         """Return the resolved recipe of the run.
+
+        Args:
+            tasks: as ``load_recipe``.
 
         Raises:
             RecipeError: this version of the toolkit cannot read the recipe.
         """
-        return load_recipe(self.recipe_file)
+        return load_recipe(self.recipe_file, tasks=tasks)
 
     def stage_folder(self, stage: str) -> Path:
         """Return ``stages/<stage>``. The folder is created if it does not exist."""

@@ -63,7 +63,7 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
     path = recipe.run_folder.absolute()
     with _locked(path):
         if fresh and recipe.run.is_dry_run:
-            _remove_dry_run(RunFolder(path))
+            _remove_dry_run(RunFolder(path), recipe)
         elif fresh and path.exists():
             path.rename(_backup_path(path))
         run = RunFolder(path)
@@ -171,11 +171,11 @@ def _backup_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.old-{number}")
 
 
-def _remove_dry_run(old: RunFolder) -> None:
+def _remove_dry_run(old: RunFolder, new: Recipe) -> None:
     if not old.recipe_file.is_file():
         return  # The folder does not exist, or is not a run, which is checked next.
     try:
-        replaceable = old.recipe().run.is_dry_run
+        replaceable = old.recipe(new.tasks).run.is_dry_run
     except RecipeError:  # A recipe of another version or a corrupt one may belong to a real run.
         replaceable = False
     if not replaceable:
@@ -208,7 +208,7 @@ def _check_no_other_files(path: Path) -> None:
 def _check_recipe_unchanged(run: RunFolder, recipe: Recipe) -> None:
     if not run.recipe_file.is_file():
         return
-    changed = changed_keys(run.recipe(), recipe)
+    changed = changed_keys(run.recipe(recipe.tasks), recipe)
     lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key not in HARMLESS]
     if lines and _is_bound(run, recipe):
         raise RunError(

@@ -30,6 +30,7 @@ from toolkit.models.prompts import Prompts
 from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
 from toolkit.runfolder import Record, is_main_process, read_json, write_json
+from toolkit.tasks import TASKS
 from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
 from toolkit.training.image_check import check_images_used
 from toolkit.training.measured_flops import count_one_pass
@@ -228,7 +229,7 @@ def _check_trl_replaced() -> None:
 
 def recipe_rewards(recipe: Recipe) -> RewardTable:
     """Return the rewards of a recipe with their weights."""
-    return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
+    return reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, Path())
 
 
 def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:

@@ -79,7 +79,7 @@ def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCo
         RecipeError: A reward of the recipe does not load.
         RewardError: A reward raised an exception or left [0, 1], or none applies to a sample.
     """
-    table = reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, base)
+    table = reward_table(TASKS[recipe.dataset.task], recipe.reward_weights, recipe.rewards.custom, base)
     lines, problems = _read_lines(path)
     known = _find({str(line.content["id"]) for line in lines if _by_id(line)}, recipe)
     pairs: list[tuple[_Line, Sample]] = []
@@ -94,7 +94,7 @@ def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCo
 
 
 def _score(line: _Line, sample: Sample, table: RewardTable) -> ScoredCompletion:
-    answer = TASKS[table.task].parse(line.content["completion"], sample)
+    answer = table.task.parse(line.content["completion"], sample)
     answer = replace(answer, truncated=line.content.get("truncated") is True)
     explanations = tuple(explain(sample, answer, table))
     return ScoredCompletion(line.place, sample.id, answer, sum(one.points for one in explanations), explanations)
@@ -148,10 +148,10 @@ def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowP
     sources = list(_sources(recipe)) if wanted else []
     others = set(SPLITS) - {split for split, _, _ in sources}
     for split, source, root in sources:
-        samples = read_file(recipe, source, root, split).samples
+        samples = read_file(recipe, TASKS[recipe.dataset.task], source, root, split).samples
         readings = {split: samples}
         if split == "train":  # a split without a file takes rows of this file, read with its own settings
-            settings = TASKS[recipe.data.task].settings
+            settings = samples.task.settings
             readings |= {_OFF + name: samples.with_settings(settings(recipe, name)) for name in others}
         for number, (name, _) in enumerate(samples.table):
             if name in wanted:
@@ -174,9 +174,9 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
     synthetic = recipe.run_folder / "synthetic"
     for split in SPLITS:
         file = synthetic_rows_file(synthetic, split)
-        if recipe.data.synthetic is not None and file is not None:
+        if recipe.dataset.synthetic is not None and file is not None:
             yield split, str(file), synthetic
-        elif (source := getattr(recipe.data, split)) is not None:
+        elif (source := getattr(recipe.dataset, split)) is not None:
             yield split, source, None
 
 
@@ -219,8 +219,8 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
             place=line.place,
             value=row,
         )
-    task = TASKS[recipe.data.task]
-    column, _ = resolve_columns(task, row_settings(recipe), list(row))
+    task = TASKS[recipe.dataset.task]
+    column, _ = resolve_columns(task, row_settings(recipe, task), list(row))
     column.setdefault("image", "image")
     source = RowOrigin(
         Path(line.place),

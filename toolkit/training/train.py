@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 def training_rows(context: Context, stage: str) -> SampleSet:
     """Return the training rows, drawn as ``data.sampling`` requests. The log has the counts of balanced sampling."""
-    samples, task = context.data.train, TASKS[context.recipe.data.task]
-    if context.recipe.data.sampling == "natural" or task.stratum is None:
+    samples, task = context.data.train, TASKS[context.recipe.dataset.task]
+    if context.recipe.dataset.sampling == "natural" or task.stratum is None:
         return samples
     balanced, counts = balance(samples, task.stratum, context.recipe.run.seed)
     listed = ", ".join(f"{name} {draws:,} draws of {rows:,} rows" for name, (rows, draws) in counts.items())

@@ -10,9 +10,9 @@ from toolkit.data.loading.sample_set import SampleSet, limit
 from toolkit.data.loading.source import Loaded, read_file
 from toolkit.data.loading.split_sources import Part, describe_leak, handle_leaks, split_parts
 from toolkit.data.splits import LeakReport
+from toolkit.data.task import Task
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
-from toolkit.tasks import TASKS
 
 __all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "read_file", "synthetic_rows_file"]
 
@@ -39,20 +39,21 @@ class DataSplits:
         return tuple(map(str, self.notices))
 
 
-def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
+def load_data(recipe: Recipe, task: Task, folder: Path | None = None) -> DataSplits:
     """Load all splits of a recipe. Validation and test are split off by group if they have no file.
 
     Args:
         recipe: Its [data], [prompt] context, [evaluate] by and the seed are used.
+        task: The task that ``data.task`` names.
         folder: Folder of synthetic data (train, validation and test, .json or .csv, images below) that replaces the
             recipe's files.
 
     Raises:
         DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
-    loaded = _read_sources(_sources(recipe, folder), recipe, folder)
-    parts, split_off = split_parts(loaded, recipe)
-    parts, leaks, removed = handle_leaks(parts, recipe.data.on_leak)
+    loaded = _read_sources(_sources(recipe, folder), recipe, task, folder)
+    parts, split_off = split_parts(loaded, recipe, task)
+    parts, leaks, removed = handle_leaks(parts, recipe.dataset.on_leak)
     sets = {name: _limited(name, part, recipe) for name, part in parts.items()}
     notices = [Problem("data.splits_leak", describe_leak(leak, parts), "[data]") for leak in leaks.leaks]
     notices += [notice for source in loaded.values() for notice in source.notices]
@@ -76,7 +77,7 @@ def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     if folder is not None:
         found = {name: str(file) for name in SPLITS if (file := synthetic_rows_file(folder, name)) is not None}
     else:
-        found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
+        found = {name: source for name in SPLITS if (source := getattr(recipe.dataset, name)) is not None}
     if "train" not in found:
         rule = "the data must have training rows"
         remedy = "Set data.train to a file, or add [data.synthetic] to generate synthetic data."
@@ -84,11 +85,11 @@ def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     return found
 
 
-def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | None) -> dict[str, Loaded]:
+def _read_sources(sources: dict[str, str], recipe: Recipe, task: Task, image_root: Path | None) -> dict[str, Loaded]:
     loaded, problems = {}, []
     for name, source in sources.items():
         try:
-            loaded[name] = read_file(recipe, source, image_root, name)
+            loaded[name] = read_file(recipe, task, source, image_root, name)
         except DataError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -100,8 +101,8 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
 
 
 def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
-    maximum = getattr(recipe.data, f"limit_{name}")
-    samples = part.loaded.samples.with_settings(TASKS[recipe.data.task].settings(recipe, name))
+    maximum = getattr(recipe.dataset, f"limit_{name}")
+    samples = part.loaded.samples.with_settings(part.loaded.samples.task.settings(recipe, name))
     return samples.take(limit(part.loaded.samples.rows[part.chosen], maximum, recipe.run.seed, name))
 
 
@@ -109,7 +110,14 @@ def _fingerprint(sets: Mapping[str, SampleSet]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, samples in sets.items():
         source = samples.source
-        settings = (name, samples.task, sorted(source.column.items()), source.group, source.context, source.settings)
+        settings = (
+            name,
+            samples.task.name,
+            sorted(source.column.items()),
+            source.group,
+            source.context,
+            source.settings,
+        )
         digest.update(repr((*settings, samples.table.fingerprint, len(samples))).encode())
         digest.update(samples.rows.astype("<i8").tobytes())
     return digest.hexdigest()

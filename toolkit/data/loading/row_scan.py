@@ -98,10 +98,16 @@ def row_scan_file(task: Task, source: RowOrigin, index: RowIndex) -> Path:
     where = (sorted(source.column.items()), str(source.image_root), source.group)
     digest = hashlib.blake2b(repr((task.name, *where, source.max_images, source.settings)).encode(), digest_size=8)
     # The result depends on the code of the task and of this package, which can change without a new version.
-    task_code = Path(inspect.getfile(task.read)).parent.glob("*.py")
-    for code in sorted([*Path(__file__).parent.parent.rglob("*.py"), *task_code]):
+    for code in sorted([*Path(__file__).parent.parent.rglob("*.py"), *_code_of(task)]):
         digest.update(code.read_bytes())
     return index.file.with_name(f"{index.file.stem}-{digest.hexdigest()}.npz")
+
+
+def _code_of(task: Task) -> list[Path]:
+    """Return the files of a task: those of its package, or the file of a user's task."""
+    if task.entry:
+        return [Path(task.entry.rpartition(":")[0])]
+    return list(Path(inspect.getfile(task.read)).parent.rglob("*.py"))
 
 
 def save_row_scan(row_scan: RowScan, file: Path) -> None:

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from toolkit.data import RowIndex
 from toolkit.data.links import Links
 from toolkit.data.sample import Sample
-from toolkit.data.task import RowOrigin
-from toolkit.tasks import TASKS
+from toolkit.data.task import RowOrigin, Task
 
 
 class SampleSet(Sequence[Sample]):
     """A subset of an index as samples. A slice is also a SampleSet. Picklable, and stores no row."""
 
     def __init__(
-        self, task: str, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64], links: Links | None = None
+        self, task: Task, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64], links: Links | None = None
     ) -> None:
         self.task, self.table, self.source, self.rows, self.links = task, table, source, rows, links
 
@@ -36,7 +35,7 @@ class SampleSet(Sequence[Sample]):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"SampleSet({self.task}: {len(self):,} of {len(self.table):,} rows of {self.table.source})"
+        return f"SampleSet({self.task.name}: {len(self):,} of {len(self.table):,} rows of {self.table.source})"
 
     def read(self, number: int) -> Sample:
         """Return the sample of this row of the index, which need not be in this set.
@@ -46,7 +45,7 @@ class SampleSet(Sequence[Sample]):
         """
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
-        return TASKS[self.task].read(name, linked, self.source)
+        return self.task.read(name, linked, self.source)
 
     def with_settings(self, settings: Any) -> "SampleSet":
         """Return the same rows, read with other settings of the task."""

@@ -15,7 +15,6 @@ from toolkit.data.task import RowOrigin, Task
 from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import Recipe
-from toolkit.tasks import TASKS
 
 FIRST_ROWS = 200
 """Rows that determine the columns of the first pass. If a later row adds a relevant column, the scan is repeated."""
@@ -32,7 +31,7 @@ class Loaded:
     """Warnings, most severe first."""
 
 
-def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
+def read_file(recipe: Recipe, task: Task, source: str, image_root: Path | None = None, split: str = "train") -> Loaded:
     """Load every usable row of one source with the recipe's settings for a split.
 
     ``image_root`` takes precedence over the recipe's. Without either, it is the folder of the rows.
@@ -41,20 +40,20 @@ def read_file(recipe: Recipe, source: str, image_root: Path | None = None, split
         DataError: The source or columns are missing (all such problems together), no row is usable, or more rows than
             ``data.max_dropped`` are unusable.
     """
-    task, requested = TASKS[recipe.data.task], row_settings(recipe, split)
-    index, row_source, row_scan = _open(task, requested, source, image_root or recipe.data.image_root)
+    requested = row_settings(recipe, task, split)
+    index, row_source, row_scan = _open(task, requested, source, image_root or recipe.dataset.image_root)
     dropped = (*index.skipped, *row_scan.dropped)
-    _check_dropped(dropped, index, len(row_scan.rows), recipe.data.max_dropped)
+    _check_dropped(dropped, index, len(row_scan.rows), recipe.dataset.max_dropped)
     notices = tuple(_notices(task, requested, row_source, index, row_scan))
-    samples = SampleSet(task.name, index, row_source, row_scan.rows, row_scan.links)
+    samples = SampleSet(task, index, row_source, row_scan.rows, row_scan.links)
     return Loaded(samples, row_scan.keys, dropped, notices)
 
 
-def row_settings(recipe: Recipe, split: str = "train") -> RowSettings:
+def row_settings(recipe: Recipe, task: Task, split: str = "train") -> RowSettings:
     """Return the recipe's settings for rows, with the task's settings for a split."""
     by = recipe.results_by if recipe.evaluate else ()
-    settings = TASKS[recipe.data.task].settings(recipe, split)
-    columns, group, context = recipe.data.columns, recipe.data.group, recipe.prompt.context
+    settings = task.settings(recipe, split)
+    columns, group, context = recipe.dataset.columns, recipe.dataset.group, recipe.prompt.context
     return RowSettings(columns, group, context, by, recipe.images.max_per_question, settings)
 
 
@@ -154,7 +153,7 @@ def _notices(
         rule = "prompt.context should not have a column with the answer: scores say nothing about the images"
         yield Problem("data.context_has_answer", rule, name, column, "Remove it from prompt.context.")
     for note in row_scan.links.notes if row_scan.links else ():
-        yield Problem("tasks.steps.order_irregular", note)
+        yield Problem("data.order_irregular", note)
     for one in (*index.skipped, *row_scan.dropped):
         yield one.notice("left out")
     for one in row_scan.noted:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from toolkit.data import Dropped
 from toolkit.data.loading.source import Loaded
 from toolkit.data.splits import Leak, LeakReport, RowKeys, find_leaks, join_groups, leaking_rows, split_keys
+from toolkit.data.task import Task
 from toolkit.data.unusable_rows import MAX_EXAMPLES
 from toolkit.errors import DataError, Problem
 from toolkit.recipe import SPLITS, Recipe
-from toolkit.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Part:
         return Part(self.loaded, self.chosen[~marked])
 
 
-def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str, Part], list[Problem]]:
+def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe, task: Task) -> tuple[dict[str, Part], list[Problem]]:
     """Return the rows of each split, and a notice for each split that was split off from train by group."""
     train = loaded["train"]
     everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
     nothing = Part(train, np.arange(0))
-    fractions = {"test": recipe.data.split.test, "validation": recipe.data.split.validation}
+    fractions = {"test": recipe.dataset.split.test, "validation": recipe.dataset.split.validation}
     fractions = {name: fraction for name, fraction in fractions.items() if fraction and name not in loaded}
     if not fractions:
         return {name: everything.get(name, nothing) for name in SPLITS}, []
@@ -53,9 +53,9 @@ def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str,
     split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
     everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
     by = (
-        f"the column {recipe.data.group}"
-        if recipe.data.group
-        else f"{TASKS[recipe.data.task].grouped_by} (data.group names no column)"
+        f"the column {recipe.dataset.group}"
+        if recipe.dataset.group
+        else f"{task.grouped_by} (data.group names no column)"
     )
     notices = [_split_off(name, everything[name], by) for name in fractions if name != "train"]
     return {name: everything.get(name, nothing) for name in SPLITS}, notices

@@ -45,8 +45,8 @@ def header(facts: CardFacts) -> ModelCardData:
 
 def _tags(facts: CardFacts) -> list[str]:
     tuning = "lora" if facts.recipe.model.tuning == "lora" else "full-fine-tuning"
-    synthetic = ["generated-data"] if facts.recipe.data.synthetic else []
-    return ["medical", "vision-language", facts.recipe.data.task, *facts.trained, tuning, facts.format_name, *synthetic]
+    synthetic = ["generated-data"] if facts.recipe.dataset.synthetic else []
+    return ["medical", "vision-language", facts.recipe.task.name, *facts.trained, tuning, facts.format_name, *synthetic]
 
 
 def _results(facts: CardFacts) -> list[EvalResult]:
@@ -62,7 +62,7 @@ def _result(facts: CardFacts, split: str, score: str, value: Mapping[str, Any]) 
     hub = _hub_data(facts.recipe)
     return EvalResult(
         task_type=TASK,
-        task_name=facts.recipe.data.task,
+        task_name=facts.recipe.task.name,
         dataset_type=hub[-1] if hub else "custom",
         dataset_name=f"held-out questions ({split})",
         dataset_split=split,
@@ -75,7 +75,7 @@ def _result(facts: CardFacts, split: str, score: str, value: Mapping[str, Any]) 
 
 def _hub_data(recipe: Recipe) -> list[str]:
     """Return the datasets on the Hub that the recipe reads."""
-    sources = [recipe.data.train, recipe.data.validation, recipe.data.test]
+    sources = [recipe.dataset.train, recipe.dataset.validation, recipe.dataset.test]
     hub = [text.removeprefix("hub:").partition("#")[0] for text in sources if text and text.startswith("hub:")]
     return list(dict.fromkeys(hub))
 

@@ -102,7 +102,7 @@ def _is_last(facts: CardFacts) -> bool:
 def _columns(facts: CardFacts) -> Mapping[str, Mapping[str, Any]]:
     """Return column -> value -> figures, without the column of the patients."""
     by = facts.evaluation["summary"]["by"] if facts.evaluation else {}
-    return {name: values for name, values in by.items() if name != facts.recipe.data.group}
+    return {name: values for name, values in by.items() if name != facts.recipe.dataset.group}
 
 
 def _score(found: Mapping[str, Any], score: str) -> str:

@@ -74,7 +74,7 @@ def versions(facts: CardFacts) -> str:
 
 
 def _sources(facts: CardFacts) -> str:
-    section = facts.recipe.data
+    section = facts.recipe.dataset
     if section.synthetic:
         return f"Synthetic data (`{section.synthetic.kind}`), which shows nothing about real patients."
     named = {"train": section.train, "validation": section.validation, "test": section.test}

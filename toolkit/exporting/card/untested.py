@@ -20,7 +20,7 @@ def untested(facts: CardFacts) -> str:
 
 def _of_evaluation(facts: CardFacts) -> list[str]:
     lines = []
-    if facts.recipe.data.synthetic:
+    if facts.recipe.dataset.synthetic:
         lines.append("**Real images:** the model was trained and evaluated on synthetic images only.")
     if facts.evaluation is None:
         return [*lines, "**These weights on held-out questions:** they were not evaluated."]

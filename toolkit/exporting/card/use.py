@@ -8,17 +8,12 @@ from toolkit.exporting.card.facts import CardFacts
 from toolkit.exporting.card.licence import licence_of
 from toolkit.exporting.card.markdown import bullets, cell, table
 from toolkit.exporting.serving import commands, fill_folder
+from toolkit.tasks import TASKS
 
 NO_DEVICE = (
     "**Not a medical device.** It is not meant for diagnosis or for decisions about patients, and no authority has "
     "cleared it."
 )
-TASKS: Mapping[str, str] = {
-    "mcq": "multiple-choice questions about medical pictures, with reasoning",
-    "vqa": "open and closed questions about medical pictures",
-    "lesion": "lesions in pictures: diagnosis and place",
-    "steps": "the next step in medical imaging software, from screenshots",
-}
 LOADING: Mapping[str, str] = {
     "adapter": """```python
 from peft import PeftModel
@@ -54,7 +49,7 @@ def intended_use(facts: CardFacts) -> str:
     return "\n\n".join(
         (
             f"# {cell(facts.name)}",
-            f"`{facts.base}`, trained for {TASKS[facts.recipe.data.task]}. Format: {_format(facts)}.",
+            f"`{facts.base}`, trained for {TASKS[facts.recipe.dataset.task].description}. Format: {_format(facts)}.",
             "## Intended use",
             "Research and method development, on data like that described below.",
             NO_DEVICE,

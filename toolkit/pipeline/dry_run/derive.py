@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.pipeline.dry_run.synthetic_data import synthetic_data_changes
 from toolkit.recipe import DRY_RUN_SUFFIX, Evaluate, Export, Grpo, Optimisation, Recipe, Sft
 from toolkit.recipe.overrides import merge
-from toolkit.scoring.regions import choose_coordinates
+from toolkit.tasks import TASKS
 
 ROWS: Mapping[str, int] = {"train": 16, "validation": 8, "test": 8}
 """Split -> maximum number of rows."""
@@ -45,16 +45,19 @@ def derive_dry_run(recipe: Recipe, *, own_rows: bool = True, gguf: bool = True, 
     Raises:
         RecipeError: coordinates follow the model family, and the family of the model is unknown.
     """
-    rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, ROWS)
+    task = TASKS[recipe.dataset.task]
+    rows = _rows(recipe) if own_rows else synthetic_data_changes(recipe, task, ROWS)
+    changed = task.dry_run(recipe, not own_rows)
     changes = {
         **_run(recipe),
         **_model(recipe, quantised=quantised),
         **rows,
+        **{f"data.{task.name}.{key}": value for key, value in changed.items()},
         **_training(recipe, quantised=quantised),
         **_answers(recipe, gguf=gguf),
     }
     settings = [(tuple(key.split(".")), value) for key, value in changes.items()]
-    return Recipe.model_validate(merge(recipe.model_dump(), settings))
+    return type(recipe).model_validate(merge(recipe.model_dump(), settings))
 
 
 def _run(recipe: Recipe) -> Changes:
@@ -80,27 +83,17 @@ def _model(recipe: Recipe, *, quantised: bool) -> Changes:
         "model.attention": "auto" if model.attention == "flash_attention_2" else model.attention,
         "model.trust_remote_code": False,
         "lora.targets": known or tuple(sorted(LAYERS)),
-        **_coordinates(recipe),
     }
-
-
-def _coordinates(recipe: Recipe) -> Changes:
-    """Return the convention of the real model, because ``auto`` would be that of the tiny model."""
-    task, model = recipe.data.task, recipe.model.name
-    if task not in ("lesion", "steps"):
-        return {}
-    key = f"data.{task}.coordinates"
-    return {key: choose_coordinates(getattr(recipe.data, task).coordinates, model, key).name}
 
 
 def _rows(recipe: Recipe) -> Changes:
     """Return limits on the rows of each split: of files a sample drawn with the seed, of synthetic data the first."""
-    data = recipe.data
+    data = recipe.dataset
     if data.synthetic is not None:
         return {f"data.synthetic.{split}": min(getattr(data.synthetic, split), most) for split, most in ROWS.items()}
     splits = [split for split in ROWS if getattr(data, split) or getattr(data.split, split, 0)]
     changes: Changes = {}
-    if data.task == "steps" and recipe.evaluate:
+    if recipe.task.has_agent_memory and recipe.evaluate:
         splits.remove(recipe.evaluate.split)  # a limit would cut tasks, which are evaluated as a whole
         if recipe.images.unreadable != "skip":
             changes["images.scan"] = "header"  # because that split keeps all of its screenshots
@@ -152,7 +145,7 @@ def _answers(recipe: Recipe, *, gguf: bool) -> Changes:
 
 def _evaluate(recipe: Recipe, section: Evaluate) -> Changes:
     tokens = min(section.max_completion_tokens, COMPLETION_TOKENS)
-    tasks = {"evaluate.max_tasks": _least(section.max_tasks, MAX_TASKS)} if recipe.data.task == "steps" else {}
+    tasks = {"evaluate.max_tasks": _least(section.max_tasks, MAX_TASKS)} if recipe.task.has_agent_memory else {}
     return {"evaluate.max_completion_tokens": tokens, **tasks}
 
 

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 SHOWN_ROWS = 3
 """Training rows that are shown as the model sees them."""
 
-ROW_KEYS = frozenset({*(f"data.{split}" for split in SPLITS), "data.image_root", "data.lesion.labels"})
-"""Keys of files without which the recipe has no rows of its own."""
 REQUIRED_KEYS = frozenset({"rewards.custom"})
 """Keys of files that a dry run needs too."""
 
@@ -109,8 +107,8 @@ def reference_rewards(recipe: Recipe, samples: Sequence[Sample]) -> str:
     Raises:
         RewardError: a reward raised an exception, or no reward applies to a row.
     """
-    task = TASKS[recipe.data.task]
-    table = reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
+    task = TASKS[recipe.dataset.task]
+    table = reward_table(task, recipe.reward_weights, recipe.rewards.custom, Path())
     scored = [table.score(sample, task.parse(task.target(sample), sample)) for sample in samples]
     means = []
     for name in table.weights:
@@ -141,11 +139,12 @@ def _missing_extra(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _is_about_rows(problem: Problem) -> bool:
-    return problem.place in ROW_KEYS
+    """Return whether the recipe has no rows of its own without the missing file or folder, which [data] names."""
+    return problem.place.startswith("data.")
 
 
 def _hub_rows(recipe: Recipe) -> list[Problem]:
-    sources = {f"data.{split}": getattr(recipe.data, split) for split in SPLITS}
+    sources = {f"data.{split}": getattr(recipe.dataset, split) for split in SPLITS}
     rule, remedy = "a dry run does not download rows of the Hub", "Read them with `toolkit data inspect`."
     return [
         Problem("data.hub_rows_not_downloaded", rule, key, source, remedy)

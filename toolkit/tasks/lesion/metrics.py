@@ -1,12 +1,54 @@
-"""Majority baseline of lesions: the most frequent diagnosis and location, and the median box, without the image."""
+"""Scores and labels of lesions, and their majority baseline: the most frequent diagnosis and place, the median box."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from toolkit.data.sample import Sample
-from toolkit.scoring.regions import format_location
+from toolkit.data.sample import Answer, Sample
+from toolkit.scoring.regions import dice, format_location
 from toolkit.tasks.lesion.prompt import write_box
+from toolkit.tasks.lesion.rewards import box_overlap, diagnosis, mask_iou, place
+from toolkit.tasks.lesion.rewards import format as keeps_format
+
+RESULTS_BY = ("sex", "age_band", "site", "source")
+"""Columns with a separate result for each value."""
+POSITIVE = "mel"
+"""The positive class of binary metrics."""
+JACCARD_THRESHOLD = 0.65
+"""ISIC 2018 task 1 counts a Jaccard index below it as 0 (arXiv 1902.03368)."""
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. None marks scores that do not apply."""
+    overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
+    return {
+        "accuracy": diagnosis(sample, answer),
+        "place": place(sample, answer),
+        "place_exact": _exact(place(sample, answer)),
+        "box_iou": overlap,
+        "box_iou_over_0.5": None if overlap is None else float(overlap >= 0.5),
+        "box_iou_over_0.75": None if overlap is None else float(overlap >= 0.75),
+        "mask_iou": outlined,
+        "thresholded_jaccard": None if outlined is None else outlined * (outlined >= JACCARD_THRESHOLD),
+        "dice": None if outlined is None else dice(outlined),
+        "format": keeps_format(sample, answer),
+    }
+
+
+def _exact(score: float | None) -> float | None:
+    return None if score is None else float(score == 1)
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
+    """Return the reference and the parsed code, or None if the recipe requests no diagnosis."""
+    if "diagnosis" not in sample.fields["requested"]:
+        return None
+    return sample.reference["diagnosis"], answer.values.get("diagnosis")
+
+
+def stratum(sample: Sample) -> str:
+    """Return the diagnosis."""
+    return str(sample.reference["diagnosis"])
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:

@@ -42,6 +42,11 @@ def choose_question(requested: Sequence[str], random: Random) -> str:
     return random.choice(WHERE if PLACED & set(requested) else WHAT)
 
 
+def question(sample: Sample) -> str:
+    """Return the wording that the seed chose for the row."""
+    return str(sample.fields["question"])
+
+
 def instruction(sample: Sample) -> str:
     """Return the answer format: tags, names of diagnoses and locations, and the coordinate convention."""
     settings: LesionSettings = sample.fields["settings"]

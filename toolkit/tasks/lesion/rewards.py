@@ -147,6 +147,20 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {
+    "diagnosis": 0.4,
+    "place": 0.3,
+    "mask_iou": 0.3,
+    "box_iou": 0.0,
+    "giou": 0.0,
+    "format": 0.0,
+}
+"""Maps rewards to default weights. A reward with weight 0 is off unless the recipe sets a weight."""
+
+ALL_OR_NOTHING = frozenset({"diagnosis"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def why_diagnosis(sample: Sample, answer: Answer) -> str:
     """Return both codes, or why none was parsed."""
     if "diagnosis" not in sample.fields["requested"]:

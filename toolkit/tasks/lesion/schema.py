@@ -40,6 +40,17 @@ BY = ("sex", "site", "source")
 """Group-by columns with a fixed name."""
 
 
+def stand_in(settings: LesionSettings) -> dict[str, Any]:
+    """Return the fields of a placeholder reference for ``toolkit predict``, with every possible part of an answer."""
+    return {
+        "diagnosis": settings.labels.labels[0].code,
+        "bbox": [0, 0, 1, 1],
+        "polygons": [[[0, 0], [1, 0], [1, 1]]],
+        "size": "unknown",
+        "features": "unknown",
+    }
+
+
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
     """Return the sample of one row.
 

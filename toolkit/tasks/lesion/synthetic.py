@@ -1,4 +1,4 @@
-"""Synthetic lesions as files, in the layout of a HAM10000 download or of a download from the ISIC archive."""
+"""Synthetic lesions: as downloads of HAM10000 and of ISIC's archive, and as the rows that are prepared from one."""
 
 import csv
 import io
@@ -13,7 +13,11 @@ from typing import Any
 import cv2
 from numpy.typing import NDArray
 
+from toolkit.data.task import Synthetic
 from toolkit.errors import DataError
+from toolkit.prepare.ham10000 import prepare_ham10000
+from toolkit.prepare.request import PrepareRequest
+from toolkit.recipe import SyntheticData
 from toolkit.synthetic.lesion_shapes import Size
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
 
@@ -142,6 +146,23 @@ def isic_row(photo: Photo) -> dict[str, object]:
         "patient_id": f"IP_{patient.number:07d}",
         "lesion_id": f"IL_{lesion.number:07d}",
     }
+
+
+def write_lesions(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
+    """Write images, masks and rows, and return the JSON file of each split that has rows.
+
+    The split is by lesion, so split sizes only approximate the requested numbers of images. Images are
+    ``synthetic.size`` pixels wide and three quarters as high.
+    """
+    total = synthetic.train + synthetic.validation + synthetic.test
+    written = write_ham10000(folder, total, seed, (synthetic.size, synthetic.size * 3 // 4))
+    fractions = {"validation": synthetic.validation / total, "test": synthetic.test / total}
+    request = PrepareRequest(folder, seed, fractions["validation"], fractions["test"], workers=1)
+    prepare_ham10000(
+        [written["images_part_1"], written["images_part_2"]], written["masks"], written["metadata"], request
+    )
+    files = {split: folder / f"{split}.json" for split in ("train", "validation", "test")}
+    return {split: file for split, file in files.items() if file.is_file()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,3 +296,35 @@ def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+LESIONS = Synthetic(
+    kind="lesion",
+    description="skin lesions with masks",
+    write=write_lesions,
+    columns=frozenset(
+        {
+            "age",
+            "area_share",
+            "bbox",
+            "boxes",
+            "dataset",
+            "dx",
+            "dx_type",
+            "height",
+            "image",
+            "image_id",
+            "lesion_id",
+            "localization",
+            "mask",
+            "mask_available",
+            "polygons",
+            "sex",
+            "spatial_description",
+            "split",
+            "width",
+        }
+    ),
+    min_size=96,
+    content="lesions",
+)

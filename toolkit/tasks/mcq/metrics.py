@@ -1,10 +1,41 @@
-"""Majority baseline of multiple choice: the accuracy that is possible without the images."""
+"""Scores and labels of multiple choice, and its majority baseline, which never looks at an image."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from toolkit.data.sample import Sample
+from toolkit.data.sample import Answer, Sample
+from toolkit.tasks.mcq.prompt import write_completion
+from toolkit.tasks.mcq.rewards import explanation, letter
+from toolkit.tasks.mcq.rewards import format as keeps_format
 from toolkit.tasks.mcq.schema import fold
+
+RESULTS_BY = ("question_type",)
+"""Columns with a separate result for each value."""
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """Return accuracy, token_f1 of the explanation (None without a reference explanation), and format."""
+    return {
+        "accuracy": letter(sample, answer),
+        "token_f1": explanation(sample, answer),
+        "format": keeps_format(sample, answer),
+    }
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
+    """Return the reference letter and the parsed letter."""
+    return sample.reference["letter"], answer.values.get("letter")
+
+
+def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
+    """Return the majority baseline, which completes without an explanation."""
+    choose_letter = majority(samples)
+
+    def complete(sample: Sample) -> str:
+        name = choose_letter(sample)
+        return write_completion(name, sample.fields["options"][name], "")
+
+    return complete
 
 
 def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
@@ -20,11 +51,11 @@ def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
     by_letter = _rank(letters)
     right_letter = right_text = 0
     for sample in samples:
-        letter = sample.reference["letter"]
+        right = sample.reference["letter"]
         own = fold(sample.reference["text"])
         texts[own] -= 1
-        right_letter += _most_frequent_letter(sample, by_letter) == letter
-        right_text += _most_frequent_text(sample, texts, by_letter) == letter
+        right_letter += _most_frequent_letter(sample, by_letter) == right
+        right_text += _most_frequent_text(sample, texts, by_letter) == right
         texts[own] += 1
     if right_text > right_letter:
         return lambda sample: _most_frequent_text(sample, texts, by_letter)

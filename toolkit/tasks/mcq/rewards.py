@@ -97,6 +97,19 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {
+    "letter": 1.0,
+    "explanation": 0.6,
+    "evidence": 0.2,
+    "format": 0.1,
+    "brevity": 0.1,
+}
+"""Maps rewards to default weights. A reward with weight 0 is off unless the recipe sets a weight."""
+
+ALL_OR_NOTHING = frozenset({"letter"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def evidence_words(sample: Sample) -> frozenset[str]:
     """Return the report's content words that the prompt does not have, without negations.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import (
     FINDINGS,
@@ -122,3 +123,27 @@ def possible_kinds(case: ChestCase) -> list[str]:
 
 def _sample(texts: list[str], count: int, rng: Rng) -> list[str]:
     return [texts[i] for i in rng.permutation(len(texts))[:count]]
+
+
+CHEST = Synthetic(
+    kind="chest",
+    description="16-bit chest radiographs, multiple choice",
+    write=write_chest,
+    columns=frozenset(
+        {
+            "question",
+            "options",
+            "correct_answer",
+            "correct_answer_explanation",
+            "ImagePath",
+            "question_type",
+            "PatientID",
+            "PatientSex",
+            "PatientAge",
+            "Indication",
+            "Comparison",
+            "Findings",
+            "Impression",
+        }
+    ),
+)

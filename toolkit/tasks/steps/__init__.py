@@ -1,46 +1,30 @@
 """GUI steps in medical software: ordered rows, agent memory, and actions with coordinates."""
 
-from collections.abc import Mapping
-
-from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
-from toolkit.tasks.steps import rewards as rewards
 from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance, replay
 from toolkit.tasks.steps.episodes import CARRIED
-from toolkit.tasks.steps.metrics import action_baseline, baseline, repeat_last, target_baseline
+from toolkit.tasks.steps.metrics import (
+    RESULTS_BY,
+    action_baseline,
+    baseline,
+    labels,
+    repeat_last,
+    scores,
+    target_baseline,
+)
 from toolkit.tasks.steps.order import HIDDEN, link
 from toolkit.tasks.steps.parse import parse
 from toolkit.tasks.steps.prompt import instruction, question, target
+from toolkit.tasks.steps.rewards import ALL_OR_NOTHING, REWARD_WEIGHTS, REWARDS, WHY
 from toolkit.tasks.steps.schema import COLUMNS, read
-from toolkit.tasks.steps.settings import step_settings
+from toolkit.tasks.steps.settings import Steps, check_settings, dry_run_settings, step_settings
+from toolkit.tasks.steps.synthetic import STEP_ROWS
 
 __all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]
 
-
-def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """Return step (correct action, and target if the reference has one), its parts, grounding, memory and json."""
-    action, target_ = rewards.action(sample, answer), rewards.target(sample, answer)
-    return {
-        "step": action if target_ is None else action * target_,
-        "action": action,
-        "target": target_,
-        "target_fuzzy": rewards.target_fuzzy(sample, answer),
-        "grounding": rewards.grounding(sample, answer),
-        "in_box": rewards.in_box(sample, answer),
-        "distance": rewards.distance(sample, answer),
-        "iou": rewards.iou(sample, answer),
-        "memory": rewards.memory(sample, answer),
-        "json": rewards.json(sample, answer),
-    }
-
-
-def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
-    """Return the reference and the parsed action."""
-    return sample.reference["action"], answer.values.get("action")
-
-
 STEPS = Task(
     name="steps",
+    description="the next step in medical imaging software, from screenshots",
     columns=COLUMNS,
     required=frozenset({"task", "image", "question", "output|action"}),
     leaking=frozenset(name for field in HIDDEN for name in COLUMNS[field]),
@@ -49,14 +33,23 @@ STEPS = Task(
     question=question,
     target=target,
     parse=parse,
-    rewards=rewards.REWARDS,
+    rewards=REWARDS,
+    reward_weights=REWARD_WEIGHTS,
     scores=scores,
     primary="step",
     labels=labels,
     baseline=baseline,
     baselines={"action": action_baseline, "target": target_baseline},
     also=("action", "target", "grounding", "memory"),
+    why=WHY,
+    all_or_nothing=ALL_OR_NOTHING,
+    results_by=RESULTS_BY,
+    settings_model=Steps,
+    check=check_settings,
     settings=step_settings,
+    synthetic=STEP_ROWS,
+    dry_run=dry_run_settings,
+    stand_in=lambda settings: {"task": "question", "action": settings.actions[0]},
     link=link,
     notes=lambda sample: sample.fields["notes"],
     carried=CARRIED,

@@ -57,6 +57,7 @@ CARRIED = Carried(
     held=lambda sample: sample.fields["memory"],
     start=lambda sample: EMPTY,
     put=put,
+    memory_of=Memory,
     advance=advance,
     plain=asdict,
     place_columns=place_columns,

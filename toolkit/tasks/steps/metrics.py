@@ -1,14 +1,18 @@
-"""Baselines without the image: the most frequent step, action or target in training, and the previous step."""
+"""Scores, labels and baselines of steps: the most frequent step, action or target, and the last step again."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from toolkit.data.sample import Sample
+from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.text import label_text
+from toolkit.tasks.steps import rewards
 from toolkit.tasks.steps.agent_memory import compact
 from toolkit.tasks.steps.form import PARTS
+
+RESULTS_BY = ("action", "application")
+"""Columns with a separate result for each value."""
 
 Pair = tuple[str, str | None]
 """Action and target, as ``label_text``."""
@@ -16,6 +20,28 @@ Pair = tuple[str, str | None]
 
 Baseline = Callable[[Sample], str]
 """Sample -> a completion."""
+
+
+def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
+    """Return step (correct action, and target if the reference has one), its parts, grounding, memory and json."""
+    action, target_ = rewards.action(sample, answer), rewards.target(sample, answer)
+    return {
+        "step": action if target_ is None else action * target_,
+        "action": action,
+        "target": target_,
+        "target_fuzzy": rewards.target_fuzzy(sample, answer),
+        "grounding": rewards.grounding(sample, answer),
+        "in_box": rewards.in_box(sample, answer),
+        "distance": rewards.distance(sample, answer),
+        "iou": rewards.iou(sample, answer),
+        "memory": rewards.memory(sample, answer),
+        "json": rewards.json(sample, answer),
+    }
+
+
+def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
+    """Return the reference and the parsed action."""
+    return sample.reference["action"], answer.values.get("action")
 
 
 def baseline(samples: Sequence[Sample]) -> Baseline:

@@ -159,6 +159,22 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {
+    "action": 0.4,
+    "target": 0.2,
+    "target_fuzzy": 0.0,
+    "grounding": 0.2,
+    "distance": 0.0,
+    "iou": 0.0,
+    "memory": 0.1,
+    "json": 0.1,
+}
+"""Maps rewards to default weights. A reward with weight 0 is off unless the recipe sets a weight."""
+
+ALL_OR_NOTHING = frozenset({"action", "target", "json"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
     """Return the completed subtasks of a long-term memory, each as ``label_text``, or None if it has no such list.
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic.gui_layouts import Layout, make_layout
-from toolkit.synthetic.gui_viewer import draw_screen
+from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
 
 COLUMNS = ("Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application")
@@ -268,3 +269,13 @@ def _ground_truth(task: GuiTask, step: GuiStep, size: int) -> dict[str, Any]:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+STEP_ROWS = Synthetic(
+    kind="steps",
+    description="tasks in an image viewer, step by step",
+    write=write_steps,
+    columns=frozenset(COLUMNS),
+    min_size=LEAST_SIDE,
+    content="screens",
+)

@@ -70,6 +70,13 @@ def format(sample: Sample, answer: Answer) -> float:
 REWARDS: Mapping[str, Reward] = {"exact": exact, "token_f1": token_f1, "format": format}
 
 
+REWARD_WEIGHTS: Mapping[str, float] = {"exact": 1.0, "token_f1": 1.0, "format": 0.1}
+"""Maps rewards to default weights. A reward with weight 0 is off unless the recipe sets a weight."""
+
+ALL_OR_NOTHING = frozenset({"exact"})
+"""Rewards that are 0 or 1 for nearly every answer."""
+
+
 def why_exact(sample: Sample, answer: Answer) -> str:
     """Return both answers as they were compared."""
     if not sample.reference["closed"]:

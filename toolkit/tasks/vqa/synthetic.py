@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toolkit.data.task import Synthetic
 from toolkit.recipe import SyntheticData
 from toolkit.synthetic.chest import ChestCase, Records, write_radiographs
 from toolkit.synthetic.radiograph import Rng
@@ -73,3 +74,10 @@ OPEN_WITH_SIDE: Mapping[str, MakeShortAnswer] = {
     **OPEN,
     "side": lambda case: ShortAnswer("Which side of the chest shows an abnormality?", case.side, "POS"),
 }
+
+CHEST_VQA = Synthetic(
+    kind="chest_vqa",
+    description="the same radiographs, open and closed questions",
+    write=write_chest_vqa,
+    columns=frozenset({"question", "answer", "answer_type", "question_type", "image_name", "image_organ", "PatientID"}),
+)

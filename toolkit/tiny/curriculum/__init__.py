@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from toolkit.synthetic.chest import SIDES
 from toolkit.synthetic.radiograph import Rng
-from toolkit.tasks import mcq, vqa
+from toolkit.tasks.mcq import prompt as mcq
+from toolkit.tasks.vqa import prompt as vqa
 from toolkit.tiny.curriculum import chest, screens, skin
 from toolkit.tiny.curriculum.base import Example as Example
 from toolkit.tiny.curriculum.base import ImageDomain as ImageDomain

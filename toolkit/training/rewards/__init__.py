@@ -3,10 +3,9 @@
 from toolkit.training.rewards.custom import custom_name, load_custom
 from toolkit.training.rewards.explain import Explanation, explain
 from toolkit.training.rewards.statistics import GroupStatistics, RewardSummary, group_statistics
-from toolkit.training.rewards.table import REWARDS, RewardTable, ScoredAnswer, reward_table
+from toolkit.training.rewards.table import RewardTable, ScoredAnswer, reward_table
 
 __all__ = [
-    "REWARDS",
     "Explanation",
     "GroupStatistics",
     "RewardSummary",

@@ -1,23 +1,10 @@
 """Explanations of an answer's score, reward by reward."""
 
 import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.tasks.lesion import rewards as lesion
-from toolkit.tasks.mcq import rewards as mcq
-from toolkit.tasks.steps import rewards as steps
-from toolkit.tasks.vqa import rewards as vqa
 from toolkit.training.rewards.table import RewardTable
-
-WHY: Mapping[str, Mapping[str, Callable[[Sample, Answer], str]]] = {
-    "mcq": mcq.WHY,
-    "vqa": vqa.WHY,
-    "lesion": lesion.WHY,
-    "steps": steps.WHY,
-}
-"""Maps task and reward to a function that returns the reason for the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +40,7 @@ def explain(sample: Sample, answer: Answer, table: RewardTable) -> list[Explanat
 
 
 def _why(name: str, sample: Sample, answer: Answer, table: RewardTable) -> str:
-    known = WHY[table.task].get(name)
+    known = table.task.why.get(name)
     if known is not None:
         return known(sample, answer)
     doc = inspect.getdoc(table.rewards[name])

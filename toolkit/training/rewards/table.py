@@ -9,20 +9,9 @@ from pathlib import Path
 
 from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import Problem, RecipeError, RewardError
-from toolkit.recipe import REWARD_WEIGHTS
-from toolkit.tasks.lesion import rewards as lesion
-from toolkit.tasks.mcq import rewards as mcq
-from toolkit.tasks.steps import rewards as steps
-from toolkit.tasks.vqa import rewards as vqa
-from toolkit.training.rewards.custom import custom_name, load_custom, raised_at
-
-REWARDS: Mapping[str, Mapping[str, Reward]] = {
-    "mcq": mcq.REWARDS,
-    "vqa": vqa.REWARDS,
-    "lesion": lesion.REWARDS,
-    "steps": steps.REWARDS,
-}
-"""Maps task and reward name to the function."""
+from toolkit.recipe.user_code import raised_at
+from toolkit.tasks import Task
+from toolkit.training.rewards.custom import custom_name, load_custom
 
 RESERVED = frozenset({"custom", "total"})
 """Names with another meaning: a recipe key and a log column."""
@@ -47,7 +36,7 @@ class ScoredAnswer:
 class RewardTable:
     """The rewards of a recipe. ``rewards`` and ``weights`` have the same keys, and every weight is above 0."""
 
-    task: str
+    task: Task
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
 
@@ -75,7 +64,7 @@ class RewardTable:
         return ScoredAnswer(math.fsum(self.weights[name] * value for name, value in applying.items()), components)
 
 
-def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
+def reward_table(task: Task, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
     """Return the task's rewards and the custom ones, with the weights of the recipe.
 
     A reward that ``weights`` does not name has its default weight, which is 1 for a custom reward. A reward with
@@ -83,7 +72,7 @@ def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str],
     0. A penalty is expressed as its complement (1 is good).
 
     Args:
-        task: A key of ``REWARDS``.
+        task: The task, which has rewards of its own.
         weights: Maps rewards to weights, as ``recipe.reward_weights``.
         custom: Custom rewards, ``file.py:function``.
         base: The recipe's folder, which the files' relative paths start from.
@@ -93,10 +82,10 @@ def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str],
             above 0, and files or functions that cannot be loaded.
     """
     problems: list[Problem] = []
-    rewards = {**REWARDS[task], **_load_all(custom, base, REWARDS[task], problems)}
+    rewards = {**task.rewards, **_load_all(custom, base, task.rewards, problems)}
     # A custom reward that could not be loaded is reported already. Its weight is not a second problem.
     known = {**rewards, **{custom_name(entry): None for entry in custom}}
-    given = {**REWARD_WEIGHTS[task], **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
+    given = {**task.reward_weights, **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
     problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
     if not problems and not any(given.values()):
         problems.append(

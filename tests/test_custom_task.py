@@ -1,0 +1,140 @@
+"""A task in a file of the user's: the guide's example through every stage, and files that give no task."""
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.problems import raises
+from tests.helpers.recipes import load_data, load_recipe
+from toolkit.cli import main
+from toolkit.errors import RecipeError
+from toolkit.pipeline.results import read_results
+from toolkit.recipe import dump_recipe
+from toolkit.runfolder import find_run
+from toolkit.tasks import TASKS
+
+GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "custom_task.md"
+
+
+def block(name: str) -> str:
+    """Return the file of the guide that is called NAME."""
+    (found,) = re.findall(rf"<!-- file: {re.escape(name)} -->\n```\w+\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    return str(found)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("my_task.py", "my.toml"):
+        (tmp_path / name).write_text(block(name), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def toolkit(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 0
+
+
+def test_a_task_in_a_file_goes_through_every_stage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(block("my_task.py").splitlines()) <= 80
+    toolkit("plan", "my.toml")
+    assert "no problem found" in capsys.readouterr().out
+    toolkit("run", "my.toml", "--dry-run")
+    toolkit("run", "my.toml")
+    run = find_run(folder / "runs" / "my")
+    results = read_results(run)
+    assert (results.score, [row.label for row in results.rows]) == (
+        "accuracy",
+        ["majority baseline", "before", "after SFT", "after GRPO"],
+    )
+    assert {"correct", "brevity"} <= {key.split("/")[1] for line in run.metrics() for key in line if "reward/" in key}
+    card = (run.path / "stages" / "export" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "trained for finding the brighter half of an image" in card
+    assert 'task = "my_task.py:TASK"' in card
+    assert str(folder) not in card
+    capsys.readouterr()
+    toolkit("predict", "runs/my", "--question", "Which half?", "--image", str(run.path / "synthetic" / "test0.png"))
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_settings_of_a_task_are_validated_and_dumped_like_every_section(folder: Path) -> None:
+    recipe = load_recipe("my.toml")
+    assert recipe.settings.word == "side"
+    assert recipe.dataset.task == f"{folder / 'my_task.py'}:TASK"
+    (folder / "again.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe("again.toml") == recipe
+    with raises(RecipeError, "recipe.wrong_type", "recipe.key_unknown") as caught:
+        load_recipe("my.toml", ["data.side.wrod=1", "data.side.word=2"])
+    problems = {problem.code: problem for problem in caught.error.problems}
+    assert problems["recipe.key_unknown"].place == "--set data.side.wrod"
+    assert "word" in problems["recipe.key_unknown"].remedy
+    assert problems["recipe.wrong_type"].value == 2
+
+
+CHANGES = {
+    "tasks.file_missing": None,
+    "tasks.task_missing": ("TASK = Task(", "OTHER = Task("),
+    "tasks.not_a_task": ("TASK = Task(", "TASK = dict("),
+    "tasks.name_invalid": ('name="side"', 'name="vqa"'),
+    "tasks.weights_do_not_match": ('"brevity": 0.1', '"short": 0.1'),
+    "tasks.setting_without_default": ('word: str = "half"', "word: str"),
+    "tasks.file_syntax_invalid": ("TASK = Task(", "TASK = = Task("),
+    "tasks.file_raised": ("SIDES = (", "SIDES = 1 / 0, ("),
+}
+
+
+@pytest.mark.parametrize("code", CHANGES)
+def test_a_file_without_a_task_is_one_clear_error(code: str, folder: Path) -> None:
+    file, change = folder / "my_task.py", CHANGES[code]
+    if change is None:
+        file.unlink()
+    else:
+        text = file.read_text(encoding="utf-8")
+        assert change[0] in text
+        file.write_text(text.replace(*change), encoding="utf-8")
+    with raises(RecipeError, code) as caught:
+        load_recipe("my.toml")
+    assert caught.problem.place.startswith("my.toml: data.task: ")
+    assert str(file) in caught.problem.place
+
+
+def test_samples_of_such_a_task_are_read_in_another_process(folder: Path) -> None:
+    recipe = load_recipe("my.toml")
+    assert recipe.task.synthetic is not None
+    TASKS[recipe.dataset.task].synthetic.write(folder, recipe.dataset.synthetic, 1)  # type: ignore[union-attr, arg-type]
+    samples = load_data(recipe, folder).train
+    (folder / "samples.pickle").write_bytes(pickle.dumps((samples, recipe)))
+    code = (
+        "import json, pickle; samples, recipe = pickle.load(open('samples.pickle', 'rb'));"
+        "print(json.dumps([[one.id, one.reference['side']] for one in samples] + [[recipe.task.name, '']]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == [[one.id, one.reference["side"]] for one in samples] + [["side", ""]]
+
+
+def test_rows_are_read_again_once_the_file_of_the_task_has_changed(folder: Path) -> None:
+    recipe = load_recipe("my.toml")
+    TASKS[recipe.dataset.task].synthetic.write(folder, recipe.dataset.synthetic, 1)  # type: ignore[union-attr, arg-type]
+    assert len(load_data(recipe, folder).train) == 32
+    file = folder / "my_task.py"
+    file.write_text(file.read_text("utf-8").replace("if side not in SIDES:", 'if side != "left":'), encoding="utf-8")
+    changed = load_recipe("my.toml", ["data.max_dropped=1"])
+    assert {one.reference["side"] for one in load_data(changed, folder).train} == {"left"}
+
+
+def test_a_dry_run_without_rows_needs_synthetic_ones(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "my_task.py"
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "synthetic=" not in line]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    recipe = block("my.toml").split("[data.synthetic]")
+    (folder / "my.toml").write_text(f'{recipe[0]}train = "rows.json"\n[evaluate]\n', encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        main(["run", "my.toml", "--dry-run"])
+    assert left.value.code == 2
+    assert "[recipe.dry_run_without_rows]" in capsys.readouterr().err
