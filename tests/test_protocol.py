@@ -157,7 +157,7 @@ def test_training_changes_only_the_adapter_which_reloads_identically(
 ) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     start = {name: value.detach().clone() for name, value in trained.model.named_parameters() if value.requires_grad}
-    trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
+    trainer = (build_sft if stage == "sft" else build_grpo)(backend, trained, job_of(context, stage, tmp_path))
     trainer.train()
     now = dict(trained.model.named_parameters())
     assert all("lora_" in name for name in start)
@@ -213,7 +213,7 @@ def test_merged_weights_are_safetensors_with_the_same_completions(
 def test_trainers_have_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     for stage in ("sft", "grpo"):
-        trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
+        trainer = (build_sft if stage == "sft" else build_grpo)(backend, trained, job_of(context, stage, tmp_path))
         section = getattr(context.recipe, stage)
         assert trainer.args.learning_rate == section.learning_rate
         assert trainer.args.max_grad_norm == section.max_grad_norm
