@@ -9,13 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from toolkit.prepare import Prepared, Request, prepare_ham10000
+from toolkit.prepare import PrepareRequest, PrepareResult, prepare_ham10000
 
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 
 
 class Download:
-    """A download of HAM10000 with pictures of 60 x 45 that a test fills."""
+    """A download of HAM10000 with images of 60 x 45 that a test fills."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.rows = folder, []
@@ -24,7 +24,7 @@ class Download:
         self.masks.mkdir()
 
     def add(self, name: str, dx: str = "nv", mask: np.ndarray | None = None, **cells: str) -> None:
-        """A row with its picture, and its mask where one is given."""
+        """A row with its image, and its mask where one is given."""
         known = {"lesion_id": f"HAM_{name}", "image_id": name, "dx": dx, "dx_type": "histo", "age": "50.0"}
         self.rows.append({**known, "sex": "male", "localization": "back", "dataset": "made", **cells})
         cv2.imwrite(str(self.images / f"{name}.jpg"), np.full((45, 60, 3), 150, np.uint8))
@@ -39,8 +39,8 @@ class Download:
             table.writerows(self.rows)
         return file
 
-    def prepare(self, **options: Any) -> Prepared:
-        return prepare_ham10000([self.images], self.masks, self.metadata(), Request(self.out, **options))
+    def prepare(self, **options: Any) -> PrepareResult:
+        return prepare_ham10000([self.images], self.masks, self.metadata(), PrepareRequest(self.out, **options))
 
     def written(self) -> dict[str, dict[str, Any]]:
         return {row["image_id"]: row for row in json.loads((self.out / "ham10000_with_spatial_data.json").read_text())}
@@ -53,21 +53,21 @@ def box_mask(*boxes: Sequence[int], size: tuple[int, int] = (60, 45), value: int
     return mask
 
 
-def notes_of(prepared: Prepared) -> dict[str, int]:
+def notes_of(prepared: PrepareResult) -> dict[str, int]:
     return {note.reason: note.count for note in prepared.notes}
 
 
-def note(prepared: Prepared, words: str) -> int:
-    """The count of the only note with these words; 0 without one."""
+def note(prepared: PrepareResult, words: str) -> int:
+    """Return the count of the only note with these words; 0 without one."""
     return sum(count for reason, count in notes_of(prepared).items() if words in reason)
 
 
-def isic(folder: Path, pictures: Sequence[str], masks: Sequence[str] = (), **tables: str) -> Path:
-    """A download in nested folders; each mask is one box in the upper left."""
+def isic(folder: Path, images: Sequence[str], masks: Sequence[str] = (), **tables: str) -> Path:
+    """Return a download in nested folders. Each mask is one box in the upper left."""
     source = folder / "source"
     for name in ("Data/Training_Input", "Data/GroundTruth", "tables"):
         (source / name).mkdir(parents=True, exist_ok=True)
-    for name in pictures:
+    for name in images:
         cv2.imwrite(str(source / "Data/Training_Input" / f"{name}.jpg"), np.full((45, 60, 3), 150, np.uint8))
     for name in masks:
         cv2.imwrite(str(source / "Data/GroundTruth" / f"{name}.png"), box_mask((3, 3, 15, 12)))

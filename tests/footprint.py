@@ -1,4 +1,4 @@
-"""What a training pass allocates and keeps, counted on the CPU: the oracle of the plan's memory formulas."""
+"""Bytes that a training pass allocates and saves on the CPU: the reference for the memory formulas of plans."""
 
 import json
 import weakref
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from toolkit.models import lora as adapter
-from toolkit.models.gradient_checkpointing import spare_input_gradients
+from toolkit.models.hf import disable_input_gradients
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
@@ -63,11 +63,11 @@ SMALL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "": IDS,
     },
 }
-"""Shape -> what makes a model of its architecture small: part of the configuration -> fields."""
+"""Shape -> changes that make the architecture small: part of the configuration -> fields."""
 
 
 class Allocated(TorchDispatchMode):
-    """Bytes of the tensors that were made inside and are alive: ``now``, and at most, ``peak``."""
+    """Count the bytes of living tensors that were created in the block: ``now`` and ``peak``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def shape_fields(name: str) -> dict[str, Any]:
 
 
 def small_fields(name: str) -> dict[str, Any]:
-    """The configuration of a small model of this architecture."""
+    """Return the configuration of a small model with this architecture."""
     fields = shape_fields(name)
     for part, smaller in SMALL[name].items():
         (fields[part] if part else fields).update(smaller)
@@ -109,7 +109,7 @@ def small_fields(name: str) -> dict[str, Any]:
 
 
 def base_model(fields: Mapping[str, Any], precision: str, folder: Path) -> Any:
-    """The model with random weights in this precision, on the CPU."""
+    """Return the model with random weights in this precision, on the CPU."""
     torch.manual_seed(0)
     dtype = torch.float32 if precision == "32bit" else torch.bfloat16
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
@@ -129,17 +129,17 @@ def base_model(fields: Mapping[str, Any], precision: str, folder: Path) -> Any:
 
 
 def trainable(model: Any, lora: Lora, *, checkpointing: bool) -> Any:
-    """The model with an adapter, in training mode, as the hf backend and TRL's trainers make it."""
+    """Return the model with an adapter in training mode, as the hf backend and TRL's trainers build it."""
     model = adapter.attach(model, lora, 0).train()
     model.config.use_cache = False
-    spare_input_gradients(model)
+    disable_input_gradients(model)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
 def one_row(config: Any, text: int, side: int = 224) -> tuple[dict[str, torch.Tensor], int, int]:
-    """The inputs of one row with one picture, its image tokens and its patches."""
+    """Return the inputs of one row with one image, its image tokens and its patches."""
     if config.model_type == "gemma3":
         side, patch = config.vision_config.image_size, config.vision_config.patch_size
         tokens, patches, token = config.mm_tokens_per_image, (side // patch) ** 2, config.image_token_index

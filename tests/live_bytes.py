@@ -1,4 +1,4 @@
-"""Peak of the bytes that torch allocates, counted by storage. It works on a CPU, where torch has no such counter."""
+"""Peak of the bytes that torch allocates, counted by storage, on a CPU, for which torch has no such counter."""
 
 import weakref
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the storages that operators make inside the block; what existed before is not counted.
+    """Count the storages that operators create in the block, without those that existed before.
 
     Attributes:
         peak: largest number of bytes alive at once.

@@ -14,7 +14,7 @@ from training import context_of
 
 from toolkit.recipe import Evaluate, Export, Recipe, SyntheticData, load_recipe
 from toolkit.scoring.regions.coordinates import choose_coordinates
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.training.grpo import train_grpo
 from toolkit.training.sft import train_sft
 

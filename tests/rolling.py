@@ -10,7 +10,7 @@ from stepping import LOAD, row, task_rows, write_csv
 
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
-from toolkit.models.image_ids import KEY
+from toolkit.models.prompts import IMAGE_KEY
 from toolkit.recipe import Recipe, dump_recipe, load_recipe
 
 TASKS = ("1", "2", "3", "4")
@@ -40,7 +40,7 @@ class Scripted(HfBackend):
         self.memories: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
-        return self.load_reader(recipe)
+        return self.load_without_model(recipe)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         if len(self.asked) == self.fail_after:
@@ -56,7 +56,7 @@ class Scripted(HfBackend):
 
 
 def step_of(one: Row) -> tuple[str, int]:
-    task, step = Path(one.images[0].info[KEY].partition("#")[0]).stem.rsplit("_", 1)
+    task, step = Path(one.images[0].info[IMAGE_KEY].partition("#")[0]).stem.rsplit("_", 1)
     return task, int(step)
 
 

@@ -1,4 +1,4 @@
-"""Which backend a recipe gets, what is refused with it, and that Unsloth comes before everything else."""
+"""The choice of a backend, unsupported settings, and the import of Unsloth before other libraries."""
 
 import json
 import logging
@@ -16,9 +16,9 @@ from tests.helpers.problems import raises, warnings_in
 from toolkit.errors import ModelError
 from toolkit.models import backend_name, choose_backend, preload
 from toolkit.models import choose as choice
-from toolkit.models.unsloth.limits import refusals, refuse
+from toolkit.models.unsloth.limits import check_supported, unsupported_reasons
 from toolkit.models.unsloth.start import start
-from toolkit.models.vllm import Machine, vllm_refusals
+from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Model, Recipe, dump_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ BIG = Machine(24.0, (8, 9), vllm=True)
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a CUDA device and Unsloth, as far as the choice can see."""
+    """Make the choice find a CUDA device and Unsloth."""
     monkeypatch.setattr(choice, "_has_cuda", lambda: True)
     monkeypatch.setattr(choice, "_is_installed", lambda: True)
 
@@ -59,27 +59,27 @@ def test_without_a_gpu_or_the_package_auto_is_hf_and_unsloth_an_error(
     assert ("a CUDA device" if lacking == "_has_cuda" else "the package unsloth") in caught.problem.rule
 
 
-def test_a_gguf_is_asked_by_llama_cpp_whatever_the_recipe_says(
-    gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_gguf_always_uses_llama_cpp(gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "x-f16.gguf").touch()
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     for weights in (tmp_path, tmp_path / "x-f16.gguf"):
         assert choose_backend(recipe.model, weights).name == "gguf"
-    preload(recipe, tmp_path, tmp_path / "x-f16.gguf")  # else an error here, where transformers came first
+    preload(
+        recipe, tmp_path, tmp_path / "x-f16.gguf"
+    )  # without the GGUF this would be an error, because transformers is imported
     with raises(ModelError, "model.unsloth_imported_late"):
         preload(recipe, tmp_path, tmp_path / "merged")
     monkeypatch.setattr(choice, "_has_cuda", lambda: False)
     assert choose_backend(recipe.model, tmp_path).name == "gguf"
 
 
-def test_several_processes_stay_with_hf(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_use_hf(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert backend_name(Model(name="a/b")) == "hf"
     assert backend_name(Model(name="a/b", backend="unsloth")) == "unsloth"
 
 
-def test_auto_stays_with_hf_where_transformers_came_first(gpu: None) -> None:
+def test_auto_is_hf_if_transformers_was_imported_first(gpu: None) -> None:
     import transformers
 
     assert sys.modules["transformers"] is transformers
@@ -102,11 +102,11 @@ main(sys.argv[1:])
 """
 
 SEEN = """
-from toolkit.models import choice
+from toolkit.models import choose as choice
 choice._has_cuda = lambda: True
 choice._is_installed = lambda: True
 """
-"""Python imports it at the start of every process: the one that makes the plan too."""
+"""Python imports this module at the start of every process, the plan's process included."""
 
 FAKE = """
 import json, os, sys
@@ -121,7 +121,7 @@ raise ImportError("this is not the real one")
 
 
 def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) -> tuple[int, str, dict[str, Any]]:
-    """The command line where the choice sees a GPU, with an unsloth that writes down what it finds and gives up."""
+    """Run the command line with a fake GPU, and a fake unsloth that records the imported modules and raises."""
     (tmp_path / "fake").mkdir(exist_ok=True)
     (tmp_path / "fake" / "unsloth.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "fake" / "sitecustomize.py").write_text(SEEN, encoding="utf-8")
@@ -142,7 +142,7 @@ def run_with_fake(tmp_path: Path, recipe: Recipe, *command: str, gpus: int = 1) 
     return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.is_file() else {}
 
 
-def test_the_command_line_imports_unsloth_before_everything_else(tmp_path: Path) -> None:
+def test_the_command_line_imports_unsloth_first(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     code, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"))
     assert found == {
@@ -156,7 +156,7 @@ def test_the_command_line_imports_unsloth_before_everything_else(tmp_path: Path)
     assert "the modules that it generates are in" in said
 
 
-def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
+def test_one_of_two_gpus_is_used_with_a_warning(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     _, said, found = run_with_fake(tmp_path, recipe, "run", str(tmp_path / "recipe.toml"), gpus=2)
     assert found["seen"] == "0"
@@ -167,11 +167,11 @@ def test_of_two_gpus_one_is_used_and_it_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
 def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -> None:
     from toolkit.pipeline.prepare_data import prepare
-    from toolkit.runfolder import StopRequest, silent, start_run
+    from toolkit.runfolder import StopRequest, no_progress, start_run
 
     recipe = small_recipe(tmp_path, {"model": {"backend": "unsloth"}})
     with start_run(recipe) as run, StopRequest():
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
     film = next((run.path / "synthetic" / "images").glob("*.png"))
     more = ["--question", "Which?", "--image", str(film), "--option", "A. a", "--option", "B. b"]
     code, _, found = run_with_fake(tmp_path, recipe, command, str(run.path), *(more if command == "predict" else []))
@@ -191,27 +191,27 @@ def test_later_commands_import_unsloth_first_too(tmp_path: Path, command: str) -
         ({"export": {"allow_dequantised": True}}, "allow_dequantised"),
     ],
 )
-def test_what_unsloth_would_change_is_refused(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:
+def test_settings_that_unsloth_would_change_are_rejected(tmp_path: Path, tables: dict[str, Any], reason: str) -> None:
     recipe = small_recipe(tmp_path, tables)
-    assert len(refusals(recipe)) == 1
+    assert len(unsupported_reasons(recipe)) == 1
     with raises(ModelError, "model.unsloth_cannot_train") as caught:
-        refuse(recipe)
+        check_supported(recipe)
     assert re.search(reason, caught.problem.rule)
 
 
-def test_what_unsloth_does_as_written_is_not_refused(tmp_path: Path) -> None:
-    assert refusals(small_recipe(tmp_path)) == []
+def test_settings_that_unsloth_supports_are_accepted(tmp_path: Path) -> None:
+    assert unsupported_reasons(small_recipe(tmp_path)) == []
     written = {"loss": "dr_grpo", "scale_rewards": "none"}
-    assert refusals(small_recipe(tmp_path, {"grpo": written})) == []
-    assert refusals(small_recipe(tmp_path, {"grpo": {"beta": 0.1}})) == []
+    assert unsupported_reasons(small_recipe(tmp_path, {"grpo": written})) == []
+    assert unsupported_reasons(small_recipe(tmp_path, {"grpo": {"beta": 0.1}})) == []
 
 
-def test_auto_takes_hf_where_unsloth_would_change_the_recipe(
+def test_auto_is_hf_if_unsloth_would_change_the_recipe(
     gpu: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import transformers
 
-    assert sys.modules["transformers"] is transformers  # so that an attempt to import Unsloth would be an error
+    assert sys.modules["transformers"] is transformers  # importing Unsloth would now be an error
     recipe = small_recipe(tmp_path, {"model": {"name": "a/b"}, "grpo": {"loss": "dr_grpo"}})
     with caplog.at_level(logging.WARNING):
         preload(recipe, tmp_path)
@@ -223,18 +223,19 @@ def test_auto_takes_hf_where_unsloth_would_change_the_recipe(
         preload(named, tmp_path)
 
 
-def by_vllm(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:
+def vllm_recipe(tmp_path: Path, tables: dict[str, Any] | None = None) -> Recipe:
     tables = {**(tables or {}), "grpo": {"rollouts": "vllm"}}
     return small_recipe(tmp_path, tables).model_copy(update={"sft": None})
 
 
-def test_vllm_may_write_where_everything_fits(tmp_path: Path) -> None:
-    assert vllm_refusals(by_vllm(tmp_path), BIG, "gemma3", 1) == []
-    assert vllm_refusals(by_vllm(tmp_path), Machine(23.6, (8, 6), True), "qwen2_5_vl", 1) == []  # a card sold as 24 GB
+def test_vllm_is_supported_if_all_requirements_hold(tmp_path: Path) -> None:
+    assert vllm_unsupported_reasons(vllm_recipe(tmp_path), BIG, "gemma3", 1) == []
+    nominal_24_gb = Machine(23.6, (8, 6), True)
+    assert vllm_unsupported_reasons(vllm_recipe(tmp_path), nominal_24_gb, "qwen2_5_vl", 1) == []
 
 
-def test_nothing_is_refused_where_vllm_is_not_asked_for(tmp_path: Path) -> None:
-    assert vllm_refusals(small_recipe(tmp_path), Machine(0.0, (0, 0), False), "no_such", 9) == []
+def test_without_vllm_rollouts_nothing_is_checked(tmp_path: Path) -> None:
+    assert vllm_unsupported_reasons(small_recipe(tmp_path), Machine(0.0, (0, 0), False), "no_such", 9) == []
 
 
 @pytest.mark.parametrize(
@@ -250,23 +251,23 @@ def test_nothing_is_refused_where_vllm_is_not_asked_for(tmp_path: Path) -> None:
         (BIG, "gemma3", 1, {"model": {"backend": "hf"}}, "backend"),
     ],
 )
-def test_vllm_is_refused_with_the_reason(
+def test_vllm_is_rejected_with_the_reason(
     tmp_path: Path, machine: Machine, architecture: str, pictures: int, tables: dict[str, Any], reason: str
 ) -> None:
-    found = vllm_refusals(by_vllm(tmp_path, tables), machine, architecture, pictures)
+    found = vllm_unsupported_reasons(vllm_recipe(tmp_path, tables), machine, architecture, pictures)
     assert len(found) == 1
     assert reason in found[0]
 
 
-def test_vllm_beside_sft_is_refused(tmp_path: Path) -> None:
+def test_vllm_with_sft_is_rejected(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"rollouts": "vllm"}})
-    assert ["SFT" in reason for reason in vllm_refusals(recipe, BIG, "gemma3", 1)] == [True]
+    assert ["SFT" in reason for reason in vllm_unsupported_reasons(recipe, BIG, "gemma3", 1)] == [True]
 
 
-def test_grpo_refuses_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
+def test_grpo_rejects_vllm_before_it_loads_a_model(tmp_path: Path) -> None:
     from training import context_of
 
     from toolkit.training.grpo import train_grpo
 
-    with context_of(by_vllm(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):
+    with context_of(vllm_recipe(tmp_path)) as context, raises(ModelError, "training.vllm_unsupported"):
         train_grpo(context)

@@ -1,4 +1,4 @@
-"""What every backend does with prompts, labels, settings and images, and the tiny model's files."""
+"""Prompts, labels, settings and images in every backend, and the files of the tiny model."""
 
 import copy
 import shutil
@@ -22,12 +22,12 @@ from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, TrainingJob
 from toolkit.models.collate import IGNORED, collate
 from toolkit.models.hf import make_policy
-from toolkit.models.image_ids import mark
 from toolkit.models.loading import load_model
-from toolkit.models.prompts import Prompts
+from toolkit.models.prompts import Prompts, set_image_key
 from toolkit.recipe import Model
-from toolkit.training.image_processor_cache import ImageMemory
-from toolkit.training.trl_settings import check_settings, grpo_settings
+from toolkit.training.grpo import grpo_settings
+from toolkit.training.image_processor_cache import CachedImageProcessor
+from toolkit.training.trl_settings import check_settings
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def rows(context: Context) -> list[Row]:
 
 def noise(side: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    return mark(Image.fromarray(pixels), f"noise-{side}-{seed}")
+    return set_image_key(Image.fromarray(pixels), f"noise-{side}-{seed}")
 
 
-def test_the_loss_covers_the_answer_and_its_turn_end_only(policy: Policy, rows: list[Row]) -> None:
+def test_the_loss_covers_only_the_answer_and_its_end_of_turn(policy: Policy, rows: list[Row]) -> None:
     batch = collate(policy, rows[:6])
     for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=False):
         supervised = ids[labels != IGNORED]
@@ -60,7 +60,7 @@ def test_the_loss_covers_the_answer_and_its_turn_end_only(policy: Policy, rows: 
         assert torch.equal(labels[labels != IGNORED], supervised)
 
 
-def test_the_prompt_in_training_is_the_prompt_that_is_asked(policy: Policy, rows: list[Row]) -> None:
+def test_training_and_evaluation_use_the_same_prompt(policy: Policy, rows: list[Row]) -> None:
     batch = collate(policy, rows[:1])
     trained = batch["input_ids"][0][batch["labels"][0] == IGNORED]
     text = chat_template.render_prompt(policy.processor, rows[0].messages)
@@ -68,7 +68,7 @@ def test_the_prompt_in_training_is_the_prompt_that_is_asked(policy: Policy, rows
     assert trained.tolist() == list(asked)
 
 
-def test_labels_agree_with_trls_collator_up_to_the_turn_end(policy: Policy, rows: list[Row]) -> None:
+def test_labels_equal_those_of_trls_collator_up_to_the_end_of_turn(policy: Policy, rows: list[Row]) -> None:
     oracle = DataCollatorForVisionLanguageModeling(policy.processor, completion_only_loss=True)
     example = {
         "images": rows[0].images,
@@ -78,13 +78,13 @@ def test_labels_agree_with_trls_collator_up_to_the_turn_end(policy: Policy, rows
     expected = oracle([example])
     batch = collate(policy, rows[:1])
     ours, theirs = batch["labels"][0], expected["labels"][0]
-    # TRL's completion goes on to the line break that the template writes after the turn; ours stops at the turn end.
+    # TRL's labels include the line break after the end of turn in the template. Ours stop at the end of turn.
     assert ours.tolist() == theirs[: len(ours)].tolist()
     assert policy.processor.tokenizer.decode(theirs[len(ours) :]).strip() == ""
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
-def test_a_row_without_an_answer_is_refused_in_training(policy: Policy, rows: list[Row]) -> None:
+def test_a_training_row_without_an_answer_is_rejected(policy: Policy, rows: list[Row]) -> None:
     with raises(DataError, "data.answer_missing"):
         collate(policy, [Row(rows[0].messages, rows[0].images, "")])
 
@@ -108,36 +108,38 @@ def test_labels_of_real_qwen_processors_cover_the_answer_only(shared_data: Path,
     assert (batch["input_ids"] == image_id).sum() == merged
 
 
-def test_each_picture_is_processed_once(policy: Policy) -> None:
-    memory = ImageMemory(policy.processor.image_processor, capacity=8)
+def test_each_image_is_processed_once(policy: Policy) -> None:
+    memory = CachedImageProcessor(policy.processor.image_processor, capacity=8)
     first, second = noise(50), noise(70, 1)
     images = [[first], [first], [second], [copy.deepcopy(first)]]
     expected = policy.processor.image_processor([[first], [first], [second], [first]], return_tensors="pt")
     found = memory(images, return_tensors="pt")
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
-    assert (memory.processed, memory.remembered) == (2, 2)
+    assert (memory.processed, memory.cache_hits) == (2, 2)
 
 
-def test_the_memory_forgets_the_oldest_picture(policy: Policy) -> None:
-    memory = ImageMemory(policy.processor.image_processor, capacity=1)
+def test_the_image_cache_evicts_the_oldest_image(policy: Policy) -> None:
+    memory = CachedImageProcessor(policy.processor.image_processor, capacity=1)
     for seed in (0, 1, 0):
         memory([noise(40, seed)], return_tensors="pt")
-    assert (memory.processed, memory.remembered) == (3, 0)
+    assert (memory.processed, memory.cache_hits) == (3, 0)
 
 
-def test_a_picture_without_identity_is_processed_each_time(policy: Policy) -> None:
-    memory = ImageMemory(policy.processor.image_processor, capacity=8)
+def test_an_image_without_a_key_is_not_cached(policy: Policy) -> None:
+    memory = CachedImageProcessor(policy.processor.image_processor, capacity=8)
     plain = Image.new("RGB", (30, 30))
     memory([plain], return_tensors="pt")
     memory([plain], return_tensors="pt")
-    assert (memory.processed, memory.remembered) == (2, 0)
+    assert (memory.processed, memory.cache_hits) == (2, 0)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "smolvlm_256m_idefics3"])
-def test_remembered_pictures_of_real_processors_equal_fresh_ones(shared_data: Path, tmp_path: Path, name: str) -> None:
+def test_cached_images_of_real_processors_equal_newly_processed_ones(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
     unpack_processors(shared_data, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path / "processors" / name)
-    memory = ImageMemory(processor.image_processor, capacity=8)
+    memory = CachedImageProcessor(processor.image_processor, capacity=8)
     images = [[noise(80)], [noise(200, 1)], [noise(80)]]
     expected = processor.image_processor(copy.deepcopy(images), return_tensors="pt")
     for _ in range(2):
@@ -146,7 +148,7 @@ def test_remembered_pictures_of_real_processors_equal_fresh_ones(shared_data: Pa
         assert all(torch.equal(found[key], expected[key]) for key in expected if torch.is_tensor(expected[key]))
 
 
-def test_grpo_settings_are_the_recipes_arithmetic(policy: Policy, tmp_path: Path) -> None:
+def test_grpo_settings_divide_a_step_as_in_the_recipe(policy: Policy, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"prompts_per_step": 6, "generations": 4, "micro_batch": 8}})
     job = TrainingJob(recipe, lambda index: Row([], []), 10, Path("x"))
     settings = grpo_settings(policy, job)
@@ -168,7 +170,7 @@ def test_a_setting_that_a_library_rewrote_is_an_error() -> None:
     assert "per_device_train_batch_size: 1 became 4" in str(caught.problem.value)
 
 
-def test_full_tuning_trains_every_weight(backend: Backend, tmp_path: Path) -> None:
+def test_full_fine_tuning_trains_every_parameter(backend: Backend, tmp_path: Path) -> None:
     if backend.name == "unsloth":
         pytest.skip("full fine-tuning is not done with Unsloth (backends/unsloth/limits.py)")
     model = backend.load(small_recipe(tmp_path, {"model": {"tuning": "full"}}), None, trainable=True).model
@@ -198,7 +200,7 @@ def test_the_tiny_tokenizer_is_its_sentencepiece_model() -> None:
     assert [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] == [spm.encode(t) for t in texts]
 
 
-def test_weights_that_broke_off_are_told_and_no_traceback(tmp_path: Path) -> None:
+def test_incomplete_weights_are_an_error_without_a_traceback(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny.FOLDER, tmp_path / "model"))
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])

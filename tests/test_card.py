@@ -26,7 +26,7 @@ from toolkit.pipeline.rerun import export_again
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, SyntheticData, load_recipe
 from toolkit.runfolder import RunFolder, find_run, read_json
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENT = "MRN-4815162342"

@@ -1,4 +1,4 @@
-"""What runs use: counted by formula and by torch, kept through a kill, added up once, and told without inventing."""
+"""Usage of runs: FLOPs by formula and by torch, records of killed processes, sums and reports."""
 
 import dataclasses
 import json
@@ -29,13 +29,13 @@ from toolkit.evaluation.predict import predict
 from toolkit.models import choose_backend
 from toolkit.models.backend import Row, Sampling
 from toolkit.models.chat_template import conversation
-from toolkit.models.flops import meter, weights_of
+from toolkit.models.flops import parameter_counts, register_usage_hooks
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, Run, dump_recipe
 from toolkit.reporting import as_json, as_markdown, read_ledger
 from toolkit.runfolder import RunFolder, read_json, write_json
-from toolkit.runfolder.usage import Counts, Usage, Weights, count, counts, read_compute, recording, total
+from toolkit.runfolder.usage import Counts, ParameterCount, Usage, count, counts, read_compute, recording, total
 from toolkit.runfolder.usage import recorder as recorder_module
 from toolkit.runfolder.usage.energy import INSTALL
 
@@ -44,36 +44,36 @@ EMPTY = Usage().to_json()
 
 @pytest.fixture(autouse=True)
 def no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """codecarbon begins only where a test wants it."""
+    """Disable codecarbon, except in tests that enable it."""
     monkeypatch.setattr(recorder_module, "ENERGY_AFTER", 1e9)
 
 
 def test_the_formula_is_six_n_for_full_training_and_a_little_over_four_n_for_an_adapter() -> None:
-    # 3 positions through 10 x 20 weights. Forward 2 n, backward 2 n for the input's gradient and 2 n for the weights'.
+    # 3 positions, 10 x 20 parameters. Forward 2 n, backward 2 n for the inputs and 2 n for the parameters.
     full = nn.Linear(10, 20)
-    assert weights_of(full) == Weights(200, 200)
-    assert weights_of(full).forward(3) == 2 * 200 * 3
-    assert weights_of(full).both(3, checkpointing=False) == 6 * 200 * 3
+    assert parameter_counts(full) == ParameterCount(200, 200)
+    assert parameter_counts(full).forward(3) == 2 * 200 * 3
+    assert parameter_counts(full).forward_backward(3, checkpointing=False) == 6 * 200 * 3
     # Frozen, with an adapter of rank 2 beside it: 10 x 2 + 2 x 20 = 60 weights more, which are trained.
     full.requires_grad_(False)
     adapted = nn.ModuleList([full, nn.Linear(10, 2), nn.Linear(2, 20)])
-    assert weights_of(adapted) == Weights(260, 60)
-    assert weights_of(adapted).both(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
-    assert weights_of(adapted).both(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
+    assert parameter_counts(adapted) == ParameterCount(260, 60)
+    assert parameter_counts(adapted).forward_backward(3, checkpointing=False) == (4 * 260 + 2 * 60) * 3
+    assert parameter_counts(adapted).forward_backward(3, checkpointing=True) == (6 * 260 + 2 * 60) * 3
 
 
 def test_embeddings_and_norms_are_no_multiplications() -> None:
-    assert weights_of(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == Weights(0, 0)
+    assert parameter_counts(nn.ModuleList([nn.Embedding(100, 8), nn.LayerNorm(8)])) == ParameterCount(0, 0)
 
 
-def test_where_positions_merge_each_has_a_part_of_the_weights() -> None:
+def test_merged_positions_count_a_fraction_of_the_parameters() -> None:
     tower = nn.ModuleDict({"block": nn.Linear(4, 4), "merger": nn.Linear(16, 8)})
     # 2 x 2 patches of width 4 become one position of width 16: 16 weights a patch, and 128 / 4.
-    assert weights_of(tower, merged=4).all == 16 + 32
+    assert parameter_counts(tower, merged=4).all == 16 + 32
 
 
 class Attention(nn.Module):
-    """One layer of attention with what a language model of transformers has: a decoder, a head, hooks to find them."""
+    """One attention layer with the decoder, head and accessors of a language model in transformers."""
 
     def __init__(self, width: int, words: int) -> None:
         super().__init__()
@@ -100,20 +100,20 @@ class Attention(nn.Module):
 @given(rows=st.integers(1, 3), length=st.integers(2, 9), width=st.sampled_from([4, 8]), words=st.integers(3, 20))
 def test_formula_and_torchs_counter_differ_by_attention_alone(rows: int, length: int, width: int, words: int) -> None:
     model = Attention(width, words)
-    meter(model)
+    register_usage_hooks(model)
     before = counts()
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(rows, length, dtype=torch.long)).sum().backward()
     found = counts() - before
     assert (found.trained_tokens, found.read_tokens) == (rows * length, 0)
     assert found.training == 6 * (4 * width * width + width * words) * rows * length
-    # Q K^T and its product with V: 2 x 2 x length x length x width a row, forward, and twice that backward.
+    # Q K^T and its product with V: 2 x 2 x length x length x width per row, forward, and twice that backward.
     assert counter.get_total_flops() - found.training == 3 * 2 * 2 * rows * length * length * width
 
 
-def test_a_pass_without_gradients_is_read_or_written() -> None:
+def test_a_pass_without_gradients_counts_as_read_or_generated() -> None:
     model = Attention(4, 5)
-    meter(model)
+    register_usage_hooks(model)
     before = counts()
     with torch.no_grad():
         model(torch.zeros(2, 7, dtype=torch.long))
@@ -125,7 +125,7 @@ def test_a_pass_without_gradients_is_read_or_written() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """SFT and GRPO of two steps with evaluations; an answer is asked for afterwards."""
+    """Return a run with two steps of SFT and GRPO, evaluations, and a prediction."""
     folder = tmp_path_factory.mktemp("compute")
     tables = {"sft": {"max_steps": 2}, "grpo": {"max_steps": 2}}
     with pytest.MonkeyPatch.context() as patch:
@@ -136,18 +136,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def test_stages_have_their_tokens_pictures_and_answers(finished: RunFolder) -> None:
+def test_stages_have_their_tokens_images_and_completions(finished: RunFolder) -> None:
     record = read_compute(finished.compute_file)
-    assert [(start.command, start.outcome) for start in record.starts] == [("run", "finished"), ("predict", "finished")]
+    assert [(start.command, start.outcome) for start in record.sessions] == [
+        ("run", "finished"),
+        ("predict", "finished"),
+    ]
     found = {name: used.counts for name, used in record.stages().items()}
     assert list(found) == ["data", "evaluate-before", "sft", "evaluate-sft", "grpo", "evaluate-grpo", "predict"]
-    # 2 steps of 2 passes of 4 rows with one picture each.
+    # 2 steps of 2 passes with 4 rows of one image.
     assert found["sft"].trained_images == 16
-    # Before the first step: one row twice with its picture, and once with another row's.
+    # Before the first step: one row twice with its image, and once with the image of another row.
     assert found["sft"].read_images == 3
     assert found["sft"].generated_tokens == 0
-    # 2 steps of 2 prompts x 4 answers; each picture is read once to generate and once more to train. Three passes look
-    # whether pictures count before the first step, and three more in the first batch.
+    # 2 steps of 2 prompts x 4 completions. Each image is read once to generate and once to train. Three passes check
+    # before the first step that images matter, and three more in the first batch.
     assert found["grpo"].trained_images == 16
     assert found["grpo"].read_images == 16 + 3 + 3
     assert found["grpo"].generated_tokens > 0
@@ -158,8 +161,8 @@ def test_stages_have_their_tokens_pictures_and_answers(finished: RunFolder) -> N
     assert found["data"] == Counts()
 
 
-def test_stages_are_parts_of_their_start_and_add_up_to_almost_all_of_it(finished: RunFolder) -> None:
-    start = read_compute(finished.compute_file).starts[0]
+def test_stages_add_up_to_almost_the_whole_session(finished: RunFolder) -> None:
+    start = read_compute(finished.compute_file).sessions[0]
     parts = total(stage.used for stage in start.stages)
     assert parts.counts.to_json() == pytest.approx(start.used.counts.to_json())
     assert 0.9 * start.used.wall < parts.wall <= start.used.wall
@@ -171,19 +174,19 @@ def test_stages_are_parts_of_their_start_and_add_up_to_almost_all_of_it(finished
         assert (start.used.gpu, start.used.gpu_memory) == (0, None)
 
 
-def test_torchs_counter_watches_one_pass_a_stage_and_agrees_with_the_formula(finished: RunFolder) -> None:
+def test_torchs_counter_measures_one_pass_of_a_stage_and_agrees_with_the_formula(finished: RunFolder) -> None:
     stages = read_compute(finished.compute_file).stages()
     for name in ("sft", "grpo"):
         found = stages[name].counts
         assert 0 < found.counted_tokens < found.trained_tokens / 2
-        # Attention comes on top of the formula; the first layer's gradient of its input, which the formula has and an
-        # adapter does not need, goes off. At some 120 positions of width 192 both stay within a tenth.
+        # The counter adds attention. It lacks the gradient of the first input, which an adapter does not need.
+        # With about 120 positions of width 192, both are below a tenth.
         assert found.counted_flops == pytest.approx(found.counted_formula, rel=0.1)
         assert found.counter_training == pytest.approx(found.training, rel=0.15)
     assert stages["evaluate-sft"].counts.counter_training is None
 
 
-def test_reading_a_prompt_takes_what_torchs_counter_finds(tmp_path: Path) -> None:
+def test_flops_of_prefill_agree_with_torchs_counter(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     backend = choose_backend(recipe.model)
     policy = backend.load(recipe, None, trainable=False)
@@ -196,7 +199,7 @@ def test_reading_a_prompt_takes_what_torchs_counter_finds(tmp_path: Path) -> Non
     assert counter.get_total_flops() == pytest.approx(found.inference, rel=0.1)
 
 
-def test_checkpointing_costs_one_forward_pass_more(tmp_path: Path) -> None:
+def test_gradient_checkpointing_adds_one_forward_pass(tmp_path: Path) -> None:
     found = {}
     for switched in (False, True):
         tables = {"sft": {"max_steps": 1, "gradient_checkpointing": switched}}
@@ -206,12 +209,12 @@ def test_checkpointing_costs_one_forward_pass_more(tmp_path: Path) -> None:
         found[switched] = read_compute(run.compute_file).stages()["sft"].counts
     plain, again = found[False], found[True]
     assert plain.trained_tokens == again.trained_tokens
-    # From 4 n and a little for the adapter to 6 n and the same. The head is not computed again.
+    # From 4 n and the adapter to 6 n and the adapter. The head is not recomputed.
     assert 1.2 < again.language_training / plain.language_training < 1.5
     assert again.counted_flops == pytest.approx(again.counted_formula, rel=0.1)
 
 
-def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_does_not_change_the_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(name: str) -> bytes:
         recipe = small_recipe(tmp_path / name, {"sft": {"max_steps": 2}})
         only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
@@ -219,13 +222,13 @@ def test_counting_leaves_the_trained_weights_as_they_were(tmp_path: Path, monkey
         return (run.weights_folder("sft") / "adapter_model.safetensors").read_bytes()
 
     counted = weights("counted")
-    monkeypatch.setattr("toolkit.training.trainers.count_one_pass", lambda trainer, policy: None)
-    monkeypatch.setattr("toolkit.models.hf.meter", lambda model: None)
+    monkeypatch.setattr("toolkit.training.sft.count_one_pass", lambda trainer, policy: None)
+    monkeypatch.setattr("toolkit.models.hf.register_usage_hooks", lambda model: None)
     assert weights("plain") == counted
 
 
 def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
-    """A run folder without a run: what `toolkit report` needs of one."""
+    """Return a run folder with the files that `toolkit report` reads."""
     run = RunFolder(tmp_path / name)
     run.path.mkdir(parents=True)
     tables = {"run": {"name": name, **settings}, "data": {"task": "mcq", "train": "rows.json"}, "sft": {}}
@@ -234,7 +237,7 @@ def folder_of(tmp_path: Path, name: str = "one", **settings: Any) -> RunFolder:
     return run
 
 
-def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: Path) -> None:
+def test_only_the_usage_of_the_block_is_recorded(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     count(answers=5)
     with recording(run, Run(name="one"), "run") as recorder:
@@ -244,7 +247,7 @@ def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: P
         count(answers=1)
         with recorder.stage("b"):
             count(answers=4)
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     assert start.used.counts.answers == 7
     assert {stage.name: stage.used.counts.answers for stage in start.stages} == {"a": 2, "b": 4}
     assert start.stages[0].used.wall >= 0.05
@@ -260,11 +263,11 @@ def test_what_a_block_uses_is_in_the_record_and_not_what_came_before(tmp_path: P
         (OSError("x"), "failed"),
     ],
 )
-def test_how_a_start_ended_is_kept(tmp_path: Path, error: Exception, outcome: str) -> None:
+def test_the_outcome_of_a_session_is_recorded(tmp_path: Path, error: Exception, outcome: str) -> None:
     run = folder_of(tmp_path)
     with pytest.raises(type(error)), recording(run, Run(name="one"), "run") as recorder, recorder.stage("sft"):
         raise error
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     assert start.outcome == outcome
     assert [stage.name for stage in start.stages] == ["sft"]
 
@@ -285,44 +288,44 @@ with recording(RunFolder(Path(sys.argv[1])), Run(name="one"), "run", beat=0.05) 
 """
 
 
-def test_a_killed_process_has_told_its_hours(tmp_path: Path) -> None:
+def test_a_killed_process_has_recorded_its_hours(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(run.path)], cwd=Path.cwd(), check=False)
     assert done.returncode == -signal.SIGKILL
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     assert start.outcome == "unfinished"
     assert start.used.wall > 0.3
     assert start.used.cpu > 0
     assert [(stage.name, stage.used.counts.trained_tokens) for stage in start.stages] == [("sft", 7)]
 
 
-def test_a_run_that_goes_on_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_adds_up_and_counts_nothing_twice(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     for answers in (3, 4):
         with recording(run, Run(name="one"), "run", beat=0.02) as recorder, recorder.stage("evaluate-sft"):
             count(answers=answers)
-            time.sleep(0.2)  # some beats, each with the sums so far
+            time.sleep(0.2)  # Several lines are written.
     lines = run.compute_file.read_text().splitlines()
     assert sum('"beat"' in line for line in lines) >= 4
     record = read_compute(run.compute_file)
-    assert len(record.starts) == 2
+    assert len(record.sessions) == 2
     assert record.used.counts.answers == 7
     assert record.stages()["evaluate-sft"].counts.answers == 7
     assert 0.4 <= record.used.wall < 1.5
 
 
-def test_a_stage_that_goes_on_does_real_work_once(tmp_path: Path) -> None:
+def test_a_resumed_stage_counts_its_work_once(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 2}})
     only_sft = Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "grpo": None, "evaluate": None})
     run = run_recipe(only_sft, STAGES).run
     once = read_compute(run.compute_file).stages()["sft"].counts.trained_tokens
-    run_recipe(only_sft, STAGES)  # nothing is left to do
+    run_recipe(only_sft, STAGES)  # All stages have finished.
     record = read_compute(run.compute_file)
-    assert [start.outcome for start in record.starts] == ["finished", "finished"]
+    assert [start.outcome for start in record.sessions] == ["finished", "finished"]
     assert record.stages()["sft"].counts.trained_tokens == once
 
 
-def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
+def test_an_unfinished_line_is_skipped_and_reported(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run"):
         count(answers=1)
@@ -331,7 +334,7 @@ def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
     with recording(run, Run(name="one"), "evaluate"):
         count(answers=1)
     record = read_compute(run.compute_file)
-    assert (len(record.starts), record.damaged) == (2, 1)
+    assert (len(record.sessions), record.damaged) == (2, 1)
     assert record.used.counts.answers == 2
 
 
@@ -353,7 +356,7 @@ def test_half_a_line_costs_that_line_alone_and_is_told(tmp_path: Path) -> None:
         b'{"event": "machine", "start": "one", "facts": {"unseen": 5}}',
     ],
 )
-def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: bytes) -> None:
+def test_a_corrupt_line_is_counted_and_skipped(tmp_path: Path, line: bytes) -> None:
     run = made_up(tmp_path, "one", wall=10)
     with run.compute_file.open("ab") as handle:
         handle.write(line + b"\n")
@@ -364,7 +367,7 @@ def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: 
 @pytest.mark.parametrize(
     "content", ["[]", '{"record": {"rows": [1, 2]}}', '{"record": {"rows": {"train": null}}}', "{"]
 )
-def test_a_run_whose_rows_are_damaged_is_in_the_report(tmp_path: Path, content: str) -> None:
+def test_a_run_with_a_corrupt_data_record_is_in_the_report(tmp_path: Path, content: str) -> None:
     run = made_up(tmp_path, "one", wall=3600)
     (run.stage_folder("data") / "done.json").write_text(content)
     ledger = read_ledger([tmp_path])
@@ -372,13 +375,13 @@ def test_a_run_whose_rows_are_damaged_is_in_the_report(tmp_path: Path, content: 
     assert "rows not read" in as_markdown(ledger)
 
 
-def test_a_record_that_cannot_be_written_is_told_once_and_stops_nothing(
+def test_an_unwritable_usage_record_is_reported_once_and_does_not_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = folder_of(tmp_path)
     run.compute_file.mkdir()
     with caplog.at_level(logging.WARNING, "toolkit"), recording(run, Run(name="one"), "run") as recorder:
-        recorder.tell("beat")
+        recorder.write_line("beat")
     (problem,) = warnings_in(caplog)
     assert (problem.code, problem.place) == ("run.usage_not_recorded", str(run.compute_file))
     assert len(caplog.messages) == 1
@@ -388,7 +391,7 @@ def test_the_first_of_several_processes_counts_for_all(tmp_path: Path) -> None:
     stages = {"sft": {"wall": 10, "cpu": 8, "gpu": 10, "counts": {"trained_tokens": 100}}, "evaluate-sft": {"cpu": 1}}
     run = made_up(tmp_path, "one", wall=20, cpu=10, gpu=20, counts={"trained_tokens": 100}, stages=stages, processes=2)
     used = read_compute(run.compute_file).used
-    # Both hold a GPU all the time and train alike; evaluation and the rest are the first one's alone: 8 + 8 + 1 + 1.
+    # Both processes hold a GPU and train. Only the first one evaluates: 8 + 8 + 1 + 1.
     assert (used.wall, used.gpu, used.cpu, used.counts.trained_tokens) == (20, 40, 18, 200)
 
 
@@ -404,7 +407,7 @@ def test_readings_of_clocks_add_up(values: list[int]) -> None:
     assert reading(first) + reading(second).since(reading(first)) == reading(second)
 
 
-def test_energy_is_read_without_a_word_a_file_or_the_network(
+def test_energy_is_measured_without_output_files_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     energy = pytest.importorskip("codecarbon") and recorder_module.EnergyMeter
@@ -427,13 +430,13 @@ def test_energy_is_read_without_a_word_a_file_or_the_network(
     for one in found.values():
         one.stop()
     assert all(reading.energy is not None and reading.energy > 0 for reading in readings.values())
-    # Without a country, and of one that codecarbon does not know, it would give the world's mean.
+    # Without a known country, codecarbon would use the world average.
     assert readings[None].co2 is None
     assert readings["QQQ"].co2 is None
     german = readings["DEU"]
     assert german.co2 is not None
     assert german.energy is not None
-    assert 0.1 < german.co2 / german.energy < 1  # kg a kWh
+    assert 0.1 < german.co2 / german.energy < 1  # kg per kWh
     assert found["DEU"].describe()["country"] == "Germany"
     assert found["DEU"].describe()["memory"] == "estimated (size)"
     assert list(tmp_path.iterdir()) == []
@@ -449,7 +452,7 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
         wait_for(lambda: recorder._energy is not None)
         with recorder.stage("sft"):
             time.sleep(1.0)
-    start = read_compute(run.compute_file).starts[0]
+    start = read_compute(run.compute_file).sessions[0]
     stage = start.stages[0].used
     assert start.used.energy is not None
     assert stage.energy is not None
@@ -458,10 +461,10 @@ def test_a_run_with_codecarbon_has_its_energy(tmp_path: Path, monkeypatch: pytes
     assert stage.energy_wall == pytest.approx(stage.wall, abs=0.2)
     assert stage.energy_wall < start.used.wall
     text = as_markdown(read_ledger([run.path]))
-    assert "CO2 by the mix of electricity of France" in text
+    assert "CO2 by the electricity mix of France" in text
 
 
-def test_a_codecarbon_that_cannot_start_is_told_once_and_the_rest_goes_on(
+def test_a_codecarbon_that_cannot_start_is_reported_once_and_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     codecarbon = pytest.importorskip("codecarbon")
@@ -478,7 +481,7 @@ def test_a_codecarbon_that_cannot_start_is_told_once_and_the_rest_goes_on(
     told = "codecarbon cannot start: RuntimeError: Driver/library version mismatch"
     notes = [n for n, line in enumerate(lines) if line.get("facts", {}).get("energy_problem")]
     assert [lines[n]["facts"]["energy_problem"] for n in notes] == [told]
-    assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # its thread lives
+    assert sum(line["event"] == "beat" for line in lines[notes[0] :]) > 2  # The thread still runs.
     (problem,) = warnings_in(caplog)
     assert problem.code == "run.energy_not_measured"
     assert problem.rule.endswith(told)
@@ -492,10 +495,8 @@ def wait_for(true: Any) -> None:
         time.sleep(0.05)
 
 
-def test_without_codecarbon_energy_is_not_measured_and_the_report_says_how(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder_module, "is_there", lambda: False)
+def test_without_codecarbon_the_report_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "is_installed", lambda: False)
     run = folder_of(tmp_path)
     with recording(run, Run(name="one"), "run"):
         pass
@@ -515,7 +516,7 @@ def made_up(
     processes: int = 1,
     **used: Any,
 ) -> RunFolder:
-    """A run of one start; its stages are lines of their own."""
+    """Write a run with one session. Each stage has its own line."""
     run = RunFolder(folder / name)
     if not run.path.exists():
         run = folder_of(folder, name)
@@ -533,7 +534,7 @@ def made_up(
 
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
-    """Training 10 h, search 4 h, ablation 3 h, one that failed 2 h and one that was killed 1 h; and an old run."""
+    """Return runs: training 10 h, search 4 h, ablation 3 h, failed 2 h, killed 1 h, and one of an old version."""
     runs = tmp_path / "runs"
     hour = 3600
     evaluation = {"wall": 360, "cpu": 720, "gpu": 360, "counts": {"answers": 500, "language_inference": 1e12}}
@@ -545,7 +546,7 @@ def four(tmp_path: Path) -> Path:
     made_up(runs, "without", purpose="ablation", wall=3 * hour, cpu=3 * hour, gpu=3 * hour)
     made_up(runs, "broke", outcome="failed", wall=2 * hour, cpu=2 * hour, gpu=2 * hour)
     made_up(runs, "killed", outcome=None, purpose="search", wall=hour, cpu=hour)
-    folder_of(runs, "older")  # of a version that recorded nothing
+    folder_of(runs, "older")  # This version did not record usage.
     (runs / "no run").mkdir()
     return runs
 
@@ -573,13 +574,13 @@ def test_the_ledger_adds_up_by_purpose(four: Path) -> None:
     assert found["runs_without_record"] == ["older"]
 
 
-def test_a_run_that_never_finished_counts_as_failed_whatever_its_purpose(four: Path) -> None:
+def test_an_unfinished_run_counts_as_failed_for_any_purpose(four: Path) -> None:
     purposes = {run.name: run.purpose for run in read_ledger([four]).runs}
     assert purposes["broke"] == purposes["killed"] == "failed or unfinished"
     assert purposes["main.old-1"] == "training"
 
 
-def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) -> None:
+def test_a_run_that_finished_after_a_failure_counts_completely(tmp_path: Path) -> None:
     run = folder_of(tmp_path)
     with pytest.raises(TrainingError), recording(run, Run(name="one", purpose="ablation"), "run"):
         raise TrainingError("training.failed", "x")
@@ -590,10 +591,10 @@ def test_a_run_that_finished_after_it_had_failed_counts_whole(tmp_path: Path) ->
     assert read_ledger([run.path]).runs[0].purpose == "ablation"
 
 
-def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> None:
+def test_the_cost_of_1000_predictions_follows_from_the_evaluations(four: Path) -> None:
     runs = {run["name"]: run["per_1000_predictions"] for run in as_json(read_ledger([four]))["runs"]}
     # Two evaluations after training of 500 answers and 0.1 h: 1,000 in 0.2 h, 0.4 CPU h, 0.1 kWh, 2e12 FLOPs. The one
-    # before training, without energy, does not count, but in the run that has no other.
+    # before training has no energy. It counts only in the run without another evaluation.
     assert runs["main"] == {
         "answers": 1000,
         "wall_hours": pytest.approx(0.2),
@@ -606,28 +607,28 @@ def test_a_thousand_predictions_cost_what_the_evaluations_say(four: Path) -> Non
     assert runs["sweep"] is None
 
 
-def test_a_part_is_never_told_as_the_whole(four: Path) -> None:
+def test_a_partial_measurement_is_marked(four: Path) -> None:
     text = as_markdown(read_ledger([four]))
     total_row = next(line for line in text.splitlines() if line.startswith("| total"))
     assert "2 kWh (over 45% of the time)" in total_row  # 9 of 20 hours
-    unknown = " | ".join(["not measured"] * 5)
+    unknown = " | ".join(["not measured"] * 4)
     assert f"| search | 1 | 4 (20%) | 4 (13%) | 0 (0%) | {unknown} |" in text
-    assert "older: no record" in text
+    assert "older: no usage record" in text
 
 
-def test_naming_a_run_and_its_folder_counts_it_once(four: Path) -> None:
+def test_a_run_that_is_given_twice_counts_once(four: Path) -> None:
     assert read_ledger([four, four / "main"]).used == read_ledger([four]).used
 
 
-def test_a_copy_of_a_run_is_told(four: Path) -> None:
+def test_a_copy_of_a_run_is_reported(four: Path) -> None:
     assert "more than once" not in as_markdown(read_ledger([four]))
     shutil.copytree(four / "sweep", four / "backup")
     ledger = read_ledger([four])
     assert ledger.copies == as_json(ledger)["runs_that_share_starts"] == ["backup", "sweep"]
-    assert "**Counted more than once:** backup, sweep share starts" in as_markdown(ledger)
+    assert "**Counted more than once:** backup, sweep share sessions" in as_markdown(ledger)
 
 
-def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_runs_is_rejected(tmp_path: Path) -> None:
     with raises(RunError, "run.none_in_folder") as caught:
         read_ledger([tmp_path])
     assert caught.problem.place == str(tmp_path)
@@ -645,7 +646,7 @@ def test_the_report_of_a_real_run(finished: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert (done.exit_code, done.stderr) == (0, "")
-    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, pictures, FLOPs", "Hardware", "Energy"):
+    for heading in ("By purpose", "Runs", "Cost of 1,000 predictions", "Tokens, images, FLOPs", "Hardware", "Energy"):
         assert f"\n## {heading}\n" in done.stdout
     assert "| small | training | mcq; train 24, test 12 | tiny, auto, LoRA r 4 |" in done.stdout
     assert "SFT 2 steps, batch 4 x 2, learning rate 0.001; GRPO 2 steps, 2 prompts x 4 completions" in done.stdout
@@ -667,7 +668,7 @@ def test_no_path_machine_or_user_is_in_the_report(finished: RunFolder, monkeypat
         assert name not in whole
 
 
-def test_markdown_goes_to_a_file_and_another_ending_is_refused(finished: RunFolder, tmp_path: Path) -> None:
+def test_markdown_is_written_to_a_file_and_another_suffix_is_rejected(finished: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "report.md"
     done = CliRunner().invoke(app, ["report", "compute", str(finished.path), "--out", str(file)])
     assert file.read_text() == done.stdout
@@ -677,15 +678,15 @@ def test_markdown_goes_to_a_file_and_another_ending_is_refused(finished: RunFold
     assert refused.exception.value == str(tmp_path / "report.pdf")
 
 
-def test_damaged_lines_are_told(tmp_path: Path) -> None:
+def test_corrupt_lines_are_reported(tmp_path: Path) -> None:
     run = made_up(tmp_path, "one", wall=10)
     with run.compute_file.open("a") as handle:
         handle.write("{\n")
     done = CliRunner().invoke(app, ["report", "compute", str(run.path)])
-    assert "1 line(s) of the records cannot be read and are left out: one (1)" in done.stdout
+    assert "1 line(s) of the usage records were skipped: one (1)" in done.stdout
 
 
-def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:
+def test_results_have_a_short_compute_section(finished: RunFolder) -> None:
     part = read_json(finished.results_file)["compute"]
     assert part["starts"] == 1
     assert part["wall_hours"] > 0
@@ -693,7 +694,7 @@ def test_results_have_a_short_part_on_compute(finished: RunFolder) -> None:
     assert part["damaged_lines"] == 0
 
 
-def test_the_report_loads_neither_torch_nor_codecarbon(four: Path) -> None:
+def test_the_report_imports_neither_torch_nor_codecarbon(four: Path) -> None:
     code = (
         "import sys; from toolkit.reporting import read_ledger, as_markdown; from pathlib import Path;"
         "as_markdown(read_ledger([Path(sys.argv[1])]));"

@@ -1,4 +1,4 @@
-"""The doctor: real processes against libraries that are broken in the ways that real ones are."""
+"""The doctor, with real processes and libraries that fail like real ones."""
 
 import json
 import os
@@ -17,20 +17,18 @@ from typing import Any
 
 import pytest
 
-from toolkit.diagnostics import STATES, TESTED, Finding
-from toolkit.diagnostics.causes import find_cause
-from toolkit.diagnostics.disk import check_folder, check_folders, hub_cache
-from toolkit.diagnostics.extras import check_extras
-from toolkit.diagnostics.finding import joined
-from toolkit.diagnostics.gpu import Driver, ask_driver, check_driver, check_gpus
-from toolkit.diagnostics.hub import check_hub, token_holder
-from toolkit.diagnostics.libraries import check_libraries, check_load
-from toolkit.diagnostics.machine import notebook
+from toolkit.diagnostics import LIBRARIES, STATES, Finding
+from toolkit.diagnostics.examine import TINY, check_recipes
+from toolkit.diagnostics.finding import merge_findings
+from toolkit.diagnostics.gpu import Driver, check_driver, check_gpus, query_driver
+from toolkit.diagnostics.hub import check_hub, token_location
+from toolkit.diagnostics.libraries import check_extras, check_libraries, check_load, find_cause
+from toolkit.diagnostics.machine import check_folder, check_folders, hub_cache, notebook
 from toolkit.diagnostics.probes import Outcome, run_probes
-from toolkit.diagnostics.recipes import TINY, check_recipes
 from toolkit.diagnostics.versions import TORCHVISION_OF, allowed, check_version
 from toolkit.errors import CODE
 from toolkit.recipe import load_recipe
+from toolkit.runfolder import TESTED_VERSIONS
 from toolkit.runfolder.cache import cache_folder
 
 ROOT = Path(__file__).parent.parent
@@ -89,11 +87,11 @@ STUBS: Mapping[str, str] = {
     "triton": "",
     "cv2": "imdecode = len",
 }
-"""A machine without a GPU where everything loads."""
+"""A machine without a GPU on which every library can be imported."""
 
 
 def write_site(folder: Path, **changed: str) -> Path:
-    """Packages in a folder that is put before the real ones."""
+    """Return a folder of packages that shadow the real ones."""
     for name, source in {**STUBS, **changed}.items():
         package = folder / name.replace(".", "/")
         package.mkdir(parents=True, exist_ok=True)
@@ -127,20 +125,20 @@ def probe(name: str, limit: float = 30) -> Outcome:
     return run_probes([name], limit=limit)[name]
 
 
-# The versions
+# Versions
 
 
-def test_the_tested_versions_are_those_of_the_constraints() -> None:
+def test_the_tested_versions_are_those_of_the_constraints_file() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert {name: pinned[name] for name in TESTED} == dict(TESTED)
+    assert {name: pinned[name] for name in TESTED_VERSIONS} == dict(TESTED_VERSIONS)
 
 
-def test_what_was_tested_is_allowed_and_has_its_torchvision() -> None:
+def test_tested_versions_are_allowed_and_torch_has_its_torchvision() -> None:
     ranges = allowed()
     assert ranges is not None
-    assert {check_version(name, version, ranges).state for name, version in TESTED.items()} == {"good"}
-    pair = [".".join(TESTED[name].split(".")[:2]) for name in ("torch", "torchvision")]
+    assert {check_version(name, version, ranges).state for name, version in TESTED_VERSIONS.items()} == {"good"}
+    pair = [".".join(TESTED_VERSIONS[name].split(".")[:2]) for name in ("torch", "torchvision")]
     assert TORCHVISION_OF[pair[0]] == pair[1]
 
 
@@ -157,9 +155,9 @@ def test_every_torch_that_is_allowed_has_a_torchvision() -> None:
         ("peft", "0.21.2", "good", "doctor.version_tested"),
         ("peft", "0.19.0", "warning", "doctor.version_not_tested"),  # >=0.18,<0.22
         ("peft", "0.22.0", "problem", "doctor.version_not_allowed"),
-        ("torch", "2.10.0+cpu", "good", "doctor.version_tested"),  # the build is judged by what it can do
+        ("torch", "2.10.0+cpu", "good", "doctor.version_tested"),  # The build is checked by its features.
         ("datasets", "4.4.2", "problem", "doctor.version_not_allowed"),  # !=4.4.*
-        ("triton", "3.1.0", "warning", "doctor.version_not_tested"),  # no range is named
+        ("triton", "3.1.0", "warning", "doctor.version_not_tested"),  # There is no range.
         ("trl", "main", "warning", "doctor.version_unreadable"),
     ],
 )
@@ -167,10 +165,10 @@ def test_a_version_is_tested_allowed_or_neither(package: str, version: str, stat
     found = check_version(package, version, allowed())
     assert (found.state, found.code) == (state, code)
     assert version in found.found
-    assert state == "good" or TESTED[package] in found.remedy or "-c constraints.txt" in found.remedy
+    assert state == "good" or TESTED_VERSIONS[package] in found.remedy or "-c constraints.txt" in found.remedy
 
 
-# One library in a process
+# Imports in a process
 
 
 @pytest.mark.parametrize(
@@ -180,7 +178,7 @@ def test_a_version_is_tested_allowed_or_neither(package: str, version: str, stat
         ("opencv-python", "cv2", LIBGL, "doctor.system_library_missing"),
         ("peft", "peft", "raise ImportError('x.so: undefined symbol: _ZN3c10')", "doctor.built_for_other_library"),
         ("trl", "trl", "import absent_package", "doctor.dependency_missing"),
-        ("datasets", "datasets", "", "doctor.versions_do_not_fit"),  # has no Dataset
+        ("datasets", "datasets", "", "doctor.versions_do_not_fit"),  # The module has no Dataset.
         ("peft", "peft", "raise ImportError('never seen before')", "doctor.load_failed"),
     ],
 )
@@ -194,7 +192,7 @@ def test_an_import_that_raises_is_a_problem_with_its_remedy(
     assert found.remedy
 
 
-def test_a_broken_torchvision_is_told_with_the_pairs_that_fit(site: Path) -> None:
+def test_a_broken_torchvision_is_reported_with_matching_pairs(site: Path) -> None:
     write_site(site, torchvision=NMS)
     found = check_load("torchvision", probe("torchvision"), gpu=True)
     assert "operator torchvision::nms does not exist" in found.found
@@ -203,23 +201,23 @@ def test_a_broken_torchvision_is_told_with_the_pairs_that_fit(site: Path) -> Non
     assert all(version in found.remedy for version in ("2.6", "2.14", "0.21", "0.29"))
 
 
-def test_torchvision_of_another_torch_is_found_by_its_numbers(site: Path, tmp_path: Path) -> None:
+def test_a_torchvision_for_another_torch_is_found_by_its_version(site: Path, tmp_path: Path) -> None:
     info = site / "torchvision-0.24.1.dist-info"
     info.mkdir()
     text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.24.1\nRequires-Dist: torch==2.9.1\n"
     (info / "METADATA").write_text(text)
-    found = findings_of(call(tmp_path, "--json"))["torchvision"]  # the stub loads
+    found = findings_of(call(tmp_path, "--json"))["torchvision"]  # The stub can be imported.
     assert (found["state"], found["code"]) == ("problem", "doctor.torchvision_for_other_torch")
     assert all(version in found["found"] for version in ("0.24.1", "==2.9.1", "2.10.0"))
     assert "torchvision==0.25.*" in found["remedy"]
 
 
-def test_torch_and_torchvision_go_up_together() -> None:
+def test_versions_of_torch_and_torchvision_increase_together() -> None:
     steps = [tuple(int(pair.split(".")[1]) for pair in one) for one in TORCHVISION_OF.items()]
     assert [(torch, vision) for torch, vision in steps] == [(6 + n, 21 + n) for n in range(len(steps))]
 
 
-def test_what_fails_because_of_torchvision_says_so(site: Path) -> None:
+def test_failures_caused_by_torchvision_name_it(site: Path) -> None:
     wrapped = (
         "try:\n    import torchvision\nexcept RuntimeError as error:\n    raise ImportError('transformers') from error"
     )
@@ -228,10 +226,10 @@ def test_what_fails_because_of_torchvision_says_so(site: Path) -> None:
     assert "operator torchvision::nms does not exist" in found.found
     assert (found.name, found.code) == ("transformers", "doctor.torchvision_mismatch")
     assert "torchvision" in found.remedy
-    assert "pip install" not in found.remedy  # the finding on torchvision has the command
+    assert "pip install" not in found.remedy  # The finding of torchvision has the command.
 
 
-def test_opencv_without_libgl_is_told_with_the_headless_one(site: Path) -> None:
+def test_opencv_without_libgl_is_reported_with_the_headless_package(site: Path) -> None:
     write_site(site, cv2=LIBGL)
     found = check_load("opencv-python", probe("opencv"), gpu=False)
     assert "libGL.so.1" in found.found
@@ -242,29 +240,29 @@ def test_opencv_without_libgl_is_told_with_the_headless_one(site: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "how"),
     [
-        (SEGFAULT, "ended by SIGSEGV while it was imported"),
-        ("import os\nos.abort()", "ended by SIGABRT while it was imported"),
-        ("import os\nos._exit(3)", "left with exit code 3 while it was imported"),
-        ("raise SystemExit(4)", "left with exit code 4 while it was imported"),
+        (SEGFAULT, "ended by SIGSEGV while being imported"),
+        ("import os\nos.abort()", "ended by SIGABRT while being imported"),
+        ("import os\nos._exit(3)", "exited with code 3 while being imported"),
+        ("raise SystemExit(4)", "exited with code 4 while being imported"),
     ],
 )
-def test_a_library_that_ends_the_process_is_found(site: Path, source: str, how: str) -> None:
+def test_a_library_that_ends_the_process_is_reported(site: Path, source: str, how: str) -> None:
     write_site(site, xformers=source)
     outcomes = run_probes(["xformers", "triton"])
     assert (outcomes["xformers"].end, outcomes["xformers"].error) == ("died", how)
     assert outcomes["triton"].end == "loaded"
     found = check_load("xformers", outcomes["xformers"], gpu=True)
-    assert (found.state, found.code) == ("problem", "doctor.load_died")  # Unsloth would load it
+    assert (found.state, found.code) == ("problem", "doctor.load_died")  # Unsloth would import it.
     assert "uninstall -y xformers" in found.remedy
     assert check_load("xformers", outcomes["xformers"], gpu=False).state == "warning"
 
 
-def test_a_crash_is_told_with_its_line(site: Path) -> None:
+def test_a_crash_is_reported_with_its_line(site: Path) -> None:
     write_site(site, triton="\n\nimport os\nos.abort()")
     assert probe("triton").where == f"{site / 'triton' / '__init__.py'}:4"
 
 
-def test_a_library_that_hangs_is_ended_with_what_it_has_started(site: Path, tmp_path: Path) -> None:
+def test_a_hanging_library_is_stopped_with_its_children(site: Path, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     starts = (
         "import subprocess, pathlib\nchild = subprocess.Popen(['sleep', '60'])\n"
@@ -272,7 +270,7 @@ def test_a_library_that_hangs_is_ended_with_what_it_has_started(site: Path, tmp_
     )
     write_site(site, datasets=starts + SLEEPS)
     outcome = probe("datasets", limit=2)
-    assert (outcome.end, outcome.error) == ("hung", "no answer within 2 s")
+    assert (outcome.end, outcome.error) == ("hung", "no result within 2 s")
     assert outcome.where == f"{site / 'datasets' / '__init__.py'}:5"
     assert not _is_alive(int(note.read_text()))
     found = check_load("datasets", outcome, gpu=False)
@@ -281,7 +279,7 @@ def test_a_library_that_hangs_is_ended_with_what_it_has_started(site: Path, tmp_
 
 
 def _is_alive(pid: int) -> bool:
-    for _ in range(100):  # a killed orphan waits for init
+    for _ in range(100):  # A killed orphan waits for init.
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
@@ -292,7 +290,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def test_all_of_them_together_have_a_limit(site: Path) -> None:
+def test_all_probes_together_have_a_time_limit(site: Path) -> None:
     write_site(site, peft=SLEEPS, trl=SLEEPS, triton=SLEEPS, datasets=SLEEPS)
     outcomes = run_probes(["peft", "trl", "triton", "datasets"], limit=30, total=2)
     assert [one.end for one in outcomes.values()].count("hung") == 2
@@ -302,7 +300,7 @@ def test_all_of_them_together_have_a_limit(site: Path) -> None:
     assert (found.state, found.code) == ("warning", "doctor.load_not_tried")
 
 
-def test_two_run_at_once_and_no_more(site: Path, tmp_path: Path) -> None:
+def test_at_most_two_probes_run_at_once(site: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     source = (
         "import time\n"
@@ -321,7 +319,7 @@ def test_two_run_at_once_and_no_more(site: Path, tmp_path: Path) -> None:
     assert told == [(done, 5) for done in range(1, 6)]
 
 
-def test_a_probe_takes_nothing_from_the_working_directory(
+def test_a_probe_imports_nothing_from_the_working_directory(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "triton.py").write_text("raise ValueError('not this one')")
@@ -336,7 +334,7 @@ def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "toolkit", "doctor"],
         stderr=subprocess.DEVNULL,
         cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # A background pytest ignores SIGINT.
     )
     try:
         while not (note.exists() and note.read_text()):
@@ -350,7 +348,7 @@ def test_ctrl_c_leaves_no_process_behind(site: Path, tmp_path: Path) -> None:
     assert not _is_alive(int(note.read_text()))
 
 
-# What its probe finds in a library
+# Facts that probes find
 
 
 def test_unsloth_without_a_gpu_is_not_broken(site: Path) -> None:
@@ -362,14 +360,14 @@ def test_unsloth_without_a_gpu_is_not_broken(site: Path) -> None:
     assert check_load("unsloth", outcome, gpu=True).state == "problem"
 
 
-def test_unsloth_that_fails_with_a_gpu_is_a_problem_with_a_way_round(site: Path) -> None:
+def test_unsloth_that_fails_with_a_gpu_is_a_problem_with_a_workaround(site: Path) -> None:
     write_site(site, unsloth="raise ImportError('cannot import name x from transformers')")
     found = check_load("unsloth", probe("unsloth"), gpu=True)
     assert found.state == "problem"
     assert 'model.backend = "hf"' in found.remedy
 
 
-def test_xformers_of_another_torch_is_a_warning_that_names_what_is_used_instead(site: Path) -> None:
+def test_xformers_for_another_torch_is_a_warning_that_names_the_alternative(site: Path) -> None:
     broken = "_cpp_library_load_exception = RuntimeError('xFormers was built for PyTorch 2.10.0+cu128')"
     write_site(site, **{"xformers._cpp_lib": broken})
     found = check_load("xformers", probe("xformers"), gpu=True)
@@ -378,7 +376,7 @@ def test_xformers_of_another_torch_is_a_warning_that_names_what_is_used_instead(
     assert "SDPA" in found.found
 
 
-def test_bitsandbytes_without_its_cuda_library_matters_where_there_is_a_gpu(site: Path) -> None:
+def test_bitsandbytes_without_its_cuda_library_matters_only_with_a_gpu(site: Path) -> None:
     source = (
         "class _Stand:\n    compiled_with_cuda = False\nlib = _Stand()\n"
         "lib.error_msg = 'libcudart.so.12: cannot open shared object file'"
@@ -392,9 +390,9 @@ def test_bitsandbytes_without_its_cuda_library_matters_where_there_is_a_gpu(site
     assert check_load("bitsandbytes", outcome, gpu=False).state == "good"
 
 
-def test_a_library_that_is_missing_is_told_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.diagnostics.libraries.installed", lambda package: None)
-    missing = {name: Outcome(name, "missing", error=f"No module named {name}") for name in [*TESTED, "opencv"]}
+    missing = {name: Outcome(name, "missing", error=f"No module named {name}") for name in [*LIBRARIES, "opencv"]}
     states = {one.name: one.state for one in check_libraries(missing, gpu=False)}
     assert states["torch"] == states["opencv-python"] == "problem"
     assert states["unsloth"] == states["bitsandbytes"] == "warning"
@@ -405,10 +403,10 @@ def test_an_unknown_error_has_a_remedy_too() -> None:
     assert "peft" in find_cause("RuntimeError: never seen before", "peft").remedy
 
 
-def test_two_findings_on_one_thing_keep_the_worse_state() -> None:
+def test_merged_findings_have_the_worse_state() -> None:
     good, bad = Finding("doctor.a", "a", "good", "1"), Finding("doctor.b", "b", "warning", "2", "do")
-    assert joined(good, bad) == Finding("doctor.b", "a", "warning", "1; 2", "do")
-    assert joined(bad, good) == Finding("doctor.b", "b", "warning", "2; 1", "do")
+    assert merge_findings(good, bad) == Finding("doctor.b", "a", "warning", "1; 2", "do")
+    assert merge_findings(bad, good) == Finding("doctor.b", "b", "warning", "2; 1", "do")
 
 
 def test_a_finding_without_a_remedy_must_be_good() -> None:
@@ -488,7 +486,7 @@ def test_no_gpu_is_a_warning(site: Path) -> None:
         ),
     ],
 )
-def test_the_driver_is_asked(
+def test_the_driver_is_queried(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     script: str,
@@ -502,7 +500,7 @@ def test_the_driver_is_asked(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("toolkit.diagnostics.gpu._kernel_module", lambda: None)
-    driver = ask_driver()
+    driver = query_driver()
     assert (driver.version, problem in driver.problem) == (version, True)
     assert len(driver.gpus) == (2 if version else 0)
     assert (check_driver(driver).state, check_driver(driver).code) == (state, code)
@@ -511,14 +509,14 @@ def test_the_driver_is_asked(
 # The Hub
 
 
-def test_a_token_is_found_where_the_hub_looks(tmp_path: Path) -> None:
+def test_a_token_is_found_where_huggingface_hub_looks(tmp_path: Path) -> None:
     empty = {"HF_HOME": str(tmp_path)}
-    assert token_holder(empty) is None
+    assert token_location(empty) is None
     (tmp_path / "token").write_text("\n")
-    assert token_holder(empty) is None
+    assert token_location(empty) is None
     (tmp_path / "token").write_text(TOKEN)
-    assert token_holder(empty) == str(tmp_path / "token")
-    assert token_holder({**empty, "HF_TOKEN": TOKEN}) == "HF_TOKEN"
+    assert token_location(empty) == str(tmp_path / "token")
+    assert token_location({**empty, "HF_TOKEN": TOKEN}) == "HF_TOKEN"
 
 
 @pytest.mark.parametrize(
@@ -526,7 +524,7 @@ def test_a_token_is_found_where_the_hub_looks(tmp_path: Path) -> None:
     [{}, {"HF_HOME": "/x/home"}, {"HF_HUB_CACHE": "/x/hub"}, {"XDG_CACHE_HOME": "/x/cache"}],
     ids=lambda environment: next(iter(environment), "none"),
 )
-def test_the_hub_cache_is_where_the_hub_says(environment: dict[str, str]) -> None:
+def test_the_hub_cache_is_that_of_huggingface_hub(environment: dict[str, str]) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_", "HUGGINGFACE"))}
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     done = subprocess.run(
@@ -536,7 +534,7 @@ def test_the_hub_cache_is_where_the_hub_says(environment: dict[str, str]) -> Non
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for a model that is there, gated, or absent."""
+    """Respond like the Hub for a model that exists, is gated, or does not exist."""
 
     seen: list[str | None] = []  # noqa: RUF012
 
@@ -585,7 +583,7 @@ def ask(model: str) -> Finding:
         ("some/absent", "problem", "doctor.model_not_found", "model.name"),
     ],
 )
-def test_a_model_is_asked_for_with_the_token(
+def test_the_access_to_a_model_is_checked_with_the_token(
     hub: list[str | None], model: str, state: str, code: str, remedy: str
 ) -> None:
     found = ask(model)
@@ -595,19 +593,19 @@ def test_a_model_is_asked_for_with_the_token(
     assert TOKEN not in found.found + found.remedy
 
 
-def test_a_hub_that_does_not_answer_is_told(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     found = ask("some/open")
     assert (found.state, found.code) == ("problem", "doctor.hub_unreachable")
 
 
-def test_offline_nothing_is_asked(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_no_request_is_made(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = ask("some/open")
     assert (found.state, found.code, hub) == ("problem", "doctor.model_not_cached", [])
 
 
-def test_a_model_is_in_the_cache_when_all_its_weights_are(hub: list[str | None], tmp_path: Path) -> None:
+def test_a_model_is_cached_if_all_its_weights_are(hub: list[str | None], tmp_path: Path) -> None:
     kept = tmp_path / "hf" / "hub" / "models--some--open"
     files = kept / "snapshots" / ("0" * 40)
     files.mkdir(parents=True)
@@ -621,10 +619,10 @@ def test_a_model_is_in_the_cache_when_all_its_weights_are(hub: list[str | None],
     assert ask("some/open").code == "doctor.model_cached"
 
 
-# Folders and the rest
+# Folders, notebooks and recipes
 
 
-def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+def test_a_read_only_cache_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = cache_folder({"TOOLKIT_CACHE": str(tmp_path / "file" / "cache")})
     found = check_folder("toolkit cache", cache, 1, "rows", "another folder in TOOLKIT_CACHE")
@@ -632,8 +630,8 @@ def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     assert "TOOLKIT_CACHE" in found.remedy
 
 
-def test_a_home_that_is_nowhere_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose user has no entry, or with a variable that names somebody unknown."""
+def test_a_missing_home_directory_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user of a container has no entry, or a variable names an unknown user."""
 
     def nowhere(*_: object) -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -649,13 +647,13 @@ def test_a_home_that_is_nowhere_is_a_finding_and_no_traceback(monkeypatch: pytes
     }
 
 
-def test_a_folder_that_is_not_there_yet_is_judged_by_the_one_above_and_not_made(tmp_path: Path) -> None:
+def test_a_missing_folder_is_checked_by_its_parent_and_not_created(tmp_path: Path) -> None:
     found = check_folder("x", tmp_path / "a" / "b", 0, "rows", "another")
     assert found.state == "good"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_little_room_is_a_warning_and_none_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_disk_space_is_a_warning_and_a_full_disk_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, state, code in ((30, "good", "folder"), (5, "warning", "disk_low"), (0.5, "problem", "disk_full")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free * 2**30}))
         found = check_folder("x", tmp_path, 20, "rows", "another")
@@ -665,7 +663,7 @@ def test_little_room_is_a_warning_and_none_a_problem(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("variable", "place"), [("KAGGLE_KERNEL_RUN_TYPE", "Kaggle"), ("COLAB_RELEASE_TAG", "Colab"), ("OTHER", None)]
 )
-def test_notebooks_are_known_by_their_variables(
+def test_notebooks_are_recognised_by_their_variables(
     monkeypatch: pytest.MonkeyPatch, variable: str, place: str | None
 ) -> None:
     for name in list(os.environ):
@@ -695,7 +693,7 @@ def test_a_recipe_in_four_bits_needs_a_gpu() -> None:
     assert check_recipes(None, [], gpu=False).state == "good"
 
 
-def test_nothing_runs_before_the_problems_are_solved() -> None:
+def test_recipes_are_blocked_until_problems_are_solved() -> None:
     gone = Finding("doctor.not_installed", "torch", "problem", "gone", "install it")
     found = check_recipes(None, [gone], gpu=True)
     assert (found.state, found.code, "torch" in found.found) == ("problem", "doctor.problems_first", True)
@@ -736,7 +734,7 @@ def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> Non
         "Python",
         "GPU",
         "driver",
-        *TESTED,
+        *LIBRARIES,
         "vLLM",
         "llama.cpp",
         "Hub token",
@@ -747,7 +745,7 @@ def test_the_json_is_one_object_as_documented(site: Path, tmp_path: Path) -> Non
     assert expected <= set(names)
 
 
-def test_many_broken_libraries_are_all_told_and_exit_with_1(site: Path, tmp_path: Path) -> None:
+def test_many_broken_libraries_are_all_reported_and_exit_with_1(site: Path, tmp_path: Path) -> None:
     write_site(site, torchvision=NMS, cv2=LIBGL, xformers=SEGFAULT, datasets=SLEEPS)
     done = call(tmp_path, "--json", "--time-limit", "4")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
@@ -795,13 +793,13 @@ def test_a_token_is_never_printed(
     assert "secretsecret" not in done.stdout + done.stderr
 
 
-def test_a_wrong_recipe_exits_with_2(site: Path, tmp_path: Path) -> None:
+def test_an_invalid_recipe_exits_with_2(site: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text("[rum]\n")
     done = call(tmp_path, str(tmp_path / "wrong.toml"))
     assert (done.returncode, "rum" in done.stderr) == (2, True)
 
 
-def test_a_recipe_is_looked_at_by_its_own_model(site: Path, tmp_path: Path) -> None:
+def test_a_recipe_is_checked_with_its_own_model(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, str(ROOT / "recipes" / "quickstart.toml"), "--json")
     model = findings_of(done)["model"]
     assert (done.returncode, model["code"], model["found"].split(",")[0]) == (0, "doctor.model_local", "tiny")
@@ -817,7 +815,7 @@ def test_a_models_folder_without_weights_is_a_problem(tmp_path: Path) -> None:
     assert model.state == "good"
 
 
-def test_a_screen_that_is_not_utf8_is_told_and_written_to(
+def test_a_terminal_without_utf8_is_reported_and_usable(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
@@ -840,7 +838,7 @@ def test_the_doctor_itself_loads_no_heavy_library(site: Path, tmp_path: Path) ->
 def test_this_machine_with_its_real_libraries(tmp_path: Path) -> None:
     done = call(tmp_path, "--json")
     found = findings_of(done)
-    loads = [name for name in TESTED if name not in ("unsloth", "unsloth_zoo")]
+    loads = [name for name in LIBRARIES if name not in ("unsloth", "unsloth_zoo")]
     assert [name for name in loads if "loads in" not in found[name]["found"]] == []
     if found["GPU"]["code"] == "doctor.gpu_none":
         assert found["unsloth"]["state"] == "good"
@@ -849,7 +847,7 @@ def test_this_machine_with_its_real_libraries(tmp_path: Path) -> None:
     assert done.returncode == (1 if json.loads(done.stdout)["problems"] else 0)
 
 
-def test_an_outcome_tells_its_root_cause_in_one_line() -> None:
+def test_an_outcome_has_its_root_cause_in_one_line() -> None:
     one = Outcome("x", "failed", error="ImportError: above\nRuntimeError: root")
     assert one.cause == "RuntimeError: root"
     assert len(replace(one, error="y" * 999).cause) == 200

@@ -117,7 +117,7 @@ def test_llama_cpp_reads_one_bos_and_the_processors_tokens(context: Context, exp
 
     policy.model.answer = note
     generate_completions(backend, policy, questions_of(context, 3))
-    assert backend.read_otherwise == 0
+    assert backend.mismatched_prompts == 0
     for tokens, sample in zip(seen, context.data.test[:3], strict=True):
         inputs = policy.processor(
             text=[policy.processor.apply_chat_template(prompts.messages(sample), add_generation_prompt=True)],
@@ -264,7 +264,7 @@ def agreement(context: Context, folder: Path, out: Path, count: int = 4) -> Any:
     policy = llama.load(recipe, out / "x-f16.gguf", trainable=False)
     found = compare(before, generate_completions(llama, policy, questions, before.texts))
     policy.model.close()
-    assert llama.read_otherwise == 0
+    assert llama.mismatched_prompts == 0
     return found
 
 

@@ -15,7 +15,7 @@ from toolkit.cli.tables import _verification
 from toolkit.errors import DataError, RunError
 from toolkit.exporting import _job
 from toolkit.models.hf import HfBackend
-from toolkit.models.lengths import NO_ROOM
+from toolkit.models.lengths import PROMPT_TOO_LONG
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.rerun import Delivery, export_again
 from toolkit.pipeline.results import read_results
@@ -34,8 +34,8 @@ def test_an_optional_gguf_that_the_base_does_not_support_is_skipped_with_a_warni
     )  # as if the extra were installed
     tables = {**FEW, "export": {"to": ("adapter",), "optional": ("gguf",), "verify": 1}}
     recipe = small_recipe(tmp_path, tables).model_copy(update={"grpo": None})
-    for room in ("backends.loading", "stages.export"):
-        monkeypatch.setattr(f"toolkit.{room}.stored_quantised", lambda source, model: "bitsandbytes")
+    for module in ("models.loading", "exporting"):
+        monkeypatch.setattr(f"toolkit.{module}.stored_quantised", lambda source, model: "bitsandbytes")
     with caplog.at_level(logging.INFO, "toolkit"):
         record = run_recipe(recipe, STAGES).run.record("export")
         assert (record["asked"], record["left_out"]) == (["adapter"], ["gguf"])
@@ -161,7 +161,7 @@ def test_verification_skips_samples_that_do_not_fit_and_warns_about_training_sam
         warned = {problem.code: problem for problem in warnings_in(caplog)}
         assert "export.verified_on_training_rows" in warned
         assert warned["export.questions_replaced"].value == 1
-        assert NO_ROOM in warned["export.questions_replaced"].rule
+        assert PROMPT_TOO_LONG in warned["export.questions_replaced"].rule
         endless = replace(asked, data=replace(data, train=rows[:1]))
         with raises(DataError, "export.no_question_fits"):
             _job(endless, HfBackend(), trained.weights_folder("sft"))

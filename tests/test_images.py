@@ -1,4 +1,4 @@
-"""Formats, depths and windows: every picture becomes the 8-bit RGB that its own numbers say."""
+"""Formats, bit depths and windows: every image becomes the expected 8-bit RGB."""
 
 import io
 import struct
@@ -73,7 +73,7 @@ def png16_bytes(values):
 
 
 def put(folder: Path, name: str, content) -> ImageRef:
-    """A file of bytes, of a Pillow picture, or of an array (by OpenCV for what Pillow cannot write)."""
+    """Return a file of bytes, of a Pillow image, or of an array (by OpenCV for what Pillow cannot write)."""
     path = folder / name
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -92,7 +92,7 @@ def pixels(ref, policy=AS_IT_IS):
 
 
 def grey(ref, policy=AS_IT_IS):
-    """The one plane of a picture whose three channels must be the same."""
+    """The one plane of an image whose three channels must be the same."""
     values = pixels(ref, policy)
     assert (values == values[..., :1]).all()
     return values[..., 0]
@@ -118,10 +118,10 @@ def test_a_ramp_of_65536_levels_becomes_256_evenly_spread_levels(tmp_path):
     assert np.array_equal(got.ravel(), between(ramp, 0, 65535).ravel())
     counts = np.bincount(got.ravel(), minlength=256)
     assert len(np.unique(got)) == 256
-    assert set(counts[1:-1]) == {257}  # 65535 / 255 values a level; the two ends have half of that
+    assert set(counts[1:-1]) == {257}  # 65535 / 255 values a level. The two ends have half of that
 
 
-def test_a_16_bit_film_that_pillow_turns_white_keeps_its_256_levels(tmp_path):
+def test_a_16_bit_radiograph_that_pillow_turns_white_keeps_its_256_levels(tmp_path):
     film = np.linspace(300, 60000, 65536).astype(np.uint16).reshape(256, 256)
     ref = put(tmp_path, "film.png", film)
     with Image.open(ref.path) as image:
@@ -299,7 +299,7 @@ def test_tiff_orientation_is_applied_once(tmp_path, dtype, orientation):
 
 @pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "f4", "f8"])
 @pytest.mark.parametrize("window", ["auto", "percentile"])
-def test_a_constant_picture_is_black_and_no_error(tmp_path, dtype, window):
+def test_a_constant_image_is_black_and_no_error(tmp_path, dtype, window):
     ref = put(tmp_path, "a.tif", tiff_bytes(np.full((8, 8), 77, dtype)))
     loaded = load(ref, ImagePolicy(window=window))
     assert not np.asarray(loaded.image).any()
@@ -313,7 +313,7 @@ def test_nan_and_infinities_are_counted_and_do_not_move_the_window(tmp_path):
     assert (loaded.record.window, loaded.record.nonfinite) == ((0.0, 100.0), 3)
 
 
-def test_a_picture_of_nothing_but_nan_is_refused(tmp_path):
+def test_an_image_of_nothing_but_nan_is_rejected(tmp_path):
     with raises(ImageError, "images.no_finite_value") as caught:
         load(put(tmp_path, "a.tif", tiff_bytes(np.full((4, 4), np.nan, np.float32))), AS_IT_IS)
     assert caught.problem.place == str(tmp_path / "a.tif")
@@ -341,7 +341,7 @@ def test_percentiles_are_numpys_order_statistics_and_what_lies_outside_is_counte
     assert np.abs(np.asarray(loaded.image)[..., 0] - expected).max() <= 1
 
 
-def test_percentiles_keep_a_marker_from_darkening_the_film(tmp_path):
+def test_percentiles_keep_a_marker_from_darkening_the_radiograph(tmp_path):
     film = np.arange(1000, 1000 + 100 * 100, dtype=np.uint16).reshape(100, 100) // 10
     film[0, :20] = 65535  # 0.2 % of the pixels: a metal marker
     ref = put(tmp_path, "a.png", film)
@@ -352,7 +352,7 @@ def test_percentiles_keep_a_marker_from_darkening_the_film(tmp_path):
     assert loaded.record.clipped == loaded.record.below + loaded.record.above
 
 
-def test_the_dicom_window_is_refused_to_a_deep_picture_that_brings_none(tmp_path):
+def test_the_dicom_window_is_rejected_to_a_deep_image_that_brings_none(tmp_path):
     ref = put(tmp_path, "a.png", np.arange(64, dtype=np.uint16).reshape(8, 8))
     with raises(ImageError, "images.window_missing") as caught:
         load(ref, ImagePolicy(window="dicom"))
@@ -415,7 +415,7 @@ def test_each_page_of_a_tiff_is_a_frame(tmp_path, deep):
     assert caught.problem.value == "frame 3 of 3"
 
 
-def test_frames_of_a_gif_are_told_apart_and_a_png_has_one(tmp_path):
+def test_frames_of_a_gif_are_distinct_and_a_png_has_one(tmp_path):
     first, second = (Image.new("L", (4, 4), v) for v in (0, 200))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     assert grey(ImageRef(tmp_path / "a.gif", 1)).max() == 200
@@ -424,7 +424,7 @@ def test_frames_of_a_gif_are_told_apart_and_a_png_has_one(tmp_path):
         load(ImageRef(ref.path, 1), AS_IT_IS)
 
 
-def test_deep_pictures_of_other_formats_are_windowed_too(tmp_path):
+def test_deep_images_of_other_formats_are_windowed_too(tmp_path):
     values = np.linspace(0, 50_000, 400).astype(np.uint16).reshape(20, 20)
     for name in ("a.jp2", "a.pgm"):
         loaded = load(put(tmp_path, name, values), AS_IT_IS)
@@ -450,12 +450,12 @@ def test_the_policys_key_changes_with_pixels_and_with_nothing_else():
     ]
     assert {policy.key for policy in same} == {base.key}
     assert len({policy.key for policy in [base, *other]}) == 6
-    assert ImagePolicy.of(recipe.Images()).key == base.key
+    assert ImagePolicy.from_recipe(recipe.Images()).key == base.key
 
 
 def test_percentiles_that_do_not_rise_are_a_problem_of_the_recipe():
     with raises(RecipeError, "recipe.percentiles_not_rising") as caught:
-        ImagePolicy.of(recipe.Images(percentiles=(99, 1)))
+        ImagePolicy.from_recipe(recipe.Images(percentiles=(99, 1)))
     assert (caught.problem.place, caught.problem.value) == ("images.percentiles", [99, 1])
 
 
@@ -472,7 +472,7 @@ def test_a_record_survives_json(record):
     assert ImageRecord.from_json(record.as_json()) == record
 
 
-def test_the_real_films_come_out_as_they_are(shared_data):
+def test_real_radiographs_keep_their_values(shared_data):
     for path in sorted((shared_data / "cxr" / "nih").glob("*.png")):
         with Image.open(path) as image:
             expected = np.asarray(image.convert("RGB"))
@@ -489,7 +489,7 @@ def test_real_jpegs_are_what_pillow_decodes_and_fit_the_longest_side(shared_data
         assert max(load(ImageRef(path), ImagePolicy(max_side=448)).image.size) == min(448, max(expected.shape))
 
 
-def test_opencv_and_pillow_writers_agree_about_a_16_bit_film(tmp_path):
+def test_opencv_and_pillow_writers_agree_about_a_16_bit_radiograph(tmp_path):
     film = random_values("u2", (50, 40))
     buffer = io.BytesIO()
     Image.fromarray(film).save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""Files that are no use: every one is an ImageError with place, rule and remedy, never a grey picture or a crash."""
+"""Unusable files: each one is an ImageError with place, rule and remedy, never a grey image or a crash."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from toolkit.errors import CODE, ImageError
 from toolkit.images import ImagePolicy, ImageStore, image_ref, load, scan
 from toolkit.images.ref import ImageRef
 
-# The libraries may warn of what we refuse; the refusal is what is tested.
+# The libraries may warn of what we refuse. The refusal is what is tested.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
@@ -83,7 +83,7 @@ def test_the_whole_file_can_be_read(tmp_path, name):
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.98])
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_was_cut_off_is_refused(tmp_path, name, share):
+def test_a_file_that_was_cut_off_is_rejected(tmp_path, name, share):
     data = FILES[name]
     refused(written(tmp_path, name, data[: int(len(data) * share)]))
 
@@ -122,7 +122,7 @@ def test_a_missing_file_an_empty_one_a_folder_a_pipe_and_a_text_are_named_for_wh
 
 
 @pytest.mark.parametrize("name", ["deep.png", "grey.png", "lzw.tif", "palette.png"])
-def test_damage_inside_a_checked_format_is_refused(tmp_path, name):
+def test_damage_inside_a_checked_format_is_rejected(tmp_path, name):
     data = bytearray(FILES[name])
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
@@ -168,7 +168,7 @@ def with_size(name, width, height):
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else "",
 )
-def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, name, data, size):
+def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path, name, data, size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     error = refused(written(tmp_path, name, data), ImagePolicy())
     assert (error.code, error.value) == ("images.too_many_pixels", size)
@@ -177,14 +177,14 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, name, data, siz
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB: it was not decoded
 
 
-def test_a_picture_of_exactly_the_largest_number_of_pixels_is_read(tmp_path):
+def test_an_image_of_exactly_the_largest_number_of_pixels_is_read(tmp_path):
     ref = written(tmp_path, "a.png", FILES["deep.png"])
     load(ref, ImagePolicy(max_pixels=60 * 50))
     error = refused(ref, ImagePolicy(max_pixels=60 * 50 - 1))
     assert (error.code, error.value) == ("images.too_many_pixels", "50 x 60")
 
 
-def test_a_picture_over_pillows_own_limit_is_read_where_the_policy_allows_it(tmp_path):
+def test_an_image_over_pillows_own_limit_is_read_where_the_policy_allows_it(tmp_path):
     side = 9_600  # 92 million pixels; Pillow warns from 89 million on
     Image.new("1", (side, side)).save(tmp_path / "a.png")
     assert load(ImageRef(tmp_path / "a.png"), ImagePolicy(max_side=16)).record.source_size == (side, side)
@@ -203,7 +203,7 @@ def test_a_false_chunk_length_does_not_cost_gigabytes(tmp_path):
     [np.zeros((4, 4, 2), np.uint16), np.zeros((4, 4, 5), np.uint16), np.zeros((4, 4), np.float16)],
     ids=["two channels", "five channels", "float16"],
 )
-def test_a_deep_tiff_that_no_library_decodes_faithfully_is_refused(tmp_path, values):
+def test_a_deep_tiff_that_no_library_decodes_faithfully_is_rejected(tmp_path, values):
     refused(written(tmp_path, "a.tif", tiff_bytes(values)))
 
 
@@ -215,7 +215,7 @@ def test_a_deep_palette_cmyk_or_lab_tiff_is_not_taken_for_rgb(tmp_path, photomet
     assert error.value.endswith(f"photometric interpretation {photometric}")
 
 
-def test_deep_channels_in_planes_of_their_own_are_refused_rather_than_mixed_up(tmp_path):
+def test_deep_channels_in_planes_of_their_own_are_rejected_rather_than_mixed_up(tmp_path):
     values = np.arange(60, dtype=np.uint16).reshape(4, 5, 3)
     error = refused(written(tmp_path, "a.tif", tiff_bytes(values, separate=True)))
     assert error.code == "images.tiff_layout_unsupported"
@@ -237,7 +237,7 @@ def test_pages_of_a_tiff_that_point_in_a_circle_end(tmp_path):
     early=st.booleans(),
 )
 @example("palette.png", [(0.99, 255)], True)
-def test_a_file_with_changed_bytes_is_a_picture_or_an_image_error(tmp_path, name, edits, early):
+def test_a_file_with_changed_bytes_is_an_image_or_an_image_error(tmp_path, name, edits, early):
     data = bytearray(FILES[name])
     for where, value in edits:
         data[int(where * (min(400, len(data)) if early else len(data)))] = value
@@ -261,7 +261,7 @@ def test_a_path_inside_the_root_is_taken(text):
     "text",
     ["../a.png", "b/../../a.png", "/etc/passwd", "/data/set2/a.png", "/data/set/../a.png", "", " ", ".", "a\0.png"],
 )
-def test_a_path_that_leaves_the_root_or_names_nothing_is_refused_with_its_row(text):
+def test_a_path_that_leaves_the_root_or_names_nothing_is_rejected_with_its_row(text):
     names_nothing = not text.strip() or "\0" in text
     with raises(ImageError, "images.path_not_text" if names_nothing else "images.outside_root") as caught:
         image_ref(text, "/data/set", "rows.json, row 3")
@@ -269,7 +269,7 @@ def test_a_path_that_leaves_the_root_or_names_nothing_is_refused_with_its_row(te
     assert caught.problem.value == text
 
 
-def test_a_path_that_is_no_text_is_refused():
+def test_a_path_that_is_no_text_is_rejected():
     with raises(ImageError, "images.path_not_text"):
         image_ref(None, "/data/set", "row 3")
 
@@ -283,7 +283,7 @@ def test_no_text_whatever_leads_out_of_the_root(text):
     assert os.path.commonpath(["/data/set", os.path.normpath(ref.path)]) == "/data/set"
 
 
-def test_a_link_that_leads_out_of_the_root_is_refused_when_it_is_opened_or_scanned(tmp_path):
+def test_a_link_that_leads_out_of_the_root_is_rejected_when_it_is_opened_or_scanned(tmp_path):
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()

@@ -1,4 +1,4 @@
-"""DICOM: values, windows and colours as pydicom's own functions give them, on pydicom's example files and made ones."""
+"""DICOM: values, windows and colours against pydicom's own functions, on its example files and generated ones."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ RANGE = ImagePolicy(max_side=4096, window="range")
 
 
 def example(name, frame=0):
-    """A file that pydicom's wheel brings; nothing is downloaded."""
+    """A file that pydicom's wheel brings. Nothing is downloaded."""
     return ImageRef(path_of(name), frame)
 
 
@@ -201,7 +201,7 @@ def test_colours_come_out_as_rgb_whatever_the_file_stores(name):
     assert np.array_equal(np.asarray(load(ref, AUTO).image), pixel_array(ref.path, index=0))
 
 
-def test_each_frame_is_its_own_picture_and_no_more_frames_are_there():
+def test_each_frame_is_its_own_image_and_no_more_frames_are_there():
     first, last = (load(example("examples_ybr_color.dcm", frame), AUTO) for frame in (0, 29))
     assert not np.array_equal(np.asarray(first.image), np.asarray(last.image))
     expected = pixel_array(path_of("examples_ybr_color.dcm"), index=29)
@@ -261,7 +261,7 @@ def test_damaged_files_are_rejected(name, code):
 
 
 @pytest.mark.parametrize("name", ["test-SR.dcm", "rtplan.dcm", "DICOMDIR-nopatient"])
-def test_a_dicom_file_without_a_picture_is_refused_and_not_skipped_over(name):
+def test_a_dicom_file_without_an_image_is_rejected_and_not_skipped_over(name):
     report = scan([example(name)], ImageStore(AUTO), "header")
     assert [bad.error.code for bad in report.bad] == ["images.dicom_without_image"]
 

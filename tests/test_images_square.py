@@ -1,4 +1,4 @@
-"""Fixed windows and square images: pydicom's CT, hand-made files, and what earlier policies must keep."""
+"""Fixed windows and square images: pydicom's CT, hand-made files, and unchanged earlier policies."""
 
 import doctest
 from pathlib import Path
@@ -195,7 +195,7 @@ def test_a_crop_of_the_row_becomes_a_square_too(tmp_path: Path) -> None:
 
 
 def test_the_key_changes_with_window_and_square_and_earlier_keys_stay() -> None:
-    # The keys of pictures that are cached on users' disks.
+    # The keys of images that are cached on users' disks.
     assert ImagePolicy().key == "d106d6002c142fa6"
     assert ImagePolicy(512, "percentile").key == "949624d97ae08875"
     policies = [

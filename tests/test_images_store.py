@@ -1,4 +1,4 @@
-"""The store, its caches and the scan: the same picture from everywhere, bounded memory, and nothing silent."""
+"""The store, its caches and the scan: equal images from every source, bounded caches, nothing silent."""
 
 import multiprocessing
 import os
@@ -35,17 +35,17 @@ def same(one, two):
 
 
 def entries(folder: Path) -> list[Path]:
-    """Stored pictures, not remembered content keys."""
+    """Stored images, not remembered content keys."""
     return [path for path in folder.rglob("*") if path.is_file() and "files" not in path.relative_to(folder).parts]
 
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Files count as settled at once."""
+    """Files count as settled together."""
     monkeypatch.setattr(cache, "SETTLED_NS", -(10**12))
 
 
-def test_a_picture_is_the_same_from_its_file_from_memory_and_from_disk(tmp_path):
+def test_an_image_is_the_same_from_its_file_from_memory_and_from_disk(tmp_path):
     ref = film(tmp_path, "a.png")
     expected = load(ref, POLICY)
     first, again = ImageStore(POLICY, disk=tmp_path / "cache"), ImageStore(POLICY, disk=tmp_path / "cache")
@@ -58,25 +58,25 @@ def test_a_picture_is_the_same_from_its_file_from_memory_and_from_disk(tmp_path)
     assert (report.opened, report.memory_hits, report.disk_hits) == (0, 0, 1)
 
 
-def test_colour_pictures_are_cached_as_such(tmp_path):
+def test_colour_images_are_cached_as_such(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     ref = ImageRef(tmp_path / "a.png")
     for _ in range(2):
         assert same(ImageStore(POLICY, disk=tmp_path / "cache").get(ref), load(ref, POLICY).image)
 
 
-def test_a_caller_may_draw_on_its_picture(tmp_path):
+def test_a_caller_may_draw_on_its_image(tmp_path):
     ref = film(tmp_path, "a.png")
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     for _ in range(3):
-        picture = store.get(ref)
-        assert same(picture, load(ref, POLICY).image)
-        picture.paste((255, 0, 0), (0, 0, 20, 20))
+        image = store.get(ref)
+        assert same(image, load(ref, POLICY).image)
+        image.paste((255, 0, 0), (0, 0, 20, 20))
 
 
-def test_memory_is_bounded_by_bytes_and_the_picture_used_last_stays(tmp_path):
+def test_the_in_memory_cache_is_bounded_by_bytes_and_keeps_the_last_used_image(tmp_path):
     refs = [film(tmp_path, f"{i}.png", i, (1024, 1024)) for i in range(3)]
-    store = ImageStore(ImagePolicy(max_side=1024), memory_mb=2)  # a grey picture of 1024 x 1024 takes 1 MiB
+    store = ImageStore(ImagePolicy(max_side=1024), memory_mb=2)  # a grey image of 1024 x 1024 takes 1 MiB
     store.get(refs[0])
     store.get(refs[1])
     store.get(refs[0])
@@ -88,7 +88,7 @@ def test_memory_is_bounded_by_bytes_and_the_picture_used_last_stays(tmp_path):
     assert store.report().opened == 4
 
 
-def test_a_picture_larger_than_the_whole_memory_is_not_kept(tmp_path):
+def test_an_image_larger_than_the_in_memory_cache_is_not_cached(tmp_path):
     store = ImageStore(POLICY, memory_mb=0)
     ref = film(tmp_path, "a.png")
     store.get(ref)
@@ -96,7 +96,7 @@ def test_a_picture_larger_than_the_whole_memory_is_not_kept(tmp_path):
     assert (store.report().opened, store.report().memory_hits) == (2, 0)
 
 
-def test_the_memory_cache_counts_its_bytes_right_when_a_picture_is_put_twice():
+def test_the_memory_cache_counts_its_bytes_right_when_an_image_is_put_twice():
     record = ImageRecord("PNG", (10, 6), (10, 6), 8)
     memory = MemoryCache(100)
     for _ in range(5):
@@ -156,7 +156,7 @@ def test_a_hit_on_disk_does_not_read_the_original_again(tmp_path, settled):
     before = bytes_read()
     store.get(ref)
     assert store.report().disk_hits == 1
-    assert bytes_read() - before < ref.path.stat().st_size / 20  # the reduced picture has 64 x 64 bytes
+    assert bytes_read() - before < ref.path.stat().st_size / 20  # the reduced image has 64 x 64 bytes
 
 
 def bytes_read():
@@ -166,7 +166,7 @@ def bytes_read():
 @pytest.mark.parametrize(
     "other", [ImagePolicy(max_side=32), ImagePolicy(max_side=64), ImagePolicy(max_side=64, resample="nearest")]
 )
-def test_another_policy_does_not_find_the_picture(tmp_path, other):
+def test_another_policy_does_not_find_the_image(tmp_path, other):
     ref = film(tmp_path, "a.png")
     ImageStore(POLICY, disk=tmp_path / "cache").get(ref)
     store = ImageStore(other, disk=tmp_path / "cache")
@@ -213,7 +213,7 @@ def test_a_damaged_entry_is_made_again(tmp_path, damage):
     assert entry.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_costs_no_run_and_is_told(tmp_path):
+def test_an_unwritable_cache_is_reported_and_does_not_stop_a_run(tmp_path):
     (tmp_path / "cache").write_text("a file stands where the folder should be")
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     ref = film(tmp_path, "a.png")
@@ -241,11 +241,11 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_cache_of_a_recipe_lies_in_the_cache_folder_and_can_be_switched_off(tmp_path, private_cache, monkeypatch):
+def test_the_cache_of_a_recipe_is_in_the_cache_folder_and_can_be_disabled(tmp_path, private_cache, monkeypatch):
     ref = film(tmp_path, "a.png")
-    ImageStore.of(recipe.Images(disk_cache=False)).get(ref)
+    ImageStore.from_recipe(recipe.Images(disk_cache=False)).get(ref)
     assert not list(private_cache.iterdir())
-    ImageStore.of(recipe.Images()).get(ref)
+    ImageStore.from_recipe(recipe.Images()).get(ref)
     assert len(entries(private_cache / "images")) == 1
     monkeypatch.delenv("TOOLKIT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -274,7 +274,7 @@ def test_a_placeholder_is_not_cached_in_place_of_a_file_that_appears_later(tmp_p
     assert same(store.get(ref), load(ref, POLICY).image)
 
 
-def test_clipped_pixels_are_counted_over_the_pictures_that_were_windowed(tmp_path):
+def test_clipped_pixels_are_counted_over_the_images_that_were_windowed(tmp_path):
     refs = [film(tmp_path, f"{i}.png", i) for i in range(4)]
     Image.new("L", (9, 9), 7).save(tmp_path / "small.png")
     for _ in range(2):  # opened, then from disk
@@ -302,31 +302,31 @@ def test_a_store_goes_to_another_process_with_its_settings_and_fresh_counters(tm
     assert copy.report().disk_hits == 1
 
 
-def test_forked_workers_read_pictures_after_the_parent_did(tmp_path):
+def test_forked_workers_read_images_after_the_parent_did(tmp_path):
     refs = [film(tmp_path, f"{i}.png", i, (900, 800)) for i in range(4)]
     store = ImageStore(POLICY)
     expected = [np.asarray(store.get(ref)).sum() for ref in refs]
     fresh = ImageStore(POLICY)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         got = pool.map_async(fresh.get, refs).get(timeout=60)
-    assert [np.asarray(picture).sum() for picture in got] == expected
+    assert [np.asarray(image).sum() for image in got] == expected
 
 
-def test_many_threads_get_the_right_pictures_and_every_call_is_counted(tmp_path):
+def test_many_threads_get_the_right_images_and_every_call_is_counted(tmp_path):
     refs = [film(tmp_path, f"{i}.png", i) for i in range(6)]
     expected = {ref: load(ref, POLICY).image for ref in refs}
     store = ImageStore(POLICY, disk=tmp_path / "cache")
     calls = refs * 20
     with ThreadPoolExecutor(8) as pool:
-        pictures = list(pool.map(store.get, calls))
-    assert all(same(picture, expected[ref]) for picture, ref in zip(pictures, calls, strict=True))
+        images = list(pool.map(store.get, calls))
+    assert all(same(image, expected[ref]) for image, ref in zip(images, calls, strict=True))
     report = store.report()
     assert report.opened + report.memory_hits + report.disk_hits == len(calls)
     assert not list((tmp_path / "cache").rglob(".new-*"))
 
 
 def spoiled(folder: Path) -> list[ImageRef]:
-    """Two good pictures and four bad ones, mixed."""
+    """Return two good images and four bad ones, mixed."""
     good = [film(folder, "good0.png"), film(folder, "good1.png", 1, (300, 200))]
     whole = good[0].path.read_bytes()
     middle = bytearray(whole)
@@ -338,7 +338,7 @@ def spoiled(folder: Path) -> list[ImageRef]:
     return [bad[0], good[0], *bad[1:], good[1]]
 
 
-def test_a_full_scan_finds_every_bad_picture_in_order_and_fills_the_disk_cache(tmp_path):
+def test_a_full_scan_finds_every_bad_image_in_order_and_fills_the_disk_cache(tmp_path):
     refs = spoiled(tmp_path)
     store = ImageStore(POLICY, "placeholder", disk=tmp_path / "cache")
     report = scan(refs * 3, store, "full")
@@ -364,7 +364,7 @@ def test_a_header_scan_finds_all_but_the_damage_inside_and_decodes_nothing(tmp_p
     assert not entries(tmp_path / "cache")
 
 
-def test_auto_is_full_for_few_pictures_and_header_for_many(tmp_path, monkeypatch):
+def test_auto_is_full_for_few_images_and_header_for_many(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["toolkit.images.scan"], "FULL_UP_TO", 3)
     refs = [film(tmp_path, f"{i}.png", i) for i in range(4)]
     few, many = scan(refs[:3] * 2, ImageStore(POLICY)), scan(iter(refs), ImageStore(POLICY))
@@ -374,7 +374,7 @@ def test_auto_is_full_for_few_pictures_and_header_for_many(tmp_path, monkeypatch
     assert (off.mode, off.checked, off.bad) == ("off", 0, ())
 
 
-def test_all_bad_pictures_are_told_in_one_error_the_first_twenty_by_name(tmp_path):
+def test_all_bad_images_are_reported_in_one_error_the_first_twenty_by_name(tmp_path):
     refs = [ImageRef(tmp_path / f"{i:03}.png") for i in range(33)]
     report = scan(refs, ImageStore(POLICY))
     assert {bad.error.code for bad in report.bad} == {"images.missing"}
@@ -391,7 +391,7 @@ def test_all_bad_pictures_are_told_in_one_error_the_first_twenty_by_name(tmp_pat
     scan([film(tmp_path, "a.png")], ImageStore(POLICY)).raise_if_bad()
 
 
-def test_progress_is_told_and_ends_with_all(tmp_path, monkeypatch):
+def test_progress_is_reported_and_ends_with_all(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["toolkit.images.scan"], "BATCH", 2)
     told = []
     scan([film(tmp_path, f"{i}.png", i) for i in range(5)], ImageStore(POLICY), progress=told.append)
@@ -403,7 +403,7 @@ def test_errors_of_a_scan_do_not_hold_on_to_files(tmp_path):
     assert all(bad.error.__traceback__ is None and bad.error.__cause__ is None for bad in report.bad)
 
 
-def test_the_real_pictures_pass_a_full_scan(shared_data, tmp_path):
+def test_the_real_images_pass_a_full_scan(shared_data, tmp_path):
     images = sorted((shared_data / "cxr" / "vqa_rad" / "images").glob("*.jpg"))[:20]
     images += sorted((shared_data / "cxr" / "nih").glob("*.png"))
     report = scan([ImageRef(path) for path in images], ImageStore(ImagePolicy(max_side=224), disk=tmp_path))

@@ -1,4 +1,4 @@
-"""Lesions: rows of every layout, crops, questions and answers, what the parser takes, rewards against oracles."""
+"""Lesions: rows of every layout, crops, prompts and targets, the parser, and rewards against oracles."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers.problems import raises
 from toolkit.data.loading import load_data
 from toolkit.data.loading.balance import balance
-from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Answer, Sample
 from toolkit.errors import NOTHING, DataError, RowProblem
 from toolkit.images import ImagePolicy, load
@@ -55,7 +55,7 @@ def recipe(folder: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", data: 
 
 
 def read(row: dict[str, Any], root: Path = ROOT, model: str = "Qwen/Qwen2-VL-2B-Instruct", **lesion: Any) -> Sample:
-    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     made = lesion_settings(recipe(model=model, **lesion), "train")
     return LESION.read("r1", row, RowOrigin(root / "rows.json", root, columns, settings=made))
 
@@ -71,7 +71,7 @@ ALL = ("diagnosis", "location", "bbox", "polygon")
 def test_a_prepared_row_becomes_a_question_and_an_answer_in_the_models_coordinates() -> None:
     sample = read(ROW)
     assert (sample.group, sample.images[0].path) == ("HAM_1", Path("/data/a/ISIC_1.jpg"))
-    # 60 / 600, 45 / 450, 240 / 600, 180 / 450 of 1000; the middle (150, 112.5) lies in the upper left third.
+    # 60 / 600, 45 / 450, 240 / 600, 180 / 450 of 1000. The centre (150, 112.5) is in the upper left third.
     assert LESION.target(sample) == (
         "<diagnosis>melanoma</diagnosis> <location>upper-left</location> <bbox>[100, 100, 400, 400]</bbox>"
     )
@@ -97,7 +97,7 @@ def test_each_model_family_gets_its_own_coordinates(model: str, box: str, span: 
     assert rewards(sample, LESION.target(sample))["box_iou"] > 0.97
 
 
-def test_a_row_is_asked_only_for_what_it_knows() -> None:
+def test_only_parts_that_a_row_has_are_requested() -> None:
     stage1 = {
         "image_name": "m.jpg",
         "diagnosis": "Melanoma",
@@ -110,7 +110,7 @@ def test_a_row_is_asked_only_for_what_it_knows() -> None:
     }
     parts = ("diagnosis", "location", "size", "features", "bbox")
     sample = read(stage1, answer=parts)
-    assert sample.fields["asked"] == ("diagnosis", "location", "size", "features")
+    assert sample.fields["requested"] == ("diagnosis", "location", "size", "features")
     assert LESION.target(sample) == (
         "<diagnosis>melanoma</diagnosis> <location>upper-left</location> <size>1.5cm diameter</size> "
         "<features>irregular borders, asymmetric shape, asymmetry</features>"
@@ -158,7 +158,7 @@ def test_swapped_corners_and_edges_outside_are_put_right() -> None:
     assert read({**ROW, "boxes": [[-5, 45, 240, 500]]}).reference["boxes"] == [[0, 45, 240, 450]]
 
 
-def test_several_lesions_stand_on_lines_of_their_own() -> None:
+def test_several_lesions_have_one_line_each() -> None:
     sample = read(TWO)
     first, second = LESION.target(sample).split("\n")
     assert "<location>upper-left</location> <bbox>[100, 100, 400, 400]</bbox>" in first
@@ -222,7 +222,7 @@ def test_boxes_are_read_in_every_usual_form(text: str) -> None:
         ("<bbox>[1e999, 1, 2, 3]</bbox>", "the box is not four numbers"),
         ("<bbox>[100, 100, 400, 4", "has no counterpart"),
         ("<polygon>[[1, 2], [3, 4]]</polygon>", "the polygon is not"),
-        ("<location>on the back</location>", "names no place"),
+        ("<location>on the back</location>", "names no location"),
         ("<diagnosis>a rash</diagnosis>", "no known diagnosis"),
         ("<diagnosis>melanoma or nevus</diagnosis>", "several diagnoses"),
         ("<diagnosis>no melanoma</diagnosis>", "negation"),
@@ -240,7 +240,7 @@ def test_a_part_that_cannot_be_read_leaves_the_others() -> None:
     sample = read(ROW)
     answer = LESION.parse("<diagnosis>nevus</diagnosis> <location>somewhere</location>", sample)
     assert (answer.problem, answer.values["diagnosis"]) == (None, "nv")
-    assert answer.values["unread"] == ["the location names no place"]
+    assert answer.values["unread"] == ["the text names no location"]
     assert LESION.rewards["format"](sample, answer) == 0
     json.dumps(answer.values)
 
@@ -266,7 +266,7 @@ def test_the_diagnoses_of_a_long_text_are_not_mixed_up() -> None:
     assert HAM10000.read("keratosis")[0] is None
 
 
-def test_a_table_of_ones_own(tmp_path: Path) -> None:
+def test_a_table_(tmp_path: Path) -> None:
     file = tmp_path / "labels.toml"
     file.write_text('[[label]]\ncode = "scc"\nname = "squamous cell carcinoma"\nsynonyms = ["SCC in situ"]\n')
     sample = read({**ROW, "dx": "Squamous cell carcinoma"}, labels=str(file))
@@ -302,7 +302,7 @@ def test_the_parser_reads_or_says_why_for_any_text(text: str) -> None:
 
 
 def written(folder: Path, seed: int = 0, size: tuple[int, int] = (120, 90)) -> dict[str, Any]:
-    """A picture with a mask on disk, and its row."""
+    """Return an image with a mask on disk, and its row."""
     noise = np.random.default_rng(seed).normal(size=size[::-1]).astype(np.float32)
     mask = cv2.GaussianBlur(noise, (0, 0), 12) > 0.02
     cv2.imwrite(str(folder / "m.png"), mask.astype(np.uint8) * 255)
@@ -329,7 +329,7 @@ def test_mask_iou_jaccard_and_dice_are_those_of_the_isic_challenge(tmp_path: Pat
     assert found["thresholded_jaccard"] == pytest.approx(binary_threshold_jaccard(oracle, 0.65))
 
 
-def test_a_mask_of_another_size_is_scaled_and_of_other_proportions_refused(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_scaled_and_of_other_proportions_rejected(tmp_path: Path) -> None:
     row = written(tmp_path)
     sample = read({**row, "width": 240, "height": 180, "boxes": None}, tmp_path, answer=("diagnosis", "bbox"))
     half = cv2.resize(read_mask(tmp_path / "m.png").astype(np.uint8), (240, 180), interpolation=cv2.INTER_NEAREST)
@@ -341,14 +341,14 @@ def test_a_mask_of_another_size_is_scaled_and_of_other_proportions_refused(tmp_p
 
 
 @pytest.mark.parametrize("name", [f"r{number}" for number in range(12)])
-def test_a_crop_moves_picture_mask_box_and_outline_together(tmp_path: Path, name: str) -> None:
+def test_a_crop_moves_image_mask_box_and_outline_together(tmp_path: Path, name: str) -> None:
     mask = np.zeros((90, 120), np.uint8)
     mask[20:50, 30:70] = 255
     cv2.imwrite(str(tmp_path / "m.png"), mask)
     cv2.imwrite(str(tmp_path / "i.png"), np.dstack([mask] * 3))
     row = {"image": "i.png", "mask": "m.png", "dx": "nv", "boxes": [[30, 20, 70, 50]], "width": 120, "height": 90}
     row["polygons"] = [[[30, 20], [69, 20], [69, 49], [30, 49]]]
-    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     made = lesion_settings(recipe(crop=0.5), "train")
     sample = LESION.read(name, row, RowOrigin(tmp_path / "rows.json", tmp_path, columns, settings=made))
     crop = sample.images[0].crop
@@ -360,7 +360,7 @@ def test_a_crop_moves_picture_mask_box_and_outline_together(tmp_path: Path, name
     (box,) = sample.reference["boxes"]
     shown = np.asarray(load(sample.images[0], ImagePolicy()).image)[..., 0] > 128
     ys, xs = np.nonzero(shown)
-    # Nearest neighbours nowhere: the picture is not reduced, so the white square is where the moved box says.
+    # Nearest neighbours nowhere: the image is not reduced, so the white square is where the moved box says.
     assert [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1] == box
     assert np.array_equal(_reference_mask(sample), shown)
     assert rewards(sample, LESION.target(sample))["mask_iou"] > 0.95
@@ -370,7 +370,7 @@ def test_a_crop_moves_picture_mask_box_and_outline_together(tmp_path: Path, name
 def test_crops_put_centred_lesions_anywhere() -> None:
     row = {**ROW, "boxes": [[250, 190, 350, 260]], "polygons": None}
     made = lesion_settings(recipe(crop=0.5), "train")
-    columns, _ = resolve_columns(LESION, Wanted({}), list(row))
+    columns, _ = resolve_columns(LESION, RowSettings({}), list(row))
     origin = RowOrigin(ROOT / "rows.json", ROOT, columns, settings=made)
     places = {tuple(LESION.read(f"r{n}", row, origin).reference["places"][0]) for n in range(200)}
     assert len(places) == 9
@@ -388,7 +388,7 @@ def test_a_crop_keeps_to_its_splits_and_an_area_in_percent_is_not_one_of_it() ->
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_crop_is_taken_from_the_upright_picture(tmp_path: Path, orientation: int) -> None:
+def test_a_crop_is_taken_from_the_upright_image(tmp_path: Path, orientation: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     exif = Image.Exif()
     exif[274] = orientation
@@ -437,7 +437,7 @@ def test_held_out_rows_are_read_with_their_own_splits_settings(tmp_path: Path) -
 
 
 def test_balanced_sampling_draws_classes_and_lesions_evenly(tmp_path: Path) -> None:
-    # 90 nevi of 30 lesions (three pictures each), 8 melanomas of 2 lesions (one with 7 pictures), 2 vascular lesions.
+    # 90 nevi of 30 lesions (three images each), 8 melanomas of 2 lesions (one with 7 images), 2 vascular lesions.
     names = [("nv", f"n{n // 3}") for n in range(90)] + [("mel", "a")] * 7 + [("mel", "b")] + [("vasc", "c")] * 2
     rows = [{**ROW, "dx": dx, "lesion_id": lesion, "image": f"{n}.jpg"} for n, (dx, lesion) in enumerate(names)]
     write_rows(tmp_path, rows)

@@ -1,4 +1,4 @@
-"""Lesions from practice data to a trained run: every stage, tables of several scores, prediction, rewards by hand."""
+"""Lesions from synthetic data to a trained run: every stage, score tables, prediction, hand-computed rewards."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from toolkit.training.reward_test import score_file
 
 @pytest.fixture(scope="module")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe whose run trained two steps on practice lesions, of which parts are shown."""
+    """Return a recipe whose run trained two steps on synthetic lesions, of which parts are shown."""
     folder = tmp_path_factory.mktemp("lesions")
     tables = {
         "data": {
@@ -49,7 +49,7 @@ def test_every_score_gets_a_table_beside_its_baseline(lesions: Recipe) -> None:
     assert "balanced sampling: " in run.log_file.read_text()
 
 
-def test_practice_lesions_stand_in_one_split_and_are_prepared_like_a_download(lesions: Recipe) -> None:
+def test_synthetic_lesions_are_in_one_split_and_prepared_like_a_download(lesions: Recipe) -> None:
     folder = lesions.run_folder / "synthetic"
     rows = {split: json.loads((folder / f"{split}.json").read_text()) for split in ("train", "test")}
     assert sum(map(len, rows.values())) == 60
@@ -58,9 +58,9 @@ def test_practice_lesions_stand_in_one_split_and_are_prepared_like_a_download(le
     assert (folder / "sheet.png").is_file()
 
 
-def test_a_picture_of_ones_own_is_asked_about_with_ones_own_words(lesions: Recipe) -> None:
-    picture = next((lesions.run_folder / "synthetic" / "HAM10000_images_part_1").iterdir())
-    answer = predict(find_run(lesions.run_folder), "Is this benign?", [picture])
+def test_prediction_accepts_an_own_image_and_an_own_question(lesions: Recipe) -> None:
+    image = next((lesions.run_folder / "synthetic" / "HAM10000_images_part_1").iterdir())
+    answer = predict(find_run(lesions.run_folder), "Is this benign?", [image])
     assert answer.text
     assert answer.problem or set(answer.values) == {"diagnosis", "lesions", "unread"}
 

@@ -34,7 +34,7 @@ from toolkit.models.llamacpp.library import LlamaError
 from toolkit.models.llamacpp.worker import Worker, serve
 from toolkit.pipeline.rerun import export_settings
 from toolkit.recipe import Model
-from toolkit.runfolder import RunFolder, find_exported, locate, read_json, write_json
+from toolkit.runfolder import RunFolder, find_exported, locate_weights, read_json, write_json
 
 
 def test_names_that_transformers_5_uses_inside_are_refused_before_converting(tmp_path: Path) -> None:
@@ -303,10 +303,10 @@ def test_a_model_is_named_by_its_form_its_quantisation_or_its_path(tmp_path: Pat
         assert find_exported(run, str(tmp_path / place)).name == name  # weights of others never pass for the run's own
     with pytest.raises(RunError, match=r"Exported are: merged, f16, q8_0"):
         find_exported(run, "adapter")
-    assert locate(run.path) == (run, None)
-    assert locate(folder / "merged") == (run, folder / "merged")
+    assert locate_weights(run.path) == (run, None)
+    assert locate_weights(folder / "merged") == (run, folder / "merged")
     with pytest.raises(RunError, match="not a run folder"):
-        locate(tmp_path)
+        locate_weights(tmp_path)
     shutil.rmtree(folder / "merged")
     with pytest.raises(RunError, match=r"Exported are: f16, q8_0"):
         find_exported(run, "merged")

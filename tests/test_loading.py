@@ -1,9 +1,11 @@
-"""Loading a recipe's data: columns, splits, leaks, unusable rows, and what the user is told."""
+"""Loading a recipe's data: columns, splits, leaks, unusable rows and warnings."""
 
 import json
 import pickle
+import runpy
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import pandas
 import pytest
 
 from tests.helpers.problems import raises
-from toolkit.data.loading import DataSplits, load_data, read_file, survey
+from toolkit.data import open_index
+from toolkit.data.loading import DataSplits, load_data, read_file, row_scan
 from toolkit.errors import NOTHING, DataError
 from toolkit.recipe import Images, Recipe, SyntheticData
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks import TASKS, RowOrigin
+from toolkit.tasks.mcq.synthetic import write_chest
 
 Row = dict[str, Any]
 
@@ -62,7 +66,7 @@ def test_each_named_file_becomes_its_split(tmp_path: Path, train: str) -> None:
 
 def test_splits_without_a_file_are_split_off_by_group(train: str) -> None:
     data = load_data(recipe(train=train, split={"validation": 0.1, "test": 0.2}))
-    # 20 films of two questions each: 4 + 2 + 14 films.
+    # 20 radiographs of two questions each: 4 + 2 + 14 radiographs.
     assert (len(data.train), len(data.validation), len(data.test)) == (28, 4, 8)
     assert sorted(ids([*data.train, *data.validation, *data.test])) == sorted(f"r{i}" for i in range(40))
     assert not data.leaks
@@ -80,7 +84,7 @@ def test_a_group_column_keeps_patients_together(tmp_path: Path) -> None:
 
 
 def test_rows_that_share_any_image_are_split_off_together(tmp_path: Path) -> None:
-    # Each study has a question about film a, one about b, and one about both: three first images would be two groups.
+    # Each study has questions about image a, about image b, and about both. First images alone would give two groups.
     films = [[f"{i}a.png"] if i % 3 == 0 else [f"{i - 1}b.png"] if i % 3 == 1 else [] for i in range(30)]
     rows = (row(i, ImagePath=films[i] or [*films[i - 1], *films[i - 2]]) for i in range(30))
     train = write(tmp_path / "train.json", rows)
@@ -143,7 +147,7 @@ def test_too_many_unusable_rows_stop_and_none_usable_stops_always(tmp_path: Path
     assert caught.problem.value == "1 of 1"
 
 
-def test_all_problems_with_columns_are_told_at_once_with_the_nearest_names(tmp_path: Path) -> None:
+def test_all_column_problems_are_reported_together_with_suggestions(tmp_path: Path) -> None:
     rows = [{"query": "?", "options": ["a", "b"], "Answer": "A", "PatientID": "p", "pics": "a.png"}]
     file = write(tmp_path / "rows.json", rows)
     wanted = recipe(
@@ -170,7 +174,7 @@ def test_all_problems_with_columns_are_told_at_once_with_the_nearest_names(tmp_p
     assert caught.value.place == file
 
 
-def test_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+def test_problems_of_all_files_are_reported_together(tmp_path: Path) -> None:
     files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
     with raises(DataError, "data.file_missing", "data.file_missing") as caught:
         load_data(recipe(train=files[0], test=files[1]))
@@ -263,9 +267,9 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     rows = [row(i, Patient="p") for i in range(6)]
     train = write(tmp_path / "train.json", [*rows, row(7, question="")])
     looked: list[int] = []
-    look = survey.Surveyor.look
+    add = row_scan.RowScanner.add
     monkeypatch.setattr(
-        survey.Surveyor, "look", lambda self, number, *more: (looked.append(number), look(self, number, *more))[1]
+        row_scan.RowScanner, "add", lambda self, number, *more: (looked.append(number), add(self, number, *more))[1]
     )
     wanted = {"train": train, "split": {"test": 0}, "max_dropped": 0.5}
     first = load_data(recipe(**wanted))
@@ -281,7 +285,21 @@ def test_a_second_opening_reads_no_row_and_another_column_map_reads_them_anew(
     assert len(looked) == 14
 
 
-def test_a_damaged_survey_is_taken_again(train: str, private_cache: Path) -> None:
+def test_a_stored_row_scan_is_not_used_after_a_change_of_the_task_code(tmp_path: Path, private_cache: Path) -> None:
+    code = tmp_path / "own" / "task.py"
+    code.parent.mkdir()
+    code.write_text("def read(name, row, source):\n    raise NotImplementedError\n")
+    namespace = runpy.run_path(str(code))
+    task = replace(TASKS["mcq"], read=namespace["read"])
+    index = open_index(write(tmp_path / "train.json", map(row, range(2))))
+    origin = RowOrigin(Path(index.source), tmp_path, {})
+    before = row_scan.row_scan_file(task, origin, index)
+    assert row_scan.row_scan_file(task, origin, index) == before
+    code.write_text(code.read_text() + "CHANGED = True\n")
+    assert row_scan.row_scan_file(task, origin, index) != before
+
+
+def test_a_damaged_row_scan_is_repeated(train: str, private_cache: Path) -> None:
     first = load_data(recipe(train=train))
     (file,) = (private_cache / "rows").glob("*.npz")
     for damaged in (file.read_bytes()[:-100], b"", b"nonsense"):
@@ -309,7 +327,7 @@ def test_samples_can_be_pickled_and_read_in_another_process(train: str) -> None:
         assert pool.submit(first_id, samples).result() == samples[0].id
 
 
-def test_practice_films_load_from_their_folder(tmp_path: Path) -> None:
+def test_synthetic_data_loads_from_its_folder(tmp_path: Path) -> None:
     synthetic = SyntheticData(kind="chest", train=12, test=6, size=64)
     write_chest(tmp_path, synthetic, 1)
     data = load_data(recipe(synthetic=synthetic.model_dump(), group="PatientID"), tmp_path)
@@ -319,7 +337,7 @@ def test_practice_films_load_from_their_folder(tmp_path: Path) -> None:
     assert all(image.path.is_file() for sample in [*data.train, *data.test] for image in sample.images)
 
 
-def test_data_without_training_rows_are_refused(tmp_path: Path) -> None:
+def test_data_without_training_rows_are_rejected(tmp_path: Path) -> None:
     with raises(DataError, "data.no_training_rows") as caught:
         load_data(recipe(), tmp_path)
     assert caught.problem.place == str(tmp_path)
@@ -352,7 +370,7 @@ def test_vqa_rad_loads_whole_and_its_known_leaks_are_found(rad: Row) -> None:
 def test_vqa_rad_can_be_split_without_leaks(rad: Row) -> None:
     data = load_data(recipe("vqa", train=rad["train"], image_root=rad["image_root"], split={"test": 0.2}))
     assert len(data.train) + len(data.test) == 3064
-    # At least the share, and less than one film more: no film has more than 40 questions.
+    # At least the fraction, and less than one radiograph more: no radiograph has more than 40 questions.
     assert 613 <= len(data.test) < 613 + 40
     assert not data.leaks
     fewer = load_rad(rad, on_leak="drop")
@@ -368,7 +386,7 @@ def test_slake_is_read_through_a_column_map(shared_data: Path) -> None:
     assert samples[0].group == samples[0].images[0].path.relative_to(samples.source.image_root).as_posix()
 
 
-def test_the_recipe_says_how_many_pictures_a_question_may_have(tmp_path: Path) -> None:
+def test_the_recipe_says_how_many_images_a_question_may_have(tmp_path: Path) -> None:
     rows = [row(0), row(1, ImagePath=["a.png", "b.png"])]
     file = write(tmp_path / "rows.json", rows)
     settings = {"max_dropped": 1.0, "test": write(tmp_path / "test.json", [row(9)], "t"), "on_leak": "report"}

@@ -1,4 +1,4 @@
-"""float16 with a gradient scaler: a skipped optimizer step is no divergence; a scale below 1 ends the run.
+"""float16 with a gradient scaler: a skipped optimizer step is not divergence, and a scale below 1 ends the run.
 
 accelerate makes a scaler on a GPU alone. Here its trainer gets torch's own for the CPU, and overflows are injected into
 gradients.
@@ -21,8 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tests.helpers.problems import raises
 from toolkit.errors import TrainingError
-from toolkit.training import trainers
-from toolkit.training.callbacks import Report
+from toolkit.training import sft
+from toolkit.training.callbacks import MetricsReporter
 
 SCALE = 256.0
 
@@ -46,7 +46,7 @@ class Overflow(TrainerCallback):
 
 @contextmanager
 def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool = True) -> Iterator[Overflow]:
-    build, overflow = trainers.build_sft, Overflow(steps)
+    build, overflow = sft.build_sft, Overflow(steps)
 
     def scaled(backend: Any, policy: Any, job: Any) -> Any:
         trainer = build(backend, policy, job)
@@ -57,11 +57,11 @@ def float16(patch: pytest.MonkeyPatch, steps: Collection[int], *, scaler: bool =
         return trainer
 
     with patch.context() as inner:
-        inner.setattr(trainers, "build_sft", scaled)
+        inner.setattr(sft, "build_sft", scaled)
         yield overflow
 
 
-def test_skipped_steps_are_counted_and_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_steps_are_counted_and_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "skipped", sft={"max_steps": 4, "schedule": "linear"})
     with float16(monkeypatch, {1, 2}) as overflow:
         record = run(recipe, "sft")
@@ -71,7 +71,7 @@ def test_skipped_steps_are_counted_and_end_nothing(tmp_path: Path, monkeypatch: 
     assert [line.get("loss_scale") for line in lines] == [SCALE / 2, SCALE / 4, None, None]
     assert ["grad_norm" in line for line in lines] == [False, False, True, True]
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert overflow.seen[0] == overflow.seen[1] > overflow.seen[2]  # the schedule waits for the steps that are made
+    assert overflow.seen[0] == overflow.seen[1] > overflow.seen[2]  # the schedule does not advance with skipped steps
     assert any(value.abs().max() > 0 for name, value in adapter_of(recipe, "sft").items() if "lora_B" in name)
 
 
@@ -101,10 +101,10 @@ def test_the_scale_survives_oom_recovery(tmp_path: Path, monkeypatch: pytest.Mon
     assert record["skipped_steps"] == 2
 
 
-def test_a_skipped_step_that_is_made_again_counts_once() -> None:
-    """An error inside ``optimizer.step`` falls back to a checkpoint before steps that no line of the log has yet."""
+def test_a_repeated_skipped_step_counts_once() -> None:
+    """An error inside ``optimizer.step`` falls back to a checkpoint before steps that are not logged yet."""
     reported: list[dict[str, float]] = []
-    report = Report(lambda step, steps, figures: reported.append(dict(figures)))
+    report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, control = TrainingArguments(report_to="none", use_cpu=True), TrainerControl()
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     skipped = SimpleNamespace(step_was_skipped=True, scaler=scaler)
@@ -116,11 +116,11 @@ def test_a_skipped_step_that_is_made_again_counts_once() -> None:
     assert reported[0]["skipped_steps"] == 2
 
 
-def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> None:
+def test_a_non_finite_loss_of_a_skipped_step_is_omitted_from_the_log() -> None:
     reported: list[dict[str, float]] = []
-    report = Report(lambda step, steps, figures: reported.append(dict(figures)))
+    report = MetricsReporter(lambda step, steps, figures: reported.append(dict(figures)))
     args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
-    Accelerator(cpu=True)  # its optimizer wants one
+    Accelerator(cpu=True)  # its optimizer needs an accelerator
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = AcceleratedOptimizer(torch.optim.SGD([parameter]), scaler=torch.amp.GradScaler("cpu", init_scale=SCALE))
     for gradient in (math.inf, 1.0):
@@ -131,5 +131,5 @@ def test_a_loss_that_overflows_in_a_skipped_step_is_left_out_of_the_log() -> Non
         report.on_optimizer_step(args, state, control, optimizer=optimizer)
     report.on_log(args, state, control, logs={"loss": math.inf, "grad_norm": 1.0, "entropy": 0.5})
     assert reported == [{"grad_norm": 1.0, "entropy": 0.5, "skipped_steps": 1.0, "loss_scale": SCALE / 2}]
-    with raises(TrainingError, "training.loss_not_finite"):  # every step since was made
+    with raises(TrainingError, "training.loss_not_finite"):  # no step was skipped since
         report.on_log(args, state, control, logs={"loss": math.nan})

@@ -1,4 +1,4 @@
-"""Multiple choice: rows of many layouts, the completion's format, and what the parser takes for an answer."""
+"""Multiple choice: row layouts, completion format, and accepted answers."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.problems import raises
-from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Sample
 from toolkit.errors import RowProblem
 from toolkit.images.ref import ImageRef
@@ -362,7 +362,7 @@ def test_texts_of_options_may_look_like_other_answers() -> None:
     assert choose("a nodule", options).letter == "B"
     assert choose("E. coli", options).letter == "C"
     assert choose("The answer is B cell lymphoma", options).letter == "D"
-    signs = {"A": "> 5 mm", "B": "< 5 mm"}  # equal but for punctuation
+    signs = {"A": "> 5 mm", "B": "< 5 mm"}  # equal except punctuation
     assert choose("< 5 mm", signs).letter == "B"
     assert choose("5 mm", signs).problem is not None
 
@@ -455,8 +455,8 @@ def test_csv_cells_with_json_lists_are_read(tmp_path: Path) -> None:
 
 
 def fresh(row: Mapping[str, Any]) -> Sample:
-    """The row with its columns found by their usual names."""
-    columns, _ = resolve_columns(MCQ, Wanted({}), list(row))
+    """Return the row with its columns found by their usual names."""
+    columns, _ = resolve_columns(MCQ, RowSettings({}), list(row))
     return read(row, columns=columns)
 
 

@@ -1,4 +1,4 @@
-"""The trace of GPU memory: the allocator replayed by hand, decode steps interpolated, the plan within its limits."""
+"""The trace of GPU memory: the allocator, interpolated decoding steps, and the limits of the plan."""
 
 import dataclasses
 import json
@@ -15,17 +15,18 @@ from fake_cuda.growth import END, FAR, JUMP, NEAR, grown, with_every_step
 from fake_cuda.log import Allocation
 from fake_cuda.trace import Spec, trace
 
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import RowSize, Setting
 from toolkit.planning.prequantised import KEPT
+from toolkit.planning.stages import Setting
+from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora
 
 SHAPES = Path(__file__).parents[1] / "toolkit/planning/shapes"
 
 
 def log(*lines: tuple[int, float]) -> list[Event]:
-    """Events from (block, MiB); 0 MiB: released."""
+    """Return events from (block, MiB). 0 MiB: released."""
     return [Event(block, int(size * MIB)) for block, size in lines]
 
 
@@ -38,7 +39,7 @@ def test_small_requests_share_a_segment_of_two_mebibytes_in_units_of_512_bytes()
 def test_requests_of_less_than_ten_mebibytes_share_segments_of_twenty() -> None:
     assert replay(log((1, 9), (2, 9))) == Usage(20 * MIB, 18 * MIB)
     assert replay(log((1, 9), (2, 9), (3, 9))).reserved == 40 * MIB
-    assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # the small pool is another one
+    assert replay(log((1, 0.5), (2, 9))).reserved == 22 * MIB  # Small blocks have their own pool.
 
 
 def test_larger_requests_get_their_size_rounded_up_to_two_mebibytes() -> None:
@@ -47,12 +48,12 @@ def test_larger_requests_get_their_size_rounded_up_to_two_mebibytes() -> None:
 
 
 def test_the_best_fit_is_taken_and_split() -> None:
-    """Free are 40 and 30 MiB. 25 takes the 30; 5 takes what is left of it; then 40 takes the other one whole."""
+    """40 and 30 MiB are free. 25 uses the block of 30, 5 uses its remainder, and 40 uses the other block."""
     events = log((1, 40), (2, 30), (1, 0), (2, 0), (3, 25), (4, 5), (5, 40))
     assert replay(events) == Usage(70 * MIB, 70 * MIB)
 
 
-def test_a_rest_of_at_most_one_mebibyte_is_not_split_off_a_large_block() -> None:
+def test_a_remainder_of_at_most_one_mebibyte_is_not_split_off_a_large_block() -> None:
     split = log((1, 40), (1, 0), (2, 38), (3, 1.5))
     assert replay(split).reserved == 40 * MIB
     unsplit = log((1, 40), (1, 0), (2, 39), (3, 1.5))
@@ -60,14 +61,14 @@ def test_a_rest_of_at_most_one_mebibyte_is_not_split_off_a_large_block() -> None
 
 
 def test_released_neighbours_merge() -> None:
-    """Three blocks of 6 MiB in one segment of 20. Side by side, two of them make room for 12; with one between, not."""
+    """Three blocks of 6 MiB share a segment of 20. Two adjacent free blocks fit 12 MiB, two separated ones do not."""
     three = ((1, 6), (2, 6), (3, 6))
     assert replay(log(*three, (1, 0), (2, 0), (4, 9.5))).reserved == 20 * MIB
     assert replay(log(*three, (1, 0), (3, 0), (4, 9.5))).reserved == 40 * MIB
 
 
-def test_a_cache_that_grows_leaves_pieces_of_no_use_unless_segments_expand() -> None:
-    """Each copy is larger than the one before, which is released after it."""
+def test_a_growing_cache_leaves_unusable_pieces_unless_segments_expand() -> None:
+    """Each copy is larger than the previous one, which is released afterwards."""
     events = []
     for step in range(8):
         events.append(Event(step, (100 + 2 * step) * MIB))
@@ -78,7 +79,7 @@ def test_a_cache_that_grows_leaves_pieces_of_no_use_unless_segments_expand() -> 
 
 
 def test_an_expandable_segment_grows_by_pages_and_reuses_its_end() -> None:
-    """100 MiB are five pages of 20. Released, they serve 110 with one page more; a pool of its own has small pages."""
+    """100 MiB are five pages of 20. After release, 110 needs one more page. The small pool has small pages."""
     assert replay(log((1, 100)), expandable=True).reserved == 100 * MIB
     assert replay(log((1, 100), (1, 0), (2, 110)), expandable=True).reserved == 120 * MIB
     assert replay(log((1, 100), (2, 1)), expandable=True).reserved == 102 * MIB
@@ -96,7 +97,7 @@ def test_what_is_released_can_be_allocated_again(expandable: bool) -> None:
 
 
 def decoding(steps: int, *, odd: bool = False) -> list[tuple[bool, Allocation]]:
-    """A log of decode steps as a trace has it: a scratch of 100 bytes, and a cache of 1000 that gains 10 a step."""
+    """Return a log of decoding steps: a temporary of 100 bytes, and a cache of 1000 that grows by 10 per step."""
     logged: list[tuple[bool, Allocation]] = []
     number = 0
 
@@ -133,7 +134,7 @@ def test_decode_steps_that_were_not_traced_lie_between_those_that_were() -> None
     ]
     releases = [[event.block for event in step if not event.size] for step in steps]
     made = [[event.block for event in step if event.size] for step in steps]
-    assert releases[5] == [made[5][0], made[4][1]]  # its own scratch, and the cache of the step before
+    assert releases[5] == [made[5][0], made[4][1]]  # its own temporary, and the cache of the previous step
 
 
 def test_a_rollout_is_replayed_with_every_step_and_ends_with_nothing() -> None:
@@ -151,7 +152,7 @@ def test_decode_steps_that_allocate_differently_are_an_error() -> None:
 
 
 def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
-    """Fused for a decode step of a few rows; never for float32 from eight rows on, where it has no such kernel."""
+    """The kernel is fused for few rows. For float32, there is no fused kernel from eight rows on."""
     fused = kernels._chooser((58, 8, 9))
     assert fused(0, torch.bfloat16, 1, 10240, 2560)
     assert not fused(0, torch.bfloat16, 1536, 2560, 10240)
@@ -161,7 +162,7 @@ def test_the_choice_of_a_4_bit_kernel_is_bitsandbytes_own() -> None:
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the pretended device is compiled by gcc")
 @pytest.mark.parametrize(("backend", "kept"), [("hf", ()), ("unsloth", KEPT)])
-def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
+def test_the_plan_of_a_short_medgemma_is_within_its_limits_of_the_trace(backend: Any, kept: tuple[str, ...]) -> None:
     """Two layers of each stack at their real widths, with a vision tower in 4 bits on hf and in 16 on unsloth;
     tests/benchmarks/bench_memory.py has the shipped recipes.
     """
@@ -170,7 +171,7 @@ def test_the_plan_of_a_short_medgemma_lies_within_its_limits_of_the_trace(backen
     fields["vision_config"]["num_hidden_layers"] = 2
     setting = Setting(
         "grpo",
-        RowSize(text=250, images=256, answer=0, pictures=1, patches=4096),
+        RowSize(text=250, images=256, answer=0, image_count=1, patches=4096),
         "4bit",
         bf16=True,
         dropout=0.05,

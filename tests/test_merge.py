@@ -1,4 +1,4 @@
-"""Merged weights: written into the base's files shard by shard, and every matrix compared with base + scale * B A."""
+"""Merged weights: written shard by shard, and every matrix compared with base + scale * B A."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from toolkit.recipe import Lora
 
 
 def adapted(base: Path, dtype: Any = torch.float32, **settings: Any) -> PeftModel:
-    """The base with a LoRA adapter on the language model and the vision tower, moved away from zero."""
+    """Return the base with a LoRA adapter on language model and vision tower, with weights other than 0."""
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
     layers = adapter.layers(model, Lora(vision=True))
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": layers, **settings}))
@@ -68,8 +68,8 @@ def test_merged_files_equal_what_peft_merges(tmp_path: Path, settings: dict[str,
     assert all(torch.allclose(again[name], whole[name], atol=1e-6) for name in whole)
 
 
-def test_the_vision_towers_update_is_merged_under_the_names_of_the_files(tmp_path: Path) -> None:
-    """A module is called vision_tower.encoder, and its file vision_tower.vision_model.encoder."""
+def test_the_vision_towers_update_is_merged_under_the_files_names(tmp_path: Path) -> None:
+    """A module is named vision_tower.encoder, and its stored tensors vision_tower.vision_model.encoder."""
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     towers = [name for name in merge.factors if "vision_tower.vision_model.encoder" in name]
@@ -105,7 +105,7 @@ def test_shards_names_dtypes_and_the_index_are_the_bases(tmp_path: Path) -> None
         (lambda merged, base: None, "missing"),
     ],
 )
-def test_a_matrix_that_was_merged_wrongly_is_named(tmp_path: Path, damage: Any, told: str) -> None:
+def test_a_wrongly_merged_matrix_is_named(tmp_path: Path, damage: Any, told: str) -> None:
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     write_merged(merge, tmp_path)
@@ -120,7 +120,7 @@ def test_a_matrix_that_was_merged_wrongly_is_named(tmp_path: Path, damage: Any, 
     assert f"{name} ({told}" in str(caught.problem.value)
 
 
-def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path) -> None:
+def test_a_tensor_outside_the_adapter_equals_the_base(tmp_path: Path) -> None:
     merge = plan_merge(adapted(tiny.FOLDER))
     assert merge is not None
     write_merged(merge, tmp_path)
@@ -133,8 +133,8 @@ def test_a_tensor_that_is_no_part_of_the_adapter_stays_the_bases(tmp_path: Path)
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "olora"}])
-def test_an_adapter_beyond_plain_lora_is_left_to_peft(settings: dict[str, Any]) -> None:
-    """It changes the base's biases or weights in memory, which the base's files do not have."""
+def test_peft_merges_an_adapter_beyond_plain_lora(settings: dict[str, Any]) -> None:
+    """Such an adapter changes the base's biases or weights in memory, but not in the base's files."""
     assert plan_merge(adapted(tiny.FOLDER, **settings)) is None
 
 

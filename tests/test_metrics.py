@@ -1,4 +1,4 @@
-"""Metrics against statsmodels, SciPy and scikit-learn, and against figures worked out by hand."""
+"""Metrics against statsmodels, SciPy and scikit-learn, and against hand-computed figures."""
 
 import doctest
 import json
@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
-    Judged,
+    ScoredAnswer,
     bootstrap,
     bootstrap_mean,
     compare,
-    confusion,
+    confusion_matrix,
     macro_f1,
     macro_f1_estimate,
     majority,
     mcnemar_exact,
     paired,
     paired_difference,
-    share,
+    proportion,
     summarise,
     wilson,
 )
@@ -53,12 +53,12 @@ def test_wilson_gives_the_papers_interval_for_42_of_50() -> None:
 
 
 def test_of_no_answer_nothing_is_said() -> None:
-    for found in (wilson(0, 0), share([], [], 100, 0), bootstrap_mean([], [], 100, 0)):
+    for found in (wilson(0, 0), proportion([], [], 100, 0), bootstrap_mean([], [], 100, 0)):
         assert (found.value, found.low, found.high, found.n, found.method) == (None, None, None, 0, "none")
         assert str(found) == "- (n 0)"
 
 
-def test_impossible_counts_and_values_are_refused() -> None:
+def test_impossible_counts_and_values_are_rejected() -> None:
     with pytest.raises(ValueError, match="0 to n"):
         wilson(3, 2)
     with pytest.raises(ValueError, match="finite"):
@@ -78,7 +78,7 @@ def test_bootstrap_of_single_answers_is_that_of_scipy() -> None:
 
 
 def test_bootstrap_by_group_has_the_variance_of_the_ratio_of_group_sums() -> None:
-    # Linearised variance of a ratio of totals over groups: sum((S_g - mean * N_g)^2) / N^2; a normal interval is
+    # Linearised variance of a ratio of totals over groups: sum((S_g - mean * N_g)^2) / N^2. A normal interval is
     # 1.96 times its root. With 400 groups bootstrap and normal agree to a few per cent.
     rng = np.random.default_rng(4)
     sizes = rng.integers(1, 9, size=400)
@@ -110,14 +110,14 @@ def test_bootstrap_in_many_pieces_keeps_every_resample(monkeypatch: pytest.Monke
 
 
 def test_one_group_has_a_mean_but_no_interval() -> None:
-    found = share([0.25, 0.75], ["film", "film"], 100, 0)
+    found = proportion([0.25, 0.75], ["film", "film"], 100, 0)
     assert (found.value, found.low, found.high, found.n, found.groups) == (0.5, None, None, 2, 1)
     assert str(found) == "50.0 % (no interval, n 2)"
 
 
-def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
+def test_proportion_chooses_and_names_the_appropriate_interval() -> None:
     def method(values: list[float], groups: list[str]) -> str:
-        return share(values, groups, 200, 0).method
+        return proportion(values, groups, 200, 0).method
 
     assert method([1, 0, 1], ["a", "b", "c"]) == "wilson"
     assert method([1, 0, 1], ["a", "a", "c"]) == "bootstrap by group"
@@ -125,9 +125,9 @@ def test_share_chooses_the_interval_that_fits_and_names_it() -> None:
     assert method([1, 1, 1], ["a", "a", "c"]) == "wilson by group"
 
 
-def test_all_right_in_few_films_is_not_certain() -> None:
-    # 40 right answers about 4 films: Wilson's interval of 4 of 4, whose low end is 4 / (4 + 1.96^2) = 0.51.
-    found = share([1.0] * 40, [str(i % 4) for i in range(40)], 200, 0)
+def test_all_correct_in_few_groups_keeps_a_wide_interval() -> None:
+    # 40 right answers about 4 radiographs: Wilson's interval of 4 of 4, whose low end is 4 / (4 + 1.96^2) = 0.51.
+    found = proportion([1.0] * 40, [str(i % 4) for i in range(40)], 200, 0)
     assert (found.value, found.n, found.groups, found.high) == (1.0, 40, 4, 1.0)
     assert found.low == pytest.approx(4 / (4 + 1.959964**2))
 
@@ -166,7 +166,7 @@ def test_a_difference_is_clear_only_when_interval_and_test_agree() -> None:
     assert not paired_difference([0.5] * 100, [0.5] * 100, groups, 2000, 0).clear
 
 
-def test_a_paired_difference_of_shares_has_no_mcnemar() -> None:
+def test_a_paired_difference_of_fractions_has_no_mcnemar_test() -> None:
     assert paired_difference([0.5, 0.0], [1.0, 1.0], ["a", "b"], 100, 0).p_value is None
 
 
@@ -208,7 +208,7 @@ def test_macro_f1_interval_is_that_of_resampling_whole_groups_one_by_one() -> No
 
 
 def test_confusion_counts_unread_answers_in_a_column_of_their_own() -> None:
-    found = confusion(["A", "A", "B", "A"], ["A", None, "D", "A"])
+    found = confusion_matrix(["A", "A", "B", "A"], ["A", None, "D", "A"])
     assert found.labels == ("A", "B")
     assert found.counts == {"A": {"(unreadable)": 1, "A": 2}, "B": {"D": 1}}
 
@@ -219,8 +219,8 @@ def test_majority_of_equals_is_the_first_in_order_and_of_nothing_none() -> None:
     assert (majority([]).label, majority([]).n) == (None, 0)
 
 
-def row(number: int, letter: str | None, true: str = "A", **more: Any) -> Judged:
-    return Judged(
+def row(number: int, letter: str | None, true: str = "A", **more: Any) -> ScoredAnswer:
+    return ScoredAnswer(
         id=f"q{number}",
         group=f"film{number // 2}",
         scores={"accuracy": float(letter == true), "f1": None if number == 0 else 0.5},
@@ -266,7 +266,7 @@ def test_a_summary_goes_through_json_without_nan() -> None:
         assert json.loads(text)["overall"]["n"] == len(rows)
 
 
-def test_two_evaluations_are_compared_on_the_questions_they_share() -> None:
+def test_two_evaluations_are_compared_on_the_questions_they_proportion() -> None:
     after = [row(number, "A" if number < 2 else "B", "A" if number < 2 else "B") for number in range(1, 6)]
     found = compare(ROWS, after, "accuracy", 200, 0)
     assert (found.only_before, found.only_after, found.paired.difference.n) == (1, 2, 3)

@@ -1,4 +1,4 @@
-"""Label figures, bands and the confusion's picture, against scikit-learn, ISIC's scoring, statsmodels and by hand."""
+"""Classification metrics, bins and confusion matrix, against scikit-learn, ISIC's scoring, statsmodels and by hand."""
 
 import doctest
 import json
@@ -19,17 +19,17 @@ from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.scoring.statistics import (
     AGE_EDGES,
+    ClassificationMetrics,
     Estimate,
-    Judged,
-    LabelFigures,
-    band,
+    ScoredAnswer,
+    bin_label,
     bins,
     bootstrap,
-    confusion,
-    confusion_plot,
-    draw_confusion,
-    label_figures,
+    classification_metrics,
+    confusion_matrix,
+    confusion_matrix_plot,
     macro_f1_estimate,
+    plot_confusion_matrix,
     summarise,
 )
 
@@ -42,16 +42,18 @@ LABELS = st.lists(
 
 
 def alone(labels: Labels) -> list[str]:
-    """A group for each answer."""
+    """Return a group for each answer."""
     return [f"lesion {number}" for number in range(len(labels))]
 
 
-def figures(labels: Labels, groups: list[str] | None = None, resamples: int = 200, **more: Any) -> LabelFigures:
-    return label_figures(labels, alone(labels) if groups is None else groups, resamples, 0, **more)
+def figures(
+    labels: Labels, groups: list[str] | None = None, resamples: int = 200, **more: Any
+) -> ClassificationMetrics:
+    return classification_metrics(labels, alone(labels) if groups is None else groups, resamples, 0, **more)
 
 
 def columns(labels: Labels) -> tuple[list[str], list[str]]:
-    """True labels and answers, unread ones as a word that is no class."""
+    """Return true labels and answers, unread ones as a word that is no class."""
     return [a for a, _ in labels], [b or "(none)" for _, b in labels]
 
 
@@ -122,7 +124,7 @@ def test_balanced_accuracy_and_binary_figures_are_those_of_the_isic_challenge(se
         assert ours.balanced_accuracy.value == pytest.approx(both)
 
 
-def test_shares_of_single_answers_have_the_wilson_interval_of_statsmodels() -> None:
+def test_proportions_of_single_answers_have_the_wilson_interval_of_statsmodels() -> None:
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     labels = skin(300, 1)
     mel = figures(labels, positive="mel").classes["mel"]
@@ -137,7 +139,7 @@ def test_shares_of_single_answers_have_the_wilson_interval_of_statsmodels() -> N
         expected = proportion.proportion_confint(successes, n, method="wilson")
         assert (ours.n, ours.groups, ours.method) == (n, n, "wilson")
         assert (ours.value, (ours.low, ours.high)) == (pytest.approx(successes / n), pytest.approx(expected))
-    # F1 = 2 s / (1 + s) of the share s of hits among the answers that are or say melanoma.
+    # F1 = 2 s / (1 + s) of the fraction s of hits among the answers that are or say melanoma.
     limits = np.array(proportion.proportion_confint(hits, 300 - neither, method="wilson"))
     assert (mel.f1.low, mel.f1.high) == pytest.approx(tuple(2 * limits / (1 + limits)))
 
@@ -183,7 +185,7 @@ def test_intervals_by_group_are_those_of_resampling_whole_groups_one_by_one() ->
 
 
 def test_an_estimate_counts_the_groups_of_its_own_answers() -> None:
-    # Two lesions with two pictures each: the melanoma's are both right, of the naevus's one is called melanoma.
+    # Two lesions with two images each: the melanoma's are both right, of the naevus's one is called melanoma.
     found = figures([("mel", "mel"), ("mel", "mel"), ("nv", "nv"), ("nv", "mel")], ["a", "a", "b", "b"])
     mel = found.classes["mel"]
     assert (mel.sensitivity.n, mel.sensitivity.groups, mel.sensitivity.method) == (2, 1, "wilson by group")
@@ -279,44 +281,44 @@ def test_the_positive_class_has_figures_even_where_it_is_never_true() -> None:
     assert found.balanced_accuracy.value == 0.75
 
 
-def test_label_figures_repeat_with_their_seed_and_not_with_the_answers_order_of_classes() -> None:
+def test_classification_metrics_depend_on_the_seed_and_not_on_class_order() -> None:
     labels, groups = skin(200, 4), [str(i // 2) for i in range(200)]
-    assert label_figures(labels, groups, 100, 7) == label_figures(labels, groups, 100, 7)
-    assert label_figures(labels, groups, 100, 7) != label_figures(labels, groups, 100, 8)
-    assert list(label_figures(labels[::-1], groups, 100, 7).classes) == sorted({a for a, _ in labels})
+    assert classification_metrics(labels, groups, 100, 7) == classification_metrics(labels, groups, 100, 7)
+    assert classification_metrics(labels, groups, 100, 7) != classification_metrics(labels, groups, 100, 8)
+    assert list(classification_metrics(labels[::-1], groups, 100, 7).classes) == sorted({a for a, _ in labels})
 
 
-def test_sequences_of_different_length_are_refused() -> None:
+def test_sequences_of_different_length_are_rejected() -> None:
     with pytest.raises(ValueError, match="2 true labels, but 2 answers and 1 groups"):
-        label_figures([("a", "a"), ("b", "b")], ["x"], 10, 0)
+        classification_metrics([("a", "a"), ("b", "b")], ["x"], 10, 0)
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_ten_thousand_answers_of_seven_classes_take_little_memory(pictures: int) -> None:
+@pytest.mark.parametrize("images", [1, 2])
+def test_ten_thousand_answers_of_seven_classes_take_little_ram(images: int) -> None:
     labels = skin(10_000, 5)
-    groups = [str(number // pictures) for number in range(10_000)]
+    groups = [str(number // images) for number in range(10_000)]
     tracemalloc.start()
-    label_figures(labels, groups, 2000, 0)
+    classification_metrics(labels, groups, 2000, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * bootstrap._CELLS
 
 
-def judged(labels: Labels, **by: list[str]) -> list[Judged]:
+def scored(labels: Labels, **by: list[str]) -> list[ScoredAnswer]:
     return [
-        Judged(f"q{i}", f"lesion {i // 2}", {"accuracy": float(a == b)}, (a, b), {k: v[i] for k, v in by.items()})
+        ScoredAnswer(f"q{i}", f"lesion {i // 2}", {"accuracy": float(a == b)}, (a, b), {k: v[i] for k, v in by.items()})
         for i, (a, b) in enumerate(labels)
     ]
 
 
-def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
+def test_a_summary_has_classification_metrics_overall_and_by_column() -> None:
     labels = skin(120, 6)
-    ages = [band(5 * (i % 20), (0, 5, 10, 60)) for i in range(120)]
-    found = summarise(judged(labels, age=ages), ["age"], 200, 0, positive="mel")
+    ages = [bin_label(5 * (i % 20), (0, 5, 10, 60)) for i in range(120)]
+    found = summarise(scored(labels, age=ages), ["age"], 200, 0, positive="mel")
     groups = [f"lesion {i // 2}" for i in range(120)]
-    assert found.overall.labels == label_figures(labels, groups, 200, 0, "mel")
+    assert found.overall.labels == classification_metrics(labels, groups, 200, 0, "mel")
     assert found.overall.macro_f1 == macro_f1_estimate(*zip(*labels, strict=True), groups, 200, 0)
-    # 5-9 stands before 10-59.
+    # 5-9 precedes 10-59.
     assert list(found.by["age"]) == ["0-4", "5-9", "10-59", "60+"]
     metrics = pytest.importorskip("sklearn.metrics")
     for value, part in found.by["age"].items():
@@ -329,8 +331,10 @@ def test_a_summary_holds_label_figures_overall_and_by_column() -> None:
         assert part.labels.classes["mel"].n == sum(a == "mel" for a, _ in of_band)
 
 
-@pytest.mark.parametrize("rows", [judged(skin(40, 7)), judged([("mel", None)]), judged([]), [Judged("q", "g", {})]])
-def test_label_figures_go_through_json_without_nan(rows: list[Judged]) -> None:
+@pytest.mark.parametrize(
+    "rows", [scored(skin(40, 7)), scored([("mel", None)]), scored([]), [ScoredAnswer("q", "g", {})]]
+)
+def test_classification_metrics_are_json_without_nan(rows: list[ScoredAnswer]) -> None:
     found = summarise(rows, [], 100, 0, positive="mel").to_dict()
     plain = json.loads(json.dumps(found, allow_nan=False))["overall"]["labels"]
     if not rows or rows[0].label is None:
@@ -347,40 +351,40 @@ def test_worked_examples_of_bands_hold() -> None:
 
 
 def test_ages_fall_into_the_bands_of_skin_registers() -> None:
-    assert [band(age, AGE_EDGES) for age in (0, 29, 30, 44, 45, 59, 60, 74, 75, 120)] == [
+    assert [bin_label(age, AGE_EDGES) for age in (0, 29, 30, 44, 45, 59, 60, 74, 75, 120)] == [
         *("0-29", "0-29", "30-44", "30-44", "45-59", "45-59", "60-74", "60-74", "75+", "75+")
     ]
-    assert {band(age, AGE_EDGES) for age in (None, "", "  ", float("nan"), "NaN")} == {"(not given)"}
-    assert [band(age, AGE_EDGES) for age in ("55.0", np.float32(55), "unknown", -3)] == [
+    assert {bin_label(age, AGE_EDGES) for age in (None, "", "  ", float("nan"), "NaN")} == {"(not given)"}
+    assert [bin_label(age, AGE_EDGES) for age in ("55.0", np.float32(55), "unknown", -3)] == [
         "45-59",
         "45-59",
         "unknown",
         "<0",
     ]
-    assert [band(grade, (0, 1, 2)) for grade in (0, 1, 7)] == ["0", "1", "2+"]
+    assert [bin_label(grade, (0, 1, 2)) for grade in (0, 1, 7)] == ["0", "1", "2+"]
 
 
 @given(st.floats(0, 200), st.lists(st.integers(0, 150), min_size=1, unique=True).map(sorted))
 def test_a_band_is_that_of_numpy(value: float, edges: list[int]) -> None:
     index = int(np.digitize(value, edges))
-    name = band(value, edges)
+    name = bin_label(value, edges)
     # The first value of a band has its name, and so has every value up to the next edge.
-    assert name == (band(edges[index - 1], edges) if index else f"<{edges[0]}")
-    assert len({band(edge, edges) for edge in edges} | {f"<{edges[0]}"}) == len(edges) + 1
+    assert name == (bin_label(edges[index - 1], edges) if index else f"<{edges[0]}")
+    assert len({bin_label(edge, edges) for edge in edges} | {f"<{edges[0]}"}) == len(edges) + 1
 
 
 @pytest.mark.parametrize("edges", [(), (30, 30), (45, 30)])
-def test_edges_that_do_not_rise_are_refused(edges: tuple[int, ...]) -> None:
+def test_edges_that_do_not_rise_are_rejected(edges: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must rise"):
-        band(50, edges)
+        bin_label(50, edges)
 
 
-def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
+def test_the_plotted_table_is_the_confusion_matrix_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     labels: Labels = [*skin(300, 8), ("mel", "scc"), ("nv", "lentigo"), ("nv", None)]
     true, answered = columns(labels)
     names = sorted(set(true))
-    found, counts = confusion_plot._table(confusion(true, [b for _, b in labels]))
+    found, counts = confusion_matrix_plot._table(confusion_matrix(true, [b for _, b in labels]))
     assert found == (*names, "(other)", "(unreadable)")
     known = [name if name in (*names, "(none)") else "(other)" for name in answered]
     theirs = metrics.confusion_matrix(true, known, labels=[*names, "(other)", "(none)"])
@@ -388,25 +392,25 @@ def test_the_pictures_table_is_the_confusion_matrix_of_scikit_learn() -> None:
 
 
 def test_columns_without_answers_are_not_drawn() -> None:
-    found, counts = confusion_plot._table(confusion(["a", "b"], ["b", "b"]))
+    found, counts = confusion_matrix_plot._table(confusion_matrix(["a", "b"], ["b", "b"]))
     assert (found, counts.tolist()) == (("a", "b"), [[0, 1], [0, 1]])
-    assert confusion_plot._table(confusion(["a"], [None]))[0] == ("a", "(unreadable)")
+    assert confusion_matrix_plot._table(confusion_matrix(["a"], [None]))[0] == ("a", "(unreadable)")
 
 
 def test_a_confusion_is_drawn_whole_and_the_same_each_time(tmp_path: Path) -> None:
-    found = confusion(["mel", "$x_$", "mel", "nv"], ["mel", "nv", None, "scc"])
-    file = draw_confusion(found, tmp_path / "new" / "confusion.png", "Costs $5, not $x_{ or % " * 4)
+    found = confusion_matrix(["mel", "$x_$", "mel", "nv"], ["mel", "nv", None, "scc"])
+    file = plot_confusion_matrix(found, tmp_path / "new" / "confusion.png", "Costs $5, not $x_{ or % " * 4)
     first = file.read_bytes()
-    assert draw_confusion(found, file, "Costs $5, not $x_{ or % " * 4).read_bytes() == first
+    assert plot_confusion_matrix(found, file, "Costs $5, not $x_{ or % " * 4).read_bytes() == first
     assert [path.name for path in file.parent.iterdir()] == ["confusion.png"]
     shown = cv2.imread(str(file))
     assert shown is not None
     assert min(shown.shape[:2]) > 300
 
 
-def test_the_share_of_a_row_is_its_cells_colour(tmp_path: Path) -> None:
+def test_the_colour_of_a_cell_is_its_fraction_of_the_row(tmp_path: Path) -> None:
     # All is answered with b: of the two columns the right one is dark, the left one pale.
-    shown = cv2.imread(str(draw_confusion(confusion(["a", "b"], ["b", "b"]), tmp_path / "c.png", "c")))
+    shown = cv2.imread(str(plot_confusion_matrix(confusion_matrix(["a", "b"], ["b", "b"]), tmp_path / "c.png", "c")))
     dark = shown.sum(axis=2) < 350
     left, right = np.array_split(dark, 2, axis=1)
     assert left.mean() < 0.1
@@ -415,7 +419,7 @@ def test_the_share_of_a_row_is_its_cells_colour(tmp_path: Path) -> None:
 
 def test_nothing_is_not_drawn(tmp_path: Path) -> None:
     with raises(DataError, "evaluate.confusion_empty"):
-        draw_confusion(confusion([], []), tmp_path / "c.png", "c")
+        plot_confusion_matrix(confusion_matrix([], []), tmp_path / "c.png", "c")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -424,7 +428,7 @@ def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; import toolkit.scoring.statistics as m;"
         "assert 'matplotlib' not in sys.modules;"
         "import matplotlib; before = list(dict.items(matplotlib.rcParams));"
-        "m.draw_confusion(m.confusion(['a'], ['a']), Path(sys.argv[1]), 'c');"
+        "m.plot_confusion_matrix(m.confusion_matrix(['a'], ['a']), Path(sys.argv[1]), 'c');"
         "assert list(dict.items(matplotlib.rcParams)) == before;"
         "assert matplotlib.get_backend(auto_select=False) is None; assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -34,7 +34,7 @@ from toolkit.models.batch_sizes import Sizes
 from toolkit.models.collate import collate
 from toolkit.models.hf import HfBackend
 from toolkit.models.lengths import check_lengths
-from toolkit.models.oom import AtOnce, attempt
+from toolkit.models.oom import BatchLimit, attempt
 from toolkit.models.prompts import Prompts
 from toolkit.pipeline.dry_run import derive_dry_run
 from toolkit.recipe import Recipe, load_recipe
@@ -55,14 +55,14 @@ TRAIN: Mapping[str, Callable[..., Record]] = {"sft": train_sft, "grpo": train_gr
 
 @dataclass
 class SmallMemory:
-    """Runs out of memory if more rows go through than fit. ``seen``: the rows of each pass that began."""
+    """Raises an out-of-memory error for passes with too many rows. ``seen``: the rows of each pass."""
 
     fits: int
     where: str = "forward"
     gradients: bool | None = None
     """True: passes with gradients only; False: those without only."""
     spared: int = 0
-    """The number of passes that go well although they would not fit."""
+    """The number of passes that succeed although they would not fit."""
     seen: list[int] = field(default_factory=list)
     raised: int = 0
     models: list[Any] = field(default_factory=list)
@@ -104,7 +104,7 @@ def backend_class() -> Any:
 
 @contextmanager
 def small_memory(patch: pytest.MonkeyPatch, **how: Any) -> Iterator[SmallMemory]:
-    """Models that are loaded have little memory, and only one of them may exist at a time."""
+    """Give loaded models little GPU memory, and check that only one of them exists at a time."""
     backend = backend_class()
     memory, load = SmallMemory(**how), backend.load
 
@@ -122,7 +122,7 @@ def small_memory(patch: pytest.MonkeyPatch, **how: Any) -> Iterator[SmallMemory]
 
 @contextmanager
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """A signal comes in ``step``; the run must end with Interrupted."""
+    """Send a signal in ``step``. The run must end with Interrupted."""
     plain = training.training_callbacks
     with patch.context() as inner:
         stopping = lambda context, *rest: [StopAfter(context, step), *plain(context, *rest)]  # noqa: E731
@@ -137,26 +137,26 @@ def run(recipe: Recipe, stage: str, **options: Any) -> Record:
 
 
 def lines_of(recipe: Recipe) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are of steps, as they are in the file, without what depends on the clock."""
+    """Return the lines of steps in metrics.jsonl, without values that depend on time."""
     lines = [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "loss" in line]
     return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
-def untold(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines without what they say of recovery."""
+def without_recovery(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines without the values of recovery."""
     names = {"out_of_memory", "micro_batch", "accumulation", "completions_per_generate"}
     return [{name: value for name, value in line.items() if name not in names} for line in lines]
 
 
 def keep_sizes(recipe: Recipe, stage: str, sizes: Sizes) -> None:
-    """What a stage leaves that was out of memory before."""
+    """Check the results of a stage after an out-of-memory error."""
     kept = {"micro_batch": sizes.micro_batch, "accumulation": sizes.accumulation}
     file = recipe.run_folder / "stages" / stage / "sizes.json"
     write_json(file, {**kept, "completions_per_generate": sizes.completions, "recoveries": []})
 
 
 def recipe_of(stage: str, folder: Path, name: str, **tables: Mapping[str, Any]) -> Recipe:
-    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written at stops alone."""
+    """Steps of 4 rows or completions in two passes of 2, with dropout; checkpoints are written only at stops."""
     base: dict[str, dict[str, Any]] = {
         "run": {"checkpoint_steps": 100},
         "sft": {"max_steps": 2, "batch_size": 2, "accumulation": 2},
@@ -175,7 +175,7 @@ def one_by_one(stage: str) -> Sizes:
 
 
 @pytest.mark.parametrize(("stage", "where", "most"), [("sft", "forward", 4), ("grpo", "backward", 2)])
-def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_the_smaller_sizes(
+def test_oom_in_step_1_gives_the_adapter_of_a_run_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str, most: int
 ) -> None:
     ours, theirs = {
@@ -191,9 +191,9 @@ def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_th
     assert memory.seen == [*([4, 2] if most == 4 else [2]), *[1] * 4]  # SFT: 4, 2 and 1, two errors in a row
     with small_memory(monkeypatch, fits=1, where=where, gradients=True) as memory:
         record = run(recovered, stage)
-    assert memory.seen == [1] * 4  # the sizes are still known
+    assert memory.seen == [1] * 4  # the sizes are stored
     assert same(adapter_of(recovered, stage), adapter_of(begun, stage))
-    assert untold(lines_of(recovered)) == lines_of(begun)
+    assert without_recovery(lines_of(recovered)) == lines_of(begun)
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [errors, None]
     assert (lines_of(recovered)[0]["micro_batch"], lines_of(recovered)[0]["accumulation"]) == (1, 4)
     found = record["gpu_memory"]
@@ -201,16 +201,16 @@ def test_out_of_memory_in_step_1_ends_in_the_adapter_of_a_run_that_began_with_th
     assert {one["continued_from"] for one in found["recoveries"]} == {"the start of the stage"}
     assert record["resumed_from"] == "step-00000001"
     assert "train_loss" in closing_of(begun)
-    assert "train_loss" not in closing_of(recovered)  # it would be that of the last start, divided by all steps
+    assert "train_loss" not in closing_of(recovered)  # it would be the sum of the last start, divided by all steps
 
 
 def closing_of(recipe: Recipe) -> dict[str, Any]:
-    """The closing summary of the last start in metrics.jsonl."""
+    """Return the final summary of the last start in metrics.jsonl."""
     return [line for line in read_lines(recipe.run_folder / "metrics.jsonl") if "train_runtime" in line][-1]
 
 
 @pytest.mark.parametrize(("stage", "where"), [("sft", "backward"), ("grpo", "forward")])
-def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from_there_with_the_smaller_sizes(
+def test_oom_in_a_later_step_gives_the_adapter_of_a_run_resumed_with_the_smaller_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
 ) -> None:
     resumed, recovered = (recipe_of(stage, tmp_path, name) for name in ("resumed", "recovered"))
@@ -218,12 +218,12 @@ def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from
         run(resumed, stage)
     keep_sizes(resumed, stage, one_by_one(stage))
     assert run(resumed, stage)["resumed_from"] == "step-00000001"
-    # A step of two passes goes well, and one pass of the second step.
+    # One step of two passes succeeds, and one pass of the second step.
     with small_memory(monkeypatch, fits=1, where=where, gradients=True, spared=3) as memory:
         record = run(recovered, stage)
     assert memory.seen == [*[2] * 4, *[1] * 4]
     assert same(adapter_of(recovered, stage), adapter_of(resumed, stage))
-    assert untold(lines_of(recovered)) == untold(lines_of(resumed))
+    assert without_recovery(lines_of(recovered)) == without_recovery(lines_of(resumed))
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
     assert [line.get("out_of_memory") for line in lines_of(recovered)] == [None, 1]
     assert record["gpu_memory"]["recoveries"] == [
@@ -245,16 +245,16 @@ def test_out_of_memory_in_a_later_step_ends_in_the_adapter_of_a_run_resumed_from
         assert states[0][name] == states[1][name], name
 
 
-def test_out_of_memory_in_the_optimizer_step_falls_back_to_what_is_on_disk(
+def test_oom_in_the_optimizer_step_falls_back_to_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = recipe_of("sft", tmp_path, "begun", sft={"batch_size": 1, "accumulation": 4})
     recovered = recipe_of("sft", tmp_path, "recovered")
     run(begun, "sft")
-    with failing_optimizer(monkeypatch, 2):  # step 1 is finished, and saved nowhere
+    with failing_optimizer(monkeypatch, 2):  # step 1 is finished but not saved
         record = run(recovered, "sft")
     assert same(adapter_of(recovered, "sft"), adapter_of(begun, "sft"))
-    assert untold(lines_of(recovered)) == lines_of(begun)  # step 1 was made twice, and is there once
+    assert without_recovery(lines_of(recovered)) == lines_of(begun)  # step 1 was repeated, and is logged once
     assert [line["step"] for line in lines_of(recovered)] == [1, 2]
     (event,) = record["gpu_memory"]["recoveries"]
     assert (event["step"], event["during"]) == (2, "optimizer step")
@@ -316,9 +316,7 @@ def test_errors_of_every_kind_in_one_stage_of_grpo(tmp_path: Path, monkeypatch: 
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
-def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_fine_tuning_recovers_from_its_own_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "full", model={"tuning": "full"})
     with small_memory(monkeypatch, fits=1, gradients=True, spared=2):
         record = run(recipe, "sft")
@@ -326,7 +324,7 @@ def test_full_fine_tuning_recovers_from_the_checkpoint_that_it_writes(
     assert [line["step"] for line in lines_of(recipe)] == [1, 2]
 
 
-def test_a_signal_during_the_recovery_is_obeyed_once_the_step_is_saved(
+def test_a_signal_during_recovery_stops_the_run_after_the_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "stopped")
@@ -352,7 +350,7 @@ def test_sizes_that_do_not_divide_the_step_are_rejected(tmp_path: Path) -> None:
         assert "4, the rows" in caught.problem.rule
 
 
-def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_that_began_so(
+def test_a_rollout_repeated_in_parts_gives_the_adapter_of_a_run_with_these_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, recovered = (recipe_of("grpo", tmp_path, name) for name in ("begun", "recovered"))
@@ -360,13 +358,15 @@ def test_a_rollout_is_generated_again_in_parts_and_ends_in_the_adapter_of_a_run_
         keep_sizes(begun, "grpo", Sizes(2, 2, 1))
         train_grpo(context)
     generations = count_generations(monkeypatch)
-    with small_memory(monkeypatch, fits=1, gradients=False, spared=2) as memory:  # look_first's passes have one row
+    with small_memory(
+        monkeypatch, fits=1, gradients=False, spared=2
+    ) as memory:  # check_images_used's passes have one row
         record = run(recovered, "grpo")
     assert generations == [4, 2, *[1] * 8]  # out of memory at the third token of all 4, and at the first of a pair
     assert memory.raised == 2
-    assert len(memory.models) == 1  # nothing is loaded again for a rollout
+    assert len(memory.models) == 1  # a rollout does not reload the model
     assert same(adapter_of(recovered, "grpo"), adapter_of(begun, "grpo"))
-    assert untold(lines_of(recovered)) == untold(lines_of(begun))
+    assert without_recovery(lines_of(recovered)) == without_recovery(lines_of(begun))
     assert lines_of(recovered)[0]["completions_per_generate"] == 1
     assert [one["completions_per_generate"] for one in record["gpu_memory"]["recoveries"]] == [2, 1]
     assert record["gpu_memory"]["micro_batch"] == 2
@@ -392,7 +392,7 @@ def too_small_for(fits: int) -> Callable[..., Any]:
     return measured
 
 
-def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
+def test_medgemma_grpo_finishes_after_an_oom_error_in_its_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = load_recipe(ROOT / "recipes" / "medgemma_grpo.toml", [f"run.folder={tmp_path}"])
@@ -409,7 +409,9 @@ def test_medgemma_grpo_finishes_although_its_rollout_runs_out_of_memory(
     assert adapter_of(recipe, "grpo")
 
 
-def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_of_one_completion_that_does_not_fit_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_of("grpo", tmp_path, "none", grpo={"micro_batch": 1})
     with (
         small_memory(monkeypatch, fits=0, gradients=False),
@@ -424,9 +426,9 @@ def test_a_rollout_of_one_that_does_not_fit_stops_the_run(tmp_path: Path, monkey
 
 @contextmanager
 def no_look(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the check that images count, whose passes would not fit either."""
+    """Skip the image check, whose passes would not fit either."""
     with patch.context() as inner:
-        inner.setattr("toolkit.training.grpo.look_first", lambda *_: True)
+        inner.setattr("toolkit.training.grpo.check_images_used", lambda *_: True)
         yield
 
 
@@ -467,9 +469,9 @@ def test_advice_needs_no_plan_and_no_gpu(tmp_path: Path) -> None:
     recipe = recipe_of("grpo", tmp_path, "advice")
     assert advice(recipe, "sft", PLAN) != advice(recipe, "sft", None)
     for plan in (None, {}, PLAN, {"memory": None, "gpu": None}, {"memory": {"grpo": {"fits": {"8": {"knobs": None}}}}}):
-        told = advice(recipe, "grpo", plan)  # the plan knows nothing of GRPO
-        assert "grpo.max_completion_tokens below 8" in told
-        assert "micro_batch" not in told
+        found = advice(recipe, "grpo", plan)  # the plan has no GRPO
+        assert "grpo.max_completion_tokens below 8" in found
+        assert "micro_batch" not in found
 
 
 def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,7 +481,7 @@ def test_one_of_several_processes_stops(tmp_path: Path, monkeypatch: pytest.Monk
         run(recipe, "sft")
 
 
-def test_bnpo_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bnpo_with_smaller_micro_batches_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for loss, warned in (("bnpo", True), ("dapo", False)):
         caplog.clear()
         recipe = recipe_of("grpo", tmp_path, loss, grpo={"loss": loss})
@@ -487,7 +489,7 @@ def test_bnpo_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         assert ("training.loss_depends_on_batch" in [problem.code for problem in warnings_in(caplog)]) == warned
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -509,13 +511,13 @@ def test_sizes_halve_to_divisors_of_the_step() -> None:
     assert path(Sizes(9, 1)) == [(3, 3), (1, 9)]
     assert path(Sizes(7, 1)) == [(1, 7)]
     assert path(Sizes(1, 4)) == []
-    assert Sizes(1, 8, 8).smaller() == Sizes(1, 8, 4)  # nothing else is left to halve
+    assert Sizes(1, 8, 8).smaller() == Sizes(1, 8, 4)  # only the completions can be halved
     assert Sizes(2, 4, 1).smaller() == Sizes(1, 8, 1)
     assert Sizes(1, 8, 1).smaller() is None
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_the_preflight_step_leaves_the_training_as_it_was(
+def test_the_preflight_step_does_not_change_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     plain, checked = (
@@ -529,7 +531,7 @@ def test_the_preflight_step_leaves_the_training_as_it_was(
     preflight = record["gpu_memory"]["preflight"]
     assert preflight["seconds"] > 0
     assert preflight["peak_reserved_bytes"] is None
-    assert memory.seen == [2, 2] * 2  # the preflight step is a whole one
+    assert memory.seen == [2, 2] * 2  # the preflight step is an optimizer step
     assert len(memory.models) == 2
     assert record["seconds_per_step"]["measured"] > 0
     assert lines_of(plain) == lines_of(checked)
@@ -545,7 +547,7 @@ def test_trl_1_16_may_pass_more_arguments_to_a_rollout() -> None:
 
 
 def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The lengths of the completions of each rollout from now on."""
+    """Record the lengths of the completions of each rollout."""
     plain, lengths = PolicyTrainer._generate_single_turn, list[list[int]]()
 
     def spy(self: Any, *args: Any) -> Any:
@@ -557,7 +559,7 @@ def spy_on_completions(patch: pytest.MonkeyPatch) -> list[list[int]]:
     return lengths
 
 
-def test_a_checkpoint_that_was_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_checkpoint_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of("sft", tmp_path, "saved", run={"checkpoint_steps": 1})
     plain, saved = Trainer._save_checkpoint, []
 
@@ -572,7 +574,7 @@ def test_a_checkpoint_that_was_written_is_not_written_again(tmp_path: Path, monk
     assert saved == [1, 2]
 
 
-def test_steps_that_recovery_leaves_out_of_the_log_are_named(
+def test_steps_that_recovery_omits_from_the_log_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "seldom", run={"log_steps": 2}, sft={"max_steps": 4})
@@ -583,7 +585,7 @@ def test_steps_that_recovery_leaves_out_of_the_log_are_named(
     assert [line["step"] for line in lines_of(recipe)] == [2, 4]
 
 
-def test_a_stage_whose_weights_alone_are_missing_keeps_the_record_of_its_recovery(
+def test_a_finished_stage_without_weights_keeps_the_record_of_its_recovery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("sft", tmp_path, "unwritten")
@@ -598,10 +600,10 @@ def test_a_stage_whose_weights_alone_are_missing_keeps_the_record_of_its_recover
     assert record.keys() == first.keys()
 
 
-def test_errors_that_metrics_jsonl_lacks_are_in_its_next_line(tmp_path: Path) -> None:
+def test_errors_missing_from_metrics_jsonl_are_in_its_next_line(tmp_path: Path) -> None:
     recipe = recipe_of("sft", tmp_path, "unlogged")
     Recovery(tmp_path, recipe, "sft").shrink(1, "pass", None, None)
-    again = Recovery(tmp_path, recipe, "sft")  # the run was interrupted before a line was written
+    again = Recovery(tmp_path, recipe, "sft")  # the run was interrupted before the line was written
     assert again.figures()["out_of_memory"] == 1
     assert again.figures() == {}
 
@@ -618,7 +620,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_an_error_with_advice(
     assert "4bit" in caught.problem.remedy
 
 
-def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
+def test_the_preflight_step_uses_the_longest_rows(tmp_path: Path) -> None:
     longest = (7, 3, 9, 1, 2, 0)
     sft = preflight_job(job_of("sft", tmp_path, longest), "sft")
     assert {sft.rows(number) for number in range(sft.count)} == {7, 3}  # those of one micro-batch
@@ -629,10 +631,10 @@ def test_the_preflight_step_takes_the_longest_rows(tmp_path: Path) -> None:
     assert {few.rows(number) for number in range(few.count)} == {5}
     with context_of(recipe_of("sft", tmp_path, "counted")) as context:
         prompts = Prompts.of(context.recipe, context.images)
-        processor = HfBackend().load_reader(context.recipe).processor
+        processor = HfBackend().load_without_model(context.recipe).processor
         lengths = check_lengths(processor, prompts, context.data.train, 256)
         rows = [prompts.row(sample, answer=True) for sample in context.data.train]
-        policy = HfBackend().load_reader(context.recipe)
+        policy = HfBackend().load_without_model(context.recipe)
         tokens = [collate(policy, [row])["input_ids"].shape[1] for row in rows]
         assert [tokens[number] for number in lengths.longest] == sorted(tokens, reverse=True)
 
@@ -642,7 +644,7 @@ def job_of(stage: str, folder: Path, longest: tuple[int, ...]) -> TrainingJob:
     return TrainingJob(recipe_of(stage, folder, "job"), lambda number: number, 24, folder, longest=longest)  # type: ignore[arg-type,return-value]
 
 
-def test_what_the_preflight_step_had_to_halve_stays_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_halved_in_the_preflight_step_stay_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = "sft"
     recipe = recipe_of(stage, tmp_path, "checked", sft={"max_steps": 1})
     with small_memory(monkeypatch, fits=1, gradients=True) as memory:
@@ -678,10 +680,10 @@ class FakeCuda:
         self.peak = self.held
 
 
-def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_within_a_stage_keeps_the_peak_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     monkeypatch.setattr(machine, "_cuda", lambda: cuda)
-    machine.forget_peak()
+    machine.reset_peaks()
     for size in (90, 10):
         cuda.hold(size)
     machine.begin_peak()
@@ -692,7 +694,7 @@ def test_a_measurement_within_a_stage_leaves_the_stage_its_peak(monkeypatch: pyt
     machine.begin_peak()
     assert machine.gpu_peaks()["peak_reserved_bytes"] == 10
     assert machine.peak_gpu_memory() == 90
-    machine.forget_peak()
+    machine.reset_peaks()
     assert machine.peak_gpu_memory() == 10
 
 
@@ -711,7 +713,7 @@ def count_generations(patch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_a_rollout_is_cut_with_each_rows_images(size: int) -> None:
+def test_a_rollout_is_split_with_the_images_of_each_row(size: int) -> None:
     grids = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 4]])
     fields = {
         "image_grid_thw": grids.tolist(),
@@ -737,12 +739,12 @@ def test_a_rollout_is_cut_with_each_rows_images(size: int) -> None:
             assert caught.problem.place == f"grpo, {name}"
 
 
-def test_images_of_different_sizes_keep_their_own_patches_in_a_rollout_that_is_cut(
+def test_images_of_different_sizes_keep_their_patches_in_a_split_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
     """Greedy completions do not depend on how many are generated at once, unless one saw another's patches."""
     tables: dict[str, dict[str, Any]] = {
-        # Weights this large, or the last token of the prompt alone decides what follows.
+        # With smaller weights, the last token of the prompt alone would determine the completion.
         "model": {"name": str(build("qwen2_5_vl", shared_data, tmp_path, initializer_range=0.5)), "max_tokens": 600},
         "images": {"max_side": 84},
         "grpo": {
@@ -773,7 +775,7 @@ def test_images_of_different_sizes_keep_their_own_patches_in_a_rollout_that_is_c
 
 
 def unequal_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Every third picture has half the height."""
+    """Every third image has half the height."""
     plain = Prompts.row
 
     def row(self: Prompts, sample: Any, *, answer: bool = False) -> Any:
@@ -798,13 +800,13 @@ def evaluated(context: Context, fits: int) -> Iterator[tuple[SmallMemory, Any, l
     hook.remove()
 
 
-def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_greedy_completions_are_the_same_in_smaller_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with context_of(recipe_of("sft", tmp_path, "asked")) as context, evaluated(context, fits=99) as (_, policy, rows):
         wanted = backend_class()().generate(policy, rows[:7], Sampling(12))
         with evaluated(context, fits=3) as (memory, policy, rows), caplog.at_level(logging.WARNING):
             assert backend_class()().generate(policy, rows[:7], Sampling(12)) == wanted
             assert memory.raised == 2
-            assert policy.at_once.most == 2
+            assert policy.batch_limit.limit == 2
             warned = warnings_in(caplog)
             assert len(warned) == len([line for line in caplog.records if line.levelno == logging.WARNING]) == 2
             assert [problem.code for problem in warned] == ["generation.batch_halved"] * 2
@@ -813,14 +815,14 @@ def test_greedy_answers_are_the_same_in_smaller_batches(tmp_path: Path, caplog: 
             assert memory.raised == 2  # the smaller batch stays
 
 
-def test_several_answers_to_one_question_are_written_in_turns(tmp_path: Path) -> None:
+def test_several_completions_of_one_prompt_are_generated_in_batches(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=2) as (_, policy, rows):
         groups = HfBackend().generate(policy, rows[:2], Sampling(8, temperature=1.0, count=5))
         assert [len(group) for group in groups] == [5, 5]
-        assert policy.at_once.most == 2
+        assert policy.batch_limit.limit == 2
 
 
-def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> None:
+def test_one_completion_that_does_not_fit_is_an_error_with_advice(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context, evaluated(context, fits=0) as (_, policy, rows):
         with raises(ModelError, "generation.out_of_memory") as caught:
             HfBackend().generate(policy, rows[:2], Sampling(8))
@@ -828,7 +830,7 @@ def test_one_answer_that_does_not_fit_is_told_with_advice(tmp_path: Path) -> Non
         assert not policy.model.training
 
 
-def test_only_a_lack_of_memory_is_caught() -> None:
+def test_only_out_of_memory_errors_are_caught() -> None:
     def fail(error: Exception) -> None:
         raise error
 
@@ -841,19 +843,19 @@ def test_only_a_lack_of_memory_is_caught() -> None:
 
 
 def test_halving_ends_at_one() -> None:
-    rows = AtOnce()
+    rows = BatchLimit()
     halved = []
     while rows.halve(rows.of(13)):
-        halved.append(rows.most)
+        halved.append(rows.limit)
     assert halved == [7, 4, 2, 1]
     assert rows.errors == 5
 
 
 @pytest.mark.parametrize("family", ["tiny", "qwen3_vl"])
-def test_checkpointing_leaves_a_frozen_vision_tower_without_gradients(
+def test_checkpointing_computes_no_gradients_for_a_frozen_vision_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, request: pytest.FixtureRequest
 ) -> None:
-    """And the adapter's gradients are those without checkpointing."""
+    """The adapter's gradients equal those without checkpointing."""
     name = family if family == "tiny" else str(build(family, request.getfixturevalue("shared_data"), tmp_path))
     gradients, needed = {}, []
     for checkpointing in (False, True):
@@ -895,7 +897,7 @@ def _requires(values: Any) -> bool:
     return isinstance(values, list | tuple) and any(map(_requires, values))
 
 
-def test_rollouts_hang_no_hooks_on_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollouts_register_no_hooks_on_the_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
     load = HfBackend.load
 

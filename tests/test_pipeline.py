@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.problems import raises
 from toolkit.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from toolkit.evaluation.context import Context
-from toolkit.models.llamacpp import forms_of, lacking
+from toolkit.models.llamacpp import formats_of, missing_requirement
 from toolkit.pipeline import Results, Stages, read_results, run_recipe
 from toolkit.pipeline.rerun import export_again
 from toolkit.recipe import Recipe, load_recipe
@@ -210,8 +210,8 @@ def test_an_optional_format_is_written_when_its_packages_are_installed(
         tmp_path, 'export.to=["adapter"]', 'export.optional=["gguf"]', 'export.quant=["f16"]', "export.verify=0"
     )
     assert recipe.export is not None
-    assert forms_of(recipe.export) == (("adapter", "gguf") if installed else ("adapter",))
-    assert (lacking(recipe.export) is None) is installed
+    assert formats_of(recipe.export) == (("adapter", "gguf") if installed else ("adapter",))
+    assert (missing_requirement(recipe.export) is None) is installed
     run_recipe(recipe, FakeStages().table())  # it leaves the adapter alone, as before the extra was there
     again = FakeStages()
     run_recipe(recipe, again.table())

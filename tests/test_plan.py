@@ -1,4 +1,4 @@
-"""The plan of a recipe: what it knows and refuses, and that it stays light; and the plan that a run begins with."""
+"""The plan of a recipe: its facts, findings and imports, and the plan at the start of a run."""
 
 import json
 import logging
@@ -30,20 +30,15 @@ from toolkit.pipeline.plan import plan_run
 from toolkit.pipeline.prepare_data import SYNTHETIC_WRITERS
 from toolkit.pipeline.stages import STAGES
 from toolkit.planning import Finding, Gpu, Plan, described_gpu, make_plan, named_gpu
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.base import BaseWeights, find_base
-from toolkit.planning.counting import build_architecture
-from toolkit.planning.disk import Disk, judge_disk
-from toolkit.planning.duration import COMMON
-from toolkit.planning.gpu import GIB
-from toolkit.planning.model_configs import KNOWN, find_configuration
+from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.disk import Disk, check_disk
+from toolkit.planning.gpu import COMMON, GIB
+from toolkit.planning.model_files import KNOWN, BaseWeights, find_base, find_configuration
 from toolkit.planning.prequantised import KEPT, Repository
-from toolkit.planning.stage_settings import planned_backend
-from toolkit.planning.tested import compare_versions
-from toolkit.planning.tokens import picture_tokens
-from toolkit.planning.work import plan_work
+from toolkit.planning.stages import plan_work, planned_backend
+from toolkit.planning.tokens import image_token_count
 from toolkit.recipe import Model, Recipe, SyntheticData, load_recipe
-from toolkit.runfolder import TESTED, append_line, find_run, read_json
+from toolkit.runfolder import TESTED_VERSIONS, append_line, find_run, read_json, untested_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 T4 = Gpu("Tesla T4", int(14.7 * GIB), bf16=False)
@@ -53,7 +48,7 @@ MEDGEMMA = {"model": {"name": "google/medgemma-4b-it", "precision": "4bit", "max
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Practice films as files: 24 questions to train on, 8 to test."""
+    """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
     folder = tmp_path_factory.mktemp("films")
     SYNTHETIC_WRITERS["chest"](folder, SyntheticData(kind="chest", train=24, test=8, size=128), 3407)
     return folder
@@ -64,7 +59,7 @@ def codes(plan: Plan) -> list[str]:
 
 
 def one_of(plan: Plan, code: str) -> Finding:
-    """The only finding with this code."""
+    """Return the only finding with this code."""
     (found,) = (finding for finding in plan.findings if finding.code == code)
     return found
 
@@ -96,7 +91,7 @@ def test_a_plan_imports_no_training_library(films: Path, tmp_path: Path) -> None
 
 def test_the_json_has_its_documented_keys(films: Path, tmp_path: Path) -> None:
     found = make(recipe_on_files(tmp_path, films), A5000).to_json()
-    documented = (ROOT / "toolkit/planning/record.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
+    documented = (ROOT / "toolkit/planning/plan.py").read_text(encoding="utf-8").split("::\n\n")[1].split("\n\n")[0]
     keys = [line.split()[0] for line in documented.splitlines() if line.startswith("    ") and line[4] != " "]
     assert list(found) == keys
     assert json.loads(json.dumps(found)) == found
@@ -114,9 +109,9 @@ def test_tokens_are_those_that_the_stage_counts(films: Path, tmp_path: Path) -> 
     assert plan.tokens.exact
     run = run_recipe(recipe.model_copy(update={"grpo": None, "evaluate": None}), STAGES).run
     lengths = run.record("sft")["lengths"]
-    total = plan.tokens.spread("total")
+    total = plan.tokens.percentiles("total")
     assert [total[name] for name in ("median", "p95", "max")] == [lengths[name] for name in ("median", "p95", "max")]
-    assert plan.tokens.spread("images")["median"] == lengths["images"]
+    assert plan.tokens.percentiles("images")["median"] == lengths["images"]
 
 
 def test_steps_are_those_that_the_trainers_make(films: Path, tmp_path: Path) -> None:
@@ -144,9 +139,9 @@ def test_image_tokens_by_formula_are_those_of_the_real_processor(
     real = AutoProcessor.from_pretrained(tmp_path / "processors" / processor)
     model = build_architecture(shape_fields({"qwen2_vl": "qwen2_vl_2b", "qwen3_vl": "qwen3_vl_8b"}[processor]))
     sizes = [(896, 896), (640, 427), (333, 500), (100, 40), (30, 30), (1024, 64)]
-    assert [picture_tokens(size, model) for size in sizes] == image_tokens(real, sizes)
-    # A processor may have an upper limit, which this one has at a million pixels: the formula errs to more.
-    assert picture_tokens((1280, 800), model) >= image_tokens(real, [(1280, 800)])[0]
+    assert [image_token_count(size, model) for size in sizes] == image_tokens(real, sizes)
+    # This processor has an upper limit of a million pixels, so the formula may only overestimate.
+    assert image_token_count((1280, 800), model) >= image_tokens(real, [(1280, 800)])[0]
 
 
 def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -> None:
@@ -156,7 +151,7 @@ def test_a_known_model_is_planned_without_the_hub(films: Path, tmp_path: Path) -
     assert plan.architecture.parameters == 4_300_079_472
     assert plan.tokens is not None
     assert not plan.tokens.exact
-    assert plan.tokens.spread("images") == {"median": 256, "p95": 256, "max": 256}
+    assert plan.tokens.percentiles("images") == {"median": 256, "p95": 256, "max": 256}
     assert plan.memory is not None
     assert "checked against an allocation trace, not against a GPU" in "\n".join(lines(plan))
 
@@ -168,7 +163,7 @@ def test_every_known_name_has_its_shape() -> None:
         assert found.origin in ("shipped", "cache")
 
 
-def test_a_folders_configuration_goes_before_the_shipped_one(tmp_path: Path) -> None:
+def test_the_config_in_a_model_folder_takes_precedence_over_the_shipped_one(tmp_path: Path) -> None:
     folder = tmp_path / "google" / "medgemma-4b-it"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**shape_fields("medgemma_4b"), "mm_tokens_per_image": 64}))
@@ -177,7 +172,9 @@ def test_a_folders_configuration_goes_before_the_shipped_one(tmp_path: Path) -> 
     assert (found.origin, found.fields["mm_tokens_per_image"]) == ("folder", 64)
 
 
-def test_the_hubs_cache_goes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_in_the_hub_cache_takes_precedence_over_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = tmp_path / "config.json"
     kept.write_text(json.dumps({"model_type": "gemma3"}))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(kept))
@@ -194,7 +191,7 @@ def test_an_unknown_model_leaves_gaps_and_no_traceback(films: Path, tmp_path: Pa
     json.dumps(plan.to_json())
 
 
-def test_a_configuration_that_transformers_does_not_know_is_told(films: Path, tmp_path: Path) -> None:
+def test_a_configuration_that_transformers_does_not_support_is_reported(films: Path, tmp_path: Path) -> None:
     folder = tmp_path / "strange"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "never_heard_of"}')
@@ -231,7 +228,7 @@ def test_a_prompt_without_room_for_a_completion_is_a_problem(films: Path, tmp_pa
     assert (found.place, found.details.value) == ("[model] max_tokens", 200)
 
 
-def test_rows_that_cannot_be_read_are_a_problem_and_the_rest_is_told(tmp_path: Path, films: Path) -> None:
+def test_unreadable_rows_are_a_problem_and_the_rest_is_planned(tmp_path: Path, films: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     plan = make(recipe, None)
     assert plan.architecture is not None
@@ -250,7 +247,7 @@ def test_too_few_rows_for_a_step_are_a_problem(films: Path, tmp_path: Path) -> N
     assert "24" in found.details.rule
 
 
-def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tmp_path: Path) -> None:
+def test_a_peak_above_the_gpu_memory_is_a_problem_with_settings_that_help(films: Path, tmp_path: Path) -> None:
     tables = {**MEDGEMMA, "sft": {"batch_size": 32, "gradient_checkpointing": False}}
     plan = make(recipe_on_files(tmp_path, films, tables), described_gpu(16))
     (found,) = (problem for problem in plan.problems if problem.place == "memory of sft")
@@ -261,31 +258,31 @@ def test_a_peak_above_the_card_is_a_problem_with_what_would_help(films: Path, tm
     assert "sft.batch_size" in found.details.remedy
 
 
-def test_weights_that_are_nowhere_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_a_certain_problem_offline(films: Path, tmp_path: Path) -> None:
     plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": {"to": ["merged"]}}), A5000)
     found = one_of(plan, "plan.weights_not_cached")
     assert found.problem
     assert found.certain
     assert (found.place, found.details.value) == ("[model] name", "google/medgemma-4b-it")
     alone = one_of(make(recipe_on_files(tmp_path, films, MEDGEMMA), A5000), "plan.weights_not_cached")
-    assert found.details.rule != alone.details.rule  # it adds that merging needs them too
+    assert found.details.rule != alone.details.rule  # The rule also mentions merging.
 
 
-def test_the_hub_is_asked_once_and_not_at_all_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_hub_is_queried_once_and_never_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    queried = []
 
     def ask(model: Model) -> BaseWeights:
-        asked.append(model.name)
+        queried.append(model.name)
         return BaseWeights("reachable")
 
     model = Model(name="google/medgemma-4b-it")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert (find_base(model, ask).state, asked) == ("offline", [])
+    assert (find_base(model, ask).state, queried) == ("offline", [])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert (find_base(model, ask).state, asked) == ("reachable", ["google/medgemma-4b-it"])
+    assert (find_base(model, ask).state, queried) == ("reachable", ["google/medgemma-4b-it"])
 
 
-def test_a_gated_model_without_a_token_is_told_with_the_remedy(
+def test_a_gated_model_without_a_token_is_reported_with_a_remedy(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
@@ -304,7 +301,7 @@ def test_a_gated_model_without_a_token_is_told_with_the_remedy(
     assert "hf auth login" in one_of(plan, "plan.model_gated").details.rule
 
 
-def test_a_hub_that_does_not_answer_is_no_certain_problem(
+def test_an_unreachable_hub_is_not_a_certain_problem(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
@@ -318,7 +315,7 @@ def test_a_hub_that_does_not_answer_is_no_certain_problem(
     assert [(problem.code, problem.certain) for problem in plan.problems] == [("plan.hub_unreachable", False)]
 
 
-def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
+def test_a_folder_with_missing_shards_has_no_weights(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file({"a": np.zeros(2)}, tmp_path / "model-1.safetensors")
@@ -327,7 +324,7 @@ def test_a_folder_with_half_its_shards_has_no_weights(tmp_path: Path) -> None:
     assert find_base(Model(name=str(tmp_path))).state == "folder"
 
 
-def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_path: Path) -> None:
+def test_an_adapter_cannot_be_merged_into_a_quantized_base_model(films: Path, tmp_path: Path) -> None:
     folder = tmp_path / "quantised"
     folder.mkdir()
     fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
@@ -341,12 +338,12 @@ def test_a_base_that_is_stored_quantised_cannot_be_merged_into(films: Path, tmp_
     assert "model.base_stored_quantised" not in codes(make(recipe_on_files(tmp_path, films, tables), A5000))
 
 
-def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_plan(
+def test_an_optional_gguf_of_a_quantized_base_model_is_dropped(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "toolkit.models.llamacpp.require_for", lambda quant, verify: None
-    )  # as if the extra were installed
+    )  # The extra seems to be installed.
     folder = tmp_path / "quantised"
     folder.mkdir()
     fields = {**shape_fields("qwen2_vl_2b"), "quantization_config": {"quant_method": "bitsandbytes"}}
@@ -360,9 +357,9 @@ def test_an_optional_gguf_of_a_base_that_is_stored_quantised_is_left_out_of_the_
     assert not {"export merged", "export gguf"} & set(plan.disk.parts)
 
 
-def test_a_disk_that_is_too_small_is_a_problem_and_a_small_one_a_warning(films: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_problem_and_a_nearly_full_one_a_warning(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films)
-    found = {free: list(judge_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
+    found = {free: list(check_disk(recipe, Disk({"merged": 10**10}, free))) for free in (9 * 10**9, 10**10, 2 * 10**10)}
     told = [
         [(one.code, one.details.value, one.problem, one.certain) for one in findings] for findings in found.values()
     ]
@@ -381,19 +378,17 @@ def test_merged_weights_are_counted_on_the_disk(films: Path, tmp_path: Path) -> 
     assert plan.disk.parts["export adapter"] == pytest.approx(adapter, abs=50e6)
 
 
-def test_a_gguf_is_counted_by_its_quantisations_with_the_merged_weights_that_it_is_made_of(
-    films: Path, tmp_path: Path
-) -> None:
+def test_gguf_disk_space_includes_every_quantization_and_the_merged_weights(films: Path, tmp_path: Path) -> None:
     export = {"to": ["gguf"], "quant": ["q8_0", "q4_k_m"], "verify": 0}
     plan = make(recipe_on_files(tmp_path, films, {**MEDGEMMA, "export": export}), A5000)
     assert plan.disk is not None
     assert plan.disk.parts["export merged"] == pytest.approx(2 * 4_300_079_472, rel=0.01)
-    # 8.5 and 4.9 bits a weight, and 16 for the file that both are quantised from.
+    # 8.5 and 4.9 bits per parameter, and 16 for the file that is quantized.
     bits = 8.5 + 4.9 + 16
     assert plan.disk.parts["export gguf"] == pytest.approx(bits / 8 * 4_300_079_472, rel=0.01)
 
 
-def test_a_gguf_that_cannot_be_written_here_is_a_problem(
+def test_a_gguf_export_without_its_packages_is_a_problem(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_on_files(tmp_path, films, {"export": {"to": ["gguf"], "quant": ["f16"]}})
@@ -456,7 +451,7 @@ def plan_targets() -> tuple[str, ...]:
         ({"model": {"trust_remote_code": True}}, None, "plan.remote_code", "[model] trust_remote_code", NOTHING),
     ],
 )
-def test_a_known_pain_is_warned_of_where_it_applies(
+def test_known_issues_are_warned_about_if_they_apply(
     tables: Mapping[str, Any], gpu: Gpu | None, code: str, place: str, value: object, films: Path, tmp_path: Path
 ) -> None:
     told = (code, place, value)
@@ -466,12 +461,14 @@ def test_a_known_pain_is_warned_of_where_it_applies(
     assert told not in [(one.code, one.place, one.details.value) for one in plain.warnings]
 
 
-def test_versions_are_compared_with_those_that_were_tested() -> None:
-    found = compare_versions({**TESTED, "torch": "0.0.1", "trl": f"{TESTED['trl']}+local", "python": "2"})
-    assert found == {"torch": {"installed": "0.0.1", "tested": TESTED["torch"]}}
+def test_installed_versions_are_compared_with_tested_versions() -> None:
+    found = untested_versions(
+        {**TESTED_VERSIONS, "torch": "0.0.1", "trl": f"{TESTED_VERSIONS['trl']}+local", "python": "2"}
+    )
+    assert found == {"torch": {"installed": "0.0.1", "tested": TESTED_VERSIONS["torch"]}}
 
 
-def test_practice_data_are_planned_before_they_are_made(tmp_path: Path) -> None:
+def test_synthetic_data_are_planned_before_they_are_generated(tmp_path: Path) -> None:
     plan = make(small_recipe(tmp_path), None)
     assert plan.data is not None
     assert (plan.data["practice"], plan.data["rows"]["train"]) == (True, 24)
@@ -480,7 +477,7 @@ def test_practice_data_are_planned_before_they_are_made(tmp_path: Path) -> None:
 
 
 def loaded(recipe: Recipe) -> Architecture:
-    """The recipe's model as its backend quantises it while loading."""
+    """Return the recipe's model as its backend quantizes it while loading."""
     found = find_configuration(recipe.model)
     assert found is not None
     return build_architecture(found.fields, KEPT if planned_backend(recipe) == "unsloth" else ())
@@ -489,25 +486,25 @@ def loaded(recipe: Recipe) -> Architecture:
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda file: file.stem)
 @pytest.mark.parametrize("backend", ["auto", "hf"])
 def test_every_shipped_recipe_for_a_gpu_fits_the_gpu_that_the_readme_names(file: Path, backend: Any) -> None:
-    """With rows that fill model.max_tokens, and 5 % of the GPU to spare on the backend that it runs."""
+    """The rows have model.max_tokens, and 5 % of the GPU memory must stay free on the planned backend."""
     from toolkit.planning.memory import estimate
-    from toolkit.planning.stage_settings import memory_settings
-    from toolkit.planning.tokens import fullest_row
+    from toolkit.planning.stages import memory_settings
+    from toolkit.planning.tokens import longest_possible_row
 
     recipe = load_recipe(file)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
     gpu = described_gpu(24 if file.stem.startswith("steps_") else 16)
     model = loaded(recipe)
     spare = 0.95 if backend == "auto" else 1.0
-    for setting in memory_settings(recipe, model, fullest_row(recipe, model), bf16=True).values():
+    for setting in memory_settings(recipe, model, longest_possible_row(recipe, model), bf16=True).values():
         assert estimate(model, setting, gpu.memory).peak.total < spare * gpu.memory
 
 
 def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> None:
-    """The traced ones beside them are those that tests/benchmarks/bench_memory.py printed."""
+    """The traced figures in the table are those of tests/benchmarks/bench_memory.py."""
     from toolkit.planning.memory import estimate
-    from toolkit.planning.stage_settings import memory_settings
-    from toolkit.planning.tokens import fullest_row
+    from toolkit.planning.stages import memory_settings
+    from toolkit.planning.tokens import longest_possible_row
 
     text = (ROOT / "docs" / "concepts" / "plan_estimates.md").read_text(encoding="utf-8")
     block = text.split("<!-- memory:begin -->")[1].split("<!-- memory:end -->")[0]
@@ -520,14 +517,14 @@ def test_the_docs_table_of_memory_has_the_plans_figures_of_every_recipe() -> Non
             continue
         model = loaded(recipe)
         gpu = described_gpu(24 if file.stem.startswith("steps_") else 16)
-        for stage, setting in memory_settings(recipe, model, fullest_row(recipe, model), bf16=True).items():
+        for stage, setting in memory_settings(recipe, model, longest_possible_row(recipe, model), bf16=True).items():
             if setting.trains:
                 reserved = max(one.reserved for one in estimate(model, setting, gpu.memory).moments)
                 planned[(file.stem, stage)] = round(reserved / GIB, 2)
     assert told == planned
 
 
-def test_the_command_prints_the_plan_and_leaves_with_its_answer(
+def test_the_command_prints_the_plan_and_its_exit_code_has_the_result(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "recipe.toml"
@@ -572,7 +569,7 @@ def test_a_plan_error_has_every_certain_problem_with_its_code(films: Path, tmp_p
     assert caught.error.code == "plan.run_cannot_work"
 
 
-def test_an_estimate_above_the_card_only_warns_a_run(
+def test_an_estimate_above_the_gpu_memory_only_warns(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("toolkit.planning.find_gpu", lambda: Gpu("a small one", GIB // 2, bf16=True))
@@ -583,14 +580,14 @@ def test_an_estimate_above_the_card_only_warns_a_run(
     assert ("plan.gpu_memory_too_small", "memory of sft") in [(one.code, one.place) for one in warnings_in(caplog)]
 
 
-def test_rows_that_cannot_be_read_are_left_to_the_run(films: Path, tmp_path: Path) -> None:
+def test_unreadable_rows_do_not_stop_the_plan_of_a_run(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, {"data": {"columns": {"question": "nothing"}}})
     assert plan_run(recipe, fresh=False) is not None
     with pytest.raises(DataError, match="nothing"):
         run_recipe(recipe, STAGES)
 
 
-def test_the_plan_is_kept_and_stands_beside_what_was_measured(
+def test_the_plan_is_stored_and_compared_with_measured_peaks(
     films: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
@@ -599,14 +596,14 @@ def test_the_plan_is_kept_and_stands_beside_what_was_measured(
     assert read_json(run.plan_file) == plan
     expected = plan["memory"]["sft"]["reserved_gb"]
     kept = read_json(run.results_file)["gpu_memory"]
-    assert kept == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # this machine's torch reserved nothing
+    assert kept == {"sft": {"estimated_gb": expected, "measured_gb": None}}  # torch reserved none here.
     assert describe_peaks(kept) == "no GPU was used"
     with caplog.at_level(logging.INFO, "toolkit"):
         assert plan_run(recipe, fresh=False) is None
     assert "plan.json" in caplog.text
 
 
-def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_path: Path) -> None:
+def test_a_measured_peak_is_reported_with_its_estimate(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, A5000).to_json()).run
     lines = [json.loads(line) for line in run.compute_file.read_text(encoding="utf-8").splitlines()]
@@ -618,7 +615,7 @@ def test_a_measured_peak_and_its_estimate_are_told_together(films: Path, tmp_pat
     assert describe_peaks(gpu_peaks(run)) == f"sft 7.5 GB (plan: {estimated:.1f} GB)"
 
 
-def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_there_is_no_estimate(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films).model_copy(update={"grpo": None, "evaluate": None})
     run = run_recipe(recipe, STAGES, plan=make(recipe, None).to_json()).run
     assert gpu_peaks(run) == {"sft": {"estimated_gb": None, "measured_gb": None}}
@@ -638,26 +635,26 @@ def test_without_a_card_there_is_no_estimate(films: Path, tmp_path: Path) -> Non
         ("vqa_rad", 16),
     ],
 )
-def test_rows_that_fill_a_shipped_recipe_fit_its_card(name: str, card: int) -> None:
+def test_rows_of_max_tokens_fit_the_gpu_of_each_shipped_recipe(name: str, card: int) -> None:
     lost = DataError("data.file_missing", "the file of rows must exist")
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
-    elsewhere = named_gpu("Tesla T4")  # where Unsloth is taken to be installed
+    elsewhere = named_gpu("Tesla T4")  # Unsloth counts as installed on another machine.
     assert elsewhere is not None
     for gpu in (described_gpu(card), *([T4, elsewhere] if card == 16 else [])):
-        plan = make_plan(recipe, lost, gpu, ask=lambda _: BaseWeights("cache"))
+        plan = make_plan(recipe, lost, gpu, query=lambda _: BaseWeights("cache"))
         assert plan.memory is not None
         assert "plan.gpu_memory_too_small" not in codes(plan), gpu.name
 
 
-def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None:
+def test_without_rows_memory_is_estimated_for_the_longest_possible_row(tmp_path: Path) -> None:
     lost = DataError("data.file_missing", "the file of rows must exist")
     steps = make_plan(
-        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, ask=lambda _: BaseWeights("cache")
+        load_recipe(ROOT / "recipes" / "steps_grpo.toml"), lost, A5000, query=lambda _: BaseWeights("cache")
     )
     assert steps.memory is not None
-    assert not any("max_side" in str(one.knobs) for one in steps.memory.values())  # text would take the pictures' place
+    assert not any("max_side" in str(one.knobs) for one in steps.memory.values())
     recipe = load_recipe(ROOT / "recipes" / "medgemma_sft_grpo.toml")
-    plan = make_plan(recipe, lost, A5000, ask=lambda model: BaseWeights("reachable"))
+    plan = make_plan(recipe, lost, A5000, query=lambda model: BaseWeights("reachable"))
     assert plan.data is None
     assert plan.tokens is not None
     assert (plan.tokens.rows, plan.tokens.longest.total) == (0, recipe.model.max_tokens)
@@ -668,7 +665,7 @@ def test_without_rows_memory_is_told_for_the_fullest_row(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("text", "code"), [("{half", "model.config_not_json"), ("[]", "model.config_not_object")])
-def test_a_damaged_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
+def test_a_corrupt_configuration_is_an_error_that_names_its_file(tmp_path: Path, text: str, code: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with raises(ModelError, code) as caught:
         find_configuration(Model(name=str(tmp_path)))
@@ -703,19 +700,19 @@ def test_a_gpu_without_figures_and_rollouts_by_vllm_have_no_time_and_a_reason(fi
     recipe = recipe_on_files(tmp_path, films, {**MEDGEMMA, "grpo": {"rollouts": "vllm"}})
     unknown = make(recipe, A5000)
     assert unknown.time is None
-    assert "RTX A5000" in unknown.unknown["time"]  # which was made without its figures
+    assert "RTX A5000" in unknown.unknown["time"]  # The GPU has no data-sheet figures.
     plan = make(recipe, named_gpu("L4"))
     assert plan.time is not None
     assert set(plan.time["L4"]) == {"sft", "evaluate"}
     assert "time of grpo" in plan.unknown
 
 
-def test_memory_counts_the_repository_that_unsloth_loads(films: Path, tmp_path: Path) -> None:
+def test_gpu_memory_is_that_of_the_repository_that_unsloth_loads(films: Path, tmp_path: Path) -> None:
     recipe = recipe_on_files(tmp_path, films, MEDGEMMA)
     listed = Repository("unsloth/medgemma-4b-it-unsloth-bnb-4bit", ("lm_head",), 4_000_000_000)
 
     def loaded(backend: str, **model: str) -> int:
-        """Bytes of all parameters."""
+        """Return the bytes of all parameters."""
         changed = recipe.model.model_copy(update={"backend": backend, **model})
         memory = make(recipe.model_copy(update={"model": changed}), named_gpu("L4")).memory
         assert memory is not None

@@ -1,4 +1,4 @@
-"""The estimated duration of a stage: published runs lie in its range, and it follows from the setting."""
+"""The estimated duration of a stage: published runs are in its range, and settings change it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 import pytest
 from footprint import shape_fields
 
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.counting import build_architecture
-from toolkit.planning.duration import COMMON, GPUS, figures_of, gpus_of, stage_time
-from toolkit.planning.duration.estimate import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds
-from toolkit.planning.duration.load import Load, Passes
-from toolkit.planning.memory import RowSize, Setting
+from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.duration import Arithmetic, Speed, arithmetic_of, grpo_step, sft_step, speeds, stage_time
+from toolkit.planning.gpu import COMMON, GPUS, figures_of, gpus_of
+from toolkit.planning.passes import Load, Passes
 from toolkit.planning.prequantised import KEPT
-from toolkit.planning.work import Work
+from toolkit.planning.stages import Setting, Work
+from toolkit.planning.tokens import RowSize
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MODELS = ("medgemma_4b", "qwen2_5_vl_7b", "qwen3_vl_8b")
@@ -48,7 +47,7 @@ class Published:
 
 
 def longest(mean: float, completions: int) -> float:
-    """Expected longest of so many normal lengths with a standard deviation of 35 % of their mean."""
+    """Return the expected maximum of normal lengths with a standard deviation of 35 % of the mean."""
     return mean * (1 + 0.35 * {2: 0.56, 8: 1.42}[completions])
 
 
@@ -129,7 +128,7 @@ def test_the_middle_of_the_range_is_the_published_figure_that_fits_it(
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_published_runs_without_vllm_that_fit_nothing_lie_in_the_range(
+def test_published_runs_without_vllm_that_were_not_fitted_are_in_the_range(
     name: str, models: Mapping[str, Architecture]
 ) -> None:
     low, high = range_of(OTHERS[name], models)
@@ -137,7 +136,7 @@ def test_published_runs_without_vllm_that_fit_nothing_lie_in_the_range(
 
 
 def test_a_model_card_without_settings_claims_less_than_the_lower_end(models: Mapping[str, Architecture]) -> None:
-    """A card gives 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
+    """A model card says 45 to 60 minutes for MedGemma 4B on an L4: one epoch of 9,577 rows, LoRA on all linear layers.
 
     That is at most 0.38 s a row. The lower end is above it even with a frozen tower and without checkpointing. The card
     does not show whether its figure was measured.
@@ -181,7 +180,7 @@ def test_a_pass_takes_the_longer_of_the_work_of_gpu_and_host() -> None:
     assert speed.seconds(Load(2e12, 3e9, 1e6)) == pytest.approx(10.0)
 
 
-def test_a_gpu_without_bfloat16_takes_float32_where_float16_overflows() -> None:
+def test_a_gpu_without_bfloat16_uses_float32_if_float16_overflows() -> None:
     t4, l4 = figures_of("T4"), figures_of("L4")
     assert t4 is not None
     assert l4 is not None
@@ -194,7 +193,7 @@ def test_a_gpu_without_bfloat16_takes_float32_where_float16_overflows() -> None:
     assert arithmetic_of(l4, replace(hf, precision="32bit"), "gemma3").name == "float32"
 
 
-def test_work_that_a_setting_adds_takes_longer(models: Mapping[str, Architecture]) -> None:
+def test_settings_that_add_work_take_longer(models: Mapping[str, Architecture]) -> None:
     gpu = figures_of("L4")
     assert gpu is not None
     plain = setting_of("grpo", row_of(250, 256, 0, 4096), concurrent=8, answer_tokens=256, checkpointing=False)
@@ -230,16 +229,16 @@ def test_work_that_a_setting_adds_takes_longer(models: Mapping[str, Architecture
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
     ],
 )
-def test_a_gpu_is_found_however_it_is_spelled(spelled: str, name: str) -> None:
+def test_a_gpu_is_found_by_any_spelling(spelled: str, name: str) -> None:
     found = figures_of(spelled)
     assert found is not None
     assert found.name == name
 
 
 @pytest.mark.parametrize(
-    "name", ["RTX 3090 Ti", "GTX 1080", "A100 MIG 1g.5gb", "a card of 24 GB", "RTX 4090 Laptop GPU"]
+    "name", ["RTX 3090 Ti", "GTX 1080", "A100 MIG 1g.5gb", "a GPU with 24 GB", "RTX 4090 Laptop GPU"]
 )
-def test_a_gpu_of_another_kind_is_not_taken_for_one_of_the_table(name: str) -> None:
+def test_an_unlisted_gpu_does_not_match_a_listed_one(name: str) -> None:
     assert figures_of(name) is None
 
 

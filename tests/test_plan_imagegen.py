@@ -8,15 +8,14 @@ import pytest
 from safetensors import safe_open
 
 from toolkit.imagegen.tiny_pipeline import save_tiny_pipeline
-from toolkit.planning.duration import Range, figures_of
-from toolkit.planning.gpu import usable_bytes
+from toolkit.planning.duration import Range
+from toolkit.planning.gpu import GIB, figures_of, usable_bytes
 from toolkit.planning.imagegen.encoders import KNOWN, Scorer, read_encoder, scorers_of, scoring_bytes
 from toolkit.planning.imagegen.hours import Hours
 from toolkit.planning.imagegen.layout import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, Layout, read_layout
 from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.make import imagegen_memory
 from toolkit.planning.imagegen.memory import ImagegenMemory, ImagegenSetting
-from toolkit.planning.memory import GIB
 from toolkit.planning.memory.estimate import CONTEXT, Moment
 from toolkit.recipe import load_recipe
 from toolkit.recipe.imagegen import Imagegen

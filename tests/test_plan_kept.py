@@ -1,4 +1,4 @@
-"""A second plan of the same rows counts nothing, and a changed one counts again."""
+"""The cache of plans: a second plan of the same rows counts nothing, and a changed one counts again."""
 
 import json
 import os
@@ -33,17 +33,17 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(folder: Path, films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    return recipe_on_files(folder, films, tables, evaluate=None)  # whose questions are counted on their own
+    return recipe_on_files(folder, films, tables, evaluate=None)  # Evaluation rows are counted separately.
 
 
 def model_at(folder: Path) -> Path:
-    """A copy of the model that ships, to be changed."""
+    """Return a copy of the tiny model that a test may change."""
     return Path(shutil.copytree(tiny.FOLDER, folder / "model"))
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was counted, in its order, by the real functions."""
+    """Return the calls of the real counting functions, in order."""
     found: list[str] = []
     for place, name in ((tokens, "_count"), (making, "build_architecture")):
         real = getattr(place, name)
@@ -57,7 +57,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @NO_GPU
-def test_a_second_plan_imports_neither_torch_nor_transformers_and_says_the_same(films: Path, tmp_path: Path) -> None:
+def test_a_second_plan_imports_neither_torch_nor_transformers_and_is_equal(films: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     text = f'[run]\nname = "one"\n[data]\ntask = "mcq"\ntrain = "{films}/train.json"\n[model]\nmax_tokens = 300\n'
     file.write_text(f"{text}[images]\nmax_side = 112\n[sft]\n[evaluate]\n", encoding="utf-8")
@@ -81,14 +81,14 @@ def test_a_second_plan_imports_neither_torch_nor_transformers_and_says_the_same(
     assert one == two
 
 
-def test_what_was_counted_comes_back_as_it_was(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_cached_counts_are_equal_to_computed_ones(films: Path, tmp_path: Path, counts: list[str]) -> None:
     recipe = recipe_of(tmp_path, films)
     first, second = make(recipe, None), make(recipe, None)
     assert counts == ["build_architecture", "_count"]
     assert (first.tokens, first.architecture) == (second.tokens, second.architecture)
 
 
-def test_a_setting_that_tokens_do_not_depend_on_counts_nothing(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_settings_that_do_not_affect_tokens_use_the_cache(films: Path, tmp_path: Path, counts: list[str]) -> None:
     make(recipe_of(tmp_path, films), None)
     plan = make(recipe_of(tmp_path, films, {"sft": {"batch_size": 2}, "lora": {"r": 4}}), None)
     assert counts == ["build_architecture", "_count"]
@@ -104,7 +104,7 @@ def test_a_setting_that_tokens_do_not_depend_on_counts_nothing(films: Path, tmp_
         {"model": {"max_tokens": 300}},
     ],
 )
-def test_another_prompt_picture_or_limit_is_counted(
+def test_another_prompt_image_or_limit_is_counted_again(
     tables: Mapping[str, Mapping[str, Any]], films: Path, tmp_path: Path, counts: list[str]
 ) -> None:
     make(recipe_of(tmp_path, films), None)
@@ -114,7 +114,7 @@ def test_another_prompt_picture_or_limit_is_counted(
     assert (plan.tokens, counts[3:]) == (kept_plan.tokens, [])
 
 
-def test_another_picture_in_the_same_file_is_counted(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_another_image_in_the_same_file_is_counted_again(films: Path, tmp_path: Path, counts: list[str]) -> None:
     from PIL import Image
 
     own = Path(shutil.copytree(films, tmp_path / "films"))
@@ -125,7 +125,9 @@ def test_another_picture_in_the_same_file_is_counted(films: Path, tmp_path: Path
     assert counts == ["build_architecture", "_count", "_count"]
 
 
-def test_another_chat_template_or_configuration_is_counted(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_another_chat_template_or_configuration_is_counted_again(
+    films: Path, tmp_path: Path, counts: list[str]
+) -> None:
     model = model_at(tmp_path)
     recipe = recipe_of(tmp_path, films, {"model": {"name": str(model)}})
     first = make(recipe, None)
@@ -145,7 +147,7 @@ def test_another_chat_template_or_configuration_is_counted(films: Path, tmp_path
     assert counts == ["build_architecture", "_count", "_count", "build_architecture", "_count"]
 
 
-def test_an_estimate_is_not_kept(films: Path, tmp_path: Path, counts: list[str]) -> None:
+def test_estimated_tokens_are_not_cached(films: Path, tmp_path: Path, counts: list[str]) -> None:
     model = model_at(tmp_path)
     for file in model.glob("*token*"):
         file.unlink()
@@ -157,7 +159,7 @@ def test_an_estimate_is_not_kept(films: Path, tmp_path: Path, counts: list[str])
     assert counts == ["build_architecture", "_count", "_count"]
 
 
-def test_a_damaged_or_unwritable_cache_is_none(
+def test_a_corrupt_or_read_only_cache_is_ignored(
     films: Path, tmp_path: Path, private_cache: Path, counts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(tmp_path, films)
@@ -172,29 +174,29 @@ def test_a_damaged_or_unwritable_cache_is_none(
 
 
 def recipe_file(folder: Path) -> Path:
-    """A file where the cache's folder should be."""
+    """The path of the cache folder is a file."""
     (folder / "file").write_text("", encoding="utf-8")
     return folder / "file"
 
 
-def test_other_code_or_libraries_are_another_key(private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_or_libraries_change_the_key(private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def count() -> Tokens:
         return Tokens(1, (), 8, exact=True)
 
     for version in ("1", "1", "2"):
         kept._code.cache_clear()
         monkeypatch.setattr(kept, "version", lambda library, version=version: version)
-        kept.remembered(Tokens, ["the same"], count)
+        kept.cached_count(Tokens, ["the same"], count)
     kept._code.cache_clear()
     assert len(list((private_cache / "plans").iterdir())) == 2
     for name in kept.CODE:
         assert (Path(kept.__file__).parent.parent / name).is_file()
 
 
-def test_a_name_with_half_a_character_is_not_kept_and_does_no_harm(private_cache: Path) -> None:
+def test_a_name_with_a_lone_surrogate_is_not_cached(private_cache: Path) -> None:
     def count() -> Tokens:
         return Tokens(1, (), 8, exact=True, too_long=("film \ud83d: 9",))
 
-    assert kept.remembered(Tokens, ["\ud83d"], count) == count()
-    assert kept.remembered(Tokens, ["\ud83d"], count) == count()
+    assert kept.cached_count(Tokens, ["\ud83d"], count) == count()
+    assert kept.cached_count(Tokens, ["\ud83d"], count) == count()
     assert not list(private_cache.rglob("*.json"))

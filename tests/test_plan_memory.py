@@ -1,4 +1,4 @@
-"""The memory model against what torch, bitsandbytes and peft allocate on the CPU, and what it says of models."""
+"""GPU memory formulas, compared with allocations of torch, bitsandbytes and peft on the CPU."""
 
 import json
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from toolkit import tiny
 from toolkit.models import lora as adapter
 from toolkit.models.loading import precision_of
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.counting import build_architecture
-from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import GIB, RowSize, Setting, activations, estimate, first_fit, rollout, weights
-from toolkit.planning.memory.knobs import _completions, _pictures
+from toolkit.planning.architecture import Architecture, build_architecture
+from toolkit.planning.gpu import GIB, usable_bytes
+from toolkit.planning.memory import estimate, first_fit, generation, training, weights
+from toolkit.planning.memory.estimate import _completions, _image_sizes
 from toolkit.planning.prequantised import KEPT
-from toolkit.planning.stage_settings import planned_precision
+from toolkit.planning.stages import Setting, planned_precision
+from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Lora, Model
 from toolkit.training import sft_loss
 
 TARGETS = Lora().targets
 NAMES = sorted(file.stem for file in SHAPES.glob("*.json"))
-ROW = RowSize(text=250, images=256, answer=60, pictures=1, patches=4096)
+ROW = RowSize(text=250, images=256, answer=60, image_count=1, patches=4096)
 SFT = Setting("sft", ROW, "4bit", bf16=True, targets=TARGETS)
 GRPO = replace(SFT, stage="grpo", concurrent=8, answer_tokens=128)
 
@@ -39,7 +39,7 @@ def architecture(name: str) -> Architecture:
 
 
 def by_unsloths_rule(name: str) -> Architecture:
-    """With the vision tower in 16 bits."""
+    """The vision tower has 16 bits."""
     return build_architecture(shape_fields(name), KEPT)
 
 
@@ -53,12 +53,12 @@ def by_unsloths_rule(name: str) -> Architecture:
         ("qwen3_vl_8b", 8_767_123_696),
     ],
 )
-def test_the_shipped_shapes_have_the_published_number_of_weights(name: str, parameters: int) -> None:
-    """The counts that the models' pages on the Hub give for their safetensors."""
+def test_the_shipped_shapes_have_the_published_parameter_counts(name: str, parameters: int) -> None:
+    """The counts are those of the safetensors on the models' Hub pages."""
     assert architecture(name).parameters == parameters
 
 
-def test_the_tiny_models_weights_are_counted_exactly() -> None:
+def test_the_tiny_models_parameters_are_counted_exactly() -> None:
     fields = json.loads((tiny.FOLDER / "config.json").read_text(encoding="utf-8"))
     found = build_architecture(fields)
     model = AutoModelForImageTextToText.from_pretrained(tiny.FOLDER)
@@ -67,12 +67,12 @@ def test_the_tiny_models_weights_are_counted_exactly() -> None:
     assert found.vision_parameters == sum(parameter.numel() for parameter in tower.parameters())
     file = (tiny.FOLDER / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(file[:8], "little")
-    assert found.parameters * 2 == len(file) - header  # 16 bits a weight
+    assert found.parameters * 2 == len(file) - header  # 16 bits per parameter
 
 
 @pytest.mark.parametrize("vision", [False, True])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
-def test_an_adapter_has_as_many_weights_as_peft_makes(name: str, vision: bool, tmp_path: Path) -> None:
+def test_an_adapter_has_as_many_parameters_as_in_peft(name: str, vision: bool, tmp_path: Path) -> None:
     fields = small_fields(name)
     lora = Lora(r=8, vision=vision)
     model = adapter.attach(base_model(fields, "32bit", tmp_path), lora, 0)
@@ -81,7 +81,7 @@ def test_an_adapter_has_as_many_weights_as_peft_makes(name: str, vision: bool, t
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_7b", "qwen3_vl_8b"])
-def test_the_layers_that_are_quantised_are_those_that_transformers_hands_to_bitsandbytes(name: str) -> None:
+def test_quantized_layers_are_those_that_transformers_passes_to_bitsandbytes(name: str) -> None:
     from bitsandbytes.nn import Linear4bit
     from transformers import CONFIG_MAPPING
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -98,7 +98,7 @@ def test_the_layers_that_are_quantised_are_those_that_transformers_hands_to_bits
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (160, 428), (1024, 257)])
-def test_a_matrix_in_nf4_takes_the_bytes_that_bitsandbytes_makes_of_it(shape: tuple[int, int]) -> None:
+def test_a_matrix_in_nf4_has_as_many_bytes_as_in_bitsandbytes(shape: tuple[int, int]) -> None:
     from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(torch.randn(shape), compress_statistics=True, quant_type="nf4")
@@ -106,7 +106,7 @@ def test_a_matrix_in_nf4_takes_the_bytes_that_bitsandbytes_makes_of_it(shape: tu
     assert weights.nf4_bytes(shape[0] * shape[1]) == sum(part.nbytes for part in parts)
 
 
-def test_a_model_in_four_bits_takes_the_bytes_that_transformers_loads(tmp_path: Path) -> None:
+def test_a_model_in_four_bits_has_as_many_bytes_as_transformers_loads(tmp_path: Path) -> None:
     fields = small_fields("medgemma_4b")
     model = base_model(fields, "4bit", tmp_path)
     loaded = sum(parameter.nbytes for parameter in model.parameters())
@@ -124,7 +124,7 @@ def test_a_model_in_four_bits_takes_the_bytes_that_transformers_loads(tmp_path: 
 def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
     name: str, unsloth: int, quantised: int
 ) -> None:
-    """A layer in 16 bits casts what the LayerNorm gives it. Qwen2.5-VL's norms keep the type themselves."""
+    """A layer in 16 bits casts the output of LayerNorm. The norms of Qwen2.5-VL keep the type."""
     kept, packed = by_unsloths_rule(name), architecture(name)
     assert (weights.quantises_tower(kept, SFT), weights.quantises_tower(packed, SFT)) == (False, True)
     assert weights.tower_value(kept, SFT, autocast=True) == unsloth
@@ -136,10 +136,10 @@ def test_a_quantised_tower_with_layer_norms_computes_in_float32_under_autocast(
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("precision", ["16bit", "32bit"])
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen2_vl_2b", "qwen2_5_vl_3b", "qwen3_vl_8b"])
-def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
+def test_activations_and_layer_bytes_are_those_that_a_training_pass_allocates(
     name: str, precision: str, checkpointing: bool, tmp_path: Path
 ) -> None:
-    """Within 15 % for what is kept without checkpointing, and for the peak of the backward pass with it."""
+    """Within 15 %, for saved activations without checkpointing and for the peak of the backward pass with it."""
     fields = small_fields(name)
     model = trainable(base_model(fields, precision, tmp_path), Lora(), checkpointing=checkpointing)
     inputs, images, patches = one_row(model.config, text=500)
@@ -157,38 +157,38 @@ def test_activations_and_a_layer_at_work_are_what_a_training_pass_allocates(
         kept = allocated.now
         hidden.float().sum().backward()
     known = build_architecture(fields)
-    estimated = activations.kept_bytes(known, setting)
+    estimated = training.kept_bytes(known, setting)
     if not checkpointing:
         copies = weights.adapter_bytes(known, setting) - 4 * known.adapter_parameters(16, TARGETS, False)
         assert estimated + copies == pytest.approx(kept, rel=0.15)
         return
-    layer, gradients = activations.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
+    layer, gradients = training.layer_bytes(known, setting), weights.gradient_bytes(known, setting)
     assert estimated + layer + gradients == pytest.approx(allocated.peak, rel=0.25)
     assert estimated + layer + gradients > 0.95 * allocated.peak
 
 
-def test_a_frozen_vision_tower_is_kept_by_unsloths_checkpointing_alone() -> None:
-    """A hook of transformers' has its embeddings require gradients; the hf backend leaves the hook out."""
+def test_only_unsloths_checkpointing_keeps_a_frozen_vision_tower() -> None:
+    """A hook of transformers makes the embeddings require gradients. The hf backend does not use the hook."""
     model = by_unsloths_rule("medgemma_4b")
     blind = replace(SFT, row=replace(ROW, patches=0))
-    assert activations.kept_bytes(model, SFT) == activations.kept_bytes(model, blind)
+    assert training.kept_bytes(model, SFT) == training.kept_bytes(model, blind)
     by_unsloth = replace(SFT, backend="unsloth")
     on, off = (replace(by_unsloth, checkpointing=flag) for flag in (True, False))
-    kept = activations.kept_bytes(model, on) - activations.kept_bytes(model, replace(on, row=blind.row))
+    kept = training.kept_bytes(model, on) - training.kept_bytes(model, replace(on, row=blind.row))
     assert kept == 4096 * (1152 * (27 * 2 + 12) + 8 * 72) + 256 * (4 * 1152 + 2 * 2560)
-    assert activations.kept_bytes(model, off) == activations.kept_bytes(model, replace(off, row=blind.row))
+    assert training.kept_bytes(model, off) == training.kept_bytes(model, replace(off, row=blind.row))
     adapted = replace(SFT, lora_vision=True)
-    assert activations.kept_bytes(model, adapted) > activations.kept_bytes(model, SFT)
+    assert training.kept_bytes(model, adapted) > training.kept_bytes(model, SFT)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (4, 64), (8, 128)])
-def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> None:
+def test_grpo_logits_have_as_many_bytes_as_trl_allocates(rows: int, tokens: int) -> None:
     vocabulary, width = 3000, 16
     hidden = torch.randn(rows, tokens + 1, width, dtype=torch.bfloat16, requires_grad=True)
     head = torch.randn(vocabulary, width, dtype=torch.bfloat16)
     ids = torch.randint(0, vocabulary, (rows, tokens))
     with Allocated() as allocated:
-        logits = (hidden @ head.t()).float()[:, :-1, :]  # accelerate turns a model's output into float32
+        logits = (hidden @ head.t()).float()[:, :-1, :]  # accelerate converts the output of a model to float32.
         logits.div_(0.9)
         logps = selective_log_softmax(logits, ids)
         with torch.no_grad():
@@ -197,29 +197,29 @@ def test_grpos_logits_take_what_trls_code_allocates(rows: int, tokens: int) -> N
         torch.exp(logps - logps.detach()).mean().backward()
     known = replace(architecture("medgemma_4b"), vocabulary=vocabulary)
     setting = replace(GRPO, rows=rows, answer_tokens=tokens)
-    assert activations.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
+    assert training.grpo_logits_bytes(known, setting) == pytest.approx(allocated.peak, rel=0.03)
 
 
-def test_sfts_loss_takes_a_slice_of_the_logits() -> None:
-    """The trained positions are those of the answer; a vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
+def test_the_sft_loss_needs_a_slice_of_the_logits() -> None:
+    """The trained positions are those of the answer. A vocabulary of 262,208 leaves 63 positions a slice of 128 MiB."""
     model = architecture("medgemma_4b")
-    assert (activations.SLICE, activations.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
+    assert (training.SLICE, training.SLICED_BYTES) == (sft_loss.SLICE_BYTES, sft_loss._BYTES_PER_LOGIT)
     states = 2 * 2 * 2560
-    assert activations.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
+    assert training.sft_logits_bytes(model, SFT) == 8 * 60 * 262208 + 60 * states
     longer = replace(SFT, row=replace(ROW, answer=500))
-    assert activations.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
+    assert training.sft_logits_bytes(model, longer) == 128 * 2**20 + 500 * states
 
 
 def test_unsloths_loss_sizes_its_slices_by_the_free_memory() -> None:
-    """566 positions of 16 bytes a logit are 2.2 GiB: one slice in 4 GiB, four in half of 4 GiB, eight in half of 1."""
+    """566 positions with 16 bytes per logit are 2.2 GiB: one slice in 4 GiB, four in 2 GiB, eight in 0.5 GiB."""
     model, by_unsloth = by_unsloths_rule("medgemma_4b"), replace(SFT, backend="unsloth")
     gradient, copies = 2 * 566 * 2560, weights.autocast_copies(model, by_unsloth)
-    sizes = [activations.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
+    sizes = [training.logits_bytes(model, by_unsloth, free) - gradient - copies for free in (None, 4 * GIB, GIB)]
     assert sizes == [14 * rows * 262208 for rows in (566, 142, 71)]
 
 
 @pytest.mark.parametrize("name", ["medgemma_4b", "qwen3_vl_8b"])
-def test_the_cache_of_keys_and_values_is_as_large_as_transformers_makes_it(name: str, tmp_path: Path) -> None:
+def test_the_kv_cache_has_as_many_bytes_as_in_transformers(name: str, tmp_path: Path) -> None:
     fields = small_fields(name)
     model = base_model(fields, "16bit", tmp_path).eval()
     inputs, images, patches = one_row(model.config, text=90)
@@ -228,18 +228,18 @@ def test_the_cache_of_keys_and_values_is_as_large_as_transformers_makes_it(name:
     )
     layers = output.past_key_values.layers
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-    # The last token that is written never passes through the model.
+    # The last generated token never passes through the model.
     setting = replace(GRPO, row=RowSize(90, images, 0, 1, patches), concurrent=1, answer_tokens=11)
-    assert rollout.kv_cache_bytes(build_architecture(fields), setting) == held
+    assert generation.kv_cache_bytes(build_architecture(fields), setting) == held
 
 
-def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
-    """29 of 34 layers of 4 heads of 256 numbers see 1024 tokens; 2 tensors of 2 bytes, 8 answers of 2000 tokens."""
+def test_gemmas_sliding_layers_cache_only_their_window() -> None:
+    """29 of 34 layers (4 heads of 256 numbers) see 1024 tokens. 2 tensors of 2 bytes, 8 rows of 2000 tokens."""
     model, a_place = architecture("medgemma_4b"), 2 * 2 * 1024 * 8
     long_answer = replace(GRPO, row=RowSize(244, 256, 0, 1, 4096), answer_tokens=1500)
-    assert rollout.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
+    assert generation.kv_cache_bytes(model, long_answer) == a_place * (5 * 2000 + 29 * 1023)
     long_prompt = replace(GRPO, row=RowSize(1744, 256, 0, 1, 4096), answer_tokens=10)
-    assert rollout.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
+    assert generation.prompt_cache_bytes(model, long_prompt) == a_place * 34 * 2000
     cached = {moment.name: moment.parts.get("kv_cache", 0) for moment in estimate(model, long_prompt).moments}
     assert (cached["vision tower"], cached["prefill"]) == (0, a_place * 34 * 2000)
     assert cached["decoding"] == a_place * (5 * 2010 + 29 * 1023)
@@ -255,8 +255,8 @@ def test_gemmas_sliding_layers_keep_their_window_alone() -> None:
         ("qwen3_vl_8b", "16bit"),
     ],
 )
-def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, precision: Any, tmp_path: Path) -> None:
-    """From 5 % too little to 15 % too much: a CPU's kernels need other temporaries than a GPU's, for which see
+def test_prefill_has_as_many_bytes_as_are_allocated(name: str, precision: Any, tmp_path: Path) -> None:
+    """From 5 % below to 15 % above: kernels of a CPU have other temporary tensors than those of a GPU, for which see
     tests/benchmarks/bench_memory.py.
     """
     fields, answers = small_fields(name), 6
@@ -268,8 +268,8 @@ def test_a_pass_over_the_prompts_takes_what_is_allocated_for_it(name: str, preci
     row = RowSize(300, images, 0, 1, patches)
     setting = replace(GRPO, row=row, precision=precision, concurrent=answers, answer_tokens=0)
     known = build_architecture(fields)
-    layers = rollout.prompt_cache_bytes(known, setting) + rollout.prefill_bytes(known, setting)
-    estimated = max(layers, rollout.tower_bytes(known, setting, answers * patches, autocast=False))
+    layers = generation.prompt_cache_bytes(known, setting) + generation.prefill_bytes(known, setting)
+    estimated = max(layers, generation.tower_bytes(known, setting, answers * patches, autocast=False))
     assert 0.95 * allocated.peak < estimated < 1.15 * allocated.peak
 
 
@@ -283,7 +283,7 @@ def test_the_optimisers_state_follows_its_name(optimizer: str, bytes_a_weight: f
     assert found / weights.trained_parameters(model, SFT) == pytest.approx(bytes_a_weight, rel=0.001)
 
 
-def test_full_fine_tuning_holds_gradients_and_state_of_every_weight() -> None:
+def test_full_fine_tuning_has_gradients_and_optimizer_state_of_every_parameter() -> None:
     model, full = architecture("qwen2_vl_2b"), replace(SFT, tuning="full", precision="32bit")
     parts = estimate(model, full).peak.parts
     static = sum(parts[name] for name in ("weights", "vision_tower", "gradients", "optimizer"))
@@ -291,7 +291,7 @@ def test_full_fine_tuning_holds_gradients_and_state_of_every_weight() -> None:
     assert parts["adapter"] == 0
 
 
-def test_a_card_without_bfloat16_takes_float32_beside_the_four_bits() -> None:
+def test_a_gpu_without_bfloat16_uses_float32_for_unquantized_parameters() -> None:
     model = architecture("medgemma_4b")
     with_it, without = (sum(weights.weight_bytes(model, replace(SFT, bf16=bf16))) for bf16 in (True, False))
     assert without - with_it == 2 * (model.parameters - model.quantised)
@@ -342,7 +342,7 @@ LARGER: Mapping[str, Any] = {
 
 
 @pytest.mark.parametrize("field", list(LARGER))
-def test_what_asks_for_more_takes_more(field: str) -> None:
+def test_larger_settings_need_more_memory(field: str) -> None:
     model = architecture("qwen2_5_vl_3b")
     small = replace(GRPO, row=replace(ROW, patches=256))
     more = replace(small, **{field: LARGER[field]})
@@ -350,11 +350,11 @@ def test_what_asks_for_more_takes_more(field: str) -> None:
     assert totals[0] < totals[1]
 
 
-def test_no_knob_is_turned_where_the_stage_fits() -> None:
+def test_no_setting_changes_if_the_stage_fits() -> None:
     assert first_fit(architecture("medgemma_4b"), GRPO, usable_bytes(16), 896) == ()
 
 
-def test_the_first_knob_that_is_enough_is_named_and_is_enough() -> None:
+def test_the_first_sufficient_setting_is_named() -> None:
     model = architecture("qwen2_5_vl_7b")
     heavy = replace(SFT, rows=8, checkpointing=False)
     assert estimate(model, heavy).peak.total > usable_bytes(24)
@@ -362,7 +362,7 @@ def test_the_first_knob_that_is_enough_is_named_and_is_enough() -> None:
     assert estimate(model, replace(heavy, rows=4)).peak.total <= usable_bytes(24)
 
 
-def test_knobs_are_taken_together_where_one_is_not_enough() -> None:
+def test_settings_are_combined_if_one_is_not_enough() -> None:
     model = architecture("qwen2_5_vl_7b")
     heavy = replace(SFT, rows=8, checkpointing=False, precision="16bit")
     found = first_fit(model, heavy, usable_bytes(16), 896)
@@ -371,24 +371,24 @@ def test_knobs_are_taken_together_where_one_is_not_enough() -> None:
     assert any("4bit" in text for text in found)
 
 
-def test_pictures_of_a_fixed_size_are_no_knob() -> None:
-    """Gemma 3 makes the same tokens of every picture."""
+def test_image_size_is_not_suggested_for_fixed_size_images() -> None:
+    """Gemma 3 has the same number of tokens for every image."""
     found = first_fit(
         architecture("medgemma_4b"), replace(GRPO, concurrent=64, answer_tokens=512), usable_bytes(8), 896
     )
     assert found is None or not any("max_side" in text for text in found)
 
 
-def test_a_limit_above_the_pictures_own_size_is_no_knob() -> None:
+def test_image_size_is_not_suggested_above_the_size_of_the_images() -> None:
     """600 x 450 pixels in cells of 28: a limit of 896 * 0.75 = 672 would change nothing."""
     model = architecture("qwen2_vl_2b")
-    row = RowSize(text=100, images=21 * 16, answer=60, pictures=1, patches=21 * 16 * 4, sizes=((600, 450),))
+    row = RowSize(text=100, images=21 * 16, answer=60, image_count=1, patches=21 * 16 * 4, sizes=((600, 450),))
     heavy = replace(SFT, row=row, rows=1, checkpointing=True)
-    knobs = dict(_pictures(model, heavy, 896))
+    knobs = dict(_image_sizes(model, heavy, 896))
     assert list(knobs) == ["images.max_side = 448", "images.max_side = 280", "images.max_side = 224"]
     assert knobs["images.max_side = 448"].row.images == 16 * 12  # 448 x 336 pixels
-    assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below what processors take
-    assert not dict(_pictures(model, replace(heavy, row=replace(row, sizes=())), 896))
+    assert knobs["images.max_side = 224"].row.images == (256 // 28) ** 2  # 8 x 6 would be below the minimum.
+    assert not dict(_image_sizes(model, replace(heavy, row=replace(row, sizes=())), 896))
 
 
 def test_fewer_completions_are_still_whole_micro_batches() -> None:
@@ -398,7 +398,7 @@ def test_fewer_completions_are_still_whole_micro_batches() -> None:
     assert [one.concurrent for _, one in _completions(model, replace(GRPO, rows=4, concurrent=16), 896)] == [8, 4]
 
 
-def test_nothing_is_promised_where_nothing_helps() -> None:
+def test_no_setting_is_suggested_if_none_is_enough() -> None:
     assert first_fit(architecture("qwen3_vl_8b"), SFT, 2 * GIB, 896) is None
 
 
@@ -409,7 +409,9 @@ def test_nothing_is_promised_where_nothing_helps() -> None:
     checkpointing=st.booleans(),
     precision=st.sampled_from(["4bit", "8bit", "16bit", "32bit"]),
 )
-def test_a_longer_row_never_takes_less(rows: int, text: int, images: int, checkpointing: bool, precision: Any) -> None:
+def test_a_longer_row_never_needs_less_memory(
+    rows: int, text: int, images: int, checkpointing: bool, precision: Any
+) -> None:
     row = RowSize(text, images, 50, 1, images * 4)
     setting = replace(SFT, row=row, rows=rows, checkpointing=checkpointing, precision=precision)
     longer = replace(setting, row=replace(row, text=text + 100))
@@ -421,7 +423,9 @@ QWEN = architecture("qwen2_vl_2b")
 
 @pytest.mark.parametrize("precision", ["auto", "4bit", "16bit", "32bit"])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_plans_precision_is_the_loaders(precision: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_of_the_plan_is_that_of_loading(
+    precision: Any, tuning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for cuda in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         model = Model(precision=precision, tuning=tuning)

@@ -1,4 +1,4 @@
-"""What a plan refuses because the run would: rows, files, a model's folder, a backend, a place to write to."""
+"""Plans report what a run would reject: rows, files, model folders, backends and run folders."""
 
 import json
 import shutil
@@ -26,14 +26,14 @@ A5000 = Gpu("RTX A5000", int(23.6 * GIB), bf16=True, here=False)
 
 @pytest.fixture
 def films(tmp_path: Path) -> Path:
-    """Practice films as files: 24 questions to train on, 8 to test."""
+    """Return synthetic X-rays as files: 24 training rows, 8 test rows."""
     folder = tmp_path / "films"
     SYNTHETIC_WRITERS["chest"](folder, SyntheticData(kind="chest", train=24, test=8, size=64), 3407)
     return folder
 
 
 def recipe_of(films: Path, tables: Mapping[str, Mapping[str, Any]] | None = None, **off: None) -> Recipe:
-    """SFT, GRPO and evaluation on the films; a section that is None is off."""
+    """Return a recipe with SFT, GRPO and evaluation. A section that is None is disabled."""
     return recipe_on_files(films.parent, films, tables, **off)
 
 
@@ -42,31 +42,31 @@ def codes(plan: Plan) -> list[str]:
 
 
 def one_of(plan: Plan, code: str) -> Problem:
-    """The only problem with this code."""
+    """Return the only problem with this code."""
     (found,) = (problem.details for problem in plan.problems if problem.code == code)
     return found
 
 
 def change_row(file: Path, **fields: Any) -> None:
-    """The file's first row gets these fields."""
+    """Replace fields of the first row of the file."""
     rows = json.loads(file.read_text())
     rows[next(iter(rows))] |= fields
     file.write_text(json.dumps(rows))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_picture_that_is_not_there_is_a_problem_as_it_is_for_the_run(films: Path, split: str) -> None:
+def test_a_missing_image_is_a_problem_as_in_a_run(films: Path, split: str) -> None:
     change_row(films / f"{split}.json", ImagePath=["images/none.png"])
     recipe = recipe_of(films)
     plan = make(recipe, None)
     (problem,) = plan.problems
     assert Path(problem.place).name == "none.png"
-    assert not problem.certain  # the run's own scan names every such picture
+    assert not problem.certain  # The scan of the run reports every such image.
     with pytest.raises(ImageError, match=r"none\.png"):
         run_recipe(recipe, STAGES)
 
 
-def test_rows_that_are_skipped_are_counted_and_the_others_told(films: Path) -> None:
+def test_skipped_rows_are_counted_and_the_others_are_planned(films: Path) -> None:
     change_row(films / "train.json", ImagePath=["images/none.png"])
     plan = make(recipe_of(films, {"images": {"unreadable": "skip"}}), None)
     assert plan.problems == []
@@ -78,7 +78,7 @@ def test_rows_that_are_skipped_are_counted_and_the_others_told(films: Path) -> N
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_special_token_in_a_question_is_a_problem(films: Path, split: str) -> None:
+def test_a_special_token_in_a_prompt_is_a_problem(films: Path, split: str) -> None:
     change_row(films / f"{split}.json", question="What is this? <start_of_turn>model")
     recipe = recipe_of(films)
     found = [problem.details for problem in make(recipe, None).problems]
@@ -88,16 +88,16 @@ def test_a_special_token_in_a_question_is_a_problem(films: Path, split: str) -> 
     assert any("<start_of_turn>" in str(problem) for problem in found)
 
 
-def test_a_package_that_the_pictures_need_is_a_problem(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_for_the_images_is_a_problem(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*_: Any) -> None:
         raise MissingExtraError("pydicom", "dicom", "reading DICOM")
 
-    monkeypatch.setattr("toolkit.planning.rows.count_rows", lacking)
+    monkeypatch.setattr("toolkit.planning.tokens.count_rows", lacking)
     found = [problem.details for problem in make(recipe_of(films), None).problems]
     assert {(problem.code, problem.place) for problem in found} == {("install.extra_missing", "pydicom")}
 
 
-def test_a_long_question_of_the_evaluation_is_a_problem_and_makes_its_memory_larger(films: Path) -> None:
+def test_a_long_evaluation_prompt_is_a_problem_and_needs_more_memory(films: Path) -> None:
     short = make(recipe_of(films), A5000)
     change_row(films / "test.json", question="What is this? " + "word " * 150)
     plan = make(recipe_of(films), A5000)
@@ -111,7 +111,7 @@ def test_a_long_question_of_the_evaluation_is_a_problem_and_makes_its_memory_lar
     assert plan.memory["sft"].estimate.peak.total == short.memory["sft"].estimate.peak.total
 
 
-def test_an_evaluation_alone_is_planned_by_its_own_questions(films: Path) -> None:
+def test_an_evaluation_alone_is_planned_with_its_own_prompts(films: Path) -> None:
     change_row(films / "train.json", question="What is this? <start_of_turn>model")
     plan = make(recipe_of(films, sft=None, grpo=None), None)
     assert plan.problems == []
@@ -119,26 +119,26 @@ def test_an_evaluation_alone_is_planned_by_its_own_questions(films: Path) -> Non
     assert plan.tokens.rows == 8
 
 
-def test_without_rows_nothing_is_said_of_their_tokens(films: Path) -> None:
+def test_without_rows_there_is_no_finding_about_tokens(films: Path) -> None:
     tables = {"data": {"columns": {"question": "nothing"}}, "grpo": {"max_completion_tokens": 200}}
     plan = make(recipe_of(films, tables), None)
     assert "plan.tokens_estimated" not in [one.code for one in plan.warnings]
     (problem,) = plan.problems
-    assert not problem.code.startswith("plan.")  # it is the error of reading the rows
+    assert not problem.code.startswith("plan.")  # The error comes from reading the rows.
     assert str(problem).count(f"{problem.place}: ") == 1
 
 
 @pytest.mark.parametrize(
-    ("tables", "place"),
+    ("tables", "code", "place"),
     [
-        ({"model": {"adapter": "/nowhere/at/all"}}, "[model] adapter"),
-        ({"rewards": {"custom": ["/nowhere/mine.py:polite"]}}, "[rewards] custom"),
+        ({"model": {"adapter": "/nowhere/at/all"}}, "recipe.adapter_missing", "[model] adapter"),
+        ({"rewards": {"custom": ["/nowhere/mine.py:polite"]}}, "recipe.file_missing", "[rewards] custom"),
     ],
 )
-def test_a_file_that_the_recipe_names_must_be_there(
-    films: Path, tables: Mapping[str, Mapping[str, Any]], place: str
+def test_files_that_the_recipe_names_must_exist(
+    films: Path, tables: Mapping[str, Mapping[str, Any]], code: str, place: str
 ) -> None:
-    found = one_of(make(recipe_of(films, tables), None), "recipe.file_missing")
+    found = one_of(make(recipe_of(films, tables), None), code)
     assert found.place == place
     assert "/nowhere/" in str(found)
 
@@ -205,7 +205,7 @@ def no_heads(folder: Path) -> None:
         (shutil.rmtree, "plan.model_folder_missing", ""),
     ],
 )
-def test_a_models_folder_that_is_not_whole_is_a_certain_problem(
+def test_an_incomplete_model_folder_is_a_certain_problem(
     films: Path, damage: Callable[[Path], None], code: str, value: str
 ) -> None:
     folder = films.parent / "model"
@@ -220,7 +220,7 @@ def test_a_models_folder_that_is_not_whole_is_a_certain_problem(
     json.dumps(plan.to_json())
 
 
-def test_code_of_a_models_authors_may_know_its_type(films: Path) -> None:
+def test_custom_model_code_may_support_an_unknown_type(films: Path) -> None:
     folder = films.parent / "model"
     shutil.copytree(tiny.FOLDER, folder)
     configure(model_type="never_heard_of")(folder)
@@ -228,7 +228,7 @@ def test_code_of_a_models_authors_may_know_its_type(films: Path) -> None:
     assert "plan.model_type_unsupported" not in codes(make(recipe_of(films, tables), None))
 
 
-def test_layers_that_the_model_does_not_have_are_a_problem_as_they_are_for_the_run(films: Path) -> None:
+def test_lora_targets_that_the_model_lacks_are_a_problem_as_in_a_run(films: Path) -> None:
     recipe = recipe_of(films, {"lora": {"targets": ["q_proj", "qkv"]}}, evaluate=None)
     found = one_of(make(recipe, None), "model.lora_target_unknown")
     assert (found.place, found.value) == ("[lora] targets", ["qkv"])
@@ -237,7 +237,7 @@ def test_layers_that_the_model_does_not_have_are_a_problem_as_they_are_for_the_r
         run_recipe(recipe, STAGES)
 
 
-def test_attention_that_leaves_out_what_pictures_need_is_a_problem(films: Path) -> None:
+def test_attention_that_ignores_image_blocks_is_a_problem(films: Path) -> None:
     tables = {"model": {"attention": "flash_attention_2", "max_tokens": 256}}
     found = one_of(make(recipe_of(films, tables), A5000), "model.attention_ignores_image_blocks")
     assert (found.place, found.value) == ("[model] attention", "flash_attention_2")
@@ -253,7 +253,7 @@ def test_unsloth_without_a_gpu_is_a_problem(films: Path) -> None:
     assert make(recipe, A5000).problems == []
 
 
-def test_what_unsloth_would_do_otherwise_is_a_problem_where_it_is_named(films: Path) -> None:
+def test_settings_that_unsloth_changes_are_a_problem_if_it_is_required(films: Path) -> None:
     tables = {"model": {"backend": "unsloth", "max_tokens": 256}, "grpo": {"loss": "dr_grpo"}}
     found = one_of(make(recipe_of(films, tables), A5000), "model.unsloth_cannot_train")
     assert found.place == "[model] backend"
@@ -262,14 +262,14 @@ def test_what_unsloth_would_do_otherwise_is_a_problem_where_it_is_named(films: P
     assert make(recipe_of(films, tables), A5000).problems == []
 
 
-def test_vllm_is_refused_with_every_reason(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_rejected_with_every_reason(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"grpo": {"rollouts": "vllm"}, "model": {"max_tokens": 256}}
     found = one_of(make(recipe_of(films, tables), None), "training.vllm_unsupported")
     assert found.place == "[grpo] rollouts"
     reasons = found.rule.split("; ")
     for word in ("installed", "24 GB", "backend", "[sft]"):
         assert sum(word in reason for reason in reasons) == 1
-    monkeypatch.setattr("toolkit.planning.backend.find_spec", lambda name: object())
+    monkeypatch.setattr("toolkit.planning.checks.find_spec", lambda name: object())
     assert make(recipe_of(films, tables, sft=None), described_gpu(24)).problems == []
     small = one_of(make(recipe_of(films, tables, sft=None), described_gpu(16)), "training.vllm_unsupported")
     assert "24 GB" in small.rule
@@ -280,7 +280,7 @@ def test_vllm_is_refused_with_every_reason(films: Path, monkeypatch: pytest.Monk
     assert len(several.rule.split("; ")) == 1
 
 
-def test_a_run_folder_below_a_file_or_a_closed_folder_is_a_problem(
+def test_a_run_folder_below_a_file_or_a_read_only_folder_is_a_problem(
     films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = films.parent / "file"
@@ -288,18 +288,18 @@ def test_a_run_folder_below_a_file_or_a_closed_folder_is_a_problem(
     recipe = recipe_of(films, {"run": {"folder": file}})
     found = one_of(make(recipe, None), "plan.run_folder_below_file")
     assert (found.place, found.value) == ("[run] folder", str(file))
-    monkeypatch.setattr("toolkit.planning.disk.os.access", lambda *_: False)  # root may write into a closed folder
+    monkeypatch.setattr("toolkit.planning.disk.os.access", lambda *_: False)  # root may write into read-only folders.
     assert one_of(make(recipe_of(films), None), "plan.run_folder_not_writable").place == "[run] folder"
 
 
-def test_a_step_has_no_more_rows_than_there_are(films: Path) -> None:
+def test_a_step_has_no_more_rows_than_the_split(films: Path) -> None:
     plan = make(recipe_of(films, {"sft": {"batch_size": 20, "accumulation": 4, "max_steps": None}}), None)
     assert plan.work is not None
     assert (plan.work["sft"].steps, plan.work["sft"].samples) == (1, 24)
 
 
 @pytest.mark.parametrize("size", ["0.5", "nan", "inf", "1e300", "-8"])
-def test_a_card_of_a_size_that_cannot_be_is_refused(films: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_gpu_size_is_rejected(films: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe_of(films)
     with pytest.raises(SystemExit) as left:
         main(["plan", str(films.parent / "small.toml"), "--gpu", size])

@@ -21,6 +21,7 @@ from toolkit.evaluation.predict_episodes import Files, predict_episodes
 from toolkit.evaluation.predictor import load_model_for_inference
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.hf import HfBackend
+from toolkit.models.lengths import PROMPT_TOO_LONG
 from toolkit.pipeline import run_recipe
 from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe
@@ -44,7 +45,7 @@ class Saying(HfBackend):
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         self.loaded.append((recipe.model.name, weights))
-        return self.load_reader(recipe)
+        return self.load_without_model(recipe)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         self.questions += [str(row.messages[0]["content"][-1]["text"]) for row in rows]
@@ -232,7 +233,7 @@ def test_an_invalid_prompt_is_an_error_with_its_reason(run: RunFolder, tmp_path:
         predictor.predict_step(screen(tmp_path), "Load", context={"Indication": "Cough."})
     assert caught.problem.value == ["Indication"]
     swollen = predictor.predict_step(screen(tmp_path), "Load", long_term_memory={"diary": ["a word " * 250] * 50})
-    assert "leaves no room" in (swollen.problem or "")
+    assert swollen.problem == PROMPT_TOO_LONG
 
 
 def test_only_steps_have_a_next_step(tmp_path: Path) -> None:

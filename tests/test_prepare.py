@@ -15,8 +15,8 @@ from toolkit.pipeline import Stages
 from toolkit.pipeline.prepare_data import inspect_data, prepare
 from toolkit.pipeline.rerun import Delivery, evaluate_again, export_again
 from toolkit.recipe import Recipe, SyntheticData, load_recipe
-from toolkit.runfolder import read_json, silent, start_run
-from toolkit.synthetic.chest import write_chest
+from toolkit.runfolder import no_progress, read_json, start_run
+from toolkit.tasks.mcq.synthetic import write_chest
 
 HEAD = '[run]\nname = "one"\nfolder = "{folder}/runs"\n'
 FILES = '[data]\ntask = "mcq"\ntrain = "chest/train.json"\ntest = "chest/test.json"\n'
@@ -43,26 +43,26 @@ def test_synthetic_data_is_written_to_the_run_once(tmp_path: Path) -> None:
     text = '[data]\ntask = "mcq"\n[data.synthetic]\nkind = "chest"\ntrain = 8\ntest = 4\nsize = 64\n[sft]\n[evaluate]\n'
     recipe = make_recipe(tmp_path, text)
     with start_run(recipe) as run:
-        data, images = prepare(recipe, run, silent)
+        data, images = prepare(recipe, run, no_progress)
         assert (len(data.train), len(data.test)) == (8, 4)
         assert images.get(data.test[0].images[0]).mode == "RGB"
         first = read_json(run.run_file)["fingerprints"]
         record = run.record("data")
         assert record["rows"] == {"train": 8, "validation": 0, "test": 4}
         assert (record["pictures"]["checked"], record["pictures"]["bits"]) == (6, {"16": 6})
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
         assert read_json(run.run_file)["fingerprints"] == first
 
 
 def test_a_changed_row_is_rejected_on_resume(chest: Path, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run:
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
         rows = json.loads((chest / "train.json").read_text())
         next(iter(rows.values()))["Indication"] = "Something else."
         (chest / "train.json").write_text(json.dumps(rows))
         with raises(RunError, "run.inputs_changed") as caught:
-            prepare(recipe, run, silent)
+            prepare(recipe, run, no_progress)
     assert caught.problem.value == "changed: data"
 
 
@@ -71,21 +71,21 @@ def test_a_changed_reward_file_is_rejected_on_resume(chest: Path, tmp_path: Path
     own.write_text("def polite(sample, answer):\n    return 1.0\n")
     recipe = make_recipe(tmp_path, FILES + '[grpo]\n[rewards]\ncustom = ["mine.py:polite"]\n')
     with start_run(recipe) as run:
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
         own.write_text("def polite(sample, answer):\n    return 0.5\n")
         with raises(RunError, "run.inputs_changed") as caught:
-            prepare(recipe, run, silent)
+            prepare(recipe, run, no_progress)
     assert caught.problem.value == "changed: rewards"
 
 
 def test_data_that_moved_are_the_same_data(chest: Path, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run:
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
     moved = chest.rename(tmp_path / "moved")
     recipe = make_recipe(tmp_path, FILES.replace("chest/", "moved/") + "[sft]\n")
     with start_run(recipe) as run:
-        data, _ = prepare(recipe, run, silent)
+        data, _ = prepare(recipe, run, no_progress)
     assert data.train[0].images[0].path.is_relative_to(moved)
 
 
@@ -95,7 +95,7 @@ def test_unusable_images_of_used_rows_stop_a_run_together(chest: Path, tmp_path:
     film(chest, 4).unlink()
     recipe = make_recipe(tmp_path, FILES + "[sft]\n")
     with start_run(recipe) as run, raises(ImageError, "images.unusable") as caught:
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
     # Film 4 belongs to the test rows, which this recipe does not use.
     assert "2 of 4" in caught.problem.rule
     assert "film000000.png" in caught.problem.rule
@@ -108,7 +108,7 @@ def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so
     film(chest, 1).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[sft]\n[evaluate]\n')
     with start_run(recipe) as run:
-        data, images = prepare(recipe, run, silent)
+        data, images = prepare(recipe, run, no_progress)
         for sample in data.train:
             images.get(sample.images[0])
         # Two questions about each film.
@@ -120,7 +120,7 @@ def test_rows_with_unusable_images_are_skipped_and_counted_if_the_recipe_says_so
     assert Path(warned.place).name == "train.json"
     film(chest, 0).unlink()
     with start_run(recipe) as run, raises(RunError, "run.inputs_changed") as caught:
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
     assert caught.problem.value == "changed: unusable pictures"
 
 
@@ -129,7 +129,7 @@ def test_a_split_without_a_usable_image_is_an_error(chest: Path, tmp_path: Path)
         film(chest, number).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "skip"\n[evaluate]\n')
     with raises(DataError, "data.no_usable_rows") as caught, start_run(recipe) as run:
-        prepare(recipe, run, silent)
+        prepare(recipe, run, no_progress)
     assert caught.problem.place == "[data] test"
 
 
@@ -137,7 +137,7 @@ def test_placeholders_keep_their_rows_and_are_recorded(chest: Path, tmp_path: Pa
     film(chest, 1).unlink()
     recipe = make_recipe(tmp_path, FILES + '[images]\nunreadable = "placeholder"\n[sft]\n')
     with start_run(recipe) as run:
-        data, _ = prepare(recipe, run, silent)
+        data, _ = prepare(recipe, run, no_progress)
         assert len(data.train) == 8
         (unusable,) = run.record("data")["pictures"]["unusable"]
     assert unusable["path"] == str(film(chest, 1))

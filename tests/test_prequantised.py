@@ -1,4 +1,4 @@
-"""The repository that Unsloth loads in a model's place: its name, and which layers it keeps in 16 bits."""
+"""Repositories that Unsloth loads in place of a model: names, and layers in 16 bits."""
 
 import ast
 import json
@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from training import small_recipe
 
 from toolkit.planning import prequantised
-from toolkit.planning.base import State
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import build_architecture, is_kept
 from toolkit.planning.disk import Downloads, plan_disk
-from toolkit.planning.memory import RowSize, Setting
 from toolkit.planning.memory.weights import weight_bytes
+from toolkit.planning.model_files import State
 from toolkit.planning.prequantised import (
     DOWNLOADS,
     KEPT,
@@ -27,10 +26,11 @@ from toolkit.planning.prequantised import (
     Repository,
     find_repository,
     fraction_kept,
-    keep_some,
-    stays,
-    table_of_names,
+    keep_fraction,
+    unsloth_repositories,
 )
+from toolkit.planning.stages import Setting
+from toolkit.planning.tokens import RowSize
 from toolkit.recipe import Export, Model
 
 ROW = RowSize(1, 0, 0, 0, 0)
@@ -61,7 +61,7 @@ def test_the_name_is_replaced_unless_revision_precision_or_folder_say_otherwise(
 
 
 @pytest.mark.usefixtures("online")
-def test_the_hub_is_asked_once_for_the_repository_that_is_loaded() -> None:
+def test_the_hub_is_queried_once_for_the_repository_that_is_loaded() -> None:
     asked = []
 
     def ask(name: str) -> Repository:
@@ -124,7 +124,7 @@ def test_a_merged_export_downloads_the_parameters_in_16_bits_too(
 
 @UNSLOTH
 def test_the_shipped_names_are_those_of_the_installed_table() -> None:
-    table = table_of_names()
+    table = unsloth_repositories()
     assert {name: table[name] for name in REPLACED} == dict(REPLACED)
 
 
@@ -156,11 +156,11 @@ def test_the_modules_that_unsloth_keeps_are_those_of_the_installed_list() -> Non
     ],
 )
 def test_a_listed_name_matches_the_module_and_all_below_it(module: str, listed: str, kept: bool) -> None:
-    assert stays(module, [listed]) is kept
+    assert is_kept(module, [listed]) is kept
 
 
-def test_the_counted_bytes_are_those_of_a_model_with_the_listed_layers_left_alone() -> None:
-    """Against transformers' own conversion of the same model, with the listed names written out for it."""
+def test_the_counted_bytes_are_those_of_a_model_with_unquantized_listed_layers() -> None:
+    """The reference is the conversion by transformers of the same model, with the listed names."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -203,15 +203,15 @@ def test_without_a_list_the_count_is_the_published_size_and_at_most_the_assumed_
     model = build_architecture(shape_fields(shape), KEPT)
     fraction = fraction_kept(model, DOWNLOADS[name])
     assert 0 <= fraction <= MOST_KEPT
-    counted = sum(weight_bytes(keep_some(model, fraction), BITS))
+    counted = sum(weight_bytes(keep_fraction(model, fraction), BITS))
     assert counted == pytest.approx(DOWNLOADS[name], rel=0.03)
     assert counted >= 0.999 * DOWNLOADS[name]
     assert fraction_kept(model, None) == MOST_KEPT
 
 
-def test_keeping_some_layers_changes_no_count_but_that_of_quantised_ones() -> None:
+def test_keeping_a_fraction_of_layers_changes_only_the_quantized_count() -> None:
     model = build_architecture(shape_fields("medgemma_4b"), KEPT)
-    some = keep_some(model, MOST_KEPT)
+    some = keep_fraction(model, MOST_KEPT)
     assert sum(one.weights for one in some.linears) == sum(one.weights for one in model.linears)
     assert some.quantised == pytest.approx((1 - 6 / 34) * model.quantised)
 

@@ -1,4 +1,4 @@
-"""What every backend must do. They run on hf; ``TOOLKIT_TEST_BACKEND=unsloth`` runs them on Unsloth (CUDA)."""
+"""Tests of the Backend protocol. They run on hf. ``TOOLKIT_TEST_BACKEND=unsloth`` runs them on Unsloth (CUDA)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +15,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models import Backend, chat_template
 from toolkit.models.backend import Policy, Row, Sampling, TrainingJob
 from toolkit.models.prompts import Prompts
-from toolkit.training.grpo import make_judge, rewards_of
-from toolkit.training.image_check import look_first
+from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
+from toolkit.training.image_check import check_images_used
+from toolkit.training.sft import build_sft
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,12 @@ def answers(backend: Backend, policy: Policy, rows: list[Row]) -> list[str]:
 
 def job_of(context: Context, stage: str, folder: Path) -> TrainingJob:
     prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
-    judge = make_judge(prompts.task, rewards_of(context.recipe), samples, 4) if stage == "grpo" else None
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(context.recipe), samples, 4) if stage == "grpo" else None
     rows = prompts.rows(samples, answer=stage == "sft")
-    return TrainingJob(context.recipe, rows, len(samples), folder / stage, judge=judge)
+    return TrainingJob(context.recipe, rows, len(samples), folder / stage, scorer=scorer)
 
 
-def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, policy: Policy, rows: list[Row]) -> None:
+def test_generation_stops_at_the_chat_templates_end_of_turn(backend: Backend, policy: Policy, rows: list[Row]) -> None:
     ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
     completion = backend.generate(policy, [ask], Sampling(40))[0][0]
     assert not completion.truncated
@@ -57,7 +58,7 @@ def test_generation_stops_at_the_chat_templates_turn_end(backend: Backend, polic
     assert "<end_of_turn>" not in completion.text
 
 
-def test_an_answer_that_meets_the_limit_says_so(backend: Backend, policy: Policy, rows: list[Row]) -> None:
+def test_a_completion_at_the_token_limit_is_truncated(backend: Backend, policy: Policy, rows: list[Row]) -> None:
     ask = Row(chat_template.conversation("Describe the film.", 1), rows[0].images)
     completion = backend.generate(policy, [ask], Sampling(2))[0][0]
     assert completion.truncated
@@ -65,7 +66,7 @@ def test_an_answer_that_meets_the_limit_says_so(backend: Backend, policy: Policy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="in 16 bits, sums differ with the batch")
-def test_answers_do_not_depend_on_their_neighbours_in_a_batch(
+def test_completions_do_not_depend_on_other_rows_of_the_batch(
     backend: Backend, policy: Policy, rows: list[Row]
 ) -> None:
     asked = [Row(row.messages, row.images) for row in rows[:5]]
@@ -76,7 +77,7 @@ def test_answers_do_not_depend_on_their_neighbours_in_a_batch(
 
 
 def test_image_tokens_cannot_be_generated(backend: Backend, policy: Policy, rows: list[Row]) -> None:
-    """The most likely token of all, if it were let: nothing but the rule keeps it out."""
+    """The image token gets the highest logit, so only the suppression prevents it."""
     image = policy.processor.tokenizer.image_token_id
 
     def prefer_image(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -90,12 +91,12 @@ def test_image_tokens_cannot_be_generated(backend: Backend, policy: Policy, rows
         free = backend.generate(replace(policy, forbidden=()), ask, Sampling(8))[0][0]
     finally:
         hook.remove()
-    assert free.text.strip() == ""  # without the rule it writes nothing else
+    assert free.text.strip() == ""  # without suppression, all tokens are image tokens
     assert all(completion.text.strip() for completion in sampled)
 
 
 @pytest.mark.parametrize("vision", [False, True])
-def test_lora_goes_where_the_recipe_says(backend: Backend, tmp_path: Path, vision: bool) -> None:
+def test_lora_adapts_the_recipes_layers(backend: Backend, tmp_path: Path, vision: bool) -> None:
     recipe = small_recipe(tmp_path, {"lora": {"vision": vision}})
     model = backend.load(recipe, None, trainable=True).model
     adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -104,7 +105,7 @@ def test_lora_goes_where_the_recipe_says(backend: Backend, tmp_path: Path, visio
     assert all("lora_" in name for name in adapted)
 
 
-def test_an_unknown_layer_is_named_with_the_known_ones(backend: Backend, tmp_path: Path) -> None:
+def test_an_unknown_target_layer_is_an_error_that_lists_the_known_ones(backend: Backend, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"lora": {"targets": ("q_proj", "w_pack")}})
     with raises(ModelError, "model.lora_target_unknown") as caught:
         backend.load(recipe, None, trainable=True)
@@ -112,7 +113,7 @@ def test_an_unknown_layer_is_named_with_the_known_ones(backend: Backend, tmp_pat
     assert "q_proj" in caught.problem.remedy
 
 
-def test_a_model_that_is_not_there_is_named(backend: Backend, tmp_path: Path) -> None:
+def test_a_missing_model_is_named_in_the_error(backend: Backend, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"model": {"name": str(tmp_path / "nothing")}})
     with raises(ModelError, "model.not_found") as caught:
         backend.load(recipe, None, trainable=False)
@@ -126,13 +127,11 @@ def test_a_saved_adapter_has_no_unfilled_model_card(backend: Backend, tmp_path: 
     assert "README.md" not in names
 
 
-def test_pictures_reach_the_model(backend: Backend, policy: Policy, context: Context) -> None:
-    assert look_first(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
+def test_images_reach_the_model(backend: Backend, policy: Policy, context: Context) -> None:
+    assert check_images_used(backend, policy, Prompts.of(context.recipe, context.images), context.data.train)
 
 
 def test_an_answers_loss_falls_with_training_on_it(backend: Backend, context: Context, tmp_path: Path) -> None:
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
-
     trained = backend.load(context.recipe, None, trainable=True)
     rows = job_of(context, "sft", tmp_path).rows
     before = sum(backend.answer_loss(trained, rows(number)) for number in range(8))
@@ -153,26 +152,28 @@ def test_an_answers_loss_is_minus_the_mean_of_its_tokens_log_probabilities(
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_training_moves_the_adapter_alone_and_it_is_found_again(
+def test_training_changes_only_the_adapter_which_reloads_identically(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path, stage: str
 ) -> None:
+    from toolkit.training.grpo import build_grpo  # after the backend: Unsloth goes before trl
+    from toolkit.training.sft import build_sft
+
     trained = backend.load(context.recipe, None, trainable=True)
     start = {name: value.detach().clone() for name, value in trained.model.named_parameters() if value.requires_grad}
-    trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
+    build = build_sft if stage == "sft" else build_grpo
+    trainer = build(backend, trained, job_of(context, stage, tmp_path))
     trainer.train()
     now = dict(trained.model.named_parameters())
     assert all("lora_" in name for name in start)
-    assert {now[name].dtype for name in start} == {torch.float32}  # 16 bits would round GRPO's small steps away
+    assert {now[name].dtype for name in start} == {torch.float32}  # 16 bits would round away GRPO's small updates
     assert any(not torch.equal(value, now[name]) for name, value in start.items())
     backend.save(trained, tmp_path / "adapter")
     again = backend.load(context.recipe, tmp_path / "adapter", trainable=False)
     assert answers(backend, again, rows) == answers(backend, trained, rows)
 
 
-def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
-    """GRPO after SFT: the adapter that was trained, not a second one on top of it."""
-    from toolkit.training.trainers import build_grpo, build_sft  # after the backend: Unsloth goes before trl
-
+def test_training_continues_from_an_adapter(backend: Backend, context: Context, tmp_path: Path) -> None:
+    """GRPO after SFT trains the same adapter, not a second one on top of it."""
     first = backend.load(context.recipe, None, trainable=True)
     build_sft(backend, first, job_of(context, "sft", tmp_path)).train()
     backend.save(first, tmp_path / "adapter")
@@ -185,9 +186,7 @@ def test_training_goes_on_with_an_adapter(backend: Backend, context: Context, tm
     build_grpo(backend, second, job_of(context, "grpo", tmp_path))
 
 
-def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
-
+def test_a_checkpoint_is_restored(backend: Backend, context: Context, rows: list[Row], tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
     backend.save(trained, tmp_path / "start")
     expected = answers(backend, trained, rows)
@@ -196,11 +195,9 @@ def test_a_checkpoint_is_put_back(backend: Backend, context: Context, rows: list
     assert answers(backend, trained, rows) == expected
 
 
-def test_merged_weights_are_safetensors_and_answer_alike(
+def test_merged_weights_are_safetensors_with_the_same_completions(
     backend: Backend, context: Context, rows: list[Row], tmp_path: Path
 ) -> None:
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
-
     trained = backend.load(context.recipe, None, trainable=True)
     build_sft(backend, trained, job_of(context, "sft", tmp_path)).train()
     backend.save(trained, tmp_path / "adapter")
@@ -213,23 +210,25 @@ def test_merged_weights_are_safetensors_and_answer_alike(
     assert not any(name.endswith((".bin", ".pt")) for name in names)
     again = backend.load(context.recipe, tmp_path / "merged", trainable=False, mergeable=True)
     found = answers(backend, again, rows)
-    # Merging into 16 bits rounds the weights; the same answers are asked of 32 bits alone.
+    # Merging into 16 bits rounds the weights, so completions must be equal in 32 bits only.
     assert found == expected if whole.bits == 32 else sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
 
 
-def test_trainers_hold_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
+def test_trainers_have_the_recipes_settings(backend: Backend, context: Context, tmp_path: Path) -> None:
+    from toolkit.training.grpo import build_grpo  # after the backend: Unsloth goes before trl
+    from toolkit.training.sft import build_sft
+
     trained = backend.load(context.recipe, None, trainable=True)
     for stage in ("sft", "grpo"):
-        trainer = getattr(backend, f"{stage}_trainer")(trained, job_of(context, stage, tmp_path))
+        build = build_sft if stage == "sft" else build_grpo
+        trainer = build(backend, trained, job_of(context, stage, tmp_path))
         section = getattr(context.recipe, stage)
         assert trainer.args.learning_rate == section.learning_rate
         assert trainer.args.max_grad_norm == section.max_grad_norm
         assert trained.processor.tokenizer.padding_side == "left"
 
 
-def test_a_judge_is_needed_for_grpo(backend: Backend, context: Context, tmp_path: Path) -> None:
-    from toolkit.training.trainers import build_grpo  # after the backend: Unsloth goes before trl
-
+def test_grpo_needs_a_reward_scorer(backend: Backend, context: Context, tmp_path: Path) -> None:
     trained = backend.load(context.recipe, None, trainable=True)
-    with raises(TrainingError, "training.judge_missing"):
+    with raises(TrainingError, "training.reward_scorer_missing"):
         build_grpo(backend, trained, job_of(context, "sft", tmp_path))

@@ -1,4 +1,4 @@
-"""Boxes, masks, places, matching and coordinate conventions, against torchvision, pycocotools and official masks."""
+"""Boxes, masks, locations, matching and coordinate conventions, against torchvision, pycocotools and official masks."""
 
 import itertools
 from pathlib import Path
@@ -29,14 +29,14 @@ from toolkit.scoring.regions import (
     draw_boxes,
     draw_polygons,
     find_regions,
+    format_location,
+    locate_box,
+    location_score,
     mask_iou,
     match,
     order_box,
-    place_of,
-    place_score,
+    parse_location,
     read_mask,
-    read_place,
-    spell_place,
 )
 
 EDGE = st.integers(0, 300)
@@ -59,7 +59,7 @@ def test_boxes_without_area_overlap_with_nothing() -> None:
 
 
 def blob(seed: int, size: tuple[int, int] = (120, 90)) -> np.ndarray:
-    """A smooth random region, sometimes in several parts."""
+    """Return a smooth random region, sometimes in several parts."""
     noise = np.random.default_rng(seed).normal(size=size[::-1]).astype(np.float32)
     return cv2.GaussianBlur(noise, (0, 0), 9) > 0.02
 
@@ -108,16 +108,16 @@ def test_specks_are_counted_and_left_out() -> None:
 def test_masks_of_any_two_values_are_read(tmp_path: Path, values: tuple[int, int], kind: str) -> None:
     expected = np.zeros((30, 40), bool)
     expected[5:20, 8:33] = True
-    picture = np.where(expected, values[1], values[0]).astype(np.uint16 if kind == "deep" else np.uint8)
+    image = np.where(expected, values[1], values[0]).astype(np.uint16 if kind == "deep" else np.uint8)
     if kind in ("colour", "alpha"):
-        picture = np.dstack([picture] * 3)
+        image = np.dstack([image] * 3)
     if kind == "alpha":
-        picture = np.dstack([picture, np.full((30, 40), 255, np.uint8)])
-    cv2.imwrite(str(tmp_path / "mask.png"), picture)
+        image = np.dstack([image, np.full((30, 40), 255, np.uint8)])
+    cv2.imwrite(str(tmp_path / "mask.png"), image)
     assert np.array_equal(read_mask(tmp_path / "mask.png"), expected)
 
 
-def test_a_mask_that_is_empty_missing_or_no_picture(tmp_path: Path) -> None:
+def test_a_mask_that_is_empty_missing_or_no_image(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((4, 4), np.uint8))
     assert not read_mask(tmp_path / "empty.png").any()
     (tmp_path / "text.png").write_text("no picture")
@@ -135,7 +135,7 @@ def test_a_mask_that_is_empty_missing_or_no_picture(tmp_path: Path) -> None:
 def test_boxes_and_polygons_are_drawn_where_they_are() -> None:
     box = draw_boxes([(2, 3, 6, 5)], (10, 8))
     assert (box.sum(), box[3:5, 2:6].all()) == (8, True)
-    # The middle of pixel 2 is 2.5: an edge at 2.4 takes it in, one at 2.6 does not.
+    # The centre of pixel 2 is 2.5: an edge at 2.4 takes it in, one at 2.6 does not.
     assert draw_boxes([(2.4, 0, 4, 1)], (10, 8))[0].tolist() == [False, False, True, True, *[False] * 6]
     assert draw_boxes([(2.6, 0, 4, 1)], (10, 8))[0].tolist() == [False, False, False, True, *[False] * 6]
     # Vertices are pixels of the region: the same box as a polygon ends at x = 5 and y = 4.
@@ -168,7 +168,7 @@ def test_boxes_of_official_masks(shared_data: Path, name: str, box: tuple[int, i
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
     for place in itertools.product(range(grid), repeat=2):
-        assert read_place(spell_place(place, grid), grid) == place
+        assert parse_location(format_location(place, grid), grid) == place
 
 
 @pytest.mark.parametrize(
@@ -190,20 +190,20 @@ def test_every_place_is_read_as_it_is_spelled(grid: int) -> None:
     ],
 )
 def test_places_in_other_words(text: str, grid: int, place: tuple[int, int] | None) -> None:
-    assert read_place(text, grid) == place
+    assert parse_location(text, grid) == place
 
 
 def test_the_place_is_that_of_the_middle() -> None:
-    assert place_of((0, 0, 600, 450), (600, 450)) == (1, 1)
-    assert place_of((500, 400, 600, 450), (600, 450)) == (2, 2)
-    assert place_of((590, 440, 600, 450), (600, 450), 5) == (4, 4)
-    assert place_of((600, 450, 600, 450), (600, 450)) == (2, 2)  # on the edge is inside
+    assert locate_box((0, 0, 600, 450), (600, 450)) == (1, 1)
+    assert locate_box((500, 400, 600, 450), (600, 450)) == (2, 2)
+    assert locate_box((590, 440, 600, 450), (600, 450), 5) == (4, 4)
+    assert locate_box((600, 450, 600, 450), (600, 450)) == (2, 2)  # on the edge is inside
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_place_scores_by_its_steps(grid: int) -> None:
     cells = list(itertools.product(range(grid), repeat=2))
-    scores = {(a, b): place_score(a, b, grid) for a in cells for b in cells}
+    scores = {(a, b): location_score(a, b, grid) for a in cells for b in cells}
     assert all((score == 1) == (a == b) and 0 <= score <= 1 for (a, b), score in scores.items())
     assert scores[(0, 0), (grid - 1, grid - 1)] == 0
 
@@ -280,5 +280,5 @@ def test_a_box_is_written_in_whole_numbers_or_thousandths() -> None:
     assert Frame((600, 450), (600, 450), COORDINATES["thousand"]).write(box) == [118, 233, 858, 911]
     assert Frame((600, 450), (600, 450), COORDINATES["hundred"]).write(box) == [12, 23, 86, 91]
     assert Frame((600, 450), (600, 450), COORDINATES["unit"]).write(box) == [0.118, 0.233, 0.858, 0.911]
-    # Half the size: half the pixels, rounded up from the middle on.
+    # Half the size: half the pixels, rounded up from the centre on.
     assert Frame((600, 450), (300, 225), COORDINATES["pixels"]).write(box) == [36, 53, 258, 205]

@@ -1,4 +1,4 @@
-"""Rewards of mcq and vqa: each part by hand-computed examples."""
+"""Rewards of mcq and vqa, with hand-computed examples."""
 
 import doctest
 from dataclasses import replace
@@ -36,66 +36,66 @@ def test_every_reward_has_a_default_weight_and_a_reason() -> None:
         assert list(rewards) == list(REWARD_WEIGHTS[task]) == list(WHY[task])
 
 
-def test_a_letter_that_was_guessed_from_an_unreadable_answer_earns_nothing() -> None:
+def test_a_letter_guessed_from_an_unreadable_answer_has_reward_0() -> None:
     assert mcq.letter(sample(), Answer("B or C", {"letter": "B"}, problem="two letters")) == 0.0
 
 
-def test_an_empty_completion_earns_nothing_at_all() -> None:
+def test_an_empty_completion_has_reward_0() -> None:
     empty = Answer("", {}, problem="empty")
     assert [reward(sample(), empty) for reward in mcq.REWARDS.values()] == [0.0] * 5
     assert [reward(vqa.EXAMPLE, empty) for reward in vqa.REWARDS.values()] == [None, 0.0, 0.0]
     assert [reward(vqa.CLOSED_EXAMPLE, empty) for reward in vqa.REWARDS.values()] == [0.0, None, 0.0]
 
 
-def test_explanation_takes_the_better_of_reasoning_and_solution_text() -> None:
-    # Reference: consolidation in right lower lobe (5 words). The text shares 5 of 5; the reasoning 1 of 2 words.
+def test_the_explanation_reward_is_the_better_of_reasoning_and_solution_text() -> None:
+    # Reference: consolidation in right lower lobe (5 words). The text has 5 of 5 words, and the reasoning 1 of 2.
     both = answer(explanation="Consolidation seen", text="Consolidation in the right lower lobe")
     assert mcq.explanation(sample(), both) == 1.0
     assert mcq.explanation(sample(), answer(explanation="Consolidation seen")) == pytest.approx(2 / 7)
 
 
 @pytest.mark.parametrize("missing", [None, "", " – "])
-def test_explanation_does_not_apply_without_a_reference(missing: str | None) -> None:
+def test_the_explanation_reward_does_not_apply_without_a_reference(missing: str | None) -> None:
     assert mcq.explanation(sample(explanation=missing), answer(explanation="x")) is None
 
 
-def test_evidence_copied_from_the_prompt_earns_nothing() -> None:
-    # Report words: right lower lobe consolidation pneumonia; "pneumonia" stands in option B and is left out.
+def test_evidence_copied_from_the_prompt_has_reward_0() -> None:
+    # Report words: right lower lobe consolidation pneumonia; "pneumonia" is in option B and is ignored.
     assert mcq.evidence_words(sample()) == {"right", "lower", "lobe", "consolidation"}
     assert mcq.evidence(sample(), answer(explanation="The main finding is pneumonia, not normal")) == 0.0
     assert mcq.evidence(sample(), answer(explanation="pneumonia: consolidation")) == 0.25
 
 
-def test_evidence_leaves_out_words_of_context_fields_but_not_letters_of_options() -> None:
+def test_evidence_ignores_words_of_context_fields_but_not_letters_of_options() -> None:
     fields = {**mcq.EXAMPLE.fields, "context": {"Indication": "Cough, right chest pain"}}
     with_context = replace(sample(report="Right lobe. Line B visible."), fields=fields)
     assert mcq.evidence_words(with_context) == {"lobe", "line", "b", "visible"}
 
 
-def test_the_question_type_is_a_label_and_takes_no_word_from_the_evidence() -> None:
+def test_the_question_type_removes_no_word_from_the_evidence() -> None:
     typed = replace(sample(), fields={**mcq.EXAMPLE.fields, "question_type": "right lower lobe"})
     assert mcq.evidence_words(typed) == mcq.evidence_words(sample())
 
 
-def test_evidence_is_not_earned_by_saying_no() -> None:
+def test_evidence_needs_more_than_a_negation() -> None:
     assert mcq.evidence_words(sample(report="No effusion.")) == {"effusion"}
 
 
 @pytest.mark.parametrize("report", [None, "", "Normal.", "No finding."])
-def test_evidence_does_not_apply_where_the_report_adds_no_word(report: str | None) -> None:
+def test_evidence_does_not_apply_if_the_report_adds_no_word(report: str | None) -> None:
     assert mcq.evidence(sample(report=report), answer(explanation="lobe")) is None
 
 
-def test_evidence_counts_a_word_once_however_often_it_is_said() -> None:
+def test_evidence_counts_a_repeated_word_once() -> None:
     assert mcq.evidence(sample(), answer(explanation="lobe lobe lobe lobe")) == 0.25
 
 
-def test_brevity_ends_at_220_characters_without_outer_blanks() -> None:
+def test_brevity_is_0_above_220_characters_without_outer_blanks() -> None:
     assert mcq.brevity(sample(), answer(" " + "x" * 220 + "\n")) == 1.0
     assert mcq.brevity(sample(), answer("x" * 221)) == 0.0
 
 
-def test_closed_questions_are_judged_by_exact_match_and_open_ones_by_f1() -> None:
+def test_closed_questions_are_scored_by_exact_match_and_open_ones_by_f1() -> None:
     read = Answer("Yes!", {"text": "Yes!"})
     assert vqa.exact(vqa.CLOSED_EXAMPLE, read) == 1.0
     assert vqa.token_f1(vqa.CLOSED_EXAMPLE, read) is None

@@ -40,7 +40,7 @@ def lines(folder: Path, *content: Any) -> Path:
     return file
 
 
-def test_the_target_of_sft_earns_every_reward_in_full(tmp_path: Path) -> None:
+def test_the_sft_target_has_every_reward_in_full(tmp_path: Path) -> None:
     # 1.0 + 0.6 + 0.2 + 0.1 + 0.1; the report's words are right lower lobe consolidation (Pneumonia is an option).
     (found,) = score_file(recipe(tmp_path), lines(tmp_path, {"id": "q1", "completion": RIGHT}))
     assert found.total == pytest.approx(2.0)
@@ -48,7 +48,7 @@ def test_the_target_of_sft_earns_every_reward_in_full(tmp_path: Path) -> None:
     assert [one.reward for one in found.explanations] == ["letter", "explanation", "evidence", "format", "brevity"]
 
 
-def test_rows_may_be_named_by_split_or_stand_in_the_line_and_the_order_stays(tmp_path: Path) -> None:
+def test_rows_are_named_by_split_or_are_in_the_line_and_keep_their_order(tmp_path: Path) -> None:
     file = lines(
         tmp_path,
         {"id": "q9", "completion": RIGHT},
@@ -77,7 +77,7 @@ def test_rows_in_the_lines_need_no_data(tmp_path: Path) -> None:
     assert score_file(wanted, lines(tmp_path, {"sample": ROW, "completion": "B"}))[0].explanations[0].value == 1.0
 
 
-def test_all_lines_that_cannot_be_used_are_listed_with_their_place(tmp_path: Path) -> None:
+def test_all_invalid_lines_are_listed_with_their_places(tmp_path: Path) -> None:
     file = lines(
         tmp_path,
         {"id": "q1", "completion": "B"},
@@ -112,7 +112,7 @@ def test_all_lines_that_cannot_be_used_are_listed_with_their_place(tmp_path: Pat
     assert all(f"{place}: " in str(caught.value) for place in found)
 
 
-def test_an_empty_or_missing_file_is_told(tmp_path: Path) -> None:
+def test_an_empty_or_missing_file_is_an_error(tmp_path: Path) -> None:
     with raises(DataError, "rewards.completions_empty"):
         score_file(recipe(tmp_path), lines(tmp_path, ""))
     with raises(DataError, "rewards.completions_unreadable") as caught:
@@ -121,7 +121,7 @@ def test_an_empty_or_missing_file_is_told(tmp_path: Path) -> None:
     assert caught.problem.value == "No such file or directory"
 
 
-def test_the_users_own_reward_is_scored_and_explained(tmp_path: Path) -> None:
+def test_a_custom_reward_is_scored_and_explained(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text('def side(sample, answer):\n    """Names a side."""\n    return 1.0\n')
     wanted = recipe(tmp_path, '[rewards]\ncustom = ["mine.py:side"]\nside = 0.5\n')
     (found,) = score_file(wanted, lines(tmp_path, {"id": "q1", "completion": RIGHT}))
@@ -132,7 +132,7 @@ def test_the_users_own_reward_is_scored_and_explained(tmp_path: Path) -> None:
         score_file(wanted, lines(tmp_path, {"id": "q1", "completion": RIGHT}))
 
 
-def test_real_answers_earn_everything_when_they_are_their_own_reference(shared_data: Path, tmp_path: Path) -> None:
+def test_real_answers_have_full_rewards_if_they_are_their_own_reference(shared_data: Path, tmp_path: Path) -> None:
     rows = json.loads((shared_data / "cxr/vqa_rad/testset.json").read_text())
     text = '[run]\nname = "try"\n[data]\ntask = "vqa"\ntrain = "unused.json"\n[grpo]\n'
     (tmp_path / "recipe.toml").write_text(text)

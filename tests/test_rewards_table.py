@@ -1,4 +1,4 @@
-"""The reward table: weights, the users' own rewards, statistics of a step, explanations."""
+"""The reward table: weights, custom rewards, statistics of a step, explanations."""
 
 from pathlib import Path
 
@@ -29,27 +29,27 @@ def write(folder: Path, code: str) -> str:
     return "mine.py:bonus"
 
 
-def test_total_is_the_plain_weighted_sum(tmp_path: Path) -> None:
+def test_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
     scored = reward_table("mcq", {}, [], tmp_path).score(mcq.EXAMPLE, RIGHT)
-    # Explanation: 3 shared of 4 and 5, so 6 / 9. Evidence: right, lower, lobe of 4. 1 + 0.4 + 0.15 + 0.1 + 0.1.
+    # Explanation: 3 common words of 4 and 5, so 6 / 9. Evidence: right, lower, lobe of 4. 1 + 0.4 + 0.15 + 0.1 + 0.1.
     assert scored.components == pytest.approx(
         {"letter": 1.0, "explanation": 2 / 3, "evidence": 0.75, "format": 1.0, "brevity": 1.0}
     )
     assert scored.total == pytest.approx(1.75)
 
 
-def test_a_reward_that_does_not_apply_adds_nothing_and_shifts_nothing(tmp_path: Path) -> None:
+def test_a_reward_that_does_not_apply_does_not_change_the_total(tmp_path: Path) -> None:
     table = reward_table("vqa", {"exact": 2.0}, [], tmp_path)
     scored = table.score(vqa.CLOSED_EXAMPLE, Answer("Yes", {"text": "Yes"}))
     assert scored == ScoredAnswer(2.1, {"exact": 1.0, "token_f1": None, "format": 1.0})
 
 
-def test_weight_zero_switches_a_reward_off(tmp_path: Path) -> None:
+def test_weight_zero_disables_a_reward(tmp_path: Path) -> None:
     table = reward_table("mcq", {"explanation": 0, "evidence": 0.0}, [], tmp_path)
     assert list(table.rewards) == list(table.weights) == ["letter", "format", "brevity"]
 
 
-def test_all_problems_of_the_weights_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_the_weights_are_reported_together(tmp_path: Path) -> None:
     weights = {"lettr": 1.0, "format": -0.1, "brevity": float("nan"), "letter": float("inf"), "zzz": 1.0}
     found = problems("mcq", weights, [], tmp_path)
     assert [(one.code, one.place, repr(one.value)) for one in found] == [
@@ -63,13 +63,13 @@ def test_all_problems_of_the_weights_are_told_at_once(tmp_path: Path) -> None:
     assert all(name in found[4].remedy for name in ("letter", "explanation", "evidence", "format", "brevity"))
 
 
-def test_nothing_but_zeros_is_refused(tmp_path: Path) -> None:
+def test_only_zero_weights_are_rejected(tmp_path: Path) -> None:
     (found,) = problems("vqa", {"exact": 0, "token_f1": 0, "format": 0}, [], tmp_path)
     assert (found.code, found.place) == ("rewards.all_weights_zero", "rewards")
     assert found.value == {"exact": 0, "token_f1": 0, "format": 0}
 
 
-def test_a_custom_reward_is_found_beside_the_recipe_and_weighs_one(tmp_path: Path) -> None:
+def test_a_custom_reward_is_found_beside_the_recipe_with_weight_1(tmp_path: Path) -> None:
     entry = write(tmp_path, "def bonus(sample, answer):\n    return 0.5 if 'right' in answer.text else None\n")
     table = reward_table("vqa", {}, [entry], tmp_path)
     assert table.weights["bonus"] == 1.0
@@ -78,7 +78,7 @@ def test_a_custom_reward_is_found_beside_the_recipe_and_weighs_one(tmp_path: Pat
     assert scored.total == pytest.approx(1.1)
 
 
-def test_an_edited_custom_reward_is_seen_and_leaves_no_bytecode(tmp_path: Path) -> None:
+def test_an_edited_custom_reward_takes_effect_and_writes_no_bytecode(tmp_path: Path) -> None:
     assert load_custom(write(tmp_path, "def bonus(s, a): return 0.1\n"), tmp_path)(vqa.EXAMPLE, Answer("")) == 0.1
     assert load_custom(write(tmp_path, "def bonus(s, a): return 0.2\n"), tmp_path)(vqa.EXAMPLE, Answer("")) == 0.2
     assert not (tmp_path / "__pycache__").exists()
@@ -112,7 +112,7 @@ def test_a_custom_reward_may_use_dataclasses_and_annotations(tmp_path: Path) -> 
         ("mine.py:total", "def total(a, b): return 1\n", "name_taken", "", "mine.py:total"),
     ],
 )
-def test_a_custom_reward_that_cannot_be_used_is_told_with_its_place(
+def test_an_unusable_custom_reward_is_reported_with_its_place(
     tmp_path: Path, entry: str, source: str, code: str, ending: str, value: str | None
 ) -> None:
     write(tmp_path, source)
@@ -130,14 +130,14 @@ def test_a_misspelt_file_or_function_is_suggested(tmp_path: Path) -> None:
         assert found.remedy == f"Did you mean {name}?"
 
 
-def test_a_weight_for_a_custom_reward_that_does_not_load_is_no_second_problem(tmp_path: Path) -> None:
+def test_the_weight_of_a_custom_reward_that_does_not_load_is_not_a_second_problem(tmp_path: Path) -> None:
     found = problems("mcq", {"bonus": 0.5}, ["mine.py:bonus", "mine.py:bonus"], tmp_path)
     assert [one.code for one in found] == ["rewards.file_missing", "rewards.name_taken"]
     assert [one.place.split(":")[0] for one in found] == ["rewards.custom[0]", "rewards.custom[1]"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01, "1", [1.0], 1j])
-def test_a_value_outside_0_to_1_stops_and_names_reward_sample_and_value(value: object) -> None:
+def test_a_value_outside_0_to_1_is_an_error_with_reward_sample_and_value(value: object) -> None:
     table = RewardTable("mcq", {"mine": lambda sample, answer: value}, {"mine": 1.0})  # type: ignore[dict-item,return-value]
     with raises(RewardError, "rewards.value_out_of_range") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
@@ -146,7 +146,7 @@ def test_a_value_outside_0_to_1_stops_and_names_reward_sample_and_value(value: o
 
 
 @pytest.mark.parametrize("value", [True, 1, np.float32(0.25), 1.0 + 1e-12, -1e-12])
-def test_any_kind_of_real_number_is_taken_and_rounding_forgiven(value: float) -> None:
+def test_any_real_number_is_accepted_with_a_rounding_tolerance(value: float) -> None:
     table = RewardTable("mcq", {"mine": lambda sample, answer: value}, {"mine": 1.0})
     scored = table.score(mcq.EXAMPLE, RIGHT)
     assert type(scored.components["mine"]) is float
@@ -154,7 +154,7 @@ def test_any_kind_of_real_number_is_taken_and_rounding_forgiven(value: float) ->
     assert 0 <= scored.total <= 1
 
 
-def test_a_reward_that_raises_stops_and_names_its_line(tmp_path: Path) -> None:
+def test_a_reward_that_raises_is_an_error_with_its_line(tmp_path: Path) -> None:
     entry = write(tmp_path, "def bonus(sample, answer):\n    return {}['nothing']\n")
     table = reward_table("mcq", {}, [entry], tmp_path)
     with raises(RewardError, "rewards.function_raised") as caught:
@@ -164,7 +164,7 @@ def test_a_reward_that_raises_stops_and_names_its_line(tmp_path: Path) -> None:
     assert "mine.py:2" in caught.problem.remedy
 
 
-def test_a_sample_that_no_reward_applies_to_stops() -> None:
+def test_a_sample_without_an_applicable_reward_is_an_error() -> None:
     table = RewardTable("mcq", {"mine": lambda sample, answer: None}, {"mine": 1.0})
     with raises(RewardError, "rewards.none_applies") as caught:
         table.score(mcq.EXAMPLE, RIGHT)
@@ -175,24 +175,25 @@ def scored(total: float, **components: float | None) -> ScoredAnswer:
     return ScoredAnswer(total, components)
 
 
-def test_statistics_of_a_step_are_taken_inside_the_groups() -> None:
+def test_statistics_of_a_step_are_computed_within_the_groups() -> None:
     scored_PG = [
         [scored(1.0, a=1.0, b=None), scored(0.0, a=0.0, b=None)],
         [scored(0.5, a=0.5, b=0.25), scored(0.5, a=0.5, b=0.75)],
     ]
     cut = Answer("", problem="no solution", truncated=True)
     statistics = group_statistics(scored_PG, [[Answer("B"), cut], [Answer("B"), Answer("B")]])
-    # Standard deviation of (1, 0) with divisor 1 is 0.7071, of (0.5, 0.5) it is 0: mean 0.3536; one flat group of two.
-    assert statistics.total.spread == pytest.approx(2**-0.5 / 2)
-    assert (statistics.total.n, statistics.total.mean, statistics.total.flat) == (4, 0.5, 0.5)
-    # b applies to the second group alone: (0.25, 0.75) has 0.3536.
+    # The standard deviation (divisor 1) of (1, 0) is 0.7071, of (0.5, 0.5) it is 0: mean 0.3536.
+    # One of the two groups has zero variance.
+    assert statistics.total.std == pytest.approx(2**-0.5 / 2)
+    assert (statistics.total.n, statistics.total.mean, statistics.total.zero_variance) == (4, 0.5, 0.5)
+    # b applies only to the second group, and (0.25, 0.75) has 0.3536.
     assert statistics.components["b"].n == 2
-    assert statistics.components["b"].spread == pytest.approx(0.5 / 2**0.5)
-    assert statistics.components["b"].flat == 0.0
+    assert statistics.components["b"].std == pytest.approx(0.5 / 2**0.5)
+    assert statistics.components["b"].zero_variance == 0.0
     assert (statistics.unreadable, statistics.truncated, statistics.problems) == (0.25, 0.25, {"no solution": 1})
 
 
-def test_the_log_leaves_out_what_applied_to_nothing() -> None:
+def test_the_log_omits_rewards_that_never_applied() -> None:
     log = group_statistics([[scored(1.0, a=1.0, b=None)] * 2], [[Answer("B")] * 2]).to_log()
     assert log == {
         "reward/unreadable": 0.0,
@@ -206,20 +207,20 @@ def test_the_log_leaves_out_what_applied_to_nothing() -> None:
     }
 
 
-def test_spread_is_what_trl_logs_as_reward_std() -> None:
+def test_the_standard_deviation_equals_trls_reward_std() -> None:
     torch = pytest.importorskip("torch")
     rewards_PG = np.random.default_rng(0).random((5, 4))
     statistics = group_statistics([[scored(v) for v in row] for row in rewards_PG], [[Answer("B")] * 4] * 5)
-    assert statistics.total.spread == pytest.approx(torch.tensor(rewards_PG).std(dim=1).mean().item())
+    assert statistics.total.std == pytest.approx(torch.tensor(rewards_PG).std(dim=1).mean().item())
 
 
-def test_statistics_of_nothing_or_of_unequal_shapes_are_refused() -> None:
+def test_statistics_of_no_completions_or_of_unequal_shapes_are_rejected() -> None:
     for scored_PG, answers_PG in (([], []), ([[scored(1.0)]], [[Answer("B")] * 2])):
         with pytest.raises(ValueError, match="same shape"):
             group_statistics(scored_PG, answers_PG)
 
 
-def test_explanations_say_why_and_add_up_to_the_total(tmp_path: Path) -> None:
+def test_explanations_have_reasons_and_sum_to_the_total(tmp_path: Path) -> None:
     entry = write(tmp_path, 'def bonus(sample, answer):\n    """Says a side."""\n    return 1.0\n')
     table = reward_table("mcq", {}, [entry], tmp_path)
     wrong = Answer(
@@ -238,7 +239,7 @@ def test_explanations_say_why_and_add_up_to_the_total(tmp_path: Path) -> None:
     assert str(explanations[0]) == "letter       0.00 x 1 = 0.000  read A, reference B"
 
 
-def test_explanations_name_the_parse_problem_and_what_does_not_apply(tmp_path: Path) -> None:
+def test_explanations_name_the_parse_problem_and_inapplicable_rewards(tmp_path: Path) -> None:
     unread = Answer("", problem="empty")
     table = reward_table("mcq", {}, [], tmp_path)
     whys = {line.reward: line.why for line in explain(mcq.EXAMPLE, unread, table)}

@@ -17,11 +17,11 @@ from toolkit.errors import RecipeError
 from toolkit.evaluation.context import Context, EvaluationRecord
 from toolkit.evaluation.episodes import find_episodes
 from toolkit.evaluation.evaluate import evaluate
-from toolkit.models.lengths import NO_ROOM, SPECIAL
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.pipeline import read_results, write_results
 from toolkit.recipe import load_recipe
 from toolkit.runfolder import read_json, read_lines
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks.steps import replay
 
 ALL = {"memory": ("reference", "own", "off")}
@@ -192,7 +192,13 @@ def test_where_no_task_has_its_first_step_nothing_is_rolled_out(
 
 
 def test_chains_end_at_the_first_missing_place() -> None:
-    stands = [Stand("b", 2, 3), Stand("a", 1, 3), Stand("b", 1, 3), Stand("a", 3, 3), Stand("c", 2, 2)]
+    stands = [
+        EpisodePosition("b", 2, 3),
+        EpisodePosition("a", 1, 3),
+        EpisodePosition("b", 1, 3),
+        EpisodePosition("a", 3, 3),
+        EpisodePosition("c", 2, 2),
+    ]
     chains, behind = find_episodes(stands)
     assert [(chain.name, chain.numbers) for chain in chains] == [("b", (2, 0)), ("a", (1,))]
     assert behind == [3, 4]
@@ -286,14 +292,14 @@ def test_a_memory_that_outgrew_the_prompt_is_a_counted_failure_and_no_crash(
     record = evaluate(context, "before", None, [], Scripted(swells))
     own = record["agent_memory"]["ways"]["own"]
     # The first step of each task is asked, the three behind it find no room.
-    assert own["unasked"] == {NO_ROOM: 12}
+    assert own["unasked"] == {PROMPT_TOO_LONG: 12}
     assert measured(record, "own") == [0.25, 0, 0.25]
     assert own["measures"]["step"]["n"] == 16
     (warned,) = (problem for problem in warnings_in(caplog) if problem.code == "evaluate.prompts_skipped")
     assert warned.value == 12
-    assert NO_ROOM in warned.rule
+    assert PROMPT_TOO_LONG in warned.rule
     lines = read_lines(folder_of(context) / "predictions.own.jsonl")
-    assert sum(line["unasked"] == NO_ROOM for line in lines) == 12
+    assert sum(line["unasked"] == PROMPT_TOO_LONG for line in lines) == 12
 
 
 def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -> None:
@@ -303,7 +309,7 @@ def test_a_memory_that_holds_a_turn_end_is_a_counted_failure(context: Context) -
         return json.dumps(output)
 
     record = evaluate(context, "before", None, [], Scripted(speaks_in_tokens))
-    assert record["agent_memory"]["ways"]["own"]["unasked"] == {SPECIAL: 12}
+    assert record["agent_memory"]["ways"]["own"]["unasked"] == {HAS_SPECIAL_TOKEN: 12}
 
 
 def test_an_earlier_evaluation_is_compared_where_it_was_asked_in_the_same_way(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows: every kind of source gives the records that its own library reads, lazily, and a broken one says where."""
+"""Rows: every source gives the records that its own library reads, lazily, and errors have a position."""
 
 import csv
 import json
@@ -127,21 +127,21 @@ def test_a_missing_quotation_mark_in_a_long_file_does_not_read_it_all_into_memor
         open_index(source)
 
 
-def test_text_that_is_not_utf8_is_told_with_its_byte(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_reported_with_its_byte(tmp_path: Path) -> None:
     with raises(DataError, "data.not_utf8") as caught:
         open_index(write(tmp_path, "rows.json", b'{"a": {"x": "\xe4"}}'))
     assert caught.problem.place.endswith("near byte 13")
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("latin-1", "LATIN1")])
-def test_a_csv_that_is_not_utf8_is_told_how_it_is_converted(tmp_path: Path, encoding: str, name: str) -> None:
+def test_a_csv_that_is_not_utf8_is_reported_how_it_is_converted(tmp_path: Path, encoding: str, name: str) -> None:
     with raises(DataError, "data.not_utf8") as caught:
         open_index(write(tmp_path, "rows.csv", "id,x\n1,größer\n".encode(encoding)))
     assert f"iconv -f {name} -t UTF-8" in caught.problem.remedy
 
 
 @pytest.mark.parametrize("sign", [";", "\t"])
-def test_a_csv_with_other_separators_is_refused_by_name(tmp_path: Path, sign: str) -> None:
+def test_a_csv_with_other_separators_is_rejected_by_name(tmp_path: Path, sign: str) -> None:
     with raises(DataError, "data.csv_separator") as caught:
         open_index(write(tmp_path, "rows.csv", f"id{sign}x\n1{sign}a, b\n"))
     assert caught.problem.value == sign
@@ -188,7 +188,7 @@ def test_repeated_ids_are_kept_apart_and_counted(tmp_path: Path) -> None:
     )
     index = open_index(source)
     assert [(name, row["x"]) for name, row in index] == [("a", 1), ("b", 2), ("a#2", 3), ("a#2#2", 4), ("a#3", 5)]
-    assert (index.facts.duplicates, index.facts.duplicate_examples) == (3, ("a", "a#2"))
+    assert (index.metadata.duplicates, index.metadata.duplicate_examples) == (3, ("a", "a#2"))
 
 
 def test_records_that_are_no_objects_are_counted(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_records_that_are_no_objects_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"question": ["a", "b"]}', '{"version": 1}'])
-def test_a_source_without_records_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_source_without_records_is_rejected(tmp_path: Path, text: str) -> None:
     with raises(DataError, "data.no_records"):
         open_index(write(tmp_path, "rows.json", text))
 
@@ -293,22 +293,22 @@ def test_half_a_surrogate_pair_in_an_id_is_kept_as_its_escape(tmp_path: Path) ->
     assert index[0] == ("a\\ud800", {"x": "\ud800"})
 
 
-def test_pictures_inside_parquet_become_files_named_by_their_content(tmp_path: Path) -> None:
+def test_images_inside_parquet_become_files_named_by_their_content(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": PNG, "path": "a.png"}}, {"image": {"bytes": PNG, "path": "b.png"}}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     index = open_index(str(tmp_path / "rows.parquet"))
     paths = {row["image"] for _, row in index}
-    assert len(paths) == 1  # the same content is one picture
+    assert len(paths) == 1  # the same content is one image
     assert index.image_root is not None
-    picture = index.image_root / paths.pop()
-    assert (picture.read_bytes(), picture.suffix) == (PNG, ".png")
+    image = index.image_root / paths.pop()
+    assert (image.read_bytes(), image.suffix) == (PNG, ".png")
     pq.write_table(pa.Table.from_pylist([{"image": {"bytes": None, "path": "a.png"}}]), tmp_path / "paths.parquet")
     index = open_index(str(tmp_path / "paths.parquet"))
     assert (index[0][1], index.image_root) == ({"image": "a.png"}, tmp_path)
 
 
 def test_a_hub_data_set_is_loaded_by_name_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # load_dataset takes a folder below the working directory for the data set of that name.
+    # load_dataset takes a folder below the working directory for the dataset of that name.
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)
     write(folder, "test.jsonl", '{"id": 7, "question": "q"}\n')
@@ -322,7 +322,7 @@ def test_a_hub_data_set_is_loaded_by_name_and_split(tmp_path: Path, monkeypatch:
     assert caught.problem.place == "hub:owner/name#other"
 
 
-def test_a_hub_data_set_that_is_not_there_and_a_wrong_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_hub_dataset_and_a_malformed_name_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with raises(DataError, "data.hub_not_loaded") as caught:
         open_index("hub:nobody/nothing-of-that-name")

@@ -1,4 +1,4 @@
-"""Scores: the words of a text, and overlap against SQuAD's own scorer."""
+"""Text scores: tokens, and overlap against SQuAD's own scorer."""
 
 import doctest
 import json
@@ -81,7 +81,7 @@ def test_word_order_matters_to_exact_match_alone() -> None:
 
 @pytest.fixture(scope="module")
 def squad() -> Any:
-    """SQuAD's own scorer, as transformers ships it."""
+    """Return SQuAD's own scorer, as transformers ships it."""
     return pytest.importorskip("transformers.data.metrics.squad_metrics")
 
 
@@ -91,7 +91,7 @@ WORDS = st.lists(st.sampled_from(["left", "lung", "no", "the", "effusion", "a"])
 @settings(deadline=None)
 @given(WORDS, WORDS)
 def test_f1_and_exact_are_those_of_squad_on_plain_english(squad: Any, prediction: str, reference: str) -> None:
-    # SQuAD reads a text of nothing but articles as empty; here it keeps them.
+    # SQuAD reads a text of nothing but articles as empty. Here it keeps them.
     if any(text and not squad.get_tokens(text) for text in (prediction, reference)):
         return
     assert token_f1(prediction, reference) == pytest.approx(squad.compute_f1(reference, prediction))

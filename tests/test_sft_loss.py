@@ -1,4 +1,4 @@
-"""SFT's loss in slices: TRL's own function is the oracle for loss, figures and gradients; its memory is the limit."""
+"""The sliced SFT loss: TRL's function is the reference for loss, metrics and gradients, and its peak is the limit."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.training import sft_loss
-from toolkit.training.trainers import build_sft
+from toolkit.training.sft import build_sft
 
 TRL = sft_trainer._chunked_cross_entropy_loss
 VOCABULARY, WIDTH, ROWS, LENGTH = 333, 24, 3, 17
@@ -32,7 +32,7 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 @pytest.fixture(autouse=True)
 def several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven positions a slice: 3 x 16 supervised ones take seven slices, the last of which is not full."""
+    """Seven positions per slice: 3 x 16 supervised positions need seven slices, and the last one is not full."""
     monkeypatch.setattr(sft_loss, "SLICE_BYTES", 7 * 8 * VOCABULARY)
 
 
@@ -50,13 +50,13 @@ def inputs(dtype: torch.dtype, *, bias: bool = False, trained: bool = True) -> d
 
 
 def targets(supervised: str = "some") -> torch.Tensor:
-    """Labels: an answer at the end, one in the middle with padding behind it, and a row without any."""
+    """Labels: an answer at the end, an answer in the middle followed by padding, and a row without an answer."""
     labels = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
     hidden = {
         "some": [(0, slice(0, 9)), (1, slice(0, 3)), (1, slice(12, None)), (2, slice(None))],
         "all": [],
         "none": [(slice(None), slice(None))],
-        "first place": [(slice(None), slice(1, None))],  # supervises nothing: no hidden state comes before it
+        "first place": [(slice(None), slice(1, None))],  # no supervision, because no hidden state precedes it
     }[supervised]
     for row, place in hidden:
         labels[row, place] = -100
@@ -66,7 +66,7 @@ def targets(supervised: str = "some") -> torch.Tensor:
 def outcome(
     function: Callable[..., Any], given: dict[str, torch.Tensor], **options: Any
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-    """What the function returns, and the gradients of 3 times its loss."""
+    """Return the results of the function, and the gradients of 3 times its loss."""
     given = {name: tensor.detach().clone().requires_grad_(tensor.requires_grad) for name, tensor in given.items()}
     found = function(**given, chunk_size=8, **options)
     (3 * found[0]).backward()
@@ -94,7 +94,7 @@ def test_loss_and_all_gradients_equal_trls(kind: str, bias: bool, dtype: torch.d
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_logged_figures_equal_trls(kind: str) -> None:
+def test_the_logged_metrics_equal_trls(kind: str) -> None:
     given, options = inputs(torch.float32), {"labels": targets("all"), **KINDS[kind]}
     _, correct, entropy, count = outcome(sft_loss.sliced_cross_entropy, given, **options)[0]
     _, expected_correct, expected_entropy, expected_count = outcome(TRL, given, **options)[0]
@@ -134,7 +134,7 @@ def test_the_trainer_of_several_processes_may_scale_the_loss_in_place() -> None:
     assert given["hidden_states"].grad is not None
 
 
-def test_parts_divided_by_the_positions_of_the_step_add_up_to_the_whole() -> None:
+def test_losses_of_parts_divided_by_the_steps_positions_sum_to_the_loss_of_the_step() -> None:
     given, labels = inputs(torch.float32), targets("all")
     count = ROWS * (LENGTH - 1)
     whole, wanted = outcome(sft_loss.sliced_cross_entropy, given, labels=labels)
@@ -178,7 +178,7 @@ def test_without_gradients_the_loss_is_the_same() -> None:
     assert loss == outcome(sft_loss.sliced_cross_entropy, given, labels=labels)[0][0]
 
 
-def test_walking_backward_twice_is_an_error_instead_of_a_wrong_gradient() -> None:
+def test_a_second_backward_pass_is_an_error_instead_of_a_wrong_gradient() -> None:
     loss = sft_loss.sliced_cross_entropy(**inputs(torch.float32), chunk_size=8, labels=targets())[0]
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError):
@@ -233,20 +233,20 @@ def peak(function: Callable[..., Any], dtype: torch.dtype, *, autocast: bool, tr
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
-def test_the_peak_stays_under_a_slice(dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_at_most_one_slice(dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     slice_bytes = 2**20  # one position
     monkeypatch.setattr(sft_loss, "SLICE_BYTES", slice_bytes)
     beside = 2**20 + 2 * BIG_LENGTH * BIG_WIDTH * dtype.itemsize  # gradients of the hidden states, and small tensors
     assert peak(sft_loss.sliced_cross_entropy, dtype, autocast=autocast) <= slice_bytes + beside
 
 
-def test_trls_peak_is_a_copy_of_the_head_above_ours() -> None:
+def test_trls_peak_exceeds_ours_by_a_copy_of_the_head() -> None:
     head = 4 * BIG_VOCABULARY * BIG_WIDTH
     ours, trls = (peak(loss, torch.bfloat16, autocast=False) for loss in (sft_loss.sliced_cross_entropy, TRL))
     assert trls > head > 4 * ours
 
 
-def test_a_trained_head_takes_the_memory_of_its_gradient_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_head_adds_only_its_gradient_to_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     slice_bytes = 2**20  # one position
     monkeypatch.setattr(sft_loss, "SLICE_BYTES", slice_bytes)
     head = BIG_VOCABULARY * BIG_WIDTH * 4
@@ -265,7 +265,7 @@ def test_one_position_that_is_larger_than_a_slice_is_computed_alone(monkeypatch:
 # --------------------------------------------------------------------------------------------------- the hook
 
 
-def test_trls_function_is_replaced_inside_the_block_alone_whatever_happens_there() -> None:
+def test_trls_function_is_restored_after_the_block_even_after_an_exception() -> None:
     with sft_loss.in_place_of_trl():
         assert sft_trainer._chunked_cross_entropy_loss is sft_loss.sliced_cross_entropy
     assert sft_trainer._chunked_cross_entropy_loss is TRL
@@ -286,7 +286,7 @@ def test_another_signature_of_trls_function_is_an_error(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_trainer_logs_and_learns_what_trls_loss_makes_it_log_and_learn(
+def test_a_trainer_logs_and_learns_the_same_as_with_trls_loss(
     tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny model's head is tied to its embeddings: with ``full`` it is trained through both."""
@@ -311,6 +311,6 @@ def test_a_trainer_logs_and_learns_what_trls_loss_makes_it_log_and_learn(
     for line, other in zip(logged, expected, strict=True):
         for key in ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens"):
             assert line[key] == pytest.approx(other[key], rel=1e-4), key
-    # Adam turns a gradient of rounding errors into a whole step, so that single elements may differ.
+    # Adam scales a gradient of rounding errors to a full update, so single elements may differ.
     difference = sum(float((value - wanted[key]).square().sum()) for key, value in weights.items())
     assert difference <= 1e-6 * sum(float(value.square().sum()) for value in wanted.values())

@@ -1,4 +1,4 @@
-"""Splits by group are disjoint, repeatable and close to their shares; leaks are counted as by hand."""
+"""Splits by group are disjoint, reproducible and close to their fractions. Leaks match hand counts."""
 
 import random
 from collections import Counter
@@ -27,7 +27,7 @@ rows = st.lists(
 
 
 @given(groups=group_names, seed=st.integers(0, 5))
-def test_no_group_stands_in_two_splits_and_shares_are_kept_within_one_group(groups: list[str], seed: int) -> None:
+def test_no_group_is_in_two_splits_and_fractions_are_exact_within_one_group(groups: list[str], seed: int) -> None:
     sizes = Counter(groups)
     if len(sizes) < 3:
         with raises(DataError, "data.too_few_groups") as caught:
@@ -39,8 +39,8 @@ def test_no_group_stands_in_two_splits_and_shares_are_kept_within_one_group(grou
     assert set(splits) == set(SHARES)  # none is empty
     largest = max(sizes.values())
     found = Counter(splits)
-    # Each border between two splits lies less than one group behind its share, and there are two of them before the
-    # last split; where groups run short, a later split keeps at least one.
+    # Each border between two splits lies less than one group behind its fraction, and there are two of them before the
+    # last split. Where groups run short, a later split keeps at least one.
     for name, share in SHARES.items():
         assert found[name] <= share * len(groups) + 2 * largest + 1
 
@@ -61,12 +61,12 @@ def test_splits_are_the_same_on_every_machine_and_differ_by_seed() -> None:
     assert len({tuple(split_by_group(groups, SHARES, seed)) for seed in range(20)}) > 15
 
 
-def test_shares_are_exact_where_groups_are_single_rows() -> None:
+def test_fractions_are_exact_for_groups_of_one_row() -> None:
     found = Counter(split_by_group([f"p{i}" for i in range(1000)], SHARES, 0))
     assert found == {"test": 200, "validation": 100, "train": 700}
 
 
-def test_a_share_of_zero_gets_no_row() -> None:
+def test_a_fraction_of_zero_gets_no_row() -> None:
     assert set(split_by_group(["a", "b"], {"test": 0.0, "train": 1.0}, 0)) == {"train"}
 
 
@@ -124,4 +124,4 @@ def test_every_two_splits_are_compared_and_the_report_reads_as_sentences() -> No
     report = find_leaks({"train": row_keys([]), "validation": part, "test": part})
     assert {(leak.first, leak.second) for leak in report.leaks} == {("validation", "test")}
     assert str(report).startswith("1 group of test also in validation; 1 image of test")
-    assert str(find_leaks({})) == "no group, image or question stands in two splits"
+    assert str(find_leaks({})) == "no group, image or question is in two splits"

@@ -1,4 +1,4 @@
-"""Evaluation, prediction and export on the tiny model, where a run may start from, and real questions and films."""
+"""Evaluation, prediction and export on the tiny model, start weights of a run, and real data."""
 
 import json
 import logging
@@ -36,12 +36,12 @@ from toolkit.training.sft import train_sft
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = 24
-"""Answers are cut there: a model that was taught for a few steps has not learned to stop."""
+"""Limit of completion tokens. A model that was trained for a few steps has not learned to stop."""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe whose run has gone through SFT, with the evaluations before and after it."""
+    """A run with SFT, and the evaluations before and after it."""
     folder = tmp_path_factory.mktemp("stages")
     tables = {
         "sft": {"max_steps": 8, "learning_rate": 5e-3},
@@ -80,7 +80,7 @@ def answers_of(backend: HfBackend, policy: Policy, context: Context, count: int 
 
 
 def answers_of_plain_transformers(model: Any, processor: Any, context: Context, count: int = 4) -> list[str]:
-    """Asked as anybody would who has the folder and transformers."""
+    """Generate with transformers alone, as any user of the folder."""
     prompts = Prompts.of(context.recipe, context.images)
     found = []
     for sample in context.data.test[:count]:
@@ -93,7 +93,7 @@ def answers_of_plain_transformers(model: Any, processor: Any, context: Context, 
     return found
 
 
-def test_an_evaluation_gives_one_prediction_a_question(context: Context) -> None:
+def test_an_evaluation_has_one_prediction_per_question(context: Context) -> None:
     lines = predictions(context, "sft")
     assert [line["id"] for line in lines] == [sample.id for sample in context.data.test]
     record = context.run.record("evaluate-sft")
@@ -102,7 +102,7 @@ def test_an_evaluation_gives_one_prediction_a_question(context: Context) -> None
     assert not list((context.run.path / "stages/evaluate-sft").glob(PARTIAL.format("*")))
 
 
-def test_an_interrupted_evaluation_goes_on_without_asking_again(
+def test_an_interrupted_evaluation_resumes_without_repeating_questions(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -120,7 +120,7 @@ def test_an_interrupted_evaluation_goes_on_without_asking_again(
         evaluate(replace(context, progress=stop), "halved", context.weights, [])
     (partial,) = context.run.stage_folder("evaluate-halved").glob(PARTIAL.format("*"))
     with partial.open("a", encoding="utf-8") as file:
-        file.write('{"id": "torn')  # as a machine leaves it that lost its power
+        file.write('{"id": "torn')  # as after a power failure
     with context_of(context.recipe.model_copy(update={"run": other_run(context)})) as again:
         shutil.copy(partial, again.run.stage_folder("evaluate-halved"))
         record = evaluate(again, "halved", context.weights, [])
@@ -129,31 +129,29 @@ def test_an_interrupted_evaluation_goes_on_without_asking_again(
         assert {path.name for path in again.run.stage_folder("evaluate-halved").iterdir()} == {PREDICTIONS, CONFUSION}
         shutil.copy(partial, again.run.stage_folder("evaluate-base"))
         evaluate(again, "base", None, [])
-        assert asked == [6, 6, 6, 6]  # answers of other weights are not taken for these
+        assert asked == [6, 6, 6, 6]  # answers of other weights are not reused
         shutil.copy(partial, again.run.stage_folder("evaluate-split"))
         section = again.recipe.evaluation.model_copy(update={"split": "validation"})
         other = replace(again.data, validation=again.data.test)
         moved = replace(again, recipe=again.recipe.model_copy(update={"evaluate": section}), data=other)
         evaluate(moved, "split", again.weights, [])
-    assert asked == [6] * 6  # nor are those of another split, where rows without ids of their own have the same
+    assert asked == [6] * 6  # answers of another split are not reused either, although rows without ids have equal ids
     assert record["value"] == context.run.record("evaluate-sft")["value"]
 
 
 def other_run(context: Context) -> Any:
-    """The stop of a context was used up by its signal; another process would begin with a new one."""
+    """Return the context with a new stop request, as in another process."""
     return context.recipe.run.model_copy(update={"name": "again"})
 
 
-def test_the_majority_baseline_is_the_same_each_time(context: Context) -> None:
+def test_the_majority_baseline_is_deterministic(context: Context) -> None:
     before, after = (context.run.record(f"evaluate-{name}") for name in ("before", "sft"))
     assert before["baseline"] == after["baseline"]
     assert before["baseline"]["n"] == 12
     assert set(after["differences"]) == {"baseline", "before"}
 
 
-def test_an_answer_that_was_cut_off_counts_as_wrong_and_is_counted(
-    context: Context, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_truncated_completion_is_wrong_and_is_counted(context: Context, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         record = evaluate(with_evaluation(context, max_completion_tokens=1), "cut", context.weights, [])
     overall = record["summary"]["overall"]
@@ -164,7 +162,7 @@ def test_an_answer_that_was_cut_off_counts_as_wrong_and_is_counted(
     assert (warned.place, warned.value) == ("evaluate-cut", 1.0)
 
 
-def test_an_unreadable_answer_stays_in_the_count(context: Context, tmp_path: Path) -> None:
+def test_an_unreadable_answer_counts_in_n(context: Context, tmp_path: Path) -> None:
     prompts = Prompts.of(context.recipe, context.images)
     samples = context.data.test[:3]
     written = [prompts.task.target(samples[0]), "I cannot\u2028tell.", "<SOLUTION>\nA"]
@@ -189,7 +187,7 @@ def test_results_by_question_type_add_up(context: Context) -> None:
     assert {kind: figures["n"] for kind, figures in by.items()} == {kind: kinds.count(kind) for kind in kinds}
 
 
-def test_exported_weights_give_the_same_answers_with_plain_transformers(context: Context) -> None:
+def test_exported_weights_have_the_same_completions_in_plain_transformers(context: Context) -> None:
     backend = HfBackend()
     expected = answers_of(backend, backend.load(context.recipe, context.weights, trainable=False), context)
     record = export(with_export(context))
@@ -203,7 +201,7 @@ def test_exported_weights_give_the_same_answers_with_plain_transformers(context:
     assert answers_of_plain_transformers(adapted, AutoProcessor.from_pretrained(tiny.FOLDER), context) == expected
 
 
-def test_an_export_of_one_form_keeps_the_record_of_the_other(context: Context) -> None:
+def test_an_export_of_one_format_keeps_the_record_of_the_other(context: Context) -> None:
     context.run.mark_done("export", export(with_export(context, ["adapter"], verify=1)))
     record = export(with_export(context, ["merged"], verify=1))
     (context.run.path / "stages/export/done.json").unlink()
@@ -228,7 +226,7 @@ def test_an_export_carries_the_base_models_own_files(context: Context, tmp_path:
 
 
 def without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights were loaded in 32 bits, and saying so is right."""
+    """The weights were loaded in 32 bits, so the files must say so."""
     return {
         key: without_dtype(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -236,7 +234,7 @@ def without_dtype(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_an_export_also_stops_at_the_turn_end_where_the_base_does_not_say_so(context: Context, tmp_path: Path) -> None:
+def test_an_export_stops_at_the_end_of_turn_even_if_the_base_does_not(context: Context, tmp_path: Path) -> None:
     shutil.copytree(tiny.FOLDER, tmp_path / "base")
     file = tmp_path / "base/generation_config.json"
     file.write_text(json.dumps({**read_json(file), "eos_token_id": 1}), encoding="utf-8")
@@ -249,7 +247,7 @@ def test_an_export_also_stops_at_the_turn_end_where_the_base_does_not_say_so(con
 
 
 class Careless(HfBackend):
-    """Writes merged weights that are not those of the policy."""
+    """Writes merged weights that differ from the policy's."""
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
         super().save_merged(policy, folder)
@@ -259,7 +257,7 @@ class Careless(HfBackend):
         save_file({**weights, name: -weights[name]}, file, {"format": "pt"})
 
 
-def test_an_export_that_answers_otherwise_fails_and_is_kept_under_another_name(context: Context) -> None:
+def test_an_export_with_other_completions_fails_and_is_kept_under_another_name(context: Context) -> None:
     chosen = with_export(context, ["merged"])
     folder = context.run.stage_folder("export")
     shutil.rmtree(folder)
@@ -277,8 +275,8 @@ def test_an_export_that_answers_otherwise_fails_and_is_kept_under_another_name(c
     assert (folder / "merged/model.safetensors").read_bytes() == good
 
 
-def test_a_quantised_recipe_is_merged_into_the_base_as_it_is_stored(context: Context) -> None:
-    """Merging into 4 bits would round what was learned; the base comes anew, in the 16 bits of its file."""
+def test_a_quantised_recipe_is_merged_into_the_stored_base(context: Context) -> None:
+    """Merging into 4 bits would round the updates, so the base is loaded again in the 16 bits of its file."""
     model = context.recipe.model.model_copy(update={"precision": "4bit"})
     quantised = replace(context, recipe=context.recipe.model_copy(update={"model": model}))
     policy = HfBackend().load(quantised.recipe, context.weights, trainable=False, mergeable=True)
@@ -306,7 +304,7 @@ def test_a_run_that_trained_nothing_has_nothing_to_export(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("letters", [True, False])
-def test_a_prediction_is_what_the_evaluation_found(context: Context, trained: Recipe, letters: bool) -> None:
+def test_a_prediction_equals_that_of_the_evaluation(context: Context, trained: Recipe, letters: bool) -> None:
     for sample, line in list(zip(context.data.test, predictions(context, "sft"), strict=True))[:3]:
         options = [f"{name}. {text}" if letters else text for name, text in sample.fields["options"].items()]
         images = [ref.path for ref in sample.images]
@@ -314,7 +312,7 @@ def test_a_prediction_is_what_the_evaluation_found(context: Context, trained: Re
         assert (answer.text, answer.truncated) == (line["completion"], line["truncated"])
 
 
-def test_a_broken_picture_is_not_answered_about_whatever_training_did(tmp_path: Path) -> None:
+def test_a_broken_image_has_no_prediction_whatever_the_training_setting(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"images": {"unreadable": "placeholder"}})
     with context_of(recipe):
         pass
@@ -324,7 +322,9 @@ def test_a_broken_picture_is_not_answered_about_whatever_training_did(tmp_path: 
         predict(find_run(recipe.run_folder), "What does the film show?", [broken], ["Pneumonia", "Nothing"])
 
 
-def test_grey_squares_are_counted_in_the_records_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_gray_placeholders_are_counted_in_the_records_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = {"unreadable": "placeholder", "memory_cache_mb": 0, "disk_cache": False}
     recipe = small_recipe(tmp_path, {"images": images})
     with context_of(recipe) as context:
@@ -336,7 +336,7 @@ def test_grey_squares_are_counted_in_the_records_and_told(tmp_path: Path, caplog
     assert [problem.value for problem in warned] == [record["pictures"]["placeholders"]]
 
 
-def test_a_multiple_choice_question_without_options_is_refused(trained: Recipe, context: Context) -> None:
+def test_a_multiple_choice_question_without_options_is_rejected(trained: Recipe, context: Context) -> None:
     film = context.data.test[0].images[0].path
     run = find_run(trained.run_folder)
     with raises(DataError, "predict.too_few_options") as caught:
@@ -348,7 +348,7 @@ def test_a_multiple_choice_question_without_options_is_refused(trained: Recipe, 
         predict(run, "What does the film show?", [Path("nowhere.png")], ["Pneumonia", "Nothing"])
 
 
-def test_a_prediction_of_an_untrained_run_asks_the_base_model(tmp_path: Path) -> None:
+def test_a_prediction_of_an_untrained_run_uses_the_base_model(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     with context_of(recipe) as context:
         film = context.data.test[0].images[0].path
@@ -357,7 +357,7 @@ def test_a_prediction_of_an_untrained_run_asks_the_base_model(tmp_path: Path) ->
     assert answer.text
 
 
-def test_a_recipe_goes_on_from_an_earlier_runs_adapter(context: Context, trained: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_continues_from_an_earlier_runs_adapter(context: Context, trained: Recipe, tmp_path: Path) -> None:
     tables = {
         "model": {"adapter": trained.run_folder},
         "lora": {"vision": True},
@@ -371,17 +371,17 @@ def test_a_recipe_goes_on_from_an_earlier_runs_adapter(context: Context, trained
         assert completions(later, "before") == completions(context, "sft")
         later.run.mark_done("sft", train_sft(later))
         old, new = (load_file(place / "adapter_model.safetensors") for place in (context.weights, later.weights))  # type: ignore[operator]
-        assert old.keys() == new.keys()  # one adapter: none was added
-        # A step of 1e-12 is lost in every weight that is not 0, so the adapter is the earlier one.
+        assert old.keys() == new.keys()  # no second adapter was added
+        # An update of 1e-12 changes no weight other than 0, so the adapter equals the earlier one.
         assert all(torch.allclose(old[name], new[name], atol=1e-10) for name in old)
 
 
 def completions(context: Context, name: str) -> list[str]:
-    """The evaluation's answers; both runs draw the same practice films from the same seed."""
+    """Return the evaluation's answers. Both runs have the same synthetic data, because the seed is the same."""
     return [line["completion"] for line in predictions(context, name)]
 
 
-def test_an_adapter_whose_run_is_gone_still_finds_its_base(trained: Recipe, tmp_path: Path) -> None:
+def test_an_adapter_finds_its_base_after_its_run_was_deleted(trained: Recipe, tmp_path: Path) -> None:
     gone = trained.model.model_copy(update={"adapter": tmp_path / "gone"})
     weights = find_run(trained.run_folder).weights_folder("sft")
     HfBackend().load(trained.model_copy(update={"model": gone}), weights, trainable=False)
@@ -393,7 +393,7 @@ def test_an_adapter_whose_run_is_gone_still_finds_its_base(trained: Recipe, tmp_
         HfBackend().load(trained.model_copy(update={"model": gone}), tmp_path / "other", trainable=False)
 
 
-def test_an_adapter_of_another_model_is_refused(trained: Recipe, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_rejected(trained: Recipe, tmp_path: Path) -> None:
     shutil.copytree(find_run(trained.run_folder).weights_folder("sft"), tmp_path / "other")
     file = tmp_path / "other/adapter_model.safetensors"
     weights = load_file(file)
@@ -405,7 +405,7 @@ def test_an_adapter_of_another_model_is_refused(trained: Recipe, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe whose run fine-tuned every weight, in two steps, and exported them."""
+    """A run with full fine-tuning in two steps, and an export."""
     tables = {
         "model": {"tuning": "full"},
         "sft": {"max_steps": 2, "learning_rate": 1e-4},
@@ -417,7 +417,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
-def test_full_fine_tuning_trains_saves_and_exports_whole_weights(full: Recipe) -> None:
+def test_full_fine_tuning_trains_saves_and_exports_full_weights(full: Recipe) -> None:
     with context_of(full) as context:
         folder = context.run.weights_folder("sft")
         base, tuned = (load_file(place / "model.safetensors") for place in (tiny.FOLDER, folder))
@@ -435,8 +435,8 @@ def test_full_fine_tuning_trains_saves_and_exports_whole_weights(full: Recipe) -
         assert asked == completions(context, "sft")[:4]
 
 
-def test_lora_goes_on_from_whole_weights(full: Recipe, tmp_path: Path) -> None:
-    """An adapter on an earlier full fine-tuning finds that base again, not the one in model.name."""
+def test_lora_continues_from_full_weights(full: Recipe, tmp_path: Path) -> None:
+    """An adapter on an earlier full fine-tuning is loaded on that base, not on model.name."""
     tables = {
         "model": {"adapter": full.run_folder},
         "sft": {"max_steps": 1, "learning_rate": 1e-12},
@@ -470,7 +470,7 @@ def vqa_rad(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Reci
         "sft.optimizer": "adamw_torch",
         "grpo.max_steps": 2,
         "grpo.max_completion_tokens": 8,
-        "grpo.probe_prompts": 0,  # what the tiny model says about real films may well score 0 throughout
+        "grpo.probe_prompts": 0,  # completions of the tiny model on real radiographs may all have reward 0
         "grpo.gradient_checkpointing": False,
         "grpo.optimizer": "adamw_torch",
         "evaluate.max_completion_tokens": 8,
@@ -491,7 +491,7 @@ def test_vqa_rad_trains_and_is_evaluated(vqa_rad: Recipe) -> None:
     assert set(record["summary"]["by"]) == {"question_type", "answer_type"}
     steps = [line for line in run.metrics() if line["stage"] == "grpo" and "reward" in line]
     assert len(steps) == 2
-    # A step of two closed questions has no open one whose words could be compared.
+    # A step of two closed questions has no open question for the reward of words.
     assert {f"rewards/{name}/mean" for name in ("exact", "token_f1", "format")} <= {*steps[0], *steps[1]}
 
 
@@ -505,7 +505,7 @@ def test_a_question_of_vqa_is_predicted_and_has_no_options(vqa_rad: Recipe, shar
         predict(run, question["question"], [film], ["yes", "no"])
 
 
-def test_real_films_are_answered_about(trained: Recipe, shared_data: Path) -> None:
+def test_real_radiographs_have_predictions(trained: Recipe, shared_data: Path) -> None:
     films = sorted((shared_data / "cxr/nih").glob("*.png"))
     assert len(films) == 2
     run = find_run(trained.run_folder)
@@ -516,7 +516,7 @@ def test_real_films_are_answered_about(trained: Recipe, shared_data: Path) -> No
 
 
 def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No table a step, no bar for each file of weights, no word about tokens that were aligned."""
+    """No table per step, no progress bar per weights file, no message about aligned tokens."""
     recipe = small_recipe(tmp_path, {"sft": {"max_steps": 1}, "grpo": {"max_steps": 1}})
     with context_of(recipe) as context:
         context.run.mark_done("sft", train_sft(context))
@@ -525,7 +525,7 @@ def test_training_and_export_print_nothing_of_their_own(tmp_path: Path, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_cannot_be_merged_or_had_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+def test_unmergeable_or_missing_models_are_reported_before_training(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"export": {"to": ("adapter", "merged")}})
     shutil.copytree(tiny.FOLDER, tmp_path / "base")
     config = tmp_path / "base/config.json"

@@ -1,4 +1,4 @@
-"""Seconds of an optimizer step: the plan's range reaches training, and what is measured replaces it."""
+"""Seconds per optimizer step: training reports the plan's range until it has measured a step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def plan_for(context: Context, *, here: bool) -> dict[str, Any]:
     return plan
 
 
-def test_the_range_of_plan_json_is_that_of_this_machine_only(tmp_path: Path) -> None:
+def test_the_planned_range_is_that_of_this_machine(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         assert planned_seconds(context.run, "sft") is None
         plan_for(context, here=False)
@@ -41,8 +41,8 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
     reports: list[tuple[int, int, str]] = []
     with context_of(small_recipe(tmp_path)) as context:
         plan = plan_for(context, here=True)
-        told = lambda what, done, total, note="": reports.append((done, total, note))  # noqa: E731
-        record = train_sft(replace(context, progress=told))["seconds_per_step"]
+        progress = lambda what, done, total, note="": reports.append((done, total, note))  # noqa: E731
+        record = train_sft(replace(context, progress=progress))["seconds_per_step"]
     assert record["planned"] == plan["time"]["gpus"]["T4"]["sft"]["seconds_per_step"]
     assert record["preflight"] is None
     assert 0 < record["measured"] < 60
@@ -51,7 +51,7 @@ def test_the_record_of_a_stage_has_planned_and_measured_seconds(tmp_path: Path) 
     assert reports.index(first) < min(n for n, (done, *_) in enumerate(reports) if done == 1)
 
 
-def test_without_a_plan_nothing_is_planned_and_nothing_reported_before_the_first_step(tmp_path: Path) -> None:
+def test_without_a_plan_no_remaining_time_is_reported_before_the_first_step(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         times = StepTimes(replace(context, progress=refuse), "sft")
         begin(times, step=0, steps=10)

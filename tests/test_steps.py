@@ -1,4 +1,4 @@
-"""Steps: rows of the old CSV in every spelling, order and gaps, prompts that hold no reference, answers, memories."""
+"""GUI steps: rows in every spelling, order and gaps, prompts without reference, answers, agent memory."""
 
 import json
 import pickle
@@ -25,8 +25,8 @@ from toolkit.recipe import load_recipe
 from toolkit.tasks import TASKS
 from toolkit.tasks.steps import EMPTY, Memory, advance, repeat_last, replay
 from toolkit.tasks.steps.agent_memory import LONGEST_TEXT, MOST_ITEMS, MOST_KEYS, compact, thin
-from toolkit.tasks.steps.coordinates import read_place
-from toolkit.tasks.steps.parse import LONGEST, MENDED, NO_ACTION, NO_JSON, SEVERAL, TOO_LONG, UNKNOWN_ACTION
+from toolkit.tasks.steps.coordinates import parse_point_or_box
+from toolkit.tasks.steps.parse import LONGEST, NO_ACTION, NO_JSON, REPAIRED, SEVERAL, TOO_LONG, UNKNOWN_ACTION
 
 STEPS = TASKS["steps"]
 QWEN = "Qwen/Qwen3-VL-8B-Instruct"
@@ -69,7 +69,7 @@ def with_line_breaks(value: Any) -> str:
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """The second step of a task, read for a model that writes 0 to 1000."""
+    """Return the second step of a task, read for a model that writes 0 to 1000."""
     folder = tmp_path_factory.mktemp("steps")
     write_csv(folder, task_rows(7))
     return load_data(steps_recipe(folder, model=QWEN)).train[1]
@@ -106,17 +106,17 @@ def test_the_first_step_has_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [python_dict, with_line_breaks])
-def test_mended_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -> None:
+def test_repaired_cells_say_the_same_and_are_counted(write: Any, tmp_path: Path) -> None:
     plain = samples(tmp_path / "plain", task_rows(1))
-    mended = samples(tmp_path / "mended", task_rows(1, write))
-    for one, other in zip(plain, mended, strict=True):
+    repaired = samples(tmp_path / "repaired", task_rows(1, write))
+    for one, other in zip(plain, repaired, strict=True):
         assert one.reference["long_term"] == other.reference["long_term"]
         assert (one.reference["action"], one.reference["place"]) == (
             other.reference["action"],
             other.reference["place"],
         )
-    assert mended[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
-    assert noted(tmp_path / "mended", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
+    assert repaired[0].reference["short_term"]["last_observation"].split() == ["the", "dialog's", "open"]
+    assert noted(tmp_path / "repaired", task_rows(1, write))["tasks.steps.output_repaired"].startswith("4 rows: ")
 
 
 def test_jsonl_and_parquet_hold_the_same_steps(tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_a_data_set_with_columns_of_its_own_is_mapped(tmp_path: Path) -> None:
         ("CLICK", "Lens"),
         ("ZOOM", "Image"),
     ]
-    # No column of points: the middle of the box is meant.
+    # No column of points: the centre of the box is meant.
     assert (found[0].reference["place"], found[1].reference["place"]) == ([20, 30], None)
 
 
-def test_steps_are_ordered_by_their_numbers_wherever_they_stand_in_the_file(tmp_path: Path) -> None:
+def test_steps_are_ordered_by_their_numbers_in_any_file_order(tmp_path: Path) -> None:
     rows = [*task_rows(1), *task_rows(2)]
     Random(0).shuffle(rows)
     found = {(one.group, one.fields["place"]): one for one in samples(tmp_path, rows)}
@@ -169,7 +169,7 @@ def test_steps_are_ordered_by_their_numbers_wherever_they_stand_in_the_file(tmp_
         assert one.fields["memory"].long_term.get("completed_subtasks", []) == [t for _, t, _ in LOAD[: place - 1]]
 
 
-def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path) -> None:
+def test_without_numbers_the_order_of_the_file_counts_and_is_reported(tmp_path: Path) -> None:
     rows = task_rows(1)
     rows[2]["Grounding"] = ""
     text = told(tmp_path, rows)
@@ -178,7 +178,7 @@ def test_without_numbers_the_order_of_the_file_counts_and_is_told(tmp_path: Path
 
 
 @pytest.mark.parametrize("step", ["", "step {} of 4", "1.{}"])
-def test_tasks_of_which_no_row_says_its_step_are_told_too(step: str, tmp_path: Path) -> None:
+def test_tasks_of_which_no_row_says_its_step_are_reported_too(step: str, tmp_path: Path) -> None:
     rows = [{**one, "Grounding": "", "Step": step.format(number)} for number, one in enumerate(task_rows(1), 1)]
     assert "1 task with rows that say no step, and so in the order of the file" in told(tmp_path, rows)
 
@@ -211,7 +211,7 @@ def test_nan_in_a_cell_is_nothing(tmp_path: Path) -> None:
     assert "NaN" not in STEPS.target(second) + STEPS.question(third)
 
 
-def test_missing_steps_are_told_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
+def test_missing_steps_are_reported_and_the_step_after_a_gap_is_left_out(tmp_path: Path) -> None:
     rows = [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"]
     text = told(tmp_path, rows)
     assert "1 task with missing steps (for example task 2 lacks step 2)" in text
@@ -235,7 +235,7 @@ def test_too_many_gaps_stop_the_run(tmp_path: Path) -> None:
         samples(tmp_path, [one for one in task_rows(2) if one["Image_id"] != "2_2"])
 
 
-def test_of_repeated_steps_the_first_stays_and_they_are_told(tmp_path: Path) -> None:
+def test_of_repeated_steps_the_first_stays_and_are_reported(tmp_path: Path) -> None:
     rows = [*task_rows(1), row(1, 2, (*LOAD[:1], ("ZOOM", "Image", [1, 1]), *LOAD[2:]))]
     text = told(tmp_path, rows)
     assert "1 task with steps that several rows have (for example task 1, step 2)" in text
@@ -300,7 +300,7 @@ def test_what_cannot_be_used_is_counted_by_code(change: dict[str, str], code: st
     assert len(load_data(steps_recipe(tmp_path, max_dropped=1)).train) == 4
 
 
-def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is_told(tmp_path: Path) -> None:
+def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is_reported(tmp_path: Path) -> None:
     bare = {**row(1, 1), "Output": json.dumps({"Short Term": {}, "Long Term": {}})}
     other = {**row(2, 1), "Output": json.dumps({"Predicted": {"action": "ZOOM", "target": "x", "coords": None}})}
     far = row(3, 1, (("CLICK", "Load volume", [100, 50]),))
@@ -317,7 +317,7 @@ def test_what_output_leaves_out_comes_from_grounding_and_where_they_differ_it_is
     assert found["tasks.steps.point_outside_box"].startswith("1 row: ")
 
 
-def test_places_may_be_written_in_shares_or_thousandths(tmp_path: Path) -> None:
+def test_coordinates_may_be_fractions_or_thousandths(tmp_path: Path) -> None:
     one = {
         **row(1, 1),
         "Output": json.dumps({"Predicted": {"action": "CLICK", "coords": [0.25, 0.5]}}),
@@ -357,7 +357,7 @@ def test_the_order_is_kept_beside_the_index_and_travels_with_the_samples(
     write_csv(tmp_path, [one for one in [*task_rows(1), *task_rows(2)] if one["Image_id"] != "2_2"])
     recipe = steps_recipe(tmp_path, max_dropped=1)
     first = load_data(recipe)
-    monkeypatch.setattr("toolkit.data.loading.source.take_survey", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("toolkit.data.loading.source.scan_rows", lambda *_: pytest.fail("read again"))
     again = load_data(recipe)
     assert (again.fingerprint, again.announcements) == (first.fingerprint, first.announcements)
     assert list(pickle.loads(pickle.dumps(again.train[2:]))) == list(first.train)[2:]
@@ -467,7 +467,7 @@ SENTINELS = {
 
 @given(st.sets(st.sampled_from(["goal", "image", "short_term", "long_term"]), min_size=1), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last: bool) -> None:
+def test_no_part_of_the_reference_is_in_the_prompt(sections: set[str], last: bool) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -485,7 +485,7 @@ def test_no_part_of_the_reference_stands_in_the_prompt(sections: set[str], last:
 
 
 @pytest.mark.parametrize("own_columns", [False, True])
-def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns: bool, tmp_path: Path) -> None:
+def test_no_part_of_the_reference_is_in_the_model_input(own_columns: bool, tmp_path: Path) -> None:
     rows = [{**one, "Site": "SITE"} for one in task_rows(1)]
     last = rows[-1] | {name: json.dumps(value) for name, value in SENTINELS.items()}
     last["Grounding"] = last["Grounding"].replace('"step": 2', '"step": 4')
@@ -496,15 +496,15 @@ def test_no_part_of_the_reference_stands_in_what_the_model_is_given(own_columns:
     recipe = steps_recipe(tmp_path)
     recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"context": ("Site",)})})
     sample = load_data(recipe).train[3]
-    prompts = Prompts.of(recipe, ImageStore.of(recipe.images))
-    given = render_prompt(HfBackend().load_reader(recipe).processor, prompts.messages(sample))
+    prompts = Prompts.of(recipe, ImageStore.from_recipe(recipe.images))
+    given = render_prompt(HfBackend().load_without_model(recipe).processor, prompts.messages(sample))
     assert ("SITE" in given, "Load scan 1" in given, "Note" in given) == (True, True, True)  # context, goal, memory
     assert "SENTINEL" in prompts.task.target(sample)
     assert "SENTINEL" not in given + repr(prompts.row(sample))
 
 
 def own_columns_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The same step in a data set with a column for each part."""
+    """Return the same step in a dataset with a column for each part."""
     output = json.loads(row["Output"])
     action = output["Predicted"]["predicted_action"]
     memories = {name: json.dumps(output[name]) for name in ("Short Term", "Long Term")}
@@ -567,10 +567,10 @@ GOOD = (
         (f"```json\n{GOOD}\n```", ["a code fence"]),
         (f"The next step is:\n{GOOD}\nDone.", ["text around the JSON"]),
         (f"{GOOD}\n{GOOD}", ["several objects"]),
-        (GOOD.replace("[500,500]}}}", "[500,500],}}}"), [MENDED]),
-        (GOOD.replace('"', "'"), [MENDED]),
-        (GOOD[:-3], [MENDED]),
-        (f'{{"thought":1}} {GOOD[:-1]}', [MENDED]),
+        (GOOD.replace("[500,500]}}}", "[500,500],}}}"), [REPAIRED]),
+        (GOOD.replace('"', "'"), [REPAIRED]),
+        (GOOD[:-3], [REPAIRED]),
+        (f'{{"thought":1}} {GOOD[:-1]}', [REPAIRED]),
         (GOOD.replace("Short Term", "short_term").replace("Long Term", "LONG TERM"), []),
         (GOOD.replace("coords", "Coordinates").replace("[500,500]", '{"x":500,"y":500}'), []),
         (GOOD.replace("[500,500]", '"(500, 500)"'), []),
@@ -588,7 +588,7 @@ def test_an_answer_is_read_in_many_spellings(completion: str, faults: list[str],
     assert answer.problem is None
     assert (answer.values["action"], answer.values["target"], answer.values["place"]) == ("CLICK", "Save", [200, 150])
     assert answer.values["faults"] == faults
-    assert answer.values["repaired"] == (MENDED in faults)
+    assert answer.values["repaired"] == (REPAIRED in faults)
     assert STEPS.scores(step, answer)["json"] == float(not faults)
 
 
@@ -669,7 +669,7 @@ def test_no_completion_makes_the_parser_fail(step: Sample, completion: str) -> N
     ],
 )
 def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | None) -> None:
-    assert read_place(value) == place
+    assert parse_point_or_box(value) == place
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_places_are_read_in_many_forms(value: Any, place: tuple[float, ...] | No
 )
 def test_other_things_are_no_place(value: Any) -> None:
     with pytest.raises(ValueError, match=r"is no|two or four"):
-        read_place(value)
+        parse_point_or_box(value)
 
 
 # Memories

@@ -1,4 +1,4 @@
-"""That memory is learned: the tiny model, trained for a moment on practice steps, works with it and is lost without."""
+"""The tiny model learns to use agent memory: it works with it and fails without it."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def test_memory_is_learned_and_worth_much_on_held_out_tasks(tmp_path: Path) -> N
     run_recipe(recipe, STAGES)
     record: dict[str, Any] = read_json(tmp_path / "steps_tiny" / "stages" / "evaluate-sft" / "metrics.json")
     ways, differences = record["agent_memory"]["ways"], record["agent_memory"]["differences"]
-    # A share of 0.1 is what is asked of each; the full recipe has 0.57 between own memory and none.
+    # A fraction of 0.1 is what is asked of each. The full recipe has 0.57 between own memory and none.
     for other in (differences["own"]["off"], differences["reference"]["off"]):
         assert other["step"]["clear"]
         assert other["step"]["difference"]["low"] > 0.1

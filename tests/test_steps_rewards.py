@@ -1,4 +1,4 @@
-"""Rewards of steps: worked examples, what applies to what, and that nothing is right because it is missing."""
+"""Rewards of GUI steps: worked examples, applicability, and no credit for missing parts."""
 
 import doctest
 from dataclasses import replace
@@ -77,18 +77,18 @@ def test_what_applies_depends_on_the_reference_alone() -> None:
         ([99, 31], 0),
         ([101, 29], 0),
         ([119, 49], 1),
-        ([90, 20, 130, 60], 1),  # the middle of an answered box
+        ([90, 20, 130, 60], 1),  # the centre of an answered box
         (None, 0),
     ],
 )
-def test_a_point_lies_in_the_box_or_not(place: list[float] | None, inside: int) -> None:
+def test_a_point_is_in_the_box_or_not(place: list[float] | None, inside: int) -> None:
     answer = Answer("…", {**RIGHT, "place": place})
     assert in_box(EXAMPLE, answer) == REWARDS["grounding"](EXAMPLE, answer) == inside
 
 
 def test_where_there_is_no_box_the_distance_counts() -> None:
     point = other(box=None)
-    # 30 pixels to the right and 40 down are 50 pixels; the diagonal of 400 x 300 has 500.
+    # 30 pixels to the right and 40 down are 50 pixels. The diagonal of 400 x 300 has 500.
     assert rewards(point, place=[140, 80])["grounding"] == pytest.approx(0.9)
     assert rewards(point, place=[5000, 5000])["grounding"] == 0
 
@@ -142,7 +142,7 @@ def test_a_label_is_never_lost_and_stays_as_it_is(text: str) -> None:
 
 
 @given(st.text(alphabet="abc d", max_size=10), st.text(alphabet="abc d", min_size=1, max_size=10))
-def test_the_fuzzy_share_is_that_of_insertions_and_deletions(read: str, wanted: str) -> None:
+def test_the_fuzzy_similarity_counts_insertions_and_deletions(read: str, wanted: str) -> None:
     value = rewards(other(target=wanted), target=read)["target_fuzzy"]
     one, two = label_text(read), label_text(wanted)
     assert value == pytest.approx(Indel.normalized_similarity(one, two) if one else 0)

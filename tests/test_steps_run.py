@@ -1,4 +1,4 @@
-"""Steps from a CSV to a trained run: every stage, with and without the picture, prediction, rewards by hand."""
+"""GUI steps from a CSV to a trained run: every stage, with and without images, prediction, hand-computed rewards."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from stepping import task_rows, write_csv
 from training import small_recipe
 
+from tests.helpers.problems import raises
 from toolkit.errors import DataError
 from toolkit.evaluation.predict import predict
 from toolkit.pipeline import read_results, run_recipe
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def trained(folder: Path, sections: tuple[str, ...], **more: Any) -> Recipe:
-    """A recipe whose run trained two steps of SFT and GRPO on seven tasks."""
+    """Return a recipe whose run trained two steps of SFT and GRPO on seven tasks."""
     rows = [{**one, "Application": f"viewer {task % 2}"} for task in range(1, 11) for one in task_rows(task)]
     write_csv(folder, rows)
     tables = {
@@ -76,16 +77,16 @@ def test_predictions_name_the_task_and_what_is_right(steps: Recipe) -> None:
     assert all(line["reference"]["action"] and line["question"].startswith("Load scan") for line in lines)
 
 
-def test_a_screenshot_of_ones_own_is_asked_about(steps: Recipe) -> None:
+def test_prediction_accepts_an_own_screenshot(steps: Recipe) -> None:
     screen = next((Path(steps.data.train or "").parent / "images").iterdir())
     answer = predict(find_run(steps.run_folder), "Load the MRI scan", [screen])
     assert answer.problem or answer.values["action"]
-    with pytest.raises(DataError, match=r"a step has one screenshot"):
+    with raises(DataError, "predict.question_invalid"):
         predict(find_run(steps.run_folder), "Load the MRI scan", [screen, screen])
 
 
 def test_given_answers_are_scored_with_their_reasons(steps: Recipe, tmp_path: Path) -> None:
-    # The second row is the second step of task 1; the tiny model's coordinates run from 0 to 100.
+    # The second row is the second step of task 1. The tiny model's coordinates run from 0 to 100.
     predicted = {"action": "SCROLL", "target": "axial slice", "coords": [50, 50]}
     by_id = {"id": "1", "completion": json.dumps({"Predicted": {"predicted_action": predicted}})}
     row = {**task_rows(1)[1], "width": 400, "height": 300}
@@ -100,6 +101,6 @@ def test_given_answers_are_scored_with_their_reasons(steps: Recipe, tmp_path: Pa
     assert len(score_file(steps, predictions)) == len(read_lines(predictions)) == 12
 
 
-def test_rows_without_a_picture_are_trained_and_asked(tmp_path: Path) -> None:
+def test_rows_without_an_image_are_trained_and_evaluated(tmp_path: Path) -> None:
     recipe = trained(tmp_path, ("goal", "long_term"), export={"to": ("merged",), "verify": 2})
     assert read_results(RunFolder(recipe.run_folder)).rows[-1].label == "after GRPO"

@@ -1,4 +1,4 @@
-"""Practice films: the same on every machine, 16 bits, no film in two splits, and answers that can be seen."""
+"""Synthetic radiographs: reproducible, 16 bits, split without leakage, and with visible answers."""
 
 import hashlib
 import json
@@ -12,8 +12,9 @@ from training import small_recipe
 
 from toolkit.data.loading import load_data
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.chest import FINDINGS, LETTERS, QUESTION_KINDS, make_film, questions_about, write_chest
-from toolkit.synthetic.radiograph import draw_film
+from toolkit.synthetic.chest import FINDINGS, make_case
+from toolkit.synthetic.radiograph import draw_radiograph
+from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, make_questions, write_chest
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
 REXVQA = {
@@ -43,7 +44,7 @@ def records(folder: Path, split: str) -> dict[str, dict[str, object]]:
     return made
 
 
-def test_each_split_has_as_many_questions_as_asked(folder: Path) -> None:
+def test_each_split_has_the_requested_number_of_questions(folder: Path) -> None:
     assert [len(records(folder, split)) for split in ("train", "validation", "test")] == [40, 11, 20]
 
 
@@ -55,15 +56,15 @@ def test_records_have_the_fields_of_rexvqa(folder: Path) -> None:
         assert record["correct_answer"] in letters
 
 
-def test_no_film_stands_in_two_splits(folder: Path) -> None:
-    films = [
+def test_no_radiograph_is_in_two_splits(folder: Path) -> None:
+    images = [
         {str(r["ImagePath"]) for r in records(folder, split).values()} for split in ("train", "validation", "test")
     ]
-    assert films[0].isdisjoint(films[1] | films[2])
-    assert films[1].isdisjoint(films[2])
+    assert images[0].isdisjoint(images[1] | images[2])
+    assert images[1].isdisjoint(images[2])
 
 
-def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_files_depend_only_on_the_seed(tmp_path: Path) -> None:
     synthetic = SyntheticData(kind="chest", train=4, test=2, size=64)
 
     def digest(name: str, seed: int) -> str:
@@ -74,61 +75,61 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert digest("one", 1) == digest("two", 1) != digest("three", 2)
 
 
-def test_films_use_more_than_eight_bits(folder: Path) -> None:
+def test_radiographs_use_more_than_eight_bits(folder: Path) -> None:
     for path in sorted((folder / "images").glob("*.png"))[:10]:
-        film = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        assert film.dtype == np.uint16
-        assert len(np.unique(film)) > 256
-        assert film.max() > 255
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert pixels.dtype == np.uint16
+        assert len(np.unique(pixels)) > 256
+        assert pixels.max() > 255
 
 
-def test_every_row_can_be_used(folder: Path, tmp_path: Path) -> None:
+def test_every_row_is_usable(folder: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     data = load_data(recipe, folder)
     assert not data.dropped
     assert len(data.train) == 40
 
 
-def test_questions_that_a_film_cannot_answer_are_not_asked() -> None:
-    asked = [kind.rpartition("-")[2] for i in range(60) for kind, _ in questions_about(*make_film(2, i))]
-    assert set(asked) == set(QUESTION_KINDS)
+def test_every_question_applies_to_its_case() -> None:
+    kinds_seen = [kind.rpartition("-")[2] for i in range(60) for kind, _ in make_questions(*make_case(2, i))]
+    assert set(kinds_seen) == set(QUESTION_KINDS)
     for i in range(60):
-        film, rng = make_film(2, i)
-        kinds = [name.rpartition("-")[2] for name, _ in questions_about(film, rng)]
-        assert "zone" not in kinds or film.place.endswith("zone")
+        case, rng = make_case(2, i)
+        kinds = [name.rpartition("-")[2] for name, _ in make_questions(case, rng)]
+        assert "zone" not in kinds or case.location.endswith("zone")
 
 
-def test_the_finding_can_be_seen() -> None:
-    """A linear classifier on 24 x 24 pixels names the finding of films it has not seen; chance is one in seven."""
+def test_a_linear_classifier_recognises_the_finding() -> None:
+    """On held-out cases, from 24 x 24 pixels. Chance is one in seven."""
 
-    def films(first: int, count: int) -> tuple[np.ndarray, list[str]]:
+    def examples(first: int, count: int) -> tuple[np.ndarray, list[str]]:
         pixels, names = [], []
         for i in range(first, first + count):
-            film, rng = make_film(11, i)
-            light = draw_film(film.finding.name, film.place, 96, rng)
+            case, rng = make_case(11, i)
+            light = draw_radiograph(case.finding.name, case.location, 96, rng)
             pixels.append(cv2.resize(light, (24, 24), interpolation=cv2.INTER_AREA).ravel())
-            names.append(film.finding.name)
+            names.append(case.finding.name)
         return np.array(pixels), names
 
-    train, names = films(0, 500)
-    test, truth = films(500, 150)
-    accuracy = LogisticRegression(max_iter=500).fit(train, names).score(test, truth)
+    train, names = examples(0, 500)
+    test, labels = examples(500, 150)
+    accuracy = LogisticRegression(max_iter=500).fit(train, names).score(test, labels)
     assert accuracy > 4 / len(FINDINGS)
 
 
-def test_short_answers_are_true_of_their_film_and_the_films_are_those_of_the_seed(tmp_path: Path) -> None:
+def test_short_answers_match_their_case_and_both_tasks_draw_the_same_images(tmp_path: Path) -> None:
     written = write_chest_vqa(tmp_path, SyntheticData(kind="chest_vqa", train=40, test=7, size=96), seed=5)
     rows = json.loads(written["train"].read_text(encoding="utf-8"))
     assert (len(rows), len(json.loads(written["test"].read_text(encoding="utf-8")))) == (40, 7)
     for row in rows.values():
-        film, _ = make_film(5, int(row["PatientID"].removeprefix("film")))
+        case, _ = make_case(5, int(row["PatientID"].removeprefix("film")))
         right = {
-            "Is the heart enlarged?": "yes" if film.finding.name == "Cardiomegaly" else "no",
+            "Is the heart enlarged?": "yes" if case.finding.name == "Cardiomegaly" else "no",
             "Are both lungs clear?": "yes"
-            if film.finding.name in ("No acute finding", "Cardiomegaly", "Pacemaker")
+            if case.finding.name in ("No acute finding", "Cardiomegaly", "Pacemaker")
             else "no",
-            "What is the primary finding?": film.finding.name.lower(),
-            "Which side of the chest shows an abnormality?": film.side,
+            "What is the primary finding?": case.finding.name.lower(),
+            "Which side of the chest shows an abnormality?": case.side,
         }
         assert row["answer"] == right[row["question"]] != ""
         assert row["answer_type"] == ("CLOSED" if row["answer"] in ("yes", "no") else "OPEN")

@@ -1,4 +1,4 @@
-"""Practice lesions: the same on every machine, in the layouts of the real sets, anywhere, with classes one can see."""
+"""Synthetic lesions: reproducible, in the layouts of HAM10000 and ISIC, with visible classes."""
 
 import csv
 import hashlib
@@ -17,21 +17,20 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.helpers.problems import raises
 from toolkit.errors import DataError
-from toolkit.prepare import Request, prepare_ham10000, prepare_isic
-from toolkit.synthetic.dermoscopy import Picture
-from toolkit.synthetic.lesion_tables import ANATOM_SITES, DIAGNOSES, ham10000_row
+from toolkit.prepare import PrepareRequest, prepare_ham10000, prepare_isic
+from toolkit.synthetic.dermoscopy import LesionImage
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos
 from toolkit.tasks.lesion.labels import HAM10000
-from toolkit.tasks.lesion.synthetic import MARKER, write_ham10000, write_isic
+from toolkit.tasks.lesion.synthetic import ANATOM_SITES, DIAGNOSES, MARKER, ham10000_row, write_ham10000, write_isic
 
 SIZE = (300, 225)
 EVEN = MappingProxyType(dict.fromkeys(FREQUENCIES, 1.0))
-Drawn = list[tuple[Photo, Picture]]
+Drawn = list[tuple[Photo, LesionImage]]
 
 
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
-    """Photographs with all classes equally often."""
+    """Return photographs with uniform class frequencies."""
     return [(photo, photo.draw(SIZE)) for photo in make_photos(500, 3, EVEN)]
 
 
@@ -53,12 +52,12 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def regions(mask: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
-    """Left, top, width and height of each connected region."""
+    """Return left, top, width and height of each connected region."""
     _, _, figures, _ = cv2.connectedComponentsWithStats(mask)
     return [tuple(row[:4]) for row in figures[1:].tolist()]
 
 
-def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(ham: Path, tmp_path: Path) -> None:
+def test_files_depend_only_on_the_seed(ham: Path, tmp_path: Path) -> None:
     write_ham10000(tmp_path / "again", 30, seed=5)
     write_ham10000(tmp_path / "other", 30, seed=6)
     first, again, other = digests(ham), digests(tmp_path / "again"), digests(tmp_path / "other")
@@ -67,7 +66,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(ham: Path, t
     assert not set(first.values()) & set(other.values())
 
 
-def test_photographs_do_not_depend_on_how_many_there_are() -> None:
+def test_a_smaller_dataset_is_a_prefix_of_a_larger_one() -> None:
     few, many = make_photos(7, 2), make_photos(40, 2)
     assert many[:7] == few
     assert np.array_equal(few[6].draw(SIZE).pixels, many[6].draw(SIZE).pixels)
@@ -77,7 +76,7 @@ def test_the_order_of_frequencies_does_not_matter() -> None:
     assert make_photos(30, 2, dict(reversed(FREQUENCIES.items()))) == make_photos(30, 2)
 
 
-def test_the_layout_is_that_of_ham10000(ham: Path) -> None:
+def test_the_layout_matches_ham10000(ham: Path) -> None:
     names = [row["image_id"] for row in table(ham / "HAM10000_metadata.csv")]
     assert names == [f"ISIC_{24306 + i:07d}" for i in range(30)]
     parts = [{path.stem for path in (ham / f"HAM10000_images_part_{i}").glob("*.jpg")} for i in (1, 2)]
@@ -88,7 +87,7 @@ def test_the_layout_is_that_of_ham10000(ham: Path) -> None:
     assert masks == {f"{name}_segmentation.png" for name in names}
 
 
-def test_masks_hold_0_and_255_and_pictures_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
+def test_masks_have_0_and_255_and_images_have_the_requested_size(tmp_path: Path) -> None:
     files = write_ham10000(tmp_path, 6, seed=1, size=(200, 160))
     for path in files["masks"].iterdir():
         mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -98,7 +97,7 @@ def test_masks_hold_0_and_255_and_pictures_have_the_size_that_was_asked_for(tmp_
         assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape == (160, 200, 3)
 
 
-def test_header_and_spelling_are_those_of_the_real_table(shared_data: Path) -> None:
+def test_columns_and_values_match_the_real_table(shared_data: Path) -> None:
     real = table(shared_data / "skin" / "ham10000" / "HAM10000_metadata.csv")
     made = [{key: str(value) for key, value in ham10000_row(photo).items()} for photo in make_photos(1000, 4)]
     assert list(made[0]) == list(real[0])
@@ -115,7 +114,7 @@ def test_some_ages_are_blank_and_some_sexes_and_sites_unknown() -> None:
     assert 0.005 < sum(row["localization"] == "unknown" for row in rows) / 1000 < 0.08
 
 
-def test_a_lesions_photographs_share_what_the_lesion_is_but_not_where_it_lies() -> None:
+def test_photographs_of_a_lesion_share_its_appearance_but_not_its_location() -> None:
     photos = make_photos(300, 8)
     by_lesion: dict[int, list[Photo]] = {}
     for photo in photos:
@@ -128,33 +127,33 @@ def test_a_lesions_photographs_share_what_the_lesion_is_but_not_where_it_lies() 
     assert not np.array_equal(one.draw(SIZE).mask, other.draw(SIZE).mask)
 
 
-def test_classes_are_as_frequent_as_asked() -> None:
+def test_class_frequencies_match_the_request() -> None:
     counts = Counter(photo.lesion.dx for photo in make_photos(3000, 1))
     shares = {dx: count / 3000 for dx, count in counts.items()}
     assert shares == pytest.approx(FREQUENCIES, abs=0.04)
     assert {photo.lesion.dx for photo in make_photos(50, 1, {"df": 1, "mel": 3})} == {"df", "mel"}
 
 
-def test_one_picture_in_seven_shows_two_lesions_apart(drawn: Drawn) -> None:
-    counts = [len(regions(picture.mask)) for _, picture in drawn]
+def test_one_image_in_seven_has_two_disjoint_lesions(drawn: Drawn) -> None:
+    counts = [len(regions(image.mask)) for _, image in drawn]
     assert counts == [len(photo.lesion.spots) for photo, _ in drawn]
     assert set(counts) == {1, 2}
     # 15 % of some 290 lesions: two standard deviations are 4.2 points, more for their photographs.
     assert counts.count(2) / len(counts) == pytest.approx(0.15, abs=0.06)
 
 
-def test_lesions_have_the_size_that_they_should(drawn: Drawn) -> None:
-    for photo, picture in drawn:
-        whole = sum(spot.share for spot in photo.lesion.spots)
-        seen = np.count_nonzero(picture.mask) / picture.mask.size
+def test_lesion_areas_are_in_range(drawn: Drawn) -> None:
+    for photo, image in drawn:
+        whole = sum(spot.fraction for spot in photo.lesion.spots)
+        seen = np.count_nonzero(image.mask) / image.mask.size
         assert 0.7 * whole < seen < 1.05 * whole + 0.005
-        assert all(0.04 <= spot.share <= 0.25 for spot in photo.lesion.spots)
+        assert all(0.04 <= spot.fraction <= 0.25 for spot in photo.lesion.spots)
 
 
-def test_lesions_lie_everywhere(drawn: Drawn) -> None:
+def test_lesions_occur_in_every_grid_cell(drawn: Drawn) -> None:
     places: Counter[tuple[int, int]] = Counter()
-    for _, picture in drawn:
-        for x, y, width, height in regions(picture.mask):
+    for _, image in drawn:
+        for x, y, width, height in regions(image.mask):
             places[int(3 * (x + width / 2) / SIZE[0]), int(3 * (y + height / 2) / SIZE[1])] += 1
     even = sum(places.values()) / 9
     assert len(places) == 9
@@ -163,39 +162,39 @@ def test_lesions_lie_everywhere(drawn: Drawn) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (112, 112), (450, 600), (400, 100)])
-def test_pictures_of_any_shape_hold_their_lesions(size: tuple[int, int]) -> None:
+def test_images_of_any_shape_have_lesions(size: tuple[int, int]) -> None:
     for photo in make_photos(40, 6):
-        picture = photo.draw(size)
-        assert picture.pixels.shape == (size[1], size[0], 3)
-        assert len(regions(picture.mask)) == len(photo.lesion.spots)
+        image = photo.draw(size)
+        assert image.pixels.shape == (size[1], size[0], 3)
+        assert len(regions(image.mask)) == len(photo.lesion.spots)
 
 
-def test_masks_agree_with_the_pictures(drawn: Drawn) -> None:
+def test_masks_match_the_images(drawn: Drawn) -> None:
     kernel = np.ones((9, 9), np.uint8)
-    for photo, picture in drawn:
-        inside = picture.mask > 0
-        outside = cv2.dilate(picture.mask, kernel) == 0
-        difference = picture.pixels[inside].mean(0) - picture.pixels[outside].mean(0)
-        # The means' own error is below 0.1; the white and the brown of a dermatofibroma partly cancel on tanned skin.
+    for photo, image in drawn:
+        inside = image.mask > 0
+        outside = cv2.dilate(image.mask, kernel) == 0
+        difference = image.pixels[inside].mean(0) - image.pixels[outside].mean(0)
+        # The means' own error is below 0.1. The white and the brown of a dermatofibroma partly cancel on tanned skin.
         assert np.abs(difference).max() > 6, photo.lesion.dx
         # The border lies where the mask says: a rim within it is nearer to the lesion than a rim around it.
-        rims = inside & (cv2.erode(picture.mask, kernel) == 0), ~inside & ~outside
-        within, around = (picture.pixels[rim].mean(0) - picture.pixels[outside].mean(0) for rim in rims)
+        rims = inside & (cv2.erode(image.mask, kernel) == 0), ~inside & ~outside
+        within, around = (image.pixels[rim].mean(0) - image.pixels[outside].mean(0) for rim in rims)
         assert np.linalg.norm(within) > np.linalg.norm(around), photo.lesion.dx
 
 
-def look(picture: Picture) -> list[float]:
-    """Mean and deviation of the colours inside, and how much longer the border is than a circle's."""
-    inside = picture.pixels[picture.mask > 0].astype(float)
-    outlines, _ = cv2.findContours(picture.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+def look(image: LesionImage) -> list[float]:
+    """Return mean and standard deviation of the colours in the mask, and border length relative to a circle."""
+    inside = image.pixels[image.mask > 0].astype(float)
+    outlines, _ = cv2.findContours(image.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     largest = max(outlines, key=cv2.contourArea)
     irregularity = cv2.arcLength(largest, True) ** 2 / (4 * np.pi * cv2.contourArea(largest))
     return [*inside.mean(0), *inside.std(0), irregularity]
 
 
-def test_the_class_can_be_seen(drawn: Drawn) -> None:
-    """A linear classifier on seven numbers names the class of lesions it has not seen; chance is one in seven."""
-    seen = [(look(picture), photo.lesion.dx, photo.lesion.number % 3 == 0) for photo, picture in drawn]
+def test_a_linear_classifier_recognises_the_class(drawn: Drawn) -> None:
+    """On held-out lesions, from seven features. Chance is one in seven."""
+    seen = [(look(image), photo.lesion.dx, photo.lesion.number % 3 == 0) for photo, image in drawn]
     train, test = ([one for one in seen if one[2] is held_out] for held_out in (False, True))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([look for look, *_ in train], [dx for _, dx, _ in train])
@@ -206,7 +205,7 @@ def test_the_class_can_be_seen(drawn: Drawn) -> None:
     assert min(recalls.values()) > 0.8, recalls
 
 
-def test_what_is_whole_is_not_written_again(tmp_path: Path) -> None:
+def test_complete_files_are_not_rewritten(tmp_path: Path) -> None:
     files = write_ham10000(tmp_path, 6, seed=1)
     before = digests(tmp_path)
     kept, lost = sorted(files["masks"].iterdir())[:2]
@@ -219,7 +218,7 @@ def test_what_is_whole_is_not_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"images": 4}, {"images": 9}, {"seed": 2}, {"size": (120, 90)}])
 @pytest.mark.parametrize("write", [write_ham10000, write_isic])
-def test_a_folder_asked_for_otherwise_is_as_if_it_were_new(write: object, change: dict, tmp_path: Path) -> None:
+def test_a_changed_request_gives_the_files_of_a_new_folder(write: object, change: dict, tmp_path: Path) -> None:
     wanted = {"images": 6, "seed": 1, "size": (160, 120)} | change
     write(tmp_path / "one", 6, seed=1, size=(160, 120))  # type: ignore[operator]
     write(tmp_path / "one", **wanted)  # type: ignore[operator]
@@ -227,7 +226,7 @@ def test_a_folder_asked_for_otherwise_is_as_if_it_were_new(write: object, change
     assert digests(tmp_path / "one") == digests(tmp_path / "new")
 
 
-def test_a_folder_of_real_pictures_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_real_images_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "HAM10000_images_part_1").mkdir()
     with raises(DataError, "synthetic.folder_of_other_data") as caught:
         write_ham10000(tmp_path, 3, seed=1)
@@ -264,16 +263,16 @@ def test_arguments_out_of_range_are_rejected(wrong: dict, code: str, value: obje
     assert not (tmp_path / "set").exists()
 
 
-def test_the_ham10000_layout_can_be_prepared(ham: Path, tmp_path: Path) -> None:
+def test_prepare_accepts_the_ham10000_layout(ham: Path, tmp_path: Path) -> None:
     parts = [ham / f"HAM10000_images_part_{i}" for i in (1, 2)]
     masks, metadata = ham / "HAM10000_segmentations_lesion", ham / "HAM10000_metadata.csv"
-    prepare_ham10000(parts, masks, metadata, Request(tmp_path / "out"))
+    prepare_ham10000(parts, masks, metadata, PrepareRequest(tmp_path / "out"))
     rows = table(tmp_path / "out" / "ham10000_with_spatial_data.csv")
     assert len(rows) == 30
     assert all(row["mask_available"].lower() == "true" and row["spatial_description"] for row in rows)
 
 
-def test_the_isic_layout_can_be_prepared_and_names_diagnoses_that_are_known(tmp_path: Path) -> None:
+def test_prepare_accepts_the_isic_layout_and_its_diagnoses(tmp_path: Path) -> None:
     files = write_isic(tmp_path / "isic", 20, seed=5, frequencies=EVEN)
     rows = table(files["metadata"])
     assert len(rows) == len(list(files["images"].glob("*.jpg"))) == len(list(files["masks"].iterdir())) == 20
@@ -281,13 +280,13 @@ def test_the_isic_layout_can_be_prepared_and_names_diagnoses_that_are_known(tmp_
         "isic_id,attribution,copyright_license,age_approx,anatom_site_general,benign_malignant,diagnosis_1,diagnosis_2,"
         "diagnosis_3,image_type,sex,patient_id,lesion_id"
     )
-    prepare_isic(tmp_path / "isic", 2, Request(tmp_path / "out"))
+    prepare_isic(tmp_path / "isic", 2, PrepareRequest(tmp_path / "out"))
     prepared = table(tmp_path / "out" / "isic_stage2.csv")
     assert {row["image_name"] for row in prepared} == {row["isic_id"] for row in rows}
     assert all(row["bbox"] and row["diagnosis"] for row in prepared)
 
 
-def test_isic_names_the_classes_so_that_they_are_understood() -> None:
+def test_isic_diagnoses_map_to_the_classes() -> None:
     assert {dx: HAM10000.read(diagnosis.levels[2])[0] for dx, diagnosis in DIAGNOSES.items()} == {
         dx: dx for dx in FREQUENCIES
     }
@@ -295,7 +294,7 @@ def test_isic_names_the_classes_so_that_they_are_understood() -> None:
     assert sites == ANATOM_SITES.keys()
 
 
-def test_both_layouts_hold_the_same_pictures(ham: Path, tmp_path: Path) -> None:
+def test_both_layouts_have_the_same_images(ham: Path, tmp_path: Path) -> None:
     write_isic(tmp_path, 4, seed=5)
     for path in sorted(tmp_path.glob("*.jpg")):
         (same,) = ham.rglob(path.name)

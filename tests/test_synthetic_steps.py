@@ -1,4 +1,4 @@
-"""Practice steps: the CSV of a step predictor, screens that show the widgets and not the progress, memory that does."""
+"""Synthetic GUI tasks: rows, screens without progress, and agent memory that has the progress."""
 
 import csv
 import hashlib
@@ -19,13 +19,23 @@ from toolkit.recipe import SyntheticData
 from toolkit.recipe.checks import SMALLEST
 from toolkit.synthetic.gui_icons import ICONS
 from toolkit.synthetic.gui_layouts import APPLICATIONS, make_layout
-from toolkit.synthetic.gui_tasks import WORDS, WORKFLOWS, Task, answer, make_task, memory_after, memory_before, place
 from toolkit.synthetic.gui_viewer import LEAST_SIDE, draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
-from toolkit.tasks.steps.synthetic import rows_of, write_steps
+from toolkit.tasks.steps.synthetic import (
+    WORDS,
+    WORKFLOWS,
+    GuiTask,
+    agent_memory_after,
+    agent_memory_before,
+    make_gui_task,
+    reference_answer,
+    rows_of,
+    widget_box,
+    write_steps,
+)
 
 SPLITS = ("train", "validation", "test")
-ASKED = {"train": 60, "validation": 9, "test": 30}
+REQUESTED = {"train": 60, "validation": 9, "test": 30}
 SIZE = 160
 ACTIONS = {"CLICK", "SCROLL", "ZOOM", "SEGMENT", "TEXT", "COMPLETE"}
 
@@ -35,13 +45,13 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("steps")
-    write_steps(made, SyntheticData(kind="steps", size=SIZE, **ASKED), seed=5)
+    write_steps(made, SyntheticData(kind="steps", size=SIZE, **REQUESTED), seed=5)
     return made
 
 
 @pytest.fixture(scope="module")
-def tasks() -> list[Task]:
-    return [make_task(11, index) for index in range(400)]
+def tasks() -> list[GuiTask]:
+    return [make_gui_task(11, index) for index in range(400)]
 
 
 def table(folder: Path, split: str) -> list[Row]:
@@ -70,7 +80,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_rows_have_the_layout_of_a_step_predictors_table(folder: Path) -> None:
+def test_rows_have_the_columns_of_the_task(folder: Path) -> None:
     for row in table(folder, "train"):
         assert list(row) == ["Task_id", "Image_id", "Instruction", "Output", "Grounding", "Application"]
         output = row["Output"]
@@ -100,7 +110,7 @@ def test_prediction_and_ground_truth_agree(folder: Path) -> None:
             assert original["screenshot"] == row["Image_id"]
 
 
-def test_a_task_is_whole_in_order_and_ends_once(folder: Path) -> None:
+def test_a_task_is_complete_ordered_and_ends_once(folder: Path) -> None:
     for rows in by_task(folder).values():
         assert 4 <= len(rows) <= 8
         assert [truth(row)["original_step_data"]["step"] for row in rows] == list(range(1, len(rows) + 1))
@@ -108,15 +118,15 @@ def test_a_task_is_whole_in_order_and_ends_once(folder: Path) -> None:
         assert len({(row["Instruction"], row["Application"]) for row in rows}) == 1
 
 
-def test_splits_hold_whole_tasks_up_to_the_rows_that_are_asked_for(folder: Path) -> None:
+def test_splits_have_whole_tasks_and_at_least_the_requested_rows(folder: Path) -> None:
     names = {split: {row["Task_id"] for row in table(folder, split)} for split in SPLITS}
     assert sum(map(len, names.values())) == len(set().union(*names.values()))
-    for split, asked in ASKED.items():
+    for split, asked in REQUESTED.items():
         # A task has 8 steps at most, and the last one is begun because a row is missing.
         assert asked <= len(table(folder, split)) <= asked + 7
 
 
-def test_every_screen_is_named_by_one_row_and_is_its_own(folder: Path) -> None:
+def test_every_row_has_its_own_screen(folder: Path) -> None:
     named = [row["Image_id"] for rows in by_task(folder).values() for row in rows]
     written = digests(folder / "screens")
     assert sorted(named) == sorted(f"screens/{name}" for name in written)
@@ -126,7 +136,7 @@ def test_every_screen_is_named_by_one_row_and_is_its_own(folder: Path) -> None:
             assert (screen.size, screen.mode) == ((SIZE, SIZE), "RGB")
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_files_depend_only_on_the_seed(tmp_path: Path) -> None:
     wanted = SyntheticData(kind="steps", train=12, test=5, size=112)
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
         files = write_steps(tmp_path / name, wanted, seed)
@@ -136,7 +146,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: P
     assert digests(tmp_path / "one")["train.csv"] != digests(tmp_path / "three")["train.csv"]
 
 
-def test_memory_holds_what_is_done_after_the_step(folder: Path) -> None:
+def test_agent_memory_has_the_completed_subtasks(folder: Path) -> None:
     for rows in by_task(folder).values():
         widgets = [truth(row)["target"].split()[0] for row in rows[:-1]]
         for done, row in enumerate(rows, 1):
@@ -148,16 +158,16 @@ def test_memory_holds_what_is_done_after_the_step(folder: Path) -> None:
             assert long["overall_progress"] == f"{min(done, len(widgets))} of {len(widgets)}"
 
 
-def test_a_step_is_given_the_memory_of_the_step_before(tasks: list[Task]) -> None:
+def test_a_gui_step_gets_the_agent_memory_of_the_previous_step(tasks: list[GuiTask]) -> None:
     for task in tasks[:30]:
-        assert memory_before(task, task.steps[0]) == {"Short Term": {}, "Long Term": {}}
+        assert agent_memory_before(task, task.steps[0]) == {"Short Term": {}, "Long Term": {}}
         for before, step in zip(task.steps, task.steps[1:], strict=False):
-            assert memory_before(task, step) == memory_after(task, before)
-            assert memory_before(task, step).items() <= answer(task, before, 224).items()
+            assert agent_memory_before(task, step) == agent_memory_after(task, before)
+            assert agent_memory_before(task, step).items() <= reference_answer(task, before, 224).items()
 
 
-def nexts(tasks: list[Task], known: Any) -> dict[str, set[tuple[str, str]]]:
-    """What is known at a step -> the right actions and targets that go with it."""
+def nexts(tasks: list[GuiTask], known: Any) -> dict[str, set[tuple[str, str]]]:
+    """Return known facts at a GUI step -> the correct (action, target) pairs."""
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for task in tasks:
         for step in task.steps:
@@ -165,39 +175,41 @@ def nexts(tasks: list[Task], known: Any) -> dict[str, set[tuple[str, str]]]:
     return found
 
 
-def test_goal_and_memory_together_tell_the_next_step(tasks: list[Task]) -> None:
-    both = nexts(tasks, lambda task, step: [task.goal, memory_before(task, step)])
+def test_goal_and_agent_memory_determine_the_next_step(tasks: list[GuiTask]) -> None:
+    both = nexts(tasks, lambda task, step: [task.goal, agent_memory_before(task, step)])
     assert all(len(right) == 1 for right in both.values())
     # Even without the plan that the memory carries: what is done is enough beside the goal.
     done = nexts(
-        tasks, lambda task, step: [task.goal, memory_before(task, step)["Long Term"].get("completed_subtasks")]
+        tasks, lambda task, step: [task.goal, agent_memory_before(task, step)["Long Term"].get("completed_subtasks")]
     )
     assert all(len(right) == 1 for right in done.values())
 
 
-def test_the_goal_alone_never_tells_the_next_step(tasks: list[Task]) -> None:
+def test_the_goal_alone_never_determines_the_next_step(tasks: list[GuiTask]) -> None:
     assert all(len(right) >= 4 for right in nexts(tasks, lambda task, step: task.goal).values())
     # The best guess is right once a task, so in 1 of 6 steps on average: 400 tasks of 4 to 8 steps.
     assert sum(len(task.steps) for task in tasks) / len(tasks) == pytest.approx(6, abs=0.2)
 
 
-def test_the_memory_alone_does_not_tell_the_next_step(tasks: list[Task]) -> None:
-    memory = nexts(tasks, lambda task, step: memory_before(task, step))
+def test_agent_memory_alone_does_not_determine_the_next_step(tasks: list[GuiTask]) -> None:
+    memory = nexts(tasks, lambda task, step: agent_memory_before(task, step))
     # At the first step it is empty, and before a word is typed it does not hold the word.
     assert len(memory[json.dumps({"Short Term": {}, "Long Term": {}})]) == 5
     assert max(len(right) for right in memory.values()) == len(WORDS)
-    last = nexts(tasks, lambda task, step: memory_before(task, step)["Short Term"].get("last_action", "").split()[:2])
+    last = nexts(
+        tasks, lambda task, step: agent_memory_before(task, step)["Short Term"].get("last_action", "").split()[:2]
+    )
     assert sum(len(right) > 1 for right in last.values()) >= 0.7 * len(last)
 
 
-def test_no_action_is_frequent_enough_to_be_guessed(tasks: list[Task]) -> None:
+def test_no_action_dominates(tasks: list[GuiTask]) -> None:
     counts = Counter(step.action for task in tasks for step in task.steps)
     assert counts.keys() == ACTIONS
     assert max(counts.values()) / counts.total() < 0.4
     assert min(counts.values()) / counts.total() > 0.08
 
 
-def test_workflows_share_their_subtasks_and_each_goal_belongs_to_one() -> None:
+def test_workflows_share_subtasks_and_each_goal_has_one_workflow() -> None:
     goals = [goal for workflow in WORKFLOWS for goal in workflow.goals]
     assert len(goals) == len(set(goals)) == 3 * len(WORKFLOWS)
     assert all("{word}" in goal for goal in goals)
@@ -211,7 +223,7 @@ def test_workflows_share_their_subtasks_and_each_goal_belongs_to_one() -> None:
     assert all(len(found) >= 2 for found in followers.values())
 
 
-def test_texts_are_short(tasks: list[Task]) -> None:
+def test_texts_are_short(tasks: list[GuiTask]) -> None:
     # Keys and punctuation alone take 276 characters.
     lengths = [len(row["Output"]) for task in tasks for row in rows_of(task, 224)]
     assert max(lengths) <= 410
@@ -219,7 +231,7 @@ def test_texts_are_short(tasks: list[Task]) -> None:
 
 
 @given(seed=st.integers(0, 2**31), size=st.integers(LEAST_SIDE, 512))
-def test_widgets_are_large_lie_on_the_screen_and_apart(seed: int, size: int) -> None:
+def test_widgets_are_large_disjoint_and_on_the_screen(seed: int, size: int) -> None:
     layout = make_layout(np.random.default_rng(seed))
     assert layout.boxes.keys() == WIDGETS.keys()
     taken = np.zeros((size, size), int)
@@ -237,10 +249,13 @@ def test_widgets_are_large_lie_on_the_screen_and_apart(seed: int, size: int) -> 
 
 
 @pytest.mark.parametrize("size", [112, 224, 256])
-def test_coordinates_lie_inside_their_box(tasks: list[Task], size: int) -> None:
+def test_coordinates_are_inside_their_box(tasks: list[GuiTask], size: int) -> None:
     for task in tasks[:100]:
         for step in task.steps:
-            box, coords = place(task, step, size), answer(task, step, size)["Predicted"]["predicted_action"]["coords"]
+            box, coords = (
+                widget_box(task, step, size),
+                reference_answer(task, step, size)["Predicted"]["predicted_action"]["coords"],
+            )
             if step.action == "COMPLETE":
                 assert box is None
                 assert coords is None
@@ -251,8 +266,8 @@ def test_coordinates_lie_inside_their_box(tasks: list[Task], size: int) -> None:
             assert 0 <= y1 <= y < y2 <= size
 
 
-def test_written_boxes_are_those_of_the_widgets(folder: Path) -> None:
-    """In the files alone: the box of a row holds the colour of its widget, and the widget's colour only there."""
+def test_boxes_in_the_files_match_the_widgets(folder: Path) -> None:
+    """A widget's colour fills the box of its row and occurs nowhere else."""
     for rows in by_task(folder).values():
         for row in rows[:-1]:
             x1, y1, x2, y2 = truth(row)["original_step_data"]["bbox"]
@@ -260,12 +275,12 @@ def test_written_boxes_are_those_of_the_widgets(folder: Path) -> None:
                 same = np.all(np.asarray(screen) == WIDGETS[truth(row)["target"].split()[0]].colour, axis=-1)
             inside = same[y1:y2, x1:x2]
             assert inside.mean() > 0.4
-            # Names and icons in white on other widgets are as white as the field: most of it lies in the field.
+            # Names and icons in white on other widgets are as white as the field: most of it is in the field.
             assert inside.sum() > (0.5 if truth(row)["action"] == "TEXT" else 0.999) * same.sum()
 
 
-def test_a_widget_is_found_by_its_colour_at_the_size_that_a_small_model_sees(tasks: list[Task]) -> None:
-    """The mean over a widget's middle, reduced to 112 pixels, is nearest to its own colour of all nine."""
+def test_widget_colours_are_distinct_at_the_input_size_of_a_small_model(tasks: list[GuiTask]) -> None:
+    """At 112 pixels, the mean colour of a widget's centre is nearest to its own of the nine colours."""
     names = list(WIDGETS)
     colours = np.array([WIDGETS[name].colour for name in names], float)
     for task in tasks[:60]:
@@ -278,7 +293,7 @@ def test_a_widget_is_found_by_its_colour_at_the_size_that_a_small_model_sees(tas
             assert names[int(np.linalg.norm(colours - seen, axis=1).argmin())] == name
 
 
-def test_widgets_stand_elsewhere_from_task_to_task(tasks: list[Task]) -> None:
+def test_layouts_differ_between_tasks(tasks: list[GuiTask]) -> None:
     assert {task.application for task in tasks} == set(APPLICATIONS)
     for name in WIDGETS:
         centres = np.array([task.layout.boxes[name].centre for task in tasks])
@@ -287,13 +302,13 @@ def test_widgets_stand_elsewhere_from_task_to_task(tasks: list[Task]) -> None:
         assert misses.mean() > 0.2, name
 
 
-def test_the_screen_shows_nothing_of_the_progress(tasks: list[Task], folder: Path) -> None:
-    """Screens of one task differ in the slice and the slider's knob only, whatever was done."""
+def test_the_screen_shows_nothing_of_the_progress(tasks: list[GuiTask], folder: Path) -> None:
+    """Screens of one task differ only in the slice and the slider's knob."""
     for seed in (1, 2):
         one, two = (draw_screen(tasks[0].layout, 224, np.random.default_rng(seed)) for _ in range(2))
         assert np.array_equal(one, two)
     for index in range(3):
-        task = make_task(5, index)
+        task = make_gui_task(5, index)
         free = np.ones((SIZE, SIZE), bool)
         for box in (task.layout.pane, task.layout.boxes["slice"]):
             x1, y1, x2, y2 = box.pixels(SIZE)
@@ -304,16 +319,16 @@ def test_the_screen_shows_nothing_of_the_progress(tasks: list[Task], folder: Pat
 
 
 @given(seed=st.integers(0, 2**31), size=st.integers(LEAST_SIDE, 400))
-def test_screens_of_any_size_can_be_drawn(seed: int, size: int) -> None:
+def test_screens_of_any_valid_size_are_drawn(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
     screen = draw_screen(make_layout(rng), size, rng)
     assert screen.shape == (size, size, 3)
     assert screen.dtype == np.uint8
 
 
-def test_screens_too_small_to_be_read_are_refused(tmp_path: Path) -> None:
+def test_too_small_screens_are_rejected(tmp_path: Path) -> None:
     assert SMALLEST["steps"][0] == LEAST_SIDE
     with raises(DataError, "synthetic.size_too_small") as caught:
         write_steps(tmp_path, SyntheticData(kind="steps", train=4, test=4, size=111), seed=1)
-    assert (caught.problem.place, caught.problem.value) == ("size", 111)
+    assert (caught.problem.widget_box, caught.problem.value) == ("size", 111)
     assert not (tmp_path / "train.csv").exists()

@@ -1,4 +1,4 @@
-"""What the tiny model is taught, and that the script which makes it makes a model that loads."""
+"""What the tiny model is trained, and that the script which makes it makes a model that loads."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from toolkit import tiny
 from toolkit.scoring.regions import box_iou, find_regions
-from toolkit.synthetic.gui_tasks import make_task
 from toolkit.synthetic.lesions import Photo, make_lesion
 from toolkit.tasks.lesion.labels import HAM10000
+from toolkit.tasks.steps.synthetic import make_gui_task
 from toolkit.tiny import make
 from toolkit.tiny.build import build_model
-from toolkit.tiny.curriculum import FIRST, SUBJECTS, Lesson, screens, skin
-from toolkit.tiny.curriculum_batches import School, collate
-from toolkit.tiny.vision_pretraining import learn_to_see
+from toolkit.tiny.curriculum import DOMAINS, FIRST, QuestionAnswer, screens, skin
+from toolkit.tiny.curriculum_loader import CurriculumLoader, collate
+from toolkit.tiny.vision_pretraining import pretrain_vision
 
 NUMBERS = range(FIRST, FIRST + 30)
 
@@ -29,53 +29,54 @@ def processor() -> object:
     return AutoProcessor.from_pretrained(tiny.FOLDER)
 
 
-def lessons_of(draw: object, count: int) -> list[Lesson]:
+def turns_of(draw: object, count: int) -> list[QuestionAnswer]:
     rng = np.random.default_rng(0)
-    return [draw(3407, number).lesson(rng) for number in range(FIRST, FIRST + count)]  # type: ignore[operator]
+    return [draw(3407, number).make_turn(rng) for number in range(FIRST, FIRST + count)]  # type: ignore[operator]
 
 
-def test_the_weights_of_the_subjects_are_shares() -> None:
-    assert sum(subject.weight for subject in SUBJECTS) == pytest.approx(1)
+def test_domain_weights_sum_to_one() -> None:
+    assert sum(domain.weight for domain in DOMAINS) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_box_that_is_taught_is_that_of_the_mask(number: int) -> None:
-    picture = Photo(number, make_lesion(3407, number, skin.FREQUENCIES), (3407, number)).draw(skin.SIZE)
-    (largest, *_), _ = find_regions(picture.mask > 0)
-    rng, drawing = np.random.default_rng(number), skin.draw(3407, number)
-    (answer,) = {made.answer for _ in range(60) if (made := drawing.lesson(rng)).question.startswith("Box")} or {None}
+def test_the_trained_box_matches_the_mask(number: int) -> None:
+    image = Photo(number, make_lesion(3407, number, skin.FREQUENCIES), (3407, number)).draw(skin.SIZE)
+    (largest, *_), _ = find_regions(image.mask > 0)
+    rng, example = np.random.default_rng(number), skin.draw(3407, number)
+    turns = [example.make_turn(rng) for _ in range(60)]
+    (answer,) = {turn.answer for turn in turns if turn.question.startswith("Box")} or {None}
     if answer is not None:
         # Whole hundredths of a side: half of one is 0.8 pixels of 160.
-        taught = tuple(edge * side / 100 for edge, side in zip(json.loads(answer), skin.SIZE * 2, strict=True))
-        assert box_iou(taught, largest.box) > 0.85
+        box = tuple(edge * side / 100 for edge, side in zip(json.loads(answer), skin.SIZE * 2, strict=True))
+        assert box_iou(box, largest.box) > 0.85
 
 
-def test_a_map_says_how_much_of_each_cell_is_covered() -> None:
+def test_a_map_has_the_covered_fraction_of_each_cell() -> None:
     number = FIRST
-    picture = Photo(number, make_lesion(3407, number, skin.FREQUENCIES), (3407, number)).draw(skin.SIZE)
-    drawing, rng = skin.draw(3407, number), np.random.default_rng(0)
-    maps = {made.answer for _ in range(80) if (made := drawing.lesson(rng)).question == "Map:"}
+    image = Photo(number, make_lesion(3407, number, skin.FREQUENCIES), (3407, number)).draw(skin.SIZE)
+    example, rng = skin.draw(3407, number), np.random.default_rng(0)
+    maps = {made.answer for _ in range(80) if (made := example.make_turn(rng)).question == "Map:"}
     (rows,) = [answer.splitlines() for answer in maps]
     # 160 x 120 pixels in 4 x 4 cells of 40 x 30.
-    cells = (picture.mask > 0).reshape(4, 30, 4, 40).mean((1, 3))
+    cells = (image.mask > 0).reshape(4, 30, 4, 40).mean((1, 3))
     assert [[int(digit) for digit in row] for row in rows] == np.round(9 * cells).astype(int).tolist()
 
 
-def test_no_lesson_about_skin_holds_more_than_one_part_of_an_answer() -> None:
-    for _, answer in lessons_of(skin.draw, 200):
+def test_no_turn_about_skin_has_more_than_one_part_of_an_answer() -> None:
+    for _, answer in turns_of(skin.draw, 200):
         assert len(set(re.findall(r"<(\w+)>", answer))) <= 1
 
 
-def test_no_lesson_about_screens_holds_memory_and_action_together() -> None:
-    for _, answer in lessons_of(screens.draw, 300):
+def test_no_turn_about_screens_has_agent_memory_and_action_together() -> None:
+    for _, answer in turns_of(screens.draw, 300):
         assert sum(part in answer for part in ('"Short Term"', '"Long Term"', '"Predicted"')) <= 1
 
 
-def test_a_place_on_a_screen_lies_in_its_widget() -> None:
+def test_coordinates_on_a_screen_are_inside_their_widget() -> None:
     rng = np.random.default_rng(1)
     for number in NUMBERS:
-        drawing, boxes = screens.draw(3407, number), make_task(3407, number).layout.boxes
-        for question, answer in (drawing.lesson(rng) for _ in range(20)):
+        example, boxes = screens.draw(3407, number), make_gui_task(3407, number).layout.boxes
+        for question, answer in (example.make_turn(rng) for _ in range(20)):
             if found := re.fullmatch(r"Where is (\w+)\?", question):
                 x, y = (edge / 100 for edge in json.loads(answer))
                 box = boxes[found[1]]
@@ -84,21 +85,24 @@ def test_a_place_on_a_screen_lies_in_its_widget() -> None:
 
 
 def test_labels_cover_the_answers_and_the_ends_of_their_turns(processor: object) -> None:
-    conversations = [[Lesson("Which?", "melanoma"), Lesson("Place:", "upper-left")], [Lesson("Map:", "0\n9")]]
+    conversations = [
+        [QuestionAnswer("Which?", "melanoma"), QuestionAnswer("Place:", "upper-left")],
+        [QuestionAnswer("Map:", "0\n9")],
+    ]
     batch = collate(processor, conversations, [np.zeros((112, 112, 3), np.uint8)] * 2)  # type: ignore[arg-type]
     tokenizer = processor.tokenizer  # type: ignore[attr-defined]
-    taught = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
-    assert taught == ["melanoma<end_of_turn>upper-left<end_of_turn>", "0\n9<end_of_turn>"]
+    trained = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert trained == ["melanoma<end_of_turn>upper-left<end_of_turn>", "0\n9<end_of_turn>"]
     assert (batch["token_type_ids"].sum(1) == 16).all()
     assert batch["pixel_values"].shape == (2, 3, 112, 112)
     assert batch["pixel_values"].max() == -1
 
 
-def test_seeing_is_learned(processor: object) -> None:
+def test_vision_pretraining_changes_only_vision_parameters(processor: object) -> None:
     torch.manual_seed(0)
     model = build_model(processor.tokenizer)  # type: ignore[attr-defined]
     before = {name: value.clone() for name, value in model.named_parameters()}
-    learn_to_see(model, School(processor, 60, 0), 2)  # type: ignore[arg-type]
+    pretrain_vision(model, CurriculumLoader(processor, 60, 0), 2)  # type: ignore[arg-type]
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert any("vision_tower" in name for name in changed)
     assert any("projector" in name for name in changed)
@@ -106,9 +110,9 @@ def test_seeing_is_learned(processor: object) -> None:
 
 
 @pytest.mark.slow
-def test_the_script_writes_a_model_that_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_saves_a_model_that_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "model"
-    arguments = ["make", "--out", str(out), "--steps", "1", "--seeing-steps", "1", "--pictures", "60"]
+    arguments = ["make", "--out", str(out), "--steps", "1", "--seeing-steps", "1", "--images", "60"]
     monkeypatch.setattr(sys, "argv", arguments)
     make.main()
     assert {file.name for file in out.iterdir()} == {file.name for file in tiny.FOLDER.iterdir()}
@@ -118,7 +122,7 @@ def test_the_script_writes_a_model_that_transformers_loads(tmp_path: Path, monke
     assert sum(value.numel() for value in model.parameters()) < 2e6
 
 
-def test_the_shipped_tokenizer_has_the_words_of_every_task() -> None:
+def test_the_shipped_tokenizer_has_the_vocabulary_of_every_task() -> None:
     tokenizer = AutoProcessor.from_pretrained(tiny.FOLDER).tokenizer
     for text in ('"Long Term"', "<bbox>", "</diagnosis>", "<SOLUTION>", "<start_working_out>", "user", "model"):
         assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1, text

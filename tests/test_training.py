@@ -1,4 +1,4 @@
-"""SFT and GRPO on the tiny model: they learn, stop, resume to the same adapter, and refuse what cannot work."""
+"""SFT and GRPO on the tiny model: learning, stop and resume to the same adapter, and checks before training."""
 
 import errno
 import json
@@ -31,9 +31,15 @@ from toolkit.pipeline.stages import STAGES
 from toolkit.recipe import Recipe, dump_recipe
 from toolkit.runfolder import read_lines
 from toolkit.tasks import TASKS
-from toolkit.training import callbacks, trainers
+from toolkit.training import callbacks, grpo
 from toolkit.training import train as training
-from toolkit.training.grpo import check_rewards_apply, describe_reference, make_judge, rewards_of, train_grpo
+from toolkit.training.grpo import (
+    check_rewards_apply,
+    describe_reference,
+    make_reward_scorer,
+    recipe_rewards,
+    train_grpo,
+)
 from toolkit.training.grpo_trainer import PolicyTrainer
 from toolkit.training.sft import train_sft
 from toolkit.training.train import last_checkpoint
@@ -42,7 +48,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 class StopAfter(TrainerCallback):
-    """Asks for a stop at a step, as a signal would."""
+    """Requests a stop at a step, like a signal."""
 
     def __init__(self, context: Context, step: int) -> None:
         self.context, self.step = context, step
@@ -81,7 +87,7 @@ def only(stage: str, folder: Path, name: str = "small", changes: dict[str, Any] 
         ("grpo", {"model": {"tuning": "full"}}),
     ],
 )
-def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights(
     tmp_path: Path, stage: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = {"sft": train_sft, "grpo": train_grpo}[stage]
@@ -90,7 +96,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
         work(context)
     plain = training.training_callbacks
     with context_of(halved) as context, monkeypatch.context() as patch:
-        # Step 3 lies between the checkpoints of steps 2 and 4: the stop itself must save.
+        # Step 3 is between the checkpoints of steps 2 and 4, so the stop itself must save.
         stop_in_order = lambda ctx, *rest: [StopAfter(ctx, 3), *plain(ctx, *rest)]  # noqa: E731
         patch.setattr(training, "training_callbacks", stop_in_order)
         with pytest.raises(Interrupted, match="saved after step 3 of 4"):
@@ -102,10 +108,10 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(
     assert same(weights_of(whole, stage), weights_of(halved, stage))
 
 
-def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_uninterrupted_run(
+def test_grpo_resumed_in_its_second_epoch_uses_the_prompts_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 4 rows, 2 a step: step 3 begins the second pass, and the stop comes in it.
+    # 4 rows, 2 per step: the second epoch begins with step 3, and the stop is in it.
     changes = {"data": {"synthetic": {"kind": "chest", "train": 4, "test": 2, "size": 64}}}
     whole, halved = only("grpo", tmp_path, "whole", changes), only("grpo", tmp_path, "halved", changes)
     with context_of(whole) as context:
@@ -121,7 +127,7 @@ def test_grpo_resumed_in_its_second_pass_over_the_rows_sees_the_prompts_of_an_un
 
 
 @pytest.mark.parametrize(("stage", "tuning"), [("sft", "lora"), ("grpo", "lora"), ("sft", "full")])
-def test_a_run_that_ended_between_its_last_checkpoint_and_its_weights_trains_no_further(
+def test_a_run_interrupted_after_its_last_checkpoint_trains_no_further_step(
     tmp_path: Path, stage: str, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = {"sft": train_sft, "grpo": train_grpo}[stage]
@@ -144,8 +150,8 @@ def _disk_full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_accumulated_batches_weigh_as_one_batch(tmp_path: Path) -> None:
-    """The loss is the mean over the answer tokens of the whole step, however it is cut into forward passes."""
+def test_accumulated_batches_equal_one_batch(tmp_path: Path) -> None:
+    """The loss is the mean over the answer tokens of the whole step, however it is divided into forward passes."""
     losses = {}
     for name, sizes in {"one": (8, 1), "two": (4, 2), "eight": (1, 8)}.items():
         changes = {"max_steps": 1, "batch_size": sizes[0], "accumulation": sizes[1]}
@@ -168,7 +174,7 @@ def test_sft_lowers_the_loss_and_keeps_few_checkpoints(tmp_path: Path) -> None:
         assert len(callbacks.checkpoints(context.run.stage_folder("sft"))) <= recipe.run.keep_checkpoints
 
 
-def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     recipe = only("sft", tmp_path)
     with context_of(recipe) as context:
         half = context.run.stage_folder("sft") / callbacks.PARTIAL / "checkpoint-2"
@@ -179,18 +185,18 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     assert record["steps"] == 4
 
 
-def test_grpo_goes_on_with_sfts_adapter(tmp_path: Path) -> None:
+def test_grpo_continues_from_the_sft_adapter(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path, {"rewards": with_spread(tmp_path)})) as context:
         context.run.mark_done("sft", train_sft(context))
         start = context.weights
         assert start == context.run.weights_folder("sft")
         train_grpo(context)
         before, after = load_file(start / ADAPTER), adapter_of(context.recipe, "grpo")
-        assert before.keys() == after.keys()  # one adapter: none was added
+        assert before.keys() == after.keys()  # no second adapter was added
         assert not same(before, after)
 
 
-def test_grpo_logs_each_reward_with_its_spread_and_the_unreadable_share(tmp_path: Path) -> None:
+def test_grpo_logs_the_deviation_of_each_reward_and_the_fraction_of_unreadable_answers(tmp_path: Path) -> None:
     with context_of(only("grpo", tmp_path)) as context:
         train_grpo(context)
         line = next(line for line in context.run.metrics() if line["step"] == 1)
@@ -201,13 +207,13 @@ def test_grpo_logs_each_reward_with_its_spread_and_the_unreadable_share(tmp_path
     assert 0 <= line["completions/clipped_ratio"] <= 1
 
 
-def test_grpo_with_a_kl_term_measures_it_against_the_adapter_it_started_from(tmp_path: Path) -> None:
+def test_the_kl_term_is_measured_against_the_start_adapter(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"beta": 0.1, "max_steps": 2}, "run": {"checkpoint_steps": 1}})
     with context_of(recipe) as context:
         context.run.mark_done("sft", train_sft(context))
         record = train_grpo(context)
         kl = [line["kl"] for line in context.run.metrics() if line["stage"] == "grpo" and "kl" in line]
-        # The reference is the SFT adapter, not the base model; what is left is dropout, which acts in the update.
+        # The reference is the SFT adapter, not the base model. The remaining difference is dropout in the update.
         assert kl[0] == pytest.approx(0, abs=1e-3)
         assert "sft" in record["kl_reference"]
         saved = adapter_of(recipe, "grpo")
@@ -218,32 +224,31 @@ def test_without_a_kl_term_the_record_says_so(tmp_path: Path) -> None:
     assert describe_reference(small_recipe(tmp_path), None) == "beta = 0: no KL term, no reference model"
 
 
-def test_a_picture_is_opened_and_processed_once_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_opened_and_processed_once_per_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 1}, "images": {"memory_cache_mb": 0, "disk_cache": False}})
     seen: list[Any] = []
-    build = trainers.build_grpo
+    build = grpo.build_grpo
 
     def remember(backend: Any, policy: Any, job: Any) -> Any:
         trainer = build(backend, policy, job)
         seen.append(trainer)
         return trainer
 
-    monkeypatch.setattr(trainers, "build_grpo", remember)
+    monkeypatch.setattr(grpo, "build_grpo", remember)
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         before = context.images.report().opened
         train_grpo(context)
         opened = context.images.report().opened - before
     memory = seen[0].processing_class.image_processor
-    # One step of 2 prompts x 4 generations. TRL opens row 0 once more to look at its columns, and asks for the
-    # batch once more ahead of the step; plain TRL processes 2 x 8 pictures for each step. Two pictures were exchanged
-    # before, to see that they count.
+    # One step of 2 prompts x 4 generations. TRL opens row 0 once more to read its columns, and prefetches one batch.
+    # Without the cache, TRL processes 2 x 8 images per step. The image check before training opens two images.
     assert memory.processed == 2
-    assert memory.remembered == 14
+    assert memory.cache_hits == 14
     assert opened <= 5 + 2
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_dropout_is_off_while_the_policy_is_sampled_and_on_in_its_update(
+def test_dropout_is_off_in_the_rollout_and_on_in_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beta: float
 ) -> None:
     changes = {"lora": {"dropout": 0.5}, "grpo": {"max_steps": 2, "beta": beta}}
@@ -260,7 +265,7 @@ def test_dropout_is_off_while_the_policy_is_sampled_and_on_in_its_update(
     assert seen == {True: {True}, False: {False}}
 
 
-def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> None:
+def test_the_probe_stops_a_run_with_truncated_completions(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "max_completion_tokens": 1}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
@@ -271,7 +276,7 @@ def test_the_probe_stops_a_run_whose_answers_are_all_cut_off(tmp_path: Path) -> 
     assert caught.problem.value == "100% at 1 tokens"
 
 
-def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
+def test_the_probe_stops_a_run_with_zero_variance_groups(tmp_path: Path) -> None:
     weights = {"letter": 0.0, "explanation": 0.0, "evidence": 0.0, "brevity": 0.0, "format": 1.0}
     recipe = small_recipe(tmp_path, {"grpo": {"probe_prompts": 2, "probe_max_truncated": 1.0}, "rewards": weights})
     with (
@@ -281,7 +286,7 @@ def test_the_probe_stops_a_run_whose_rewards_all_tie(tmp_path: Path) -> None:
         train_grpo(context)
 
 
-def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
+def test_a_failed_probe_is_a_warning_if_the_recipe_requests_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = {"probe_prompts": 2, "probe_on_failure": "report", "max_completion_tokens": 1, "max_steps": 1}
@@ -295,7 +300,7 @@ def test_a_probe_without_spread_is_a_warning_where_the_recipe_says_so(
     assert record["probe"]["failure"] == str(warned)
 
 
-def test_the_probe_leaves_the_training_as_it_would_have_been(tmp_path: Path) -> None:
+def test_the_probe_does_not_change_the_training(tmp_path: Path) -> None:
     plain = only("grpo", tmp_path, "plain")
     probed = only("grpo", tmp_path, "probed")
     probed = probed.model_copy(
@@ -328,7 +333,7 @@ def test_rows_that_are_too_long_are_named_before_training(tmp_path: Path) -> Non
     assert context.data.train[0].id in caught.problem.rule
 
 
-def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
+def test_counted_lengths_equal_those_of_the_batches(tmp_path: Path) -> None:
     from toolkit.models.collate import collate
 
     with context_of(small_recipe(tmp_path)) as context:
@@ -340,9 +345,7 @@ def test_lengths_are_those_of_the_batches(tmp_path: Path) -> None:
         assert lengths.max == batch["input_ids"].shape[1]
 
 
-def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_rows_those_that_might_be_too_long_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths_module, "COUNT_ALL", 8)
     monkeypatch.setattr(lengths_module, "SAMPLED", 4)
     with context_of(small_recipe(tmp_path)) as context:
@@ -357,21 +360,21 @@ def test_of_many_rows_only_those_that_might_be_too_long_are_counted(
         assert f"24 of 24 do not: {samples[0].id}" in caught.problem.rule
 
 
-def test_the_judge_scores_what_evaluation_reports(tmp_path: Path) -> None:
+def test_the_reward_scorer_agrees_with_the_evaluation(tmp_path: Path) -> None:
     from toolkit.models.backend import Completion
 
     with context_of(small_recipe(tmp_path)) as context:
         task, samples = TASKS["mcq"], context.data.train
-        judge = make_judge(task, rewards_of(context.recipe), samples, 2)
+        scorer = make_reward_scorer(task, recipe_rewards(context.recipe), samples, 2)
         right = Completion(task.target(samples[0]), 20, False)
-        values, figures = judge.score([0, 0], [right, Completion("no idea", 3, False)])
+        values, figures = scorer.score([0, 0], [right, Completion("no idea", 3, False)])
         assert values[0]["letter"] == task.scores(samples[0], task.parse(right.text, samples[0]))["accuracy"] == 1
         assert values[1]["letter"] == 0
         assert figures["reward/unreadable"] == 0.5
 
 
-def test_a_whole_run_is_stopped_by_sigterm_and_goes_on(tmp_path: Path) -> None:
-    """The command itself, killed within SFT and run again: exit code 143, then the adapter of a whole run."""
+def test_a_run_stops_at_sigterm_and_resumes(tmp_path: Path) -> None:
+    """The command is killed within SFT and run again: exit code 143, then the adapter of an uninterrupted run."""
     whole, killed = only("sft", tmp_path, "whole"), only("sft", tmp_path, "killed")
     run_recipe(whole, STAGES)
     file = tmp_path / "killed.toml"
@@ -400,7 +403,7 @@ def test_every_line_of_the_metrics_is_plain_json(tmp_path: Path) -> None:
         assert all(json.dumps(line) for line in read_lines(context.run.metrics_file))
 
 
-def test_tensorboard_files_stand_in_the_stages_folder(tmp_path: Path) -> None:
+def test_tensorboard_files_are_in_the_stages_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     recipe = small_recipe(tmp_path, {"run": {"report_to": ("tensorboard",)}, "sft": {"max_steps": 1}})
     with context_of(recipe) as context:
@@ -410,8 +413,10 @@ def test_tensorboard_files_stand_in_the_stages_folder(tmp_path: Path) -> None:
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
-def test_the_mask_of_picture_tokens_lies_on_the_picture_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRL tokenizes a rendered prompt twice; a second BOS there would shift the mask that training sees by one."""
+def test_the_mask_of_image_tokens_is_aligned_with_the_image_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL tokenizes a rendered prompt twice. A second BOS would shift the mask in training by one position."""
     seen = []
     plain = PolicyTrainer._check_token_kinds
 
@@ -428,7 +433,7 @@ def test_the_mask_of_picture_tokens_lies_on_the_picture_tokens(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (1, 2), (2, 1)])
-def test_grpo_takes_several_pictures_a_question(tmp_path: Path, counts: tuple[int, int]) -> None:
+def test_grpo_supports_several_images_per_prompt(tmp_path: Path, counts: tuple[int, int]) -> None:
     recipe = small_recipe(tmp_path, {"grpo": {"max_steps": 2, "micro_batch": 2}, "rewards": with_spread(tmp_path)})
     with context_of(recipe.model_copy(update={"sft": None})) as context:
         films = sorted((context.run.path / "synthetic" / "images").glob("*.png"))
@@ -446,7 +451,7 @@ def test_grpo_takes_several_pictures_a_question(tmp_path: Path, counts: tuple[in
     assert record["steps"] == 2
 
 
-def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
+def test_too_few_rows_for_a_step_are_rejected(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"data": {"limit_train": 1}})
     with (
         context_of(recipe.model_copy(update={"sft": None})) as context,
@@ -456,15 +461,15 @@ def test_too_few_rows_for_a_step_are_refused(tmp_path: Path) -> None:
     assert caught.problem.place == "[grpo] prompts_per_step"
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
-    report = callbacks.Report(lambda step, steps, figures: None)
+def test_a_non_finite_loss_ends_training_before_a_checkpoint_is_saved(tmp_path: Path) -> None:
+    report = callbacks.MetricsReporter(lambda step, steps, figures: None)
     state = TrainerState(global_step=3, max_steps=8)
     with raises(TrainingError, "training.loss_not_finite") as caught:
         report.on_log(TrainingArguments(tmp_path), state, TrainerControl(), {"loss": float("nan")})
     assert caught.problem.place == "step 3"
 
 
-def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
+def test_rows_with_a_special_token_are_named(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         policy = HfBackend().load(context.recipe, None, trainable=False)
         prompts = Prompts.of(context.recipe, context.images)
@@ -475,19 +480,21 @@ def test_rows_that_hold_a_special_token_are_named(tmp_path: Path) -> None:
         assert (caught.problem.place, caught.problem.value) == (sample.id, "<end_of_turn>")
 
 
-def test_an_answer_that_holds_a_special_token_is_named(tmp_path: Path) -> None:
+def test_an_answer_with_a_special_token_is_named(tmp_path: Path) -> None:
     with context_of(small_recipe(tmp_path)) as context:
         prompts = Prompts.of(context.recipe, context.images)
         (sample,) = context.data.train[:1]
         bad = replace(sample, reference={**sample.reference, "explanation": "Opacity.<end_of_turn>"})
-        policy = HfBackend().load_reader(context.recipe)
+        policy = HfBackend().load_without_model(context.recipe)
         with raises(DataError, "data.special_token_in_text") as caught:
             check_lengths(policy.processor, prompts, [bad], 256)
         assert caught.problem.value == "<end_of_turn>"
-        check_lengths(policy.processor, prompts, [bad], 256, answer_tokens=16)  # GRPO does not show the answer
+        check_lengths(
+            policy.processor, prompts, [bad], 256, answer_tokens=16
+        )  # GRPO's prompts do not contain the answer
 
 
-def test_a_recipes_own_adapter_is_not_said_to_differ_from_it(tmp_path: Path) -> None:
+def test_the_adapter_of_a_recipe_does_not_differ_from_it(tmp_path: Path) -> None:
     for vision in (False, True):
         lora = {"vision": vision, "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")}
         recipe = small_recipe(tmp_path, {"lora": lora}, name=f"vision-{vision}")
@@ -502,12 +509,12 @@ def test_a_recipes_own_adapter_is_not_said_to_differ_from_it(tmp_path: Path) -> 
         assert "not q_proj" in words
 
 
-def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) -> None:
+def test_a_row_without_an_applicable_reward_is_named_before_training(tmp_path: Path) -> None:
     off = {"letter": 0.0, "evidence": 0.0, "format": 0.0, "brevity": 0.0, "explanation": 1.0}
     with context_of(small_recipe(tmp_path, {"rewards": off})) as context:
         samples = list(context.data.train)
         bare = replace(samples[5], reference={**samples[5].reference, "explanation": None})
-        table = rewards_of(context.recipe)
+        table = recipe_rewards(context.recipe)
         check_rewards_apply(TASKS["mcq"], table, samples)
         with raises(RewardError, "rewards.none_applies") as caught:
             check_rewards_apply(TASKS["mcq"], table, [*samples, bare])
@@ -515,7 +522,7 @@ def test_a_row_that_no_reward_judges_is_named_before_training(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors", "manifest.json"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = only("sft", tmp_path, changes={"sft": {"max_steps": 6}, "run": {"checkpoint_steps": 2}})

@@ -1,4 +1,4 @@
-"""What we ask of the installed Unsloth and TRL is there, and nothing that we say is rewritten; on a CPU.
+"""The installed Unsloth and TRL accept our calls and rewrite none of our settings. These tests run on a CPU.
 
 One process imports Unsloth, generates its trainers and looks (unsloth_contract.py); the tests read what it found.
 """
@@ -39,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_models_are_loaded_with_keywords_that_exist_and_one_precision(found: dict[str, Any]) -> None:
     assert len(found["loading"]) == 9
     assert {name: problem for name, (problem, _) in found["loading"].items() if problem} == {}
-    assert {flags for _, flags in found["loading"].values()} == {1}  # Unsloth refuses two of 4, 8 and 16 bits
+    assert {flags for _, flags in found["loading"].values()} == {1}  # Unsloth rejects two of 4, 8 and 16 bits
 
 
 def test_adapters_are_attached_with_keywords_that_exist(found: dict[str, Any]) -> None:
@@ -58,12 +58,12 @@ def test_every_setting_is_a_field_and_none_is_rewritten(found: dict[str, Any]) -
             assert result == {"unknown": [], "changed": {}}, f"{stage}, {name}"
 
 
-def test_what_is_refused_would_be_rewritten(found: dict[str, Any]) -> None:
+def test_rejected_settings_would_be_rewritten(found: dict[str, Any]) -> None:
     assert ["scale_rewards" in reason for reason in found["refused"]["reasons"]] == [True]
     assert list(found["refused"]["changed"]) == ["scale_rewards"]
 
 
-def test_the_generated_trainers_have_what_is_overridden_and_call_it(found: dict[str, Any]) -> None:
+def test_the_generated_trainers_have_and_call_the_overridden_methods(found: dict[str, Any]) -> None:
     assert found["trainers"] == {
         "generated": "UnslothGRPOTrainer",
         "lacking": [],
@@ -74,12 +74,12 @@ def test_the_generated_trainers_have_what_is_overridden_and_call_it(found: dict[
     }
 
 
-def test_unsloth_gives_our_architectures_to_vllm(found: dict[str, Any]) -> None:
+def test_unsloth_supports_vllm_for_our_architectures(found: dict[str, Any]) -> None:
     assert found["vllm"] == []
 
 
-def test_the_table_of_names_puts_another_repository_in_place(found: dict[str, Any]) -> None:
-    """That is why a pinned revision is loaded by its exact name, and why adapters' bases are compared through it."""
+def test_the_table_of_names_substitutes_another_repository(found: dict[str, Any]) -> None:
+    """So a pinned revision is loaded by its exact name, and adapters' bases are compared through the table."""
     assert [name.lower() for name in found["names"]] == [
         "unsloth/medgemma-4b-it-unsloth-bnb-4bit",
         "unsloth/medgemma-4b-it",
@@ -91,7 +91,7 @@ def test_the_generated_trainers_train_the_tiny_model(found: dict[str, Any]) -> N
     assert len(found["trained"]["grpo"]) == 2
     assert found["trained"]["moved"]
     assert found["trained"]["side"] == "left"
-    assert found["trained"]["picture tokens"]  # turned to the right, the mask would lie beside them
+    assert found["trained"]["image tokens"]  # with right padding, the mask would be misaligned
 
 
 def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     from toolkit.models.backend import TrainingJob
     from toolkit.models.hf import HfBackend
     from toolkit.models.prompts import Prompts
-    from toolkit.training.trainers import build_sft  # after the backend: Unsloth goes before trl
+    from toolkit.training.sft import build_sft
 
     with context_of(small_recipe(tmp_path, FEW_STEPS)) as context:
         backend, samples = HfBackend(), context.data.train
@@ -117,7 +117,7 @@ def test_the_generated_trainers_losses_are_those_of_trl(found: dict[str, Any], t
     assert found["trained"]["sft"] == pytest.approx(expected, rel=1e-3 if found["trained"]["by tokens"] else 0.05)
 
 
-def test_pictures_that_are_lost_stop_the_generated_trainer(found: dict[str, Any]) -> None:
+def test_lost_images_stop_the_generated_trainer(found: dict[str, Any]) -> None:
     assert found["blind"] == "training.images_ignored"
 
 
@@ -127,7 +127,7 @@ def test_the_generated_trainers_make_the_same_step_with_smaller_sizes(found: dic
         plain, small = step["plain"], step["small"]
         assert small["passes"] == 2 * plain["passes"], name
         assert plain["gradient"] > 0, name
-        if plain["alike"]:  # of which a run warns; then another division of the step is another mean
+        if plain["alike"]:  # with a warning; the mean then depends on the sizes
             assert small["alike"]
             assert small["gradient"] == pytest.approx(plain["gradient"], rel=0.1), name
             continue

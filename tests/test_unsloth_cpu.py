@@ -16,7 +16,7 @@ from unsloth_cpu.stand_ins import STAND_INS
 
 from toolkit.recipe import Recipe, SyntheticData
 from toolkit.runfolder import RunFolder
-from toolkit.synthetic.chest import write_chest
+from toolkit.tasks.mcq.synthetic import write_chest
 
 pytestmark = [
     pytest.mark.slow,
@@ -110,7 +110,7 @@ def write_pairs(folder: Path) -> dict[str, Any]:
     return {"task": "mcq", "synthetic": None, "image_root": folder, **named}
 
 
-def test_qwen_trains_in_bfloat16_with_two_images_a_prompt(tmp_path: Path, shared_data: Path) -> None:
+def test_qwen_trains_in_bfloat16_with_two_images_per_prompt(tmp_path: Path, shared_data: Path) -> None:
     model = tmp_path / "qwen2_5_vl_3b"
     write_model("qwen2_5_vl_3b", model, shared_data, small=True)
     tables = {

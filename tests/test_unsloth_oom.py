@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 CASES = (
     "test_errors_of_every_kind_in_one_stage_of_sft",
     "test_errors_of_every_kind_in_one_stage_of_grpo",
-    "test_greedy_answers_are_the_same_in_smaller_batches",
+    "test_greedy_completions_are_the_same_in_smaller_batches",
 )
 
 
 @pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed")
-def test_unsloths_trainers_recover_as_those_of_trl() -> None:
+def test_unsloths_trainers_recover_like_those_of_trl() -> None:
     cases = [f"tests/test_oom_recovery.py::{case}" for case in CASES]
     command = [sys.executable, "tests/unsloth_cpu/run.py", "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
     environment = {**os.environ, "TOOLKIT_TEST_BACKEND": "unsloth"}

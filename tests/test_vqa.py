@@ -1,4 +1,4 @@
-"""Open and closed questions: VQA-RAD's and SLAKE's rows, and what the parser takes for an answer."""
+"""Open and closed questions: rows of VQA-RAD and SLAKE, and accepted answers."""
 
 import json
 from collections import Counter
@@ -141,7 +141,7 @@ def test_left_or_right_is_closed_and_not_answered_by_yes_or_no() -> None:
         ("肺", "肺"),
     ],
 )
-def test_an_open_answer_is_its_text_without_what_stands_around(completion: str, text: str) -> None:
+def test_an_open_answer_is_its_text_without_tags_and_quotes(completion: str, text: str) -> None:
     answer = VQA.parse(completion, OPEN)
     assert (answer.values["text"], answer.problem) == (text, None)
 
@@ -215,7 +215,7 @@ def load_all(file: Path, columns: Mapping[str, str]) -> tuple[list[Sample], Coun
 def test_all_questions_of_vqa_rad_are_read(shared_data: Path, name: str, count: int, closed: int) -> None:
     samples, codes = load_all(shared_data / "cxr/vqa_rad" / f"{name}.json", COLUMNS)
     assert (len(samples), codes) == (count, {})
-    # 1,821 rows say CLOSED and 2 "CLOSED "; the test file has 272.
+    # 1,821 rows say CLOSED and 2 "CLOSED ". The test file has 272.
     assert sum(one.reference["closed"] for one in samples) == closed
     for one in samples:  # a reference answer scores 1 when it is given as the completion
         assert VQA.scores(one, VQA.parse(VQA.target(one), one))["score"] == 1, one

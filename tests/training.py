@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.evaluation.context import Context
 from toolkit.pipeline.prepare_data import prepare
 from toolkit.recipe import Recipe, dump_recipe, load_recipe
-from toolkit.runfolder import StopRequest, silent, start_run
+from toolkit.runfolder import StopRequest, no_progress, start_run
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -66,7 +66,7 @@ def recipe_on_files(folder: Path, films: Path, tables: Tables | None = None, **o
 def context_of(recipe: Recipe) -> Iterator[Context]:
     """The recipe's context, prepared as ``toolkit run`` does; its run folder is made."""
     with start_run(recipe) as run, StopRequest() as stop:
-        data, images = prepare(recipe, run, silent)
+        data, images = prepare(recipe, run, no_progress)
         yield Context(recipe, run, data, images, stop)
 
 

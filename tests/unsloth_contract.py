@@ -1,4 +1,4 @@
-"""Run by tests/test_unsloth_contract.py in a process of its own: what the installed Unsloth and TRL make of our calls.
+"""Results of our calls with the installed Unsloth and TRL, for tests/test_unsloth_contract.py in a separate process.
 
 Unsloth is imported first, on the pretended GPU of ``unsloth_cpu``: a T4, so that what is trained in float32 stays so.
 Prints one JSON object: what was looked at -> what was found.
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unsloth_cpu.gpu import GPUS
 from unsloth_cpu.stand_ins import install
@@ -34,31 +34,30 @@ from unsloth.models.vision import VLLM_SUPPORTED_VLM, FastBaseModel
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.models import vllm
-from toolkit.models.backend import Policy, TrainingJob
+from toolkit.models.backend import Policy, TrainerTraits, TrainingJob
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
 from toolkit.models.unsloth import options
-from toolkit.models.unsloth.limits import refusals
+from toolkit.models.unsloth.limits import unsupported_reasons
 from toolkit.recipe import Recipe
-from toolkit.training.grpo import make_judge, rewards_of
+from toolkit.training.grpo import build_grpo, grpo_settings, make_reward_scorer, recipe_rewards
 from toolkit.training.grpo_trainer import RolloutTrainer
-from toolkit.training.image_check import look_first
-from toolkit.training.trainers import Manner, build_grpo, build_sft
-from toolkit.training.trl_settings import grpo_settings, sft_settings
+from toolkit.training.image_check import check_images_used
+from toolkit.training.sft import build_sft, sft_settings
 
 FOLDER = Path(sys.argv[1])
 IN_FLOAT32 = {"model": {"precision": "32bit"}}
 
 
 def unbound(function: Any, *args: Any, **keywords: Any) -> str | None:
-    """Why a call does not fit the signature, keyword by keyword; None: it does."""
+    """Return the reason why a call does not match the signature, or None."""
     try:
         inspect.signature(function).bind(*args, **keywords)
     except TypeError as error:
         return str(error)
     named = {name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD}
-    swallowed = set(keywords) - named  # **kwargs takes any name, also one that means nothing
+    swallowed = set(keywords) - named  # **kwargs accepts any name, even an unknown one
     return f"not named: {sorted(swallowed)}" if swallowed - {"attn_implementation"} else None
 
 
@@ -82,13 +81,13 @@ def adapters() -> dict[str, Any]:
     for vision in (False, True):
         recipe = small_recipe(FOLDER, {"lora": {"vision": vision}}, f"lora-{vision}")
         keywords = options.lora_options(recipe, ["model.layers.0.q_proj"])
-        # FastVisionModel hands all of them on to this.
+        # FastVisionModel passes all of them on to this function.
         found[f"vision {vision}"] = unbound(FastBaseModel.get_peft_model, object(), **keywords)
     return found
 
 
 def layers() -> dict[str, Any]:
-    """Unsloth's own choice of layers by the last part of their names, and the hf backend's."""
+    """Compare Unsloth's choice of layers by the last part of their names with that of the hf backend."""
     import re
 
     from transformers import AutoModelForImageTextToText
@@ -111,7 +110,7 @@ def layers() -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """Keys of ours that the configurations lack, and values that building one rewrites."""
+    """Return our settings that the configurations do not have, and values that they rewrite."""
     found = {}
     sections = {
         "as it is": {},
@@ -126,7 +125,7 @@ def settings() -> dict[str, Any]:
     for name, section in sections.items():
         checkpointed = {"gradient_checkpointing": section.get("gradient_checkpointing", False)}
         recipe = small_recipe(FOLDER, {"grpo": section, "sft": checkpointed}, "settings")
-        policy = HfBackend().load_reader(recipe)
+        policy = HfBackend().load_without_model(recipe)
         job = TrainingJob(recipe, lambda index: None, 4, FOLDER)
         sft = {**sft_settings(job), **options.sft_changes(policy, recipe)}
         grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
@@ -146,15 +145,15 @@ def rewritten(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def refused() -> dict[str, Any]:
-    """What limits refuses, and that Unsloth would indeed rewrite it."""
+    """Return the rejected settings, and the values to which Unsloth would rewrite them."""
     recipe = small_recipe(FOLDER, {"grpo": {"loss": "dr_grpo"}}, "refused")
-    policy, job = HfBackend().load_reader(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
+    policy, job = HfBackend().load_without_model(recipe), TrainingJob(recipe, lambda index: None, 4, FOLDER)
     grpo = {**grpo_settings(policy, job), **options.grpo_changes(policy, recipe)}
-    return {"reasons": refusals(recipe), **rewritten(trl.GRPOConfig, grpo)}
+    return {"reasons": unsupported_reasons(recipe), **rewritten(trl.GRPOConfig, grpo)}
 
 
 def trainers() -> dict[str, Any]:
-    """What ``RolloutTrainer`` overrides and asks of the generated trainer."""
+    """Check the methods of the generated trainer that ``RolloutTrainer`` overrides and calls."""
     generated = RolloutTrainer.__mro__[1]
     ask = generated._get_per_token_logps_and_entropies
     source = inspect.getsource(sys.modules[generated.__module__])
@@ -183,32 +182,36 @@ def trainers() -> dict[str, Any]:
 
 def as_on_a_gpu(recipe: Recipe, weights: Path | None = None) -> Policy:
     policy = HfBackend().load(recipe, weights, trainable=True)
-    policy.model._unsloth_forced_float32 = True  # so that its trainers leave float32 alone
+    policy.model._unsloth_forced_float32 = True  # so that its trainers keep float32
     apply_accepts_loss_kwargs_fix(policy.model)
-    for name in ("for_training", "for_inference"):  # as loading through Unsloth leaves them
+    for name in ("for_training", "for_inference"):  # as after loading with Unsloth
         setattr(policy.model, name, functools.partial(getattr(FastBaseModel, name), policy.model))
     return policy
 
 
-def manner(changes: dict[str, Any]) -> Manner:
-    return Manner(changes, RolloutTrainer, watched=False, by_tokens=None)
+class GeneratedTrainers(HfBackend):
+    """The hf backend with Unsloth's trainers, as the Unsloth backend requests them."""
+
+    def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
+        changes = options.sft_changes if stage == "sft" else options.grpo_changes
+        return TrainerTraits(changes(policy, recipe), replaces_trl=True, count_flops=False, loss_by_tokens=None)
 
 
 def trained(context: Context) -> dict[str, Any]:
-    """Steps of both generated trainers with the tiny model, whose labels, rewards and pictures are ours."""
+    """Train the tiny model with both generated trainers, with our labels, rewards and images."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
-    look_first(HfBackend(), policy, prompts, samples)
+    check_images_used(HfBackend(), policy, prompts, samples)
     sft = TrainingJob(recipe, prompts.rows(samples, answer=True), len(samples), FOLDER / "sft")
-    trainer = build_sft(policy, sft, manner(options.sft_changes(policy, recipe)))
+    trainer = build_sft(GeneratedTrainers(), policy, sft)
     trainer.train()
     by_tokens = bool(trainer.model_accepts_loss_kwargs)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
-    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", judge=judge)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
+    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "grpo", scorer=scorer)
     aligned = watch_token_kinds(policy)
     before = {name: value.clone() for name, value in policy.model.named_parameters() if value.requires_grad}
-    trainer = build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe)))
+    trainer = build_grpo(GeneratedTrainers(), policy, grpo)
     trainer.train()
     moved = [not torch.equal(value, dict(policy.model.named_parameters())[name]) for name, value in before.items()]
     lines = [line for line in trainer.state.log_history if "reward" in line]
@@ -217,13 +220,13 @@ def trained(context: Context) -> dict[str, Any]:
         "by tokens": by_tokens,
         "grpo": [line["reward"] for line in lines],
         "moved": any(moved),
-        "picture tokens": len(aligned) > 0 and all(aligned),
+        "image tokens": len(aligned) > 0 and all(aligned),
         "side": policy.processor.tokenizer.padding_side,
     }
 
 
 def watch_token_kinds(policy: Policy) -> list[bool]:
-    """For each batch that is generated: does Gemma's mask of picture tokens lie on the picture tokens?"""
+    """Record for each rollout whether Gemma's mask of image tokens is aligned with the image tokens."""
     aligned: list[bool] = []
     generate = RolloutTrainer._generate_and_score_completions
 
@@ -244,19 +247,23 @@ def blind(context: Context) -> str:
     whole = policy.model.get_base_model()
     seeing = whole.model.get_image_features
     whole.model.get_image_features = lambda pixels, **rest: seeing(torch.zeros_like(pixels), **rest)
-    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
-    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", judge=judge)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
+    grpo = TrainingJob(recipe, prompts.rows(samples), len(samples), FOLDER / "blind", scorer=scorer)
     try:
-        build_grpo(policy, grpo, manner(options.grpo_changes(policy, recipe))).train()
+        build_grpo(GeneratedTrainers(), policy, grpo).train()
     except ToolkitError as error:
         return error.code
-    return "trained without its pictures"
+    return "trained without its images"
 
 
 def small_sizes() -> dict[str, Any]:
     """A step of both generated trainers with the recipe's sizes and with those of OOM recovery."""
     found = {}
-    for stage, loss in (("sft", "dapo"), ("grpo", "grpo"), ("grpo", "bnpo")):  # by tokens told, by rows, by all tokens
+    for stage, loss in (
+        ("sft", "dapo"),
+        ("grpo", "grpo"),
+        ("grpo", "bnpo"),
+    ):  # normalised by the step's tokens, by rows, by the micro-batch's tokens
         section = {"max_steps": 1, "micro_batch": 4, "loss": loss, "scale_rewards": "none"}
         tables = {**FEW_STEPS, **IN_FLOAT32, "grpo": section, "rewards": with_spread(FOLDER)}
         with context_of(small_recipe(FOLDER, tables, f"sizes-{stage}-{loss}")) as context:
@@ -267,14 +274,13 @@ def small_sizes() -> dict[str, Any]:
 
 
 def step_with(context: Context, stage: str, sizes: Sizes | None) -> dict[str, float]:
-    """One step of a policy just loaded. ``alike``: each pass weighs alike, however many tokens it has."""
+    """Make one step with a new policy. ``alike``: each pass has equal weight, whatever its number of tokens."""
     recipe, prompts, samples = context.recipe, Prompts.of(context.recipe, context.images), context.data.train
     policy = as_on_a_gpu(recipe)
-    judge = make_judge(prompts.task, rewards_of(recipe), samples, 4)
+    scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4)
     rows = prompts.rows(samples, answer=stage == "sft")
-    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", judge=judge, sizes=sizes)
-    build, changes = (build_sft, options.sft_changes) if stage == "sft" else (build_grpo, options.grpo_changes)
-    trainer = build(policy, job, manner(changes(policy, recipe)))
+    job = TrainingJob(recipe, rows, len(samples), FOLDER / f"{stage}-{sizes}", scorer=scorer, sizes=sizes)
+    trainer = (build_sft if stage == "sft" else build_grpo)(GeneratedTrainers(), policy, job)
     trainer.train()
     line = next(line for line in trainer.state.log_history if "loss" in line)
     return {

@@ -40,12 +40,12 @@ def run(
     from toolkit.pipeline.plan import plan_run
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
-    from toolkit.runfolder import is_main
+    from toolkit.runfolder import is_main_process
 
     loaded = load_recipe(recipe, settings, files=not dry_run)
     if dry_run:
         return _dry_run(loaded)
-    planned = plan_run(loaded, fresh=fresh) if is_main() else None
+    planned = plan_run(loaded, fresh=fresh) if is_main_process() else None
     if loaded.imagegen is not None:
         from toolkit.pipeline.imagegen import run_imagegen
 

@@ -1,21 +1,21 @@
-"""The exception tree. Every error has a stable code, a place, the value found there, the rule that it breaks, a remedy.
+"""The exception tree. Every error has a stable code, a place, the value found there, a rule and a remedy.
 
 ToolkitError
-├── RecipeError        the recipe: all problems at once
-├── DataError          rows, columns, splits, leaks
-│   ├── DataProblems   several of them, reported together
-│   └── RowProblem     one row that cannot be used (counted, never shown as a crash)
-│       └── MissingPicture  because its image is missing
+├── RecipeError        the recipe: all problems together
+├── DataError          rows, columns, splits, leakage
+│   ├── DataProblems   several problems, reported together
+│   └── RowProblem     one row that cannot be used (counted by code, does not end a run)
+│       └── MissingImage  the image of the row is missing
 ├── ImageError         one image that cannot be read
-├── RewardError        a reward that raised, left [0, 1], or does not exist
+├── RewardError        a reward that raised, is outside [0, 1], or does not exist
 ├── ModelError         a model, processor, adapter or chat template that cannot do what the recipe needs
-├── TrainingError      a training that cannot learn, or a library that rewrote a setting of the recipe
-├── PlanError          a run that cannot work, found before it began
+├── TrainingError      a training that cannot learn, or a library that changed a setting of the recipe
+├── PlanError          a run that cannot work, found before it started
 ├── RunError           the run folder: in use, changed, incomplete
 ├── MissingExtraError  an optional dependency that is not installed
 └── Interrupted        a signal. The state was saved
 
-Codes are ``area.what_is_wrong`` in lower case (``data.answer_not_text``). Scripts and tests compare codes, places and
+Codes are ``area.description`` in lower case (``data.answer_not_text``). Scripts and tests compare codes, places and
 values. The wording may change in any release.
 """
 
@@ -33,7 +33,7 @@ class _Nothing(Enum):  # its member stays the same object when a problem comes f
 
 
 NOTHING: Final = _Nothing.NOTHING
-"""The value of a problem that has none: nothing was found at its place."""
+"""Value of a problem that has no value to show."""
 
 CODE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -42,14 +42,14 @@ _LOG = logging.getLogger("toolkit")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, as an error, a warning or a line of a report shows it.
+    """One problem, as an error, a warning or a line of a report shows it.
 
     Attributes:
         code: stable identifier, such as ``data.answer_not_text``.
         rule: what must hold, as a sentence without its final full stop, or as a list that ends with a new line.
         place: file and key, row or image that breaks the rule.
-        value: what was found there. ``NOTHING`` if there is nothing to show.
-        remedy: what to do about it, as a sentence.
+        value: value found at the place. ``NOTHING`` if there is none to show.
+        remedy: how to fix it, as a sentence.
     """
 
     code: str
@@ -79,14 +79,14 @@ class Problem:
 
 
 class ToolkitError(Exception):
-    """An error that the user can mend. It is printed without a traceback.
+    """An error that the user can fix. It is printed without a traceback.
 
     Args:
         code: stable identifier, such as ``data.answer_not_text``.
         rule: what must hold, as a sentence without its final full stop, or as a list that ends with a new line.
         place: file and key, row or image that breaks the rule.
-        value: what was found there (left out of the message if not given).
-        remedy: what to do about it.
+        value: value found at the place, which the message leaves out if it is not given.
+        remedy: how to fix it.
     """
 
     exit_code = 1
@@ -125,12 +125,12 @@ class ToolkitError(Exception):
 
     @property
     def value(self) -> object:
-        """Return what was found at the place. None if there is nothing to show."""
+        """Return the value found at the place. None if there is none to show."""
         return None if self.problem.value is NOTHING else self.problem.value
 
     @property
     def remedy(self) -> str:
-        """Return what to do about it."""
+        """Return how to fix the error."""
         return self.problem.remedy
 
 
@@ -152,7 +152,7 @@ class RecipeError(ToolkitError):
 
 
 class DataError(ToolkitError):
-    """Rows, columns, splits or leaks that make a data set unusable."""
+    """Rows, columns, splits or leakage that make a dataset unusable."""
 
 
 class DataProblems(DataError):
@@ -177,24 +177,24 @@ class RowProblem(DataError):
         return self.rule
 
 
-class MissingPicture(RowProblem):
-    """A row that cannot be used as long as its picture is not there: what was found is not remembered."""
+class MissingImage(RowProblem):
+    """A row whose image is missing. The result is not cached, because the image may be added later."""
 
 
 class ImageError(ToolkitError):
-    """A picture that is missing, unreadable, truncated, too large or outside the data root."""
+    """An image that is missing, unreadable, truncated, too large or outside the data root."""
 
 
 class RewardError(ToolkitError):
-    """A reward that raised, gave something outside [0, 1], or does not exist."""
+    """A reward that raised, returned a value outside [0, 1], or does not exist."""
 
 
 class ModelError(ToolkitError):
-    """A model, processor, adapter or chat template that cannot do what the recipe asks."""
+    """A model, processor, adapter or chat template that cannot do what the recipe needs."""
 
 
 class TrainingError(ToolkitError):
-    """A training that cannot learn anything, or whose settings a library rewrote."""
+    """A training that cannot learn, or whose settings a library changed."""
 
 
 class PlanError(ToolkitError):
@@ -213,7 +213,7 @@ class PlanError(ToolkitError):
 
 
 class RunError(ToolkitError):
-    """A run folder that belongs to another recipe, is in use, or lacks what a stage needs."""
+    """A run folder that belongs to another recipe, is in use, or lacks files that a stage needs."""
 
 
 class MissingExtraError(ToolkitError):
@@ -241,10 +241,10 @@ def warn(code: str, rule: str, *, place: object = "", value: object = NOTHING, r
 
     Args:
         code: stable identifier, such as ``export.not_verified``.
-        rule: what is not as it should be, as a sentence without its final full stop.
+        rule: what should hold but does not, as a sentence without its final full stop.
         place: file and key, row or stage.
-        value: what was found there.
-        remedy: what to do about it.
+        value: value found at the place.
+        remedy: how to fix it.
     """
     problem = Problem(code, rule, str(place), value, remedy)
     _LOG.warning("%s", problem, extra={"problem": problem}, stacklevel=2)

@@ -18,7 +18,6 @@ leaves what it has measured. The process ends with 1 if a stage has failed.
 """
 
 import argparse
-import importlib.metadata
 import os
 import statistics
 import subprocess
@@ -49,7 +48,6 @@ STAGES = ("grpo", "sft", "evaluate")
 RECIPE = ROOT / "recipes/medgemma_sft_grpo.toml"
 QUESTIONS, ANSWER_TOKENS = 16, 32
 """Of the evaluation: two batches of short answers."""
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "triton")
 GIB = 2**30
 RESERVE = 15
 """Seconds that a stage leaves to each of those after it."""
@@ -284,7 +282,8 @@ def train_by_trl(stage: str) -> Callable[["Context"], Any]:
         from rival import TellSteps, plain_grpo, plain_model, plain_policy, plain_rows, plain_sft
         from transformers import PrinterCallback
 
-        from toolkit.training.trl_settings import grpo_settings, sft_settings
+        from toolkit.training.grpo import grpo_settings
+        from toolkit.training.sft import sft_settings
 
         recipe = context.recipe
         source = recipe.model.name
@@ -312,17 +311,17 @@ RUN: Mapping[tuple[str, bool], Callable[["Context"], Any]] = {
 
 def plain_job(context: "Context", stage: str) -> "TrainingJob":
     """The toolkit's rows, for a trainer that is not the toolkit's."""
-    from toolkit.models.backend import Judge, TrainingJob
+    from toolkit.models.backend import RewardScorer, TrainingJob
     from toolkit.models.prompts import Prompts
 
     prompts, samples = Prompts.of(context.recipe, context.images), context.data.train
     rows = prompts.rows(samples, answer=stage == "sft")
     job = TrainingJob(context.recipe, rows, len(samples), context.run.stage_folder(stage))
-    return job if stage == "sft" else replace(job, judge=Judge({"length": 1.0}, score))
+    return job if stage == "sft" else replace(job, scorer=RewardScorer({"length": 1.0}, score))
 
 
 def score(numbers: Sequence[int], completions: Sequence[Any]) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Never called: the plain trainer has ``length``. The settings take the weights from the judge that this is in."""
+    """Never called: the plain trainer has ``length``. The settings take the weights from the scorer that this is in."""
     raise NotImplementedError
 
 
@@ -354,7 +353,9 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     """Cap the GPU memory, and return facts about the GPU and the installed versions."""
     import torch
 
-    found: dict[str, Any] = {"device": "cpu", "versions": versions()}
+    from toolkit.runfolder import installed_versions
+
+    found: dict[str, Any] = {"device": "cpu", "versions": installed_versions()}
     if has_cuda():
         found |= {
             "device": torch.cuda.get_device_name(),
@@ -388,17 +389,6 @@ def cap(gigabytes: float) -> int:
 
     torch.cuda.mem_get_info = torch.cuda.memory.mem_get_info = capped
     return most
-
-
-def versions() -> dict[str, str]:
-    """Package -> installed version, of those of ``PACKAGES`` that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def layers_of(model: Path) -> int:

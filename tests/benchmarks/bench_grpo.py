@@ -25,11 +25,10 @@ from transformers.utils.hub import PushToHubMixin
 
 from toolkit import tiny
 from toolkit.evaluation.context import Context
-from toolkit.models.backend import Completion, Judge, RowSource, TrainingJob
+from toolkit.models.backend import Completion, RewardScorer, RowSource, TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
-from toolkit.training.trainers import build_grpo
-from toolkit.training.trl_settings import grpo_settings
+from toolkit.training.grpo import build_grpo, grpo_settings
 
 LIMIT = 4.0
 GENERATIONS, PROMPTS = 8, 2
@@ -103,7 +102,7 @@ def make_job(context: Context, clock: Clock) -> TrainingJob:
         rows=counted(rows, clock),
         count=len(context.data.train),
         folder=context.run.stage_folder("grpo"),
-        judge=Judge({"length": 1.0}, score),
+        scorer=RewardScorer({"length": 1.0}, score),
     )
 
 

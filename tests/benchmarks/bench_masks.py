@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from skimage import io, measure
 
-from toolkit.prepare import Request, prepare_ham10000
+from toolkit.prepare import PrepareRequest, prepare_ham10000
 from toolkit.prepare.request import usable_cores
 
 WIDTH, HEIGHT = 600, 450
@@ -82,7 +82,7 @@ def main() -> int:
         folder = Path(name)
         names = write_download(folder, options.count)
         start = time.perf_counter()
-        request = Request(folder / "out", workers=options.workers)
+        request = PrepareRequest(folder / "out", workers=options.workers)
         prepare_ham10000([folder / "images"], folder / "masks", folder / "metadata.csv", request)
         ours = (time.perf_counter() - start) / options.count
         chosen = names[:RIVAL]

@@ -25,14 +25,13 @@ from fake_cuda.compare import GIB, Comparison, compare
 from fake_cuda.trace import Spec, Traced, trace
 from recipes_on_shapes import GIGABYTES, RECIPES, SHAPE_OF
 
-from toolkit.planning.architecture import Architecture
-from toolkit.planning.counting import build_architecture
+from toolkit.planning.architecture import Architecture, build_architecture
 from toolkit.planning.gpu import usable_bytes
-from toolkit.planning.memory import Setting, estimate
+from toolkit.planning.memory import estimate
 from toolkit.planning.memory.estimate import CONTEXT
 from toolkit.planning.prequantised import KEPT
-from toolkit.planning.stage_settings import memory_settings, planned_backend
-from toolkit.planning.tokens import fullest_row
+from toolkit.planning.stages import Setting, memory_settings, planned_backend
+from toolkit.planning.tokens import longest_possible_row
 from toolkit.recipe import load_recipe
 
 SHAPES = RECIPES.parent / "toolkit/planning/shapes"
@@ -66,12 +65,12 @@ def cases(chosen: argparse.Namespace) -> Iterator[Case]:
         fields = json.loads((SHAPES / f"{shape}.json").read_text(encoding="utf-8"))
         for backend, kept in (("hf", ()), ("unsloth", KEPT)):
             model = build_architecture(fields, kept)
-            tokens = fullest_row(recipe, model)
-            asked = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
+            tokens = longest_possible_row(recipe, model)
+            evaluated = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backend": backend})})
             for dtype in DTYPES:
                 if (backend, dtype) == ("unsloth", "float32"):
                     continue  # float16 takes the same bytes; where Gemma overflows, modules of Unsloth's own run
-                settings = memory_settings(asked, model, tokens, bf16=dtype == "bfloat16")
+                settings = memory_settings(evaluated, model, tokens, bf16=dtype == "bfloat16")
                 for stage, setting in settings.items():
                     if not setting.trains or chosen.stage not in (None, stage):
                         continue

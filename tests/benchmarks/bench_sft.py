@@ -31,10 +31,9 @@ from toolkit.evaluation.context import Context
 from toolkit.models.backend import TrainingJob
 from toolkit.models.hf import HfBackend
 from toolkit.models.prompts import Prompts
+from toolkit.training.sft import build_sft, sft_settings
 from toolkit.training.sft_loss import sliced_cross_entropy
 from toolkit.training.train import training_callbacks
-from toolkit.training.trainers import build_sft
-from toolkit.training.trl_settings import sft_settings
 
 LIMIT = 0.97
 MEMORY_LIMIT = 4.0

@@ -19,7 +19,7 @@ from toolkit.models.backend import Policy, RowSource, TrainingJob
 from toolkit.models.hf import make_policy
 from toolkit.pipeline.prepare_data import prepare
 from toolkit.recipe import Lora, Recipe
-from toolkit.runfolder import Progress, StopRequest, silent, start_run
+from toolkit.runfolder import Progress, StopRequest, no_progress, start_run
 
 transformers_logging.set_verbosity_error()  # a plain script is told of special tokens that were aligned, each time
 transformers_logging.disable_progress_bar()
@@ -45,7 +45,7 @@ def make_recipe(folder: Path, tables: Tables) -> Recipe:
 def context_of(recipe: Recipe) -> Iterator[Context]:
     """The recipe's context with its practice films written."""
     with start_run(recipe) as run, StopRequest() as stop:
-        data, images = prepare(recipe, run, silent)
+        data, images = prepare(recipe, run, no_progress)
         yield Context(recipe, run, data, images, stop)
 
 

@@ -1,4 +1,4 @@
-"""``python -m fake_cuda SPEC OUT``: what ``trace.trace`` starts."""
+"""``python -m fake_cuda SPEC OUT``: the program that ``trace.trace`` starts."""
 
 import dataclasses
 import json

@@ -17,7 +17,7 @@ SMALL = MIB
 """Requests of at most this size go to the small pool."""
 SMALL_SEGMENT, LARGE_SEGMENT = 2 * MIB, 20 * MIB
 OWN_SEGMENT = 10 * MIB
-"""From this size on a request gets a segment of its own size."""
+"""Requests of at least this size get a segment of their own."""
 SEGMENT_UNIT = 2 * MIB
 
 
@@ -31,7 +31,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Peaks of a replay in bytes: what the allocator held of the GPU, and what it had handed out."""
+    """Peaks of a replay in bytes: reserved from the GPU, and allocated to tensors."""
 
     reserved: int
     allocated: int

@@ -1,23 +1,24 @@
-"""The plan's figures of a stage beside the traced ones, and the limits between them."""
+"""Comparison of a stage's planned and traced GPU memory, with limits."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fake_cuda.trace import Traced
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory import Setting, estimate
+from toolkit.planning.memory import estimate
+from toolkit.planning.stages import Setting
 
 GIB = 2**30
 PARTS = 0.001
-"""Relative difference that parameters, adapter, optimizer state and KV cache may have."""
+"""Permitted relative difference of parameters, adapter, optimizer state and KV cache."""
 ALLOCATED, RESERVED = 0.08, 0.15
-"""How far a planned peak may be above the traced one. It must never be below."""
+"""Permitted relative excess of a planned peak over the traced one. It must never be below."""
 
 MOMENTS: Mapping[str, tuple[str, ...]] = {
     "rollout": ("vision tower", "prefill", "decoding"),
     "training pass": ("loss", "backward pass"),
 }
-"""Traced moment -> the plan's, of which the largest counts."""
+"""Maps traced moments to the plan's moments. The largest of these is compared."""
 
 NOT_TRACED: Mapping[str, tuple[str, ...]] = {
     "hf": (),
@@ -27,7 +28,7 @@ NOT_TRACED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Planned bytes beside traced ones. ``broken`` are the limits that do not hold."""
+    """Planned and traced bytes. ``broken`` lists the violated limits."""
 
     traced: Traced
     parts: Mapping[str, int]
@@ -43,7 +44,7 @@ class Comparison:
         yield self.traced.reserved, self.reserved
 
     def lines(self) -> Iterator[str]:
-        """Each figure as text."""
+        """Return each value as text."""
         for name, mine in (
             *self.traced.parts.items(),
             *self.traced.moments.items(),

@@ -1,4 +1,4 @@
-"""A CUDA device that only seems to be there: two stub libraries and torch's answers about it."""
+"""A fake CUDA device: two stub libraries, and patched functions of torch."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-COUNT, DRIVER = "libpretended_count.so", "libcuda.so.1"
+COUNT, DRIVER = "libsimulated_count.so", "libcuda.so.1"
 VARIABLE = "FAKE_CUDA_STUBS"
 
 
@@ -16,7 +16,7 @@ def build_stubs(folder: Path) -> Mapping[str, str]:
     """Compile the two stub libraries into a folder.
 
     Returns:
-        The environment of a process that is to have the pretended device.
+        The environment of a process that is to have the simulated device.
 
     Raises:
         subprocess.CalledProcessError: gcc failed.
@@ -53,7 +53,7 @@ def pretend_devices(count: int) -> None:
 
 
 def patch_torch(*, bf16: bool) -> None:
-    """Make torch's Python side answer as with one CUDA device, and attention run the kernels of a GPU."""
+    """Patch torch's Python functions for one CUDA device, and use GPU kernels for attention."""
     import torch
     import torch.cuda.amp.common
     from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -71,7 +71,7 @@ def patch_torch(*, bf16: bool) -> None:
     make = torch.tensor
 
     def tensor(data: object, dtype: object = None, device: object = None, requires_grad: bool = False) -> torch.Tensor:
-        """``torch.tensor`` of Python numbers on the pretended device, which has no memory to copy them to."""
+        """Return ``torch.tensor`` of Python numbers on the fake device, which has no memory for their values."""
         from fake_cuda.log import known_tensor
 
         if device is None or torch.device(device).type != "cuda":  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The decode steps between the first traced ones and the last: the same allocations, each a little larger.
+"""Interpolation of the decode steps between the first and last traced ones, whose allocations grow linearly.
 
 The KV cache is copied into a longer tensor at every step. Its old blocks are too small for the new ones, which is most
 of what fragments a rollout, so the replay needs every step.
@@ -53,7 +53,7 @@ def with_every_step(logged: Logged, steps: int) -> list[Event]:
 
 
 def _parts(logged: Logged) -> Iterator[tuple[Logged, bool]]:
-    """The log cut where rollouts begin and end. Releases stay with the allocation before them."""
+    """Split the log at the beginning and end of rollouts. Releases stay with the allocation before them."""
     part: list[tuple[bool, Allocation]] = []
     rollout = False
     for came, one in logged:

@@ -1,4 +1,4 @@
-"""Which kernels a GPU would run, and what they allocate: 4-bit products and attention."""
+"""Kernels that a GPU would run, and their allocations: 4-bit products and attention."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ FUSED_ROWS = 1536
 
 
 def gemm_4bit(mode: Any, args: Any, kwargs: Any, gpu: tuple[int, int, int]) -> tuple[bool, torch.Tensor]:
-    """Return whether bitsandbytes' fused kernel multiplies, and the product on the pretended device.
+    """Return whether bitsandbytes' fused kernel multiplies, and the product on the simulated device.
 
     If it does not, the matrix is dequantised into a temporary of its full size, and torch multiplies.
     ``mode`` logs what is allocated on the way.
@@ -37,7 +37,7 @@ _CHOOSERS: dict[tuple[int, int, int], Callable[..., bool]] = {}
 
 
 def _chooser(gpu: tuple[int, int, int]) -> Callable[..., bool]:
-    """bitsandbytes' own rule. Its module cannot be imported without CUDA, so the one function is compiled from it."""
+    """Return the rule of bitsandbytes. Its module needs CUDA, so this function compiles the rule from the source."""
     if gpu not in _CHOOSERS:
         source = Path(inspect.getfile(bitsandbytes)).parent / "backends/cuda/ops.py"
         tree = ast.parse(source.read_text(encoding="utf-8"))

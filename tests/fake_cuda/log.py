@@ -1,4 +1,4 @@
-"""A dispatch mode that logs every storage on the pretended device: its size, when it came, when it went, what made it.
+"""A dispatch mode that logs every storage on the simulated device: its size, allocation, release and operation.
 
 It also counts, by phase, what a model of time needs: FLOPs, bytes moved and kernels launched.
 """
@@ -28,14 +28,13 @@ from fake_cuda.kernels import gemm_4bit
 
 DEVICE = "cuda"
 KNOWN_NUMBERS = 1_000_000
-"""Integer tensors of at most this many elements are computed for real besides, so that code that reads them goes its
-true way."""
+"""Integer tensors up to this number of elements are also computed, so that code that reads them branches correctly."""
 RANDOM = ("aten.rand", "aten.normal", "aten.uniform", "aten.bernoulli", "aten.empty", "aten.multinomial")
 FACTORIES = ("arange", "full", "zeros", "ones", "scalar_tensor", "lift_fresh")
 FREE_OF_CHARGE = (
     "aten.detach", "aten.alias", "aten._unsafe_view", "aten.is_", "aten._local", "prim", "aten.empty", "aten.sym",
 )  # fmt: skip
-"""Operations beside views that launch no kernel."""
+"""Operations other than views that launch no kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,9 @@ class Counts:
     """Work of one phase."""
 
     kernels: int = 0
-    """Dispatched operations that are no views: a kernel each, at least."""
+    """Dispatched operations other than views. Each launches at least one kernel."""
     bytes: int = 0
-    """Inputs and outputs of these, each read or written once."""
+    """Bytes of their inputs and outputs, each read or written once."""
     flops: int = 0
 
 
@@ -81,7 +80,7 @@ class AllocationLog(TorchDispatchMode):  # type: ignore[misc]
         self.counts: dict[str, Counts] = {}
         self.operations: Counter[tuple[str, str]] = Counter()
         self.guessed: Counter[str] = Counter()
-        """Scalars that code read although they are not known, by phase; each was answered with 0 or False."""
+        """Scalars that code read although they are not known, by phase; each was read as 0 or False."""
         self.gpu = (multiprocessors, *capability)
         self._alive: dict[int, tuple[Any, Allocation]] = {}
         self._number = 0
@@ -118,7 +117,7 @@ class AllocationLog(TorchDispatchMode):  # type: ignore[misc]
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Trace under another phase's name."""
+        """Trace under the name of another phase."""
         before, self.phase = self.phase, phase
         yield
         self.phase = before
@@ -199,13 +198,13 @@ def as_events(logged: Sequence[tuple[bool, Allocation]]) -> list[Event]:
 
 @functools.cache
 def _facts(function: Any) -> tuple[str, bool]:
-    """An operation's name, and whether it launches no kernel."""
+    """Return the name of an operation, and whether it launches no kernel."""
     name = str(function)
     return name, bool(getattr(function, "is_view", False)) or name.startswith(FREE_OF_CHARGE)
 
 
 def _real(function: Any, name: str, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
-    """The operation on the known numbers; None if some are unknown, or it is too large, or cannot run on a CPU."""
+    """Return the operation on known numbers. None if some are unknown, it is too large, or needs CUDA."""
     if any(isinstance(one, FakeTensor) and getattr(one, "known", None) is None for one in given):
         return None
     if not given and (name.split(".")[1] not in FACTORIES or math.prod(_size_of(name, args)) > KNOWN_NUMBERS):
@@ -234,7 +233,7 @@ def _known(leaf: Any) -> Any:
 
 
 def _by_known_numbers(function: Any, name: str, args: Any, kwargs: Any, real: Any) -> Any:
-    """The output of an operation whose shape follows from numbers."""
+    """Return the output of an operation whose shape depends on values."""
     if real is not None:
         return tree_map(
             lambda one: torch.empty(one.shape, dtype=one.dtype, device=DEVICE) if torch.is_tensor(one) else one, real
@@ -253,7 +252,7 @@ def _by_known_numbers(function: Any, name: str, args: Any, kwargs: Any, real: An
 
 
 def _convolution(x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Any, padding: Any) -> torch.Tensor:
-    """A patch embedding: FakeTensorMode would ask CUDA for the layout of its output."""
+    """Compute a patch embedding, for which FakeTensorMode would query CUDA for the output layout."""
     dimensions = x.dim() - 2
     stride, padding = (list(one) * (dimensions if len(one) == 1 else 1) for one in (stride, padding))
     sides = [

@@ -1,4 +1,4 @@
-"""The losses of SFT and GRPO as the toolkit computes them, on the pretended device."""
+"""The losses of SFT and GRPO as the toolkit computes them, on the simulated device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fake_cuda.log import DEVICE, known_tensor
 from fake_cuda.stage import Batch, Stage
-from toolkit.planning.memory import Setting
+from toolkit.planning.stages import Setting
 
 Loss = Callable[[Stage, Batch], torch.Tensor]
 
 
 def loss_of(setting: Setting) -> Loss | None:
-    """Return the loss of a stage. None: it trains nothing."""
+    """Return the loss of a stage. None: no training."""
     if not setting.trains:
         return None
     if setting.backend == "hf":
@@ -25,7 +25,7 @@ def loss_of(setting: Setting) -> Loss | None:
 
 
 def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
-    """TRL's ``chunked_nll`` on the answer's tokens, with the toolkit's slices in it (``backends.sft_loss``)."""
+    """TRL's ``chunked_nll`` on the answer's tokens, with the toolkit's slices in it (``training.sft_loss``)."""
     from trl.trainer import sft_trainer
 
     from toolkit.training.sft_loss import in_place_of_trl
@@ -39,7 +39,7 @@ def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
 
 
 def labels_of(stage: Stage, batch: Batch) -> torch.Tensor:
-    """Return labels that cover the answers alone."""
+    """Return labels that cover only the answers."""
     with unset_fake_temporarily():
         labels = batch.texts["input_ids"].known.clone()  # type: ignore[attr-defined]
         labels[:, : stage.setting.row.prompt] = -100
@@ -55,7 +55,7 @@ def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
     trainer.__dict__["_entropy_bonus_enabled"] = False
     fields: dict[str, Any] = {name: value for name, value in batch.texts.items() if name.endswith("type_ids")}
     if batch.pixels:
-        fields |= {**batch.pixels, "num_images": [stage.setting.row.pictures] * stage.setting.rows}
+        fields |= {**batch.pixels, "num_images": [stage.setting.row.image_count] * stage.setting.rows}
     logps, _, _ = trainer._get_per_token_logps_and_entropies(
         stage.wrapped(),
         batch.texts["input_ids"],

@@ -1,4 +1,4 @@
-"""A model of the real size on the pretended device, as the toolkit loads it: quantised, frozen, with its adapter."""
+"""A model of the real size on the simulated device, as the toolkit loads it: quantised, frozen, with its adapter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +14,14 @@ from transformers.quantizers.base import HfQuantizer
 from fake_cuda.log import DEVICE, AllocationLog
 from toolkit.models import lora as adapter
 from toolkit.models.module_names import VISION
-from toolkit.planning.memory import Setting
-from toolkit.planning.prequantised import KEPT, stays
+from toolkit.planning.architecture import is_kept
+from toolkit.planning.prequantised import KEPT
+from toolkit.planning.stages import Setting
 from toolkit.recipe import Lora
 
 
 class _Packed:
-    """``bitsandbytes.nn.Params4bit`` cannot hold a fake tensor: a plain parameter with its attributes."""
+    """A parameter with the attributes of ``bitsandbytes.nn.Params4bit``, which cannot contain a fake tensor."""
 
     def __new__(cls, data: Any = None, requires_grad: bool = False, quant_state: Any = None, **_: Any) -> Any:
         parameter = torch.nn.Parameter(data, requires_grad=False)
@@ -84,7 +85,7 @@ def tower_bytes(model: Any) -> int:
 def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
     """Quantise the linear layers that transformers hands to bitsandbytes, except ``skipped`` modules."""
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    kept += [name for name, _ in model.named_modules() if stays(name, skipped)]
+    kept += [name for name, _ in model.named_modules() if is_kept(name, skipped)]
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
     )
@@ -106,7 +107,7 @@ def _quantise(model: Any, kind: torch.dtype, skipped: Sequence[str]) -> None:
 
 
 def grid_of(patches: int, merge: int) -> tuple[int, int]:
-    """Return the most square grid of so many patches whose sides are multiples of ``merge``."""
+    """Return the grid with this number of patches that is closest to a square, with sides divisible by ``merge``."""
     cells = patches // merge**2
     rows = max(one for one in range(1, int(cells**0.5) + 1) if cells % one == 0)
     return rows * merge, cells // rows * merge

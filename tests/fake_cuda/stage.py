@@ -1,4 +1,4 @@
-"""One stage of the toolkit on the pretended device: rollout, loss, backward pass and optimizer state."""
+"""One stage of the toolkit on the simulated device: rollout, loss, backward pass and optimizer state."""
 
 import contextlib
 import gc
@@ -14,8 +14,8 @@ from transformers import DynamicCache, StaticCache
 from fake_cuda.growth import END, FAR, JUMP, NEAR
 from fake_cuda.log import DEVICE, AllocationLog, known_tensor
 from fake_cuda.model import grid_of
-from toolkit.models.gradient_checkpointing import spare_input_gradients
-from toolkit.planning.memory import Setting
+from toolkit.models.hf import disable_input_gradients
+from toolkit.planning.stages import Setting
 
 
 @dataclass(slots=True)
@@ -23,18 +23,18 @@ class Batch:
     """Inputs of some rows."""
 
     texts: dict[str, torch.Tensor]
-    """input_ids, attention_mask and token kinds."""
+    """input_ids, attention_mask and token types."""
     pixels: dict[str, torch.Tensor]
 
 
 class Stage:
-    """A traced stage. ``run`` goes through two optimizer steps, the second of which is what is measured."""
+    """A traced stage. ``run`` makes two optimizer steps and measures the second one."""
 
     def __init__(self, model: Any, setting: Setting, log: AllocationLog) -> None:
         self.model, self.setting, self.log = model, setting, log
         self.config = model.get_base_model().config
         self.state: list[torch.Tensor] = []
-        """The optimizer's."""
+        """State of the optimizer."""
         self.cache_bytes = 0
         """Keys and values at the end of a rollout."""
         self.usable = 0
@@ -42,8 +42,9 @@ class Stage:
         self._held: Any = None
 
     def run(self, loss: Callable[["Stage", Batch], torch.Tensor] | None) -> None:
-        """Trace an optimizer step of which two micro-batches are passed through, the later one beside the gradients of
-        the other. The optimizer's state is there from the beginning, as in every step but the first.
+        """Trace an optimizer step with two micro-batches, the second one with the gradients of the first allocated.
+
+        The optimizer state exists from the beginning, as in every step except the first.
 
         ``loss`` computes the loss of a micro-batch. None: nothing is trained.
         """
@@ -124,7 +125,7 @@ class Stage:
         """Ready for a training pass, as the backends load a model and the trainers switch checkpointing on."""
         self.model.config.use_cache = False
         if self.setting.backend == "hf":
-            spare_input_gradients(self.model)
+            disable_input_gradients(self.model)
         if self.setting.checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.setting.backend == "unsloth":
@@ -162,15 +163,15 @@ class Stage:
 
     def _pixels(self, rows: int) -> dict[str, torch.Tensor]:
         vision, row = self.config.vision_config, self.setting.row
-        if not row.pictures or not rows:
+        if not row.image_count or not rows:
             return {}
         if getattr(vision, "spatial_merge_size", None) is None:
             side = vision.image_size
-            return {"pixel_values": torch.empty(rows * row.pictures, 3, side, side, device=DEVICE)}
-        one = row.patches // row.pictures
+            return {"pixel_values": torch.empty(rows * row.image_count, 3, side, side, device=DEVICE)}
+        one = row.patches // row.image_count
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
         with unset_fake_temporarily():
-            grids = torch.tensor([[1, *grid_of(one, vision.spatial_merge_size)]] * (rows * row.pictures))
+            grids = torch.tensor([[1, *grid_of(one, vision.spatial_merge_size)]] * (rows * row.image_count))
         pixels = torch.empty(rows * row.patches, width, device=DEVICE)
         return {"pixel_values": pixels, "image_grid_thw": known_tensor(grids)}
 
@@ -203,7 +204,7 @@ class Stage:
 
     @staticmethod
     def _lengthen(cache: Any, length: int) -> None:
-        """Put keys and values of the rollout's end in the place of those of its beginning."""
+        """Replace the KV cache of the beginning of a rollout with that of its end."""
         for layer in cache.layers:
             rows, heads, _, width = layer.keys.shape
             kept = min(length, layer.sliding_window - 1) if layer.is_sliding else length

@@ -1,4 +1,4 @@
-"""Trace one stage of one model in a process of its own, and read the figures."""
+"""Tracing of one stage of one model in a separate process."""
 
 import dataclasses
 import json
@@ -14,10 +14,11 @@ from typing import Any
 
 from fake_cuda.allocator import Event, Usage, replay
 from fake_cuda.device import build_stubs
-from toolkit.planning.memory import RowSize, Setting
+from toolkit.planning.stages import Setting
+from toolkit.planning.tokens import RowSize
 
 LIMIT_S = 900
-"""Seconds after which a trace is given up."""
+"""Timeout of a trace in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Spec:
     setting: Setting
     usable: int
     top: int = 0
-    """How many of the largest storages of each peak to report."""
+    """Number of the largest storages per peak to report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +37,23 @@ class Traced:
     """Bytes of a traced stage."""
 
     parts: Mapping[str, int]
-    """weights, vision_tower, adapter, optimizer, kv_cache: what was allocated for each."""
+    """Allocated bytes for weights, vision_tower, adapter, optimizer, kv_cache."""
     moments: Mapping[str, int]
-    """Most bytes allocated in each moment: rollout, training pass."""
+    """Peak of allocated bytes per moment: rollout, training pass."""
     reserved: int
     """Peak of the replay of torch's allocator."""
     allocated: int
-    """What it had handed out at most."""
+    """Peak of the bytes that it had handed out."""
     guessed: Mapping[str, int]
-    """Scalars that code read and the trace did not know, by phase."""
+    """Number of scalars that code read although the trace did not know them, by phase."""
     seconds: float
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Phase -> kernels, bytes, flops. Decode phases are one step each."""
+    """Maps phases to kernels, bytes and FLOPs. A decode phase has one step."""
     top: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def trace(spec: Spec) -> Traced:
-    """Trace in a subprocess with the pretended device.
+    """Trace in a subprocess with the simulated device.
 
     Raises:
         RuntimeError: the traced code failed. The message has the end of its output.
@@ -137,7 +138,7 @@ def _read(spec: Spec, log: Any, parts: Mapping[str, int], started: float) -> Tra
 
 
 def _replayed(setting: Setting, logged: Sequence[tuple[bool, Any]]) -> Usage:
-    """The allocator's replay from the loaded model on, with every decode step of each rollout."""
+    """Replay the allocator after loading, with every decode step of each rollout."""
     from fake_cuda.growth import with_every_step
 
     start = next(index for index, (_, one) in enumerate(logged) if one.phase not in ("weights", "adapter"))

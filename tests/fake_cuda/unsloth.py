@@ -1,6 +1,6 @@
-"""Unsloth's own losses on the pretended device: what a recipe runs on a GPU.
+"""Unsloth's own losses on the simulated device: what a recipe runs on a GPU.
 
-Its modules are imported as on a machine without a GPU, and told of the pretended one where they ask for free memory.
+Its modules are imported as on a machine without a GPU, and told of the simulated one where they ask for free memory.
 They run without torch.compile, which needs Triton. Their figures are therefore upper bounds.
 """
 
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 
 def load() -> None:
-    """Import unsloth_zoo, which also patches transformers. What is traced before, the rollout, is transformers' own."""
+    """Import unsloth_zoo, which also patches transformers. The rollout is traced before, with transformers' code."""
     os.environ |= ENVIRONMENT
     with _disable_current_modes():
         import unsloth_zoo.fused_losses.cross_entropy_loss
@@ -36,7 +36,7 @@ def load() -> None:
 
 
 def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
-    """The fused cross entropy over all positions, in as many slices as the free memory asks for."""
+    """Compute the fused cross-entropy over all positions, in slices that fit the free GPU memory."""
     load()
     from unsloth_zoo.fused_losses.cross_entropy_loss import unsloth_fused_ce_loss
 
@@ -50,7 +50,7 @@ def sft_loss(stage: Stage, batch: Batch) -> torch.Tensor:
 
 
 def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
-    """The log-probabilities from hidden states in slices, and the clipped loss on them."""
+    """Compute log-probabilities from hidden states in slices, and the clipped loss."""
     load()
     from unsloth_zoo.rl_replacements import chunked_hidden_states_selective_log_softmax
 
@@ -65,7 +65,7 @@ def grpo_loss(stage: Stage, batch: Batch) -> torch.Tensor:
 
 
 def _hidden_states(stage: Stage, batch: Batch) -> torch.Tensor:
-    """What its compiled modules return in the place of logits."""
+    """Return the output of its compiled modules, which replaces logits."""
     base = stage.model.get_base_model()
     hidden: torch.Tensor = base.model(**batch.texts, **batch.pixels, use_cache=False).last_hidden_state
     return hidden

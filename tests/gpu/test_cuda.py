@@ -20,9 +20,8 @@ from toolkit.models.hf import HfBackend
 from toolkit.models.loading import precision_of
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Export, Model
-from toolkit.training.grpo import make_judge, rewards_of, train_grpo
+from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards, train_grpo
 from toolkit.training.sft import train_sft
-from toolkit.training.trainers import build_grpo
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,9 +82,9 @@ def test_the_adapter_of_a_quantised_model_keeps_its_precision(tmp_path: Path) ->
     with context_with(tmp_path, {"precision": "4bit"}) as context:
         backend, prompts = HfBackend(), Prompts.of(context.recipe, context.images)
         policy = backend.load(context.recipe, None, trainable=True)
-        judge = make_judge(prompts.task, rewards_of(context.recipe), context.data.train, 4)
+        scorer = make_reward_scorer(prompts.task, recipe_rewards(context.recipe), context.data.train, 4)
         rows = prompts.rows(context.data.train)
-        build_grpo(backend, policy, TrainingJob(context.recipe, rows, 4, tmp_path, judge=judge)).train()
+        build_grpo(backend, policy, TrainingJob(context.recipe, rows, 4, tmp_path, scorer=scorer)).train()
         trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         assert {parameter.dtype for parameter in trained} == {torch.float32}
         assert {parameter.device.type for parameter in trained} == {"cuda"}

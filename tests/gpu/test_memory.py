@@ -132,4 +132,4 @@ def test_answers_under_a_cap_are_the_same(tmp_path: Path) -> None:
         needed = torch.cuda.max_memory_allocated() - held
         with capped(held + 0.6 * needed):
             assert HfBackend().generate(policy, rows, Sampling(12)) == wanted
-        assert policy.at_once.errors >= 1
+        assert policy.batch_limit.errors >= 1

@@ -2,7 +2,7 @@
 
     python tests/unsloth_cpu/run.py run recipes/quickstart.toml --set model.backend=unsloth --set model.precision=4bit
 
-The process pretends to have one CUDA device whose memory is the CPU's. Unsloth's loader, ``get_peft_model``, the
+The process simulates one CUDA device whose memory is the CPU's. Unsloth's loader, ``get_peft_model``, the
 modules and trainers that it generates, its generation and its merge then run as on a GPU; torch and bitsandbytes
 compute on the CPU. ``stand_ins.STAND_INS`` is the complete table of what answers in place of CUDA, and why. No stand-in
 computes anything of training, and none replaces code of the toolkit, Unsloth, TRL, transformers or peft.

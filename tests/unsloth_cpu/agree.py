@@ -1,4 +1,4 @@
-"""What one backend makes of a recipe, as JSON: compared between hf and unsloth by tests/long/unsloth_agreement.py.
+"""Losses, rewards and log-probabilities of a recipe on one backend, for tests/long/unsloth_agreement.py.
 
     python tests/unsloth_cpu/run.py -m unsloth_cpu.agree RECIPE FILE
 
@@ -18,7 +18,7 @@ import torch
 
 from toolkit.models import choose_backend, preload
 from toolkit.recipe import load_recipe
-from toolkit.runfolder import StopRequest, silent, start_run
+from toolkit.runfolder import StopRequest, no_progress, start_run
 
 
 def seeded(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,27 +37,29 @@ def main(file: Path, out: Path) -> None:
     """Write log-probabilities of reference answers, SFT's losses, and GRPO's losses and rewards."""
     recipe = load_recipe(file)
     with start_run(recipe) as run, StopRequest() as stop:
-        preload(recipe, run.path)  # before what follows imports transformers
+        preload(recipe, run.path)  # before the imports below import transformers
         from toolkit.evaluation.context import Context
         from toolkit.models.backend import TrainingJob
         from toolkit.models.prompts import Prompts
         from toolkit.pipeline.prepare_data import prepare
-        from toolkit.training.grpo import make_judge, rewards_of
+        from toolkit.training.grpo import build_grpo, make_reward_scorer, recipe_rewards
+        from toolkit.training.sft import build_sft
 
-        data, images = prepare(recipe, run, silent)
+        data, images = prepare(recipe, run, no_progress)
         context = Context(recipe, run, data, images, stop)
         backend, prompts, samples = choose_backend(recipe.model), Prompts.of(recipe, images), data.train
         rows = [prompts.row(sample, answer=True) for sample in samples[:4]]
         asked = backend.load(recipe, context.weights, trainable=False)
         found: dict[str, Any] = {"log_probs": backend.log_probs(asked, rows, [row.answer or "" for row in rows])}
         for stage in ("sft", "grpo"):
-            judge = make_judge(prompts.task, rewards_of(recipe), samples, 4) if stage == "grpo" else None
+            scorer = make_reward_scorer(prompts.task, recipe_rewards(recipe), samples, 4) if stage == "grpo" else None
             job = TrainingJob(
-                recipe, prompts.rows(samples, answer=stage == "sft"), len(samples), run.path / stage, judge=judge
+                recipe, prompts.rows(samples, answer=stage == "sft"), len(samples), run.path / stage, scorer=scorer
             )
             policy = backend.load(recipe, context.weights, trainable=True)
             policy.model.generate = seeded(policy.model.generate)
-            trainer = getattr(backend, f"{stage}_trainer")(policy, job)
+            build = build_sft if stage == "sft" else build_grpo
+            trainer = build(backend, policy, job)
             trainer.train()
             lines = [line for line in trainer.state.log_history if "loss" in line]
             found[stage] = [

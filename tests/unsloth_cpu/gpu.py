@@ -1,4 +1,4 @@
-"""The GPU that the process pretends to have."""
+"""The GPU that the process simulates."""
 
 import os
 from collections.abc import Mapping

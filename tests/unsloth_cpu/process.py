@@ -1,4 +1,4 @@
-"""`toolkit run` through the harness, as tests start it: a process of its own, since Unsloth rewrites its libraries."""
+"""`toolkit run` in the harness, for tests: a separate process, because Unsloth patches its libraries."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Done:
 
 
 def run_toolkit(recipe: Recipe, gpu: str, *, stop_at: Path | None = None, oom: str = "") -> Done:
-    """Run the recipe's stages on the pretended GPU.
+    """Run the recipe's stages on the simulated GPU.
 
     Args:
         recipe: what to run; it is written beside its run folder.

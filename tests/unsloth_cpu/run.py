@@ -1,4 +1,4 @@
-"""Run the toolkit, or a module such as pytest, on the pretended GPU.
+"""Run the toolkit, or a module such as pytest, on the simulated GPU.
 
     python tests/unsloth_cpu/run.py run RECIPE --set model.backend=unsloth ...
     python tests/unsloth_cpu/run.py -m pytest tests/test_protocol.py

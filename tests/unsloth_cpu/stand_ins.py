@@ -84,7 +84,7 @@ def _memory_info(gpu: Gpu) -> tuple[int, int]:
 
 
 def _on_cpu(gpu: Gpu, original: Any) -> Any:
-    """The original, asked about the CPU."""
+    """Return the original with the CPU as its device."""
     return lambda device_type="cuda": original("cpu")
 
 
@@ -159,7 +159,7 @@ PLACES = (
     StandIn("torch._C._cuda_getCurrentRawStream", "Unsloth keeps each GPU's stream for its kernels", "0", _constant(0)),
     StandIn(
         "triton.backends.nvidia.driver.CudaDriver.is_active",
-        "Triton would build its driver because CUDA is pretended",
+        "Triton would build its driver because CUDA is simulated",
         "False, as on any machine without a GPU",
         _constant(False),
     ),
@@ -237,7 +237,7 @@ def install(gpu: Gpu) -> None:
     Raises:
         AttributeError: a library no longer has what the table replaces.
     """
-    import bitsandbytes  # noqa: F401  # before CUDA is pretended: it chooses its native library by that
+    import bitsandbytes  # noqa: F401  # before CUDA is simulated: it chooses its native library by that
 
     os.environ.update(ENVIRONMENT)
     for one in (*QUERIES, *PLACES, *KERNELS):

@@ -112,7 +112,7 @@ def run(
     from toolkit.pipeline.plan import plan_run
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
-    from toolkit.runfolder import is_main
+    from toolkit.runfolder import is_main_process
 
     loaded = load_recipe(recipe, settings or (), files=True)
     if loaded.imagegen is not None:
@@ -121,9 +121,9 @@ def run(
         imagegen.run_recipe(loaded, fresh=fresh)
         return
     with show_progress() as (progress, notify):
-        planned = plan_run(loaded, fresh=fresh, describe=short_lines) if is_main() else None
+        planned = plan_run(loaded, fresh=fresh, describe=short_lines) if is_main_process() else None
         results = run_recipe(loaded, STAGES, fresh=fresh, plan=planned, progress=progress, notify=notify)
-    if is_main():
+    if is_main_process():
         show.results(results)
 
 

@@ -16,7 +16,7 @@ def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
     from toolkit.pipeline.dry_run import dry_run
     from toolkit.pipeline.stages import STAGES
     from toolkit.recipe import load_recipe
-    from toolkit.runfolder import is_main
+    from toolkit.runfolder import is_main_process
 
     loaded = load_recipe(recipe, settings)
     if loaded.imagegen is not None:
@@ -26,7 +26,7 @@ def run_dry_run(recipe: Path, settings: Sequence[str]) -> None:
         return
     with show_progress() as (progress, notify):
         result = dry_run(loaded, STAGES, show=show.rendered, progress=progress, notify=notify)
-    if is_main():
+    if is_main_process():
         show.results(result.results)
         print(*closing_lines(result, recipe, settings), sep="\n")
 

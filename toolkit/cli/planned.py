@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toolkit.planning import Plan
     from toolkit.planning.duration import StageTime
-    from toolkit.planning.record import StageMemory
+    from toolkit.planning.plan import StageMemory
     from toolkit.planning.tokens import Tokens
 
 GIB = 2**30
@@ -55,7 +55,7 @@ def short_lines(plan: "Plan") -> Iterator[str]:
     """Yield the lines with which `toolkit run` starts."""
     parts = [f"{name} {work.steps:,} optimizer steps" for name, work in (plan.work or {}).items() if work.steps]
     if plan.tokens is not None and plan.tokens.rows:
-        total = plan.tokens.spread("total")
+        total = plan.tokens.percentiles("total")
         about = "" if plan.tokens.exact else "about "
         parts.append(f"{about}{total['median']:,} tokens per row, at most {total['max']:,}")
     if plan.disk is not None:
@@ -101,7 +101,7 @@ def _tokens(tokens: "Tokens") -> Iterator[str]:
     how = "counted" if tokens.exact else "estimated"
     yield f"{len(tokens.lengths):,} of {tokens.rows:,} rows {how}, at most {tokens.limit:,} tokens (model.max_tokens)"
     for part, name in (("text", "prompt text"), ("images", "images"), ("answer", "answer"), ("total", "all")):
-        found = tokens.spread(part)
+        found = tokens.percentiles(part)
         yield f"{name:<12} median {found['median']:>6,}   95 % {found['p95']:>6,}   max {found['max']:>6,}"
 
 

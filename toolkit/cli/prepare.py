@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.prepare import Prepared
+    from toolkit.prepare import PrepareResult
 
 prepare_app = typer.Typer(
     help="Turn a download into rows: boxes, outlines and locations from masks, and splits without leaks.",
@@ -39,10 +39,10 @@ def ham10000(
 ) -> None:
     """Prepare HAM10000: one row per image, split by lesion, with boxes and outlines from masks."""
     from toolkit.cli.progress import show_progress
-    from toolkit.prepare import Request, prepare_ham10000
+    from toolkit.prepare import PrepareRequest, prepare_ham10000
 
     with show_progress() as (progress, notify):
-        request = Request(out, seed, validation, test, workers, progress, notify)
+        request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
         prepared = prepare_ham10000(images, masks, metadata, request)
     show(prepared)
 
@@ -61,15 +61,15 @@ def isic(
 ) -> None:
     """Prepare an ISIC archive or challenge: one row per image, split by patient, otherwise by lesion."""
     from toolkit.cli.progress import show_progress
-    from toolkit.prepare import Request, prepare_isic
+    from toolkit.prepare import PrepareRequest, prepare_isic
 
     with show_progress() as (progress, notify):
-        request = Request(out, seed, validation, test, workers, progress, notify)
+        request = PrepareRequest(out, seed, validation, test, workers, progress, notify)
         prepared = prepare_isic(source, 1 if stage == 1 else 2, request)
     show(prepared)
 
 
-def show(prepared: "Prepared") -> None:
+def show(prepared: "PrepareResult") -> None:
     """Print the rows, the counts, and the recipe section that reads them."""
     print(f"{prepared.rows:,} rows in {prepared.out.absolute()}")
     for split, groups in prepared.groups.items():

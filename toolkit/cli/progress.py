@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from toolkit.runfolder import LOGGER, Progress, hide_secrets, is_main, spell_time
+from toolkit.runfolder import LOGGER, Progress, format_duration, hide_secrets, is_main_process
 
 SECONDS_BETWEEN_LINES = 10.0
 SPEED_WINDOW = 1800.0
@@ -40,7 +40,9 @@ def show_progress(stream: TextIO | None = None) -> Iterator[tuple[Progress, Call
     logger = logging.getLogger(LOGGER)
     logger.addHandler(handler)
     level = logger.level
-    logger.setLevel(logging.INFO if is_main() else logging.ERROR)  # only the main process of a distributed run logs
+    logger.setLevel(
+        logging.INFO if is_main_process() else logging.ERROR
+    )  # only the main process of a distributed run logs
     try:
         if console.is_terminal:
             with Bars(*_COLUMNS, console=console, transient=True, speed_estimate_period=SPEED_WINDOW) as bars:
@@ -110,7 +112,7 @@ class PlainLines:
         self.last_line = now
         left = (now - since) / (done - first) * (total - done) if done > first and total > done else None
         parts = [f"{what}: {done:,}" + (f" of {total:,}" if total else "")]
-        parts += [f"{spell_time(left)} left"] if left is not None else []
+        parts += [f"{format_duration(left)} left"] if left is not None else []
         self.console.print(", ".join([*parts, note] if note else parts), markup=False)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 
 if TYPE_CHECKING:
     from toolkit.data.task import RowOrigin
@@ -36,7 +36,7 @@ class Carried:
     """
 
     chains: str
-    stand: Callable[[Sample], Stand]
+    stand: Callable[[Sample], EpisodePosition]
     shown: Callable[[Sample], bool]
     held: Callable[[Sample], Memory]
     start: Callable[[Sample], Memory]

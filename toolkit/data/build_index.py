@@ -1,4 +1,4 @@
-"""A source written as an index: an Arrow file of ids and records that can be memory-mapped, and its facts beside it."""
+"""Write the index of a source: a memory-mappable Arrow file of ids and records, and its metadata as JSON."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from toolkit.data.embedded_images import PictureStore
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.sources import Source, stream_source
 from toolkit.data.unusable_rows import MAX_EXAMPLES, Dropped, Tally, stored_dropped
 from toolkit.errors import DataError
@@ -26,65 +26,65 @@ Visit = Callable[[int, str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What building an index found out: stored beside it."""
+class IndexMetadata:
+    """Metadata of an index, stored beside it."""
 
     rows: int
     columns: tuple[str, ...]
     fingerprint: str
-    """Hash of all ids and records, in their order."""
+    """Hash of all ids and records, in order."""
     duplicates: int
-    """Rows whose id an earlier row has: they are kept as ``id#2``, ``id#3``, …"""
+    """Rows with the id of an earlier row. They are kept as ``id#2``, ``id#3``, …"""
     duplicate_examples: tuple[str, ...]
     skipped: tuple[Dropped, ...]
     """Records that are not objects."""
-    stores_pictures: bool
+    has_embedded_images: bool
 
 
-def build_index(source: Source, target: Path, pictures: PictureStore, visit: Visit | None) -> Facts:
-    """Write ``target`` and its facts, each under a temporary name first, and give the facts.
+def build_index(source: Source, target: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
+    """Write ``target`` and its metadata atomically, and return the metadata.
 
     Raises:
-        DataError: the source is broken or holds no record, or the disk is full.
+        DataError: The source is corrupt or has no record, or the disk is full.
     """
     aside = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            facts = _write(source, aside, pictures, visit)
+            metadata = _write(source, aside, images, visit)
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
-        facts_file(target).write_text(json.dumps(dataclasses.asdict(facts)), encoding="utf-8")
+        metadata_file(target).write_text(json.dumps(dataclasses.asdict(metadata)), encoding="utf-8")
     except OSError as error:
         rule = "the folder of the row index must be writable and have room for a copy of the rows"
         remedy = "Set the environment variable TOOLKIT_CACHE to another folder."
         raise DataError("data.index_not_writable", rule, place=target, value=str(error), remedy=remedy) from error
-    return facts
+    return metadata
 
 
-def read_facts(target: Path) -> Facts | None:
-    """The facts of a finished index; None where there is none."""
+def read_metadata(target: Path) -> IndexMetadata | None:
+    """Return the metadata of a complete index, or None if it is missing or corrupt."""
     try:
-        stored = json.loads(facts_file(target).read_text(encoding="utf-8"))
+        stored = json.loads(metadata_file(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     skipped = stored_dropped(stored.pop("skipped"))
     stored |= {name: tuple(stored[name]) for name in ("columns", "duplicate_examples")}
-    return Facts(**stored, skipped=skipped)
+    return IndexMetadata(**stored, skipped=skipped)
 
 
-def facts_file(target: Path) -> Path:
-    """Where the facts of an index stand."""
+def metadata_file(target: Path) -> Path:
+    """Return the path of an index's metadata."""
     return target.with_suffix(".json")
 
 
-def _write(source: Source, aside: Path, pictures: PictureStore, visit: Visit | None) -> Facts:
+def _write(source: Source, aside: Path, images: EmbeddedImageStore, visit: Visit | None) -> IndexMetadata:
     columns: dict[str, None] = {}
     ids, skipped = _Ids(), Tally()
     number = 0
     with _Batches(aside) as batches:
-        for name, row, text in stream_source(source, pictures):
+        for name, row, text in stream_source(source, images):
             if not isinstance(row, dict):
                 rule = "a record must be an object with named fields"
                 skipped.add(rule, f"{name}: {json.dumps(row)[:40]}", "data.record_not_object")
@@ -101,19 +101,19 @@ def _write(source: Source, aside: Path, pictures: PictureStore, visit: Visit | N
         found = "; ".join(map(str, skipped.of(source.name))) or "no record"
         remedy = "Name another file in [data]."
         raise DataError("data.no_records", rule, place=source.name, value=found, remedy=remedy)
-    return Facts(
+    return IndexMetadata(
         rows=number,
         columns=tuple(columns),
         fingerprint=batches.digest.hexdigest(),
         duplicates=ids.duplicates,
         duplicate_examples=tuple(ids.examples),
         skipped=skipped.of(source.name),
-        stores_pictures=pictures.used,
+        has_embedded_images=images.used,
     )
 
 
 class _Ids:
-    """Makes ids unique and counts those that were not."""
+    """Makes ids unique and counts duplicates."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -135,7 +135,7 @@ class _Ids:
 
 
 class _Batches:
-    """Record batches of an Arrow file, written when they are full, and the hash of their content."""
+    """Writes record batches of an Arrow file when they are full, and hashes their content."""
 
     def __init__(self, file: Path) -> None:
         self._writer = pa.ipc.new_file(str(file), SCHEMA)
@@ -169,5 +169,5 @@ class _Batches:
 def _texts(values: list[str]) -> pa.Array:
     try:
         return pa.array(values, pa.large_string())
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+    except UnicodeEncodeError:  # JSON can encode half a surrogate pair, UTF-8 cannot
         return pa.array([value.encode("utf-8", "backslashreplace").decode() for value in values], pa.large_string())

@@ -1,4 +1,4 @@
-"""Values of a row as tasks need them: texts, lists, pictures, context and group."""
+"""Cell values of a row as text, numbers, lists, images, context and group."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any
 import json_repair
 
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
-from toolkit.images import ImagePolicy, image_ref, look
+from toolkit.errors import ImageError, MissingImage, RowProblem
+from toolkit.images import ImagePolicy, image_ref, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.scoring.regions import Coordinates, Frame, Size
 
@@ -20,17 +20,17 @@ _HALF = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"\d+\.0+")
 
 MOST_BRACKETS = 128
-"""In a text that is mended; a step's answer has about ten."""
+"""Maximum number of opening brackets in a text that is repaired. An answer of the task steps has about ten."""
 
 NO_QUESTION = ("data.question_missing", "the row must have a question")
 NO_ANSWER = ("data.answer_missing", "the row must have an answer")
 NO_IMAGE = ("data.image_path_missing", "the row must have an image path")
 IMAGE_OUTSIDE = ("data.image_outside_root", "an image path must not leave the folder data.image_root")
-"""Code and rule of problems that several tasks have."""
+"""Codes and rules of problems that several tasks share."""
 
 
 def text_of(value: Any) -> str:
-    """A value as text without outer blanks; missing values (None, NaN) are empty.
+    """Return a value as text without surrounding blanks. Missing values (None, NaN) are empty.
 
     >>> text_of(" yes "), text_of(3), text_of(2.0), text_of(None), text_of(float("nan"))
     ('yes', '3', '2.0', '', '')
@@ -46,7 +46,7 @@ def text_of(value: Any) -> str:
 
 
 def name_of(value: Any) -> str:
-    """A patient's or lesion's name or number as text. Tables make whole numbers floats where one is missing: 3.0 is 3.
+    """Return an identifier as text. Tables convert integers to floats if one is missing, so 3.0 becomes 3.
 
     >>> name_of(3), name_of(3.0), name_of("3.0"), name_of("P3")
     ('3', '3', '3.0', 'P3')
@@ -55,7 +55,7 @@ def name_of(value: Any) -> str:
 
 
 def number_of(value: Any) -> str:
-    """``name_of`` where names are numbers: a whole number that a table wrote with a point is the same without it.
+    """Return ``name_of`` for numeric identifiers: an integer text with a decimal point loses it.
 
     >>> number_of("3.0"), number_of("3.10"), number_of("task_3")
     ('3', '3.10', 'task_3')
@@ -65,7 +65,7 @@ def number_of(value: Any) -> str:
 
 
 def fold(name: str) -> str:
-    """A column's or key's name without case, blanks and underscores.
+    """Return a column or key name without case, blanks and underscores.
 
     >>> fold("Short Term"), fold("short_term")
     ('shortterm', 'shortterm')
@@ -74,12 +74,12 @@ def fold(name: str) -> str:
 
 
 def cell(row: Mapping[str, Any], source: RowOrigin, field: str) -> Any:
-    """The value of one of the task's fields; None where the source has no such column or the row no value."""
+    """Return the value of one of the task's fields, or None if the source has no such column or the row no value."""
     return row.get(source.column.get(field, ""))
 
 
 def decoded(value: Any) -> Any:
-    """A list or table that is written as JSON text, as a CSV holds it; any other value as it is."""
+    """Return a list or table from JSON text, as a CSV stores it. Any other value is returned unchanged."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return json.loads(value)
@@ -89,31 +89,32 @@ def decoded(value: Any) -> Any:
 
 
 @lru_cache(maxsize=1 << 10)
-def mended(text: str) -> tuple[Any, bool]:
-    """A value written as JSON, and whether it had to be mended: single quotes, line breaks, commas at the end, a fence.
+def parse_or_repair_json(text: str) -> tuple[Any, bool]:
+    """Return a JSON value, and whether the text had to be repaired.
 
-    What comes back is shared between calls: nobody may change it. A text that holds no object or list is no JSON
-    however it is mended.
+    Repairs cover single quotes, line breaks, trailing commas and code fences.
+
+    The result is cached and must not be modified. A text without an object or list is not JSON, even after repair.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: The text cannot be parsed.
     """
     try:
         return json.loads(text), False
     except (ValueError, RecursionError):
         pass
-    value = mend(text)
+    value = repair_json(text)
     if not isinstance(value, dict | list):
         raise ValueError("no JSON")
     return value, True
 
 
-def mend(text: str) -> Any:
-    """What a text that is no JSON was probably meant to be (json-repair).
+def repair_json(text: str) -> Any:
+    """Return the most likely value of an invalid JSON text (json-repair).
 
     Raises:
-        ValueError: nothing that makes sense; or more than ``MOST_BRACKETS`` opening brackets, since the time it takes
-            grows with their square.
+        ValueError: No value was found, or the text has more than ``MOST_BRACKETS`` opening brackets. The time of a
+            repair grows with their square.
     """
     if text.count("{") + text.count("[") > MOST_BRACKETS:
         raise ValueError("too many brackets")
@@ -123,11 +124,11 @@ def mend(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
-    """Width and height of a row's picture: its columns of these names, else what the picture's header says.
+def image_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, place: str) -> Size:
+    """Return width and height of a row's image, from its columns or from the header of the image.
 
     Raises:
-        RowProblem: neither can be read.
+        RowProblem: Neither is available.
     """
     width, height = (text_of(cell(row, source, side)) for side in ("width", "height"))
     if width and height:
@@ -140,24 +141,24 @@ def picture_size(row: Mapping[str, Any], source: RowOrigin, image: ImageRef, pla
         return _size(image.path)
     except ImageError as error:
         rule = "the row must have width and height, or an image that can be opened"
-        raise MissingPicture("data.image_size_unknown", rule, place=place, value=str(error)) from None
+        raise MissingImage("data.image_size_unknown", rule, place=place, value=str(error)) from None
 
 
-def frame_of(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
-    """The frame of a picture (or crop) that the model sees with its longest side reduced to ``max_side``."""
-    return Frame(size, ImagePolicy(max_side=max_side).reduced(size), coordinates)
+def coordinate_frame(size: Size, max_side: int, coordinates: Coordinates) -> Frame:
+    """Return the coordinate frame of an image or crop whose longest side is reduced to ``max_side`` for the model."""
+    return Frame(size, ImagePolicy(max_side=max_side).output_size(size), coordinates)
 
 
 @lru_cache(maxsize=1 << 14)
 def _size(path: Path) -> Size:
-    return look(ImageRef(path), ImagePolicy()).size
+    return read_image_header(ImageRef(path), ImagePolicy()).size
 
 
 def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[ImageRef, ...]:
-    """All pictures of a row: one path, a list of paths, or such a list as JSON text.
+    """Return all images of a row: one path, a list of paths, or such a list as JSON text.
 
     Raises:
-        RowProblem: there is none, there are too many, or a path leaves the image root.
+        RowProblem: There is no image, there are too many, or a path leaves the image root.
     """
     value = decoded(cell(row, source, "image"))
     texts = [text_of(path) for path in value] if isinstance(value, list) else [text_of(value)]
@@ -178,15 +179,15 @@ def read_images(name: str, row: Mapping[str, Any], source: RowOrigin) -> tuple[I
 
 @lru_cache(maxsize=1 << 14)
 def _image(text: str, root: str) -> ImageRef:
-    """Rows about one picture often follow each other, and a path costs more than the rest of a row."""
+    """Return a cached reference. Rows of one image are often adjacent, and building the path is slow."""
     return image_ref(text, root, "")
 
 
 def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef, ...]) -> str:
-    """The group: the recipe's column, else the first picture's path below the image root.
+    """Return the group: the recipe's column, otherwise the first image's path below the image root.
 
     Raises:
-        RowProblem: the group column is empty.
+        RowProblem: The group column is empty.
     """
     if source.group is None:
         return str(images[0].path).removeprefix(str(source.image_root)).lstrip(os.sep).replace(os.sep, "/")
@@ -197,7 +198,7 @@ def read_group(row: Mapping[str, Any], source: RowOrigin, images: tuple[ImageRef
 
 
 def extra_fields(row: Mapping[str, Any], source: RowOrigin) -> Iterator[tuple[str, str]]:
-    """Columns for the prompt and for results by column that have a value in this row."""
+    """Yield the non-empty columns for the prompt and for group-by results."""
     for column in (*source.context, *source.by):
         if text := text_of(row.get(column)):
             yield column, text

@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as plain JSON values; pictures that lie inside the rows become files."""
+"""Rows of Arrow tables as JSON values. Embedded images are written to files."""
 
 import datetime
 import decimal
@@ -18,14 +18,14 @@ _MAGIC = (
 )
 
 
-class PictureStore:
-    """A folder of pictures by the hash of their content; ``used`` tells whether this source put any there."""
+class EmbeddedImageStore:
+    """A folder of images named by content hash. ``used`` says whether the source has embedded images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.used = folder, False
 
     def keep(self, content: bytes) -> str:
-        """Write a picture and give its path inside the folder: the same content has the same name in every source."""
+        """Write an image and return its path in the folder. Equal content has the same name in every source."""
         self.used = True
         name = hashlib.blake2b(content, digest_size=20).hexdigest()
         inside = f"{name[:2]}/{name}{_suffix(content)}"
@@ -38,27 +38,27 @@ class PictureStore:
         return inside
 
 
-def plain_rows(batch: pa.RecordBatch | pa.Table, pictures: PictureStore) -> Iterator[dict[str, Any]]:
-    """Rows whose values JSON can hold.
+def plain_rows(batch: pa.RecordBatch | pa.Table, images: EmbeddedImageStore) -> Iterator[dict[str, Any]]:
+    """Yield rows with JSON values.
 
-    A picture (bytes, or a struct with ``bytes`` and ``path`` as Hub data sets have it) is kept in ``pictures`` and
-    replaced by its path inside that folder.
+    An embedded image (bytes, or a struct with ``bytes`` and ``path`` as in Hub datasets) is kept in ``images`` and
+    replaced by its path in that folder.
     """
     for row in batch.to_pylist():
-        yield {name: _plain(value, pictures) for name, value in row.items()}
+        yield {name: _plain(value, images) for name, value in row.items()}
 
 
-def _plain(value: Any, pictures: PictureStore) -> Any:
+def _plain(value: Any, images: EmbeddedImageStore) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, bytes):
-        return pictures.keep(value)
+        return images.keep(value)
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"}:
-            return value["path"] if value["bytes"] is None else pictures.keep(value["bytes"])
-        return {name: _plain(item, pictures) for name, item in value.items()}
+            return value["path"] if value["bytes"] is None else images.keep(value["bytes"])
+        return {name: _plain(item, images) for name, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item, pictures) for item in value]
+        return [_plain(item, images) for item in value]
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
     return repr(value)

@@ -1,11 +1,11 @@
-"""Rows of a Hub data set: ``hub:owner/name`` with an optional ``#split``."""
+"""Rows of a Hub dataset: ``hub:owner/name`` with an optional ``#split``."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.embedded_images import PictureStore, plain_rows
+from toolkit.data.embedded_images import EmbeddedImageStore, plain_rows
 from toolkit.data.json_stream import Record
 from toolkit.errors import DataError
 
@@ -15,18 +15,18 @@ _ROWS = 256
 
 
 def hub_files(source: str) -> tuple[Path, ...]:
-    """The Arrow files of the data set in the local cache; downloads them when they are not there.
+    """Return the Arrow files of the dataset in the local cache, after a download if needed.
 
     Raises:
-        DataError: the name is malformed, the data set or split does not exist, or the Hub cannot be reached.
+        DataError: The name is malformed, the dataset or split does not exist, or the Hub is not reachable.
     """
     return tuple(Path(file["filename"]) for file in _load(source).cache_files)
 
 
-def stream_hub(source: str, pictures: PictureStore) -> Iterator[Record]:
-    """All rows, without an id."""
+def stream_hub(source: str, images: EmbeddedImageStore) -> Iterator[Record]:
+    """Yield all rows, without an id."""
     for table in _load(source).with_format("arrow").iter(batch_size=_ROWS):
-        for row in plain_rows(table, pictures):
+        for row in plain_rows(table, images):
             yield None, row, None
 
 

@@ -1,4 +1,4 @@
-"""The index over a source: opened by memory map, one record parsed when it is asked for."""
+"""Memory-mapped index of a source. Each record is parsed on access."""
 
 import hashlib
 import json
@@ -8,48 +8,48 @@ from typing import Any
 
 import pyarrow as pa
 
-from toolkit.data.build_index import Facts, Visit, build_index, read_facts
-from toolkit.data.embedded_images import PictureStore
+from toolkit.data.build_index import IndexMetadata, Visit, build_index, read_metadata
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.hub import HUB
 from toolkit.data.sources import Source, find_source
 from toolkit.data.unusable_rows import Dropped
 from toolkit.runfolder.cache import cache_folder
 
-FORMAT = "1"
-"""Part of every index's name: another format is another file."""
+FORMAT = "2"
+"""Version of the index format. It is part of the file name."""
 EDGE_BYTES = 1 << 16
 
 
 class RowIndex:
-    """Rows of one source. ``index[i]`` is ``(id, record)``; memory does not grow with the number of rows.
+    """Rows of one source. ``index[i]`` is ``(id, record)``. RAM use does not grow with the number of rows.
 
-    Equal ids were told apart by ``#2``, ``#3``, …; what was counted while the index was built is in ``facts``.
-    Can be pickled: the file is mapped again on the other side.
+    Repeated ids have the suffixes ``#2``, ``#3``, …. Counts from the build are in ``metadata``. After unpickling, the
+    file is mapped again.
     """
 
-    def __init__(self, source: str, file: Path, facts: Facts, image_root: Path | None) -> None:
-        self.source, self.file, self.facts, self.image_root = source, file, facts, image_root
+    def __init__(self, source: str, file: Path, metadata: IndexMetadata, image_root: Path | None) -> None:
+        self.source, self.file, self.metadata, self.image_root = source, file, metadata, image_root
         self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        if len(self._table) != facts.rows:
-            raise pa.ArrowInvalid(f"{len(self._table)} rows where {facts.rows} were written")
+        if len(self._table) != metadata.rows:
+            raise pa.ArrowInvalid(f"{len(self._table)} rows where {metadata.rows} were written")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All fields that occur, in the order of their first row."""
-        return self.facts.columns
+        """All fields, in order of first occurrence."""
+        return self.metadata.columns
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all ids and records, in their order."""
-        return self.facts.fingerprint
+        """Hash of all ids and records, in order."""
+        return self.metadata.fingerprint
 
     @property
     def skipped(self) -> tuple[Dropped, ...]:
-        """Records that are no rows at all, which the index leaves out."""
-        return self.facts.skipped
+        """Records that are not objects and are not in the index."""
+        return self.metadata.skipped
 
     def __len__(self) -> int:
-        return self.facts.rows
+        return self.metadata.rows
 
     def __getitem__(self, number: int) -> tuple[str, Mapping[str, Any]]:
         name, record = (self._table.column(column)[number].as_py() for column in (0, 1))
@@ -61,65 +61,65 @@ class RowIndex:
             yield from zip(ids, map(json.loads, records), strict=True)
 
     def __reduce__(self) -> tuple[type["RowIndex"], tuple[object, ...]]:
-        return RowIndex, (self.source, self.file, self.facts, self.image_root)
+        return RowIndex, (self.source, self.file, self.metadata, self.image_root)
 
 
 def open_index(
     source: str, cache: Path | None = None, *, id_column: str | None = None, visit: Visit | None = None
 ) -> RowIndex:
-    """The index over a source, built in one pass when it is not in the cache.
+    """Return the index of a source. It is built in one pass if it is not cached.
 
     Args:
-        source: a .json (one object id -> record, or a list), .jsonl, .csv or .parquet file, a folder of them, or
+        source: A .json (one object id -> record, or a list), .jsonl, .csv or .parquet file, a folder of them, or
             ``hub:owner/name#split``.
-        cache: where indices are kept; default: ``row_cache()``.
-        id_column: the column that names a row; default: the keys of an object, else id, qid, question_id or uid, else
-            the row's number.
-        visit: called with every row while the index is built, and not at all when it is only opened.
+        cache: Folder of the indices. Default: ``row_cache()``.
+        id_column: The column with the row id. Default: the keys of an object, otherwise id, qid, question_id or uid,
+            otherwise the row number.
+        visit: Called with every row while the index is built. Not called if the index is cached.
 
     Raises:
-        DataError: the source is missing, broken or empty, or the cache cannot be written.
+        DataError: The source is missing, corrupt or empty, or the cache is not writable.
     """
     found = find_source(source, id_column)
     cache = cache or row_cache()
     key = _source_key(found)
-    file, pictures = cache / f"{key}.arrow", cache / "pictures"
-    if (index := _open(found, file, pictures)) is None:
-        _forget_older(cache, key)
-        facts = build_index(found, file, PictureStore(pictures), visit)
-        index = RowIndex(source, file, facts, _image_root(found, facts, pictures))
+    file, images = cache / f"{key}.arrow", cache / "images"
+    if (index := _open(found, file, images)) is None:
+        _remove_older(cache, key)
+        metadata = build_index(found, file, EmbeddedImageStore(images), visit)
+        index = RowIndex(source, file, metadata, _image_root(found, metadata, images))
     return index
 
 
 def source_folder(source: str) -> Path | None:
-    """The folder that a source's image paths start from by default; None for the Hub. Reads no rows."""
+    """Return the default folder of a source's image paths, or None for the Hub. Reads no rows."""
     path = Path(source).expanduser().absolute()
     return None if source.startswith(HUB) else path if path.is_dir() else path.parent
 
 
 def row_cache() -> Path:
-    """``rows`` in the cache folder."""
+    """Return ``rows`` in the cache folder."""
     return cache_folder() / "rows"
 
 
-def _open(source: Source, file: Path, pictures: Path) -> RowIndex | None:
-    """An index that is complete; None where it is missing or was damaged."""
-    if (facts := read_facts(file)) is None:
+def _open(source: Source, file: Path, images: Path) -> RowIndex | None:
+    """Return a complete index, or None if it is missing or corrupt."""
+    if (metadata := read_metadata(file)) is None:
         return None
     try:
-        return RowIndex(source.name, file, facts, _image_root(source, facts, pictures))
+        return RowIndex(source.name, file, metadata, _image_root(source, metadata, images))
     except (OSError, pa.ArrowInvalid):
         return None
 
 
-def _image_root(source: Source, facts: Facts, pictures: Path) -> Path | None:
-    return pictures if facts.stores_pictures else source_folder(source.name)
+def _image_root(source: Source, metadata: IndexMetadata, images: Path) -> Path | None:
+    return images if metadata.has_embedded_images else source_folder(source.name)
 
 
 def _source_key(source: Source) -> str:
-    """``where-what``: the hash of the place, and of size, time and both ends of each file."""
+    """Return ``location-content``, hashes of the location and of size, time and both ends of each file."""
     where, what = (hashlib.blake2b(digest_size=8) for _ in range(2))
-    where.update(source.place.encode())
+    where.update(source.location.encode())
     what.update(f"{FORMAT} {source.id_column}".encode())
     for file in source.files:
         status = file.stat()
@@ -131,8 +131,8 @@ def _source_key(source: Source) -> str:
     return f"{where.hexdigest()}-{what.hexdigest()}"
 
 
-def _forget_older(cache: Path, key: str) -> None:
-    """Removes indices of the same place with older content: each is as large as its source."""
+def _remove_older(cache: Path, key: str) -> None:
+    """Remove indices of older content of the same source. Each is as large as the source."""
     for old in cache.glob(f"{key.partition('-')[0]}-*"):
         if not old.name.startswith(key):
             old.unlink(missing_ok=True)

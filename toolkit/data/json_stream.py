@@ -1,7 +1,7 @@
-"""One large JSON text as a stream of records: an object id -> record, or a list of records.
+"""Stream records from one large JSON text: an object id -> record, or a list of records.
 
-The text is never whole in memory. The standard library's C scanner reads one record at a time out of a window that
-is filled up whenever a record runs over its end.
+The text is never completely in RAM. The C scanner of the standard library parses one record at a time from a window,
+which is extended whenever a record crosses its end.
 """
 
 import codecs
@@ -14,9 +14,9 @@ from toolkit.errors import DataError
 
 CHUNK_BYTES = 1 << 22
 MAX_RECORD_CHARS = 1 << 26
-"""A longer record is taken for a broken file (a missing quotation mark)."""
+"""A longer record indicates a corrupt file (a missing quotation mark)."""
 LOOK_AHEAD = 1 << 16
-"""A failure this far before the window's end is a broken text, not a record that was cut off."""
+"""A parse error this far before the window's end is invalid JSON, not a truncated record."""
 
 _BLANK = r"[ \t\n\r]*"
 _KEY = re.compile(rf'{_BLANK}("(?:[^"\\]|\\.)*"){_BLANK}:{_BLANK}', re.DOTALL)
@@ -26,16 +26,16 @@ _CLOSING = {"{": "}", "[": "]"}
 _NEXT = {"{": re.compile(rf"{_BLANK}([,}}])"), "[": re.compile(rf"{_BLANK}([,\]])")}
 
 Record = tuple[str | None, Any, str | None]
-"""Id (None: the source has none), the parsed record, and its JSON text (None: not at hand)."""
+"""Id (None if the source has no ids), the parsed record, and its JSON text (None if not available)."""
 
 
 def stream_json(file: BinaryIO, place: str) -> Iterator[Record]:
-    """Records of a JSON object id -> record, or of a JSON list (ids are None), in the order of the file.
+    """Yield records of a JSON object id -> record, or of a JSON list (ids are None), in file order.
 
-    ``NaN`` and ``Infinity`` are accepted, as is a UTF-8 byte order mark. Peak memory is a few chunks of 4 MB.
+    ``NaN`` and ``Infinity`` are accepted, and so is a UTF-8 byte order mark. Peak RAM is a few chunks of 4 MB.
 
     Raises:
-        DataError: the text is not UTF-8 or not one JSON object or list; names line and column.
+        DataError: The text is not UTF-8 or not one JSON object or list. The error has line and column.
     """
     window = _Window(file, place)
     opener, is_empty = window.start()
@@ -67,7 +67,7 @@ def _key_text(quoted: str) -> str:
 
 
 class _Window:
-    """The part of the text that is in memory; ``at`` is where the next record begins."""
+    """The part of the text in RAM. ``at`` is the start of the next record."""
 
     def __init__(self, file: BinaryIO, place: str) -> None:
         self._file, self._place = file, place
@@ -79,7 +79,7 @@ class _Window:
         self.text = self.text.removeprefix("\ufeff")
 
     def start(self) -> tuple[str, bool]:
-        """The opening bracket, and whether nothing stands between it and the closing one."""
+        """Return the opening bracket, and whether the closing bracket follows directly."""
         while (found := _START.match(self.text)) is None or (found.end() == len(self.text) and not self._ended):
             rule = "the file must be one JSON object (id -> record) or one list of records"
             self.fill(0, "data.json_not_records", rule)
@@ -88,7 +88,7 @@ class _Window:
         return found[1], is_empty
 
     def finish(self) -> None:
-        """Nothing but blanks may follow."""
+        """Check that only blanks follow."""
         while True:
             if rest := self.text[self.at :].lstrip(" \t\n\r"):
                 self._fail(len(self.text) - len(rest), "data.json_text_after_end", _AFTER, _LINES)
@@ -97,13 +97,13 @@ class _Window:
             self._read()
 
     def fill(self, failed_at: int, code: str, rule: str) -> None:
-        """Read on where a record was cut off at the window's end; fail where the text is broken."""
+        """Read on if a record was truncated at the window's end. Raise if the text is invalid."""
         if self._ended or len(self.text) - failed_at > LOOK_AHEAD:
             self._fail(failed_at, code, rule)
         self._read()
 
     def fill_after(self, error: ValueError | RecursionError, begin: int) -> None:
-        """The same for a record that could not be parsed."""
+        """As ``fill``, for a record that raised a parse error."""
         if isinstance(error, RecursionError):
             self._fail(begin, "data.json_nested_too_deeply", "a record must not be nested deeper than Python can read")
         if not isinstance(error, json.JSONDecodeError):
@@ -117,7 +117,7 @@ class _Window:
             self.fill(error.pos, "data.json_invalid", f"the JSON must be valid: {error.msg}")
 
     def _read(self) -> None:
-        """Forget what lies before ``at`` and append a chunk."""
+        """Drop the text before ``at`` and append a chunk."""
         chunk = self._file.read(CHUNK_BYTES)
         try:
             more = self._decoder.decode(chunk, final=not chunk)
@@ -135,7 +135,7 @@ class _Window:
         self.text, self.at = self.text[self.at :] + more, 0
 
     def _position(self, at: int) -> tuple[int, int]:
-        """Line and column of a place in the window, both from 0."""
+        """Return line and column of an offset in the window, both from 0."""
         newline = self.text.rfind("\n", 0, at)
         if newline < 0:
             return self._lines, self._column + at

@@ -1,7 +1,7 @@
-"""What a row must know of another row of its source: the one before it, and where in its line it stands.
+"""Links between rows of a source: the previous row, and the position of a row in its sequence.
 
-A row is read alone. A task whose rows follow each other (``Task.link``) looks at all of them once; the numbers that it
-finds are kept beside the index, and a row is then read together with the one before it.
+A row is otherwise read alone. A task with ordered rows (``Task.link``) reads all of them once. The resulting numbers
+are kept beside the index, and a row is then read together with its previous row.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from toolkit.data import RowIndex
 
 LINK = "(link)"
-"""The key under which a row that is read has its Link."""
+"""The key of the Link in a row that is read."""
 
 FIRST, GAP, REPEATED = -1, -2, -3
-"""Instead of the number of the row before: there is none; it is missing; this place is an earlier row's."""
+"""Values of ``previous`` without a row: first row, missing previous row, or repeated position."""
 
 Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where one row stands: ``place`` of ``length``, counted from 1.
+    """Position of one row: ``place`` of ``length``, counted from 1.
 
-    ``previous`` is the row before it; None: there is none, and ``state`` (FIRST, GAP or REPEATED) says why.
+    ``previous`` is the previous row. If it is None, ``state`` (FIRST, GAP or REPEATED) says why.
     """
 
     previous: Mapping[str, Any] | None = None
@@ -37,14 +37,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """The links of all rows of a source, one value a row in each array.
+    """Links of all rows of a source. Each array has one value per row.
 
     Attributes:
-        previous: number of the row before, or FIRST, GAP or REPEATED.
-        places: place in the line, from 1.
-        lengths: places that the line has, with those that no row fills.
-        chosen: whether the recipe asks for the row at all.
-        notes: sentences for the user.
+        previous: Number of the previous row, or FIRST, GAP or REPEATED.
+        places: Position in the sequence, from 1.
+        lengths: Length of the sequence, including missing positions.
+        chosen: Whether the recipe selects the row.
+        notes: Sentences for the user.
     """
 
     previous: Numbers
@@ -54,13 +54,13 @@ class Links:
     notes: tuple[str, ...] = ()
 
     def put(self, index: RowIndex, number: int, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row with its Link; the row before is read from the index."""
+        """Return the row with its Link. The previous row is read from the index."""
         before = int(self.previous[number])
         previous = index[before][1] if before >= 0 else None
         return {**row, LINK: Link(previous, min(before, 0), int(self.places[number]), int(self.lengths[number]))}
 
 
 def link_of(row: Mapping[str, Any]) -> Link:
-    """The row's Link; a row that was read alone is the first and only one."""
+    """Return the row's Link. A row that was read alone is the first and only one."""
     found = row.get(LINK)
     return found if isinstance(found, Link) else Link()

@@ -1,4 +1,4 @@
-"""Sample and Answer: a question with its images and reference, and what was read out of a completion."""
+"""Sample and Answer: a question with its images and reference, and the parsed completion."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from toolkit.images.ref import ImageRef
 class Sample:
     """One question about zero or more images.
 
-    ``group`` is the patient, lesion or film: no group stands in two splits. ``fields`` is what a prompt may be made
-    of; ``reference`` is what answers are judged against and never enters a prompt.
+    ``group`` is the patient, lesion or image. No group is in two splits. ``fields`` has everything that a prompt can
+    use. ``reference`` has the ground truth and never enters a prompt.
     """
 
     id: str
@@ -25,10 +25,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was read out of one completion.
+    """One parsed completion.
 
-    ``text`` is the completion without its turn end; ``values`` the parts that the task's parser found; ``problem`` says
-    why it could not be read (None: it could); ``truncated`` that it ran into the token limit.
+    ``text`` is the completion without its end-of-turn token. ``values`` has the parsed parts. ``problem`` says why
+    parsing failed, or is None. ``truncated`` says whether generation stopped at the token limit.
     """
 
     text: str
@@ -38,4 +38,4 @@ class Answer:
 
 
 Reward = Callable[[Sample, Answer], float | None]
-"""A pure score in [0, 1]; None where it does not apply to this sample."""
+"""A pure score in [0, 1], or None if it does not apply to the sample."""

@@ -1,4 +1,4 @@
-"""What a source is, and its records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, the Hub."""
+"""Sources and their records as a stream: JSON, JSON lines, CSV, Parquet, folders of these, and the Hub."""
 
 import codecs
 import csv
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.data.embedded_images import PictureStore, plain_rows
+from toolkit.data.embedded_images import EmbeddedImageStore, plain_rows
 from toolkit.data.hub import HUB, hub_files, stream_hub
 from toolkit.data.json_stream import Record, stream_json
 from toolkit.errors import DataError
@@ -22,34 +22,34 @@ ARROW_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source that is there: its name in messages, and the files it consists of."""
+    """An existing source: its name in messages and its files."""
 
     name: str
     files: tuple[Path, ...]
     id_column: str | None = None
-    """The column that names a row; None: the usual names are looked for."""
+    """The column with the row id. None means the usual names."""
 
     @property
     def is_hub(self) -> bool:
-        """Whether the rows come from a Hub data set."""
+        """Whether the rows come from a Hub dataset."""
         return self.name.startswith(HUB)
 
     @property
-    def place(self) -> str:
-        """What stays the same when the content changes."""
+    def location(self) -> str:
+        """Name or absolute path, independent of the content."""
         return self.name if self.is_hub else str(Path(self.name).expanduser().absolute())
 
 
 def find_source(name: str, id_column: str | None = None, key: str = "[data]") -> Source:
-    """Return the files behind a name of the recipe.
+    """Return the source that a name in the recipe refers to.
 
     Args:
-        name: a file, a folder, or a Hub dataset.
-        id_column: the column that names a row.
-        key: the section or key of the recipe that has the name, for messages.
+        name: A file, a folder, or a Hub dataset.
+        id_column: The column with the row id.
+        key: Section or key of the recipe, for error messages.
 
     Raises:
-        DataError: nothing is there, or nothing of a kind that can be read.
+        DataError: The source does not exist or has no supported format.
     """
     if name.startswith(HUB):
         return Source(name, hub_files(name), id_column)
@@ -72,23 +72,23 @@ def find_source(name: str, id_column: str | None = None, key: str = "[data]") ->
     return Source(name, (path,), id_column)
 
 
-def stream_source(source: Source, pictures: PictureStore) -> Iterator[tuple[str, Any, str | None]]:
-    """All records of a source; pictures that lie inside the rows go into ``pictures``.
+def stream_source(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield all records of a source. Embedded images are written to ``images``.
 
-    A record without an id gets its number, from 0; in a folder of several files ``file:number``.
+    A record without an id gets its number, from 0. In a folder with several files, it gets ``file:number``.
     """
     columns = ID_COLUMNS if source.id_column is None else (source.id_column,)
-    for prefix, records in _parts(source, pictures):
+    for prefix, records in _parts(source, images):
         for number, (name, row, text) in enumerate(records):
             yield (name if name is not None else _own_id(row, columns) or f"{prefix}{number}"), row, text
 
 
-def _parts(source: Source, pictures: PictureStore) -> Iterator[tuple[str, Iterator[Record]]]:
+def _parts(source: Source, images: EmbeddedImageStore) -> Iterator[tuple[str, Iterator[Record]]]:
     if source.is_hub:
-        yield "", stream_hub(source.name, pictures)
+        yield "", stream_hub(source.name, images)
     for file in () if source.is_hub else source.files:
         prefix = f"{file.stem}:" if len(source.files) > 1 else ""
-        yield prefix, READERS[file.suffix.lower()](file, pictures)
+        yield prefix, READERS[file.suffix.lower()](file, images)
 
 
 def _own_id(row: Any, columns: tuple[str, ...]) -> str | None:
@@ -100,15 +100,15 @@ def _own_id(row: Any, columns: tuple[str, ...]) -> str | None:
 
 
 ID_COLUMNS = ("id", "qid", "question_id", "uid")
-"""Columns that name a row where the source is not an object id -> record."""
+"""Columns with the row id if the source is not an object id -> record."""
 
 
-def _read_json(file: Path, _: PictureStore) -> Iterator[Record]:
+def _read_json(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
     with file.open("rb") as stream:
         yield from stream_json(stream, str(file))
 
 
-def _read_jsonl(file: Path, _: PictureStore) -> Iterator[Record]:
+def _read_jsonl(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if text := _decode(line, file, number).strip():
@@ -138,8 +138,8 @@ _CONVERT = "Convert it, for example with: iconv -f {} -t UTF-8."
 _SEPARATORS = (";", "\t", "|")
 
 
-def _read_csv(file: Path, _: PictureStore) -> Iterator[Record]:
-    """Every cell is text: a leading zero of an identifier stays."""
+def _read_csv(file: Path, _: EmbeddedImageStore) -> Iterator[Record]:
+    """Read all cells as text, so that identifiers keep leading zeros."""
     with file.open(encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
         try:
@@ -167,7 +167,7 @@ def _header(names: list[str], file: Path) -> list[str]:
 
 
 def _encoding(file: Path) -> str:
-    """What a file that is not UTF-8 probably is."""
+    """Return the likely encoding of a file that is not UTF-8."""
     with file.open("rb") as stream:
         return "UTF-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
 
@@ -180,18 +180,18 @@ def _cells(header: list[str], cells: list[str], place: str) -> dict[str, str]:
     return dict(zip(header, cells, strict=True))
 
 
-def _read_parquet(file: Path, pictures: PictureStore) -> Iterator[Record]:
+def _read_parquet(file: Path, images: EmbeddedImageStore) -> Iterator[Record]:
     try:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches(ARROW_ROWS):
-                for row in plain_rows(batch, pictures):
+                for row in plain_rows(batch, images):
                     yield None, row, None
     except pa.ArrowInvalid as error:
         rule = f"the Parquet file must be valid: {error}"
         raise DataError("data.parquet_invalid", rule, place=file, remedy="Copy the file again.") from None
 
 
-READERS: dict[str, Callable[[Path, PictureStore], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, EmbeddedImageStore], Iterator[Record]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

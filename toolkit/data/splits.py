@@ -1,7 +1,7 @@
-"""Splits by group, and the check that no group, image or question stands in two of them.
+"""Splits by group, and the check that no group, image or question is in two splits.
 
-Rows are compared by 64-bit hashes, so that 600,000 of them need a few MB. Two pictures are the same when they have the
-same path: one film stored under two names is not noticed.
+Rows are compared by 64-bit hashes, so 600,000 rows need a few MB. Images are identified by path: one image stored under
+two names is not detected.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ MAX_EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class RowKeys:
-    """What rows are compared by: one group and one question a row, and ``images`` that stand in rows ``image_rows``."""
+    """Hashes of rows: one group and one question per row, and ``images`` that belong to rows ``image_rows``."""
 
     groups: Keys
     questions: Keys
@@ -36,27 +36,27 @@ class RowKeys:
         return len(self.groups)
 
     def take(self, rows: Keys) -> "RowKeys":
-        """The same for some of the rows, given in ascending order and numbered anew."""
+        """Return the keys of a subset of rows, given in ascending order and renumbered."""
         chosen = np.isin(self.image_rows, rows)
         image_rows = np.searchsorted(rows, self.image_rows[chosen])
         return RowKeys(self.groups[rows], self.questions[rows], self.images[chosen], image_rows)
 
     def of(self, kind: Kind) -> tuple[Keys, Keys]:
-        """Keys of one kind, and the row of each; a question counts together with its image."""
+        """Return keys of one kind and their rows. A question is combined with its image."""
         if kind == "group":
             return self.groups, np.arange(len(self))
         if kind == "image":
             return self.images, self.image_rows
-        # An odd factor keeps all 64 bits of the image; numpy wraps around in silence on arrays.
+        # An odd factor is invertible modulo 2**64, so no bit of the image is lost. NumPy arrays wrap without a warning.
         return self.images * np.int64(0x9E3779B97F4A7C1) + self.questions[self.image_rows], self.image_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Groups, images or (image, question) pairs that stand in two splits.
+    """Groups, images or (image, question) pairs that are in two splits.
 
-    ``count`` is how many of them; ``rows`` how many rows of ``first`` and of ``second`` have one; ``examples`` are at
-    most five pairs of row numbers in the two.
+    ``count`` is their number. ``rows`` has the numbers of affected rows of ``first`` and ``second``. ``examples`` are
+    at most five pairs of row numbers.
     """
 
     kind: Kind
@@ -73,7 +73,7 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """All leaks between any two splits; false when there is none."""
+    """All leaks between any two splits. False without leaks."""
 
     leaks: tuple[Leak, ...] = ()
 
@@ -81,38 +81,38 @@ class LeakReport:
         return bool(self.leaks)
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.leaks)) or "no group, image or question stands in two splits"
+        return "; ".join(map(str, self.leaks)) or "no group, image or question is in two splits"
 
     def count(self, kind: Kind, first: str = "train", second: str = "test") -> int:
-        """How many groups, images or pairs stand in both of these splits."""
+        """Return the number of groups, images or pairs that are in both of these splits."""
         return sum(leak.count for leak in self.leaks if (leak.kind, leak.first, leak.second) == (kind, first, second))
 
 
-def split_by_group(groups: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each row: no group in two, each with about its share of the rows, the same on every machine.
+def split_by_group(groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """Return the split of each row. No group is in two splits, and the result is the same on every machine.
 
-    Groups are put in the order of a hash of seed and name, and dealt to the splits in the order of ``shares``. A split
-    exceeds its share by less than one group, and has at least one group where its share is above 0.
+    Groups are ordered by a hash of seed and name, and assigned to the splits in the order of ``fractions``. A split
+    exceeds its fraction by less than one group, and has at least one group if its fraction is above 0.
 
     >>> split_by_group(["p1", "p1", "p2", "p3"], {"test": 0.25, "train": 0.75}, seed=1)
     ['train', 'train', 'test', 'train']
 
     Raises:
-        DataError: there are fewer groups than splits.
+        DataError: There are fewer groups than splits.
     """
-    names = list(shares)
+    names = list(fractions)
     keys = np.array([text_key(group) for group in groups], dtype=np.int64)
-    return [names[number] for number in split_keys(keys, list(shares.values()), seed).tolist()]
+    return [names[number] for number in split_keys(keys, list(fractions.values()), seed).tolist()]
 
 
-def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.int64]:
-    """``split_by_group`` for groups that are hashed already: the number of each row's split."""
+def split_keys(groups: Keys, fractions: Sequence[float], seed: int) -> NDArray[np.int64]:
+    """Return the split number of each row, as ``split_by_group`` for hashed groups."""
     unique, group_of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    wanted = [number for number, share in enumerate(shares) if share > 0]
-    if len(unique) < len(wanted):
+    requested = [number for number, fraction in enumerate(fractions) if fraction > 0]
+    if len(unique) < len(requested):
         raise DataError(
             "data.too_few_groups",
-            f"{len(wanted)} splits must have at least {len(wanted)} groups (groups that share an image count as one)",
+            f"{len(requested)} splits must have at least as many groups (groups that share an image count as one)",
             place="[data.split]",
             value=len(unique),
             remedy="Name files for the splits, or another column in data.group.",
@@ -121,9 +121,9 @@ def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.i
     filled = np.cumsum(sizes[order])
     split_of_group = np.zeros(len(unique), dtype=np.int64)
     begin, due = 0, 0.0
-    for position, number in enumerate(wanted):
-        due += shares[number] / sum(shares) * len(groups)
-        last = len(unique) - (len(wanted) - position - 1)
+    for position, number in enumerate(requested):
+        due += fractions[number] / sum(fractions) * len(groups)
+        last = len(unique) - (len(requested) - position - 1)
         end = min(max(int(np.searchsorted(filled, due - 1e-6)) + 1, begin + 1), last)
         split_of_group[order[begin:end]] = number
         begin = end
@@ -131,7 +131,7 @@ def split_keys(groups: Keys, shares: Sequence[float], seed: int) -> NDArray[np.i
 
 
 def join_groups(keys: RowKeys) -> Keys:
-    """The group of each row, where groups that share an image are one: the smallest key of them stands for all."""
+    """Return the group of each row after joining groups that share an image, as their smallest key."""
     groups = keys.groups[keys.image_rows]
     order = np.lexsort((groups, keys.images))
     images, groups = keys.images[order], groups[order]
@@ -149,7 +149,7 @@ def join_groups(keys: RowKeys) -> Keys:
 
 
 def row_keys(rows: Iterable[tuple[str, Sequence[str], str]]) -> RowKeys:
-    """Keys of rows given as (group, image paths, question)."""
+    """Return the keys of rows given as (group, image paths, question)."""
     builder = KeyBuilder()
     for group, images, question in rows:
         builder.add(group, images, question)
@@ -157,13 +157,13 @@ def row_keys(rows: Iterable[tuple[str, Sequence[str], str]]) -> RowKeys:
 
 
 def find_leaks(splits: Mapping[str, RowKeys]) -> LeakReport:
-    """Groups, images, and questions on one image that stand in two splits, for each two of them in their order."""
+    """Return groups, images, and questions about one image that are in two splits, for each pair of splits in order."""
     found = (_leak(kind, *pair) for pair in combinations(splits.items(), 2) for kind in KINDS)
     return LeakReport(tuple(leak for leak in found if leak is not None))
 
 
 def leaking_rows(split: RowKeys, later: Sequence[RowKeys]) -> NDArray[np.bool_]:
-    """Which rows of a split share a group or an image with one of the later splits, shape (rows,)."""
+    """Return a mask of rows that share a group or an image with a later split, shape (rows,)."""
     marked = np.zeros(len(split), dtype=bool)
     for kind in KINDS[:2]:
         keys, rows = split.of(kind)
@@ -173,7 +173,7 @@ def leaking_rows(split: RowKeys, later: Sequence[RowKeys]) -> NDArray[np.bool_]:
 
 
 class KeyBuilder:
-    """Collects the keys of rows, one row after the other."""
+    """Collects the keys of rows one by one."""
 
     def __init__(self) -> None:
         self._groups, self._questions, self._images, self._image_rows = (array("q") for _ in range(4))
@@ -188,14 +188,14 @@ class KeyBuilder:
             self._image_rows.append(row)
 
     def done(self) -> RowKeys:
-        """The keys of all rows so far."""
+        """Return the keys of all rows so far."""
         columns = (self._groups, self._questions, self._images, self._image_rows)
         return RowKeys(*(np.frombuffer(column, dtype=np.int64) for column in columns))
 
 
 @lru_cache(maxsize=1 << 12)
 def text_key(text: str) -> int:
-    """A signed 64-bit hash: two of a million texts are equal by chance once in 40 million data sets."""
+    """Return a signed 64-bit hash. Two of a million texts collide once in 40 million datasets."""
     return int.from_bytes(_digest(text, 8), "little", signed=True)
 
 
@@ -204,7 +204,7 @@ def _digest(text: str, size: int) -> bytes:
 
 
 def _mix(keys: Keys, seed: int) -> NDArray[np.uint64]:
-    """An order of the keys for each seed (splitmix64: Steele et al. 2014, doi:10.1145/2660193.2660195)."""
+    """Return an order of the keys for each seed (splitmix64: Steele et al. 2014, doi:10.1145/2660193.2660195)."""
     mixed = keys.astype(np.uint64) ^ np.uint64(int.from_bytes(_digest(str(seed), 8), "little"))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -212,7 +212,7 @@ def _mix(keys: Keys, seed: int) -> NDArray[np.uint64]:
 
 
 def _first(name: int, first_of: dict[int, int]) -> int:
-    """The smallest name that this one is joined with; shortens the way there for the next time."""
+    """Return the smallest joined name, with path compression."""
     passed = []
     while (parent := first_of.setdefault(name, name)) != name:
         passed.append(name)

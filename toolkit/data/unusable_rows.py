@@ -1,4 +1,4 @@
-"""Rows that cannot be used, counted by reason with a few examples of each."""
+"""Unusable rows, counted by reason with a few examples of each."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ MAX_EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Rows of one source that cannot be used for one reason; ``examples`` names at most five of them."""
+    """Unusable rows of one source with the same reason. ``examples`` has at most five of them."""
 
     source: str
     reason: str
@@ -31,14 +31,14 @@ class Dropped:
 
 
 class Tally:
-    """Counts reasons in the order in which they first come up."""
+    """Counts reasons, in order of first occurrence."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
         self._examples: dict[tuple[str, str], list[str]] = {}
 
     def add(self, reason: str, example: str, code: str = "") -> None:
-        """Count one more."""
+        """Count one occurrence."""
         key = (code, reason)
         if key not in self._counts:
             self._counts[key], self._examples[key] = 0, []
@@ -47,7 +47,7 @@ class Tally:
             self._examples[key].append(example)
 
     def of(self, source: str) -> tuple[Dropped, ...]:
-        """What was counted, the most frequent reason first."""
+        """Return the counts, most frequent reason first."""
         found = (
             Dropped(source, reason, count, tuple(self._examples[code, reason]), code)
             for (code, reason), count in self._counts.items()
@@ -56,10 +56,10 @@ class Tally:
 
 
 def stored_dropped(stored: Iterable[Mapping[str, Any]]) -> tuple[Dropped, ...]:
-    """What ``dataclasses.asdict`` made of them, after a way through JSON."""
+    """Return the objects from the JSON of their ``dataclasses.asdict``."""
     return tuple(Dropped(**{**one, "examples": tuple(one["examples"])}) for one in stored)
 
 
 def total(dropped: Iterable[Dropped]) -> int:
-    """Rows in all."""
+    """Return the total number of rows."""
     return sum(one.count for one in dropped)

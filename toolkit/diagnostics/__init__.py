@@ -1,7 +1,7 @@
-"""What this machine has for a run, what is wrong with it, and what to do: each library is loaded in its own process."""
+"""Diagnose this machine: findings with remedies. Each library is imported in its own process."""
 
 from toolkit.diagnostics.examine import Examination, examine
 from toolkit.diagnostics.finding import STATES, Finding, State
-from toolkit.runfolder import TESTED
+from toolkit.diagnostics.libraries import LIBRARIES
 
-__all__ = ["STATES", "TESTED", "Examination", "Finding", "State", "examine"]
+__all__ = ["LIBRARIES", "STATES", "Examination", "Finding", "State", "examine"]

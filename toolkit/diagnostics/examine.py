@@ -1,39 +1,37 @@
-"""The examination: every check in its order, and what it comes to."""
+"""Run every check in order, and report which recipes can run."""
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import __version__
-from toolkit.diagnostics.disk import check_folders
-from toolkit.diagnostics.extras import check_extras
-from toolkit.diagnostics.finding import Finding, State
-from toolkit.diagnostics.gpu import ask_driver, check_driver, check_gpus
-from toolkit.diagnostics.hub import asked_model, check_hub
-from toolkit.diagnostics.inside import LOADS
-from toolkit.diagnostics.libraries import check_libraries
-from toolkit.diagnostics.machine import check_machine
+from toolkit.diagnostics.finding import Finding, State, merge_findings
+from toolkit.diagnostics.gpu import check_driver, check_gpus, query_driver
+from toolkit.diagnostics.hub import check_hub, model_to_check
+from toolkit.diagnostics.libraries import check_extras, check_libraries
+from toolkit.diagnostics.machine import check_folders, check_machine
+from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import LIMIT, TOTAL, Outcome, run_probes
-from toolkit.diagnostics.recipes import check_recipes
 from toolkit.recipe import Recipe
-from toolkit.runfolder import Progress, hide_secrets, silent
+from toolkit.recipe.imagegen import TINY_GENERATOR
+from toolkit.runfolder import Progress, hide_secrets, no_progress
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found, in the order of looking, and how long it took."""
+    """Findings in the order of the checks, and their duration."""
 
     findings: tuple[Finding, ...]
     seconds: float
 
     def count(self, state: State) -> int:
-        """How many findings are in this state."""
+        """Return the number of findings in this state."""
         return sum(one.state == state for one in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """One object: toolkit (version), seconds, problems, warnings, and findings.
+        """Return one JSON object: toolkit (version), seconds, problems, warnings and findings.
 
         Each finding has code (stable), name, state ("good", "warning", "problem"), found and remedy. All are text, and
         the remedy is empty if there is nothing to do.
@@ -48,18 +46,18 @@ class Examination:
 
 
 def examine(
-    recipe: Recipe | None = None, *, limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
+    recipe: Recipe | None = None, *, limit: float = LIMIT, total: float = TOTAL, progress: Progress = no_progress
 ) -> Examination:
-    """Look at this machine; nothing heavy is loaded into this process, and nothing is changed.
+    """Check this machine. No large library is imported into this process, and nothing is changed.
 
     Args:
-        recipe: whose model is looked for; None: MedGemma.
-        limit: seconds for loading one library.
-        total: seconds for loading all of them.
-        progress: called as libraries have been loaded.
+        recipe: its model is checked. None: MedGemma.
+        limit: seconds for importing one library.
+        total: seconds for importing all libraries.
+        progress: called as libraries have been imported.
     """
     begun = time.monotonic()
-    outcomes = run_probes(tuple(LOADS), model=asked_model(recipe), limit=limit, total=total, progress=progress)
+    outcomes = run_probes(tuple(LOADS), model=model_to_check(recipe), limit=limit, total=total, progress=progress)
     findings = [_without_secrets(one) for one in _findings(recipe, outcomes, os.environ)]
     gpu = bool(outcomes["torch"].facts.get("devices"))
     findings.append(check_recipes(recipe, findings, gpu))
@@ -69,7 +67,7 @@ def examine(
 def _findings(
     recipe: Recipe | None, outcomes: Mapping[str, Outcome], environment: Mapping[str, str]
 ) -> Iterator[Finding]:
-    driver = ask_driver()
+    driver = query_driver()
     yield from check_machine()
     yield check_driver(driver)
     yield from check_gpus(outcomes["torch"], driver)
@@ -81,3 +79,76 @@ def _findings(
 
 def _without_secrets(finding: Finding) -> Finding:
     return replace(finding, found=hide_secrets(finding.found), remedy=hide_secrets(finding.remedy))
+
+
+TINY = (
+    "recipes/quickstart.toml",
+    "recipes/ham10000_tiny.toml",
+    "recipes/lesions_tiny.toml",
+    "recipes/steps_tiny.toml",
+    "recipes/imagegen_tiny.toml",
+)
+"""Shipped recipes of the tiny model. A test checks the list."""
+
+
+def check_recipes(recipe: Recipe | None, found: Sequence[Finding], gpu: bool) -> Finding:
+    """Check whether the recipe can run, or report which shipped recipes can run.
+
+    Args:
+        recipe: the recipe. None: the shipped recipes.
+        found: all other findings.
+        gpu: whether torch can use a GPU.
+    """
+    broken = [one.name for one in found if one.state == "problem"]
+    first = Finding(
+        "doctor.problems_first", "recipes", "problem", f"blocked by: {', '.join(broken)}", "Solve them first."
+    )
+    if recipe is not None:
+        own = _check_recipe(recipe, gpu)
+        return merge_findings(own, first) if broken else own
+    if broken:
+        return first
+    if gpu:
+        return Finding("doctor.recipes_all", "recipes", "good", "all that fit the GPU memory")
+    text = f"on the CPU: {', '.join(TINY)}. The others need a GPU"
+    return Finding("doctor.recipes_on_cpu", "recipes", "good", text)
+
+
+def _check_recipe(recipe: Recipe, gpu: bool) -> Finding:
+    if recipe.imagegen is not None:
+        return _image_generator(recipe.run.name, recipe.imagegen.generator.model, gpu)
+    model = recipe.model
+    name = f"{recipe.run.name} ({model.name}, {model.precision})"
+    if gpu:
+        return _can_start(name)
+    if model.precision in ("4bit", "8bit"):
+        remedy = (
+            "Run it on a machine with a GPU. To try the recipe here: --set model.name=tiny --set model.precision=auto."
+        )
+        text = f"{name} needs a GPU, and torch finds none"
+        return Finding("doctor.recipe_needs_gpu", "recipes", "problem", text, remedy)
+    if model.backend == "unsloth":
+        remedy = "Run it on a machine with a GPU, or with --set model.backend=hf."
+        text = f"{name}: Unsloth needs a GPU, and torch finds none"
+        return Finding("doctor.unsloth_needs_gpu", "recipes", "problem", text, remedy)
+    if model.name != "tiny":
+        return _slow(name, "Use a GPU. A 4B model takes minutes for a step on a CPU.")
+    return Finding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")
+
+
+def _slow(name: str, remedy: str) -> Finding:
+    return Finding("doctor.recipe_slow_on_cpu", "recipes", "warning", f"{name} runs on the CPU", remedy)
+
+
+def _can_start(name: str) -> Finding:
+    text = f"{name} can start. Its memory is not estimated (see toolkit plan)"
+    return Finding("doctor.recipe_can_start", "recipes", "good", text)
+
+
+def _image_generator(run: str, model: str, gpu: bool) -> Finding:
+    name = f"{run} ({model})"
+    if gpu:
+        return _can_start(name)
+    if model != TINY_GENERATOR:
+        return _slow(name, "Use a GPU. Stable Diffusion takes minutes for an image on a CPU.")
+    return Finding("doctor.recipe_on_cpu", "recipes", "good", f"{name} runs on the CPU")

@@ -1,17 +1,17 @@
-"""One thing that the doctor looked at: its state, what was found, and what to do about it."""
+"""Findings of `toolkit doctor`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["good", "warning", "problem"]
-"""good: as it should be, or not needed. warning: slower, smaller, or not tried. problem: something fails."""
+"""good: works, or is not needed. warning: slower, smaller, or not tested. problem: something fails."""
 
 STATES: tuple[State, ...] = ("good", "warning", "problem")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``code`` is the stable identifier of what was found. ``remedy`` is empty if there is nothing to do."""
+    """One check. ``code`` is the stable identifier of its result. ``remedy`` is empty if there is nothing to do."""
 
     code: str
     name: str
@@ -20,18 +20,18 @@ class Finding:
     remedy: str = ""
 
     def __post_init__(self) -> None:
-        """A warning or a problem without a remedy helps nobody."""
+        """Check that a warning or a problem has a remedy."""
         if self.state != "good" and not self.remedy:
             raise ValueError(f"{self.name}: a {self.state} needs a remedy")
 
 
 def worse(one: State, other: State) -> State:
-    """The worse of two states."""
+    """Return the worse of two states."""
     return max(one, other, key=STATES.index)
 
 
-def joined(first: Finding, second: Finding) -> Finding:
-    """Return two findings on one thing as one of the first's name, with the code of the worse and both remedies."""
+def merge_findings(first: Finding, second: Finding) -> Finding:
+    """Return two findings as one, with the name of the first, the code of the worse, and both remedies."""
     code = first.code if worse(first.state, second.state) == first.state else second.code
     return Finding(
         code,

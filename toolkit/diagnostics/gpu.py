@@ -1,4 +1,4 @@
-"""The GPUs: driver, what torch sees of them, capability, memory, bfloat16."""
+"""GPUs: driver, visibility to torch, compute capability, memory and bfloat16."""
 
 import os
 import re
@@ -13,25 +13,25 @@ from toolkit.diagnostics.probes import Outcome
 
 GIB = 2**30
 ENOUGH = 14.5
-"""GiB of a GPU that is sold with 16 GB (a T4 has 14.6)."""
-FREE_SHARE = 0.8
-"""Of the memory; when less is free, another process has it."""
+"""GiB of a GPU with nominal 16 GB (a T4 has 14.6)."""
+FREE_FRACTION = 0.8
+"""Fraction of GPU memory that must be free. Otherwise another process uses it."""
 WAIT = 20.0
-"""Seconds for nvidia-smi, which hangs when the driver does."""
+"""Seconds until nvidia-smi is given up, which hangs if the driver does."""
 NO_GPU = "Recipes of the tiny model run. A 4B model needs one NVIDIA GPU with 16 to 24 GB; Kaggle and Colab lend one."
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What the driver says of itself, without torch."""
+    """Facts from the driver, without torch."""
 
     version: str | None
     gpus: Sequence[str] = ()
     problem: str = ""
 
 
-def ask_driver() -> Driver:
-    """nvidia-smi's answer, else the kernel module's own file."""
+def query_driver() -> Driver:
+    """Query nvidia-smi, or read the file of the kernel module."""
     command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT, check=False)
@@ -43,13 +43,13 @@ def ask_driver() -> Driver:
         return Driver(_kernel_module(), problem=f"nvidia-smi cannot be run: {error.strerror}")
     rows = [line.split(",", 1) for line in done.stdout.splitlines() if "," in line]
     if done.returncode or not rows:
-        said = " ".join((done.stdout + done.stderr).split())[:200]
-        return Driver(_kernel_module(), problem=f"nvidia-smi fails: {said or f'exit code {done.returncode}'}")
+        message = " ".join((done.stdout + done.stderr).split())[:200]
+        return Driver(_kernel_module(), problem=f"nvidia-smi fails: {message or f'exit code {done.returncode}'}")
     return Driver(rows[0][0].strip(), tuple(name.strip() for _, name in rows))
 
 
 def check_driver(driver: Driver) -> Finding:
-    """The driver."""
+    """Check the driver."""
     if driver.problem:
         remedy = "Restart the machine. If that does not help, reinstall the driver. In a container, use --gpus all."
         state: State = "problem" if driver.version else "warning"
@@ -60,20 +60,20 @@ def check_driver(driver: Driver) -> Finding:
 
 
 def check_gpus(torch: Outcome, driver: Driver) -> Iterator[Finding]:
-    """What torch can use."""
+    """Yield findings for the GPUs that torch can use."""
     devices: Sequence[Mapping[str, Any]] = torch.facts.get("devices", ())
     if torch.end != "loaded":
         yield Finding("doctor.gpu_unknown", "GPU", "warning", "unknown, because torch does not load", "Repair torch.")
     elif not devices:
-        yield _none(torch.facts, driver)
+        yield _no_gpu(torch.facts, driver)
     for index, device in enumerate(devices):
         yield _device(index, device)
     if len(devices) > 1:
-        text = f"{len(devices)} GPUs, of which a run uses the first. CUDA_VISIBLE_DEVICES=1 selects the second"
+        text = f"{len(devices)} GPUs. A run uses the first one. CUDA_VISIBLE_DEVICES=1 selects the second"
         yield Finding("doctor.gpus_several", "several GPUs", "good", text)
 
 
-def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
+def _no_gpu(facts: Mapping[str, Any], driver: Driver) -> Finding:
     if not driver.gpus and driver.version is None:
         return Finding("doctor.gpu_none", "GPU", "warning", "none", NO_GPU)
     names = ", ".join(driver.gpus) or "a driver without a GPU"
@@ -90,15 +90,15 @@ def _none(facts: Mapping[str, Any], driver: Driver) -> Finding:
             text,
             "Install torch with CUDA: pip install --force-reinstall -c constraints.txt torch torchvision.",
         )
-    said = " ".join(" ".join(facts.get("warnings", ())).split())[:300]
-    text = f"{names}, but torch (CUDA {facts['cuda']}) cannot use it" + (f": {said}" if said else "")
+    message = " ".join(" ".join(facts.get("warnings", ())).split())[:300]
+    text = f"{names}, but torch (CUDA {facts['cuda']}) cannot use it" + (f": {message}" if message else "")
     remedy = f"Update the driver to one for CUDA {facts['cuda']} or later"
-    remedy += ", or install a torch build for an older CUDA." if re.search("too old", said) else ", then restart."
+    remedy += ", or install a torch build for an older CUDA." if re.search("too old", message) else ", then restart."
     return Finding("doctor.gpu_unusable", "GPU", "problem", text, remedy)
 
 
 def _device(index: int, device: Mapping[str, Any]) -> Finding:
-    """One GPU that torch sees."""
+    """Check one GPU that torch lists."""
     total, free = device["total"] / GIB, device.get("free", 0) / GIB
     major, minor = device["capability"]
     text = f"{device['name']}, compute capability {major}.{minor}, {total:.1f} GiB, {free:.1f} GiB free"
@@ -117,7 +117,7 @@ def _device(index: int, device: Mapping[str, Any]) -> Finding:
         remedies["doctor.gpu_memory_small"] = (
             "Use a smaller model, smaller images or fewer generations. A 4B model needs 16 to 24 GB."
         )
-    if free < FREE_SHARE * total:
+    if free < FREE_FRACTION * total:
         remedies["doctor.gpu_memory_in_use"] = (
             "End the other process that uses its memory (nvidia-smi shows it). In a notebook, restart the kernel."
         )

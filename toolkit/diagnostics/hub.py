@@ -1,33 +1,33 @@
-"""The Hub: is there a token (its value is never read into a finding), and can the model be had."""
+"""The Hugging Face Hub: whether a token exists (its value is never read into a finding), and whether the model is
+available."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit import tiny
-from toolkit.diagnostics.disk import hub_home
 from toolkit.diagnostics.finding import Finding, State
-from toolkit.diagnostics.machine import notebook
+from toolkit.diagnostics.machine import hub_home, notebook
 from toolkit.diagnostics.probes import Outcome
 from toolkit.recipe import Recipe
 from toolkit.recipe.checks import is_folder_name
 
-USUAL = "google/medgemma-4b-it"
-"""The model that is asked for where no recipe is named."""
+DEFAULT_MODEL = "google/medgemma-4b-it"
+"""Model that is checked if no recipe is given."""
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-def asked_model(recipe: Recipe | None) -> str:
-    """The Hub name to ask for; empty: the recipe's model is no Hub name."""
-    name = USUAL if recipe is None else _model_of(recipe)
+def model_to_check(recipe: Recipe | None) -> str:
+    """Return the Hub name of the model to check. Empty: the recipe's model is not on the Hub."""
+    name = DEFAULT_MODEL if recipe is None else _model_of(recipe)
     return "" if name == "tiny" or is_folder_name(name) else name
 
 
 def check_hub(recipe: Recipe | None, outcome: Outcome, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The token, and the recipe's model (without a recipe: MedGemma)."""
-    holder = token_holder(environment)
-    yield _token(holder)
-    if name := asked_model(recipe):
-        yield _reachable(name, outcome, holder is not None, "warning" if recipe is None else "problem")
+    """Yield findings for the token and the recipe's model (without a recipe: MedGemma)."""
+    location = token_location(environment)
+    yield _token(location)
+    if name := model_to_check(recipe):
+        yield _reachable(name, outcome, location is not None, "warning" if recipe is None else "problem")
     elif recipe is not None and recipe.imagegen is None:
         yield _local(recipe.model.name)
 
@@ -36,8 +36,8 @@ def _model_of(recipe: Recipe) -> str:
     return recipe.model.name if recipe.imagegen is None else recipe.imagegen.generator.model
 
 
-def token_holder(environment: Mapping[str, str]) -> str | None:
-    """The variable or file that has a token, as huggingface_hub looks for it; None: none has."""
+def token_location(environment: Mapping[str, str]) -> str | None:
+    """Return the variable or file that contains a token, as huggingface_hub looks for it. None: there is no token."""
     for variable in VARIABLES:
         if environment.get(variable, "").strip():
             return variable
@@ -48,9 +48,9 @@ def token_holder(environment: Mapping[str, str]) -> str | None:
         return None
 
 
-def _token(holder: str | None) -> Finding:
-    if holder is not None:
-        return Finding("doctor.token", "Hub token", "good", f"found in {holder}")
+def _token(location: str | None) -> Finding:
+    if location is not None:
+        return Finding("doctor.token", "Hub token", "good", f"found in {location}")
     how = {
         "Kaggle": "add it as a secret, and put it into os.environ['HF_TOKEN'] in a cell before",
         "Colab": "add it as a secret named HF_TOKEN, and put it into os.environ['HF_TOKEN'] in a cell before",
@@ -74,7 +74,7 @@ def _local(name: str) -> Finding:
 
 
 def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Finding:
-    """``otherwise``: the state where it cannot be had."""
+    """Check the access to a Hub model. ``otherwise``: state of the finding if the model is not available."""
     if outcome.end != "loaded":
         remedy = "Install it again: pip install --force-reinstall -c constraints.txt huggingface_hub."
         text = f"{name}: huggingface_hub cannot be used ({outcome.end}: {outcome.cause})"
@@ -89,11 +89,11 @@ def _reachable(name: str, outcome: Outcome, token: bool, otherwise: State) -> Fi
     if "error" not in facts:
         text = f"{name}: the Hub grants access to its files, which are not downloaded yet"
         return Finding("doctor.model_reachable", "model", "good", text)
-    return _refused(name, facts["kinds"], str(facts["error"]), token, otherwise)
+    return _access_denied(name, facts["kinds"], str(facts["error"]), token, otherwise)
 
 
-def _refused(name: str, kinds: list[str], error: str, token: bool, otherwise: State) -> Finding:
-    """By the kinds of huggingface_hub's error."""
+def _access_denied(name: str, kinds: list[str], error: str, token: bool, otherwise: State) -> Finding:
+    """Return the finding for the class of huggingface_hub's error."""
     page = f"https://huggingface.co/{name}"
     log_in = "" if token else "run hf auth login with a token of that account, and "
     if "GatedRepoError" in kinds:

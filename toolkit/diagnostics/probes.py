@@ -1,4 +1,4 @@
-"""Probes: each loads one library in a process of its own, two at a time, within a time limit."""
+"""Probes: each imports one library in its own process. Two run at a time, within a time limit."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.diagnostics import inside
-from toolkit.runfolder import Progress, hide_secrets, silent
+from toolkit.diagnostics import probe_script
+from toolkit.runfolder import Progress, hide_secrets, no_progress
 from toolkit.runfolder.logs import SECRET_VARIABLES
 
 AT_ONCE = 2
 LIMIT = 120.0
-"""Seconds for one library: the first import after an installation compiles it and reads gigabytes."""
+"""Seconds for one library. The first import after an installation compiles it and reads gigabytes."""
 TOTAL = 300.0
-"""Seconds for all of them."""
-LOOK_EVERY = 0.02
+"""Seconds for all libraries."""
+POLL_SECONDS = 0.02
 MOST_OUTPUT = 20_000
 """Bytes of a probe's output that are read, from its end."""
 
@@ -32,16 +32,16 @@ End = Literal["loaded", "missing", "failed", "died", "hung", "untried"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one probe ended.
+    """Result of one probe.
 
     Attributes:
-        name: the probe.
-        end: loaded; missing: not installed; failed: the import raised; died: it took the process with it; hung: it
-            took longer than the limit and was ended; untried: the time for all was used up.
-        seconds: how long it took.
-        error: what it raised, the root cause in the last line; how it died.
-        where: file and line of it, where known.
-        facts: what the probe found in the library.
+        name: of the probe.
+        end: loaded. missing: not installed. failed: the import raised. died: the process died. hung: the time limit was
+        exceeded. untried: the time for all libraries was used up.
+        seconds: duration.
+        error: exception with the root cause in the last line, or how the process died.
+        where: file and line of the error, if known.
+        facts: results of the probe.
     """
 
     name: str
@@ -53,27 +53,32 @@ class Outcome:
 
     @property
     def cause(self) -> str:
-        """The root cause in one line of at most 200 characters."""
+        """Return the root cause in one line of at most 200 characters."""
         line = self.error.strip().rpartition("\n")[2]
         return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def run_probes(
-    names: Sequence[str], *, model: str = "", limit: float = LIMIT, total: float = TOTAL, progress: Progress = silent
+    names: Sequence[str],
+    *,
+    model: str = "",
+    limit: float = LIMIT,
+    total: float = TOTAL,
+    progress: Progress = no_progress,
 ) -> dict[str, Outcome]:
-    """Each probe's outcome; after ``total`` seconds whatever still runs is ended, and the rest is not tried.
+    """Return the outcome of each probe. After ``total`` seconds, running probes are stopped and others are not started.
 
     Args:
-        names: probes, keys of ``inside.LOADS``; the order is that of their start.
-        model: what the probe "hub" looks for.
-        limit: seconds for one.
-        total: seconds for all.
-        progress: called as they end.
+        names: probes, which are keys of ``probe_script.LOADS``, in the order of their start.
+        model: for the probe "hub".
+        limit: seconds for one probe.
+        total: seconds for all probes.
+        progress: called as probes end.
     """
     over = time.monotonic() + total
     waiting, running = list(names), list[_Process]()
     found: dict[str, Outcome] = {}
-    with tempfile.TemporaryDirectory(prefix="toolkit-doctor-") as folder, _ended(running):
+    with tempfile.TemporaryDirectory(prefix="toolkit-doctor-") as folder, _stop_all(running):
         while waiting or running:
             while waiting and len(running) < AT_ONCE and time.monotonic() < over:
                 seconds = min(limit, over - time.monotonic())
@@ -85,20 +90,20 @@ def run_probes(
             if not running and time.monotonic() >= over:
                 found |= {name: Outcome(name, "untried") for name in waiting}
                 waiting.clear()
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_SECONDS)
     return found
 
 
 class _Process:
-    """A probe that runs."""
+    """A running probe."""
 
     def __init__(self, name: str, folder: Path, limit: float, model: str) -> None:
         self.name, self._limit = name, limit
         self._result, self._output = folder / f"{name}.json", folder / f"{name}.txt"
         self._begun = time.monotonic()
         self._hung = False
-        # -P: neither this package's folder nor the working directory may stand in for a library.
-        command = [sys.executable, "-P", inside.__file__, str(self._result), name, str(limit), model]
+        # With -P, files of this package and of the working directory cannot shadow a library.
+        command = [sys.executable, "-P", probe_script.__file__, str(self._result), name, str(limit), model]
         with self._output.open("wb") as output:
             self._child = subprocess.Popen(
                 command,
@@ -110,7 +115,7 @@ class _Process:
             )
 
     def is_over(self) -> bool:
-        """Whether it has ended; at its limit it is made to."""
+        """Return whether the probe has ended. It is stopped at its time limit."""
         if self._child.poll() is not None:
             return True
         if time.monotonic() - self._begun < self._limit:
@@ -120,7 +125,7 @@ class _Process:
         return True
 
     def stop(self) -> None:
-        """End it and what it has started."""
+        """Stop the process and its children."""
         if hasattr(os, "killpg"):
             with suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
@@ -129,26 +134,26 @@ class _Process:
         self._child.wait()
 
     def outcome(self) -> Outcome:
-        """What came of it."""
+        """Return the result."""
         seconds = time.monotonic() - self._begun
-        told = _read(self._result)
-        end, error = self._end(told)
-        where = told.get("where") or _deepest(self._text() if end in ("died", "hung") else "")
+        report = _read(self._result)
+        end, error = self._end(report)
+        where = report.get("where") or _deepest(self._text() if end in ("died", "hung") else "")
         return Outcome(
-            self.name, end, seconds, hide_secrets(error), hide_secrets(where), _hidden(told.get("facts", {}))
+            self.name, end, seconds, hide_secrets(error), hide_secrets(where), _hidden(report.get("facts", {}))
         )
 
-    def _end(self, told: Mapping[str, Any]) -> tuple[End, str]:
-        if told.get("step") == "done":
+    def _end(self, report: Mapping[str, Any]) -> tuple[End, str]:
+        if report.get("step") == "done":
             return "loaded", ""
         if self._hung:
-            return "hung", f"no answer within {self._limit:.0f} s"
-        if "error" in told:
-            own = {wanted.partition(":")[0].partition(".")[0] for wanted in inside.LOADS[self.name]}
-            return "missing" if told.get("missing") in own else "failed", str(told["error"])
+            return "hung", f"no result within {self._limit:.0f} s"
+        if "error" in report:
+            own = {wanted.partition(":")[0].partition(".")[0] for wanted in probe_script.LOADS[self.name]}
+            return "missing" if report.get("missing") in own else "failed", str(report["error"])
         code = self._child.returncode
-        how = f"ended by {_signal_name(-code)}" if code < 0 else f"left with exit code {code}"
-        return "died", f"{how} while {'it was looked at' if told.get('step') == 'look' else 'it was imported'}"
+        how = f"ended by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return "died", f"{how} while {'being inspected' if report.get('step') == 'look' else 'being imported'}"
 
     def _text(self) -> str:
         with self._output.open("rb") as output:
@@ -157,8 +162,8 @@ class _Process:
 
 
 @contextmanager
-def _ended(running: list[_Process]) -> Iterator[None]:
-    """None of them outlives the block, Ctrl-C or not."""
+def _stop_all(running: list[_Process]) -> Iterator[None]:
+    """Stop all probes at the end of the block, including after Ctrl-C."""
     try:
         yield
     finally:
@@ -167,10 +172,10 @@ def _ended(running: list[_Process]) -> Iterator[None]:
 
 
 def _environment(name: str, folder: Path) -> dict[str, str]:
-    """Without tokens and without the Hub, but for the probe that asks it; nothing is installed or compiled by them."""
+    """Return the environment of a probe: without tokens and Hub access, except for the probe of the Hub."""
     kept = {key: value for key, value in os.environ.items() if name == "hub" or key not in SECRET_VARIABLES}
     quiet = {
-        "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # else it is made in the working directory
+        "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth"),  # The default is the working directory.
         "UNSLOTH_AUTO_INSTALL": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
@@ -180,14 +185,14 @@ def _environment(name: str, folder: Path) -> dict[str, str]:
 
 def _read(result: Path) -> dict[str, Any]:
     try:
-        told = json.loads(result.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it died before it could write
+        report = json.loads(result.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # The process died before it could write.
         return {}
-    return told if isinstance(told, dict) else {}
+    return report if isinstance(report, dict) else {}
 
 
 def _deepest(output: str) -> str:
-    """File and line where faulthandler found the process, the deepest frame first."""
+    """Return file and line of the deepest frame in the traceback of faulthandler."""
     match = re.search(r'(?:Fatal Python error|Timeout \()[^"]*File "([^"]+)", line (\d+)', output)
     return f"{match[1]}:{match[2]}" if match else ""
 

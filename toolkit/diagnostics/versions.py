@@ -1,4 +1,4 @@
-"""Installed versions against those that were tested and those that the package allows; nothing is imported."""
+"""Compare installed versions with tested and allowed versions, without importing the libraries."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
@@ -9,12 +9,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from toolkit.diagnostics.finding import Finding
-from toolkit.runfolder import TESTED
+from toolkit.runfolder import TESTED_VERSIONS
 
 OWN = "toolkit"
 TOGETHER = "pip install -e . -c constraints.txt"
 BUILT_TOGETHER = frozenset({"torch", "torchvision", "xformers", "triton", "unsloth", "unsloth_zoo"})
-"""Of these, one version asks for certain versions of the others."""
+"""Distributions whose versions depend on each other."""
 
 TORCHVISION_OF: Mapping[str, str] = {
     "2.6": "0.21",
@@ -27,11 +27,11 @@ TORCHVISION_OF: Mapping[str, str] = {
     "2.13": "0.28",
     "2.14": "0.29",
 }
-"""torch -> the torchvision that was built for it, for the torch versions that the package allows."""
+"""torch -> matching torchvision, for the torch versions that the package allows."""
 
 
 def installed(package: str) -> str | None:
-    """The version of a distribution; None: there is none."""
+    """Return the version of a distribution. None: it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -39,9 +39,9 @@ def installed(package: str) -> str | None:
 
 
 def allowed() -> dict[str, SpecifierSet] | None:
-    """Distribution (canonical name) -> the range that this package asks for on this machine; extras are left out.
+    """Return distribution (canonical name) -> range that the package requires on this machine, without extras.
 
-    None: the package itself is not installed, so nothing says which ranges are allowed.
+    None: the package is not installed, so the ranges are unknown.
     """
     try:
         lines = requires(OWN) or []
@@ -56,7 +56,7 @@ def allowed() -> dict[str, SpecifierSet] | None:
 
 
 def allowed_python() -> SpecifierSet | None:
-    """Which Pythons the package allows; None: it is not installed."""
+    """Return the range of Python versions that the package allows. None: the package is not installed."""
     try:
         text = distribution(OWN).metadata["Requires-Python"]
     except PackageNotFoundError:
@@ -65,8 +65,8 @@ def allowed_python() -> SpecifierSet | None:
 
 
 def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] | None) -> Finding:
-    """A version that is installed: tested, allowed, or neither."""
-    tested = TESTED[package]
+    """Check whether an installed version is tested, allowed, or neither."""
+    tested = TESTED_VERSIONS[package]
     one = f"Install the tested one: pip install '{package}=={tested}'."
     remedy = f"Install the tested set: {TOGETHER}." if package in BUILT_TOGETHER else one
     try:
@@ -85,7 +85,7 @@ def check_version(package: str, found: str, ranges: Mapping[str, SpecifierSet] |
 
 
 def pair_problem() -> str:
-    """Why the installed torch and torchvision do not fit by their numbers; empty: they do, or one is not there."""
+    """Return why the versions of torch and torchvision do not match. Empty: they match, or one is not installed."""
     torch, vision = installed("torch"), installed("torchvision")
     if torch is None or vision is None:
         return ""
@@ -97,7 +97,7 @@ def pair_problem() -> str:
 
 
 def pair_remedy() -> str:
-    """How a torch and torchvision that fit are had, with the torch that is installed where there is one for it."""
+    """Return how to install a matching torch and torchvision, for the installed torch if it is known."""
     known = ".".join((installed("torch") or "").split(".")[:2])
     pairs = list(TORCHVISION_OF.items())
     (low, lowest), (high, highest) = pairs[0], pairs[-1]

@@ -7,9 +7,17 @@ from itertools import combinations
 from typing import Any
 
 from toolkit.evaluation.prompts import OFF, OWN, REFERENCE, EvaluationSet
-from toolkit.models.lengths import NO_ROOM, SPECIAL
+from toolkit.models.lengths import HAS_SPECIAL_TOKEN, PROMPT_TOO_LONG
 from toolkit.runfolder import Record
-from toolkit.scoring.statistics import BEFORE_FAILURE, WHOLE, Judged, Summary, chain_figures, compare, read_chains
+from toolkit.scoring.statistics import (
+    BEFORE_FAILURE,
+    WHOLE,
+    ScoredAnswer,
+    Summary,
+    compare,
+    episode_metrics,
+    find_scored_episodes,
+)
 
 BEFORE = "share before the first failure"
 
@@ -21,12 +29,12 @@ Draws = tuple[int, int]
 
 
 def memory_record(
-    questions: EvaluationSet, rows: Mapping[str, Sequence[Judged]], summaries: Mapping[str, Summary], draws: Draws
+    questions: EvaluationSet, rows: Mapping[str, Sequence[ScoredAnswer]], summaries: Mapping[str, Summary], draws: Draws
 ) -> Record:
     """Return the record of all modes.
 
     ``measures``: the primary score, whole episodes, and the fraction of an episode before its first failure. ``ways``:
-    mode -> name, chains (``ChainFigures``), by (column -> value -> primary score), unasked (reason -> skipped samples),
+    mode -> name, chains (``EpisodeMetrics``), by (column -> value -> primary score), unasked (reason -> count),
     and the summary of every mode but reference. ``differences``: mode -> other mode -> measure -> Paired, the first
     minus the second on common samples. ``behind``: samples that no rollout reaches.
     """
@@ -36,7 +44,10 @@ def memory_record(
     measured = {
         mode: {
             task.primary: (task.primary, list(found)),
-            chains: (WHOLE, whole := [one.judged() for one in read_chains(found, positions, task.primary)[0]]),
+            chains: (
+                WHOLE,
+                whole := [one.scored_answer() for one in find_scored_episodes(found, positions, task.primary)[0]],
+            ),
             BEFORE: (BEFORE_FAILURE, whole),
         }
         for mode, found in rows.items()
@@ -51,9 +62,9 @@ def memory_record(
     }
 
 
-def _way(questions: EvaluationSet, mode: str, rows: Sequence[Judged], summary: Summary, draws: Draws) -> Record:
+def _way(questions: EvaluationSet, mode: str, rows: Sequence[ScoredAnswer], summary: Summary, draws: Draws) -> Record:
     primary, positions = questions.task.primary, questions.positions
-    figures = chain_figures(rows, positions, primary, *draws)
+    figures = episode_metrics(rows, positions, primary, *draws)
     chains = questions.carried.chains if questions.carried else WHOLE
     found: Record = {
         "name": questions.names[mode],
@@ -67,12 +78,12 @@ def _way(questions: EvaluationSet, mode: str, rows: Sequence[Judged], summary: S
             column: {value: asdict(part.scores[primary]) for value, part in values.items()}
             for column, values in summary.by.items()
         },
-        "unasked": dict(Counter(row.problem for row in rows if row.problem in (NO_ROOM, SPECIAL))),
+        "unasked": dict(Counter(row.problem for row in rows if row.problem in (PROMPT_TOO_LONG, HAS_SPECIAL_TOKEN))),
     }
     return found if mode == REFERENCE else {**found, "summary": summary.to_dict()}
 
 
-Measured = Mapping[str, Mapping[str, tuple[str, list[Judged]]]]
+Measured = Mapping[str, Mapping[str, tuple[str, list[ScoredAnswer]]]]
 """Way -> measure -> score and rows."""
 
 

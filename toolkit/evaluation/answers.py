@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.models.backend import Completion
-from toolkit.scoring.statistics import Judged
+from toolkit.scoring.statistics import ScoredAnswer
 
 
 def read_answer(task: Task, sample: Sample, completion: Completion) -> Answer:
@@ -40,9 +40,9 @@ def read_reply(task: Task, sample: Sample, reply: Reply) -> Answer:
     return read_answer(task, sample, reply.completion)
 
 
-def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> Judged:
+def judge(task: Task, sample: Sample, answer: Answer, by: Sequence[str]) -> ScoredAnswer:
     """Return the scores of an answer as one row of an evaluation."""
-    return Judged(
+    return ScoredAnswer(
         id=sample.id,
         group=sample.group,
         scores=task.scores(sample, answer),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 from toolkit.errors import warn
 from toolkit.recipe import Recipe
-from toolkit.runfolder import Progress, Record, RunFolder, StopRequest, current_weights, is_main, silent
+from toolkit.runfolder import Progress, Record, RunFolder, StopRequest, current_weights, is_main_process, no_progress
 
 if TYPE_CHECKING:  # the pipeline and its tests need neither numpy nor pyarrow to pass a context on
     from toolkit.data.loading import DataSplits
@@ -43,7 +43,7 @@ class Context:
     data: "DataSplits"
     images: "ImageStore"
     stop: StopRequest
-    progress: Progress = silent
+    progress: Progress = no_progress
 
     @property
     def weights(self) -> Path | None:
@@ -52,7 +52,7 @@ class Context:
 
     def report(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
         """Report an optimizer step in metrics.jsonl, log.txt and the progress. Only the main process reports."""
-        if not is_main():
+        if not is_main_process():
             return
         self.run.log_metrics(stage, step, figures)
         note = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -12,7 +12,7 @@ from toolkit.data.agent_memory import Carried
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.evaluation.answers import Reply, read_reply
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ Generate = Callable[[Sequence[Sample]], Sequence[Reply]]
 """Prompts of one batch -> their replies, in order."""
 
 
-def find_episodes(positions: Sequence[Stand]) -> tuple[list[Episode], list[int]]:
+def find_episodes(positions: Sequence[EpisodePosition]) -> tuple[list[Episode], list[int]]:
     """Return the episodes in the order of their first samples, and the samples after a missing step.
 
     A rollout stops at the first missing step, because the agent memory for later steps is unknown.

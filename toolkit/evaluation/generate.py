@@ -8,7 +8,7 @@ from toolkit.data.sample import Sample
 from toolkit.evaluation.answers import Reply
 from toolkit.models import Backend, choose_backend
 from toolkit.models.backend import Completion, Policy, Sampling
-from toolkit.models.lengths import find_unfit
+from toolkit.models.lengths import prompt_checker
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
 
@@ -62,7 +62,7 @@ class Generator:
         backend = backend or choose_backend(recipe.model, weights)
         policy = backend.load(recipe, weights, trainable=False, mergeable=stored)
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
-        unfit = find_unfit(policy.processor, prompts, most, tokens)
+        unfit = prompt_checker(policy.processor, prompts, most, tokens)
         return cls(backend, policy, prompts, Sampling(tokens), unfit)
 
     def complete(self, questions: Sequence[Sample]) -> list[Completion]:

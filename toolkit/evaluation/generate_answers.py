@@ -15,7 +15,7 @@ from toolkit.evaluation.generate import Generator
 from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
 from toolkit.models import Backend
 from toolkit.models.lengths import check_lengths
-from toolkit.runfolder import Record, append_line, cut_torn_line, read_lines
+from toolkit.runfolder import Record, append_line, read_lines, remove_partial_line
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def generate_missing(
     """
     waiting: dict[str, list[Sample]] = {}
     for mode, file in files.items():
-        cut_torn_line(file)
+        remove_partial_line(file)
         done = {line["id"] for line in read_lines(file)}
         if missing := [sample for sample in questions.samples_of(mode) if sample.id not in done]:
             waiting[mode] = missing
@@ -67,7 +67,7 @@ def generate_missing(
     if REFERENCE in waiting:
         most, tokens = recipe.model.max_tokens, recipe.evaluation.max_completion_tokens
         processor = generator.policy.processor
-        check_lengths(processor, questions.prompts, waiting[REFERENCE], most, tokens, tell=context.no_step_yet)
+        check_lengths(processor, questions.prompts, waiting[REFERENCE], most, tokens, on_row=context.no_step_yet)
     for mode, samples in waiting.items():
         job = _Job(context, name, mode, questions, generator, files[mode])
         if mode == OWN:

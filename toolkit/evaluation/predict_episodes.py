@@ -25,9 +25,9 @@ from toolkit.runfolder import (
     StopRequest,
     append_line,
     current_weights,
-    cut_torn_line,
+    no_progress,
     read_lines,
-    silent,
+    remove_partial_line,
     write_text,
 )
 from toolkit.runfolder.usage import recording
@@ -53,7 +53,7 @@ def predict_episodes(
     run: RunFolder,
     files: Files,
     stop: StopRequest,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     backend: Backend | None = None,
     chosen: Path | None = None,
 ) -> list[Record]:
@@ -83,7 +83,9 @@ def predict_episodes(
     known = _known(out, digest)
     if len(known) < _total(rows):
         with recording(run, recipe.run, PREDICT) as recorder, recorder.stage(PREDICT):
-            prompts = Prompts.of(recipe, ImageStore.of(recipe.images.model_copy(update={"unreadable": "stop"})))
+            prompts = Prompts.of(
+                recipe, ImageStore.from_recipe(recipe.images.model_copy(update={"unreadable": "stop"}))
+            )
             stored = chosen is not None and (chosen / "config.json").is_file()
             generator = Generator.load(recipe, prompts, weights, backend, stored=stored)
             batches = rollout(task, rows.samples, rows.episodes, known, generator.reply, recipe.evaluation.batch_size)
@@ -145,7 +147,7 @@ def _known(out: Path, digest: str) -> dict[str, Reply]:
             place=out,
             remedy="Name another file with --out, or move this one.",
         )
-    cut_torn_line(out)
+    remove_partial_line(out)
     return {line["id"]: reply_of(line) for line in lines}
 
 

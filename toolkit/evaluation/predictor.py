@@ -23,7 +23,7 @@ from toolkit.errors import DataError, ModelError, RowProblem, warn
 from toolkit.evaluation.answers import read_reply
 from toolkit.evaluation.generate import Generator
 from toolkit.evaluation.unlabelled_rows import task_with_memory
-from toolkit.images import ImagePolicy, ImageStore, look
+from toolkit.images import ImagePolicy, ImageStore, read_image_header
 from toolkit.images.ref import ImageRef
 from toolkit.models import Backend
 from toolkit.models.llamacpp import is_gguf
@@ -130,7 +130,7 @@ class Predictor:
             )
         _, carried = task_with_memory(self.recipe)
         # The size is read each time, because a program may overwrite its screenshots.
-        width, height = look(ImageRef(image), ImagePolicy.of(self.recipe.images)).size
+        width, height = read_image_header(ImageRef(image), ImagePolicy.from_recipe(self.recipe.images)).size
         row = {"task": "step", "image": str(image), "question": goal, "width": width, "height": height}
         settings = TASKS[TASK].settings(self.recipe, "predict")
         origin = RowOrigin(Path("predict_step"), Path("/"), dict(zip(row, row, strict=True)), settings=settings)
@@ -183,7 +183,7 @@ def load_model_for_inference(
     if weights is not None and path != run and not _is_adapter(weights) and not is_gguf(weights):
         loaded, weights = _named(asked, str(weights)), None  # merged weights have their own processor
     images = asked.images.model_copy(update={"unreadable": "stop", "memory_cache_mb": 0})
-    prompts = Prompts.of(asked, ImageStore.of(images))
+    prompts = Prompts.of(asked, ImageStore.from_recipe(images))
     return Predictor(asked, Generator.load(loaded, prompts, weights, backend))
 
 

@@ -17,7 +17,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.episodes import Episode, find_episodes
 from toolkit.models.prompts import Prompts
 from toolkit.recipe import Recipe
-from toolkit.scoring.statistics import Judged, Stand
+from toolkit.scoring.statistics import EpisodePosition, ScoredAnswer
 
 REFERENCE, OWN, OFF = "reference", "own", "off"
 """Agent-memory modes, as in evaluate.memory. Tasks without agent memory have only the first one."""
@@ -43,7 +43,7 @@ class EvaluationSet:
     prompts: Prompts
     samples: SampleSet
     names: Mapping[str, str]
-    positions: Mapping[str, Stand] = field(default_factory=dict)
+    positions: Mapping[str, EpisodePosition] = field(default_factory=dict)
     episodes: tuple[Episode, ...] = ()
     behind: tuple[int, ...] = ()
 
@@ -99,7 +99,7 @@ class EvaluationSet:
             return [self.carried.put(sample, self.carried.start(sample)) for sample in self.samples]
         return self.samples
 
-    def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[Judged]:
+    def judge(self, answers: Sequence[tuple[Sample, Answer]], recipe: Recipe) -> list[ScoredAnswer]:
         """Return the scores of answers, as rows of an evaluation."""
         return [judge(self.task, sample, answer, recipe.results_by) for sample, answer in answers]
 
@@ -125,7 +125,9 @@ def held_out(context: Context) -> SampleSet:
     return samples
 
 
-def _whole_episodes(samples: SampleSet, carried: Carried, recipe: Recipe) -> tuple[SampleSet, dict[str, Stand]]:
+def _whole_episodes(
+    samples: SampleSet, carried: Carried, recipe: Recipe
+) -> tuple[SampleSet, dict[str, EpisodePosition]]:
     """Return all rows of at most evaluate.max_tasks episodes, drawn with the seed, and their positions."""
     positions = {sample.id: carried.stand(sample) for sample in samples}
     names, most = list(dict.fromkeys(stand.chain for stand in positions.values())), recipe.evaluation.max_tasks

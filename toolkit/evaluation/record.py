@@ -15,12 +15,12 @@ from toolkit.runfolder import Record
 from toolkit.scoring.statistics import (
     WHOLE,
     Comparison,
-    Judged,
+    ScoredAnswer,
     Summary,
     compare,
-    draw_confusion,
-    read_chains,
-    share,
+    find_scored_episodes,
+    plot_confusion_matrix,
+    proportion,
     summarise,
 )
 
@@ -39,7 +39,7 @@ def make_record(
     section, seed, main = recipe.evaluation, recipe.run.seed, rows[REFERENCE]
     summary = summarise(main, recipe.results_by, section.bootstrap, seed, positive=recipe.positive)
     if summary.confusion.labels:
-        draw_confusion(
+        plot_confusion_matrix(
             summary.confusion, context.run.stage_folder(f"evaluate-{name}") / CONFUSION, f"{name}: completions"
         )
     tables = {
@@ -123,7 +123,7 @@ def _of_chains(view: _View, questions: EvaluationSet) -> _View:
     positions = questions.positions
 
     def chains(rows: Rows) -> Rows:
-        return [chain.judged() for chain in read_chains(rows, positions, view.score)[0]]
+        return [chain.scored_answer() for chain in find_scored_episodes(rows, positions, view.score)[0]]
 
     return _View(
         WHOLE,
@@ -168,9 +168,11 @@ def _paired(found: Comparison) -> Record:
     }
 
 
-def _mean(rows: Sequence[Judged], score: str, resamples: int, seed: int) -> Any:
+def _mean(rows: Sequence[ScoredAnswer], score: str, resamples: int, seed: int) -> Any:
     judged = [(row.scores[score], row.group) for row in rows if row.scores[score] is not None]
-    return share([value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed)
+    return proportion(
+        [value for value, _ in judged if value is not None], [group for _, group in judged], resamples, seed
+    )
 
 
 def _warn(name: str, mode: str, summary: Summary) -> None:

@@ -13,9 +13,9 @@ from toolkit.evaluation.generate_answers import answers_file, known_replies
 from toolkit.evaluation.prompts import OWN, REFERENCE, EvaluationSet
 from toolkit.models.prompts import Prompts
 from toolkit.runfolder import RunFolder, read_json, write_json
-from toolkit.scoring.statistics import Judged
+from toolkit.scoring.statistics import ScoredAnswer
 
-Rows = list[Judged]
+Rows = list[ScoredAnswer]
 Answered = list[tuple[Sample, Answer]]
 
 BASELINE = "baseline"

@@ -7,14 +7,14 @@ from pathlib import Path
 from toolkit.data import Dropped, RowIndex, Tally, open_index, source_folder
 from toolkit.data.agent_memory import Carried
 from toolkit.data.links import FIRST, LINK, REPEATED, Link
-from toolkit.data.loading.columns import Wanted, resolve_columns
+from toolkit.data.loading.columns import RowSettings, resolve_columns
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin, Task
 from toolkit.errors import DataError, ImageError, Problem, RowProblem
 from toolkit.evaluation.episodes import Episode, find_episodes
-from toolkit.images import ImagePolicy, look
+from toolkit.images import ImagePolicy, read_image_header
 from toolkit.recipe import Recipe
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks import TASKS
 
 
@@ -59,7 +59,7 @@ def read_unlabelled(recipe: Recipe, file: Path, image_root: Path | None = None) 
         try:
             sample = carried.open_row(name, {**row, LINK: link}, origin)
             for ref in sample.images:
-                look(ref, ImagePolicy.of(recipe.images))
+                read_image_header(ref, ImagePolicy.from_recipe(recipe.images))
             samples.append(sample)
         except RowProblem as problem:
             tally.add(problem.reason, name)
@@ -111,7 +111,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
         if column in available or field in carried.open_fields
     }
     settings = task.settings(recipe, "predict")
-    wanted = Wanted(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
+    wanted = RowSettings(named, None, recipe.prompt.context, (), recipe.images.max_per_question, settings)
     column, problems = resolve_columns(replace(task, required=carried.open_fields), wanted, available)
     if problems:
         rule = "\n  ".join(["the columns must match the task:", *map(str, problems)])
@@ -121,7 +121,7 @@ def _origin(recipe: Recipe, task: Task, carried: Carried, index: RowIndex, image
 
 
 def _behind(carried: Carried, samples: Sequence[Sample], file: str) -> Iterator[Problem]:
-    positions: list[Stand] = [carried.stand(sample) for sample in samples]
+    positions: list[EpisodePosition] = [carried.stand(sample) for sample in samples]
     if positions:
         example = f"{positions[0].chain}, step {positions[0].place}"
         rule = f"the number of rows after a missing step, which are skipped, should be 0 (for example task {example})"

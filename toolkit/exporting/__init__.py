@@ -22,8 +22,8 @@ from toolkit.exporting.size import format_bytes
 from toolkit.exporting.verification import VerificationSet
 from toolkit.models import Backend, choose_backend
 from toolkit.models.hf import base_source
-from toolkit.models.lengths import find_unfit
-from toolkit.models.llamacpp import forms_of, lacking, mergeable_forms
+from toolkit.models.lengths import prompt_checker
+from toolkit.models.llamacpp import formats_of, mergeable_formats, missing_requirement
 from toolkit.models.loading import stored_quantised
 from toolkit.models.lora import is_adapter
 from toolkit.models.prompts import Prompts
@@ -116,7 +116,7 @@ def _job(context: Context, backend: Backend, weights: Path) -> ExportJob:
             place="export",
         )
     images = max(len(sample.images) for sample in samples[:MAX_COUNTED])
-    processor = backend.load_reader(recipe).processor
+    processor = backend.load_without_model(recipe).processor
     serving = Serving.of(recipe, processor, images)
 
     def facts(name: str, verification: Record) -> CardFacts:
@@ -128,7 +128,7 @@ def _job(context: Context, backend: Backend, weights: Path) -> ExportJob:
 def _questions(context: Context, processor: Any, samples: SampleSet) -> VerificationSet:
     recipe, section = context.recipe, context.recipe.export or Export()
     prompts = Prompts.of(recipe, context.images)
-    unfit = find_unfit(
+    unfit = prompt_checker(
         processor, prompts, recipe.model.max_tokens, 0
     )  # llama.cpp adds the tokens of the completion itself
     chosen: list[Sample] = []
@@ -179,10 +179,10 @@ def _place(run: RunFolder, written: WrittenFolders, target: Path, *, force: bool
 
 def _without_optional(section: Export, recipe: Recipe, weights: Path) -> Export:
     """Return the section without an optional format that the base does not support, with a warning."""
-    if "gguf" not in forms_of(section) or not (is_adapter(weights) and section.optional):
+    if "gguf" not in formats_of(section) or not (is_adapter(weights) and section.optional):
         return section
     method = stored_quantised(base_source(recipe, weights), recipe.model)
-    makeable = mergeable_forms(section, quantised=method is not None)
+    makeable = mergeable_formats(section, quantised=method is not None)
     if makeable != section:
         warn(
             "export.gguf_left_out",
@@ -196,11 +196,11 @@ def _without_optional(section: Export, recipe: Recipe, weights: Path) -> Export:
 
 def _in_order(section: Export, record: Record, folder: Path) -> list[str]:
     """Return the formats to write. GGUF is last, because it is converted from the merged weights."""
-    wanted = forms_of(section)
+    wanted = formats_of(section)
     formats = [name for name in wanted if name != "gguf"]
     if "gguf" not in wanted:
         if section.optional:
-            log.info("export: GGUF is skipped on this machine: %s", lacking(section))
+            log.info("export: GGUF is skipped on this machine: %s", missing_requirement(section))
         return formats
     if "merged" not in formats and not _is_unchanged(
         record.get("merged", {}), folder / "merged", verified=section.verify > 0

@@ -102,7 +102,7 @@ def _expected(job: ExportJob, merged: Path) -> Expected:
 
     from toolkit.models.chat_template import adds_bos, conversation, render_prompt
 
-    policy = job.backend.load_reader(job.recipe)
+    policy = job.backend.load_without_model(job.recipe)
     processor, text = policy.processor, AutoConfig.from_pretrained(merged).get_text_config()
     stops = GenerationConfig.from_pretrained(merged).eos_token_id
     prompt = render_prompt(processor, conversation("question", 0))
@@ -136,7 +136,7 @@ def _verify(job: ExportJob, merged: Path, pair: _Files, place: OutputFolder, fil
         child.model.close()
         compared = compare(before, after[kind])
         files[kind].update(compared.to_record() | {"score": primary_score(job.questions, after[kind].completions)})
-        problems += _problems(kind, files[kind], backend.read_otherwise, compared.fits(BOUNDS[kind]))
+        problems += _problems(kind, files[kind], backend.mismatched_prompts, compared.fits(BOUNDS[kind]))
     lines = compare_lines(job.questions, before, after)
     _save_lines(lines, place)
     if problems:
@@ -146,12 +146,12 @@ def _verify(job: ExportJob, merged: Path, pair: _Files, place: OutputFolder, fil
     return {"questions": worst["questions"], "differing": worst["differing"], "held_out": job.questions.held_out}
 
 
-def _problems(kind: str, found: Record, read_otherwise: int, fits: bool) -> list[str]:
+def _problems(kind: str, found: Record, mismatched_prompts: int, fits: bool) -> list[str]:
     same = f"{found['questions'] - found['differing']} of {found['questions']} completions equal the merged weights'"
     log.info("export: gguf %s: %s (log-probabilities within %.2g)", kind, same, found["gap"])
     problems = []
-    if read_otherwise:
-        problems.append(f"{kind} tokenizes {read_otherwise} prompts differently from the processor")
+    if mismatched_prompts:
+        problems.append(f"{kind} tokenizes {mismatched_prompts} prompts differently from the processor")
     if not fits:
         required = f"at least {1 - BOUNDS[kind].fraction:.1%} and log-probabilities within {BOUNDS[kind].gap:g}"
         problems.append(f"{kind}: {same}, within {found['gap']:.2g} ({required} are required)")

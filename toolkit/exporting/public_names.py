@@ -7,7 +7,7 @@ from typing import Any
 
 import tomli_w
 
-from toolkit.models.model_paths import ELSEWHERE, public_name
+from toolkit.models.model_paths import PATH_START, public_name
 from toolkit.recipe import Recipe
 from toolkit.runfolder import hide_secrets
 
@@ -46,7 +46,7 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_paths(inner) for inner in value]
-    if not isinstance(value, str) or "\n" in value or not ELSEWHERE.search(value):
+    if not isinstance(value, str) or "\n" in value or not PATH_START.search(value):
         return value
     file, colon, function = value.rpartition(":")
     if colon and file.endswith(".py"):

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
-from toolkit.models.llamacpp import most_bytes
+from toolkit.models.llamacpp import max_bytes
 from toolkit.models.loading import precision_of
 from toolkit.models.lora import is_adapter
 from toolkit.models.model_paths import model_source
@@ -42,7 +42,7 @@ def format_bytes(name: str, weights: Path, model: Model, quants: Sequence[str] =
     merged = {"16bit": 2 * whole.values, "32bit": 4 * whole.values}.get(precision_of(model, mergeable=True))
     if name == "merged":
         return whole.bytes if merged is None else merged
-    return most_bytes(whole.values, quants)
+    return max_bytes(whole.values, quants)
 
 
 def base_size(model: Model) -> Size | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit.imagegen.figure import Bootstrap, Figure, from_samples, sample_weights, undefined
 from toolkit.imagegen.weighted import auroc
-from toolkit.scoring.statistics import share
+from toolkit.scoring.statistics import proportion
 from toolkit.scoring.statistics.bootstrap import count_groups
 
 RECALL_AT = (1, 5, 10)
@@ -131,5 +131,5 @@ def _recall(scores: AgreementScores, k: int, bootstrap: Bootstrap) -> Recall:
         reason = f"there are only {scores.n_prompts} distinct prompts"
         return Recall(k, undefined(reason, n, n_groups, bootstrap.confidence), None)
     hits = (scores.ranks_N <= k).astype(float).tolist()
-    found = share(hits, scores.groups, bootstrap.resamples, bootstrap.seed, bootstrap.confidence)
+    found = proportion(hits, scores.groups, bootstrap.resamples, bootstrap.seed, bootstrap.confidence)
     return Recall(k, Figure(found), k / scores.n_prompts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import row_cache
-from toolkit.data.embedded_images import PictureStore
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.sources import find_source, stream_source
 from toolkit.errors import DataError
 from toolkit.imagegen.sheet import SheetKey
@@ -58,7 +58,9 @@ def collect_ratings(files: Sequence[Path], key: SheetKey, out: Path) -> int:
 
 
 def _records(file: Path) -> list[Any]:
-    return [record for _, record, _ in stream_source(find_source(str(file)), PictureStore(row_cache() / "pictures"))]
+    return [
+        record for _, record, _ in stream_source(find_source(str(file)), EmbeddedImageStore(row_cache() / "pictures"))
+    ]
 
 
 def _read(record: Any, key: SheetKey, patient_of: Mapping[str, str], place: str) -> tuple[_Place, list[str]]:

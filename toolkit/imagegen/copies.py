@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolkit.imagegen.distribution import FeatureSet
 from toolkit.imagegen.figure import Bootstrap, Figure, undefined
-from toolkit.scoring.statistics import share
+from toolkit.scoring.statistics import proportion
 
 _CHUNK = 512
 
@@ -58,7 +58,7 @@ def copy_figures(generated: FeatureSet, real: FeatureSet, bootstrap: Bootstrap, 
         return CopyFigures(quantile, None, None, median, nearest, undefined(reason, n, n_groups, bootstrap.confidence))
     floor = float(torch.quantile(among_real.double(), quantile))
     below = (found.double() <= floor).double().tolist()
-    figure = Figure(share(below, generated.groups, bootstrap.resamples, bootstrap.seed, bootstrap.confidence))
+    figure = Figure(proportion(below, generated.groups, bootstrap.resamples, bootstrap.seed, bootstrap.confidence))
     return CopyFigures(quantile, floor, float(among_real.median()), median, nearest, figure)
 
 

@@ -21,7 +21,7 @@ from toolkit.imagegen.generator import Generator
 from toolkit.imagegen.sampling import generate
 from toolkit.imagegen.selector import Selector
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import Progress, StopRequest, silent, write_text
+from toolkit.runfolder import Progress, StopRequest, no_progress, write_text
 
 TABLE = "images.csv"
 NOTICE = "Synthetic image, generated for research. Not for diagnosis."
@@ -106,7 +106,7 @@ def find_prompts(finished: FinishedRun, prompts: Sequence[str], modality: str | 
 
 
 def write_images(
-    finished: FinishedRun, request: ImageRequest, folder: Path, stop: StopRequest, progress: Progress = silent
+    finished: FinishedRun, request: ImageRequest, folder: Path, stop: StopRequest, progress: Progress = no_progress
 ) -> tuple[GeneratedFile, ...]:
     """Generate the images into a folder that is new or empty, and return the rows of its table.
 

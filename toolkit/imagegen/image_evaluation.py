@@ -16,7 +16,7 @@ from toolkit.imagegen.guards import Evaluation
 from toolkit.imagegen.offload import on_device
 from toolkit.imagegen.policy import Policy
 from toolkit.imagegen.selector import Selector
-from toolkit.scoring.statistics import Estimate, bootstrap_mean, share
+from toolkit.scoring.statistics import Estimate, bootstrap_mean, proportion
 
 _CPU = torch.device("cpu")
 
@@ -205,4 +205,4 @@ def _mean(values: Sequence[float], prompts: Sequence[str], bootstrap: Bootstrap)
 
 def _pass_rate(scores: Sequence[float], threshold: float, prompts: Sequence[str], bootstrap: Bootstrap) -> Estimate:
     passed = [float(score >= threshold) for score in scores]
-    return share(passed, prompts, bootstrap.resamples, bootstrap.seed, bootstrap.confidence)
+    return proportion(passed, prompts, bootstrap.resamples, bootstrap.seed, bootstrap.confidence)

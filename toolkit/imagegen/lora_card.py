@@ -23,7 +23,7 @@ from toolkit.imagegen.settings import bootstrap_of
 from toolkit.imagegen.workplace import Workplace
 from toolkit.models.model_paths import public_name
 from toolkit.recipe.imagegen import TINY_GENERATOR, Imagegen
-from toolkit.runfolder import RunFolder, read_json, versions, write_json
+from toolkit.runfolder import RunFolder, installed_versions, read_json, write_json
 from toolkit.scoring.statistics import Estimate
 
 RECORD = "lora.json"
@@ -161,7 +161,7 @@ def _card(
         modalities=section.modalities,
         training=dict(_training(section, arm)),
         results="\n".join(_results(section, rows)),
-        versions=versions(),
+        versions=installed_versions(),
     )
 
 

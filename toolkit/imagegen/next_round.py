@@ -19,7 +19,7 @@ from toolkit.imagegen.repeats import IntraRater, intra_rater_agreement
 from toolkit.imagegen.sampling import derive_seed, generate
 from toolkit.imagegen.sheet import Sheet, SheetItem, SheetKey, ratings_by_source, read_key, write_sheet
 from toolkit.imagegen.sheet_order import SheetOptions
-from toolkit.runfolder import Progress, RunFolder, silent
+from toolkit.runfolder import Progress, RunFolder, no_progress
 
 KEYS = "sheets"
 
@@ -60,7 +60,7 @@ def write_run_sheet(
     images: int,
     options: SheetOptions,
     folder: Path,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[Sheet, Path]:
     """Generate images by each method and write a rating sheet of them. Return it with the file of its key.
 

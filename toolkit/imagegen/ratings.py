@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Dropped, Tally, row_cache, source_folder
-from toolkit.data.embedded_images import PictureStore
+from toolkit.data.embedded_images import EmbeddedImageStore
 from toolkit.data.sources import find_source, stream_source
 from toolkit.data.unusable_rows import total
 from toolkit.errors import DataError, ImageError, RowProblem
@@ -166,7 +166,7 @@ class _Row:
 
 
 def _read_file(source: str, section: Imagegen) -> tuple[list[_Row], tuple[Dropped, ...]]:
-    pictures = PictureStore(row_cache() / "pictures")
+    pictures = EmbeddedImageStore(row_cache() / "pictures")
     records = [record for _, record, _ in stream_source(find_source(source, key="imagegen.ratings"), pictures)]
     _require_columns(source, records)
     # Images inside the file (Parquet) were written to the cache, whatever the image root is.

@@ -16,7 +16,7 @@ from toolkit.imagegen.settings import imagegen_of
 from toolkit.imagegen.trackers import Log
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import Imagegen
-from toolkit.runfolder import Progress, RunFolder, StopRequest, silent
+from toolkit.runfolder import Progress, RunFolder, StopRequest, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Workplace:
     recipe: Recipe
     run: RunFolder
     stop: StopRequest
-    progress: Progress = silent
+    progress: Progress = no_progress
     trackers: tuple[Log, ...] = ()
 
     @property

@@ -1,9 +1,9 @@
-"""Pictures: any medical or plain format to 8-bit RGB by one policy, checked before training and cached."""
+"""Images of any medical or common format to 8-bit RGB by one policy, scanned before training and cached."""
 
 from toolkit.images.files import image_ref
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage
 from toolkit.images.scan import BadImage, ScanReport, scan
-from toolkit.images.source import load, look, reduced_size
+from toolkit.images.source import load, read_image_header, reduced_size
 from toolkit.images.store import ImageStore, StoreReport
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "StoreReport",
     "image_ref",
     "load",
-    "look",
+    "read_image_header",
     "reduced_size",
     "scan",
 ]

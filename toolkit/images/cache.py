@@ -1,11 +1,11 @@
-"""Reduced pictures in memory, bounded by bytes, and on disk, found by the content of the file and the policy.
+"""In-memory and disk caches of rendered images, keyed by file content and policy.
 
-On disk, below the cache's folder:
+Layout of the disk cache:
 
-    images/<policy>/<aa>/<content>-<part>   a checksum, one JSON line (record, shape), then the bare pixels
+    images/<policy>/<aa>/<content>-<part>   a checksum, one JSON line (record, shape), then the raw pixels
     images/files/<aa>/<path, size, times>    the content key of a file, so that a hit does not read the original
 
-Pixels are not compressed: reduced films compress to no less than two thirds, and unpacking would take most of the time.
+Pixels are not compressed: compression saves at most a third, and decompression would dominate the read time.
 """
 
 import hashlib
@@ -26,107 +26,108 @@ from toolkit.images.policy import ImageRecord
 from toolkit.images.render import Reduced
 
 MAGIC = "toolkit-image-1"
-FREE_SHARE, FREE_MOST, FREE_LEAST = 0.1, 20 * 2**30, 2 * 2**30
-"""Pictures are no longer stored when the disk would have less left than this share of it, but at most and at least so
-many bytes: checkpoints and exports need it more."""
+FREE_FRACTION, FREE_MOST, FREE_LEAST = 0.1, 20 * 2**30, 2 * 2**30
+"""The disk cache stops storing images if less than this fraction of the disk would stay free, clamped to the two byte
+counts. Checkpoints and exports need the space more."""
 
 SETTLED_NS = 2_000_000_000
-"""A file changed more recently than this may change again within one tick of its clock: its key is not remembered."""
+"""Minimum age of a file in nanoseconds. A newer file can change again within one tick of its clock, so its content key
+is not remembered."""
 
 
 class MemoryCache:
-    """The pictures used last, at most ``limit`` bytes of them. Safe to share between threads."""
+    """A least-recently-used cache of at most ``limit`` bytes. Safe to share between threads."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self._pictures: OrderedDict[object, Reduced] = OrderedDict()
+        self._images: OrderedDict[object, Reduced] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: object) -> Reduced | None:
-        """The picture, now the one used last; None: not here."""
+        """Return the image and mark it as most recently used, or return None if it is absent."""
         with self._lock:
-            if key in self._pictures:
-                self._pictures.move_to_end(key)
-            return self._pictures.get(key)
+            if key in self._images:
+                self._images.move_to_end(key)
+            return self._images.get(key)
 
-    def put(self, key: object, picture: Reduced) -> None:
-        """Keep the picture, and drop those not used for longest until all fit; one larger than all is not kept."""
+    def put(self, key: object, image: Reduced) -> None:
+        """Store the image and evict the least recently used ones. An image above ``limit`` is not stored."""
         with self._lock:
             self._drop(key)
-            if picture.values.nbytes > self.limit:
+            if image.values.nbytes > self.limit:
                 return
-            self._pictures[key] = picture
-            self.used += picture.values.nbytes
+            self._images[key] = image
+            self.used += image.values.nbytes
             while self.used > self.limit:
-                self._drop(next(iter(self._pictures)))
+                self._drop(next(iter(self._images)))
 
     def _drop(self, key: object) -> None:
-        gone = self._pictures.pop(key, None)
+        gone = self._images.pop(key, None)
         self.used -= 0 if gone is None else gone.values.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class DiskCache:
-    """Reduced pictures of one policy on disk. Every write is atomic; what cannot be read back counts as absent."""
+    """Rendered images of one policy on disk. Writes are atomic, and unreadable entries count as absent."""
 
     folder: Path
     policy_key: str
 
     def content_key(self, path: Path, facts: os.stat_result) -> str | None:
-        """The content key remembered for the file as it is now; None: its bytes must be hashed."""
+        """Return the remembered content key of the unchanged file, or None if its bytes must be hashed."""
         try:
             return self._memo(path, facts).read_text("ascii") or None
         except (OSError, ValueError):
             return None
 
     def remember(self, path: Path, facts: os.stat_result, key: str) -> None:
-        """Keep the content key of a file that has not just changed.
+        """Store the content key of a file, unless the file changed very recently.
 
         Raises:
-            OSError: the cache cannot be written.
+            OSError: The cache is not writable.
         """
         if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > SETTLED_NS:
             write_atomically(self._memo(path, facts), key.encode())
 
     def get(self, key: str, part: str) -> Reduced | None:
-        """The reduced picture of the content, or None where it is absent or damaged."""
+        """Return the rendered image of the content, or None if the entry is absent or corrupt."""
         try:
             data = self._entry(key, part).read_bytes()
             return _unpacked(data)
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def put(self, key: str, part: str, picture: Reduced) -> None:
-        """Store the reduced picture.
+    def put(self, key: str, part: str, image: Reduced) -> None:
+        """Store the rendered image.
 
         Raises:
-            OSError: the cache cannot be written, or the disk is nearly full.
+            OSError: The cache is not writable, or the disk is nearly full.
         """
-        write_atomically(self._entry(key, part), _packed(picture))
+        write_atomically(self._entry(key, part), _packed(image))
 
     def _entry(self, key: str, part: str) -> Path:
         return self.folder / self.policy_key / key[:2] / f"{key}-{part}"
 
     def _memo(self, path: Path, facts: os.stat_result) -> Path:
-        words = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
-        name = hashlib.blake2b(words.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        identity = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
+        name = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         return self.folder / "files" / name[:2] / name
 
 
 def content_key(data: bytes) -> str:
-    """32 hex digits of a file's content, by xxh3: a cryptographic hash would cost a tenth of the time of decoding."""
+    """Return 32 hex digits of the xxh3 hash. A cryptographic hash would add a tenth to the decoding time."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, then rename: readers see the old file, none, or the whole new one.
+    """Write a temporary file, then rename it, so that readers never see a partial file.
 
     Raises:
-        OSError: it cannot be written, or too little would be left free on the disk.
+        OSError: The file is not writable, or too little disk space would stay free.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(path.parent)
-    keep = max(FREE_LEAST, min(FREE_MOST, FREE_SHARE * disk.total))
+    keep = max(FREE_LEAST, min(FREE_MOST, FREE_FRACTION * disk.total))
     if disk.free < keep + len(data):
         raise OSError(f"less than {keep / 2**30:.0f} GiB would be left on the disk of {path.parent}")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
@@ -139,24 +140,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _packed(picture: Reduced) -> bytes:
-    head = {"magic": MAGIC, "shape": picture.values.shape, "record": picture.record.as_json()}
-    body = json.dumps(head).encode() + b"\n" + np.ascontiguousarray(picture.values).tobytes()
+def _packed(image: Reduced) -> bytes:
+    head = {"magic": MAGIC, "shape": image.values.shape, "record": image.record.as_json()}
+    body = json.dumps(head).encode() + b"\n" + np.ascontiguousarray(image.values).tobytes()
     return xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body
 
 
 def _unpacked(data: bytes) -> Reduced:
-    """The picture in ``data``.
+    """Return the image in ``data``.
 
     Raises:
-        ValueError, TypeError, KeyError: anything but what ``_packed`` wrote.
+        ValueError, TypeError, KeyError: ``data`` was not written by ``_packed``.
     """
     head_at = data.index(b"\n") + 1
     if data[: head_at - 1] != xxhash.xxh3_64_hexdigest(memoryview(data)[head_at:]).encode():
-        raise ValueError("the cached picture is damaged")
+        raise ValueError("the cached image is corrupt")
     pixels_at = data.index(b"\n", head_at) + 1
     head = json.loads(data[head_at:pixels_at])
     if head["magic"] != MAGIC:
-        raise ValueError("the cached picture is of another kind")
+        raise ValueError("the cached image has another format")
     values = np.frombuffer(data, np.uint8, offset=pixels_at).reshape(head["shape"])
     return Reduced(values, ImageRecord.from_json(head["record"]))

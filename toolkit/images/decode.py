@@ -1,4 +1,7 @@
-"""Bytes to pixels in their own depth: OpenCV for what is deep or common, Pillow for palettes, CMYK, alpha and more."""
+"""Decode bytes to pixels at their stored bit depth.
+
+OpenCV decodes deep and common formats. Pillow decodes palettes, CMYK, alpha and all other formats.
+"""
 
 import io
 import struct
@@ -9,12 +12,12 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import tiff
-from toolkit.images.files import broken
-from toolkit.images.header import MALFORMED_BY_PILLOW, Header, words
+from toolkit.images.files import unreadable_image
+from toolkit.images.header import MALFORMED_BY_PILLOW, Header, first_line
 from toolkit.images.pixels import Array, Pixels
 from toolkit.images.ref import ImageRef
 
-# The errors below say what is wrong with which file; OpenCV's log on stderr would repeat it without the name.
+# Our errors name the file. OpenCV's log on stderr would repeat them without the name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 SAMPLE_KIND = {tiff.UNSIGNED: "u", tiff.SIGNED: "i", tiff.FLOAT: "f"}
@@ -22,19 +25,19 @@ WITH_ALPHA = {"LA", "PA", "La", "RGBA", "RGBa"}
 
 
 def decode(data: bytes, header: Header, ref: ImageRef) -> Pixels:
-    """The pixels of frame ``ref.frame``; alpha of 8 bits is composed over black already.
+    """Return the pixels of frame ``ref.frame``. An 8-bit alpha channel is already composited over black.
 
     Raises:
-        ImageError: damaged, or of a kind that neither library decodes faithfully.
+        ImageError: The file is corrupt, or neither library decodes its format without loss.
     """
     if header.format == "PNG" and not _chunks_fit(data):
         rule = "the chunks of a PNG file must fit into the file"
-        raise broken(ref.path, "images.png_chunks_damaged", rule)
+        raise unreadable_image(ref.path, "images.png_chunks_damaged", rule)
     return _with_opencv(data, header, ref) if header.decoder == "opencv" else _with_pillow(data, header, ref)
 
 
 def _chunks_fit(data: bytes) -> bool:
-    """Whether the chunks lead to the PNG's end; OpenCV 5 allocates what a false length says, up to 4 GiB."""
+    """Return whether the PNG chunks lead to the end marker. OpenCV 5 allocates up to 4 GiB for a false chunk length."""
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -50,9 +53,9 @@ def _with_opencv(data: bytes, header: Header, ref: ImageRef) -> Pixels:
     try:
         values = _opencv_values(data, ref.frame)
     except cv2.error as error:
-        raise broken(ref.path, *_not_decodable(header.format), words(error)) from error
+        raise unreadable_image(ref.path, *_not_decodable(header.format), first_line(error)) from error
     if values is None:
-        raise broken(ref.path, *_not_decodable(header.format), "damaged or truncated pixel data")
+        raise unreadable_image(ref.path, *_not_decodable(header.format), "damaged or truncated pixel data")
     _require_what_was_announced(values, header, ref)
     inverted = header.page is not None and header.page.photometric == tiff.WHITE_IS_ZERO
     if values.ndim == 3 and values.shape[2] == 4:
@@ -72,17 +75,17 @@ def _opencv_values(data: bytes, frame: int) -> Array | None:
 
 
 def _require_plain_page(page: tiff.TiffPage, ref: ImageRef) -> None:
-    """OpenCV takes any four channels for RGB with alpha, any one for grey, and planes one after another for mixed."""
+    """Reject TIFF layouts that OpenCV misreads, such as CMYK (read as RGB with alpha) or separate planes."""
     samples = {tiff.WHITE_IS_ZERO: (1,), tiff.BLACK_IS_ZERO: (1,), tiff.RGB: (3, 4)}.get(page.photometric, ())
     if page.samples not in samples or (page.separate and page.samples > 1):
         rule = f"a TIFF of {page.bits} bits must be grey, RGB or RGB with alpha, its channels pixel by pixel"
         planes = " in separate planes" if page.separate else ""
         found = f"{page.samples} channels{planes} and photometric interpretation {page.photometric}"
-        raise broken(ref.path, "images.tiff_layout_unsupported", rule, found)
+        raise unreadable_image(ref.path, "images.tiff_layout_unsupported", rule, found)
 
 
 def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) -> None:
-    """A decoder that falls back to something else (fewer bits, another sign) would do so in silence."""
+    """Compare the decoded array to the header. A decoder can silently fall back to fewer bits or another sign."""
     page = header.page
     kind = "u" if page is None else SAMPLE_KIND.get(page.sample_format, "?")
     size = 1 if header.bits <= 8 else 2 if header.bits <= 16 else header.bits // 8
@@ -91,11 +94,11 @@ def _require_what_was_announced(values: Array, header: Header, ref: ImageRef) ->
         got = f"{values.dtype} {values.shape[1]} x {values.shape[0]}"
         width, height = shape[::-1]
         rule = f"the {header.format} file must decode to what its header says ({kind}{size * 8} {width} x {height})"
-        raise broken(ref.path, "images.decoded_unlike_header", rule, got)
+        raise unreadable_image(ref.path, "images.decoded_unlike_header", rule, got)
 
 
 def _alpha(channel: Array, header: Header) -> Array | None:
-    """Opacity in [0, 1]; None where the fourth channel is none, or the colours were multiplied by it already."""
+    """Return opacity in [0, 1], or None if there is no alpha channel or the colours are premultiplied."""
     if header.page is not None and header.page.extra != tiff.ALPHA_APART:
         return None
     opaque = np.iinfo(channel.dtype).max if channel.dtype.kind in "iu" else 1
@@ -111,7 +114,7 @@ def _with_pillow(data: bytes, header: Header, ref: ImageRef) -> Pixels:
     except ImageError:
         raise
     except MALFORMED_BY_PILLOW as error:
-        raise broken(ref.path, *_not_decodable(header.format), words(error)) from error
+        raise unreadable_image(ref.path, *_not_decodable(header.format), first_line(error)) from error
 
 
 def _not_decodable(file_format: str) -> tuple[str, str]:

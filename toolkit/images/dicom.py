@@ -1,7 +1,8 @@
 """DICOM: one frame as grey values with its own window, or as RGB (extra ``dicom``: pydicom and pylibjpeg).
 
-Grey values go through the modality transform (rescale or LUT, PS3.3 C.11.1), then through the file's first VOI LUT or
-window (PS3.3 C.11.2) if the policy wants that. Enhanced multi-frame files keep both in functional groups.
+Grey values go through the modality transform (rescale or LUT, PS3.3 C.11.1). If the policy uses the file's own window,
+they then go through its first VOI LUT or window (PS3.3 C.11.2). Enhanced multi-frame files have both in functional
+groups.
 """
 
 import os
@@ -14,12 +15,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from toolkit.errors import MissingExtraError
-from toolkit.images.files import NO_FRAME, TRUNCATED, broken
+from toolkit.images.files import NO_FRAME, TRUNCATED, unreadable_image
 from toolkit.images.pixels import Array, Pixels
 from toolkit.images.ref import ImageRef
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
-"""Old files may lack the DICM mark; they are taken for DICOM by their name."""
+"""File suffixes of DICOM. Old files can lack the DICM marker and are recognised by their suffix."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 GROUPS = ("FrameVOILUTSequence", "PixelValueTransformationSequence")
@@ -28,47 +29,47 @@ MALFORMED = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError),
     *(EOFError, RuntimeError, struct.error, zlib.error),
 )
-"""What pydicom and its decoders raise for malformed files, next to pydicom's own errors."""
+"""Exceptions of pydicom and its decoders for malformed files, besides pydicom's own errors."""
 
 
 def is_dicom(head: bytes, path: Path) -> bool:
-    """Whether a file that begins with ``head`` (132 bytes or more) is to be read as DICOM."""
+    """Return whether to read a file as DICOM. ``head`` has its first 132 bytes or more."""
     return head[128:132] == b"DICM" or path.suffix.lower() in SUFFIXES
 
 
-def read_facts(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int], int]:
-    """((width, height), bits stored) without decoding, after a look at whether the pixel data are all there.
+def read_header_fields(stream: BinaryIO, ref: ImageRef) -> tuple[tuple[int, int], int]:
+    """Return ((width, height), bits stored) without decoding, after checking that the pixel data is complete.
 
     Raises:
-        ImageError: no picture in it, a frame that is not there, or cut off.
+        ImageError: The file has no image, lacks the frame, or is truncated.
         MissingExtraError: pydicom is not installed.
     """
     pydicom = _pydicom()
     try:
         data = pydicom.dcmread(stream, defer_size=4096, force=ref.path.suffix.lower() in SUFFIXES)
         frames, size, bits = int(data.get("NumberOfFrames") or 1), (int(data.Columns), int(data.Rows)), data.BitsStored
-        complete = _pixels_are_there(pydicom, data, stream)
+        complete = _pixels_are_complete(pydicom, data, stream)
     except _malformed(pydicom) as error:
-        # Only the kind of error is told: pydicom's words may quote what the file says about the patient.
+        # Report only the type of the error: pydicom's message can quote patient data.
         rule = "the DICOM file must have an image"
-        raise broken(ref.path, "images.dicom_without_image", rule, type(error).__name__) from error
+        raise unreadable_image(ref.path, "images.dicom_without_image", rule, type(error).__name__) from error
     if not complete:
-        raise broken(ref.path, *TRUNCATED)
+        raise unreadable_image(ref.path, *TRUNCATED)
     if ref.frame >= frames:
-        raise broken(ref.path, *NO_FRAME, f"frame {ref.frame} of {frames}")
+        raise unreadable_image(ref.path, *NO_FRAME, f"frame {ref.frame} of {frames}")
     return size, int(bits)
 
 
 def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
-    """Frame ``ref.frame``: grey values in the file's units, or RGB of 8 or 16 bits.
+    """Return frame ``ref.frame``: grey values in the file's units, or RGB of 8 or 16 bits.
 
     Args:
-        stream: the file's bytes.
-        ref: which frame, and the name for messages.
-        own_window: apply the file's VOI LUT, or pass on its window.
+        stream: The open file.
+        ref: The frame, and the path for error messages.
+        own_window: Whether to apply the file's VOI LUT or return its window.
 
     Raises:
-        ImageError: malformed, or of a kind that pydicom does not decode.
+        ImageError: The file is malformed, or pydicom does not decode its format.
         MissingExtraError: pydicom, or the decoder for this compression, is not installed.
     """
     pydicom = _pydicom()
@@ -82,7 +83,7 @@ def read_pixels(stream: BinaryIO, ref: ImageRef, own_window: bool) -> Pixels:
     except _malformed(pydicom) as error:
         first = (str(error) or type(error).__name__).splitlines()
         rule = "the DICOM file must be decodable"
-        raise broken(ref.path, "images.not_decodable", rule, " ".join(first[:2])[:240]) from error
+        raise unreadable_image(ref.path, "images.not_decodable", rule, " ".join(first[:2])[:240]) from error
 
 
 def _pydicom() -> ModuleType:
@@ -98,8 +99,8 @@ def _malformed(pydicom: ModuleType) -> tuple[type[Exception], ...]:
     return *MALFORMED, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
 
 
-def _pixels_are_there(pydicom: ModuleType, data: Any, stream: BinaryIO) -> bool:
-    """pydicom leaves out compressed pixel data without their end mark; others must have the length that is due."""
+def _pixels_are_complete(pydicom: ModuleType, data: Any, stream: BinaryIO) -> bool:
+    """Return whether the pixel data has its expected length. pydicom omits compressed data without an end marker."""
     keyword = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in data), "")
     if not keyword:
         return False
@@ -120,7 +121,7 @@ def _require_decoder(pydicom: ModuleType, data: Any) -> None:
 
 
 def _adopt_groups(data: Any, frame: int) -> None:
-    """Lift an enhanced file's window and rescale for this frame to where plain files have them."""
+    """Copy the window and rescale of this frame from functional groups to where plain files have them."""
     shared, each = data.get("SharedFunctionalGroupsSequence"), data.get("PerFrameFunctionalGroupsSequence")
     for group in [*(shared or [])[:1], *(each or [])[frame : frame + 1]]:
         for name in GROUPS:
@@ -129,7 +130,7 @@ def _adopt_groups(data: Any, frame: int) -> None:
 
 
 def _colour(pydicom: ModuleType, stored: Array, data: Any) -> Pixels | None:
-    """RGB (pydicom has turned YBR into it), or a palette's colours at 8 bits; None for grey."""
+    """Return RGB or the 8-bit colours of a palette, or None for grey. pydicom has already converted YBR to RGB."""
     if data.PhotometricInterpretation == "PALETTE COLOR":
         colours = pydicom.pixels.apply_color_lut(stored, data)[..., :3]
         return Pixels((colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours, 8)
@@ -150,13 +151,13 @@ def _grey(pydicom: ModuleType, stored: Array, data: Any, own_window: bool) -> Pi
 
 
 def _is_transformed(data: Any) -> bool:
-    """Whether the modality transform changes anything; leaving integers alone is much faster."""
+    """Return whether the modality transform changes any value. Skipping an identity keeps fast integers."""
     identity = (float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)) == (1.0, 0.0)
     return bool(data.get("ModalityLUTSequence")) or not identity
 
 
 def _padding(stored: Array, data: Any) -> Array | None:
-    """True where the scanner filled the frame (PS3.3 C.7.5.1.1.2); None: nowhere."""
+    """Return a mask of padding pixels (PS3.3 C.7.5.1.1.2), or None if there is no padding."""
     first = data.get("PixelPaddingValue")
     if first is None:
         return None
@@ -167,7 +168,7 @@ def _padding(stored: Array, data: Any) -> Array | None:
 
 
 def _own_window(pydicom: ModuleType, values: Array, data: Any) -> tuple[Array, tuple[float, float] | None]:
-    """The values and the window (low, high) that takes them to black and white; None: the file brings none."""
+    """Return the values and the window (low, high) of the file. The window is None if the file has none."""
     table = (data.get("VOILUTSequence") or [None])[0]
     if table is not None and "LUTDescriptor" in table and "LUTData" in table:
         whole = values if values.dtype.kind in "iu" else np.rint(values).astype(np.int32)
@@ -184,6 +185,6 @@ def _own_window(pydicom: ModuleType, values: Array, data: Any) -> tuple[Array, t
 
 
 def _first(value: Any) -> float | None:
-    """The first of a DICOM element's numbers, or None where it is absent or empty."""
+    """Return the first number of a DICOM element, or None if it is absent or empty."""
     numbers = list(value) if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value]
     return None if not numbers or numbers[0] in (None, "") else float(numbers[0])

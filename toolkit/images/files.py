@@ -1,4 +1,4 @@
-"""Paths of pictures: inside the data root, ordinary files, and the words for what is wrong with one."""
+"""Paths and files of images: containment in the data root, file checks, and shared error messages."""
 
 import os
 import stat
@@ -13,22 +13,22 @@ INSIDE = ("images.outside_root", "an image path must stay inside the data root")
 NOT_READABLE = ("images.not_readable", "the image must be readable")
 TRUNCATED = ("images.truncated", "the file must be complete, and its end is missing")
 NO_FRAME = ("images.frame_missing", "the frame (from 0) must be less than the number of frames")
-"""Code and rule of problems that several formats have."""
+"""Code and rule of problems that several formats share."""
 
 SET_ROOT = "Set data.image_root to the folder that has the images."
 
 
 def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0) -> ImageRef:
-    """The picture that a row names, by its words alone: the disk is not touched, so this is cheap for every row.
+    """Return the reference of an image path without touching the disk, which keeps it cheap for every row.
 
     Args:
-        path_text: relative to ``root``, or absolute and inside it.
-        root: the data root, absolute.
-        place: row and column, for the message.
-        frame: counts from 0.
+        path_text: Path relative to ``root``, or absolute and inside it.
+        root: Absolute data root.
+        place: Row and column, for the error message.
+        frame: Frame number, from 0.
 
     Raises:
-        ImageError: the path is empty, or leaves ``root``. Symbolic links are followed when the picture is opened.
+        ImageError: The path is empty or leaves ``root``. Symbolic links are resolved later, when the image is opened.
     """
     if not isinstance(path_text, str) or not path_text.strip() or "\0" in path_text:
         rule, remedy = "an image path must be text that names a file", "Correct the path."
@@ -40,15 +40,15 @@ def image_ref(path_text: str, root: Path | str, place: object, frame: int = 0) -
     return ImageRef(Path(path), frame)
 
 
-def file_facts(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
-    """What the file system says about a picture, after all links.
+def stat_image(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
+    """Return the stat result of an image after resolving links, if the image is usable.
 
     Args:
-        path: the picture.
-        roots: real paths of the folders that it must be in; none: anywhere.
+        path: The image file.
+        roots: Real paths of the folders that must contain the file. Empty means no restriction.
 
     Raises:
-        ImageError: missing, unreadable, empty, no ordinary file, or outside ``roots`` once links are followed.
+        ImageError: The file is missing, unreadable, empty, not a regular file, or outside ``roots``.
     """
     try:
         facts = path.stat()
@@ -57,17 +57,17 @@ def file_facts(path: Path, roots: Sequence[str] = ()) -> os.stat_result:
         rule, remedy = "the image must exist", f"{SET_ROOT} {REPAIR}"
         raise ImageError("images.missing", rule, place=path, remedy=remedy) from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise broken(path, *NOT_READABLE, str(error)) from error
+        raise unreadable_image(path, *NOT_READABLE, str(error)) from error
     if not stat.S_ISREG(facts.st_mode):
-        raise broken(path, "images.not_regular_file", "an image must be a regular file")
+        raise unreadable_image(path, "images.not_regular_file", "an image must be a regular file")
     if not facts.st_size:
-        raise broken(path, "images.file_empty", "an image must not be an empty file")
+        raise unreadable_image(path, "images.file_empty", "an image must not be an empty file")
     if roots and not any(real.startswith(os.path.join(root, "")) for root in roots):  # noqa: PTH118
         link = "A symbolic link leads out of it. Set data.image_root to the folder that has the files themselves."
         raise ImageError(*INSIDE, place=path, value=real, remedy=link)
     return facts
 
 
-def broken(path: Path, code: str, rule: str, value: object = NOTHING) -> ImageError:
-    """Return the error for a file that cannot be read as an image, with its remedy."""
+def unreadable_image(path: Path, code: str, rule: str, value: object = NOTHING) -> ImageError:
+    """Return the error for a file that cannot be parsed as an image, with its remedy."""
     return ImageError(code, rule, place=path, value=value, remedy=REPAIR)

@@ -1,4 +1,4 @@
-"""What a file says about its picture before a pixel is decoded: format, size, depth, and whether its end is there."""
+"""Image headers: format, size, bit depth and completeness, read before any pixel is decoded."""
 
 import os
 import struct
@@ -10,30 +10,30 @@ from PIL import Image
 
 from toolkit.errors import ImageError
 from toolkit.images import dicom, tiff
-from toolkit.images.files import NO_FRAME, TRUNCATED, broken
+from toolkit.images.files import NO_FRAME, TRUNCATED, unreadable_image
 from toolkit.images.ref import ImageRef
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 TAIL = 65_536
-"""Bytes at a file's end in which an end mark is looked for; some writers leave padding behind it."""
+"""Bytes at a file's end that are searched for an end marker, because some writers add padding after it."""
 
 BITS_OF_MODE = {"1": 1, "I": 32, "F": 32}
-"""Pillow's mode -> bits a channel; I;16 and its kin have 16, all others 8."""
+"""Pillow's mode -> bits per channel. Modes like I;16 have 16 bits and all others 8."""
 
 MALFORMED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError)
 MALFORMED_BY_PILLOW = (*MALFORMED, struct.error, zlib.error, NotImplementedError, Image.DecompressionBombError)
-"""What Pillow raises for malformed files of one format or another."""
+"""Exceptions of Pillow's format plugins for malformed files."""
 
 Decoder = Literal["opencv", "pillow", "dicom"]
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture that was looked at, not decoded.
+    """The header of an image that was not decoded.
 
-    ``size`` is (width, height) of the upright picture; ``orientation`` EXIF's or TIFF's number, which the decoder
-    named in ``decoder`` has applied already where ``upright`` is set.
+    ``size`` is (width, height) of the upright image. ``orientation`` is the EXIF or TIFF number. If ``upright`` is set,
+    the decoder named in ``decoder`` has already applied it.
     """
 
     format: str
@@ -46,21 +46,21 @@ class Header:
 
 
 def read_header(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
-    """The header of ``ref``, whose open file is ``stream``, checked as far as that is cheap.
+    """Return the header of ``ref`` after all cheap checks. ``stream`` is its open file.
 
     Raises:
-        ImageError: not a picture, more than ``max_pixels`` pixels, or cut off.
-        MissingExtraError: a DICOM file, and pydicom is not installed.
+        ImageError: The file is not an image, has more than ``max_pixels`` pixels, or is truncated.
+        MissingExtraError: The file is DICOM and pydicom is not installed.
     """
     header = _sniff(stream, ref, max_pixels)
     width, height = header.size
     if width < 1 or height < 1:
         rule = "an image must have at least one pixel by its header"
-        raise broken(ref.path, "images.no_pixels", rule, f"{width} x {height}")
+        raise unreadable_image(ref.path, "images.no_pixels", rule, f"{width} x {height}")
     if width * height > max_pixels:
         raise _too_large(ref, max_pixels, f"{width} x {height}")
     if not _has_its_end(stream, header):
-        raise broken(ref.path, *TRUNCATED)
+        raise unreadable_image(ref.path, *TRUNCATED)
     return header
 
 
@@ -74,7 +74,7 @@ def _sniff(stream: BinaryIO, ref: ImageRef, max_pixels: int) -> Header:
     head = stream.read(132)
     stream.seek(0)
     if dicom.is_dicom(head, ref.path):
-        size, bits = dicom.read_facts(stream, ref)
+        size, bits = dicom.read_header_fields(stream, ref)
         return Header("DICOM", size, bits, "dicom", upright=True)
     if head[:4] in tiff.MAGIC:
         return _tiff_header(stream, ref)
@@ -87,10 +87,10 @@ def _tiff_header(stream: BinaryIO, ref: ImageRef) -> Header:
     try:
         page = tiff.read_page(stream, ref.frame)
     except tiff.NoSuchPageError as error:
-        raise broken(ref.path, *NO_FRAME, f"frame {ref.frame} of {error.pages}") from error
+        raise unreadable_image(ref.path, *NO_FRAME, f"frame {ref.frame} of {error.pages}") from error
     except ValueError as error:
         rule = "the TIFF directory must be complete"
-        raise broken(ref.path, "images.tiff_directory_damaged", rule, str(error)) from error
+        raise unreadable_image(ref.path, "images.tiff_directory_damaged", rule, str(error)) from error
     size = page.size[::-1] if page.orientation >= 5 else page.size
     decoder: Decoder = "opencv" if page.deep else "pillow"
     return Header("TIFF", size, page.bits, decoder, page.orientation, True, page)
@@ -108,20 +108,23 @@ def _pillow_header(stream: BinaryIO, ref: ImageRef, max_pixels: int, png_bits: i
         raise _too_large(ref, max_pixels, "far more") from None
     except MALFORMED_BY_PILLOW as error:
         rule = "the file must be an image of a known format"
-        raise broken(ref.path, "images.format_unknown", rule, words(error)) from error
+        raise unreadable_image(ref.path, "images.format_unknown", rule, first_line(error)) from error
     bits = png_bits or (16 if mode.startswith("I;16") else BITS_OF_MODE.get(mode, 8))
     fast = bits == 16 if name == "PNG" and bits != 8 else plain and name in ("PNG", "JPEG")
     return Header(name, size, bits, "opencv" if fast and not ref.frame else "pillow", orientation)
 
 
 def allow_pixels(max_pixels: int) -> None:
-    """Lift Pillow's process-wide limit to ours, which is checked on every header; never lower it."""
+    """Raise Pillow's process-wide pixel limit to ``max_pixels``, and never lower it."""
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's number where it is found without decoding (Pillow decodes a PNG to look for one behind its pixels)."""
+    """Return the EXIF orientation if it is available without decoding.
+
+    Pillow would decode a whole PNG to look for EXIF data after its pixels.
+    """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     orientation = image.getexif().get(tiff.ORIENTATION, 1)
@@ -129,7 +132,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _has_its_end(stream: BinaryIO, header: Header) -> bool:
-    """Whether the file reaches its format's end; formats without a cheap mark are left to the decoder."""
+    """Return whether the file reaches its end marker. Formats without a cheap marker return True."""
     size = stream.seek(0, os.SEEK_END)
     if header.page is not None:
         return size >= header.page.needed
@@ -148,7 +151,7 @@ def _tail(stream: BinaryIO, size: int, length: int) -> bytes:
     return stream.read(length)
 
 
-def words(error: BaseException) -> str:
-    """The first line of a library's complaint."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, with its type."""
     text = str(error).splitlines()[0] if str(error) else ""
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Pixels: what a decoder hands on, in the file's own depth and units, before it is windowed and reduced."""
+"""Decoded pixels at the bit depth and in the units of the file, before windowing and resizing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +11,17 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """One decoded picture.
+    """One decoded image.
 
     Attributes:
         values: (height, width) grey or (height, width, 3) colours, in native byte order.
-        bits: bits a channel that the file stores.
-        window: (low, high) that the file itself names, in the units of ``values``.
-        alpha: (height, width) opacity in [0, 1] that ``values`` were not yet multiplied by; None: opaque.
-        transparent: share of the pixels that are not opaque (also where the decoder has composed them already).
-        hidden: (height, width) True where the pixels mean nothing (DICOM padding); they become black.
-        inverted: low values are bright (MONOCHROME1, TIFF's WhiteIsZero).
-        bgr: the colours stand in OpenCV's order.
+        bits: Stored bits per channel.
+        window: (low, high) from the file itself, in the units of ``values``.
+        alpha: (height, width) opacity in [0, 1] that is not yet applied to ``values``. None means opaque.
+        transparent: Fraction of pixels that are not opaque, including pixels that the decoder has composited.
+        hidden: (height, width) True for DICOM padding, which becomes black.
+        inverted: Whether low values are bright (MONOCHROME1, TIFF's WhiteIsZero).
+        bgr: Whether the colours are in OpenCV's channel order.
     """
 
     values: Array
@@ -35,5 +35,5 @@ class Pixels:
 
     @property
     def is_8_bit(self) -> bool:
-        """Unsigned bytes need no window."""
+        """Whether the values are unsigned bytes, which need no window."""
         return self.values.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""How a picture becomes 8-bit RGB: one frozen policy, and the record of what it did to one picture."""
+"""ImagePolicy: how an image becomes 8-bit RGB, and ImageRecord: what the policy did to one image."""
 
 import hashlib
 import math
@@ -22,22 +22,22 @@ FIXED_WINDOWS: Mapping[str, tuple[float, float]] = {"ct_lung": (-600.0, 1500.0),
 """Name of a common CT window -> its centre and width in Hounsfield units."""
 
 RENDERING = 1
-"""Raised whenever the same file and policy would give other pixels, so that cached pictures are made again."""
+"""Version of the rendering code. It is part of the cache key, so a change of pixels invalidates cached images."""
 
 PLACEHOLDER_GREY = 128
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
-    """Everything that decides the pixels of a picture; the first five fields are those of the recipe's ``[images]``.
+    """Everything that determines the pixels of an image. The first five fields mirror the recipe's ``[images]``.
 
-    Pictures of 8 bits are left as they are, whatever ``window`` says (only a DICOM file's own window applies to
-    them). ``dicom`` refuses deeper pictures that bring no window; ``auto`` takes their data range. ``fixed`` maps
-    ``centre`` - ``width`` / 2 to black and ``centre`` + ``width`` / 2 to white (LINEAR_EXACT of PS3.3 C.11.2.1.3.2), in
-    the file's units after DICOM's rescale.
+    8-bit images keep their values for every ``window``. Only a DICOM file's own window applies to them. ``dicom``
+    rejects deeper images without a window, and ``auto`` uses their data range. ``fixed`` maps ``centre`` - ``width`` /
+    2 to black and ``centre`` + ``width`` / 2 to white (LINEAR_EXACT of PS3.3 C.11.2.1.3.2), in the file's units after
+    DICOM's rescale.
 
-    With ``square``, every picture becomes ``max_side`` x ``max_side``, and smaller ones are enlarged: ``pad`` adds
-    black margins, which the record tells from the picture, and ``crop`` takes the central square.
+    With ``square``, every image becomes ``max_side`` x ``max_side`` and smaller images are enlarged. ``pad`` adds black
+    margins, which the record separates from the image. ``crop`` takes the central square.
     """
 
     max_side: int = 896
@@ -70,20 +70,20 @@ class ImagePolicy:
             )
 
     @classmethod
-    def of(cls, images: recipe.Images) -> "ImagePolicy":
-        """The policy of a recipe.
+    def from_recipe(cls, images: recipe.Images) -> "ImagePolicy":
+        """Return the policy of a recipe.
 
         Raises:
-            RecipeError: ``percentiles`` do not rise or leave 0 to 100.
+            RecipeError: ``percentiles`` are not increasing numbers from 0 to 100.
         """
         return cls(images.max_side, images.window, images.percentiles, images.resample, images.max_pixels)
 
     @property
     def key(self) -> str:
-        """16 hex digits that change with everything that changes pixels, and with nothing else."""
+        """16 hex digits that change exactly with the fields that affect pixels."""
         percentiles = self.percentiles if self.window == "percentile" else None
         facts: tuple[object, ...] = (RENDERING, self.max_side, self.window, percentiles, self.resample)
-        # Later fields enter only where they are used, so that pictures cached before they existed are still found.
+        # Newer fields enter the key only if they are used, so that older cache entries stay valid.
         if self.window == "fixed":
             facts += self.fixed_window
         if self.square != "off":
@@ -96,15 +96,15 @@ class ImagePolicy:
         centre, width = self.centre or 0.0, self.width or 0.0
         return centre - width / 2, centre + width / 2
 
-    def reduced(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of the result: the longest side at most ``max_side``, never enlarged, at least 1.
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (width, height) of the result: the longest side is at most ``max_side``, never enlarged, at least 1.
 
         With ``square``, both sides are ``max_side``.
         """
-        return self.fitted(size) if self.square == "off" else (self.max_side, self.max_side)
+        return self.content_size(size) if self.square == "off" else (self.max_side, self.max_side)
 
-    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of a picture of this size inside the result, without the margins of ``square``."""
+    def content_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (width, height) of an image of this size inside the result, without the margins of ``square``."""
         longest = max(size)
         if longest <= self.max_side and self.square == "off":
             return size
@@ -114,22 +114,23 @@ class ImagePolicy:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """What happened to one picture on its way to 8-bit RGB.
+    """How one image became 8-bit RGB.
 
     Attributes:
-        format: PNG, JPEG, TIFF, DICOM, … as the file's content says.
-        source_size: (width, height) of the upright original, or of the crop that is shown of it, in pixels.
+        format: PNG, JPEG, TIFF, DICOM, …, from the file's content.
+        source_size: (width, height) in pixels of the upright original, or of its crop.
         size: (width, height) of the result.
-        bits: bits a channel that the file stores.
-        window: (low, high) in the file's units (after DICOM's rescale) that became black and white; None: left as is.
-        window_from: where the window came from.
-        below, above: share of the pixels (0 to 1) outside the window, which became black or white.
-        nonfinite: NaN and infinities in a float picture; NaN becomes black.
-        orientation: EXIF's or TIFF's number (1 to 8); the result is upright.
-        transparent: share of the pixels that were not opaque; they were laid over black.
-        placeholder: a grey picture stands here because the file could not be read; ``reason`` says why.
-        content: x1, y1, x2, y2 of the picture inside the result (x2 and y2 exclusive); what surrounds it is the black
-            margin of ``square = "pad"``. None: there is no margin.
+        bits: Stored bits per channel.
+        window: (low, high) in the file's units (after DICOM's rescale) that became black and white. None without a
+            window.
+        window_from: Source of the window.
+        below, above: Fraction of pixels outside the window, in [0, 1], which became black or white.
+        nonfinite: Number of NaN and infinite values in a float image. NaN becomes black.
+        orientation: EXIF or TIFF number, 1 to 8. The result is upright.
+        transparent: Fraction of pixels that were not opaque. They are composited over black.
+        placeholder: Whether this is a grey placeholder for an unreadable file. ``reason`` has the error.
+        content: x1, y1, x2, y2 of the image inside the result, x2 and y2 exclusive, with ``square = "pad"``. Around it
+            is the black margin. None means no margin.
     """
 
     format: str
@@ -149,12 +150,12 @@ class ImageRecord:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """(x, y) factors that take a point of the upright original to the result, or to its ``content``."""
+        """(x, y) factors from the upright original to the result, or to its ``content``."""
         x1, y1, x2, y2 = self.content or (0, 0, *self.size)
         return (x2 - x1) / self.source_size[0], (y2 - y1) / self.source_size[1]
 
     def content_mask(self) -> NDArray[np.bool_]:
-        """(height, width) True inside the picture, False in the margins of ``square = "pad"``."""
+        """Return a (height, width) mask: True in the image, False in the margins of ``square = "pad"``."""
         width, height = self.size
         x1, y1, x2, y2 = self.content or (0, 0, width, height)
         mask = np.zeros((height, width), dtype=np.bool_)
@@ -163,19 +164,19 @@ class ImageRecord:
 
     @property
     def clipped(self) -> float:
-        """Share of the pixels outside the window, 0 to 1."""
+        """Fraction of pixels outside the window, in [0, 1]."""
         return self.below + self.above
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values; ``from_json`` reads them back."""
+        """Return the fields as JSON values for ``from_json``."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
-        """The record that ``as_json`` wrote.
+        """Return the record that ``as_json`` wrote.
 
         Raises:
-            TypeError, ValueError: the values are not those of a record.
+            TypeError, ValueError: The values are not those of a record.
         """
         if values["window_from"] not in get_args(WindowSource):
             raise ValueError(values["window_from"])
@@ -186,14 +187,14 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """A picture in mode RGB, the caller's own copy, and its record."""
+    """An image in mode RGB, owned by the caller, and its record."""
 
     image: Image.Image
     record: ImageRecord
 
 
 def placeholder(policy: ImagePolicy, reason: str) -> LoadedImage:
-    """The grey square, ``max_side`` wide, that stands for a file that could not be read."""
+    """Return the grey square of side ``max_side`` that replaces an unreadable file."""
     size = (policy.max_side, policy.max_side)
     grey = (PLACEHOLDER_GREY,) * 3
     record = ImageRecord("none", size, size, 8, placeholder=True, reason=reason)

@@ -1,8 +1,8 @@
-"""Pixels to the 8-bit picture of a policy: window, reduction, orientation.
+"""Render pixels to 8-bit RGB by a policy: window, resize, orientation.
 
-The window is always taken from the full picture, never from the reduced one. Integers of 16 bits are clipped to it,
-reduced in their own depth and only then brought to 8 bits, which costs a fraction of doing it at full size; other kinds
-are brought to [0, 1] first.
+The window always comes from the full-size image, never from the resized one. 16-bit integers are clipped to the
+window, resized at their own depth and then reduced to 8 bits, which costs a fraction of converting at full size. Other
+types are first mapped to [0, 1].
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from toolkit.images.ref import ImageRef
 from toolkit.images.window import Windowed, choose_window
 
 NARROW = 1024
-"""Integer windows narrower than this are reduced as fractions: rounding to whole steps would show."""
+"""Integer windows narrower than this are resized as floats, because rounding to integers would be visible."""
 
 OPENCV_FILTER = {"area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST}
 PILLOW_FILTER = {
@@ -29,7 +29,7 @@ PILLOW_FILTER = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-"""Pillow widens these filters when it reduces a picture; OpenCV does not, and aliases."""
+"""Pillow widens these filters when it shrinks an image. OpenCV does not, so it aliases."""
 
 UPRIGHT: dict[int, Callable[[Array], Array]] = {
     2: np.fliplr,
@@ -40,27 +40,27 @@ UPRIGHT: dict[int, Callable[[Array], Array]] = {
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-"""EXIF orientation -> what makes a picture upright."""
+"""EXIF orientation -> function that makes an image upright."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduced:
-    """The result in its smallest form: (height, width) grey or (height, width, 3) RGB, 8 bits; and the record."""
+    """A rendered image in compact form: 8-bit (height, width) grey or (height, width, 3) RGB, and its record."""
 
     values: NDArray[np.uint8]
     record: ImageRecord
 
     def load(self) -> LoadedImage:
-        """A new picture in mode RGB, which the caller may change."""
+        """Return a new image in mode RGB, owned by the caller."""
         colours = cv2.cvtColor(self.values, cv2.COLOR_GRAY2RGB) if self.values.ndim == 2 else self.values
         return LoadedImage(Image.fromarray(colours), self.record)
 
 
 def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -> Reduced:
-    """The picture, or the crop of it that ``ref`` asks for, as ``policy`` wants it; the window is the whole picture's.
+    """Return the image, or the crop in ``ref``, rendered by ``policy``. The window comes from the whole image.
 
     Raises:
-        ImageError: the policy asks for DICOM's own window and a deep picture has none, or the crop leaves the picture.
+        ImageError: The policy needs DICOM's own window and a deep image has none, or the crop leaves the image.
     """
     window = choose_window(pixels, policy, ref.path)
     if policy.square == "crop":
@@ -69,7 +69,7 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
     if ref.crop is not None:
         pixels, turn = _cut(pixels, turn, ref), None
     height, width = pixels.values.shape[:2]
-    small = _to_8_bits(pixels, window, policy.fitted((width, height)), policy.resample)
+    small = _to_8_bits(pixels, window, policy.content_size((width, height)), policy.resample)
     if pixels.bgr:
         small = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
     if turn is not None:
@@ -80,7 +80,7 @@ def render(pixels: Pixels, header: Header, policy: ImagePolicy, ref: ImageRef) -
 
 
 def central_square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The largest square in the middle of x1, y1, x2, y2.
+    """Return the largest centred square in the box x1, y1, x2, y2.
 
     >>> central_square((0, 0, 7, 4))
     (1, 0, 5, 4)
@@ -92,7 +92,7 @@ def central_square(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
 
 
 def _padded(small: Array, policy: ImagePolicy) -> tuple[Array, tuple[int, int, int, int] | None]:
-    """The picture in the middle of a black square, and its place there; None: it fills the result."""
+    """Return the image centred in a black square and its box there. The box is None if the image fills the result."""
     height, width = small.shape[:2]
     if policy.square != "pad" or width == height:
         return small, None
@@ -103,12 +103,12 @@ def _padded(small: Array, policy: ImagePolicy) -> tuple[Array, tuple[int, int, i
 
 
 def crop_size(crop: tuple[int, int, int, int]) -> tuple[int, int]:
-    """(width, height) of x1, y1, x2, y2."""
+    """Return (width, height) of x1, y1, x2, y2."""
     return crop[2] - crop[0], crop[3] - crop[1]
 
 
 def _cut(pixels: Pixels, turn: Callable[[Array], Array] | None, ref: ImageRef) -> Pixels:
-    """The part of the upright picture that ``ref`` asks for."""
+    """Return the part of the upright image that the crop in ``ref`` selects."""
     x1, y1, x2, y2 = ref.crop or (0, 0, 0, 0)
 
     def part(values: Array) -> Array:
@@ -134,7 +134,7 @@ def _record(
         orientation=header.orientation,
         transparent=pixels.transparent,
     )
-    return record if window is None else window.told(record)
+    return record if window is None else window.add_to(record)
 
 
 def _to_8_bits(pixels: Pixels, window: Windowed | None, size: tuple[int, int], how: Resample) -> Array:
@@ -155,7 +155,7 @@ def _fits_integers(values: Array, window: Windowed) -> bool:
 
 
 def _scaled(small: Array, window: Windowed) -> Array:
-    """[low, high] to 0..255, rounded; ``small`` has 16 bits, or is float where a filter has overshot."""
+    """Return [low, high] mapped to 0..255 and rounded. ``small`` has 16 bits, or is float if a filter overshot."""
     if small.dtype == np.float32:
         small = small.clip(window.low, window.high)
     factor = 255 / (window.high - window.low)
@@ -169,21 +169,21 @@ def _from_fractions(pixels: Pixels, window: Windowed | None, size: tuple[int, in
 
 
 def _fractions(pixels: Pixels, window: Windowed | None) -> Array:
-    """[0, 1] at full size, with what is hidden or transparent black."""
-    shares: Array = pixels.values / np.float32(255) if window is None else window.fractions(pixels.values)
+    """Return full-size values in [0, 1]. Hidden and transparent pixels are black."""
+    fractions: Array = pixels.values / np.float32(255) if window is None else window.fractions(pixels.values)
     if pixels.inverted:
-        shares = 1 - shares
+        fractions = 1 - fractions
     if pixels.hidden is not None:
-        shares = np.where(pixels.hidden, np.float32(0), shares)
+        fractions = np.where(pixels.hidden, np.float32(0), fractions)
     if pixels.alpha is not None:
-        shares = shares * (pixels.alpha if shares.ndim == 2 else pixels.alpha[..., None])
-    return shares
+        fractions = fractions * (pixels.alpha if fractions.ndim == 2 else pixels.alpha[..., None])
+    return fractions
 
 
 def resize(values: Array, size: tuple[int, int], how: Resample) -> Array:
-    """``values`` at ``size`` (width, height), reduced without aliasing (but for ``nearest``); float32 or as it was.
+    """Return ``values`` at ``size`` (width, height), antialiased except for ``nearest``.
 
-    ``area`` enlarges by bilinear interpolation: the mean over a fraction of one pixel is that pixel.
+    ``area`` enlarges by bilinear interpolation, because the mean over a fraction of one pixel is that pixel.
     """
     if values.shape[1::-1] == size:
         return values

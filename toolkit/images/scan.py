@@ -1,4 +1,4 @@
-"""The scan before training: every distinct picture is checked, and everything that is wrong is listed at once."""
+"""Scan before training: every distinct image is checked, and all problems are reported together."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from toolkit.images.store import ImageStore
 ScanMode = Literal["auto", "full", "header", "off"]
 
 FULL_UP_TO = 20_000
-"""``auto`` decodes every picture up to so many, and looks at headers and file ends above."""
+"""Maximum number of images that ``auto`` decodes. Above it, only headers and file ends are checked."""
 
 BATCH = 256
 SHOWN = 20
@@ -24,7 +24,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """A picture that cannot be used, and why."""
+    """An unusable image and its error."""
 
     ref: ImageRef
     error: ImageError
@@ -32,18 +32,20 @@ class BadImage:
 
 @dataclass(frozen=True, slots=True)
 class ScanReport:
-    """What a scan found.
+    """Result of a scan.
 
     Attributes:
-        mode: what was done in the end: full, header or off.
-        checked: distinct pictures.
-        bad: every picture that cannot be used, in the order of the rows.
-        bad_refs: the pictures in ``bad``, which samples must do without.
-        formats, bits: name or bits a channel -> how many good pictures.
-        smallest, largest: upright source sizes (width, height) with the fewest and the most pixels.
-        windowed, clipped, worst_clipped: of pictures over 8 bits, how many were windowed, how many of these had pixels
-            outside their window, and the largest share of such pixels (0 to 1); a full scan knows these.
-        nonfinite, transparent: good pictures with NaN or infinities, and with pixels that are not opaque (full scan).
+        mode: The mode that was applied: full, header or off.
+        checked: Number of distinct images.
+        bad: All unusable images, in the order of the rows.
+        bad_refs: References of the images in ``bad``.
+        formats, bits: Format or bits per channel -> number of usable images.
+        smallest, largest: Upright source sizes (width, height) with the fewest and the most pixels.
+        windowed: Number of windowed images above 8 bits (full scan).
+        clipped: Number of windowed images with pixels outside their window (full scan).
+        worst_clipped: Largest fraction of such pixels, in [0, 1] (full scan).
+        nonfinite: Number of usable images with NaN or infinite values (full scan).
+        transparent: Number of usable images with pixels that are not opaque (full scan).
     """
 
     mode: ScanMode
@@ -64,10 +66,10 @@ class ScanReport:
         object.__setattr__(self, "bad_refs", frozenset(one.ref for one in self.bad))
 
     def raise_if_bad(self) -> None:
-        """Report all unusable images in one error, the first 20 by name.
+        """Raise one error with all unusable images, the first 20 by name.
 
         Raises:
-            ImageError: there is at least one.
+            ImageError: At least one image is unusable.
         """
         if not self.bad:
             return
@@ -86,17 +88,20 @@ def scan(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> ScanReport:
-    """Check all distinct pictures of ``refs`` by the store's policy, whatever its rule for unreadable ones.
+    """Check all distinct images of ``refs`` by the store's policy, whatever the store does with unreadable images.
 
     Args:
-        refs: the rows' pictures, in their order; read as a stream.
-        store: a full scan goes through it, so its caches are filled.
-        mode: as in the recipe.
-        workers: threads.
-        progress: told now and then how many pictures have been checked.
+        refs: Images of the rows, in order, read as a stream.
+        store: A full scan reads through it and fills its caches.
+        mode: The recipe's ``images.scan``.
+        workers: Number of threads.
+        progress: Called from time to time with the number of checked images.
+
+    Returns:
+        The counts and all unusable images.
 
     Raises:
-        MissingExtraError: there is a DICOM file, and the extra ``dicom`` is not installed.
+        MissingExtraError: A file is DICOM and the extra ``dicom`` is not installed.
     """
     distinct = _distinct(refs)
     if mode == "off":
@@ -127,7 +132,7 @@ def _scan(
 
 
 def _distinct(refs: Iterable[ImageRef]) -> Iterator[ImageRef]:
-    """Each picture once. Texts are remembered, not references: there may be a million."""
+    """Yield each image once. Strings are stored instead of references, because there can be a million."""
     seen: set[str] = set()
     for ref in refs:
         key = f"{ref.path}\0{ref.part}"
@@ -140,17 +145,17 @@ def _check(store: ImageStore, mode: ScanMode, ref: ImageRef) -> ImageRecord | Im
     try:
         if mode == "full":
             return store.fetch(ref).record
-        header = store.look(ref)
-        return ImageRecord(header.format, header.size, store.policy.reduced(header.size), header.bits)
+        header = store.read_header(ref)
+        return ImageRecord(header.format, header.size, store.policy.output_size(header.size), header.bits)
     except ImageError as error:
-        # The frames behind a kept error would keep the whole file in memory.
+        # The traceback of a stored error would keep the whole file in RAM.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
 
 
 @dataclass(slots=True)
 class _Tally:
-    """The running totals of a scan."""
+    """Running totals of a scan."""
 
     checked: int = 0
     bad: list[BadImage] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""One picture from disk to 8-bit RGB, without any cache."""
+"""Load one image from disk as 8-bit RGB, without a cache."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from toolkit.images import dicom
 from toolkit.images.decode import decode
-from toolkit.images.files import NOT_READABLE, broken, file_facts
+from toolkit.images.files import NOT_READABLE, stat_image, unreadable_image
 from toolkit.images.header import Header, read_header
 from toolkit.images.policy import ImagePolicy, LoadedImage
 from toolkit.images.ref import ImageRef
@@ -16,44 +16,47 @@ from toolkit.images.render import Reduced, crop_size, render
 
 
 def load(ref: ImageRef, policy: ImagePolicy) -> LoadedImage:
-    """The picture in mode RGB, upright, and the record of what was done to it.
+    """Return the upright image in mode RGB and its record.
 
     Raises:
-        ImageError: missing, unreadable, damaged, cut off or too large.
-        MissingExtraError: a DICOM file, and the extra ``dicom`` is not installed.
+        ImageError: The file is missing, unreadable, corrupt, truncated or too large.
+        MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
     """
-    file_facts(ref.path)
+    stat_image(ref.path)
     return reduce(*read(ref, policy), ref, policy).load()
 
 
-def look(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Header:
-    """The picture's header, checked as far as that goes without decoding: format, pixel limit, the file's end.
+def read_image_header(ref: ImageRef, policy: ImagePolicy, roots: Sequence[str] = ()) -> Header:
+    """Return the header, checked without decoding: format, pixel limit and the end of the file.
 
-    ``roots`` are real paths of the folders that the file must be in; none: anywhere.
+    ``roots`` are real paths of the folders that must contain the file. Empty means no restriction.
 
     Raises:
-        ImageError, MissingExtraError: as ``load`` would, but damage inside the file is not seen.
+        ImageError: As for ``load``, but corrupt pixel data is not detected.
+        MissingExtraError: As for ``load``.
     """
-    file_facts(ref.path, roots)
+    stat_image(ref.path, roots)
     with _opened(ref.path) as stream:
         return read_header(stream, ref, policy.max_pixels)
 
 
 def reduced_size(ref: ImageRef, policy: ImagePolicy) -> tuple[int, int]:
-    """(width, height) that ``load`` gives, of the crop where ``ref`` has one, from the header alone.
+    """Return the (width, height) of ``load``'s result, or of its crop, from the header alone.
 
     Raises:
-        ImageError, MissingExtraError: as ``look``.
+        ImageError: As for ``read_image_header``.
+        MissingExtraError: As for ``load``.
     """
-    size = look(ref, policy).size
-    return policy.reduced(crop_size(ref.crop) if ref.crop else size)
+    size = read_image_header(ref, policy).size
+    return policy.output_size(crop_size(ref.crop) if ref.crop else size)
 
 
 def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
-    """The file's bytes and header; nothing of a file whose header is refused is read beyond it.
+    """Return the file's bytes and header. A file with a rejected header is not read any further.
 
     Raises:
-        ImageError, MissingExtraError: as ``look``.
+        ImageError: As for ``read_image_header``.
+        MissingExtraError: As for ``load``.
     """
     with _opened(ref.path) as stream:
         header = read_header(stream, ref, policy.max_pixels)
@@ -62,11 +65,11 @@ def read(ref: ImageRef, policy: ImagePolicy) -> tuple[bytes, Header]:
 
 
 def reduce(data: bytes, header: Header, ref: ImageRef, policy: ImagePolicy) -> Reduced:
-    """The 8-bit picture made from what ``read`` gave.
+    """Return the 8-bit image of the bytes and header from ``read``.
 
     Raises:
-        ImageError: damaged, or the policy does not fit the picture.
-        MissingExtraError: the DICOM decoder for its compression is not installed.
+        ImageError: The file is corrupt, or the policy does not apply to the image.
+        MissingExtraError: The DICOM decoder for its compression is not installed.
     """
     if header.decoder == "dicom":
         pixels = dicom.read_pixels(io.BytesIO(data), ref, own_window=policy.window in ("auto", "dicom"))
@@ -81,4 +84,4 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as stream:
             yield stream
     except OSError as error:
-        raise broken(path, *NOT_READABLE, error.strerror or str(error)) from error
+        raise unreadable_image(path, *NOT_READABLE, error.strerror or str(error)) from error

@@ -1,4 +1,4 @@
-"""ImageStore: every picture of a run through one policy, with caches, a rule for unreadable files, and counters."""
+"""ImageStore: all images of a run through one policy, with caches, handling of unreadable files, and counters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ from PIL import Image
 from toolkit import recipe
 from toolkit.errors import ImageError
 from toolkit.images.cache import DiskCache, MemoryCache, content_key
-from toolkit.images.files import file_facts
+from toolkit.images.files import stat_image
 from toolkit.images.header import Header
 from toolkit.images.policy import ImagePolicy, ImageRecord, LoadedImage, placeholder
 from toolkit.images.ref import ImageRef
 from toolkit.images.render import Reduced
-from toolkit.images.source import look, read, reduce
+from toolkit.images.source import read, read_image_header, reduce
 from toolkit.runfolder.cache import cache_folder
 
 Unreadable = Literal["stop", "skip", "placeholder"]
@@ -24,17 +24,17 @@ Unreadable = Literal["stop", "skip", "placeholder"]
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What one store did since it was made (each process counts for itself).
+    """Counters of one store. Each process has its own.
 
     Attributes:
-        opened: pictures decoded from their own files.
-        memory_hits, disk_hits: pictures that the caches gave.
-        placeholders: grey squares handed out for unreadable files.
-        skipped: unreadable files refused for the caller to leave out.
-        windowed: pictures, opened or from disk, of more than 8 bits that a window brought to 8.
-        clipped: how many of these had pixels outside their window.
-        clipped_share: mean share of pixels outside the window over the windowed pictures, 0 to 1.
-        unstored: pictures that could not be written to the disk cache; ``cache_problem`` is the last reason.
+        opened: Images decoded from their files.
+        memory_hits, disk_hits: Images from the caches.
+        placeholders: Grey placeholders returned for unreadable files.
+        skipped: Unreadable files that the caller must leave out.
+        windowed: Images above 8 bits, decoded or from disk, that a window reduced to 8 bits.
+        clipped: Number of these with pixels outside their window.
+        clipped_share: Mean fraction of pixels outside the window over the windowed images, in [0, 1].
+        unstored: Images that the disk cache failed to store. ``cache_problem`` is the last error.
     """
 
     opened: int = 0
@@ -50,17 +50,17 @@ class StoreReport:
 
 
 class ImageStore:
-    """Pictures by reference. Safe to share between threads, and to send to worker processes (which count anew).
+    """Images by reference. Thread-safe and picklable. A worker process starts its own counters.
 
-    A picture in memory is not looked up again: files are taken not to change while a store lives.
+    An image in the in-memory cache is not checked again: files must not change while a store is in use.
 
     Args:
-        policy: what every picture becomes.
-        unreadable: ``stop`` and ``skip`` raise (``skip`` counts it: the caller leaves the sample out), ``placeholder``
-            gives a grey square.
-        memory_mb: bytes of reduced pictures kept in memory, in MiB.
-        disk: folder of the disk cache; None: no disk cache.
-        roots: data roots that every file must be in once symbolic links are followed; none: not checked.
+        policy: Policy of every image.
+        unreadable: ``stop`` and ``skip`` raise, and ``skip`` also counts the image, which the caller leaves out.
+            ``placeholder`` returns a grey square.
+        memory_mb: Size of the in-memory cache in MiB.
+        disk: Folder of the disk cache, if any.
+        roots: Data roots that must contain every file after resolving symbolic links. Empty means no check.
     """
 
     def __init__(
@@ -80,28 +80,29 @@ class ImageStore:
         self._lock = Lock()
 
     @classmethod
-    def of(cls, images: recipe.Images, roots: Sequence[Path] = ()) -> "ImageStore":
-        """The store of a recipe; its disk cache is ``images`` in the cache folder."""
+    def from_recipe(cls, images: recipe.Images, roots: Sequence[Path] = ()) -> "ImageStore":
+        """Return the store of a recipe. Its disk cache is ``images`` in the cache folder."""
         disk = cache_folder() / "images" if images.disk_cache else None
-        return cls(ImagePolicy.of(images), images.unreadable, images.memory_cache_mb, disk, roots)
+        return cls(ImagePolicy.from_recipe(images), images.unreadable, images.memory_cache_mb, disk, roots)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageStore, (self.policy, self.unreadable, self.memory_mb, self.disk, self.roots)
 
     def get(self, ref: ImageRef) -> Image.Image:
-        """The picture in mode RGB, the caller's own copy.
+        """Return the image in mode RGB, owned by the caller.
 
         Raises:
-            ImageError, MissingExtraError: as ``load``.
+            ImageError: As for ``load``.
+            MissingExtraError: As for ``load``.
         """
         return self.load(ref).image
 
     def load(self, ref: ImageRef) -> LoadedImage:
-        """The picture and its record.
+        """Return the image and its record.
 
         Raises:
-            ImageError: it cannot be read, unless the rule is ``placeholder``.
-            MissingExtraError: a DICOM file, and the extra ``dicom`` is not installed.
+            ImageError: The image is unreadable, and ``unreadable`` is not ``placeholder``.
+            MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
         """
         try:
             return self.fetch(ref)
@@ -113,68 +114,70 @@ class ImageStore:
             raise
 
     def fetch(self, ref: ImageRef) -> LoadedImage:
-        """The picture and its record, whatever the rule for unreadable files is.
+        """Return the image and its record, and raise for an unreadable file whatever ``unreadable`` says.
 
-        Two threads that ask for the same new picture at once both make it.
+        Two threads that request the same uncached image both decode it.
 
         Raises:
-            ImageError, MissingExtraError: it cannot be read.
+            ImageError: The image is unreadable.
+            MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
         """
-        picture = self._memory.get(ref)
-        if picture is not None:
+        image = self._memory.get(ref)
+        if image is not None:
             self._count(memory_hits=1)
-            return picture.load()
-        picture = self._opened(ref) if self._cache is None else self._opened_or_cached(ref, self._cache)
-        self._memory.put(ref, picture)
-        self._count_window(picture.record)
-        return picture.load()
+            return image.load()
+        image = self._opened(ref) if self._cache is None else self._opened_or_cached(ref, self._cache)
+        self._memory.put(ref, image)
+        self._count_window(image.record)
+        return image.load()
 
-    def look(self, ref: ImageRef) -> Header:
-        """The picture's header, checked without decoding, and nothing kept.
+    def read_header(self, ref: ImageRef) -> Header:
+        """Return the header, checked without decoding. Nothing is cached.
 
         Raises:
-            ImageError, MissingExtraError: it cannot be read; damage inside the file is not seen.
+            ImageError: The header is unreadable. Corrupt pixel data is not detected.
+            MissingExtraError: The file is DICOM and the extra ``dicom`` is not installed.
         """
-        return look(ref, self.policy, self._real_roots)
+        return read_image_header(ref, self.policy, self._real_roots)
 
     def report(self) -> StoreReport:
-        """The counters as they are now."""
+        """Return the current counters."""
         with self._lock:
             return self._report
 
     def _opened(self, ref: ImageRef) -> Reduced:
-        file_facts(ref.path, self._real_roots)
+        stat_image(ref.path, self._real_roots)
         return self._reduced(*read(ref, self.policy), ref)
 
     def _opened_or_cached(self, ref: ImageRef, cache: DiskCache) -> Reduced:
-        facts = file_facts(ref.path, self._real_roots)
+        facts = stat_image(ref.path, self._real_roots)
         known = cache.content_key(ref.path, facts)
-        if known is not None and (picture := cache.get(known, ref.part)) is not None:
+        if known is not None and (image := cache.get(known, ref.part)) is not None:
             self._count(disk_hits=1)
-            return picture
+            return image
         data, header = read(ref, self.policy)
         key = content_key(data)
         if key != known:
             self._store(lambda: cache.remember(ref.path, facts, key))
-            if (picture := cache.get(key, ref.part)) is not None:
+            if (image := cache.get(key, ref.part)) is not None:
                 self._count(disk_hits=1)
-                return picture
-        picture = self._reduced(data, header, ref)
-        self._store(lambda: cache.put(key, ref.part, picture), pictures=1)
-        return picture
+                return image
+        image = self._reduced(data, header, ref)
+        self._store(lambda: cache.put(key, ref.part, image), images=1)
+        return image
 
     def _reduced(self, data: bytes, header: Header, ref: ImageRef) -> Reduced:
-        picture = reduce(data, header, ref, self.policy)
+        image = reduce(data, header, ref, self.policy)
         self._count(opened=1)
-        return picture
+        return image
 
-    def _store(self, write: Callable[[], None], pictures: int = 0) -> None:
-        """A cache that cannot be written costs time, not the run."""
+    def _store(self, write: Callable[[], None], images: int = 0) -> None:
+        """Write to the disk cache. A failure costs time but does not stop the run."""
         try:
             write()
         except OSError as error:
             with self._lock:
-                unstored = self._report.unstored + pictures
+                unstored = self._report.unstored + images
                 self._report = replace(self._report, unstored=unstored, cache_problem=str(error))
 
     def _count(self, **more: int) -> None:
@@ -187,6 +190,6 @@ class ImageStore:
         with self._lock:
             now = self._report
             windowed = now.windowed + 1
-            share = now.clipped_share + (record.clipped - now.clipped_share) / windowed
+            fraction = now.clipped_share + (record.clipped - now.clipped_share) / windowed
             clipped = now.clipped + (record.clipped > 0)
-            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_share=share)
+            self._report = replace(now, windowed=windowed, clipped=clipped, clipped_share=fraction)

@@ -1,4 +1,4 @@
-"""What a TIFF page says about itself, read strictly and without decoding (TIFF 6.0; BigTIFF)."""
+"""Fields of a TIFF page, read strictly and without decoding (TIFF 6.0 and BigTIFF)."""
 
 import os
 import struct
@@ -14,20 +14,20 @@ WANTED = {
     *(SAMPLES, COUNTS, PLANAR, TILE_OFFSETS, TILE_COUNTS, EXTRA, SAMPLE_FORMAT),
 }
 NUMBER = {1: "B", 3: "H", 4: "I", 16: "Q"}
-"""TIFF's field types that hold whole numbers -> struct's letter."""
+"""TIFF field types of integers -> format character of ``struct``."""
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 ALPHA_APART = 2
-"""ExtraSamples: colours that are not yet multiplied by their alpha."""
+"""Value of ExtraSamples for colours that are not premultiplied by alpha."""
 
 
 @dataclass(frozen=True, slots=True)
 class TiffPage:
     """One page.
 
-    ``separate`` is set where each channel has a plane of its own; ``needed`` is the number of bytes that the file must
-    have for its pixels to be there.
+    ``separate`` means that each channel has its own plane. ``needed`` is the minimum file size in bytes that contains
+    all pixel data.
     """
 
     size: tuple[int, int]
@@ -42,12 +42,12 @@ class TiffPage:
 
     @property
     def deep(self) -> bool:
-        """More than 8 bits, signed or float: Pillow would lose some of it."""
+        """Whether values have more than 8 bits, a sign or floats, which Pillow would lose."""
         return self.bits > 8 or self.sample_format != UNSIGNED
 
 
 class NoSuchPageError(ValueError):
-    """A file with fewer pages, ``pages``."""
+    """The file has only ``pages`` pages."""
 
     def __init__(self, pages: int) -> None:
         super().__init__(f"the TIFF has {pages} pages")
@@ -55,11 +55,11 @@ class NoSuchPageError(ValueError):
 
 
 def read_page(stream: BinaryIO, frame: int) -> TiffPage:
-    """The page ``frame``, counted from 0.
+    """Return page ``frame``, counted from 0.
 
     Raises:
-        NoSuchPageError: the file has fewer pages.
-        ValueError: its directory is incomplete.
+        NoSuchPageError: The file has fewer pages.
+        ValueError: The directory of the page is incomplete.
     """
     try:
         tags = _tags(stream, frame)
@@ -86,7 +86,7 @@ def _page(tags: dict[int, tuple[int, ...]]) -> TiffPage:
 
 
 def _tags(stream: BinaryIO, frame: int) -> dict[int, tuple[int, ...]]:
-    """Tag -> numbers of one page."""
+    """Return tag -> numbers of one page."""
     stream.seek(0)
     head = stream.read(16)
     order, big = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
@@ -109,7 +109,7 @@ def _numbers(stream: BinaryIO, order: str, kind: int, count: int, value: bytes) 
     length = count * struct.calcsize(order + letter)
     if length > len(value):
         (at,) = struct.unpack(order + ("Q" if len(value) == 8 else "I"), value)
-        if at + length > stream.seek(0, os.SEEK_END):  # before a false count asks for that much memory
+        if at + length > stream.seek(0, os.SEEK_END):  # a false count must not allocate memory
             raise ValueError("the TIFF directory points past the end of the file")
         stream.seek(at)
         value = stream.read(length)

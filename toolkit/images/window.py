@@ -1,4 +1,4 @@
-"""Windows: which grey values become black and white, how many pixels lie outside, and the map to [0, 1]."""
+"""Windows: which grey values become black and white, the fraction of pixels outside, and the map to [0, 1]."""
 
 from dataclasses import dataclass, replace
 
@@ -13,9 +13,9 @@ from toolkit.images.policy import ImagePolicy, ImageRecord, WindowSource
 
 @dataclass(frozen=True, slots=True)
 class Windowed:
-    """A window and what it does to a picture; the fields are those of ImageRecord.
+    """A window and its effect on an image. The fields are those of ImageRecord.
 
-    A window without width is a step: everything above it is white, the rest black. So a constant picture is black.
+    A window without width is a threshold: values above it are white, all others black. A constant image is black.
     """
 
     low: float
@@ -25,8 +25,8 @@ class Windowed:
     above: float = 0.0
     nonfinite: int = 0
 
-    def told(self, record: ImageRecord) -> ImageRecord:
-        """``record`` with this window in it."""
+    def add_to(self, record: ImageRecord) -> ImageRecord:
+        """Return ``record`` with this window."""
         return replace(
             record,
             window=(self.low, self.high),
@@ -37,7 +37,7 @@ class Windowed:
         )
 
     def clipped(self, values: Array) -> Array:
-        """Integers of 16 bits with nothing outside the window, but for less than one step."""
+        """Return 16-bit integers clipped to the window, rounded outwards to integers."""
         if not self.below and not self.above:
             return values
         limits = np.iinfo(values.dtype)
@@ -45,25 +45,25 @@ class Windowed:
         return values.clip(low, high)
 
     def fractions(self, values: Array) -> Array:
-        """The window as [0, 1]; NaN becomes 0."""
+        """Return the values with the window mapped to [0, 1]. NaN becomes 0."""
         if self.high <= self.low:
             return (values > self.high).astype(np.float32)
         exact = values.dtype.itemsize > 2 and values.dtype != np.float32
         with np.errstate(over="ignore", invalid="ignore"):
             floats: Array = values.astype(np.float64 if exact else np.float32)
-            shares = ((floats - self.low) / (self.high - self.low)).clip(0, 1).astype(np.float32)
-        return np.nan_to_num(shares, copy=False, nan=0.0)
+            scaled = ((floats - self.low) / (self.high - self.low)).clip(0, 1).astype(np.float32)
+        return np.nan_to_num(scaled, copy=False, nan=0.0)
 
 
 def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowed | None:
-    """The window of a picture, measured at full size; None: 8 bits, left as they are.
+    """Return the window of an image, measured at full size, or None for 8-bit images, which keep their values.
 
-    ``range`` runs from the least to the largest finite value, ``percentile`` between two order statistics (the
-    inverted distribution function, so both are values of the picture). Channels share one window. What is hidden or
-    wholly transparent is not measured. ``fixed`` is the policy's own window.
+    ``range`` covers the smallest to the largest finite value. ``percentile`` uses two order statistics (the inverted
+    distribution function, so both are values of the image). All channels share one window. Hidden and fully transparent
+    pixels are not measured. ``fixed`` is the policy's own window.
 
     Raises:
-        ImageError: the policy asks for DICOM's own window and a picture of more than 8 bits has none.
+        ImageError: The policy needs DICOM's own window, and an image above 8 bits has none.
     """
     if policy.window in ("auto", "dicom") and pixels.window is not None:
         return _counted(pixels, *pixels.window, "dicom")
@@ -88,7 +88,7 @@ def choose_window(pixels: Pixels, policy: ImagePolicy, place: object) -> Windowe
 
 
 def _measured(pixels: Pixels) -> tuple[Array, int]:
-    """The values that count for a window, and how many were left out as NaN or infinite."""
+    """Return the finite visible values, and the number of NaN and infinite values that were left out."""
     values, seen = pixels.values, _visible(pixels)
     if seen is not None:
         values = values[seen]
@@ -99,7 +99,7 @@ def _measured(pixels: Pixels) -> tuple[Array, int]:
 
 
 def _visible(pixels: Pixels) -> NDArray[np.bool_] | None:
-    """(height, width) True where a pixel can be seen; None: everywhere."""
+    """Return a (height, width) mask of visible pixels, or None if all are visible."""
     seen = None if pixels.hidden is None else ~pixels.hidden
     if pixels.alpha is None:
         return seen
@@ -107,7 +107,7 @@ def _visible(pixels: Pixels) -> NDArray[np.bool_] | None:
 
 
 def _counted(pixels: Pixels, low: float, high: float, source: WindowSource) -> Windowed:
-    """The window with the share of measured values outside it."""
+    """Return the window with the fractions of measured values outside it."""
     values, nonfinite = _measured(pixels)
     total = max(1, values.size)
     below, above = np.count_nonzero(values < low) / total, np.count_nonzero(values > high) / total

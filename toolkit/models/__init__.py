@@ -1,4 +1,4 @@
-"""One protocol: ``hf`` (transformers and peft, any device) and ``unsloth`` (CUDA) train, a GGUF is only asked."""
+"""Models behind one protocol: ``hf`` (transformers and peft, any device), ``unsloth`` (CUDA), ``gguf`` (inference)."""
 
 from toolkit.models.backend import Backend as Backend
 from toolkit.models.choose import backend_name as backend_name

@@ -1,4 +1,4 @@
-"""The Backend protocol: what a library must do so that the stages can train and ask a model."""
+"""The Backend protocol, with which the stages load, train and evaluate a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from PIL import Image
 
 from toolkit.models.batch_sizes import Sizes
 from toolkit.models.chat_template import Message, TurnEnd
-from toolkit.models.oom import AtOnce
+from toolkit.models.oom import BatchLimit
 from toolkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from toolkit.models.merge import Compared
+    from toolkit.models.merge import MergeComparison
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What a model's own files say beside its weights, before training changes it: weights are saved with this."""
+    """The files of a model beside its weights, as they were before training. Weights are saved together with them."""
 
     processor: Any
     config: Any
@@ -27,10 +27,10 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A loaded model with its processor, and what its chat template implies.
+    """A loaded model with its processor and the end of turn of its chat template.
 
-    ``processor.tokenizer.eos_token`` is the turn end, so that generation, truncation counts and SFT's target agree;
-    ``forbidden`` are the image tokens, which generation suppresses.
+    ``processor.tokenizer.eos_token`` is the end of turn, so that generation, truncation counts and the SFT target
+    agree. ``forbidden`` are the image tokens, which generation suppresses.
     """
 
     model: Any
@@ -38,19 +38,19 @@ class Policy:
     turn_end: TurnEnd
     forbidden: tuple[int, ...]
     trained_from: Path | None = None
-    """The adapter or weights that this policy goes on from; None: the base model."""
+    """The adapter or weights that this policy was loaded from. None: the base model."""
     original: Original | None = None
     bits: int = 32
-    """In how many bits the base weights are: 4 and 8 are quantised, 16 round, 32 do neither."""
-    at_once: AtOnce = field(default_factory=AtOnce)
-    """How many completions ``generate`` writes at once."""
+    """Bits of the base weights: 4 and 8 are quantised, 16 is rounded, 32 is neither."""
+    batch_limit: BatchLimit = field(default_factory=BatchLimit)
+    """Limit of the completions per batch of ``generate``."""
     dequantised: bool = False
-    """Whether they were stored quantised and were made whole again, with the rounding in them."""
+    """Whether the base weights were stored quantised and then dequantised. The quantisation error remains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt as the model sees it: messages with placeholders, the opened pictures, and SFT's answer if any."""
+    """One prompt for the model: messages with image placeholders, the opened images, and for SFT the answer."""
 
     messages: list[Message]
     images: list[Image.Image]
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated answer without its turn end; ``truncated``: the token limit came first."""
+    """One completion without its end of turn. ``truncated``: it reached the token limit first."""
 
     text: str
     tokens: int
@@ -68,7 +68,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How answers are generated. Temperature 0 is greedy; ``count`` answers a prompt."""
+    """Sampling parameters. Temperature 0 is greedy decoding. ``count`` is the number of completions per prompt."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -78,15 +78,17 @@ class Sampling:
 
 
 RowSource = Callable[[int], Row]
-"""Row number -> Row; pictures are opened when the row is asked for."""
+"""Returns the row with a number, and opens its images."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """Scores for TRL: reward names with their weights, and a function over row numbers and completions.
+class RewardScorer:
+    """The rewards for TRL.
 
-    ``score`` gives, for each completion, name -> value in [0, 1] or None where the reward does not apply, and may put
-    figures of its own into the log through the mapping that ``score`` returns second.
+    Attributes:
+        weights: Maps reward names to weights.
+        score: Takes row numbers and completions. Returns, for each completion, a mapping from reward names to values in
+            [0, 1] (None: the reward does not apply), and a mapping of additional metrics for the log.
     """
 
     weights: Mapping[str, float]
@@ -95,100 +97,107 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """What a trainer is built from. ``folder`` takes checkpoints; ``callbacks`` are transformers' callbacks."""
+    """The arguments of a trainer. Checkpoints go to ``folder``. ``callbacks`` are callbacks of transformers."""
 
     recipe: Recipe
     rows: RowSource
     count: int
     folder: Path
     callbacks: Sequence[Any] = field(default=())
-    judge: Judge | None = None
+    scorer: RewardScorer | None = None
     """GRPO only."""
     longest: Sequence[int] = ()
-    """Numbers of rows, the longest first, for the preflight step; empty: there is none."""
+    """Row numbers for the preflight step, the longest row first. Empty: no preflight step."""
     sizes: Sizes | None = None
-    """How a step is divided; None: as the recipe says."""
-    rollout: AtOnce = field(default_factory=AtOnce)
-    """GRPO only: completions per ``generate`` call. The trainer halves it after an out-of-memory error."""
+    """Sizes into which an optimizer step is divided. None: those of the recipe."""
+    rollout_limit: BatchLimit = field(default_factory=BatchLimit)
+    """GRPO only: limit of completions per ``generate`` call. The trainer halves it after an out-of-memory error."""
     preflight: bool = False
-    """Whether the trainer is built for the preflight step alone."""
+    """Whether the trainer makes only the preflight step."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerTraits:
-    """How a backend's library needs TRL's trainers. The defaults are those of TRL with transformers.
+    """The requirements of a backend's library on TRL's trainers. The defaults suit TRL with transformers.
 
     Attributes:
-        changes: settings that the library would rewrite, as it rewrites them.
-        rewritten: whether the library replaces TRL's trainers by its own.
-        watched: whether torch's FLOP counter can watch a pass.
-        by_tokens: whether SFT's loss divides by the answer tokens of an optimizer step. None: the library decides for
-            each model.
+        changed_settings: settings that the library would otherwise rewrite, with its values.
+        replaces_trl: whether the library replaces TRL's trainers with its own.
+        count_flops: whether torch's FLOP counter works in a training pass.
+        loss_by_tokens: whether the SFT loss divides by the answer tokens of an optimizer step. None: the library
+            decides for each model.
     """
 
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    rewritten: bool = False
-    watched: bool = True
-    by_tokens: bool | None = True
+    changed_settings: Mapping[str, Any] = field(default_factory=dict)
+    replaces_trl: bool = False
+    count_flops: bool = True
+    loss_by_tokens: bool | None = True
 
 
 class Backend(Protocol):
-    """Load, train, ask, save. tests/test_backends.py holds what both must do."""
+    """Load, train, generate, save. tests/test_protocol.py tests the behaviour that backends have in common."""
 
     name: str
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
-        """The recipe's model, going on from ``weights`` (an adapter or a full model) where given.
+        """Load the recipe's model.
 
-        ``mergeable``: never quantised. Where the recipe quantises, the weights are loaded as they are stored.
+        Args:
+            recipe: The run.
+            weights: An adapter or a full model to continue from. None: the base model.
+            trainable: Whether to prepare the model for training.
+            mergeable: Whether to load without quantisation. If the recipe quantises, the stored dtype is used instead.
 
         Raises:
-            ModelError: the model cannot be had, or cannot do what the recipe asks.
+            ModelError: The model is not available, or does not support the recipe.
         """
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """The policy without its model, which is None: for what needs the processor alone.
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """Return a policy whose model is None, for work that needs only the processor.
 
         Raises:
-            ModelError: the processor cannot be had.
+            ModelError: The processor is not available.
         """
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
-        """Prepare a policy for the trainer of a stage, and return how the library needs that trainer.
+        """Prepare a policy for the trainer of a stage, and return the requirements on that trainer.
 
         Raises:
-            ModelError: the backend cannot train.
+            ModelError: The backend cannot train.
         """
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
-        """``sampling.count`` completions of each row, in order, as many at once as the memory holds.
+        """Return ``sampling.count`` completions of each row, in order, in batches that fit into GPU memory.
 
         Raises:
-            ModelError: it does not hold one.
+            ModelError: A single completion does not fit.
         """
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
-        """Minus the mean log-probability of the tokens of ``row.answer`` and its turn end, without dropout."""
+        """Return minus the mean log-probability of the tokens of ``row.answer`` and its end of turn. No dropout."""
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
-        """The natural logarithm of the probability of each token of each row's answer, its turn end included."""
+        """Return the natural log-probability of each token of each row's answer, end of turn included."""
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
-        """Put a checkpoint's weights, all of those that are trained, into a policy.
+        """Load all trained weights of a checkpoint into a policy.
 
         Raises:
-            ModelError: they are another model's.
+            ModelError: The checkpoint belongs to another model.
         """
 
     def save(self, policy: Policy, folder: Path) -> None:
-        """The adapter (or the whole model after full fine-tuning) with its processor."""
+        """Save the adapter (after full fine-tuning: the model) with its processor."""
 
-    def save_merged(self, policy: Policy, folder: Path) -> "Compared | None":
+    def save_merged(self, policy: Policy, folder: Path) -> "MergeComparison | None":
         """Write the adapter merged into the base weights, with the processor, loadable by transformers alone.
 
-        The policy is used up. Returns what the comparison of each written matrix with base + scale * B A found; None
-        if there is no adapter, or if its merge can only be verified by the model's answers.
+        The policy cannot be used afterwards.
+
+        Returns:
+            The comparison of each written matrix with base + scale * B A. None if there is no adapter, or if only the
+            model's completions can verify the merge.
 
         Raises:
-            ModelError: the base is quantised (load it ``mergeable``), or a written matrix is wrong.
+            ModelError: The base is quantised (load it with ``mergeable``), or a written matrix is wrong.
         """

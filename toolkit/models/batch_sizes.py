@@ -12,7 +12,7 @@ class Sizes:
     Attributes:
         micro_batch: rows (SFT) or completions (GRPO) in one forward and backward pass.
         accumulation: passes in one optimizer step, over all processes.
-        completions: GRPO: completions per ``generate`` call; None: not this program's to decide (SFT, vLLM).
+        completions: GRPO: completions per ``generate`` call. None: SFT, or vLLM, which decides by itself.
     """
 
     micro_batch: int
@@ -39,7 +39,7 @@ class Sizes:
 
 
 def recipe_sizes(recipe: Recipe, stage: str) -> Sizes:
-    """Return the sizes that a recipe asks for."""
+    """Return the sizes in a recipe."""
     if stage == "sft":
         sft = recipe.sft or Sft()
         return Sizes(sft.batch_size, sft.accumulation)

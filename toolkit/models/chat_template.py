@@ -1,7 +1,7 @@
-"""Rendering with the model's own chat template: prompts, turn ends, image placeholders, token counts.
+"""Rendering with the model's own chat template: prompts, end of turn, image placeholders, token counts.
 
-No text is built by hand: what is trained, sampled and evaluated comes from the same template. ``processor`` is a
-transformers ProcessorMixin throughout; nothing here imports torch.
+Training, sampling and evaluation use the same template. ``processor`` is always a ``ProcessorMixin`` of transformers.
+This module does not import torch.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _SENTINEL = "SENTINEL"
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
-    """The token with which the chat template ends an answer; for Gemma that is not the tokenizer's EOS."""
+    """The token that ends an answer in the chat template. For Gemma, it differs from the tokenizer's EOS."""
 
     text: str
     id: int
@@ -24,7 +24,7 @@ class TurnEnd:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Tokens of one row: the prompt's text, its images, and the answer with its turn end."""
+    """Token counts of one row: the text of the prompt, its images, and the answer with its end of turn."""
 
     text: int
     images: int
@@ -32,12 +32,12 @@ class Length:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Return the sum."""
         return self.text + self.images + self.answer
 
 
 def conversation(question: str, images: int, system: str | None = None) -> list[Message]:
-    """One user turn: the placeholders of ``images`` pictures, then the question; a system turn before it if given."""
+    """Return a user turn with ``images`` image placeholders and the question, after an optional system turn."""
     content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
     turns: list[Message] = [{"role": "user", "content": content}]
     if system:
@@ -46,15 +46,15 @@ def conversation(question: str, images: int, system: str | None = None) -> list[
 
 
 def render_prompt(processor: Any, messages: Sequence[Message]) -> str:
-    """The text up to where the model begins to answer, with one placeholder an image."""
+    """Return the prompt up to the beginning of the answer, with one placeholder per image."""
     return str(processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
 def find_turn_end(processor: Any) -> TurnEnd:
-    """The first special token that the template writes after an answer.
+    """Return the first special token after an answer in the template.
 
     Raises:
-        ModelError: the template ends an answer with no special token, so generation could not know where to stop.
+        ModelError: No special token follows an answer, so generation would not stop.
     """
     messages = [
         *conversation("question", 0),
@@ -75,7 +75,7 @@ def find_turn_end(processor: Any) -> TurnEnd:
 
 
 def find_image_ids(processor: Any) -> list[int]:
-    """Tokens that stand for pictures or their borders: a model must never generate one (EasyR1#110, trl#3847)."""
+    """Return the tokens of images and their delimiters. A model must never generate one (EasyR1#110, trl#3847)."""
     tokenizer = processor.tokenizer
     names = {getattr(processor, name, None) for name in _IMAGE_TOKENS} | {
         getattr(tokenizer, name, None) for name in _IMAGE_TOKENS
@@ -86,47 +86,53 @@ def find_image_ids(processor: Any) -> list[int]:
 
 
 def special_ids(processor: Any) -> set[int]:
-    """Tokens that mean something to the model besides their letters: turns, pictures, padding."""
+    """Return the special tokens: turns, images, padding."""
     tokenizer = processor.tokenizer
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
 
 def adds_bos(processor: Any, text: str) -> bool:
-    """Whether tokenizing may add special tokens: not where the template wrote the BOS itself (no double BOS)."""
+    """Return whether tokenization must add special tokens. If the template has a BOS, another one would follow."""
     bos = processor.tokenizer.bos_token
     return not (bos and text.startswith(bos))
 
 
 def encode_text(processor: Any, text: str) -> list[int]:
-    """Token ids of a rendered text without expanding its image placeholders."""
+    """Return the token ids of a rendered text. Image placeholders are not expanded."""
     return list(processor.tokenizer(text, add_special_tokens=adds_bos(processor, text))["input_ids"])
 
 
 def encode_answer(processor: Any, answer: str, end: TurnEnd) -> list[int]:
-    """Token ids of an answer and its turn end: exactly what SFT's loss covers."""
+    """Return the token ids of an answer and its end of turn, which are exactly the supervised tokens of SFT."""
     return [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], end.id]
 
 
 def count_tokens(processor: Any, prompt: str, sizes: Sequence[tuple[int, int]], answer: Sequence[int]) -> Length:
-    """Tokens of a row whose images have these (width, height) in pixels, without opening an image.
+    """Return the token counts of a row without opening an image.
+
+    Args:
+        processor: The model's processor.
+        prompt: The rendered prompt.
+        sizes: (width, height) of each image in pixels.
+        answer: Token ids of the answer.
 
     Raises:
-        ModelError: the processor cannot say how many tokens an image of a given size takes.
+        ModelError: The processor cannot compute the number of tokens of an image from its size.
     """
     if not sizes:
         return Length(len(encode_text(processor, prompt)), 0, len(answer))
-    if hasattr(processor, "full_image_sequence"):  # Gemma 3: every picture becomes the same stretch of tokens
+    if hasattr(processor, "full_image_sequence"):  # Gemma 3: every image has the same sequence of tokens
         ids = encode_text(processor, prompt.replace(processor.boi_token, processor.full_image_sequence))
-        pictures = ids.count(processor.tokenizer.image_token_id)
-        return Length(len(ids) - pictures, pictures, len(answer))
+        images = ids.count(processor.tokenizer.image_token_id)
+        return Length(len(ids) - images, images, len(answer))
     text = len(encode_text(processor, prompt))
     counts = image_tokens(processor, sizes)
     return Length(text - len(sizes), sum(counts), len(answer))
 
 
 def image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that each image of these (width, height) takes, borders included where the processor counts them."""
+    """Return the number of tokens per image of these (width, height), with delimiters if the processor counts them."""
     if not hasattr(processor, "_get_num_multimodal_tokens"):
         raise ModelError(
             "model.image_tokens_not_counted",
@@ -139,17 +145,17 @@ def image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def show_supervised(processor: Any, ids: Sequence[int], labels: Sequence[int]) -> str:
-    """A row as text with its supervised stretches between ⟦ and ⟧ (label -100 marks what the loss leaves out)."""
+    """Return a row as text with its supervised parts between ⟦ and ⟧. Tokens with label -100 are not supervised."""
     parts: list[str] = []
-    stretch: list[int] = []
+    span: list[int] = []
     inside = False
     for token, label in [*zip(ids, labels, strict=True), (None, None)]:
         if token is None or (label != -100) != inside:
-            text = processor.tokenizer.decode(stretch)
+            text = processor.tokenizer.decode(span)
             parts.append(f"⟦{text}⟧" if inside else text)
-            stretch, inside = [], not inside
+            span, inside = [], not inside
         if token is not None:
-            stretch.append(token)
+            span.append(token)
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Which backend a model gets, and what must be imported before anything else because of it."""
+"""The choice of a backend, and the import of Unsloth before other libraries."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,12 +14,12 @@ HF, UNSLOTH = "hf", "unsloth"
 
 
 def choose_backend(model: Model, weights: Path | None = None) -> Backend:
-    """The backend that the recipe names; ``auto`` as ``backend_name`` says. A GGUF is asked by llama.cpp in any case.
+    """Return the backend of the recipe. ``auto`` is resolved by ``backend_name``. A GGUF always uses llama.cpp.
 
-    ``auto`` stays with hf where another program has imported transformers before: Unsloth must come first.
+    ``auto`` is hf if transformers was imported before Unsloth, because Unsloth must be imported first.
 
     Raises:
-        ModelError: the recipe asks for Unsloth, and this machine or this process cannot have it.
+        ModelError: The recipe requires Unsloth, which is not available on this machine or in this process.
     """
     if weights is not None and is_gguf(weights):
         from toolkit.models.gguf import GgufBackend
@@ -36,15 +36,15 @@ def choose_backend(model: Model, weights: Path | None = None) -> Backend:
 
 
 def backend_name(model: Model) -> str:
-    """``hf`` or ``unsloth``. ``auto`` is Unsloth for LoRA on a CUDA device where it is installed, and not for ``tiny``.
+    """Return ``hf`` or ``unsloth``. ``auto`` is Unsloth for LoRA on a CUDA device if it is installed.
 
-    With ``auto``, several processes (`accelerate launch`) and 32 bits stay with hf, which does both.
+    ``auto`` is hf for the tiny model, several processes (``accelerate launch``) and 32-bit training.
 
     Raises:
-        ModelError: the recipe asks for Unsloth, and there is no CUDA device or no such package.
+        ModelError: The recipe requires Unsloth, but a CUDA device or the package is missing.
     """
     if model.backend == UNSLOTH:
-        _refuse_missing()
+        _check_unsloth_available()
         return UNSLOTH
     if model.backend == HF or model.name == "tiny" or model.tuning != "lora" or model.precision == "32bit":
         return HF
@@ -52,28 +52,28 @@ def backend_name(model: Model) -> str:
 
 
 def preload(recipe: Recipe, folder: Path, weights: Path | None = None) -> None:
-    """Import Unsloth before transformers, trl and peft where the recipe will use it; else do nothing.
+    """Import Unsloth before transformers, trl and peft if the recipe uses it.
 
-    To be called once the run folder is there, before any stage is imported. Where Unsloth would do something else than
-    the recipe says, ``auto`` leaves it alone, and with it hf is what ``choose_backend`` gives.
+    Call it when the run folder exists, before any stage is imported. With ``auto``, Unsloth is not imported if it would
+    deviate from the recipe, and ``choose_backend`` then returns hf.
 
     Args:
-        recipe: says which backend.
-        folder: the run folder; what Unsloth compiles is kept in it.
-        weights: what will be asked instead of the run's own; nothing is imported for a GGUF.
+        recipe: The recipe with the backend.
+        folder: The run folder, which stores the modules that Unsloth compiles.
+        weights: Weights to evaluate instead of the run's own. Nothing is imported for a GGUF.
 
     Raises:
-        ModelError: as ``backend_name``; something imported transformers before; or the recipe names Unsloth and asks
-            for what it cannot do.
+        ModelError: As ``backend_name``, or transformers was imported before, or the recipe requires Unsloth and has
+            settings that it does not support.
     """
     if weights is not None and is_gguf(weights):
         return
     if backend_name(recipe.model) != UNSLOTH:
         return
-    from toolkit.models.unsloth.limits import refusals, refuse
+    from toolkit.models.unsloth.limits import check_supported, unsupported_reasons
     from toolkit.models.unsloth.start import start
 
-    if recipe.model.backend == "auto" and (reasons := refusals(recipe)):
+    if recipe.model.backend == "auto" and (reasons := unsupported_reasons(recipe)):
         warn(
             "model.backend_hf_chosen",
             f"Unsloth cannot train this recipe, so the backend is hf: {'; '.join(reasons)}",
@@ -81,11 +81,11 @@ def preload(recipe: Recipe, folder: Path, weights: Path | None = None) -> None:
             value=recipe.model.backend,
         )
         return
-    refuse(recipe)
+    check_supported(recipe)
     start(folder)
 
 
-def _refuse_missing() -> None:
+def _check_unsloth_available() -> None:
     lacking = "the package unsloth" if not _is_installed() else "a CUDA device" if not _has_cuda() else None
     if lacking:
         raise ModelError(
@@ -108,4 +108,4 @@ def _is_installed() -> bool:
 def _has_cuda() -> bool:
     import torch
 
-    return torch.cuda.device_count() > 0  # asks the driver's library, and so starts no CUDA context
+    return torch.cuda.device_count() > 0  # queries the driver's library, so it creates no CUDA context

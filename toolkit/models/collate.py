@@ -12,12 +12,12 @@ from toolkit.models.backend import Policy, Row, RowSource
 from toolkit.models.chat_template import adds_bos, encode_answer, render_prompt
 
 IGNORED = -100
-_TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")
+_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class SftCollator:
-    """Row numbers to a batch. Rows are padded on the right; nothing is ever cut."""
+    """Collates row numbers into a batch. Rows are padded on the right and never truncated."""
 
     policy: Policy
     rows: RowSource
@@ -26,27 +26,31 @@ class SftCollator:
         """Return input_ids, attention_mask and labels of shape (batch, longest row), and the pixels.
 
         Raises:
-            DataError: a row has no answer token to learn from.
+            DataError: A row has no answer.
         """
         return collate(self.policy, [self.rows(example["index"]) for example in examples])
 
 
 def collate(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
-    """A batch from opened rows; see ``SftCollator``."""
+    """Return a batch of opened rows. See ``SftCollator``."""
     prompts = _encode_prompts(policy, rows)
     answers = [torch.tensor(_answer_ids(policy, row)) for row in rows]
+    # The processor pads prompts to the longest one. Padding is removed before the answer is appended, because tokens
+    # between prompt and answer would change the positions of the answer.
     heads = [ids[mask.bool()] for ids, mask in zip(prompts["input_ids"], prompts["attention_mask"], strict=True)]
     pad = policy.processor.tokenizer.pad_token_id
     pairs = list(zip(heads, answers, strict=True))
-    batch = {name: value for name, value in prompts.items() if name not in (*_TOKEN_KINDS, "input_ids")}
+    batch = {name: value for name, value in prompts.items() if name not in (*_TOKEN_TYPES, "input_ids")}
     batch["input_ids"] = _pad([torch.cat(pair) for pair in pairs], pad)
     batch["attention_mask"] = _pad([torch.ones(len(head) + len(answer)) for head, answer in pairs], 0).long()
+    # Labels are built from the token ids of the answer, not found by searching for markers in the rendered text: the
+    # loss covers the answer and its end of turn, never the prompt, image tokens or padding.
     batch["labels"] = _pad([torch.cat([torch.full_like(head, IGNORED), answer]) for head, answer in pairs], IGNORED)
-    for name in _TOKEN_KINDS:
+    for name in _TOKEN_TYPES:
         if name in prompts:
-            kinds = [kind[mask.bool()] for kind, mask in zip(prompts[name], prompts["attention_mask"], strict=True)]
+            types = [kind[mask.bool()] for kind, mask in zip(prompts[name], prompts["attention_mask"], strict=True)]
             batch[name] = _pad(
-                [torch.cat([kind, torch.zeros_like(answer)]) for kind, answer in zip(kinds, answers, strict=True)], 0
+                [torch.cat([kind, torch.zeros_like(answer)]) for kind, answer in zip(types, answers, strict=True)], 0
             )
     return batch
 

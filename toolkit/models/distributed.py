@@ -1,4 +1,4 @@
-"""Several processes that train one model: where they meet, and what they agree on. Alone, nothing happens."""
+"""Synchronisation of several training processes. With one process, nothing happens."""
 
 from datetime import timedelta
 
@@ -7,24 +7,24 @@ from accelerate import PartialState
 
 from toolkit.runfolder import world_size
 
-PATIENCE = timedelta(days=3)
-"""The first process evaluates alone, for hours where questions are many; the others wait for it that long."""
+TIMEOUT = timedelta(days=3)
+"""How long the other processes wait while the first one evaluates alone, which can take hours."""
 
 
-def meet() -> None:
-    """Wait until every process has come here."""
+def wait_for_all() -> None:
+    """Wait until every process has reached this call."""
     if world_size() > 1:
         _state().wait_for_everyone()
 
 
-def highest(number: int) -> int:
-    """The largest of the numbers that the processes bring."""
+def max_over_processes(number: int) -> int:
+    """Return the maximum of ``number`` over all processes."""
     if world_size() == 1:
         return number
-    brought = torch.tensor(number, device=_state().device)
-    torch.distributed.all_reduce(brought, op=torch.distributed.ReduceOp.MAX)
-    return int(brought)
+    result = torch.tensor(number, device=_state().device)
+    torch.distributed.all_reduce(result, op=torch.distributed.ReduceOp.MAX)
+    return int(result)
 
 
 def _state() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)

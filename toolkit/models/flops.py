@@ -1,10 +1,10 @@
-"""Counts what a model works through, and its floating-point operations by formula.
+"""Usage hooks of a model: tokens, images, and floating-point operations (FLOPs) by formula.
 
-The formula is that of ``toolkit.runfolder.usage.flops``: 6 n for each position in full training, a little over 4 n
-for LoRA, whose gradient passes through the frozen parameters. Language model, its vocabulary's head, and vision tower
-are taken apart, each with its own positions. Attention's own products are left out, as in 6 n (they grow with the
-square of the length), and so is what stands between tower and language model; torch's counter, beside it in the
-report, has both.
+The formula is in ``toolkit.runfolder.usage.counters``: 6 n per position in full training, and slightly above 4 n for
+LoRA, whose gradient passes through the frozen parameters. Language model, output head and vision tower are counted
+separately, each with its own positions. As in 6 n, the formula omits the products of attention, which grow with the
+square of the length. It also omits modules between tower and language model. torch's counter, which the report shows
+beside the formula, includes both.
 """
 
 from collections.abc import Mapping
@@ -14,96 +14,99 @@ import torch
 from torch import nn
 
 from toolkit.models.lora import VISION
-from toolkit.runfolder.usage import Weights, count, note_unseen
+from toolkit.runfolder.usage import ParameterCount, count, note_unmeasured
 
-TOLD = 0.05
-"""From this share of weights outside linear layers, convolutions and embeddings on, the report tells of them."""
+MAX_UNCOUNTED = 0.05
+"""The report mentions parameters outside linear layers, convolutions and embeddings above this fraction."""
 
 
-def weights_of(module: nn.Module, merged: int = 1) -> Weights:
-    """Return the parameters of linear layers and convolutions; of quantised ones by their shape, since their storage is
-    packed.
+def parameter_counts(module: nn.Module, merged: int = 1) -> ParameterCount:
+    """Return the parameter counts of linear layers and convolutions.
+
+    Quantised layers are counted by their shape, because their storage is packed.
 
     Args:
-        module: its part.
-        merged: positions that become one in a merger, which each of them passes through with that part of its
-            parameters.
+        module: The module.
+        merged: Number of positions that a merger joins into one. Its parameters count 1 / ``merged`` per position.
     """
     sizes = [
         (_size(part) // (merged if "merger" in name else 1), part.weight.requires_grad)
         for name, part in module.named_modules()
         if _size(part)
     ]
-    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+    return ParameterCount(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
-def meter(model: Any) -> None:
-    """Have every pass of the model counted from now on; see ``toolkit.runfolder.usage.counters``."""
+def register_usage_hooks(model: Any) -> None:
+    """Count every pass of the model from now on. See ``toolkit.runfolder.usage.counters``."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else None
     if decoder is None:
-        note_unseen("the language model of an architecture that does not name it: no tokens, no FLOPs")
+        note_unmeasured("the language model, because the architecture does not name it: no tokens, no FLOPs")
         return
-    _tell_left_out(decoder)
-    weights = weights_of(decoder)
+    _note_uncounted(decoder)
+    weights = parameter_counts(decoder)
     decoder.register_forward_hook(lambda module, args, output: _language(module, weights, output))
     head = whole.get_output_embeddings()
     if head is not None:
-        head_weights = weights_of(head)
+        head_weights = parameter_counts(head)
         head.register_forward_hook(lambda module, args, output: _head(whole, head_weights, output))
         whole.register_forward_pre_hook(
             lambda module, args, fields: _chunked_head(module, head_weights, fields), with_kwargs=True
         )
     tower = _tower(whole)
     if tower is not None:
-        tower_weights = weights_of(tower, int(getattr(tower, "spatial_merge_size", 1)) ** 2)  # as Qwen's towers merge
+        merged = int(getattr(tower, "spatial_merge_size", 1)) ** 2  # Qwen's towers merge squares of patches
+        tower_weights = parameter_counts(tower, merged)
         tower.register_forward_hook(
             lambda module, args, fields, output: _vision(module, tower_weights, (args, fields), output),
             with_kwargs=True,
         )
 
 
-def _language(module: nn.Module, weights: Weights, output: Any) -> None:
+def _language(module: nn.Module, weights: ParameterCount, output: Any) -> None:
     hidden = _hidden(output)
     positions = hidden.shape[:-1].numel()
     if hidden.requires_grad:
-        done = weights.both(positions, checkpointing=_checkpoints(module))
+        done = weights.forward_backward(positions, checkpointing=_checkpoints(module))
         count(trained_tokens=positions, language_training=done)
     else:
-        # One place a row is a step of writing: no prompt is that short.
+        # One position per row is a decoding step, because every prompt is longer.
         kind = "generated_tokens" if hidden.shape[-2] == 1 else "read_tokens"
         count(**{kind: positions}, language_inference=weights.forward(positions))
 
 
-def _head(whole: nn.Module, weights: Weights, logits: torch.Tensor) -> None:
+def _head(whole: nn.Module, weights: ParameterCount, logits: torch.Tensor) -> None:
     positions = logits.shape[:-1].numel()
     if logits.requires_grad:
-        count(language_training=weights.both(positions, checkpointing=False))
+        count(language_training=weights.forward_backward(positions, checkpointing=False))
     else:
         count(language_inference=weights.forward(positions))
 
 
-def _chunked_head(whole: nn.Module, weights: Weights, fields: Mapping[str, Any]) -> None:
-    """Count the head in SFT's loss, which does not call it: supervised positions alone (see ``sft_loss``)."""
+def _chunked_head(whole: nn.Module, weights: ParameterCount, fields: Mapping[str, Any]) -> None:
+    """Count the output head in the SFT loss, which uses its weight at supervised positions only (see ``sft_loss``)."""
     labels = fields.get("labels")
     if labels is not None and torch.is_grad_enabled():
         answered = int((labels[..., 1:] != -100).sum())
-        count(language_training=weights.both(answered, checkpointing=False))
+        count(language_training=weights.forward_backward(answered, checkpointing=False))
 
 
-def _vision(module: nn.Module, weights: Weights, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:
-    images, patches = _pictures(given, output)
+def _vision(module: nn.Module, weights: ParameterCount, given: tuple[Any, Mapping[str, Any]], output: Any) -> None:
+    images, patches = _images_and_patches(given, output)
     hidden = _hidden(output)
     if not torch.is_grad_enabled():
         count(read_images=images, read_patches=patches, vision_inference=weights.forward(patches))
         return
     backward = hidden.requires_grad
-    done = weights.both(patches, checkpointing=_checkpoints(module)) if backward else weights.forward(patches)
+    done = (
+        weights.forward_backward(patches, checkpointing=_checkpoints(module)) if backward else weights.forward(patches)
+    )
     count(trained_images=images, trained_patches=patches, vision_training=done)
 
 
-def _pictures(given: tuple[Any, Mapping[str, Any]], output: Any) -> tuple[int, int]:
-    """Pictures and patches: Qwen's towers get one row of patches with a grid a picture, others a batch of pictures."""
+def _images_and_patches(given: tuple[Any, Mapping[str, Any]], output: Any) -> tuple[int, int]:
+    """Return the numbers of images and patches. Qwen's towers get rows of patches and a grid, others an image batch."""
     args, fields = given
     values = [*args, *fields.values()]
     grid = fields.get("grid_thw", args[1] if len(args) > 1 else None)
@@ -114,7 +117,7 @@ def _pictures(given: tuple[Any, Mapping[str, Any]], output: Any) -> tuple[int, i
 
 
 def _hidden(output: Any) -> torch.Tensor:
-    """A module's hidden states, of shape (..., width)."""
+    """Return the hidden states of a module, shape (..., width)."""
     hidden = output if isinstance(output, torch.Tensor) else output[0]
     assert isinstance(hidden, torch.Tensor)
     return hidden
@@ -136,14 +139,16 @@ def _checkpoints(module: nn.Module) -> bool:
     return module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
 
 
-def _tell_left_out(decoder: nn.Module) -> None:
-    """Experts, for one, may hold their weights in parameters of their own."""
+def _note_uncounted(decoder: nn.Module) -> None:
+    """Note parameters that the formula omits, such as experts that are not linear layers."""
     known = sum(_size(part) for part in decoder.modules())
     owned = (p for part in decoder.modules() for p in part.parameters(recurse=False) if _is_matrix(part, p))
     others = sum(parameter.numel() for parameter in owned)
-    if others > TOLD * (known + others):
-        share = others / (known + others)
-        note_unseen(f"{share:.0%} of the language model's weights stand outside linear layers: left out of the formula")
+    if others > MAX_UNCOUNTED * (known + others):
+        fraction = others / (known + others)
+        note_unmeasured(
+            f"{fraction:.0%} of the language model's parameters are outside linear layers: not in the formula"
+        )
 
 
 def _is_matrix(module: nn.Module, parameter: nn.Parameter) -> bool:

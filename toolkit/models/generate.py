@@ -1,4 +1,7 @@
-"""Batched generation: left-padded prompts, the chat template's turn end as EOS, image tokens suppressed."""
+"""Batched generation and log-probabilities.
+
+Prompts are padded on the left, the chat template's end of turn is the EOS token, and image tokens are suppressed.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -10,36 +13,37 @@ import torch
 from toolkit.errors import ModelError, warn
 from toolkit.models.backend import Completion, Policy, Row, Sampling
 from toolkit.models.chat_template import adds_bos, encode_answer, render_prompt
+from toolkit.models.collate import collate
 from toolkit.models.oom import attempt
 from toolkit.runfolder.usage import count as note
 
 
 def generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
-    """``sampling.count`` completions of each row. All rows are one batch: the caller chooses how many.
+    """Return ``sampling.count`` completions of each row. All rows form one batch.
 
-    Where memory is too small for that, they are several, each of half as many completions, and stay so for this policy.
+    After an out-of-memory error, batches have half as many completions, for all later calls with this policy.
 
     Raises:
-        ModelError: memory is too small for one completion.
+        ModelError: One completion does not fit into GPU memory.
     """
     count = sampling.count
     found: list[Completion] = []
     while len(found) < len(rows) * count:
         row, made = divmod(len(found), count)
-        most = policy.at_once.of(len(rows) * count)
-        # Whole rows as long as they fit; else one row's completions, some at a time.
-        asked = rows[row : row + max(1, most // count)] if not made else rows[row : row + 1]
-        each = min(most, count - made)
-        part = attempt(functools.partial(_generate, policy, asked, replace(sampling, count=each)))
+        limit = policy.batch_limit.size_for(len(rows) * count)
+        # A batch has all completions of several rows, or if these do not fit, some completions of one row.
+        batch = rows[row : row + max(1, limit // count)] if not made else rows[row : row + 1]
+        each = min(limit, count - made)
+        part = attempt(functools.partial(_generate, policy, batch, replace(sampling, count=each)))
         if part is None:
-            _halve(policy, len(asked) * each)
+            _halve(policy, len(batch) * each)
         else:
             found += part
     return [found[i : i + count] for i in range(0, len(found), count)]
 
 
 def _halve(policy: Policy, completions: int) -> None:
-    if not policy.at_once.halve(completions):
+    if not policy.batch_limit.halve(completions):
         raise ModelError(
             "generation.out_of_memory",
             "GPU memory must be large enough for a batch of 1 completion",
@@ -49,7 +53,7 @@ def _halve(policy: Policy, completions: int) -> None:
         )
     warn(
         "generation.batch_halved",
-        f"out of memory in a batch of {completions} completions. Batches have {policy.at_once.most} from now on",
+        f"out of memory in a batch of {completions} completions. Batches have {policy.batch_limit.limit} from now on",
         place="generation",
     )
 
@@ -59,7 +63,7 @@ def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[C
     was_training = policy.model.training
     policy.model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: what a model keeps of its tensors would be useless in training
+        with torch.no_grad():  # not inference_mode: tensors that a model caches could not be used in training
             output = policy.model.generate(**inputs, **_options(policy, sampling))
     finally:
         policy.model.train(was_training)
@@ -70,7 +74,7 @@ def _generate(policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[C
 
 
 def encode(policy: Policy, rows: Sequence[Row]) -> Any:
-    """Prompts as left-padded tensors with their pixels, ready for ``generate``."""
+    """Return prompts as left-padded tensors with their pixels, as inputs of ``generate``."""
     processor = policy.processor
     texts = [render_prompt(processor, row.messages) for row in rows]
     images = [row.images for row in rows] if any(row.images for row in rows) else None
@@ -85,9 +89,9 @@ def encode(policy: Policy, rows: Sequence[Row]) -> Any:
 
 
 def log_probs(policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
-    """The natural logarithm of the probability of each token of an answer and of its turn end, given those before.
+    """Return the natural log-probability of each token of an answer and its end of turn, given the tokens before.
 
-    One row at a time: no padding, so that a token's figure does not depend on its neighbours.
+    Rows are processed one by one without padding, so that a value does not depend on other rows.
     """
     was_training = policy.model.training
     policy.model.eval()
@@ -97,16 +101,24 @@ def log_probs(policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> li
     return found
 
 
+def answer_loss(policy: Policy, row: Row) -> float:
+    """Return minus the mean log-probability of the answer's tokens. The model's mode does not change."""
+    batch = {name: value.to(policy.model.device) for name, value in collate(policy, [row]).items()}
+    with torch.no_grad():
+        return float(policy.model(**batch).loss)
+
+
 def _log_probs(policy: Policy, row: Row, answer: str) -> list[float]:
     ids = torch.tensor([encode_answer(policy.processor, answer, policy.turn_end)])
     inputs = dict(encode(policy, [row]))
-    beside = [name for name in inputs if name != "input_ids" and inputs[name].shape == inputs["input_ids"].shape]
-    for name in beside:  # the answer is all seen, and none of it is a picture's
+    masks = [name for name in inputs if name != "input_ids" and inputs[name].shape == inputs["input_ids"].shape]
+    for name in masks:  # attention covers the whole answer, and no token of the answer is an image token
         more = torch.ones_like(ids) if name == "attention_mask" else torch.zeros_like(ids)
         inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], dim=1)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
     device = policy.model.device
     output = policy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    # The logits at position t predict the token at t + 1, so the slice begins at the last prompt token.
     scores = output.logits[0, -ids.shape[1] - 1 : -1].float().log_softmax(-1)
     return [float(value) for value in scores.gather(1, ids[0][:, None].to(device))[:, 0]]
 
@@ -117,7 +129,7 @@ def _options(policy: Policy, sampling: Sampling) -> dict[str, Any]:
         "eos_token_id": policy.turn_end.id,
         "pad_token_id": policy.processor.tokenizer.pad_token_id,
         "suppress_tokens": list(policy.forbidden) or None,
-        "repetition_penalty": 1.0,  # some models bring their own; GRPO samples without
+        "repetition_penalty": 1.0,  # some models define one, but GRPO samples without it
         "num_return_sequences": sampling.count,
         "do_sample": sampling.temperature > 0,
     }

@@ -1,4 +1,4 @@
-"""A GGUF pair as a model that can be asked: our rendering of the prompt, llama.cpp for everything behind it."""
+"""The gguf backend: prompts are rendered here, and llama.cpp does the inference."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,36 +13,37 @@ from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTra
 from toolkit.models.chat_template import encode_answer, render_prompt
 from toolkit.models.generate import encode
 from toolkit.models.hf import load_processor, make_policy
-from toolkit.models.llamacpp import Child, find_pair
-from toolkit.models.llamacpp.session import MARKER, PICTURE
+from toolkit.models.llamacpp import Child, find_gguf_pair
+from toolkit.models.llamacpp.session import IMAGE_TOKEN, MARKER
 from toolkit.recipe import Recipe
 from toolkit.runfolder.usage import count
 
 FRAMED = "<|vision_start|><|image_pad|><|vision_end|>"
-"""A picture's place in the prompts of Qwen's models; llama.cpp writes the borders itself."""
+"""The image placeholder in prompts of Qwen's models. llama.cpp adds the delimiters itself."""
 
 
 class GgufBackend:
-    """The half of ``Backend`` that asks; a GGUF cannot be trained."""
+    """The inference part of ``Backend``. A GGUF cannot be trained."""
 
     name = "gguf"
 
     def __init__(self) -> None:
-        self.read_otherwise = 0
-        """Prompts whose tokens llama.cpp read otherwise than the processor."""
+        self.mismatched_prompts = 0
+        """Number of prompts that llama.cpp tokenized differently from the processor."""
 
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
-        """The pair in ``weights`` (a text model's file, or a folder with one) with the recipe's processor.
+        """Load the files in ``weights`` (the text model, or its folder) with the recipe's processor.
 
-        ``Policy.model`` is the process that llama.cpp runs in.
+        ``Policy.model`` is the process that runs llama.cpp.
 
         Raises:
-            ModelError: it is to be trained, is not there, cannot be loaded, or would not stop at the turn end.
+            ModelError: The files are missing, cannot be loaded, or would not stop at the end of turn, or training was
+                requested.
             MissingExtraError: llama.cpp is not installed.
         """
         if trainable or weights is None:
             _refuse("trained")
-        model, mmproj = find_pair(weights)
+        model, mmproj = find_gguf_pair(weights)
         policy = make_policy(None, load_processor(recipe.model), weights)
         child = Child()
         ends = child.load(model, mmproj, recipe.model.max_tokens + recipe.evaluation.max_completion_tokens)
@@ -56,15 +57,15 @@ class GgufBackend:
             )
         return replace(policy, model=child, bits=16)
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """See ``Backend.load_reader``."""
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_without_model``."""
         return make_policy(None, load_processor(recipe.model), None)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
-        """One greedy completion of each row, one row after another.
+        """Return one greedy completion per row, row by row.
 
         Raises:
-            ModelError: it is asked for anything but the greedy answer, or llama.cpp fails.
+            ModelError: The sampling is not greedy, or llama.cpp fails.
         """
         if sampling.temperature or sampling.count != 1:
             _refuse("sampled")
@@ -82,62 +83,62 @@ class GgufBackend:
         return -sum(found) / len(found)
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
-        """Raises ModelError."""
+        """Raise ModelError."""
         _refuse("trained")
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
-        """Raises ModelError."""
+        """Raise ModelError."""
         _refuse("trained")
 
     def save(self, policy: Policy, folder: Path) -> None:
-        """Raises ModelError."""
-        _refuse("saved anew")
+        """Raise ModelError."""
+        _refuse("saved")
 
     def save_merged(self, policy: Policy, folder: Path) -> None:
-        """Raises ModelError."""
+        """Raise ModelError."""
         _refuse("merged")
 
-    def _complete(self, policy: Policy, row: Row, most: int) -> Completion:
-        prompt, pictures, expected = _as_llama_reads(policy, row)
-        tokens, _, read = policy.model.answer(prompt, pictures, most, policy.turn_end.id, policy.forbidden)
+    def _complete(self, policy: Policy, row: Row, max_tokens: int) -> Completion:
+        prompt, images, expected = _llama_prompt(policy, row)
+        tokens, _, read = policy.model.generate(prompt, images, max_tokens, policy.turn_end.id, policy.forbidden)
         if read != expected:
-            self._tell_reading(policy, read, expected)
+            self._warn_mismatch(policy, read, expected)
         ended = tokens[-1] == policy.turn_end.id
         text = policy.processor.tokenizer.decode(tokens[: len(tokens) - ended], skip_special_tokens=True)
         return Completion(text, len(tokens), not ended)
 
     def _score(self, policy: Policy, row: Row, answer: str) -> list[float]:
-        prompt, pictures, _ = _as_llama_reads(policy, row)
+        prompt, images, _ = _llama_prompt(policy, row)
         found: list[float] = policy.model.score(
-            prompt, pictures, encode_answer(policy.processor, answer, policy.turn_end)
+            prompt, images, encode_answer(policy.processor, answer, policy.turn_end)
         )
         return found
 
-    def _tell_reading(self, policy: Policy, read: Sequence[int], expected: Sequence[int]) -> None:
-        if not self.read_otherwise:
+    def _warn_mismatch(self, policy: Policy, read: Sequence[int], expected: Sequence[int]) -> None:
+        if not self.mismatched_prompts:
             place = next((i for i, (a, b) in enumerate(zip(read, expected, strict=False)) if a != b), len(expected))
             tokenizer = policy.processor.tokenizer
             ours, theirs = (
-                tokenizer.convert_ids_to_tokens([token for token in ids[place : place + 4] if token != PICTURE])
+                tokenizer.convert_ids_to_tokens([token for token in ids[place : place + 4] if token != IMAGE_TOKEN])
                 for ids in (expected, read)
             )
-            places = [f"{ids.count(PICTURE)} image tokens" for ids in (read, expected)]
+            places = [f"{ids.count(IMAGE_TOKEN)} image tokens" for ids in (read, expected)]
             warn(
                 "model.gguf_prompt_differs",
                 f"llama.cpp must tokenize a prompt like the processor: {places[1]} and {ours}",
                 place="gguf",
                 value=f"{places[0]} and {theirs}",
             )
-        self.read_otherwise += 1
+        self.mismatched_prompts += 1
 
 
-def as_seen(processor: Any, inputs: Any) -> list[Image.Image]:
-    """The pictures as the model's own processor made them: resized its way, before they were normalised.
+def processed_images(processor: Any, inputs: Any) -> list[Image.Image]:
+    """Return the images as the model's processor resized them, before normalisation.
 
-    Handed to llama.cpp at this size its own resizing has nothing to do.
+    llama.cpp gets the images at this size, so that its own resizing changes nothing.
 
     Raises:
-        ModelError: the processor lays pictures out in a way that is not known here.
+        ModelError: The pixel layout of the processor is unknown.
     """
     if "pixel_values" not in inputs:
         return []
@@ -146,7 +147,7 @@ def as_seen(processor: Any, inputs: Any) -> list[Image.Image]:
         sizes = [int(grid.prod()) for grid in inputs["image_grid_thw"]]
         patches = pixels.split(sizes)
         planes = [
-            _laid_together(processor.image_processor, part, grid)
+            _join_patches(processor.image_processor, part, grid)
             for part, grid in zip(patches, inputs["image_grid_thw"].tolist(), strict=True)
         ]
     elif pixels.ndim == 4:
@@ -158,36 +159,36 @@ def as_seen(processor: Any, inputs: Any) -> list[Image.Image]:
             value=type(processor).__name__,
             remedy="Evaluate the merged weights instead of the GGUF files.",
         )
-    return [_picture(processor.image_processor, plane) for plane in planes]
+    return [_denormalise(processor.image_processor, plane) for plane in planes]
 
 
 def _refuse(what: str) -> NoReturn:
     raise ModelError("model.gguf_only_greedy", f"a GGUF file can only generate greedily. It cannot be {what}")
 
 
-def _as_llama_reads(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:
-    """The prompt with markers, the pictures, and the tokens that llama.cpp must read there."""
+def _llama_prompt(policy: Policy, row: Row) -> tuple[str, list[Image.Image], list[int]]:
+    """Return the prompt with markers, the images, and the tokens that llama.cpp must read."""
     inputs = encode(policy, [row])
     processor = policy.processor
-    # Gemma 3's processor calls the border before a picture its image token.
+    # ``image_token_id`` of Gemma 3's processor is the delimiter before an image. Its tokenizer has the image token.
     holder = processor.tokenizer if hasattr(processor, "full_image_sequence") else processor
-    own = holder.image_token_id
-    expected = [PICTURE if token == own else token for token in inputs["input_ids"][0].tolist()]
+    image_token = holder.image_token_id
+    expected = [IMAGE_TOKEN if token == image_token else token for token in inputs["input_ids"][0].tolist()]
     prompt = _with_markers(processor, render_prompt(processor, row.messages))
-    return prompt, as_seen(processor, inputs), expected
+    return prompt, processed_images(processor, inputs), expected
 
 
 def _with_markers(processor: Any, text: str) -> str:
-    """The rendered prompt with llama.cpp's marker for each picture, borders left to llama.cpp."""
-    if hasattr(processor, "full_image_sequence"):  # Gemma 3 writes line ends around a picture too
+    """Return the rendered prompt with llama.cpp's marker for each image. llama.cpp adds the delimiters."""
+    if hasattr(processor, "full_image_sequence"):  # Gemma 3 also has line ends around an image
         whole, begin, end = processor.full_image_sequence, processor.boi_token, processor.tokenizer.eoi_token
         head, tail = whole.partition(begin)[0], whole.rpartition(end)[2]
         return text.replace(begin, f"{head}{MARKER}{tail}")
     return text.replace(FRAMED if FRAMED in text else processor.image_token, MARKER)
 
 
-def _laid_together(image_processor: Any, patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """Qwen's flat patches of one picture, (patches, channels * time * side * side), as (channels, height, width)."""
+def _join_patches(image_processor: Any, patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Return Qwen's patches of an image, (patches, channels * time * side * side), as (channels, height, width)."""
     merge, side = image_processor.merge_size, image_processor.patch_size
     time = image_processor.temporal_patch_size
     _, rows, columns = grid
@@ -196,8 +197,8 @@ def _laid_together(image_processor: Any, patches: torch.Tensor, grid: Sequence[i
     return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(-1, rows * side, columns * side)
 
 
-def _picture(image_processor: Any, plane: torch.Tensor) -> Image.Image:
-    """Undo the normalising: (channels, height, width) to 8-bit RGB."""
-    mean, spread = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
-    pixels = (plane.float() * spread + mean) / image_processor.rescale_factor
+def _denormalise(image_processor: Any, plane: torch.Tensor) -> Image.Image:
+    """Undo the normalisation of (channels, height, width). Return an 8-bit RGB image."""
+    mean, std = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
+    pixels = (plane.float() * std + mean) / image_processor.rescale_factor
     return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy(), "RGB")

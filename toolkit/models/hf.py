@@ -1,4 +1,4 @@
-"""The hf backend: transformers and peft on any device, in 4 and 8 bits through bitsandbytes."""
+"""The hf backend: transformers and peft on any device, with bitsandbytes for 4 and 8 bits."""
 
 import copy
 import gc
@@ -18,12 +18,10 @@ from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, Original, Policy, Row, Sampling, TrainerTraits
 from toolkit.models.chat_template import TurnEnd, find_image_ids, find_turn_end
-from toolkit.models.flops import meter
-from toolkit.models.generate import generate, log_probs
-from toolkit.models.gradient_checkpointing import spare_input_gradients
-from toolkit.models.image_ablation import answer_loss
-from toolkit.models.loading import bits_of, dequantise, load_model, not_found, refuse_unmergeable, restore_weights
-from toolkit.models.merge import Compared, compare_merged, plan_merge, write_merged
+from toolkit.models.flops import register_usage_hooks
+from toolkit.models.generate import answer_loss, generate, log_probs
+from toolkit.models.loading import bits_of, check_mergeable, dequantise, load_model, model_not_found, restore_weights
+from toolkit.models.merge import MergeComparison, compare_merged, plan_merge, write_merged
 from toolkit.models.model_paths import model_source, public_name
 from toolkit.recipe import Model, Recipe
 from toolkit.runfolder import find_weights
@@ -39,11 +37,11 @@ class HfBackend:
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """See ``Backend.load``."""
         if torch.cuda.is_available():
-            gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
+            gc.collect()  # trainer and model refer to each other, so the previous stage may still hold GPU memory
         adapted = weights is not None and adapter.is_adapter(weights)
         source = str(weights) if weights is not None and not adapted else base_source(recipe, weights)
         if trainable:
-            refuse_unmergeable(source, recipe)
+            check_mergeable(source, recipe)
         model = load_model(source, recipe.model, mergeable=mergeable)
         dequantised = mergeable and bits_of(model) < 16 and bool(recipe.export and recipe.export.allow_dequantised)
         if dequantised:
@@ -57,8 +55,8 @@ class HfBackend:
             model = adapter.attach(model, recipe.lora, recipe.run.seed)
         model.train(trainable)
         if trainable:
-            spare_input_gradients(model)
-        meter(model)
+            disable_input_gradients(model)
+        register_usage_hooks(model)
         policy = replace(make_policy(model, processor, weights), dequantised=dequantised)
         if trainable and recipe.model.tuning == "full" and policy.bits == 16:
             warn(
@@ -70,8 +68,8 @@ class HfBackend:
             )
         return policy
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """See ``Backend.load_reader``."""
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_without_model``."""
         return make_policy(None, load_processor(recipe.model), None)
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
@@ -84,7 +82,7 @@ class HfBackend:
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""
-        with asking(policy.model):
+        with eval_mode(policy.model):
             return answer_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
@@ -101,11 +99,11 @@ class HfBackend:
     def save(self, policy: Policy, folder: Path) -> None:
         """See ``Backend.save``."""
         if not isinstance(policy.model, PeftModel):
-            _save_whole(policy.model, policy, folder)
+            _save_full_model(policy.model, policy, folder)
             return
         save_adapter(policy, folder)
 
-    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
         """See ``Backend.save_merged``."""
         if policy.bits < 16:
             raise ModelError(
@@ -116,20 +114,20 @@ class HfBackend:
                 remedy="Use a model stored in 16 bits or more, or set export.allow_dequantised = true.",
             )
         if not isinstance(policy.model, PeftModel):
-            _save_whole(policy.model, policy, folder)
+            _save_full_model(policy.model, policy, folder)
             return None
         merge = None if policy.dequantised else plan_merge(policy.model)
         if merge is None:
-            _save_whole(policy.model.merge_and_unload(), policy, folder)
+            _save_full_model(policy.model.merge_and_unload(), policy, folder)
             return None
         write_merged(merge, folder)
-        _save_beside(policy, folder)
+        _save_configs(policy, folder)
         return compare_merged(merge, folder)
 
 
 @contextmanager
-def asking(model: Any) -> Iterator[None]:
-    """The model answers as it is asked later, without dropout; then it is in the mode that it was in."""
+def eval_mode(model: Any) -> Iterator[None]:
+    """Switch the model to evaluation mode, without dropout, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -139,30 +137,30 @@ def asking(model: Any) -> Iterator[None]:
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
-    """The adapter, and the processor as the base model's files have it."""
-    # Embeddings are never adapted; asked to look for them, peft would look on the Hub.
+    """Save the adapter, and the processor as in the base model's files."""
+    # Embeddings are never adapted. With the default, peft would query the Hub for them.
     policy.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's unfilled template, with this machine's paths
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty template, which contains paths of this machine
     original_of(policy).processor.save_pretrained(str(folder))
 
 
 def load_processor(model: Model) -> Any:
-    """The model's processor as its files have it.
+    """Return the model's processor as in its files.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: The processor is not available.
     """
     source = model_source(model)
     try:
         return AutoProcessor.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
 
 
 def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
-    """A Policy whose tokenizer's EOS is the chat template's turn end; the model (None: no model) is told the same.
+    """Return a policy whose EOS is the chat template's end of turn, in the tokenizer and in the model (or None).
 
-    What the files said is kept for saving: training and padding leave traces in all three of them.
+    The original processor and configurations are kept for saving, because training and padding change them.
     """
     end = find_turn_end(processor)
     original = Original(
@@ -171,7 +169,7 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
         generation=copy.deepcopy(getattr(model, "generation_config", None)),
     )
     processor.tokenizer.eos_token = end.text
-    processor.tokenizer.padding_side = "left"  # TRL's GRPO lays prompts to the left, token kinds to this side
+    processor.tokenizer.padding_side = "left"  # TRL's GRPO pads prompts on the left, and token types on this side
     if processor.tokenizer.pad_token is None or processor.tokenizer.pad_token_id == end.id:
         processor.tokenizer.pad_token = _spare_pad(processor.tokenizer, end.text)
     bits = 32
@@ -182,16 +180,16 @@ def make_policy(model: Any, processor: Any, start: Path | None) -> Policy:
 
 
 def base_source(recipe: Recipe, adapted: Path | None) -> str:
-    """What an adapter of this recipe goes on: the model, or the whole weights that ``model.adapter`` may hold."""
+    """Return the base of an adapter of this recipe: the model, or the full weights that ``model.adapter`` names."""
     source, start = model_source(recipe.model), recipe.model.adapter
     if start is None or (adapted is not None and adapter.base_of(adapted) in (source, public_name(source))):
-        return source  # the run that ``model.adapter`` names may be gone by now
+        return source  # the run that ``model.adapter`` names may no longer exist
     weights = find_weights(start)
     return source if adapter.is_adapter(weights) else str(weights)
 
 
 def _align(model: Any, tokenizer: Any, end: TurnEnd) -> None:
-    """Tell the model the tokenizer's special tokens, as transformers' trainer would do with a warning."""
+    """Set the tokenizer's special tokens in the model, as the trainer of transformers would do with a warning."""
     for holder in (model.config, model.generation_config):
         holder.bos_token_id, holder.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     model.config.eos_token_id = end.id
@@ -199,15 +197,15 @@ def _align(model: Any, tokenizer: Any, end: TurnEnd) -> None:
 
 
 def stop_at(generation: Any, end: TurnEnd) -> None:
-    """Let generation stop at the turn end besides the ends that it has: other programs read this."""
+    """Add the end of turn to the stop tokens of a generation configuration, which other programs read."""
     known = generation.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
     generation.eos_token_id = ends if end.id in ends else [*ends, end.id]
 
 
-def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
+def _save_full_model(model: Any, policy: Policy, folder: Path) -> None:
     trained = model.config, model.generation_config
-    model.config, model.generation_config = original_of(policy).config, _stopping(policy)
+    model.config, model.generation_config = original_of(policy).config, _generation_config(policy)
     try:
         model.save_pretrained(str(folder))
     finally:
@@ -215,10 +213,10 @@ def _save_whole(model: Any, policy: Policy, folder: Path) -> None:
     _save_processor(policy, folder)
 
 
-def _save_beside(policy: Policy, folder: Path) -> None:
-    """What a whole model has beside its weights."""
+def _save_configs(policy: Policy, folder: Path) -> None:
+    """Save the files of a full model beside its weights."""
     original_of(policy).config.save_pretrained(str(folder))
-    if generation := _stopping(policy):
+    if generation := _generation_config(policy):
         generation.save_pretrained(str(folder))
     _save_processor(policy, folder)
 
@@ -229,8 +227,8 @@ def _save_processor(policy: Policy, folder: Path) -> None:
     add_sentencepiece(processor.tokenizer, folder)
 
 
-def _stopping(policy: Policy) -> Any:
-    """The files' generation settings (None: the model has none), which stop at the turn end."""
+def _generation_config(policy: Policy) -> Any:
+    """Return the original generation configuration with the end of turn as a stop token, or None."""
     generation = copy.deepcopy(original_of(policy).generation)
     if generation is not None:
         stop_at(generation, policy.turn_end)
@@ -238,7 +236,7 @@ def _stopping(policy: Policy) -> Any:
 
 
 def add_sentencepiece(tokenizer: Any, folder: Path) -> None:
-    """The base's tokenizer.model, if it has one: transformers 5 leaves it out, and llama.cpp's converter needs it."""
+    """Copy the base's tokenizer.model, if any. transformers 5 omits it, but llama.cpp's converter needs it."""
     found = cached_file(
         tokenizer.name_or_path,
         SENTENCEPIECE,
@@ -252,17 +250,35 @@ def add_sentencepiece(tokenizer: Any, folder: Path) -> None:
 
 
 def original_of(policy: Policy) -> Original:
-    """What the model's files said, which weights are saved with."""
+    """Return the original files of the model, with which weights are saved."""
     if policy.original is None:
         raise ModelError("model.not_loaded_by_backend", "a policy must be loaded by a backend before it is saved")
     return policy.original
 
 
 def _spare_pad(tokenizer: Any, end: str) -> str:
-    """A padding token that is not the turn end: labels and truncation counts tell padding from an end by it."""
+    """Return a padding token other than the end of turn, so that labels and truncation counts can distinguish them."""
     for token in (tokenizer.unk_token, *(token.content for token in tokenizer.added_tokens_decoder.values())):
         if token and token != end and "image" not in token:
             return str(token)
     raise ModelError(
         "model.pad_token_missing", "the tokenizer must have a padding token other than the end of turn", value=end
     )
+
+
+def disable_input_gradients(model: Any) -> None:
+    """Permanently leave the outputs of embeddings without gradients.
+
+    TRL and transformers enable these gradients whenever they switch checkpointing on, because reentrant checkpointing
+    passes no gradient into a layer whose inputs require none. Ours is not reentrant. With the gradients, a frozen
+    vision tower, whose patches have an embedding too, would keep its activations and run a useless backward pass. Each
+    GRPO rollout, which switches checkpointing off and on, would register the hooks on the embeddings again.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "disable_input_require_grads"):
+        base.disable_input_require_grads()
+    base.enable_input_require_grads = _do_nothing
+
+
+def _do_nothing() -> None:
+    """Replace ``enable_input_require_grads``."""

@@ -1,4 +1,4 @@
-"""Tokens of every row, text and pictures, before training: a row that is too long is found, never cut."""
+"""Token counts of rows, text and images, before training. Rows that are too long are reported, never truncated."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -25,20 +25,21 @@ from toolkit.models.prompts import Prompts
 
 SHOWN = 10
 COUNT_ALL = 4000
-"""Up to so many rows each is counted. Of more, those that might be too long are, and as many others as ``SAMPLED``."""
+"""Up to this number, every row is counted. Otherwise: rows that might be too long, and about ``SAMPLED`` others."""
 SAMPLED = 1000
 
 TOO_LONG = "[model] max_tokens"
-"""The place that an error about rows that are too long names."""
-NO_ROOM = "the prompt with its memory leaves no room for an answer in model.max_tokens"
-SPECIAL = "the question or its memory holds one of the model's special tokens"
+"""The place of an error about rows that are too long."""
+# Both texts are stored in the files of evaluations, where they are also keys, so they must not change.
+PROMPT_TOO_LONG = "the prompt with its memory leaves no room for an answer in model.max_tokens"
+HAS_SPECIAL_TOKEN = "the question or its memory holds one of the model's special tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens a row, prompt and answer together, over the ``counted`` rows; ``images`` is the median of picture tokens.
+    """Tokens per row, prompt and answer together, over the ``counted`` rows. ``images`` is the median of image tokens.
 
-    Rows that were not counted have fewer bytes than ``limit`` has tokens, and so cannot be longer.
+    Rows that were not counted cannot exceed ``limit``, because they have fewer bytes than that.
     """
 
     rows: int
@@ -49,16 +50,16 @@ class Lengths:
     images: int
     limit: int
     longest: tuple[int, ...] = field(default=(), repr=False)
-    """Numbers of the counted rows, the longest first."""
+    """Row numbers of the counted rows, the longest first."""
 
     def to_dict(self) -> dict[str, int]:
-        """For a stage's record."""
+        """Return the values for a stage's record."""
         return {name: value for name, value in asdict(self).items() if name != "longest"}
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """The lengths that were counted: each with its row's number, in their order."""
+class CountedLengths:
+    """The counted lengths with their row numbers, in order."""
 
     numbers: tuple[int, ...]
     lengths: tuple[Length, ...]
@@ -70,14 +71,14 @@ def check_lengths(
     samples: Sequence[Sample],
     limit: int,
     answer_tokens: int | None = None,
-    tell: Callable[[int], None] = lambda done: None,
+    on_row: Callable[[int], None] = lambda done: None,
 ) -> Lengths:
-    """Count the rows, as ``count_lengths`` does, and see that they fit.
+    """Count the rows with ``count_lengths`` and check that they fit.
 
     Raises:
-        DataError: rows are longer than ``limit``, or hold a special token of the model; the message names them.
+        DataError: Rows are longer than ``limit`` tokens, or contain a special token. The error names them.
     """
-    counted = count_lengths(processor, prompts, samples, limit, answer_tokens, tell)
+    counted = count_lengths(processor, prompts, samples, limit, answer_tokens, on_row)
     if too_long := list(describe_too_long(counted, samples, limit)):
         raise _too_long(too_long, len(samples), limit)
     return summarise(counted, len(samples), limit)
@@ -89,35 +90,39 @@ def count_lengths(
     samples: Sequence[Sample],
     limit: int,
     answer_tokens: int | None = None,
-    tell: Callable[[int], None] = lambda done: None,
-) -> Counted:
-    """Count the rows; the answer is the reference, or ``answer_tokens`` where the model writes it.
+    on_row: Callable[[int], None] = lambda done: None,
+) -> CountedLengths:
+    """Count the tokens of rows. Images are not decoded, because their headers have the size.
 
-    ``tell`` is called with the number of rows that were looked at; what it raises ends the count.
-
-    No picture is decoded: its size stands in its header.
+    Args:
+        processor: The model's processor.
+        prompts: The prompts of the recipe.
+        samples: The rows.
+        limit: The largest permitted number of tokens per row.
+        answer_tokens: Tokens of a generated answer. None: the reference answer.
+        on_row: Called with each row number. An exception in it ends the count.
 
     Raises:
-        DataError: a row holds a special token of the model; the message names it.
+        DataError: A row contains a special token of the model. The error names the row.
     """
     count = _counter(processor, prompts, answer_tokens)
     might_exceed = _bound(processor, prompts, answer_tokens, limit)
     every = max(1, len(samples) // SAMPLED) if len(samples) > COUNT_ALL else 1
     numbers, lengths = [], []
     special = special_tokens(processor)
-    refuse_special([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
+    check_no_special_tokens([prompts.prompt.system or "", prompts.prompt.instruction or ""], special, "[prompt]")
     for number, sample in enumerate(samples):
-        tell(number)
-        refuse_special(texts_of(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
+        on_row(number)
+        check_no_special_tokens(prompt_texts(sample, prompts, with_answer=answer_tokens is None), special, sample.id)
         if number % every and not might_exceed(sample):
             continue
         numbers.append(number)
         lengths.append(count(sample))
-    return Counted(tuple(numbers), tuple(lengths))
+    return CountedLengths(tuple(numbers), tuple(lengths))
 
 
-def summarise(counted: Counted, rows: int, limit: int) -> Lengths:
-    """Median, 95th percentile and maximum of what was counted, and which rows are the longest."""
+def summarise(counted: CountedLengths, rows: int, limit: int) -> Lengths:
+    """Return the median, 95th percentile and maximum of the counts, and the longest rows."""
     lengths = counted.lengths
     totals = [length.total for length in lengths]
     return Lengths(
@@ -132,44 +137,45 @@ def summarise(counted: Counted, rows: int, limit: int) -> Lengths:
     )
 
 
-def describe_too_long(counted: Counted, samples: Sequence[Sample], limit: int) -> Iterator[str]:
-    """Each counted row that is longer than ``limit``, by its id, with its tokens."""
+def describe_too_long(counted: CountedLengths, samples: Sequence[Sample], limit: int) -> Iterator[str]:
+    """Yield a description of each counted row that is longer than ``limit``: its id and tokens."""
     for number, length in zip(counted.numbers, counted.lengths, strict=True):
         if length.total > limit:
-            yield f"{samples[number].id}: {length.total} ({length.images} of them image tokens)"
+            yield f"{samples[number].id}: {length.total} ({length.images} image tokens)"
 
 
-def find_unfit(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
-    """Sample -> why it cannot be asked (``NO_ROOM`` or ``SPECIAL``), or None: for prompts that a model's own words
-    are in, which nobody can count before.
+def prompt_checker(processor: Any, prompts: Prompts, limit: int, answer_tokens: int) -> Callable[[Sample], str | None]:
+    """Return a function from a sample to ``PROMPT_TOO_LONG``, ``HAS_SPECIAL_TOKEN`` or None (the prompt can be used).
+
+    It serves prompts that contain earlier completions of the model, whose length is unknown before the evaluation.
     """
     count, special = _counter(processor, prompts, answer_tokens), special_tokens(processor)
 
-    def unfit(sample: Sample) -> str | None:
-        if special.search("\n".join(texts_of(sample, prompts, with_answer=False))):
-            return SPECIAL
-        return NO_ROOM if count(sample).total > limit else None
+    def problem(sample: Sample) -> str | None:
+        if special.search("\n".join(prompt_texts(sample, prompts, with_answer=False))):
+            return HAS_SPECIAL_TOKEN
+        return PROMPT_TOO_LONG if count(sample).total > limit else None
 
-    return unfit
+    return problem
 
 
 def special_tokens(processor: Any) -> re.Pattern[str]:
-    """Finds the model's special tokens in a text."""
+    """Return a pattern that matches the model's special tokens."""
     names = [processor.tokenizer.convert_ids_to_tokens(token) for token in special_ids(processor)]
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
-def texts_of(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
-    """What of a row the model is shown; with the reference answer where SFT trains on it."""
+def prompt_texts(sample: Sample, prompts: Prompts, *, with_answer: bool) -> list[str]:
+    """Return the texts of a row that the model reads, with the reference answer for SFT."""
     texts = [prompts.task.question(sample), *(str(sample.fields.get(name, "")) for name in prompts.prompt.context)]
     return [*texts, prompts.task.target(sample)] if with_answer else texts
 
 
-def refuse_special(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
-    """Text that reads as a turn or a picture would be taken for one.
+def check_no_special_tokens(texts: Sequence[str], special: re.Pattern[str], place: str) -> None:
+    """Check that texts contain no special token, which the model would read as a turn or an image.
 
     Raises:
-        DataError: one of the texts holds a special token.
+        DataError: One of the texts contains a special token.
     """
     if found := special.search("\n".join(texts)):
         raise DataError(
@@ -190,33 +196,38 @@ def _counter(processor: Any, prompts: Prompts, answer_tokens: int | None) -> Cal
             answer: Sequence[int] = encode_answer(processor, prompts.task.target(sample), end)
         else:
             answer = range(answer_tokens)
-        return count_tokens(processor, prompt, [shown_size(ref, prompts.images) for ref in sample.images], answer)
+        return count_tokens(
+            processor, prompt, [processor_input_size(ref, prompts.images) for ref in sample.images], answer
+        )
 
     return count
 
 
 def _bound(processor: Any, prompts: Prompts, answer_tokens: int | None, limit: int) -> Callable[[Sample], bool]:
-    """Whether a row might be too long, from its bytes: a token stands for at least one, so it errs to yes."""
+    """Return a function that says from its bytes whether a row might be too long.
+
+    A token has at least one byte, so the function never misses a row that is too long.
+    """
     side = prompts.images.policy.max_side
     empty = {n: len(render_prompt(processor, conversation("", n, prompts.prompt.system)).encode()) for n in (0, 1)}
-    # The picture that takes most, square or long (processors that cut tiles give a strip more of them than a square),
-    # the bytes of its placeholder, and a margin for what stands around it.
+    # The largest number of tokens of an image, its placeholder's bytes, and a margin for the text around it. Long
+    # shapes are included, because processors with tiles may need more of them for a strip than for a square.
     shapes = [(side, max(1, side // part)) for part in (1, 2, 3, 4, 6, 9, 12)]
-    picture = max(image_tokens(processor, [*shapes, *(shape[::-1] for shape in shapes)])) + (empty[1] - empty[0]) + 16
+    per_image = max(image_tokens(processor, [*shapes, *(shape[::-1] for shape in shapes)])) + (empty[1] - empty[0]) + 16
 
     def might_exceed(sample: Sample) -> bool:
         answer = len(prompts.task.target(sample).encode()) + 1 if answer_tokens is None else answer_tokens
         text = len(prompts.text(sample).encode())
-        return empty[0] + text + answer + picture * len(sample.images) > limit
+        return empty[0] + text + answer + per_image * len(sample.images) > limit
 
     return might_exceed
 
 
-def shown_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
-    """(width, height) of the picture that the model's processor gets; that of the placeholder where one stands for it.
+def processor_input_size(ref: ImageRef, images: ImageStore) -> tuple[int, int]:
+    """Return (width, height) of the image that the model's processor gets, which may be a placeholder.
 
     Raises:
-        ImageError: the picture cannot be read, and the recipe does not ask for placeholders.
+        ImageError: The image is unreadable, and the recipe does not request placeholders.
     """
     try:
         return reduced_size(ref, images.policy)

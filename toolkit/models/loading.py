@@ -16,18 +16,18 @@ from toolkit.recipe import Model, Recipe
 QUANTISED = ("4bit", "8bit")
 REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of ``bitsandbytes.nn.Linear4bit``."""
-ROOM = 1.25
-"""A model is put on the GPU when this many times its size is free there: the rest is for asking it."""
+HEADROOM = 1.25
+"""A model for merging moves to the GPU if this multiple of its size is free. The excess is for inference."""
 
 
 def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
-    """The weights in ``source`` as ``precision_of`` says, on the GPU where there is one.
+    """Load the weights in ``source`` with the precision of ``precision_of``, on the GPU if there is one.
 
     Raises:
-        ModelError: they cannot be had, or not in this precision on this machine, or they do not fit the GPU.
+        ModelError: The weights are not available, do not fit the GPU, or the machine does not support the precision.
     """
     show_downloads_only()
-    refuse_blind_attention(source, model)
+    check_attention(source, model)
     precision = precision_of(model, mergeable=mergeable)
     options: dict[str, Any] = {"dtype": _dtype(precision), "attn_implementation": _attention(model)}
     if precision in QUANTISED:
@@ -55,9 +55,9 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
             remedy="Install it, or choose another precision or attention.",
         ) from error
     except torch.OutOfMemoryError as error:
-        raise too_large(source) from error
+        raise model_too_large(source) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     _keep_trainable(loaded)
     if precision == "16bit" and loaded.dtype == torch.float32:
         warn(
@@ -70,7 +70,7 @@ def load_model(source: str, model: Model, *, mergeable: bool = False) -> Any:
 
 
 def dequantise(model: Any, source: str) -> Any:
-    """The model with weights of 16 bits in place of its quantised ones, which keep what quantising rounded off."""
+    """Return the model with dequantised 16-bit weights, which keep the quantisation error."""
     warn(
         "export.merged_into_dequantised",
         "the base is stored quantised, so the adapter is merged into dequantised weights",
@@ -78,13 +78,13 @@ def dequantise(model: Any, source: str) -> Any:
         value=source,
     )
     whole = model.dequantize().to(torch.bfloat16)
-    whole.is_loaded_in_4bit = whole.is_loaded_in_8bit = False  # transformers leaves the marks, and bits_of reads them
-    # Saving goes back over what loading did to the stored names and values: unpacking four bits has no way back.
-    whole._weight_conversions = [step for step in getattr(whole, "_weight_conversions", []) if _has_way_back(step)]
+    whole.is_loaded_in_4bit = whole.is_loaded_in_8bit = False  # transformers keeps these flags, which bits_of reads
+    # Saving reverses the conversions that loading applied to stored names and values. Unpacking 4 bits has no reverse.
+    whole._weight_conversions = [one for one in getattr(whole, "_weight_conversions", []) if _is_reversible(one)]
     return whole
 
 
-def _has_way_back(conversion: Any) -> bool:
+def _is_reversible(conversion: Any) -> bool:
     try:
         conversion.reverse_transform()
     except NotImplementedError:
@@ -92,16 +92,16 @@ def _has_way_back(conversion: Any) -> bool:
     return True
 
 
-def refuse_unmergeable(source: str, recipe: Recipe) -> None:
-    """Before anything is trained: merged weights need a base that is not stored quantised, or the wish to dequantise.
+def check_mergeable(source: str, recipe: Recipe) -> None:
+    """Check before training that merged weights can be exported: the base must not be stored quantised.
 
     Raises:
-        ModelError: the recipe exports merged weights, or a GGUF that is made of them, and the base is quantised, or
-            cannot be had.
+        ModelError: The recipe exports merged weights or a GGUF without ``allow_dequantised``, and the base is stored
+            quantised or is not available.
     """
     section = recipe.export
     if section is None or section.allow_dequantised or not {"merged", "gguf"} & set(section.to):
-        return  # an optional GGUF is left out by the export where it cannot be made
+        return  # the export skips an optional GGUF that it cannot create
     if method := stored_quantised(source, recipe.model):
         raise ModelError(
             "model.base_stored_quantised",
@@ -114,24 +114,24 @@ def refuse_unmergeable(source: str, recipe: Recipe) -> None:
 
 
 def stored_quantised(source: str, model: Model) -> str | None:
-    """How the weights in ``source`` are quantised where they are stored, such as bitsandbytes; None: they are not.
+    """Return the method with which the stored weights are quantised, such as bitsandbytes, or None.
 
     Raises:
-        ModelError: its configuration cannot be had.
+        ModelError: The configuration is not available.
     """
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=model.revision)
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     found = settings.get("quantization_config")
     return str(found.get("quant_method", "quantised")) if found else None
 
 
 def restore_weights(model: Any, checkpoint: Path) -> None:
-    """Put the weights in ``checkpoint`` into the model, every one of them.
+    """Load all weights of ``checkpoint`` into the model.
 
     Raises:
-        ModelError: one is missing, too many, or of another shape.
+        ModelError: A weight is missing, unexpected, or has another shape.
     """
     show_downloads_only()
     stored = type(model).from_pretrained(str(checkpoint), dtype=model.dtype)
@@ -148,10 +148,10 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
 
 
 def precision_of(model: Model, *, mergeable: bool = False) -> str:
-    """4bit, 8bit, 16bit, 32bit, or ``own``: as the weights are stored.
+    """Return 4bit, 8bit, 16bit, 32bit, or ``own`` (the stored dtype).
 
-    ``auto`` is 4bit for LoRA on CUDA, else 32bit: an optimiser's small steps vanish in weights of 16 bits. What is to
-    be merged is not quantised, since merging would round it once more.
+    ``auto`` is 4bit for LoRA on CUDA, otherwise 32bit, because small optimizer updates vanish in 16-bit weights. A
+    model for merging is not quantised, because merging would add the quantisation error.
     """
     precision: str = model.precision
     if precision == "auto":
@@ -160,15 +160,15 @@ def precision_of(model: Model, *, mergeable: bool = False) -> str:
 
 
 def bits_of(model: Any) -> int:
-    """4 or 8 for quantised weights, else the bits of the weights' dtype."""
+    """Return 4 or 8 for quantised weights, otherwise the bits of the dtype."""
     for bits in (4, 8):
         if getattr(model, f"is_loaded_in_{bits}bit", False):
             return bits
     return int(torch.finfo(model.dtype).bits)
 
 
-def not_found(source: str, error: Exception) -> ModelError:
-    """The error that tells how a model can be had."""
+def model_not_found(source: str, error: Exception) -> ModelError:
+    """Return the error for a model that is not available."""
     return ModelError(
         "model.not_found",
         "the model must be a folder or an available model on the Hub",
@@ -178,7 +178,7 @@ def not_found(source: str, error: Exception) -> ModelError:
     )
 
 
-def too_large(source: str) -> ModelError:
+def model_too_large(source: str) -> ModelError:
     """Return the error for a model that does not fit the GPU."""
     return ModelError(
         "model.too_large_for_gpu",
@@ -189,8 +189,8 @@ def too_large(source: str) -> ModelError:
     )
 
 
-def refuse_blind_attention(source: str, model: Model) -> None:
-    """Raises ModelError where flash_attention_2 would leave out what the model's pictures need."""
+def check_attention(source: str, model: Model) -> None:
+    """Raise ModelError if flash_attention_2 would drop the bidirectional attention between image tokens."""
     if model.attention != "flash_attention_2":
         return
     if architecture_of(source, model) in IMAGE_BLOCKS:
@@ -204,20 +204,20 @@ def refuse_blind_attention(source: str, model: Model) -> None:
 
 
 def architecture_of(source: str, model: Model) -> str:
-    """The ``model_type`` of the model in ``source``, such as gemma3.
+    """Return the ``model_type`` of the model in ``source``, such as gemma3.
 
     Raises:
-        ModelError: its configuration cannot be had.
+        ModelError: The configuration is not available.
     """
     try:
         config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        raise model_not_found(source, error) from error
     return str(config.model_type)
 
 
 def show_downloads_only() -> None:
-    """No bars for reading and writing weights; those of downloads stay, since a download takes minutes."""
+    """Show progress bars for downloads, which take minutes, but not for reading and writing weights."""
     downloads = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if downloads:
@@ -225,9 +225,9 @@ def show_downloads_only() -> None:
 
 
 def _dtype(precision: str) -> torch.dtype | str:
-    """bfloat16 where the device computes in it. Gemma 3 overflows in float16, so that is never chosen.
+    """Return bfloat16 if the device supports it, otherwise float32. Gemma 3 overflows in float16.
 
-    Quantised weights are multiplied in float32 on a CPU: bfloat16 is many times slower there without AVX512-BF16.
+    On a CPU, quantised weights are multiplied in float32, because bfloat16 is much slower without AVX512-BF16.
     """
     if precision == "own":
         return "auto"
@@ -250,11 +250,10 @@ def _quantisation(precision: str) -> BitsAndBytesConfig:
 
 
 def _keep_trainable(model: Any) -> None:
-    """Have bitsandbytes keep its layout of 4-bit weights, from which gradients can be computed.
+    """Keep the 4-bit weight layout of bitsandbytes that supports gradients.
 
-    On CPUs with AVX512-BF16, bitsandbytes (0.50) packs the weights of a layer anew in its first evaluation, for a
-    faster kernel that has no backward pass and whose scales are rounded to bfloat16. Each layer has an attribute for
-    whether the CPU can do so.
+    On CPUs with AVX512-BF16, bitsandbytes (0.50) repacks the weights of a layer in its first inference pass. The faster
+    kernel has no backward pass, and its scales are rounded to bfloat16. An attribute of each layer enables it.
     """
     for module in model.modules():
         if hasattr(module, REPACKS):
@@ -270,4 +269,4 @@ def _to_gpu_if_it_fits(model: Any) -> Any:
         return model
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    return model.to(torch.cuda.current_device()) if ROOM * model.get_memory_footprint() < free else model
+    return model.to(torch.cuda.current_device()) if HEADROOM * model.get_memory_footprint() < free else model

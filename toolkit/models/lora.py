@@ -1,4 +1,4 @@
-"""The LoRA adapter: which layers it goes on, a new one, and one that is loaded again."""
+"""LoRA adapters: target layers, a new adapter, and loading of a saved one."""
 
 import json
 import warnings
@@ -16,23 +16,23 @@ from toolkit.recipe import Lora
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter; else it holds a whole model."""
+    """Return whether the folder contains an adapter, not a full model."""
     return (folder / "adapter_config.json").is_file()
 
 
 def base_of(folder: Path) -> str | None:
-    """The folder or Hub name of the model that the adapter was trained on."""
+    """Return the folder or Hub name of the model that the adapter was trained on."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return str(base) if (base := settings.get("base_model_name_or_path")) else None
 
 
 def attach(model: Any, lora: Lora, seed: int) -> Any:
-    """The model with a new adapter, whose first weights are drawn by the seed; the base is frozen.
+    """Return the model with a new adapter, initialised with ``seed``, and a frozen base.
 
-    peft's ``prepare_model_for_kbit_training`` is left out on purpose: it also turns every norm into float32.
+    peft's ``prepare_model_for_kbit_training`` is not called, because it also converts every norm to float32.
 
     Raises:
-        ModelError: one of ``lora.targets`` is no linear layer of the language model.
+        ModelError: One of ``lora.targets`` is not a linear layer of the language model.
     """
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -47,14 +47,14 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
 
 
 def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
-    """The model with the adapter in ``folder``.
+    """Return the model with the adapter in ``folder``.
 
     Raises:
-        ModelError: the adapter was made for another model.
+        ModelError: The adapter is incomplete or belongs to another model.
     """
     try:
         with warnings.catch_warnings():
-            # peft only warns when weights of the adapter are missing, and goes on with untrained ones.
+            # If weights of the adapter are missing, peft only warns and continues with untrained ones.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
@@ -68,10 +68,10 @@ def reload(model: Any, folder: Path, *, trainable: bool) -> Any:
 
 
 def restore(model: Any, folder: Path) -> None:
-    """Put the adapter's weights in ``folder`` into the adapter that the model has.
+    """Load the adapter weights in ``folder`` into the model's adapter.
 
     Raises:
-        ModelError: some of them are missing there, or belong to another model.
+        ModelError: Weights are missing or belong to another model.
     """
     try:
         found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
@@ -90,9 +90,9 @@ def restore(model: Any, folder: Path) -> None:
 
 
 def add_reference(model: Any) -> None:
-    """Add a frozen copy of the adapter named ``ref``: GRPO's KL term is measured to it.
+    """Add a frozen copy of the adapter, named ``ref``, as the reference of GRPO's KL term.
 
-    TRL adds it by itself. Unsloth's trainer leaves that out, and uses the copy if the model has one.
+    TRL adds it by itself. Unsloth's trainer does not, but uses the copy if the model has one.
     """
     model.add_adapter("ref", model.peft_config["default"])
     with torch.no_grad():
@@ -103,9 +103,9 @@ def add_reference(model: Any) -> None:
 
 
 def differences(model: Any, lora: Lora) -> str:
-    """Where a loaded adapter is not what ``[lora]`` describes, as words; empty where it is.
+    """Return the differences between a loaded adapter and ``[lora]`` in words, or an empty text.
 
-    Looked at are the layers that it stands on: peft shortens the names in an adapter's configuration.
+    Targets are taken from the adapted layers, because peft shortens the names in an adapter's configuration.
     """
     config = model.peft_config["default"]
     own = {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
@@ -121,7 +121,7 @@ def differences(model: Any, lora: Lora) -> str:
 
 
 def warn_differs(weights: Path | None, differences: str) -> None:
-    """Warn that a loaded adapter is not what ``[lora]`` describes."""
+    """Warn that a loaded adapter differs from ``[lora]``."""
     warn(
         "model.adapter_differs_from_recipe",
         "the loaded adapter keeps its own settings, and [lora] is ignored",
@@ -131,10 +131,10 @@ def warn_differs(weights: Path | None, differences: str) -> None:
 
 
 def layers(model: Any, lora: Lora) -> list[str]:
-    """Full names of the layers to adapt. bitsandbytes' quantised layers are linear layers too.
+    """Return the full names of the layers to adapt. Quantised layers of bitsandbytes are linear layers too.
 
     Raises:
-        ModelError: one of ``lora.targets`` is no linear layer of the language model.
+        ModelError: One of ``lora.targets`` is not a linear layer of the language model.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     language = [name for name in linear if not VISION.search(name)]

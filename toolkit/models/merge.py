@@ -1,12 +1,12 @@
-"""Merging a LoRA adapter into the base's own files, shard by shard, and comparing what was written.
+"""Merging of a LoRA adapter into the base's files, shard by shard, and comparison of the written matrices.
 
-No second model is built: one shard of the base is in memory at a time, on the CPU, so a 16-bit base that does not fit
-the GPU is merged too. Names and the division into shards stay those of the base's files, and dtypes unless the recipe
-loads the base in another precision. transformers' table of renamings says which stored tensor a layer of the model is
-loaded from (Gemma 3: ``vision_tower.encoder`` is loaded from ``vision_tower.vision_model.encoder``).
+The merge builds no second model. It loads one shard of the base at a time, on the CPU, so it also works for a 16-bit
+base that does not fit the GPU. Names and shards are those of the base's files, and so are dtypes unless the recipe
+loads the base in another precision. transformers' table of renamings maps each layer of the model to its stored tensor
+(Gemma 3: ``vision_tower.encoder`` is loaded from ``vision_tower.vision_model.encoder``).
 
-peft's own ``merge_and_unload`` remains for what this module does not do: adapters beyond plain LoRA on linear layers,
-bases without safetensors, and bases that were dequantised.
+peft's ``merge_and_unload`` handles the other cases: adapters beyond plain LoRA on linear layers, bases without
+safetensors, and dequantised bases.
 """
 
 import json
@@ -34,13 +34,13 @@ ADAPTER = "default"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""What safetensors calls a dtype."""
-NAMED = 3
-"""Matrices that an error names."""
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
-"""Values of ``init_lora_weights`` with which peft leaves the base's parameters as they are."""
-FLOAT32 = 2e-6
-"""What the order of float32 sums may change, relative to the sum of absolute values."""
+"""Maps names of dtypes in safetensors to torch."""
+MAX_SHOWN = 3
+"""Number of matrices that an error names."""
+PLAIN_INITS = (True, False, "gaussian", "orthogonal")
+"""Values of ``init_lora_weights`` with which peft does not change the base's parameters."""
+SUMMATION_ERROR = 2e-6
+"""Effect of the summation order in float32, relative to the sum of absolute values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +56,33 @@ class Factors:
         return self.scale * (self.b.float() @ self.a.float())
 
     def magnitude(self) -> torch.Tensor:
-        """Return the sum of the absolute values that each element of the update adds up."""
+        """Return for each element of the update the sum of the absolute values of its terms."""
         return abs(self.scale) * (self.b.float().abs() @ self.a.float().abs())
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
-    """An adapter on the files of its base. Keys are names of tensors in these files."""
+class MergePlan:
+    """An adapter and the files of its base. Keys are names of tensors in these files."""
 
     folder: Path
     files: tuple[str, ...]
     factors: Mapping[str, Factors]
     replaced: Mapping[str, torch.Tensor]
-    """Whole tensors that the adapter brings (peft's ``modules_to_save``)."""
+    """Full tensors in the adapter (peft's ``modules_to_save``)."""
     dtype: torch.dtype | None
-    """What floating-point tensors are written in; None: as they are stored."""
+    """The dtype of written floating-point tensors. None: as stored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """What a comparison of merged weights found; ``deviation`` and ``change`` are the largest absolute ones."""
+class MergeComparison:
+    """The result of a comparison of merged weights. ``deviation`` and ``change`` are the largest absolute values."""
 
     matrices: int
     deviation: float
     change: float
 
     def to_record(self) -> dict[str, Any]:
-        """For the stage's record."""
+        """Return the values for the stage's record."""
         return {
             "matrices": self.matrices,
             "largest_deviation": float(f"{self.deviation:.3g}"),
@@ -90,18 +90,18 @@ class Compared:
         }
 
 
-def plan_merge(model: PeftModel) -> Merge | None:
-    """Return how the adapter goes into the base's files; None, with the reason in the log: peft must merge it.
+def plan_merge(model: PeftModel) -> MergePlan | None:
+    """Return the plan of a merge into the base's files. None if peft must merge, with the reason in the log.
 
     Raises:
-        ModelError: an adapted layer is not in the base's files.
+        ModelError: An adapted layer is not in the base's files.
     """
     base = model.get_base_model()
     try:
         _check_plain(model.peft_config[ADAPTER])
         folder, files = _base_files(base.config)
         adapted = dict(_factors(base))
-        brought = dict(_brought(base))
+        saved = dict(_saved_modules(base))
     except _NotPlainError as reason:
         warn(
             "export.merged_in_memory",
@@ -110,26 +110,26 @@ def plan_merge(model: PeftModel) -> Merge | None:
         )
         return None
     stored = _stored_names(base, folder, files)
-    missing = sorted(name for name in (*adapted, *brought) if name not in stored)
+    missing = sorted(name for name in (*adapted, *saved) if name not in stored)
     if missing:
         raise ModelError(
             "export.matrix_not_in_base",
             "every adapted matrix must be in the base's files",
             place=folder,
-            value=missing[:NAMED],
+            value=missing[:MAX_SHOWN],
             remedy="Report this with the model's name and the version of transformers.",
         )
-    return Merge(
+    return MergePlan(
         folder,
         files,
         {stored[name]: factors for name, factors in adapted.items()},
-        {stored[name]: tensor for name, tensor in brought.items()},
+        {stored[name]: tensor for name, tensor in saved.items()},
         None if base.dtype == _main_dtype(folder, files) else base.dtype,
     )
 
 
-def write_merged(merge: Merge, folder: Path) -> None:
-    """Write the merged weights into ``folder`` under the names of the base's files; each has its name once whole."""
+def write_merged(merge: MergePlan, folder: Path) -> None:
+    """Write the merged weights to ``folder`` under the names of the base's files. A file is renamed when complete."""
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for file in merge.files:
@@ -145,13 +145,13 @@ def write_merged(merge: Merge, folder: Path) -> None:
         (folder / f"{INDEX}.partial").replace(folder / INDEX)
 
 
-def compare_merged(merge: Merge, folder: Path) -> Compared:
+def compare_merged(merge: MergePlan, folder: Path) -> MergeComparison:
     """Compare the safetensors in ``folder`` with the base and the adapter, tensor by tensor.
 
-    An adapted matrix must be base + scale * B A within the rounding of its dtype, and every other tensor the base's.
+    An adapted matrix must equal base + scale * B A within the rounding of its dtype. Other tensors must equal the base.
 
     Raises:
-        ModelError: a matrix is missing, unchanged or wrong; the first few are named.
+        ModelError: A matrix is missing, unchanged or wrong. The error names the first ones.
     """
     written = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
     wrong: list[str] = []
@@ -172,7 +172,7 @@ def compare_merged(merge: Merge, folder: Path) -> Compared:
             gap = (found.float() - (base.float() + update)).abs()
             change = max(change, float(update.abs().max()))
             deviation = max(deviation, float(gap.max()))
-            if not bool((gap <= bound).all()):  # a NaN is no small gap
+            if not bool((gap <= bound).all()):  # NaN compares as False, so it is reported too
                 same = torch.equal(found, base.to(found.dtype))
                 wrong.append(f"{name} ({'unchanged' if same else f'off by up to {float(gap.max()):.2g}'})")
     if wrong:
@@ -180,27 +180,31 @@ def compare_merged(merge: Merge, folder: Path) -> Compared:
             "export.merged_matrices_wrong",
             "merged matrices must be base + scale * B A",
             place=folder,
-            value=f"{len(wrong)} wrong, {len(merge.factors)} adapted: {', '.join(wrong[:NAMED])}",
+            value=f"{len(wrong)} wrong, {len(merge.factors)} adapted: {', '.join(wrong[:MAX_SHOWN])}",
             remedy="Export the adapter alone, and report this with the model's name and the versions of peft and "
             "transformers.",
         )
-    return Compared(len(merge.factors), deviation, change)
+    return MergeComparison(len(merge.factors), deviation, change)
 
 
 class _NotPlainError(Exception):
-    """Why an adapter or a base is left to peft."""
+    """The reason why peft must merge an adapter."""
 
 
 def _expectation(factors: Factors, base: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The update of a stored tensor, and by how much each written element may differ from base + update."""
+    """Return the update of a stored tensor, and the largest permitted difference of each written element.
+
+    The bound has three parts: half a unit in the last place of the dtype (with a margin of 0.1 %), the effect of the
+    summation order, and the smallest normal number for elements near 0.
+    """
     update = factors.update().reshape(base.shape)
     half = torch.finfo(dtype).eps / 2
-    order = FLOAT32 * (base.float().abs() + factors.magnitude().reshape(base.shape))
+    order = SUMMATION_ERROR * (base.float().abs() + factors.magnitude().reshape(base.shape))
     bound = half * (base.float() + update).abs() * 1.001 + order + torch.finfo(dtype).smallest_normal
     return update, bound
 
 
-def _merged(merge: Merge, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _merged(merge: MergePlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     dtype = merge.dtype if merge.dtype is not None and tensor.is_floating_point() else tensor.dtype
     if name in merge.replaced:
         return merge.replaced[name].to(dtype).contiguous()
@@ -215,7 +219,7 @@ def _check_plain(config: Any) -> None:
         raise _NotPlainError(f"the adapter is {config.peft_type.value}, not LoRA")
     if config.bias != "none":
         raise _NotPlainError(f"the adapter trains biases (bias = {config.bias!r})")
-    if config.init_lora_weights not in PLAIN_STARTS:
+    if config.init_lora_weights not in PLAIN_INITS:
         raise _NotPlainError(f"peft changes the base for init_lora_weights = {config.init_lora_weights!r}")
 
 
@@ -237,7 +241,7 @@ def _base_files(config: Any) -> tuple[Path, tuple[str, ...]]:
 
 
 def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:
-    """Name of an adapted parameter of the model, without peft's wrapping -> its update, on the CPU."""
+    """Yield the name of each adapted parameter, without peft's wrapping, and its update on the CPU."""
     for name, part in base.named_modules():
         if not isinstance(part, LoraLayer):
             continue
@@ -250,7 +254,7 @@ def _factors(base: torch.nn.Module) -> Iterator[tuple[str, Factors]]:
         yield f"{name}.weight", Factors(a.detach().cpu(), b.detach().cpu(), float(part.scaling[ADAPTER]))
 
 
-def _brought(base: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _saved_modules(base: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, part in base.named_modules():
         if isinstance(part, ModulesToSaveWrapper):
             for key, tensor in part.modules_to_save[ADAPTER].state_dict().items():
@@ -260,9 +264,9 @@ def _brought(base: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _stored_names(base: Any, folder: Path, files: tuple[str, ...]) -> dict[str, str]:
-    """Name of a parameter of the model -> name of the stored tensor that it is loaded from, as transformers loads it.
+    """Return a mapping from parameter names to the names of the stored tensors that transformers loads them from.
 
-    Parameters that are computed from several stored tensors, or otherwise than by a change of shape, are left out.
+    It omits parameters that are computed from several stored tensors, or by more than a change of shape.
     """
     inside = (".base_layer.", ".original_module.")
     known = {_unwrapped(name, inside): value for name, value in base.state_dict().items() if "lora_" not in name}
@@ -286,7 +290,7 @@ def _unwrapped(name: str, inside: tuple[str, ...]) -> str:
 
 
 def _main_dtype(folder: Path, files: tuple[str, ...]) -> torch.dtype | None:
-    """The floating-point dtype that most elements are stored in; None: another one than ``DTYPES`` has."""
+    """Return the dtype of most stored elements, or None if ``DTYPES`` does not have it."""
     counted: Counter[str] = Counter()
     for file in files:
         with safe_open(folder / file, framework="pt") as opened:

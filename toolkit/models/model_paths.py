@@ -1,35 +1,35 @@
-"""What a recipe's model is called and where it lies, told without loading anything."""
+"""Names and paths of a recipe's model. Nothing is loaded."""
 
 import re
 from pathlib import PureWindowsPath
 
 from toolkit import tiny
-from toolkit.models.llamacpp import forms_of
+from toolkit.models.llamacpp import formats_of
 from toolkit.recipe import Model, Recipe
 
-ELSEWHERE = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
-"""How a path begins, which no name on the Hub does."""
+PATH_START = re.compile(r"^(?:~|\.{1,2})?[/\\]|^[A-Za-z]:[/\\]")
+"""The beginning of a path. No name on the Hub has it."""
 
 
 def model_source(model: Model) -> str:
-    """The folder or Hub name that ``model.name`` stands for."""
+    """Return the folder or Hub name of the model."""
     return str(tiny.FOLDER) if model.name == "tiny" else model.name
 
 
 def public_name(source: str) -> str:
-    """What others may call a model or file: a Hub's name stays, the shipped model is ``tiny``, a path is its last part.
+    """Return a name that reveals no path: the Hub name, ``tiny``, or the last part of a path.
 
-    The weights of a run go by the run's name.
+    Weights of a run get the run's name.
     """
     if source == str(tiny.FOLDER):
         return "tiny"
-    if not ELSEWHERE.search(source):
+    if not PATH_START.search(source):
         return source
-    parts = PureWindowsPath(source).parts  # its separators are those of both systems
+    parts = PureWindowsPath(source).parts  # accepts the separators of Windows and POSIX
     run = parts[-4:-3] if parts[-3:-2] == ("stages",) and parts[-2] in ("sft", "grpo", "export") else ()
     return run[0] if run else parts[-1]
 
 
 def writes_merged(recipe: Recipe) -> bool:
-    """Whether the recipe's export writes merged weights: as a form, or to make a GGUF of them."""
-    return recipe.export is not None and bool({"merged", "gguf"} & set(forms_of(recipe.export)))
+    """Return whether the export writes merged weights, as a format or as the source of a GGUF."""
+    return recipe.export is not None and bool({"merged", "gguf"} & set(formats_of(recipe.export)))

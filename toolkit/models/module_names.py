@@ -1,8 +1,8 @@
-"""Names of models and of their parts, for rooms that must not load a model library to know them."""
+"""Names of modules and model types. Packages that must not import a model library can use them."""
 
 import re
 
 VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|image_encoder)\.")
-"""Names of vision towers in transformers' models."""
+"""Matches modules of vision towers in transformers."""
 IMAGE_BLOCKS = ("gemma3", "gemma3n", "paligemma")
-"""Model types whose attention is bidirectional within a picture."""
+"""Model types with bidirectional attention between the tokens of an image."""

@@ -1,62 +1,63 @@
-"""Out-of-memory (OOM) errors of a GPU: which errors they are, and how many completions to generate per call."""
+"""Out-of-memory (OOM) errors of a GPU, and the limit of completions per ``generate`` call."""
 
 import gc
 from collections.abc import Callable
 from typing import TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _UNTYPED = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """Messages of CUDA's own libraries, which torch raises as a plain RuntimeError."""
 
 
-class AtOnce:
+class BatchLimit:
     """The largest number of completions per ``generate`` call. It only shrinks.
 
     Attributes:
-        most: the limit; None: there is none yet.
-        errors: the number of out-of-memory errors so far.
+        limit: The limit. None: no limit yet.
+        errors: The number of out-of-memory errors so far.
     """
 
-    def __init__(self, most: int | None = None, notify: Callable[[int], None] | None = None) -> None:
-        self.most, self.errors = most, 0
+    def __init__(self, limit: int | None = None, notify: Callable[[int], None] | None = None) -> None:
+        self.limit, self.errors = limit, 0
         self._notify = notify
 
-    def of(self, rows: int) -> int:
+    def size_for(self, rows: int) -> int:
         """Return the batch size to use for ``rows`` rows."""
-        return rows if self.most is None else min(rows, self.most)
+        return rows if self.limit is None else min(rows, self.limit)
 
     def halve(self, rows: int) -> bool:
-        """Note that ``rows`` did not fit, and halve the limit. Return False if ``rows`` was 1."""
+        """Halve the limit after ``rows`` did not fit. Return False if ``rows`` was 1."""
         self.errors += 1
         if rows <= 1:
             return False
-        self.most = (rows + 1) // 2
+        self.limit = (rows + 1) // 2
         if self._notify is not None:
-            self._notify(self.most)
+            self._notify(self.limit)
         return True
 
 
-def attempt(work: Callable[[], Found]) -> Found | None:
-    """Return the result of ``work``, or None after an out-of-memory error, with the GPU memory given back."""
+def attempt(work: Callable[[], Result]) -> Result | None:
+    """Return the result of ``work``, or None after an out-of-memory error, with the GPU memory freed."""
     try:
         return work()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    free()  # outside the handler: the error's traceback holds the frames, and the frames hold the activations
+    # Inside the handler, the traceback would still refer to the frames, and the frames to the activations.
+    free()
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU ran out of memory. Running out of main memory ends a process without an error."""
+    """Return whether a GPU ran out of memory. If the CPU runs out of memory, the process ends without an error."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _UNTYPED)
 
 
 def free() -> None:
-    """Give back the GPU memory that torch caches without using it."""
+    """Free the GPU memory that torch caches without using it."""
     import torch
 
     gc.collect()

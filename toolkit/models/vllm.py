@@ -1,4 +1,4 @@
-"""Whether vLLM can write GRPO's completions (``[grpo] rollouts = "vllm"``): the reasons why not."""
+"""Requirements of GRPO rollouts with vLLM (``[grpo] rollouts = "vllm"``)."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -6,18 +6,18 @@ from importlib.util import find_spec
 from toolkit.recipe import Recipe
 
 ARCHITECTURES = frozenset({"qwen2_5_vl", "gemma3", "mistral3", "qwen3_vl", "qwen3_5", "idefics3", "gemma4"})
-"""Model types that Unsloth gives to vLLM (``VLLM_SUPPORTED_VLM`` in its models/vision.py), less mixtures of experts."""
+"""Model types that Unsloth runs with vLLM (``VLLM_SUPPORTED_VLM`` in models/vision.py), without mixtures of experts."""
 
-LEAST_GIGABYTES = 24.0
-"""vLLM keeps half of the GPU for itself, beside what trains."""
-RESERVED = 0.06
-"""The part of a card's named size that its driver may keep: 24 GB cards show 22.7 to 25.8 GB."""
-LEAST_CAPABILITY = (7, 0)
+MIN_GPU_GB = 24.0
+"""vLLM reserves half of the GPU, in addition to the memory for training."""
+DRIVER_RESERVE = 0.06
+"""Fraction of a GPU's nominal size that the driver may reserve: GPUs of 24 GB report 22.7 to 25.8 GB."""
+MIN_CAPABILITY = (7, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides: the GPU's memory in GB (10^9 bytes) and compute capability, and whether vLLM is installed."""
+    """GPU memory in GB (10^9 bytes), compute capability, and whether vLLM is installed."""
 
     gigabytes: float
     capability: tuple[int, int]
@@ -25,7 +25,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """This machine; without a CUDA device it has 0 GB."""
+        """Return the values of this machine. Without a CUDA device it has 0 GB."""
         import torch
 
         if not torch.cuda.is_available():
@@ -34,14 +34,14 @@ class Machine:
         return cls(properties.total_memory / 1e9, (properties.major, properties.minor), find_spec("vllm") is not None)
 
 
-def vllm_refusals(recipe: Recipe, machine: Machine, architecture: str, pictures: int) -> list[str]:
-    """Why vLLM cannot write this recipe's completions, each as a sentence; empty: it can, or is not asked to.
+def vllm_unsupported_reasons(recipe: Recipe, machine: Machine, architecture: str, images: int) -> list[str]:
+    """Return the reasons why vLLM cannot generate the completions. Empty if it can, or is not requested.
 
     Args:
-        recipe: the run.
-        machine: what it runs on.
-        architecture: the model's ``model_type``, such as gemma3.
-        pictures: the most pictures that a training prompt has.
+        recipe: The run.
+        machine: The machine of the run.
+        architecture: The model's ``model_type``, such as gemma3.
+        images: The largest number of images in a training prompt.
     """
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return []
@@ -51,13 +51,13 @@ def vllm_refusals(recipe: Recipe, machine: Machine, architecture: str, pictures:
         (recipe.model.backend != "hf", 'it needs Unsloth, but [model] backend is "hf"'),
         (architecture in ARCHITECTURES, f"Unsloth supports vLLM for {known}, but not for {architecture}"),
         # unsloth_zoo starts the engine with limit_mm_per_prompt = {"image": 1} (vllm_utils.py).
-        (pictures <= 1, f"the engine accepts one image per prompt, but a prompt has {pictures}"),
+        (images <= 1, f"the engine accepts one image per prompt, but a prompt has {images}"),
         (not recipe.lora.vision, "vLLM cannot serve an adapter on the vision tower: set lora.vision = false"),
         (
-            machine.gigabytes >= LEAST_GIGABYTES * (1 - RESERVED),
-            f"it needs a GPU of {LEAST_GIGABYTES:.0f} GB, but this one has {machine.gigabytes:.1f}",
+            machine.gigabytes >= MIN_GPU_GB * (1 - DRIVER_RESERVE),
+            f"it needs a GPU of {MIN_GPU_GB:.0f} GB, but this one has {machine.gigabytes:.1f}",
         ),
-        (machine.capability >= LEAST_CAPABILITY, "it needs a GPU of compute capability 7.0 or higher"),
+        (machine.capability >= MIN_CAPABILITY, "it needs a GPU of compute capability 7.0 or higher"),
         # The engine reads the newest weights of the repository (unsloth, models/loader.py).
         (recipe.model.revision is None, "vLLM would ignore model.revision and load the newest weights"),
         (recipe.sft is None, "the engine would fill the GPU during SFT too: move [sft] to another recipe"),

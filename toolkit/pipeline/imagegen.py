@@ -14,9 +14,9 @@ from toolkit.runfolder import (
     Record,
     RunFolder,
     StopRequest,
+    format_duration,
+    no_progress,
     read_json,
-    silent,
-    spell_time,
     start_run,
     world_size,
     write_json,
@@ -34,7 +34,7 @@ def run_imagegen(
     *,
     fresh: bool = False,
     plan: Record | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
 ) -> "tuple[RunFolder, ImagegenResult]":
     """Run every stage that has not finished, and return the run folder and the results.
@@ -73,7 +73,7 @@ def run_imagegen(
                 with recorder.stage(name):
                     run_stage(session, name)
                 write_imagegen_results(run, recipe)
-                log.info("%s is finished (%s)", name, spell_time(time.monotonic() - started))
+                log.info("%s is finished (%s)", name, format_duration(time.monotonic() - started))
         return run, write_imagegen_results(run, recipe)
 
 

@@ -16,7 +16,7 @@ from toolkit.recipe import DRY_RUN_SUFFIX, Recipe, changed_keys
 from toolkit.recipe.imagegen import SYNTHETIC_EXPERT_LEVELS, SYNTHETIC_MODALITIES, Imagegen
 from toolkit.recipe.imagegen_checks import missing_imagegen_files
 from toolkit.recipe.overrides import merge
-from toolkit.runfolder import Progress, RunFolder, silent
+from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.runfolder.cache import cache_folder
 
 if TYPE_CHECKING:  # imagegen imports torch
@@ -31,7 +31,7 @@ Changes = dict[str, Any]
 
 
 def dry_run_imagegen(
-    recipe: Recipe, *, progress: Progress = silent, notify: Callable[[int], None] = lambda number: None
+    recipe: Recipe, *, progress: Progress = no_progress, notify: Callable[[int], None] = lambda number: None
 ) -> "tuple[RunFolder, ImagegenResult]":
     """Run the dry run of a recipe from its beginning, in a folder of its own that the next dry run replaces.
 

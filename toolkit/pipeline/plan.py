@@ -116,7 +116,7 @@ def parse_gpu(text: str) -> "Gpu":
         PlanError: no GPU with known figures has this name, or the memory is out of range.
     """
     from toolkit.planning import described_gpu, named_gpu
-    from toolkit.planning.duration import GPUS
+    from toolkit.planning.gpu import GPUS
 
     try:
         size = float(text.lower().removesuffix("gb"))

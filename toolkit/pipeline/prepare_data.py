@@ -16,8 +16,8 @@ from toolkit.images import ImageStore, ScanReport, scan
 from toolkit.images.ref import ImageRef
 from toolkit.prepare.synthetic import write_lesions
 from toolkit.recipe import SPLITS, Recipe, SyntheticData
-from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, read_json, silent, write_json
-from toolkit.synthetic.chest import write_chest
+from toolkit.runfolder import Progress, Record, RunFolder, check_fingerprints, no_progress, read_json, write_json
+from toolkit.tasks.mcq.synthetic import write_chest
 from toolkit.tasks.steps.synthetic import write_steps
 from toolkit.tasks.vqa.synthetic import write_chest_vqa
 
@@ -73,7 +73,7 @@ def look(recipe: Recipe, run: RunFolder) -> tuple[DataSplits, ImageStore]:
     data = load_data(recipe, run.path / "synthetic" if recipe.data.synthetic else None)
     images = image_store(recipe, data)
     if recipe.images.unreadable == "skip":
-        data = without_unusable_images(recipe, data, scan_images(recipe, data, images, silent))
+        data = without_unusable_images(recipe, data, scan_images(recipe, data, images, no_progress))
     return data, images
 
 
@@ -127,7 +127,7 @@ def read_rows(recipe: Recipe, synthetic_folder: Path) -> DataSplits:
 def image_store(recipe: Recipe, data: DataSplits) -> ImageStore:
     """Return the store of the images of all splits."""
     roots = {samples.source.image_root for samples in _splits(data).values() if len(samples)}
-    return ImageStore.of(recipe.images, sorted(roots))
+    return ImageStore.from_recipe(recipe.images, sorted(roots))
 
 
 def scan_images(recipe: Recipe, data: DataSplits, images: ImageStore, progress: Progress) -> ScanReport:

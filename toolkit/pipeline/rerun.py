@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.evaluation.context import Context, EvaluationRecord
-from toolkit.models.llamacpp import forms_of, is_gguf
+from toolkit.models.llamacpp import formats_of, is_gguf
 from toolkit.pipeline.results import EVALUATE, LABELS, Results, evaluations, read_results, write_results
 from toolkit.pipeline.run import DATA, StageCall, Stages, require_export, run_stage, stopping
 from toolkit.recipe import Export, Recipe, changed_keys, for_language_models, load_recipe
@@ -21,9 +21,9 @@ from toolkit.runfolder import (
     RunFolder,
     StopRequest,
     find_exported,
-    locate,
+    locate_weights,
+    no_progress,
     reopen_run,
-    silent,
 )
 from toolkit.runfolder.usage import recording
 
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Callbacks = tuple[Progress, Callable[[int], None]]
 """Called with the progress of a stage, and with the number of a signal that requests a stop."""
 
-SILENT: Callbacks = (silent, lambda number: None)
+SILENT: Callbacks = (no_progress, lambda number: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def open_for_inference(path: Path, model: str | None = None) -> tuple[RunFolder,
     """
     from toolkit.models import preload
 
-    run, weights = locate(path)
+    run, weights = locate_weights(path)
     for_language_models(run.recipe(), "toolkit predict")
     if model is not None:
         weights = find_exported(run, model).weights
@@ -208,7 +208,7 @@ def _run_one(
 
 
 def _check_delivery(run: RunFolder, recipe: Recipe, settings: Sequence[str], delivery: Delivery) -> None:
-    if "gguf" not in forms_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
+    if "gguf" not in formats_of(recipe.export or Export()) and any(one.startswith("export.quant=") for one in settings):
         rule = "only GGUF files can be quantized, and none is exported"
         raise RunError("export.quant_without_gguf", rule, place="--quant", remedy="Add --to gguf.")
     own = (run.path / "stages" / EXPORT).resolve()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toolkit.evaluation.context import Context, DataAndImages, EvaluateStage, ExportStage, TrainStage
-from toolkit.models.llamacpp import forms_of, require_for
+from toolkit.models.llamacpp import formats_of, require_for
 from toolkit.pipeline.results import EVALUATE, Results, evaluations, read_results, write_results
 from toolkit.recipe import Recipe
 from toolkit.runfolder import (
@@ -18,9 +18,9 @@ from toolkit.runfolder import (
     StopRequest,
     current_weights,
     find_run,
-    is_main,
-    silent,
-    spell_time,
+    format_duration,
+    is_main_process,
+    no_progress,
     start_run,
     world_size,
     write_json,
@@ -76,7 +76,7 @@ def run_recipe(
     *,
     fresh: bool = False,
     plan: Record | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
 ) -> Results:
     """Run every stage of a recipe that has not finished.
@@ -95,7 +95,7 @@ def run_recipe(
     Raises:
         ToolkitError: a stage failed. Interrupted after a signal, with the state saved.
     """
-    if not is_main():
+    if not is_main_process():
         return train_as_worker(recipe, stages)
     with start_run(recipe, fresh=fresh) as run, StopRequest(notify) as stop:
         if plan is not None:
@@ -143,9 +143,9 @@ def train_as_worker(recipe: Recipe, stages: Stages) -> Results:
 def wait_for_all() -> None:
     """Wait for the other processes of the run. Imports no model library if there is only one process."""
     if world_size() > 1:
-        from toolkit.models.distributed import meet
+        from toolkit.models.distributed import wait_for_all as wait
 
-        meet()
+        wait()
 
 
 def stage_calls(recipe: Recipe, stages: Stages) -> list[StageCall]:
@@ -190,7 +190,7 @@ def run_stage(call: StageCall, context: Context, recorder: Recorder) -> Record:
         if trains:
             wait_for_all()
     write_results(context.run)
-    log.info("%s is finished (%s)", call.name, spell_time(time.monotonic() - started))
+    log.info("%s is finished (%s)", call.name, format_duration(time.monotonic() - started))
     return context.run.record(call.name)
 
 
@@ -228,7 +228,7 @@ def _is_finished(call: StageCall, run: RunFolder, recipe: Recipe) -> bool:
         return run.is_done(call.name)
     record, trained = run.record(EXPORT), _training_stages(recipe)
     last = run.weights_folder(trained[-1]) if trained else current_weights(run, recipe)
-    wanted = [name for name in forms_of(recipe.export) if name not in record.get("left_out", ())]
+    wanted = [name for name in formats_of(recipe.export) if name not in record.get("left_out", ())]
     if last is None or record["weights"] != run.relative(last) or not set(wanted) <= set(record["asked"]):
         return False
     written = [record[name] for name in wanted if name in record]  # full fine-tuning has no adapter

@@ -1,8 +1,8 @@
-"""What a run will need, told before anything is spent."""
+"""Plan a run before it starts: parameters, tokens, GPU memory, time, disk, and known problems."""
 
 from toolkit.planning.findings import Finding
 from toolkit.planning.gpu import Gpu, described_gpu, find_gpu, named_gpu
 from toolkit.planning.make import Rows, make_plan
-from toolkit.planning.record import Plan
+from toolkit.planning.plan import Plan
 
 __all__ = ["Finding", "Gpu", "Plan", "Rows", "described_gpu", "find_gpu", "make_plan", "named_gpu"]

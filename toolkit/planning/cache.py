@@ -1,8 +1,8 @@
-"""What plans counted, kept in the cache under a key of all that it was counted from.
+"""Cache of the counts of plans. The key is a hash of everything that a count depends on.
 
-Counting needs transformers and torch, which take five seconds to import; a plan that finds everything here imports
-neither. Nothing here can be out of date: another text, picture size, processor file, library version or line of the
-code that counts is another key.
+Counting imports transformers and torch, which takes five seconds. A plan whose counts are cached imports neither. An
+entry cannot be outdated: different texts, image sizes, processor files, library versions or counting code give another
+key.
 """
 
 import json
@@ -16,36 +16,32 @@ from typing import TypeVar
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
+from toolkit.models import chat_template, lengths, module_names
 from toolkit.runfolder import write_text
 from toolkit.runfolder.cache import cache_folder
 
 CODE = (
-    "models/module_names.py",
-    "models/chat_template.py",
-    "planning/architecture.py",
-    "planning/counting.py",
-    "planning/prequantised.py",
-    "planning/tokens.py",
-    "models/lengths.py",
+    *(Path(str(module.__file__)) for module in (chat_template, lengths, module_names)),
+    *(Path(__file__).with_name(name) for name in ("architecture.py", "tokens.py")),
 )
-"""Files of the package that decide what is counted."""
+"""Source files that decide the counts."""
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "jinja2", "pillow")
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".pt", ".pth", ".onnx"})
-"""Files of a model's folder that say nothing of its tokens, and are large."""
+"""Suffixes of weight files, which are large and do not affect tokens."""
 
 Counted = TypeVar("Counted")
 
 
-def remembered(
+def cached_count(
     kind: type[Counted], facts: object, count: Callable[[], Counted], good: Callable[[Counted], bool] = lambda _: True
 ) -> Counted:
-    """What ``count`` gives, from the cache where the same was counted before.
+    """Return the result of ``count``, from the cache if the same facts were counted before.
 
     Args:
-        kind: a dataclass, whose fields are kept as JSON.
-        facts: everything that the result depends on beside code and libraries, as JSON takes it.
-        count: its errors are not kept. A cache that cannot be read or written is as good as none.
-        good: whether a result may be kept.
+        kind: a dataclass. Its fields are stored as JSON.
+        facts: everything that the result depends on besides code and libraries, as JSON values.
+        count: counts. Its errors are not cached. If the cache cannot be read or written, it is not used.
+        good: whether a result may be cached.
     """
     key = xxhash.xxh3_128_hexdigest(json.dumps([_code(), facts], sort_keys=True, default=str).encode())
     file = cache_folder() / "plans" / f"{kind.__name__.lower()}-{key}.json"
@@ -55,21 +51,20 @@ def remembered(
     except (OSError, ValidationError):
         counted = count()
     if good(counted):
-        with suppress(OSError, ValueError):  # the latter: a text with half a character
+        with suppress(OSError, ValueError):  # Lone surrogates raise ValueError.
             write_text(file, adapter.dump_json(counted).decode())
     return counted
 
 
-def folder_facts(folder: Path) -> list[tuple[str, str]]:
-    """Name and hash of each file in a model's folder that is not weights."""
+def hash_processor_files(folder: Path) -> list[tuple[str, str]]:
+    """Return name and hash of each file in a model folder, except weight files."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix not in WEIGHTS)
     return [(file.name, _hash([file])) for file in files]
 
 
 @cache
 def _code() -> list[str]:
-    package = Path(__file__).parent.parent
-    return [_hash(package / name for name in CODE), *(f"{library} {_version(library)}" for library in LIBRARIES)]
+    return [_hash(CODE), *(f"{library} {_version(library)}" for library in LIBRARIES)]
 
 
 def _version(library: str) -> str:

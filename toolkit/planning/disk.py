@@ -1,4 +1,4 @@
-"""Disk that a run will take, against what is free."""
+"""Disk space that a run needs, compared with the free space."""
 
 import os
 import shutil
@@ -7,30 +7,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.errors import Problem
-from toolkit.models.llamacpp import forms_of, most_bytes
+from toolkit.models.llamacpp import formats_of, max_bytes
 from toolkit.models.model_paths import model_source, writes_merged
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.base import State
 from toolkit.planning.findings import Finding
-from toolkit.planning.memory.setting import Setting, Stage
 from toolkit.planning.memory.weights import FLOAT, optimizer_bytes, trained_parameters, weight_bytes
+from toolkit.planning.model_files import State
 from toolkit.planning.prequantised import Repository
+from toolkit.planning.stages import Setting, Stage
 from toolkit.recipe import Export, Recipe
 
 SPARE = 10**9
-"""Bytes that should stay free, for logs, answers and the caches of rows and pictures."""
+"""Bytes that should stay free for logs, completions and the caches of rows and images."""
 PROCESSOR = 40 * 10**6
-"""A tokenizer and a processor, about, which lie beside each copy of the weights, where the model's are not here."""
+"""Approximate bytes of a tokenizer and image processor, which are stored with each copy of the weights. The figure is
+used if the files of the model are not available."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Bytes that the run folder will take at most, by part, and what is free where it lies.
+    """Most bytes that the run folder needs, by part, and the free space on its disk.
 
     Attributes:
         parts: of the run folder.
         free: on its disk.
-        downloads: repository -> bytes that are fetched into the Hub's cache.
+        downloads: repository -> bytes that are downloaded into the Hub's cache.
         cache: folder of that cache.
         cache_free: on the cache's disk.
     """
@@ -43,13 +44,13 @@ class Disk:
 
     @property
     def needed(self) -> int:
-        """All parts."""
+        """Return the sum of all parts."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """Where parameters come from: whether the model's own are here, and the repository that stands in for them."""
+    """Sources of the parameters: whether the model is available, and the repository that replaces it."""
 
     own: State
     repository: Repository | None = None
@@ -58,10 +59,10 @@ class Downloads:
 def plan_disk(
     recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads | None = None
 ) -> Disk:
-    """Checkpoints, weights of each stage and exports, from the counts of weights.
+    """Return the disk space of checkpoints, weights of each stage, and exports, from parameter counts.
 
-    A checkpoint holds what is trained and its optimiser's state; while one is written, there is one more than
-    ``run.keep_checkpoints``. Merged weights, which a GGUF is made from, take 2 bytes a weight.
+    A checkpoint has the trained parameters and the optimizer state. While one is written, ``run.keep_checkpoints``
+    others exist. Merged weights, which a GGUF file is made from, take 2 bytes for each parameter.
     """
     parts: dict[str, int] = {}
     processor = _processor_bytes(recipe)
@@ -72,13 +73,13 @@ def plan_disk(
             parts[f"{name} checkpoints"] = (recipe.run.keep_checkpoints + 1) * (each + processor)
             parts[f"{name} weights"] = weights + processor
     section, trained = recipe.export or Export(to=()), settings.get("sft") or settings.get("grpo")
-    forms = forms_of(section)
+    forms = formats_of(section)
     if "adapter" in forms and trained is not None and trained.tuning == "lora":
         parts["export adapter"] = _trained_bytes(model, trained) + processor
     if writes_merged(recipe):
         parts["export merged"] = 2 * model.parameters + processor
     if "gguf" in forms:
-        parts["export gguf"] = most_bytes(model.parameters, section.quant)
+        parts["export gguf"] = max_bytes(model.parameters, section.quant)
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -92,9 +93,9 @@ def plan_disk(
 def _downloads(
     recipe: Recipe, model: Architecture, settings: Mapping[Stage, Setting], downloads: Downloads
 ) -> dict[str, int]:
-    """The repository that Unsloth loads, and the model's own parameters in 16 bits, if they are loaded or merged into.
+    """Return the downloads: the repository that Unsloth loads, and the model in 16 bits if it is loaded or merged.
 
-    A repository of unknown size is taken to have what its parameters take on a GPU.
+    A repository of unknown size counts with the bytes that its parameters take on a GPU.
     """
     found: dict[str, int] = {}
     repository, setting = downloads.repository, next(iter(settings.values()), None)
@@ -107,8 +108,8 @@ def _downloads(
     return found
 
 
-def judge_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
-    """A place that cannot be written, too little room, or little of it."""
+def check_disk(recipe: Recipe, disk: Disk) -> Iterator[Finding]:
+    """Yield findings if the run folder is not writable, or if disk space is insufficient or nearly full."""
     place, above = f"disk of {recipe.run_folder.parent}", _existing(recipe.run_folder.absolute())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         code = "plan.run_folder_not_writable" if above.is_dir() else "plan.run_folder_below_file"
@@ -135,7 +136,7 @@ def _trained_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def _processor_bytes(recipe: Recipe) -> int:
-    """Of the files beside the weights, where the model lies in a folder."""
+    """Return the bytes of the files beside the weights, if the model is in a folder."""
     folder = Path(model_source(recipe.model))
     if not folder.is_dir():
         return PROCESSOR

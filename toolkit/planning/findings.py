@@ -1,4 +1,4 @@
-"""What a plan reports of a run: problems that stop it from working, and warnings."""
+"""Findings of a plan: problems that prevent a run from working, and warnings."""
 
 from dataclasses import dataclass, replace
 
@@ -10,9 +10,9 @@ class Finding:
     """One problem or warning.
 
     Attributes:
-        details: code, rule, place, value and remedy. The place is a recipe's key, a folder, a row or an image.
-        problem: the run cannot work, as far as the plan can tell. False: a warning.
-        certain: known, not estimated. `toolkit run` aborts for it.
+        details: code, rule, place, value and remedy. The place is a recipe key, a folder, a row or an image.
+        problem: the run cannot work, according to the plan. False: a warning.
+        certain: known, not estimated. `toolkit run` aborts on it.
     """
 
     details: Problem
@@ -22,7 +22,7 @@ class Finding:
     def __init__(
         self, details: Problem | str, text: str = "", remedy: str = "", *, problem: bool = True, certain: bool = True
     ) -> None:
-        if isinstance(details, str):  # place, text and remedy, until the findings of [imagegen] have codes
+        if isinstance(details, str):  # The findings of [imagegen] have no codes yet.
             details = Problem("plan.imagegen", text, details, remedy=remedy)
         for name, value in (("details", details), ("problem", problem), ("certain", certain)):
             object.__setattr__(self, name, value)
@@ -46,7 +46,7 @@ class Finding:
 
 
 def warning(details: Problem | str, text: str = "", remedy: str = "") -> Finding:
-    """Return a finding that the run can work with."""
+    """Return a finding that does not prevent the run."""
     return Finding(details, text, remedy, problem=False, certain=False)
 
 

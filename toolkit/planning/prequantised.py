@@ -1,14 +1,13 @@
-"""What Unsloth loads in the place of a 4-bit model, and which of its layers stay in 16 bits.
+"""Repositories that Unsloth loads in place of a 4-bit model, and their layers in 16 bits.
 
-Unsloth replaces a known name by a repository of its own that is quantised already: ``google/medgemma-4b-it`` by
-``unsloth/medgemma-4b-it-unsloth-bnb-4bit``. Such a repository keeps chosen layers in 16 bits and lists them in its
-config.json (``quantization_config.llm_int8_skip_modules``). Models that Unsloth quantises while loading keep the vision
+Unsloth replaces a known name by a pre-quantized repository of its own: ``google/medgemma-4b-it`` by
+``unsloth/medgemma-4b-it-unsloth-bnb-4bit``. Such a repository keeps some layers in 16 bits and lists them in its
+config.json (``quantization_config.llm_int8_skip_modules``). Models that Unsloth quantizes while loading keep the vision
 tower in 16 bits.
 """
 
 import ast
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -16,13 +15,12 @@ from pathlib import Path
 
 from toolkit.errors import ModelError
 from toolkit.planning.architecture import Architecture, Linear
-from toolkit.planning.base import is_complete
 from toolkit.planning.memory.weights import nf4_bytes
-from toolkit.planning.model_configs import cached_file, read_configuration
+from toolkit.planning.model_files import cached_file, is_complete, read_configuration
 from toolkit.recipe import Model
 
 TIMEOUT = 3.0
-"""Seconds that one request to the Hub may take."""
+"""Seconds until a request to the Hub is given up."""
 KEPT = ("lm_head", "multi_modal_projector", "merger", "vision_tower", "visual", "vision_embedder", "embed_vision")
 """Modules of vision-language models that Unsloth leaves in 16 bits (unsloth_zoo's ``SKIP_QUANTIZATION_MODULES``)."""
 HALF = 2
@@ -40,28 +38,28 @@ REPLACED: Mapping[str, str] = {
         ("Qwen", "Qwen3-VL-8B-Instruct"),
     )
 }
-"""Name in lower case -> repository, for the models that recipes use. It stands in for Unsloth's own table on a machine
-without Unsloth."""
+"""Name in lower case -> repository, for the models in recipes. It replaces Unsloth's own table on a machine without
+Unsloth."""
 DOWNLOADS: Mapping[str, int] = {
     f"unsloth/gemma-3-4b-it{SUFFIX}": 4_560_000_000,
     f"unsloth/gemma-3-4b-pt{SUFFIX}": 4_380_000_000,
     f"unsloth/Qwen2.5-VL-7B-Instruct{SUFFIX}": 6_900_000_000,
     f"unsloth/Qwen3-VL-8B-Instruct{SUFFIX}": 7_700_000_000,
 }
-"""Bytes of repositories' parameters, as the download bars in Unsloth's published notebooks print them."""
+"""Bytes of the parameters of repositories, as the progress bars in Unsloth's published notebooks show them."""
 MOST_KEPT = 1 / 6
-"""Fraction of the language model's matrices that is taken to stay in 16 bits if neither list nor size is at hand. The
-sizes in ``DOWNLOADS`` correspond to 0 to 15 %."""
+"""Fraction of the language model's matrices that counts as 16 bits if neither list nor size is available. The sizes in
+``DOWNLOADS`` correspond to 0 to 15 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository that Unsloth loads in the place of the recipe's model.
+    """A repository that Unsloth loads in place of the recipe's model.
 
     Attributes:
         name: on the Hub.
-        kept: modules that stay in 16 bits. None: the list is not at hand.
-        size: bytes of its parameters. None: not known.
+        kept: modules in 16 bits. None: the list is not available.
+        size: bytes of its parameters. None: unknown.
         cached: whether its parameters are in the Hub's cache.
     """
 
@@ -71,19 +69,19 @@ class Repository:
     cached: bool = False
 
 
-Ask = Callable[[str], Repository | None]
-"""Asks the Hub for a repository. None: no answer."""
+Query = Callable[[str], Repository | None]
+"""Query the Hub for a repository. None: no answer."""
 
 
-def find_repository(model: Model, ask: Ask | None = None) -> Repository | None:
-    """Return the repository that Unsloth loads in the place of a model in 4 bits. None: the model's own is loaded.
+def find_repository(model: Model, query: Query | None = None) -> Repository | None:
+    """Return the repository that Unsloth loads in place of a model in 4 bits. None: the model itself is loaded.
 
-    Its list of layers comes from the Hub's cache, or from one request by ``ask`` (default: ``ask_hub``) unless
+    The list of layers comes from the Hub's cache, or from a request by ``query`` (default: ``query_hub``) unless
     ``HF_HUB_OFFLINE=1``.
     """
     if model.revision is not None or model.precision not in ("4bit", "auto") or Path(model.name).is_dir():
         return None
-    name = table_of_names().get(model.name.lower())
+    name = unsloth_repositories().get(model.name.lower())
     if name is None or not name.endswith("-bnb-4bit"):
         return None
     other = model.model_copy(update={"name": name})
@@ -93,14 +91,14 @@ def find_repository(model: Model, ask: Ask | None = None) -> Repository | None:
         return Repository(name, kept_modules(read_configuration(file)), DOWNLOADS.get(name), cached)
     from huggingface_hub import constants
 
-    asked = None if constants.HF_HUB_OFFLINE else (ask or ask_hub)(name)
-    return asked or Repository(name, None, DOWNLOADS.get(name))
+    found = None if constants.HF_HUB_OFFLINE else (query or query_hub)(name)
+    return found or Repository(name, None, DOWNLOADS.get(name))
 
 
-def table_of_names() -> Mapping[str, str]:
-    """Return Unsloth's table: name in lower case -> pre-quantised repository.
+def unsloth_repositories() -> Mapping[str, str]:
+    """Return Unsloth's table: name in lower case -> pre-quantized repository.
 
-    It is read from the installed source without importing Unsloth, which takes half a minute and needs a GPU.
+    The table is read from the installed source. Importing Unsloth takes half a minute and needs a GPU.
     """
     spec = find_spec("unsloth")
     if spec is None or not spec.submodule_search_locations:
@@ -118,14 +116,14 @@ def table_of_names() -> Mapping[str, str]:
 
 
 def _names(entry: object) -> Iterable[object]:
-    """The names of an entry of the table: a tuple, or such a tuple for each number of bits."""
+    """Return the names of a table entry, which is a tuple or a tuple for each number of bits."""
     if isinstance(entry, Mapping):
         return [name for names in entry.values() for name in names]
     return entry if isinstance(entry, tuple) else ()
 
 
-def ask_hub(name: str) -> Repository | None:
-    """Fetch a repository's config.json and the sizes of its files, which take two requests."""
+def query_hub(name: str) -> Repository | None:
+    """Fetch a repository's config.json and the sizes of its files, in two requests."""
     import httpx
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -140,34 +138,18 @@ def ask_hub(name: str) -> Repository | None:
 
 
 def kept_modules(fields: Mapping[str, object]) -> tuple[str, ...] | None:
-    """Return the modules that a config.json lists as not quantised. None: it lists none."""
+    """Return the modules that a config.json lists as not quantized. None: there is no list."""
     quantisation = fields.get("quantization_config")
     listed = quantisation.get("llm_int8_skip_modules") if isinstance(quantisation, Mapping) else None
     return tuple(map(str, listed)) if isinstance(listed, list) else None
 
 
-def stays(name: str, kept: Iterable[str]) -> bool:
-    """Return whether a module stays in 16 bits by a list of names, as Unsloth reads it.
-
-    A listed name matches the module itself, all below it, and any path that contains it. Names of older model trees
-    match those of the present one: ``language_model.model.`` for ``language_model.``, ``vision_model.`` for none.
-    """
-    path = f".{_present(name)}."
-    return any(f".{_present(one)}." in path for one in kept)
-
-
-def _present(name: str) -> str:
-    return (
-        re.sub(r"^model\.", "", name).replace("language_model.model.", "language_model.").replace("vision_model.", "")
-    )
-
-
 def fraction_kept(model: Architecture, size: int | None) -> float:
-    """Return the fraction of the language model's quantised matrices that stays in 16 bits, by a repository's size.
+    """Return the fraction of the language model's quantized matrices that is in 16 bits, from a repository's size.
 
     Args:
-        model: with everything quantised that could be.
-        size: bytes of the repository's parameters. None: not known, so ``MOST_KEPT`` is returned.
+        model: with every supported layer quantized.
+        size: bytes of the repository's parameters. None: unknown, so ``MOST_KEPT`` is returned.
     """
     if size is None:
         return MOST_KEPT
@@ -181,8 +163,8 @@ def fraction_kept(model: Architecture, size: int | None) -> float:
     return min(1.0, max(0.0, (size - other - packed) / (whole - packed)))
 
 
-def keep_some(model: Architecture, fraction: float) -> Architecture:
-    """Return the architecture with a fraction of the language model's quantised matrices in 16 bits, rounded up."""
+def keep_fraction(model: Architecture, fraction: float) -> Architecture:
+    """Return the architecture with a fraction of the language model's quantized matrices in 16 bits, rounded up."""
     linears: list[Linear] = []
     for one in model.linears:
         left = math.ceil(one.count * fraction) if one.quantised and not one.vision else 0

@@ -1,42 +1,84 @@
-"""Tokens of a recipe's rows, counted with the model's processor, or estimated where it is not here."""
+"""Tokens of a recipe's rows, counted with the model's processor, or estimated without one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 
+from toolkit.data.loading import DataSplits, SampleSet
+from toolkit.data.loading.sample_set import limit
 from toolkit.data.sample import Sample
-from toolkit.errors import ModelError, ToolkitError
+from toolkit.errors import DataError, ImageError, MissingExtraError, ModelError, Problem, ToolkitError
 from toolkit.images import ImageStore
 from toolkit.models.chat_template import Length
-from toolkit.models.lengths import count_lengths, describe_too_long, shown_size
+from toolkit.models.lengths import count_lengths, describe_too_long, processor_input_size
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
 from toolkit.planning.architecture import Architecture, Tower
-from toolkit.planning.cache import folder_facts, remembered
-from toolkit.planning.memory import RowSize
-from toolkit.planning.model_configs import cached_file
+from toolkit.planning.cache import cached_count, hash_processor_files
+from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.model_files import cached_file
 from toolkit.recipe import Model, Recipe
 
 COUNTED = 400
-"""At most so many rows of those there are, evenly spread, are counted for a plan; the stages look at every one."""
+"""Most rows that a plan counts, evenly spaced. The stages check every row."""
 CHARACTERS = 4
-"""Of English text a token has about so many. A rule of thumb, for models whose tokenizer is not here."""
+"""Characters of English text per token, a rule of thumb for models without an available tokenizer."""
 TEMPLATE = 30
-"""Tokens that a chat template puts around a question, about."""
+"""Approximate tokens that a chat template adds to a prompt."""
 LEAST_PIXELS = {"qwen2_vl": 56 * 56, "qwen2_5_vl": 56 * 56, "qwen3_vl": 256 * 256}
-"""Pictures with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
+"""Images with fewer pixels are enlarged by these processors (their default ``min_pixels``)."""
+
+
+SMALLEST_SIDE = 256
+"""Processors enlarge images with fewer pixels than a square with this side, or with a smaller one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """One row in tokens and patches. Plans use the longest row for memory and the mean row for time."""
+
+    text: int
+    """Tokens of the prompt without images."""
+    images: int
+    """Tokens of the images."""
+    answer: int
+    """Tokens of the reference answer (SFT)."""
+    image_count: int
+    patches: int
+    """Patches of all images in the vision tower."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of the images as the processor receives them. Empty: unknown."""
+
+    @property
+    def prompt(self) -> int:
+        """Return the tokens of text and images."""
+        return self.text + self.images
+
+    def limited(self, side: int, cell: int, merge: int) -> "RowSize":
+        """Return the row with images of at most ``side`` pixels, for models whose image tokens depend on the size.
+
+        A token covers ``cell`` x ``cell`` pixels and ``merge`` x ``merge`` patches.
+        """
+        tokens = 0
+        for size in self.sizes:
+            scale = min(1.0, side / max(size))
+            across, down = (-(-round(one * scale) // cell) for one in size)
+            tokens += max(across * down, (SMALLEST_SIDE // cell) ** 2)
+        images = min(self.images, tokens)
+        return replace(self, images=images, patches=images * merge**2)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of the rows that were counted: ``lengths`` hold prompt text, pictures and reference answer of each.
+    """Tokens of the counted rows. Each of ``lengths`` has prompt text, images and reference answer.
 
-    ``exact`` is false where they were estimated from characters and sizes of pictures; ``too_long`` names rows that do
-    not fit into ``limit``, prompt and reference answer together. ``rows`` is 0 where there are none to look at: see
-    ``fullest_row``.
+    ``exact`` is False if the tokens were estimated from characters and image sizes. ``too_long`` names rows whose
+    prompt and reference answer exceed ``limit``. ``rows`` is 0 if the rows cannot be read: see
+    ``longest_possible_row``.
     """
 
     rows: int
@@ -45,23 +87,24 @@ class Tokens:
     exact: bool
     too_long: tuple[str, ...] = ()
     longest_sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of the pictures of ``longest``, as the processor gets them; empty: not known.
+    """(width, height) of the images of ``longest``, as the processor receives them. Empty: unknown.
 
-    Those of ``fullest_row`` are not: smaller ones would leave room for more text."""
+    For ``longest_possible_row`` they are unknown, because smaller images would leave more tokens for text.
+    """
     longest_prompt_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def longest(self) -> Length:
-        """The row with most tokens."""
+        """Return the row with the most tokens."""
         return max(self.lengths, key=lambda one: one.total)
 
     @property
     def longest_prompt(self) -> Length:
-        """The row with most tokens before the answer."""
+        """Return the row with the most prompt tokens."""
         return max(self.lengths, key=lambda one: one.text + one.images)
 
-    def spread(self, part: str) -> dict[str, int]:
-        """Median, 95th percentile and maximum of ``total``, ``text``, ``images`` or ``answer``."""
+    def percentiles(self, part: str) -> dict[str, int]:
+        """Return median, 95th percentile and maximum of ``total``, ``text``, ``images`` or ``answer``."""
         values = [getattr(one, part) for one in self.lengths]
         return {
             "median": int(np.median(values)),
@@ -81,7 +124,7 @@ def find_processor(model: Model) -> Any | None:
         return AutoProcessor.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # files that are not whole, too
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError):  # This includes incomplete files.
         return None
 
 
@@ -97,12 +140,12 @@ def processor_folder(model: Model) -> Path | None:
 def count_rows(
     recipe: Recipe, samples: Sequence[Sample], images: ImageStore, architecture: Architecture | None
 ) -> Tokens:
-    """Tokens of at most ``COUNTED`` rows, with the reference answer.
+    """Return the tokens of at most ``COUNTED`` rows, with the reference answer.
 
     Raises:
-        DataError: a row holds one of the model's special tokens.
-        ImageError: a picture cannot be read.
-        ModelError: neither a processor nor a configuration is here.
+        DataError: a row contains a special token of the model.
+        ImageError: an image cannot be read.
+        ModelError: neither a processor nor a configuration is available.
     """
     step = max(1, -(-len(samples) // COUNTED))
     prompts, chosen = Prompts.of(recipe, images), samples[::step]
@@ -111,12 +154,12 @@ def count_rows(
     def count() -> Tokens:
         return _count(recipe, prompts, chosen, len(samples), architecture)
 
-    if folder is None or recipe.model.trust_remote_code:  # such code may lie anywhere
+    if folder is None or recipe.model.trust_remote_code:  # Custom code cannot be part of the key.
         return count()
     shown = [_shown(sample, prompts) for sample in chosen]
     side, limit = recipe.images.max_side, recipe.model.max_tokens
-    return remembered(
-        Tokens, [folder_facts(folder), limit, side, len(samples), shown], count, lambda found: found.exact
+    return cached_count(
+        Tokens, [hash_processor_files(folder), limit, side, len(samples), shown], count, lambda found: found.exact
     )
 
 
@@ -133,43 +176,43 @@ def _count(
 
 
 def _shown(sample: Sample, prompts: Prompts) -> list[Any]:
-    """All of a row that its tokens depend on, and its name, which a row that is too long is told by."""
-    sizes = [shown_size(ref, prompts.images) for ref in sample.images]
+    """Return everything that a row's tokens depend on, and its name, by which rows that are too long are reported."""
+    sizes = [processor_input_size(ref, prompts.images) for ref in sample.images]
     return [sample.id, prompts.messages(sample), prompts.task.target(sample), sizes]
 
 
-def fullest_row(recipe: Recipe, architecture: Architecture) -> Tokens:
-    """In the place of rows that cannot be read: one that fills model.max_tokens, with a square picture of max_side.
+def longest_possible_row(recipe: Recipe, architecture: Architecture) -> Tokens:
+    """Return a row that fills model.max_tokens, with a square image of max_side. It replaces rows that cannot be read.
 
     Raises:
-        ToolkitError: as ``picture_tokens``.
+        ToolkitError: see ``image_token_count``.
     """
     limit, side = recipe.model.max_tokens, recipe.images.max_side
-    pictures = min(picture_tokens((side, side), architecture), limit)
-    answer = min(limit - pictures, recipe.evaluation.max_completion_tokens)
-    return Tokens(0, (Length(limit - pictures - answer, pictures, answer),), limit, exact=False)
+    images = min(image_token_count((side, side), architecture), limit)
+    answer = min(limit - images, recipe.evaluation.max_completion_tokens)
+    return Tokens(0, (Length(limit - images - answer, images, answer),), limit, exact=False)
 
 
 def row_size(length: Length, tower: Tower | None, sizes: tuple[tuple[int, int], ...] = ()) -> RowSize:
-    """A row as the memory formulas see it: its patches follow from its image tokens."""
+    """Return a row as the memory formulas need it. Its patches follow from its image tokens."""
     if tower is None or not length.images:
         return RowSize(length.text, length.images, length.answer, 0, 0)
     if tower.side is not None:
-        pictures = max(1, round(length.images / (tower.tokens or length.images)))
-        return RowSize(length.text, length.images, length.answer, pictures, pictures * (tower.side // tower.patch) ** 2)
+        count = max(1, round(length.images / (tower.tokens or length.images)))
+        return RowSize(length.text, length.images, length.answer, count, count * (tower.side // tower.patch) ** 2)
     patches = length.images * tower.merge**2
     return RowSize(length.text, length.images, length.answer, max(1, len(sizes)), patches, sizes)
 
 
-def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
-    """Tokens of a picture of (width, height), where no processor can be asked.
+def image_token_count(size: tuple[int, int], architecture: Architecture) -> int:
+    """Return the tokens of an image of (width, height), without a processor.
 
-    Gemma 3 makes the same number of every picture. Qwen's towers keep its size, rounded to whole tokens of
-    ``patch * merge`` pixels a side (``smart_resize`` in transformers' Qwen2VLImageProcessor); their upper limit of
-    pixels is above what ``images.max_side`` leaves.
+    Gemma 3 has the same number for every image. The vision towers of Qwen keep the size, rounded to whole tokens of
+    ``patch * merge`` pixels a side (``smart_resize`` in transformers' Qwen2VLImageProcessor). Their upper limit of
+    pixels is above what ``images.max_side`` allows.
 
     Raises:
-        ToolkitError: the architecture has no vision tower that this holds for.
+        ToolkitError: the architecture has no supported vision tower.
     """
     tower = architecture.vision
     if tower is None:
@@ -180,8 +223,8 @@ def picture_tokens(size: tuple[int, int], architecture: Architecture) -> int:
     width, height = (max(cell, round(side / cell) * cell) for side in size)
     least = LEAST_PIXELS.get(architecture.model_type, 0)
     if width * height < least:
-        share = (least / (size[0] * size[1])) ** 0.5
-        width, height = (-(-int(side * share) // cell) * cell for side in size)
+        scale = (least / (size[0] * size[1])) ** 0.5
+        width, height = (-(-int(side * scale) // cell) * cell for side in size)
     return (width // cell) * (height // cell)
 
 
@@ -190,5 +233,79 @@ def _estimate(sample: Sample, prompts: Prompts, architecture: Architecture | Non
         rule = "counting tokens needs the model's processor or its configuration, and neither is available"
         raise ModelError("model.tokens_unknown", rule)
     text = TEMPLATE + len(prompts.text(sample)) // CHARACTERS
-    pictures = sum(picture_tokens(shown_size(ref, prompts.images), architecture) for ref in sample.images)
-    return Length(text, pictures, 1 + len(prompts.task.target(sample)) // CHARACTERS)
+    images = sum(image_token_count(processor_input_size(ref, prompts.images), architecture) for ref in sample.images)
+    return Length(text, images, 1 + len(prompts.task.target(sample)) // CHARACTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class ExaminedRows:
+    """Tokens of some rows. None: unknown, for the reason in ``unknown``."""
+
+    tokens: Tokens | None = None
+    findings: tuple[Finding, ...] = ()
+    unknown: str = ""
+
+
+def training_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
+    """Return the training rows. None: nothing is trained."""
+    return data.train if recipe.sft or recipe.grpo else None
+
+
+def evaluation_rows(recipe: Recipe, data: DataSplits) -> SampleSet | None:
+    """Return the rows that are drawn for evaluation. None: nothing is evaluated."""
+    section = recipe.evaluate
+    if section is None:
+        return None
+    samples: SampleSet = getattr(data, section.split)
+    return samples.take(limit(samples.rows, section.limit, recipe.run.seed, "evaluate"))
+
+
+def examine_rows(recipe: Recipe, samples: SampleSet, images: ImageStore, model: Architecture | None) -> ExaminedRows:
+    """Return the tokens of some samples, evenly spaced, and findings about rows that would end or change a run."""
+    place = f"[data] {samples.source.file}"
+    chosen: Sequence[Sample] = samples[:: max(1, -(-len(samples) // COUNTED))]
+    dropped: tuple[Finding, ...] = ()
+    try:
+        if recipe.images.unreadable == "skip":
+            shown = [sample for sample in chosen if _can_be_shown(sample, images)]
+            dropped = tuple(_describe_left_out(place, len(chosen) - len(shown), len(chosen)))
+            chosen = shown
+        tokens = count_rows(recipe, chosen, images, model) if chosen else None
+    except (
+        DataError,
+        ImageError,
+        MissingExtraError,
+    ) as error:  # The run checks every row and reports all bad ones, so this finding is not certain.
+        return ExaminedRows(findings=(from_error(error, place, certain=False),), unknown=str(error))
+    except (
+        ToolkitError,
+        StrictDataclassError,
+        ArithmeticError,
+    ) as error:  # A corrupt config.json raises the last two.
+        return ExaminedRows(findings=dropped, unknown=str(error))
+    if tokens is None:
+        return ExaminedRows(findings=dropped, unknown="none of the rows checked can be used")
+    longest, prompt = (
+        tuple(processor_input_size(ref, images) for ref in chosen[tokens.lengths.index(one)].images)
+        for one in (tokens.longest, tokens.longest_prompt)
+    )
+    known = replace(tokens, rows=len(samples), longest_sizes=longest, longest_prompt_sizes=prompt)
+    return ExaminedRows(known, dropped)
+
+
+def _can_be_shown(sample: Sample, images: ImageStore) -> bool:
+    try:
+        for ref in sample.images:
+            processor_input_size(ref, images)
+    except ImageError:
+        return False
+    return True
+
+
+def _describe_left_out(place: str, count: int, looked: int) -> Iterator[Finding]:
+    if count == looked:
+        rule = f"at least one of the {looked} rows checked must have usable images"
+        yield Finding(Problem("plan.no_usable_rows", rule, place, 0), certain=False)
+    elif count:
+        rule = f"{count} of {looked} rows checked have an unusable image and will be skipped"
+        yield warning(Problem("plan.rows_skipped", rule, place))

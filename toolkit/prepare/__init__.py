@@ -1,8 +1,8 @@
-"""From a download to rows: masks to boxes, outlines and places, splits that do not leak, and a sheet to look at."""
+"""Downloads to rows: boxes, outlines and locations from masks, splits without leakage, and a contact sheet."""
 
 from toolkit.prepare.ham10000 import prepare_ham10000
 from toolkit.prepare.isic import prepare_isic
-from toolkit.prepare.request import Prepared, Request
+from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.stratify import split_rows
 
-__all__ = ["Prepared", "Request", "prepare_ham10000", "prepare_isic", "split_rows"]
+__all__ = ["PrepareRequest", "PrepareResult", "prepare_ham10000", "prepare_isic", "split_rows"]

@@ -1,4 +1,4 @@
-"""What lies in the folders of a download: pictures, masks, masks of features, tables; told apart by their names."""
+"""Files of a download by role: images, masks, feature masks and tables, recognised by their names."""
 
 import os
 import re
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from toolkit.errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png")
 TABLES = (".csv",)
 _ROLE = re.compile(r"(.+?)_(?:(segmentation)|attribute_(.+)|superpixels)", re.IGNORECASE)
-"""ISIC's endings: the lesion's mask, the mask of one dermoscopic feature, and an aid for annotating."""
+"""ISIC's suffixes: the lesion mask, the mask of one dermoscopic feature, and superpixels for annotation."""
 
 
 @dataclass(slots=True)
-class Catalogue:
-    """Files of a download by the name of their picture.
+class DownloadedFiles:
+    """Files of a download by the name of their image.
 
     Attributes:
-        pictures: name -> file.
-        masks: name -> ``NAME_segmentation.png``.
-        features: name -> feature in words -> its mask.
+        images: Image name -> file.
+        masks: Image name -> ``NAME_segmentation.png``.
+        features: Image name -> feature name -> mask file.
         tables: CSV files.
-        repeated: names of pictures and masks that were found more than once; the first is used.
-        seen: every file, for a message that nothing fits.
+        repeated: Images and masks whose name occurred before. The first file is used.
+        seen: All files, for an error message if no file fits.
     """
 
-    pictures: dict[str, Path] = field(default_factory=dict)
+    images: dict[str, Path] = field(default_factory=dict)
     masks: dict[str, Path] = field(default_factory=dict)
     features: dict[str, dict[str, Path]] = field(default_factory=dict)
     tables: list[Path] = field(default_factory=list)
@@ -35,15 +35,15 @@ class Catalogue:
     seen: list[Path] = field(default_factory=list)
 
     def add(self, file: Path) -> None:
-        """Put one file where its name says that it belongs."""
+        """Register one file under the role that its name implies."""
         self.seen.append(file)
         suffix, role = file.suffix.lower(), _ROLE.fullmatch(file.stem)
         if suffix in TABLES:
             self.tables.append(file)
-        elif suffix not in PICTURES:
+        elif suffix not in IMAGES:
             return
         elif role is None:
-            self._keep(self.pictures, file.stem, file)
+            self._keep(self.images, file.stem, file)
         elif role[2]:
             self._keep(self.masks, role[1], file)
         elif role[3]:
@@ -54,13 +54,13 @@ class Catalogue:
             self.repeated.append(str(file))
 
 
-def catalogue(folders: Sequence[Path], without: Iterable[Path] = ()) -> Catalogue:
-    """All files below these folders, the first folder's first, without those below ``without``.
+def list_files(folders: Sequence[Path], without: Iterable[Path] = ()) -> DownloadedFiles:
+    """Return all files below these folders in order, except those below ``without``.
 
     Raises:
-        DataError: a folder is not there.
+        DataError: A folder does not exist.
     """
-    found, left_out = Catalogue(), {folder.resolve() for folder in without}
+    found, left_out = DownloadedFiles(), {folder.resolve() for folder in without}
     for folder in folders:
         if not folder.is_dir():
             rule = "the folder must exist"
@@ -71,10 +71,10 @@ def catalogue(folders: Sequence[Path], without: Iterable[Path] = ()) -> Catalogu
 
 
 def common_root(folders: Iterable[Path]) -> Path:
-    """The innermost folder that holds all of these, absolute and without symbolic links.
+    """Return the deepest common parent folder, absolute and without symbolic links.
 
     Raises:
-        DataError: there is none (different drives).
+        DataError: The folders are on different drives.
     """
     paths = [str(folder.resolve()) for folder in folders]
     try:
@@ -85,18 +85,18 @@ def common_root(folders: Iterable[Path]) -> Path:
 
 
 def _walk(folder: Path, without: set[Path]) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        inside = Path(place)
+    for parent, folders, files in os.walk(folder):
+        inside = Path(parent)
         folders[:] = [name for name in folders if _is_shown(name) and inside / name not in without]
         yield from (inside / name for name in files if _is_shown(name))
 
 
 def _is_shown(name: str) -> bool:
-    """Not hidden, and not what macOS leaves in archives."""
+    """Return whether a file is neither hidden nor macOS metadata from an archive."""
     return not name.startswith((".", "__MACOSX"))
 
 
 def _order(file: Path) -> tuple[int, str]:
-    """Of one name with two endings the one that stands first in ``PICTURES``."""
+    """Return a sort key that puts the suffixes of ``IMAGES`` first, in their order."""
     suffix = file.suffix.lower()
-    return PICTURES.index(suffix) if suffix in PICTURES else len(PICTURES), file.as_posix()
+    return IMAGES.index(suffix) if suffix in IMAGES else len(IMAGES), file.as_posix()

@@ -1,4 +1,4 @@
-"""HAM10000: its metadata, pictures and official masks as one row a picture (Tschandl et al. 2018)."""
+"""Preparation of HAM10000 (Tschandl et al. 2018): metadata, images and official masks to one row per image."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 from toolkit.data import Tally
 from toolkit.errors import DataError
-from toolkit.prepare.files import Catalogue, catalogue, common_root
-from toolkit.prepare.finish import Names, finish, measure_pictures, places, spatial
-from toolkit.prepare.masks import Job, Measured
-from toolkit.prepare.request import Prepared, Request
+from toolkit.prepare.files import DownloadedFiles, common_root, list_files
+from toolkit.prepare.finalize import DatasetNames, locations, measure_images, region_columns, split_and_write
+from toolkit.prepare.measure import ImageFiles, MaskMeasurements
+from toolkit.prepare.request import PrepareRequest, PrepareResult
 from toolkit.prepare.sheet import Layout
 from toolkit.prepare.tables import Table, read_number, read_table, require_columns
 
@@ -17,46 +17,50 @@ NEEDED: Mapping[str, tuple[str, ...]] = {name: (name,) for name in ("lesion_id",
 KNOWN: Mapping[str, tuple[str, ...]] = {
     name: (name,) for name in ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 }
-"""The columns of HAM10000_metadata; those that are not needed are null where a copy lacks them."""
+"""Columns of HAM10000_metadata. Optional columns are null if a copy lacks them."""
 
-NAMES = Names("ham10000_with_spatial_data", "lesion_id", Layout("dx", "image_id"))
+NAMES = DatasetNames("ham10000_with_spatial_data", "lesion_id", Layout("dx", "image_id"))
 
 
-def prepare_ham10000(images: Sequence[Path], masks: Path | None, metadata: Path, request: Request) -> Prepared:
-    """Write the rows of HAM10000, with boxes, outlines and places where a mask is there, split by lesion.
+def prepare_ham10000(
+    images: Sequence[Path], masks: Path | None, metadata: Path, request: PrepareRequest
+) -> PrepareResult:
+    """Write the rows of HAM10000, split by lesion. Rows with a mask get boxes, outlines and locations.
 
     Args:
-        images: folders with ``{image_id}.jpg``, .jpeg or .png, also nested; of one picture in two the first counts.
-        masks: folder with ``{image_id}_segmentation.png`` or ``{image_id}.png``, also nested; None: no masks.
+        images: Folders with ``{image_id}.jpg``, .jpeg or .png, also nested. The first copy of an image is used.
+        masks: Folder with ``{image_id}_segmentation.png`` or ``{image_id}.png``, also nested, if any.
         metadata: HAM10000_metadata.csv.
-        request: where to and how.
+        request: Output folder and options.
 
     Raises:
-        DataError: columns or identifiers are missing, no picture is there, or pictures and masks that cannot be used.
-        Interrupted: a signal asked to stop; the same call goes on.
-        RunError: a worker process ended.
+        DataError: Columns or identifiers are missing, no image exists, or images or masks are unusable.
+        Interrupted: A signal requested a stop.
+        RunError: A worker process ended unexpectedly.
     """
     tally = Tally()
     records = read_metadata(metadata, tally)
-    pictures = catalogue(images, without=[masks] if masks else [])
-    jobs = _match(records, pictures, _find_masks(masks, tally), tally)
-    if not jobs:
+    found_images = list_files(images, without=[masks] if masks else [])
+    image_files = _match(records, found_images, _find_masks(masks, tally), tally)
+    if not image_files:
         folders = ", ".join(map(str, images))
         example = f"{next(iter(records), 'ISIC_0024306')}.jpg"
         rule = f"the folders must have the images of the metadata, with names like {example}"
         raise DataError("data.no_image_of_table", rule, place=folders, remedy="Correct --images.")
-    _count_unknown([records[name] for name in jobs], tally)
-    found = measure_pictures(list(jobs), list(jobs.values()), request, tally)
+    _count_unknown([records[name] for name in image_files], tally)
+    measured = measure_images(image_files, request, tally)
     root = common_root([*images, *([masks] if masks else [])])
-    rows = [_row(records[name], job, one, root) for (name, job), one in zip(jobs.items(), found, strict=True)]
-    return finish(rows, root, NAMES, request, tally)
+    rows = [
+        _row(records[name], files, one, root) for (name, files), one in zip(image_files.items(), measured, strict=True)
+    ]
+    return split_and_write(rows, root, NAMES, request, tally)
 
 
 def read_metadata(file: Path, tally: Tally) -> dict[str, dict[str, Any]]:
-    """image_id -> its row of the metadata with the columns of ``KNOWN``; what is blank is None.
+    """Return image_id -> its metadata with the columns of ``KNOWN``. Blank cells are None.
 
     Raises:
-        DataError: a needed column is missing, identifiers are blank, or a picture has two rows.
+        DataError: A required column is missing, an identifier is blank, or an image has two rows.
     """
     table = read_table(file)
     require_columns(table, NEEDED)
@@ -84,20 +88,20 @@ def _value(name: str, texts: Mapping[str, str], tally: Tally) -> str | float | N
         return text
     age = read_number(text)
     if age is None and text.lower() != "unknown":
-        tally.add("rows whose age is no number: null", f"{texts['image_id']}: {text}")
+        tally.add("ages that are not numbers, which are null", f"{texts['image_id']}: {text}")
     return age
 
 
 def _count_unknown(records: Collection[Mapping[str, Any]], tally: Tally) -> None:
-    """Count what the written rows do not know; a column in which nothing stands is counted as one."""
+    """Count unknown values of the written rows. An empty column is counted once."""
     for name in KNOWN:
         values = [record[name] for record in records]
         if all(value is None for value in values):
-            tally.add("columns that the metadata lack or leave blank: null in every row", name)
+            tally.add("columns that are missing or empty in the metadata, which are null in every row", name)
             continue
         for record, value in zip(records, values, strict=True):
             if value is None:
-                tally.add(f"rows without {name}: null", record["image_id"])
+                tally.add(f"rows without {name}, which is null", record["image_id"])
             elif value == "unknown":
                 tally.add(f"rows whose {name} is unknown", record["image_id"])
 
@@ -105,43 +109,43 @@ def _count_unknown(records: Collection[Mapping[str, Any]], tally: Tally) -> None
 def _find_masks(folder: Path | None, tally: Tally) -> Mapping[str, Path]:
     if folder is None:
         return {}
-    found = catalogue([folder])
+    found = list_files([folder])
     _count_repeated(found, tally)
-    plain = {name: file for name, file in found.pictures.items() if file.suffix.lower() == ".png"}
+    plain = {name: file for name, file in found.images.items() if file.suffix.lower() == ".png"}
     return plain | found.masks
 
 
 def _match(
-    records: Mapping[str, Mapping[str, Any]], pictures: Catalogue, masks: Mapping[str, Path], tally: Tally
-) -> dict[str, Job]:
-    """Picture and mask of each row of the metadata, in the metadata's order."""
-    _count_repeated(pictures, tally)
-    jobs = {}
+    records: Mapping[str, Mapping[str, Any]], found: DownloadedFiles, masks: Mapping[str, Path], tally: Tally
+) -> dict[str, ImageFiles]:
+    """Return the files of each row of the metadata, in its order."""
+    _count_repeated(found, tally)
+    image_files = {}
     for name in records:
-        image, mask = pictures.pictures.get(name), masks.get(name)
+        image, mask = found.images.get(name), masks.get(name)
         if image is None:
-            tally.add("rows without a picture: left out", name)
+            tally.add("rows without an image, which are left out", name)
         else:
-            jobs[name] = Job(image, mask if mask != image else None)
-    for name in pictures.pictures:
+            image_files[name] = ImageFiles(image, mask if mask != image else None)
+    for name in found.images:
         if name not in records:
-            tally.add("pictures without a row: left out", name)
+            tally.add("images without a row, which are left out", name)
     for name in masks:
         if name not in records:
-            tally.add("masks without a row: left out", name)
-    return jobs
+            tally.add("masks without a row, which are left out", name)
+    return image_files
 
 
-def _count_repeated(found: Catalogue, tally: Tally) -> None:
+def _count_repeated(found: DownloadedFiles, tally: Tally) -> None:
     for name in found.repeated:
-        tally.add("files whose name stands in two places: the first is used", name)
+        tally.add("file names that occur twice, where the first file is used", name)
 
 
-def _row(record: Mapping[str, Any], job: Job, found: Measured, root: Path) -> dict[str, Any]:
-    where = [f"lesion located in {place} region" for place in places(found)]
+def _row(record: Mapping[str, Any], files: ImageFiles, found: MaskMeasurements, root: Path) -> dict[str, Any]:
+    where = [f"lesion located in {location} region" for location in locations(found)]
     return {
         **record,
-        **spatial(job, found, root),
+        **region_columns(files, found, root),
         "spatial_description": "; ".join(where) or None,
-        "mask_available": job.mask is not None,
+        "mask_available": files.mask is not None,
     }

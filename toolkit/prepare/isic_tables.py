@@ -1,4 +1,4 @@
-"""ISIC's tables: the archive's metadata and the challenges' ground truth, recognised by their columns and joined."""
+"""Tables of the ISIC archive and challenges, recognised by their columns and joined by image name."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from toolkit.data import Tally
 from toolkit.prepare.tables import Table, read_number, read_table
 
 NAME = ("isic_id", "image_name", "image_id", "image", "name")
-"""Columns that name the picture, the first that is there."""
+"""Columns with the image name. The first one that exists is used."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "diagnosis": ("diagnosis", "dx"),
@@ -39,14 +39,14 @@ CLASSES: Mapping[str, str] = {
     "SCC": "squamous cell carcinoma",
     "UNK": "",
 }
-"""One-hot columns of 2018 and 2019 -> the class's name; UNK says that the diagnosis is none of them."""
+"""One-hot columns of 2018 and 2019 -> class name. UNK means none of the other classes."""
 
 CLASSES_2017: Mapping[str, str] = {"melanoma": "melanoma", "seborrheic_keratosis": "seborrheic keratosis"}
 NEITHER_2017 = "nevus"
-"""The challenge of 2017 has three diagnoses and a column for two of them."""
+"""The 2017 challenge has three diagnoses and columns for two of them."""
 
 PAIRS = ("image_name_1", "image_name_2")
-"""Columns of the 2020 challenge's list of pictures that are the same."""
+"""Columns of the 2020 challenge's list of duplicate images."""
 
 _UNNAMED = re.compile(r"isic_\d+", re.IGNORECASE)
 _MALIGNANT = {"benign": "benign", "malignant": "malignant", "0": "benign", "1": "malignant"}
@@ -54,26 +54,27 @@ _MALIGNANT = {"benign": "benign", "malignant": "malignant", "0": "benign", "1": 
 
 @dataclass(slots=True)
 class Archive:
-    """What all tables say: picture -> field -> text (nothing blank), and which tables are of no known kind."""
+    """Joined tables: image name -> field -> non-blank text."""
 
     records: dict[str, dict[str, str]] = field(default_factory=dict)
     duplicates: dict[str, str] = field(default_factory=dict)
-    """Picture -> the picture that it repeats."""
+    """Image name -> the image that it duplicates."""
     unread: list[Path] = field(default_factory=list)
+    """Tables of an unknown layout."""
 
     def add(self, name: str, facts: Mapping[str, str], tally: Tally) -> None:
-        """Join one row's facts to those of its picture; of two that differ the first counts."""
+        """Add the facts of one row to those of its image. If two rows differ, the first value is kept."""
         record = self.records.setdefault(name, {})
         for key, text in facts.items():
             if text and _differ(record.setdefault(key, text), text):
-                tally.add("facts on which two rows differ: the first is used", f"{name}: {key}")
+                tally.add("values that differ between two rows, where the first is used", f"{name}: {key}")
 
 
 def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
-    """The tables among these files, joined by the name of the picture.
+    """Return the tables among these files, joined by image name.
 
     Raises:
-        DataError: a table cannot be read.
+        DataError: A table is unreadable.
     """
     archive = Archive()
     for file in files:
@@ -89,8 +90,8 @@ def read_archive(files: Iterable[Path], tally: Tally) -> Archive:
     return archive
 
 
-def looked_for() -> str:
-    """All columns that make a table known, in words."""
+def expected_columns() -> str:
+    """Return a sentence with all columns by which a table is recognised."""
     fields = ", ".join(name for names in FIELDS.values() for name in names)
     classes = ", ".join([*CLASSES_2017, *CLASSES])
     return (
@@ -100,7 +101,7 @@ def looked_for() -> str:
 
 
 def diagnosis_of(record: Mapping[str, str]) -> str | None:
-    """The most exact diagnosis that is known: by name, by the archive's levels, by class, or as benign or malignant."""
+    """Return the most specific known diagnosis: by name, archive level, class, or as benign or malignant."""
     levels = [f"diagnosis_{level}" for level in range(5, 0, -1)]
     for key in ("diagnosis", *levels, "class", "benign_malignant"):
         if (text := record.get(key, "")) and text.lower() != "unknown":
@@ -112,7 +113,7 @@ Facts = tuple[str, dict[str, str]]
 
 
 def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
-    """The table's rows as name and facts; None where it is of no known kind."""
+    """Return the rows as (image name, facts), or None if the layout is unknown."""
     if len(table.header) == 2 and _UNNAMED.fullmatch(table.header[0]) and _malignancy(table.header[1]):
         return _pairs_of_2016(table)
     if table.column(NAME) is None:
@@ -120,10 +121,10 @@ def _recognise(table: Table, tally: Tally) -> Iterator[Facts] | None:
     fields = {name: columns for name, columns in FIELDS.items() if table.column(columns) is not None}
     if all(table.column((name,)) is not None for name in CLASSES_2017):
         return _named(table, fields, CLASSES_2017, tally)
-    hot = {name: spelled for name, spelled in CLASSES.items() if table.column((name,)) is not None}
-    if len(hot) < 2 and not fields:
+    one_hot = {name: spelled for name, spelled in CLASSES.items() if table.column((name,)) is not None}
+    if len(one_hot) < 2 and not fields:
         return None
-    return _named(table, fields, hot if len(hot) > 1 else {}, tally)
+    return _named(table, fields, one_hot if len(one_hot) > 1 else {}, tally)
 
 
 def _pairs_of_2016(table: Table) -> Iterator[Facts]:
@@ -131,28 +132,30 @@ def _pairs_of_2016(table: Table) -> Iterator[Facts]:
         yield stem(name), {"benign_malignant": _malignancy(text)}
 
 
-def _named(table: Table, fields: Mapping[str, Sequence[str]], hot: Mapping[str, str], tally: Tally) -> Iterator[Facts]:
-    columns = {"name": NAME, **fields, **{f"is {name}": (name,) for name in hot}}
+def _named(
+    table: Table, fields: Mapping[str, Sequence[str]], one_hot: Mapping[str, str], tally: Tally
+) -> Iterator[Facts]:
+    columns = {"name": NAME, **fields, **{f"is {name}": (name,) for name in one_hot}}
     for texts in table.records(columns):
         if not (name := stem(texts.pop("name"))):
-            tally.add("rows without the name of a picture: left out", str(table.file))
+            tally.add("rows without an image name, which are left out", str(table.file))
             continue
-        marks = {column: texts.pop(f"is {column}") for column in hot}
-        if hot:
-            texts["class"] = _one_hot(name, marks, hot, tally)
+        marks = {column: texts.pop(f"is {column}") for column in one_hot}
+        if one_hot:
+            texts["class"] = _one_hot(name, marks, one_hot, tally)
         if given := texts.get("benign_malignant"):
             texts["benign_malignant"] = _malignancy(given) or given
         yield name, texts
 
 
-def _one_hot(name: str, marks: Mapping[str, str], hot: Mapping[str, str], tally: Tally) -> str:
-    """The class that is marked; empty where none or several are, which is counted."""
+def _one_hot(name: str, marks: Mapping[str, str], one_hot: Mapping[str, str], tally: Tally) -> str:
+    """Return the marked class. No or several marks give an empty text and are counted."""
     chosen = [column for column, mark in marks.items() if (read_number(mark) or 0) > 0.5]
     if len(chosen) == 1:
-        return hot[chosen[0]]
-    if not chosen and hot is CLASSES_2017 and all(marks.values()):
+        return one_hot[chosen[0]]
+    if not chosen and one_hot is CLASSES_2017 and all(marks.values()):
         return NEITHER_2017
-    tally.add("ground truth that does not mark exactly one class: no diagnosis from it", name)
+    tally.add("ground truth without exactly one marked class, which gives no diagnosis", name)
     return ""
 
 
@@ -169,7 +172,8 @@ def _lists_duplicates(table: Table) -> bool:
 def _note_duplicates(table: Table, archive: Archive) -> None:
     for pair in table.records({name: (name,) for name in PAIRS}):
         first, second = (stem(pair[name]) for name in PAIRS)
-        # Followed to its end, so that of three equal pictures one stays, also where the list goes in a circle.
+        # Follow the chain of duplicates to its end, so that one of three equal images is kept
+        # even if the list is cyclic.
         first = archive.duplicates.get(first, first)
         if first != second:
             archive.duplicates[second] = first
@@ -181,7 +185,7 @@ def _differ(one: str, other: str) -> bool:
 
 
 def stem(name: str) -> str:
-    """The name of a picture without the ending of its file."""
+    """Return an image name without its file suffix."""
     for ending in (".jpg", ".jpeg", ".png"):
         if name.lower().endswith(ending):
             return name[: -len(ending)]

@@ -1,128 +1,154 @@
-"""Many pictures measured by all cores; what is done is kept, so that an interrupted call goes on."""
+"""Image sizes and mask regions, measured in parallel by worker processes."""
 
-import json
-import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
+import numpy as np
 
-from toolkit.errors import RunError, warn
-from toolkit.prepare.masks import Job, Measured, measure
-from toolkit.prepare.request import Request, usable_cores
-from toolkit.runfolder import StopRequest, cut_torn_line, read_lines
-
-log = logging.getLogger(__name__)
-
-PARTIAL = "measured.partial.jsonl"
-"""The file in the folder of a request that holds what an interrupted call has measured."""
+from toolkit.errors import DataError, ImageError, RunError
+from toolkit.images import ImagePolicy, ImageStore
+from toolkit.images.ref import ImageRef
+from toolkit.prepare.request import PrepareRequest, usable_cores
+from toolkit.runfolder import StopRequest
+from toolkit.scoring.regions import Mask, find_regions, fit_mask, read_mask
 
 BATCH = 16
-FEW = 64
-"""Fewer pictures than this are measured here: processes would take longer to start."""
+MIN_PARALLEL = 64
+"""With fewer images, measuring takes less time than starting worker processes."""
+
+_HEADERS = ImageStore(ImagePolicy(), memory_mb=0)
 
 
-def measure_all(jobs: Sequence[Job], request: Request) -> list[Measured]:
-    """Every job measured, in order. Results lie in ``PARTIAL`` until ``forget`` is called; problems are not kept.
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """An image, its mask if it has one, and its masks of dermoscopic features by name."""
+
+    image: Path
+    mask: Path | None = None
+    features: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskMeasurements:
+    """Measurements of one image and its masks, in pixels of the image.
+
+    Attributes:
+        size: Width and height of the upright image.
+        boxes: Bounding boxes of the regions of the mask, largest first. None without a mask, empty for an empty mask.
+        polygons: Outlines of these regions. None and empty as for ``boxes``.
+        area_fraction: Fraction of the image under the mask, in [0, 1].
+        specks: Number of regions that are too small to be lesions.
+        scaled: Whether the mask was resized to the size of the image.
+        features: Names of the features with a non-empty mask, sorted. None without any feature mask.
+        problem: Why the image and its mask cannot be used. None if they can.
+    """
+
+    size: list[int]
+    boxes: list[list[int]] | None = None
+    polygons: list[list[list[int]]] | None = None
+    area_fraction: float | None = None
+    specks: int = 0
+    scaled: bool = False
+    features: list[str] | None = None
+    problem: str | None = None
+
+
+def measure_all(files: Sequence[ImageFiles], request: PrepareRequest) -> list[MaskMeasurements]:
+    """Return the measurements of all images, in order.
 
     Raises:
-        Interrupted: a signal asked to stop; what is measured is kept.
-        RunError: a worker process ended by itself.
+        Interrupted: A signal requested a stop.
+        RunError: A worker process ended unexpectedly.
     """
-    partial = request.out / PARTIAL
-    known = _read_partial(partial)
-    keys = [_key(job) for job in jobs]
-    open_jobs = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in known]
-    done = len(jobs) - len(open_jobs)
-    if known:
-        log.info("%d of %d pictures were measured before", done, len(jobs))
-    with (
-        StopRequest(request.notify) as stop,
-        closing(_measured([job for _, job in open_jobs], request, stop)) as results,
-        partial.open("a", encoding="utf-8", newline="\n") as kept,
-    ):
-        for (key, _), found in zip(open_jobs, results, strict=True):
-            known[key] = found
-            if found.problem is None:
-                kept.write(json.dumps({"key": key, "measured": found.as_json()}) + "\n")
-                kept.flush()
-            done += 1
-            request.progress("masks", done, len(jobs))
-            stop.check(f"{done:,} of {len(jobs):,} pictures are measured")
-    return [known[key] for key in keys]
+    measured = []
+    with StopRequest(request.notify) as stop, closing(_measure_parallel(files, request, stop)) as results:
+        for result in results:
+            measured.append(result)
+            request.progress("masks", len(measured), len(files))
+            stop.check(f"{len(measured):,} of {len(files):,} images are measured")
+    return measured
 
 
-def forget(out: Path) -> None:
-    """Remove what was kept for going on."""
-    (out / PARTIAL).unlink(missing_ok=True)
+def measure(files: ImageFiles) -> MaskMeasurements:
+    """Return the size from the image's header and the regions of its masks."""
+    try:
+        size = _HEADERS.read_header(ImageRef(files.image)).size
+        features = _features(files.features)
+        mask = None if files.mask is None else read_mask(files.mask)
+    except (ImageError, DataError) as error:
+        return MaskMeasurements([0, 0], problem=f"{error.place}: {error.rule}")
+    if mask is None:
+        return MaskMeasurements(list(size), features=features)
+    mask_size, fitted = (mask.shape[1], mask.shape[0]), fit_mask(mask, size)
+    if fitted is None:
+        sizes = f"mask {mask_size[0]} x {mask_size[1]}, image {size[0]} x {size[1]}"
+        rule = "a mask must have the aspect ratio of its image"
+        return MaskMeasurements(list(size), problem=f"{files.mask}: {rule} (got {sizes})")
+    return _measure_mask(fitted, features, scaled=mask_size != size)
 
 
-def _measured(jobs: Sequence[Job], request: Request, stop: StopRequest) -> Generator[Measured]:
-    workers = min(request.workers or usable_cores(), -(-len(jobs) // BATCH))
-    if workers <= 1 or len(jobs) < FEW:
-        yield from map(measure, jobs)
+def _measure_mask(mask: Mask, features: list[str] | None, *, scaled: bool) -> MaskMeasurements:
+    regions, specks = find_regions(mask)
+    height, width = mask.shape
+    return MaskMeasurements(
+        size=[width, height],
+        boxes=[[int(edge) for edge in region.box] for region in regions],
+        polygons=[[[int(x), int(y)] for x, y in region.polygon] for region in regions],
+        area_fraction=np.count_nonzero(mask) / mask.size,
+        specks=specks,
+        scaled=scaled,
+        features=features,
+    )
+
+
+def _features(masks: Mapping[str, Path]) -> list[str] | None:
+    return sorted(name for name, file in masks.items() if read_mask(file).any()) if masks else None
+
+
+def _measure_parallel(
+    files: Sequence[ImageFiles], request: PrepareRequest, stop: StopRequest
+) -> Generator[MaskMeasurements]:
+    workers = min(request.workers or usable_cores(), -(-len(files) // BATCH))
+    if workers <= 1 or len(files) < MIN_PARALLEL:
+        yield from map(measure, files)
         return
-    # Forking a process that draws progress in a thread may hang.
+    # The progress bar runs in a thread, and a fork of a process with threads can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
     try:
-        batches = [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
+        batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
         for batch in pool.map(_measure_batch, batches):
             yield from batch
     except BrokenProcessPool as error:
-        stop.check("what was measured is kept")
+        stop.check("the worker processes have ended")
         rule = "a worker process that measures masks must not end early"
-        remedy = "Run the same command again to resume. Use --workers 1 to find the image that causes it."
+        remedy = "Run the same command with --workers 1 to find the image that causes it."
         raise RunError("data.worker_ended", rule, value=str(error), remedy=remedy) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _measure_batch(jobs: Sequence[Job]) -> list[Measured]:
-    return [measure(job) for job in jobs]
+def _measure_batch(files: Sequence[ImageFiles]) -> list[MaskMeasurements]:
+    return [measure(one) for one in files]
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, one core to this process, and go when the parent is gone."""
+    """Ignore Ctrl-C, which the parent handles, use one core, and exit when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_leave_with, args=(parent.join,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent.join,), daemon=True).start()
 
 
-def _leave_with(wait: Callable[[], object]) -> None:
+def _exit_with(wait: Callable[[], object]) -> None:
     wait()
     os._exit(1)
-
-
-def _key(job: Job) -> str:
-    """Changes with every file that the result depends on."""
-    files = [job.image, job.mask, *job.features.values()]
-    return json.dumps([_file_key(file) for file in files if file is not None])
-
-
-def _file_key(file: Path) -> list[str | int]:
-    try:
-        facts = file.stat()
-    except OSError:
-        return [str(file)]
-    return [str(file), facts.st_size, facts.st_mtime_ns]
-
-
-def _read_partial(partial: Path) -> dict[str, Measured]:
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(partial)
-    try:
-        return {line["key"]: Measured(**line["measured"]) for line in read_lines(partial)}
-    except (ValueError, TypeError, KeyError) as error:
-        rule = "the partial results must be readable, so all images are measured again"
-        warn("data.partial_results_damaged", rule, place=partial, value=str(error))
-        partial.unlink()
-        return {}

@@ -1,4 +1,4 @@
-"""What a preparation is asked for, and what comes of it."""
+"""Options and result of a preparation."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,25 +7,26 @@ from pathlib import Path
 
 from toolkit.data import Dropped
 from toolkit.errors import DataError
-from toolkit.runfolder import Progress, silent
+from toolkit.runfolder import Progress, no_progress
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Where to write, how to split, and whom to tell.
+class PrepareRequest:
+    """Options of a preparation.
 
     Attributes:
-        out: the folder that is written into; made where it is missing.
-        seed: orders the lesions before they are dealt to splits, and chooses the pictures of the sheet.
-        validation, test: shares of each class's pictures that are held out, 0 to below 1 together.
-        workers: processes that read masks; None: one for each core.
-        progress: told how many pictures are measured.
-        notify: called with the signal's number when one asks to stop; runs inside the handler.
+        out: Output folder, created if it is missing.
+        seed: Seed of the split and of the images on the contact sheet.
+        validation: Fraction of each class's images in the validation split. ``validation + test`` is less than 1.
+        test: Fraction of each class's images in the test split.
+        workers: Processes that read masks. None means one per core.
+        progress: Called with the number of measured images.
+        notify: Called with the signal number, inside the signal handler, when a signal requests a stop.
     """
 
     out: Path
@@ -33,7 +34,7 @@ class Request:
     validation: float = 0.1
     test: float = 0.2
     workers: int | None = None
-    progress: Progress = silent
+    progress: Progress = no_progress
     notify: Callable[[int], None] = lambda number: None
 
     def __post_init__(self) -> None:
@@ -43,23 +44,23 @@ class Request:
             raise DataError("data.no_training_fraction", rule, place=place, value=value, remedy="Lower one of them.")
 
     @property
-    def shares(self) -> Mapping[str, float]:
-        """Split -> its share."""
+    def fractions(self) -> Mapping[str, float]:
+        """Split -> its fraction of the images."""
         return {"train": 1 - self.validation - self.test, "validation": self.validation, "test": self.test}
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What was written.
+class PrepareResult:
+    """Files and counts of a finished preparation.
 
     Attributes:
-        out: the folder.
-        image_root: where the rows' paths start, absolute.
-        group: the column that no two splits share a value of.
-        splits: split -> its file; a split without rows has none.
-        classes: diagnosis -> split -> rows.
-        groups: split -> distinct groups in it.
-        notes: what was left out, lacked something or was changed, counted.
+        out: Output folder.
+        image_root: Absolute folder that image paths in the rows are relative to.
+        group: Group column. No value of it is in two splits.
+        splits: Split -> its JSON file. A split without rows has no file.
+        classes: Diagnosis -> split -> number of rows.
+        groups: Split -> number of distinct groups.
+        notes: Rows and files that were left out, incomplete or changed, with counts.
     """
 
     out: Path

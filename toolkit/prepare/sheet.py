@@ -1,4 +1,4 @@
-"""A contact sheet: pictures with their boxes and outlines, chosen evenly by class, as PNG and as one HTML file."""
+"""Contact sheet as PNG and HTML: images with boxes and outlines, sampled evenly by class."""
 
 import base64
 import hashlib
@@ -16,10 +16,10 @@ from toolkit.images import ImagePolicy, ImageStore
 from toolkit.images.ref import ImageRef
 from toolkit.prepare.write import Row
 
-MOST = 48
+MAX_IMAGES = 48
 COLUMNS = 8
 SIDE = 220
-"""Longest side of a picture on the sheet, in pixels."""
+"""Longest side of an image on the sheet, in pixels."""
 LINE = 16
 MARGIN = 6
 BOX_COLOUR, OUTLINE_COLOUR, PAPER, INK = "#ffd400", "#00e5ff", "#ffffff", "#111111"
@@ -27,14 +27,14 @@ BOX_COLOUR, OUTLINE_COLOUR, PAPER, INK = "#ffd400", "#00e5ff", "#ffffff", "#1111
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns that hold a row's diagnosis and the name of its picture."""
+    """Columns with the diagnosis and the image name of a row."""
 
     diagnosis: str
     name: str
 
 
-def choose_rows(rows: Sequence[Row], layout: Layout, seed: int, most: int = MOST) -> list[Row]:
-    """At most so many rows, in turn of each class (by name), those with a box first; the same for the same seed."""
+def choose_rows(rows: Sequence[Row], layout: Layout, seed: int, most: int = MAX_IMAGES) -> list[Row]:
+    """Return at most ``most`` rows, one class after another, rows with a box first. Deterministic for a seed."""
     classes: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         classes[row.get(layout.diagnosis) or ""].append(row)
@@ -45,18 +45,18 @@ def choose_rows(rows: Sequence[Row], layout: Layout, seed: int, most: int = MOST
 
 
 def write_sheet(folder: Path, rows: Sequence[Row], image_root: Path, layout: Layout) -> list[str]:
-    """``sheet.png`` and ``sheet.html`` of these rows; gives the names of pictures that could not be decoded."""
+    """Write ``sheet.png`` and ``sheet.html``, and return the names of images that cannot be decoded."""
     store = ImageStore(ImagePolicy(max_side=SIDE), "placeholder", memory_mb=0)
     loaded = [store.load(ImageRef(image_root / row["image"])) for row in rows]
-    tiles = [draw_regions(picture.image, row) for picture, row in zip(loaded, rows, strict=True)]
+    tiles = [draw_regions(one.image, row) for one, row in zip(loaded, rows, strict=True)]
     captions = [_caption(row, layout) for row in rows]
     _grid(tiles, captions).save(folder / "sheet.png")
     (folder / "sheet.html").write_text(_page(tiles, captions), encoding="utf-8", newline="\n")
-    return [str(row[layout.name]) for picture, row in zip(loaded, rows, strict=True) if picture.record.placeholder]
+    return [str(row[layout.name]) for one, row in zip(loaded, rows, strict=True) if one.record.placeholder]
 
 
 def draw_regions(image: Image.Image, row: Row) -> Image.Image:
-    """A copy of the picture, of whatever size, with the row's boxes and outlines."""
+    """Return a copy of the image, at any size, with the boxes and outlines of its row."""
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
     across, down = image.width / row["width"], image.height / row["height"]
@@ -76,8 +76,8 @@ def _order(row: Row, layout: Layout, seed: int) -> tuple[bool, bytes]:
 
 
 def _caption(row: Row, layout: Layout) -> tuple[str, str]:
-    lacks = "" if row.get("boxes") else " (nothing under the mask)" if row.get("mask") else " (no mask)"
-    return f"{row.get(layout.diagnosis) or 'no diagnosis'}{lacks}", str(row[layout.name])
+    note = "" if row.get("boxes") else " (empty mask)" if row.get("mask") else " (no mask)"
+    return f"{row.get(layout.diagnosis) or 'no diagnosis'}{note}", str(row[layout.name])
 
 
 def _grid(tiles: Sequence[Image.Image], captions: Sequence[tuple[str, str]]) -> Image.Image:
@@ -90,12 +90,12 @@ def _grid(tiles: Sequence[Image.Image], captions: Sequence[tuple[str, str]]) -> 
         x, y = MARGIN + number % columns * across, MARGIN + number // columns * down
         sheet.paste(tile, (x, y))
         for line, text in enumerate(caption):
-            pen.text((x, y + tile.height + line * LINE), _fitting(text, font), INK, font)
+            pen.text((x, y + tile.height + line * LINE), _shorten_to_tile(text, font), INK, font)
     return sheet
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """As much of a text as one tile has room for."""
+def _shorten_to_tile(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return the text, shortened to the width of a tile."""
     shown = " ".join(text.split())
     while font.getlength(shown) > SIDE:
         shown = shown[:-2].rstrip("…") + "…"
@@ -112,7 +112,7 @@ body {{ font: 14px sans-serif; margin: 1rem; }}
 main {{ display: flex; flex-wrap: wrap; gap: 0.6rem; }}
 figure {{ margin: 0; width: {SIDE}px; overflow-wrap: anywhere; }}
 </style></head><body>
-<p>Boxes are yellow, outlines are blue; {len(tiles)} pictures, chosen evenly by class.</p>
+<p>Boxes are yellow, outlines are blue; {len(tiles)} images, sampled evenly by class.</p>
 <main>
 {figures}
 </main></body></html>
@@ -124,5 +124,5 @@ def _figure(tile: Image.Image, caption: tuple[str, str]) -> str:
     tile.save(content, "JPEG", quality=88)
     data = base64.b64encode(content.getvalue()).decode("ascii")
     first, second = (html.escape(text) for text in caption)
-    picture = f'<img src="data:image/jpeg;base64,{data}" width="{tile.width}" height="{tile.height}" alt="{second}">'
-    return f"<figure>{picture}<figcaption><b>{first}</b><br>{second}</figcaption></figure>"
+    image = f'<img src="data:image/jpeg;base64,{data}" width="{tile.width}" height="{tile.height}" alt="{second}">'
+    return f"<figure>{image}<figcaption><b>{first}</b><br>{second}</figcaption></figure>"

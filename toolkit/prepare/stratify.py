@@ -1,4 +1,4 @@
-"""Splits by group in which every class has about its share; the same on every machine, no picture needed."""
+"""Stratified splits by group, from group and class names alone. Deterministic on every machine."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,37 +6,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from toolkit.data.splits import join_groups, row_keys, split_by_group
 
 FEW = "\0few"
-"""The stratum of classes that have fewer groups than there are splits."""
+"""Stratum of all classes with fewer groups than splits."""
 
 
-def split_rows(groups: Sequence[str], classes: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each row: no group in two, and each class within one group of its share in every split.
+def split_rows(groups: Sequence[str], classes: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """Return the split of each row. No group is in two splits.
 
-    A group with several classes counts for the one that is rarest in the whole table. Classes with fewer groups than
-    splits are dealt together; where even these are fewer, they go to the split with the largest share.
+    In every split, each class is within one group of its requested fraction. A group with several classes counts as the
+    class that is rarest in the table. Classes with fewer groups than splits are pooled. If the pool has too few groups
+    as well, it goes to the split with the largest fraction.
 
     >>> split_rows(["a", "a", "b", "c", "d"], ["nv", "nv", "nv", "mel", "mel"], {"train": 0.5, "test": 0.5}, seed=1)
-    ['train', 'train', 'test', 'train', 'test']
+    ['test', 'test', 'train', 'test', 'train']
     """
     class_of = group_classes(groups, classes)
-    wanted = {name: share for name, share in sorted(shares.items(), key=lambda item: item[1]) if share > 0}
+    requested = {name: part for name, part in sorted(fractions.items(), key=lambda item: item[1]) if part > 0}
     groups_in = Counter(class_of.values())
     strata: defaultdict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         name = class_of[group]
-        strata[name if groups_in[name] >= len(wanted) else FEW].append(row)
+        strata[name if groups_in[name] >= len(requested) else FEW].append(row)
     result = [""] * len(groups)
     for rows in strata.values():
         names = [groups[row] for row in rows]
-        enough = len(set(names)) >= len(wanted)
-        dealt = split_by_group(names, wanted, seed) if enough else [list(wanted)[-1]] * len(names)
-        for row, split in zip(rows, dealt, strict=True):
+        enough = len(set(names)) >= len(requested)
+        assigned = split_by_group(names, requested, seed) if enough else [list(requested)[-1]] * len(names)
+        for row, split in zip(rows, assigned, strict=True):
             result[row] = split
     return result
 
 
 def group_classes(groups: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """The class that each group counts for: of several the rarest, of equally rare ones the first by name."""
+    """Return the class of each group: its rarest one. Ties go to the first by name."""
     sizes = Counter(classes)
     result: dict[str, str] = {}
     for group, name in zip(groups, classes, strict=True):
@@ -46,17 +47,17 @@ def group_classes(groups: Sequence[str], classes: Sequence[str]) -> dict[str, st
 
 
 def mixed_groups(groups: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The first row of each group whose rows have more than one class."""
+    """Return the first row of each group with more than one class."""
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     mixed = {group for group, name in zip(groups, classes, strict=True) if classes[first[group]] != name}
     return sorted(first[group] for group in mixed)
 
 
 def join_names(rows: Iterable[Sequence[str]]) -> list[str]:
-    """The group of each row, given its names from the widest (a patient) to the narrowest (the picture); blank: none.
+    """Return the group of each row from its names, ordered from patient to image. Unknown names are blank.
 
-    Rows that share a name of one kind are one group, also by way of third rows; it is called by its widest name, the
-    first in alphabetical order.
+    Rows that share a name of one kind are in one group, also transitively. The group is called by its first name of
+    the widest kind, in alphabetical order.
 
     >>> join_names([("p1", "l1", "a"), ("", "l1", "b"), ("", "", "c")])
     ['p1', 'p1', 'c']

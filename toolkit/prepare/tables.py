@@ -1,4 +1,4 @@
-"""Tables of metadata: cells of a CSV however it was saved, and columns found by name."""
+"""Metadata tables: CSV files in the usual dialects, with columns found by name."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,34 +8,34 @@ from pathlib import Path
 from toolkit.errors import DataError
 
 BLANK = frozenset({"", "na", "n/a", "nan", "none", "null"})
-"""What stands in a cell that says nothing, in lower case."""
+"""Cell texts that mean a missing value, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV: its first line, and all lines after it with as many cells."""
+    """A CSV file: header and rows of equal length."""
 
     file: Path
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def column(self, names: Sequence[str]) -> int | None:
-        """The number of the first of these names that is a column, in any case; None: none of them is."""
+        """Return the index of the first name that is a column, ignoring case, or None."""
         folded = [name.lower() for name in self.header]
         return next((folded.index(name.lower()) for name in names if name.lower() in folded), None)
 
     def records(self, fields: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-        """Each row as field -> text, for the fields whose column is there; blank cells are empty texts."""
+        """Yield each row as field -> text for the fields that have a column. Missing values are empty texts."""
         found = {field: at for field, names in fields.items() if (at := self.column(names)) is not None}
         for row in self.rows:
             yield {field: row[at] for field, at in found.items()}
 
 
 def read_table(file: Path) -> Table:
-    """A table with any of the usual separators (comma, semicolon, tab), line ends, and a byte order mark or none.
+    """Load a CSV file with any of the separators comma, semicolon and tab, any line ends, with or without BOM.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8, or a row has more or fewer cells than the first line.
+        DataError: The file is unreadable or not UTF-8, or a row does not have as many cells as the header.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -68,21 +68,21 @@ def read_table(file: Path) -> Table:
 
 
 def require_columns(table: Table, fields: Mapping[str, Sequence[str]]) -> None:
-    """Check that every one of these fields has its column.
+    """Check that every field has a column.
 
     Raises:
-        DataError: some have none; all that were looked for are listed.
+        DataError: Columns are missing. The error lists all of them.
     """
     missing = [names for names in fields.values() if table.column(names) is None]
     if missing:
         wanted = "; ".join(" or ".join(names) for names in missing)
-        there = ", ".join(table.header)
+        columns = ", ".join(table.header)
         rule, remedy = f"the table must have a column {wanted}", "Add it, or rename a column."
-        raise DataError("data.column_missing", rule, place=table.file, value=there, remedy=remedy)
+        raise DataError("data.column_missing", rule, place=table.file, value=columns, remedy=remedy)
 
 
 def read_number(text: str) -> float | None:
-    """The number that a cell holds; None where it holds none, or one that is not finite."""
+    """Return the number in a cell, or None if it has no finite number."""
     try:
         value = float(text)
     except ValueError:

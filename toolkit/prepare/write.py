@@ -1,4 +1,4 @@
-"""Rows as JSON, CSV and Parquet; all files of one preparation change places with the old ones together."""
+"""Rows as JSON, CSV and Parquet, staged in a folder that replaces the old files at the end."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from toolkit.recipe import SPLITS
 
 Row = Mapping[str, Any]
 
-ASIDE = ".prepare-"
+STAGING_PREFIX = ".prepare-"
 
 _BOX = pa.list_(pa.int32())
 TYPES: Mapping[str, pa.DataType] = {
@@ -33,16 +33,16 @@ TYPES: Mapping[str, pa.DataType] = {
     "concerning_features": pa.list_(pa.string()),
     "confidence": pa.float64(),
 }
-"""Columns that are no texts in Parquet."""
+"""Columns with a type other than string in Parquet."""
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder whose files take their places in ``folder`` when the block ends well; else they are removed."""
+    """Open a hidden folder whose files move to ``folder`` if the block succeeds, and are removed otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left_behind in folder.glob(f"{ASIDE}*"):  # by a process that was killed
-        shutil.rmtree(left_behind, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
+    for old in folder.glob(f"{STAGING_PREFIX}*"):  # left by a killed process
+        shutil.rmtree(old, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
     try:
         yield aside
         files = sorted(aside.iterdir())
@@ -55,9 +55,9 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Row]) -> None:
-    """``name`` as .json (a list, one row a line), .csv and .parquet, and the rows of each split as its .json.
+    """Write ``name`` as .json (a list, one row per line), .csv and .parquet, and each split as .json.
 
-    A split without rows has no file. In the CSV an unknown value is an empty cell, a list is JSON.
+    A split without rows has no file. In the CSV, missing values are empty cells and lists are JSON.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     _write_json(folder / f"{name}.json", rows)

@@ -1,4 +1,4 @@
-"""The ledger: what runs used, grouped by what they were for, as a conference's form on compute asks."""
+"""Usage of several runs, grouped by purpose, as the compute checklists of conferences ask."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 from toolkit.errors import RecipeError, RunError
 from toolkit.recipe import Recipe
 from toolkit.runfolder import RunFolder, find_run
-from toolkit.runfolder.usage import ComputeRecord, Start, Usage, read_compute, total
+from toolkit.runfolder.usage import ComputeRecord, Session, Usage, read_compute, total
 
 FAILED = "failed or unfinished"
 PURPOSES = ("training", "search", "ablation", "dry_run", FAILED)
-"""The headings. A run that never came to its end counts under the last one, whatever its recipe says."""
+"""Purposes of runs. A run that did not finish counts under the last one, regardless of its recipe."""
 
 EVALUATIONS = "evaluate-"
 BEFORE = "evaluate-before"
@@ -20,7 +20,7 @@ BEFORE = "evaluate-before"
 
 @dataclass(frozen=True, slots=True)
 class RunUse:
-    """One run: its record, and what its recipe says, None where this version cannot read it."""
+    """Usage record of one run, and its recipe. None: this version cannot read the recipe."""
 
     name: str
     recipe: Recipe | None
@@ -29,22 +29,22 @@ class RunUse:
 
     @property
     def finished(self) -> bool:
-        """Whether `toolkit run` ever came to its end."""
-        return any(start.command == "run" and start.outcome == "finished" for start in self.record.starts)
+        """Return whether `toolkit run` has finished."""
+        return any(session.command == "run" and session.outcome == "finished" for session in self.record.sessions)
 
     @property
     def purpose(self) -> str:
-        """One of ``PURPOSES``: that of the newest start."""
-        own = self.record.starts[-1].purpose if self.record.starts else None
-        if not self.record.starts and self.recipe is not None:
+        """Return one of ``PURPOSES``, by the newest session."""
+        own = self.record.sessions[-1].purpose if self.record.sessions else None
+        if not self.record.sessions and self.recipe is not None:
             own = self.recipe.run.purpose
         return own if own in PURPOSES and self.finished else FAILED
 
     @property
     def evaluations(self) -> Usage:
-        """The evaluations that asked a trained model something; that of the model before training if there is no other.
+        """Return the usage of the evaluations of trained models, or of the base model if there is no other.
 
-        A model that does not know the form yet writes more or less than it does in use, and costs as much.
+        The base model may not know the answer format, so the length of its completions is not typical.
         """
         stages = self.record.stages().items()
         found = {name: used for name, used in stages if name.startswith(EVALUATIONS) and used.counts.answers}
@@ -54,50 +54,50 @@ class RunUse:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Runs in the order of their names."""
+    """Runs, sorted by name."""
 
     runs: tuple[RunUse, ...]
 
     @property
-    def starts(self) -> list[Start]:
-        """Every start of every run."""
-        return [start for run in self.runs for start in run.record.starts]
+    def sessions(self) -> list[Session]:
+        """Return all sessions of all runs."""
+        return [session for run in self.runs for session in run.record.sessions]
 
     @property
     def used(self) -> Usage:
-        """All runs together."""
+        """Return the usage of all runs."""
         return total(run.record.used for run in self.runs)
 
     @property
     def damaged(self) -> int:
-        """Lines of the records that cannot be read."""
+        """Return the number of corrupt lines in the records."""
         return sum(run.record.damaged for run in self.runs)
 
     @property
     def unrecorded(self) -> list[str]:
-        """Runs without any record: they are in no sum."""
-        return [run.name for run in self.runs if not run.record.starts]
+        """Return the runs without a usage record, which no sum includes."""
+        return [run.name for run in self.runs if not run.record.sessions]
 
     @property
     def copies(self) -> list[str]:
-        """Runs that have a start of another run, as a copied folder has: it is in the sums twice."""
-        having = Counter(name for run in self.runs for name in {start.id for start in run.record.starts})
-        return [run.name for run in self.runs if any(having[start.id] > 1 for start in run.record.starts)]
+        """Return the runs that share a session with another run, because one folder is a copy. Sums count it twice."""
+        having = Counter(name for run in self.runs for name in {session.id for session in run.record.sessions})
+        return [run.name for run in self.runs if any(having[session.id] > 1 for session in run.record.sessions)]
 
     def by_purpose(self) -> dict[str, tuple[int, Usage]]:
-        """Heading -> how many runs, and what they used; every heading is there."""
+        """Return purpose -> number of runs and their usage, for all purposes."""
         found = {}
         for purpose in PURPOSES:
-            runs = [run for run in self.runs if run.purpose == purpose and run.record.starts]
+            runs = [run for run in self.runs if run.purpose == purpose and run.record.sessions]
             found[purpose] = len(runs), total(run.record.used for run in runs)
         return found
 
 
 def read_ledger(paths: Sequence[Path]) -> Ledger:
-    """The ledger of run folders, and of the runs that lie in folders; one that is named twice counts once.
+    """Return the usage of run folders, and of the runs in folders. A run that is given twice counts once.
 
     Raises:
-        RunError: a path is neither a run nor a folder with runs in it.
+        RunError: a path is neither a run nor a folder that contains runs.
     """
     folders: dict[Path, RunFolder] = {}
     for path in paths:
@@ -127,13 +127,13 @@ def _is_run(path: Path) -> bool:
 def _read(run: RunFolder) -> RunUse:
     try:
         recipe = run.recipe()
-    except RecipeError:  # of another version; its hours count all the same
+    except RecipeError:  # The usage of a run with a recipe of another version still counts.
         recipe = None
     return RunUse(run.name, recipe, read_compute(run.compute_file), _rows(run))
 
 
 def _rows(run: RunFolder) -> dict[str, int]:
-    """Split -> rows; none where they are not read yet or the record is damaged: then the report says that of them."""
+    """Return split -> number of rows. Empty: the data stage has not finished, or its record is corrupt."""
     try:
         return {str(split): int(number) for split, number in run.record("data")["rows"].items()}
     except (RunError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,28 +1,26 @@
-"""The run folder: where a run lives, what it has finished, what it said, and how it is stopped."""
+"""Run folders: paths, atomic writes, locks, resume, stop signals, logs and versions."""
 
 from toolkit.runfolder.files import (
     append_line,
-    cut_torn_line,
     flush_folder,
     read_json,
     read_lines,
+    remove_partial_line,
     write_json,
     write_text,
 )
 from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, Record, RunFolder, current_weights, find_run, find_weights
 from toolkit.runfolder.logs import LOGGER, PlainFormatter, hide_secrets
-from toolkit.runfolder.progress import Progress, silent, spell_time
-from toolkit.runfolder.ranks import is_main, rank, world_size
-from toolkit.runfolder.signals import StopRequest
+from toolkit.runfolder.process import StopRequest, is_main_process, rank, world_size
+from toolkit.runfolder.progress import Progress, format_duration, no_progress
 from toolkit.runfolder.start import check_fingerprints, read_state, reopen_run, start_run
-from toolkit.runfolder.tested_versions import TESTED
-from toolkit.runfolder.versions import now, versions
-from toolkit.runfolder.weights import Exported, find_exported, locate, outdated
+from toolkit.runfolder.versions import TESTED_VERSIONS, installed_versions, now, untested_versions
+from toolkit.runfolder.weights import Exported, find_exported, locate_weights, outdated
 
 __all__ = [
     "EXPORT",
     "LOGGER",
-    "TESTED",
+    "TESTED_VERSIONS",
     "TRAINING_STAGES",
     "Exported",
     "PlainFormatter",
@@ -33,25 +31,26 @@ __all__ = [
     "append_line",
     "check_fingerprints",
     "current_weights",
-    "cut_torn_line",
     "find_exported",
     "find_run",
     "find_weights",
     "flush_folder",
+    "format_duration",
     "hide_secrets",
-    "is_main",
-    "locate",
+    "installed_versions",
+    "is_main_process",
+    "locate_weights",
+    "no_progress",
     "now",
     "outdated",
     "rank",
     "read_json",
     "read_lines",
     "read_state",
+    "remove_partial_line",
     "reopen_run",
-    "silent",
-    "spell_time",
     "start_run",
-    "versions",
+    "untested_versions",
     "world_size",
     "write_json",
     "write_text",

@@ -1,4 +1,4 @@
-"""Where everything is kept that can be made again: indices of rows, reduced pictures, what plans counted."""
+"""The folder for caches: row indices, resized images and token counts of plans."""
 
 import os
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from toolkit.errors import ToolkitError
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """``$TOOLKIT_CACHE``, else ``~/.cache/toolkit``.
+    """Return ``$TOOLKIT_CACHE``, or ``~/.cache/toolkit`` if the variable is not set.
 
     Raises:
-        ToolkitError: nothing says where home is, as in a container whose user has no entry and no HOME.
+        ToolkitError: the user has no home directory, as in a container without HOME.
     """
     if folder := environment.get("TOOLKIT_CACHE"):
         return Path(folder)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic JSON, and JSON lines whose torn last line is cut off."""
+"""Atomic text and JSON files, and JSON lines that survive an interrupted write."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put ``text`` into ``path`` so that a crash leaves the old file or the new one, on disk, never a part."""
+    """Write ``text`` to ``path`` atomically: after a crash, the file has its old or its new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with temporary.open("w", encoding="utf-8", newline="\n") as handle:
@@ -21,21 +21,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """``value`` as indented JSON, written as ``write_text`` does; paths become text, NaN and infinities null.
+    """Write ``value`` as indented JSON, atomically. Paths become text, NaN and infinities become null.
 
     Raises:
-        TypeError: something in it is nothing that JSON has.
+        TypeError: a value has no JSON type.
     """
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What ``write_json`` wrote."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def flush_folder(folder: Path) -> None:
-    """Have every file below ``folder`` on disk, so that a rename cannot come before its content."""
+    """Write every file below ``folder`` to disk, so that a rename cannot precede the content."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -48,28 +48,28 @@ def write_lines(path: Path, values: Iterable[Mapping[str, object]]) -> None:
 
 
 def append_line(path: Path, value: Mapping[str, object]) -> None:
-    """One JSON object as one more line of ``path``, flushed; NaN and infinities become null."""
+    """Append one JSON object as a line to ``path`` and flush it. NaN and infinities become null."""
     with path.open("a", encoding="utf-8", newline="\n") as handle:
         handle.write(_line(value))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in ``path``, without a last line that was not finished; none where there is no file."""
+    """Return the JSON objects in ``path``, without an unfinished last line. A missing file gives an empty list."""
     if not path.exists():
         return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in complete.split(b"\n") if line]
 
 
-def cut_torn_line(path: Path) -> int:
-    """Cut off what stands after the last line end (a crash came while it was written); gives the bytes removed."""
+def remove_partial_line(path: Path) -> int:
+    """Remove an unfinished last line, which a crash during a write leaves. Return the number of bytes removed."""
     if not path.exists():
         return 0
     content = path.read_bytes()
-    torn = len(content) - (content.rfind(b"\n") + 1)
-    if torn:
-        os.truncate(path, len(content) - torn)
-    return torn
+    extra = len(content) - (content.rfind(b"\n") + 1)
+    if extra:
+        os.truncate(path, len(content) - extra)
+    return extra
 
 
 def _line(value: Mapping[str, object]) -> str:
@@ -77,7 +77,7 @@ def _line(value: Mapping[str, object]) -> str:
 
 
 def _plain(value: object) -> object:
-    """``value`` in the types that JSON has; numpy's and torch's numbers are numbers too."""
+    """Return ``value`` in JSON types. Scalars of NumPy and torch become numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -92,7 +92,7 @@ def _plain(value: object) -> object:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself is on disk only once its folder is; Windows cannot open one.
+    # A rename is on disk only after its folder is flushed. Windows cannot open folders.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The run folder: everything that a run writes, laid out so that it can be resumed, moved and read by eye."""
+"""The run folder: paths, records of finished stages, and metrics of one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from toolkit.runfolder.files import append_line, read_json, read_lines, write_js
 from toolkit.runfolder.versions import now
 
 TRAINING_STAGES = ("sft", "grpo")
-"""The stages that leave weights, in the order in which they run."""
+"""Stages that train a model, in the order in which they run."""
 
 EXPORT = "export"
-"""The stage that writes weights for other programs."""
+"""The stage that exports the model."""
 
-_GONE = "Restore them, or start over with --fresh (the old folder is kept under another name)."
+_RESTORE = "Restore them, or start over with --fresh (the old folder is kept under another name)."
 
 Record = dict[str, Any]
-"""What a stage leaves for the results: plain JSON, paths relative to the run folder."""
+"""Result of a stage as JSON. Paths are relative to the run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,87 +28,87 @@ class RunFolder:
 
     ::
 
-        recipe.toml            the resolved recipe: every default written out, absolute paths
-        run.json               seed, fingerprints of what goes in, and versions for each time it was started
-        log.txt                what was said, with the time
-        metrics.jsonl          one line a training step: stage, step, time, and the figures
-        compute.jsonl          what each start used: time, memory, energy, tokens
-        plan.json              what the run was expected to need, as `toolkit plan --json` tells it
-        results.json           the records of all finished stages and the table of results
-        synthetic/             synthetic data, if the recipe has [data.synthetic]
-        stages/<name>/         what a stage keeps: checkpoints, weights, predictions
-        stages/<name>/sizes.json   the sizes of a training stage after an out-of-memory error
-        stages/<name>/done.json    its record, written last: a stage is finished when this file is there
+        recipe.toml            resolved recipe with all defaults and absolute paths
+        run.json               seed, fingerprints of the inputs, and versions of each session
+        log.txt                log with times
+        metrics.jsonl          one line for each logged optimizer step: stage, step, time, figures
+        compute.jsonl          usage of each session: time, memory, energy, tokens
+        plan.json              plan of the run, as `toolkit plan --json` prints it
+        results.json           records of all finished stages, and the table of results
+        synthetic/               synthetic dataset, if the recipe generates one
+        stages/<name>/         files of a stage: checkpoints, weights, predictions
+        stages/<name>/sizes.json   batch sizes of a training stage after an out-of-memory error
+        stages/<name>/done.json    record of a finished stage, written last
 
-    Beside the folder stands ``.<name>.lock``, held by the process that works in it.
+    The process that uses the folder holds the lock ``.<name>.lock`` beside it.
     """
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the name of the folder."""
         return self.path.name
 
     @property
     def recipe_file(self) -> Path:
-        """``recipe.toml``."""
+        """Return the path of ``recipe.toml``."""
         return self.path / "recipe.toml"
 
     @property
     def run_file(self) -> Path:
-        """``run.json``."""
+        """Return the path of ``run.json``."""
         return self.path / "run.json"
 
     @property
     def log_file(self) -> Path:
-        """``log.txt``."""
+        """Return the path of ``log.txt``."""
         return self.path / "log.txt"
 
     @property
     def metrics_file(self) -> Path:
-        """``metrics.jsonl``."""
+        """Return the path of ``metrics.jsonl``."""
         return self.path / "metrics.jsonl"
 
     @property
     def compute_file(self) -> Path:
-        """``compute.jsonl``."""
+        """Return the path of ``compute.jsonl``."""
         return self.path / "compute.jsonl"
 
     @property
     def plan_file(self) -> Path:
-        """``plan.json``."""
+        """Return the path of ``plan.json``."""
         return self.path / "plan.json"
 
     @property
     def results_file(self) -> Path:
-        """``results.json``."""
+        """Return the path of ``results.json``."""
         return self.path / "results.json"
 
     def recipe(self) -> Recipe:
-        """The resolved recipe that the run was made with.
+        """Return the resolved recipe of the run.
 
         Raises:
-            RecipeError: this version of the toolkit cannot read it.
+            RecipeError: this version of the toolkit cannot read the recipe.
         """
         return load_recipe(self.recipe_file)
 
     def stage_folder(self, stage: str) -> Path:
-        """``stages/<stage>``, which is made if it is not there."""
+        """Return ``stages/<stage>``. The folder is created if it does not exist."""
         folder = self.path / "stages" / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def is_done(self, stage: str) -> bool:
-        """Whether the stage has finished."""
+        """Return whether the stage has finished."""
         return (self.path / "stages" / stage / "done.json").is_file()
 
     def mark_done(self, stage: str, record: Mapping[str, object]) -> None:
-        """Keep the stage's record; from now on the stage is finished."""
+        """Write the record of a stage, which marks the stage as finished."""
         write_json(self.stage_folder(stage) / "done.json", {"stage": stage, "finished": now(), "record": record})
 
     def record(self, stage: str) -> Record:
-        """What the stage left.
+        """Return the record of a finished stage.
 
         Raises:
             RunError: the stage has not finished.
@@ -120,37 +120,37 @@ class RunFolder:
         return record
 
     def finished_stages(self) -> list[str]:
-        """The stages that have finished, in the order in which they did."""
+        """Return the finished stages, in the order in which they finished."""
         files = sorted(self.path.glob("stages/*/done.json"), key=lambda file: file.stat().st_mtime_ns)
-        # A copied folder has new times of modification, so the time in the file goes first.
+        # A copied folder has new modification times, so the time in the record takes precedence.
         return [file.parent.name for file in sorted(files, key=lambda file: str(read_json(file)["finished"]))]
 
     def weights_folder(self, stage: str) -> Path:
-        """Where a training stage puts its adapter (or, after full fine-tuning, its whole model)."""
+        """Return the folder of the weights of a training stage: an adapter, or the model after full fine-tuning."""
         return self.path / "stages" / stage / "weights"
 
     def trained_weights(self) -> Path | None:
-        """The weights of the last training stage that has finished; None before the first.
+        """Return the weights of the last finished training stage. None: no training stage has finished.
 
         Raises:
-            RunError: they are gone.
+            RunError: the weights do not exist.
         """
         done = [self.weights_folder(stage) for stage in TRAINING_STAGES if self.is_done(stage)]
         if done and not done[-1].is_dir():
             rule = "the weights of a finished stage must exist"
-            raise RunError("run.weights_missing", rule, place=done[-1], remedy=_GONE)
+            raise RunError("run.weights_missing", rule, place=done[-1], remedy=_RESTORE)
         return done[-1] if done else None
 
     def relative(self, path: Path) -> str:
-        """``path`` as records name it: inside the run its place there, so that a run can be moved."""
+        """Return ``path`` as records store it: relative if the path is in the run, so that a run can be moved."""
         return str(path.relative_to(self.path) if path.is_relative_to(self.path) else path)
 
     def log_metrics(self, stage: str, step: int, figures: Mapping[str, object]) -> None:
-        """Add one line to ``metrics.jsonl``."""
+        """Append one line to ``metrics.jsonl``."""
         append_line(self.metrics_file, {"stage": stage, "step": step, "time": now(), **figures})
 
-    def forget_metrics(self, stage: str, step: int) -> int:
-        """Remove the lines of a stage after ``step``, which is trained again from there; return their number."""
+    def remove_metrics(self, stage: str, step: int) -> int:
+        """Remove the metrics of a stage after ``step``, where training resumes. Return the number of lines removed."""
         lines = read_lines(self.metrics_file)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
@@ -158,10 +158,10 @@ class RunFolder:
         return len(lines) - len(kept)
 
     def metrics(self) -> list[Record]:
-        """One record for each stage and step, in the order of their first lines.
+        """Return one record for each stage and optimizer step, in the order of their first lines.
 
-        A step that was run twice, since the run was interrupted after its last checkpoint, counts with its later line;
-        figures that were logged apart for one step stand together.
+        If a step was repeated after an interruption, its later line counts. Figures that were logged separately for one
+        step are merged.
         """
         steps: dict[tuple[str, int], Record] = {}
         for line in read_lines(self.metrics_file):
@@ -170,10 +170,10 @@ class RunFolder:
 
 
 def find_run(path: Path | str) -> RunFolder:
-    """The run in ``path``, to read from.
+    """Return the run in ``path`` for reading.
 
     Raises:
-        RunError: no run is there.
+        RunError: the folder is not a run.
     """
     run = RunFolder(Path(path).absolute())
     if not _is_run(run):
@@ -181,26 +181,28 @@ def find_run(path: Path | str) -> RunFolder:
             "run.not_a_run_folder",
             "a run folder must have run.json and recipe.toml",
             place=path,
-            remedy="Name the folder that `toolkit run` made, such as runs/quickstart.",
+            remedy="Name a folder that `toolkit run` created, such as runs/quickstart.",
         )
     return run
 
 
 def current_weights(run: RunFolder, recipe: Recipe) -> Path | None:
-    """What a stage goes on from: the run's last trained weights, else the recipe's adapter, else None, the base model.
+    """Return the weights that the next stage starts from.
+
+    These are the run's last trained weights, or the adapter of the recipe. None: the base model.
 
     Raises:
-        RunError: ``model.adapter`` holds no weights.
+        RunError: ``model.adapter`` contains no weights.
     """
     adapter = recipe.model.adapter
     return run.trained_weights() or (find_weights(adapter) if adapter else None)
 
 
 def find_weights(path: Path) -> Path:
-    """The folder of weights that ``path`` means: a run's last trained ones, or an adapter's or model's own folder.
+    """Return the folder of the weights: the last trained weights if ``path`` is a run, otherwise ``path`` itself.
 
     Raises:
-        RunError: neither a run that has trained nor a folder of weights.
+        RunError: ``path`` is neither a run with a finished training stage nor a folder with weights.
     """
     if _is_run(RunFolder(path)):
         weights = RunFolder(path).trained_weights()
@@ -219,5 +221,5 @@ def find_weights(path: Path) -> Path:
 
 
 def _is_run(run: RunFolder) -> bool:
-    # recipe.toml alone may be a user's own file.
+    # A folder with recipe.toml alone may belong to the user.
     return run.run_file.is_file() and run.recipe_file.is_file()

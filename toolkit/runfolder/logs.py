@@ -1,4 +1,4 @@
-"""The run's log: what the package says, with the time, in log.txt; tokens and keys never get into it."""
+"""Log records in log.txt, without tokens and keys."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOGGER = "toolkit"
-"""Every room logs under this name. INFO is for the reader at the terminal, DEBUG for log.txt alone."""
+"""Name of the package's logger. INFO is shown in the terminal, DEBUG is written to log.txt only."""
 
 HIDDEN = "[hidden]"
 SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "TRACKIO_API_KEY", "OPENAI_API_KEY")
@@ -22,7 +22,7 @@ _NAMED_SECRET = re.compile(
 
 
 def hide_secrets(text: str) -> str:
-    """``text`` with Hub tokens, API keys, passwords in URLs and the values of ``SECRET_VARIABLES`` replaced."""
+    """Return ``text`` without Hub tokens, API keys, passwords in URLs and the values of ``SECRET_VARIABLES``."""
     for variable in SECRET_VARIABLES:
         value = os.environ.get(variable, "")
         if len(value) >= 8:
@@ -31,10 +31,10 @@ def hide_secrets(text: str) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level where it is not INFO, message and traceback, without secrets."""
+    """Format a record as time, level (except INFO), message, code and traceback, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or several with a traceback."""
+        """Return one line, or several lines if the record has a traceback."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
         text = f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {level}{record.getMessage()}"
         text += f" [{record.problem.code}]" if hasattr(record, "problem") else ""
@@ -45,7 +45,7 @@ class PlainFormatter(logging.Formatter):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """While the block runs, DEBUG and above of ``LOGGER`` and warnings of other libraries are added to ``path``."""
+    """Append records of ``LOGGER`` from DEBUG, and warnings of other libraries, to ``path`` while the block runs."""
     own, others = logging.getLogger(LOGGER), logging.getLogger()
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(PlainFormatter())

@@ -1,4 +1,4 @@
-"""Start, continue or reopen a run: one process at a time, one recipe and one set of data for a folder."""
+"""Start, resume or reopen a run: one process at a time, one recipe and one dataset for each folder."""
 
 import logging
 import shutil
@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 
 from toolkit.errors import RecipeError, RunError, ToolkitError, warn
 from toolkit.recipe import Recipe, changed_keys, dump_recipe
-from toolkit.runfolder.files import cut_torn_line, read_json, write_json, write_text
+from toolkit.runfolder.files import read_json, remove_partial_line, write_json, write_text
 from toolkit.runfolder.folder import Record, RunFolder, find_run
 from toolkit.runfolder.logs import logging_to
-from toolkit.runfolder.versions import now, versions
+from toolkit.runfolder.versions import installed_versions, now
 
 HARMLESS = frozenset(
     {
@@ -38,40 +38,40 @@ HARMLESS = frozenset(
         "imagegen.max_dropped",
     }
 )
-"""Keys that may change while a run goes on: they change neither the weights nor the answers. Where the data lie may
-change since what they hold is compared by fingerprint."""
+"""Keys that a resumed run may change, because neither the weights nor the completions depend on them. Paths of the data
+may change because the content is compared by fingerprint."""
 
 _FRESH = "start over with --fresh (the old folder is kept under another name)"
-_NOT_MADE = ("run.folder_not_made", "it must be possible to make the run folder")
+_NOT_MADE = ("run.folder_not_made", "it must be possible to create the run folder")
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
-    """The recipe's run folder, new or to be continued, locked and logging to its log.txt while the block runs.
+    """Create or resume the run folder of a recipe. It is locked, and log.txt receives the log, while the block runs.
 
     Args:
-        recipe: its ``run_folder`` names the place.
-        fresh: begin anew; an old folder of this name is renamed to ``<name>.old-1`` (or -2, ...), never removed; but an
-            old dry run is, by a new one.
+        recipe: its ``run_folder`` is the path.
+        fresh: start over. An old folder is renamed to ``<name>.old-1`` (or -2, ...) and never removed, except for an
+            old dry run that a new dry run replaces.
 
     Raises:
-        RunError: another process works in it; the recipe differs from the folder's; the folder is no run; or a
-            dry run would replace what is none.
+        RunError: another process uses the folder, the recipe differs from that of the folder, the folder is not a run,
+            or a dry run would replace another run.
     """
     path = recipe.run_folder.absolute()
     with _locked(path):
         if fresh and recipe.run.is_dry_run:
             _remove_dry_run(RunFolder(path))
         elif fresh and path.exists():
-            path.rename(_name_for_old(path))
+            path.rename(_backup_path(path))
         run = RunFolder(path)
         if not run.run_file.is_file():
-            _refuse_foreign(path)
+            _check_no_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
         with logging_to(run.log_file), _LogFailure():
-            _refuse_changes(run, recipe)
+            _check_recipe_unchanged(run, recipe)
             _begin_session(run, recipe)
             write_text(run.recipe_file, dump_recipe(recipe))
             yield run
@@ -79,10 +79,10 @@ def start_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[RunFolder]:
 
 @contextmanager
 def reopen_run(path: Path | str) -> Iterator[RunFolder]:
-    """An existing run, locked and logging while the block runs, to add something to it.
+    """Open an existing run to add to it. It is locked, and log.txt receives the log, while the block runs.
 
     Raises:
-        RunError: no run is there, or another process works in it.
+        RunError: the folder is not a run, or another process uses it.
     """
     run = find_run(path)
     with _locked(run.path), logging_to(run.log_file), _LogFailure():
@@ -90,10 +90,10 @@ def reopen_run(path: Path | str) -> Iterator[RunFolder]:
 
 
 def read_state(run: RunFolder) -> Record:
-    """What run.json holds.
+    """Return the content of run.json.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is corrupt.
     """
     try:
         state: Record = read_json(run.run_file)
@@ -103,21 +103,21 @@ def read_state(run: RunFolder) -> Record:
         pass
     raise RunError(
         "run.state_damaged",
-        "run.json must be as the run wrote it",
+        "run.json must be valid",
         place=run.run_file,
         remedy=f"Restore it, or {_FRESH}.",
     )
 
 
 def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
-    """Keep what went into the run, or see that it is still the same.
+    """Store the fingerprints of a run's inputs, or check that the inputs are unchanged.
 
     Args:
         run: a started run.
-        fingerprints: what (``data``, ``rewards``) -> a digest of its content.
+        fingerprints: name of the input (``data``, ``rewards``) -> digest of its content.
 
     Raises:
-        RunError: a digest differs from the one that the run began with.
+        RunError: a digest differs from that of the first session.
     """
     state = read_state(run)
     known: dict[str, str] = state["fingerprints"]
@@ -125,7 +125,7 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
     if changed:
         raise RunError(
             "run.inputs_changed",
-            "the inputs of a run must be those that it began with",
+            "the inputs of a run must not change",
             place=run.path,
             value=f"changed: {', '.join(changed)}",
             remedy=f"Restore them, {_FRESH}, or choose another run.name.",
@@ -135,12 +135,12 @@ def check_fingerprints(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # Beside the folder, so that it also covers the moment when --fresh renames it. The operating system lets go of the
-    # lock when its process ends, however it ends.
+    # The lock is beside the folder, because --fresh renames the folder. The operating system releases it when the
+    # process ends for any reason.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_be_made(path, error) from error
+        raise _creation_error(path, error) from error
     lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
     try:
         lock.acquire()
@@ -152,19 +152,19 @@ def _locked(path: Path) -> Iterator[None]:
             remedy="Wait for the other process, or choose another name with --set run.name=...",
         ) from error
     except OSError as error:
-        raise _cannot_be_made(path, error) from error
+        raise _creation_error(path, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _cannot_be_made(path: Path, error: OSError) -> RunError:
+def _creation_error(path: Path, error: OSError) -> RunError:
     value = error.strerror or str(error)
     return RunError(*_NOT_MADE, place=path, value=value, remedy="Choose another run.name or run.folder.")
 
 
-def _name_for_old(path: Path) -> Path:
+def _backup_path(path: Path) -> Path:
     number = 1
     while path.with_name(f"{path.name}.old-{number}").exists():
         number += 1
@@ -173,10 +173,10 @@ def _name_for_old(path: Path) -> Path:
 
 def _remove_dry_run(old: RunFolder) -> None:
     if not old.recipe_file.is_file():
-        return  # nothing, or no run at all, which is looked at next
+        return  # The folder does not exist, or is not a run, which is checked next.
     try:
         replaceable = old.recipe().run.is_dry_run
-    except RecipeError:  # of another version, or damaged: nobody can say what it is
+    except RecipeError:  # A recipe of another version or a corrupt one may belong to a real run.
         replaceable = False
     if not replaceable:
         raise RunError(
@@ -185,15 +185,15 @@ def _remove_dry_run(old: RunFolder) -> None:
             place=old.path,
             remedy="Choose another name with --set run.name=...",
         )
-    # Renamed first, so that no half of a run stays under its name.
-    doomed = old.path.with_name(f".{old.name}.removed")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    old.path.rename(doomed)
-    shutil.rmtree(doomed)
+    # Rename first, so that an interruption leaves no partial run under this name.
+    removed = old.path.with_name(f".{old.name}.removed")
+    if removed.exists():
+        shutil.rmtree(removed)
+    old.path.rename(removed)
+    shutil.rmtree(removed)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _check_no_other_files(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(*_NOT_MADE, place=path, value="a file", remedy="Choose another run.name or run.folder.")
     if path.is_dir() and any(file.name != "log.txt" for file in path.iterdir()):
@@ -205,7 +205,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
+def _check_recipe_unchanged(run: RunFolder, recipe: Recipe) -> None:
     if not run.recipe_file.is_file():
         return
     changed = changed_keys(run.recipe(), recipe)
@@ -213,12 +213,12 @@ def _refuse_changes(run: RunFolder, recipe: Recipe) -> None:
     if lines and _is_bound(run, recipe):
         raise RunError(
             "run.recipe_changed",
-            "\n  ".join(["the recipe must be the one that the run began with:", *lines]) + "\n",
+            "\n  ".join(["the recipe of a run must not change:", *lines]) + "\n",
             place=run.path,
             remedy=f"Run the old recipe, {_FRESH}, or choose another name with --set run.name=...",
         )
     for key, (old, new) in changed.items():
-        log.info("the recipe changed where it may: %s: %s -> %s", key, old, new)
+        log.info("changed setting: %s: %s -> %s", key, old, new)
 
 
 def _is_bound(run: RunFolder, recipe: Recipe) -> bool:
@@ -230,7 +230,7 @@ def _is_bound(run: RunFolder, recipe: Recipe) -> bool:
 
 
 def _remove_unfinished(run: RunFolder) -> None:
-    """Remove temporary files of writes that a kill interrupted. The lock is held, so that no other process writes."""
+    """Remove temporary files of interrupted writes. The lock is held, so no other process writes."""
     for file in run.path.rglob(".*.partial"):
         if file.is_file():
             file.unlink()
@@ -238,30 +238,30 @@ def _remove_unfinished(run: RunFolder) -> None:
 
 def _begin_session(run: RunFolder, recipe: Recipe) -> None:
     _remove_unfinished(run)
-    torn = cut_torn_line(run.metrics_file)
-    if torn:
-        log.info("metrics.jsonl ended in an unfinished line of %d bytes, which was cut off", torn)
-    session: Record = {"started": now(), "versions": versions()}
+    removed = remove_partial_line(run.metrics_file)
+    if removed:
+        log.info("removed an unfinished line of %d bytes from metrics.jsonl", removed)
+    session: Record = {"started": now(), "versions": installed_versions()}
     if not run.run_file.is_file():
         write_json(run.run_file, {"seed": recipe.run.seed, "fingerprints": {}, "sessions": [session]})
-        log.info("run %s begins in %s", run.name, run.path)
+        log.info("starting run %s in %s", run.name, run.path)
         return
     state = read_state(run)
-    log.info("run %s goes on in %s", run.name, run.path)
-    _tell_changed_versions(state["sessions"][-1]["versions"], session["versions"])
+    log.info("resuming run %s in %s", run.name, run.path)
+    _warn_changed_versions(state["sessions"][-1]["versions"], session["versions"])
     bound = {} if _is_bound(run, recipe) else {"seed": recipe.run.seed, "fingerprints": {}}
     write_json(run.run_file, {**state, **bound, "sessions": [*state["sessions"], session]})
 
 
-def _tell_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def _warn_changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> None:
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            rule = f"the version should be that of the run's last session, {old.get(name)}"
+            rule = f"the version should be that of the last session of the run, {old.get(name)}"
             warn("run.version_changed", rule, place=name, value=new.get(name))
 
 
 class _LogFailure:
-    """Writes what ends the run into its log and lets it pass."""
+    """Log the error that ends the run, without handling it."""
 
     def __enter__(self) -> None:
         return None
@@ -270,4 +270,4 @@ class _LogFailure:
         if isinstance(error, ToolkitError):
             log.debug("stopped: %s", error)
         elif error is not None:
-            log.debug("stopped by an error of the toolkit itself", exc_info=error)
+            log.debug("stopped by an unexpected error", exc_info=error)

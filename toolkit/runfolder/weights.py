@@ -1,4 +1,4 @@
-"""Which weights a run is asked with: its own, one of its exported forms, or some that lie elsewhere."""
+"""Resolve ``--model`` to weights: those of a run, one of its exports, or a path."""
 
 import re
 from collections.abc import Mapping
@@ -9,32 +9,32 @@ from toolkit.errors import RunError
 from toolkit.runfolder.folder import EXPORT, TRAINING_STAGES, RunFolder, find_run
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
-"""What an evaluation's name cannot hold."""
-FORMS = ("adapter", "merged")
+"""Characters that an evaluation's name must not contain."""
+FORMATS = ("adapter", "merged")
 GGUF = "gguf"
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Weights by the name that the table of results has for them."""
+    """Weights and their name in the table of results."""
 
     name: str
     weights: Path
 
 
 def find_exported(run: RunFolder, model: str) -> Exported:
-    """The weights that ``--model`` means.
+    """Return the weights that ``--model`` names.
 
     Args:
         run: the run.
-        model: adapter, merged, gguf (the first quantisation that was exported), a quantisation such as q8_0, or a path:
-            a folder of an adapter or of whole weights, or a GGUF file with its projector beside it.
+        model: adapter, merged, gguf (the first exported quantization), a quantization such as q8_0, or a path of an
+            adapter folder, a model folder or a GGUF file with its projector beside it.
 
     Raises:
-        RunError: it is not there, or was exported before the run trained on.
+        RunError: the weights do not exist, or they were exported before the last training stage.
     """
     files = _gguf_files(run)
-    found = {form: run.path / "stages" / EXPORT / form for form in FORMS}
+    found = {name: run.path / "stages" / EXPORT / name for name in FORMATS}
     found |= {kind: run.path / "stages" / EXPORT / GGUF / file for kind, file in files.items()}
     if model == GGUF and files:
         model = next(iter(files))
@@ -42,13 +42,13 @@ def find_exported(run: RunFolder, model: str) -> Exported:
     if weights is None and model != GGUF:
         weights = Path(model).expanduser().absolute()
     if weights is None or not weights.exists():
-        there = [name for name, path in found.items() if path.exists()]
+        available = [name for name, path in found.items() if path.exists()]
         raise RunError(
             "run.exported_weights_missing",
             "the weights must exist",
             place=f"--model {model}",
             value=str(weights or "no GGUF"),
-            remedy=f"Choose an exported format ({', '.join(there) or 'none'}), run toolkit export, or name a path.",
+            remedy=f"Choose an exported format ({', '.join(available) or 'none'}), run toolkit export, or name a path.",
         )
     if model in found and (older := outdated(run)):
         raise RunError(
@@ -62,16 +62,16 @@ def find_exported(run: RunFolder, model: str) -> Exported:
 
 
 def outdated(run: RunFolder) -> str | None:
-    """The weights that the run's export was made from, where they are not its last ones; else None."""
+    """Return the weights that the export was made from, if later weights exist. Otherwise None."""
     weights, last = run.record(EXPORT).get("weights") if run.is_done(EXPORT) else None, run.trained_weights()
     return weights if weights is not None and last is not None and weights != run.relative(last) else None
 
 
-def locate(path: Path) -> tuple[RunFolder, Path | None]:
-    """The run that ``path`` is or lies in, and the weights that it means there; None: the run's own.
+def locate_weights(path: Path) -> tuple[RunFolder, Path | None]:
+    """Return the run that contains ``path``, and ``path`` itself. None as the second value: the run's own weights.
 
     Raises:
-        RunError: it lies in no run.
+        RunError: the path is not inside a run.
     """
     path = path.absolute()
     for folder in (path, *path.parents):
@@ -81,16 +81,16 @@ def locate(path: Path) -> tuple[RunFolder, Path | None]:
 
 
 def _name_of(weights: Path, own: Mapping[str, Path]) -> str:
-    """What weights at a path are called: with their folder's name where they would pass for the run's own."""
+    """Return the name of weights at a path. The folder name is added if the name could be one of the run's own."""
     name = weights.name.removesuffix(".gguf")
-    if (same := next((form for form, path in own.items() if path == weights), None)) is not None:
-        return same if same in FORMS else name
-    taken = name in (*FORMS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
+    if (same := next((name for name, path in own.items() if path == weights), None)) is not None:
+        return same if same in FORMATS else name
+    taken = name in (*FORMATS, GGUF, *own, *TRAINING_STAGES, "before", "baseline")
     return _UNUSUAL.sub("-", f"{weights.parent.name}-{name}" if taken else name).lstrip("._-") or "path"
 
 
 def _gguf_files(run: RunFolder) -> dict[str, str]:
-    """Quantisation -> file name, of what the run exported."""
+    """Return quantization -> file name of the exported GGUF files."""
     if not run.is_done(EXPORT):
         return {}
     files = run.record(EXPORT).get(GGUF, {}).get("files", {})

@@ -1,9 +1,12 @@
-"""Pure scores of one text against another: words, overlap, exact match.
+"""Pure scores of one text against another: tokens, overlap and exact match.
 
-The words are those of SQuAD's scorer (Rajpurkar et al. 2016, arXiv 1606.05250: lower case, no punctuation, no
-articles), with the changes that radiology needs: a decimal point stays ("3.4 cm" is not "34 cm"), a hyphen separates
-("T2-weighted" is "T2 weighted"), a unit leaves its number ("5cm" is "5 cm"), "x-ray", "x ray" and "Xray" are one word,
-number words up to twelve are digits, and negation is never lost ("isn't" is "is not", "w/o" is "without").
+Tokens follow the scorer of SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, no punctuation, no articles.
+Radiology needs these changes:
+
+- A decimal point stays ("3.4 cm" is not "34 cm"), and a unit is separated from its number ("5cm" is "5 cm").
+- A hyphen separates words ("T2-weighted" is "T2 weighted"). "x-ray", "x ray" and "Xray" are one word.
+- Number words up to twelve become digits.
+- Negation is never lost ("isn't" is "is not", "w/o" is "without").
 """
 
 import re
@@ -20,12 +23,12 @@ might of on or and our she should so such than that their then there these they 
 where which who whom whose why will with would you your also
 """
 STOP_WORDS = ARTICLES | frozenset(_FUNCTION_WORDS.split())
-"""Function words. Words of place, number and negation are not among them: they change what a finding is."""
+"""Function words. Words of location, number and negation are not included, because they change a finding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """The words of a prediction and a reference, each word as often as it stands there, in the order of the text."""
+    """Tokens of a prediction and a reference with their multiplicity, in the order of the text."""
 
     shared: tuple[str, ...]
     missed: tuple[str, ...]
@@ -35,25 +38,25 @@ class Overlap:
 
     @property
     def precision(self) -> float:
-        """Share of the prediction's words that the reference has, 0 to 1."""
-        return _share(len(self.shared), len(self.extra))
+        """Fraction of the prediction's tokens that are in the reference, in [0, 1]."""
+        return _proportion(len(self.shared), len(self.extra))
 
     @property
     def recall(self) -> float:
-        """Share of the reference's words that the prediction has, 0 to 1."""
-        return _share(len(self.shared), len(self.missed))
+        """Fraction of the reference's tokens that are in the prediction, in [0, 1]."""
+        return _proportion(len(self.shared), len(self.missed))
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall, 0 to 1; 1 where both texts are without a word."""
+        """Harmonic mean of precision and recall, in [0, 1]. It is 1 if both texts have no tokens."""
         words = 2 * len(self.shared) + len(self.missed) + len(self.extra)
         return 2 * len(self.shared) / words if words else 1.0
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, in order, as this module compares them.
+    """Return the tokens of a text, in order.
 
-    A text of nothing but articles keeps them, so that the answer "A" is not the answer "".
+    A text of articles alone keeps them, so that the answer "A" differs from "".
 
     >>> tokens("The T2-weighted MRI shows a 3.40cm lesion, isn't it?")
     ['t2', 'weighted', 'mri', 'shows', '3.4', 'cm', 'lesion', 'is', 'not', 'it']
@@ -66,7 +69,7 @@ def tokens(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """The words of a text with one blank between them.
+    """Return the tokens of a text, joined by spaces.
 
     >>> normalise("Chest X-ray, w/o contrast.")
     'chest xray without contrast'
@@ -75,9 +78,9 @@ def normalise(text: str) -> str:
 
 
 def label_text(text: str) -> str:
-    """A button's or field's label as labels are compared: case, blanks and punctuation do not count.
+    """Return the label of a button or field without case, extra spaces and punctuation, for comparisons.
 
-    Signs that tell two labels apart stay ("Zoom +", "L/R"), and so does a text of nothing but punctuation.
+    Signs that distinguish labels stay ("Zoom +", "L/R"), and so does a text of punctuation alone.
 
     >>> label_text(" Load-Volume. "), label_text("Zoom +"), label_text("3.5 mm"), label_text("…")
     ('load volume', 'zoom +', '3.5 mm', '…')
@@ -88,7 +91,7 @@ def label_text(text: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """The words of a text, in order, without function words; negations stay.
+    """Return the tokens of a text without function words. Negations stay.
 
     >>> content_words("There is no effusion in the left lung.")
     ['no', 'effusion', 'left', 'lung']
@@ -97,12 +100,12 @@ def content_words(text: str) -> list[str]:
 
 
 def exact_match(prediction: str, reference: str) -> bool:
-    """Whether both texts have the same words in the same order (two texts without a word match)."""
+    """Return whether both texts have the same tokens in the same order. Two texts without tokens match."""
     return tokens(prediction) == tokens(reference)
 
 
 def overlap(prediction: str, reference: str) -> Overlap:
-    """Which words two texts share, with multiplicity."""
+    """Return the shared, missed and extra tokens of two texts, with multiplicity."""
     predicted, expected = tokens(prediction), tokens(reference)
     common = Counter(predicted) & Counter(expected)
     shared, missed = _take(expected, common)
@@ -111,9 +114,9 @@ def overlap(prediction: str, reference: str) -> Overlap:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """SQuAD's token F1 of two texts, 0 to 1: word order does not count, multiplicity does.
+    """Return SQuAD's token F1 of two texts, in [0, 1]. It ignores order but not multiplicity.
 
-    Two texts without a word score 1; one of them without a word scores 0 (SQuAD 2.0, arXiv 1806.03822).
+    Two texts without tokens score 1. If only one text has tokens, the score is 0 (SQuAD 2.0, arXiv 1806.03822).
 
     >>> token_f1("right lower lobe opacity", "opacity in the right lower lobe")  # 4 shared of 4 and 5: 2 * 4 / 9
     0.8888888888888888
@@ -121,9 +124,9 @@ def token_f1(prediction: str, reference: str) -> float:
     return overlap(prediction, reference).f1
 
 
-def _take(words: Sequence[str], wanted: Counter[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Splits words into those that ``wanted`` has left and the others."""
-    left, taken, others = Counter(wanted), [], []
+def _take(words: Sequence[str], available: Counter[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split tokens into those that ``available`` still has and the others."""
+    left, taken, others = Counter(available), [], []
     for word in words:
         if left[word] > 0:
             left[word] -= 1
@@ -133,12 +136,12 @@ def _take(words: Sequence[str], wanted: Counter[str]) -> tuple[tuple[str, ...], 
     return tuple(taken), tuple(others)
 
 
-def _share(shared: int, others: int) -> float:
+def _proportion(shared: int, others: int) -> float:
     return shared / (shared + others) if shared + others else 1.0
 
 
 _SIGNS = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "−": "-", "%": " percent "})
-# Not between two digits, where it is a decimal's or a thousand's; a hyphen or underscore only within a word.
+# A point or comma between digits belongs to the number. A hyphen or underscore separates only inside a word.
 _PUNCTUATION = re.compile(r"""["'’‘“”`´!?;:()\[\]{}…]|(?<!\d)[.,]|[.,](?!\d)|(?<=\w)-(?=\w)|_""")
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}

@@ -1,1 +1,1 @@
-"""Drawing of synthetic images whose answers are visible in them."""
+"""Drawing primitives for synthetic images whose answers are visible in them."""

@@ -1,4 +1,4 @@
-"""Drawing one dermoscopic picture: skin, lesions at random places that do not overlap, hairs, light."""
+"""Draw one dermoscopic image: skin, lesions at random positions without overlap, hairs, and lighting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,36 +27,37 @@ TANNED: Colour = (198, 148, 118)
 
 GRID = 3
 CUT = 0.08
-"""Share of a lesion's width or height that may lie beyond the picture's edge; large ones in outer cells need more."""
+"""Maximum fraction of a lesion's width or height beyond the image's edge. Large lesions in outer cells can exceed it.
+"""
 APART = 0.03
-"""Least distance of two lesions' boxes, as a share of the picture's longer side."""
+"""Minimum distance between two lesions' boxes, as a fraction of the image's longer side."""
 
 
-class Picture(NamedTuple):
-    """A photograph: height x width x 3 (red, green, blue), and its mask of height x width, 0 or 255."""
+class LesionImage(NamedTuple):
+    """An RGB photograph of shape (height, width, 3) and its mask of shape (height, width) with values 0 and 255."""
 
     pixels: Bytes
     mask: Bytes
 
 
-def draw_skin(spots: Sequence[Spot], tone: float, size: Size, rng: Rng) -> Picture:
-    """A photograph of these lesions, each in a random cell of a 3 x 3 grid and turned at random; no two overlap.
+def draw_skin(spots: Sequence[Spot], tone: float, size: Size, rng: Rng) -> LesionImage:
+    """Return a photograph of these lesions in random cells of a 3 x 3 grid, rotated at random, without overlap.
 
     Args:
-        spots: one lesion or two; two should not cover more than a tenth of the picture each.
-        tone: the patient's skin, from 0 (pale) to 1 (tanned).
-        size: width and height of the picture.
-        rng: decides places, turns, hairs and light; what a lesion looks like is decided by its own seed.
+        spots: One or two lesions. Two should cover at most a tenth of the image each.
+        tone: Skin tone of the patient, from 0 (pale) to 1 (tanned).
+        size: Width and height of the image.
+        rng: Decides positions, rotations, hairs and light. Each lesion's own seed decides its appearance.
     """
     pixels = _draw_background(tone, size, rng)
     mask = np.zeros(pixels.shape[:2], np.uint8)
     turned = [_Turned.of(spot, size, rng) for spot in spots]
-    for one, middle in zip(turned, _choose_places(turned, size, rng), strict=True):
+    for one, middle in zip(turned, _choose_centres(turned, size, rng), strict=True):
         covered = _cover(one, middle, size)
         _blend(pixels, one, middle, covered)
         mask |= covered
     _draw_hairs(pixels, rng)
-    return Picture(_photograph(pixels, rng), mask)
+    return LesionImage(_photograph(pixels, rng), mask)
 
 
 def _draw_background(tone: float, size: Size, rng: Rng) -> Floats:
@@ -71,11 +72,11 @@ def _draw_background(tone: float, size: Size, rng: Rng) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class _Turned:
-    """A spot as this photograph shows it: its outline around its own origin, in pixels, and its colours unturned."""
+    """A lesion in this photograph: its rotated outline around its own origin in pixels, and its unrotated colours."""
 
     spot: Spot
     radius: float
-    """Of a circle with the lesion's area, in pixels."""
+    """Radius in pixels of a circle with the lesion's area."""
     angle: float
     outline: Floats
     colours: Floats
@@ -83,7 +84,7 @@ class _Turned:
     @classmethod
     def of(cls, spot: Spot, size: Size, rng: Rng) -> "_Turned":
         own = np.random.default_rng(spot.seed)
-        radius = float(np.sqrt(spot.share * size[0] * size[1] / np.pi))
+        radius = float(np.sqrt(spot.fraction * size[0] * size[1] / np.pi))
         outline = radius * make_outline(STYLES[spot.dx], own)
         colours = paint(STYLES[spot.dx], outline, radius, own)
         angle = rng.uniform(0, 2 * np.pi)
@@ -95,7 +96,7 @@ class _Turned:
         return np.asarray((self.outline.max(0) - self.outline.min(0)) / 2)
 
     def origin(self, middle: Floats) -> Floats:
-        """Where its origin lies when the middle of its box lies at ``middle``."""
+        """Return the origin for a box with its centre at ``middle``."""
         return np.asarray(middle - (self.outline.max(0) + self.outline.min(0)) / 2)
 
 
@@ -103,14 +104,14 @@ def _turn(angle: float) -> Floats:
     return np.array(((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))), np.float32)
 
 
-def _choose_places(turned: Sequence[_Turned], size: Size, rng: Rng) -> list[Floats]:
-    """The middles of the lesions' boxes."""
+def _choose_centres(turned: Sequence[_Turned], size: Size, rng: Rng) -> list[Floats]:
+    """Return the centres of the lesions' boxes."""
     for _ in range(60):
         cells = rng.permutation(GRID * GRID)[: len(turned)]
         middles = [_place_in(int(cell), one.half, size, rng) for cell, one in zip(cells, turned, strict=True)]
         if len(turned) == 1 or _are_apart(turned, middles, APART * max(size)):
             return middles
-    # Whatever the turns are, two boxes of this size fit into opposite corners.
+    # For every rotation, two boxes of this size fit into opposite corners.
     corner, far = turned[0].half, np.array(size, np.float32) - turned[-1].half
     return [corner, far]
 
@@ -121,7 +122,7 @@ def _place_in(cell: int, half: Floats, size: Size, rng: Rng) -> Floats:
 
 
 def _span(step: int, half: float, side: int) -> tuple[float, float]:
-    """Where a box's middle may lie so that the middle of its visible part lies in this third of the side."""
+    """Return the range of box centres for which the centre of the visible part is in this third of the side."""
     low, high = (_before_cut((step + part) / GRID * side, half, side) for part in (0.04, 0.96))
     least = half * (1 - 2 * CUT)
     inside = max(low, least), min(high, side - least)
@@ -131,7 +132,10 @@ def _span(step: int, half: float, side: int) -> tuple[float, float]:
 
 
 def _before_cut(seen: float, half: float, side: int) -> float:
-    """The middle of a box whose visible part has its middle at ``seen``: an edge that cuts moves it half as far."""
+    """Return the centre of a box whose visible part has its centre at ``seen``.
+
+    An edge that cuts the box moves the visible centre by half the cut length.
+    """
     if seen < half:
         return 2 * seen - half
     return 2 * seen - side + half if seen > side - half else seen
@@ -143,7 +147,7 @@ def _are_apart(turned: Sequence[_Turned], middles: Sequence[Floats], distance: f
 
 
 def _cover(one: _Turned, middle: Floats, size: Size) -> Bytes:
-    """The lesion's mask; where the edge cuts a lobe off from the rest, the rest is what is drawn."""
+    """Return the lesion's mask. If the edge separates a part from the rest, only the largest part is kept."""
     mask = np.zeros((size[1], size[0]), np.uint8)
     corners = np.rint(one.outline + one.origin(middle)).astype(np.int32)
     cv2.fillPoly(mask, [corners], 255)
@@ -181,7 +185,7 @@ def _draw_hairs(pixels: Floats, rng: Rng) -> None:
 
 
 def _photograph(pixels: Floats, rng: Rng) -> Bytes:
-    """Light, its colour, darker corners and the sensor's noise."""
+    """Return 8-bit pixels after lighting, colour cast, vignetting and sensor noise."""
     rows, columns = pixels.shape[:2]
     y, x = np.ogrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     shade = 1 - rng.uniform(0.06, 0.16) * ((x**2 + y**2) / 2) ** 2

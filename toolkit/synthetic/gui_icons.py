@@ -1,4 +1,4 @@
-"""The pictures on the practice viewer's widgets."""
+"""Icons of the synthetic viewer's widgets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Brush:
-    """Draws inside a box; points are shares of its sides, from its upper left corner."""
+    """Draws inside a box. Points are fractions of its sides, from its upper left corner."""
 
     draw: ImageDraw.ImageDraw
     box: tuple[float, float, float, float]
@@ -21,32 +21,32 @@ class Brush:
 
     @property
     def width(self) -> int:
-        """A line's, in pixels."""
+        """Line width in pixels."""
         return max(1, round((self.box[3] - self.box[1]) * 0.12))
 
     def at(self, *points: Point) -> list[Point]:
-        """Points in pixels."""
+        """Return points in pixels."""
         x1, y1, x2, y2 = self.box
         return [(round(x1 + x * (x2 - x1)), round(y1 + y * (y2 - y1))) for x, y in points]
 
     def line(self, *points: Point) -> None:
-        """A line through these points."""
+        """Draw a line through these points."""
         self.draw.line(self.at(*points), fill=self.ink, width=self.width)
 
     def fill(self, *points: Point) -> None:
-        """A polygon with these corners."""
+        """Draw a filled polygon with these corners."""
         self.draw.polygon(self.at(*points), fill=self.ink)
 
     def block(self, first: Point, last: Point, light: bool = False) -> None:
-        """A rectangle, in the widget's own colour where it is ``light``."""
+        """Draw a filled rectangle. ``light`` uses the widget's own colour."""
         self.draw.rectangle(self.at(first, last), fill=self.paper if light else self.ink)
 
     def disc(self, first: Point, last: Point) -> None:
-        """A filled ellipse in this rectangle."""
+        """Draw a filled ellipse in this rectangle."""
         self.draw.ellipse(self.at(first, last), fill=self.ink)
 
     def ring(self, first: Point, last: Point) -> None:
-        """An ellipse's outline in this rectangle."""
+        """Draw the outline of an ellipse in this rectangle."""
         self.draw.ellipse(self.at(first, last), outline=self.ink, width=self.width)
 
 
@@ -109,4 +109,4 @@ ICONS: Mapping[str, Callable[[Brush, float], None]] = {
     "slice": _slider,
     "note": _cursor,
 }
-"""Name of a widget -> what draws it, given a number from 0 to 1 that chance chose."""
+"""Widget name -> its drawing function, which also gets a random number in [0, 1]."""

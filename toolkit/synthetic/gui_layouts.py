@@ -1,4 +1,4 @@
-"""Where the practice viewer's widgets stand: six applications, each with its buttons in any order."""
+"""Layouts of the synthetic viewer: six applications, each with its buttons in random order."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from toolkit.synthetic.radiograph import Rng
 
 GAP = 0.008
 WIDE_HEIGHT = 0.14
-"""Shares of the screen's side: the rim around everything, and how high the wide widgets are with theirs."""
+"""Fractions of the screen's side: the margin around each widget, and the height of a wide widget with its margin."""
 
 
 class Box(NamedTuple):
-    """Left, top, right, bottom in shares of the screen's side, 0 to 1."""
+    """Left, top, right and bottom as fractions of the screen's side, 0 to 1."""
 
     x1: float
     y1: float
@@ -22,34 +22,34 @@ class Box(NamedTuple):
 
     @property
     def centre(self) -> tuple[float, float]:
-        """x and y in shares of the screen's side."""
+        """x and y as fractions of the screen's side."""
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
     def pixels(self, size: int) -> tuple[int, int, int, int]:
-        """The box on a screen of this side; x2 and y2 are exclusive."""
-        x1, y1, x2, y2 = (round(share * size) for share in self)
+        """Return the box on a screen of this side, x2 and y2 exclusive."""
+        x1, y1, x2, y2 = (round(fraction * size) for fraction in self)
         return x1, y1, x2, y2
 
     def inner(self, gap: float) -> "Box":
-        """The box without a rim of this width."""
+        """Return the box without a margin of this width."""
         return Box(self.x1 + gap, self.y1 + gap, self.x2 - gap, self.y2 - gap)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything stands on the screens of one task."""
+    """Positions of all elements on the screens of one task."""
 
     application: str
     shade: int
     """Grey level of the background."""
     pane: Box
-    """Where the picture is shown."""
+    """The box of the image."""
     boxes: Mapping[str, Box]
-    """Name of a widget -> its box."""
+    """Widget name -> its box."""
 
 
 def make_layout(rng: Rng) -> Layout:
-    """One of the applications, its buttons in an order of their own."""
+    """Return a random application with its buttons in random order."""
     names = list(_APPLICATIONS)
     application = names[rng.integers(len(names))]
     slots, middle = _APPLICATIONS[application](rng)
@@ -61,7 +61,7 @@ def make_layout(rng: Rng) -> Layout:
 
 
 Panels = tuple[list[Box], Box]
-"""Places for buttons, one or none more than there are buttons, and what is left for the picture and the bars."""
+"""Slots for buttons, at most one more than there are buttons, and the remaining box for the image and the bars."""
 
 
 def _left(rng: Rng) -> Panels:
@@ -116,7 +116,7 @@ def _grid(box: Box, columns: int, rows: int) -> Iterator[Box]:
 
 
 def _bars(middle: Box, rng: Rng) -> tuple[list[Box], Box]:
-    """Two bars as wide as the middle: above, below or on both sides of the pane that is left between them."""
+    """Return two bars above, below or on both sides of the pane, and the pane between them."""
     above = int(rng.integers(3))
     tops = [middle.y1 + i * WIDE_HEIGHT for i in range(above)]
     tops += [middle.y2 - (i + 1) * WIDE_HEIGHT for i in range(len(WIDE) - above)]

@@ -1,4 +1,4 @@
-"""Drawing one screen of the practice viewer: a slice of a body between widgets that can be told apart."""
+"""Draw one screen of the synthetic viewer: a body slice between distinguishable widgets."""
 
 from functools import cache
 from typing import NamedTuple
@@ -14,25 +14,25 @@ from toolkit.synthetic.gui_widgets import WIDE, WIDGETS, Widget
 from toolkit.synthetic.radiograph import Rng
 
 Screen = NDArray[np.uint8]
-"""Side x side x red, green, blue."""
+"""Shape (side, side, 3), red, green, blue."""
 Pixels = tuple[int, int, int, int]
-"""Left, top, right, bottom; the last two exclusive."""
+"""Left, top, right, bottom. The last two are exclusive."""
 
 LEAST_SIDE = 112
-"""Pixels: below, names and icons do not fit."""
+"""Minimum side in pixels. Names and icons do not fit below it."""
 LETTER_HEIGHT = 0.052
-"""Share of the screen's side."""
+"""Fraction of the screen's side."""
 BLACK: Colour = (0, 0, 0)
 WHITE: Colour = (255, 255, 255)
 
 
 def draw_screen(layout: Layout, size: int, rng: Rng) -> Screen:
-    """The viewer with some slice of some body, ``size`` x ``size`` pixels.
+    """Return the viewer with a random body slice, ``size`` x ``size`` pixels.
 
-    Nothing on it tells what was done before: the field is always empty, and where the slider's knob stands is chance.
+    No element reveals the progress of the task: the text field is always empty, and the slider's position is random.
 
     Raises:
-        DataError: the side is below ``LEAST_SIDE``.
+        DataError: The side is below ``LEAST_SIDE``.
     """
     if size < LEAST_SIDE:
         rule = f"sides must be at least {LEAST_SIDE} pixels"
@@ -60,20 +60,20 @@ def _draw_widget(
 
 
 def _brightness(colour: Colour) -> float:
-    """Luma of ITU-R BT.601, 0 to 255."""
+    """Return the luma of ITU-R BT.601, 0 to 255."""
     red, green, blue = colour
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 class _Face(NamedTuple):
-    """Where a widget's icon stands, and where its name begins, at half its height."""
+    """Box of a widget's icon, and left centre of its name."""
 
     icon: tuple[float, float, float, float]
     name: tuple[float, float]
 
 
 def _face(widget: Widget, box: Pixels, text: tuple[float, float]) -> _Face:
-    """Bars: name, then icon; flat buttons: icon, then name; others: icon over name."""
+    """Return the face of a widget: bars have name then icon, flat buttons icon then name, others icon over name."""
     x1, y1, x2, y2 = box
     width, height = x2 - x1, y2 - y1
     long, high = text
@@ -100,7 +100,7 @@ def _font(height: int) -> ImageFont.FreeTypeFont:
 
 
 def _draw_slice(box: Pixels, rng: Rng) -> Image.Image:
-    """A body with some organs and noise, in greys, as large as the box."""
+    """Return a grey body slice with organs and noise, as large as the box."""
     width, height = box[2] - box[0], box[3] - box[1]
     image = Image.new("L", (width, height), 8)
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""The nine widgets of the practice viewer, and what is done with each."""
+"""The nine widgets of the synthetic viewer and their actions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from toolkit.synthetic.gui_icons import Colour
 
 @dataclass(frozen=True, slots=True)
 class Widget:
-    """What a user acts on: its name stands on it, its colour is no other's."""
+    """A widget with its name on it and a unique colour."""
 
     name: str
     action: str
-    """What is done with it."""
+    """The action that a user performs on it."""
     colour: Colour
     look: str
-    """How it is described to somebody who does not see its name."""
+    """Description without the name."""
 
 
 WIDGETS: Mapping[str, Widget] = {
@@ -33,5 +33,5 @@ WIDGETS: Mapping[str, Widget] = {
     )
 }
 WIDE = ("slice", "note")
-"""The widgets that are as wide as the picture; all others are buttons."""
+"""Widgets as wide as the image pane. All others are buttons."""
 BUTTONS = tuple(name for name in WIDGETS if name not in WIDE)

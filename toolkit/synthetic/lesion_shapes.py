@@ -1,4 +1,4 @@
-"""Lesions one by one: the outline and the colours that tell each class from the others."""
+"""Single lesions: outline and colours that distinguish each class."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 CORNERS = 240
-"""Of an outline."""
+"""Number of vertices of an outline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """One lesion as it is in every photograph: class, area as a share of the picture, and what decides its looks."""
+    """One lesion, independent of the photograph: class, area as a fraction of the image, and seed of its appearance."""
 
     dx: str
-    share: float
+    fraction: float
     seed: tuple[int, ...]
 
 
 def make_outline(style: "Style", rng: Rng) -> Floats:
-    """A closed outline around (0, 0) with the area of the unit circle and waves as its border: corners x 2."""
+    """Return a closed outline around (0, 0) with the area of the unit circle and a wavy border, shape (corners, 2)."""
     angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     radii = np.ones(CORNERS)
     for waves in range(*style.waves):
@@ -43,9 +43,9 @@ def make_outline(style: "Style", rng: Rng) -> Floats:
 
 
 def paint(style: "Style", outline: Floats, radius: float, rng: Rng) -> Floats:
-    """The colours of a lesion with this outline, in a square around its origin: side x side x 3.
+    """Return the colours of a lesion in a square around its origin, shape (side, side, 3).
 
-    Beyond the outline they go on, so that a soft border fades from the lesion's own colours.
+    The colours continue beyond the outline, so that a soft border fades from the lesion's own colours.
     """
     reach = float(np.abs(outline).max())
     side = 2 * int(np.ceil(1.1 * reach))
@@ -60,13 +60,13 @@ def paint(style: "Style", outline: Floats, radius: float, rng: Rng) -> Floats:
 
 @dataclass(slots=True)
 class Canvas:
-    """A lesion being painted, before it is turned.
+    """A lesion that is being painted, before its rotation.
 
     Attributes:
-        colours: side x side x 3.
-        depth: how far a pixel lies from the outline, from 0 there to 1 in the middle.
-        radius: in pixels.
-        rng: decides how this lesion differs from others of its class.
+        colours: Shape (side, side, 3).
+        depth: Distance from the outline, from 0 on it to 1 in the centre.
+        radius: In pixels.
+        rng: Decides the variation within the class.
     """
 
     colours: Floats
@@ -75,24 +75,24 @@ class Canvas:
     rng: Rng
 
     def noise(self, cells: int) -> Floats:
-        """A smooth random field of about 0 to 1 with this many bumps a side."""
+        """Return a smooth random field of about 0 to 1 with this many bumps per side."""
         return noise(self.rng, cells, (len(self.depth),) * 2)
 
-    def patches(self, cells: int, share: float) -> Floats:
-        """Weights 0 to 1 of irregular patches that cover this share of the lesion."""
+    def patches(self, cells: int, fraction: float) -> Floats:
+        """Return weights 0 to 1 of irregular patches that cover this fraction of the lesion."""
         field = self.noise(cells)
-        level = np.quantile(field[self.depth > 0], 1 - share)
+        level = np.quantile(field[self.depth > 0], 1 - fraction)
         return np.asarray(np.clip(9 * (field - level) + 0.5, 0, 1), np.float32)
 
     def dots(self, count: int, radii: tuple[float, float]) -> Floats:
-        """Weights 0 to 1 of round dots anywhere, with radii in shares of the lesion's."""
+        """Return weights 0 to 1 of round dots. Radii are fractions of the lesion's radius."""
         layer = np.zeros(self.depth.shape, np.uint8)
         for x, y, radius in self.rng.uniform((-1, -1, radii[0]), (1, 1, radii[1]), (count, 3)):
             cv2.circle(layer, self.pixel(x, y), max(1, round(radius * self.radius)), 255, -1, cv2.LINE_AA)
         return layer.astype(np.float32) / np.float32(255)
 
     def pixel(self, x: float, y: float) -> tuple[int, int]:
-        """The pixel at a place given in radii from the lesion's origin."""
+        """Return the pixel of a point that is given in radii from the lesion's origin."""
         middle = len(self.depth) / 2
         return round(middle + x * self.radius), round(middle + y * self.radius)
 
@@ -124,19 +124,19 @@ def _paint_carcinoma(canvas: Canvas) -> None:
 
 
 def _draw_vessel(canvas: Canvas, layer: Bytes, heading: float) -> None:
-    """A vessel that runs from the border towards the middle and branches once."""
-    place = 0.95 * np.array([np.cos(heading), np.sin(heading)])
+    """Draw a vessel that runs from the border towards the centre and branches once."""
+    point = 0.95 * np.array([np.cos(heading), np.sin(heading)])
     course = heading + np.pi + canvas.rng.normal(0, 0.5)
-    stem = _wander(canvas.rng, place, course, 9)
+    stem = _wander(canvas.rng, point, course, 9)
     branch = _wander(canvas.rng, stem[4], course + canvas.rng.choice((-0.9, 0.9)), 5)
     width = max(1, round(0.045 * canvas.radius))
     for curve, thickness in ((stem, width), (branch, max(1, width - 1))):
         line(layer, [canvas.pixel(x, y) for x, y in curve], thickness)
 
 
-def _wander(rng: Rng, place: NDArray[np.float64], course: float, steps: int) -> NDArray[np.float64]:
+def _wander(rng: Rng, point: NDArray[np.float64], course: float, steps: int) -> NDArray[np.float64]:
     courses = course + np.cumsum(rng.normal(0, 0.35, steps))
-    return np.cumsum([place, *(0.12 * np.stack([np.cos(courses), np.sin(courses)], axis=1))], axis=0)
+    return np.cumsum([point, *(0.12 * np.stack([np.cos(courses), np.sin(courses)], axis=1))], axis=0)
 
 
 def _paint_actinic(canvas: Canvas) -> None:
@@ -149,9 +149,9 @@ def _paint_lagoons(canvas: Canvas) -> None:
     for x, y, radius in canvas.rng.uniform((-0.95, -0.95, 0.14), (0.95, 0.95, 0.27), (30, 3)):
         shade = canvas.rng.uniform(0, 1)
         colour = (88 + 62 * shade, 8 + 14 * shade, 52 - 10 * shade)
-        place, pixels = canvas.pixel(x, y), round(radius * canvas.radius)
-        cv2.circle(canvas.colours, place, pixels + max(1, round(0.03 * canvas.radius)), (198, 92, 124), -1)
-        cv2.circle(canvas.colours, place, pixels, colour, -1)
+        point, pixels = canvas.pixel(x, y), round(radius * canvas.radius)
+        cv2.circle(canvas.colours, point, pixels + max(1, round(0.03 * canvas.radius)), (198, 92, 124), -1)
+        cv2.circle(canvas.colours, point, pixels, colour, -1)
     cv2.GaussianBlur(canvas.colours, (0, 0), max(0.5, 0.02 * canvas.radius), dst=canvas.colours)
 
 
@@ -163,15 +163,15 @@ def _paint_dermatofibroma(canvas: Canvas) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What the lesions of a class have in common.
+    """Appearance of a class.
 
     Attributes:
-        colour: of most of the lesion.
-        irregularity: height of the waves of its border, in radii.
-        waves: first and last number (exclusive) of waves around the border: few make lobes, many make it jagged.
-        stretch: at most so many times as long as wide.
-        softness: of the border, in radii.
-        paint: draws the texture onto the plain colour.
+        colour: Main colour.
+        irregularity: Height of the waves of the border, in radii.
+        waves: First and last (exclusive) number of waves around the border. Few make lobes, many make it jagged.
+        stretch: Maximum ratio of length to width.
+        softness: Softness of the border, in radii.
+        paint: Draws the texture onto the main colour.
     """
 
     colour: Colour
@@ -191,19 +191,19 @@ STYLES: Mapping[str, Style] = {
     "nv": Style((128, 80, 52), 0.03, (2, 4), 1.2, 0.06, _paint_nevus),
     "vasc": Style((160, 40, 78), 0.09, (4, 10), 1.2, 0.02, _paint_lagoons),
 }
-"""HAM10000's codes -> looks. Every class has a colour, a border and a texture that no other has."""
+"""HAM10000 class code -> style. Every class has a unique colour, border and texture."""
 
 
 def noise(rng: Rng, cells: int, size: Size) -> Floats:
-    """A smooth random field of about 0 to 1 with ``cells`` bumps a side."""
+    """Return a smooth random field of about 0 to 1 with ``cells`` bumps per side."""
     return np.asarray(cv2.resize(rng.random((cells, cells), np.float32), size, interpolation=cv2.INTER_CUBIC))
 
 
 def mix(pixels: Floats, colour: Colour, weight: NDArray[np.floating]) -> None:
-    """Draw a colour over the pixels, with a weight of 0 to 1 for each."""
+    """Blend a colour into the pixels, with a weight of 0 to 1 per pixel."""
     pixels += (np.array(colour, np.float32) - pixels) * weight.astype(np.float32)[..., None]
 
 
 def line(layer: Bytes, curve: object, thickness: int) -> None:
-    """Draw a smooth line through points of x and y."""
+    """Draw an antialiased line through points of x and y."""
     cv2.polylines(layer, [np.rint(np.asarray(curve)).astype(np.int32)], False, 255, thickness, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""What a practice lesion is: its patient, its class, its photographs; all decided by a seed and a number."""
+"""Synthetic lesions, their patients and photographs, determined by a seed and a number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,42 +7,42 @@ from itertools import count, islice
 import numpy as np
 
 from toolkit.errors import DataError
-from toolkit.synthetic.dermoscopy import Picture, draw_skin
+from toolkit.synthetic.dermoscopy import LesionImage, draw_skin
 from toolkit.synthetic.lesion_shapes import STYLES, Rng, Size, Spot
 
 FREQUENCIES: Mapping[str, float] = {
     "nv": 0.34, "mel": 0.17, "bkl": 0.16, "bcc": 0.12, "akiec": 0.09, "vasc": 0.06, "df": 0.06,
 }  # fmt: skip
-"""Class -> its share of the lesions: in HAM10000's order, but not as unequal."""
+"""Class -> fraction of the lesions, in the order of HAM10000 but less imbalanced."""
 
 TWO = 0.15
-"""Share of the lesions that have a second one of their class beside them, in every photograph."""
-SHARES = (0.04, 0.25)
-SHARES_OF_TWO = (0.04, 0.09)
-"""Least and greatest area of a lesion as a share of the picture, before an edge of the picture cuts it."""
+"""Fraction of lesions with a second lesion of their class beside them in every photograph."""
+AREA_FRACTIONS = (0.04, 0.25)
+AREA_FRACTIONS_OF_TWO = (0.04, 0.09)
+"""Smallest and largest area of a lesion as a fraction of the image, before an edge cuts it."""
 PHOTOS = (0.5, 0.3, 0.2)
-"""How many lesions have one, two and three photographs."""
+"""Fractions of lesions with one, two and three photographs."""
 BLANK = 0.03
-"""Share of the patients without an age, of those without a sex, and of the lesions without a site."""
+"""Fraction of patients without an age, of patients without a sex, and of lesions without a site."""
 SITES = ("abdomen", "back", "chest", "face", "foot", "lower extremity", "neck", "trunk", "upper extremity")
-"""Where on the body, in HAM10000's words."""
+"""Anatomical sites in the terms of HAM10000."""
 DX_TYPES: Mapping[str, tuple[str, ...]] = {
     "nv": ("follow_up", "histo", "consensus"),
     "bkl": ("histo", "consensus", "confocal"),
     "vasc": ("histo", "consensus"),
     "df": ("histo", "consensus"),
 }
-"""Class -> how HAM10000 confirms it; the others by histology only."""
+"""Class -> how HAM10000 confirms it. All other classes are confirmed by histology."""
 DATASETS = ("rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
 FIRST_NAME = 24306
 
 _PATIENT, _LESION, _PHOTO, _LOOKS = range(1, 5)
-"""Each kind of thing has a stream of random numbers of its own."""
+"""Each kind of object has its own random stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Age in years and sex (male, female) are None where unknown; the skin's tone goes from 0 (pale) to 1 (tanned)."""
+    """Age in years and sex (male, female), or None if unknown. The skin tone is from 0 (pale) to 1 (tanned)."""
 
     number: int
     age: int | None
@@ -52,7 +52,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """What all photographs of a lesion share; ``spots`` are one, or two beside each other."""
+    """Properties shared by all photographs of a lesion. ``spots`` has one lesion, or two beside each other."""
 
     number: int
     patient: Patient
@@ -65,7 +65,7 @@ class Lesion:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photograph of a lesion: ``number`` counts all photographs, ``seed`` decides place, turn and light."""
+    """One photograph of a lesion. ``number`` counts all photographs, ``seed`` decides position, rotation and light."""
 
     number: int
     lesion: Lesion
@@ -73,19 +73,19 @@ class Photo:
 
     @property
     def name(self) -> str:
-        """The picture's name in the data set."""
+        """The image's name in the dataset."""
         return name_of(self.number)
 
-    def draw(self, size: Size) -> Picture:
-        """Picture and mask, the same whenever they are drawn."""
+    def draw(self, size: Size) -> LesionImage:
+        """Return image and mask. The result is deterministic."""
         return draw_skin(self.lesion.spots, self.lesion.patient.tone, size, np.random.default_rng(self.seed))
 
 
 def make_photos(images: int, seed: int, frequencies: Mapping[str, float] = FREQUENCIES) -> list[Photo]:
-    """So many photographs, those of a lesion one after the other; fewer with this seed are the first of more.
+    """Return ``images`` photographs, grouped by lesion. A smaller number with the same seed gives a prefix.
 
     Raises:
-        DataError: fewer than one picture, a negative seed, an unknown class, or frequencies that are no shares.
+        DataError: Fewer than one image, a negative seed, an unknown class, or invalid frequencies.
     """
     _check(images, seed, frequencies)
     pairs = (
@@ -97,20 +97,20 @@ def make_photos(images: int, seed: int, frequencies: Mapping[str, float] = FREQU
 
 
 def make_patient(seed: int, number: int) -> Patient:
-    """The patient with this number; ages are multiples of 5, as HAM10000 has them."""
+    """Return the patient with this number. Ages are multiples of 5, as in HAM10000."""
     rng = np.random.default_rng((seed, _PATIENT, number))
     age, sex, tone = 5 * int(rng.integers(4, 18)), _one_of(("male", "female"), rng), float(rng.uniform())
     return Patient(number, None if rng.random() < BLANK else age, None if rng.random() < BLANK else sex, tone)
 
 
 def make_lesion(seed: int, number: int, frequencies: Mapping[str, float] = FREQUENCIES) -> Lesion:
-    """The lesion with this number; every second patient has two. Nothing but the picture tells the class."""
+    """Return the lesion with this number. Every second patient has two. Only the image reveals the class."""
     rng = np.random.default_rng((seed, _LESION, number))
     dx = _pick(frequencies, rng)
     two = rng.random() < TWO
-    low, high = np.log(SHARES_OF_TWO if two else SHARES)
-    shares = np.exp(rng.uniform(low, high, 2))[: 2 if two else 1]
-    spots = tuple(Spot(dx, float(share), (seed, _LOOKS, number, i)) for i, share in enumerate(shares))
+    low, high = np.log(AREA_FRACTIONS_OF_TWO if two else AREA_FRACTIONS)
+    fractions = np.exp(rng.uniform(low, high, 2))[: 2 if two else 1]
+    spots = tuple(Spot(dx, float(fraction), (seed, _LOOKS, number, i)) for i, fraction in enumerate(fractions))
     return Lesion(
         number=number,
         patient=make_patient(seed, number * 2 // 3),
@@ -123,13 +123,13 @@ def make_lesion(seed: int, number: int, frequencies: Mapping[str, float] = FREQU
 
 
 def _photos_of(seed: int, number: int) -> int:
-    # A number behind that of its last photograph, so that no photograph has the same stream.
+    # This number follows those of the photographs, so that no photograph has the same stream.
     rng = np.random.default_rng((seed, _PHOTO, number, len(PHOTOS)))
     return 1 + int(rng.choice(len(PHOTOS), p=PHOTOS))
 
 
 def _pick(frequencies: Mapping[str, float], rng: Rng) -> str:
-    """A class, whatever the order in which the frequencies are given."""
+    """Return a class, independent of the order of the frequencies."""
     names = sorted(frequencies)
     weights = np.array([frequencies[name] for name in names])
     return names[int(rng.choice(len(names), p=weights / weights.sum()))]
@@ -154,5 +154,5 @@ def _check(images: int, seed: int, frequencies: Mapping[str, float]) -> None:
 
 
 def name_of(number: int) -> str:
-    """The name of the picture with this number, counted from 0."""
+    """Return the name of the image with this number, counted from 0."""
     return f"ISIC_{FIRST_NAME + number:07d}"

@@ -1,4 +1,4 @@
-"""Drawing one chest film: soft tissue, lungs, ribs, heart, and the finding, as light from 0 (air) to 1 (metal)."""
+"""Draw one chest radiograph: soft tissue, lungs, ribs, heart and finding, as intensity from 0 (air) to 1 (metal)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,27 +11,27 @@ from toolkit.errors import DataError
 
 Rng = np.random.Generator
 Light = NDArray[np.float32]
-"""Side x side, 0 to 1; a film is bright where the body absorbs."""
+"""Shape (side, side), 0 to 1. A radiograph is bright where the body absorbs."""
 
 LUNG_X = {"right": 0.30, "left": 0.70}
-"""The patient's right is the picture's left, as radiologists hang a film. Shares of the picture's side."""
+"""The patient's right is the image's left, as in clinical display. Fractions of the image's side."""
 ZONE_Y = {"upper": 0.33, "middle": 0.50, "lower": 0.67}
 LUNG_AXES = (0.155, 0.31)
 
 
-def draw_film(finding: str, place: str, size: int, rng: Rng) -> Light:
-    """A film of ``size`` x ``size`` pixels that shows this finding at this place."""
+def draw_radiograph(finding: str, location: str, size: int, rng: Rng) -> Light:
+    """Return a radiograph of ``size`` x ``size`` pixels that shows this finding at this location."""
     large_heart = finding == "Cardiomegaly"
     light = _draw_chest(size, large_heart, rng)
     if finding in _DRAW:
-        _DRAW[finding](light, place, rng)
+        _DRAW[finding](light, location, rng)
     light = _pose(cv2.GaussianBlur(light, (0, 0), size / 256), rng)
     light += rng.normal(0, 0.012, light.shape).astype(np.float32)
     return np.clip(light, 0, 1)
 
 
-def write_film(path: Path, light: Light, rng: Rng) -> None:
-    """Write a 16-bit PNG whose grey levels fill 12 to 16 bits from a base that differs from film to film."""
+def write_radiograph(path: Path, light: Light, rng: Rng) -> None:
+    """Write a 16-bit PNG with 12 to 16 used bits and a random base level."""
     top = 2 ** int(rng.integers(12, 17)) - 1
     base = rng.uniform(0, 0.2) * top
     pixels = (base + light * (top - base)).astype(np.uint16)
@@ -70,34 +70,34 @@ def _draw_heart(light: Light, large: bool, rng: Rng) -> None:
     _ellipse(light, (0.5 + width * 0.42, 0.655), (width, 0.115 + width * 0.2), 0.74, slant=15)
 
 
-def _draw_pneumonia(light: Light, place: str, rng: Rng) -> None:
-    x, y = _centre(place, rng)
+def _draw_pneumonia(light: Light, location: str, rng: Rng) -> None:
+    x, y = _centre(location, rng)
     for _ in range(9):
         spot = (x + rng.normal(0, 0.035), y + rng.normal(0, 0.035))
         _add(light, spot, rng.uniform(0.03, 0.055), rng.uniform(0.06, 0.10))
 
 
-def _draw_nodule(light: Light, place: str, rng: Rng) -> None:
-    _ellipse(light, _centre(place, rng), (rng.uniform(0.032, 0.042),) * 2, 0.82)
+def _draw_nodule(light: Light, location: str, rng: Rng) -> None:
+    _ellipse(light, _centre(location, rng), (rng.uniform(0.032, 0.042),) * 2, 0.82)
 
 
-def _draw_effusion(light: Light, place: str, rng: Rng) -> None:
-    x, top = LUNG_X[place], rng.uniform(0.60, 0.66)
-    outer, inner = (x - 0.17, x + 0.15) if place == "right" else (x + 0.17, x - 0.15)
+def _draw_effusion(light: Light, location: str, rng: Rng) -> None:
+    x, top = LUNG_X[location], rng.uniform(0.60, 0.66)
+    outer, inner = (x - 0.17, x + 0.15) if location == "right" else (x + 0.17, x - 0.15)
     meniscus = [(outer, 0.86), (outer, top), (x, top + 0.06), (inner, top + 0.08), (inner, 0.86)]
     cv2.fillPoly(light, [_points(light, meniscus)], 0.62)
 
 
-def _draw_pneumothorax(light: Light, place: str, rng: Rng) -> None:
-    x, depth = LUNG_X[place], rng.uniform(0.13, 0.17)
+def _draw_pneumothorax(light: Light, location: str, rng: Rng) -> None:
+    x, depth = LUNG_X[location], rng.uniform(0.13, 0.17)
     _ellipse(light, (x, 0.30), (0.13, depth), 0.03)
     cv2.ellipse(
         light, _pixel(light, (x, 0.30)), _pixel(light, (0.13, depth)), 0, 10, 170, 0.6, max(1, len(light) // 128)
     )
 
 
-def _draw_pacemaker(light: Light, place: str, rng: Rng) -> None:
-    x = LUNG_X[place] + (-0.03 if place == "right" else 0.03)
+def _draw_pacemaker(light: Light, location: str, rng: Rng) -> None:
+    x = LUNG_X[location] + (-0.03 if location == "right" else 0.03)
     y = rng.uniform(0.26, 0.31)
     box = _points(light, [(x - 0.06, y - 0.045), (x + 0.06, y - 0.045), (x + 0.06, y + 0.045), (x - 0.06, y + 0.045)])
     cv2.fillPoly(light, [box], 1.0)
@@ -114,8 +114,8 @@ _DRAW: Mapping[str, Callable[[Light, str, Rng], None]] = {
 }
 
 
-def _centre(place: str, rng: Rng) -> tuple[float, float]:
-    side, zone, _ = place.split()
+def _centre(location: str, rng: Rng) -> tuple[float, float]:
+    side, zone, _ = location.split()
     return LUNG_X[side] + rng.uniform(-0.035, 0.035), ZONE_Y[zone] + rng.uniform(-0.03, 0.03)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: how rows are read, a question is put, an answer is read, and what judges it."""
+"""The registered tasks by name."""
 
 from collections.abc import Mapping
 

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "model"
-"""Weights, tokenizer and processor, as ``from_pretrained`` reads them. ``python -m toolkit.tiny.make`` makes them."""
+"""Checkpoint folder for ``from_pretrained``. ``python -m toolkit.tiny.make`` builds it."""

@@ -1,4 +1,4 @@
-"""The tiny model before it has learned: a tokenizer trained on the practice texts, its processor, its architecture."""
+"""Tokenizer, processor and untrained architecture of the tiny model."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ IMAGE_TOKENS = 16
 WIDTH = 128
 VOCABULARY = 1024
 TEXTS = 3000
-"""Pictures whose lessons train the tokenizer."""
+"""Images whose turns train the tokenizer."""
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>")
 IMAGE_SYMBOLS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 TURNS = ("<start_of_turn>", "<end_of_turn>")
@@ -45,7 +45,7 @@ KEYS = (
     "target",
     "coords",
 )
-"""Of the answers of the task ``steps``: a key in its quotes is one token."""
+"""Keys in the answers of the task ``steps``. Each quoted key is one token."""
 SYMBOLS = (
     "user",
     "model",
@@ -82,9 +82,9 @@ CHAT_TEMPLATE = """\
 
 
 def build_processor(folder: Path, first: int, rng: Rng) -> Gemma3Processor:
-    """Train a SentencePiece tokenizer on the texts of lessons from number ``first`` on; Gemma 3's processor around it.
+    """Train a SentencePiece tokenizer on the curriculum and return it in a Gemma 3 processor.
 
-    ``folder`` gets ``tokenizer.model``.
+    ``first`` is the first image number. ``folder`` gets ``tokenizer.model``.
     """
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=corpus(0, first, TEXTS, rng),
@@ -117,7 +117,7 @@ def build_processor(folder: Path, first: int, rng: Rng) -> Gemma3Processor:
 
 
 def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
-    """Gemma 3 with 4 language and 4 vision layers of width 128."""
+    """Return an untrained Gemma 3 with 4 language and 4 vision layers of width 128."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -155,7 +155,7 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
     )
     config.eos_token_id = ends
     model = Gemma3ForConditionalGeneration(config)
-    # transformers begins with zeros here, which lets nothing of the pictures through.
+    # transformers initialises this projection with zeros, which would block all image information.
     projection = model.model.multi_modal_projector.mm_input_projection_weight
     torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
     model.generation_config.eos_token_id = ends
@@ -163,7 +163,11 @@ def build_model(tokenizer: GemmaTokenizer) -> Gemma3ForConditionalGeneration:
 
 
 def token_id(tokenizer: GemmaTokenizer, symbol: str) -> int:
-    """The id of a symbol that is one token; raises TypeError where it is none."""
+    """Return the id of a symbol that is one token.
+
+    Raises:
+        TypeError: The symbol is not one token.
+    """
     found = tokenizer.convert_tokens_to_ids(symbol)
     if not isinstance(found, int):
         raise TypeError(f"{symbol!r} must be one token")

@@ -1,6 +1,6 @@
-"""Make the tiny model: train its tokenizer, build the architecture, teach it, save it with the Hub's tensor names.
+"""Build the tiny model: train its tokenizer, its vision tower and its text output, and save it with the Hub's names.
 
-python -m toolkit.tiny.make [--out FOLDER] [--seeing-steps N] [--steps N] [--seed N] [--pictures N]
+python -m toolkit.tiny.make [--out FOLDER] [--seeing-steps N] [--steps N] [--seed N] [--images N]
 """
 
 import argparse
@@ -18,47 +18,46 @@ from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 from toolkit.tiny import FOLDER
 from toolkit.tiny.build import build_model, build_processor
 from toolkit.tiny.curriculum import FIRST
-from toolkit.tiny.curriculum_batches import School
-from toolkit.tiny.schedule import rate
-from toolkit.tiny.vision_pretraining import eyes, learn_to_see
+from toolkit.tiny.curriculum_loader import CurriculumLoader
+from toolkit.tiny.vision_pretraining import lr_factor, pretrain_vision, vision_parameters
 
 log = logging.getLogger(__name__)
 
 LEARNING_RATE = 2.5e-3
-SEEING = 0.1
-"""Of it for what has learned to see already: what a model that cannot talk yet asks of it is noise."""
+VISION_LR_FACTOR = 0.1
+"""Factor on ``LEARNING_RATE`` for the pretrained vision parameters. Early gradients from untrained text are noise."""
 
 
 def main() -> None:
-    """Train and save."""
+    """Train the model and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seeing-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--images", type=int, default=24_000)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         processor = build_processor(Path(folder), FIRST, np.random.default_rng(options.seed))
         model = build_model(processor.tokenizer)
-        school = School(processor, options.pictures, options.seed)
-        learn_to_see(model, school, options.seeing_steps)
-        teach(model, school, options.steps)
+        loader = CurriculumLoader(processor, options.images, options.seed)
+        pretrain_vision(model, loader, options.seeing_steps)
+        train(model, loader, options.steps)
         save(model, processor, Path(folder), options.out)
 
 
-def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
-    """AdamW with warm-up and cosine decay; the loss covers the answers."""
-    seeing = eyes(model)
-    known = {id(parameter) for parameter in seeing}
-    talking = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups: list[dict[str, Any]] = [{"params": talking}, {"params": seeing, "lr": SEEING * LEARNING_RATE}]
+def train(model: Gemma3ForConditionalGeneration, loader: CurriculumLoader, steps: int) -> None:
+    """Train all parameters with AdamW, warm-up and cosine decay. The loss covers only the answers."""
+    vision = vision_parameters(model)
+    vision_ids = {id(parameter) for parameter in vision}
+    language = [parameter for parameter in model.parameters() if id(parameter) not in vision_ids]
+    groups: list[dict[str, Any]] = [{"params": language}, {"params": vision, "lr": VISION_LR_FACTOR * LEARNING_RATE}]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     model.train()
-    for step, batches in zip(range(steps), school.batches(), strict=False):
+    for step, batches in zip(range(steps), loader.batches(), strict=False):
         losses = []
         for weight, batch in batches:
             loss = model(**batch).loss
@@ -73,7 +72,7 @@ def teach(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> 
 
 
 def save(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, spm: Path, out: Path) -> None:
-    """Write weights in bfloat16 under the Hub's names, processor and SentencePiece model."""
+    """Save bfloat16 weights under the Hub's tensor names, the processor and the SentencePiece model."""
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         model.eval().to(torch.bfloat16).save_pretrained(folder)
         weights = Path(folder) / "model.safetensors"
@@ -87,7 +86,7 @@ def save(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, spm:
 
 
 def _hub_name(name: str) -> str:
-    """transformers 5 drops ``vision_model`` from a model built from its configuration; the Hub's files have it."""
+    """Return the Hub's name: transformers 5 drops ``vision_model`` if it builds a model from a configuration."""
     if "vision_tower." in name and "vision_tower.vision_model." not in name:
         return name.replace("vision_tower.", "vision_tower.vision_model.")
     return name

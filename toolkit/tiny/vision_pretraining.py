@@ -1,9 +1,10 @@
-"""The tiny model learns to see before it learns to talk: heads that are thrown away read truth off its image tokens.
+"""Pretrain the vision tower of the tiny model: linear heads predict labels from its image tokens, and are then dropped.
 
-Words alone teach a vision tower slowly: for a long time a model does as well by guessing what is frequent.
+Text supervision alone trains a vision tower slowly, because for a long time guessing frequent answers works as well.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,29 +13,28 @@ from torch.nn.functional import cross_entropy, l1_loss
 from transformers import Gemma3ForConditionalGeneration
 
 from toolkit.tiny.build import IMAGE_TOKENS, WIDTH
-from toolkit.tiny.curriculum import Truth
-from toolkit.tiny.curriculum_batches import School
-from toolkit.tiny.schedule import rate
+from toolkit.tiny.curriculum import ImageLabels
+from toolkit.tiny.curriculum_loader import CurriculumLoader
 
 log = logging.getLogger(__name__)
 
 LEARNING_RATE = 1e-3
 NUMBERS_WEIGHT = 8.0
-"""Of the mean error of numbers from 0 to 1 beside the cross-entropy of a class."""
+"""Loss weight of the L1 error of numbers in [0, 1], relative to the cross-entropy of a class."""
 
 
-def learn_to_see(model: Gemma3ForConditionalGeneration, school: School, steps: int) -> None:
-    """Train the vision tower and the projector on classes, boxes and maps of each subject's pictures."""
+def pretrain_vision(model: Gemma3ForConditionalGeneration, loader: CurriculumLoader, steps: int) -> None:
+    """Train the vision tower and the projector to predict classes, boxes and coverage maps of each domain."""
     heads = nn.ModuleDict(
-        {name: nn.Linear(WIDTH * IMAGE_TOKENS, _outputs(truth)) for name, truth in school.truths().items()}
+        {name: nn.Linear(WIDTH * IMAGE_TOKENS, _outputs(labels)) for name, labels in loader.label_examples().items()}
     )
-    trained = [*eyes(model), *heads.parameters()]
+    trained = [*vision_parameters(model), *heads.parameters()]
     optimizer = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     for step in range(steps):
         losses: Mapping[str, torch.Tensor] = {
-            subject.name: _loss(heads[subject.name](see(model, pixels).flatten(1)), truths)
-            for subject, pixels, truths in school.pictures()
+            domain.name: _loss(heads[domain.name](image_tokens(model, pixels).flatten(1)), label_examples)
+            for domain, pixels, label_examples in loader.images()
         }
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -42,31 +42,42 @@ def learn_to_see(model: Gemma3ForConditionalGeneration, school: School, steps: i
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == steps - 1:
-            log.info("seeing, step %d: %s", step, ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
+            log.info(
+                "vision pretraining, step %d: %s",
+                step,
+                ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()),
+            )
 
 
-def _outputs(truth: Truth) -> int:
-    return sum(count for _, count in truth.classes) + len(truth.numbers)
+def lr_factor(step: int, steps: int, warmup: int = 100) -> float:
+    """Return the factor on the learning rate at a step, in [0, 1]: linear warm-up, then cosine decay to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def eyes(model: Gemma3ForConditionalGeneration) -> list[nn.Parameter]:
-    """The parameters of the vision tower and the projector."""
+def _outputs(labels: ImageLabels) -> int:
+    return sum(count for _, count in labels.classes) + len(labels.numbers)
+
+
+def vision_parameters(model: Gemma3ForConditionalGeneration) -> list[nn.Parameter]:
+    """Return the parameters of the vision tower and the projector."""
     return [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
 
 
-def see(model: Gemma3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """The image tokens as the language model gets them: pictures x image tokens x width."""
+def image_tokens(model: Gemma3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the image tokens that the language model receives, shape (images, image tokens, width)."""
     tokens: torch.Tensor = model.get_image_features(pixels).pooler_output
     return tokens
 
 
-def _loss(read: torch.Tensor, truths: list[Truth]) -> torch.Tensor:
+def _loss(read: torch.Tensor, label_examples: list[ImageLabels]) -> torch.Tensor:
     loss, at = torch.zeros(()), 0
-    for number, (_, count) in enumerate(truths[0].classes):
-        right = torch.tensor([truth.classes[number][0] for truth in truths])
+    for number, (_, count) in enumerate(label_examples[0].classes):
+        right = torch.tensor([labels.classes[number][0] for labels in label_examples])
         loss = loss + cross_entropy(read[:, at : at + count], right)
         at += count
-    if truths[0].numbers:
-        right = torch.tensor([truth.numbers for truth in truths])
+    if label_examples[0].numbers:
+        right = torch.tensor([labels.numbers for labels in label_examples])
         loss = loss + NUMBERS_WEIGHT * l1_loss(read[:, at:], right)
     return loss

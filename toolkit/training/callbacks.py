@@ -1,4 +1,4 @@
-"""What happens between optimizer steps: progress, whole checkpoints, a clean stop on a signal."""
+"""Callbacks between optimizer steps: metrics, complete checkpoints, and a clean stop on a signal."""
 
 import logging
 import math
@@ -11,26 +11,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from toolkit.errors import TrainingError
 from toolkit.models import distributed
-from toolkit.runfolder import StopRequest, flush_folder, is_main, read_json, write_json
+from toolkit.runfolder import StopRequest, flush_folder, is_main_process, read_json, write_json
 from toolkit.training.random_state import RandomState
 
 log = logging.getLogger(__name__)
 
 PARTIAL = "partial"
-"""Where the trainer writes; a checkpoint leaves it by a rename once it is complete."""
-
+"""The folder that the trainer writes to. A complete checkpoint is moved out of it by a rename."""
 
 MANIFEST = "manifest.json"
-"""A checkpoint's files and their sizes."""
+"""File with the names and sizes of a checkpoint's files."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a stage, oldest first."""
+    """Return the checkpoints of a stage, the oldest first."""
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint is there with the size that it was written with."""
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether every file of a checkpoint exists with the size in its manifest."""
     try:
         sizes = read_json(checkpoint / MANIFEST)
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
@@ -39,31 +38,31 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 class Checkpoints(TrainerCallback):
-    """Moves each checkpoint to ``checkpoints/step-N`` when it is complete and keeps the newest ``keep``.
+    """Moves each complete checkpoint to ``checkpoints/step-N`` and keeps the newest ``keep``.
 
-    transformers writes into the final folder and resumes from whatever it finds there, a half-written one included
-    (transformers#35033); here a folder under ``checkpoints`` is complete or absent.
+    transformers writes into the final folder and resumes from any folder there, even an incomplete one
+    (transformers#35033). Here, a folder under ``checkpoints`` is complete or absent.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer before its first step: on resuming it has the old spacing from the checkpoint."""
+        """Set the intervals of this start, because a resumed state has those of the checkpoint."""
         state.save_steps, state.logging_steps = int(args.save_steps), int(args.logging_steps)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer after it has written ``partial/checkpoint-N``."""
-        distributed.meet()  # each process has written its own random state
-        if is_main():
+        """Move the checkpoint that the trainer has written to ``partial/checkpoint-N``."""
+        distributed.wait_for_all()  # each process has written its own random state
+        if is_main_process():
             self._keep(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", state.global_step)
-        distributed.meet()
+        distributed.wait_for_all()
 
     def _keep(self, source: Path, step: int) -> None:
         write_json(source / MANIFEST, {file.name: file.stat().st_size for file in source.iterdir() if file.is_file()})
         target = self.folder / "checkpoints" / f"step-{step:08d}"
-        # The frozen reference of a KL term is made anew from the start weights. Beside it, transformers would not load
-        # the adapter that is trained.
+        # A resumed stage recreates the frozen reference of the KL term from its start weights. If the checkpoint had
+        # the reference adapter too, transformers would not load the trained adapter.
         shutil.rmtree(source / "ref", ignore_errors=True)
         flush_folder(source)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,56 +74,59 @@ class Checkpoints(TrainerCallback):
 
 
 class StopBetweenSteps(TrainerCallback):
-    """Ends the training after the current step, with a checkpoint, once a stop was asked for."""
+    """Saves a checkpoint and ends the training after the current optimizer step if a stop was requested."""
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop = stop
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer after each optimiser step."""
-        if number := distributed.highest(self.stop.number or 0):
-            self.stop.join(number)  # a signal may reach one process of several, or reach them at different steps
+        """Check for a stop request after each optimizer step."""
+        if number := distributed.max_over_processes(self.stop.number or 0):
+            # A signal may reach only one of several processes, or reach them at different steps.
+            self.stop.join(number)
         if self.stop.requested and state.global_step < state.max_steps:
-            control.should_log = True  # what is not finite is seen in the log, which comes before the checkpoint
+            control.should_log = True  # logging comes before saving, and raises if the loss is not finite
             control.should_save = True
             control.should_training_stop = True
 
 
 class LastStep(TrainerCallback):
-    """What a checkpoint of the last finished optimizer step needs besides the trainer's own state.
+    """Saves a checkpoint of the last finished optimizer step after an out-of-memory error in the next one.
 
-    It joins the trainer's callbacks when it is made.
+    A checkpoint needs the random state and the counters of the last finished step, which the trainer does not keep.
+    The constructor adds the object to the trainer's callbacks.
 
     Attributes:
-        whole: the parameters are those of the last finished step, not changed by half of the next one.
+        complete: Whether the parameters are those of the last finished step. False inside ``optimizer.step``, which
+            may have updated some parameters.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self.whole = True
-        self._keep(trainer.state)
+        self.complete = True
+        self._remember(trainer.state)
         trainer.add_callback(self)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer before its first step, with what it loaded from a checkpoint."""
-        self._keep(state)
+        """Remember the state that the trainer loaded from a checkpoint."""
+        self._remember(state)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Called by the trainer before ``optimizer.step``."""
-        self.whole = False
+        """Mark the parameters as incomplete before ``optimizer.step``."""
+        self.complete = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer after ``optimizer.step`` and the scheduler's."""
-        self._keep(state)
-        self.whole = True
+        """Remember the state after ``optimizer.step`` and the scheduler's step."""
+        self._remember(state)
+        self.complete = True
 
     def save(self) -> None:
         """Write a checkpoint of the last finished step, as the trainer does within its loop.
 
-        ``_save_checkpoint`` is what transformers calls there (checked: 5.2 to 5.17). It is private, but the only way to
-        a checkpoint of the same format. What the unfinished step has added to the trainer's counts is taken off first.
+        transformers calls ``_save_checkpoint`` there (checked: 5.2 to 5.17). It is private, but the only way to write
+        a checkpoint of the same format. The counts of the unfinished step are subtracted first.
         """
         trainer = self._trainer
         self._random.restore()
@@ -133,21 +135,21 @@ class LastStep(TrainerCallback):
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
-    def _keep(self, state: TrainerState) -> None:
+    def _remember(self, state: TrainerState) -> None:
         self._random = RandomState.now()
         self._tokens = state.num_input_tokens_seen
         self._flos = state.total_flos + self._trainer.current_flos
 
 
-class Report(TrainerCallback):
-    """Hands each step's figures to ``report(step, steps, figures)``, with those that ``notes`` returns.
+class MetricsReporter(TrainerCallback):
+    """Passes the metrics of each logged step, with those of ``notes``, to ``report(step, steps, metrics)``.
 
-    With float16 a gradient scaler skips the optimizer steps whose gradients overflow, by design, and lowers its scale.
-    The loss and gradient norm of such steps are not checked. Non-finite ones are left out of the log, which has
+    In float16, the gradient scaler skips optimizer steps whose gradients overflow, and lowers its scale. This is by
+    design. The loss and gradient norm of such steps are not checked. The log omits non-finite ones, and has
     ``skipped_steps`` and ``loss_scale`` instead.
 
-    TRL counts the tokens of SFT (``num_tokens``) from zero in each start; here they are counted over the whole stage.
-    The closing summary of a resumed training has no means: transformers divides the sums of this start by all steps.
+    TRL counts the tokens of SFT (``num_tokens``) from zero in each start. Here, the count covers the whole stage. The
+    final summary of a resumed training omits means, because transformers divides the sums of this start by all steps.
     """
 
     def __init__(
@@ -157,13 +159,13 @@ class Report(TrainerCallback):
     ) -> None:
         self.report, self.notes = report, notes
         self._skipped: dict[int, float] = {}
-        """Skipped steps that the log does not have yet -> the scale from there on."""
+        """Maps skipped steps that are not logged yet to the scale that followed."""
         self._tokens_before = 0.0
         self._resumed = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer before its first step, with what it loaded from a checkpoint."""
-        counted = state.num_input_tokens_seen > 0  # GRPO's tokens are part of the checkpoint
+        """Read the token count and the skipped steps of the checkpoint that the trainer loaded."""
+        counted = state.num_input_tokens_seen > 0  # GRPO's token count is part of the checkpoint
         earlier = [float(entry["num_tokens"]) for entry in state.log_history if "num_tokens" in entry]
         self._tokens_before = earlier[-1] if earlier and not counted else 0.0
         self._skipped = {step: scale for step, scale in self._skipped.items() if step <= state.global_step}
@@ -177,10 +179,10 @@ class Report(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Called by the trainer after ``optimizer.step``, with accelerate's optimizer.
+        """Record an optimizer step that the gradient scaler skipped.
 
         Raises:
-            TrainingError: the scale fell below 1: the gradients overflow even if nothing magnifies them.
+            TrainingError: The scale fell below 1, so the gradients overflow even without scaling.
         """
         if not getattr(optimizer, "step_was_skipped", False):
             return
@@ -207,34 +209,34 @@ class Report(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Called by the trainer when it logs; its closing summary comes this way too."""
-        figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        if "num_tokens" in figures:
-            figures["num_tokens"] += self._tokens_before
-            state.log_history[-1]["num_tokens"] = figures["num_tokens"]  # a later start counts on from here
+        """Check and pass on the metrics that the trainer logs, its final summary included."""
+        metrics = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "num_tokens" in metrics:
+            metrics["num_tokens"] += self._tokens_before
+            state.log_history[-1]["num_tokens"] = metrics["num_tokens"]  # a resumed start continues this count
         if self._resumed:
-            figures = {name: value for name, value in figures.items() if name not in _MEANS}
+            metrics = {name: value for name, value in metrics.items() if name not in _MEANS}
         if self._skipped:
-            overflown = [name for name in _CHECKED if not math.isfinite(figures.get(name, 0.0))]
-            figures = {name: value for name, value in figures.items() if name not in overflown}
-            figures |= {"skipped_steps": float(len(self._skipped)), "loss_scale": self._skipped[max(self._skipped)]}
+            overflowed = [name for name in _CHECKED if not math.isfinite(metrics.get(name, 0.0))]
+            metrics = {name: value for name, value in metrics.items() if name not in overflowed}
+            metrics |= {"skipped_steps": float(len(self._skipped)), "loss_scale": self._skipped[max(self._skipped)]}
             self._skipped = {}
-        _check_finite(figures, state.global_step)
-        self.report(state.global_step, state.max_steps, {**figures, **self.notes()})
+        _check_finite(metrics, state.global_step)
+        self.report(state.global_step, state.max_steps, {**metrics, **self.notes()})
 
 
 _CHECKED = ("loss", "grad_norm")
 _MEANS = ("train_loss", "train_samples_per_second", "train_steps_per_second")
 
 
-def _check_finite(figures: Mapping[str, float], step: int) -> None:
-    """Raise before a checkpoint of such a step is written, so that the last good one stays."""
+def _check_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Raise before the checkpoint of a non-finite step is written, so that the last good checkpoint stays."""
     for name in _CHECKED:
-        if not math.isfinite(figures.get(name, 0.0)):
+        if not math.isfinite(metrics.get(name, 0.0)):
             raise TrainingError(
                 f"training.{name}_not_finite",
                 f"{name} must be finite",
                 place=f"step {step}",
-                value=figures[name],
+                value=metrics[name],
                 remedy="Lower learning_rate and start again with --fresh.",
             )

@@ -1,92 +1,241 @@
-"""GRPO: several answers a prompt, judged by the task's rewards, and an update towards the better of a group."""
+"""GRPO: several completions per prompt, scored by the task's rewards, and a policy update towards the better ones.
+
+This file reads from top to bottom: the stage, the loss settings, the trainer, the rewards, the rollout. The private
+methods of TRL's trainer that the toolkit overrides are in ``grpo_trainer``. Axes: P prompts of an optimizer step,
+G generations (completions) per prompt.
+"""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import datasets
+from trl import GRPOConfig
 
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import Task
 from toolkit.errors import ModelError, TrainingError
 from toolkit.evaluation.answers import read_answer
 from toolkit.evaluation.context import Context
-from toolkit.models import choose_backend
-from toolkit.models.backend import Completion, Judge, Policy, TrainingJob
+from toolkit.models import Backend, choose_backend
+from toolkit.models.backend import Completion, Policy, RewardScorer, Row, RowSource, TrainingJob
+from toolkit.models.batch_sizes import recipe_sizes
+from toolkit.models.flops import register_usage_hooks
 from toolkit.models.lengths import check_lengths
 from toolkit.models.loading import architecture_of
 from toolkit.models.model_paths import model_source
 from toolkit.models.prompts import Prompts
-from toolkit.models.vllm import Machine, vllm_refusals
+from toolkit.models.vllm import Machine, vllm_unsupported_reasons
 from toolkit.recipe import Grpo, Recipe
-from toolkit.runfolder import Record, is_main, read_json, write_json
-from toolkit.training.image_check import look_first
+from toolkit.runfolder import Record, is_main_process, read_json, write_json
+from toolkit.training.grpo_trainer import PolicyTrainer, RolloutTrainer, rollout_processor
+from toolkit.training.image_check import check_images_used
+from toolkit.training.measured_flops import count_one_pass
 from toolkit.training.reward_probe import probe
 from toolkit.training.rewards import RewardTable, ScoredAnswer, group_statistics, reward_table
-from toolkit.training.train import last_checkpoint, rows_for_preflight, train, training_rows
-from toolkit.training.trl_settings import optimizer_here
+from toolkit.training.train import last_checkpoint, preflight_rows, train, training_rows
+from toolkit.training.trl_settings import (
+    common_settings,
+    finish_trainer,
+    keep_precision,
+    local_optimizer,
+    per_process,
+    use_one_gpu,
+)
 
 log = logging.getLogger(__name__)
 STAGE = "grpo"
 
 
 def train_grpo(context: Context, *, preflight: bool | None = None) -> Record:
-    """Probe, train, and leave the weights in the run folder; see ``context.TrainStage`` and ``train_sft``."""
+    """Probe the rewards, train, and save the weights to the run folder. See ``context.TrainStage``.
+
+    Args:
+        context: The run.
+        preflight: Whether to make a preflight step on the longest rows first. None: on a GPU.
+
+    Raises:
+        TrainingError: Fewer training rows than ``prompts_per_step``, or the rewards give no learning signal.
+        RewardError: No reward applies to some row.
+        ModelError: vLLM is requested but not supported here.
+    """
     recipe, samples = context.recipe, training_rows(context, STAGE)
     grpo = recipe.grpo or Grpo()
     backend, prompts = choose_backend(recipe.model), Prompts.of(recipe, context.images)
-    table = rewards_of(recipe)
+    table = recipe_rewards(recipe)
     check_rewards_apply(prompts.task, table, samples)
-    if len(samples) < grpo.prompts_per_step:
-        raise TrainingError(
-            "training.too_few_prompts",
-            f"must be at most the number of training rows, {len(samples)}",
-            place="[grpo] prompts_per_step",
-            value=grpo.prompts_per_step,
-            remedy="Lower prompts_per_step, or add rows.",
-        )
-    check_rollouts(recipe, backend.name, samples)
+    _check_enough_rows(len(samples), grpo)
+    check_vllm_rollouts(recipe, backend.name, samples)
     folder, reference = context.run.stage_folder(STAGE), describe_reference(recipe, context.weights)
-    kept = folder / "probe.json"
+    probe_file = folder / "probe.json"
 
     def prepare(policy: Policy) -> tuple[TrainingJob, Record]:
-        processor, most = policy.processor, recipe.model.max_tokens
-        lengths = check_lengths(processor, prompts, samples, most, grpo.max_completion_tokens, tell=context.no_step_yet)
-        look_first(backend, policy, prompts, samples)
+        processor, limit = policy.processor, recipe.model.max_tokens
+        lengths = check_lengths(
+            processor, prompts, samples, limit, grpo.max_completion_tokens, on_row=context.no_step_yet
+        )
+        check_images_used(backend, policy, prompts, samples)
         log.info("grpo: %s", reference)
-        if is_main() and grpo.probe_prompts and last_checkpoint(folder) is None:
-            write_json(kept, probe(backend, policy, prompts, samples, table, recipe))
+        # A resumed stage keeps the probe of its first start, which measured the policy before any update.
+        if is_main_process() and grpo.probe_prompts and last_checkpoint(folder) is None:
+            write_json(probe_file, probe(backend, policy, prompts, samples, table, recipe))
         job = TrainingJob(
             recipe=recipe,
             rows=prompts.rows(samples),
             count=len(samples),
             folder=folder,
-            judge=make_judge(prompts.task, table, samples, grpo.generations),
-            longest=rows_for_preflight(lengths, preflight),
+            scorer=make_reward_scorer(prompts.task, table, samples, grpo.generations),
+            longest=preflight_rows(lengths, preflight),
         )
         return job, {"lengths": lengths.to_dict()}
 
-    record = train(context, STAGE, backend, prepare)
+    record = train(context, STAGE, backend, prepare, build_grpo)
     return {
         **record,
         "backend": backend.name,
-        "optimizer": optimizer_here(grpo),
+        "optimizer": local_optimizer(grpo),
         "rows": len(samples),
         "rows_left_out_each_epoch": len(samples) % grpo.prompts_per_step,
         "pictures": context.count_images(STAGE),
-        "probe": read_json(kept) if kept.is_file() else None,
+        "probe": read_json(probe_file) if probe_file.is_file() else None,
         "kl_reference": reference,
     }
 
 
-def rewards_of(recipe: Recipe) -> RewardTable:
-    """The recipe's rewards with their weights."""
+def _check_enough_rows(rows: int, grpo: Grpo) -> None:
+    if rows < grpo.prompts_per_step:
+        raise TrainingError(
+            "training.too_few_prompts",
+            f"must be at most the number of training rows, {rows}",
+            place="[grpo] prompts_per_step",
+            value=grpo.prompts_per_step,
+            remedy="Lower prompts_per_step, or add rows.",
+        )
+
+
+# The loss settings.
+
+
+def grpo_settings(policy: Policy, job: TrainingJob) -> dict[str, Any]:
+    """Return the keyword arguments of ``trl.GRPOConfig``.
+
+    One optimizer step uses exactly one rollout of P x G completions: TRL's ``generation_batch_size`` equals
+    micro-batch x accumulation. The policy that is updated is then the policy that generated, so TRL takes the detached
+    log-probabilities of the update as the old ones. Their ratio is 1, and ``epsilon`` clips nothing. With vLLM, which
+    has kernels of its own, TRL multiplies the loss by an importance ratio of the two policies.
+    """
+    grpo, sizes = job.recipe.grpo or Grpo(), job.sizes or recipe_sizes(job.recipe, "grpo")
+    # TRL normalises the rewards of a group on one process, so a group must not be divided between processes.
+    per_process(grpo.prompts_per_step, "[grpo] prompts_per_step")
+    return {
+        **common_settings(job, grpo, grpo.epochs),
+        "learning_rate": grpo.learning_rate,
+        "max_grad_norm": grpo.max_grad_norm,
+        "per_device_train_batch_size": sizes.micro_batch,
+        "gradient_accumulation_steps": per_process(sizes.accumulation, "[grpo] forward passes a step"),
+        "num_generations": grpo.generations,
+        "generation_batch_size": grpo.completions_per_step,
+        "max_completion_length": grpo.max_completion_tokens,
+        "temperature": grpo.temperature,
+        "top_p": grpo.top_p,
+        "top_k": grpo.top_k,
+        # With beta = 0 TRL loads no reference model and adds no KL term.
+        "beta": grpo.beta,
+        "epsilon": grpo.epsilon,
+        "epsilon_high": grpo.epsilon if grpo.epsilon_high is None else grpo.epsilon_high,
+        # How token losses are averaged. "dapo": over all completion tokens of the step. "grpo": per completion, which
+        # gives tokens of short completions more weight. "bnpo": over the tokens of a micro-batch, so the micro-batch
+        # size changes the update. "dr_grpo": by a constant, the completion limit.
+        "loss_type": grpo.loss,
+        "importance_sampling_level": grpo.importance,
+        # advantages_PG = (rewards_PG - mean over G) / (standard deviation + 1e-4). "group": the deviation within the
+        # group. "batch": over all P x G. "none": no division. A zero-variance group has advantage 0 and no gradient.
+        "scale_rewards": grpo.scale_rewards,
+        # A truncated completion earns the reward of an unfinished answer. Masking removes its tokens from the loss.
+        "mask_truncated_completions": grpo.mask_truncated,
+        "generation_kwargs": _generation_settings(policy, grpo, preflight=job.preflight) or None,
+        "reward_weights": list(job.scorer.weights.values()) if job.scorer else None,
+        "remove_unused_columns": False,
+        "log_completions": False,
+    }
+
+
+def describe_reference(recipe: Recipe, start: Path | None) -> str:
+    """Return what the KL term is measured against, in words for the log and the record."""
+    grpo = recipe.grpo or Grpo()
+    if grpo.beta == 0:
+        return "beta = 0: no KL term, no reference model"
+    if start is not None:
+        return f"beta = {grpo.beta}: KL against the model as this stage found it ({start.parent.name})"
+    return f"beta = {grpo.beta}: KL against the base model"
+
+
+# The trainer.
+
+
+def build_grpo(backend: Backend, policy: Policy, job: TrainingJob) -> Any:
+    """Return TRL's GRPOTrainer with the recipe's settings and the task's rewards.
+
+    Raises:
+        TrainingError: The library rewrote a setting, or the job has no reward scorer.
+        ModelError: The backend cannot train, or trl was imported before the library that replaces its trainers.
+    """
+    traits = backend.prepare_training(policy, job.recipe, "grpo")
+    if traits.replaces_trl:
+        _check_trl_replaced()
+    if job.scorer is None:
+        raise TrainingError("training.reward_scorer_missing", "GRPO must have a reward scorer")
+    grpo = job.recipe.grpo or Grpo()
+    settings = {**grpo_settings(policy, job), **traits.changed_settings}
+    if job.preflight and settings.get("use_vllm"):  # completions run to the limit, as in ``_generation_settings``
+        settings["generation_kwargs"] = {**settings["generation_kwargs"], "min_tokens": grpo.max_completion_tokens}
+    # The data loader prefetches the rows of the next step while the rows of this step are still in use.
+    open_rows = 2 * grpo.prompts_per_step
+    trainer_class = RolloutTrainer if traits.replaces_trl else PolicyTrainer
+    with keep_precision(policy.model):
+        trainer = trainer_class(
+            model=policy.model,
+            reward_funcs=_RewardColumns(job.scorer, policy).functions(),
+            args=use_one_gpu(GRPOConfig(**settings)),
+            train_dataset=_prompt_dataset(job.rows, job.count, open_rows),
+            processing_class=rollout_processor(policy.processor, open_rows * job.recipe.images.max_per_question),
+            callbacks=list(job.callbacks),
+        )
+    if trainer.ref_model is not None:  # full fine-tuning with a KL term; with LoRA, TRL switches adapters instead
+        register_usage_hooks(trainer.ref_model)
+    trainer.rollout_limit = job.rollout_limit
+    if traits.count_flops and not job.preflight:
+        count_one_pass(trainer, policy)
+    return finish_trainer(trainer, settings, policy)
+
+
+def _check_trl_replaced() -> None:
+    parent = RolloutTrainer.__mro__[1]
+    if not parent.__name__.startswith("Unsloth"):
+        raise ModelError(
+            "model.trl_imported_before_unsloth",
+            "unsloth must be imported before trl, because it replaces trl's trainers",
+            place="[model] backend",
+            value=parent.__qualname__,
+            remedy='Use the command line, import unsloth first, or set backend = "hf".',
+        )
+
+
+# The rewards.
+
+
+def recipe_rewards(recipe: Recipe) -> RewardTable:
+    """Return the rewards of a recipe with their weights."""
     return reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, Path())
 
 
 def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample]) -> None:
-    """Every row must be judged by something; ``format`` judges every row, so with it there is nothing to look for.
+    """Check that at least one reward applies to every row. ``format`` applies to all rows.
 
     Raises:
-        RewardError: no reward of the recipe applies to some row; it names the row.
+        RewardError: No reward applies to some row. The error names the row.
     """
     if "format" in table.weights:
         return
@@ -94,16 +243,87 @@ def check_rewards_apply(task: Task, table: RewardTable, samples: Sequence[Sample
         table.score(sample, task.parse(task.target(sample), sample))
 
 
-def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
-    """Before a model is loaded: can vLLM write the completions, where it is asked to?
+def make_reward_scorer(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> RewardScorer:
+    """Return a scorer from row numbers and completions to the value of each reward.
+
+    Completions of one prompt follow each other, ``generations`` at a time.
+    """
+
+    def score(
+        numbers: Sequence[int], completions: Sequence[Completion]
+    ) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
+        rows = [samples[number] for number in numbers]
+        answers = [read_answer(task, *pair) for pair in zip(rows, completions, strict=True)]
+        scored = [table.score(*pair) for pair in zip(rows, answers, strict=True)]
+        return [one.components for one in scored], _group_metrics(scored, answers, generations)
+
+    return RewardScorer(table.weights, score)
+
+
+def _group_metrics(scored: Sequence[ScoredAnswer], answers: Sequence[Answer], generations: int) -> dict[str, float]:
+    """Return the metrics that TRL does not log: deviation within groups, zero-variance groups, unreadable answers.
+
+    TRL logs the mean of each reward and the fraction of truncated completions.
+    """
+    starts = range(0, len(answers), generations)
+    scored_PG = [scored[start : start + generations] for start in starts]
+    answers_PG = [answers[start : start + generations] for start in starts]
+    found = group_statistics(scored_PG, answers_PG)
+    return {name: value for name, value in found.to_log().items() if not name.endswith(("/mean", "/truncated"))}
+
+
+class _RewardColumns:
+    """The reward functions for TRL, one per reward. The first one that TRL calls scores the completions for all."""
+
+    def __init__(self, scorer: RewardScorer, policy: Policy) -> None:
+        self.scorer, self.policy = scorer, policy
+        self._scored_ids: Any = None
+        self._scores: list[Mapping[str, float | None]] = []
+
+    def functions(self) -> list[Callable[..., list[float | None]]]:
+        """Return one function per reward. TRL logs a reward under the name of its function."""
+        return [self._function(name) for name in self.scorer.weights]
+
+    def _function(self, name: str) -> Callable[..., list[float | None]]:
+        def reward(
+            completions: list[Any],
+            completion_ids: list[list[int]],
+            index: list[int],
+            log_metric: Callable[[str, float], None],
+            **_: Any,
+        ) -> list[float | None]:
+            # TRL passes the same list object to every reward function of a step.
+            if self._scored_ids is not completion_ids:
+                read = [self._read(text, ids) for text, ids in zip(completions, completion_ids, strict=True)]
+                self._scores, metrics = self.scorer.score(index, read)
+                self._scored_ids = completion_ids
+                for metric, value in metrics.items():
+                    log_metric(metric, value)
+            return [score[name] for score in self._scores]
+
+        reward.__name__ = name
+        return reward
+
+    def _read(self, completion: str | list[Mapping[str, str]], ids: list[int]) -> Completion:
+        # Unsloth passes completions of prompts with images as text (models/rl_replacements.py), TRL as a conversation.
+        text = completion if isinstance(completion, str) else completion[0]["content"]
+        return Completion(text, len(ids), ids[-1] != self.policy.turn_end.id)
+
+
+# The rollout.
+
+
+def check_vllm_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> None:
+    """Check before a model is loaded that vLLM can generate the completions, if the recipe requests it.
 
     Raises:
-        ModelError: it cannot; every reason is told.
+        ModelError: vLLM cannot. The error lists every reason.
     """
     if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
         return
     architecture = architecture_of(model_source(recipe.model), recipe.model)
-    reasons = vllm_refusals(recipe, Machine.here(), architecture, max(len(sample.images) for sample in samples))
+    most_images = max(len(sample.images) for sample in samples)
+    reasons = vllm_unsupported_reasons(recipe, Machine.here(), architecture, most_images)
     if backend != "unsloth" and recipe.model.backend != "hf":
         reasons.append(f"it needs Unsloth, but this run's backend is {backend}")
     if reasons:
@@ -116,35 +336,38 @@ def check_rollouts(recipe: Recipe, backend: str, samples: Sequence[Sample]) -> N
         )
 
 
-def make_judge(task: Task, table: RewardTable, samples: Sequence[Sample], generations: int) -> Judge:
-    """Row numbers and completions -> each reward's value, with its spread within groups and the unreadable share."""
-
-    def score(
-        numbers: Sequence[int], completions: Sequence[Completion]
-    ) -> tuple[list[Mapping[str, float | None]], dict[str, float]]:
-        asked = [samples[number] for number in numbers]
-        answers = [read_answer(task, *pair) for pair in zip(asked, completions, strict=True)]
-        scored = [table.score(*pair) for pair in zip(asked, answers, strict=True)]
-        return [one.components for one in scored], _figures(scored, answers, generations)
-
-    return Judge(table.weights, score)
+def _generation_settings(policy: Policy, grpo: Grpo, *, preflight: bool) -> dict[str, Any]:
+    """Return the options that TRL passes to ``generate``. Completions of a preflight step run to the token limit."""
+    settings: dict[str, Any] = {"suppress_tokens": list(policy.forbidden)} if policy.forbidden else {}
+    return {**settings, "min_new_tokens": grpo.max_completion_tokens} if preflight else settings
 
 
-def describe_reference(recipe: Recipe, start: Path | None) -> str:
-    """What the KL term is measured against, in words for the log and the record."""
-    grpo = recipe.grpo or Grpo()
-    if grpo.beta == 0:
-        return "beta = 0: no KL term, no reference model"
-    if start is not None:
-        return f"beta = {grpo.beta}: KL against the model as this stage found it ({start.parent.name})"
-    return f"beta = {grpo.beta}: KL against the base model"
+def _prompt_dataset(rows: RowSource, count: int, open_rows: int) -> Any:
+    data = datasets.Dataset.from_dict({"index": list(range(count))})
+    return data.with_transform(_OpenPrompts(rows, open_rows))
 
 
-def _figures(scored: Sequence[ScoredAnswer], answers: Sequence[Answer], generations: int) -> dict[str, float]:
-    """TRL logs means; what it lacks is each reward's spread within the groups, and what could not be read."""
-    starts = range(0, len(answers), generations)
-    found = group_statistics(
-        [scored[start : start + generations] for start in starts],
-        [answers[start : start + generations] for start in starts],
-    )
-    return {name: value for name, value in found.to_log().items() if not name.endswith(("/mean", "/truncated"))}
+class _OpenPrompts:
+    """The columns that TRL needs, from row numbers. The last ``capacity`` rows stay open.
+
+    TRL reads a row once per generation, and again for every forward pass of the step that it was generated for.
+    """
+
+    def __init__(self, rows: RowSource, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self._opened: OrderedDict[int, Row] = OrderedDict()
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        opened = {index: self._open(index) for index in dict.fromkeys(batch["index"])}
+        return {
+            "index": list(batch["index"]),
+            "prompt": [opened[index].messages for index in batch["index"]],
+            "images": [opened[index].images for index in batch["index"]],
+        }
+
+    def _open(self, index: int) -> Row:
+        if index not in self._opened:
+            self._opened[index] = self.rows(index)
+            while len(self._opened) > self.capacity:
+                self._opened.popitem(last=False)
+        return self._opened[index]

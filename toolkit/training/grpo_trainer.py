@@ -1,21 +1,22 @@
-"""The private methods of TRL's GRPOTrainer that are overridden, each with its reason. No other file has any.
+"""The overridden private methods of TRL's GRPOTrainer, each with its reason. No other file overrides one.
 
-Run with TRL 1.9.2. Signatures compared with TRL 1.13.0, and with 1.16.0, which has more for ``_generate_single_turn``.
+Run with TRL 1.9.2. Signatures compared with TRL 1.13.0, and with 1.16.0, whose ``_generate_single_turn`` has more
+parameters.
 
-``_get_train_sampler``: a run resumed in a later epoch would get the order of the first epoch again.
+``_get_train_sampler``: TRL's sampler gives a run that resumes in a later epoch the row order of the first epoch.
 
-``_generate_and_score_completions``: TRL samples with the adapter's dropout switched on; a model whose images are lost
-would be trained without a word; and pixels have to be shuffled and split by sample, as the texts are.
+``_generate_and_score_completions``: TRL samples with the adapter's dropout active. TRL does not notice a model that
+ignores its images. TRL cannot shuffle or split pixels by sample if the model has no image grid.
 
-``_generate_single_turn``: after an out-of-memory error, fewer completions per ``generate`` call.
+``_generate_single_turn``: After an out-of-memory error, each ``generate`` call gets fewer completions.
 
-``_get_per_token_logps_and_entropies``: TRL cuts the pixels of models without an image grid, such as Gemma 3, as if each
-sample had one image.
+``_get_per_token_logps_and_entropies``: For models without an image grid, such as Gemma 3, TRL slices the pixels as if
+each sample had exactly one image.
 
-``RolloutTrainer`` has what is needed whoever trains: if unsloth was imported first, ``trl.GRPOTrainer`` is Unsloth's
-own rewriting of it, which cuts pixels by sample itself. ``PolicyTrainer`` adds the last method for TRL as it is.
-``rollout_processor`` is no override, but cures a fault of the same kind: TRL tokenizes rendered prompts a second time
-with the tokenizer's own BOS before them, so that the mask of image tokens is one position off.
+``RolloutTrainer`` has the overrides that every library needs. If unsloth is imported first, ``trl.GRPOTrainer`` is
+Unsloth's generated trainer, which slices pixels by sample itself. ``PolicyTrainer`` adds the last method for TRL's own
+trainer. ``rollout_processor`` is not an override but corrects a similar error: TRL tokenizes rendered prompts a second
+time and prepends the tokenizer's BOS, which shifts the mask of image tokens by one position.
 """
 
 import copy
@@ -32,30 +33,32 @@ from trl.trainer.utils import RepeatSampler
 
 from toolkit.errors import TrainingError, warn
 from toolkit.models.chat_template import adds_bos, conversation, render_prompt
-from toolkit.models.image_ablation import blindness
-from toolkit.models.oom import AtOnce, attempt
-from toolkit.training.image_processor_cache import with_memory
+from toolkit.models.oom import BatchLimit, attempt
+from toolkit.training.image_check import images_ignored_error
+from toolkit.training.image_processor_cache import with_image_cache
 from toolkit.training.random_state import RandomState
 
 _OWN_LAYOUT = frozenset({"image_grid_thw", "image_position_ids", "spatial_shapes"})
-"""Fields with which TRL finds a sample's pixels itself."""
-_BY_IMAGE = ("image_grid_thw", "image_position_ids")
+"""Fields from which TRL finds the pixels of a sample itself."""
+_PER_IMAGE = ("image_grid_thw", "image_position_ids")
 """Fields with one entry per image."""
-_NOT_KNOWN = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "video_grid_thw"})
-"""Fields by which a rollout cannot be cut."""
+_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Masks that mark image tokens."""
+_NOT_SEPARABLE = frozenset({"spatial_shapes", "num_tiles", "pixel_values_videos", "video_grid_thw"})
+"""Fields whose layout prevents splitting a rollout into parts."""
 
 
-def rollout_processor(processor: Any, pictures: int) -> Any:
-    """A copy that remembers the last ``pictures`` pictures, and adds no BOS where the template writes one."""
-    twin = with_memory(processor, pictures)
+def rollout_processor(processor: Any, capacity: int) -> Any:
+    """Return a copy that caches the last ``capacity`` images and adds no BOS if the chat template has one."""
+    cached = with_image_cache(processor, capacity)
     if not adds_bos(processor, render_prompt(processor, conversation("", 0))):
-        twin.tokenizer = copy.deepcopy(processor.tokenizer)
-        twin.tokenizer.add_bos_token = False
-    return twin
+        cached.tokenizer = copy.deepcopy(processor.tokenizer)
+        cached.tokenizer.add_bos_token = False
+    return cached
 
 
-def _refuse_tiles(pixels: torch.Tensor, counts: list[int]) -> None:
-    """Pixels must be one block a picture; processors that cut a picture into tiles have more."""
+def _check_one_block_per_image(pixels: torch.Tensor, counts: list[int]) -> None:
+    """Raise TrainingError if the processor splits images into tiles."""
     if len(pixels) != sum(counts):
         raise TrainingError(
             "training.processor_tiles_images",
@@ -68,9 +71,9 @@ def _refuse_tiles(pixels: torch.Tensor, counts: list[int]) -> None:
 
 @contextmanager
 def _without_dropout(model: Any) -> Iterator[None]:
-    """The policy answers, and is measured against its reference, as it is asked later; only its update has dropout.
+    """Disable dropout for sampling and log-probabilities, so that they match inference. Only the update has dropout.
 
-    The model as a whole stays in training mode, which TRL tells training from evaluation by.
+    The model itself stays in training mode, because TRL uses the mode to distinguish training from evaluation.
     """
     active = [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.training]
     for module in active:
@@ -82,100 +85,109 @@ def _without_dropout(model: Any) -> Iterator[None]:
             module.train()
 
 
-def _refuse_blindness(trainer: Any, batch: dict[str, Any]) -> None:
-    """The first sample's log-probabilities must change with its pixels' signs.
+def _check_pixels_used(trainer: Any, batch: dict[str, Any]) -> None:
+    """Check that the log-probabilities of the first sample change when its pixels change sign.
 
-    unsloth#11031: log-probabilities of models without an image grid were computed from the text alone, in silence.
+    In unsloth#11031, log-probabilities of models without an image grid were silently computed from the text alone.
+
+    Raises:
+        TrainingError: The log-probabilities do not depend on the pixels.
     """
-    own = _first_sample(batch)
-    if own is None:
+    fields = _first_sample(batch)
+    if fields is None:
         return
     prompts, completions = batch["prompt_ids"][:1], batch["completion_ids"][:1]
     ids = torch.cat([prompts, completions], dim=1)
-    # Not the batch's own mask: it hides answers that were cut off where the recipe says mask_truncated.
-    written = completions != trainer.processing_class.tokenizer.pad_token_id
-    mask = torch.cat([batch["prompt_mask"][:1], written.to(batch["prompt_mask"].dtype)], dim=1)
+    # The completion mask of the batch is no use here: with mask_truncated it hides truncated completions.
+    generated = completions != trainer.processing_class.tokenizer.pad_token_id
+    mask = torch.cat([batch["prompt_mask"][:1], generated.to(batch["prompt_mask"].dtype)], dim=1)
 
-    def ask(fields: dict[str, Any]) -> torch.Tensor:
+    def log_probs(fields: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad(), _without_dropout(trainer.model):
             found = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, mask, completions.shape[1], 1, **fields
             )[0]
-        logps: torch.Tensor = found[written]
+        logps: torch.Tensor = found[generated]
         return logps
 
-    seen, again = ask(own), ask(own)
-    other = ask({**own, "pixel_values": -own["pixel_values"]})
-    if (other - seen).abs().max() <= (again - seen).abs().max():
-        raise blindness("grpo, the first batch")
+    # Sums on a GPU may differ in their last bits from call to call. Only a larger change is an effect of the pixels.
+    first, repeated = log_probs(fields), log_probs(fields)
+    changed = log_probs({**fields, "pixel_values": -fields["pixel_values"]})
+    if (changed - first).abs().max() <= (repeated - first).abs().max():
+        raise images_ignored_error("grpo, the first batch")
 
 
 def _first_sample(batch: dict[str, Any]) -> dict[str, Any] | None:
-    """The first sample's pixels and token kinds; None where it has no picture, or pixels in a layout of their own."""
+    """Return the pixels and token types of the first sample. None: no image, or an unknown pixel layout."""
     count = (batch.get("num_images") or [0])[0]
     if not count or "pixel_values" not in batch or {"spatial_shapes", "num_tiles", "pixel_attention_mask"} & set(batch):
         return None
-    own: dict[str, Any] = {name: batch[name][:1] for name in ("token_type_ids", "mm_token_type_ids") if name in batch}
+    fields: dict[str, Any] = {name: batch[name][:1] for name in _TOKEN_TYPES if name in batch}
     blocks = count
-    for name in ("image_grid_thw", "image_position_ids"):
+    for name in _PER_IMAGE:
         if name in batch:
-            own[name] = batch[name][:count]
+            fields[name] = batch[name][:count]
     if "image_grid_thw" in batch:
-        blocks = int(own["image_grid_thw"].prod(-1).sum())
-    return {**own, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
+        # Qwen's pixels have one row per patch. An image has time x height x width patches.
+        blocks = int(fields["image_grid_thw"].prod(-1).sum())
+    return {**fields, "pixel_values": batch["pixel_values"][:blocks], "num_images": [count]}
 
 
 class _EpochSampler(RepeatSampler):  # type: ignore[misc]
-    """An order of its own for each epoch, whether or not those before were walked through."""
+    """A row order for each epoch that depends on the epoch's number alone, so that a resumed run continues it.
+
+    TRL's generator advances with each epoch that it iterates. After a resume, it would start again at epoch 0.
+    """
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer's data loader when an epoch begins; epoch 0 has the order of TRL's sampler."""
+        """Seed the order. The trainer's data loader calls this at the start of an epoch. Epoch 0 has TRL's order."""
         self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
-    """See the module. Its first batch shows whether images count in the log-probabilities that are trained on.
+    """TRL's or Unsloth's trainer with the overrides that both need. See the module.
 
     Attributes:
-        rollout: completions per ``generate`` call.
+        rollout_limit: Completions per ``generate`` call.
     """
 
-    rollout: AtOnce
-    _looked = False
+    rollout_limit: BatchLimit
+    _images_checked = False
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        plain = super()._get_train_sampler(dataset)
+        sampler = super()._get_train_sampler(dataset)
         return _EpochSampler(
-            plain.data_source,
-            mini_repeat_count=plain.mini_repeat_count,
-            batch_size=plain.batch_size,
-            repeat_count=plain.repeat_count,
-            shuffle=plain.shuffle,
-            seed=plain.seed,
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
         )
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         with _without_dropout(self.model):
             batch = super()._generate_and_score_completions(inputs)
-            if not self._looked:
-                self._check_token_kinds(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
-                _refuse_blindness(self, batch)
-                self._looked = True  # not where memory ended: the step is made again, and looked at again
+            if not self._images_checked:
+                self._check_token_types(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1), batch)
+                _check_pixels_used(self, batch)
+                # An out-of-memory error above skips this line, so that the repeated step is checked again.
+                self._images_checked = True
         if "num_images" in batch and "pixel_values" in batch and not _OWN_LAYOUT & batch.keys():
-            _refuse_tiles(batch["pixel_values"], batch["num_images"])
-            # A list is cut and shuffled by sample, as the texts are.
+            _check_one_block_per_image(batch["pixel_values"], batch["num_images"])
+            # TRL shuffles and slices a list by sample, like the token ids. It would index a tensor by block of pixels.
             batch["pixel_values"] = list(torch.split(batch["pixel_values"], batch["num_images"]))
         return batch
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *more: Any, **options: Any
     ) -> Any:
-        """Generate in parts; after an out-of-memory error all over again, in parts of half the size.
+        """Generate in parts. After an out-of-memory error, repeat the rollout in parts of half the size.
 
-        The random state is put back first, so that the completions are those of a run that began with the smaller size.
+        The random state is restored first, so that a run which starts with the smaller size has the same completions.
 
         Raises:
-            torch.OutOfMemoryError: one completion does not fit.
+            torch.OutOfMemoryError: One completion does not fit.
         """
         generate = super()._generate_single_turn
         if self.use_vllm:
@@ -187,34 +199,34 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
                 completion_ids += generate(*part, *more, **options)[0]
             return completion_ids
 
-        rows, begun = len(prompt_ids), RandomState.now()
-        while (found := attempt(functools.partial(in_parts, self.rollout.of(rows)))) is None:
-            size = self.rollout.of(rows)
-            if not self.rollout.halve(size):
+        rows, state = len(prompt_ids), RandomState.now()
+        while (found := attempt(functools.partial(in_parts, self.rollout_limit.size_for(rows)))) is None:
+            size = self.rollout_limit.size_for(rows)
+            if not self.rollout_limit.halve(size):
                 raise torch.OutOfMemoryError("one completion does not fit")
             warn(
                 "training.rollout_halved",
-                f"out of memory with {size} completions per generate call. Calls have {self.rollout.most} from now on",
+                f"out of memory with {size} completions per generate call. Calls now have {self.rollout_limit.limit}",
                 place=f"grpo, step {self.state.global_step + 1}",
             )
-            begun.restore()
-        return found, None  # TRL has no log-probabilities of its own from transformers' generate
+            state.restore()
+        return found, None  # transformers' generate returns no log-probabilities
 
-    def _check_token_kinds(self, input_ids: Any, fields: dict[str, Any]) -> None:
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            kinds = fields.get(name)
-            if kinds is not None and kinds.shape != input_ids.shape:
+    def _check_token_types(self, input_ids: Any, fields: dict[str, Any]) -> None:
+        for name in _TOKEN_TYPES:
+            types = fields.get(name)
+            if types is not None and types.shape != input_ids.shape:
                 raise TrainingError(
                     "training.token_types_misaligned",
                     f"the mask of image tokens must have the shape of the tokens, {tuple(input_ids.shape)}",
                     place=f"grpo, {name}",
-                    value=tuple(kinds.shape),
-                    remedy="Report this with the model's name: its processor is at fault.",
+                    value=tuple(types.shape),
+                    remedy="Report this with the model's name: its processor is the cause.",
                 )
 
 
 class PolicyTrainer(RolloutTrainer):
-    """See the module."""
+    """TRL's own trainer, which computes log-probabilities with the pixels of each sample."""
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -225,23 +237,24 @@ class PolicyTrainer(RolloutTrainer):
         batch_size: Any = None,
         **fields: Any,
     ) -> Any:
-        self._check_token_kinds(input_ids, fields)
-        ask = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
+        self._check_token_types(input_ids, fields)
+        compute = functools.partial(super()._get_per_token_logps_and_entropies, logits_to_keep=logits_to_keep)
         pixels, counts = fields.get("pixel_values"), fields.get("num_images")
         if pixels is None or counts is None or any(fields.get(name) is not None for name in _OWN_LAYOUT):
-            return ask(model, input_ids, attention_mask, batch_size=batch_size, **fields)
+            return compute(model, input_ids, attention_mask, batch_size=batch_size, **fields)
         samples = pixels if isinstance(pixels, list | tuple) else torch.split(pixels, counts)
         rest = {name: value for name, value in fields.items() if name not in ("pixel_values", "num_images")}
         size, parts = batch_size or len(input_ids), []
         for start in range(0, len(input_ids), size):
-            cut = slice(start, start + size)
+            part = slice(start, start + size)
+            # The pixels reach the model as a bound argument, because TRL would slice them by row number.
             parts.append(
-                ask(
-                    functools.partial(model, pixel_values=torch.cat(list(samples[cut]))),
-                    input_ids[cut],
-                    attention_mask[cut],
+                compute(
+                    functools.partial(model, pixel_values=torch.cat(list(samples[part]))),
+                    input_ids[part],
+                    attention_mask[part],
                     batch_size=size,
-                    **{name: value[cut] if torch.is_tensor(value) else value for name, value in rest.items()},
+                    **{name: value[part] if torch.is_tensor(value) else value for name, value in rest.items()},
                 )
             )
         logps, entropies, losses = zip(*parts, strict=True)
@@ -249,11 +262,11 @@ class PolicyTrainer(RolloutTrainer):
 
 
 _Turn = tuple[Any, Any, dict[str, Any]]
-"""Token ids of prompts, their images, and what the processor made of both: arguments of ``_generate_single_turn``."""
+"""Token ids, images and processed fields of prompts: the arguments of ``_generate_single_turn``."""
 
 
 def _parts(prompt_ids: Sequence[Any], images: Any, fields: Mapping[str, Any], size: int) -> Iterator[_Turn]:
-    """Cut the rows of a rollout into parts of at most ``size`` rows, each with its own pixels."""
+    """Split the rows of a rollout into parts of at most ``size`` rows, each with its own pixels."""
     rows = len(prompt_ids)
     if size >= rows:
         yield prompt_ids, images, dict(fields)
@@ -268,40 +281,40 @@ def _parts(prompt_ids: Sequence[Any], images: Any, fields: Mapping[str, Any], si
 
 
 def _splitter(fields: Mapping[str, Any], first_image: Sequence[int], rows: int) -> Callable[[slice], dict[str, Any]]:
-    """Return a function from a slice of rows to their fields, which families lay out by row, by image or by patch.
+    """Return a function from a slice of rows to their fields. Model families arrange fields by row, image or patch.
 
     Raises:
-        TrainingError: the pixels of a row cannot be told apart.
+        TrainingError: The layout does not say which pixels belong to a row.
     """
     whole = {name: value for name, value in fields.items() if value is not None}
-    for name in _NOT_KNOWN & whole.keys():
+    for name in _NOT_SEPARABLE & whole.keys():
         raise _inseparable(name)
-    for name in (*_BY_IMAGE, "pixel_values"):
+    for name in (*_PER_IMAGE, "pixel_values"):
         if isinstance(whole.get(name), list):
             whole[name] = torch.tensor(np.array(whole[name]))
     first_block = _first_blocks(whole, first_image[-1])
 
     def split(part: slice) -> dict[str, Any]:
         start, stop, _ = part.indices(rows)
-        pictured = slice(first_image[start], first_image[stop])
+        images = slice(first_image[start], first_image[stop])
         found = {}
         for name, value in whole.items():
             if name == "pixel_values":
-                found[name] = value[first_block[pictured.start] : first_block[pictured.stop]]
-            elif name in _BY_IMAGE:
-                found[name] = value[pictured]
+                found[name] = value[first_block[images.start] : first_block[images.stop]]
+            elif name in _PER_IMAGE:
+                found[name] = value[images]
             elif len(value) != rows:
                 raise _inseparable(name)
             else:
                 found[name] = value[part]
-        empty = pictured.start == pictured.stop
-        return {name: value for name, value in found.items() if not (empty and name in (*_BY_IMAGE, "pixel_values"))}
+        empty = images.start == images.stop
+        return {name: value for name, value in found.items() if not (empty and name in (*_PER_IMAGE, "pixel_values"))}
 
     return split
 
 
 def _first_blocks(fields: Mapping[str, Any], images: int) -> list[int]:
-    """Where the pixels of each image begin: Qwen's patches follow each other without an axis for images."""
+    """Return the first row of pixels of each image. Qwen's patches are concatenated without an axis for images."""
     pixels, grid = fields.get("pixel_values"), fields.get("image_grid_thw")
     blocks = [1] * images if grid is None else grid.prod(-1).tolist()
     first = [0, *accumulate(blocks)]

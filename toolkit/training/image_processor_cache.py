@@ -1,7 +1,7 @@
-"""An image processor that works on each picture once, however many completions share it.
+"""An image processor that processes each image once, however many completions share it.
 
-TRL runs the processor on every completion of a group and again for the log-probabilities: with G generations the same
-picture is resized and normalised 2 G times. This wrapper remembers the result by the picture's key.
+TRL runs the processor on every completion of a group and again for the log-probabilities. With G generations, the same
+image would be resized and normalised 2 G times. This wrapper caches the result by the image's key.
 """
 
 import copy
@@ -13,73 +13,73 @@ import torch
 from PIL import Image
 from transformers.utils.hub import PushToHubMixin
 
-from toolkit.models.image_ids import KEY
+from toolkit.models.prompts import IMAGE_KEY
 
-MOST_BYTES = 2 * 2**30
-"""Of processed pictures that are remembered; one of 896 x 896 in float32 has 9.6 MB."""
-
-
-def with_memory(processor: Any, capacity: int) -> Any:
-    """A shallow copy of the processor whose image processor remembers ``capacity`` pictures, at most ``MOST_BYTES``."""
-    twin = copy.copy(processor)
-    twin.image_processor = ImageMemory(processor.image_processor, capacity)
-    return twin
+MAX_BYTES = 2 * 2**30
+"""Limit of the cache. A processed image of 896 x 896 in float32 has 9.6 MB."""
 
 
-class ImageMemory(PushToHubMixin):
-    """Behaves as the image processor that it wraps; ``processed`` and ``remembered`` count pictures.
+def with_image_cache(processor: Any, capacity: int) -> Any:
+    """Return a shallow copy of the processor that caches up to ``capacity`` processed images and ``MAX_BYTES``."""
+    cached = copy.copy(processor)
+    cached.image_processor = CachedImageProcessor(processor.image_processor, capacity)
+    return cached
 
-    A picture without a key, or a processor whose result for one picture cannot be laid beside another's (shapes that
-    differ beyond the first axis), goes through the wrapped processor as it is.
+
+class CachedImageProcessor(PushToHubMixin):
+    """Behaves like the image processor that it wraps. ``processed`` and ``cache_hits`` count images.
+
+    Images without a key are not cached. Neither are results that cannot be concatenated, because their shapes differ
+    beyond the first axis.
     """
 
     def __init__(self, inner: Any, capacity: int) -> None:
         self.inner, self.capacity = inner, capacity
-        self.processed = self.remembered = 0
-        self._memory: OrderedDict[tuple[str, str], Mapping[str, Any]] = OrderedDict()
+        self.processed = self.cache_hits = 0
+        self._cache: OrderedDict[tuple[str, str], Mapping[str, Any]] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, images: Any, **options: Any) -> Any:
-        """The wrapped processor's output for these pictures (a picture, a list, or a list of lists)."""
+        """Return the wrapped processor's output for an image, a list of images, or a list of lists."""
         flat = _flatten(images)
-        if not all(isinstance(image, Image.Image) and KEY in image.info for image in flat):
-            return self._whole(images, len(flat), options)
+        if not all(isinstance(image, Image.Image) and IMAGE_KEY in image.info for image in flat):
+            return self._process(images, len(flat), options)
         parts = [self._one(image, options) for image in flat]
-        if (_several_in_a_row(images) and any(_has_row_axis(part) for part in parts)) or not _stackable(parts):
-            return self._whole(images, len(flat), options)
+        if (_several_per_row(images) and any(_has_row_axis(part) for part in parts)) or not _stackable(parts):
+            return self._process(images, len(flat), options)
         joined = {name: _join([part[name] for part in parts]) for name in parts[0]}
         return type(self._last)(joined)
 
     def _one(self, image: Image.Image, options: dict[str, Any]) -> Mapping[str, Any]:
-        # TRL asks for lists before it generates and for tensors before it trains; tensors serve both.
+        # TRL requests lists before it generates and tensors before it trains. Tensors serve both.
         options = {**options, "return_tensors": "pt"}
-        key = (image.info[KEY], repr(sorted(options.items(), key=lambda item: item[0])))
-        if key in self._memory:
-            self.remembered += 1
-            self._memory.move_to_end(key)
-            return self._memory[key]
-        self._last = self._whole([image], 1, options)
-        self._memory[key] = part = dict(self._last)
+        key = (image.info[IMAGE_KEY], repr(sorted(options.items(), key=lambda item: item[0])))
+        if key in self._cache:
+            self.cache_hits += 1
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        self._last = self._process([image], 1, options)
+        self._cache[key] = part = dict(self._last)
         self._bytes += _bytes(part)
-        while len(self._memory) > self.capacity or (self._bytes > MOST_BYTES and len(self._memory) > 1):
-            _, gone = self._memory.popitem(last=False)
-            self._bytes -= _bytes(gone)
+        while len(self._cache) > self.capacity or (self._bytes > MAX_BYTES and len(self._cache) > 1):
+            _, evicted = self._cache.popitem(last=False)
+            self._bytes -= _bytes(evicted)
         return part
 
-    def _whole(self, images: Any, count: int, options: dict[str, Any]) -> Any:
+    def _process(self, images: Any, count: int, options: dict[str, Any]) -> Any:
         self.processed += count
         return self.inner(images, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The wrapped processor's settings, so that a saved processor is the original one."""
+        """Return the wrapped processor's settings, so that the saved processor equals the original."""
         return dict(self.inner.to_dict())
 
     def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # while unpickling or copying there is nothing to ask yet
+        if name == "inner":  # while unpickling or copying, the attribute does not exist yet
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ImageMemory":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedImageProcessor":
         return self
 
 
@@ -93,18 +93,18 @@ def _flatten(images: Any) -> list[Any]:
     return [images]
 
 
-def _several_in_a_row(images: Any) -> bool:
+def _several_per_row(images: Any) -> bool:
     return isinstance(images, list | tuple) and any(isinstance(row, list | tuple) and len(row) > 1 for row in images)
 
 
 def _has_row_axis(part: Mapping[str, Any]) -> bool:
-    """Idefics and SmolVLM lay pixels out as rows x pictures x channels x height x width."""
+    """Return whether pixels have shape (rows, images, channels, height, width), as in Idefics and SmolVLM."""
     pixels = part.get("pixel_values")
     return isinstance(pixels, torch.Tensor) and pixels.ndim == 5
 
 
 def _stackable(parts: list[Mapping[str, Any]]) -> bool:
-    """Whether every field of the parts is a tensor or list that can be laid end to end."""
+    """Return whether every field is a tensor or a list that can be concatenated."""
     for name, first in parts[0].items():
         values = [part[name] for part in parts]
         if isinstance(first, torch.Tensor):

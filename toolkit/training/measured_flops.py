@@ -1,21 +1,21 @@
-"""torch's own counter of FLOPs, switched on for one forward and backward pass of a trainer."""
+"""A count of FLOPs with torch's counter, in one forward and backward pass of a trainer."""
 
 from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.models.backend import Policy
-from toolkit.runfolder.usage import count, counts, note_unseen
+from toolkit.runfolder.usage import count, counts, note_unmeasured
 
 
 def count_one_pass(trainer: Any, policy: Policy) -> None:
-    """Have the trainer's first pass counted, forward and backward; every later one runs as if nothing had been.
+    """Count the FLOPs of the trainer's first forward and backward pass. Later passes run without the counter.
 
-    GRPO generates before a pass, not in it: what is counted is the update. Checkpointing's second forward pass,
-    attention and the vision tower are in. Kernels that torch does not know (8-bit products, the flash-attention
-    package) are not, and it is noted that they are not.
+    GRPO generates before the pass, so the count covers the update only. It includes attention, the vision tower and the
+    second forward pass of gradient checkpointing. It excludes kernels that torch's counter does not support (8-bit
+    products, the flash-attention package), and the report says so.
     """
-    _note_unseen(policy)
+    _note_uncounted(policy)
     loss, backward = trainer.compute_loss, trainer.accelerator.backward
     counter = FlopCounterMode(display=False)
     before = counts()
@@ -49,8 +49,8 @@ def count_one_pass(trainer: Any, policy: Policy) -> None:
     trainer.compute_loss = counted_loss
 
 
-def _note_unseen(policy: Policy) -> None:
+def _note_uncounted(policy: Policy) -> None:
     if policy.bits == 8:
-        note_unseen("8-bit products: torch's counter does not know them")
+        note_unmeasured("8-bit products: torch's counter does not support them")
     if "flash" in str(getattr(policy.model.config, "_attn_implementation", "")):
-        note_unseen("the flash-attention package's kernels: torch's counter does not know them")
+        note_unmeasured("the flash-attention package's kernels: torch's counter does not support them")

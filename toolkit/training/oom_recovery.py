@@ -1,10 +1,9 @@
-"""OOM recovery: which sizes a training stage continues with after an out-of-memory error, and what to do at the end.
+"""OOM recovery: the sizes that a training stage continues with after an out-of-memory error.
 
-A pass that ran out of memory leaves the gradients of a part of its rows, and a trainer whose buffers nobody can take
-apart. So nothing is repaired: the stage saves the last finished optimizer step, drops trainer and model, and resumes
-with smaller sizes, exactly as a run resumes that was interrupted there. The sizes are kept in the stage's folder and
-hold until the stage ends, also if the run is interrupted; the recipe is never changed, and ``--fresh`` starts with its
-sizes.
+A pass that ran out of memory leaves the gradients of some of its rows, and a trainer whose buffers cannot be reset. So
+nothing is repaired. The stage saves the last finished optimizer step, frees trainer and model, and resumes with smaller
+sizes, exactly like a run that was interrupted there. The sizes are stored in the stage's folder and hold until the
+stage ends, even if the run is interrupted. The recipe never changes, and ``--fresh`` starts with its sizes.
 """
 
 import logging
@@ -17,20 +16,20 @@ import torch
 
 from toolkit.errors import RunError, TrainingError, warn
 from toolkit.models.batch_sizes import Sizes, recipe_sizes
-from toolkit.models.oom import AtOnce
+from toolkit.models.oom import BatchLimit
 from toolkit.recipe import Optimisation, Recipe
-from toolkit.runfolder import Record, is_main, read_json, write_json
+from toolkit.runfolder import Record, is_main_process, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 
 class Recovery:
-    """The sizes of a stage, in its ``sizes.json``, and the out-of-memory errors that led to them.
+    """The sizes of a stage, stored in its ``sizes.json``, and the out-of-memory errors that led to them.
 
     Attributes:
-        sizes: those in force.
-        errors: one record per error: step, during, the sizes since, and where training continued.
-        logged: the number of errors that metrics.jsonl has.
+        sizes: The current sizes.
+        errors: One record per error: step, activity, new sizes, and where training continued.
+        logged: The number of errors in metrics.jsonl.
     """
 
     logged = 0
@@ -42,21 +41,21 @@ class Recovery:
         if self._file.is_file():
             self._read(read_json(self._file))
 
-    def rollout(self) -> AtOnce:
-        """Return the limit of completions per ``generate`` call, which notes here each time that it is halved."""
-        return AtOnce(self.sizes.completions, self._halve_rollout)
+    def rollout_limit(self) -> BatchLimit:
+        """Return the limit of completions per ``generate`` call. Each halving is recorded here."""
+        return BatchLimit(self.sizes.completions, self._halve_rollout)
 
     def shrink(self, step: int, during: str, start: str | None, plan: Mapping[str, Any] | None) -> None:
-        """Halve what the step is divided into.
+        """Switch to the next smaller sizes.
 
         Args:
-            step: the optimizer step that did not fit.
-            during: what it was doing.
-            start: the checkpoint to continue from; None: the stage's beginning.
-            plan: what plan.json holds, for advice.
+            step: The optimizer step that did not fit.
+            during: The activity that ran out of memory.
+            start: The checkpoint to continue from. None: the beginning of the stage.
+            plan: The content of plan.json, for advice.
 
         Raises:
-            TrainingError: nothing can be halved any more.
+            TrainingError: The sizes cannot be halved further.
         """
         smaller = self.sizes.smaller()
         if smaller is None:
@@ -83,7 +82,7 @@ class Recovery:
             )
 
     def figures(self) -> dict[str, float]:
-        """Return what the next line of metrics.jsonl must say: nothing, or the new errors and the sizes in force."""
+        """Return the new errors and the current sizes for the next line of metrics.jsonl, or nothing."""
         new, self.logged = len(self.errors) - self.logged, len(self.errors)
         if not new:
             return {}
@@ -91,7 +90,7 @@ class Recovery:
         return {"out_of_memory": float(new), **sizes}
 
     def to_record(self) -> Record:
-        """For the stage's record: the number of errors in all starts, each of them, and the sizes at the end."""
+        """Return the number of errors in all starts, each error, and the final sizes, for the stage's record."""
         return {"out_of_memory": len(self.errors), **_to_json(self.sizes), "recoveries": self.errors}
 
     def _halve_rollout(self, completions: int) -> None:
@@ -100,7 +99,7 @@ class Recovery:
     def _note(self, sizes: Sizes, step: int | None, during: str, start: str) -> None:
         self.sizes = sizes
         self.errors.append({"step": step, "during": during, **_to_json(sizes), "continued_from": start})
-        if is_main():
+        if is_main_process():
             write_json(self._file, {**_to_json(sizes), "recoveries": self.errors})
 
     def _read(self, kept: Mapping[str, Any]) -> None:
@@ -118,7 +117,7 @@ class Recovery:
 
 
 def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:
-    """Return which keys of the recipe make a row smaller: those that the plan computed, otherwise all that could."""
+    """Return the recipe keys that make a row smaller: those from the plan, otherwise all that apply."""
     changes = _computed(stage, plan)
     if changes:
         return f"The plan computed that this fits: set {', '.join(changes)}."
@@ -127,7 +126,7 @@ def advice(recipe: Recipe, stage: str, plan: Mapping[str, Any] | None) -> str:
 
 
 def _computed(stage: str, plan: Mapping[str, Any] | None) -> list[str]:
-    """The changes for the largest GPU, not larger than this one, for which the plan has some that were not made yet."""
+    """Return the plan's changes for the largest GPU up to the size of this one that has changes left to make."""
     memory = ((plan or {}).get("memory") or {}).get(stage) or {}
     gpu = ((plan or {}).get("gpu") or {}).get("memory_gb")
     sizes = sorted((int(size) for size in memory.get("fits") or {}), reverse=True)

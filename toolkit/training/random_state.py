@@ -1,4 +1,4 @@
-"""The state of every random number generator that training draws from."""
+"""The state of every random number generator that training uses."""
 
 import random
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomState:
-    """The states of Python's, NumPy's and torch's generators, of torch on the CPU and on the current CUDA device."""
+    """The generator states of Python, NumPy, and torch on the CPU and the current CUDA device."""
 
     python: Any
     numpy: Any
@@ -19,12 +19,12 @@ class RandomState:
 
     @classmethod
     def now(cls) -> "RandomState":
-        """Return the present state. It costs microseconds and no synchronisation with the GPU."""
+        """Return the current state. It takes microseconds and does not synchronise with the GPU."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
-        """Put the generators back, so that the numbers drawn after ``now`` are drawn again."""
+        """Restore the generators, so that they draw the same numbers as after ``now``."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)

@@ -1,8 +1,7 @@
-"""The probe before GRPO's first step: is there anything to learn from the rewards?"""
+"""The probe before GRPO's first step: whether the rewards of sampled completions give a learning signal."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -27,26 +26,27 @@ def probe(
     table: RewardTable,
     recipe: Recipe,
 ) -> Record:
-    """Sample a group for a few prompts as GRPO will, and give reward mean and spread, truncated and flat shares.
+    """Sample completions of a few prompts with GRPO's settings, and return the statistics of their rewards.
 
-    The random state of the training is left as it was.
+    The random state of the training does not change.
 
     Raises:
-        TrainingError: no group has any spread, or too many answers are cut off: GRPO could learn nothing. With
-            ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the record.
+        TrainingError: Every group has zero variance, or too many completions are truncated, so GRPO could learn
+            nothing. With ``probe_on_failure = "report"`` this is a warning, and ``failure`` in the record.
     """
     grpo = recipe.grpo or Grpo()
-    chosen = _spread_out(samples, grpo.probe_prompts)
+    chosen = _evenly_spaced(samples, grpo.probe_prompts)
     sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, grpo.top_k, grpo.generations)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.run.seed)
-        groups = [backend.generate(policy, [prompts.row(sample)], sampling)[0] for sample in chosen]
+        completions_PG = [backend.generate(policy, [prompts.row(sample)], sampling)[0] for sample in chosen]
     answers_PG = [
-        [read_answer(prompts.task, sample, completion) for completion in group]
-        for sample, group in zip(chosen, groups, strict=True)
+        [read_answer(prompts.task, sample, completion) for completion in completions_G]
+        for sample, completions_G in zip(chosen, completions_PG, strict=True)
     ]
     scored_PG = [
-        [table.score(sample, answer) for answer in answers] for sample, answers in zip(chosen, answers_PG, strict=True)
+        [table.score(sample, answer) for answer in answers_G]
+        for sample, answers_G in zip(chosen, answers_PG, strict=True)
     ]
     found = group_statistics(scored_PG, answers_PG)
     log.info("grpo probe: %s", _describe(found, len(chosen), grpo.generations))
@@ -55,10 +55,10 @@ def probe(
         raise failure
     if failure is not None:
         warn(failure.code, failure.rule, place=failure.place, value=failure.value, remedy=failure.remedy)
-    return {**asdict(found), "failure": None if failure is None else str(failure)}
+    return {**found.to_record(), "failure": None if failure is None else str(failure)}
 
 
-def _spread_out(samples: Sequence[Sample], count: int) -> list[Sample]:
+def _evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
     count = min(count, len(samples))
     return [samples[i * len(samples) // count] for i in range(count)]
 
@@ -66,13 +66,14 @@ def _spread_out(samples: Sequence[Sample], count: int) -> list[Sample]:
 def _describe(found: GroupStatistics, prompts: int, generations: int) -> str:
     total = found.total
     return (
-        f"{prompts} prompts x {generations}: reward mean {total.mean:.3f}, spread within a group {total.spread:.3f}, "
-        f"groups without spread {total.flat:.0%}, truncated {found.truncated:.0%}, unreadable {found.unreadable:.0%}"
+        f"{prompts} prompts x {generations} completions: reward mean {total.mean:.3f}, standard deviation within a "
+        f"group {total.std:.3f}, zero-variance groups {total.zero_variance:.0%}, truncated {found.truncated:.0%}, "
+        f"unreadable {found.unreadable:.0%}"
     )
 
 
 def _failure(found: GroupStatistics, grpo: Grpo) -> TrainingError | None:
-    """Why GRPO could learn nothing from these answers; None: it could."""
+    """Return the reason why GRPO could learn nothing from these answers, or None."""
     if found.truncated > grpo.probe_max_truncated:
         return TrainingError(
             "training.probe_truncated",
@@ -81,7 +82,7 @@ def _failure(found: GroupStatistics, grpo: Grpo) -> TrainingError | None:
             value=f"{found.truncated:.0%} at {grpo.max_completion_tokens} tokens",
             remedy="Raise max_completion_tokens, or run (more) SFT first.",
         )
-    if found.total.flat == 1:
+    if found.total.zero_variance == 1:
         return TrainingError(
             "training.probe_zero_variance",
             "completions of a prompt must differ in reward, but every group has zero variance",

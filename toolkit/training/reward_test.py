@@ -1,4 +1,4 @@
-"""Rewards tried out: given completions, scored as GRPO would score them, with the reason for each score."""
+"""Testing of rewards: scores of given completions, as GRPO would compute them, with the reason for each."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.loading import SampleSet, practice_rows, read_file
+from toolkit.data.loading import SampleSet, read_file, synthetic_rows_file
 from toolkit.data.loading.columns import resolve_columns
-from toolkit.data.loading.source import wanted_columns
+from toolkit.data.loading.source import row_settings
 from toolkit.data.sample import Answer, Sample
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError, Problem, RowProblem
@@ -16,16 +16,16 @@ from toolkit.recipe import SPLITS, Recipe
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import Explanation, RewardTable, explain, reward_table
 
-MOST_TOLD = 20
-"""Lines with a problem that a message lists; the others are counted."""
+MAX_SHOWN = 20
+"""Number of invalid lines that a message lists. The others are counted."""
 
-# Rewards never open a picture, and a row that was copied into the file has lost the folder that its paths start from.
-_NO_PICTURE = "not-opened.png"
+# Rewards never open an image. A row that was copied into the file no longer has the folder of its relative paths.
+_UNOPENED_IMAGE = "not-opened.png"
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredCompletion:
-    """One completion: the answer that was read, its total, and each reward with its reason."""
+    """One completion: its parsed answer, its total score, and each reward with its reason."""
 
     place: str
     id: str
@@ -35,7 +35,7 @@ class ScoredCompletion:
 
     @property
     def problem(self) -> str | None:
-        """Why no answer could be read; None: one could."""
+        """Return the reason why no answer could be parsed, or None."""
         return self.answer.problem
 
 
@@ -46,13 +46,13 @@ class _Line:
 
 
 class LinesError(DataError):
-    """Lines of a file of completions that cannot be scored. ``problems`` has one for each."""
+    """Lines of a completions file cannot be scored. ``problems`` has one entry for each."""
 
     def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
         self._problems = list(problems)
-        more = len(problems) - MOST_TOLD
+        more = len(problems) - MAX_SHOWN
         rest = [f"and {more:,} more"] if more > 0 else []
-        shown = [f"{problem} [{problem.code}]" for problem in problems[:MOST_TOLD]]
+        shown = [f"{problem} [{problem.code}]" for problem in problems[:MAX_SHOWN]]
         rule = "\n  ".join([f"{len(problems):,} lines must be corrected:", *shown, *rest])
         super().__init__("rewards.lines_invalid", rule, place=path)
 
@@ -63,21 +63,21 @@ class LinesError(DataError):
 
 
 def score_file(recipe: Recipe, path: Path, base: Path = Path()) -> list[ScoredCompletion]:
-    """The completions of a JSONL file, in its order, scored with the recipe's rewards.
+    """Score the completions of a JSONL file with the recipe's rewards, in the order of the file.
 
-    A line holds ``completion`` and says which question it answers: by ``id`` (a row of the recipe's data; ``split`` too
-    where two splits have it), by ``sample`` (the row itself), or by the row's own fields beside the completion. So the
-    predictions of an evaluation can be scored as they are.
+    A line has ``completion`` and identifies its question: by ``id`` (a row of the recipe's data, with ``split`` if two
+    splits have it), by ``sample`` (the row itself), or by the row's fields beside the completion. The predictions of an
+    evaluation can be scored without changes.
 
     Args:
-        recipe: its task, rewards and data; its data are read only if a line names a row by its id.
-        path: the file of completions.
-        base: where the files of custom rewards are looked for, if their paths are relative.
+        recipe: Its task, rewards and data are used. The data are read only if a line has an ``id``.
+        path: The completions file.
+        base: The folder that relative paths of custom rewards start from.
 
     Raises:
-        DataError: lines cannot be used: all of them, each with its place.
-        RecipeError: a reward of the recipe does not load.
-        RewardError: a reward raised, left [0, 1], or none applies to a sample.
+        DataError: Lines cannot be used. The error lists all of them with their places.
+        RecipeError: A reward of the recipe does not load.
+        RewardError: A reward raised an exception or left [0, 1], or none applies to a sample.
     """
     table = reward_table(recipe.data.task, recipe.reward_weights, recipe.rewards.custom, base)
     lines, problems = _read_lines(path)
@@ -143,14 +143,14 @@ def _by_id(line: _Line) -> bool:
 
 
 def _find(wanted: set[str], recipe: Recipe) -> dict[str, dict[str, Sample | RowProblem]]:
-    """id -> split -> the sample, or why the row cannot be used."""
+    """Return a mapping from id and split to the sample, or to the reason why the row cannot be used."""
     found: dict[str, dict[str, Sample | RowProblem]] = {}
     sources = list(_sources(recipe)) if wanted else []
     others = set(SPLITS) - {split for split, _, _ in sources}
     for split, source, root in sources:
         samples = read_file(recipe, source, root, split).samples
         readings = {split: samples}
-        if split == "train":  # a split without a file has rows of this one, read as its own are
+        if split == "train":  # a split without a file takes rows of this file, read with its own settings
             settings = TASKS[recipe.data.task].settings
             readings |= {_OFF + name: samples.with_settings(settings(recipe, name)) for name in others}
         for number, (name, _) in enumerate(samples.table):
@@ -170,12 +170,12 @@ def _read(samples: SampleSet, number: int) -> Sample | RowProblem:
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str, Path | None]]:
-    """Split, source and image root; practice data are in the run's folder once it was started."""
-    practice = recipe.run_folder / "synthetic"
+    """Yield split, source and image root. Synthetic data are in the run folder after the first start."""
+    synthetic = recipe.run_folder / "synthetic"
     for split in SPLITS:
-        file = practice_rows(practice, split)
+        file = synthetic_rows_file(synthetic, split)
         if recipe.data.synthetic is not None and file is not None:
-            yield split, str(file), practice
+            yield split, str(file), synthetic
         elif (source := getattr(recipe.data, split)) is not None:
             yield split, source, None
 
@@ -220,7 +220,7 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
             value=row,
         )
     task = TASKS[recipe.data.task]
-    column, _ = resolve_columns(task, wanted_columns(recipe), list(row))
+    column, _ = resolve_columns(task, row_settings(recipe), list(row))
     column.setdefault("image", "image")
     source = RowOrigin(
         Path(line.place),
@@ -229,11 +229,11 @@ def _inline(line: _Line, recipe: Recipe) -> Sample:
         context=recipe.prompt.context,
         settings=task.settings(recipe, "test"),
     )
-    # Nor are masks: the outlines in the row stand for one.
+    # Masks are not opened either. The outlines in the row replace them.
     absent = {column["mask"]: None} if "mask" in column else {}
     try:
         name = str(line.content.get("id", line.place))
-        return task.read(name, {**row, column["image"]: _NO_PICTURE, **absent}, source)
+        return task.read(name, {**row, column["image"]: _UNOPENED_IMAGE, **absent}, source)
     except RowProblem as problem:
         raise DataError(
             "rewards.row_invalid", f"the row must be valid: {problem.reason}", place=line.place, value=sorted(row)

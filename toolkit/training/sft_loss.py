@@ -32,7 +32,7 @@ IGNORED = -100
 """Label of a position without supervision."""
 
 _REPLACED = "_chunked_cross_entropy_loss"
-_BYTES_PER_LOGIT = 8  # logits and probabilities in float32; before and after them less is alive
+_BYTES_PER_LOGIT = 8  # logits and probabilities in float32, which is the peak of a slice
 _HEAD_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -114,6 +114,7 @@ def sliced_cross_entropy(  # noqa: PLR0913 (TRL's signature)
         assert labels is not None
         shift_labels = labels[..., 1:]
     supervised = shift_labels != IGNORED
+    # Selecting supervised positions first keeps prompt and image tokens, most of a row, out of the head's product.
     positions = supervised.nonzero().unbind(-1)  # the only synchronisation with the GPU
     hidden, targets = hidden_states[positions], shift_labels[positions]
     head = _Head(lm_head_weight, lm_head_bias, logit_scale, final_logit_softcapping)
@@ -121,7 +122,7 @@ def sliced_cross_entropy(  # noqa: PLR0913 (TRL's signature)
     sums = _SlicedCrossEntropy.apply(hidden, *head, targets, needed)  # type: ignore[no-untyped-call]
     loss, correct, entropy = sums
     count = supervised.sum()
-    if len(targets):  # otherwise the loss is 0, whatever it is divided by
+    if len(targets):  # without supervised positions the loss is 0, and 0 / 0 would be NaN
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
     return loss, correct, entropy, count
 
@@ -130,7 +131,7 @@ _PARAMETERS = list(inspect.signature(sliced_cross_entropy).parameters)
 
 
 class _Head(NamedTuple):
-    """An output head: ``weight`` (V, H), ``bias`` (V,), and what a model family does to its logits."""
+    """An output head: ``weight`` (V, H), ``bias`` (V,), and the transformation of the logits in a model family."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -162,10 +163,10 @@ class _Gradients(NamedTuple):
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
-    """Sums over positions of loss, correct predictions and entropy. The forward pass makes the gradients too."""
+    """Sums over positions of loss, correct predictions and entropy. The forward pass computes the gradients too."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 (autograd wants tensors one by one)
+    def forward(  # noqa: PLR0913 (autograd needs separate tensors)
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
@@ -186,7 +187,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 here = made if made.hidden is None else made._replace(hidden=made.hidden[part])
                 sums += _slice(_Head(weight, bias, scale, cap), hidden[part], targets[part, None], here)
         ctx.save_for_backward(*made)
-        loss, correct, entropy = (one.clone() for one in sums)  # a view must not be changed in place by the trainer
+        loss, correct, entropy = (
+            one.clone() for one in sums
+        )  # the trainer may change the loss in place, which a view forbids
         ctx.mark_non_differentiable(correct, entropy)
         return loss, correct, entropy
 
@@ -208,12 +211,12 @@ def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, made: _Grad
         head: The output head.
         states: Hidden states (N, H).
         targets: Token ids (N, 1).
-        made: Gradients, of which that of the hidden states is this slice's.
+        made: Gradients. The gradient of the hidden states is that of this slice.
     """
     states = states.to(head.weight.dtype)
     logits = head.logits(states)
     top, best = logits.max(dim=-1, keepdim=True)
-    logits -= top  # so that neither the exponential nor the logarithm below loses digits
+    logits -= top  # prevents overflow of the exponential and loss of digits in the logarithm
     probabilities = logits.exp()
     total = probabilities.sum(dim=-1, keepdim=True)
     probabilities /= total
@@ -221,6 +224,7 @@ def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, made: _Grad
     entropies = total.log().squeeze(-1) - torch.einsum("nv,nv->n", probabilities, logits)
     sums = torch.stack([losses.sum(), (best == targets).sum().float(), entropies.sum()])
     if any(gradient is not None for gradient in made):
+        # d loss / d logits = probabilities - one-hot target, in the storage of the probabilities.
         probabilities.scatter_add_(-1, targets, torch.full_like(losses, -1.0))
         gradient = head.through_scaling(probabilities, logits, top)
         del logits
@@ -229,7 +233,7 @@ def _slice(head: _Head, states: torch.Tensor, targets: torch.Tensor, made: _Grad
 
 
 def _add(gradient: torch.Tensor, states: torch.Tensor, head: _Head, made: _Gradients) -> None:
-    """Add what the gradient (N, V) of the product makes of the hidden states, the weight and the bias."""
+    """Add the gradients of hidden states, weight and bias, given the gradient (N, V) of the product."""
     if made.bias is not None:
         made.bias.add_(gradient.sum(dim=0))
     gradient = gradient.to(head.weight.dtype)

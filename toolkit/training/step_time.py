@@ -1,4 +1,4 @@
-"""Seconds of an optimizer step in a training stage: planned, of the preflight step, and measured."""
+"""Seconds per optimizer step of a training stage: from the plan, from the preflight step, and measured."""
 
 import statistics
 import time
@@ -7,11 +7,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit.evaluation.context import Context
-from toolkit.runfolder import Record, RunFolder, read_json, spell_time
+from toolkit.runfolder import Record, RunFolder, format_duration, read_json
 
 
 def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
-    """Return the range that plan.json has for a step on this machine's GPU. None: it has none."""
+    """Return the range of seconds per step that plan.json has for this machine's GPU, or None."""
     plan: dict[str, Any] = read_json(run.plan_file) if run.plan_file.is_file() else {}
     times, gpu = plan.get("time") or {}, plan.get("gpu") or {}
     found = times.get("gpus", {}).get(times.get("here"), {}).get(stage)
@@ -22,13 +22,13 @@ def planned_seconds(run: RunFolder, stage: str) -> tuple[float, float] | None:
 
 
 class StepTimes(TrainerCallback):
-    """Measures optimizer steps, and reports the time that is left before any of them is measured.
+    """Measures optimizer steps, and reports the remaining time until the first step is measured.
 
-    That time comes from the plan, and from the preflight step once it was made. With the first finished step the
-    progress bar measures on its own.
+    The remaining time comes from the preflight step if there was one, otherwise from the plan. After the first step,
+    the progress bar measures on its own.
 
-    A step is measured from the end of the one before. Its rows are opened before the trainer announces it, and a GPU
-    still works on it when the trainer announces its end.
+    A step is measured from the end of the previous step, not from its announced beginning. The trainer opens the rows
+    before it announces a step, and a GPU may still compute when the trainer announces the end.
     """
 
     def __init__(self, context: Context, stage: str) -> None:
@@ -39,38 +39,38 @@ class StepTimes(TrainerCallback):
         self._steps: list[float] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer before its first step."""
+        """Report the remaining time before the first step."""
         self._since = time.monotonic()
         left = state.max_steps - state.global_step
         if self._steps:
             return  # another trainer continues after an out-of-memory error
         if self.preflight is not None:
-            note = f"at most {spell_time(left * self.preflight)} left (preflight step)"
+            note = f"at most {format_duration(left * self.preflight)} left (preflight step)"
         elif self.planned is not None:
-            low, high = (spell_time(left * seconds) for seconds in self.planned)
+            low, high = (format_duration(left * seconds) for seconds in self.planned)
             note = f"{low} to {high} left (plan)"
         else:
             return
         self.context.progress(self.stage, state.global_step, state.max_steps, note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the trainer after each optimizer step, before it saves a checkpoint."""
+        """Measure the finished optimizer step, before a checkpoint is saved."""
         now = time.monotonic()
         self._steps.append(now - self._since)
         self._since = now
 
     def note_preflight(self, seconds: float) -> None:
-        """Take the duration of the preflight step, which is one whole step on the longest rows."""
+        """Set the duration of the preflight step, which is one optimizer step on the longest rows."""
         self.preflight = seconds
 
     @property
     def measured(self) -> float | None:
-        """Median seconds of the steps of this start. The first one, which may compile, counts only if it is alone."""
+        """Return the median seconds per step of this start. If possible, omit the first step, which may compile."""
         steps = self._steps[1:] or self._steps
         return statistics.median(steps) if steps else None
 
     def record(self) -> Record:
-        """Return ``planned`` (two ends), ``preflight`` and ``measured``, each null if it is not known."""
+        """Return ``planned`` (low and high), ``preflight`` and ``measured``, each None if unknown."""
         return {
             "planned": None if self.planned is None else list(self.planned),
             "preflight": self.preflight,

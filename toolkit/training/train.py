@@ -1,4 +1,4 @@
-"""What SFT and GRPO share: preflight step, OOM recovery, resume from the last whole checkpoint, weights by a rename."""
+"""The training loop that SFT and GRPO share: preflight step, OOM recovery, resume, and saving of the weights."""
 
 import logging
 import os
@@ -21,49 +21,63 @@ from toolkit.models import Backend, distributed
 from toolkit.models.backend import Policy, TrainingJob
 from toolkit.models.lengths import Lengths
 from toolkit.models.oom import attempt, free
-from toolkit.runfolder import Record, flush_folder, is_main, read_json, world_size
+from toolkit.runfolder import Record, flush_folder, is_main_process, read_json, world_size
 from toolkit.runfolder.usage import begin_peak, gpu_peaks
 from toolkit.tasks import TASKS
-from toolkit.training.callbacks import PARTIAL, Checkpoints, LastStep, Report, StopBetweenSteps, checkpoints, is_whole
+from toolkit.training.callbacks import (
+    PARTIAL,
+    Checkpoints,
+    LastStep,
+    MetricsReporter,
+    StopBetweenSteps,
+    checkpoints,
+    is_complete,
+)
 from toolkit.training.oom_recovery import Recovery
-from toolkit.training.preflight import make_preflight_step, preflight_job
+from toolkit.training.preflight import preflight_job, run_preflight_step
 from toolkit.training.step_time import StepTimes
 
 log = logging.getLogger(__name__)
 
 
 def training_rows(context: Context, stage: str) -> SampleSet:
-    """The training rows, drawn as ``data.sampling`` says, which is told."""
+    """Return the training rows, drawn as ``data.sampling`` requests. The log has the counts of balanced sampling."""
     samples, task = context.data.train, TASKS[context.recipe.data.task]
     if context.recipe.data.sampling == "natural" or task.stratum is None:
         return samples
     balanced, counts = balance(samples, task.stratum, context.recipe.run.seed)
-    told = ", ".join(f"{name} {draws:,} draws of {rows:,} rows" for name, (rows, draws) in counts.items())
-    log.info("%s: balanced sampling: %s", stage, told)
+    listed = ", ".join(f"{name} {draws:,} draws of {rows:,} rows" for name, (rows, draws) in counts.items())
+    log.info("%s: balanced sampling: %s", stage, listed)
     return balanced
 
 
 def training_callbacks(
     context: Context, stage: str, notes: Callable[[], Mapping[str, float]] = dict[str, float]
 ) -> list[Any]:
-    """Progress, whole checkpoints, and the stop on a signal. ``notes``: figures to add to the next line of the log."""
+    """Return the callbacks for metrics, checkpoints, and the stop on a signal.
+
+    Args:
+        context: The run.
+        stage: Name of the stage.
+        notes: Returns metrics to add to the next line of the log.
+    """
     folder = context.run.stage_folder(stage)
 
-    def report(step: int, steps: int, figures: Any) -> None:
-        context.report(stage, step, steps, figures)
+    def report(step: int, steps: int, metrics: Any) -> None:
+        context.report(stage, step, steps, metrics)
 
     return [
-        Report(report, notes),
+        MetricsReporter(report, notes),
         StopBetweenSteps(context.stop),
         Checkpoints(folder, context.recipe.run.keep_checkpoints),
     ]
 
 
 @contextmanager
-def _tracked(context: Context, stage: str) -> Iterator[None]:
-    """Build and run a trainer inside: TensorBoard's files go to the stage's folder, unless the user chose another.
+def _tensorboard_folder(context: Context, stage: str) -> Iterator[None]:
+    """Write TensorBoard's files of a trainer built inside to the stage's folder, unless the user chose another one.
 
-    Left to itself transformers puts them among the checkpoints that are being written.
+    The default of transformers is a folder among the unfinished checkpoints.
     """
     name = "TENSORBOARD_LOGGING_DIR"
     before = os.environ.get(name)
@@ -76,38 +90,42 @@ def _tracked(context: Context, stage: str) -> Iterator[None]:
 
 
 Prepare = Callable[[Policy], tuple[TrainingJob, Record]]
-"""Checks what must be known before the first step, on a policy just loaded; returns the job, and facts for the record.
-"""
+"""Makes the checks before the first step on a newly loaded policy. Returns the job, and entries for the record."""
+Build = Callable[[Backend, Policy, TrainingJob], Any]
+"""Builds the trainer of a stage."""
 
 
-def train(context: Context, stage: str, backend: Backend, prepare: Prepare) -> Record:
-    """Train to the end, from the last complete checkpoint if there is one, save the weights, return the figures.
+def train(context: Context, stage: str, backend: Backend, prepare: Prepare, build: Build) -> Record:
+    """Train to the end, save the weights, and return the stage's record.
 
-    After an out-of-memory error training continues with smaller sizes; see ``recovery``.
+    Training resumes from the last complete checkpoint. After an out-of-memory error it continues with smaller sizes.
+    See ``oom_recovery``.
 
     Raises:
-        Interrupted: a signal came; the step was finished and saved.
-        TrainingError: the loss became NaN or infinite, the rows ran out, or one row does not fit the GPU.
+        Interrupted: A signal came. The optimizer step was finished and saved.
+        TrainingError: The loss became NaN or infinite, the rows ran out, or one row does not fit the GPU.
     """
     folder = context.run.stage_folder(stage)
-    if is_main() and (folder / PARTIAL).exists():
-        shutil.rmtree(folder / PARTIAL)  # what an interruption left half written; nothing is resumed from it
-    distributed.meet()
-    held = _Held(partial(backend.load, context.recipe, context.weights, trainable=True))
-    job, facts = prepare(held.policy)
+    if is_main_process() and (folder / PARTIAL).exists():
+        shutil.rmtree(folder / PARTIAL)  # an incomplete checkpoint of an interrupted start, which nothing resumes from
+    distributed.wait_for_all()
+    holder = _PolicyHolder(partial(backend.load, context.recipe, context.weights, trainable=True))
+    job, facts = prepare(holder.policy)
     start = last_checkpoint(folder)
     if start and _is_finished(start):
-        backend.restore(held.policy, start)  # only the weights are missing; transformers would train one step more
-        record = _trained_earlier(context, stage, start)
+        # The interruption came after the last step, before the weights were written. A trainer that resumes here would
+        # make one step too many.
+        backend.restore(holder.policy, start)
+        record = _finished_record(context, stage, start)
     else:
-        with _tracked(context, stage):
-            record = _train(context, stage, backend, held, job)
-    save_weights(backend, held.policy, context.run.weights_folder(stage))
+        with _tensorboard_folder(context, stage):
+            record = _train(context, stage, backend, holder, job, build)
+    save_weights(backend, holder.policy, context.run.weights_folder(stage))
     return {**record, **facts}
 
 
-class _Held:
-    """One policy at a time: two of them do not fit a GPU. Nobody else keeps it while another one is loaded."""
+class _PolicyHolder:
+    """The only reference to the policy, so that it can be freed before it is loaded again. Two do not fit a GPU."""
 
     def __init__(self, load: Callable[[], Policy]) -> None:
         self._load, self._policy = load, load()
@@ -117,7 +135,7 @@ class _Held:
         return self._policy
 
     def reload(self) -> None:
-        """Drop the policy and load it anew."""
+        """Free the policy and load it again."""
         del self._policy
         free()
         self._policy = self._load()
@@ -125,15 +143,22 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """How the work of one trainer ended. ``whole``: the parameters were those of the last finished step."""
+    """How the work of one trainer ended.
+
+    Attributes:
+        step: The last finished optimizer step.
+        steps: The optimizer steps of the stage.
+        fits: Whether training ended without an out-of-memory error.
+        complete: Whether the parameters are those of the last finished step.
+    """
 
     step: int
     steps: int
     fits: bool
-    whole: bool
+    complete: bool
 
 
-def _trained_earlier(context: Context, stage: str, last: Path) -> Record:
+def _finished_record(context: Context, stage: str, last: Path) -> Record:
     """Return the record of a stage that was interrupted after its last step, before its weights were written."""
     unmeasured = dict.fromkeys(gpu_peaks())
     return {
@@ -150,54 +175,48 @@ def _trained_earlier(context: Context, stage: str, last: Path) -> Record:
     }
 
 
-def _builder(stage: str, backend: Backend) -> Callable[[Policy, TrainingJob], Any]:
-    """Return the function that builds the stage's trainer."""
-    from toolkit.training import trainers  # not before the backend is chosen: Unsloth must be imported before trl
-
-    return partial(trainers.build_sft if stage == "sft" else trainers.build_grpo, backend)
-
-
-def _train(context: Context, stage: str, backend: Backend, held: _Held, job: TrainingJob) -> Record:
-    """Preflight, then one trainer after another until one reaches the end."""
+def _train(
+    context: Context, stage: str, backend: Backend, holder: _PolicyHolder, job: TrainingJob, build: Build
+) -> Record:
+    """Make the preflight step, then build one trainer after another until one reaches the end."""
     folder, recovery = context.run.stage_folder(stage), Recovery(context.run.stage_folder(stage), context.recipe, stage)
     plan = read_json(context.run.plan_file) if context.run.plan_file.is_file() else None
     resumed, begun = last_checkpoint(folder), time.monotonic()
-    _forget_steps(context, stage, _step_of(resumed), recovery)
-    build = _builder(stage, backend)
+    _remove_later_metrics(context, stage, _step_of(resumed), recovery)
     times = StepTimes(context, stage)
     callbacks = [*job.callbacks, *training_callbacks(context, stage, recovery.figures), times]
     job = replace(job, callbacks=callbacks)
 
     def sized() -> TrainingJob:
-        return replace(job, sizes=recovery.sizes, rollout=recovery.rollout())
+        return replace(job, sizes=recovery.sizes, rollout_limit=recovery.rollout_limit())
 
     measured: Record | None = None
     while job.longest and measured is None:
         step = _step_of(resumed) + 1
-        measured = make_preflight_step(build(held.policy, preflight_job(sized(), stage)))
+        measured = run_preflight_step(build(backend, holder.policy, preflight_job(sized(), stage)))
         context.stop.check(_saved(stage, resumed))
         if measured is None:
             recovery.shrink(step, "preflight step", resumed.name if resumed else None, plan)
         else:
             times.note_preflight(measured["seconds"])
-        held.reload()
+        holder.reload()  # discards the update of the preflight step
     begin_peak()
     while True:
         start = last_checkpoint(folder)
         if start:
             log.info("%s: resuming from %s", stage, start.name)
-        outcome = _use_one_trainer(backend, held.policy, build, sized(), start)
+        outcome = _use_one_trainer(backend, holder.policy, build, sized(), start)
         if outcome.fits:
             break
-        start = last_checkpoint(folder)  # the one just written, if the step's parameters were whole
-        during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.whole else "optimizer step"
+        start = last_checkpoint(folder)  # the one just written, if the optimizer step was complete
+        during = ("rollout or pass" if stage == "grpo" else "pass") if outcome.complete else "optimizer step"
         recovery.shrink(max(outcome.step, _step_of(start)) + 1, during, start.name if start else None, plan)
-        _forget_steps(context, stage, _step_of(start), recovery)
+        _remove_later_metrics(context, stage, _step_of(start), recovery)
         context.stop.check(_saved(stage, start))
-        held.reload()
+        holder.reload()
     _check_end(context, stage, outcome)
-    distributed.meet()
-    if is_main():
+    distributed.wait_for_all()
+    if is_main_process():
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return {
         "steps": outcome.steps,
@@ -212,19 +231,22 @@ def _train(context: Context, stage: str, backend: Backend, held: _Held, job: Tra
 def _use_one_trainer(
     backend: Backend,
     policy: Policy,
-    build: Callable[[Policy, TrainingJob], Any],
+    build: Build,
     job: TrainingJob,
     start: Path | None,
 ) -> _Outcome:
-    """Train from ``start`` to the end, to a signal, or to an out-of-memory error, with the last step saved.
+    """Train from ``start`` until the end, a signal, or an out-of-memory error. Save the last finished step.
 
     Raises:
-        TrainingError: one of several processes is out of memory.
+        TrainingError: One of several processes is out of memory.
     """
     if start and job.recipe.model.tuning == "full":
-        backend.restore(policy, start)  # transformers looks for other names than it saved, and goes on without
-    trainer = build(policy, job)
+        # transformers looks for parameter names that differ from the saved ones, and would silently load nothing.
+        backend.restore(policy, start)
+    trainer = build(backend, policy, job)
     last = LastStep(trainer)
+    # The trainer restores the adapter, optimizer, schedule and random state, and skips the rows that the checkpoint has
+    # used. Training therefore continues with the same numbers as without an interruption.
     fits = attempt(partial(trainer.train, resume_from_checkpoint=str(start) if start else None)) is not None
     step = trainer.state.global_step
     if not fits:
@@ -236,8 +258,9 @@ def _use_one_trainer(
                 value="out of memory",
                 remedy="Lower batch_size (SFT) or micro_batch (GRPO).",
             )
-        trainer.model.zero_grad()
-        if last.whole and step > _step_of(start):
+        trainer.model.zero_grad()  # frees the gradients of the passes before the error
+        # An error inside ``optimizer.step`` leaves some parameters updated. Then only the last checkpoint can be used.
+        if last.complete and step > _step_of(start):
             if _step_of(last_checkpoint(job.folder)) < step:
                 _warn_unlogged(trainer, start)
                 last.save()
@@ -248,7 +271,7 @@ def _use_one_trainer(
                     "out of memory after the last optimizer step, which is saved",
                     place=f"step {step}",
                 )
-    return _Outcome(step, trainer.state.max_steps, fits, last.whole)
+    return _Outcome(step, trainer.state.max_steps, fits, last.complete)
 
 
 def _warn_unlogged(trainer: Any, start: Path | None) -> None:
@@ -280,9 +303,9 @@ def _check_end(context: Context, stage: str, outcome: _Outcome) -> None:
         )
 
 
-def _forget_steps(context: Context, stage: str, step: int, recovery: Recovery) -> None:
-    """Take the steps after ``step``, which are made again, out of metrics.jsonl."""
-    if is_main() and (count := context.run.forget_metrics(stage, step)):
+def _remove_later_metrics(context: Context, stage: str, step: int, recovery: Recovery) -> None:
+    """Remove the steps after ``step`` from metrics.jsonl, because training repeats them."""
+    if is_main_process() and (count := context.run.remove_metrics(stage, step)):
         warn(
             "training.metrics_removed",
             f"{count} lines of metrics.jsonl after step {step} are removed, because these steps are repeated",
@@ -305,10 +328,10 @@ def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
-def rows_for_preflight(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
-    """Return the rows for the preflight step, the longest first, or none if it is not ``wanted`` (None: on a GPU).
+def preflight_rows(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]:
+    """Return the rows of the preflight step, the longest first. None if it is not ``wanted`` (default: on a GPU).
 
-    Several processes make none: after an out-of-memory error they could not make smaller passes.
+    Several processes skip it, because they cannot change their sizes after an out-of-memory error.
     """
     if wanted is None:
         wanted = torch.cuda.is_available()
@@ -316,19 +339,19 @@ def rows_for_preflight(lengths: Lengths, wanted: bool | None) -> tuple[int, ...]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage; skips an incomplete one with a warning."""
+    """Return the newest complete checkpoint of a stage. Skip incomplete ones with a warning."""
     for checkpoint in reversed(checkpoints(folder)):
-        if is_whole(checkpoint):
+        if is_complete(checkpoint):
             return checkpoint
         warn("training.checkpoint_incomplete", "checkpoint is incomplete or corrupt. Skipping it", place=checkpoint)
     return None
 
 
 def save_weights(backend: Backend, policy: Policy, target: Path) -> None:
-    """Write the weights beside their place, then rename; the first process does, and the others wait."""
-    if is_main():
+    """Write the weights under a temporary name, then rename them. The first process writes, and the others wait."""
+    if is_main_process():
         _write_weights(backend, policy, target)
-    distributed.meet()
+    distributed.wait_for_all()
 
 
 def _write_weights(backend: Backend, policy: Policy, target: Path) -> None:

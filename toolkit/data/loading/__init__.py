@@ -1,4 +1,4 @@
-"""Data of a recipe: samples of each split, what was left out, what leaks, and what the user must be told."""
+"""Load the data of a recipe: samples of each split, unusable rows, leaks and warnings."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,24 +14,24 @@ from toolkit.errors import DataError, DataProblems, Problem
 from toolkit.recipe import SPLITS, Recipe
 from toolkit.tasks import TASKS
 
-__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "practice_rows", "read_file"]
+__all__ = ["DataSplits", "Loaded", "SampleSet", "load_data", "read_file", "synthetic_rows_file"]
 
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
-    """The samples of a run. A split that the recipe does not ask for has none."""
+    """The samples of a run. A split that the recipe does not request is empty."""
 
     train: SampleSet
     validation: SampleSet
     test: SampleSet
     dropped: tuple[Dropped, ...]
-    """Rows that could not be used, and rows removed because they leak, by source and reason."""
+    """Unusable rows and rows removed because of leaks, by source and reason."""
     leaks: LeakReport
-    """What stands in two splits all the same."""
+    """Remaining leaks between splits."""
     notices: tuple[Problem, ...]
-    """Warnings, the gravest first."""
+    """Warnings, most severe first."""
     fingerprint: str
-    """Hash of task, columns, and the rows of each split: the same data have the same on every machine."""
+    """Hash of task, columns, and the rows of each split. Equal data has the same fingerprint on every machine."""
 
     @property
     def announcements(self) -> tuple[str, ...]:
@@ -40,15 +40,15 @@ class DataSplits:
 
 
 def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
-    """All splits of a recipe; validation and test are split off by group where no file is named.
+    """Load all splits of a recipe. Validation and test are split off by group if they have no file.
 
     Args:
-        recipe: read for [data], [prompt] context, [evaluate] by and the seed.
-        folder: where practice data were written (train, validation and test, .json or .csv, images below), instead of
-            the files that the recipe names.
+        recipe: Its [data], [prompt] context, [evaluate] by and the seed are used.
+        folder: Folder of synthetic data (train, validation and test, .json or .csv, images below) that replaces the
+            recipe's files.
 
     Raises:
-        DataError: a source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
+        DataError: A source or column is missing, too many rows are unusable, or splits leak and ``on_leak`` is "stop".
     """
     loaded = _read_sources(_sources(recipe, folder), recipe, folder)
     parts, split_off = split_parts(loaded, recipe)
@@ -65,16 +65,16 @@ def load_data(recipe: Recipe, folder: Path | None = None) -> DataSplits:
     return DataSplits(**sets, dropped=dropped, leaks=leaks, notices=tuple(notices), fingerprint=_fingerprint(sets))
 
 
-def practice_rows(folder: Path, split: str) -> Path | None:
-    """The file of practice rows of a split in the folder that they were written into; None: it has none."""
+def synthetic_rows_file(folder: Path, split: str) -> Path | None:
+    """Return the file of synthetic rows of a split in its folder, or None if the split has no rows."""
     files = (folder / f"{split}{suffix}" for suffix in (".json", ".csv"))
     return next((file for file in files if file.is_file()), None)
 
 
 def _sources(recipe: Recipe, folder: Path | None) -> dict[str, str]:
-    """Split -> file, folder or Hub name, for the splits that have one."""
+    """Return split -> file, folder or Hub name, for the splits with a source."""
     if folder is not None:
-        found = {name: str(file) for name in SPLITS if (file := practice_rows(folder, name)) is not None}
+        found = {name: str(file) for name in SPLITS if (file := synthetic_rows_file(folder, name)) is not None}
     else:
         found = {name: source for name in SPLITS if (source := getattr(recipe.data, name)) is not None}
     if "train" not in found:
@@ -100,9 +100,9 @@ def _read_sources(sources: dict[str, str], recipe: Recipe, image_root: Path | No
 
 
 def _limited(name: str, part: Part, recipe: Recipe) -> SampleSet:
-    most = getattr(recipe.data, f"limit_{name}")
+    maximum = getattr(recipe.data, f"limit_{name}")
     samples = part.loaded.samples.with_settings(TASKS[recipe.data.task].settings(recipe, name))
-    return samples.take(limit(part.loaded.samples.rows[part.chosen], most, recipe.run.seed, name))
+    return samples.take(limit(part.loaded.samples.rows[part.chosen], maximum, recipe.run.seed, name))
 
 
 def _fingerprint(sets: Mapping[str, SampleSet]) -> str:

@@ -1,4 +1,4 @@
-"""Balanced sampling: as many draws as there are rows, every class equally often, and within a class every group."""
+"""Balanced sampling: as many draws as rows, equally from every class, and within a class equally from every group."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,25 +14,25 @@ from toolkit.data.sample import Sample
 def balance(
     samples: SampleSet, stratum: Callable[[Sample], str], seed: int
 ) -> tuple[SampleSet, dict[str, tuple[int, int]]]:
-    """The rows to train on, and for each class its rows and its draws, the most frequent class first.
+    """Return the rows to train on, and class -> (rows, draws), most frequent class first.
 
-    A class's draws go round its groups (lesions, patients) and, within a group, round its rows, so that a lesion with
-    six pictures counts as one with a single picture; which come first where they do not divide is the seed's choice.
-    The same on every machine.
+    The draws of a class cycle through its groups (lesions, patients), and within a group through its rows. A lesion
+    with six images thus counts as much as one with a single image. The seed decides which come first. The result is the
+    same on every machine.
     """
     groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, sample in enumerate(samples):
         groups[stratum(sample)][sample.group].append(position)
     rows = {name: sum(map(len, members.values())) for name, members in groups.items()}
     order = sorted(groups, key=lambda name: (-rows[name], name))
-    shares = Counter(islice(cycle(order), len(samples)))
-    drawn = [islice(_draws(groups[name], Random(f"{seed}/balance/{name}")), shares[name]) for name in order]
+    fractions = Counter(islice(cycle(order), len(samples)))
+    drawn = [islice(_draws(groups[name], Random(f"{seed}/balance/{name}")), fractions[name]) for name in order]
     positions = np.array([position for some in drawn for position in some], np.int64)
-    return samples.take(samples.rows[positions]), {name: (rows[name], shares[name]) for name in order}
+    return samples.take(samples.rows[positions]), {name: (rows[name], fractions[name]) for name in order}
 
 
 def _draws(groups: dict[str, list[int]], random: Random) -> Iterator[int]:
-    """The class's rows, group after group, without end."""
+    """Yield the rows of the class, group after group, without end."""
     names: Sequence[str] = sorted(groups)
     names = random.sample(names, len(names))
     turns = {name: cycle(random.sample(groups[name], len(groups[name]))) for name in names}

@@ -1,4 +1,4 @@
-"""Which column of a source holds which field of a task, and everything that does not fit, with the nearest names."""
+"""Mapping from the fields of a task to the columns of a source, and all mismatches with suggestions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from toolkit.errors import Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the recipe says about rows: column map, group, columns for the prompt and for results, pictures, task."""
+class RowSettings:
+    """The recipe's settings for rows: column map, group, context and group-by columns, image limit, task settings."""
 
     columns: Mapping[str, str]
     group: str | None = None
@@ -22,30 +22,32 @@ class Wanted:
     settings: Any = None
 
 
-def resolve_columns(task: Task, wanted: Wanted, there: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
-    """Return field -> column for the columns that exist, and a problem for each thing that does not fit.
+def resolve_columns(
+    task: Task, requested: RowSettings, available: Sequence[str]
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return field -> column for the existing columns, and one problem per mismatch.
 
-    A field that the recipe does not map is looked for under its usual names, first to the letter, then without case,
-    blanks and underscores.
+    A field without a mapping is searched under its usual names, first exactly, then without case, blanks and
+    underscores.
     """
-    fields = {field: column for field, column in wanted.columns.items() if field in task.columns}
-    found = {field: column for field, column in fields.items() if column in there}
+    fields = {field: column for field, column in requested.columns.items() if field in task.columns}
+    found = {field: column for field, column in fields.items() if column in available}
     for field, names in task.columns.items():
-        if field not in fields and (column := _usual(names, there, set(fields.values()))) is not None:
+        if field not in fields and (column := _usual(names, available, set(fields.values()))) is not None:
             found[field] = column
-    return found, [*_wrong_fields(task, wanted), *_missing(task, wanted, found, there)]
+    return found, [*_wrong_fields(task, requested), *_missing(task, requested, found, available)]
 
 
-def leaking_context(task: Task, wanted: Wanted, column: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns for the prompt that hold the answer: by their usual name, or by the recipe's column map."""
+def leaking_context(task: Task, requested: RowSettings, column: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the prompt columns that have the answer, by their usual name or by the recipe's column map."""
     usual = {fold(name) for name in task.leaking}
     fields = {field for field, names in task.columns.items() if usual & {fold(name) for name in names}}
     mapped = {column[field] for field in fields if field in column}
-    return tuple(name for name in wanted.context if fold(name) in usual or name in mapped)
+    return tuple(name for name in requested.context if fold(name) in usual or name in mapped)
 
 
-def _usual(names: Sequence[str], there: Sequence[str], taken: set[str]) -> str | None:
-    free = [column for column in there if column not in taken]
+def _usual(names: Sequence[str], available: Sequence[str], taken: set[str]) -> str | None:
+    free = [column for column in available if column not in taken]
     exact = next((name for name in names if name in free), None)
     if exact is not None:
         return exact
@@ -53,39 +55,41 @@ def _usual(names: Sequence[str], there: Sequence[str], taken: set[str]) -> str |
     return next((folded[fold(name)] for name in names if fold(name) in folded), None)
 
 
-def _wrong_fields(task: Task, wanted: Wanted) -> Iterator[Problem]:
+def _wrong_fields(task: Task, requested: RowSettings) -> Iterator[Problem]:
     known = ("id", *task.columns)
-    for field in wanted.columns:
+    for field in requested.columns:
         if field not in known:
             rule = f"must be a field of the task {task.name}"
             yield Problem("data.field_unknown", rule, f"data.columns.{field}", remedy=_nearest(field, known))
 
 
-def _missing(task: Task, wanted: Wanted, found: Mapping[str, str], there: Sequence[str]) -> Iterator[Problem]:
-    for field, column in wanted.columns.items():
-        if (field == "id" or field in task.columns) and column not in there:
-            yield _no_column(f"data.columns.{field}", column, there)
+def _missing(
+    task: Task, requested: RowSettings, found: Mapping[str, str], available: Sequence[str]
+) -> Iterator[Problem]:
+    for field, column in requested.columns.items():
+        if (field == "id" or field in task.columns) and column not in available:
+            yield _no_column(f"data.columns.{field}", column, available)
     for choice in sorted(task.required):
         fields = choice.split("|")
-        if not any(field in found or field in wanted.columns for field in fields):
+        if not any(field in found or field in requested.columns for field in fields):
             names = [name for field in fields for name in task.columns[field]]
             rule = f"the rows must have a column for the field {fields[0]}, such as {', '.join(names)}"
-            remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], there)}"
+            remedy = f"Name it in data.columns.{fields[0]}. {_nearest(names[0], available)}"
             yield Problem("data.field_without_column", rule, f"data.columns.{fields[0]}", remedy=remedy)
-    by = [column for column in wanted.by if column not in task.columns]
-    named = {"data.group": filter(None, [wanted.group]), "prompt.context": wanted.context, "evaluate.by": by}
+    by = [column for column in requested.by if column not in task.columns]
+    named = {"data.group": filter(None, [requested.group]), "prompt.context": requested.context, "evaluate.by": by}
     for key, columns in named.items():
         for column in columns:
-            if column not in there:
-                yield _no_column(key, column, there)
+            if column not in available:
+                yield _no_column(key, column, available)
 
 
-def _no_column(key: str, column: str, there: Sequence[str]) -> Problem:
-    return Problem("data.column_missing", "must be a column of the rows", key, column, _nearest(column, there))
+def _no_column(key: str, column: str, available: Sequence[str]) -> Problem:
+    return Problem("data.column_missing", "must be a column of the rows", key, column, _nearest(column, available))
 
 
 def _nearest(word: str, names: Sequence[str]) -> str:
-    """Return a question for the column that was probably meant, or a sentence with all columns."""
+    """Return a suggestion for a similar column, or a sentence with all columns."""
     by_fold = {fold(column): column for column in names}
     close = get_close_matches(fold(word), by_fold, n=1, cutoff=0.6)
     if close:

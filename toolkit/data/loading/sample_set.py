@@ -1,4 +1,4 @@
-"""Samples of one split, read when they are asked for."""
+"""Samples of one split, read on access."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from toolkit.tasks import TASKS
 
 
 class SampleSet(Sequence[Sample]):
-    """Some rows of an index as samples; a slice is a SampleSet too. Can be pickled; holds no row in memory."""
+    """A subset of an index as samples. A slice is also a SampleSet. Picklable, and stores no row."""
 
     def __init__(
         self, task: str, table: RowIndex, source: RowOrigin, rows: NDArray[np.int64], links: Links | None = None
@@ -39,26 +39,26 @@ class SampleSet(Sequence[Sample]):
         return f"SampleSet({self.task}: {len(self):,} of {len(self.table):,} rows of {self.table.source})"
 
     def read(self, number: int) -> Sample:
-        """The sample of this row of the index, one of this set's or not.
+        """Return the sample of this row of the index, which need not be in this set.
 
         Raises:
-            RowProblem: the row cannot be used.
+            RowProblem: The row is unusable.
         """
         name, row = self.table[number]
         linked = row if self.links is None else self.links.put(self.table, number, row)
         return TASKS[self.task].read(name, linked, self.source)
 
     def with_settings(self, settings: Any) -> "SampleSet":
-        """The same rows read with other settings of the task."""
+        """Return the same rows, read with other settings of the task."""
         return SampleSet(self.task, self.table, replace(self.source, settings=settings), self.rows, self.links)
 
     def take(self, rows: NDArray[np.int64]) -> "SampleSet":
-        """The samples of these rows of the index."""
+        """Return the samples of these rows of the index."""
         return SampleSet(self.task, self.table, self.source, rows, self.links)
 
 
-def limit(rows: NDArray[np.int64], most: int | None, seed: int, name: str) -> NDArray[np.int64]:
-    """At most so many of the rows, drawn by the seed, in ascending order; the same on every machine."""
-    if most is None or most >= len(rows):
+def limit(rows: NDArray[np.int64], maximum: int | None, seed: int, name: str) -> NDArray[np.int64]:
+    """Return at most ``maximum`` of the rows, drawn by the seed, in ascending order. Deterministic on every machine."""
+    if maximum is None or maximum >= len(rows):
         return rows
-    return rows[sorted(Random(f"{seed}/{name}").sample(range(len(rows)), most))]
+    return rows[sorted(Random(f"{seed}/{name}").sample(range(len(rows)), maximum))]

@@ -1,4 +1,4 @@
-"""From sources to splits that share no group: splitting off what has no file, and what happens to leaks."""
+"""Sources to splits that share no group: split off missing splits, and handle leaks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,46 +18,46 @@ from toolkit.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of a source's usable rows: ``chosen`` counts them from 0, ascending."""
+    """A subset of a source's usable rows: ``chosen`` has their numbers from 0, ascending."""
 
     loaded: Loaded
     chosen: NDArray[np.int64]
 
     @property
     def keys(self) -> RowKeys:
-        """What these rows are compared by."""
+        """Keys of these rows."""
         return self.loaded.keys.take(self.chosen)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def id(self, number: int) -> str:
-        """The id of a row."""
+        """Return the id of a row."""
         return self.loaded.samples[int(self.chosen[number])].id
 
     def without(self, marked: NDArray[np.bool_]) -> "Part":
-        """The rows that are not marked."""
+        """Return the rows that are not marked."""
         return Part(self.loaded, self.chosen[~marked])
 
 
 def split_parts(loaded: Mapping[str, Loaded], recipe: Recipe) -> tuple[dict[str, Part], list[Problem]]:
-    """Return the rows of each split, and a notice for each that was split off from train by group."""
+    """Return the rows of each split, and a notice for each split that was split off from train by group."""
     train = loaded["train"]
     everything = {name: Part(source, np.arange(len(source.samples))) for name, source in loaded.items()}
     nothing = Part(train, np.arange(0))
-    shares = {"test": recipe.data.split.test, "validation": recipe.data.split.validation}
-    shares = {name: share for name, share in shares.items() if share and name not in loaded}
-    if not shares:
+    fractions = {"test": recipe.data.split.test, "validation": recipe.data.split.validation}
+    fractions = {name: fraction for name, fraction in fractions.items() if fraction and name not in loaded}
+    if not fractions:
         return {name: everything.get(name, nothing) for name in SPLITS}, []
-    shares["train"] = 1 - sum(shares.values())
-    split_of = split_keys(join_groups(train.keys), list(shares.values()), recipe.run.seed)
-    everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(shares)}
+    fractions["train"] = 1 - sum(fractions.values())
+    split_of = split_keys(join_groups(train.keys), list(fractions.values()), recipe.run.seed)
+    everything |= {name: Part(train, np.flatnonzero(split_of == number)) for number, name in enumerate(fractions)}
     by = (
         f"the column {recipe.data.group}"
         if recipe.data.group
         else f"{TASKS[recipe.data.task].grouped_by} (data.group names no column)"
     )
-    notices = [_split_off(name, everything[name], by) for name in shares if name != "train"]
+    notices = [_split_off(name, everything[name], by) for name in fractions if name != "train"]
     return {name: everything.get(name, nothing) for name in SPLITS}, notices
 
 
@@ -70,12 +70,13 @@ def _split_off(name: str, part: Part, by: str) -> Problem:
 def handle_leaks(
     parts: Mapping[str, Part], on_leak: Literal["stop", "report", "drop"]
 ) -> tuple[dict[str, Part], LeakReport, tuple[Dropped, ...]]:
-    """The parts, what leaks between them all the same, and what was removed.
+    """Return the parts, the remaining leaks, and the removed rows.
 
-    ``drop`` removes training rows whose group or image stands in validation or test, and validation rows in test.
+    ``drop`` removes training rows whose group or image is in validation or test, and validation rows whose group or
+    image is in test.
 
     Raises:
-        DataError: something leaks and ``on_leak`` is "stop", or ``drop`` leaves no training row.
+        DataError: Splits leak and ``on_leak`` is "stop", or ``drop`` leaves no training row.
     """
     report = find_leaks({name: part.keys for name, part in parts.items() if len(part)})
     if not report or on_leak == "report":
@@ -100,7 +101,7 @@ def handle_leaks(
 
 
 def describe_leak(leak: Leak, parts: Mapping[str, Part]) -> str:
-    """How much leaks, how many rows of the earlier split that touches, and examples by id."""
+    """Return a sentence with the extent of a leak, the affected rows of the earlier split, and examples by id."""
     pairs = (f"{parts[leak.first].id(one)} and {parts[leak.second].id(other)}" for one, other in leak.examples)
     return f"{leak}, in {leak.rows[0]:,} rows of {leak.first} (for example {', '.join(pairs)})"
 

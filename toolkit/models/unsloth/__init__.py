@@ -1,5 +1,5 @@
-"""The Unsloth backend (CUDA only): the one place that imports unsloth, before transformers, trl and peft.
+"""The Unsloth backend (CUDA only). No other package imports unsloth, before transformers, trl and peft.
 
-``start`` imports it, ``limits`` says what it is not asked to do, ``options`` holds every call's keywords, ``backend``
-is the protocol. None of Unsloth's own code is patched.
+``start`` imports it, ``limits`` lists unsupported settings, ``options`` has the keyword arguments of every call, and
+``backend`` implements the protocol. Unsloth's code is not patched.
 """

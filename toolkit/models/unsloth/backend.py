@@ -1,6 +1,6 @@
-"""The protocol on Unsloth: what is loaded, adapted, merged and asked through it; all else as the hf backend does.
+"""The Backend protocol with Unsloth, which loads, adapts, trains and generates. The hf backend does the rest.
 
-``start.start`` must have been called: this module's imports bring transformers, trl and peft.
+Call ``start.start`` before importing this module, because it imports transformers, trl and peft.
 """
 
 import gc
@@ -17,17 +17,16 @@ from unsloth import FastVisionModel
 from toolkit.errors import ModelError, warn
 from toolkit.models import lora as adapter
 from toolkit.models.backend import Completion, Policy, Row, Sampling, TrainerTraits
-from toolkit.models.flops import meter
-from toolkit.models.generate import generate, log_probs
+from toolkit.models.flops import register_usage_hooks
+from toolkit.models.generate import answer_loss, generate, log_probs
 from toolkit.models.hf import HfBackend, base_source, load_processor, make_policy, save_adapter
-from toolkit.models.image_ablation import answer_loss
-from toolkit.models.loading import refuse_blind_attention, refuse_unmergeable
-from toolkit.models.merge import Compared
-from toolkit.models.unsloth.limits import refuse
+from toolkit.models.loading import check_attention, check_mergeable
+from toolkit.models.merge import MergeComparison
+from toolkit.models.unsloth.limits import check_supported
 from toolkit.models.unsloth.loading import load_model
 from toolkit.models.unsloth.options import Loading, grpo_changes, half_precision, lora_options, sft_changes
 from toolkit.recipe import Recipe
-from toolkit.runfolder.usage import note_unseen
+from toolkit.runfolder.usage import note_unmeasured
 
 
 class UnslothBackend:
@@ -41,25 +40,25 @@ class UnslothBackend:
     def load(self, recipe: Recipe, weights: Path | None, *, trainable: bool, mergeable: bool = False) -> Policy:
         """See ``Backend.load``."""
         if trainable:
-            refuse(recipe)
+            check_supported(recipe)
         if mergeable:
-            # Unsloth loads all 16-bit weights onto the GPU, where a 7B does not fit into 16 GB, and its own merge loses
-            # the vision tower's update on Gemma 3 (unsloth_zoo/saving_utils.py finds files by the modules' names).
+            # Unsloth loads all 16-bit weights onto the GPU, and a 7B model does not fit into 16 GB. Its merge also
+            # loses the update of Gemma 3's vision tower (unsloth_zoo/saving_utils.py finds tensors by module names).
             return self._hf.load(recipe, weights, trainable=trainable, mergeable=True)
-        gc.collect()  # a trainer and its model hold each other: those of the stage before may still fill the GPU
+        gc.collect()  # trainer and model refer to each other, so the previous stage may still hold GPU memory
         torch.cuda.empty_cache()
         adapted = weights if weights is not None and adapter.is_adapter(weights) else None
         source = str(weights) if weights is not None and adapted is None else base_source(recipe, weights)
-        refuse_blind_attention(source, recipe.model)
+        check_attention(source, recipe.model)
         if trainable:
-            refuse_unmergeable(source, recipe)
+            check_mergeable(source, recipe)
         model = load_model(recipe, source, adapted, Loading(trainable))
         if adapted is not None and trainable and (note := adapter.differences(model, recipe.lora)):
             adapter.warn_differs(weights, note)
         elif adapted is None and trainable:
             model = _attach(model, recipe)
-        meter(model)
-        note_unseen("the vocabulary's head in Unsloth's own loss, and all passes for torch's counter")
+        register_usage_hooks(model)
+        note_unmeasured("the output head in Unsloth's loss, and all passes in torch's counter")
         policy = make_policy(model, load_processor(recipe.model), weights)
         (FastVisionModel.for_training if trainable else FastVisionModel.for_inference)(model)
         if half_precision(policy) is None:
@@ -70,45 +69,45 @@ class UnslothBackend:
             )
         return policy
 
-    def load_reader(self, recipe: Recipe) -> Policy:
-        """See ``Backend.load_reader``."""
-        return self._hf.load_reader(recipe)
+    def load_without_model(self, recipe: Recipe) -> Policy:
+        """See ``Backend.load_without_model``."""
+        return self._hf.load_without_model(recipe)
 
     def prepare_training(self, policy: Policy, recipe: Recipe, stage: Literal["sft", "grpo"]) -> TrainerTraits:
         """See ``Backend.prepare_training``.
 
-        Rows are collated as the hf backend does it, not by ``UnslothVisionDataCollator``: the labels are then laid on
-        the answer's own tokens, not found again by searching for markers, and images keep the size of [images] (its
-        default makes a Qwen image 512 pixels wide, and tests the width alone).
+        Rows are collated as in the hf backend, not with ``UnslothVisionDataCollator``. Labels then cover the answer's
+        own tokens and need no search for markers. Images keep the size of [images], whereas Unsloth's collator resizes
+        Qwen images to a width of 512 pixels.
         """
         if stage == "sft":
-            return TrainerTraits(sft_changes(policy, recipe), rewritten=True, watched=False, by_tokens=None)
+            return TrainerTraits(sft_changes(policy, recipe), replaces_trl=True, count_flops=False, loss_by_tokens=None)
         if recipe.grpo and recipe.grpo.beta > 0 and policy.trained_from is not None:
             adapter.add_reference(policy.model)
-        return TrainerTraits(grpo_changes(policy, recipe), rewritten=True, watched=False)
+        return TrainerTraits(grpo_changes(policy, recipe), replaces_trl=True, count_flops=False)
 
     def generate(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> list[list[Completion]]:
         """See ``Backend.generate``."""
-        if _is_hfs(policy):
-            with _rewritten(policy):
+        if _loaded_by_hf(policy):
+            with _patched_classes(policy):
                 return self._hf.generate(policy, rows, sampling)
-        with _asking(policy.model):
+        with _inference_mode(policy.model):
             return generate(policy, rows, sampling)
 
     def answer_loss(self, policy: Policy, row: Row) -> float:
         """See ``Backend.answer_loss``."""
-        if _is_hfs(policy):
-            with _rewritten(policy):
+        if _loaded_by_hf(policy):
+            with _patched_classes(policy):
                 return self._hf.answer_loss(policy, row)
-        with _computing(policy):
+        with _training_precision(policy):
             return answer_loss(policy, row)
 
     def log_probs(self, policy: Policy, rows: Sequence[Row], answers: Sequence[str]) -> list[list[float]]:
         """See ``Backend.log_probs``."""
-        if _is_hfs(policy):
-            with _rewritten(policy):
+        if _loaded_by_hf(policy):
+            with _patched_classes(policy):
                 return self._hf.log_probs(policy, rows, answers)
-        with _computing(policy):
+        with _training_precision(policy):
             return log_probs(policy, rows, answers)
 
     def restore(self, policy: Policy, checkpoint: Path) -> None:
@@ -122,19 +121,19 @@ class UnslothBackend:
         else:
             self._hf.save(policy, folder)
 
-    def save_merged(self, policy: Policy, folder: Path) -> Compared | None:
+    def save_merged(self, policy: Policy, folder: Path) -> MergeComparison | None:
         """See ``Backend.save_merged``: as the hf backend does it, which loaded the policy."""
         return self._hf.save_merged(policy, folder)
 
 
-def _is_hfs(policy: Policy) -> bool:
-    """Whether hf loaded the model, to merge it; on those that it loads Unsloth puts this method."""
+def _loaded_by_hf(policy: Policy) -> bool:
+    """Return whether the hf backend loaded the model, for merging. Unsloth adds ``for_inference`` to its own models."""
     return not hasattr(policy.model, "for_inference")
 
 
 @contextmanager
-def _asking(model: Any) -> Iterator[None]:
-    """The model as Unsloth wants it for answering; then as it was."""
+def _inference_mode(model: Any) -> Iterator[None]:
+    """Switch the model to Unsloth's inference mode, and restore its mode afterwards."""
     training = model.training
     FastVisionModel.for_inference(model)
     try:
@@ -145,19 +144,19 @@ def _asking(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _computing(policy: Policy) -> Iterator[None]:
-    """As ``_asking``, in the half precision that training computes in."""
+def _training_precision(policy: Policy) -> Iterator[None]:
+    """Switch to inference mode, in the half precision of training."""
     half = half_precision(policy)
-    with _asking(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
+    with _inference_mode(policy.model), torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
         yield
 
 
 @contextmanager
-def _rewritten(policy: Policy) -> Iterator[None]:
-    """As a model that transformers loaded must compute after Unsloth has rewritten its classes.
+def _patched_classes(policy: Policy) -> Iterator[None]:
+    """Enable autocast for a model of transformers if Unsloth has patched its classes.
 
-    Once Unsloth has loaded a Gemma 3 on a GPU without bfloat16, the norms of every Gemma 3 in the process give float16,
-    which a layer in another dtype only takes under autocast. Unsloth generates so itself.
+    After Unsloth has loaded a Gemma 3 on a GPU without bfloat16, the norms of every Gemma 3 in the process return
+    float16, which layers of another dtype accept only under autocast. Unsloth itself generates under autocast.
     """
     forced = os.environ.get("UNSLOTH_FORCE_FLOAT32") == "1"
     with torch.autocast(policy.model.device.type, torch.float16, enabled=forced):
@@ -165,7 +164,7 @@ def _rewritten(policy: Policy) -> Iterator[None]:
 
 
 def _attach(model: Any, recipe: Recipe) -> Any:
-    """A new adapter on the layers that the recipe names; Unsloth's own choice is compared with them."""
+    """Attach a new adapter to the recipe's layers, and check that Unsloth adapts exactly these."""
     wanted = adapter.layers(model, recipe.lora)
     adapted = FastVisionModel.get_peft_model(model, **lora_options(recipe, wanted))
     found = {

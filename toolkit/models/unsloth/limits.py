@@ -1,12 +1,12 @@
-"""What Unsloth would do otherwise than the recipe says: refused before anything is trained."""
+"""Recipe settings that Unsloth does not support or would change, which are rejected before training."""
 
 from toolkit.errors import ModelError
 from toolkit.recipe import Recipe
 
 
-def refuse(recipe: Recipe) -> None:
-    """Raises ModelError with every reason of ``refusals``."""
-    if reasons := refusals(recipe):
+def check_supported(recipe: Recipe) -> None:
+    """Raise ModelError with all ``unsupported_reasons``, if there are any."""
+    if reasons := unsupported_reasons(recipe):
         raise ModelError(
             "model.unsloth_cannot_train",
             f"Unsloth cannot train this recipe: {'; '.join(reasons)}",
@@ -15,8 +15,8 @@ def refuse(recipe: Recipe) -> None:
         )
 
 
-def refusals(recipe: Recipe) -> list[str]:
-    """Why Unsloth cannot train this recipe as it is written, each as a sentence; empty: it can."""
+def unsupported_reasons(recipe: Recipe) -> list[str]:
+    """Return the reasons why Unsloth cannot train this recipe as written. Empty if it can."""
     return [reason for check in (_weights, _checkpointing, _grpo, _export) for reason in check(recipe)]
 
 
@@ -31,7 +31,7 @@ def _weights(recipe: Recipe) -> list[str]:
 
 
 def _checkpointing(recipe: Recipe) -> list[str]:
-    """The model is told once, when it is loaded, and keeps it whatever a trainer says (unsloth#4735)."""
+    """Checkpointing is set once, when the model is loaded. Trainers cannot change it (unsloth#4735)."""
     if recipe.sft and recipe.grpo and recipe.sft.gradient_checkpointing != recipe.grpo.gradient_checkpointing:
         return ["[sft] and [grpo] must have the same gradient_checkpointing"]
     return []
@@ -43,12 +43,12 @@ def _grpo(recipe: Recipe) -> list[str]:
         return []
     reasons = []
     if grpo.loss == "dr_grpo" and grpo.scale_rewards == "group":
-        reasons.append('loss = "dr_grpo" would switch grpo.scale_rewards off: write scale_rewards = "none"')
+        reasons.append('loss = "dr_grpo" would disable grpo.scale_rewards: set scale_rewards = "none"')
     if grpo.temperature >= 10:
         reasons.append("grpo.temperature must be below 10")
     return reasons
 
 
 def _export(recipe: Recipe) -> list[str]:
-    asked = recipe.export is not None and recipe.export.allow_dequantised
-    return ["export.allow_dequantised is not supported with Unsloth"] if asked else []
+    requested = recipe.export is not None and recipe.export.allow_dequantised
+    return ["export.allow_dequantised is not supported with Unsloth"] if requested else []

@@ -1,4 +1,4 @@
-"""Importing Unsloth: first of all, with what it compiles in the run folder and one GPU to see."""
+"""Import of Unsloth before other libraries, with its compiled modules in the run folder and one visible GPU."""
 
 import gc
 import logging
@@ -12,19 +12,19 @@ from toolkit.runfolder import world_size
 log = logging.getLogger(__name__)
 
 PATCHED = ("transformers", "trl", "peft")
-"""What Unsloth rewrites when it is imported; names that others took from them before stay as they were."""
+"""Libraries that Unsloth patches on import. Objects that other modules imported earlier stay unpatched."""
 
 COMPILED = "unsloth"
-"""The folder in the run folder that takes the modules that Unsloth generates."""
+"""Folder in the run folder for the modules that Unsloth generates."""
 
 
 def start(folder: Path) -> None:
-    """Import Unsloth with its cache in ``folder``; nothing happens where it is imported already.
+    """Import Unsloth with its cache in ``folder``, unless it is imported already.
 
-    Left alone, Unsloth writes ``unsloth_compiled_cache`` into the working directory, and two runs there share it.
+    By default, Unsloth writes ``unsloth_compiled_cache`` to the working directory, which other runs would share.
 
     Raises:
-        ModelError: one of ``PATCHED`` was imported before, or Unsloth cannot be imported.
+        ModelError: One of ``PATCHED`` was imported before, or Unsloth cannot be imported.
     """
     if "unsloth" in sys.modules:
         return
@@ -38,8 +38,8 @@ def start(folder: Path) -> None:
         )
     compiled = folder.absolute() / COMPILED
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(compiled)
-    log.info("backend unsloth: the modules that it generates are in %s", compiled)
-    _see_one_gpu()
+    log.info("backend unsloth: generated modules are in %s", compiled)
+    _use_one_gpu()
     try:
         import unsloth  # noqa: F401
     except (ImportError, NotImplementedError, RuntimeError, OSError) as error:
@@ -50,12 +50,12 @@ def start(folder: Path) -> None:
             value=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
             remedy='Install the versions of constraints.txt, or set backend = "hf".',
         ) from error
-    # Unsloth collects garbage nine times in each load, and each time would look at 700,000 objects of these libraries.
+    # Unsloth runs the garbage collector nine times per load. Freezing excludes 700,000 objects of these libraries.
     gc.freeze()
 
 
-def _see_one_gpu() -> None:
-    """Of several GPUs one is used (Kaggle has two): Unsloth and transformers would spread the model over all."""
+def _use_one_gpu() -> None:
+    """Make one of several GPUs visible (Kaggle has two). Otherwise the model would be distributed over all."""
     import torch
 
     if world_size() > 1 or torch.cuda.device_count() < 2:

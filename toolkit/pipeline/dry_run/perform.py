@@ -15,7 +15,7 @@ from toolkit.pipeline.dry_run.derive import derive_dry_run
 from toolkit.pipeline.results import Results
 from toolkit.pipeline.run import Stages, require_export, run_recipe
 from toolkit.recipe import SPLITS, Recipe, absent, changed_keys
-from toolkit.runfolder import Progress, RunFolder, silent
+from toolkit.runfolder import Progress, RunFolder, no_progress
 from toolkit.tasks import TASKS
 from toolkit.training.rewards import reward_table
 
@@ -55,7 +55,7 @@ def dry_run(
     stages: Stages,
     *,
     show: Callable[[Rendered], None] = lambda rendered: None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     notify: Callable[[int], None] = lambda number: None,
 ) -> DryRunResult:
     """Run ``derive_dry_run(recipe)`` from the start, in its own folder, which the next dry run replaces.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.imagegen.batches import scoring_batch
-from toolkit.planning.duration.load import Load
 from toolkit.planning.findings import Finding
 from toolkit.planning.imagegen.layout import TextEncoder, text_encoder_of
 from toolkit.planning.imagegen.pipeline import cached
+from toolkit.planning.passes import Load
 from toolkit.recipe.imagegen import BIOMEDCLIP, TINY_ENCODERS, Imagegen
 
 FLOAT = 4

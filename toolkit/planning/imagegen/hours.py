@@ -7,14 +7,13 @@ Rates are those of ``toolkit.planning.duration``. The slow end has more room tha
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.planning.duration import Range
-from toolkit.planning.duration.estimate import SPREAD, Arithmetic, Speed, speeds
-from toolkit.planning.duration.gpus import GpuFigures
-from toolkit.planning.duration.load import Load
+from toolkit.planning.duration import SPREAD, Arithmetic, Range, Speed, speeds
+from toolkit.planning.gpu import GpuFigures
 from toolkit.planning.imagegen.encoders import Scorer
 from toolkit.planning.imagegen.load import ImagegenLoads
 from toolkit.planning.imagegen.ratings import RatingsFacts
 from toolkit.planning.imagegen.work import StageWork
+from toolkit.planning.passes import Load
 from toolkit.recipe.imagegen import Imagegen
 
 FAST, SLOW = 1.5, 0.51

@@ -6,9 +6,9 @@ on Stable Diffusion 1.5, and follow the bytes that a forward pass keeps.
 
 from dataclasses import dataclass, replace
 
-from toolkit.planning.duration.load import Load
 from toolkit.planning.imagegen.layout import Block, Layout, Resnet, Sampler, Transformer, Vae
 from toolkit.planning.imagegen.memory import ImagegenSetting, kept_bytes
+from toolkit.planning.passes import Load
 
 FORWARD_MOVED, BACKWARD_MOVED = {2: 5.05, 4: 4.75}, {2: 7.0, 4: 6.9}
 """Bytes of a value -> bytes that a forward and a backward pass move, relative to what the forward pass keeps."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from toolkit.errors import ModelError
 from toolkit.imagegen.licence import KEY, licence_of
-from toolkit.planning.duration import COMMON, Range, figures_of
+from toolkit.planning.duration import Range
 from toolkit.planning.findings import Finding, warning
-from toolkit.planning.gpu import GIB, Gpu, usable_bytes
+from toolkit.planning.gpu import COMMON, GIB, Gpu, figures_of, usable_bytes
 from toolkit.planning.imagegen.disk import judge_imagegen_disk, plan_imagegen_disk
 from toolkit.planning.imagegen.encoders import (
     FLOAT,
@@ -28,9 +28,9 @@ from toolkit.planning.imagegen.ratings import RatingsFacts, look_at_ratings
 from toolkit.planning.imagegen.record import GeneratorFacts, ImagegenPlan, ImagegenStageMemory
 from toolkit.planning.imagegen.work import StageWork, imagegen_stages, plan_work
 from toolkit.planning.memory.estimate import Moment
-from toolkit.planning.tested import compare_versions
 from toolkit.recipe import Recipe
 from toolkit.recipe.imagegen import TINY_ENCODERS, Imagegen, most_clipped
+from toolkit.runfolder import untested_versions
 
 SIZES = (8, 12, 16, 24)
 """Nominal GB of GPUs that a plan names."""
@@ -84,7 +84,7 @@ def make_imagegen_plan(recipe: Recipe, gpu: Gpu | None) -> ImagegenPlan:
         ram=ram,
         time=_time(section, memory, scorers, work, ratings, gpu),
         disk=disk,
-        versions=compare_versions(),
+        versions=untested_versions(),
     )
 
 

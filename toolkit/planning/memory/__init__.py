@@ -1,7 +1,5 @@
-"""A pure model of a stage's memory on a GPU: bytes by part, the peak, and what would make it fit."""
+"""GPU memory of a stage: bytes by part, the peak, and the settings that make the stage fit."""
 
-from toolkit.planning.memory.estimate import GIB, Estimate, Moment, estimate
-from toolkit.planning.memory.knobs import first_fit
-from toolkit.planning.memory.setting import Precision, RowSize, Setting
+from toolkit.planning.memory.estimate import Estimate, Moment, estimate, first_fit
 
-__all__ = ["GIB", "Estimate", "Moment", "Precision", "RowSize", "Setting", "estimate", "first_fit"]
+__all__ = ["Estimate", "Moment", "estimate", "first_fit"]

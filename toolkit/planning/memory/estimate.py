@@ -1,28 +1,28 @@
-"""The memory of one stage: its parts at each moment that could be the peak, and the peak.
+"""GPU memory of one stage at each moment that could be the peak, and settings that make the stage fit.
 
-Formulas, checked against an allocation trace of the shipped recipes at their real sizes, not against a GPU
+The formulas were checked with an allocation trace of the shipped recipes at their real sizes, not with a GPU
 (tests/benchmarks/bench_memory.py has the limits).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory import activations, rollout, weights
-from toolkit.planning.memory.setting import Setting
+from toolkit.planning.memory import generation, training, weights
 from toolkit.planning.memory.weights import FLOAT
+from toolkit.planning.stages import Setting
 
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
-"""CUDA's context, its kernels and the libraries' workspaces. An assumption: 0.3 to 0.8 GiB are usual."""
+"""CUDA context, kernels and workspaces of libraries. This is an assumption: 0.3 to 0.8 GiB are usual."""
 PIECES, GROWING = int(0.15 * GIB), 9 * 2**20
-"""What torch's allocator holds in small pieces of no use, such as half-filled segments of 2 and 20 MiB; and what each
-layer adds whose cache grows step by step in segments that do not expand (trace)."""
+"""Bytes that torch's allocator holds in unusable pieces, such as half-filled segments of 2 and 20 MiB. The second
+figure is for each layer whose cache grows step by step in segments that do not expand (trace)."""
 BLOCKS, RIGID_BLOCKS = 2, 4
-"""Largest blocks of a moment that lie in pieces between others (trace: up to 1.7), and of a training pass in segments
-that do not expand (3.7)."""
+"""Largest blocks of a moment that lie between others (trace: up to 1.7). The second figure is for a training pass in
+segments that do not expand (3.7)."""
 IDLE_BLOCKS = 2.2
-"""Largest blocks of the vision tower's pass that prefill has no use for, in float32 (trace: up to 2.2)."""
+"""Largest blocks of the vision tower that prefill cannot reuse, in float32 (trace: up to 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,41 +34,43 @@ class Moment:
 
     @property
     def allocated(self) -> int:
-        """What torch's tensors take: what its peak of allocated memory would be."""
+        """Return the peak of allocated bytes that torch would report."""
         return self.reserved - self.parts["fragmentation"]
 
     @property
     def reserved(self) -> int:
-        """What torch holds, fragmentation included: what its peak of reserved memory would be."""
+        """Return the peak of reserved bytes that torch would report, which includes fragmentation."""
         return sum(size for part, size in self.parts.items() if part != "context")
 
     @property
     def total(self) -> int:
-        """What the card must have."""
+        """Return the bytes that the GPU must have."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One stage's moments."""
+    """Moments of one stage."""
 
     stage: str
     moments: tuple[Moment, ...]
 
     @property
     def peak(self) -> Moment:
-        """The moment that needs most."""
+        """Return the moment with the most bytes."""
         return max(self.moments, key=lambda moment: moment.total)
 
 
 def estimate(model: Architecture, setting: Setting, usable: int | None = None) -> Estimate:
-    """Return a stage's memory: of an evaluation while it generates, of SFT at the loss and in the backward pass, of
-    GRPO in all of these.
+    """Return the GPU memory of a stage.
+
+    An evaluation has moments of generation, SFT has the loss and the backward pass, and GRPO has all of them.
 
     Args:
         model: the architecture.
         setting: the stage.
-        usable: bytes of the GPU that a program can have, which Unsloth's SFT loss sizes itself by. None: many.
+        usable: bytes of the GPU that a program can use, from which Unsloth derives the slices of its SFT loss. None:
+        unlimited.
     """
     always = _always(model, setting)
     moments = _generating(model, setting, always) if setting.concurrent else []
@@ -89,48 +91,46 @@ def _always(model: Architecture, setting: Setting) -> dict[str, int]:
 
 
 def _training(model: Architecture, setting: Setting, always: Mapping[str, int], usable: int | None) -> list[Moment]:
-    # GRPO keeps the pixels of all completions of a step on the GPU, and copies those of a micro-batch.
+    # GRPO keeps the pixel values of all completions of a step on the GPU and copies those of each micro-batch.
     rows = setting.rows + setting.concurrent
     kept = {
         **always,
         "gradients": weights.gradient_bytes(model, setting),
-        "activations": activations.kept_bytes(model, setting),
-        "inputs": rollout.input_bytes(model, rows, setting),
+        "activations": training.kept_bytes(model, setting),
+        "inputs": generation.input_bytes(model, rows, setting),
     }
     pieces = _pieces(model, setting)
     free = None if usable is None else usable - CONTEXT - sum(kept.values())
-    logits, layer = activations.logits_bytes(model, setting, free), activations.layer_bytes(model, setting)
+    logits, layer = training.logits_bytes(model, setting, free), training.layer_bytes(model, setting)
     blocks = RIGID_BLOCKS if setting.backend == "hf" else BLOCKS
-    # Slices of equal size follow each other: one of their blocks lies between others.
-    stray = max(
-        blocks * activations.largest_logits(model, setting), activations.fused_slice_bytes(model, setting, free)
-    )
+    # Slices have equal size and reuse their blocks, so only one block lies between others.
+    stray = max(blocks * training.largest_logits(model, setting), training.fused_slice_bytes(model, setting, free))
     return [
         _moment("loss", {**kept, "logits": logits}, pieces + stray),
-        _moment("backward pass", {**kept, "layer": layer}, pieces + blocks * activations.largest_inner(model, setting)),
+        _moment("backward pass", {**kept, "layer": layer}, pieces + blocks * training.largest_inner(model, setting)),
     ]
 
 
 def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]) -> list[Moment]:
-    """The vision tower's forward pass is over before the first layer caches its keys."""
-    kept = {**always, "inputs": rollout.input_bytes(model, setting.concurrent, setting)}
-    patches, autocast = setting.concurrent * setting.row.patches, rollout.samples_under_autocast(setting)
+    """Return the moments of generation. The vision tower has finished before the first layer caches its keys."""
+    kept = {**always, "inputs": generation.input_bytes(model, setting.concurrent, setting)}
+    patches, autocast = setting.concurrent * setting.row.patches, generation.samples_under_autocast(setting)
     copies = weights.autocast_copies(model, setting) if autocast else 0
     pieces = _pieces(model, setting)
     moments = []
-    tower = rollout.tower_bytes(model, setting, patches, autocast=autocast)
+    tower = generation.tower_bytes(model, setting, patches, autocast=autocast)
     if tower:
-        images = tower + rollout.embedding_bytes(model, setting)
-        largest = rollout.largest_in_tower(model, setting)
+        images = tower + generation.embedding_bytes(model, setting)
+        largest = generation.largest_in_tower(model, setting)
         moments.append(_moment("vision tower", {**kept, "images": images}, pieces + BLOCKS * largest))
     prefill = {
-        "kv_cache": rollout.prompt_cache_bytes(model, setting),
-        "prefill": copies + rollout.prefill_bytes(model, setting) + rollout.features_bytes(model, setting),
+        "kv_cache": generation.prompt_cache_bytes(model, setting),
+        "prefill": copies + generation.prefill_bytes(model, setting) + generation.features_bytes(model, setting),
     }
     decoding = {
-        "kv_cache": rollout.kv_cache_bytes(model, setting),
-        "decoding": copies + rollout.decoding_bytes(model, setting),
-        "sampling": rollout.sampling_bytes(model, setting),
+        "kv_cache": generation.kv_cache_bytes(model, setting),
+        "decoding": copies + generation.decoding_bytes(model, setting),
+        "sampling": generation.sampling_bytes(model, setting),
     }
     stray = _stray_in_prefill(model, setting, max(0, tower - prefill["kv_cache"]))
     return [
@@ -141,24 +141,149 @@ def _generating(model: Architecture, setting: Setting, always: Mapping[str, int]
 
 
 def _stray_in_prefill(model: Architecture, setting: Setting, idle: int) -> int:
-    """Blocks that lie in pieces between others. ``idle``: what the tower leaves and the cache does not take. It lies
-    idle if its blocks are smaller than prefill's tensors. In 16 bits the adapter's float32 takes turns with tensors of
-    half its size. In float32 all have one size, and the tower's largest blocks lie idle (trace).
+    """Return the bytes of blocks that lie between others.
+
+    ``idle``: bytes that the tower leaves and the cache does not use. They stay idle if their blocks are smaller than
+    the tensors of prefill. In 16 bits, float32 tensors of the adapter alternate with tensors of half their size. In
+    float32, all tensors have one size, and the largest blocks of the tower stay idle (trace).
     """
-    largest, of_tower = rollout.largest_in_prefill(model, setting), rollout.largest_in_tower(model, setting)
+    largest, of_tower = generation.largest_in_prefill(model, setting), generation.largest_in_tower(model, setting)
     if setting.stored == FLOAT:
         return largest // 2 + int(IDLE_BLOCKS * of_tower)
     return BLOCKS * largest + (idle if setting.backend == "hf" and of_tower < largest // 2 else 0)
 
 
 def _pieces(model: Architecture, setting: Setting) -> int:
-    """Small pieces that torch's allocator cannot hand out. Unsloth has its segments expand."""
+    """Return the bytes of unusable pieces in torch's allocator. Unsloth lets segments expand."""
     grows = setting.concurrent and setting.backend == "hf"
     return PIECES + (GROWING * model.language.layers if grows else 0)
 
 
 def _moment(name: str, parts: Mapping[str, int], fragmentation: int) -> Moment:
-    """``fragmentation``: small pieces, and blocks of the size of the moment's largest one that lie between others,
-    since tensors of different sizes take turns.
+    """Return a moment.
+
+    ``fragmentation``: small pieces, and blocks of the size of the largest tensor, which lie between others because
+    tensors of different sizes alternate.
     """
     return Moment(name, {**parts, "fragmentation": fragmentation, "context": CONTEXT})
+
+
+Knob = tuple[str, Setting]
+"""A change to the recipe, and the resulting setting."""
+
+
+def first_fit(model: Architecture, setting: Setting, usable: int, max_side: int) -> tuple[str, ...] | None:
+    """Return the first change, or the first changes in order, with which a stage fits into ``usable`` bytes.
+
+    Single changes are tried first. Changes that only cost time come first, then precision and image size, then those
+    that affect what is learned.
+
+    Returns:
+        Empty if the stage fits as it is. None if no known change is enough.
+    """
+
+    def fits(one: Setting) -> bool:
+        return estimate(model, one, usable).peak.total <= usable
+
+    if fits(setting):
+        return ()
+    for text, changed in _knobs(model, setting, max_side):
+        if fits(changed):
+            return (text,)
+    texts: tuple[str, ...] = ()
+    for knob in _CHANGES:
+        for text, changed in knob(model, setting, max_side):
+            if estimate(model, changed, usable).peak.total < estimate(model, setting, usable).peak.total:
+                texts, setting = (*texts, text), changed
+                break
+        if fits(setting):
+            return texts
+    return None
+
+
+def _knobs(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    for knob in _CHANGES:
+        yield from knob(model, setting, max_side)
+
+
+def _micro_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    key = "sft.batch_size" if setting.stage == "sft" else "grpo.micro_batch"
+    rows = setting.rows if setting.trains else 1
+    while rows > 1:
+        rows = max(d for d in range(1, rows) if setting.rows % d == 0)
+        same = f" (and {setting.rows // rows} times sft.accumulation)" if setting.stage == "sft" else ""
+        yield f"{key} = {rows}{same}", replace(setting, rows=rows)
+
+
+def _checkpointing(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.trains and not setting.checkpointing:
+        yield f"{setting.stage}.gradient_checkpointing = true", replace(setting, checkpointing=True)
+
+
+def _optimizer(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.trains and "8bit" not in setting.optimizer:
+        name = "paged_adamw_8bit"
+        yield f'{setting.stage}.optimizer = "{name}"', replace(setting, optimizer=name)
+
+
+def _evaluation_batch(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.stage == "evaluate":
+        count = setting.concurrent
+        while count > 1:
+            count //= 2
+            yield f"evaluate.batch_size = {count}", replace(setting, concurrent=count)
+
+
+def _precision(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.tuning == "lora" and setting.precision != "4bit":
+        yield 'model.precision = "4bit"', replace(setting, precision="4bit")
+    elif setting.tuning == "full":
+        yield (
+            'model.tuning = "lora", model.precision = "4bit"',
+            replace(setting, tuning="lora", precision="4bit", reference="none"),
+        )
+
+
+def _image_sizes(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    """Yield smaller image sizes, below the longest side in the row, because a higher limit would change nothing."""
+    tower, row = model.vision, setting.row
+    if tower is None or tower.side is not None or not row.sizes:
+        return
+    longest = min(max_side, max(map(max, row.sizes)))
+    for fraction in (0.75, 0.5, 0.375):
+        side = int(longest * fraction) // 28 * 28
+        if side >= 224:
+            smaller = row.limited(side, tower.patch * tower.merge, tower.merge)
+            yield f"images.max_side = {side}", replace(setting, row=smaller)
+
+
+def _answers(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    tokens = setting.answer_tokens // 2
+    if setting.stage == "grpo" and tokens >= 64:
+        yield f"grpo.max_completion_tokens = {tokens}", replace(setting, answer_tokens=tokens)
+
+
+def _completions(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.stage == "grpo":
+        for part in (2, 4):
+            count, rest = divmod(setting.concurrent, part)
+            if rest == 0 and count >= 2 and count % setting.rows == 0:  # A step must have whole micro-batches.
+                yield f"grpo.prompts_per_step x grpo.generations = {count}", replace(setting, concurrent=count)
+
+
+def _rank(model: Architecture, setting: Setting, max_side: int) -> Iterator[Knob]:
+    if setting.trains and setting.tuning == "lora" and setting.r > 8:
+        yield "lora.r = 8", replace(setting, r=8)
+
+
+_CHANGES: tuple[Callable[[Architecture, Setting, int], Iterator[Knob]], ...] = (
+    _micro_batch,
+    _checkpointing,
+    _evaluation_batch,
+    _optimizer,
+    _precision,
+    _image_sizes,
+    _completions,
+    _answers,
+    _rank,
+)

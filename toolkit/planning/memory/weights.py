@@ -1,33 +1,39 @@
-"""Bytes of what stays on the card throughout a stage: weights, adapter, gradients, optimiser state."""
+"""Bytes of tensors that exist throughout a stage: parameters, adapter, gradients and optimizer state."""
 
 from toolkit.planning.architecture import Architecture
-from toolkit.planning.memory.setting import QUANTISED, Setting
+from toolkit.planning.stages import QUANTISED, Setting
 
 BLOCK, OUTER_BLOCK = 64, 256
-"""bitsandbytes' blocks: so many weights share one scale, and so many scales share one scale of theirs."""
+"""Block sizes of bitsandbytes: parameters that share a scale, and scales that share a second-level scale."""
 TABLES = 16 * 4 + 256 * 4 + 4
-"""Bytes a quantised matrix holds besides: both code tables in float32, and the mean of its scales."""
+"""Further bytes of a quantized matrix: both code tables in float32, and the mean of its scales."""
 FLOAT = 4
 
 
 def nf4_bytes(weights: int) -> int:
-    """Bytes of one matrix in nf4 with double quantisation: 4 bits a weight, 8 bits a block of 64 weights, a float32 for
-    256 such blocks, and its tables (Dettmers et al. 2023, arXiv 2305.14314, 3; block sizes of bitsandbytes).
+    """Return the bytes of one matrix in nf4 with double quantization.
+
+    There are 4 bits for each parameter, 8 bits for a block of 64 parameters, a float32 for 256 blocks, and the code
+    tables (Dettmers et al. 2023, arXiv 2305.14314, 3, with the block sizes of bitsandbytes).
     """
     blocks = -(-weights // BLOCK)
     return -(-weights // 2) + blocks + FLOAT * -(-blocks // OUTER_BLOCK) + TABLES
 
 
 def int8_bytes(inputs: int, outputs: int) -> int:
-    """Bytes of one matrix in LLM.int8: a byte a weight and a float32 a row (Dettmers et al. 2022, arXiv 2208.07339)."""
+    """Return the bytes of one matrix in LLM.int8: one for each parameter and a float32 for each row.
+
+    Source: Dettmers et al. 2022, arXiv 2208.07339.
+    """
     return inputs * outputs + FLOAT * outputs
 
 
 def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
-    """Bytes of the language model with all that is not the vision tower, and of the vision tower.
+    """Return the bytes of the model without its vision tower, and of the vision tower.
 
-    Quantised are the linear layers that transformers hands to bitsandbytes, on the hf backend those of the tower among
-    them. Embeddings, the output head, norms, biases and convolutions take ``Setting.held`` bytes a weight.
+    The linear layers that transformers passes to bitsandbytes are quantized, on the hf backend including those of the
+    vision tower. Embeddings, output head, norms, biases and convolutions take ``Setting.held`` bytes for each
+    parameter.
     """
     parts = []
     for vision, all_weights in ((False, model.parameters - model.vision_parameters), (True, model.vision_parameters)):
@@ -44,31 +50,37 @@ def weight_bytes(model: Architecture, setting: Setting) -> tuple[int, int]:
 
 
 def quantises_tower(model: Architecture, setting: Setting) -> bool:
-    """Whether layers of the vision tower are quantised."""
+    """Return whether layers of the vision tower are quantized."""
     return setting.precision in QUANTISED and model.tower_quantised
 
 
 def norm_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
-    """Bytes of a number that a norm of the vision tower returns. Autocast makes the output of a LayerNorm float32."""
+    """Return the bytes of a number that a norm of the vision tower returns.
+
+    Under autocast, LayerNorm returns float32.
+    """
     return FLOAT if autocast and model.vision is not None and model.vision.layer_norm else setting.stored
 
 
 def tower_value(model: Architecture, setting: Setting, *, autocast: bool) -> int:
-    """Bytes of another activation of the vision tower. A layer in 16 bits casts what the norm returns; a quantised one
-    computes in the type that it is given (bitsandbytes' ``Linear4bit``), so that all of the tower becomes float32.
+    """Return the bytes of other activations of the vision tower.
+
+    A layer in 16 bits casts the output of the norm. A quantized layer computes in the type of its input (bitsandbytes'
+    ``Linear4bit``), so the whole tower computes in float32.
     """
     return norm_value(model, setting, autocast=autocast) if quantises_tower(model, setting) else setting.stored
 
 
 def dequantised_bytes(model: Architecture, setting: Setting) -> int:
-    """Bytes of the largest quantised matrix in the type that it is multiplied in: bitsandbytes makes it anew for each
-    product (``MatMul4Bit``).
+    """Return the bytes of the largest quantized matrix in the type of its matrix product.
+
+    bitsandbytes dequantizes the matrix for each product (``MatMul4Bit``).
     """
     return model.largest * setting.stored if setting.precision in QUANTISED else 0
 
 
 def trained_parameters(model: Architecture, setting: Setting) -> int:
-    """Weights that an optimiser changes."""
+    """Return the number of parameters that the optimizer updates."""
     if not setting.trains:
         return 0
     if setting.tuning == "full":
@@ -77,8 +89,9 @@ def trained_parameters(model: Architecture, setting: Setting) -> int:
 
 
 def adapter_bytes(model: Architecture, setting: Setting) -> int:
-    """The adapter in float32 (peft's ``autocast_adapter_dtype``), and the bfloat16 copy that a pass without gradient
-    checkpointing keeps of it under autocast.
+    """Return the bytes of the adapter in float32 (peft's ``autocast_adapter_dtype``).
+
+    Under autocast, a pass without gradient checkpointing keeps a bfloat16 copy.
     """
     if setting.tuning == "full":
         return 0
@@ -87,23 +100,23 @@ def adapter_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def autocast_copies(model: Architecture, setting: Setting) -> int:
-    """The bfloat16 adapter that autocast keeps until its block ends (trace)."""
+    """Return the bytes of the bfloat16 adapter that autocast keeps until its block ends (trace)."""
     if setting.tuning == "full" or not setting.mixed:
         return 0
     return 2 * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)
 
 
 def gradient_bytes(model: Architecture, setting: Setting) -> int:
-    """One number for each trained weight, in the weight's own type."""
+    """Return the bytes of the gradients: one number for each trained parameter, in its type."""
     each = setting.stored if setting.tuning == "full" else FLOAT
     return each * trained_parameters(model, setting)
 
 
 def optimizer_bytes(model: Architecture, setting: Setting) -> int:
-    """AdamW's two moments (Loshchilov & Hutter 2019, arXiv 1711.05101) for each trained weight: in the weight's type,
-    or in 8 bits with a float32 scale a block of 256 (Dettmers et al. 2022, arXiv 2110.02861).
+    """Return the bytes of AdamW's two moments (Loshchilov & Hutter 2019, arXiv 1711.05101).
 
-    Paged state counts like any other: it leaves the card only when the card is full.
+    They have the type of the parameter, or 8 bits with a float32 scale for a block of 256 (Dettmers et al. 2022, arXiv
+    2110.02861). A paged state counts in full, because it leaves the GPU only when GPU memory is full.
     """
     weights = trained_parameters(model, setting)
     if "8bit" in setting.optimizer:
@@ -112,8 +125,10 @@ def optimizer_bytes(model: Architecture, setting: Setting) -> int:
 
 
 def reference_bytes(model: Architecture, setting: Setting) -> int:
-    """The frozen reference of a KL term: a copy of the adapter that GRPO went on from, or of the whole model after full
-    fine-tuning; a new adapter is switched off instead and takes nothing (TRL's ``GRPOTrainer``).
+    """Return the bytes of the reference of a KL term.
+
+    This is a copy of the adapter that GRPO started from, or of the whole model in full fine-tuning. A new adapter is
+    disabled instead and takes none (TRL's ``GRPOTrainer``).
     """
     if setting.reference == "adapter":
         return FLOAT * model.adapter_parameters(setting.r, setting.targets, setting.lora_vision)

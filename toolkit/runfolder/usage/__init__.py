@@ -1,12 +1,22 @@
-"""What runs use: recorded while they work, read again for reports."""
+"""Usage of runs: time, GPU memory, energy and FLOPs, recorded during the run and read for reports."""
 
-from toolkit.runfolder.usage.counters import Counts, count, counts, note_unseen
-from toolkit.runfolder.usage.flops import Weights
+from toolkit.runfolder.usage.counters import Counts, ParameterCount, count, counts, note_unmeasured
 from toolkit.runfolder.usage.machine import begin_peak, gpu_peaks
 from toolkit.runfolder.usage.measure import Usage, total
 from toolkit.runfolder.usage.recorder import Recorder, recording
-from toolkit.runfolder.usage.records import UNFINISHED, ComputeRecord, Stage, Start, read_compute
-from toolkit.runfolder.usage.summary import HOUR, UNKNOWN, compute_line, energy, figure, summarise_compute
+from toolkit.runfolder.usage.records import (
+    HOUR,
+    UNFINISHED,
+    UNKNOWN,
+    ComputeRecord,
+    Session,
+    Stage,
+    compute_line,
+    energy,
+    figure,
+    read_compute,
+    summarise_compute,
+)
 
 __all__ = [
     "HOUR",
@@ -14,11 +24,11 @@ __all__ = [
     "UNKNOWN",
     "ComputeRecord",
     "Counts",
+    "ParameterCount",
     "Recorder",
+    "Session",
     "Stage",
-    "Start",
     "Usage",
-    "Weights",
     "begin_peak",
     "compute_line",
     "count",
@@ -26,7 +36,7 @@ __all__ = [
     "energy",
     "figure",
     "gpu_peaks",
-    "note_unseen",
+    "note_unmeasured",
     "read_compute",
     "recording",
     "summarise_compute",

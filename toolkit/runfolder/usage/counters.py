@@ -1,6 +1,10 @@
-"""What models have worked through in this process: counters that only go up, as the system's clock of CPU time does.
+"""Counters of tokens, images and FLOPs in this process. They only increase.
 
-Whoever wants to know what a piece of work took reads them before and after it.
+To measure a piece of work, subtract the counters before it from those after it.
+
+FLOPs follow the formula for matrix products. For each position, a matrix with n parameters takes 2 n FLOPs in the
+forward pass and 2 n in the backward pass for the gradient of its input. A trained matrix takes 2 n more (Kaplan et al.
+2020, arXiv 2001.08361, 2.1). Gradient checkpointing repeats the forward pass.
 """
 
 from collections.abc import Mapping
@@ -10,48 +14,48 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Positions, pictures and floating-point operations; every field adds up.
+    """Positions, images and FLOPs. Every field is a sum.
 
-    A position is one place of a batch in the language model, padding included. *Trained* is what gradients were
-    computed for; *read* what was read without (prompts, GRPO's probabilities, the look whether pictures count);
-    *generated* one a step of writing, and so also those of an answer that ended before the longest of its batch.
+    A position is one place of a batch in the language model, padding included. *Trained* positions have gradients.
+    *Read* positions have none: prompts, log-probabilities in GRPO, and the check that images matter. *Generated*
+    positions are one for each decoding step and row, including rows whose completion has ended.
     """
 
     trained_tokens: int = 0
     read_tokens: int = 0
     generated_tokens: int = 0
     trained_images: int = 0
-    """Pictures (or tiles of one) that went through the vision tower while gradients were computed."""
+    """Images, or tiles of an image, that passed through the vision tower in training."""
     read_images: int = 0
     trained_patches: int = 0
     read_patches: int = 0
     answers: int = 0
-    """Completions that evaluation, prediction, the probe and the check of an export asked for."""
+    """Completions of evaluation, prediction, the preflight checks and the verification of an export."""
     language_training: float = 0.0
-    """FLOPs by formula, with a backward pass: see ``backends.meter``."""
+    """FLOPs by formula, with a backward pass: see ``toolkit.models.flops``."""
     language_inference: float = 0.0
     vision_training: float = 0.0
     vision_inference: float = 0.0
     counted_tokens: int = 0
-    """Positions of the passes that torch's counter watched."""
+    """Positions of the passes that torch's counter measured."""
     counted_formula: float = 0.0
-    """FLOPs of those passes by formula."""
+    """FLOPs of these passes by formula."""
     counted_flops: float = 0.0
-    """FLOPs of those passes by torch's counter."""
+    """FLOPs of these passes by torch's counter."""
 
     @property
     def training(self) -> float:
-        """FLOPs of training by formula."""
+        """Return the FLOPs of training by formula."""
         return self.language_training + self.vision_training
 
     @property
     def inference(self) -> float:
-        """FLOPs of everything without gradients by formula."""
+        """Return the FLOPs of passes without gradients by formula."""
         return self.language_inference + self.vision_inference
 
     @property
     def counter_training(self) -> float | None:
-        """FLOPs of training by torch's counter: its passes, scaled by positions; None: it watched none."""
+        """Return the FLOPs of training by torch's counter, scaled by positions. None: the counter measured no pass."""
         if not self.counted_tokens or not self.counted_flops:
             return None
         return self.counted_flops * self.trained_tokens / self.counted_tokens
@@ -63,19 +67,19 @@ class Counts:
         return Counts(*(getattr(self, name) - getattr(other, name) for name in NAMES))
 
     def times(self, factor: int) -> "Counts":
-        """Every field ``factor`` times."""
+        """Return every field multiplied by ``factor``."""
         return Counts(*(getattr(self, name) * factor for name in NAMES))
 
     def to_json(self) -> dict[str, float]:
-        """The fields that are not 0."""
+        """Return the fields that are not 0."""
         return {name: getattr(self, name) for name in NAMES if getattr(self, name)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Counts":
-        """What ``to_json`` gave.
+        """Return the counts that ``to_json`` returned.
 
         Raises:
-            TypeError: it has a field that is none of these.
+            TypeError: a field is unknown.
         """
         return cls(**values)
 
@@ -87,21 +91,42 @@ _unseen: set[str] = set()
 
 
 def count(**more: float) -> None:
-    """Add to the fields that are named."""
+    """Add to the named fields."""
     global _so_far
-    _so_far = _so_far + Counts(**more)  # type: ignore[arg-type]  # ints stay ints
+    _so_far = _so_far + Counts(**more)  # type: ignore[arg-type]  # Integers stay integers.
 
 
-def note_unseen(what: str) -> None:
-    """Keep in words what neither formula nor counter sees in this process."""
+def note_unmeasured(what: str) -> None:
+    """Note work of this process that neither the formula nor torch's counter measures."""
     _unseen.add(what)
 
 
 def counts() -> Counts:
-    """Everything so far."""
+    """Return the counts of this process so far."""
     return _so_far
 
 
 def unseen() -> tuple[str, ...]:
-    """What ``note_unseen`` was told."""
+    """Return the notes of ``note_unmeasured``."""
     return tuple(sorted(_unseen))
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """Parameters that every position is multiplied with, and the number of them that is trained."""
+
+    all: int
+    trained: int = 0
+
+    def forward(self, positions: float) -> float:
+        """Return the FLOPs of a forward pass."""
+        return 2.0 * self.all * positions
+
+    def backward(self, positions: float) -> float:
+        """Return the FLOPs of a backward pass."""
+        return 2.0 * (self.all + self.trained) * positions
+
+    def forward_backward(self, positions: float, *, checkpointing: bool) -> float:
+        """Return the FLOPs of a forward and a backward pass."""
+        again = self.forward(positions) if checkpointing else 0.0
+        return self.forward(positions) + again + self.backward(positions)

@@ -1,7 +1,7 @@
-"""Energy and CO2 by codecarbon: without the network, without a word on the screen, without files of its own.
+"""Energy and CO2 by codecarbon, without network access, console output or files.
 
-It measures what the machine lets it (RAPL counters of the CPU, NVML of NVIDIA's GPUs) and estimates the rest (the CPU's
-power from its load and the maker's figure, the memory's from its size), always for the whole machine.
+codecarbon measures what the machine allows (RAPL counters of the CPU, NVML of NVIDIA GPUs) and estimates the rest: the
+CPU's power from its load and TDP, the RAM's power from its size. All figures are for the whole machine.
 """
 
 import importlib.util
@@ -13,44 +13,44 @@ from dataclasses import dataclass
 from typing import Any
 
 INSTALL = "codecarbon is not installed (pip install 'toolkit[compute]')"
-"""Why there are no figures without it."""
+"""Reason for missing figures if codecarbon is not installed."""
 
-HOW: Mapping[str, str] = {
+METHODS: Mapping[str, str] = {
     "intel_rapl": "measured (RAPL)",
     "windows_emi": "measured (Windows EMI)",
     "intel_power_gadget": "measured (Power Gadget)",
     "cpu_load": "estimated (load and TDP)",
     "constant": "estimated (TDP constant)",
 }
-"""codecarbon's mode for a CPU -> what its figures are."""
+"""codecarbon's mode for a CPU -> how its figures were obtained."""
 
 _NEVER = 7 * 86_400.0
-"""Seconds between measurements that codecarbon makes by itself: here ``read`` makes them."""
+"""Seconds between codecarbon's own measurements. ``read`` makes them here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """kWh and kg of CO2 so far, and the seconds that they cover; None: not known."""
+    """Energy in kWh, CO2 in kg, and the seconds that they cover. None: unknown."""
 
     energy: float | None = None
     seconds: float = 0.0
     co2: float | None = None
 
 
-def is_there() -> bool:
-    """Whether codecarbon is installed; it is not imported."""
+def is_installed() -> bool:
+    """Return whether codecarbon is installed, without importing it."""
     return importlib.util.find_spec("codecarbon") is not None
 
 
 class EnergyMeter:
-    """One tracker of codecarbon, begun at once.
+    """A codecarbon tracker, which starts at once.
 
     Args:
-        country: three letters (ISO 3166), whose mix of electricity gives the CO2; None: no CO2.
+        country: ISO 3166 code of three letters. Its electricity mix determines the CO2. None: no CO2.
     """
 
     def __init__(self, country: str | None) -> None:
-        logging.getLogger("codecarbon").disabled = True  # it tells of every measurement on standard error
+        logging.getLogger("codecarbon").disabled = True  # It logs every measurement to standard error.
         from codecarbon import OfflineEmissionsTracker
 
         self._totals = _totals()
@@ -58,17 +58,17 @@ class EnergyMeter:
         self._lock = threading.Lock()
         self._tracker: Any = OfflineEmissionsTracker(
             country_iso_code=country,
-            force_carbon_intensity_g_co2e_kwh=None if country else 0.0,  # else it takes the world's mean
+            force_carbon_intensity_g_co2e_kwh=None if country else 0.0,  # None would select the world average.
             output_methods=[],
             output_handlers=[self._totals],
-            # A configuration file or variable of codecarbon could name a place on the network.
+            # A configuration file or variable of codecarbon could set a network address.
             emissions_endpoint=None,
             electricitymaps_api_token="",
             cloud_provider=None,
             cloud_region=None,
             country_2letter_iso_code=None,
             region=None,
-            allow_multiple_runs=True,  # otherwise it takes over Ctrl-C and SIGTERM
+            allow_multiple_runs=True,  # False would replace the handlers of SIGINT and SIGTERM.
             measure_power_secs=_NEVER,
             api_call_interval=-1,
             tracking_mode="machine",
@@ -79,23 +79,23 @@ class EnergyMeter:
         self._tracker.start()
 
     def read(self) -> Reading:
-        """Measure, and give what came together so far."""
+        """Measure, and return the totals so far."""
         with self._lock:
             self._tracker.flush()
             last = self._totals.last
-        if last is None:  # codecarbon keeps its own errors to itself
+        if last is None:  # codecarbon does not report its own errors.
             return Reading()
         known = self._country is not None and last.country_name is not None
         seconds = time.monotonic() - self._begun
         return Reading(float(last.energy_consumed), seconds, float(last.emissions) if known else None)
 
     def describe(self) -> dict[str, str | None]:
-        """How each part was found, the country by its name, and the version of codecarbon."""
+        """Return how each part was obtained, the name of the country, and the version of codecarbon."""
         last, how = self._totals.last, {"GPU": "measured (NVML)", "RAM": "estimated (size)"}
         parts = {type(part).__name__: part for part in getattr(self._tracker, "_hardware", [])}
         cpu = getattr(parts.get("CPU"), "_mode", None)
         return {
-            "cpu": HOW.get(str(cpu), f"codecarbon: {cpu or 'no figure'}"),
+            "cpu": METHODS.get(str(cpu), f"codecarbon: {cpu or 'no figure'}"),
             "gpu": how["GPU"] if "GPU" in parts else None,
             "memory": how["RAM"] if "RAM" in parts else None,
             "country": last.country_name if last and self._country else None,
@@ -103,13 +103,13 @@ class EnergyMeter:
         }
 
     def stop(self) -> None:
-        """End its threads."""
+        """Stop the threads of codecarbon."""
         with self._lock:
             self._tracker.stop()
 
 
 def _totals() -> Any:
-    """What codecarbon hands its totals to at each ``flush``."""
+    """Return the handler to which codecarbon passes its totals at each ``flush``."""
     from codecarbon.output_methods.base_output import BaseOutput
 
     class Totals(BaseOutput):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the machine is and how busy it is, asked of the operating system and of a torch that is loaded already."""
+"""Facts and load of the machine, from the operating system and from torch if it is already loaded."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ GIGABYTE = 1e9
 
 
 class _Peak:
-    """torch knows one peak only; ``before`` is the highest since ``forget_peak`` that ``begin_peak`` has cut off."""
+    """Highest peak before ``begin_peak`` reset torch's own, which has only one."""
 
     before = 0
 
@@ -20,7 +20,7 @@ _peak = _Peak()
 
 
 def describe_machine(folder: Path) -> dict[str, Any]:
-    """CPU model, cores, memory, and the disk of ``folder``; no name of the machine or of its user."""
+    """Return CPU model, cores, RAM, and the disk of ``folder``. Names of machine and user are left out."""
     disk = shutil.disk_usage(folder)
     return {
         "cpu": _cpu_model(),
@@ -33,7 +33,7 @@ def describe_machine(folder: Path) -> dict[str, Any]:
 
 
 def describe_gpus() -> dict[str, Any]:
-    """Names and memory of the GPUs that this process uses, and CUDA's version; nothing before it uses one."""
+    """Return names and memory of the GPUs that this process uses, and the CUDA version. Empty: no GPU is in use."""
     cuda = _cuda()
     if cuda is None:
         return {}
@@ -45,7 +45,7 @@ def describe_gpus() -> dict[str, Any]:
 
 
 def used_gpus() -> list[int]:
-    """The CUDA devices that this process holds memory of; once it has begun with CUDA, at least the current one."""
+    """Return the CUDA devices on which this process holds memory, or the current one if CUDA is initialized."""
     cuda = _cuda()
     if cuda is None:
         return []
@@ -54,13 +54,13 @@ def used_gpus() -> list[int]:
 
 
 def peak_gpu_memory() -> int | None:
-    """The most that torch reserved of one GPU, in bytes, since ``forget_peak``."""
+    """Return the most bytes that torch reserved on one GPU since ``reset_peaks``."""
     now = gpu_peaks()["peak_reserved_bytes"]
     return None if now is None else max(now, _peak.before)
 
 
 def gpu_peaks() -> dict[str, int | None]:
-    """The most of one GPU that held tensors, and the most that torch reserved, since ``begin_peak``; None: no GPU."""
+    """Return the most allocated and the most reserved bytes of one GPU since ``begin_peak``. None: no GPU."""
     cuda = _cuda()
     if cuda is None:
         return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
@@ -71,13 +71,13 @@ def gpu_peaks() -> dict[str, int | None]:
 
 
 def begin_peak() -> None:
-    """Let ``gpu_peaks`` begin anew. What was highest before still counts in ``peak_gpu_memory``."""
+    """Restart the peaks of ``gpu_peaks``. ``peak_gpu_memory`` keeps earlier peaks."""
     _peak.before = peak_gpu_memory() or 0
     _reset_peaks()
 
 
-def forget_peak() -> None:
-    """Let the peak of the GPUs' memory begin anew."""
+def reset_peaks() -> None:
+    """Restart all peaks of GPU memory."""
     _peak.before = 0
     _reset_peaks()
 
@@ -90,7 +90,7 @@ def _reset_peaks() -> None:
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process ever had, in bytes; None where the system does not tell."""
+    """Return the peak resident memory of this process in bytes. None: the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -100,15 +100,15 @@ def peak_memory() -> int | None:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its children that have ended."""
+    """Return the CPU time of this process and of its children that have ended, in seconds."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def _cuda() -> Any:
-    """torch.cuda, where this process works with it; loading torch, or CUDA, for a report would cost seconds."""
+    """Return torch.cuda if this process uses it. Loading torch or CUDA for a report would take seconds."""
     torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)  # absent while torch is still being imported
+    cuda = getattr(torch, "cuda", None)  # The attribute is missing while torch is being imported.
     return cuda if cuda is not None and getattr(cuda, "is_initialized", bool)() else None
 
 

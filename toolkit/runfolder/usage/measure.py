@@ -1,4 +1,4 @@
-"""What a piece of work used: time, memory, energy, and what models worked through."""
+"""Usage of a piece of work: time, memory, energy, and counts of tokens, images and FLOPs."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,20 +10,21 @@ from toolkit.runfolder.usage.counters import Counts
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Sums and peaks. None is what was not measured.
+    """Sums and peaks. None: not measured.
 
-    ``cpu`` is of the process and of those of its children that have ended; ``gpu`` is wall time times the GPUs that
-    the process held. ``energy`` covers ``energy_wall`` seconds of ``wall``, ``co2`` covers ``co2_energy`` of it.
+    ``cpu`` is the time of the process and of its children that have ended. ``gpu`` is wall time times the number of
+    GPUs that the process held. ``energy`` covers ``energy_wall`` seconds of ``wall``. ``co2`` covers ``co2_energy``
+    kWh.
     """
 
     wall: float = 0.0
-    """Seconds, as are ``cpu`` and ``gpu``."""
+    """Seconds, as ``cpu`` and ``gpu``."""
     cpu: float = 0.0
     gpu: float = 0.0
     memory: int | None = None
-    """Peak resident memory of the process since it began, in bytes."""
+    """Peak resident memory of the process since its start, in bytes."""
     gpu_memory: int | None = None
-    """Peak memory of one GPU that torch reserved, in bytes; None: no CUDA device was used."""
+    """Peak memory that torch reserved on one GPU, in bytes. None: no CUDA device was used."""
     energy: float | None = None
     """kWh."""
     energy_wall: float = 0.0
@@ -37,8 +38,8 @@ class Usage:
             wall=self.wall + other.wall,
             cpu=self.cpu + other.cpu,
             gpu=self.gpu + other.gpu,
-            memory=highest(self.memory, other.memory),
-            gpu_memory=highest(self.gpu_memory, other.gpu_memory),
+            memory=largest_known(self.memory, other.memory),
+            gpu_memory=largest_known(self.gpu_memory, other.gpu_memory),
             energy=_known(self.energy, other.energy),
             energy_wall=self.energy_wall + other.energy_wall,
             co2=_known(self.co2, other.co2),
@@ -47,7 +48,7 @@ class Usage:
         )
 
     def since(self, before: "Usage") -> "Usage":
-        """What came on top of ``before``, a reading of the same clocks; peaks are those of this reading."""
+        """Return the difference to an earlier reading of the same clocks. Peaks are those of this reading."""
         measured = self.energy_wall > before.energy_wall
         return Usage(
             wall=self.wall - before.wall,
@@ -63,16 +64,16 @@ class Usage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; what was not measured is null."""
+        """Return JSON values. Null: not measured."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         return {name: _short(value) for name, value in plain.items()} | {"counts": self.counts.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Usage":
-        """What ``to_json`` gave.
+        """Return the usage that ``to_json`` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: a field is missing, is none of these, or is no number from 0 up.
+            KeyError, TypeError, ValueError: a field is missing, unknown, or not a finite number from 0.
         """
         counted = values["counts"]
         for value in (*(values[name] for name in _SUMS), *counted.values()):
@@ -88,12 +89,12 @@ _PLAIN = ("memory", "gpu_memory", "energy", "co2", *_SUMS)
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """All of them together."""
+    """Return the sum of all usages."""
     return sum(usages, start=Usage())
 
 
-def highest(one: int | None, other: int | None) -> int | None:
-    """The larger of those that are known."""
+def largest_known(one: int | None, other: int | None) -> int | None:
+    """Return the larger of the known values."""
     known = [value for value in (one, other) if value is not None]
     return max(known) if known else None
 

@@ -1,8 +1,7 @@
-"""Keeps what a run uses in its folder, line by line while it works, so that a killed process has told its hours.
+"""Record the usage of a run while it works, so that a killed process loses at most half a minute.
 
-``compute.jsonl`` has a line for each start, one whenever a stage ends, one every half minute, and one at the end. Each
-carries the start's sums so far and those of the stage that is open: of a start, and of each of its stages, the last
-line counts.
+``compute.jsonl`` gets a line at the start, at the end of each stage, every half minute, and at the end. Each line has
+the sums of the session so far, and those of the current stage. The last line of a session or stage counts.
 """
 
 import threading
@@ -16,22 +15,22 @@ from typing import Any
 
 from toolkit.errors import Interrupted, warn
 from toolkit.recipe import Run
-from toolkit.runfolder import RunFolder, append_line, hide_secrets, now, versions, world_size
+from toolkit.runfolder import RunFolder, append_line, hide_secrets, installed_versions, now, world_size
 from toolkit.runfolder.usage import machine
 from toolkit.runfolder.usage.counters import counts, unseen
-from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_there
-from toolkit.runfolder.usage.measure import Usage, highest
+from toolkit.runfolder.usage.energy import INSTALL, EnergyMeter, Reading, is_installed
+from toolkit.runfolder.usage.measure import Usage, largest_known
 
 BEAT = 30.0
-"""Seconds between two lines; a killed process has told all but the last of them."""
+"""Seconds between two lines. A killed process loses at most this time."""
 TICK = 1.0
-"""Seconds between two looks at whether a GPU is in use."""
+"""Seconds between two checks whether a GPU is in use."""
 ENERGY_AFTER = 5.0
-"""Seconds until codecarbon begins, which takes some itself: what is over sooner needs no figure."""
+"""Seconds until codecarbon starts. Its start takes seconds, so short work has no energy figure."""
 
 
 class Recorder:
-    """The record of one start. ``stage`` says what is going on."""
+    """Usage record of one session. Use ``stage`` for each stage."""
 
     def __init__(self, file: Path, country: str | None) -> None:
         self.id = uuid.uuid4().hex[:12]
@@ -41,7 +40,7 @@ class Recorder:
         self._cpu, self._counts = machine.cpu_seconds(), counts()
         self._gpu = 0.0
         self._gpu_peak: int | None = None
-        self._energy_wanted = is_there()
+        self._energy_wanted = is_installed()
         self._energy: EnergyMeter | None = None
         self._reading = Reading()
         self._facts: dict[str, Any] = {}
@@ -51,21 +50,21 @@ class Recorder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What happens inside is the stage ``name``."""
+        """Record the block as the stage ``name``."""
         with self._lock:
             before = self._used()
-            machine.forget_peak()
+            machine.reset_peaks()
             self._stages += 1
             self._stage = (self._stages, name, before)
         try:
             yield
         finally:
             with self._lock:
-                self.tell("stage")
+                self.write_line("stage")
                 self._stage = None
 
-    def tell(self, event: str, **more: object) -> None:
-        """Write one line with everything so far."""
+    def write_line(self, event: str, **more: object) -> None:
+        """Write one line with the usage so far."""
         with self._lock:
             used = self._used()
             line: dict[str, Any] = {"event": event, "start": self.id, "time": now(), "used": used.to_json(), **more}
@@ -75,54 +74,54 @@ class Recorder:
                 line["stage"] = {"number": number, "name": name, "used": own.to_json()}
             self._write(line)
 
-    def learn(self, **facts: object) -> None:
-        """Write what is known of the machine by now, where it is new."""
+    def add_facts(self, **facts: object) -> None:
+        """Write new facts of the machine."""
         new = {name: value for name, value in facts.items() if value and self._facts.get(name) != value}
         if new:
             self._facts |= new
             self._write({"event": "machine", "start": self.id, "facts": new})
 
     def watch(self, ended: threading.Event, beat: float) -> None:
-        """Beat until the start has ended; runs in a thread of its own."""
-        told = time.monotonic()
+        """Write lines at intervals until the session ends. This method runs in its own thread."""
+        written = time.monotonic()
         while not ended.wait(min(TICK, beat)):
             with self._lock:
                 self._tick()
             if self._energy_wanted and time.monotonic() - self._begun > ENERGY_AFTER:
                 self._begin_energy()
-            if time.monotonic() - told >= beat:
-                told = time.monotonic()
-                self.learn(**machine.describe_gpus(), unseen=unseen())
-                self.tell("beat")
+            if time.monotonic() - written >= beat:
+                written = time.monotonic()
+                self.add_facts(**machine.describe_gpus(), unseen=unseen())
+                self.write_line("beat")
 
     def close(self, outcome: str) -> None:
-        """Write the end."""
-        self.learn(**machine.describe_gpus(), unseen=unseen())
-        self.tell("end", outcome=outcome)
+        """Write the last line."""
+        self.add_facts(**machine.describe_gpus(), unseen=unseen())
+        self.write_line("end", outcome=outcome)
         if self._energy is not None:
-            self.learn(energy=self._energy.describe())
+            self.add_facts(energy=self._energy.describe())
             self._energy.stop()
 
     def _begin_energy(self) -> None:
         self._energy_wanted = False
         try:
             self._energy = EnergyMeter(self._country)
-        except ImportError as error:  # installed, and something that it needs is not
+        except ImportError as error:  # A dependency of codecarbon is missing.
             self._without_energy(f"codecarbon cannot be loaded: {error.name}")
-        except Exception as error:  # noqa: BLE001  what it asks of a machine fails in ways that nobody can list
+        except Exception as error:  # noqa: BLE001  Hardware queries fail in unpredictable ways.
             self._without_energy(f"codecarbon cannot start: {type(error).__name__}: {error}"[:300])
 
     def _without_energy(self, why: str) -> None:
-        """Told once, in the record and in the log; time, memory and counts go on."""
+        """Log and record once why energy is not measured. Time, memory and counts are still recorded."""
         warn("run.energy_not_measured", f"energy and CO2 of this run are not measured: {why}")
-        self.learn(energy_problem=hide_secrets(why))
+        self.add_facts(energy_problem=hide_secrets(why))
 
     def _used(self) -> Usage:
         self._tick()
-        self._gpu_peak = highest(self._gpu_peak, machine.peak_gpu_memory())
+        self._gpu_peak = largest_known(self._gpu_peak, machine.peak_gpu_memory())
         if self._energy is not None:
             self._reading = self._energy.read()
-            self.learn(energy=self._energy.describe())
+            self.add_facts(energy=self._energy.describe())
         reading = self._reading
         return Usage(
             wall=time.monotonic() - self._begun,
@@ -138,7 +137,7 @@ class Recorder:
         )
 
     def _tick(self) -> None:
-        """Time since the last look belongs to the GPUs that are held now."""
+        """Add the time since the last check to the GPUs that are in use now."""
         at = time.monotonic()
         self._gpu += (at - self._last_tick) * len(machine.used_gpus())
         self._last_tick = at
@@ -147,7 +146,7 @@ class Recorder:
         try:
             append_line(self._file, line)
         except OSError as error:
-            if self._writable:  # a run is worth more than its bookkeeping
+            if self._writable:  # A missing usage record must not end the run.
                 rule = "the usage record of this run cannot be written"
                 warn("run.usage_not_recorded", rule, place=self._file, value=error.strerror or str(error))
             self._writable = False
@@ -155,24 +154,24 @@ class Recorder:
 
 @contextmanager
 def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -> Iterator[Recorder]:
-    """Record in the run folder what the block uses.
+    """Record the usage of the block in the run folder.
 
     Args:
-        run: the folder.
-        settings: the recipe's [run], for its purpose and country.
-        command: what was called: run, evaluate, export, predict.
+        run: the run folder.
+        settings: [run] of the recipe, for purpose and country.
+        command: run, evaluate, export or predict.
         beat: seconds between two lines.
     """
     recorder = Recorder(run.compute_file, settings.country)
-    _mend(run.compute_file)
-    recorder.tell(
+    _end_partial_line(run.compute_file)
+    recorder.write_line(
         "start",
         command=command,
         purpose=settings.purpose,
         processes=world_size(),
         machine=machine.describe_machine(run.path),
-        versions=versions(),
-        energy=None if is_there() else INSTALL,
+        versions=installed_versions(),
+        energy=None if is_installed() else INSTALL,
     )
     ended = threading.Event()
     thread = threading.Thread(target=recorder.watch, args=(ended, beat), name="compute", daemon=True)
@@ -190,11 +189,11 @@ def recording(run: RunFolder, settings: Run, command: str, beat: float = BEAT) -
         recorder.close(outcome)
 
 
-def _mend(file: Path) -> None:
-    """A process that was killed may have left half a line: end it, so that the next one stands alone."""
+def _end_partial_line(file: Path) -> None:
+    """End a line that a killed process left unfinished, so that the next line is separate."""
     try:
         with file.open("rb+") as handle:
             if handle.seek(0, 2) and handle.seek(-1, 2) >= 0 and handle.read(1) != b"\n":
                 handle.write(b"\n")
     except OSError:
-        return  # there is none yet, or none can be written, which the first line tells
+        return  # The file does not exist, or is not writable, which the first line reports.

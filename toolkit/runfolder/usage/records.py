@@ -1,4 +1,4 @@
-"""What ``compute.jsonl`` tells: the starts of a run with their stages, damaged lines counted."""
+"""Read ``compute.jsonl``: the sessions of a run with their stages, and their summary."""
 
 import json
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from toolkit.runfolder import TRAINING_STAGES
 from toolkit.runfolder.usage.measure import Usage, total
 
 UNFINISHED = "unfinished"
-"""The outcome of a start that wrote no end: it was killed, or it works still."""
+"""Outcome of a session without a last line: it was killed, or it still runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of one start."""
+    """One stage of one session."""
 
     name: str
     used: Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """One start of a command in a run folder. ``used`` is everything, ``stages`` are parts of it."""
+class Session:
+    """One session: a command that was started in a run folder. ``used`` includes all ``stages``."""
 
     command: str
     purpose: str
@@ -35,72 +35,72 @@ class Start:
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     energy: str | None = None
-    """Why energy was not measured."""
+    """Reason that energy was not measured."""
     id: str = ""
-    """No other start has it; a copy of the run does."""
+    """Unique for each session. A copied run folder has the same identifiers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeRecord:
-    """All starts of a run, and how many lines of its record cannot be read."""
+    """All sessions of a run, and the number of corrupt lines."""
 
-    starts: tuple[Start, ...] = ()
+    sessions: tuple[Session, ...] = ()
     damaged: int = 0
 
     @property
     def used(self) -> Usage:
-        """All starts together."""
-        return total(start.used for start in self.starts)
+        """Return the usage of all sessions."""
+        return total(session.used for session in self.sessions)
 
     def stages(self) -> dict[str, Usage]:
-        """Stage -> what all starts together used for it, in the order of their first lines."""
+        """Return stage -> usage in all sessions, in the order of their first lines."""
         found: dict[str, Usage] = {}
-        for start in self.starts:
-            for stage in start.stages:
+        for session in self.sessions:
+            for stage in session.stages:
                 found[stage.name] = found.get(stage.name, Usage()) + stage.used
         return found
 
 
 def read_compute(file: Path) -> ComputeRecord:
-    """The record in ``file``; an empty one where there is none.
+    """Return the usage record in ``file``. A missing file gives an empty record.
 
-    A line that is no record of ours, half written or changed, is counted and left out.
+    Corrupt lines are counted and skipped.
     """
     if not file.is_file():
         return ComputeRecord()
-    starts: dict[str, Start] = {}
+    sessions: dict[str, Session] = {}
     stages: dict[str, dict[int, Stage]] = {}
     damaged = 0
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         if text.strip():
             try:
-                _take(json.loads(text), starts, stages)
+                _take(json.loads(text), sessions, stages)
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged += 1
-    whole = [replace(start, stages=tuple(stages[name].values())) for name, start in starts.items()]
-    return ComputeRecord(tuple(_of_all_processes(start) for start in whole), damaged)
+    whole = [replace(session, stages=tuple(stages[name].values())) for name, session in sessions.items()]
+    return ComputeRecord(tuple(_of_all_processes(session) for session in whole), damaged)
 
 
-def _take(line: Mapping[str, Any], starts: dict[str, Start], stages: dict[str, dict[int, Stage]]) -> None:
+def _take(line: Mapping[str, Any], sessions: dict[str, Session], stages: dict[str, dict[int, Stage]]) -> None:
     name, event = line["start"], line["event"]
     if event == "machine":
-        starts[name] = replace(starts[name], machine={**starts[name].machine, **_facts(line["facts"])})
+        sessions[name] = replace(sessions[name], machine={**sessions[name].machine, **_facts(line["facts"])})
         return
     used = Usage.from_json(line["used"])
     part = line.get("stage", {})
     stage = Stage(str(part["name"]), Usage.from_json(part["used"])) if part else None
     if event == "start":
-        starts[name] = _begun(line, used)
+        sessions[name] = _begun(line, used)
         stages[name] = {}
     else:
-        outcome = str(line["outcome"]) if event == "end" else starts[name].outcome
-        starts[name] = replace(starts[name], used=used, outcome=outcome)
+        outcome = str(line["outcome"]) if event == "end" else sessions[name].outcome
+        sessions[name] = replace(sessions[name], used=used, outcome=outcome)
     if stage:
         stages[name][int(part["number"])] = stage
 
 
-def _begun(line: Mapping[str, Any], used: Usage) -> Start:
-    return Start(
+def _begun(line: Mapping[str, Any], used: Usage) -> Session:
+    return Session(
         command=str(line["command"]),
         purpose=str(line["purpose"]),
         began=str(line["time"]),
@@ -115,10 +115,10 @@ def _begun(line: Mapping[str, Any], used: Usage) -> Start:
 
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of a machine; what is a table or a list among them has the form that reports read.
+    """Return facts of a machine in the types that reports expect.
 
     Raises:
-        KeyError, TypeError, AttributeError: it has another.
+        KeyError, TypeError, AttributeError: a fact has another type.
     """
     found = dict(facts)
     if "gpus" in found:
@@ -130,23 +130,91 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _of_all_processes(start: Start) -> Start:
-    """The first process of several writes for all: each holds a GPU all the time, and trains as much as the first."""
-    if start.processes == 1:
-        return start
-    stages = tuple(Stage(stage.name, _shared(stage, start.processes)) for stage in start.stages)
-    own, shared = total(stage.used for stage in start.stages), total(stage.used for stage in stages)
+def _of_all_processes(session: Session) -> Session:
+    """Return the usage of all processes.
+
+    Only the first process records. The others hold a GPU and train as much.
+    """
+    if session.processes == 1:
+        return session
+    stages = tuple(Stage(stage.name, _scaled(stage, session.processes)) for stage in session.stages)
+    own, shared = total(stage.used for stage in session.stages), total(stage.used for stage in stages)
     used = replace(
-        start.used,
-        gpu=start.used.gpu * start.processes,
-        cpu=start.used.cpu + shared.cpu - own.cpu,
-        counts=start.used.counts + (shared.counts - own.counts),
+        session.used,
+        gpu=session.used.gpu * session.processes,
+        cpu=session.used.cpu + shared.cpu - own.cpu,
+        counts=session.used.counts + (shared.counts - own.counts),
     )
-    return replace(start, stages=stages, used=used)
+    return replace(session, stages=stages, used=used)
 
 
-def _shared(stage: Stage, processes: int) -> Usage:
+def _scaled(stage: Stage, processes: int) -> Usage:
     used = replace(stage.used, gpu=stage.used.gpu * processes)
     if stage.name not in TRAINING_STAGES:
         return used
     return replace(used, cpu=used.cpu * processes, counts=used.counts.times(processes))
+
+
+HOUR = 3600.0
+UNKNOWN = "not measured"
+
+
+def summarise_compute(file: Path) -> dict[str, Any] | None:
+    """Return the usage for results.json: hours, peaks in GB, kWh and kg.
+
+    Null: not measured. None: nothing was recorded.
+    """
+    record = read_compute(file)
+    if not record.sessions:
+        return None
+    used = record.used
+    return {
+        "starts": len(record.sessions),
+        "wall_hours": _rounded(used.wall / HOUR),
+        "cpu_hours": _rounded(used.cpu / HOUR),
+        "gpu_hours": _rounded(used.gpu / HOUR),
+        "peak_memory_gb": None if used.memory is None else _rounded(used.memory / 1e9),
+        "peak_gpu_memory_gb": None if used.gpu_memory is None else _rounded(used.gpu_memory / 1e9),
+        "energy_kwh": used.energy,
+        "energy_hours": _rounded(used.energy_wall / HOUR),
+        "co2_kg": used.co2,
+        "training_flops_formula": used.counts.training or None,
+        "damaged_lines": record.damaged,
+    }
+
+
+def compute_line(file: Path) -> str | None:
+    """Return one line for the end of a run. None: nothing was recorded."""
+    record = read_compute(file)
+    return describe(record) if record.sessions else None
+
+
+def describe(record: ComputeRecord) -> str:
+    """Return wall, CPU and GPU hours, peak memory and energy in one line."""
+    used = record.used
+    parts = [f"{figure(used.wall / HOUR)} h wall", f"{figure(used.cpu / HOUR)} CPU h"]
+    parts.append(f"{figure(used.gpu / HOUR)} GPU h" if used.gpu else "no GPU")
+    if used.memory is not None:
+        parts.append(f"{used.memory / 1e9:.1f} GB RAM")
+    if used.gpu_memory is not None:
+        parts.append(f"{used.gpu_memory / 1e9:.1f} GB GPU memory")
+    parts.append(f"energy {energy(used)}")
+    return ", ".join(parts)
+
+
+def energy(used: Usage) -> str:
+    """Return the energy in kWh as text, with the fraction of the time that it covers if that is below 99 %."""
+    if used.energy is None:
+        return UNKNOWN
+    covered = used.energy_wall / used.wall if used.wall else 0.0
+    part = "" if covered > 0.99 else f" (over {covered:.0%} of the time)"
+    return f"{figure(used.energy)} kWh{part}"
+
+
+def figure(value: float) -> str:
+    """Return a value with three significant digits: 0.0123, 4.56, 789, 12,345."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,11 +1,18 @@
-"""Boxes, polygons, masks and places of one picture, and how a model family writes coordinates. No torch.
+"""Boxes, polygons, masks and locations of one image, and coordinate conventions of model families. Torch-free.
 
-Everything is in pixels of the upright original picture: x to the right, y down, x2 and y2 exclusive.
+Everything is in pixels of the upright original image: x to the right, y down, x2 and y2 exclusive.
 """
 
 from toolkit.scoring.regions.boxes import Box, Size, box_giou, box_iou, centre, clip_box, order_box
 from toolkit.scoring.regions.coordinates import COORDINATES, Coordinates, Frame, choose_coordinates
-from toolkit.scoring.regions.grid_places import GRIDS, Place, place_of, place_score, read_place, spell_place
+from toolkit.scoring.regions.locations import (
+    GRIDS,
+    Location,
+    format_location,
+    locate_box,
+    location_score,
+    parse_location,
+)
 from toolkit.scoring.regions.masks import (
     Mask,
     Polygon,
@@ -27,8 +34,8 @@ __all__ = [
     "Box",
     "Coordinates",
     "Frame",
+    "Location",
     "Mask",
-    "Place",
     "Polygon",
     "Region",
     "Size",
@@ -42,13 +49,13 @@ __all__ = [
     "draw_polygons",
     "find_regions",
     "fit_mask",
+    "format_location",
+    "locate_box",
+    "location_score",
     "mask_iou",
     "match",
     "order_box",
-    "place_of",
-    "place_score",
+    "parse_location",
     "read_mask",
-    "read_place",
     "shorten",
-    "spell_place",
 ]

@@ -1,14 +1,14 @@
-"""Boxes: (x1, y1, x2, y2) in pixels, x2 and y2 exclusive, and how well two of them agree."""
+"""Bounding boxes (x1, y1, x2, y2) in pixels, x2 and y2 exclusive, and their overlap."""
 
 Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2; the right and lower edge are exclusive, so that the width is x2 - x1."""
+"""x1, y1, x2, y2. The right and lower edges are exclusive, so the width is x2 - x1."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 
 def order_box(x1: float, y1: float, x2: float, y2: float) -> Box:
-    """The box with these two opposite corners, whichever way round they were given.
+    """Return the box with these two opposite corners, in any order.
 
     >>> order_box(30, 40, 10, 20)
     (10, 20, 30, 40)
@@ -17,7 +17,7 @@ def order_box(x1: float, y1: float, x2: float, y2: float) -> Box:
 
 
 def clip_box(box: Box, size: Size) -> Box:
-    """The part of the box inside the picture; without area where nothing is.
+    """Return the part of the box inside the image. Its area is 0 if the box is outside.
 
     >>> clip_box((-5, 10, 50, 200), (40, 100))
     (0, 10, 40, 100)
@@ -29,17 +29,17 @@ def clip_box(box: Box, size: Size) -> Box:
 
 
 def centre(box: Box) -> tuple[float, float]:
-    """The middle (x, y) of a box."""
+    """Return the centre (x, y) of a box."""
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def box_area(box: Box) -> float:
-    """Pixels inside; 0 where corners are swapped."""
+    """Return the area in pixels, or 0 if the corners are swapped."""
     return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
 
 
 def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union (Jaccard index) in [0, 1]; 0 where neither has an area.
+    """Return intersection over union (Jaccard index) in [0, 1], or 0 if neither box has an area.
 
     >>> round(box_iou((0, 0, 10, 10), (5, 0, 15, 10)), 4)
     0.3333
@@ -50,7 +50,9 @@ def box_iou(a: Box, b: Box) -> float:
 
 
 def box_giou(a: Box, b: Box) -> float:
-    """Generalised IoU in [-1, 1] (Rezatofighi et al. 2019, arXiv 1902.09630): below 0 the farther apart two boxes are.
+    """Return the generalised IoU in [-1, 1] (Rezatofighi et al. 2019, arXiv 1902.09630).
+
+    It is negative for distant boxes and falls with their distance.
 
     >>> round(box_giou((0, 0, 10, 10), (20, 0, 30, 10)), 4)
     -0.3333

@@ -1,8 +1,8 @@
-"""Coordinates as a model family writes them, and the way from them to pixels of the original and back.
+"""Coordinate conventions of model families, and conversion to and from pixels of the original image.
 
-Qwen2-VL and Qwen3-VL were trained on integers of 0 to 1000 over the picture, Qwen2.5-VL on pixels of the picture that
-its processor makes (sides of multiples of 28; Qwen2.5-VL technical report, arXiv 2502.13923, section 2.1), Gemma's
-relatives on 0 to 1000. The tiny model learns two digits.
+Qwen2-VL and Qwen3-VL were trained on integers from 0 to 1000 over the image. Qwen2.5-VL was trained on pixels of the
+image after its processor, with sides of multiples of 28 (Qwen2.5-VL technical report, arXiv 2502.13923, section 2.1).
+The Gemma family uses 0 to 1000. The tiny model uses 0 to 100.
 """
 
 import re
@@ -15,9 +15,9 @@ from toolkit.scoring.regions.boxes import Box, Size
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
-    """One convention: numbers run from 0 to ``top`` over each side; None: pixels of the picture that is shown.
+    """One convention: numbers from 0 to ``top`` on each side, or pixels of the shown image if ``top`` is None.
 
-    ``multiple``: the model's processor rounds the sides of what is shown to multiples of this.
+    ``multiple``: the processor rounds the sides of the shown image to multiples of it.
     """
 
     name: str
@@ -41,27 +41,29 @@ FAMILIES: Mapping[str, str] = {
     r"gemma|paligemma": "thousand",
     r"^tiny$": "hundred",
 }
-"""Pattern in a model's name -> its convention; the first that fits."""
+"""Pattern in a model name -> convention. The first match is used."""
 
 
-def choose_coordinates(wanted: str, model: str, key: str = "coordinates") -> Coordinates:
-    """The convention that a recipe names, or with ``auto`` that of the model's family; ``key`` is where it does.
+def choose_coordinates(requested: str, model: str, key: str = "coordinates") -> Coordinates:
+    """Return the convention that a recipe names, or with ``auto`` that of the model family.
+
+    ``key`` is the recipe key for the error message.
 
     Raises:
-        RecipeError: ``auto``, and the name is of no family that is known here.
+        RecipeError: ``auto`` and an unknown model family.
     """
-    if wanted != "auto":
-        return COORDINATES[wanted]
+    if requested != "auto":
+        return COORDINATES[requested]
     for pattern, name in FAMILIES.items():
         if re.search(pattern, model.lower()):
             return COORDINATES[name]
     rule, remedy = f"must be one of {', '.join(COORDINATES)} for {model}", "Look them up in the model card."
-    raise RecipeError([Problem("recipe.coordinates_unknown", rule, key, wanted, remedy)])
+    raise RecipeError([Problem("recipe.coordinates_unknown", rule, key, requested, remedy)])
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture: the original's size, the size that the image policy reduces it to, and the convention."""
+    """Conversion for one image: size of the original, size after the image policy, and the convention."""
 
     original: Size
     reduced: Size
@@ -69,7 +71,7 @@ class Frame:
 
     @property
     def span(self) -> tuple[float, float]:
-        """What the largest x and y are written as."""
+        """The largest x and y in the model's convention."""
         if self.coordinates.top is not None:
             return self.coordinates.top, self.coordinates.top
         multiple = self.coordinates.multiple
@@ -77,17 +79,17 @@ class Frame:
         return width, height
 
     def write(self, numbers: Iterable[float]) -> list[float]:
-        """x, y, x, y, … in pixels of the original as the model writes them, rounded as it does."""
+        """Return x, y, x, y, … from pixels of the original to the model's convention, rounded to its digits."""
         digits = self.coordinates.digits
         scaled = [value * factor for value, factor in zip(numbers, self._factors(), strict=False)]
         return [round(value, digits) if digits else int(value + 0.5) for value in scaled]
 
     def read(self, numbers: Iterable[float]) -> list[float]:
-        """x, y, x, y, … as the model writes them in pixels of the original; nothing is rounded or clipped."""
+        """Return x, y, x, y, … from the model's convention to pixels of the original. Nothing is rounded or clipped."""
         return [value / factor for value, factor in zip(numbers, self._factors(), strict=False)]
 
     def read_box(self, numbers: Box) -> Box:
-        """A box as the model writes it, in pixels of the original."""
+        """Return a box from the model's convention in pixels of the original."""
         x1, y1, x2, y2 = self.read(numbers)
         return x1, y1, x2, y2
 

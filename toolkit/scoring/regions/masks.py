@@ -1,4 +1,4 @@
-"""Masks and outlines: a mask file to its regions, polygons and boxes to masks, and how well two masks agree."""
+"""Masks and outlines: mask files to regions, polygons and boxes to masks, and mask overlap."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from toolkit.errors import DataError
 from toolkit.scoring.regions.boxes import Box, Size, clip_box
 
 Mask = NDArray[np.bool_]
-"""(height, width), True where the region is."""
+"""Shape (height, width), True inside the region."""
 
 Polygon = tuple[tuple[float, float], ...]
-"""Vertices (x, y): the pixels that the outline runs through, which belong to the region themselves."""
+"""Vertices (x, y). They are pixels of the region itself, not of its surroundings."""
 
 SPECK = 0.01
-"""A region smaller than this share of the largest one is a speck of annotation, not a lesion."""
+"""A region below this fraction of the largest region's area counts as an annotation artefact."""
 
 ASPECT = 0.01
-"""A mask whose sides have another ratio than its picture's, by more than this share, is not of this picture."""
+"""Maximum relative difference between the aspect ratios of a mask and its image."""
 
 TOLERANCE = 0.75
-"""Pixels by which a shortened outline may leave the exact one."""
+"""Maximum distance in pixels between a simplified outline and the exact one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One connected part of a mask: its box, its pixels, and its outline within ``TOLERANCE``."""
+    """One connected region of a mask: its box, its area in pixels, and its outline within ``TOLERANCE``."""
 
     box: Box
     area: int
@@ -37,10 +37,10 @@ class Region:
 
 
 def read_mask(path: Path) -> Mask:
-    """A mask file of two values (0 and 255, 0 and 1, or any other two); values between count by the nearer end.
+    """Load a mask file with two values, such as 0 and 255. Values in between go to the nearer one.
 
     Raises:
-        DataError: the file is missing or no picture.
+        DataError: The file is unreadable or not an image.
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -53,27 +53,27 @@ def read_mask(path: Path) -> Mask:
         rule, remedy = "a mask must be an image", "Copy the file again."
         raise DataError("data.mask_not_image", rule, place=path, remedy=remedy)
     if values.ndim == 3:
-        values = values[..., :3].max(axis=2)  # a fourth channel is opacity
+        values = values[..., :3].max(axis=2)  # the fourth channel is opacity
     mask: Mask = values > values.max() / 2
     return mask
 
 
 def fit_mask(mask: Mask, size: Size) -> Mask | None:
-    """The mask at the size of its picture; None where their proportions differ by more than ``ASPECT``."""
+    """Return the mask at the size of its image, or None if the aspect ratios differ by more than ``ASPECT``."""
     height, width = mask.shape
     if (width, height) == size:
         return mask
     if abs(width * size[1] / (height * size[0]) - 1) > ASPECT:
         return None
-    # The exact kind takes the pixel whose middle is nearest; the plain one is shifted by half a pixel.
+    # INTER_NEAREST_EXACT takes the pixel with the nearest centre. INTER_NEAREST is shifted by half a pixel.
     scaled: Mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
     return scaled
 
 
 def find_regions(mask: Mask) -> tuple[list[Region], int]:
-    """The mask's connected regions (8-connected), the largest first, and how many specks were left out.
+    """Return the 8-connected regions of the mask, largest first, and the number of ignored specks.
 
-    Holes do not show in an outline.
+    Outlines do not include holes.
     """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
@@ -91,24 +91,24 @@ def _region(labels: NDArray[np.int32], stats: NDArray[np.int32], label: int) -> 
     return Region((x, y, x + width, y + height), area, tuple((int(px), int(py)) for px, py in points))
 
 
-def shorten(polygon: Polygon, most: int) -> Polygon:
-    """The polygon with at most ``most`` vertices (at least 3): Douglas and Peucker's rule, as coarse as that needs."""
+def shorten(polygon: Polygon, maximum: int) -> Polygon:
+    """Return the polygon with at most ``maximum`` vertices (at least 3), simplified by Douglas-Peucker."""
     points = np.asarray(polygon, np.float32).reshape(-1, 1, 2)
     tolerance = TOLERANCE
-    while len(points) > most:
+    while len(points) > maximum:
         points = cv2.approxPolyDP(np.asarray(polygon, np.float32).reshape(-1, 1, 2), tolerance, closed=True)
         tolerance *= 1.25
     return tuple((float(x), float(y)) for x, y in points.reshape(-1, 2))
 
 
 def draw_polygons(polygons: Iterable[Sequence[tuple[float, float]]], size: Size) -> Mask:
-    """The mask of polygons in a picture of this size, outlines included; what lies outside the picture is cut off."""
+    """Return the mask of polygons in an image of this size, outlines included. Parts outside the image are cut off."""
     width, height = size
     canvas = np.zeros((height, width), np.uint8)
     for polygon in polygons:
         if not len(polygon):
             continue
-        # Far outside is as good as outside, and OpenCV's integers end somewhere.
+        # Clipping far outside the image changes nothing, and keeps coordinates in the range of OpenCV's integers.
         limit = 4 * max(size)
         points = np.asarray(polygon, np.float64).reshape(-1, 2).clip(-limit, limit)
         cv2.fillPoly(canvas, [np.rint(points).astype(np.int32)], 1)
@@ -116,7 +116,7 @@ def draw_polygons(polygons: Iterable[Sequence[tuple[float, float]]], size: Size)
 
 
 def draw_boxes(boxes: Iterable[Box], size: Size) -> Mask:
-    """The mask of boxes in a picture of this size; a pixel belongs to a box that holds its middle."""
+    """Return the mask of boxes in an image of this size. A pixel is in a box that contains its centre."""
     mask = np.zeros((size[1], size[0]), bool)
     for box in boxes:
         x1, y1, x2, y2 = (int(np.floor(edge + 0.5)) for edge in clip_box(box, size))
@@ -125,13 +125,13 @@ def draw_boxes(boxes: Iterable[Box], size: Size) -> Mask:
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union (Jaccard index) of two masks of one shape, in [0, 1]; 0 where both are empty."""
+    """Return intersection over union (Jaccard index) of two masks of equal shape, in [0, 1], or 0 if both are empty."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
 def dice(iou: float) -> float:
-    """The Dice coefficient that belongs to an IoU: 2 J / (1 + J).
+    """Return the Dice coefficient for an IoU J: 2 J / (1 + J).
 
     >>> round(dice(1 / 3), 4)
     0.5

@@ -1,4 +1,4 @@
-"""Several lesions: which answer belongs to which lesion, and what a missing or an extra one costs."""
+"""Assignment of predicted lesions to reference lesions, and the cost of missing and extra ones."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,10 +12,10 @@ U = TypeVar("U")
 def match(
     references: Sequence[T], answers: Sequence[U], score: Callable[[T, U], float]
 ) -> tuple[list[tuple[int, int]], float]:
-    """The one-to-one assignment with the greatest sum of scores (Kuhn 1955), and its mean.
+    """Return the one-to-one assignment with the largest sum of scores (Kuhn 1955), and its mean score.
 
-    The sum is divided by the longer of the two lists: a lesion without an answer and an answer without a lesion cost
-    alike. Scores are in [0, 1]; a pair that scores 0 is no pair.
+    The sum is divided by the length of the longer list, so a missing and an extra lesion cost the same. Scores are in
+    [0, 1]. Pairs with score 0 are left out.
 
     >>> match([1, 5], [5, 1, 9], lambda a, b: float(a == b))
     ([(0, 1), (1, 0)], 0.6666666666666666)
@@ -26,7 +26,7 @@ def match(
     if table.size == 1:
         pairs = [(0, 0)]
     else:
-        from scipy.optimize import linear_sum_assignment  # a quarter of a second to load, for few samples
+        from scipy.optimize import linear_sum_assignment  # takes 0.25 s to import and is rarely needed
 
         pairs = [(int(i), int(j)) for i, j in zip(*linear_sum_assignment(table, maximize=True), strict=True)]
     pairs = [pair for pair in pairs if table[pair] > 0]

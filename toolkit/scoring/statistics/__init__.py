@@ -1,52 +1,59 @@
-"""Metrics report: statistics over many answers, each with its n and an interval."""
+"""Statistics over answers. Every figure has its n and an interval."""
 
-from toolkit.scoring.statistics.bins import AGE_EDGES, NOT_GIVEN, band
+from toolkit.scoring.statistics.bins import AGE_EDGES, NOT_GIVEN, bin_label
 from toolkit.scoring.statistics.classification import (
-    AgainstRest,
-    LabelFigures,
-    label_figures,
+    ClassificationMetrics,
+    OneVsRest,
+    classification_metrics,
     macro_f1,
     macro_f1_estimate,
 )
-from toolkit.scoring.statistics.confusion import Confusion, Majority, confusion, majority
-from toolkit.scoring.statistics.confusion_plot import draw_confusion
-from toolkit.scoring.statistics.episodes import BEFORE_FAILURE, WHOLE, ChainFigures, Stand, chain_figures, read_chains
-from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, share, wilson
+from toolkit.scoring.statistics.confusion_matrix import ConfusionMatrix, Majority, confusion_matrix, majority
+from toolkit.scoring.statistics.confusion_matrix_plot import plot_confusion_matrix
+from toolkit.scoring.statistics.episodes import (
+    BEFORE_FAILURE,
+    WHOLE,
+    EpisodeMetrics,
+    EpisodePosition,
+    episode_metrics,
+    find_scored_episodes,
+)
+from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion, wilson
 from toolkit.scoring.statistics.paired import Paired, mcnemar_exact, paired_difference
-from toolkit.scoring.statistics.summary import Comparison, Failure, Figures, Judged, Summary, compare, summarise
+from toolkit.scoring.statistics.summary import Comparison, Failure, Metrics, ScoredAnswer, Summary, compare, summarise
 
 __all__ = [
     "AGE_EDGES",
     "BEFORE_FAILURE",
     "NOT_GIVEN",
     "WHOLE",
-    "AgainstRest",
-    "ChainFigures",
+    "ClassificationMetrics",
     "Comparison",
-    "Confusion",
+    "ConfusionMatrix",
+    "EpisodeMetrics",
+    "EpisodePosition",
     "Estimate",
     "Failure",
-    "Figures",
-    "Judged",
-    "LabelFigures",
     "Majority",
+    "Metrics",
+    "OneVsRest",
     "Paired",
-    "Stand",
+    "ScoredAnswer",
     "Summary",
-    "band",
+    "bin_label",
     "bootstrap_mean",
-    "chain_figures",
+    "classification_metrics",
     "compare",
-    "confusion",
-    "draw_confusion",
-    "label_figures",
+    "confusion_matrix",
+    "episode_metrics",
+    "find_scored_episodes",
     "macro_f1",
     "macro_f1_estimate",
     "majority",
     "mcnemar_exact",
     "paired_difference",
-    "read_chains",
-    "share",
+    "plot_confusion_matrix",
+    "proportion",
     "summarise",
     "wilson",
 ]

@@ -1,4 +1,4 @@
-"""Bands: a number column such as age, made into the few values that tables are by."""
+"""Bins: a numeric column such as age, reduced to a few values for tables."""
 
 import math
 from bisect import bisect_right
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 NOT_GIVEN = "(not given)"
-"""The row of samples that have no value in a column."""
+"""The label of samples without a value in a column."""
 
 AGE_EDGES = (0, 30, 45, 60, 75)
-"""Years, as skin registers are often read: 0-29, 30-44, 45-59, 60-74, 75+."""
+"""Age bins in years, as common in skin registries: 0-29, 30-44, 45-59, 60-74, 75+."""
 
 
-def band(value: object, edges: Sequence[float]) -> str:
-    """The name of the band that a value falls into; each edge is the first value of its band.
+def bin_label(value: object, edges: Sequence[float]) -> str:
+    """Return the label of the bin of a value. Each edge is the first value of its bin.
 
-    >>> [band(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
+    >>> [bin_label(age, AGE_EDGES) for age in (0, 29.5, "30", 75.0, -1, None, "unknown")]
     ['0-29', '0-29', '30-44', '75+', '<0', '(not given)', 'unknown']
-    >>> [band(share, (0, 0.01, 0.1)) for share in (0.009, 0.1)]
+    >>> [bin_label(fraction, (0, 0.01, 0.1)) for fraction in (0.009, 0.1)]
     ['0 to <0.01', '0.1+']
 
     Args:
-        value: a number or its text. None, blank text and NaN are "(not given)"; other text stays what it is.
-        edges: rising.
+        value: A number or its text. None, blank text and NaN are "(not given)". Other text is returned unchanged.
+        edges: Increasing numbers.
 
     Raises:
-        ValueError: there are no edges, or they do not rise.
+        ValueError: ``edges`` is empty or not increasing.
     """
     if not edges or any(low >= high for low, high in pairwise(edges)):
         raise ValueError(f"edges must rise, got {list(edges)}")
@@ -38,7 +38,7 @@ def band(value: object, edges: Sequence[float]) -> str:
 
 
 def _name(index: int, edges: Sequence[float]) -> str:
-    """Of the band below edge ``index``."""
+    """Return the label of the bin below edge ``index``."""
     if index == 0:
         return f"<{edges[0]:g}"
     low = edges[index - 1]

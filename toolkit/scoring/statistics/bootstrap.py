@@ -1,37 +1,37 @@
-"""The bootstrap by group: sums over samples that are drawn from whole groups with replacement."""
+"""Cluster bootstrap: sums over resamples of whole groups, drawn with replacement."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 _CELLS = 4_000_000
-"""Draws that are held in memory at a time."""
+"""Maximum number of draws in RAM at a time."""
 
 
 def count_groups(groups: Sequence[str]) -> int:
-    """Number of different groups."""
+    """Return the number of distinct groups."""
     return len(set(groups))
 
 
 def resampled_sums(columns_NK: np.ndarray, groups: Sequence[str], resamples: int, seed: int) -> np.ndarray:
-    """Sums of each column over ``resamples`` samples of as many groups as there are, drawn with replacement.
+    """Return the sum of each column over ``resamples`` bootstrap samples of whole groups.
 
-    Any statistic that is made of sums (a mean, F1) is then computed for all samples at once.
+    Any statistic of sums (a mean, F1) can then be computed for all resamples in one operation.
 
     Args:
-        columns_NK: values x columns.
-        groups: each value's group.
-        resamples: number of drawn samples.
-        seed: the same seed and number of groups give the same draws.
+        columns_NK: Shape (values, columns).
+        groups: The group of each value.
+        resamples: Number of bootstrap samples.
+        seed: The same seed and number of groups give the same draws.
 
     Returns:
-        resamples x columns.
+        Shape (resamples, columns).
     """
     return drawn_sums(sums_by_group(columns_NK, groups), resamples, seed)
 
 
 def sums_by_group(columns_NK: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Sums of each column over the values of each group: groups, in the order of their first values, x columns."""
+    """Return the sum of each column per group, shape (groups, columns), in order of first occurrence."""
     codes = {group: code for code, group in enumerate(dict.fromkeys(groups))}
     sums_GK = np.zeros((len(codes), columns_NK.shape[1]))
     np.add.at(sums_GK, np.array([codes[group] for group in groups], dtype=int), columns_NK)
@@ -39,7 +39,7 @@ def sums_by_group(columns_NK: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def drawn_sums(sums_GK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """``resampled_sums`` of what ``sums_by_group`` gave; zeros where there is no group."""
+    """Return ``resampled_sums`` from the result of ``sums_by_group``. Without groups the sums are zero."""
     n_groups = len(sums_GK)
     if not (n_groups and resamples):
         return np.zeros((resamples, sums_GK.shape[1]))
@@ -52,13 +52,13 @@ def drawn_sums(sums_GK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(statistics: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The central share ``confidence`` of the drawn samples' statistics."""
+    """Return the central interval that contains the fraction ``confidence`` of the resampled statistics."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistics, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def _times_drawn(rng: np.random.Generator, samples: int, n_groups: int) -> np.ndarray:
-    """How often each group stands in each sample: samples x groups."""
+    """Return how often each group was drawn per resample, shape (resamples, groups)."""
     drawn = rng.integers(0, n_groups, size=(samples, n_groups)) + np.arange(samples)[:, None] * n_groups
     return np.bincount(drawn.ravel(), minlength=samples * n_groups).reshape(samples, n_groups).astype(float)

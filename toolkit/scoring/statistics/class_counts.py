@@ -1,4 +1,4 @@
-"""Hits, truths and answers of each class, counted once by group and in drawn samples, and the figures made of them."""
+"""Counts of hits, true labels and predictions per class, by group and by bootstrap sample, and metrics from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from toolkit.scoring.statistics.bootstrap import drawn_sums, sums_by_group
-from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_share
+from toolkit.scoring.statistics.intervals import Estimate, bootstrapped, wilson_proportion
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts of some samples of answers, each samples x classes; every answer's true label is one of the classes."""
+    """Counts of shape (samples, classes). The true label of every answer is one of the classes."""
 
     hits: np.ndarray
     true: np.ndarray
     answered: np.ndarray
-    """Answers with the class; one that could not be read, or that is none of the classes, is in no column."""
+    """Predictions of the class. Unparsed answers and labels outside the classes are in no column."""
 
-    def against_rest(self, index: int) -> "Counts":
-        """Two classes: the one at ``index``, and all that is not it, to which unread answers belong."""
+    def one_vs_rest(self, index: int) -> "Counts":
+        """Return counts of two classes: the one at ``index`` and the rest, which includes unparsed answers."""
         hits, true, answered = self.hits[:, index], self.true[:, index], self.answered[:, index]
         n = self.true.sum(axis=1)
         return Counts(
@@ -32,8 +32,8 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """The counts of ``n`` answers: of each group, of all (one row), and of samples drawn from whole groups."""
+class ClassCounts:
+    """Counts of ``n`` answers: per group, in total (one row), and per bootstrap sample of whole groups."""
 
     classes: tuple[str, ...]
     n: int
@@ -41,93 +41,100 @@ class Tally:
     whole: Counts
     drawn: Counts
 
-    def against_rest(self, name: str) -> "Tally":
-        """The tally of two classes: ``name`` and the rest, an answer that could not be read among the rest."""
+    def one_vs_rest(self, name: str) -> "ClassCounts":
+        """Return the counts of ``name`` against the rest, which includes unparsed answers."""
         index = self.classes.index(name)
-        by_group, whole, drawn = (counts.against_rest(index) for counts in (self.by_group, self.whole, self.drawn))
+        by_group, whole, drawn = (counts.one_vs_rest(index) for counts in (self.by_group, self.whole, self.drawn))
         return replace(self, classes=(name, "rest"), by_group=by_group, whole=whole, drawn=drawn)
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A figure of each class: ``curve`` of the share of ``part``'s first counts among its second ones.
+    """A metric per class: ``curve`` applied to the ratio of ``part``'s first counts to its second counts.
 
-    ``curve`` rises, so that it maps an interval of the share to one of the figure.
+    ``curve`` is increasing, so it maps an interval of the ratio to an interval of the metric.
     """
 
     part: Callable[[Counts], tuple[np.ndarray, np.ndarray]]
     curve: Callable[[Any], Any]
 
     def of(self, counts: Counts) -> np.ndarray:
-        """Samples x classes; NaN where a sample has nothing that the share could be of."""
+        """Return the metric with shape (samples, classes). It is NaN if the denominator is 0."""
         successes, total = self.part(counts)
         return np.asarray(self.curve(np.divide(successes, total, out=np.full(total.shape, np.nan), where=total > 0)))
 
 
-SENSITIVITY = Ratio(lambda counts: (counts.hits, counts.true), lambda share: share)
-PRECISION = Ratio(lambda counts: (counts.hits, counts.answered), lambda share: share)
+SENSITIVITY = Ratio(lambda counts: (counts.hits, counts.true), lambda fraction: fraction)
+PRECISION = Ratio(lambda counts: (counts.hits, counts.answered), lambda fraction: fraction)
 F1 = Ratio(
-    lambda counts: (counts.hits, counts.true + counts.answered - counts.hits), lambda share: 2 * share / (1 + share)
+    lambda counts: (counts.hits, counts.true + counts.answered - counts.hits),
+    lambda fraction: 2 * fraction / (1 + fraction),
 )
-"""Made of the share of hits among the answers that are or say the class, which is a share of independent answers where
-F1 itself is none (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the indirect way)."""
+"""F1 as a function of the fraction of hits among answers that are, or are predicted as, the class.
+
+Unlike F1, this fraction is a proportion of independent answers (Lam, Gopal and Jiang 2023, arXiv 2309.14621: the
+indirect method)."""
 
 
-def tally(
+def count_classes(
     true: Sequence[str],
     predicted: Sequence[str | None],
     groups: Sequence[str],
     resamples: int,
     seed: int,
     also: Sequence[str] = (),
-) -> Tally:
-    """The counts of all labels that occur in ``true``, in sorted order.
+) -> ClassCounts:
+    """Return the counts of all labels in ``true``, in sorted order.
 
     Args:
-        true: each answer's true label.
-        predicted: each answer's label; None where it could not be read.
-        groups: each answer's group.
-        resamples: number of drawn samples, may be 0.
-        seed: of the draws.
-        also: further classes that are counted, occur they or not.
+        true: The true label of each answer.
+        predicted: The predicted label of each answer, or None if it was not parsed.
+        groups: The group of each answer.
+        resamples: Number of bootstrap samples, may be 0.
+        seed: Seed of the bootstrap.
+        also: Additional classes to count even if they do not occur.
 
     Raises:
-        ValueError: the sequences differ in length.
+        ValueError: The sequences differ in length.
     """
     if not len(true) == len(predicted) == len(groups):
         raise ValueError(f"{len(true)} true labels, but {len(predicted)} answers and {len(groups)} groups")
     classes = tuple(sorted({*true, *also}))
     sums_GK = sums_by_group(_columns_NK(true, predicted, classes), groups)
     drawn_RK = drawn_sums(sums_GK, resamples, seed)
-    return Tally(classes, len(true), _split(sums_GK), _split(sums_GK.sum(axis=0, keepdims=True)), _split(drawn_RK))
+    return ClassCounts(
+        classes, len(true), _split(sums_GK), _split(sums_GK.sum(axis=0, keepdims=True)), _split(drawn_RK)
+    )
 
 
-def by_class(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
-    """The figure of each class, with Wilson's interval where its groups have one answer each, else by bootstrap.
+def by_class(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> tuple[Estimate, ...]:
+    """Return the metric of each class with its interval.
 
-    ``n`` and ``groups`` of an estimate are those of the answers that its share is of. A drawn sample without such an
-    answer does not count.
+    The interval is Wilson's if the groups have one answer each, otherwise from the bootstrap.
+
+    ``n`` and ``groups`` of an estimate count the answers in the denominator. A bootstrap sample without such an answer
+    is left out.
     """
     drawn_RK, n_groups_K = ratio.of(counted.drawn), (ratio.part(counted.by_group)[1] > 0).sum(axis=0)
     found = []
     for index, (successes, total) in enumerate(zip(*(part[0] for part in ratio.part(counted.whole)), strict=True)):
         n, n_groups = int(total), int(n_groups_K[index])
-        share = wilson_share(int(successes), n, n_groups, confidence)
-        if share is None:
+        fraction = wilson_proportion(int(successes), n, n_groups, confidence)
+        if fraction is None:
             value = ratio.of(counted.whole)[0, index].item()
             found.append(bootstrapped(value, n, n_groups, drawn_RK[:, index], confidence))
         else:
-            found.append(_curved(share, ratio.curve))
+            found.append(_curved(fraction, ratio.curve))
     return tuple(found)
 
 
-def class_mean(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> Estimate:
-    """The mean of the figure over the classes that occur in the truth, with its interval.
+def class_mean(counted: ClassCounts, ratio: Ratio, confidence: float = 0.95) -> Estimate:
+    """Return the mean of the metric over the classes that occur in the truth, with its interval.
 
-    The interval is the bootstrap's by group; a class that a drawn sample lacks does not enter its mean. Where every
-    class is at 0 or at 1 a bootstrap has no width; there the classes' Wilson intervals are put together ("wilson by
-    class") as if the classes were independent: squared distances of the limits add up as variances do (Zou and Donner
-    2008). A class with few groups that are all right makes a bootstrap's interval too narrow.
+    The interval comes from the bootstrap by group. A class that a bootstrap sample lacks is left out of its mean. If
+    every class is at 0 or 1, a bootstrap interval has no width. Then the Wilson intervals of the classes are combined
+    ("wilson by class") as if the classes were independent: squared distances of the limits add up like variances (Zou
+    and Donner 2008). A class with few groups that are all correct makes a bootstrap interval too narrow.
     """
     n_groups = len(counted.by_group.true)
     if not counted.n:
@@ -143,7 +150,7 @@ def class_mean(counted: Tally, ratio: Ratio, confidence: float = 0.95) -> Estima
 
 
 def _columns_NK(true: Sequence[str], predicted: Sequence[str | None], classes: Sequence[str]) -> np.ndarray:
-    """Per answer and class, side by side: hit, true, answered."""
+    """Return hits, true labels and predictions per answer and class, side by side."""
     index = {name: code for code, name in enumerate(classes)}
     codes = np.arange(len(classes))
     true_NK = np.array([index[name] for name in true], dtype=int)[:, None] == codes
@@ -155,10 +162,10 @@ def _split(sums_RK: np.ndarray) -> Counts:
     return Counts(*np.split(sums_RK, 3, axis=1))
 
 
-def _curved(share: Estimate, curve: Callable[[Any], Any]) -> Estimate:
-    if share.value is None:
-        return share
-    return replace(share, value=curve(share.value), low=curve(share.low), high=curve(share.high))
+def _curved(fraction: Estimate, curve: Callable[[Any], Any]) -> Estimate:
+    if fraction.value is None:
+        return fraction
+    return replace(fraction, value=curve(fraction.value), low=curve(fraction.low), high=curve(fraction.high))
 
 
 def _mean_R(counts: Counts, ratio: Ratio) -> np.ndarray:
@@ -167,7 +174,7 @@ def _mean_R(counts: Counts, ratio: Ratio) -> np.ndarray:
 
 
 def _distances(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """How far the limits of the estimates' mean are below and above it."""
+    """Return the distances from the estimates' mean down to its lower and up to its upper limit."""
     limits = [(found.value, found.low, found.high) for found in estimates]
     below = math.hypot(*(value - low for value, low, _ in limits if value is not None and low is not None))
     above = math.hypot(*(high - value for value, _, high in limits if value is not None and high is not None))

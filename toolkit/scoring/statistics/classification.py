@@ -1,69 +1,77 @@
-"""Label figures: balanced accuracy and macro-F1, and each class against the rest.
+"""Classification metrics: balanced accuracy and macro-F1, and each class against the rest.
 
-An answer that could not be read is wrong for its true class and a hit of none. It names no class, so that it counts as
-a right "not this class" for every other class: specificity alone does not show it, ``LabelFigures.unreadable`` does.
+An unparsed answer is wrong for its true class and a hit of no class. It names no class, so it counts as a correct "not
+this class" for every other class. Specificity hides such answers, so ``ClassificationMetrics.unreadable`` counts them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.scoring.statistics.class_counts import F1, PRECISION, SENSITIVITY, Tally, by_class, class_mean, tally
+from toolkit.scoring.statistics.class_counts import (
+    F1,
+    PRECISION,
+    SENSITIVITY,
+    ClassCounts,
+    by_class,
+    class_mean,
+    count_classes,
+)
 from toolkit.scoring.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True)
-class AgainstRest:
-    """One class against all that is not it, an answer that could not be read among the rest.
+class OneVsRest:
+    """One class against the rest, which includes unparsed answers.
 
-    Each estimate's ``n`` is that of the answers it is a share of: for sensitivity those that are the class, for
-    specificity those that are not, for precision those that say it, for F1 those that are it or say it. Without such
-    answers the value is None, never a free 1.
+    The ``n`` of each estimate is its denominator: answers of the class for sensitivity, answers of other classes for
+    specificity, predictions of the class for precision, and either of them for F1. Without such answers the value is
+    None.
     """
 
     n: int
-    """Answers whose true label is the class."""
+    """Answers with this true label."""
     answered: int
-    """Answers that say the class."""
+    """Answers with this predicted label."""
     sensitivity: Estimate
     """Recall."""
     specificity: Estimate
     precision: Estimate
-    """Positive predictive value, at the share that the class has among these answers."""
+    """Positive predictive value at the prevalence in these answers."""
     npv: Estimate
     """Negative predictive value."""
     f1: Estimate
     balanced_accuracy: Estimate
-    """Mean of sensitivity and specificity; of the one that has a value where the other has none."""
+    """Mean of sensitivity and specificity. If one has no value, the other."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelFigures:
-    """What ``n`` answers with labels are worth, class by class."""
+class ClassificationMetrics:
+    """Metrics of ``n`` answers with labels."""
 
     n: int
     groups: int
     unreadable: int
-    """Answers without a label."""
+    """Answers without a predicted label."""
     foreign: int
-    """Answers with a label that is none of ``classes``: wrong, and like unread ones in all figures."""
+    """Answers with a label outside ``classes``. They count as wrong, like unparsed answers."""
     balanced_accuracy: Estimate
     """Mean sensitivity of the classes that occur in the truth (scikit-learn's ``balanced_accuracy_score``)."""
-    classes: Mapping[str, AgainstRest]
-    """Those that occur in the truth, in sorted order, and ``positive``."""
+    classes: Mapping[str, OneVsRest]
+    """The classes that occur in the truth, in sorted order, and ``positive``."""
     positive: str | None
-    """The class that is of interest, such as melanoma; it stands in ``classes`` even where no answer is about it."""
+    """The class of interest, such as melanoma. It is in ``classes`` even if no answer has it."""
 
 
 def macro_f1(true: Sequence[str], predicted: Sequence[str | None]) -> float | None:
-    """Mean F1 of the labels that occur in ``true``, 0 to 1; None where there is no answer.
+    """Return the mean F1 of the labels in ``true``, in [0, 1], or None without answers.
 
-    A label that only the model uses gets no F1 of its own: such answers are misses of their true label, and so are
-    answers that could not be read (scikit-learn: ``f1_score(..., labels=sorted(set(true)), average="macro")``).
+    A label that is only predicted gets no F1 of its own. Such answers and unparsed answers are misses of their true
+    label (scikit-learn: ``f1_score(..., labels=sorted(set(true)), average="macro")``).
 
     Raises:
-        ValueError: the sequences differ in length.
+        ValueError: The sequences differ in length.
     """
-    return class_mean(tally(true, predicted, ["all"] * len(true), 0, 0), F1).value
+    return class_mean(count_classes(true, predicted, ["all"] * len(true), 0, 0), F1).value
 
 
 def macro_f1_estimate(
@@ -74,45 +82,45 @@ def macro_f1_estimate(
     seed: int,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Macro-F1 with an interval; see ``tally.class_mean``."""
-    return class_mean(tally(true, predicted, groups, resamples, seed), F1, confidence)
+    """Return macro-F1 with the interval of ``class_mean``."""
+    return class_mean(count_classes(true, predicted, groups, resamples, seed), F1, confidence)
 
 
-def label_figures(
+def classification_metrics(
     labels: Sequence[tuple[str, str | None]],
     groups: Sequence[str],
     resamples: int,
     seed: int,
     positive: str | None = None,
     confidence: float = 0.95,
-) -> LabelFigures:
-    """Balanced accuracy, and sensitivity, specificity, precision, NPV, F1 and balanced accuracy of each class.
+) -> ClassificationMetrics:
+    """Return balanced accuracy, and the one-vs-rest metrics of each class.
 
-    Shares whose groups have one answer each, or are all right or all wrong, get Wilson's interval, all others the
-    bootstrap over groups; all figures come from the same drawn samples.
+    A proportion whose groups have one answer each, or with no or only hits, gets Wilson's interval. All others get a
+    bootstrap interval over groups. All metrics use the same bootstrap samples.
 
     Args:
-        labels: (true, answered) of each answer, None where it could not be read.
-        groups: each answer's group.
-        resamples: number of drawn samples.
-        seed: of the draws.
-        positive: a class that gets its figures even where no true label is it.
-        confidence: of the intervals.
+        labels: (true, predicted) per answer. The prediction is None if the answer was not parsed.
+        groups: The group of each answer.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+        positive: A class that is included even if no answer has it as its true label.
+        confidence: Confidence level of the intervals.
 
     Raises:
-        ValueError: the sequences differ in length.
+        ValueError: The sequences differ in length.
     """
     true, predicted = [a for a, _ in labels], [b for _, b in labels]
-    counted = tally(true, predicted, groups, resamples, seed, () if positive is None else (positive,))
-    return figures_of(counted, predicted, positive, confidence)
+    counted = count_classes(true, predicted, groups, resamples, seed, () if positive is None else (positive,))
+    return metrics_from_counts(counted, predicted, positive, confidence)
 
 
-def figures_of(
-    counted: Tally, predicted: Sequence[str | None], positive: str | None, confidence: float = 0.95
-) -> LabelFigures:
-    """``label_figures`` of answers that are counted already; ``predicted`` are theirs."""
+def metrics_from_counts(
+    counted: ClassCounts, predicted: Sequence[str | None], positive: str | None, confidence: float = 0.95
+) -> ClassificationMetrics:
+    """Return ``classification_metrics`` from existing counts and the predictions behind them."""
     unreadable = sum(name is None for name in predicted)
-    return LabelFigures(
+    return ClassificationMetrics(
         n=counted.n,
         groups=len(counted.by_group.true),
         unreadable=unreadable,
@@ -123,11 +131,11 @@ def figures_of(
     )
 
 
-def _against_rest(counted: Tally, name: str, confidence: float) -> AgainstRest:
-    pair = counted.against_rest(name)
+def _against_rest(counted: ClassCounts, name: str, confidence: float) -> OneVsRest:
+    pair = counted.one_vs_rest(name)
     sensitivity, specificity = by_class(pair, SENSITIVITY, confidence)
     precision, npv = by_class(pair, PRECISION, confidence)
-    return AgainstRest(
+    return OneVsRest(
         n=sensitivity.n,
         answered=precision.n,
         sensitivity=sensitivity,

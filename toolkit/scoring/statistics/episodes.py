@@ -1,21 +1,21 @@
-"""Answers that follow each other: whether all of a chain are right, and at which place it fails first."""
+"""Metrics of episodes: whether all answers of an episode are correct, and where it fails first."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, share
-from toolkit.scoring.statistics.summary import Judged
+from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, proportion
+from toolkit.scoring.statistics.summary import ScoredAnswer
 
 WHOLE = "whole"
 BEFORE_FAILURE = "before_failure"
-"""The scores of a chain as ``Chain.judged`` names them."""
+"""Score names in ``ScoredEpisode.scored_answer``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
-    """Where an answer stands in its chain: at ``place`` of ``length``, counted from 1."""
+class EpisodePosition:
+    """Position of an answer in its episode ``chain``: ``position`` of ``length``, counted from 1."""
 
     chain: str
     place: int
@@ -23,40 +23,40 @@ class Stand:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain of which every answer is there. ``failed_at``: the first place that is not right; None: all are."""
+class ScoredEpisode:
+    """A complete episode. ``failed_at`` is the first incorrect position, or None if all answers are correct."""
 
     name: str
     group: str
     length: int
     failed_at: int | None
     by: Mapping[str, str] = field(default_factory=dict)
-    """The columns in which all of its answers have one value."""
+    """Columns with the same value in all answers of the episode."""
 
     @property
     def before_failure(self) -> float:
-        """The share of its answers that stand before the first failure; 1 where all are right."""
+        """Fraction of answers before the first failure. It is 1 if all answers are correct."""
         return 1.0 if self.failed_at is None else (self.failed_at - 1) / self.length
 
-    def judged(self) -> Judged:
-        """The chain as one judged row: whole (0 or 1) and before_failure (in [0, 1])."""
+    def scored_answer(self) -> ScoredAnswer:
+        """Return the episode as one scored row: whole (0 or 1) and before_failure (in [0, 1])."""
         scores = {WHOLE: float(self.failed_at is None), BEFORE_FAILURE: self.before_failure}
-        return Judged(self.name, self.group, scores, by=self.by)
+        return ScoredAnswer(self.name, self.group, scores, by=self.by)
 
 
 @dataclass(frozen=True, slots=True)
-class ChainFigures:
-    """What is known of chains; every figure has its n (chains) and its interval.
+class EpisodeMetrics:
+    """Metrics of episodes, each with its n (episodes) and its interval.
 
     Attributes:
-        n: chains of which every answer is there.
-        incomplete: chains that lack one; they are in no figure.
-        whole: share of chains with every answer right.
-        before_failure: mean of ``Chain.before_failure``.
-        first_failure: mean place of the first failure, over the chains that fail; not in [0, 1].
-        failing: place -> chains that fail there first.
-        survival: place -> share of chains that are right up to it, among those that have it.
-        by: column -> value -> ``whole`` of the chains with this value.
+        n: Complete episodes.
+        incomplete: Episodes with a missing answer. They are in no metric.
+        whole: Fraction of episodes with every answer correct.
+        before_failure: Mean of ``ScoredEpisode.before_failure``.
+        first_failure: Mean position of the first failure over failing episodes. Not in [0, 1].
+        failing: Position -> number of episodes that fail there first.
+        survival: Position -> fraction of episodes without a failure up to it, among those that reach it.
+        by: Column -> value -> ``whole`` of the episodes with this value.
     """
 
     n: int
@@ -69,79 +69,87 @@ class ChainFigures:
     by: Mapping[str, Mapping[str, Estimate]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries for JSON."""
+        """Return plain dictionaries for JSON."""
         return asdict(self)
 
 
-def read_chains(rows: Sequence[Judged], stands: Mapping[str, Stand], score: str) -> tuple[list[Chain], int]:
-    """The chains whose answers are all there, and how many others there are.
+def find_scored_episodes(
+    rows: Sequence[ScoredAnswer], positions: Mapping[str, EpisodePosition], score: str
+) -> tuple[list[ScoredEpisode], int]:
+    """Return the complete episodes and the number of incomplete ones.
 
-    An answer is right where ``score`` is 1. An answer that could not be read is there, and wrong.
+    An answer is correct if ``score`` is 1. An unparsed answer is present, and incorrect.
 
     Args:
-        rows: judged answers, in any order.
-        stands: id -> where it stands.
-        score: a name in ``Judged.scores``.
+        rows: Scored answers, in any order.
+        positions: Sample id -> position.
+        score: A name in ``ScoredAnswer.scores``.
     """
-    parts: dict[str, list[Judged]] = {}
+    parts: dict[str, list[ScoredAnswer]] = {}
     for row in rows:
-        parts.setdefault(stands[row.id].chain, []).append(row)
-    chains = []
+        parts.setdefault(positions[row.id].chain, []).append(row)
+    episodes = []
     for name, part in parts.items():
-        part.sort(key=lambda row: stands[row.id].place)
-        length = stands[part[0].id].length
-        if [stands[row.id].place for row in part] == list(range(1, length + 1)):
-            chains.append(_chain(name, part, score))
-    return chains, len(parts) - len(chains)
+        part.sort(key=lambda row: positions[row.id].place)
+        length = positions[part[0].id].length
+        if [positions[row.id].place for row in part] == list(range(1, length + 1)):
+            episodes.append(_scored_episode(name, part, score))
+    return episodes, len(parts) - len(episodes)
 
 
-def chain_figures(
-    rows: Sequence[Judged], stands: Mapping[str, Stand], score: str, resamples: int, seed: int
-) -> ChainFigures:
-    """All figures of the chains that these answers form; ``resamples`` and ``seed`` are those of the bootstrap."""
-    chains, incomplete = read_chains(rows, stands, score)
-    groups = [chain.group for chain in chains]
-    failed = [chain for chain in chains if chain.failed_at is not None]
-    places = range(1, max((chain.length for chain in chains), default=0) + 1)
-    counted = Counter(chain.failed_at for chain in failed if chain.failed_at is not None)
-    return ChainFigures(
-        n=len(chains),
+def episode_metrics(
+    rows: Sequence[ScoredAnswer], positions: Mapping[str, EpisodePosition], score: str, resamples: int, seed: int
+) -> EpisodeMetrics:
+    """Return all metrics of the episodes of these answers. ``resamples`` and ``seed`` configure the bootstrap."""
+    episodes, incomplete = find_scored_episodes(rows, positions, score)
+    groups = [episode.group for episode in episodes]
+    failed = [episode for episode in episodes if episode.failed_at is not None]
+    steps = range(1, max((episode.length for episode in episodes), default=0) + 1)
+    counted = Counter(episode.failed_at for episode in failed if episode.failed_at is not None)
+    return EpisodeMetrics(
+        n=len(episodes),
         incomplete=incomplete,
-        whole=_whole(chains, resamples, seed),
-        before_failure=share([chain.before_failure for chain in chains], groups, resamples, seed),
+        whole=_whole(episodes, resamples, seed),
+        before_failure=proportion([episode.before_failure for episode in episodes], groups, resamples, seed),
         first_failure=bootstrap_mean(
-            [float(chain.failed_at or 0) for chain in failed], [chain.group for chain in failed], resamples, seed
+            [float(episode.failed_at or 0) for episode in failed],
+            [episode.group for episode in failed],
+            resamples,
+            seed,
         ),
-        failing={place: counted[place] for place in places if counted[place]},
-        survival={place: _surviving(chains, place, resamples, seed) for place in places},
-        by=_by(chains, resamples, seed),
+        failing={position: counted[position] for position in steps if counted[position]},
+        survival={position: _surviving(episodes, position, resamples, seed) for position in steps},
+        by=_by(episodes, resamples, seed),
     )
 
 
-def _chain(name: str, part: Sequence[Judged], score: str) -> Chain:
-    wrong = [place for place, row in enumerate(part, start=1) if row.scores.get(score) != 1]
+def _scored_episode(name: str, part: Sequence[ScoredAnswer], score: str) -> ScoredEpisode:
+    wrong = [position for position, row in enumerate(part, start=1) if row.scores.get(score) != 1]
     first = part[0]
     shared = {column: value for column, value in first.by.items() if all(row.by.get(column) == value for row in part)}
-    return Chain(name, first.group, len(part), wrong[0] if wrong else None, shared)
+    return ScoredEpisode(name, first.group, len(part), wrong[0] if wrong else None, shared)
 
 
-def _whole(chains: Sequence[Chain], resamples: int, seed: int) -> Estimate:
-    return share(
-        [float(chain.failed_at is None) for chain in chains], [chain.group for chain in chains], resamples, seed
+def _whole(episodes: Sequence[ScoredEpisode], resamples: int, seed: int) -> Estimate:
+    return proportion(
+        [float(episode.failed_at is None) for episode in episodes],
+        [episode.group for episode in episodes],
+        resamples,
+        seed,
     )
 
 
-def _surviving(chains: Sequence[Chain], place: int, resamples: int, seed: int) -> Estimate:
-    having = [chain for chain in chains if chain.length >= place]
-    right = [float(chain.failed_at is None or chain.failed_at > place) for chain in having]
-    return share(right, [chain.group for chain in having], resamples, seed)
+def _surviving(episodes: Sequence[ScoredEpisode], position: int, resamples: int, seed: int) -> Estimate:
+    having = [episode for episode in episodes if episode.length >= position]
+    right = [float(episode.failed_at is None or episode.failed_at > position) for episode in having]
+    return proportion(right, [episode.group for episode in having], resamples, seed)
 
 
-def _by(chains: Sequence[Chain], resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:
-    parts: dict[str, dict[str, list[Chain]]] = {}
-    for chain in chains:
-        for column, value in chain.by.items():
-            parts.setdefault(column, {}).setdefault(value, []).append(chain)
+def _by(episodes: Sequence[ScoredEpisode], resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:
+    parts: dict[str, dict[str, list[ScoredEpisode]]] = {}
+    for episode in episodes:
+        for column, value in episode.by.items():
+            parts.setdefault(column, {}).setdefault(value, []).append(episode)
     return {
         column: {value: _whole(part, resamples, seed) for value, part in sorted(values.items())}
         for column, values in parts.items()

@@ -1,4 +1,4 @@
-"""A figure with its n and its interval: Wilson's for independent yes/no answers, else the bootstrap by group."""
+"""Estimates with n and interval: Wilson's for independent yes/no answers, otherwise the bootstrap by group."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from toolkit.scoring.statistics.bootstrap import count_groups, percentile_interv
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over ``n`` answers about ``groups`` patients, lesions or films.
+    """A mean over ``n`` answers of ``groups`` patients, lesions or images.
 
-    ``value`` is None where n is 0, ``low`` and ``high`` where no interval can be told (n is 0, or a bootstrap over one
-    group): a figure that is not a number is never shown. ``method`` is one of "wilson", "wilson by group",
-    "wilson by class", "wilson of no change", "bootstrap by group", "jackknife by group" and "none".
+    ``value`` is None if n is 0. ``low`` and ``high`` are None if there is no interval (n is 0, or a bootstrap over one
+    group), so NaN never occurs. ``method`` is one of "wilson", "wilson by group", "wilson by class", "wilson of no
+    change", "bootstrap by group", "jackknife by group" and "none".
     """
 
     value: float | None
@@ -28,7 +28,7 @@ class Estimate:
     confidence: float = 0.95
 
     def __str__(self) -> str:
-        """In percent: ``84.0 % (71.5 to 91.7, n 50)``."""
+        """Return the estimate in percent: ``84.0 % (71.5 to 91.7, n 50)``."""
         if self.value is None:
             return f"- (n {self.n})"
         if self.low is None or self.high is None:
@@ -37,13 +37,13 @@ class Estimate:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (1927), which stays inside [0, 1] and has a width at 0 and 1 too.
+    """Return a proportion with Wilson's score interval (1927), which stays in [0, 1] and has a width at 0 and 1.
 
     >>> str(wilson(42, 50))
     '84.0 % (71.5 to 91.7, n 50)'
 
     Raises:
-        ValueError: not 0 <= successes <= n.
+        ValueError: Not 0 <= successes <= n.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be from 0 to n, got {successes} of {n}")
@@ -56,21 +56,21 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
 def bootstrap_mean(
     values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
 ) -> Estimate:
-    """Mean of the values with the percentile interval of a bootstrap that draws whole groups.
+    """Return the mean of the values with the percentile interval of a bootstrap over whole groups.
 
-    Questions about one film are answered alike, so it is the films that are drawn with replacement; a drawn sample's
-    mean is its sum over its number of values (Efron and Tibshirani 1993, chapter 13; Field and Welsh 2007). With fewer
-    than about 20 groups such intervals are too narrow.
+    Questions about one image are answered alike, so images are drawn with replacement instead of questions. The mean of
+    a bootstrap sample is its sum divided by its number of values (Efron and Tibshirani 1993, chapter 13. Field and
+    Welsh 2007). With fewer than about 20 groups such intervals are too narrow.
 
     Args:
-        values: finite numbers.
-        groups: each value's group.
-        resamples: number of drawn samples.
-        seed: of the draws; the same seed and groups give the same draws.
-        confidence: of the interval, such as 0.95.
+        values: Finite numbers.
+        groups: The group of each value.
+        resamples: Number of bootstrap samples.
+        seed: The same seed and groups give the same draws.
+        confidence: Confidence level, such as 0.95.
 
     Raises:
-        ValueError: a value is not finite, or the two sequences differ in length.
+        ValueError: A value is not finite, or the sequences differ in length.
     """
     numbers, n_groups = _finite(values), count_groups(groups)
     if len(numbers) != len(groups):
@@ -82,26 +82,26 @@ def bootstrap_mean(
     return bootstrapped(mean, len(numbers), n_groups, sums[:, 0] / sums[:, 1], confidence)
 
 
-def share(
+def proportion(
     values: Sequence[float], groups: Sequence[str], resamples: int, seed: int, confidence: float = 0.95
 ) -> Estimate:
-    """Mean of values in [0, 1] with the interval that fits them; ``method`` says which.
+    """Return the mean of values in [0, 1] with the appropriate interval. ``method`` names it.
 
-    Yes/no values with one answer a group get Wilson's interval, all others the bootstrap by group. Where all answers
-    are 0 or all are 1 a bootstrap has no width; there Wilson's formula is used with the number of groups, as if the
+    Yes/no values with one answer per group get Wilson's interval, all others the bootstrap by group. If all answers are
+    0 or all are 1, a bootstrap has no width. Then Wilson's formula is applied to the number of groups, as if the
     answers of a group were one.
     """
     if any(value not in (0, 1) for value in values):
         return bootstrap_mean(values, groups, resamples, seed, confidence)
-    found = wilson_share(int(sum(values)), len(values), count_groups(groups), confidence)
+    found = wilson_proportion(int(sum(values)), len(values), count_groups(groups), confidence)
     return found or bootstrap_mean(values, groups, resamples, seed, confidence)
 
 
-def wilson_share(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
-    """The share of successes where Wilson's formula gives its interval as ``share`` says; None where groups are drawn.
+def wilson_proportion(successes: int, n: int, n_groups: int, confidence: float = 0.95) -> Estimate | None:
+    """Return the proportion if Wilson's formula applies as in ``proportion``, or None if a bootstrap is needed.
 
     Raises:
-        ValueError: not 0 <= successes <= n.
+        ValueError: Not 0 <= successes <= n.
     """
     if n_groups == n:
         return wilson(successes, n, confidence)
@@ -111,14 +111,14 @@ def wilson_share(successes: int, n: int, n_groups: int, confidence: float = 0.95
 
 
 def bootstrapped(value: float, n: int, n_groups: int, drawn: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """A figure with the percentile interval of its values in drawn samples.
+    """Return a metric with the percentile interval of its bootstrap values.
 
     Args:
-        value: the figure of the answers as they are.
-        n: answers.
-        n_groups: their groups; with fewer than 2 there is no interval.
-        drawn: the figure of each drawn sample, NaN where a sample has none; such samples do not count.
-        confidence: of the interval.
+        value: The metric of the actual answers.
+        n: Number of answers.
+        n_groups: Number of groups. With fewer than 2 there is no interval.
+        drawn: The metric of each bootstrap sample. NaN marks samples without a value, which are left out.
+        confidence: Confidence level of the interval.
     """
     defined = drawn[~np.isnan(drawn)]
     if n_groups < 2 or not len(defined):

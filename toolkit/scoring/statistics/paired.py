@@ -1,4 +1,4 @@
-"""The difference between two answers to the same questions."""
+"""Paired difference between two evaluations of the same questions."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from toolkit.scoring.statistics.intervals import Estimate, bootstrap_mean, wilso
 class Paired:
     """After minus before, on the same questions.
 
-    ``p_value`` is McNemar's exact one where all values are 0 or 1, else None; it takes questions as independent, which
-    several questions about one film are not, while the interval of ``difference`` draws whole groups.
+    ``p_value`` is from McNemar's exact test if all values are 0 or 1, otherwise None. The test treats questions as
+    independent, which several questions about one image are not. The interval of ``difference`` resamples whole groups.
     """
 
     difference: Estimate
@@ -26,10 +26,10 @@ class Paired:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0 and McNemar's test, where there is one, agrees.
+        """Whether the interval excludes 0 and McNemar's test, if there is one, agrees.
 
-        With few changed answers the bootstrap alone is too sure: five better and none worse gives an interval above 0
-        at p = 0.0625.
+        With few changed answers the bootstrap is overconfident: five better and none worse gives an interval above 0 at
+        p = 0.0625.
         """
         low, high = self.difference.low, self.difference.high
         excludes_0 = low is not None and high is not None and (low > 0 or high < 0)
@@ -44,15 +44,15 @@ def paired_difference(
     seed: int,
     confidence: float = 0.95,
 ) -> Paired:
-    """Mean of ``after - before`` with a bootstrap interval by group.
+    """Return the mean of ``after - before`` with a bootstrap interval by group.
 
     Raises:
-        ValueError: the sequences differ in length, or a value is not finite.
+        ValueError: The sequences differ in length, or a value is not finite.
     """
     changes = [new - old for old, new in zip(before, after, strict=True)]
     difference = bootstrap_mean(changes, groups, resamples, seed, confidence)
     if changes and len(set(changes)) == 1:
-        difference = _without_spread(difference)
+        difference = _zero_variance_interval(difference)
     better, worse = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     binary = bool(changes) and all(value in (0, 1) for value in (*before, *after))
     return Paired(
@@ -65,9 +65,11 @@ def paired_difference(
     )
 
 
-def _without_spread(found: Estimate) -> Estimate:
-    """Where every question changed alike, drawing them again tells nothing. How many might have changed otherwise is
-    bounded by Wilson's upper limit for 0 of the groups; each of those could have moved the mean by its share.
+def _zero_variance_interval(found: Estimate) -> Estimate:
+    """Return an interval for changes that are all equal, where the bootstrap has no variance.
+
+    Wilson's upper limit for 0 of the groups bounds the proportion of groups that could have changed otherwise. Each of
+    them could have moved the mean by its weight.
     """
     bound, value = wilson(0, found.groups, found.confidence).high, found.value
     if bound is None or value is None or found.low is None:
@@ -76,7 +78,7 @@ def _without_spread(found: Estimate) -> Estimate:
 
 
 def mcnemar_exact(better: int, worse: int) -> float:
-    """Two-sided exact p of McNemar's test (1947): the changed answers against a fair coin; 1 where none changed.
+    """Return the two-sided exact p-value of McNemar's test (1947). It is 1 if no answer changed.
 
     >>> mcnemar_exact(5, 0)  # 2 / 2**5
     0.0625

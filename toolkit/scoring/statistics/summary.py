@@ -1,4 +1,4 @@
-"""An evaluation in figures: all answers, the answers by column, why answers could not be read, and comparisons."""
+"""Summary of an evaluation: metrics overall and by column, parse failures, and comparisons."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,21 @@ from typing import Any
 
 from toolkit.errors import DataError
 from toolkit.scoring.statistics.bins import NOT_GIVEN
-from toolkit.scoring.statistics.class_counts import F1, class_mean, tally
-from toolkit.scoring.statistics.classification import LabelFigures, figures_of
-from toolkit.scoring.statistics.confusion import Confusion, Majority, confusion, majority
-from toolkit.scoring.statistics.intervals import Estimate, share
+from toolkit.scoring.statistics.class_counts import F1, class_mean, count_classes
+from toolkit.scoring.statistics.classification import ClassificationMetrics, metrics_from_counts
+from toolkit.scoring.statistics.confusion_matrix import ConfusionMatrix, Majority, confusion_matrix, majority
+from toolkit.scoring.statistics.intervals import Estimate, proportion
 from toolkit.scoring.statistics.paired import Paired, paired_difference
 
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One judged answer.
+class ScoredAnswer:
+    """One scored answer.
 
-    ``scores`` are in [0, 1], None where one does not apply; ``label`` is (true, predicted or None) where the task has
-    labels; ``by`` holds the columns that tables are made by; ``problem`` says why no answer could be read.
+    ``scores`` are in [0, 1], or None if a score does not apply. ``label`` is (true, predicted or None) if the task has
+    labels. ``by`` has the group-by columns. ``problem`` says why the answer was not parsed.
     """
 
     id: str
@@ -34,23 +34,23 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Some of the answers: ``scores`` over those that each score applies to, the rates over all of them."""
+class Metrics:
+    """Metrics of a set of answers. Each of ``scores`` covers the answers that it applies to."""
 
     n: int
     groups: int
     scores: Mapping[str, Estimate]
     macro_f1: Estimate | None
-    """None where the task has no labels."""
-    labels: LabelFigures | None
-    """Balanced accuracy, and each class against the rest; None where the task has no labels."""
+    """None if the task has no labels."""
+    labels: ClassificationMetrics | None
+    """Balanced accuracy, and each class against the rest. None if the task has no labels."""
     truncated: Estimate
     unreadable: Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A reason why answers could not be read, how often, and the ids of the first few."""
+    """A reason for unparsed answers, its count, and the ids of the first few."""
 
     reason: str
     count: int
@@ -59,46 +59,46 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What an evaluation found; every figure has its n and its interval."""
+    """All metrics of an evaluation, each with its n and its interval."""
 
-    overall: Figures
-    by: Mapping[str, Mapping[str, Figures]]
-    """column -> value -> figures, values in sorted order, numbers in them by their size."""
+    overall: Metrics
+    by: Mapping[str, Mapping[str, Metrics]]
+    """Column -> value -> metrics. Values are in natural sort order."""
     not_found: tuple[str, ...]
-    """Columns that were asked for and that no answer has."""
+    """Requested columns that no answer has."""
     failures: tuple[Failure, ...]
-    """The most frequent first."""
-    confusion: Confusion
+    """Most frequent first."""
+    confusion: ConfusionMatrix
     majority: Majority
-    """Of the true labels of these answers; the baseline that is reported is learned from the training rows."""
+    """Majority of the true labels of these answers. The reported baseline is fitted on the training rows."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries for JSON; nothing in them is NaN."""
+        """Return plain dictionaries for JSON, without NaN."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One score of two evaluations, on the questions that both judged."""
+    """One score of two evaluations, on the questions that both have."""
 
     score: str
     paired: Paired
     only_before: int
-    """Questions that the later evaluation lacks, or that the score does not apply to there."""
+    """Questions that the later evaluation lacks, or to which the score does not apply there."""
     only_after: int
 
 
 def summarise(
-    rows: Sequence[Judged], by: Sequence[str], resamples: int, seed: int, positive: str | None = None
+    rows: Sequence[ScoredAnswer], by: Sequence[str], resamples: int, seed: int, positive: str | None = None
 ) -> Summary:
-    """All figures of an evaluation; an answer that could not be read stays in every n.
+    """Return all metrics of an evaluation. An unparsed answer stays in every n.
 
     Args:
-        rows: the judged answers.
-        by: columns of ``Judged.by`` whose values get figures of their own.
-        resamples: samples drawn for an interval that Wilson's formula does not cover.
-        seed: of the draws.
-        positive: the label that is of interest, such as melanoma; see ``LabelFigures``.
+        rows: The scored answers.
+        by: Columns of ``ScoredAnswer.by`` whose values get their own metrics.
+        resamples: Bootstrap samples for intervals that Wilson's formula does not cover.
+        seed: Seed of the bootstrap.
+        positive: The label of interest, such as melanoma. See ``ClassificationMetrics``.
     """
     draws = _Draws(resamples, seed, positive)
     found = [column for column in by if any(column in row.by for row in rows)]
@@ -108,16 +108,18 @@ def summarise(
         by={column: {value: _figures(part, draws) for value, part in _parts(rows, column).items()} for column in found},
         not_found=tuple(column for column in by if column not in found),
         failures=_failures(rows),
-        confusion=confusion([true for true, _ in labels], [predicted for _, predicted in labels]),
+        confusion=confusion_matrix([true for true, _ in labels], [predicted for _, predicted in labels]),
         majority=majority([true for true, _ in labels]),
     )
 
 
-def compare(before: Sequence[Judged], after: Sequence[Judged], score: str, resamples: int, seed: int) -> Comparison:
-    """The paired difference of one score between two evaluations, matched by the samples' ids.
+def compare(
+    before: Sequence[ScoredAnswer], after: Sequence[ScoredAnswer], score: str, resamples: int, seed: int
+) -> Comparison:
+    """Return the paired difference of one score between two evaluations, matched by sample id.
 
     Raises:
-        DataError: an id stands twice in one evaluation, or the two share no question.
+        DataError: An id occurs twice in one evaluation, or the evaluations share no question.
     """
     old, new = _values(before, score), _values(after, score)
     shared = [row for row in after if row.id in old and row.id in new]
@@ -140,50 +142,50 @@ class _Draws:
     positive: str | None
 
 
-def _figures(rows: Sequence[Judged], draws: _Draws) -> Figures:
+def _figures(rows: Sequence[ScoredAnswer], draws: _Draws) -> Metrics:
     groups = [row.group for row in rows]
     names = dict.fromkeys(name for row in rows for name in row.scores)
     macro_f1, labels = _labels(rows, draws)
-    return Figures(
+    return Metrics(
         n=len(rows),
         groups=len(set(groups)),
         scores={name: _score(rows, name, draws) for name in names},
         macro_f1=macro_f1,
         labels=labels,
-        truncated=share([float(row.truncated) for row in rows], groups, draws.resamples, draws.seed),
-        unreadable=share([float(row.problem is not None) for row in rows], groups, draws.resamples, draws.seed),
+        truncated=proportion([float(row.truncated) for row in rows], groups, draws.resamples, draws.seed),
+        unreadable=proportion([float(row.problem is not None) for row in rows], groups, draws.resamples, draws.seed),
     )
 
 
-def _score(rows: Sequence[Judged], name: str, draws: _Draws) -> Estimate:
+def _score(rows: Sequence[ScoredAnswer], name: str, draws: _Draws) -> Estimate:
     pairs = [(value, row.group) for row in rows if (value := row.scores.get(name)) is not None]
-    return share([value for value, _ in pairs], [group for _, group in pairs], draws.resamples, draws.seed)
+    return proportion([value for value, _ in pairs], [group for _, group in pairs], draws.resamples, draws.seed)
 
 
-def _labels(rows: Sequence[Judged], draws: _Draws) -> tuple[Estimate | None, LabelFigures | None]:
-    """Macro-F1 and the label figures, both of the same draws."""
+def _labels(rows: Sequence[ScoredAnswer], draws: _Draws) -> tuple[Estimate | None, ClassificationMetrics | None]:
+    """Return macro-F1 and the classification metrics from the same bootstrap samples."""
     labelled = [(*row.label, row.group) for row in rows if row.label is not None]
     if not labelled:
         return None, None
     true, predicted, groups = zip(*labelled, strict=True)
     also = () if draws.positive is None else (draws.positive,)
-    counted = tally(true, predicted, groups, draws.resamples, draws.seed, also)
-    return class_mean(counted, F1), figures_of(counted, predicted, draws.positive)
+    counted = count_classes(true, predicted, groups, draws.resamples, draws.seed, also)
+    return class_mean(counted, F1), metrics_from_counts(counted, predicted, draws.positive)
 
 
-def _parts(rows: Sequence[Judged], column: str) -> dict[str, list[Judged]]:
-    parts: dict[str, list[Judged]] = {}
+def _parts(rows: Sequence[ScoredAnswer], column: str) -> dict[str, list[ScoredAnswer]]:
+    parts: dict[str, list[ScoredAnswer]] = {}
     for row in rows:
         parts.setdefault(row.by.get(column, NOT_GIVEN), []).append(row)
     return {value: parts[value] for value in sorted(parts, key=_natural)}
 
 
 def _natural(text: str) -> list[Any]:
-    """Text and whole numbers in turn: 5-9 stands before 10-14."""
+    """Return a natural sort key, so that 5-9 precedes 10-14."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
 
 
-def _failures(rows: Sequence[Judged]) -> tuple[Failure, ...]:
+def _failures(rows: Sequence[ScoredAnswer]) -> tuple[Failure, ...]:
     ids: dict[str, list[str]] = {}
     for row in rows:
         if row.problem is not None:
@@ -192,7 +194,7 @@ def _failures(rows: Sequence[Judged]) -> tuple[Failure, ...]:
     return tuple(sorted(found, key=lambda failure: (-failure.count, failure.reason)))
 
 
-def _values(rows: Sequence[Judged], score: str) -> dict[str, float]:
+def _values(rows: Sequence[ScoredAnswer], score: str) -> dict[str, float]:
     ids = [row.id for row in rows]
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)

@@ -1,4 +1,4 @@
-"""Skin lesions: diagnosis, place in words, box and outline; rows, questions, answers, and what judges them."""
+"""Skin lesions: diagnosis, location in words, bounding box and outline."""
 
 from collections.abc import Mapping
 
@@ -20,12 +20,12 @@ JACCARD_THRESHOLD = 0.65
 
 
 def question(sample: Sample) -> str:
-    """The wording that the seed chose for the row."""
+    """Return the wording that the seed chose for the row."""
     return str(sample.fields["question"])
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """accuracy, place, box_iou, mask_iou and what is derived from it, and format; None where one does not apply."""
+    """Return accuracy, place, box_iou, mask_iou and derived scores, and format. None marks scores that do not apply."""
     overlap, outlined = box_overlap(sample, answer), mask_iou(sample, answer)
     return {
         "accuracy": diagnosis(sample, answer),
@@ -46,14 +46,14 @@ def _exact(score: float | None) -> float | None:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """The right code and the one that was read; None where no diagnosis is asked for."""
-    if "diagnosis" not in sample.fields["asked"]:
+    """Return the reference and the parsed code, or None if the recipe requests no diagnosis."""
+    if "diagnosis" not in sample.fields["requested"]:
         return None
     return sample.reference["diagnosis"], answer.values.get("diagnosis")
 
 
 def stratum(sample: Sample) -> str:
-    """The diagnosis."""
+    """Return the diagnosis."""
     return str(sample.reference["diagnosis"])
 
 

@@ -1,4 +1,4 @@
-"""Names of diagnoses: one table of codes, names and synonyms, and how a diagnosis is read out of a text."""
+"""Names of diagnoses: a table of codes, names and synonyms, and how to find a diagnosis in a text."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ from toolkit.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One diagnosis: the code of the data, the name that answers are written with, and other names for it."""
+    """One diagnosis: its code in the data, its name in answers, and its synonyms."""
 
     code: str
     name: str
@@ -21,20 +21,20 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class LabelTable:
-    """The diagnoses of a data set. No name stands for two of them."""
+    """The diagnoses of a dataset. A name belongs to one diagnosis."""
 
     labels: tuple[Label, ...]
 
     def name(self, code: str) -> str:
-        """The name of a code."""
+        """Return the name of a code."""
         return next(label.name for label in self.labels if label.code == code)
 
     def find(self, text: str) -> str | None:
-        """The code whose code, name or synonym is the whole text (case, punctuation and an s at the end aside)."""
+        """Return the code whose code, name or synonym is the whole text, ignoring case, punctuation and a plural s."""
         return _names(self).get(_fold(text))
 
     def read(self, text: str) -> tuple[str | None, str | None]:
-        """The code that a text names, else why none was read. A text that names several diagnoses names none.
+        """Return the code that a text names, or the reason why there is none. A text with several diagnoses names none.
 
         >>> HAM10000.read("It is a melanocytic nevus (a mole)."), HAM10000.read("melanoma or nevus")
         (('nv', None), (None, 'several diagnoses are named'))
@@ -87,10 +87,10 @@ HAM10000 = LabelTable(
 
 
 def load_labels(path: Path) -> LabelTable:
-    """A table of one's own: TOML with ``[[label]]`` tables of ``code``, ``name`` and perhaps ``synonyms``.
+    """Load a user's table: TOML with ``[[label]]`` tables of ``code``, ``name`` and optional ``synonyms``.
 
     Raises:
-        DataError: it cannot be read, an entry lacks something, or one name stands for two diagnoses.
+        DataError: The file is unreadable, an entry is incomplete, or one name belongs to two diagnoses.
     """
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("label", [])
@@ -139,7 +139,7 @@ def _names_of(label: Label) -> Iterator[str]:
 
 
 def _fold(text: str) -> str:
-    """Lower case words without punctuation; an s that only makes a plural is dropped."""
+    """Return lower-case words without punctuation and without a plural s."""
     words = re.findall(r"[a-z0-9]+", text.lower().replace("'s", "").replace("’s", ""))
     return " ".join(
         word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "is", "us", "os") else word for word in words

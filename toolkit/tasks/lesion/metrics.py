@@ -1,18 +1,18 @@
-"""The majority baseline of lesions: the most frequent diagnosis and place, and the median box, without a look."""
+"""Majority baseline of lesions: the most frequent diagnosis and location, and the median box, without the image."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import median
 
 from toolkit.data.sample import Sample
-from toolkit.scoring.regions import spell_place
+from toolkit.scoring.regions import format_location
 from toolkit.tasks.lesion.prompt import write_box
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> an answer of one lesion that is the same for every picture, but for the picture's size.
+    """Return sample -> an answer with one lesion, equal for every image except for the image's size.
 
-    The median box has the median of each edge, in shares of the sides, over the training rows' largest lesions.
+    Each edge of the box is the median over the largest lesions of the training rows, as a fraction of the side.
     """
     diagnoses: Counter[str] = Counter()
     places: Counter[tuple[int, ...]] = Counter()
@@ -32,7 +32,7 @@ def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
     def complete(sample: Sample) -> str:
         settings, (width, height) = sample.fields["settings"], sample.fields["size"]
-        parts = [f"<location>{spell_place((row, column), settings.grid)}</location>"]
+        parts = [f"<location>{format_location((row, column), settings.grid)}</location>"]
         if code is not None:
             parts.insert(0, f"<diagnosis>{settings.labels.name(code)}</diagnosis>")
         if box is not None:

@@ -1,4 +1,4 @@
-"""The lesions in a completion: tags, one line a lesion, or JSON; what cannot be read is said, never guessed."""
+"""Parse the lesions in a completion: tags, one line per lesion, or JSON. Unparsed parts are reported, never guessed."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from toolkit.data.sample import Answer, Sample
-from toolkit.scoring.regions import Frame, order_box, read_place
+from toolkit.scoring.regions import Frame, order_box, parse_location
 from toolkit.tasks.lesion.settings import LesionSettings
 
 PARTS = ("diagnosis", "location", "size", "features", "bbox", "polygon")
 MOST_LESIONS = 32
-"""More in one answer are not looked at: matching them would be all that a training step does."""
+"""Maximum number of lesions per answer. Matching more would dominate the time of an optimizer step."""
 
 _TAG = re.compile(rf"<({'|'.join(PARTS)})>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"</?({'|'.join(PARTS)})>", re.IGNORECASE)
@@ -35,12 +35,12 @@ _SAME = {
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The lesions of an answer, in pixels of the picture that is shown.
+    """Return the lesions of an answer, in pixels of the shown image.
 
-    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, None where nothing was read),
-    diagnosis (the code that all lesions share; None: none, or they differ), and unread (why a part could not be read).
-    A box may have floats, swapped corners, round brackets or none, and stand in a code fence; JSON with the parts as
-    keys is read too. Coordinates outside the picture stay: a score cuts them off.
+    ``values``: lesions (each with diagnosis: a code, place: a cell, box and polygon, or None), diagnosis (the common
+    code of all lesions, or None) and unread (why a part was not parsed). A box can have floats, swapped corners, round
+    or no brackets, and can be in a code fence. JSON with the parts as keys is also accepted. Coordinates outside the
+    image are kept, because the scores clip them.
     """
     settings, frame = sample.fields["settings"], sample.fields["frame"]
     text = fenced[1] if (fenced := _FENCE.search(completion)) else completion
@@ -59,7 +59,7 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def _tagged(text: str) -> Iterator[Mapping[str, str]]:
-    """One mapping a lesion: a tag that comes again begins the next."""
+    """Yield one mapping per lesion. A repeated tag begins the next lesion."""
     parts: dict[str, str] = {}
     for name, content in _TAG.findall(text):
         if name.lower() in parts:
@@ -71,7 +71,7 @@ def _tagged(text: str) -> Iterator[Mapping[str, str]]:
 
 
 def _from_json(text: str) -> Iterator[Mapping[str, str]]:
-    """The objects of the first JSON text that holds some."""
+    """Yield the objects of the first JSON text that has any."""
     for start in (match.start() for match in re.finditer(r"[\[{]", text)):
         try:
             value, _ = json.JSONDecoder().raw_decode(text, start)
@@ -104,10 +104,10 @@ def _lesion(parts: Mapping[str, str], settings: LesionSettings, frame: Frame, un
         if problem:
             unread.append(problem)
     if "location" in parts:
-        place = read_place(parts["location"], settings.grid)
+        place = parse_location(parts["location"], settings.grid)
         found["place"] = None if place is None else list(place)
         if place is None:
-            unread.append("the location names no place")
+            unread.append("the text names no location")
     if "bbox" in parts:
         found["box"] = _box(parts["bbox"], frame)
         if found["box"] is None:
@@ -136,7 +136,7 @@ def _polygon(text: str, frame: Frame) -> list[list[float]] | None:
 
 
 def _numbers(text: str) -> Sequence[float]:
-    """The finite numbers of a text; none where anything but numbers, brackets, commas and blanks stands there."""
+    """Return the finite numbers of a text, or none if it has anything but numbers, brackets, commas and blanks."""
     if _NUMBER.sub("", text).strip(" \t\n[](),;"):
         return []
     numbers = [float(number) for number in _NUMBER.findall(text)]

@@ -1,4 +1,4 @@
-"""How a question about lesions is put, and the answer that SFT learns: tags in one order, one line a lesion."""
+"""Prompt of the lesion task, and the SFT target: tags in a fixed order, one line per lesion."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from toolkit.data.sample import Sample
-from toolkit.scoring.regions import GRIDS, Frame, shorten, spell_place
+from toolkit.scoring.regions import GRIDS, Frame, format_location, shorten
 from toolkit.tasks.lesion.settings import LesionSettings
 
 WHAT = (
@@ -21,11 +21,11 @@ WHERE = (
     "Name each lesion in this dermoscopic picture and say where it is.",
     "Find the lesions in this picture and name them.",
 )
-"""Wordings of one question; the seed chooses one for each row."""
+"""Wordings of one question. The seed chooses one per row."""
 
 PLACED = frozenset({"location", "bbox", "polygon"})
 MOST_VERTICES = 16
-"""Of a polygon in an answer: an outline of a lesion keeps about 0.97 of its IoU with 16."""
+"""Vertices of a polygon in an answer. A lesion's outline keeps an IoU of about 0.97 with 16."""
 
 _EXAMPLES = {
     "diagnosis": "<diagnosis>name</diagnosis>",
@@ -37,38 +37,38 @@ _EXAMPLES = {
 }
 
 
-def choose_question(asked: Sequence[str], random: Random) -> str:
-    """One of the wordings."""
-    return random.choice(WHERE if PLACED & set(asked) else WHAT)
+def choose_question(requested: Sequence[str], random: Random) -> str:
+    """Return one of the wordings."""
+    return random.choice(WHERE if PLACED & set(requested) else WHAT)
 
 
 def instruction(sample: Sample) -> str:
-    """The format of the answer: its tags, the names of diagnoses and places, and what coordinates mean."""
+    """Return the answer format: tags, names of diagnoses and locations, and the coordinate convention."""
     settings: LesionSettings = sample.fields["settings"]
-    asked = sample.fields["asked"]
-    lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in asked)}"]
-    if "diagnosis" in asked:
+    requested = sample.fields["requested"]
+    lines = [f"Answer with one line for each lesion: {' '.join(_EXAMPLES[part] for part in requested)}"]
+    if "diagnosis" in requested:
         lines.append(f"Diagnoses: {', '.join(label.name for label in settings.labels.labels)}.")
-    if "location" in asked:
+    if "location" in requested:
         rows, columns = GRIDS[settings.grid]
         lines.append(f"Places: {', '.join(rows)}, then {', '.join(columns)}, such as {rows[0]}-{columns[0]}.")
-    if {"bbox", "polygon"} & set(asked):
+    if {"bbox", "polygon"} & set(requested):
         width, height = (f"{end:g}" for end in sample.fields["frame"].span)
         lines.append(f"Coordinates: x from 0 to {width}, y from 0 to {height}, from the upper left corner.")
     return "\n".join(lines)
 
 
 def target(sample: Sample) -> str:
-    """The reference answer: one line a lesion, the largest first."""
+    """Return the reference answer: one line per lesion, largest first."""
     count = max(len(sample.reference["boxes"]), 1)
     return "\n".join(_line(sample, number) for number in range(count))
 
 
 def _line(sample: Sample, number: int) -> str:
-    """What is known of one lesion; size and features are the picture's, and stand with the first."""
+    """Return the line of one lesion. Size and features belong to the image and are in the first line."""
     reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
     parts = []
-    for part in sample.fields["asked"]:
+    for part in sample.fields["requested"]:
         if part in ("size", "features") and number:
             continue
         parts.append(f"<{part}>{_WRITE[part](reference, number, settings, frame)}</{part}>")
@@ -76,7 +76,7 @@ def _line(sample: Sample, number: int) -> str:
 
 
 def write_box(frame: Frame, box: Sequence[float]) -> str:
-    """A box in pixels as the model writes it.
+    """Return a box in pixels as text in the model's convention.
 
     >>> from toolkit.scoring.regions import COORDINATES
     >>> write_box(Frame((600, 450), (600, 450), COORDINATES["thousand"]), (71, 105, 515, 410))
@@ -93,7 +93,7 @@ def _polygon(reference: Any, number: int, settings: LesionSettings, frame: Frame
 
 _WRITE = {
     "diagnosis": lambda reference, number, settings, frame: settings.labels.name(reference["diagnosis"]),
-    "location": lambda reference, number, settings, frame: spell_place(
+    "location": lambda reference, number, settings, frame: format_location(
         tuple(reference["places"][min(number, len(reference["places"]) - 1)]), settings.grid
     ),
     "size": lambda reference, number, settings, frame: reference["size"],
@@ -101,4 +101,4 @@ _WRITE = {
     "bbox": lambda reference, number, settings, frame: write_box(frame, reference["boxes"][number]),
     "polygon": _polygon,
 }
-"""Part -> how it is written for the lesion with this number."""
+"""Part -> text of the part for the lesion with this number."""

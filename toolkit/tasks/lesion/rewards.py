@@ -1,8 +1,8 @@
 """Rewards for lesions: diagnosis, place, mask_iou, box_iou, giou, format.
 
-Default weights 0.4, 0.3 and 0.3 for the first three are those of the skin scripts before this toolkit; the others train
-only where a recipe gives them a weight. ``sample.reference`` and ``answer.values`` are those of the task ``lesion``:
-pixels of the picture that is shown.
+The default weights 0.4, 0.3 and 0.3 of the first three come from earlier skin-lesion scripts. The others train only if
+a recipe gives them a weight. ``sample.reference`` and ``answer.values`` are those of the task ``lesion``, in pixels of
+the shown image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.errors import DataError
 from toolkit.scoring.regions import (
     Box,
+    Location,
     Mask,
-    Place,
     Size,
     box_giou,
     box_iou,
@@ -25,9 +25,9 @@ from toolkit.scoring.regions import (
     draw_boxes,
     draw_polygons,
     fit_mask,
+    locate_box,
+    location_score,
     match,
-    place_of,
-    place_score,
     read_mask,
 )
 from toolkit.scoring.regions import mask_iou as _mask_iou
@@ -37,7 +37,7 @@ EXAMPLE = Sample(
     task="lesion",
     group="lesion-1",
     images=(),
-    fields={"asked": ("diagnosis", "location", "bbox"), "size": (100, 100), "grid": 3},
+    fields={"requested": ("diagnosis", "location", "bbox"), "size": (100, 100), "grid": 3},
     reference={
         "diagnosis": "mel",
         "boxes": [[10, 10, 40, 40]],
@@ -51,39 +51,39 @@ EXAMPLE = Sample(
 
 
 def _given(**lesion: Any) -> Answer:
-    """An answer of one lesion, as the parser gives it, for the examples."""
+    """Return a parsed answer with one lesion, for the examples."""
     whole = {"diagnosis": None, "place": None, "box": None, "polygon": None, **lesion}
     return Answer("…", {"diagnosis": whole["diagnosis"], "lesions": [whole], "unread": []})
 
 
 def diagnosis(sample: Sample, answer: Answer) -> float | None:
-    """1 for the right diagnosis; None where it is not known or not asked for. Several diagnoses are none.
+    """Return 1 for the correct diagnosis, or None if it is unknown or not requested. Several diagnoses score 0.
 
     >>> diagnosis(EXAMPLE, _given(diagnosis="mel")), diagnosis(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
     """
-    if "diagnosis" not in sample.fields["asked"]:
+    if "diagnosis" not in sample.fields["requested"]:
         return None
     return float(answer.values.get("diagnosis") == sample.reference["diagnosis"])
 
 
 def place(sample: Sample, answer: Answer) -> float | None:
-    """The mean over matched lesions of 1 minus the steps on the grid over the most there can be.
+    """Return the mean location score over matched lesions: 1 minus the normalised Manhattan distance on the grid.
 
-    The place that the answer names, or where the recipe does not ask for it, that of its box. None where the lesion's
-    place is not known.
+    The location is the one that the answer names, or that of its box if the recipe does not request a location. None if
+    the lesion's location is unknown.
 
     >>> place(EXAMPLE, _given(place=[0, 0])), place(EXAMPLE, _given(place=[1, 1])), place(EXAMPLE, _given())
     (1.0, 0.5, 0.0)
     """
-    if not sample.reference["places"] or not {"location", "bbox", "polygon"} & set(sample.fields["asked"]):
+    if not sample.reference["places"] or not {"location", "bbox", "polygon"} & set(sample.fields["requested"]):
         return None
     grid = _grid(sample)
-    return match(sample.reference["places"], _places(sample, answer), lambda a, b: place_score(b, a, grid))[1]
+    return match(sample.reference["places"], _places(sample, answer), lambda a, b: location_score(b, a, grid))[1]
 
 
 def box_overlap(sample: Sample, answer: Answer) -> float | None:
-    """Mean box IoU over matched lesions, a missing and an extra box counting 0; None without a reference box.
+    """Return the mean box IoU over matched lesions. Missing and extra boxes count 0. None without a reference box.
 
     >>> round(box_overlap(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
     0.5
@@ -94,7 +94,9 @@ def box_overlap(sample: Sample, answer: Answer) -> float | None:
 
 
 def giou(sample: Sample, answer: Answer) -> float | None:
-    """Mean generalised IoU over matched lesions, brought from [-1, 1] to [0, 1]: it also tells near from far.
+    """Return the mean generalised IoU over matched lesions, mapped from [-1, 1] to [0, 1].
+
+    Unlike IoU, it distinguishes near and distant boxes without an overlap.
 
     >>> giou(EXAMPLE, _given(box=[10, 10, 40, 40])), giou(EXAMPLE, _given(box=[10, 10, 40, 25]))
     (1.0, 0.75)
@@ -105,9 +107,10 @@ def giou(sample: Sample, answer: Answer) -> float | None:
 
 
 def mask_iou(sample: Sample, answer: Answer) -> float | None:
-    """IoU of everything the answer outlines with the mask of all lesions: polygons, else boxes, drawn pixel by pixel.
+    """Return the IoU between the mask of all lesions and all shapes in the answer (polygons, otherwise boxes).
 
-    So a missing and an extra lesion cost their area. Without a mask (and without polygons in the row) it is the box's.
+    Missing and extra lesions therefore cost their area. Without a mask and polygons in the row, the box is the
+    reference.
 
     >>> round(mask_iou(EXAMPLE, _given(box=[10, 10, 40, 25])), 2)
     0.5
@@ -115,7 +118,7 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
     mask = _reference_mask(sample)
     if mask is None:
         return box_overlap(sample, answer)
-    if not {"bbox", "polygon"} & set(sample.fields["asked"]):
+    if not {"bbox", "polygon"} & set(sample.fields["requested"]):
         return None
     size = sample.fields["size"]
     drawn = draw_polygons([one["polygon"] for one in _lesions(answer) if one["polygon"]], size)
@@ -124,12 +127,12 @@ def mask_iou(sample: Sample, answer: Answer) -> float | None:
 
 
 def format(sample: Sample, answer: Answer) -> float:
-    """1 where every part that is asked for was read for every lesion named, and nothing was unreadable.
+    """Return 1 if every requested part was parsed for every lesion, and nothing was left unparsed.
 
     >>> format(EXAMPLE, _given(diagnosis="nv", place=[0, 0], box=[1, 1, 2, 2])), format(EXAMPLE, _given(diagnosis="nv"))
     (1.0, 0.0)
     """
-    lesions, needed = _lesions(answer), [_FOUND_AS[part] for part in sample.fields["asked"] if part in _FOUND_AS]
+    lesions, needed = _lesions(answer), [_FOUND_AS[part] for part in sample.fields["requested"] if part in _FOUND_AS]
     whole = lesions and all(lesion[name] is not None for lesion in lesions for name in needed)
     return float(bool(whole) and not answer.values["unread"])
 
@@ -145,9 +148,9 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def why_diagnosis(sample: Sample, answer: Answer) -> str:
-    """Both codes, or why none was read."""
-    if "diagnosis" not in sample.fields["asked"]:
-        return "no diagnosis is asked for"
+    """Return both codes, or why none was parsed."""
+    if "diagnosis" not in sample.fields["requested"]:
+        return "no diagnosis is requested"
     read = answer.values.get("diagnosis")
     named = sorted({one["diagnosis"] for one in _lesions(answer)} - {None})
     found = read or (f"several ({', '.join(named)})" if named else f"none ({_unread(answer)})")
@@ -155,18 +158,18 @@ def why_diagnosis(sample: Sample, answer: Answer) -> str:
 
 
 def why_place(sample: Sample, answer: Answer) -> str:
-    """The cells, row and column from the upper left."""
+    """Return the cells as row and column from the upper left."""
     return f"read {_places(sample, answer) or _unread(answer)}, reference {sample.reference['places'] or 'not known'}"
 
 
 def why_boxes(sample: Sample, answer: Answer) -> str:
-    """The boxes in pixels of the picture that is shown."""
+    """Return the boxes in pixels of the shown image."""
     read = [[round(edge, 1) for edge in box] for box in _boxes(answer)]
     return f"read {read or _unread(answer)}, reference {sample.reference['boxes'] or 'not known'}"
 
 
 def why_mask(sample: Sample, answer: Answer) -> str:
-    """What was drawn against what."""
+    """Return which shapes were compared."""
     outlined = sum(one["polygon"] is not None for one in _lesions(answer))
     boxed = sum(one["box"] is not None and one["polygon"] is None for one in _lesions(answer))
     mask = _reference_mask(sample)
@@ -175,9 +178,9 @@ def why_mask(sample: Sample, answer: Answer) -> str:
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
-    """The parts that lack, or what could not be read."""
-    asked = ", ".join(sample.fields["asked"])
-    return f"{len(_lesions(answer))} lesions, {asked} asked; unreadable: {_unread(answer)}"
+    """Return the missing or unparsed parts."""
+    requested = ", ".join(sample.fields["requested"])
+    return f"{len(_lesions(answer))} lesions, {requested} requested; unreadable: {_unread(answer)}"
 
 
 WHY = {
@@ -188,7 +191,7 @@ WHY = {
     "giou": why_boxes,
     "format": why_format,
 }
-"""reward -> the reason for its value, in words."""
+"""Reward -> explanation of its value."""
 
 _FOUND_AS = {"diagnosis": "diagnosis", "location": "place", "bbox": "box", "polygon": "polygon"}
 
@@ -203,7 +206,7 @@ def _lesions(answer: Answer) -> Sequence[Mapping[str, Any]]:
 
 
 def _boxes(answer: Answer) -> list[Box]:
-    """The box of each lesion, else the one around its polygon."""
+    """Return the box of each lesion, otherwise the bounding box of its polygon."""
     found = []
     for one in _lesions(answer):
         if one["box"] is not None:
@@ -215,12 +218,12 @@ def _boxes(answer: Answer) -> list[Box]:
     return found
 
 
-def _places(sample: Sample, answer: Answer) -> list[Place]:
-    if "location" in sample.fields["asked"]:
+def _places(sample: Sample, answer: Answer) -> list[Location]:
+    if "location" in sample.fields["requested"]:
         return [(one["place"][0], one["place"][1]) for one in _lesions(answer) if one["place"] is not None]
     size, grid = sample.fields["size"], _grid(sample)
     inside = [box for box in _boxes(answer) if 0 <= centre(box)[0] <= size[0] and 0 <= centre(box)[1] <= size[1]]
-    return [place_of(box, size, grid) for box in inside]
+    return [locate_box(box, size, grid) for box in inside]
 
 
 def _grid(sample: Sample) -> int:
@@ -229,29 +232,29 @@ def _grid(sample: Sample) -> int:
 
 
 def _has_boxes(sample: Sample) -> bool:
-    return bool(sample.reference["boxes"]) and bool({"bbox", "polygon"} & set(sample.fields["asked"]))
+    return bool(sample.reference["boxes"]) and bool({"bbox", "polygon"} & set(sample.fields["requested"]))
 
 
 def _reference_mask(sample: Sample) -> Mask | None:
     reference, size = sample.reference, sample.fields["size"]
     if reference["mask"] is not None:
         crop = reference["crop"]
-        return _shown(reference["mask"], size, None if crop is None else tuple(crop), sample.fields["picture"])
+        return _shown(reference["mask"], size, None if crop is None else tuple(crop), sample.fields["image_size"])
     if reference["polygons"]:
         return draw_polygons(reference["polygons"], size)
     return None
 
 
 @lru_cache(maxsize=64)
-def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, picture: Size) -> Mask:
-    """The mask of what is shown, at the picture's own size. The last ones stay: a prompt's completions share one."""
+def _shown(file: str, size: Size, crop: tuple[int, int, int, int] | None, image: Size) -> Mask:
+    """Return the reference mask of the shown image or crop. The cache serves the completions of one prompt."""
     stored = read_mask(Path(file))
-    mask = fit_mask(stored, picture)
+    mask = fit_mask(stored, image)
     if mask is None:
         height, width = stored.shape
         raise DataError(
             "rewards.mask_aspect_ratio_differs",
-            f"a mask must have the aspect ratio of its image, {picture[0]} x {picture[1]} pixels",
+            f"a mask must have the aspect ratio of its image, {image[0]} x {image[1]} pixels",
             place=file,
             value=f"{width} x {height}",
         )

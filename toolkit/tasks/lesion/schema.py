@@ -1,18 +1,18 @@
-"""Rows of lesions: what `toolkit data prepare` writes, and the layouts of the skin scripts before it."""
+"""Rows of lesions to samples: the output of `toolkit data prepare`, and the layouts of earlier skin-lesion scripts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
-from toolkit.data.cells import cell, decoded, extra_fields, name_of, picture_size, read_group, read_images, text_of
+from toolkit.data.cells import cell, decoded, extra_fields, image_size, name_of, read_group, read_images, text_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
-from toolkit.scoring.regions import Box, Place, Polygon, Size, clip_box, order_box, place_of, read_place
-from toolkit.scoring.statistics import AGE_EDGES, band
+from toolkit.scoring.regions import Box, Location, Polygon, Size, clip_box, locate_box, order_box, parse_location
+from toolkit.scoring.statistics import AGE_EDGES, bin_label
 from toolkit.tasks.lesion.prompt import choose_question
 from toolkit.tasks.lesion.settings import LesionSettings
 
@@ -37,23 +37,24 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "source": ("dataset",),
 }
 BY = ("sex", "site", "source")
-"""Columns of the source that results can be given by under one name."""
+"""Group-by columns with a fixed name."""
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
-    ``fields``: question, asked (the parts that the row knows, as the recipe orders them), frame, settings, size (of the
-    picture or of its crop, in pixels), area of it in words, features, age_band, sex, site, source. ``reference``:
-    diagnosis (a code), boxes, polygons (in pixels of what is shown), places (cells), mask (its file) and crop.
+    ``fields``: question, requested (the row's parts, in the recipe's order), frame, settings, size (of the image
+    or its crop, in pixels), area (size of the lesion in words), features, age_band, sex, site, source. ``reference``:
+    diagnosis (a code), boxes and polygons (in pixels of the shown image), places (grid cells), mask (its file) and
+    crop.
 
     Raises:
-        RowProblem: no picture, a diagnosis that the table lacks, a box that is none, nothing that is asked for.
+        RowProblem: No image, an unknown diagnosis, an invalid box, or none of the requested parts.
     """
     settings: LesionSettings = origin.settings
     place = f"{origin.file}: {name}"
     (image,) = read_images(name, row, replace(origin, max_images=1))
-    size = picture = picture_size(row, origin, image, place)
+    size = whole_size = image_size(row, origin, image, place)
     boxes, polygons = _boxes(row, origin, size, place), _polygons(row, origin, place)
     mask = _mask(row, origin, place)
     crop = choose_crop(boxes, size, settings, name) if boxes else None
@@ -62,7 +63,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         size = (crop[2] - crop[0], crop[3] - crop[1])
         boxes = [_shifted(box, crop) for box in boxes]
         polygons = [tuple((x - crop[0], y - crop[1]) for x, y in polygon) for polygon in polygons]
-    places = [place_of(box, size, settings.grid) for box in boxes] or _named_places(row, origin, settings.grid)
+    places = [locate_box(box, size, settings.grid) for box in boxes] or _named_places(row, origin, settings.grid)
     reference = {
         "diagnosis": _diagnosis(row, origin, settings, place),
         "boxes": [list(box) for box in boxes],
@@ -73,16 +74,22 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "size": _area(row, origin, cropped=crop is not None),
         "features": _features(row, origin),
     }
-    asked = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
-    if not asked:
+    requested = tuple(part for part in settings.answer if reference[_KNOWN_BY[part]])
+    if not requested:
         rule = "the row must have at least one part of data.lesion.answer"
         raise RowProblem("tasks.lesion.answer_parts_missing", rule, place=place)
-    question = choose_question(asked, Random(f"{settings.seed}/{name}/question"))
-    fields = {"question": question, "asked": asked, "size": size, "picture": picture, "settings": settings}
+    question = choose_question(requested, Random(f"{settings.seed}/{name}/question"))
+    fields = {
+        "question": question,
+        "requested": requested,
+        "size": size,
+        "image_size": whole_size,
+        "settings": settings,
+    }
     fields["frame"] = settings.frame(size)
     fields |= {by: text for by in BY if (text := text_of(cell(row, origin, by)))}
     if text_of(age := cell(row, origin, "age_band")):
-        fields["age_band"] = band(age, AGE_EDGES)
+        fields["age_band"] = bin_label(age, AGE_EDGES)
     fields |= {column: text for column, text in extra_fields(row, origin) if column not in fields}
     return Sample(name, "lesion", _group(row, origin, image), (image,), fields, reference)
 
@@ -95,30 +102,31 @@ _KNOWN_BY = {
     "bbox": "boxes",
     "polygon": "polygons",
 }
-"""Part of an answer -> what of the reference it is written from."""
+"""Part of an answer -> the part of the reference it is written from."""
 
 
 def choose_crop(
     boxes: Sequence[Box], size: Size, settings: LesionSettings, name: str
 ) -> tuple[int, int, int, int] | None:
-    """A part of the picture that holds every box, drawn by the seed and the row's name; None: the whole picture.
+    """Return a crop that contains every box, drawn by the seed and the row's name, or None for the whole image.
 
-    Both sides have the same share of the picture's, drawn from ``settings.crop`` to 1, or as much as the boxes need.
+    Both sides have the same fraction of the image's sides, drawn from ``settings.crop`` to 1, or more if the boxes need
+    it.
     """
     if settings.crop >= 1:
         return None
     random = Random(f"{settings.seed}/{name}/crop")
-    share = random.uniform(settings.crop, 1)
-    edges = [_edges(boxes, side, size[side], share, random) for side in (0, 1)]
+    fraction = random.uniform(settings.crop, 1)
+    edges = [_edges(boxes, side, size[side], fraction, random) for side in (0, 1)]
     (x1, x2), (y1, y2) = edges
     return x1, y1, x2, y2
 
 
-def _edges(boxes: Sequence[Box], side: int, length: int, share: float, random: Random) -> tuple[int, int]:
+def _edges(boxes: Sequence[Box], side: int, length: int, fraction: float, random: Random) -> tuple[int, int]:
     low, high = min(int(box[side]) for box in boxes), max(-int(-box[side + 2] // 1) for box in boxes)
-    wanted = max(round(share * length), high - low, 1)
-    start = random.randint(max(0, high - wanted), min(low, length - wanted))
-    return start, start + wanted
+    needed = max(round(fraction * length), high - low, 1)
+    start = random.randint(max(0, high - needed), min(low, length - needed))
+    return start, start + needed
 
 
 def _shifted(box: Box, crop: Sequence[int]) -> Box:
@@ -137,7 +145,7 @@ def _diagnosis(row: Mapping[str, Any], origin: RowOrigin, settings: LesionSettin
 
 
 def _boxes(row: Mapping[str, Any], origin: RowOrigin, size: Size, place: str) -> list[Box]:
-    """All boxes, else the one; inside the picture."""
+    """Return all boxes inside the image."""
     many, one = decoded(cell(row, origin, "boxes")), decoded(cell(row, origin, "bbox"))
     listed = many if _given(many) else [one] if _given(one) else []
     if not isinstance(listed, list):
@@ -197,24 +205,24 @@ def _mask(row: Mapping[str, Any], origin: RowOrigin, place: str) -> ImageRef | N
         rule = "a mask's path must not leave the folder data.image_root"
         raise RowProblem("tasks.lesion.mask_outside_root", rule, place=place, value=error.value) from None
     if not ref.path.is_file():
-        raise MissingPicture("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
+        raise MissingImage("tasks.lesion.mask_missing", "the mask must exist", place=place, value=text)
     return ref
 
 
-def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Place]:
-    """The place that a row without a box names in words."""
-    named = read_place(text_of(cell(row, origin, "location")), grid)
+def _named_places(row: Mapping[str, Any], origin: RowOrigin, grid: int) -> list[Location]:
+    """Return the location that a row without a box names in words."""
+    named = parse_location(text_of(cell(row, origin, "location")), grid)
     return [] if named is None else [named]
 
 
 def _area(row: Mapping[str, Any], origin: RowOrigin, *, cropped: bool) -> str | None:
-    """The row's size in words; a share of the picture is not one of its crop."""
+    """Return the lesion's size in words, or None for a crop, whose fraction of the image is unknown."""
     text = text_of(cell(row, origin, "size"))
     return None if not text or (cropped and "%" in text) else text
 
 
 def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
-    """What features and concerning_features name, once each."""
+    """Return the values of features and concerning_features without repeats."""
     names: list[str] = []
     for field in ("features", "concerning_features"):
         value = decoded(cell(row, origin, field))
@@ -224,10 +232,10 @@ def _features(row: Mapping[str, Any], origin: RowOrigin) -> list[str]:
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, image: ImageRef) -> str:
-    """The recipe's column, else the patient, else the lesion, else the picture.
+    """Return the recipe's column, otherwise the patient, the lesion or the image.
 
     Raises:
-        RowProblem: the recipe names a column, and the row has nothing there.
+        RowProblem: The recipe's column is empty.
     """
     if origin.group is None:
         for field in ("patient", "lesion"):

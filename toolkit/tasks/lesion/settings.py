@@ -1,8 +1,8 @@
-"""What a recipe says for the task ``lesion``, ready to use."""
+"""Settings of the task ``lesion``, derived from a recipe."""
 
 from dataclasses import dataclass
 
-from toolkit.data.cells import frame_of
+from toolkit.data.cells import coordinate_frame
 from toolkit.recipe import Recipe
 from toolkit.scoring.regions import Coordinates, Frame, Size, choose_coordinates
 from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
@@ -10,7 +10,10 @@ from toolkit.tasks.lesion.labels import HAM10000, LabelTable, load_labels
 
 @dataclass(frozen=True, slots=True)
 class LesionSettings:
-    """``crop``: the least share of each side that is shown; 1: whole pictures. The rest: as in ``recipe.Lesion``."""
+    """Settings of ``recipe.Lesion``, ready to use.
+
+    ``crop`` is the smallest fraction of each side that is shown. 1 means whole images.
+    """
 
     answer: tuple[str, ...]
     grid: int
@@ -21,16 +24,16 @@ class LesionSettings:
     crop: float
 
     def frame(self, size: Size) -> Frame:
-        """The frame of a picture, or of the crop that is shown of it."""
-        return frame_of(size, self.max_side, self.coordinates)
+        """Return the coordinate frame of an image or of its shown crop."""
+        return coordinate_frame(size, self.max_side, self.coordinates)
 
 
 def lesion_settings(recipe: Recipe, split: str) -> LesionSettings:
-    """The settings for the rows of one split.
+    """Return the settings for the rows of one split.
 
     Raises:
-        RecipeError: the coordinates of the model's family are not known.
-        DataError: the recipe's own table of labels is wrong.
+        RecipeError: The coordinate convention of the model family is unknown.
+        DataError: The recipe's label table is invalid.
     """
     lesion = recipe.data.lesion
     return LesionSettings(

@@ -1,4 +1,4 @@
-"""Practice lesions as files: the layout of a HAM10000 download, and that of a download from ISIC's archive."""
+"""Synthetic lesions as files, in the layout of a HAM10000 download or of a download from the ISIC archive."""
 
 import csv
 import io
@@ -15,77 +15,151 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.synthetic.lesion_shapes import Size
-from toolkit.synthetic.lesion_tables import ham10000_row, isic_row
 from toolkit.synthetic.lesions import FREQUENCIES, Photo, make_photos, name_of
 
 SIZE: Size = (300, 225)
 LEAST_SIDE = 64
 MARKER = "practice.json"
-"""Says what a folder holds, so that a later call knows what to keep."""
+"""File with the arguments of the last call, which tells a later call which files to keep."""
 DRAWING = 1
-"""Raised whenever pictures are drawn differently, so that old ones are drawn again."""
+"""Version of the drawing code. A new version redraws existing images."""
 QUALITY = 95
 
 
 def write_ham10000(
     folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
 ) -> dict[str, Path]:
-    """Write so many pictures with masks and metadata as HAM10000 has them (Tschandl et al. 2018).
+    """Write synthetic images with masks and metadata in the layout of HAM10000 (Tschandl et al. 2018).
 
-    ``folder`` gets ``HAM10000_images_part_1`` and ``_part_2`` (JPEG; a lesion's pictures may lie in both),
+    ``folder`` gets ``HAM10000_images_part_1`` and ``_part_2`` (JPEG, and images of a lesion can be in both),
     ``HAM10000_segmentations_lesion/{image_id}_segmentation.png`` (0 or 255) and, last, ``HAM10000_metadata.csv``.
-    What is whole already is not written again; pictures that an earlier call wrote otherwise are replaced. The same
-    arguments give the same bytes with the same versions of NumPy and OpenCV.
+    Existing complete files are kept. Images from a call with other arguments are replaced. Equal arguments give equal
+    bytes with the same versions of NumPy and OpenCV.
 
     Args:
-        folder: made if it is not there.
-        images: how many pictures; fewer with the same seed are the first of more.
-        seed: 0 or more; decides everything.
-        size: width and height of the pictures in pixels.
-        frequencies: class -> weight among the lesions; of classes that are not named there are none.
+        folder: Output folder, created if it is missing.
+        images: Number of images. A smaller dataset with the same seed is a prefix of a larger one.
+        seed: Seed of everything, 0 or more.
+        size: Width and height of the images in pixels.
+        frequencies: Class -> weight among the lesions. Other classes do not occur.
 
     Returns:
         ``images_part_1``, ``images_part_2`` and ``masks`` (folders) and ``metadata`` (the CSV).
 
     Raises:
-        DataError: an argument out of range, or a folder that holds other data of this layout.
+        DataError: An argument is out of range, or the folder has other data of this layout.
     """
-    return _write(folder, _HAM10000, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
+    return _write(
+        folder, _HAM10000, make_photos(images, seed, frequencies), _arguments(images, seed, size, frequencies)
+    )
 
 
 def write_isic(
     folder: Path, images: int, seed: int, size: Size = SIZE, frequencies: Mapping[str, float] = FREQUENCIES
 ) -> dict[str, Path]:
-    """Write so many pictures as ISIC's archive hands them out, with masks as its challenge of 2018 does.
+    """Write the same synthetic images in the layout of the ISIC archive, with masks as in its 2018 challenge.
 
     ``folder`` gets ``{isic_id}.jpg``, ``ISIC2018_Task1_Training_GroundTruth/{isic_id}_segmentation.png`` (0 or 255)
-    and, last, ``metadata.csv``. Otherwise as ``write_ham10000``: with the same arguments the pictures are the same.
+    and, last, ``metadata.csv``. The arguments are those of ``write_ham10000``.
 
     Returns:
         ``images`` and ``masks`` (folders) and ``metadata`` (the CSV).
 
     Raises:
-        DataError: as ``write_ham10000``.
+        DataError: As for ``write_ham10000``.
     """
-    return _write(folder, _ISIC, make_photos(images, seed, frequencies), _asked(images, seed, size, frequencies))
+    return _write(folder, _ISIC, make_photos(images, seed, frequencies), _arguments(images, seed, size, frequencies))
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A class in the terms of the ISIC archive, from general to specific."""
+
+    benign_malignant: str
+    levels: tuple[str, str, str]
+
+
+DIAGNOSES: Mapping[str, Diagnosis] = {
+    "akiec": Diagnosis(
+        "indeterminate", ("Indeterminate", "Indeterminate epidermal proliferations", "Solar or actinic keratosis")
+    ),
+    "bcc": Diagnosis(
+        "malignant",
+        ("Malignant", "Malignant adnexal epithelial proliferations - Follicular", "Basal cell carcinoma"),
+    ),
+    "bkl": Diagnosis("benign", ("Benign", "Benign epidermal proliferations", "Seborrheic keratosis")),
+    "df": Diagnosis("benign", ("Benign", "Benign soft tissue proliferations - Fibro-histiocytic", "Dermatofibroma")),
+    "mel": Diagnosis(
+        "malignant", ("Malignant", "Malignant melanocytic proliferations (Melanoma)", "Melanoma Invasive")
+    ),
+    "nv": Diagnosis("benign", ("Benign", "Benign melanocytic proliferations", "Nevus")),
+    "vasc": Diagnosis("benign", ("Benign", "Benign soft tissue proliferations - Vascular", "Hemangioma")),
+}
+
+ANATOM_SITES: Mapping[str, str] = {
+    "abdomen": "anterior torso",
+    "back": "posterior torso",
+    "chest": "anterior torso",
+    "face": "head/neck",
+    "foot": "palms/soles",
+    "lower extremity": "lower extremity",
+    "neck": "head/neck",
+    "trunk": "anterior torso",
+    "upper extremity": "upper extremity",
+}
+"""HAM10000's localization -> the archive's anatom_site_general."""
+
+
+def ham10000_row(photo: Photo) -> dict[str, object]:
+    """Return the row of HAM10000_metadata.csv. An unknown age is blank, an unknown sex or site is ``unknown``."""
+    lesion, patient = photo.lesion, photo.lesion.patient
+    return {
+        "lesion_id": f"HAM_{lesion.number:07d}",
+        "image_id": photo.name,
+        "dx": lesion.dx,
+        "dx_type": lesion.dx_type,
+        "age": "" if patient.age is None else f"{patient.age:.1f}",
+        "sex": patient.sex or "unknown",
+        "localization": lesion.site or "unknown",
+        "dataset": lesion.dataset,
+    }
+
+
+def isic_row(photo: Photo) -> dict[str, object]:
+    """Return the row of the archive's metadata.csv. Unknown values are None, which is written as blank."""
+    lesion, patient = photo.lesion, photo.lesion.patient
+    diagnosis = DIAGNOSES[lesion.dx]
+    return {
+        "isic_id": photo.name,
+        "attribution": "Generated for practice",
+        "copyright_license": "CC-0",
+        "age_approx": patient.age,
+        "anatom_site_general": ANATOM_SITES[lesion.site] if lesion.site else None,
+        "benign_malignant": diagnosis.benign_malignant,
+        **{f"diagnosis_{number}": text for number, text in enumerate(diagnosis.levels, start=1)},
+        "image_type": "dermoscopic",
+        "sex": patient.sex,
+        "patient_id": f"IP_{patient.number:07d}",
+        "lesion_id": f"IL_{lesion.number:07d}",
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a data set keeps its files, and what it says about a picture."""
+    """The file layout and metadata row of a dataset."""
 
     name: str
     places: Mapping[str, str]
-    """What a caller is told: name -> folder or file below the data set's."""
-    picture: Callable[[int], str]
-    """Number of a picture -> its folder."""
+    """Name in the result -> folder or file below the output folder."""
+    image: Callable[[int], str]
+    """Image number -> its folder."""
     row: Callable[[Photo], dict[str, object]]
 
     def files(self, folder: Path, number: int) -> tuple[Path, Path]:
-        """Picture and mask."""
+        """Return the files of image and mask."""
         name = name_of(number)
         return (
-            folder / self.picture(number) / f"{name}.jpg",
+            folder / self.image(number) / f"{name}.jpg",
             folder / self.places["masks"] / f"{name}_segmentation.png",
         )
 
@@ -98,7 +172,7 @@ _HAM10000 = _Layout(
         "masks": "HAM10000_segmentations_lesion",
         "metadata": "HAM10000_metadata.csv",
     },
-    # By turns, so that a picture's folder does not depend on how many there are.
+    # Alternate, so that an image's folder does not depend on the number of images.
     lambda number: f"HAM10000_images_part_{1 + number % 2}",
     ham10000_row,
 )
@@ -109,10 +183,10 @@ _ISIC = _Layout(
     isic_row,
 )
 
-Asked = dict[str, Any]
+Arguments = dict[str, Any]
 
 
-def _asked(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Asked:
+def _arguments(images: int, seed: int, size: Size, frequencies: Mapping[str, float]) -> Arguments:
     if min(size) < LEAST_SIDE:
         rule = f"sides must be at least {LEAST_SIDE} pixels"
         raise DataError("synthetic.size_too_small", rule, place="size", value=size, remedy="Raise it.")
@@ -125,22 +199,22 @@ def _asked(images: int, seed: int, size: Size, frequencies: Mapping[str, float])
     }
 
 
-def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> dict[str, Path]:
+def _write(folder: Path, layout: _Layout, photos: list[Photo], arguments: Arguments) -> dict[str, Path]:
     paths = {name: folder / place for name, place in layout.places.items()}
-    _begin(folder, layout, {"layout": layout.name, **asked})
+    _begin(folder, layout, {"layout": layout.name, **arguments})
     for name, path in paths.items():
         if name != "metadata":
             path.mkdir(parents=True, exist_ok=True)
-    size = asked["size"]
+    size = arguments["size"]
 
     def draw(photo: Photo) -> None:
-        picture_file, mask_file = layout.files(folder, photo.number)
-        if picture_file.is_file() and mask_file.is_file():
+        image_file, mask_file = layout.files(folder, photo.number)
+        if image_file.is_file() and mask_file.is_file():
             return
-        picture = photo.draw((size[0], size[1]))
-        # OpenCV encodes blue first.
-        _encode(picture_file, picture.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        _encode(mask_file, picture.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        image = photo.draw((size[0], size[1]))
+        # OpenCV expects BGR.
+        _encode(image_file, image.pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        _encode(mask_file, image.mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(draw, photos):
@@ -149,31 +223,31 @@ def _write(folder: Path, layout: _Layout, photos: list[Photo], asked: Asked) -> 
     return paths
 
 
-def _begin(folder: Path, layout: _Layout, wanted: Asked) -> None:
-    """Make the folder's marker say what is wanted, after removing what earlier calls wrote and this one would not."""
+def _begin(folder: Path, layout: _Layout, arguments: Arguments) -> None:
+    """Write the marker, after removing files of earlier calls that this call would not write."""
     marker, metadata = folder / MARKER, folder / layout.places["metadata"]
     if marker.is_file():
-        held = _read(marker, layout)
-        same = {**held, "images": None} == {**wanted, "images": None}
-        if held != wanted:
+        stored = _read(marker, layout)
+        same = {**stored, "images": None} == {**arguments, "images": None}
+        if stored != arguments:
             metadata.unlink(missing_ok=True)
-        for number in range(wanted["images"] if same else 0, held["images"]):
+        for number in range(arguments["images"] if same else 0, stored["images"]):
             for file in layout.files(folder, number):
                 file.unlink(missing_ok=True)
     elif found := [place for place in layout.places.values() if place != "." and (folder / place).exists()]:
         raise _other_data(folder, f"{found[0]}, but no {MARKER}")
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(marker, json.dumps(wanted, indent=1).encode())
+    _replace(marker, json.dumps(arguments, indent=1).encode())
 
 
-def _read(marker: Path, layout: _Layout) -> Asked:
+def _read(marker: Path, layout: _Layout) -> Arguments:
     try:
-        held = json.loads(marker.read_bytes())
+        stored = json.loads(marker.read_bytes())
     except ValueError as error:
         raise _other_data(marker.parent, f"a {MARKER} that is no JSON") from error
-    if not isinstance(held, dict) or held.get("layout") != layout.name or not isinstance(held.get("images"), int):
+    if not isinstance(stored, dict) or stored.get("layout") != layout.name or not isinstance(stored.get("images"), int):
         raise _other_data(marker.parent, f"a {MARKER} of something else than {layout.name}")
-    return held
+    return stored
 
 
 def _other_data(folder: Path, found: str) -> DataError:
@@ -197,7 +271,7 @@ def _encode(path: Path, pixels: NDArray[Any], settings: list[int]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then give it its own."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Multiple choice with reasoning: ReXVQA's rows, the answer with working out and solution, its parser and scores."""
+"""Multiple choice with reasoning: rows of ReXVQA, answers with working out and solution, their parser and scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,24 +20,24 @@ INSTRUCTION = (
 
 
 def question(sample: Sample) -> str:
-    """The question, then one line an option."""
+    """Return the question, then one line per option."""
     options = (f"{name}. {text}" for name, text in sample.fields["options"].items())
     return "\n".join([sample.fields["question"], *options])
 
 
 def target(sample: Sample) -> str:
-    """The reference completion; the working out is empty where the source has no explanation."""
+    """Return the reference completion. The working out is empty if the source has no explanation."""
     reference = sample.reference
     return write_completion(reference["letter"], reference["text"], reference["explanation"] or "")
 
 
 def write_completion(letter: str, text: str, working_out: str) -> str:
-    """A completion in the task's format."""
+    """Return a completion in the task's format."""
     return f"<start_working_out>\n{working_out}\n<end_working_out>\n<SOLUTION>\n{letter} - {text}\n</SOLUTION>"
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """accuracy, token_f1 of the explanation (None without a reference explanation), and format."""
+    """Return accuracy, token_f1 of the explanation (None without a reference explanation), and format."""
     return {
         "accuracy": letter(sample, answer),
         "token_f1": explanation(sample, answer),
@@ -46,12 +46,12 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
-    """The right letter and the one that was read."""
+    """Return the reference letter and the parsed letter."""
     return sample.reference["letter"], answer.values.get("letter")
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """The majority baseline's completion, without an explanation."""
+    """Return the majority baseline, which completes without an explanation."""
     choose_letter = majority(samples)
 
     def complete(sample: Sample) -> str:

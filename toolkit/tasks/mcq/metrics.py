@@ -1,4 +1,4 @@
-"""The majority baseline of multiple choice: what can be had without looking at a picture."""
+"""Majority baseline of multiple choice: the accuracy that is possible without the images."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,10 +8,10 @@ from toolkit.tasks.mcq.schema import fold
 
 
 def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the letter that the better of two rules chooses, judged on the training rows.
+    """Return sample -> letter by the better of two rules, evaluated on the training rows.
 
-    The rules: always the letter that is most often right; the offered option whose text is most often right. A row
-    does not count for itself when the second is judged (leave one out): texts that occur once would all look right.
+    The rules choose the letter that is correct most often, or the offered option whose text is correct most often. The
+    second rule is evaluated leave-one-out, because texts that occur once would otherwise always look correct.
     """
     letters, texts = Counter[str](), Counter[str]()
     for sample in samples:
@@ -32,7 +32,7 @@ def majority(samples: Sequence[Sample]) -> Callable[[Sample], str]:
 
 
 def _rank(letters: Counter[str]) -> list[str]:
-    """Most frequent first, ties in the order of the alphabet."""
+    """Return the letters by frequency, ties in alphabetical order."""
     return sorted(letters, key=lambda letter: (-letters[letter], letter))
 
 
@@ -42,7 +42,7 @@ def _most_frequent_letter(sample: Sample, by_letter: Iterable[str]) -> str:
 
 
 def _most_frequent_text(sample: Sample, texts: Counter[str], by_letter: Sequence[str]) -> str:
-    """The option whose text was right most often; the most frequent letter where none ever was."""
+    """Return the option whose text was correct most often, or the most frequent letter if no text ever was."""
     options = sample.fields["options"]
     counts = {letter: texts[fold(option)] for letter, option in options.items()}
     best = max(counts.values())

@@ -1,4 +1,4 @@
-"""The letter in a completion: what counts as an answer, what does not, and why."""
+"""Parse the letter in a completion, or say why there is none."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from toolkit.tasks.mcq.schema import TAGS, fold, letter_of_text
 
 
 class Choice(NamedTuple):
-    """A letter with the text after it, or a problem."""
+    """A letter and the text after it, or a problem."""
 
     letter: str = ""
     text: str = ""
@@ -17,10 +17,10 @@ class Choice(NamedTuple):
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The answer in a completion.
+    """Return the parsed answer of a completion.
 
-    ``values``: explanation (the reasoning block, without outer blanks; empty where there is none), has_format (one
-    reasoning block, one solution, nothing else) and, unless there is a problem, letter and text (what follows it).
+    ``values``: explanation (the reasoning block without surrounding blanks, or empty), has_format (one reasoning block,
+    one solution, nothing else) and, unless there is a problem, letter and text (the text after the letter).
     """
     values: dict[str, object] = {"explanation": _explanation(completion), "has_format": has_format(completion)}
     body, problem = _solution(completion)
@@ -31,10 +31,10 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def choose(body: str, options: Mapping[str, str]) -> Choice:
-    """The option that a solution names.
+    """Return the option that a solution names.
 
-    Accepted: B, b, B., (B), B), "B - text", "Answer: B", "the answer is B", an option's whole text (whatever its case
-    and punctuation). The article is no letter: "a nodule" and "A nodule" name no option by themselves.
+    Accepted: B, b, B., (B), B), "B - text", "Answer: B", "the answer is B", and the whole text of an option without
+    case and punctuation. An article is not a letter: "a nodule" and "A nodule" name no option by themselves.
 
     >>> choose("(b)", {"A": "Normal", "B": "Mass"}), choose("A mass.", {"A": "Normal", "B": "A mass"}).letter
     (Choice(letter='B', text='', problem=None), 'B')
@@ -42,7 +42,7 @@ def choose(body: str, options: Mapping[str, str]) -> Choice:
     if (choice := _choose(body, options)).problem is None:
         return choice
     first, _, rest = body.strip().partition("\n")
-    # An untrained model often writes the answer on a line of its own, and then explains it.
+    # An untrained model often writes the answer on its own line and then explains it.
     alone = _choose(first, options) if rest.strip() else choice
     return alone if alone.problem is None and _names_no_other(rest, alone.letter, options) else choice
 
@@ -66,7 +66,7 @@ def _choose(body: str, options: Mapping[str, str]) -> Choice:
 
 
 def has_format(completion: str) -> bool:
-    """Whether a completion is one reasoning block, then one solution that is not empty, and nothing else."""
+    """Return whether a completion is one reasoning block, then one non-empty solution, and nothing else."""
     found = _FORMAT.fullmatch(completion)
     return bool(found and found[1].strip() and all(completion.count(tag) == 1 for tag in TAGS))
 
@@ -100,7 +100,7 @@ def _explanation(completion: str) -> str:
 
 
 def _solution(completion: str) -> tuple[str, str | None]:
-    """The text that holds the answer, and a problem if the tags do not say which text that is."""
+    """Return the text with the answer, and a problem if the tags do not identify it."""
     opened, closed = list(_OPEN.finditer(completion)), list(_CLOSE.finditer(completion))
     if len(opened) > 1 or len(closed) > 1:
         return "", "there is more than one solution"
@@ -125,7 +125,7 @@ def _after_reasoning(completion: str) -> tuple[str, str | None]:
 
 
 def _as_target(text: str, options: Mapping[str, str]) -> Choice | None:
-    """Exactly what SFT teaches: the letter, a hyphen, and that option's text."""
+    """Return the choice if the text has exactly the format of SFT targets: letter, hyphen, and that option's text."""
     letter, _, rest = text.partition(" - ")
     return Choice(letter, rest) if rest and options.get(letter) == rest else None
 
@@ -146,7 +146,7 @@ def _read(text: str, options: Mapping[str, str]) -> Choice | None:
 
 
 def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None:
-    """A letter followed by its own option's text, whatever stands between: "B Mass", "B.Mass"."""
+    """Return a letter followed by the text of its own option, with any separator: "B Mass", "B.Mass"."""
     rest = text.lstrip("(")
     letter, rest = rest[:1].upper(), rest[1:].lstrip(" ).:-–—")
     same = letter in options and bool(fold(rest)) and fold(rest) == fold(options[letter])
@@ -154,7 +154,7 @@ def _letter_and_its_text(text: str, options: Mapping[str, str]) -> Choice | None
 
 
 def _labelled(text: str, options: Mapping[str, str]) -> Choice | None:
-    """A letter, a separator and other words; a second letter or another option's text makes it unclear."""
+    """Return a letter, a separator and other words. A second letter or another option's text makes it ambiguous."""
     label = _LABELLED.fullmatch(text)
     if label is None:
         return None
@@ -175,7 +175,7 @@ def _named_with_text(letter: str, option: str) -> str:
 
 
 def _in_sentence(text: str, options: Mapping[str, str]) -> Choice | None:
-    """ "… The answer is B." anywhere in the text, when all such sentences name one letter."""
+    """Return the letter of sentences like "… The answer is B." if all of them name the same letter."""
     named = dict.fromkeys((upper or lower).upper() for upper, lower in _NAMED.findall(text))
     if not named:
         return None

@@ -1,10 +1,11 @@
 """Rewards for multiple choice with reasoning: letter, explanation, evidence, format, brevity.
 
 The five parts and their default weights (1.0, 0.6, 0.2, 0.1, 0.1) are those of the MedGemma GRPO scripts for ReXVQA
-(questions: arXiv 2506.04353). Each part reads ``answer.values``: ``letter``, ``text`` (what follows the letter),
+(questions: arXiv 2506.04353). Each part reads ``answer.values``: ``letter``, ``text`` (the text after the letter),
 ``explanation`` (the reasoning block) and ``has_format``.
 
-They compare words: neither negation's reach ("no effusion") nor word forms ("opacity", "opacities") are understood.
+The rewards compare words. They do not understand the scope of a negation ("no effusion") or word forms ("opacity",
+"opacities").
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from toolkit.data.sample import Answer, Reward, Sample
 from toolkit.scoring.text import NEGATIONS, content_words, overlap, token_f1, tokens
 
 BREVITY_LIMIT = 220
-"""Characters of a whole completion."""
+"""Maximum characters of a whole completion."""
 
 EXAMPLE = Sample(
     id="example",
@@ -33,7 +34,7 @@ EXAMPLE = Sample(
 
 
 def letter(sample: Sample, answer: Answer) -> float:
-    """1 for the reference's letter, else 0; 0 too for an answer that could not be read.
+    """Return 1 for the reference letter and 0 otherwise, including unparsed answers.
 
     >>> letter(EXAMPLE, Answer("…", {"letter": "B"})), letter(EXAMPLE, Answer("…", {"letter": "A"}))
     (1.0, 0.0)
@@ -42,9 +43,9 @@ def letter(sample: Sample, answer: Answer) -> float:
 
 
 def explanation(sample: Sample, answer: Answer) -> float | None:
-    """Token F1 with the reference explanation: the better of the reasoning block and the text after the letter.
+    """Return token F1 with the reference explanation, for the better of reasoning block and text after the letter.
 
-    None where the sample has no reference explanation. Reasoning counts even where the letter could not be read.
+    None if the sample has no reference explanation. Reasoning counts even if no letter was parsed.
 
     >>> explanation(EXAMPLE, Answer("…", {"explanation": "Right lower lobe opacity"}))  # 3 of 4 and 5 (no "the")
     0.6666666666666666
@@ -56,10 +57,10 @@ def explanation(sample: Sample, answer: Answer) -> float | None:
 
 
 def evidence(sample: Sample, answer: Answer) -> float | None:
-    """Share of the report's content words that the reasoning uses.
+    """Return the fraction of the report's content words that the reasoning uses.
 
-    Words that the prompt shows (question, options, context) count on neither side, so that copying it earns nothing;
-    negations alone are no evidence. None where there is no report or the prompt already has all of its words.
+    Words of the prompt (question, options, context) do not count, so copying the prompt earns nothing. Negations alone
+    are not evidence. None if there is no report or the prompt already has all of its words.
 
     >>> evidence(EXAMPLE, Answer("…", {"explanation": "Pneumonia of the right lobe"}))  # right, lobe of 4
     0.5
@@ -70,7 +71,7 @@ def evidence(sample: Sample, answer: Answer) -> float | None:
 
 
 def format(sample: Sample, answer: Answer) -> float:
-    """1 for one reasoning block, one solution and nothing else, as the parser saw it.
+    """Return 1 for one reasoning block, one solution and nothing else, as the parser found it.
 
     >>> format(EXAMPLE, Answer("…", {"has_format": True}))
     1.0
@@ -79,7 +80,7 @@ def format(sample: Sample, answer: Answer) -> float:
 
 
 def brevity(sample: Sample, answer: Answer) -> float:
-    """1 for a readable answer whose whole completion has at most 220 characters, outer blanks not counted.
+    """Return 1 for a parsed answer whose completion has at most 220 characters without surrounding blanks.
 
     >>> brevity(EXAMPLE, Answer("B", {"letter": "B"})), brevity(EXAMPLE, Answer("", problem="empty"))
     (1.0, 0.0)
@@ -97,9 +98,9 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def evidence_words(sample: Sample) -> frozenset[str]:
-    """The report's content words that the prompt does not show, without negations.
+    """Return the report's content words that the prompt does not have, without negations.
 
-    Every field but the question type may be shown, so the words of all of them are left out.
+    Every field except the question type can be in the prompt, so the words of all of them are left out.
     """
     report = content_words(_text(sample.reference.get("report")))
     fields = {name: value for name, value in sample.fields.items() if name != "question_type"}
@@ -108,14 +109,14 @@ def evidence_words(sample: Sample) -> frozenset[str]:
 
 
 def why_letter(sample: Sample, answer: Answer) -> str:
-    """Which letter was read, which one is right."""
+    """Return the parsed and the reference letter."""
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
     return f"read {answer.values.get('letter')}, reference {sample.reference['letter']}"
 
 
 def why_explanation(sample: Sample, answer: Answer) -> str:
-    """The words that F1 counted."""
+    """Return the words that F1 counted."""
     expected = _text(sample.reference.get("explanation"))
     if not tokens(expected):
         return "the sample has no reference explanation"
@@ -124,7 +125,7 @@ def why_explanation(sample: Sample, answer: Answer) -> str:
 
 
 def why_evidence(sample: Sample, answer: Answer) -> str:
-    """The report's words that were used and those that were not."""
+    """Return the used and unused words of the report."""
     expected = evidence_words(sample)
     if not expected:
         return "the sample has no report, or none of its words is missing from the prompt"
@@ -133,13 +134,13 @@ def why_evidence(sample: Sample, answer: Answer) -> str:
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
-    """What the format asks for."""
-    asked = "one reasoning block, one solution, nothing else"
-    return asked if answer.values.get("has_format") else f"not {asked}"
+    """Return the expected format."""
+    expected = "one reasoning block, one solution, nothing else"
+    return expected if answer.values.get("has_format") else f"not {expected}"
 
 
 def why_brevity(sample: Sample, answer: Answer) -> str:
-    """The completion's length against the limit."""
+    """Return the completion's length and the limit."""
     length = len(answer.text.strip())
     sign = "<=" if length <= BREVITY_LIMIT else ">"
     unread = "" if answer.problem is None else "; no answer could be read"
@@ -153,7 +154,7 @@ WHY = {
     "format": why_format,
     "brevity": why_brevity,
 }
-"""reward -> the reason for its value, in words."""
+"""Reward -> explanation of its value."""
 
 
 def _explanations(answer: Answer) -> tuple[str, str]:
@@ -165,7 +166,7 @@ def _text(value: object) -> str:
 
 
 def _strings(value: Any) -> Iterable[str]:
-    """All texts of a prompt field; an option's letter is its key and does not count."""
+    """Yield all texts of a prompt field. Option letters are keys and do not count."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

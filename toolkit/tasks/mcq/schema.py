@@ -1,4 +1,4 @@
-"""A row of multiple choice as a Sample: ReXVQA's JSON, and options as lists, tables, JSON text or columns."""
+"""Rows of multiple choice to samples: ReXVQA's JSON, and options as lists, tables, JSON text or columns."""
 
 import re
 from collections.abc import Mapping
@@ -32,17 +32,17 @@ _NOT_AN_OPTION = ("tasks.mcq.answer_not_an_option", "the answer must be one of t
 _LETTER_REPEATED = ("tasks.mcq.option_letter_repeated", "each option must have a letter of its own")
 
 MOST_COLUMNS = 8
-"""Options in columns of their own: option_a to option_h."""
+"""Maximum number of options in separate columns: option_a to option_h."""
 
 
 def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
-    ``fields``: question, options (letter -> text), question_type where there is one, and the columns that the recipe
-    names. ``reference``: letter, text, explanation and report (Findings and Impression); the last two may be None.
+    ``fields``: question, options (letter -> text), question_type if any, and the columns that the recipe names.
+    ``reference``: letter, text, explanation and report (Findings and Impression). The last two may be None.
 
     Raises:
-        RowProblem: the row cannot be used; its ``reason`` is one of a few constants.
+        RowProblem: The row is unusable. Its ``reason`` is one of a few constants.
     """
     problem = _Problems(source, name)
     question = text_of(cell(row, source, "question"))
@@ -70,10 +70,10 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
 
 
 def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems") -> dict[str, str]:
-    """Letter -> text in the order of the source, blanks collapsed.
+    """Return letter -> text in the order of the source, with single spaces.
 
-    Letters are taken from the texts ("A. Normal") when all of them begin with one and A is among them, from the keys
-    of a table, else given in order.
+    Letters come from the texts ("A. Normal") if all of them begin with one and A is among them, or from the keys of a
+    table. Otherwise they are assigned in order.
     """
     value = decoded(cell(row, source, "options"))
     if value is None:
@@ -95,7 +95,10 @@ def read_options(row: Mapping[str, Any], source: RowOrigin, problem: "_Problems"
 
 
 def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str, str], problem: "_Problems") -> str:
-    """The right option's letter, from a letter ("B", "B.", "(B)"), "B. text", an option's text, or a number from 0."""
+    """Return the letter of the correct option.
+
+    Accepted: a letter ("B", "B.", "(B)"), "B. text", the text of an option, or a number from 0.
+    """
     answer = text_of(cell(row, source, "answer"))
     letter = answer if answer in options else _find_letter(answer, options, problem)
     if letter is None and not answer:
@@ -113,7 +116,7 @@ def read_letter(row: Mapping[str, Any], source: RowOrigin, options: Mapping[str,
 
 
 def fold(text: str) -> str:
-    """Lower case without punctuation, for texts that differ in nothing else; signs that change a meaning stay.
+    """Return the text in lower case without punctuation. Signs that change a meaning stay.
 
     >>> fold("Size: > 5 mm."), fold("-3 to +2"), fold("T-cell")
     ('size > 5 mm', '- 3 to + 2', 't cell')
@@ -122,17 +125,17 @@ def fold(text: str) -> str:
 
 
 def letter_of_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The one option with this text, first to the letter, then without case and punctuation."""
+    """Return the letter of the only option with this text, first exactly, then without case and punctuation."""
     for form in (str, fold):
-        wanted = form(text)
-        found = [letter for letter, option in options.items() if form(option) == wanted]
-        if wanted and found:
+        expected = form(text)
+        found = [letter for letter, option in options.items() if form(option) == expected]
+        if expected and found:
             return found[0] if len(found) == 1 else None
     return None
 
 
 class _Problems:
-    """Makes the problems of one row."""
+    """Builds the problems of one row."""
 
     def __init__(self, source: RowOrigin, name: str) -> None:
         self._source, self._name = source, name

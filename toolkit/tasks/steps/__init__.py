@@ -1,4 +1,4 @@
-"""Steps in medical software: rows in the order of their task, memories, actions with places, and what judges them."""
+"""GUI steps in medical software: ordered rows, agent memory, and actions with coordinates."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ __all__ = ["EMPTY", "STEPS", "Memory", "advance", "repeat_last", "replay"]
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """step (right action, and right target where the reference names one) and its parts, places, memory, json."""
+    """Return step (correct action, and target if the reference has one), its parts, grounding, memory and json."""
     action, target_ = rewards.action(sample, answer), rewards.target(sample, answer)
     return {
         "step": action if target_ is None else action * target_,
@@ -35,7 +35,7 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None]:
-    """The right action and the one that was read."""
+    """Return the reference and the parsed action."""
     return sample.reference["action"], answer.values.get("action")
 
 

@@ -1,8 +1,8 @@
-"""The memory that goes from step to step: a pure state machine.
+"""Agent memory that is passed from GUI step to GUI step: a pure state machine.
 
-What a step answers is merged key by key. A key that the answer leaves out, sets to null or fills with less structure
-than it had keeps its value; an answer that cannot be read keeps everything and counts as a failure; and no memory grows
-beyond the sizes below, so that a model that repeats itself cannot fill its own prompt.
+The memory in an answer is merged key by key. A key that the answer omits, sets to null or fills with less structure
+keeps its value. An unparsed answer changes nothing and counts as a failure. Sizes are bounded, so that a model that
+repeats itself cannot fill its own prompt.
 """
 
 import json
@@ -16,27 +16,27 @@ from typing import Any
 from toolkit.data.sample import Answer
 
 MOST_KEYS = 32
-"""Keys of a memory, and of a table inside it. New ones beyond are not taken."""
+"""Maximum number of keys in a memory or in a table inside it. Further keys are rejected."""
 MOST_ITEMS = 64
-"""Items of a list: the last ones stay."""
+"""Maximum number of items in a list. The last items are kept."""
 LONGEST_TEXT = 2000
-"""Characters of a text; the rest is cut off."""
+"""Maximum characters of a text. The rest is cut off."""
 LONGEST_KEY = 100
-"""Characters of a key; a longer one is not taken."""
+"""Maximum characters of a key. A longer key is rejected."""
 DEEPEST = 3
-"""Lists and tables within each other below a key; what lies deeper is not taken."""
+"""Maximum nesting of lists and tables below a key. Deeper values are rejected."""
 LARGEST = 10**15
-"""Numbers beyond are not taken, nor those that are not finite."""
+"""Maximum absolute value of a number. Larger and non-finite numbers are rejected."""
 
 FORGET = 0.5
-"""The chance with which ``thin`` leaves each entry out."""
+"""Probability with which ``thin`` removes an entry."""
 
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is known before a step. ``failures``: answers that could not be read; ``cut``: values cut or refused."""
+    """Agent memory before a GUI step, with counts of unparsed answers (``failures``) and cut values (``cut``)."""
 
     short_term: Mapping[str, Any] = field(default_factory=dict)
     long_term: Mapping[str, Any] = field(default_factory=dict)
@@ -45,11 +45,11 @@ class Memory:
 
 
 EMPTY = Memory()
-"""Before the first step."""
+"""The memory before the first GUI step."""
 
 
 def advance(memory: Memory, answer: Answer) -> Memory:
-    """The memory before the next step; ``answer.values`` has short_term and long_term, each a mapping or None.
+    """Return the memory before the next step. ``answer.values`` has short_term and long_term, each a mapping or None.
 
     >>> known = advance(EMPTY, Answer("…", {"long_term": {"completed_subtasks": ["load"], "progress": "begun"}}))
     >>> advance(known, Answer("…", {"long_term": {"progress": "half"}})).long_term
@@ -65,7 +65,7 @@ def advance(memory: Memory, answer: Answer) -> Memory:
 
 
 def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Memory]:
-    """The memory after each line of a task's predictions (``completion``, ``answer``, ``problem``), in their order."""
+    """Return the memory after each line of an episode's predictions (``completion``, ``answer``, ``problem``)."""
     memories = []
     for line in lines:
         start = advance(start, Answer(line.get("completion", ""), line["answer"], line["problem"]))
@@ -74,12 +74,12 @@ def replay(lines: Iterable[Mapping[str, Any]], start: Memory = EMPTY) -> list[Me
 
 
 def compact(value: Any) -> str:
-    """A memory or answer as JSON in one line."""
+    """Return a memory or answer as JSON in one line."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
 
 
 def storable(value: Any) -> Any:
-    """The value as a file of JSON lines gives it back: no halves of surrogate pairs, null for numbers not finite."""
+    """Return the value after a round trip through JSON lines: no half surrogate pairs, null for non-finite numbers."""
     if isinstance(value, str):
         return _whole(value)
     if isinstance(value, float):
@@ -92,9 +92,9 @@ def storable(value: Any) -> Any:
 
 
 def thin(memory: Memory, random: Random) -> Memory:
-    """The memory with holes: each key, and each item of a list, is left out with the chance ``FORGET``.
+    """Return the memory after removing each key and each list item with probability ``FORGET``.
 
-    At least one entry is left out where there is one.
+    At least one entry is removed if there is any.
     """
     keys = [(part, key) for part in ("short_term", "long_term") for key in getattr(memory, part)]
     if not keys:
@@ -126,18 +126,18 @@ def _merged(old: Mapping[str, Any], new: Any) -> tuple[dict[str, Any], int]:
 
 
 def _less(new: Any, old: Any) -> bool:
-    """Whether a list or table would be replaced by something that is none."""
+    """Return whether a scalar would replace a list or table."""
     return isinstance(old, list | dict) and not isinstance(new, type(old))
 
 
 def _bounded(value: Any, depth: int) -> tuple[Any, int]:
-    """The value within the sizes, and how much was cut off; None where it is not taken at all."""
+    """Return the value within the size limits and the number of cuts, or None if the value is rejected."""
     if isinstance(value, str):
         return _whole(value[:LONGEST_TEXT]), int(len(value) > LONGEST_TEXT)
     if isinstance(value, bool):
         return value, 0
     if isinstance(value, int | float):
-        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # not so what is no number
+        return (value, 0) if abs(value) <= LARGEST else (None, 1)  # NaN fails the comparison
     if isinstance(value, list) and depth:
         return _bounded_list(value, depth)
     if isinstance(value, Mapping) and depth:
@@ -166,5 +166,5 @@ def _bounded_table(value: Mapping[str, Any], depth: int) -> tuple[dict[str, Any]
 
 
 def _whole(text: str) -> str:
-    """Half a surrogate pair, which JSON can spell and no tokenizer reads, becomes the sign for an unknown character."""
+    """Return the text with replacement characters for half surrogate pairs, which no tokenizer accepts."""
     return _HALF.sub("\ufffd", text)

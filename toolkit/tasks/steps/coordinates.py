@@ -1,4 +1,4 @@
-"""A place as data and answers write it: a point or a box, as numbers, text or names."""
+"""Coordinates in data and answers: a point or a box, as numbers, text or named values."""
 
 import math
 import re
@@ -14,20 +14,22 @@ _SIDES = (("width", "height"), ("w", "h"))
 _NOWHERE = frozenset({"", "null", "none", "n/a", "nan", "-"})
 
 
-def read_place(value: Any) -> tuple[float, ...] | None:
-    """A point (2 numbers) or a box (4) in the units it was written in; None: no place is meant.
+def parse_point_or_box(value: Any) -> tuple[float, ...] | None:
+    """Return a point (2 numbers) or a box (4) in the units of the value, or None for a value without coordinates.
 
-    >>> read_place([12, 30]), read_place("12, 30"), read_place({"x": 12, "y": 30}), read_place(None)
-    ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0), None)
+    >>> parse_point_or_box([12, 30]), parse_point_or_box("12, 30"), parse_point_or_box({"x": 12, "y": 30})
+    ((12.0, 30.0), (12.0, 30.0), (12.0, 30.0))
+    >>> parse_point_or_box(None) is None
+    True
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: The value has another format.
     """
     numbers = _numbers(value)
     if not numbers:
         return None
     if len(numbers) not in (2, 4) or any(not math.isfinite(number) or abs(number) > 1e6 for number in numbers):
-        raise ValueError(f"a place is two or four numbers, not {value!r}")
+        raise ValueError(f"coordinates must be two or four numbers, not {value!r}")
     return tuple(numbers)
 
 
@@ -41,7 +43,7 @@ def _numbers(value: Any) -> list[float]:
         return [] if all(one is None for one in flat) else [_number(one) for one in flat]
     if value is None or value != value:
         return []
-    raise ValueError(f"{value!r} is no place")
+    raise ValueError(f"{value!r} is not a point or box")
 
 
 def _written(text: str) -> list[float]:
@@ -49,7 +51,7 @@ def _written(text: str) -> list[float]:
         return []
     text = _AXIS.sub(" ", text)
     if _NUMBER.sub("", text).strip(" \t\n()[]{},;"):
-        raise ValueError(f"{text!r} is no place")
+        raise ValueError(f"{text!r} is not a point or box")
     return [float(number) for number in _NUMBER.findall(text)]
 
 
@@ -58,7 +60,7 @@ def _by_name(value: Mapping[str, Any]) -> list[float]:
         if all(name in value for name in names):
             return [_number(value[name]) for name in names]
     if "x" not in value or "y" not in value:
-        raise ValueError(f"{dict(value)!r} is no place")
+        raise ValueError(f"{dict(value)!r} is not a point or box")
     if value["x"] is None and value["y"] is None:
         return []
     x, y = _number(value["x"]), _number(value["y"])
@@ -74,5 +76,5 @@ def _number(value: Any) -> float:
         raise ValueError(f"{value!r} is no number")
     try:
         return float(value)
-    except OverflowError:  # a whole number has no end in Python
-        raise ValueError("a number is too large for a place") from None
+    except OverflowError:  # a Python integer can exceed the range of float
+        raise ValueError("a coordinate is too large") from None

@@ -1,4 +1,4 @@
-"""How the steps of a task hang together: their memory, and a step that is only asked."""
+"""GUI steps as episodes: their agent memory, and steps without a reference."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -7,46 +7,47 @@ from typing import Any
 from toolkit.data.agent_memory import Carried
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
-from toolkit.scoring.statistics import Stand
+from toolkit.scoring.statistics import EpisodePosition
 from toolkit.tasks.steps.agent_memory import EMPTY, Memory, advance
 from toolkit.tasks.steps.metrics import repeat_last
 from toolkit.tasks.steps.order import HIDDEN
 from toolkit.tasks.steps.schema import read
 
 STAND_IN = "(action)"
-"""The column of the action that a row gets so that it can be read; no source has one of this name."""
+"""Name of a column with a placeholder action, which makes a row without a reference readable. No source uses this
+name."""
 
 
-def stand(sample: Sample) -> Stand:
-    """The task is the chain."""
-    return Stand(sample.fields["task"], sample.fields["place"], sample.fields["length"])
+def stand(sample: Sample) -> EpisodePosition:
+    """Return the position in the episode, which is the row's task."""
+    return EpisodePosition(sample.fields["task"], sample.fields["place"], sample.fields["length"])
 
 
 def put(sample: Sample, memory: Memory) -> Sample:
-    """The step with this memory in its prompt."""
+    """Return the sample with this agent memory in its prompt."""
     return replace(sample, fields={**sample.fields, "memory": memory})
 
 
 def place_columns(sample: Sample) -> dict[str, Any]:
-    """Task_id, step (its place, from 1), image (its path)."""
+    """Return Task_id, step (position from 1) and image (its path)."""
     image = str(sample.images[0].path) if sample.images else ""
     return {"Task_id": sample.fields["task"], "step": sample.fields["place"], "image": image}
 
 
 def value_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """action, target and coords (pixels of the screenshot), None where there is none."""
+    """Return action, target and coords (pixels of the screenshot), or None for missing values."""
     return {"action": values.get("action"), "target": values.get("target"), "coords": values.get("place")}
 
 
 def open_row(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
-    """A step that is only asked: whatever the row holds of an answer is not looked at.
+    """Return the sample of a row for prediction. Any answer in the row is ignored.
 
     Raises:
-        RowProblem: no task, goal or screenshot, or an earlier row's step.
+        RowProblem: The row has no task, goal or screenshot, or repeats an earlier step.
     """
     column = {field: column for field, column in origin.column.items() if field not in HIDDEN} | {"action": STAND_IN}
-    asked = {**row, STAND_IN: origin.settings.actions[0]}
-    return replace(read(name, asked, replace(origin, column=column)), reference={})
+    row_with_action = {**row, STAND_IN: origin.settings.actions[0]}
+    return replace(read(name, row_with_action, replace(origin, column=column)), reference={})
 
 
 CARRIED = Carried(

@@ -1,4 +1,4 @@
-"""The form of a step as data and answers write it: memories, reason, action, target and place, under many names."""
+"""Format of a GUI step in data and answers: memories, reason, action, target and coordinates, under several names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ _ACTION = ("action", "target", "coords")
 
 
 class PredictedAction(BaseModel):
-    """One action; ``coords`` is as it was written (``read_place`` reads it)."""
+    """One action. ``coords`` is the raw value, which ``parse_point_or_box`` parses."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -45,7 +45,7 @@ class PredictedAction(BaseModel):
 
 
 class StepForm(BaseModel):
-    """A step's parts; None where one is not there, or is null."""
+    """The parts of a GUI step. A missing or null part is None."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -65,7 +65,7 @@ class StepForm(BaseModel):
 
 
 def read_form(value: Mapping[str, Any]) -> tuple[StepForm, list[str]]:
-    """The form, and the parts of the wrong type, which count as left out."""
+    """Return the parts, and the names of parts of the wrong type, which count as missing."""
     try:
         return StepForm.model_validate(value), []
     except ValidationError as error:
@@ -82,7 +82,7 @@ def read_form(value: Mapping[str, Any]) -> tuple[StepForm, list[str]]:
 
 
 def named(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries with known names under this module's; of two with one meaning the first that is not null."""
+    """Return the entries with known names, under this module's names. The first non-null value of a name is used."""
     found: dict[str, Any] = {}
     for key, content in value.items():
         field = _FIELD_OF.get(fold(str(key)))
@@ -92,18 +92,18 @@ def named(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def order_of(value: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts in the order of the object."""
+    """Return the parts in the order of the object."""
     fields = ["predicted" if field in ("predicted_action", *_ACTION) else field for field in named(value)]
     return tuple(dict.fromkeys(fields))
 
 
 def unknown_keys(value: Mapping[str, Any]) -> list[str]:
-    """Keys that mean nothing here."""
+    """Return keys without a meaning for this task."""
     return [str(key) for key in value if fold(str(key)) not in _FIELD_OF]
 
 
 def _action_in(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The action's own entries: below predicted and predicted_action, below one of them, or beside the memories."""
+    """Return the entries of the action: in predicted and predicted_action, in one of them, or beside the memories."""
     level: dict[str, Any] = dict(found)
     for key in ("predicted", "predicted_action"):
         inner = level.get(key)

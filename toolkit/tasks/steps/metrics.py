@@ -1,4 +1,4 @@
-"""Answers without a look: the most frequent step, action or target of the training rows, and the last step again."""
+"""Baselines without the image: the most frequent step, action or target in training, and the previous step."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,25 +19,25 @@ Baseline = Callable[[Sample], str]
 
 
 def baseline(samples: Sequence[Sample]) -> Baseline:
-    """The pair of action and target that is right most often, at the median place of its training rows.
+    """Return the pair of action and target that is correct most often, at the median coordinates of its training rows.
 
-    The place is a point, each coordinate the median in shares of the sides.
+    The coordinates are a point. Each one is the median as a fraction of the side.
     """
     return _always(samples, lambda pair, of: of[pair] + (of[pair[0], None] if pair[1] is not None else 0))
 
 
 def action_baseline(samples: Sequence[Sample]) -> Baseline:
-    """The most frequent action, with the target that it has most often."""
+    """Return the most frequent action with its most frequent target."""
     return _always(samples, lambda pair, of: sum(n for (action, _), n in of.items() if action == pair[0]))
 
 
 def target_baseline(samples: Sequence[Sample]) -> Baseline:
-    """The most frequent target, with the action that it has most often."""
+    """Return the most frequent target with its most frequent action."""
     return _always(samples, lambda pair, of: sum(n for (_, target), n in of.items() if target == pair[1] is not None))
 
 
 def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], int]) -> Baseline:
-    """The pair with the most rows that ``right`` counts, of equals the more frequent; targets as they are compared."""
+    """Return the pair with the most correct rows by ``right``. Ties go to the more frequent pair."""
     pairs: Counter[Pair] = Counter()
     spelled: dict[Pair, str | None] = {}
     points: dict[Pair, list[tuple[float, float]]] = {}
@@ -53,23 +53,23 @@ def _always(samples: Sequence[Sample], right: Callable[[Pair, Counter[Pair]], in
     if not pairs:
         return lambda sample: ""
     best = max(pairs, key=lambda pair: (right(pair, pairs), pairs[pair]))
-    shares = [median(values) for values in zip(*points[best], strict=True)] if best in points else None
+    fractions = [median(values) for values in zip(*points[best], strict=True)] if best in points else None
 
     def complete(sample: Sample) -> str:
-        sizes = zip(shares, sample.fields["size"], strict=True) if shares else None
-        return _write(sample, best[0], spelled[best], [share * side for share, side in sizes] if sizes else None)
+        sizes = zip(fractions, sample.fields["size"], strict=True) if fractions else None
+        return _write(sample, best[0], spelled[best], [fraction * side for fraction, side in sizes] if sizes else None)
 
     return complete
 
 
 def repeat_last(sample: Sample) -> str:
-    """The step before once more, as a completion; nothing at the first step, and where the step before is not known."""
+    """Return the previous step as a completion. It is empty for the first step and after an unknown step."""
     last = sample.reference["previous"]
     return "" if last is None else _write(sample, last["action"], last["target"], last["place"])
 
 
 def _write(sample: Sample, action: str, target: str | None, place: list[float] | None) -> str:
-    """In the form that the recipe asks for, with memories that change nothing."""
+    """Return the completion in the recipe's format, with memories that change nothing."""
     coords = None if place is None else sample.fields["frame"].write(place)
     predicted = {"predicted_action": {"action": action, "target": target, "coords": coords}}
     empty: dict[str, Any] = {"short_term": {}, "long_term": {}, "reason": "", "predicted": predicted}

@@ -1,4 +1,4 @@
-"""Steps in the order of their task: which row each follows, what is missing or repeated, which tasks are wanted."""
+"""Order of GUI steps in their task: the previous row, missing and repeated steps, and the selected tasks."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.cells import cell, mended, name_of, number_of, text_of
+from toolkit.data.cells import cell, name_of, number_of, parse_or_repair_json, text_of
 from toolkit.data.links import FIRST, GAP, REPEATED, Links
 from toolkit.data.task import RowOrigin
 from toolkit.errors import DataError
@@ -16,17 +16,17 @@ from toolkit.tasks.steps.settings import StepSettings
 
 MOST_EXAMPLES = 5
 HIDDEN = ("output", "grounding", "action", "target", "coords", "bbox", "next_short_term", "next_long_term", "reason")
-"""Fields of which nothing may enter a prompt."""
+"""Fields of the reference, which must not enter a prompt."""
 
 OWN = frozenset({"place", "length", "memory", "size", "frame", "settings", "notes"})
-"""Fields of a sample that are made, not read: a column of the same name could not be told from them."""
+"""Computed fields of a sample. A column with the same name would be ambiguous."""
 
 _DIGITS = re.compile(r"\d+")
 
 
 @dataclass
 class _Line:
-    """The rows of one task as they come: their numbers, steps (None: the row says none), and values of the group."""
+    """The rows of one task in file order: numbers, steps (None if unknown), and values of the group column."""
 
     rows: list[int] = field(default_factory=list)
     steps: list[int | None] = field(default_factory=list)
@@ -34,15 +34,15 @@ class _Line:
 
 
 def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Links:
-    """Every row's place in its task.
+    """Return the position of every row in its task.
 
-    Steps are numbered by the field ``step``, else by the step of ``Grounding``'s original data, from 1 (or from 0,
-    where a task has a step 0). A task with a row that says no step has the order of its rows in the file. Of rows with
-    the same step the first stays. The range ``task_start`` to ``task_end`` has both of its ends.
+    Steps are numbered by the field ``step``, otherwise by the step of ``Grounding``'s original data, from 1 (or from 0
+    if a task has a step 0). If a row of a task has no step, the task has the order of its rows in the file. Of rows
+    with the same step, the first is kept. The range ``task_start`` to ``task_end`` includes both ends.
 
     Raises:
-        DataError: the prompt is to show a column of the reference or one that is called as a sample's own field,
-            ``data.group`` cuts a task in two, or no task is in the range.
+        DataError: The prompt would show a column of the reference or one with the name of a computed field,
+            ``data.group`` splits a task, or no task is in the range.
     """
     _refuse_hidden(origin)
     lines: dict[str, _Line] = {}
@@ -57,15 +57,15 @@ def link(rows: Iterable[tuple[str, Mapping[str, Any]]], origin: RowOrigin) -> Li
                 line.groups.add(name_of(row.get(origin.group)))
     _refuse_cut_tasks(lines, origin)
     found = Links(np.full(count, FIRST), np.ones(count, np.int64), np.ones(count, np.int64), np.ones(count, bool))
-    told = _Told()
+    irregularities = _Irregularities()
     for task, line in lines.items():
-        _link_task(task, line, found, told)
-    notes = [*told.sentences(), *_choose(lines, origin, found)]
+        _link_task(task, line, found, irregularities)
+    notes = [*irregularities.sentences(), *_choose(lines, origin, found)]
     return Links(found.previous, found.places, found.lengths, found.chosen, tuple(f"{origin.file}: {n}" for n in notes))
 
 
 def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
-    """The row's own number; None where it says none."""
+    """Return the step number of the row, or None."""
     value = cell(row, origin, "step")
     if value is None or not text_of(value):
         value = _original(cell(row, origin, "grounding")).get("step")
@@ -76,7 +76,7 @@ def step_of(row: Mapping[str, Any], origin: RowOrigin) -> int | None:
 
 
 def task_number(task: str) -> int | None:
-    """The number that a task's id is, or ends with.
+    """Return the number that a task id is or ends with.
 
     >>> task_number("12"), task_number("task_012"), task_number("load")
     (12, 12, None)
@@ -86,8 +86,8 @@ def task_number(task: str) -> int | None:
 
 
 @dataclass
-class _Told:
-    """Tasks by what must be told of them."""
+class _Irregularities:
+    """Tasks with irregular steps, by irregularity."""
 
     gaps: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
@@ -105,10 +105,10 @@ class _Told:
         ]
 
 
-def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
+def _link_task(task: str, line: _Line, found: Links, irregularities: _Irregularities) -> None:
     steps = [step for step in line.steps if step is not None]
     if len(steps) < len(line.rows):
-        told.unnumbered.append(f"task {task}")
+        irregularities.unnumbered.append(f"task {task}")
         steps = list(range(1, len(line.rows) + 1))
     start = 0 if 0 in steps else 1
     row_of: dict[int, int] = {}
@@ -122,13 +122,13 @@ def _link_task(task: str, line: _Line, found: Links, told: _Told) -> None:
             found.previous[row] = REPEATED
     if len(row_of) < length:
         missing = [str(step) for step in range(start, min(max(steps), start + len(row_of) + 9)) if step not in row_of]
-        told.gaps.append(f"task {task} lacks step {_some(missing)}")
+        irregularities.gaps.append(f"task {task} lacks step {_some(missing)}")
     if twice := [str(step) for step, rows in Counter(steps).items() if rows > 1]:
-        told.repeated.append(f"task {task}, step {_some(twice)}")
+        irregularities.repeated.append(f"task {task}, step {_some(twice)}")
 
 
 def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list[str]:
-    """Mark the rows outside the range of tasks; one sentence about them."""
+    """Mark the rows in the range of tasks, and return one sentence about the others."""
     settings: StepSettings = origin.settings
     start, end = settings.task_start, settings.task_end
     if start is None and end is None:
@@ -143,12 +143,12 @@ def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list
     outside = {task for task, number in numbers.items() if number is not None and not low <= number <= high}
     if len(outside) == len(lines):
         known = [number for number in numbers.values() if number is not None]
-        there = f"tasks {min(known)} to {max(known)}" if known else "no task"
+        found_tasks = f"tasks {min(known)} to {max(known)}" if known else "no task"
         raise DataError(
             "tasks.steps.no_task_in_range",
             f"at least one task must be in the range of data.steps.task_start and task_end, {start} to {end}",
             place=origin.file,
-            value=there,
+            value=found_tasks,
             remedy="Correct the range.",
         )
     for task in outside:
@@ -158,10 +158,10 @@ def _choose(lines: Mapping[str, _Line], origin: RowOrigin, found: Links) -> list
 
 
 def _original(value: Any) -> Mapping[str, Any]:
-    """The step that ``Grounding`` was made from; empty where it holds none."""
+    """Return the step that ``Grounding`` was made from, or an empty mapping."""
     for key in ("ground_truth", "original_step_data"):
         try:
-            value = mended(value)[0] if isinstance(value, str) else value
+            value = parse_or_repair_json(value)[0] if isinstance(value, str) else value
         except ValueError:
             return {}
         if not isinstance(value, Mapping):

@@ -1,22 +1,22 @@
-"""The step in a completion: JSON, mended where it can be; what cannot be read is said, never guessed."""
+"""Parse the GUI step in a completion: JSON, repaired if possible. Unparsed parts are reported, never guessed."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from toolkit.data.cells import MOST_BRACKETS, fold, mend
+from toolkit.data.cells import MOST_BRACKETS, fold, repair_json
 from toolkit.data.sample import Answer, Sample
 from toolkit.scoring.regions import Frame, order_box
 from toolkit.tasks.steps.agent_memory import advance, storable
-from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.coordinates import parse_point_or_box
 from toolkit.tasks.steps.form import PARTS, StepForm, read_form
 from toolkit.tasks.steps.settings import StepSettings
 
 LONGEST = 1 << 14
-"""Characters of a completion that is looked at: mending takes longer the longer a text is."""
+"""Maximum characters of a completion that are parsed, because the time of a repair grows with the length."""
 STARTS = 3
-"""So many opening brackets are tried as the beginning of the answer."""
+"""Number of opening brackets that are tried as the beginning of the answer."""
 
 NO_JSON = "there is no JSON object"
 NO_ACTION = "no action is predicted"
@@ -28,12 +28,12 @@ _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The step of an answer.
+    """Return the GUI step of an answer.
 
-    ``values``: action (as the recipe spells it), target (None: none was named), place (2 or 4 numbers in pixels of the
-    screenshot, None: none), short_term, long_term, reason (None: left out), memory (both memories for the next step,
-    merged into those that the prompt showed), repaired (whether the JSON had to be mended), and faults (what keeps
-    it from being the JSON that was asked for). Keys may be spelled otherwise, and stand in a code fence or in a text.
+    ``values``: action (in the recipe's spelling), target, place (2 or 4 numbers in pixels of the screenshot),
+    short_term, long_term, reason, memory (both memories for the next step, merged into those of the prompt), repaired
+    (whether the JSON was repaired) and faults (deviations from the requested JSON). Missing values are None. Keys can
+    have other spellings, and the JSON can be in a code fence or inside text.
     """
     if len(completion) > LONGEST or completion.count("{") + completion.count("[") > MOST_BRACKETS:
         return Answer(completion, {}, TOO_LONG)
@@ -61,7 +61,7 @@ def parse(completion: str, sample: Sample) -> Answer:
         "short_term": form.short_term,
         "long_term": form.long_term,
         "reason": form.reason,
-        "repaired": MENDED in faults,
+        "repaired": REPAIRED in faults,
         "faults": faults,
     }
     after = advance(sample.fields["memory"], Answer(completion, values))
@@ -70,17 +70,17 @@ def parse(completion: str, sample: Sample) -> Answer:
 
 
 def known_action(text: str, settings: StepSettings) -> str | None:
-    """The recipe's spelling of an action; None where it names no such action."""
+    """Return the recipe's spelling of an action, or None if the recipe has no such action."""
     return {fold(action): action for action in settings.actions}.get(fold(text))
 
 
-MENDED = "the JSON had to be mended"
+REPAIRED = "the JSON had to be repaired"
 
 
 def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The JSON objects of a text, and what it is besides one valid object.
+    """Return the JSON objects of a text, and the deviations from one valid object.
 
-    Nothing is mended where a valid object has an action.
+    Nothing is repaired if a valid object has an action.
     """
     faults = []
     if fenced := _FENCE.search(text):
@@ -96,9 +96,9 @@ def find_objects(text: str) -> tuple[list[Mapping[str, Any]], list[str]]:
         faults += ["several objects"] if len(found) > 1 else []
         return valid, faults
     for start in [match.start() for match in re.finditer(r"\{", text)][:STARTS]:
-        objects = _mended(text[start:])
+        objects = _repaired(text[start:])
         if any(map(_has_action, objects)):
-            return objects, [*faults, MENDED]
+            return objects, [*faults, REPAIRED]
         valid = valid or objects
     return valid, faults
 
@@ -108,7 +108,7 @@ def _has_action(value: Mapping[str, Any]) -> bool:
 
 
 def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The objects from the first bracket on, with their texts, as long as each is valid."""
+    """Yield consecutive valid objects from the first bracket on, with their texts."""
     start = text.find("{")
     while start >= 0:
         try:
@@ -119,9 +119,9 @@ def _strict(text: str) -> Iterator[tuple[Mapping[str, Any], str]]:
         start = text.find("{", end)
 
 
-def _mended(text: str) -> list[Mapping[str, Any]]:
+def _repaired(text: str) -> list[Mapping[str, Any]]:
     try:
-        value = mend(text)
+        value = repair_json(text)
     except ValueError:
         return []
     listed = value if isinstance(value, list) else [value]
@@ -136,9 +136,9 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _place(value: Any, frame: Frame, faults: list[str]) -> list[float] | None:
-    """In pixels; coordinates outside the picture stay."""
+    """Return the coordinates in pixels. Coordinates outside the image are kept."""
     try:
-        numbers = read_place(value)
+        numbers = parse_point_or_box(value)
     except ValueError:
         faults.append("the coordinates cannot be read")
         return None

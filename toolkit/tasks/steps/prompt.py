@@ -1,6 +1,6 @@
-"""How a step is asked for: goal, screenshot and memories, each in its section, and the answer that SFT learns.
+"""Prompt of a GUI step (goal, screenshot and memories in sections), and the SFT target.
 
-Nothing of the reference stands in a prompt: its sections are made of ``sample.fields`` alone.
+The sections use ``sample.fields`` alone, so nothing of the reference enters a prompt.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ TEMPLATE: Mapping[str, str] = {
     "short_term": "Short-term memory: {short_term}",
     "long_term": "Long-term memory: {long_term}",
 }
-"""Section -> its text. One that the recipe leaves out is not there; without ``image`` the picture is not either."""
+"""Section -> its text. The recipe selects the sections. Without the section ``image`` there is no image."""
 
 _FORM: Mapping[str, str] = {
     "short_term": '"Short Term":{…}',
@@ -28,7 +28,7 @@ _FORM: Mapping[str, str] = {
 
 
 def question(sample: Sample) -> str:
-    """The sections that the recipe names, one a line."""
+    """Return the sections that the recipe names, one per line."""
     memory, settings = sample.fields["memory"], sample.fields["settings"]
     texts = {
         "goal": sample.fields["question"],
@@ -39,7 +39,7 @@ def question(sample: Sample) -> str:
 
 
 def instruction(sample: Sample) -> str:
-    """The form of the answer: the same for every step of a recipe, but for the ends of the coordinates."""
+    """Return the answer format. It is equal for all steps of a recipe except for the range of coordinates."""
     settings: StepSettings = sample.fields["settings"]
     width, height = (f"{end:g}" for end in sample.fields["frame"].span)
     lines = [
@@ -54,7 +54,7 @@ def instruction(sample: Sample) -> str:
 
 
 def target(sample: Sample) -> str:
-    """The reference as JSON in one line: the parts that the recipe names and the row has, in the row's order."""
+    """Return the reference as JSON in one line: the parts that the recipe names and the row has, in the row's order."""
     reference, settings, frame = sample.reference, sample.fields["settings"], sample.fields["frame"]
     place = None if reference["place"] is None else frame.write(reference["place"])
     action = {"action": reference["action"], "target": reference["target"], "coords": place}

@@ -1,34 +1,35 @@
-"""What a row says is right: from ``Output`` and ``Grounding``, or from columns of their own."""
+"""The reference of a row, from ``Output`` and ``Grounding`` or from separate columns."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.cells import cell, mended, text_of
+from toolkit.data.cells import cell, parse_or_repair_json, text_of
 from toolkit.data.task import RowOrigin
 from toolkit.errors import RowProblem
 from toolkit.scoring.regions import Frame, Size, order_box
 from toolkit.tasks.steps.agent_memory import Memory, compact
-from toolkit.tasks.steps.coordinates import read_place
+from toolkit.tasks.steps.coordinates import parse_point_or_box
 from toolkit.tasks.steps.form import StepForm, named, order_of, read_form, unknown_keys
 from toolkit.tasks.steps.parse import known_action
 from toolkit.tasks.steps.settings import StepSettings
 
 _COLUMNS = ("next_short_term", "next_long_term", "reason", "action", "target", "coords")
-"""Fields that say what ``Output`` says, where a source has columns of their own."""
+"""Fields that replace ``Output`` in a source with separate columns."""
 
 
 Note = tuple[str, str]
-"""Code and rule of a warning about a row that can be used."""
+"""Code and rule of a warning about a usable row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """The reference of a row.
 
-    ``place``: a point (2 numbers) or box (4) in pixels, None where the action has none; ``box``: the box that the point
-    must lie in; ``parts``: the parts of an answer in the order of the row; ``notes``: warnings about the row.
+    ``place``: a point (2 numbers) or box (4) in pixels, or None for an action without coordinates. ``box``: the box
+    that must contain the point. ``parts``: the parts of an answer in the order of the row. ``notes``: warnings about
+    the row.
     """
 
     action: str
@@ -40,7 +41,7 @@ class Known:
     notes: tuple[Note, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``Sample.reference`` has it."""
+        """Return the value of ``Sample.reference``."""
         return {
             "action": self.action,
             "target": self.target,
@@ -54,12 +55,12 @@ class Known:
 
 
 def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where: str) -> Known:
-    """The reference of a row.
+    """Return the reference of a row.
 
-    What ``Output`` leaves out is looked for in ``Grounding``; where the two differ ``Output`` counts, which is noted.
+    Parts that ``Output`` lacks come from ``Grounding``. If the two differ, ``Output`` is used and a warning is noted.
 
     Raises:
-        RowProblem: a cell is no JSON, no action is named or none that the recipe knows, or a place is none.
+        RowProblem: A cell is not JSON, the action is missing or unknown, or the coordinates are invalid.
     """
     settings: StepSettings = origin.settings
     output, form, notes = _output(row, origin, where)
@@ -91,7 +92,7 @@ def read_reference(row: Mapping[str, Any], origin: RowOrigin, size: Size, where:
 
 
 def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
-    """The memory that a row leaves to the next step; None where it says nothing about one, or cannot be read."""
+    """Return the memory that a row passes to the next step, or None if it is missing or unreadable."""
     try:
         _, form, _ = _output(row, origin, "")
     except RowProblem:
@@ -102,7 +103,7 @@ def memory_after(row: Mapping[str, Any], origin: RowOrigin) -> Memory | None:
 
 
 def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapping[str, Any], StepForm, list[Note]]:
-    """``Output``, or what columns of their own say, as it stands there and as a form; and notes."""
+    """Return ``Output`` or its separate columns, raw and as a form, and notes."""
     output, notes = _table(row, origin, "output", where)
     if output is None:
         output = {name.removeprefix("next_"): cell(row, origin, name) for name in _COLUMNS if name in origin.column}
@@ -112,21 +113,21 @@ def _output(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[Mapp
     if faults:
         rule = "the parts of Output must have the right types"
         raise RowProblem("tasks.steps.output_wrong_type", rule, place=where, value=faults)
-    text_of(compact(output))  # refuses halves of surrogate pairs
+    text_of(compact(output))  # raises for half surrogate pairs
     return output, form, notes
 
 
 def _table(
     row: Mapping[str, Any], origin: RowOrigin, name: str, where: str
 ) -> tuple[dict[str, Any] | None, list[Note]]:
-    """A cell's JSON object, and a note where it had to be mended; None where the cell is empty."""
+    """Return a cell's JSON object and a note if it was repaired, or None if the cell is empty."""
     value = cell(row, origin, name)
     if value is None or value != value or value == "":
         return None, []
-    mend = False
+    repair_json = False
     if isinstance(value, str):
         try:
-            value, mend = mended(value)
+            value, repair_json = parse_or_repair_json(value)
         except ValueError:
             rule = f"{name.capitalize()} must be JSON"
             raise RowProblem(f"tasks.steps.{name}_not_json", rule, place=where, value=value) from None
@@ -135,11 +136,11 @@ def _table(
         raise RowProblem(f"tasks.steps.{name}_not_object", rule, place=where, value=value)
     return value, [
         (f"tasks.steps.{name}_repaired", f"{name.capitalize()} should be JSON: it was repaired")
-    ] if mend else []
+    ] if repair_json else []
 
 
 def _grounding(row: Mapping[str, Any], origin: RowOrigin, where: str) -> tuple[StepForm, list[Note]]:
-    """Action, target and box of ``Grounding``; the box as the action's coords."""
+    """Return action, target and box of ``Grounding``, with the box as the action's coords."""
     value, notes = _table(row, origin, "grounding", where)
     truth = _inner(_finite(value or {}), "ground_truth")
     original = _inner(truth, "original_step_data")
@@ -163,9 +164,9 @@ def _place(
     size: Size,
     where: str,
 ) -> tuple[list[float] | None, list[float] | None]:
-    """The place that an answer must name, and the box that it must lie in.
+    """Return the coordinates that an answer must name, and the box that must contain them.
 
-    The place is the row's coords. A row that has no such key, not even an empty one, means the middle of its box.
+    The coordinates are the row's coords. For a row without such a key, they are the centre of its box.
     """
     form, truth = found
     box = cell(row, origin, "bbox") if text_of(cell(row, origin, "bbox")) else truth.predicted.coords
@@ -182,7 +183,7 @@ def _place(
 
 def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[float] | None:
     try:
-        numbers = read_place(value)
+        numbers = parse_point_or_box(value)
     except ValueError:
         rule = "coordinates must be [x, y] or [x1, y1, x2, y2]"
         raise RowProblem("tasks.steps.coordinates_malformed", rule, place=where, value=value) from None
@@ -205,7 +206,7 @@ def _pixels(value: Any, settings: StepSettings, size: Size, where: str) -> list[
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for NaN, which tables write for nothing, and for what is infinite."""
+    """Return the value with null for NaN, which tables write for missing values, and for infinity."""
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -218,13 +219,13 @@ def _inside(point: list[float], box: list[float]) -> bool:
 
 
 def _opened(value: Any, where: str) -> Any:
-    """A memory in a column of its own: an object, or JSON text."""
+    """Return a memory from a separate column: an object or JSON text."""
     if not isinstance(value, str):
         return value
     if not value.strip():
         return None
     try:
-        return mended(value)[0]
+        return parse_or_repair_json(value)[0]
     except ValueError:
         rule = "an agent memory must be JSON"
         raise RowProblem("tasks.steps.memory_not_json", rule, place=where, value=value) from None

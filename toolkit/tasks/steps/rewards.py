@@ -1,7 +1,7 @@
-"""Rewards for steps: action, target, target_fuzzy, grounding, distance, iou, memory, json.
+"""Rewards for GUI steps: action, target, target_fuzzy, grounding, distance, iou, memory, json.
 
-``sample.reference`` and ``answer.values`` are those of the task ``steps``: places in pixels of the screenshot. A part
-that the answer lacks earns nothing; whether a reward applies depends on the reference alone.
+``sample.reference`` and ``answer.values`` are those of the task ``steps``, with coordinates in pixels of the
+screenshot. A part that the answer lacks scores 0. Whether a reward applies depends on the reference alone.
 """
 
 import math
@@ -32,12 +32,12 @@ EXAMPLE = Sample(
 
 
 def _given(**values: Any) -> Answer:
-    """An answer with these values, for the examples."""
+    """Return an answer with these values, for the examples."""
     return Answer("…", {"action": None, "target": None, "place": None, "faults": [], **values})
 
 
 def action(sample: Sample, answer: Answer) -> float:
-    """1 for the right action.
+    """Return 1 for the correct action.
 
     >>> action(EXAMPLE, _given(action="CLICK")), action(EXAMPLE, _given(action="ZOOM")), action(EXAMPLE, _given())
     (1.0, 0.0, 0.0)
@@ -46,7 +46,7 @@ def action(sample: Sample, answer: Answer) -> float:
 
 
 def target(sample: Sample, answer: Answer) -> float | None:
-    """1 for the same target but for case, blanks and punctuation; None where the reference names none.
+    """Return 1 for the same target, ignoring case, blanks and punctuation. None if the reference names none.
 
     >>> [target(EXAMPLE, _given(target=read)) for read in ("load-volume.", "Save", None)]
     [1.0, 0.0, 0.0]
@@ -57,7 +57,7 @@ def target(sample: Sample, answer: Answer) -> float | None:
 
 
 def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
-    """The share of the two targets' characters that agree (rapidfuzz's ratio); None where the reference names none.
+    """Return the character similarity of the two targets (rapidfuzz's ratio). None if the reference names none.
 
     >>> round(target_fuzzy(EXAMPLE, _given(target="Load volumes")), 2)  # 2 * 11 of 11 + 12 characters
     0.96
@@ -69,9 +69,9 @@ def target_fuzzy(sample: Sample, answer: Answer) -> float | None:
 
 
 def grounding(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box; where that has only a point, ``distance``; None where it has no place.
+    """Return 1 for a point in the reference's box. If the reference has only a point, return ``distance``.
 
-    A box that is answered counts by its middle.
+    None if the reference has no coordinates. A box in the answer counts by its centre.
 
     >>> [grounding(EXAMPLE, _given(place=read)) for read in ([101, 31], [99, 31], None)]
     [1.0, 0.0, 0.0]
@@ -80,7 +80,7 @@ def grounding(sample: Sample, answer: Answer) -> float | None:
 
 
 def in_box(sample: Sample, answer: Answer) -> float | None:
-    """1 for a point in the reference's box, without its right and lower edge; None where that has no box."""
+    """Return 1 for a point in the reference's box, right and lower edge excluded. None if the reference has no box."""
     box = sample.reference["box"]
     if box is None:
         return None
@@ -89,55 +89,57 @@ def in_box(sample: Sample, answer: Answer) -> float | None:
 
 
 def distance(sample: Sample, answer: Answer) -> float | None:
-    """1 minus the distance to the reference's point over the screen's diagonal, at least 0; None where it has no place.
+    """Return 1 minus the distance to the reference's point divided by the screen's diagonal, at least 0.
+
+    None if the reference has no coordinates.
 
     >>> distance(EXAMPLE, _given(place=[110, 90])), distance(EXAMPLE, _given())  # 50 pixels of 500
     (0.9, 0.0)
     """
-    wanted, point = _middle(sample.reference["place"]), _middle(answer.values.get("place"))
-    if wanted is None:
+    expected, point = _middle(sample.reference["place"]), _middle(answer.values.get("place"))
+    if expected is None:
         return None
     if point is None:
         return 0.0
-    return max(0.0, 1 - math.dist(wanted, point) / math.hypot(*sample.fields["size"]))
+    return max(0.0, 1 - math.dist(expected, point) / math.hypot(*sample.fields["size"]))
 
 
 def iou(sample: Sample, answer: Answer) -> float | None:
-    """Intersection over union where the reference is to be answered with a box; None where it is a point or no place.
+    """Return the box IoU if the reference is a box. None if it is a point or missing.
 
     >>> area = Sample("e", "steps", "t", (), {}, {**EXAMPLE.reference, "place": [0, 0, 10, 10]})
     >>> iou(area, _given(place=[0, 0, 10, 5])), iou(area, _given(place=[5, 5])), iou(EXAMPLE, _given(place=[1, 2]))
     (0.5, 0.0, None)
     """
-    wanted, read = sample.reference["place"], answer.values.get("place")
-    if wanted is None or len(wanted) != 4:
+    expected, read = sample.reference["place"], answer.values.get("place")
+    if expected is None or len(expected) != 4:
         return None
-    return box_iou(tuple(read), tuple(wanted)) if read is not None and len(read) == 4 else 0.0
+    return box_iou(tuple(read), tuple(expected)) if read is not None and len(read) == 4 else 0.0
 
 
 def memory(sample: Sample, answer: Answer) -> float | None:
-    """F1 of the completed subtasks that the next step's memory names, against the reference's.
+    """Return F1 of the completed subtasks in the next step's agent memory, against the reference.
 
-    That memory is the answer's, merged into the one that the prompt showed. None where the reference names no list of
-    completed subtasks, and where the recipe asks for no long-term memory; where the list is empty, 1 for an empty one.
+    That memory is the answer's, merged into the one of the prompt. None if the reference has no list of completed
+    subtasks, or if the recipe requests no long-term memory. For an empty reference list, 1 for an empty list.
 
     >>> done = {"completed_subtasks": ["Open the study", "choose the series", "zoom in"]}
-    >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 wanted
+    >>> memory(EXAMPLE, _given(memory={"short_term": {}, "long_term": done}))  # 2 of 3 named, and of 2 expected
     0.8
     """
-    wanted = _wanted_subtasks(sample)
-    if wanted is None:
+    expected = _expected_subtasks(sample)
+    if expected is None:
         return None
     if answer.problem is not None:
         return 0.0
     named = subtasks(answer.values.get("memory", {}).get("long_term")) or set()
-    if not wanted and not named:
+    if not expected and not named:
         return 1.0
-    return 2 * len(wanted & named) / (len(wanted) + len(named))
+    return 2 * len(expected & named) / (len(expected) + len(named))
 
 
 def json(sample: Sample, answer: Answer) -> float:
-    """1 for valid JSON with every part that was asked for and nothing besides.
+    """Return 1 for valid JSON with exactly the requested parts.
 
     >>> json(EXAMPLE, _given(action="CLICK")), json(EXAMPLE, _given(action="CLICK", faults=["no Reason"]))
     (1.0, 0.0)
@@ -158,7 +160,7 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
-    """What a long-term memory names as done, each as ``label_text``; None where it says nothing about it.
+    """Return the completed subtasks of a long-term memory, each as ``label_text``, or None if it has no such list.
 
     >>> subtasks({"completed_subtasks": ["Load the scan"]}), subtasks({"overall_progress": "begun"})
     ({'load the scan'}, None)
@@ -171,39 +173,39 @@ def subtasks(long_term: Mapping[str, Any] | None) -> set[str] | None:
 
 
 def why_action(sample: Sample, answer: Answer) -> str:
-    """Both actions, or why none was read."""
+    """Return both actions, or why none was parsed."""
     return f"read {answer.values.get('action') or _unread(answer)}, reference {sample.reference['action']}"
 
 
 def why_target(sample: Sample, answer: Answer) -> str:
-    """Both targets as they were compared."""
+    """Return both targets as they were compared."""
     if sample.reference["target"] is None:
         return "the reference has no target"
     return f'read "{_target(answer) or _unread(answer)}", reference "{label_text(sample.reference["target"])}"'
 
 
 def why_place(sample: Sample, answer: Answer) -> str:
-    """Both places in pixels of the screenshot."""
+    """Return both coordinates in pixels of the screenshot."""
     place, box = sample.reference["place"], sample.reference["box"]
     if place is None:
-        return "the reference has no place"
+        return "the reference has no coordinates"
     read = answer.values.get("place")
     shown = [round(number, 1) for number in read] if read else _unread(answer)
     return f"read {shown}, reference {place}" + (f" in {box}" if box and box != place else "")
 
 
 def why_memory(sample: Sample, answer: Answer) -> str:
-    """What was named, what lacks, what was invented."""
-    wanted = _wanted_subtasks(sample)
-    if wanted is None:
-        return "the reference names no completed subtasks, or no long-term memory is asked for"
+    """Return the named, missing and invented subtasks."""
+    expected = _expected_subtasks(sample)
+    if expected is None:
+        return "the reference names no completed subtasks, or no long-term memory is requested"
     named = subtasks(answer.values.get("memory", {}).get("long_term")) or set()
-    parts = {"named": wanted & named, "missed": wanted - named, "invented": named - wanted}
+    parts = {"named": expected & named, "missed": expected - named, "invented": named - expected}
     return "; ".join(f"{part}: {', '.join(sorted(some)) or 'nothing'}" for part, some in parts.items())
 
 
 def why_json(sample: Sample, answer: Answer) -> str:
-    """What keeps the answer from being the JSON that was asked for."""
+    """Return the deviations from the requested JSON."""
     return answer.problem or "; ".join(answer.values.get("faults", ())) or "valid JSON of the right form"
 
 
@@ -217,13 +219,13 @@ WHY = {
     "memory": why_memory,
     "json": why_json,
 }
-"""reward -> the reason for its value, in words."""
+"""Reward -> explanation of its value."""
 
 
-def _wanted_subtasks(sample: Sample) -> set[str] | None:
+def _expected_subtasks(sample: Sample) -> set[str] | None:
     settings = sample.fields.get("settings")
-    asked = settings is None or "long_term" in settings.answer
-    return subtasks(sample.reference["long_term"]) if asked else None
+    requested = settings is None or "long_term" in settings.answer
+    return subtasks(sample.reference["long_term"]) if requested else None
 
 
 def _target(answer: Answer) -> str:

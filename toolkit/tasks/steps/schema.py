@@ -1,10 +1,10 @@
-"""Rows of steps: the CSV of the step predictor before this toolkit, or columns with other names."""
+"""Rows of GUI steps to samples: the CSV of an earlier step predictor, or columns with other names."""
 
 from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from toolkit.data.cells import cell, extra_fields, frame_of, number_of, picture_size, read_group, text_of
+from toolkit.data.cells import cell, coordinate_frame, extra_fields, image_size, number_of, read_group, text_of
 from toolkit.data.links import GAP, REPEATED, Link, link_of
 from toolkit.data.sample import Sample
 from toolkit.data.task import RowOrigin
@@ -38,16 +38,16 @@ AGAIN = ("tasks.steps.step_repeated", "a step of a task must have one row (the f
 
 
 def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
-    ``fields``: question (the goal), task, place and length (where it stands among its task's steps, from 1), memory
+    ``fields``: question (the goal), task, place and length (position among the steps of its task, from 1), memory
     (Memory before the step), size (of the screenshot), frame, settings, application, notes. ``reference``: action,
-    target, place (a point or box in pixels, None: none), box, short_term, long_term, reason, parts, and previous (of
-    the step before its action, target and place; None: there is none, or it is not known).
+    target, place (a point or box in pixels, or None), box, short_term, long_term, reason, parts, and previous (action,
+    target and place of the previous step, or None).
 
     Raises:
-        RowProblem: no task, goal, screenshot or action; JSON or a place that cannot be read; a repeated step; a memory
-            that is not known, where the recipe does not say ``on_gap = "empty"``.
+        RowProblem: The task, goal, screenshot or action is missing, JSON or coordinates are invalid, the step is
+            repeated, or the memory is unknown and the recipe does not say ``on_gap = "empty"``.
     """
     settings: StepSettings = origin.settings
     where, link = f"{origin.file}: {name}", link_of(row)
@@ -58,7 +58,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         if not text:
             raise RowProblem(f"tasks.steps.{part}_missing", f"the row must have {what}", place=where)
     image = find_screen(cell(row, origin, "image"), origin, where)
-    size = picture_size(row, origin, image, where)
+    size = image_size(row, origin, image, where)
     known = read_reference(row, origin, size, where)
     memory, notes = _memory(link, origin, where)
     fields: dict[str, Any] = {
@@ -68,7 +68,7 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
         "length": link.length,
         "memory": _spoiled(memory, settings, name),
         "size": size,
-        "frame": frame_of(size, settings.max_side, settings.coordinates),
+        "frame": coordinate_frame(size, settings.max_side, settings.coordinates),
         "settings": settings,
         "notes": (*known.notes, *notes),
     }
@@ -81,15 +81,15 @@ def read(name: str, row: Mapping[str, Any], origin: RowOrigin) -> Sample:
 
 
 def _group(row: Mapping[str, Any], origin: RowOrigin, task: str) -> str:
-    """The task, or the recipe's column, which holds whole tasks (``order.link`` saw to it)."""
+    """Return the task, or the recipe's column. ``order.link`` has checked that the column has whole tasks."""
     return task if origin.group is None else read_group(row, origin, ())
 
 
 def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[Note, ...]]:
-    """The memory before a step: what the step before left; nothing at the first one.
+    """Return the memory from the previous step. It is empty for the first step.
 
     Raises:
-        RowProblem: it is not known, the prompt shows it, and the recipe does not say what to do.
+        RowProblem: The memory is unknown, the prompt shows it, and the recipe has no rule for this case.
     """
     settings: StepSettings = origin.settings
     if link.previous is None and link.state != GAP:
@@ -104,7 +104,7 @@ def _memory(link: Link, origin: RowOrigin, where: str) -> tuple[Memory, tuple[No
 
 
 def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
-    """The memory as training shows it: now and then none, or with holes, drawn by the seed and the row's name."""
+    """Return the memory for training: sometimes empty or with gaps, drawn by the seed and the row's name."""
     if memory == EMPTY or not (settings.drop_memory or settings.corrupt_memory):
         return memory
     random = Random(f"{settings.seed}/{name}/memory")
@@ -115,7 +115,7 @@ def _spoiled(memory: Memory, settings: StepSettings, name: str) -> Memory:
 
 
 def _action_before(link: Link, origin: RowOrigin, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Action, target and place of the step before; None where there is none, or it cannot be read."""
+    """Return action, target and coordinates of the previous step, or None if it is missing or unreadable."""
     if link.previous is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The screenshot of a row: a path below the image root, or an id that a picture there is called by."""
+"""Screenshot of a row: a path below the image root, or the id of an image there."""
 
 import os
 from functools import lru_cache
@@ -7,22 +7,22 @@ from typing import Any
 
 from toolkit.data.cells import IMAGE_OUTSIDE, NO_IMAGE, name_of, number_of
 from toolkit.data.task import RowOrigin
-from toolkit.errors import ImageError, MissingPicture, RowProblem
+from toolkit.errors import ImageError, MissingImage, RowProblem
 from toolkit.images import image_ref
 from toolkit.images.ref import ImageRef
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm")
-"""Endings of pictures, tried in lower and in upper case."""
+"""Image suffixes, tried in lower and in upper case."""
 
 NOT_THERE = ("tasks.steps.screenshot_missing", "an image with this id must exist in data.image_root")
 SEVERAL = ("tasks.steps.screenshot_ambiguous", "only one image in data.image_root must have this id")
 
 
 def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
-    """The picture that a cell names. With a picture's ending it is a path; else the endings are tried.
+    """Return the image that a cell names. With an image suffix, the cell is a path. Otherwise all suffixes are tried.
 
     Raises:
-        RowProblem: the cell is empty, the path leaves the image root, or the id has no picture or several.
+        RowProblem: The cell is empty, the path leaves the image root, or the id has no image or several.
     """
     if isinstance(value, list) and len(value) > 1:
         rule = "a step must have one screenshot"
@@ -35,7 +35,7 @@ def find_screen(value: Any, origin: RowOrigin, place: str) -> ImageRef:
     except ImageError as error:
         raise RowProblem(*IMAGE_OUTSIDE, place=place, value=error.value) from None
     except _NotFound as problem:
-        raise MissingPicture(*problem.args, place=place, value=text) from None
+        raise MissingImage(*problem.args, place=place, value=text) from None
 
 
 class _NotFound(Exception):
@@ -52,7 +52,9 @@ def _find(text: str, root: str) -> ImageRef:
         path = f"{ref.path}{suffix}"
         if os.path.isfile(path):  # noqa: PTH113 (a Path costs ten times as much here)
             facts = os.stat(path)  # noqa: PTH116
-            found.setdefault((facts.st_dev, facts.st_ino), Path(path))  # one file, where case makes no difference
+            found.setdefault(
+                (facts.st_dev, facts.st_ino), Path(path)
+            )  # on a case-insensitive disk, two names can be one file
     if not found and (number := number_of(text)) != text:
         return _find(number, root)
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""What a recipe says for the task ``steps``, ready to use."""
+"""Settings of the task ``steps``, derived from a recipe."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from toolkit.scoring.regions import COORDINATES, Coordinates, choose_coordinates
 
 @dataclass(frozen=True, slots=True)
 class StepSettings:
-    """``coordinates``: as the model writes places; ``places``: as the rows do. The rest: as in ``recipe.Steps``."""
+    """``coordinates`` is the model's convention and ``places`` that of the rows. Other fields: ``recipe.Steps``."""
 
     sections: tuple[str, ...]
     answer: tuple[str, ...]
@@ -25,15 +25,15 @@ class StepSettings:
 
     @property
     def shows_memory(self) -> bool:
-        """Whether any memory stands in the prompt."""
+        """Whether any memory is in the prompt."""
         return bool({"short_term", "long_term"} & set(self.sections))
 
 
 def step_settings(recipe: Recipe, split: str) -> StepSettings:
-    """The settings for the rows of one split; the range of tasks and spoiled memories are those of training alone.
+    """Return the settings for the rows of one split. Task range and memory corruption apply to training alone.
 
     Raises:
-        RecipeError: the coordinates of the model's family are not known.
+        RecipeError: The coordinate convention of the model family is unknown.
     """
     steps, training = recipe.data.steps, split == "train"
     return StepSettings(

@@ -1,4 +1,4 @@
-"""Open and closed questions with short answers: rows, parser and scores of VQA-RAD's and SLAKE's kind."""
+"""Open and closed questions with short answers, in the style of VQA-RAD and SLAKE."""
 
 from collections.abc import Mapping
 
@@ -17,17 +17,17 @@ INSTRUCTION = "Answer with one word or a short phrase; answer a yes/no question 
 
 
 def question(sample: Sample) -> str:
-    """The question as it stands."""
+    """Return the question unchanged."""
     return str(sample.fields["question"])
 
 
 def target(sample: Sample) -> str:
-    """The reference answer as it stands."""
+    """Return the reference answer unchanged."""
     return str(sample.reference["answer"])
 
 
 def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
-    """score (exact match of closed, token F1 of open questions), both apart, and format."""
+    """Return score (exact match of closed, token F1 of open questions), both separately, and format."""
     closed, opened = exact(sample, answer), token_f1(sample, answer)
     return {
         "score": opened if closed is None else closed,
@@ -38,7 +38,7 @@ def scores(sample: Sample, answer: Answer) -> Mapping[str, float | None]:
 
 
 def labels(sample: Sample, answer: Answer) -> tuple[str, str | None] | None:
-    """Yes or no, and what was read of the two; None unless the reference is one of them."""
+    """Return the reference and the parsed yes or no. None unless the reference is one of them."""
     expected = normalise(str(sample.reference["answer"]))
     if not sample.reference["closed"] or expected not in YES_NO:
         return None

@@ -1,4 +1,4 @@
-"""The majority baseline of open and closed questions."""
+"""Majority baseline of open and closed questions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -7,14 +7,14 @@ from toolkit.data.sample import Sample
 from toolkit.scoring.text import normalise
 
 Kind = tuple[bool, str | None]
-"""Closed or open, and the question type (None: all of them)."""
+"""Closed or open, and the question type (None for all types)."""
 
 
 def baseline(samples: Sequence[Sample]) -> Callable[[Sample], str]:
-    """Sample -> the answer that is most frequent in training among questions of its kind.
+    """Return sample -> the most frequent training answer among questions of its kind.
 
-    Closed and open questions are counted apart, and by question type where the training rows have it. Answers that are
-    equal but for case and punctuation count as one.
+    Closed and open questions are counted separately, and by question type if the training rows have it. Answers that
+    differ only in case and punctuation count as one.
     """
     counts: dict[Kind, Counter[str]] = defaultdict(Counter)
     spelling: dict[str, str] = {}

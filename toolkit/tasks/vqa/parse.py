@@ -1,4 +1,4 @@
-"""The answer in a completion to an open or closed question."""
+"""Parse the answer to an open or closed question in a completion."""
 
 import re
 
@@ -19,11 +19,11 @@ _NUMBERED = re.compile(r"\bno\.\s*\d", re.IGNORECASE)
 
 
 def parse(completion: str, sample: Sample) -> Answer:
-    """The answer without code fences, tags, ``Answer:``, outer quotes and the final full stop, in ``values["text"]``.
+    """Return the answer in ``values["text"]``, without code fences, tags, ``Answer:``, outer quotes and full stop.
 
-    A closed question's answer is ``yes`` or ``no`` where the completion begins with one, or has only one of the two;
-    both of them without an order is a problem. "Left or right?" is closed too: where the reference is neither yes nor
-    no, the text stays.
+    For a closed question it is ``yes`` or ``no`` if the completion begins with one or has only one of the two. A
+    completion with both, and neither first, is a problem. "Left or right?" is closed too: if the reference is neither
+    yes nor no, the text is kept.
     """
     text, problem = _strip(completion)
     if problem is None and _asks_yes_or_no(sample):

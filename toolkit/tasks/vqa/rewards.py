@@ -1,8 +1,8 @@
 """Rewards for open and closed questions: exact, token_f1, format.
 
-Closed questions (yes/no, either/or) are judged by exact match, open ones by token F1, as VQA-RAD (Lau et al. 2018,
-doi:10.1038/sdata.2018.251) and MedGemma's model card report them. ``sample.reference`` has ``answer`` and ``closed``;
-``answer.values`` has ``text``, the answer as it was read.
+Closed questions (yes/no, either/or) are scored by exact match and open ones by token F1, as VQA-RAD (Lau et al. 2018,
+doi:10.1038/sdata.2018.251) and MedGemma's model card report them. ``sample.reference`` has ``answer`` and ``closed``.
+``answer.values`` has ``text``, the parsed answer.
 """
 
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ CLOSED_EXAMPLE = Sample(
     fields={"question": "Is there an opacity?"},
     reference={"answer": "Yes", "closed": True},
 )
-"""Its closed sister."""
+"""The closed counterpart of ``EXAMPLE``."""
 
 
 def exact(sample: Sample, answer: Answer) -> float | None:
-    """1 where the answer's words are the reference's, else 0; None for an open question.
+    """Return 1 if the answer has the tokens of the reference and 0 otherwise. None for an open question.
 
     >>> exact(CLOSED_EXAMPLE, Answer("yes.", {"text": "yes."})), exact(CLOSED_EXAMPLE, Answer("no", {"text": "no"}))
     (1.0, 0.0)
@@ -47,7 +47,7 @@ def exact(sample: Sample, answer: Answer) -> float | None:
 
 
 def token_f1(sample: Sample, answer: Answer) -> float | None:
-    """Token F1 of the answer with the reference; None for a closed question.
+    """Return token F1 of the answer with the reference. None for a closed question.
 
     >>> token_f1(EXAMPLE, Answer("The lower lobe", {"text": "The lower lobe"}))  # 2 shared of 2 and 3
     0.8
@@ -71,7 +71,7 @@ REWARDS: Mapping[str, Reward] = {"exact": exact, "token_f1": token_f1, "format":
 
 
 def why_exact(sample: Sample, answer: Answer) -> str:
-    """Both answers as they were compared."""
+    """Return both answers as they were compared."""
     if not sample.reference["closed"]:
         return "the question is open"
     if answer.problem is not None:
@@ -80,7 +80,7 @@ def why_exact(sample: Sample, answer: Answer) -> str:
 
 
 def why_token_f1(sample: Sample, answer: Answer) -> str:
-    """The words that F1 counted."""
+    """Return the words that F1 counted."""
     if sample.reference["closed"]:
         return "the question is closed"
     if answer.problem is not None:
@@ -91,14 +91,14 @@ def why_token_f1(sample: Sample, answer: Answer) -> str:
 
 
 def why_format(sample: Sample, answer: Answer) -> str:
-    """Lines and words against their limits."""
+    """Return lines and words with their limits."""
     if answer.problem is not None:
         return f"not readable: {answer.problem}"
     return f"{len(_lines(answer))} lines (1 asked), {len(tokens(answer.text))} words (at most {WORD_LIMIT})"
 
 
 WHY = {"exact": why_exact, "token_f1": why_token_f1, "format": why_format}
-"""reward -> the reason for its value, in words."""
+"""Reward -> explanation of its value."""
 
 
 def _read(answer: Answer) -> str:

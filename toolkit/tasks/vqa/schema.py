@@ -1,4 +1,4 @@
-"""A row of an open or closed question as a Sample: VQA-RAD, SLAKE, and anything with a question and an answer."""
+"""Rows of open and closed questions to samples: VQA-RAD, SLAKE, and any source with a question and an answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +22,13 @@ OPEN = frozenset({"open", "other"})
 
 
 def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
-    """The sample of one row.
+    """Return the sample of one row.
 
-    ``fields``: question, answer_type (``closed`` or ``open``), question_type where there is one, and the columns that
-    the recipe names. ``reference``: answer, and closed (bool). A number is an answer too; true is yes, false no.
+    ``fields``: question, answer_type (``closed`` or ``open``), question_type if any, and the columns that the recipe
+    names. ``reference``: answer, and closed (bool). Numbers are valid answers. True becomes yes and False becomes no.
 
     Raises:
-        RowProblem: there is no question, answer, group or image, or an image path leaves the image root.
+        RowProblem: The question, answer, group or image is missing, or an image path leaves the image root.
     """
     question, answer = text_of(cell(row, source, "question")), _answer(cell(row, source, "answer"))
     for text, code_and_rule in ((question, NO_QUESTION), (answer, NO_ANSWER)):
@@ -45,7 +45,7 @@ def read(name: str, row: Mapping[str, Any], source: RowOrigin) -> Sample:
 
 
 def is_yes_or_no(answer: Any) -> bool:
-    """Whether a reference is yes or no, in any case and with or without a full stop."""
+    """Return whether a reference is yes or no, in any case, with or without a full stop."""
     return str(answer).strip().lower().rstrip(".") in YES_NO
 
 
@@ -54,7 +54,7 @@ def _answer(value: Any) -> str:
 
 
 def _answer_type(stated: str, answer: str) -> str:
-    """What the source says; where it says nothing that is known, closed is what is answered by yes or no."""
+    """Return the answer type of the source. If it is unknown, a yes or no answer means closed."""
     if stated.lower() in CLOSED:
         return "closed"
     if stated.lower() in OPEN:

@@ -1,11 +1,11 @@
-"""Open and closed questions about the practice films, in the fields of VQA-RAD's JSON."""
+"""Synthetic rows of the task: open and closed questions about chest radiographs, with the fields of VQA-RAD."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.recipe import SyntheticData
-from toolkit.synthetic.chest import Film, Records, write_films
+from toolkit.synthetic.chest import ChestCase, Records, write_radiographs
 from toolkit.synthetic.radiograph import Rng
 
 CLEAR = ("No acute finding", "Cardiomegaly", "Pacemaker")
@@ -13,7 +13,7 @@ CLEAR = ("No acute finding", "Cardiomegaly", "Pacemaker")
 
 
 class ShortAnswer(NamedTuple):
-    """A question, its answer, and what VQA-RAD would call its kind."""
+    """A question, its answer, and its type in VQA-RAD."""
 
     question: str
     answer: str
@@ -21,35 +21,38 @@ class ShortAnswer(NamedTuple):
 
     @property
     def closed(self) -> bool:
-        """Whether yes or no answers it."""
+        """Whether the answer is yes or no."""
         return self.answer in ("yes", "no")
 
 
-Ask = Callable[[Film], ShortAnswer]
+MakeShortAnswer = Callable[[ChestCase], ShortAnswer]
 
 
 def write_chest_vqa(folder: Path, synthetic: SyntheticData, seed: int) -> dict[str, Path]:
-    """As ``write_chest``: the same films of a seed, with an open and a closed question about each."""
-    return write_films(folder, synthetic, seed, short_questions)
+    """Write the radiographs of ``write_chest`` for the same seed, with an open and a closed question about each.
+
+    See ``write_radiographs`` for the layout of the folder.
+    """
+    return write_radiographs(folder, synthetic, seed, make_short_questions)
 
 
-def short_questions(film: Film, rng: Rng) -> Records:
-    """A closed and an open question, each drawn from those that fit the film."""
-    kinds = (CLOSED, OPEN_WITH_SIDE if film.side else OPEN)
-    return [_record(film, list(some.items())[rng.integers(len(some))]) for some in kinds]
+def make_short_questions(case: ChestCase, rng: Rng) -> Records:
+    """Return a closed and an open question, each drawn from those that apply to the case."""
+    kinds = (CLOSED, OPEN_WITH_SIDE if case.side else OPEN)
+    return [_record(case, list(questions.items())[rng.integers(len(questions))]) for questions in kinds]
 
 
-def _record(film: Film, chosen: tuple[str, Ask]) -> tuple[str, dict[str, Any]]:
-    name, ask = chosen
-    asked = ask(film)
-    return f"{film.id}-{name}", {
-        "question": asked.question,
-        "answer": asked.answer,
-        "answer_type": "CLOSED" if asked.closed else "OPEN",
-        "question_type": asked.kind,
-        "image_name": f"images/{film.id}.png",
+def _record(case: ChestCase, chosen: tuple[str, MakeShortAnswer]) -> tuple[str, dict[str, Any]]:
+    name, make = chosen
+    item = make(case)
+    return f"{case.id}-{name}", {
+        "question": item.question,
+        "answer": item.answer,
+        "answer_type": "CLOSED" if item.closed else "OPEN",
+        "question_type": item.kind,
+        "image_name": f"images/{case.id}.png",
         "image_organ": "CHEST",
-        "PatientID": film.id,
+        "PatientID": case.id,
     }
 
 
@@ -57,16 +60,16 @@ def _yes_or_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
-CLOSED: Mapping[str, Ask] = {
-    "heart": lambda film: ShortAnswer(
-        "Is the heart enlarged?", _yes_or_no(film.finding.name == "Cardiomegaly"), "SIZE"
+CLOSED: Mapping[str, MakeShortAnswer] = {
+    "heart": lambda case: ShortAnswer(
+        "Is the heart enlarged?", _yes_or_no(case.finding.name == "Cardiomegaly"), "SIZE"
     ),
-    "lungs": lambda film: ShortAnswer("Are both lungs clear?", _yes_or_no(film.finding.name in CLEAR), "ABN"),
+    "lungs": lambda case: ShortAnswer("Are both lungs clear?", _yes_or_no(case.finding.name in CLEAR), "ABN"),
 }
-OPEN: Mapping[str, Ask] = {
-    "finding": lambda film: ShortAnswer("What is the primary finding?", film.finding.name.lower(), "ABN"),
+OPEN: Mapping[str, MakeShortAnswer] = {
+    "finding": lambda case: ShortAnswer("What is the primary finding?", case.finding.name.lower(), "ABN"),
 }
-OPEN_WITH_SIDE: Mapping[str, Ask] = {
+OPEN_WITH_SIDE: Mapping[str, MakeShortAnswer] = {
     **OPEN,
-    "side": lambda film: ShortAnswer("Which side of the chest shows an abnormality?", film.side, "POS"),
+    "side": lambda case: ShortAnswer("Which side of the chest shows an abnormality?", case.side, "POS"),
 }

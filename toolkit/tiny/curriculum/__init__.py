@@ -1,4 +1,4 @@
-"""What the tiny model is taught before it is shipped: short questions, a part of an answer each, never a whole one."""
+"""Training curriculum of the shipped tiny model: short questions, each about one part of an answer format."""
 
 from collections.abc import Iterator
 
@@ -6,26 +6,26 @@ from toolkit.synthetic.chest import SIDES
 from toolkit.synthetic.radiograph import Rng
 from toolkit.tasks import mcq, vqa
 from toolkit.tiny.curriculum import chest, screens, skin
-from toolkit.tiny.curriculum.base import Drawing as Drawing
-from toolkit.tiny.curriculum.base import Lesson as Lesson
-from toolkit.tiny.curriculum.base import Subject as Subject
-from toolkit.tiny.curriculum.base import Truth as Truth
+from toolkit.tiny.curriculum.base import Example as Example
+from toolkit.tiny.curriculum.base import ImageDomain as ImageDomain
+from toolkit.tiny.curriculum.base import ImageLabels as ImageLabels
+from toolkit.tiny.curriculum.base import QuestionAnswer as QuestionAnswer
 
 FIRST = 1_000_000
-"""The first number of pictures: far from those of practice data, so no picture of a test split was seen."""
-SUBJECTS = (
-    Subject("chest", chest.draw, chest.texts, 0.2, 2),
-    Subject("skin", skin.draw, skin.texts, 0.55, 3),
-    Subject("screens", screens.draw, screens.texts, 0.25, 2),
+"""First image number. Synthetic datasets use lower numbers, so no image of a test split was trained on."""
+DOMAINS = (
+    ImageDomain("chest", chest.draw, chest.texts, 0.2, 2),
+    ImageDomain("skin", skin.draw, skin.texts, 0.55, 3),
+    ImageDomain("screens", screens.draw, screens.texts, 0.25, 2),
 )
 
 
 def corpus(seed: int, first: int, count: int, rng: Rng) -> Iterator[str]:
-    """Text for the tokenizer: lessons, the answer formats of every task, and the words of medical imaging."""
+    """Yield text for the tokenizer: turns, the answer formats of every task, and terms of medical imaging."""
     yield from _WORDS * 20
     for number in range(first, first + count):
-        for subject in SUBJECTS:
-            yield from subject.texts(seed, number, rng)
+        for domain in DOMAINS:
+            yield from domain.texts(seed, number, rng)
 
 
 _WORDS = (

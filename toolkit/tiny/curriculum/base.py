@@ -1,4 +1,4 @@
-"""What a lesson is, and what lessons of every subject share."""
+"""Types and helpers of the tiny model's curriculum, shared by all image domains."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -9,55 +9,55 @@ from toolkit.synthetic.radiograph import Rng
 Kind = TypeVar("Kind")
 
 
-class Lesson(NamedTuple):
-    """One turn: what the user asks about the picture, and the answer."""
+class QuestionAnswer(NamedTuple):
+    """One turn of a conversation: a question about the image and its answer."""
 
     question: str
     answer: str
 
 
-class Truth(NamedTuple):
-    """What a picture shows, without words.
+class ImageLabels(NamedTuple):
+    """Labels of an image for vision pretraining.
 
-    ``classes``: which of how many, for each thing that has classes; ``numbers``: places and shares, from 0 to 1.
+    ``classes`` has (index, number of classes) per classification. ``numbers`` has coordinates and fractions in [0, 1].
     """
 
     classes: tuple[tuple[int, int], ...] = ()
     numbers: tuple[float, ...] = ()
 
 
-class Drawing(NamedTuple):
-    """A picture (height x width x 3: red, green, blue), what makes lessons about it, and what it shows."""
+class Example(NamedTuple):
+    """An RGB image of shape (height, width, 3), a function that makes turns about it, and its labels."""
 
     pixels: Bytes
-    lesson: Callable[[Rng], Lesson]
-    truth: Truth
+    make_turn: Callable[[Rng], QuestionAnswer]
+    labels: ImageLabels
 
 
-class Subject(NamedTuple):
-    """One kind of picture.
+class ImageDomain(NamedTuple):
+    """One kind of image.
 
     ``draw``: seed and number -> Drawing. ``texts``: seed, number and generator -> texts for the tokenizer. ``weight``:
-    its share of the pictures; ``turns``: lessons about one picture in one conversation, which sees it once for all.
+    its fraction of the images. ``turns``: turns about one image in one conversation, which encodes it only once.
     """
 
     name: str
-    draw: Callable[[int, int], Drawing]
+    draw: Callable[[int, int], Example]
     texts: Callable[[int, int, Rng], Sequence[str]]
     weight: float
     turns: int
 
 
 def weighted(kinds: Sequence[tuple[Kind, float]], rng: Rng) -> Kind:
-    """One of the kinds, drawn by its weight."""
+    """Return one of the kinds, drawn by weight."""
     return kinds[int(rng.choice(len(kinds), p=[weight for _, weight in kinds]))][0]
 
 
 def one_of(texts: Sequence[str], rng: Rng) -> str:
-    """One of the texts."""
+    """Return one of the texts, drawn uniformly."""
     return texts[int(rng.integers(len(texts)))]
 
 
 def between(tags: tuple[str, str], text: str) -> str:
-    """The text on a line of its own between two tags."""
+    """Return the text on its own line between two tags."""
     return f"{tags[0]}\n{text}\n{tags[1]}"

@@ -1,95 +1,95 @@
-"""Lessons about chest films: short questions, and each half of an answer's format, never the whole."""
+"""Turns about chest radiographs: short questions, and half of an answer format at a time.
+
+The prompts keep the wording that the shipped model was trained on.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from toolkit.synthetic.chest import (
-    FINDINGS,
-    LETTERS,
-    PLACES,
-    QUESTION_KINDS,
-    SIDES,
-    Choice,
-    Film,
-    make_film,
-    possible_kinds,
-)
-from toolkit.synthetic.radiograph import Rng, draw_film
-from toolkit.tiny.curriculum.base import Drawing, Lesson, Truth, between, one_of, weighted
+from toolkit.synthetic.chest import FINDINGS, LOCATIONS, SIDES, ChestCase, make_case
+from toolkit.synthetic.radiograph import Rng, draw_radiograph
+from toolkit.tasks.mcq.synthetic import LETTERS, QUESTION_KINDS, Choice, possible_kinds
+from toolkit.tiny.curriculum.base import Example, ImageLabels, QuestionAnswer, between, one_of, weighted
 
 SIDE = 256
-"""Films are drawn with so many pixels a side, then reduced to what the model sees."""
-WHERE = ("", *PLACES, *SIDES)
+"""Pixels per side of a drawn radiograph, before it is resized for the model."""
+LOCATION_CLASSES = ("", *LOCATIONS, *SIDES)
 
 
-def draw(seed: int, number: int) -> Drawing:
-    """A film, and who asks about it."""
-    film, rng = make_film(seed, number)
-    light = draw_film(film.finding.name, film.place, SIDE, rng)
+def draw(seed: int, number: int) -> Example:
+    """Return a radiograph, its turns and its labels."""
+    case, rng = make_case(seed, number)
+    light = draw_radiograph(case.finding.name, case.location, SIDE, rng)
     low, high = light.min(), light.max()
     grey = ((light - low) / (high - low) * 255).astype(np.uint8)
-    finding, place = FINDINGS.index(film.finding), WHERE.index(film.place)
-    truth = Truth(classes=((finding, len(FINDINGS)), (place, len(WHERE))))
-    return Drawing(np.repeat(grey[..., None], 3, axis=2), partial(lesson, film), truth)
+    finding, location = FINDINGS.index(case.finding), LOCATION_CLASSES.index(case.location)
+    labels = ImageLabels(classes=((finding, len(FINDINGS)), (location, len(LOCATION_CLASSES))))
+    return Example(np.repeat(grey[..., None], 3, axis=2), partial(make_turn, case), labels)
 
 
-def lesson(film: Film, rng: Rng) -> Lesson:
-    """A lesson about this film, of a kind drawn by weight."""
-    return weighted(_KINDS, rng)(film, rng)
+def make_turn(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    """Return a turn about this case. Its kind is drawn by weight."""
+    return weighted(_KINDS, rng)(case, rng)
 
 
 def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
-    """What a lesson and a report on this film say, for the tokenizer."""
-    film, _ = make_film(seed, number)
-    return *lesson(film, rng), f"{film.description}. No fracture. {film.finding.name}. {film.indication}"
+    """Return the texts of a turn and of a report on this case, for the tokenizer."""
+    case, _ = make_case(seed, number)
+    return *make_turn(case, rng), f"{case.description}. No fracture. {case.finding.name}. {case.indication}"
 
 
-def _describe(film: Film, rng: Rng) -> Lesson:
-    return Lesson(one_of(("Describe the film.", "What does the report say?", "Findings:"), rng), f"{film.description}.")
+def _describe(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    return QuestionAnswer(
+        one_of(("Describe the film.", "What does the report say?", "Findings:"), rng), f"{case.description}."
+    )
 
 
-def _short(film: Film, rng: Rng) -> Lesson:
-    choice = _choice(film, rng)
-    return Lesson(f"{choice.question}\nAnswer briefly.", choice.options[choice.right])
+def _short(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    choice = _choice(case, rng)
+    return QuestionAnswer(f"{choice.question}\nAnswer briefly.", choice.options[choice.right])
 
 
-def _letter(film: Film, rng: Rng) -> Lesson:
-    choice = _choice(film, rng)
+def _letter(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    choice = _choice(case, rng)
     options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choice.options, strict=False))
     instruction = one_of(("Answer with the letter.", "Letter:", "Choose one."), rng)
     letter, text = LETTERS[choice.right], choice.options[choice.right]
     answer = letter if rng.random() < 0.3 else f"{letter} - {text}"
-    return Lesson(f"{choice.question}\n{options}\n{instruction}", answer)
+    return QuestionAnswer(f"{choice.question}\n{options}\n{instruction}", answer)
 
 
-def _read_options(film: Film, rng: Rng) -> Lesson:
-    """Which letter stands before a given text: what choosing needs, without looking at the film."""
+def _read_options(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    """Match texts to option letters. A choice needs this skill, and it needs no image."""
     texts = [_NAMES[i] for i in rng.permutation(len(_NAMES))[: int(rng.integers(2, 5))]]
     options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     order = [int(i) for i in rng.permutation(len(texts))]
-    asked = "\n".join(texts[i] for i in order)
+    query = "\n".join(texts[i] for i in order)
     answers = "\n".join(f"{LETTERS[i]} - {texts[i]}" for i in order)
-    return Lesson(f"{options}\nWhich letters?\n{asked}", answers)
+    return QuestionAnswer(f"{options}\nWhich letters?\n{query}", answers)
 
 
-def _tagged(film: Film, rng: Rng) -> Lesson:
-    """Half of an answer's format at a time; putting the halves together is left to SFT."""
+def _tagged(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    """Practise one half of the answer format. SFT teaches the whole."""
     if rng.random() < 0.5:
         tags = "<start_working_out>", "<end_working_out>"
-        return Lesson(f"Write your reasoning between {tags[0]} and {tags[1]}.", between(tags, f"{film.description}."))
-    choice, tags = _choice(film, rng), ("<SOLUTION>", "</SOLUTION>")
+        return QuestionAnswer(
+            f"Write your reasoning between {tags[0]} and {tags[1]}.", between(tags, f"{case.description}.")
+        )
+    choice, tags = _choice(case, rng), ("<SOLUTION>", "</SOLUTION>")
     question = f"{choice.question}\nWrite the answer between {tags[0]} and {tags[1]}."
-    return Lesson(question, between(tags, choice.options[choice.right]))
+    return QuestionAnswer(question, between(tags, choice.options[choice.right]))
 
 
-def _yes_no(film: Film, rng: Rng) -> Lesson:
-    asked = FINDINGS[rng.integers(len(FINDINGS))] if rng.random() < 0.5 else film.finding
-    return Lesson(f"Does the film show: {asked.name}?\nAnswer yes or no.", "Yes" if asked is film.finding else "No")
+def _yes_no(case: ChestCase, rng: Rng) -> QuestionAnswer:
+    queried = FINDINGS[rng.integers(len(FINDINGS))] if rng.random() < 0.5 else case.finding
+    return QuestionAnswer(
+        f"Does the film show: {queried.name}?\nAnswer yes or no.", "Yes" if queried is case.finding else "No"
+    )
 
 
-_KINDS: tuple[tuple[Callable[[Film, Rng], Lesson], float], ...] = (
+_KINDS: tuple[tuple[Callable[[ChestCase, Rng], QuestionAnswer], float], ...] = (
     (_describe, 0.36),
     (_short, 0.2),
     (_letter, 0.2),
@@ -99,7 +99,7 @@ _KINDS: tuple[tuple[Callable[[Film, Rng], Lesson], float], ...] = (
 )
 _NAMES = (
     *(finding.name for finding in FINDINGS),
-    *(place.capitalize() for place in PLACES),
+    *(place.capitalize() for place in LOCATIONS),
     "Right side",
     "Left side",
     "Neither side",
@@ -108,6 +108,6 @@ _NAMES = (
 )
 
 
-def _choice(film: Film, rng: Rng) -> Choice:
-    kinds = [kind for kind in possible_kinds(film) if kind != "group"]  # left to those who fine-tune the model
-    return QUESTION_KINDS[one_of(kinds, rng)](film, rng)
+def _choice(case: ChestCase, rng: Rng) -> Choice:
+    kinds = [kind for kind in possible_kinds(case) if kind != "group"]  # "group" is left to fine-tuning
+    return QUESTION_KINDS[one_of(kinds, rng)](case, rng)

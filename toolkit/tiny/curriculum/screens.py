@@ -1,4 +1,7 @@
-"""Lessons about screens: where a widget is, which one comes next, and each part of an answer's JSON alone."""
+"""Turns about GUI screens: where a widget is, which one is next, and single parts of an answer's JSON.
+
+The prompts keep the wording that the shipped model was trained on.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,74 +10,74 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.synthetic.gui_tasks import Step, Task, answer, make_task, memory_before
 from toolkit.synthetic.gui_viewer import draw_screen
 from toolkit.synthetic.gui_widgets import WIDGETS
 from toolkit.synthetic.radiograph import Rng
-from toolkit.tiny.curriculum.base import Drawing, Lesson, Truth, one_of, weighted
+from toolkit.tasks.steps.synthetic import GuiStep, GuiTask, agent_memory_before, make_gui_task, reference_answer
+from toolkit.tiny.curriculum.base import Example, ImageLabels, QuestionAnswer, one_of, weighted
 
 SIDE = 224
-"""Screens are drawn with so many pixels a side."""
+"""Pixels per side of a drawn screen."""
 HUNDRED = 100
-"""The tiny model's coordinates run from 0 to it."""
+"""Upper end of the tiny model's coordinates."""
 
 
-def draw(seed: int, number: int) -> Drawing:
-    """A screen, and who asks about it."""
-    task = make_task(seed, number)
+def draw(seed: int, number: int) -> Example:
+    """Return a screen, its turns and its labels."""
+    task = make_gui_task(seed, number)
     pixels = draw_screen(task.layout, SIDE, np.random.default_rng([seed, number]))
     edges = tuple(float(edge) for name in WIDGETS for edge in task.layout.boxes[name])
-    return Drawing(pixels, partial(lesson, task), Truth(numbers=edges))
+    return Example(pixels, partial(make_turn, task), ImageLabels(numbers=edges))
 
 
-def lesson(task: Task, rng: Rng) -> Lesson:
-    """A lesson about this screen, of a kind drawn by weight."""
+def make_turn(task: GuiTask, rng: Rng) -> QuestionAnswer:
+    """Return a turn about this screen. Its kind is drawn by weight."""
     return weighted(_KINDS, rng)(task, rng)
 
 
 def texts(seed: int, number: int, rng: Rng) -> tuple[str, ...]:
-    """Whole answers to a task's steps and what lessons on it say, for the tokenizer."""
-    task = make_task(seed, number)
+    """Return the texts of a turn and of a whole answer, for the tokenizer."""
+    task = make_gui_task(seed, number)
     step = _step(task, rng)
-    return *lesson(task, rng), _compact(memory_before(task, step)), _compact(_answer(task, step))
+    return *make_turn(task, rng), _compact(agent_memory_before(task, step)), _compact(_answer(task, step))
 
 
-def _where(task: Task, rng: Rng) -> Lesson:
+def _where(task: GuiTask, rng: Rng) -> QuestionAnswer:
     name = _widget(rng)
-    return Lesson(f"Where is {name}?", _compact(_middle(task, name)))
+    return QuestionAnswer(f"Where is {name}?", _compact(_middle(task, name)))
 
 
-def _box(task: Task, rng: Rng) -> Lesson:
+def _box(task: GuiTask, rng: Rng) -> QuestionAnswer:
     name = _widget(rng)
-    return Lesson(f"Box of {name}:", _compact([round(HUNDRED * edge) for edge in task.layout.boxes[name]]))
+    return QuestionAnswer(f"Box of {name}:", _compact([round(HUNDRED * edge) for edge in task.layout.boxes[name]]))
 
 
-def _what(task: Task, rng: Rng) -> Lesson:
+def _what(task: GuiTask, rng: Rng) -> QuestionAnswer:
     name = _widget(rng)
-    return Lesson(f"What is at {_compact(_middle(task, name))}?", name)
+    return QuestionAnswer(f"What is at {_compact(_middle(task, name))}?", name)
 
 
-def _next(task: Task, rng: Rng) -> Lesson:
+def _next(task: GuiTask, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
-    return Lesson(f"{task.goal}\n{_progress(task, step)}\nNext:", f"{step.action} {step.target}")
+    return QuestionAnswer(f"{task.goal}\n{_progress(task, step)}\nNext:", f"{step.action} {step.target}")
 
 
-def _action(task: Task, rng: Rng) -> Lesson:
+def _action(task: GuiTask, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
     part = {"Predicted": _answer(task, step)["Predicted"]}
-    return Lesson(f'{step.action} {step.target}\nWrite "Predicted".', _compact(part))
+    return QuestionAnswer(f'{step.action} {step.target}\nWrite "Predicted".', _compact(part))
 
 
-def _short_term(task: Task, rng: Rng) -> Lesson:
+def _short_term(task: GuiTask, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
     part = {"Short Term": _answer(task, step)["Short Term"]}
-    return Lesson(f'{step.action} {step.target}\nWrite "Short Term".', _compact(part))
+    return QuestionAnswer(f'{step.action} {step.target}\nWrite "Short Term".', _compact(part))
 
 
-def _long_term(task: Task, rng: Rng) -> Lesson:
+def _long_term(task: GuiTask, rng: Rng) -> QuestionAnswer:
     step = _step(task, rng)
     part = {"Long Term": _answer(task, step)["Long Term"]}
-    return Lesson(f'{task.goal}\n{_progress(task, step)}\nWrite the next "Long Term".', _compact(part))
+    return QuestionAnswer(f'{task.goal}\n{_progress(task, step)}\nWrite the next "Long Term".', _compact(part))
 
 
 _KINDS = (
@@ -92,29 +95,29 @@ def _widget(rng: Rng) -> str:
     return one_of(tuple(WIDGETS), rng)
 
 
-def _step(task: Task, rng: Rng) -> Step:
+def _step(task: GuiTask, rng: Rng) -> GuiStep:
     return task.steps[int(rng.integers(len(task.steps)))]
 
 
-def _progress(task: Task, step: Step) -> str:
-    """What was done before a step and what was left to do, in words."""
-    memory = memory_before(task, step)["Long Term"]
+def _progress(task: GuiTask, step: GuiStep) -> str:
+    """Return in words which subtasks were done before a GUI step and which remained."""
+    memory = agent_memory_before(task, step)["Long Term"]
     if not memory:
         return "Nothing is done."
     done, left = (", ".join(memory[part]) or "nothing" for part in ("completed_subtasks", "remaining_subtasks"))
     return f"Done: {done}. To do: {left}."
 
 
-def _answer(task: Task, step: Step) -> Mapping[str, Any]:
-    """The right answer, with its place as the tiny model writes it."""
-    whole = answer(task, step, SIDE)
+def _answer(task: GuiTask, step: GuiStep) -> Mapping[str, Any]:
+    """Return the reference answer with coordinates in the tiny model's convention."""
+    whole = reference_answer(task, step, SIDE)
     action = whole["Predicted"]["predicted_action"]
-    place = None if action["coords"] is None else _middle(task, step.subtask)
-    return {**whole, "Predicted": {"predicted_action": {**action, "coords": place}}}
+    coords = None if action["coords"] is None else _middle(task, step.subtask)
+    return {**whole, "Predicted": {"predicted_action": {**action, "coords": coords}}}
 
 
-def _middle(task: Task, name: str) -> list[int]:
-    return [round(HUNDRED * share) for share in task.layout.boxes[name].centre]
+def _middle(task: GuiTask, name: str) -> list[int]:
+    return [round(HUNDRED * fraction) for fraction in task.layout.boxes[name].centre]
 
 
 def _compact(value: Any) -> str:

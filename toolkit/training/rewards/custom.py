@@ -1,6 +1,6 @@
-"""A user's own reward: a function ``(sample, answer) -> float | None`` in a Python file beside the recipe.
+"""Custom rewards: functions ``(sample, answer) -> float | None`` in a Python file next to the recipe.
 
-The file is the user's program: it runs with the user's rights, exactly as if it had been started from a shell.
+The file is the user's own program. It runs with the user's permissions, as if it were started from a shell.
 """
 
 import difflib
@@ -20,7 +20,7 @@ _SHAPE = "def my_reward(sample, answer): return 0.0 to 1.0, or None if it does n
 
 
 def custom_name(entry: str) -> str:
-    """The reward's name in weights and logs: the function's.
+    """Return the name of the reward in weights and logs, which is the function's name.
 
     >>> custom_name("my_rewards.py:mentions_side")
     'mentions_side'
@@ -29,13 +29,17 @@ def custom_name(entry: str) -> str:
 
 
 def load_custom(entry: str, base: Path) -> Reward:
-    """The function that ``file.py:function`` names; the file is looked for from ``base``, the recipe's folder.
+    """Return the function that ``file.py:function`` names.
 
-    The file is compiled anew each time, without a bytecode file: an edit is always seen.
+    The file is compiled each time without a bytecode cache, so that every edit takes effect.
+
+    Args:
+        entry: ``file.py:function``.
+        base: The recipe's folder, which relative paths start from.
 
     Raises:
-        RewardError: the entry has another form, the file is missing or does not run (with its line), or the function is
-            missing or does not take two arguments.
+        RewardError: The entry has another format, the file is missing or raises an error (with its line), or the
+            function is missing or does not take two arguments.
     """
     file, colon, name = entry.rpartition(":")
     if not (colon and file.endswith(".py") and name.isidentifier()):
@@ -62,7 +66,7 @@ def load_custom(entry: str, base: Path) -> Reward:
 
 
 def raised_at(error: BaseException) -> str:
-    """``file:line`` of the statement that raised, its innermost frame."""
+    """Return ``file:line`` of the statement that raised, in the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
 
@@ -74,7 +78,7 @@ def _run(path: Path) -> ModuleType:
     if spec is None:
         raise RewardError("rewards.file_not_python", "the file must be a Python module", place=path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up by name
+    sys.modules[name] = module  # dataclasses and pickle look up their module by name
     try:
         exec(loader.source_to_code(path.read_bytes(), str(path)), module.__dict__)
     except SyntaxError as error:
@@ -84,7 +88,7 @@ def _run(path: Path) -> ModuleType:
             place=f"{path}:{error.lineno}",
             value=error.msg,
         ) from error
-    except Exception as error:  # whatever the user's file raises is reported with its line
+    except Exception as error:  # any error of the user's file is reported with its line
         raise RewardError(
             "rewards.file_raised",
             "the file must load without an exception",
@@ -126,7 +130,7 @@ def _python_files(folder: Path) -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """Return ``Did you mean …?``, or the whole list."""
+    """Return ``Did you mean …?``, or the list of known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"Did you mean {close[0]}?"

@@ -1,4 +1,4 @@
-"""Why an answer earned what it earned, reward by reward."""
+"""Explanations of an answer's score, reward by reward."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ WHY: Mapping[str, Mapping[str, Callable[[Sample, Answer], str]]] = {
     "lesion": lesion.WHY,
     "steps": steps.WHY,
 }
-"""task -> reward -> the reason for its value."""
+"""Maps task and reward to a function that returns the reason for the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One reward of one answer: ``value`` in [0, 1] before the weight, None where it does not apply."""
+    """One reward of one answer. ``value`` is in [0, 1] before the weight, or None if the reward does not apply."""
 
     reward: str
     weight: float
@@ -31,7 +31,7 @@ class Explanation:
 
     @property
     def points(self) -> float:
-        """What it adds to the total."""
+        """Return the contribution to the total."""
         return 0.0 if self.value is None else self.weight * self.value
 
     def __str__(self) -> str:
@@ -40,10 +40,10 @@ class Explanation:
 
 
 def explain(sample: Sample, answer: Answer, table: RewardTable) -> list[Explanation]:
-    """The rewards of the table in its order, each with its reason; their points add up to ``table.score``'s total.
+    """Return the rewards in the table's order, each with its reason. Their points sum to the total of ``table.score``.
 
     Raises:
-        RewardError: as ``RewardTable.score``.
+        RewardError: As ``RewardTable.score``.
     """
     components = table.score(sample, answer).components
     return [
@@ -57,4 +57,4 @@ def _why(name: str, sample: Sample, answer: Answer, table: RewardTable) -> str:
     if known is not None:
         return known(sample, answer)
     doc = inspect.getdoc(table.rewards[name])
-    return doc.splitlines()[0] if doc else "your own reward (its docstring's first line stands here)"
+    return doc.splitlines()[0] if doc else "custom reward (the first line of its docstring is shown here)"

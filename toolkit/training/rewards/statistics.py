@@ -1,57 +1,79 @@
-"""What GRPO can learn from a step: mean and spread of the rewards inside the groups that it compares."""
+"""The learning signal of a GRPO step: mean and standard deviation of rewards within the groups that GRPO compares.
+
+Axes: P prompts, G generations (completions) of a prompt.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from toolkit.data.sample import Answer
 from toolkit.training.rewards.table import ScoredAnswer
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """One reward over the prompts of a step; None where it applied to nothing."""
+class RewardSummary:
+    """One reward over the prompts of a step. Values are None if the reward applied to no completion."""
 
     n: int
-    """Completions that it applied to."""
+    """Number of completions that the reward applied to."""
     mean: float | None
-    spread: float | None
-    """Mean over the groups of the standard deviation inside a group (divisor G - 1, as TRL's ``reward_std``)."""
-    flat: float | None
-    """Share of the groups whose completions all earned the same: they teach nothing."""
+    std: float | None
+    """Mean over the groups of the standard deviation within a group (divisor G - 1, as TRL's ``reward_std``)."""
+    zero_variance: float | None
+    """Fraction of the groups whose completions all have the same reward. Their advantages and gradients are 0."""
+
+    def to_record(self) -> dict[str, float | None]:
+        """Return the values under their names in the run folder."""
+        return {"n": self.n, "mean": self.mean, "spread": self.std, "flat": self.zero_variance}
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """The rewards of one step, ready for the log."""
+    """The rewards of one step."""
 
-    total: Spread
-    components: Mapping[str, Spread]
+    total: RewardSummary
+    components: Mapping[str, RewardSummary]
     unreadable: float
-    """Share of the completions that no answer could be read from."""
+    """Fraction of the completions from which no answer could be parsed."""
     truncated: float
-    """Share of the completions that ran into the token limit."""
+    """Fraction of the completions that reached the token limit."""
     problems: Mapping[str, int]
-    """Why answers could not be read -> how many, the most frequent first."""
+    """Maps the reason why no answer could be parsed to the number of completions, the most frequent first."""
 
     def to_log(self) -> dict[str, float]:
-        """Flat names, such as ``reward/letter/mean``; what applied to nothing is left out."""
+        """Return the metrics of the log, such as ``reward/letter/mean``. Rewards that never applied are omitted."""
         log = {"reward/unreadable": self.unreadable, "reward/truncated": self.truncated}
-        for name, spread in {"total": self.total, **self.components}.items():
-            parts = {"mean": spread.mean, "spread": spread.spread, "flat": spread.flat}
+        for name, summary in {"total": self.total, **self.components}.items():
+            parts = {part: value for part, value in summary.to_record().items() if part != "n"}
             log |= {f"reward/{name}/{part}": value for part, value in parts.items() if value is not None}
         return log
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the statistics for probe.json."""
+        return {
+            "total": self.total.to_record(),
+            "components": {name: summary.to_record() for name, summary in self.components.items()},
+            "unreadable": self.unreadable,
+            "truncated": self.truncated,
+            "problems": self.problems,
+        }
 
 
 def group_statistics(
     scored_PG: Sequence[Sequence[ScoredAnswer]], answers_PG: Sequence[Sequence[Answer]]
 ) -> GroupStatistics:
-    """Statistics of prompts x generations, a row for the completions of one prompt.
+    """Return the statistics of a step.
+
+    Args:
+        scored_PG: Scores, one row per prompt.
+        answers_PG: The parsed answers, in the same shape.
 
     Raises:
-        ValueError: there is no completion, or the two arrays have different shapes.
+        ValueError: There is no completion, or the two arrays have different shapes.
     """
     answers = [answer for answers_G in answers_PG for answer in answers_G]
     if not answers or [len(row_G) for row_G in scored_PG] != [len(row_G) for row_G in answers_PG]:
@@ -59,9 +81,9 @@ def group_statistics(
     names = scored_PG[0][0].components
     problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     return GroupStatistics(
-        total=_spread([[scored.total for scored in scored_G] for scored_G in scored_PG]),
+        total=_summarise([[scored.total for scored in scored_G] for scored_G in scored_PG]),
         components={
-            name: _spread([[scored.components[name] for scored in scored_G] for scored_G in scored_PG])
+            name: _summarise([[scored.components[name] for scored in scored_G] for scored_G in scored_PG])
             for name in names
         },
         unreadable=problems.total() / len(answers),
@@ -70,14 +92,15 @@ def group_statistics(
     )
 
 
-def _spread(rewards_PG: Sequence[Sequence[float | None]]) -> Spread:
-    groups = [values for row in rewards_PG if (values := [value for value in row if value is not None])]
+def _summarise(rewards_PG: Sequence[Sequence[float | None]]) -> RewardSummary:
+    groups = [values for rewards_G in rewards_PG if (values := [one for one in rewards_G if one is not None])]
     values = [value for group in groups for value in group]
     if not values:
-        return Spread(0, None, None, None)
-    return Spread(
+        return RewardSummary(0, None, None, None)
+    return RewardSummary(
         n=len(values),
         mean=fmean(values),
-        spread=fmean(stdev(group) if len(group) > 1 else 0.0 for group in groups),
-        flat=sum(math.isclose(min(group), max(group), abs_tol=1e-9) for group in groups) / len(groups),
+        std=fmean(stdev(group) if len(group) > 1 else 0.0 for group in groups),
+        # Sums of weighted rewards may differ in their last bits although the completions earned the same.
+        zero_variance=sum(math.isclose(min(group), max(group), abs_tol=1e-9) for group in groups) / len(groups),
     )

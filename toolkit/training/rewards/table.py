@@ -1,4 +1,4 @@
-"""The rewards that one recipe trains with, their weights, and the score of one answer."""
+"""The rewards of a recipe, their weights, and the score of an answer."""
 
 import difflib
 import math
@@ -22,20 +22,21 @@ REWARDS: Mapping[str, Mapping[str, Reward]] = {
     "lesion": lesion.REWARDS,
     "steps": steps.REWARDS,
 }
-"""task -> name -> reward."""
+"""Maps task and reward name to the function."""
 
 RESERVED = frozenset({"custom", "total"})
-"""Names that mean something else: a key of the recipe, a column of the log."""
+"""Names with another meaning: a recipe key and a log column."""
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """What an answer earned.
+    """The score of an answer.
 
-    ``components`` holds each reward's own value in [0, 1], before its weight, or None where it does not apply;
-    ``total`` is the weighted sum, from 0 to the sum of the weights.
+    Attributes:
+        total: The weighted sum, from 0 to the sum of the weights.
+        components: The value of each reward in [0, 1] before its weight, or None if the reward does not apply.
     """
 
     total: float
@@ -44,22 +45,22 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RewardTable:
-    """The rewards of one recipe: ``rewards`` and ``weights`` have the same names, every weight is above 0."""
+    """The rewards of a recipe. ``rewards`` and ``weights`` have the same keys, and every weight is above 0."""
 
     task: str
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
 
     def score(self, sample: Sample, answer: Answer) -> ScoredAnswer:
-        """The plain weighted sum of the rewards that apply.
+        """Return the weighted sum of the rewards that apply.
 
-        It is not divided by the weights that apply: whether a reward applies depends on the sample (a reference
-        explanation is there or not), so it is the same for all completions of a prompt, and GRPO compares only those.
-        Dividing would make the same letter worth more where there is no report.
+        The sum is not divided by the weights that apply. Whether a reward applies depends on the sample, for example on
+        a reference explanation, so it is equal for all completions of a prompt, and GRPO compares only those. Division
+        would make the same letter worth more in samples without a report.
 
         Raises:
-            RewardError: a reward raised, or gave something that is neither None nor a number in [0, 1]; or none of the
-                rewards applies to the sample.
+            RewardError: A reward raised an exception or returned neither None nor a number in [0, 1], or no reward
+                applies to the sample.
         """
         components = {name: _value(name, reward, sample, answer) for name, reward in self.rewards.items()}
         applying = {name: value for name, value in components.items() if value is not None}
@@ -75,25 +76,25 @@ class RewardTable:
 
 
 def reward_table(task: str, weights: Mapping[str, float], custom: Sequence[str], base: Path) -> RewardTable:
-    """The rewards of a task and the user's own, with the weights of the recipe.
+    """Return the task's rewards and the custom ones, with the weights of the recipe.
 
-    A reward without a weight in ``weights`` has its default (the user's own: 1). Weight 0 switches a reward off: it is
-    neither computed nor logged. A negative weight is refused, for a total below 0 would have no meaning on the scale
-    that is reported; a penalty is written as its complement (1 is good).
+    A reward that ``weights`` does not name has its default weight, which is 1 for a custom reward. A reward with
+    weight 0 is neither computed nor logged. Negative weights are rejected, because totals are reported on a scale from
+    0. A penalty is expressed as its complement (1 is good).
 
     Args:
-        task: a name in ``REWARDS``.
-        weights: reward -> weight, as ``recipe.reward_weights`` gives it.
-        custom: the user's own, ``file.py:function``.
-        base: the recipe's folder, where their files are looked for.
+        task: A key of ``REWARDS``.
+        weights: Maps rewards to weights, as ``recipe.reward_weights``.
+        custom: Custom rewards, ``file.py:function``.
+        base: The recipe's folder, which the files' relative paths start from.
 
     Raises:
-        RecipeError: all problems at once: unknown or taken names, weights that are negative or not finite, nothing
-            left to train with, and files or functions that cannot be loaded.
+        RecipeError: All problems together: unknown or taken names, weights that are negative or not finite, no weight
+            above 0, and files or functions that cannot be loaded.
     """
     problems: list[Problem] = []
     rewards = {**REWARDS[task], **_load_all(custom, base, REWARDS[task], problems)}
-    # A custom reward that could not be loaded has its own problem; its weight is no second one.
+    # A custom reward that could not be loaded is reported already. Its weight is not a second problem.
     known = {**rewards, **{custom_name(entry): None for entry in custom}}
     given = {**REWARD_WEIGHTS[task], **dict.fromkeys(map(custom_name, custom), 1.0), **weights}
     problems += [problem for name in given if (problem := _weight_problem(name, given[name], list(known)))]
@@ -151,7 +152,7 @@ def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float |
     place = f"reward {name}, sample {sample.id}"
     try:
         value = reward(sample, answer)
-    except Exception as error:  # scored as 0 it would train the model on the scorer's bug
+    except Exception as error:  # a score of 0 instead would train the model on a bug of the reward
         raise RewardError(
             "rewards.function_raised",
             "a reward must not raise an exception",
@@ -163,7 +164,7 @@ def _value(name: str, reward: Reward, sample: Sample, answer: Answer) -> float |
 
 
 def _unit(value: object, place: str) -> float:
-    """The value as a float in [0, 1]; a sum of shares may miss an end by rounding."""
+    """Return the value as a float in [0, 1]. A sum of fractions may exceed an end by rounding."""
     number = float(value) if isinstance(value, Real) else math.nan
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
         raise RewardError(

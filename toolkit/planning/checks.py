@@ -1,0 +1,363 @@
+"""Checks of a plan's facts: problems that prevent the run, and warnings. Thread numbers are those of GitHub."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from toolkit.errors import MissingExtraError, ModelError, Problem, ToolkitError
+from toolkit.models import backend_name
+from toolkit.models.llamacpp import require_for
+from toolkit.models.model_paths import writes_merged
+from toolkit.models.module_names import IMAGE_BLOCKS
+from toolkit.models.unsloth.limits import unsupported_reasons
+from toolkit.models.vllm import ARCHITECTURES, Machine, vllm_unsupported_reasons
+from toolkit.planning.architecture import Architecture
+from toolkit.planning.findings import Finding, from_error, warning
+from toolkit.planning.gpu import GIB, Gpu
+from toolkit.planning.model_files import Configuration
+from toolkit.planning.plan import StageMemory
+from toolkit.planning.tokens import Tokens
+from toolkit.recipe import Model, Recipe, absent
+from toolkit.recipe.checks import is_folder_name
+
+MOST_SHOWN = 5
+
+
+def check_rows(recipe: Recipe, rows: Mapping[str, int] | ToolkitError) -> Iterator[Finding]:
+    """Yield findings if the rows cannot be read or are too few for an optimizer step."""
+    if isinstance(rows, ToolkitError):
+        yield from_error(rows, "[data]")
+    elif recipe.grpo is not None and rows["train"] < recipe.grpo.prompts_per_step:
+        rule, value = f"must be at most the number of training rows ({rows['train']})", recipe.grpo.prompts_per_step
+        remedy = "Lower it, or add training rows."
+        yield Finding(Problem("training.too_few_prompts", rule, "[grpo] prompts_per_step", value, remedy))
+
+
+def check_files(recipe: Recipe, *, data: bool) -> Iterator[Finding]:
+    """Yield findings for missing files and packages that the recipe names.
+
+    ``data``: the rows were read. Otherwise, ``check_rows`` reports their files, as ``check_base`` reports the model
+    folder.
+    """
+    for problem in absent(recipe):
+        section, _, name = problem.place.partition(".")
+        if problem.place != "model.name" and (data or section != "data"):
+            yield Finding(replace(problem, place=f"[{section}] {name}"))
+
+
+def check_tokens(recipe: Recipe, tokens: Tokens) -> Iterator[Finding]:
+    """Yield findings for rows that exceed model.max_tokens: with their answer in SFT, with the completion in GRPO."""
+    if not tokens.rows:
+        return
+    place, remedy = "[model] max_tokens", "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
+    looked = f"of {len(tokens.lengths)} rows checked"
+    over = sum(one.total > tokens.limit for one in tokens.lengths)
+    if recipe.sft is not None and over:
+        named = f" ({'; '.join(tokens.too_long[:MOST_SHOWN])})" if tokens.too_long else ""
+        rule = f"must hold every row, and {over} {looked} are longer{named}"
+        yield Finding(Problem("data.row_too_long", rule, place, tokens.limit, remedy), certain=tokens.exact)
+    if recipe.grpo is not None:
+        available = tokens.limit - recipe.grpo.max_completion_tokens
+        over = sum(one.text + one.images > available for one in tokens.lengths)
+        if over:
+            rule = f"must hold the prompt and grpo.max_completion_tokens, and {over} {looked} have longer prompts"
+            found = Problem("plan.training_prompt_too_long", rule, place, tokens.limit, remedy)
+            yield Finding(found, certain=tokens.exact)
+    if not tokens.exact:
+        rule = "text tokens are estimated from characters, because the model's processor is not available"
+        yield warning(Problem("plan.tokens_estimated", rule, "tokens", remedy="Download the model to count them."))
+
+
+def check_evaluation_prompts(recipe: Recipe, evaluated: Tokens) -> Iterator[Finding]:
+    """Yield a finding for evaluation prompts that leave too few tokens for a completion."""
+    available = evaluated.limit - recipe.evaluation.max_completion_tokens
+    if over := sum(one.text + one.images > available for one in evaluated.lengths):
+        rule = "must hold the prompt and evaluate.max_completion_tokens, and "
+        rule += f"{over} of {len(evaluated.lengths)} rows checked have longer prompts"
+        remedy = "Raise model.max_tokens, lower images.max_side, or shorten the prompt."
+        certain = evaluated.exact and recipe.evaluation.max_tasks is None
+        found = Problem("plan.evaluation_prompt_too_long", rule, "[model] max_tokens", evaluated.limit, remedy)
+        yield Finding(found, certain=certain)
+
+
+def check_bitsandbytes(recipe: Recipe, gpu: Gpu | None) -> Iterator[Finding]:
+    """Yield findings for settings that need bitsandbytes, which is slow on a CPU and may not be installed."""
+    if gpu is not None:
+        return
+    wanted: dict[str, str] = {}
+    if recipe.model.precision in ("4bit", "8bit"):
+        wanted["[model] precision"] = recipe.model.precision
+    for name, section in (("[sft]", recipe.sft), ("[grpo]", recipe.grpo)):
+        if section is not None and section.optimizer.endswith("8bit"):
+            wanted[f"{name} optimizer"] = section.optimizer
+    installed = find_spec("bitsandbytes") is not None
+    for place, value in wanted.items():
+        if not installed:
+            rule, remedy = "needs bitsandbytes, which is not installed", "Install it: pip install bitsandbytes."
+            yield Finding(Problem("model.library_missing", rule, place, value, remedy))
+        elif value.startswith("paged_"):
+            rule = f'needs a CUDA device, so "{value.removeprefix("paged_")}" is used, which makes the same updates'
+            yield warning(Problem("training.optimizer_not_paged", rule, place, value))
+        elif place == "[model] precision":
+            rule = "quantized weights are slow on a CPU, and no CUDA device is available"
+            remedy = "Use a machine with a GPU. `toolkit plan RECIPE --gpu 16` plans for one."
+            yield warning(Problem("model.quantised_on_cpu", rule, place, value, remedy))
+
+
+def check_export(recipe: Recipe) -> Iterator[Finding]:
+    """Yield a finding if a package for exporting or verifying GGUF files is missing."""
+    section = recipe.export
+    if section is None or "gguf" not in section.to:
+        return
+    try:
+        require_for(section.quant, verify=section.verify > 0)
+    except MissingExtraError as error:
+        yield Finding(replace(error.problem, place="[export] to"))
+
+
+def check_gpu_memory(memory: Mapping[str, StageMemory], gpu: Gpu | None) -> Iterator[Finding]:
+    """Yield a finding for each stage whose estimate exceeds the GPU memory, with settings that make it fit."""
+    for name, one in memory.items():
+        if gpu is None or one.estimate.peak.total <= gpu.memory:
+            continue
+        peak = one.estimate.peak
+        rule = f"the estimated peak in GiB ({peak.name}) must fit the {gpu.memory / GIB:.1f} GiB of {gpu.name}"
+        place, value, remedy = f"memory of {name}", round(peak.total / GIB, 1), describe_knobs(one.here)
+        yield Finding(Problem("plan.gpu_memory_too_small", rule, place, value, remedy), certain=False)
+
+
+def describe_knobs(knobs: tuple[str, ...] | None) -> str:
+    """Return the settings that make a stage fit, as a sentence."""
+    if knobs is None:
+        return "Use a smaller model or a larger GPU: no known setting makes the stage fit."
+    return f"Set {', '.join(knobs)} to make it fit."
+
+
+def check_backend(recipe: Recipe, gpu: Gpu | None, model_type: str | None, images: int) -> Iterator[Finding]:
+    """Yield findings for settings that Unsloth or vLLM would reject after the run has started.
+
+    Args:
+        recipe: the run.
+        gpu: the GPU to plan for.
+        model_type: of the model's configuration. None: unknown, so it is not checked.
+        images: the most images of a training prompt.
+    """
+    here = gpu is None or gpu.here
+    if recipe.model.backend == "unsloth":
+        if here:
+            yield from _not_here(recipe)
+        for reason in unsupported_reasons(recipe):
+            rule = f"Unsloth cannot train this recipe: {reason}"
+            remedy = 'Change the recipe, or set backend = "hf".'
+            yield Finding(Problem("model.unsloth_cannot_train", rule, "[model] backend", remedy=remedy))
+    if recipe.grpo is None or recipe.grpo.rollouts != "vllm":
+        return
+    reasons = vllm_unsupported_reasons(recipe, _machine(gpu), model_type or min(ARCHITECTURES), images)
+    if here and recipe.model.backend == "auto" and backend_name(recipe.model) != "unsloth":
+        reasons.append("it goes through Unsloth, and the backend here is hf")
+    if reasons:
+        rule = f"vLLM cannot generate the completions: {'; '.join(reasons)}"
+        remedy = 'Set rollouts = "transformers".'
+        yield Finding(Problem("training.vllm_unsupported", rule, "[grpo] rollouts", remedy=remedy))
+
+
+def _not_here(recipe: Recipe) -> Iterator[Finding]:
+    try:
+        backend_name(recipe.model)
+    except ModelError as error:
+        yield from_error(error, "[model] backend")
+
+
+def _machine(gpu: Gpu | None) -> Machine:
+    """Return the GPU as vLLM would find it.
+
+    A described GPU counts as an Ampere GPU, or as a Turing GPU if it lacks bfloat16.
+    """
+    if gpu is not None and gpu.here:
+        return Machine.here()
+    installed = find_spec("vllm") is not None
+    if gpu is None:
+        return Machine(0.0, (0, 0), installed)
+    return Machine(gpu.memory / 1e9, (8, 0) if gpu.bf16 else (7, 5), installed)
+
+
+def check_model(
+    recipe: Recipe, config: Configuration | None, model: Architecture | None, tokens: Tokens | None
+) -> Iterator[Finding]:
+    """Yield findings if a model folder is incomplete, or the model lacks layers or attention of the recipe."""
+    place = "[model] name"
+    folder = Path(recipe.model.name) if is_folder_name(recipe.model.name) else None
+    if folder is not None and folder.is_dir():
+        if config is None:
+            rule = "the model folder must contain config.json"
+            yield Finding(Problem("plan.config_missing", rule, place, str(folder), "Name a complete model folder."))
+        elif tokens is not None and tokens.rows and not tokens.exact:
+            rule = "the model folder must contain a processor that loads: tokenizer and image processor"
+            remedy = "Copy the files of the model's processor into the folder."
+            yield Finding(Problem("plan.processor_missing", rule, place, str(folder), remedy))
+    if config is not None and model is None and not _can_be_built(config, recipe.model):
+        rule = "the model_type must be one that the installed transformers loads for images and text"
+        remedy = "Name another model, or install a version of transformers that supports it."
+        yield Finding(Problem("plan.model_type_unsupported", rule, place, config.model_type, remedy))
+    if config is not None and model is not None:
+        yield from _check_lora_targets(recipe, model)
+        yield from _check_attention(recipe.model, model)
+
+
+def _can_be_built(config: Configuration, model: Model) -> bool:
+    """Return whether transformers supports the model. Custom code of the model's authors may support more."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if model.trust_remote_code:
+        return True
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return False
+    try:
+        CONFIG_MAPPING[config.model_type].from_dict(dict(config.fields))
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError):
+        return False
+    return True
+
+
+def _check_lora_targets(recipe: Recipe, model: Architecture) -> Iterator[Finding]:
+    """Check the targets of a new adapter, as ``toolkit.models.lora`` does."""
+    if recipe.model.tuning != "lora" or recipe.model.adapter is not None or not (recipe.sft or recipe.grpo):
+        return
+    available = {one.name for one in model.linears if not one.vision}
+    if missing := sorted(set(recipe.lora.targets) - available):
+        rule, remedy = "must name linear layers of the language model", f"Choose from: {', '.join(sorted(available))}."
+        yield Finding(Problem("model.lora_target_unknown", rule, "[lora] targets", missing, remedy))
+
+
+def _check_attention(model: Model, architecture: Architecture) -> Iterator[Finding]:
+    """Check the attention implementation, as ``toolkit.models.loading`` does."""
+    if model.attention == "flash_attention_2" and architecture.model_type in IMAGE_BLOCKS:
+        rule = "must support the bidirectional attention between the model's image tokens"
+        remedy = 'Set attention = "sdpa" or "eager".'
+        yield Finding(
+            Problem("model.attention_ignores_image_blocks", rule, "[model] attention", model.attention, remedy)
+        )
+
+
+ALL_OR_NOTHING = frozenset({"letter", "exact", "diagnosis", "action", "target", "json"})
+"""Rewards that are 0 or 1 for nearly every completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Facts of a run. None: unknown."""
+
+    recipe: Recipe
+    architecture: Architecture | None
+    tokens: Tokens | None
+    gpu: Gpu | None
+
+
+def find_warnings(known: RunFacts) -> list[Finding]:
+    """Return all warnings that apply."""
+    return [finding for check in _CHECKS for finding in check(known)]
+
+
+def _no_bfloat16(known: RunFacts) -> Iterator[Finding]:
+    """unsloth#2040, #2818: Gemma 3 overflows in float16."""
+    if known.gpu is None or known.gpu.bf16 or known.recipe.model.precision == "32bit":
+        return
+    rule = "the GPU does not support bfloat16, so unquantized weights are float32, which is slower and doubles their "
+    rule += "memory (included in the estimate). MedGemma and Gemma 3 overflow in float16"
+    remedy = "Use a smaller model, or a GPU of the Ampere generation or later."
+    yield warning(Problem("plan.no_bfloat16", rule, known.gpu.name, remedy=remedy))
+
+
+def _several_gpus(known: RunFacts) -> Iterator[Finding]:
+    """unsloth#431, #2467."""
+    if known.gpu is not None and known.gpu.count > 1:
+        rule = "the run uses only one of the available GPUs"
+        remedy = "Run `accelerate launch --num_processes 2 -m toolkit run RECIPE` to use two."
+        yield warning(Problem("model.one_gpu_used", rule, "GPU", known.gpu.count, remedy))
+
+
+def _vision_adapter(known: RunFacts) -> Iterator[Finding]:
+    """vllm#21500, #41754."""
+    recipe = known.recipe
+    exports_adapter_alone = recipe.export is not None and not writes_merged(recipe)
+    if recipe.lora.vision and recipe.model.tuning == "lora" and recipe.model.name != "tiny" and exports_adapter_alone:
+        rule = "vLLM does not load an adapter with vision-tower layers, or silently ignores them"
+        remedy = 'Add "merged" to export.to to serve the model with vLLM.'
+        yield warning(Problem("plan.vision_adapter_not_servable", rule, "[lora] vision", remedy=remedy))
+
+
+def _kl_reference(known: RunFacts) -> Iterator[Finding]:
+    recipe = known.recipe
+    if (
+        recipe.grpo is not None
+        and recipe.grpo.beta > 0
+        and (recipe.sft is not None or recipe.model.adapter is not None)
+    ):
+        rule = "the KL term uses the adapter that GRPO starts from as its reference, not the base model. "
+        rule += "A second copy of the adapter is kept, and every optimizer step needs one more forward pass"
+        yield warning(Problem("plan.kl_reference_is_adapter", rule, "[grpo] beta"))
+
+
+def _zero_variance_rewards(known: RunFacts) -> Iterator[Finding]:
+    """trl#3857, #3452: a group with equal rewards has no gradient."""
+    recipe = known.recipe
+    if recipe.grpo is None:
+        return
+    counted = {name for name, weight in recipe.reward_weights.items() if weight > 0}
+    if counted and counted <= ALL_OR_NOTHING:
+        rule = "every weighted reward is all or nothing, and zero-variance groups have no gradient"
+        remedy = "Add weight to a reward with partial credit. The probe before step 1 reports these groups."
+        yield warning(Problem("plan.rewards_all_or_nothing", rule, "[rewards]", sorted(counted), remedy))
+
+
+def _truncated_completions(known: RunFacts) -> Iterator[Finding]:
+    """trl#5697, ms-swift#4950: truncated completions get no reward."""
+    if known.tokens is None:
+        return
+    usual = known.tokens.percentiles("answer")["p95"]
+    for name, section in (("grpo", known.recipe.grpo), ("evaluate", known.recipe.evaluate)):
+        if section is not None and section.max_completion_tokens < usual:
+            rule = f"should be at least {usual}, the 95th percentile of the tokens of the reference answers"
+            place, value = f"[{name}] max_completion_tokens", section.max_completion_tokens
+            remedy = "Raise it. Longer answers are truncated and count as wrong."
+            yield warning(Problem("plan.answers_cut_off", rule, place, value, remedy))
+
+
+def _no_gradient_checkpointing(known: RunFacts) -> Iterator[Finding]:
+    recipe = known.recipe
+    for name, section in (("sft", recipe.sft), ("grpo", recipe.grpo)):
+        on_gpu = known.gpu is not None and recipe.model.name != "tiny"
+        if section is not None and not section.gradient_checkpointing and on_gpu:
+            rule, place = "every layer keeps its activations", f"[{name}] gradient_checkpointing"
+            remedy = "Set it to true to free most of their memory for about a third more time."
+            yield warning(Problem("plan.no_gradient_checkpointing", rule, place, False, remedy))
+
+
+def _rounded_updates(known: RunFacts) -> Iterator[Finding]:
+    model = known.recipe.model
+    if model.tuning == "full" and model.precision == "16bit":
+        rule = "full fine-tuning in 16 bits loses updates that are smaller than the rounding of the weights"
+        remedy = 'Set precision = "32bit", or tuning = "lora".'
+        yield warning(Problem("plan.small_updates_lost", rule, "[model] precision", model.precision, remedy))
+
+
+def _remote_code(known: RunFacts) -> Iterator[Finding]:
+    if known.recipe.model.trust_remote_code:
+        rule = "Python code of the model's authors runs with your permissions"
+        yield warning(Problem("plan.remote_code", rule, "[model] trust_remote_code"))
+
+
+_CHECKS: tuple[Callable[[RunFacts], Iterator[Finding]], ...] = (
+    _no_bfloat16,
+    _several_gpus,
+    _vision_adapter,
+    _kl_reference,
+    _zero_variance_rewards,
+    _truncated_completions,
+    _no_gradient_checkpointing,
+    _rounded_updates,
+    _remote_code,
+)

@@ -1,0 +1,280 @@
+"""The compute report as Markdown and JSON. It has no names of machines, users or paths."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import RunError
+from toolkit.reporting.ledger import Ledger, RunUse
+from toolkit.reporting.summaries import (
+    energy_sources,
+    figures,
+    fractions,
+    machines,
+    model_name,
+    per_thousand,
+    task_name,
+    training_of,
+    versions_of,
+)
+from toolkit.runfolder import hide_secrets, write_json, write_text
+from toolkit.runfolder.usage import HOUR, UNKNOWN, Counts, Usage, energy, figure
+
+NOTES = (
+    "**Wall, CPU and GPU hours.** CPU hours are those of the process and of its children that have ended. GPU hours "
+    "are wall hours times the number of GPUs that the process held, including idle ones. A process that was killed "
+    "loses at most its last half minute. If a run has several processes, the first one records. GPU hours are its own "
+    "times the number of processes. In training, the same holds for CPU hours, tokens and FLOPs. Memory peaks are "
+    "those of one process.",
+    "**Energy** is that of the whole machine by codecarbon, including other work, without the overhead of the data "
+    "center. The first five seconds of a session are not measured.",
+    "**FLOPs** are 2 for each parameter and position in the forward pass, 2 in the backward pass, and 2 more if the "
+    "parameter is trained. Gradient checkpointing adds one forward pass (Kaplan et al. 2020, arXiv 2001.08361). "
+    "Language model, vocabulary and vision tower count with their own positions, including padding. The products of "
+    "attention and the projector are left out.",
+    "**Counter / formula** compares the FLOPs of training by torch.utils.flop_counter with the formula. The counter "
+    "measures the first forward and backward pass of a training stage in each session, scaled by positions. It "
+    "includes attention. It does not measure generation and evaluation.",
+    "**Tokens** are positions of the language model, including padding. *Read* are prompts, and the log-probabilities "
+    "of GRPO. *Generated* are one for each decoding step and row, including rows that have ended.",
+)
+"""Explanations of the figures, for readers of the report."""
+
+
+def write_report(ledger: Ledger, file: Path) -> None:
+    """Write the report as Markdown or JSON, by the suffix of ``file``, atomically.
+
+    Raises:
+        RunError: the suffix is neither .md nor .json.
+    """
+    if file.suffix == ".json":
+        write_json(file, as_json(ledger))
+    elif file.suffix == ".md":
+        write_text(file, as_markdown(ledger))
+    else:
+        rule, remedy = "the report file must end in .md or .json", "Choose another file name."
+        raise RunError("run.report_format_unknown", rule, place="--out", value=str(file), remedy=remedy)
+
+
+def as_markdown(ledger: Ledger) -> str:
+    """Return the report as Markdown."""
+    parts = [
+        "# Compute report",
+        *_warnings(ledger),
+        "## By purpose",
+        _purposes_table(ledger),
+        "## Runs",
+        _runs_table(ledger),
+        "## Cost of 1,000 predictions",
+        _costs_table(ledger),
+        "## Tokens, images, FLOPs",
+        _work_table(ledger),
+        "## Stages",
+        _stages_table(ledger),
+        "## Hardware",
+        *_bullets(machines(ledger.sessions)),
+        "## Energy",
+        *_bullets(energy_sources(ledger.sessions)),
+        "## Versions",
+        *_bullets(versions_of(ledger.sessions)),
+        "## How to read it",
+        *NOTES,
+    ]
+    return hide_secrets("\n\n".join(part for part in parts if part) + "\n")
+
+
+def as_json(ledger: Ledger) -> dict[str, Any]:
+    """Return the unrounded figures. Null: not measured."""
+    whole = ledger.used
+    return {
+        "total": {"runs": len(ledger.runs), **figures(whole)},
+        "purposes": {
+            purpose: {"runs": runs, **figures(used), "shares": fractions(used, whole)}
+            for purpose, (runs, used) in ledger.by_purpose().items()
+        },
+        "runs": [_run_figures(run) for run in ledger.runs],
+        "hardware": machines(ledger.sessions),
+        "energy": energy_sources(ledger.sessions),
+        "versions": versions_of(ledger.sessions),
+        "damaged_lines": ledger.damaged,
+        "runs_without_record": ledger.unrecorded,
+        "runs_that_share_starts": ledger.copies,
+        "notes": list(NOTES),
+    }
+
+
+def _run_figures(run: RunUse) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "purpose": run.purpose,
+        "finished": run.finished,
+        "starts": [session.outcome for session in run.record.sessions],
+        "task": task_name(run.recipe) if run.recipe else None,
+        "rows": dict(run.rows) or None,
+        "model": model_name(run.recipe),
+        "training": training_of(run.recipe),
+        **(figures(run.record.used) if run.record.sessions else {}),
+        "stages": {name: figures(used) for name, used in run.record.stages().items()},
+        "per_1000_predictions": per_thousand(run.evaluations),
+        "damaged_lines": run.record.damaged,
+    }
+
+
+def _warnings(ledger: Ledger) -> list[str]:
+    lines = []
+    if ledger.unrecorded:
+        lines.append(f"**Not counted:** {', '.join(ledger.unrecorded)}: no usage record.")
+    if ledger.copies:
+        lines.append(
+            f"**Counted more than once:** {', '.join(ledger.copies)} share sessions, because one is a copy of another."
+        )
+    if ledger.damaged:
+        runs = ", ".join(f"{run.name} ({run.record.damaged})" for run in ledger.runs if run.record.damaged)
+        lines.append(f"**Corrupt:** {ledger.damaged} line(s) of the usage records were skipped: {runs}.")
+    unseen = {what for session in ledger.sessions for what in session.machine.get("unseen", ())}
+    lines += [f"**Not measured:** {what}." for what in sorted(unseen)]
+    return lines
+
+
+def _bullets(lines: Iterable[str]) -> list[str]:
+    found = "\n".join(f"- {line}" for line in lines)
+    return [found or UNKNOWN]
+
+
+def _purposes_table(ledger: Ledger) -> str:
+    """Return the table of purposes: hours with fractions of the total, energy, CO2 and FLOPs."""
+    whole, found = ledger.used, ledger.by_purpose()
+    found["total"] = sum(number for number, _ in found.values()), whole
+    rows = []
+    for purpose, (number, used) in found.items():
+        parts = fractions(used, whole)
+        cells = [f"{figure(value / HOUR)}{_fraction(parts[name])}" for name, value in _hours(used).items()]
+        rest = [energy(used), _co2(used), *_flops(used)] if number else [""] * 4
+        rows.append([purpose, str(number), *cells, *rest])
+    head = ["purpose", "runs", "wall h", "CPU h", "GPU h", "energy", "CO2", "training FLOPs", "inference FLOPs"]
+    return _table(head, rows)
+
+
+def _hours(used: Usage) -> dict[str, float]:
+    return {"wall": used.wall, "cpu": used.cpu, "gpu": used.gpu}
+
+
+def _fraction(value: float | None) -> str:
+    return "" if value is None else f" ({value:.0%})"
+
+
+def _co2(used: Usage) -> str:
+    if used.co2 is None:
+        return UNKNOWN
+    part = used.co2_energy / used.energy if used.energy else 0.0
+    return f"{figure(used.co2)} kg" + ("" if part > 0.99 else f" (of {part:.0%} of the energy)")
+
+
+def _flops(used: Usage) -> list[str]:
+    found = used.counts
+    return [_big(found.training), _big(found.inference)]
+
+
+def _runs_table(ledger: Ledger) -> str:
+    """Return the table of runs: training, outcomes of the sessions, hours, memory and energy."""
+    head = [
+        "run",
+        "purpose",
+        "task, rows",
+        "model",
+        "training",
+        "sessions",
+        "wall h",
+        "CPU h",
+        "GPU h",
+        "RAM",
+        "GPU memory",
+    ]
+    return _table([*head, "energy", "CO2"], [_run_row(run) for run in ledger.runs])
+
+
+def _run_row(run: RunUse) -> list[str]:
+    used, recipe = run.record.used, run.recipe
+    rows = ", ".join(f"{name} {number:,}" for name, number in run.rows.items() if number)
+    about = [f"{task_name(recipe)}; {rows or 'rows not read'}" if recipe else UNKNOWN, model_name(recipe) or UNKNOWN]
+    about.append(training_of(recipe) or "none")
+    if not run.record.sessions:
+        return [run.name, run.purpose, *about, UNKNOWN, *[UNKNOWN] * 7]
+    outcomes = [session.outcome for session in run.record.sessions]
+    sessions = ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes))
+    hours = [figure(value / HOUR) for value in _hours(used).values()]
+    memory = [_bytes(used.memory), _bytes(used.gpu_memory) if used.gpu else "no GPU"]
+    return [run.name, run.purpose, *about, sessions, *hours, *memory, energy(used), _co2(used)]
+
+
+def _costs_table(ledger: Ledger) -> str:
+    """Return the cost of 1,000 completions in the evaluations of each run."""
+    rows = []
+    for run in ledger.runs:
+        cost = per_thousand(run.evaluations)
+        if cost is None:
+            rows.append([run.name, "0", *[UNKNOWN] * 5])
+            continue
+        hours = [figure(cost[name]) for name in ("wall_hours", "cpu_hours", "gpu_hours")]
+        kwh = UNKNOWN if cost["energy_kwh"] is None else f"{figure(cost['energy_kwh'])} kWh"
+        rows.append([run.name, f"{cost['answers']:,}", *hours, kwh, _big(cost["flops_formula"])])
+    source = "From the evaluations of the trained models, or of the base model if there are none. "
+    source += "Loading and scoring are included."
+    head = ["run", "answers", "wall h", "CPU h", "GPU h", "energy", "FLOPs"]
+    return f"{source}\n\n{_table(head, rows)}"
+
+
+def _work_table(ledger: Ledger) -> str:
+    """Return tokens, images and FLOPs of each stage that used a model.
+
+    A stage has one FLOP count, that of the formula. torch's counter is shown relative to the formula.
+    """
+    rows = []
+    for run in ledger.runs:
+        for name, used in run.record.stages().items():
+            found = used.counts
+            tokens = (found.trained_tokens, found.read_tokens, found.generated_tokens)
+            if any(tokens):
+                cells = [f"{number:,}" for number in (*tokens, found.trained_images, found.read_images)]
+                rows.append([run.name, name, *cells, _stage_flops(found), _counter_ratio(found)])
+    head = ["run", "stage", "tokens trained", "tokens read", "tokens generated", "images trained", "images read"]
+    return _table([*head, "FLOPs", "counter / formula"], rows) if rows else UNKNOWN
+
+
+def _stage_flops(counts: Counts) -> str:
+    """Return the FLOPs of training and inference by formula, with the fraction of the vision tower."""
+    whole = counts.training + counts.inference
+    vision = counts.vision_training + counts.vision_inference
+    return f"{_big(whole)} (vision {vision / whole:.0%})" if whole else UNKNOWN
+
+
+def _counter_ratio(counts: Counts) -> str:
+    """Return torch's counter relative to the formula, for the FLOPs of training."""
+    if not counts.trained_tokens:
+        return ""
+    measured = counts.counter_training
+    return UNKNOWN if measured is None or not counts.training else f"{measured / counts.training:.2f}"
+
+
+def _stages_table(ledger: Ledger) -> str:
+    """Return hours, peak GPU memory and energy of each stage."""
+    rows = []
+    for run in ledger.runs:
+        stages = run.record.stages()
+        for name, used in stages.items():
+            hours = [figure(value / HOUR) for value in _hours(used).values()]
+            rows.append([run.name, name, *hours, _bytes(used.gpu_memory) if used.gpu else "no GPU", energy(used)])
+    return _table(["run", "stage", "wall h", "CPU h", "GPU h", "GPU memory", "energy"], rows) if rows else UNKNOWN
+
+
+def _bytes(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value / 1e9:.1f} GB"
+
+
+def _big(value: float | None) -> str:
+    return f"{value:.3g}" if value else UNKNOWN
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

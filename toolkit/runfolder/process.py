@@ -1,0 +1,80 @@
+"""This process: its rank in a distributed run, and stop requests by SIGINT and SIGTERM.
+
+`accelerate launch` sets the rank in the environment, as torch.distributed defines it. The process with rank 0 writes
+the run folder.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from toolkit.errors import Interrupted
+
+
+def rank() -> int:
+    """Return the rank of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes the run folder and the terminal."""
+    return rank() == 0
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Record the first SIGINT or SIGTERM while the ``with`` block runs. The second one ends the process.
+
+    Loops check ``requested`` after each step. The previous handlers are restored at the end. Outside the main thread,
+    Python allows no signal handlers, so ``requested`` stays False.
+
+    Args:
+        notify: called with the signal number inside the handler, so it may only use ``os.write``.
+    """
+
+    def __init__(self, notify: Callable[[int], None] = lambda number: None) -> None:
+        self.number: int | None = None
+        self._notify = notify
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Return whether a signal was received."""
+        return self.number is not None
+
+    def check(self, saved: str) -> None:
+        """Raise ``Interrupted`` if a signal was received. ``saved`` describes the state on disk."""
+        if self.number is not None:
+            raise Interrupted(self.number, saved)
+
+    def join(self, number: int) -> None:
+        """Request a stop because another process of the run received a signal."""
+        self.number = self.number or number
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.number = number
+        self._notify(number)
